@@ -1,0 +1,117 @@
+"""The canvas: a prompt stacked over a query.
+
+In: uint8 pixels of a prompt and a query, or batches of them. Out: canvases `[B, 2S, S, 3]`, normalised or not, and
+the patch masks that say which patches of the target canvas the network has to paint. Every size lives here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Num, Shaped
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def stack(prompt: Shaped[np.ndarray, "s s *c"], query: Shaped[np.ndarray, "s s *c"]) -> np.ndarray:
+  """Stacks the prompt over the query: `[S, S, ...]` twice -> `[2S, S, ...]`."""
+  return np.concatenate([prompt, query], axis=0)
+
+
+def query_half(canvas: Shaped[Array, "*b h w c"]) -> Shaped[Array, "*b s w c"]:
+  """The lower half of a canvas with channels, where the query lies."""
+  return canvas[..., canvas.shape[-3] // 2 :, :, :]
+
+
+def normalise(
+  pixels: Num[Array, "*b 3"],
+  mean: Sequence[float] = IMAGENET_MEAN,
+  std: Sequence[float] = IMAGENET_STD,
+) -> Float[Array, "*b 3"]:
+  """Pixels 0..255 -> float32 with the given channel mean and standard deviation (both in units of 1.0 = 255)."""
+  shape = (1,) * (pixels.ndim - 1) + (3,)
+  mean, std = jnp.reshape(jnp.asarray(mean), shape), jnp.reshape(jnp.asarray(std), shape)
+  return (pixels.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def unnormalise(
+  colours: Float[Array, "*b 3"],
+  mean: Sequence[float] = IMAGENET_MEAN,
+  std: Sequence[float] = IMAGENET_STD,
+) -> Float[Array, "*b 3"]:
+  """Inverse of `normalise`, clipped to 0..255 and left as float32."""
+  shape = (1,) * (colours.ndim - 1) + (3,)
+  mean, std = jnp.reshape(jnp.asarray(mean), shape), jnp.reshape(jnp.asarray(std), shape)
+  return jnp.clip((colours.astype(jnp.float32) * std + mean) * 255.0, 0.0, 255.0)
+
+
+def grid_size(canvas_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+  """Rows and columns of patches on a canvas.
+
+  Args:
+    canvas_size: height and width in pixels.
+    patch_size: side of a patch in pixels.
+
+  Returns:
+    (rows, columns).
+
+  Raises:
+    ValueError: a side of the canvas is not a positive multiple of the patch.
+  """
+  height, width = canvas_size
+  if height < 1 or width < 1 or height % patch_size or width % patch_size:
+    raise ValueError(
+      f"canvas size: found {height} x {width}, expected both sides to be multiples of the patch size {patch_size}"
+    )
+  return height // patch_size, width // patch_size
+
+
+def lower_half_mask(grid: tuple[int, int]) -> Bool[np.ndarray, "rows cols"]:
+  """The patch mask of evaluation and inference: the query's target is hidden, the prompt's is shown."""
+  rows, cols = grid
+  mask = np.zeros((rows, cols), bool)
+  mask[rows // 2 :] = True
+  return mask
+
+
+def random_patch_mask(
+  generator: np.random.Generator, grid: tuple[int, int], mask_ratio: float
+) -> Bool[np.ndarray, "rows cols"]:
+  """The patch mask of training: exactly `round(mask_ratio * patches)` patches of the whole canvas.
+
+  Args:
+    generator: source of randomness.
+    grid: rows and columns of patches.
+    mask_ratio: share of patches to mask, 0..1; the original fine-tuning tool takes 0.75.
+
+  Returns:
+    True where the target is hidden.
+  """
+  rows, cols = grid
+  mask = np.zeros(rows * cols, bool)
+  mask[: round(mask_ratio * rows * cols)] = True
+  return generator.permutation(mask).reshape(rows, cols)
+
+
+def patchify(canvas: Num[Array, "b h w c"], patch_size: int) -> Num[Array, "b rows cols values"]:
+  """Cuts canvases into patches; each is laid out row by row with channels last, `patch_size**2 * C` values."""
+  batch, height, width, channels = canvas.shape
+  rows, cols = grid_size((height, width), patch_size)
+  tiles = jnp.reshape(canvas, (batch, rows, patch_size, cols, patch_size, channels))
+  return jnp.reshape(jnp.transpose(tiles, (0, 1, 3, 2, 4, 5)), (batch, rows, cols, patch_size**2 * channels))
+
+
+def unpatchify(patches: Num[Array, "b rows cols values"], patch_size: int) -> Num[Array, "b h w c"]:
+  """Inverse of `patchify`: a pixel shuffle with channels last."""
+  batch, rows, cols, values = patches.shape
+  channels = values // patch_size**2
+  tiles = jnp.reshape(patches, (batch, rows, cols, patch_size, patch_size, channels))
+  return jnp.reshape(jnp.transpose(tiles, (0, 1, 3, 2, 4, 5)), (batch, rows * patch_size, cols * patch_size, channels))
+
+
+def upsample_mask(patch_mask: Shaped[Array, "b rows cols"], patch_size: int) -> Shaped[Array, "b h w"]:
+  """Repeats every patch's value over its pixels."""
+  return jnp.repeat(jnp.repeat(patch_mask, patch_size, axis=1), patch_size, axis=2)

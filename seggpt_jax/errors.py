@@ -1,0 +1,41 @@
+"""The one exception for what the person at the keyboard can mend, and how a command ends on it.
+
+Rooms raise `InputError` with one line that names the file or key, what was found and what was expected. Commands run
+through `run_main`, which prints that line and exits with status 2; anything else is our mistake and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+
+class InputError(ValueError):
+  """The user's input is wrong; the message is one line for them."""
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, ValueError) as error:
+    # ml_collections raises AttributeError or ValueError for an unknown or mistyped config key.
+    _exit(error)
+
+
+def _exit(error: Exception):
+  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+  sys.exit(2)
+
+
+def run_main(main: Callable[[list[str]], None]) -> None:
+  """`absl.app.run` with status 2 and one line for wrong flags and for `InputError`."""
+
+  def guarded(argv: list[str]) -> None:
+    try:
+      main(argv)
+    except InputError as error:
+      _exit(error)
+
+  app.run(guarded, flags_parser=_parse_flags)

@@ -1,0 +1,103 @@
+"""The architecture as data: what has to be known to build a SegGPT, and nothing about how it is run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from seggpt_jax.canvas import IMAGENET_MEAN, IMAGENET_STD, grid_size
+
+
+@dataclasses.dataclass(frozen=True)
+class SegGPTConfig:
+  """Architecture of a SegGPT; the defaults are the released ViT-Large.
+
+  Attributes:
+    canvas_size: height and width in pixels of prompt over query; the relative positions are stored for this size.
+    patch_size: side of a patch in pixels.
+    posemb_size: side of the stored position embedding's grid (14 x 14 plus a class token that is never used).
+    width: channels of a token.
+    depth: number of blocks.
+    num_heads: attention heads.
+    mlp_dim: hidden width of the MLP.
+    merge_block: the block after which image and target streams are averaged into one.
+    feature_taps: blocks whose outputs are concatenated for the decoder.
+    decoder_dim: channels of the decoder at full resolution.
+    drop_path_rate: drop path of the last block; it rises linearly from 0 at the first.
+    image_mean: channel means of images and coloured targets, 1.0 = 255.
+    image_std: channel standard deviations, likewise.
+  """
+
+  canvas_size: tuple[int, int] = (896, 448)
+  patch_size: int = 16
+  posemb_size: int = 14
+  width: int = 1024
+  depth: int = 24
+  num_heads: int = 16
+  mlp_dim: int = 4096
+  merge_block: int = 2
+  feature_taps: tuple[int, ...] = (5, 11, 17, 23)
+  decoder_dim: int = 64
+  drop_path_rate: float = 0.1
+  image_mean: tuple[float, float, float] = IMAGENET_MEAN
+  image_std: tuple[float, float, float] = IMAGENET_STD
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):  # JSON has lists only
+      value = getattr(self, field.name)
+      if isinstance(value, list):
+        object.__setattr__(self, field.name, tuple(value))
+    grid_size(self.canvas_size, self.patch_size)
+    if self.width % self.num_heads:
+      raise ValueError(f"width: found {self.width}, expected a multiple of num_heads = {self.num_heads}")
+    if not 0 <= self.merge_block <= min(self.feature_taps) or max(self.feature_taps) >= self.depth:
+      raise ValueError(
+        f"merge_block {self.merge_block} and feature_taps {self.feature_taps}: expected 0 <= merge_block <= every "
+        f"tap < depth = {self.depth}"
+      )
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Rows and columns of patches on the canvas."""
+    return grid_size(self.canvas_size, self.patch_size)
+
+  @property
+  def head_dim(self) -> int:
+    return self.width // self.num_heads
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain values for JSON."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+  @classmethod
+  def from_dict(cls, values: dict[str, Any]) -> SegGPTConfig:
+    """Inverse of `to_dict`.
+
+    Raises:
+      ValueError: a key is not an attribute of the configuration.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+      raise ValueError(f"model config: found unknown key {unknown[0]!r}, expected only {', '.join(sorted(known))}")
+    return cls(**values)
+
+
+VARIANTS: dict[str, SegGPTConfig] = {
+  # seggpt_vit_large_patch16_input896x448: the released weights, 370.7 M parameters.
+  "vit_large": SegGPTConfig(),
+  # 0.9 M parameters: tests, and the demo on a laptop.
+  "tiny": SegGPTConfig(
+    canvas_size=(128, 64),
+    patch_size=8,
+    posemb_size=8,
+    width=96,
+    depth=6,
+    num_heads=4,
+    mlp_dim=384,
+    merge_block=1,
+    feature_taps=(1, 2, 4, 5),
+    decoder_dim=16,
+    drop_path_rate=0.0,
+  ),
+}

@@ -1,0 +1,299 @@
+"""SegGPT (arXiv 2304.03284) in Flax NNX: canvases in, painted colours out.
+
+The network is the one the released code really runs, traps included: every block attends globally (the window list
+of the original's constructor is mis-nested and selects nothing), the relative position logits use the unscaled query,
+and the final layer norm is shared by all four feature taps.
+
+Dimensions: B canvases, rows x cols patches (the grid), D channels, K prompts for one query.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from seggpt_jax import canvas
+from seggpt_jax.model import attention as attention_lib
+from seggpt_jax.model.config import SegGPTConfig
+
+SegType = Literal["semantic", "instance"]
+
+_trunc_normal = nnx.initializers.truncated_normal(stddev=0.02)
+_normal = nnx.initializers.normal(stddev=0.02)
+_LAYER_NORM_EPSILON = 1e-6
+
+
+def bicubic_resize_matrix(out_size: int, in_size: int) -> Float[np.ndarray, "o i"]:
+  """The matrix of PyTorch's `F.interpolate(mode="bicubic", align_corners=False)` along one axis.
+
+  Keys' kernel with a = -0.75, half-pixel centres, edges repeated, no antialiasing; `jax.image.resize` has a = -0.5
+  and antialiases, which gives other numbers.
+  """
+  a = -0.75
+  position = (np.arange(out_size) + 0.5) * (in_size / out_size) - 0.5
+  base = np.floor(position).astype(int)
+  matrix = np.zeros((out_size, in_size))
+  for offset in range(-1, 3):
+    distance = np.abs(position - (base + offset))
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((distance - 5) * distance + 8) * distance * a - 4 * a
+    np.add.at(matrix, (np.arange(out_size), np.clip(base + offset, 0, in_size - 1)), np.where(distance <= 1, near, far))
+  return matrix.astype(np.float32)
+
+
+def drop_path(x: Float[Array, "b *rest"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "b *rest"]:
+  """Stochastic depth (arXiv 1603.09382): zeroes whole samples and scales up the others; identity without a key."""
+  if key is None or rate == 0.0:
+    return x
+  keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def ensemble_features(x: Float[Array, "b rows cols d"], prompts_per_query: int) -> Float[Array, "b rows cols d"]:
+  """SegGPT's feature ensemble: the query half of the grid becomes its mean over the K prompts of the same query.
+
+  The K canvases of a query are consecutive along the batch. While image and target streams are stacked along the
+  batch, consecutive groups of K never straddle the two streams, so each is averaged within itself.
+  """
+  if prompts_per_query == 1:
+    return x
+  batch, rows, cols, width = x.shape
+  prompt, query = x[:, : rows // 2], x[:, rows // 2 :]
+  groups = query.reshape(batch // prompts_per_query, prompts_per_query, rows // 2, cols, width)
+  # The mean in float32: K can be in the hundreds when an image is cut into tiles.
+  mean = jnp.mean(groups, axis=1, keepdims=True, dtype=jnp.float32).astype(x.dtype)
+  return jnp.concatenate([prompt, jnp.broadcast_to(mean, groups.shape).reshape(query.shape)], axis=1)
+
+
+class Attention(nnx.Module):
+  """Global multi-head attention with decomposed relative positions."""
+
+  def __init__(self, config: SegGPTConfig, *, dtype, implementation: str, rngs: nnx.Rngs):
+    linear = functools.partial(nnx.Linear, kernel_init=_trunc_normal, dtype=dtype, rngs=rngs)
+    self.num_heads = config.num_heads
+    self.implementation = implementation
+    self.qkv = linear(config.width, 3 * config.width)
+    self.proj = linear(config.width, config.width)
+    rows, cols = config.grid
+    self.rel_pos_h = nnx.Param(_trunc_normal(rngs.params(), (2 * rows - 1, config.head_dim), jnp.float32))
+    self.rel_pos_w = nnx.Param(_trunc_normal(rngs.params(), (2 * cols - 1, config.head_dim), jnp.float32))
+
+  def __call__(self, x: Float[Array, "b rows cols d"]) -> Float[Array, "b rows cols d"]:
+    batch, rows, cols, width = x.shape
+    qkv = self.qkv(x).reshape(batch, rows * cols, 3, self.num_heads, width // self.num_heads)
+    query, key, value = jnp.transpose(qkv, (2, 0, 3, 1, 4))
+    attend = attention_lib.IMPLEMENTATIONS[self.implementation]
+    y = attend(query, key, value, self.rel_pos_h[...], self.rel_pos_w[...], (rows, cols))
+    return self.proj(jnp.transpose(y, (0, 2, 1, 3)).reshape(batch, rows, cols, width))
+
+
+class Mlp(nnx.Module):
+  """Two linear layers around the exact (erf) GELU."""
+
+  def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
+    linear = functools.partial(nnx.Linear, kernel_init=_trunc_normal, dtype=dtype, rngs=rngs)
+    self.fc1 = linear(config.width, config.mlp_dim)
+    self.fc2 = linear(config.mlp_dim, config.width)
+
+  def __call__(self, x: Float[Array, "b rows cols d"]) -> Float[Array, "b rows cols d"]:
+    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class Block(nnx.Module):
+  """A pre-norm transformer block; the feature ensemble acts on the attention output before it is added."""
+
+  def __init__(self, config: SegGPTConfig, *, dtype, attention: str, rngs: nnx.Rngs):
+    norm = functools.partial(nnx.LayerNorm, config.width, epsilon=_LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
+    self.norm1 = norm()
+    self.attn = Attention(config, dtype=dtype, implementation=attention, rngs=rngs)
+    self.norm2 = norm()
+    self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
+
+  def __call__(
+    self,
+    x: Float[Array, "b rows cols d"],
+    key: PRNGKeyArray | None = None,
+    *,
+    prompts_per_query: int = 1,
+    drop_path_rate: float = 0.0,
+  ) -> Float[Array, "b rows cols d"]:
+    key_attn, key_mlp = (None, None) if key is None else jax.random.split(key)
+    y = ensemble_features(self.attn(self.norm1(x)), prompts_per_query)
+    x = x + drop_path(y, drop_path_rate, key_attn)
+    return x + drop_path(self.mlp(self.norm2(x)), drop_path_rate, key_mlp)
+
+
+class DecoderHead(nnx.Module):
+  """3x3 convolution, layer norm over channels, GELU and a 1x1 convolution to colours, at full resolution."""
+
+  def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
+    dim = config.decoder_dim
+    self.conv = nnx.Conv(dim, dim, (3, 3), padding="SAME", dtype=dtype, rngs=rngs)
+    self.norm = nnx.LayerNorm(dim, epsilon=_LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
+    self.head = nnx.Linear(dim, 3, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
+    return self.head(jax.nn.gelu(self.norm(self.conv(x)), approximate=False))
+
+
+class SegGPT(nnx.Module):
+  """The whole network.
+
+  Parameters are float32; `dtype` is what is computed in, softmax and the returned colours are float32 always.
+
+  Args:
+    config: the architecture.
+    dtype: compute dtype, float32 or bfloat16.
+    remat: recompute each block's activations in the backward pass instead of keeping them.
+    attention: "folded" (fast) or "reference" (the formula as written), see `attention.py`.
+    rngs: initialises the parameters: normal of deviation 0.02 as the original, patch embedding and decoder
+      convolution by fan-in.
+  """
+
+  def __init__(
+    self,
+    config: SegGPTConfig,
+    *,
+    dtype=jnp.float32,
+    remat: bool = False,
+    attention: str = "folded",
+    rngs: nnx.Rngs,
+  ):
+    self.config = config
+    self.dtype = jnp.dtype(dtype)
+    self.remat = remat
+    width, patch = config.width, config.patch_size
+    self.patch_embed = nnx.Linear(patch * patch * 3, width, dtype=dtype, rngs=rngs)
+
+    def token():
+      return nnx.Param(_normal(rngs.params(), (1, 1, 1, width), jnp.float32))
+
+    self.mask_token = token()
+    self.segment_token_x = token()
+    self.segment_token_y = token()
+    self.type_token_cls = token()
+    self.type_token_ins = token()
+    # The class token in front is never used; it is kept so that checkpoints go back as they came.
+    self.pos_embed = nnx.Param(_trunc_normal(rngs.params(), (1, config.posemb_size**2 + 1, width), jnp.float32))
+    self.blocks = nnx.List([Block(config, dtype=dtype, attention=attention, rngs=rngs) for _ in range(config.depth)])
+    self.norm = nnx.LayerNorm(width, epsilon=_LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
+    self.decoder_embed = nnx.Linear(
+      width * len(config.feature_taps),
+      patch * patch * config.decoder_dim,
+      kernel_init=_trunc_normal,
+      dtype=dtype,
+      rngs=rngs,
+    )
+    self.decoder_pred = DecoderHead(config, dtype=dtype, rngs=rngs)
+
+  def position_embedding(self, grid: tuple[int, int]) -> Float[Array, "1 rows cols d"]:
+    """The stored position embedding, without its class token, resized to the grid as PyTorch's bicubic does."""
+    size = self.config.posemb_size
+    posemb = self.pos_embed[...][:, 1:].reshape(size, size, -1)
+    if grid != (size, size):
+      to_rows, to_cols = (jnp.asarray(bicubic_resize_matrix(n, size)) for n in grid)
+      posemb = jnp.einsum("yi,xj,ijd->yxd", to_rows, to_cols, posemb, precision=jax.lax.Precision.HIGHEST)
+    return posemb[None]
+
+  def _type_token(self, seg_type: SegType | Int[Array, "b"]) -> Float[Array, "_ 1 1 d"]:
+    if isinstance(seg_type, str):
+      if seg_type not in ("semantic", "instance"):
+        raise ValueError(f"seg_type: found {seg_type!r}, expected 'semantic', 'instance' or an array of 0 and 1")
+      return (self.type_token_cls if seg_type == "semantic" else self.type_token_ins)[...]
+    is_instance = jnp.asarray(seg_type).reshape(-1, 1, 1, 1) == 1
+    return jnp.where(is_instance, self.type_token_ins[...], self.type_token_cls[...])
+
+  def embed(
+    self,
+    images: Float[Array, "b h w 3"],
+    targets: Float[Array, "b h w 3"],
+    patch_mask: Bool[Array, "b rows cols"],
+    seg_type: SegType | Int[Array, "b"],
+  ) -> Float[Array, "b2 rows cols d"]:
+    """Image and target tokens, stacked along the batch in this order."""
+    patch = self.config.patch_size
+    # One product for both streams.
+    tokens = self.patch_embed(canvas.patchify(jnp.concatenate([images, targets]).astype(self.dtype), patch))
+    x, y = jnp.split(tokens, 2)
+    y = jnp.where(patch_mask[..., None], self.mask_token[...].astype(self.dtype), y)
+    shared = self.position_embedding(x.shape[1:3]) + self._type_token(seg_type)
+    x = x + (self.segment_token_x[...] + shared).astype(self.dtype)
+    y = y + (self.segment_token_y[...] + shared).astype(self.dtype)
+    return jnp.concatenate([x, y])
+
+  def encode(
+    self, tokens: Float[Array, "b2 rows cols d"], prompts_per_query: int, key: PRNGKeyArray | None
+  ) -> Float[Array, "b rows cols taps"]:
+    """Runs the blocks; returns the normed outputs of the feature taps, concatenated over channels."""
+    rates = np.linspace(0.0, self.config.drop_path_rate, self.config.depth).tolist()
+    features = []
+    x = tokens
+    for index, block in enumerate(self.blocks):
+      graph, params = nnx.split(block)
+      run = functools.partial(
+        _run_block, graph, prompts_per_query=prompts_per_query, drop_path_rate=rates[index] if key is not None else 0.0
+      )
+      if self.remat:
+        run = jax.checkpoint(run)
+      x = run(params, x, None if key is None else jax.random.fold_in(key, index))
+      if index == self.config.merge_block:
+        image_stream, target_stream = jnp.split(x, 2)
+        x = (image_stream + target_stream) * 0.5
+      if index in self.config.feature_taps:
+        features.append(self.norm(x))
+    return jnp.concatenate(features, axis=-1)
+
+  def __call__(
+    self,
+    images: Float[Array, "b h w 3"],
+    targets: Float[Array, "b h w 3"],
+    patch_mask: Bool[Array, "b rows cols"],
+    *,
+    seg_type: SegType | Int[Array, "b"] = "semantic",
+    prompts_per_query: int = 1,
+    deterministic: bool = True,
+    key: PRNGKeyArray | None = None,
+  ) -> Float[Array, "b h w 3"]:
+    """Paints the masked part of the target canvases.
+
+    Args:
+      images: canvases, prompt over query, normalised.
+      targets: coloured masks of the same canvases, normalised; what lies under `patch_mask` is not read.
+      patch_mask: True for patches whose target is hidden.
+      seg_type: "semantic", "instance", or one 0 (semantic) or 1 (instance) for each canvas.
+      prompts_per_query: K; B must be a multiple, and the K canvases of one query consecutive.
+      deterministic: False switches drop path on, which then needs `key`.
+      key: randomness of drop path.
+
+    Returns:
+      Normalised colours, float32, for the whole canvas.
+
+    Raises:
+      ValueError: sides that are not multiples of the patch, a batch that is no multiple of `prompts_per_query`, an
+        odd number of patch rows with several prompts, or `key` missing.
+    """
+    rows, cols = canvas.grid_size(images.shape[1:3], self.config.patch_size)
+    if patch_mask.shape[1:] != (rows, cols):
+      raise ValueError(f"patch_mask: found grid {patch_mask.shape[1:]}, expected {(rows, cols)}")
+    if images.shape[0] % prompts_per_query:
+      raise ValueError(f"batch: found {images.shape[0]} canvases, expected a multiple of {prompts_per_query=}")
+    if prompts_per_query > 1 and rows % 2:
+      raise ValueError(f"canvas: found {rows} rows of patches, expected an even number to ensemble the query half")
+    if not deterministic and key is None:
+      raise ValueError("key: found None, expected a JAX random key when deterministic is False")
+    tokens = self.embed(images, targets, patch_mask, seg_type)
+    features = self.encode(tokens, prompts_per_query, None if deterministic else key)
+    pixels = canvas.unpatchify(self.decoder_embed(features), self.config.patch_size)
+    return self.decoder_pred(pixels).astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("prompts_per_query", "drop_path_rate"))
+def _run_block(graph, params, x, key, *, prompts_per_query, drop_path_rate):
+  """One block as a function of its parameters: equal blocks are traced once, and remat has a pure function."""
+  return nnx.merge(graph, params)(x, key, prompts_per_query=prompts_per_query, drop_path_rate=drop_path_rate)

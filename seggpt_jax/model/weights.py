@@ -1,0 +1,167 @@
+"""Weights on disk: Orbax directories written by the converter and by train.py, read back as a SegGPT.
+
+A weights directory holds two items, `params` (one array for each parameter, under its dotted name such as
+`blocks.0.attn.qkv.kernel`) and `config` (the architecture as JSON). The step directories of a training run are weights
+directories too, with more items beside these two.
+
+Everywhere outside the network itself parameters are this flat dictionary: one pytree for jit, the optimiser, sharding
+rules, checkpoints and conversion.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import nnx
+
+from seggpt_jax.errors import InputError
+from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.model.seggpt import SegGPT
+
+Params = dict[str, jax.Array]
+
+
+def split(model: SegGPT) -> tuple[nnx.GraphDef, Params]:
+  """The model's structure (static, hashable) and its parameters under dotted names."""
+  graph, state = nnx.split(model)
+  return graph, {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+
+
+def merge(graph: nnx.GraphDef, params: Mapping[str, Any]) -> SegGPT:
+  """Inverse of `split`; cheap enough to stand inside jit."""
+
+  def path(name: str) -> tuple[str | int, ...]:
+    return tuple(int(part) if part.isdigit() else part for part in name.split("."))
+
+  return nnx.merge(graph, nnx.from_flat_state([(path(name), value) for name, value in params.items()]))
+
+
+def abstract(config: SegGPTConfig, **options: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+  """`split` of a model that was never initialised: structure, and shapes instead of parameters."""
+  return split(nnx.eval_shape(lambda: SegGPT(config, rngs=nnx.Rngs(0), **options)))
+
+
+def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config: SegGPTConfig) -> None:
+  """Writes a weights directory; it appears under its name only when it is whole.
+
+  Raises:
+    InputError: the directory exists already.
+  """
+  path = epath.Path(os.path.abspath(directory))
+  if path.exists():
+    raise InputError(f"{directory}: found something there already, expected a path that does not exist")
+  # Files of 32 MB: what is encoded waits in memory until its file is full.
+  items = ocp.args.Composite(
+    params=ocp.args.PyTreeSave(dict(params), ocdbt_target_data_file_size=32_000_000),
+    config=ocp.args.JsonSave(config.to_dict()),
+  )
+  # Host arrays are written where they lie: they may be views of a memory-mapped file, which a copy would read whole.
+  in_place = ocp.type_handlers.create_type_handler_registry(
+    (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+    (jax.Array, ocp.type_handlers.ArrayHandler()),
+  )
+  handler = ocp.CompositeCheckpointHandler(
+    params=ocp.PyTreeCheckpointHandler(type_handler_registry=in_place), config=ocp.JsonCheckpointHandler()
+  )
+  with ocp.Checkpointer(handler) as checkpointer:
+    checkpointer.save(path, args=items)
+
+
+def find_weights(directory: str | os.PathLike) -> Path:
+  """The weights directory meant by a path: itself, or of a training run its best or else its newest step.
+
+  Raises:
+    InputError: there is none.
+  """
+  path = Path(directory)
+  if not path.exists():
+    raise InputError(f"{directory}: not found, expected a weights directory of convert_torch_weights.py or train.py")
+  steps = [p for p in (path / "checkpoints").glob("*") if p.name.isdigit()]
+  candidates = [path, path / "best", *sorted(steps, key=lambda p: -int(p.name))]
+  for candidate in candidates:
+    if (candidate / "params").is_dir() and (candidate / "config").is_dir():
+      return candidate
+  raise InputError(
+    f"{directory}: found no `params` and `config` in it, expected a weights directory of convert_torch_weights.py or "
+    "train.py (a .pth or .safetensors file has to go through convert_torch_weights.py first)"
+  )
+
+
+def load_config(directory: str | os.PathLike) -> SegGPTConfig:
+  """The architecture of a weights directory.
+
+  Raises:
+    InputError: no weights there, or a configuration of another program.
+  """
+  path = find_weights(directory) / "config" / "metadata"
+  try:
+    return SegGPTConfig.from_dict(json.loads(path.read_text()))
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read as a SegGPT configuration: {error}") from error
+
+
+def load_params(directory: str | os.PathLike, config: SegGPTConfig | None = None) -> dict[str, np.ndarray]:
+  """The parameters of a weights directory as host arrays, in the dtype they are stored in.
+
+  Args:
+    directory: a weights directory, or a training run.
+    config: the architecture they have to fit; by default the one stored beside them.
+
+  Raises:
+    InputError: no weights there, or they do not fit the architecture: names the first parameter that differs.
+  """
+  path = epath.Path(os.path.abspath(find_weights(directory))) / "params"
+  params: dict[str, np.ndarray] = {}
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    names = checkpointer.metadata(path).item_metadata.tree
+    # Block by block: all at once, reading takes half as much memory again as the weights themselves.
+    for _, group in itertools.groupby(sorted(names), lambda name: name.split(".")[:2]):
+      restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group}
+      item = {name: 0 for name in restore}
+      args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
+      # Copied, since Orbax's own buffers are not given back to the system when they are freed.
+      params.update({name: np.array(value) for name, value in checkpointer.restore(path, args=args).items()})
+  check_shapes(str(directory), params, config or load_config(directory))
+  return params
+
+
+def check_shapes(source: str, params: Mapping[str, Any], config: SegGPTConfig) -> None:
+  """Raises InputError, naming `source`, unless the parameters are exactly those of the architecture."""
+  _, expected = abstract(config)
+  for kind, names in (("missing", expected.keys() - params.keys()), ("unexpected", params.keys() - expected.keys())):
+    if names:
+      raise InputError(f"{source}: {len(names)} {kind} parameters, first {sorted(names)[0]!r}")
+  for name, shape in expected.items():
+    if tuple(params[name].shape) != shape.shape:
+      raise InputError(f"{source}: {name} has shape {tuple(params[name].shape)}, expected {shape.shape}")
+
+
+def load_model(directory: str | os.PathLike, *, dtype=jnp.float32, remat: bool = False, **options: Any) -> SegGPT:
+  """Loads a SegGPT from any directory written by convert_torch_weights.py or train.py.
+
+  Args:
+    directory: a weights directory, a step directory, or a training run (its best weights, else its newest).
+    dtype: compute dtype; parameters are float32 whatever they are stored in.
+    remat: recompute activations in a backward pass.
+    **options: further options of `SegGPT`.
+
+  Returns:
+    The model, ready to be called.
+
+  Raises:
+    InputError: no weights there, or weights that do not fit their configuration.
+  """
+  config = load_config(directory)
+  graph, _ = abstract(config, dtype=dtype, remat=remat, **options)
+  params = load_params(directory, config)
+  return merge(graph, {name: jnp.asarray(value, jnp.float32) for name, value in params.items()})
