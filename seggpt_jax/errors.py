@@ -1,7 +1,7 @@
 """The one exception for what the person at the keyboard can mend, and how a command ends on it.
 
 Rooms raise `InputError` with one line that names the file or key, what was found and what was expected. Commands run
-through `run_main`, which prints that line and exits with status 2; anything else is our mistake and keeps its traceback.
+through `run_main`, which prints that line and exits with status 2; all else is our mistake and keeps its traceback.
 """
 
 from __future__ import annotations

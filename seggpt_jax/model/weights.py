@@ -127,7 +127,7 @@ def load_params(directory: str | os.PathLike, config: SegGPTConfig | None = None
     # Block by block: all at once, reading takes half as much memory again as the weights themselves.
     for _, group in itertools.groupby(sorted(names), lambda name: name.split(".")[:2]):
       restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group}
-      item = {name: 0 for name in restore}
+      item = dict.fromkeys(restore, 0)
       args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
       # Copied, since Orbax's own buffers are not given back to the system when they are freed.
       params.update({name: np.array(value) for name, value in checkpointer.restore(path, args=args).items()})
