@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 class InputError(ValueError):
@@ -30,9 +30,15 @@ def _exit(error: Exception):
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
-  """`absl.app.run` with status 2 and one line for wrong flags and for `InputError`."""
+  """`absl.app.run` with status 2 and one line for wrong flags and for `InputError`.
+
+  Only warnings and errors are logged unless `--verbosity` is given: at absl's default, Orbax writes dozens of lines for
+  every checkpoint.
+  """
 
   def guarded(argv: list[str]) -> None:
+    if not flags.FLAGS["verbosity"].present:
+      logging.set_verbosity(logging.WARNING)
     try:
       main(argv)
     except InputError as error:

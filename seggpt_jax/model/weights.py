@@ -127,15 +127,17 @@ def load_params(directory: str | os.PathLike, config: SegGPTConfig | None = None
   """
   path = epath.Path(os.path.abspath(find_weights(directory))) / "params"
   params: dict[str, np.ndarray] = {}
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    names = checkpointer.metadata(path).item_metadata.tree
-    # Block by block: all at once, reading takes half as much memory again as the weights themselves.
-    for _, group in itertools.groupby(sorted(names), lambda name: name.split(".")[:2]):
-      restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group}
-      item = dict.fromkeys(restore, 0)
-      args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
-      # Copied, since Orbax's own buffers are not given back to the system when they are freed.
-      params.update({name: np.array(value) for name, value in checkpointer.restore(path, args=args).items()})
+  # Not through a Checkpointer, which warns about metadata that lie beside the item and not in it.
+  handler = ocp.PyTreeCheckpointHandler()
+  names = handler.metadata(path).tree
+  # Block by block: all at once, reading takes half as much memory again as the weights themselves.
+  for _, group in itertools.groupby(sorted(names), lambda name: name.split(".")[:2]):
+    restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group}
+    item = dict.fromkeys(restore, 0)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
+    # Copied, since Orbax's own buffers are not given back to the system when they are freed.
+    params.update({name: np.array(value) for name, value in handler.restore(path, args=args).items()})
+  handler.close()
   check_shapes(str(directory), params, config or load_config(directory))
   return params
 
