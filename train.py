@@ -8,6 +8,8 @@ Running the same line again goes on where the run stopped. Every value of the co
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -22,8 +24,11 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only --config, --workdir and --config.KEY=VALUE")
   for flag in (_CONFIG, _WORKDIR):
-    if flag.value is None:
+    if not flag.present and flag.value is None:
       raise InputError(f"--{flag.name}: missing, for example --config configs/base.py --workdir runs/mine")
+  path = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+  if not Path(path).is_file():
+    raise InputError(f"--config: file {path} not found, expected one such as configs/base.py")
   result = train(_CONFIG.value, _WORKDIR.value)
   print(f"done: {_WORKDIR.value}, validation mIoU {result.get('miou', float('nan')):.3f}")
 

@@ -19,12 +19,14 @@ class InputError(ValueError):
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, ValueError) as error:
-    # ml_collections raises AttributeError or ValueError for an unknown or mistyped config key.
+  except (AttributeError, KeyError) as error:
+    # How ml_collections reports an unknown key of --config.KEY=VALUE: with nothing but the key in quotes.
+    _exit(f"--config: unknown key {str(error).strip(chr(34))}, expected one that the config file sets")
+  except (flags.Error, OSError, ValueError) as error:
     _exit(error)
 
 
-def _exit(error: Exception):
+def _exit(error: Exception | str):
   print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
   sys.exit(2)
 

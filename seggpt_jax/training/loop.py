@@ -16,7 +16,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from seggpt_jax import palette
 from seggpt_jax.data import pipeline, transforms
 from seggpt_jax.data.sources import FolderSource
 from seggpt_jax.errors import InputError
@@ -54,6 +53,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       f"config.batch_size: found {config.batch_size}, expected a multiple of the {jax.device_count()} devices"
     )
   train_source, eval_source = _source(config, "train"), _source(config, "val")
+  _peek(train_source)
+  _peek(eval_source)
 
   options = {"dtype": _dtype(config), "remat": config.model.remat, "attention": config.model.attention}
   graph, abstract_params = weights.abstract(model_config, **options)
@@ -128,6 +129,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
         meter.rate()
       if step % config.checkpoint_every == 0 or step == config.num_steps:
         checkpoints.save(state, {"data": [batches.get_state()], "best_miou": best})
+    if start >= config.num_steps:
+      monitor.say("nothing left to train, config.num_steps is reached")
+      result = _evaluate(config, model_config, eval_source, mesh, eval_step, state, start, monitor)
   finally:
     monitor.close()
     checkpoints.close()
@@ -176,6 +180,12 @@ def _source(config: ConfigDict, split: str) -> FolderSource:
     )
   limit = data.num_train if split == "train" else -1
   return FolderSource(path / split, data.num_classes, data.labels, data.threshold, limit)
+
+
+def _peek(source: FolderSource, count: int = 16) -> None:
+  """Reads a few samples, so that what is wrong with all of them is said before anything is written."""
+  for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
+    source[index]
 
 
 def _training_batches(config: ConfigDict, model_config: SegGPTConfig, source: FolderSource) -> Iterator[pipeline.Batch]:
