@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num, Shaped
+from jaxtyping import Bool, Float, Num, Shaped
+
+from seggpt_jax.typing import AnyArray
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,16 +23,16 @@ def stack(prompt: Shaped[np.ndarray, "s s *c"], query: Shaped[np.ndarray, "s s *
   return np.concatenate([prompt, query], axis=0)
 
 
-def query_half(canvas: Shaped[Array, "*b h w c"]) -> Shaped[Array, "*b s w c"]:
+def query_half(canvas: Shaped[AnyArray, "*b h w c"]) -> Shaped[AnyArray, "*b s w c"]:
   """The lower half of a canvas with channels, where the query lies."""
   return canvas[..., canvas.shape[-3] // 2 :, :, :]
 
 
 def normalise(
-  pixels: Num[Array, "*b 3"],
+  pixels: Num[AnyArray, "*b 3"],
   mean: Sequence[float] = IMAGENET_MEAN,
   std: Sequence[float] = IMAGENET_STD,
-) -> Float[Array, "*b 3"]:
+) -> Float[AnyArray, "*b 3"]:
   """Pixels 0..255 -> float32 with the given channel mean and standard deviation (both in units of 1.0 = 255)."""
   shape = (1,) * (pixels.ndim - 1) + (3,)
   mean, std = jnp.reshape(jnp.asarray(mean), shape), jnp.reshape(jnp.asarray(std), shape)
@@ -38,10 +40,10 @@ def normalise(
 
 
 def unnormalise(
-  colours: Float[Array, "*b 3"],
+  colours: Float[AnyArray, "*b 3"],
   mean: Sequence[float] = IMAGENET_MEAN,
   std: Sequence[float] = IMAGENET_STD,
-) -> Float[Array, "*b 3"]:
+) -> Float[AnyArray, "*b 3"]:
   """Inverse of `normalise`, clipped to 0..255 and left as float32."""
   shape = (1,) * (colours.ndim - 1) + (3,)
   mean, std = jnp.reshape(jnp.asarray(mean), shape), jnp.reshape(jnp.asarray(std), shape)
@@ -96,7 +98,7 @@ def random_patch_mask(
   return generator.permutation(mask).reshape(rows, cols)
 
 
-def patchify(canvas: Num[Array, "b h w c"], patch_size: int) -> Num[Array, "b rows cols values"]:
+def patchify(canvas: Num[AnyArray, "b h w c"], patch_size: int) -> Num[AnyArray, "b rows cols values"]:
   """Cuts canvases into patches; each is laid out row by row with channels last, `patch_size**2 * C` values."""
   batch, height, width, channels = canvas.shape
   rows, cols = grid_size((height, width), patch_size)
@@ -104,7 +106,7 @@ def patchify(canvas: Num[Array, "b h w c"], patch_size: int) -> Num[Array, "b ro
   return jnp.reshape(jnp.transpose(tiles, (0, 1, 3, 2, 4, 5)), (batch, rows, cols, patch_size**2 * channels))
 
 
-def unpatchify(patches: Num[Array, "b rows cols values"], patch_size: int) -> Num[Array, "b h w c"]:
+def unpatchify(patches: Num[AnyArray, "b rows cols values"], patch_size: int) -> Num[AnyArray, "b h w c"]:
   """Inverse of `patchify`: a pixel shuffle with channels last."""
   batch, rows, cols, values = patches.shape
   channels = values // patch_size**2
@@ -112,6 +114,6 @@ def unpatchify(patches: Num[Array, "b rows cols values"], patch_size: int) -> Nu
   return jnp.reshape(jnp.transpose(tiles, (0, 1, 3, 2, 4, 5)), (batch, rows * patch_size, cols * patch_size, channels))
 
 
-def upsample_mask(patch_mask: Shaped[Array, "b rows cols"], patch_size: int) -> Shaped[Array, "b h w"]:
+def upsample_mask(patch_mask: Shaped[AnyArray, "b rows cols"], patch_size: int) -> Shaped[AnyArray, "b h w"]:
   """Repeats every patch's value over its pixels."""
   return jnp.repeat(jnp.repeat(patch_mask, patch_size, axis=1), patch_size, axis=2)

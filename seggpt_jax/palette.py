@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Num, UInt8
 
+from seggpt_jax.typing import AnyArray
+
 PALETTE_MODES = ("random", "black_background", "fixed")
 
 
@@ -81,7 +83,7 @@ def sample_palette(generator: np.random.Generator, num_classes: int, mode: str =
   return np.array(colours).astype(np.uint8)
 
 
-def colour_labels(labels: Integer[Array, "b h w"], palettes: Num[Array, "b n 3"]) -> Float[Array, "b h w 3"]:
+def colour_labels(labels: Integer[AnyArray, "b h w"], palettes: Num[AnyArray, "b n 3"]) -> Float[Array, "b h w 3"]:
   """Paints label maps, each with its own palette: the coloured target, 0..255 as float32."""
   batch = labels.shape[0]
   index = labels.astype(jnp.int32).reshape(batch, -1, 1)
@@ -89,7 +91,7 @@ def colour_labels(labels: Integer[Array, "b h w"], palettes: Num[Array, "b n 3"]
   return painted.reshape(*labels.shape, 3)
 
 
-def decode(colours: Num[Array, "b h w 3"], palette: Num[Array, "b n 3"]) -> Integer[Array, "b h w"]:
+def decode(colours: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, "b n 3"]) -> Integer[Array, "b h w"]:
   """The index of the nearest palette colour in Euclidean distance, ties to the lower index.
 
   One pass over the palette with a running minimum: nothing of size `[B, H, W, N]` is ever held, and the compiler

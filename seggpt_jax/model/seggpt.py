@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from seggpt_jax import canvas
 from seggpt_jax.model import attention as attention_lib
 from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.typing import AnyArray
 
 SegType = Literal["semantic", "instance"]
 
@@ -201,7 +202,7 @@ class SegGPT(nnx.Module):
       posemb = jnp.einsum("yi,xj,ijd->yxd", to_rows, to_cols, posemb, precision=jax.lax.Precision.HIGHEST)
     return posemb[None]
 
-  def _type_token(self, seg_type: SegType | Int[Array, "b"]) -> Float[Array, "_ 1 1 d"]:
+  def _type_token(self, seg_type: SegType | Int[AnyArray, "b"]) -> Float[Array, "_ 1 1 d"]:
     if isinstance(seg_type, str):
       if seg_type not in ("semantic", "instance"):
         raise ValueError(f"seg_type: found {seg_type!r}, expected 'semantic', 'instance' or an array of 0 and 1")
@@ -211,10 +212,10 @@ class SegGPT(nnx.Module):
 
   def embed(
     self,
-    images: Float[Array, "b h w 3"],
-    targets: Float[Array, "b h w 3"],
-    patch_mask: Bool[Array, "b rows cols"],
-    seg_type: SegType | Int[Array, "b"],
+    images: Float[AnyArray, "b h w 3"],
+    targets: Float[AnyArray, "b h w 3"],
+    patch_mask: Bool[AnyArray, "b rows cols"],
+    seg_type: SegType | Int[AnyArray, "b"],
   ) -> Float[Array, "b2 rows cols d"]:
     """Image and target tokens, stacked along the batch in this order."""
     patch = self.config.patch_size
@@ -251,11 +252,11 @@ class SegGPT(nnx.Module):
 
   def __call__(
     self,
-    images: Float[Array, "b h w 3"],
-    targets: Float[Array, "b h w 3"],
-    patch_mask: Bool[Array, "b rows cols"],
+    images: Float[AnyArray, "b h w 3"],
+    targets: Float[AnyArray, "b h w 3"],
+    patch_mask: Bool[AnyArray, "b rows cols"],
     *,
-    seg_type: SegType | Int[Array, "b"] = "semantic",
+    seg_type: SegType | Int[AnyArray, "b"] = "semantic",
     prompts_per_query: int = 1,
     deterministic: bool = True,
     key: PRNGKeyArray | None = None,

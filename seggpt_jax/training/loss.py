@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from seggpt_jax import canvas
+from seggpt_jax.typing import AnyArray
 
 BETA = 0.01
 
@@ -20,10 +21,10 @@ def smooth_l1(difference: Float[Array, "*b"], beta: float = BETA) -> Float[Array
 
 
 def masked_smooth_l1(
-  colours: Float[Array, "b h w 3"],
-  targets: Float[Array, "b h w 3"],
-  patch_mask: Bool[Array, "b rows cols"],
-  valid: Shaped[Array, "b h w"] | Shaped[Array, "b h w 3"] | None = None,
+  colours: Float[AnyArray, "b h w 3"],
+  targets: Float[AnyArray, "b h w 3"],
+  patch_mask: Bool[AnyArray, "b rows cols"],
+  valid: Shaped[AnyArray, "b h w"] | Shaped[AnyArray, "b h w 3"] | None = None,
 ) -> Float[Array, ""]:
   """The mean smooth L1 over the hidden pixels that count, with each of the three colour channels a value.
 
