@@ -7,12 +7,14 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from transformers import SegGptConfig, SegGptForImageSegmentation
 
 from seggpt_jax.model import torch_weights, weights
 from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.training.loss import masked_smooth_l1
 
 TINY = {
   # An 8 x 4 grid; the merge after block 2 and four taps, as in the release.
@@ -57,7 +59,7 @@ TINY = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Peers:
   """The same network twice.
 
@@ -71,14 +73,24 @@ class Peers:
   config: SegGPTConfig
   params: dict[str, jax.Array]
 
-  def forward(self, params, images, targets, patch_mask, options: dict[str, Any] | None = None, **call):
-    """Ours; `options` go to the constructor, `call` to the call."""
-    graph, _ = weights.abstract(self.config, **(options or {}))
+  def forward(self, params, images, targets, patch_mask, dtype=jnp.float32, remat=False, **call):
+    graph, _ = weights.abstract(self.config, dtype=dtype, remat=remat)
     return weights.merge(graph, params)(images, targets, patch_mask, **call)
 
-  def jitted(self, options: dict[str, Any] | None = None, **call):
+  @functools.cache  # noqa: B019 - a few, and the process is a test's
+  def jitted(self, **options):
     """`forward` compiled, as a function of (params, images, targets, patch_mask, **arrays)."""
-    return jax.jit(functools.partial(self.forward, options=options, **call))
+    return jax.jit(functools.partial(self.forward, **options))
+
+  @functools.cache  # noqa: B019
+  def loss_and_gradients(self, **options):
+    """A compiled function of (params, images, targets, patch_mask, **arrays): ((loss, colours), gradients)."""
+
+    def loss(params, images, targets, patch_mask, **arrays):
+      colours = self.forward(params, images, targets, patch_mask, **options, **arrays)
+      return masked_smooth_l1(colours, targets, patch_mask), colours
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def build(seed: int = 0, **theirs: Any) -> Peers:
@@ -92,7 +104,7 @@ def convert(model: SegGptForImageSegmentation) -> Peers:
   tensors = {name: value.numpy().copy() for name, value in model.state_dict().items()}
   hints = {"merge_block": model.config.merge_index, "feature_taps": model.config.intermediate_hidden_state_indices}
   conversion = torch_weights.from_torch("transformers", tensors, hints)
-  params = {name: jax.numpy.asarray(value) for name, value in conversion.params.items()}
+  params = {name: jnp.asarray(value) for name, value in conversion.params.items()}
   return Peers(model, conversion.config, params)
 
 

@@ -93,8 +93,8 @@ def _attention(weights, attn, x):
     for col in range(cols):
       q = query[:, row, col]
       logits = torch.einsum("bnd,bijnd->bnij", q, key) / dim**0.5
-      logits += torch.stack([q @ table_h[row - i + rows - 1] for i in range(rows)], dim=-1)[..., :, None]
-      logits += torch.stack([q @ table_w[col - j + cols - 1] for j in range(cols)], dim=-1)[..., None, :]
+      logits += (q @ table_h[row - torch.arange(rows) + rows - 1].T)[..., :, None]
+      logits += (q @ table_w[col - torch.arange(cols) + cols - 1].T)[..., None, :]
       attention = logits.flatten(2).softmax(-1).reshape(logits.shape)
       output[:, row, col] = torch.einsum("bnij,bijnd->bnd", attention, value)
   return _linear(weights, f"{attn}proj", output.flatten(3))

@@ -14,17 +14,6 @@ import torch
 from flax import nnx
 
 from seggpt_jax.model import seggpt, torch_weights, weights
-from seggpt_jax.training.loss import masked_smooth_l1
-
-
-def loss_and_gradients(peers, options=None, **call):
-  """A compiled function of (params, images, targets, patch_mask, **arrays)."""
-
-  def loss(params, images, targets, patch_mask, **arrays):
-    colours = peers.forward(params, images, targets, patch_mask, options, **call, **arrays)
-    return masked_smooth_l1(colours, targets, patch_mask), colours
-
-  return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def reference_colours(peers, images, targets, patch_mask, **call):
@@ -65,7 +54,8 @@ def test_equals_transformers(peers, seg_type):
   wanted = peers_lib.colours(output)
   assert 0.3 < wanted.std() < 3.0
 
-  (loss, colours), gradients = loss_and_gradients(peers, seg_type=seg_type)(peers.params, *inputs)
+  is_instance = jnp.full(2, seg_type == "instance", jnp.int32)
+  (loss, colours), gradients = peers.loss_and_gradients()(peers.params, *inputs, seg_type=is_instance)
 
   np.testing.assert_allclose(colours, wanted, atol=1e-4, rtol=0)
   np.testing.assert_allclose(loss, output.loss.item(), rtol=1e-5)
@@ -215,7 +205,6 @@ def test_transformers_ensembles_across_the_streams(square):
     ({"patch_mask": np.zeros((2, 4, 4), bool)}, "patch_mask: found grid"),
     ({"prompts_per_query": 3}, "found 2 canvases"),
     ({"deterministic": False}, "key: found None"),
-    ({"seg_type": "panoptic"}, "seg_type: found 'panoptic'"),
   ],
 )
 def test_wrong_calls_say_what_is_wrong(square, change, message):
@@ -223,9 +212,9 @@ def test_wrong_calls_say_what_is_wrong(square, change, message):
   images, targets, patch_mask = peers_lib.canvases(square.config, batch=2)
   call = {"images": images, "targets": targets, "patch_mask": patch_mask, **change}
   call["targets"] = np.zeros_like(call["images"])
-  graph, _ = weights.abstract(square.config)
+  call = {name: jnp.asarray(value) if isinstance(value, np.ndarray) else value for name, value in call.items()}
   with pytest.raises(ValueError, match=message):
-    weights.merge(graph, square.params)(**call)
+    square.forward(square.params, **call)
 
 
 # ----------------------------------------------------------------------------------------- drop path, remat, bfloat16
@@ -270,29 +259,31 @@ def test_drop_path_in_the_network(square, monkeypatch):
   assert np.abs(first - in_evaluation).max() > 1e-2
 
 
-def test_remat_changes_nothing(square):
+def test_remat_changes_nothing(oblong):
   """Saving memory in training costs time only: loss and gradients stay, drop path included.
 
   Reference: without remat. Float32, 1e-5 of the norm of each gradient: the recomputed sums are compiled separately.
   """
-  peers = dataclasses.replace(square, config=dataclasses.replace(square.config, drop_path_rate=0.3))
+  peers = dataclasses.replace(oblong, config=dataclasses.replace(oblong.config, drop_path_rate=0.3))
   inputs = peers_lib.canvases(peers.config, batch=2)
   key = jax.random.key(3)
-  (loss, _), gradients = loss_and_gradients(peers, deterministic=False)(peers.params, *inputs, key=key)
-  remat = loss_and_gradients(peers, {"remat": True}, deterministic=False)(peers.params, *inputs, key=key)
+  (loss, _), gradients = peers.loss_and_gradients(deterministic=False)(peers.params, *inputs, key=key)
+  remat = peers.loss_and_gradients(remat=True, deterministic=False)(peers.params, *inputs, key=key)
   np.testing.assert_allclose(remat[0][0], loss, rtol=1e-6)
   assert_gradients_close(remat[1], gradients, 1e-5)
 
 
-def test_bfloat16_is_close(square):
+def test_bfloat16_is_close(oblong):
   """Mixed precision on accelerators: same parameters, float32 colours out, near the float32 network's.
 
-  Reference: ours in float32. bfloat16 has 8 bits: colours within 3 % of their norm after 6 blocks, loss within 2 %,
+  Reference: ours in float32. bfloat16 has 8 bits: colours within 3 % of their norm after 3 blocks, loss within 2 %,
   gradients within 15 % in total.
   """
-  inputs = peers_lib.canvases(square.config, batch=2)
-  (loss, colours), gradients = loss_and_gradients(square)(square.params, *inputs)
-  (loss16, colours16), gradients16 = loss_and_gradients(square, {"dtype": jnp.bfloat16})(square.params, *inputs)
+  inputs = peers_lib.canvases(oblong.config, batch=2)
+  seg_type = jnp.array([0, 1])
+  (loss, colours), gradients = oblong.loss_and_gradients()(oblong.params, *inputs, seg_type=seg_type)
+  in_bfloat16 = oblong.loss_and_gradients(dtype=jnp.bfloat16)
+  (loss16, colours16), gradients16 = in_bfloat16(oblong.params, *inputs, seg_type=seg_type)
   assert colours16.dtype == jnp.float32
   assert all(gradient.dtype == jnp.float32 for gradient in gradients16.values())
   flat, flat16 = (np.concatenate([np.ravel(g[n]) for n in gradients]) for g in (gradients, gradients16))
@@ -307,7 +298,7 @@ def test_initial_parameters():
 
   Reference: the description of the initialisation; deviations within 15 % where a tensor has over 1000 values.
   """
-  params = weights.split(seggpt.SegGPT(seggpt.SegGPTConfig(**_SMALL), rngs=nnx.Rngs(0)))[1]
+  params = jax.jit(lambda: weights.split(seggpt.SegGPT(seggpt.SegGPTConfig(**_SMALL), rngs=nnx.Rngs(0)))[1])()
   for name, value in params.items():
     assert value.dtype == jnp.float32
     if name.endswith(".scale"):
