@@ -1,0 +1,31 @@
+"""Pairs of equal networks, built once."""
+
+import peers as peers_lib
+import pytest
+import torch
+
+torch.set_num_threads(1)  # operations are tiny, and tests run side by side
+
+
+@pytest.fixture(scope="session")
+def square() -> peers_lib.Peers:
+  """The tiny architecture nearest to the release."""
+  return peers_lib.build(**peers_lib.TINY["square"])
+
+
+@pytest.fixture(scope="session")
+def oblong() -> peers_lib.Peers:
+  """The tiny architecture of least depth."""
+  return peers_lib.build(**peers_lib.TINY["oblong"])
+
+
+@pytest.fixture(scope="session")
+def coarse() -> peers_lib.Peers:
+  """The tiny architecture with large patches and an odd number of columns."""
+  return peers_lib.build(**peers_lib.TINY["coarse"])
+
+
+@pytest.fixture(scope="session", params=list(peers_lib.TINY))
+def peers(request) -> peers_lib.Peers:
+  """Each tiny architecture in turn."""
+  return request.getfixturevalue(request.param)

@@ -1,0 +1,353 @@
+"""The network against transformers' SegGPT and against the slow reference: if one of these fails, released weights
+no longer give the released results, or fine-tuning starts from wrong gradients."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers as peers_lib
+import pytest
+import reference
+import torch
+from flax import nnx
+
+from seggpt_jax.model import seggpt, torch_weights, weights
+
+
+def reference_colours(peers, images, targets, patch_mask, **call):
+  # A copy: to_torch empties what it is given.
+  state = torch_weights.to_torch({n: np.asarray(p) for n, p in peers.params.items()}, peers.config.depth, "baai")
+  config = peers.config
+  call = {"merge_block": config.merge_block, "feature_taps": config.feature_taps, **call}
+  return reference.forward(state, images, targets, patch_mask, **call)
+
+
+def relative_norm(found, wanted) -> float:
+  found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+  return float(np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-30))
+
+
+def assert_gradients_close(found, wanted, tolerance):
+  assert found.keys() == wanted.keys()
+  errors = {name: relative_norm(found[name], wanted[name]) for name in wanted if np.any(np.asarray(wanted[name]))}
+  worst = max(errors, key=errors.get)
+  assert errors[worst] < tolerance, (worst, errors[worst])
+  assert not any(np.any(np.asarray(found[name])) for name in wanted.keys() - errors.keys())
+
+
+# ------------------------------------------------------------------------------------------- against transformers
+
+
+@pytest.mark.parametrize("seg_type", ["semantic", "instance"])
+def test_equals_transformers(peers, seg_type):
+  """Converted weights paint what they paint in transformers, and train as they do there.
+
+  Reference: transformers on the CPU. Float32: colours within 1e-4 where they are O(1), loss within 1e-5 of itself,
+  the gradient of every parameter within 1e-3 of its norm.
+  """
+  inputs = peers_lib.canvases(peers.config, batch=2)
+  peers.theirs.zero_grad()
+  output = peers_lib.call_theirs(peers.theirs, *inputs, embedding_type=seg_type)
+  output.loss.backward()
+  wanted = peers_lib.colours(output)
+  assert 0.3 < wanted.std() < 3.0
+
+  is_instance = jnp.full(2, seg_type == "instance", jnp.int32)
+  (loss, colours), gradients = peers.loss_and_gradients()(peers.params, *inputs, seg_type=is_instance)
+
+  np.testing.assert_allclose(colours, wanted, atol=1e-4, rtol=0)
+  np.testing.assert_allclose(loss, output.loss.item(), rtol=1e-5)
+  named = dict(peers.theirs.named_parameters())
+  theirs = {
+    entry.name: entry.to_ours(np.zeros(named[entry.hf].shape) if (g := named[entry.hf].grad) is None else g.numpy())
+    for entry in torch_weights.entries(peers.config.depth)
+  }
+  assert len(theirs) == len(named)
+  assert_gradients_close(gradients, theirs, 1e-3)
+  unused = "type_token_ins" if seg_type == "semantic" else "type_token_cls"
+  assert {name for name, gradient in gradients.items() if not np.any(np.asarray(gradient))} == {unused}
+
+
+def test_attention_is_far_from_uniform(square):
+  """Guards the tests above: with attention near uniform they would pass whatever the logits were.
+
+  Reference: a uniform row of 32 keys has a largest weight of 0.03 and an entropy of log 32; nearly all rows here are
+  at least three times as peaked.
+  """
+  inputs = peers_lib.canvases(square.config, batch=1)
+  square.theirs.set_attn_implementation("eager")
+  with torch.no_grad():
+    attentions = peers_lib.call_theirs(square.theirs, *inputs, output_attentions=True).attentions
+  for attention in attentions:
+    assert attention.amax(-1).mean() > 3 / 32
+
+
+def test_seg_type_of_each_canvas(square):
+  """A batch may mix semantic and instance samples: each paints as in a batch of its own kind.
+
+  Reference: the two strings. Float32, 1e-6: the same numbers in another program.
+  """
+  inputs = peers_lib.canvases(square.config, batch=3)
+  by_name = {name: square.jitted(seg_type=name)(square.params, *inputs) for name in ("semantic", "instance")}
+  assert np.abs(by_name["semantic"] - by_name["instance"]).max() > 0.1
+  mixed = square.jitted()(square.params, *inputs, seg_type=jnp.array([1, 0, 1]))
+  for index, name in enumerate(["instance", "semantic", "instance"]):
+    np.testing.assert_allclose(mixed[index], by_name[name][index], atol=1e-6 * 3, rtol=0)
+
+
+def test_hidden_targets_are_not_read(square):
+  """The answer cannot leak in: what lies under the patch mask does not change a single bit of the colours."""
+  images, targets, mask = peers_lib.canvases(square.config, batch=1)
+  run = square.jitted()
+  hidden = np.repeat(np.repeat(mask, 8, axis=1), 8, axis=2)[..., None]
+  changed = np.where(hidden, 100.0, targets).astype(np.float32)
+  np.testing.assert_array_equal(run(square.params, images, targets, mask), run(square.params, images, changed, mask))
+
+
+# ------------------------------------------------------------------------------------------------- other canvases
+
+
+@pytest.mark.parametrize(("out_size", "in_size"), [(56, 14), (28, 14), (7, 14), (5, 3), (3, 8), (9, 9), (4, 1), (1, 6)])
+def test_resizing_matrices(out_size, in_size):
+  """Position embeddings of released weights are resized as they were in training.
+
+  Reference: torch.nn.functional.interpolate, bicubic in two dimensions and linear in one, float32, 1e-6 (5e-6 for
+  bicubic, whose weights sum to 1 over terms of up to 1.3 squared times values of up to 4).
+  """
+  values = np.random.default_rng(0).standard_normal((in_size, in_size)).astype(np.float32)
+  tensor = torch.from_numpy(values)
+  linear = torch.nn.functional.interpolate(tensor.T[None], size=out_size, mode="linear")[0].T
+  np.testing.assert_allclose(
+    seggpt.attention_lib.linear_resize_matrix(out_size, in_size) @ values, linear, atol=1e-6, rtol=0
+  )
+  size = (out_size, in_size + 1)
+  bicubic = torch.nn.functional.interpolate(tensor[None, None], size=size, mode="bicubic", align_corners=False)[0, 0]
+  to_rows, to_cols = (seggpt.bicubic_resize_matrix(n, in_size) for n in size)
+  np.testing.assert_allclose(to_rows @ values @ to_cols.T, bicubic, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("canvas_size", [(96, 48), (48, 24), (32, 56)])
+def test_canvas_of_another_size(square, canvas_size):
+  """Larger, smaller and differently shaped canvases run on the stored tables, resized.
+
+  References: transformers built for that canvas, which refuses any other, with the relative positions resized by
+  PyTorch beforehand, and the float64 reference, which resizes on its own. Float32, 1e-4 where colours are O(1).
+  """
+  config = dict(peers_lib.TINY["square"], image_size=list(canvas_size))
+  theirs = type(square.theirs)(type(square.theirs.config)(**config)).eval()
+  state = square.theirs.state_dict()
+  for name, value in theirs.state_dict().items():
+    if value.shape != state[name].shape:
+      resized = torch.nn.functional.interpolate(state[name].T[None], size=len(value), mode="linear")
+      state[name] = resized[0].T
+  theirs.load_state_dict(state)
+  inputs = peers_lib.canvases(square.config, batch=1, canvas_size=canvas_size)
+
+  colours = square.jitted()(square.params, *inputs)
+
+  with torch.no_grad():
+    wanted = peers_lib.colours(peers_lib.call_theirs(theirs, *inputs, embedding_type="semantic"))
+  np.testing.assert_allclose(colours, wanted, atol=1e-4, rtol=0)
+  np.testing.assert_allclose(colours, reference_colours(square, *inputs), atol=1e-4, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------------- feature ensemble
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("prompts", [1, 2, 5])
+def test_feature_ensemble(square, prompts, queries):
+  """Several prompts are ensembled as the method says, and queries that share a batch do not see each other.
+
+  Reference: the float64 network, one query after another. Float32, 1e-4 where colours are O(1). Against the same
+  query alone in a batch: 2e-6, not bitwise, because XLA orders the sums of a matrix product by its size.
+  """
+  images, targets, _ = peers_lib.canvases(square.config, batch=prompts * queries)
+  mask = np.zeros((prompts * queries, 8, 4), bool)
+  mask[:, 4:] = True
+  run = square.jitted(prompts_per_query=prompts)
+  colours = run(square.params, images, targets, mask)
+  wanted = reference_colours(square, images, targets, mask, prompts_per_query=prompts)
+  np.testing.assert_allclose(colours, wanted, atol=1e-4, rtol=0)
+  if queries > 1:
+    for first in range(0, prompts * queries, prompts):
+      alone = slice(first, first + prompts)
+      single = run(square.params, images[alone], targets[alone], mask[alone])
+      np.testing.assert_allclose(colours[alone], single, atol=2e-6, rtol=0)
+  if prompts > 1:
+    plain = square.jitted()(square.params, images, targets, mask)
+    assert np.abs(colours - plain).max() > 0.1
+
+
+def test_transformers_ensembles_across_the_streams(square):
+  """Documents a mistake elsewhere: whoever compares a feature ensemble with transformers will find a difference.
+
+  In the merge block transformers averages image and target stream together. If this fails, transformers has been
+  mended, and can be the reference of the test above.
+  """
+  images, targets, _ = peers_lib.canvases(square.config, batch=2)
+  mask = np.zeros((2, 8, 4), bool)
+  mask[:, 4:] = True
+  with torch.no_grad():
+    output = peers_lib.call_theirs(
+      square.theirs, images, targets, mask, embedding_type="semantic", feature_ensemble=True
+    )
+  wanted = reference_colours(square, images, targets, mask, prompts_per_query=2)
+  assert np.abs(peers_lib.colours(output) - wanted).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"images": np.zeros((2, 60, 32, 3), np.float32)}, "multiples of the patch size 8"),
+    ({"patch_mask": np.zeros((2, 4, 4), bool)}, "patch_mask: found grid"),
+    ({"prompts_per_query": 3}, "found 2 canvases"),
+    ({"deterministic": False}, "key: found None"),
+  ],
+)
+def test_wrong_calls_say_what_is_wrong(square, change, message):
+  """A wrong shape or option ends in a sentence about it, not in a broadcasting error deep inside."""
+  images, targets, patch_mask = peers_lib.canvases(square.config, batch=2)
+  call = {"images": images, "targets": targets, "patch_mask": patch_mask, **change}
+  call["targets"] = np.zeros_like(call["images"])
+  call = {name: jnp.asarray(value) if isinstance(value, np.ndarray) else value for name, value in call.items()}
+  with pytest.raises(ValueError, match=message):
+    square.forward(square.params, **call)
+
+
+# ----------------------------------------------------------------------------------------- drop path, remat, bfloat16
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+  """Regularisation is what the original's is: samples go as a whole and the expectation stays.
+
+  Reference: a Bernoulli variable of 0.7 over 4000 samples; the mean of x / 0.7 lies within 4 deviations of 1.
+  """
+  x = jnp.ones((4000, 2, 3))
+  y = np.asarray(seggpt.drop_path(x, 0.3, jax.random.key(0)))
+  np.testing.assert_array_equal(y, np.broadcast_to(y[:, :1, :1], y.shape))
+  np.testing.assert_allclose(np.unique(y), [0.0, 1 / 0.7], rtol=1e-6)
+  assert abs(y.mean() - 1.0) < 4 * (0.3 / 0.7 / 4000) ** 0.5
+  np.testing.assert_array_equal(seggpt.drop_path(x, 0.3, None), x)
+
+
+def test_drop_path_in_the_network(square, monkeypatch):
+  """Drop path is on in training only, differs by key, and its rates are those of the original's blocks.
+
+  Reference: the rates of transformers' blocks, 1e-6; twice a block, once for each residual branch.
+  """
+  theirs = type(square.theirs)(type(square.theirs.config)(**peers_lib.TINY["square"], drop_path_rate=0.45))
+  config = dataclasses.replace(square.config, drop_path_rate=0.45)
+  peers = dataclasses.replace(square, config=config)
+  rates = []
+  original = seggpt.drop_path
+  monkeypatch.setattr(seggpt, "drop_path", lambda x, rate, key: rates.append(rate) or original(x, rate, key))
+  inputs = peers_lib.canvases(config, batch=2)
+  run = peers.jitted(deterministic=False)
+  first = run(peers.params, *inputs, key=jax.random.key(1))
+  wanted = [getattr(layer.drop_path, "drop_prob", 0.0) for layer in theirs.model.encoder.layers]
+  np.testing.assert_allclose(rates, np.repeat(wanted, 2), atol=1e-6)
+  assert rates[:2] == [0.0, 0.0]
+
+  np.testing.assert_array_equal(run(peers.params, *inputs, key=jax.random.key(1)), first)
+  assert np.abs(run(peers.params, *inputs, key=jax.random.key(2)) - first).max() > 1e-2
+  in_evaluation = peers.jitted()(peers.params, *inputs)
+  ignored = peers.jitted(deterministic=True)(peers.params, *inputs, key=jax.random.key(1))
+  np.testing.assert_array_equal(ignored, in_evaluation)
+  assert np.abs(first - in_evaluation).max() > 1e-2
+
+
+def test_remat_changes_nothing(oblong):
+  """Saving memory in training costs time only: loss and gradients stay, drop path included.
+
+  Reference: without remat. Float32, 1e-5 of the norm of each gradient: the recomputed sums are compiled separately.
+  """
+  peers = dataclasses.replace(oblong, config=dataclasses.replace(oblong.config, drop_path_rate=0.3))
+  inputs = peers_lib.canvases(peers.config, batch=2)
+  key = jax.random.key(3)
+  (loss, _), gradients = peers.loss_and_gradients(deterministic=False)(peers.params, *inputs, key=key)
+  remat = peers.loss_and_gradients(remat=True, deterministic=False)(peers.params, *inputs, key=key)
+  np.testing.assert_allclose(remat[0][0], loss, rtol=1e-6)
+  assert_gradients_close(remat[1], gradients, 1e-5)
+
+
+def test_bfloat16_is_close(oblong):
+  """Mixed precision on accelerators: same parameters, float32 colours out, near the float32 network's.
+
+  Reference: ours in float32. bfloat16 has 8 bits: colours within 3 % of their norm after 3 blocks, loss within 2 %,
+  gradients within 15 % in total.
+  """
+  inputs = peers_lib.canvases(oblong.config, batch=2)
+  seg_type = jnp.array([0, 1])
+  (loss, colours), gradients = oblong.loss_and_gradients()(oblong.params, *inputs, seg_type=seg_type)
+  in_bfloat16 = oblong.loss_and_gradients(dtype=jnp.bfloat16)
+  (loss16, colours16), gradients16 = in_bfloat16(oblong.params, *inputs, seg_type=seg_type)
+  assert colours16.dtype == jnp.float32
+  assert all(gradient.dtype == jnp.float32 for gradient in gradients16.values())
+  flat, flat16 = (np.concatenate([np.ravel(g[n]) for n in gradients]) for g in (gradients, gradients16))
+  print("bfloat16", relative_norm(colours16, colours), abs(loss16 / loss - 1), relative_norm(flat16, flat))
+  assert relative_norm(colours16, colours) < 0.03
+  np.testing.assert_allclose(loss16, loss, rtol=0.02)
+  assert relative_norm(flat16, flat) < 0.15
+
+
+def test_initial_parameters():
+  """Training from scratch starts from the original's scale: deviation 0.02, norms at one, biases at zero.
+
+  Reference: the description of the initialisation; deviations within 15 % where a tensor has over 1000 values.
+  """
+  params = jax.jit(lambda: weights.split(seggpt.SegGPT(seggpt.SegGPTConfig(**_SMALL), rngs=nnx.Rngs(0)))[1])()
+  for name, value in params.items():
+    assert value.dtype == jnp.float32
+    if name.endswith(".scale"):
+      np.testing.assert_array_equal(value, 1.0)
+    elif name.endswith(".bias"):
+      np.testing.assert_array_equal(value, 0.0)
+    elif value.size > 1000 and not name.startswith(("patch_embed", "decoder_pred")):
+      assert abs(value.std() / 0.02 - 1) < 0.15, name
+
+
+_SMALL = {
+  "canvas_size": (64, 32),
+  "patch_size": 8,
+  "posemb_size": 4,
+  "width": 64,
+  "depth": 2,
+  "num_heads": 2,
+  "mlp_dim": 128,
+  "merge_block": 0,
+  "feature_taps": (0, 1),
+  "decoder_dim": 8,
+}
+
+
+# ------------------------------------------------------------------------------------------------------- full size
+
+
+@pytest.mark.slow
+def test_vit_large_equals_transformers():
+  """The released size itself: a mistake that only shows in 24 blocks of 1568 tokens would show here.
+
+  Reference: transformers, float32 on the CPU, random weights. Colours within 1e-4 of their largest value. Prints the
+  difference, the scale and the times.
+  """
+  started = time.perf_counter()
+  with torch.no_grad():
+    peers = peers_lib.build()
+    inputs = peers_lib.canvases(peers.config, batch=1)
+    built = time.perf_counter()
+    wanted = peers_lib.colours(peers_lib.call_theirs(peers.theirs, *inputs, embedding_type="semantic"))
+  theirs = time.perf_counter()
+  compiled = peers.jitted().lower(peers.params, *inputs).compile()
+  ready = time.perf_counter()
+  colours = np.asarray(compiled(peers.params, *inputs))
+  ours = time.perf_counter()
+  difference, scale = np.abs(colours - wanted).max(), np.abs(wanted).max()
+  print(
+    f"ViT-L: difference {difference:.2e}, largest colour {scale:.3f}, deviation {wanted.std():.3f}; build "
+    f"{built - started:.1f} s, transformers {theirs - built:.1f} s, compile {ready - theirs:.1f} s, ours "
+    f"{ours - ready:.1f} s"
+  )
+  assert difference < 1e-4 * max(scale, 1.0)
