@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 class InputError(ValueError):
@@ -19,20 +19,28 @@ class InputError(ValueError):
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, ValueError) as error:
-    # ml_collections raises AttributeError or ValueError for an unknown or mistyped config key.
+  except (AttributeError, KeyError) as error:
+    # How ml_collections reports an unknown key of --config.KEY=VALUE: with nothing but the key in quotes.
+    _exit(f"--config: unknown key {str(error).strip(chr(34))}, expected one that the config file sets")
+  except (flags.Error, OSError, ValueError) as error:
     _exit(error)
 
 
-def _exit(error: Exception):
+def _exit(error: Exception | str):
   print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
   sys.exit(2)
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
-  """`absl.app.run` with status 2 and one line for wrong flags and for `InputError`."""
+  """`absl.app.run` with status 2 and one line for wrong flags and for `InputError`.
+
+  Only warnings and errors are logged unless `--verbosity` is given: at absl's default, Orbax writes dozens of lines for
+  every checkpoint.
+  """
 
   def guarded(argv: list[str]) -> None:
+    if not flags.FLAGS["verbosity"].present:
+      logging.set_verbosity(logging.WARNING)
     try:
       main(argv)
     except InputError as error:

@@ -7,12 +7,15 @@ architecture, inferred from tensor shapes. And back, bit for bit.
 
 from __future__ import annotations
 
+import argparse
 import collections
 import dataclasses
 import json
 import os
 import pickle
+import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +24,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
+from absl import logging
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import weights
@@ -154,8 +158,8 @@ def from_torch(source: str, tensors: Mapping[str, np.ndarray], hints: Mapping[st
   tensors = _strip_wrappers(tensors)
   layout: Layout = "hf" if any(name.startswith("model.") for name in tensors) else "baai"
   prefix = "model.encoder.layers." if layout == "hf" else "blocks."
-  indices = [int(n[len(prefix) :].split(".")[0]) for n in tensors if n.startswith(prefix)]
-  table = entries(max(indices, default=0) + 1)
+  indices = [re.match(re.escape(prefix) + r"(\d+)\.", name) for name in tensors]
+  table = entries(max((int(match[1]) for match in indices if match), default=0) + 1)
   torch_names = {getattr(entry, layout) for entry in table}
   missing, unexpected = sorted(torch_names - tensors.keys()), sorted(tensors.keys() - torch_names)
   if missing:
@@ -164,8 +168,14 @@ def from_torch(source: str, tensors: Mapping[str, np.ndarray], hints: Mapping[st
       f"{len(unexpected)} unexpected ({_some(unexpected)})"
     )
   config = _infer_config(source, {entry.name: tensors[getattr(entry, layout)].shape for entry in table}, hints)
-  params = {entry.name: entry.to_ours(tensors[getattr(entry, layout)]) for entry in table}
-  weights.check_shapes(source, params, config)
+  _, expected = weights.abstract(config)
+  params: Tensors = {}
+  for entry in table:
+    name = getattr(entry, layout)
+    shape = entry.to_torch(np.broadcast_to(False, expected[entry.name].shape)).shape
+    if tensors[name].shape != shape:
+      raise InputError(f"{source}: {name} has shape {tensors[name].shape}, expected {shape}")
+    params[entry.name] = entry.to_ours(tensors[name])
   return Conversion(params, config, layout, tuple(unexpected))
 
 
@@ -178,11 +188,8 @@ def to_torch(params: dict[str, np.ndarray], depth: int, layout: Layout) -> Tenso
 
 
 def _strip_wrappers(tensors: Mapping[str, np.ndarray]) -> Tensors:
-  """Removes what DistributedDataParallel and torch.compile put in front of every name."""
-  for prefix in ("module.", "_orig_mod."):
-    if tensors and all(name.startswith(prefix) for name in tensors):
-      tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
-  return dict(tensors)
+  """Removes what DistributedDataParallel and torch.compile put in front of names, in whatever order."""
+  return {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in tensors.items()}
 
 
 def _some(names: Iterable[str], count: int = 4) -> str:
@@ -212,9 +219,12 @@ def _infer_config(source: str, shapes: Mapping[str, tuple[int, ...]], hints: Map
       "feature_taps": taps,
       "decoder_dim": shapes["decoder_pred.conv.kernel"][0],
     }
-    return SegGPTConfig(**{**inferred, **hints})
   except (ValueError, IndexError, ZeroDivisionError) as error:
     raise InputError(f"{source}: its shapes are not those of a SegGPT: {error}") from error
+  try:
+    return SegGPTConfig.from_dict({**inferred, **hints})
+  except (ValueError, TypeError, ZeroDivisionError) as error:
+    raise InputError(f"{source}: its shapes and configuration are not those of a SegGPT: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -240,7 +250,7 @@ def read(path: str | os.PathLike) -> Conversion:
 def _read_hf_directory(path: Path) -> Conversion:
   for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
     if (path / index_name).exists():
-      shards = sorted(set(json.loads((path / index_name).read_text())["weight_map"].values()))
+      shards = sorted(set(_read_json(path / index_name, "weight_map").values()))
       break
   else:
     shards = [n for n in ("model.safetensors", "pytorch_model.bin") if (path / n).exists()][:1]
@@ -248,23 +258,35 @@ def _read_hf_directory(path: Path) -> Conversion:
     raise InputError(f"{path}: no config.json with model.safetensors in it, expected a Hugging Face model directory")
   tensors: Tensors = {}
   for shard in shards:
+    if not (path / shard).exists():
+      raise InputError(f"{path / shard}: not found, but {index_name} names it")
     tensors.update(_read_file(path / shard)[0])
-  hints = _hf_hints(json.loads((path / "config.json").read_text()))
-  return from_torch(str(path), tensors, hints)
+  return from_torch(str(path), tensors, _hf_hints(_read_json(path / "config.json")))
+
+
+def _read_json(path: Path, key: str | None = None) -> dict[str, Any]:
+  """The JSON object in a file, or the one under a key of it."""
+  try:
+    content = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+  found = content.get(key) if key and isinstance(content, dict) else content
+  if not isinstance(found, dict):
+    raise InputError(f"{path}: found a {type(found).__name__}, expected an object{f' under {key!r}' if key else ''}")
+  return found
 
 
 def _hf_hints(config: Mapping[str, Any]) -> dict[str, Any]:
-  """What transformers' config.json knows and shapes do not tell; its defaults are the release's."""
-  hints = {}
-  for theirs, ours in (
-    ("merge_index", "merge_block"),
-    ("intermediate_hidden_state_indices", "feature_taps"),
-    ("drop_path_rate", "drop_path_rate"),
-  ):
-    if theirs in config:
-      value = config[theirs]
-      hints[ours] = tuple(value) if isinstance(value, list) else value
-  return hints
+  """What transformers' config.json knows and shapes do not tell; what it leaves out is as in the release."""
+  release = SegGPTConfig()
+  return {
+    ours: config.get(theirs, getattr(release, ours))
+    for theirs, ours in (
+      ("merge_index", "merge_block"),
+      ("intermediate_hidden_state_indices", "feature_taps"),
+      ("drop_path_rate", "drop_path_rate"),
+    )
+  }
 
 
 def _read_file(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -277,7 +299,7 @@ def _read_file(path: Path) -> tuple[Tensors, dict[str, Any]]:
 def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
-      metadata = file.metadata() or {}
+      hints = json.loads((file.metadata() or {}).get(CONFIG_KEY, "{}"))
     header_size = int.from_bytes(path.open("rb").read(8), "little")
     # Views of a memory map instead of `get_tensor`'s copies: a page is read when it is written out, then dropped.
     header = json.loads(path.open("rb").read(8 + header_size)[8:])
@@ -289,7 +311,7 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     }
   except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
     raise InputError(f"{path}: cannot be read as safetensors: {error}") from error
-  return tensors, json.loads(metadata.get(CONFIG_KEY, "{}"))
+  return tensors, hints
 
 
 _SAFETENSORS_DTYPES = {
@@ -317,16 +339,25 @@ def _torch():
 
 def _read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
   torch = _torch()
+  with path.open("rb") as file:
+    is_zip = file.read(4) == b"PK\x03\x04"
   try:
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-  except pickle.UnpicklingError as error:
+    with torch.serialization.safe_globals(_harmless_globals()), warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # about pickles it cannot read, which the error below says better
+      content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+  except Exception as error:  # Bytes that are no pickle make the unpickler fail in any way there is.
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if refused:
+      raise InputError(
+        f"{path}: refused: loading it would need {refused[1]}, which could run code, expected a dictionary of tensors"
+      ) from error
+    reason = "" if isinstance(error, pickle.UnpicklingError) else str(error).split("\n")[0].split(". ")[0]
     raise InputError(
-      f"{path}: refused: it is no plain PyTorch checkpoint but holds objects whose loading could run code, "
-      "expected a dictionary of tensors"
+      f"{path}: cannot be read as a PyTorch checkpoint, it is cut short or something else "
+      f"({type(error).__name__}{reason and ': ' + reason})"
     ) from error
-  except (RuntimeError, ValueError, EOFError, OSError, UnicodeDecodeError) as error:
-    first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise InputError(f"{path}: cannot be read as a PyTorch checkpoint: {first}") from error
+  if not is_zip:
+    logging.warning("%s: in PyTorch's format from before 1.6, which cannot be mapped: it was read into memory", path)
   hints: dict[str, Any] = {}
   if isinstance(content, dict):
     hints = content.get(CONFIG_KEY, {})
@@ -335,6 +366,14 @@ def _read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
     raise InputError(f"{path}: found a {type(content).__name__}, expected a dictionary of tensors")
   tensors = {name: _to_numpy(value) for name, value in content.items() if isinstance(value, torch.Tensor)}
   return tensors, hints
+
+
+def _harmless_globals() -> list[Any]:
+  """What training scripts like to save beside the weights, and what only holds values: arguments and NumPy scalars."""
+  scalar = np.float64(0).__reduce__()[0]
+  dtypes = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
+  numpy_1 = (scalar, "numpy.core.multiarray.scalar")
+  return [argparse.Namespace, scalar, numpy_1, np.dtype, *dtypes]
 
 
 def _to_numpy(tensor) -> np.ndarray:

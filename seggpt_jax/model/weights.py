@@ -10,6 +10,7 @@ rules, checkpoints and conversion.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ from etils import epath
 from flax import nnx
 
 from seggpt_jax.errors import InputError
+from seggpt_jax.model.attention import linear_resize_matrix
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 
@@ -86,8 +88,7 @@ def find_weights(directory: str | os.PathLike) -> Path:
   path = Path(directory)
   if not path.exists():
     raise InputError(f"{directory}: not found, expected a weights directory of convert_torch_weights.py or train.py")
-  steps = [p for p in (path / "checkpoints").glob("*") if p.name.isdigit()]
-  candidates = [path, path / "best", *sorted(steps, key=lambda p: -int(p.name))]
+  candidates = [path, *_newest_first(path), *_newest_first(path / "best"), *_newest_first(path / "checkpoints")]
   for candidate in candidates:
     if (candidate / "params").is_dir() and (candidate / "config").is_dir():
       return candidate
@@ -95,6 +96,10 @@ def find_weights(directory: str | os.PathLike) -> Path:
     f"{directory}: found no `params` and `config` in it, expected a weights directory of convert_torch_weights.py or "
     "train.py (a .pth or .safetensors file has to go through convert_torch_weights.py first)"
   )
+
+
+def _newest_first(directory: Path) -> list[Path]:
+  return sorted((p for p in directory.glob("*") if p.name.isdigit()), key=lambda p: -int(p.name))
 
 
 def load_config(directory: str | os.PathLike) -> SegGPTConfig:
@@ -122,15 +127,17 @@ def load_params(directory: str | os.PathLike, config: SegGPTConfig | None = None
   """
   path = epath.Path(os.path.abspath(find_weights(directory))) / "params"
   params: dict[str, np.ndarray] = {}
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    names = checkpointer.metadata(path).item_metadata.tree
-    # Block by block: all at once, reading takes half as much memory again as the weights themselves.
-    for _, group in itertools.groupby(sorted(names), lambda name: name.split(".")[:2]):
-      restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group}
-      item = dict.fromkeys(restore, 0)
-      args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
-      # Copied, since Orbax's own buffers are not given back to the system when they are freed.
-      params.update({name: np.array(value) for name, value in checkpointer.restore(path, args=args).items()})
+  # Not through a Checkpointer, which warns about metadata that lie beside the item and not in it.
+  handler = ocp.PyTreeCheckpointHandler()
+  names = handler.metadata(path).tree
+  # Block by block: all at once, reading takes half as much memory again as the weights themselves.
+  for _, group in itertools.groupby(sorted(names), lambda name: name.split(".")[:2]):
+    restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group}
+    item = dict.fromkeys(restore, 0)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
+    # Copied, since Orbax's own buffers are not given back to the system when they are freed.
+    params.update({name: np.array(value) for name, value in handler.restore(path, args=args).items()})
+  handler.close()
   check_shapes(str(directory), params, config or load_config(directory))
   return params
 
@@ -144,6 +151,33 @@ def check_shapes(source: str, params: Mapping[str, Any], config: SegGPTConfig) -
   for name, shape in expected.items():
     if tuple(params[name].shape) != shape.shape:
       raise InputError(f"{source}: {name} has shape {tuple(params[name].shape)}, expected {shape.shape}")
+
+
+def resize_canvas(
+  params: Mapping[str, Any] | None, config: SegGPTConfig, canvas_size: tuple[int, int]
+) -> tuple[dict[str, np.ndarray] | None, SegGPTConfig]:
+  """The same network for another canvas: its relative positions are resized linearly, as PyTorch's SegGPT does.
+
+  The network does this by itself at every call with canvases of another size; a fine-tuning wants it done once, so
+  that the tables it trains are those of its own canvas.
+
+  Args:
+    params: parameters, or None when there are none yet.
+    config: their architecture.
+    canvas_size: height and width in pixels.
+
+  Returns:
+    Parameters and architecture for that canvas.
+  """
+  resized = dataclasses.replace(config, canvas_size=canvas_size)
+  if params is None:
+    return None, resized
+  params = dict(params)
+  for name, value in params.items():
+    for suffix, size in zip(("rel_pos_h", "rel_pos_w"), resized.grid, strict=True):
+      if name.endswith(suffix):
+        params[name] = linear_resize_matrix(2 * size - 1, value.shape[0]) @ value
+  return params, resized
 
 
 def load_model(directory: str | os.PathLike, *, dtype=jnp.float32, remat: bool = False, **options: Any) -> SegGPT:

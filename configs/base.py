@@ -1,0 +1,18 @@
+"""Fine-tunes the released SegGPT ViT-Large with the original fine-tuning tool's values.
+
+  python convert_torch_weights.py seggpt_vit_large.pth weights/vit_large
+  python train.py --config configs/base.py --workdir runs/mine --config.data.path=DATASET
+
+DATASET holds {train,val}/{images,labels}. What each value means stands in seggpt_jax/training/config.py.
+"""
+
+from ml_collections import ConfigDict
+
+from seggpt_jax.training.config import default_config
+
+
+def get_config() -> ConfigDict:
+  config = default_config()
+  config.model.init_from = "weights/vit_large"
+  config.data.path = "data"
+  return config

@@ -1,0 +1,110 @@
+"""Every value a training run is made of, with what it means and what the original fine-tuning tool has.
+
+The files in configs/ start from this and change what differs; `--config.KEY=VALUE` changes single values.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from seggpt_jax.data.sources import LABEL_MODES
+from seggpt_jax.errors import InputError
+from seggpt_jax.palette import PALETTE_MODES
+
+
+def default_config() -> ConfigDict:
+  """The original's values where it has them."""
+  config = ConfigDict()
+  config.seed = 0  # of initialisation, data order, augmentation and drop path
+  config.num_steps = 6700  # optimiser steps; two cosine cycles
+  config.batch_size = 4  # pairs in a step over all devices (original: 4 on each)
+
+  config.model = model = ConfigDict()
+  model.init_from = ""  # weights directory or training run to start from; "" starts from random weights
+  model.variant = "vit_large"  # architecture of a random start: vit_large, tiny
+  model.square = 0  # side S of prompt and query in pixels; 0 is what the weights or the variant have
+  model.drop_path_rate = 0.1  # of the last block, rising linearly from 0
+  model.dtype = "auto"  # what is computed in: float32, bfloat16; auto is bfloat16 on accelerators
+  model.remat = True  # recompute activations in the backward pass: a third more work, a tenth of the memory
+  model.attention = "folded"  # implementation: folded (fast) or reference (the formula as written)
+
+  config.data = data = ConfigDict()
+  data.path = "data"  # folder with {train,val}/{images,labels}, files matched by name
+  data.num_classes = 2  # background included
+  data.labels = "binary"  # how label files are read: binary (above the threshold is class 1) or index
+  data.threshold = 0  # for binary; JPEG masks hold noise near 0 and 255 and want 127
+  data.num_train = -1  # use only so many training images, first by name; -1 is all (original: data_count)
+  data.palette = "random"  # random (all classes), black_background (random foreground) or fixed
+  data.mask_ratio = 0.75  # share of all patches hidden in training; 0.4 was found to fail
+  data.lower_half_share = 0.0  # share of training pairs that hide the query's half instead, as evaluation does
+  data.resize = 1024  # side samples are resized to before a random crop of the square; 0 resizes to the square
+  data.flip_horizontal = True
+  data.flip_vertical = True
+  data.brightness = 0.1  # factor drawn from 1 - b .. 1 + b
+  data.contrast = 0.1
+  data.saturation = 0.1
+  data.blur = 0.5  # Gaussian radius in pixels, drawn from 0..blur
+  data.num_threads = 8  # reading and transforming ahead, in each process
+  data.num_workers = 0  # worker processes; 0 reads in the training process
+
+  config.optim = optim = ConfigDict()
+  optim.peak = 1e-4  # learning rate after the first warm-up
+  optim.minimum = 1e-8  # at both ends of a cycle
+  optim.first_cycle = 5000  # steps, warm-up included
+  optim.cycle_mult = 1.2  # growth of the part after the warm-up from cycle to cycle
+  optim.warmup = 500  # steps of linear warm-up in every cycle
+  optim.decay = 0.5  # factor on the peak from cycle to cycle
+  optim.b1 = 0.9
+  optim.b2 = 0.999
+  optim.weight_decay = 0.01  # on all parameters
+
+  config.mesh = mesh = ConfigDict()
+  mesh.data = -1  # devices that hold copies of the parameters; -1 is all that fsdp leaves
+  mesh.fsdp = 1  # devices that share one copy
+
+  config.log_every = 10  # steps between lines in metrics.jsonl
+  config.eval_every = 500  # steps between evaluations on the val folder (original: once an epoch)
+  config.eval_pairs = 64  # validation queries in an evaluation; -1 is all
+  config.panel_every = 100  # steps between panels of training pairs (original: 5); 0 is never
+  config.checkpoint_every = 500  # steps between checkpoints
+  config.keep_checkpoints = 2  # the newest so many are kept
+  return config
+
+
+def check_config(config: ConfigDict) -> None:
+  """Refuses a configuration that `default_config` does not know, or whose values cannot be meant.
+
+  Raises:
+    InputError: names the key, what was found and what was expected.
+  """
+  _check_keys(config, default_config(), "config")
+  one_of = {
+    "data.palette": PALETTE_MODES,
+    "data.labels": LABEL_MODES,
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.attention": ("folded", "reference"),
+  }
+  for key, allowed in one_of.items():
+    group, name = key.split(".")
+    if config[group][name] not in allowed:
+      raise InputError(f"config.{key}: found {config[group][name]!r}, expected one of {', '.join(allowed)}")
+  at_least = {"num_steps": 1, "batch_size": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1}
+  for key, least in {**at_least, "data.num_classes": 2, "mesh.fsdp": 1}.items():
+    value = config[key] if "." not in key else config[key.split(".")[0]][key.split(".")[1]]
+    if value < least:
+      raise InputError(f"config.{key}: found {value}, expected at least {least}")
+  if config.data.num_classes > 256:
+    raise InputError(f"config.data.num_classes: found {config.data.num_classes}, expected at most 256")
+  if not 0.0 < config.data.mask_ratio <= 1.0:
+    raise InputError(f"config.data.mask_ratio: found {config.data.mask_ratio}, expected more than 0 and at most 1")
+
+
+def _check_keys(config: ConfigDict, known: ConfigDict, where: str) -> None:
+  for key in config:
+    if key not in known:
+      raise InputError(f"{where}.{key}: unknown key, expected one of {', '.join(sorted(known))}")
+  for key, default in known.items():
+    if key not in config:
+      raise InputError(f"{where}.{key}: missing, expected a {type(default).__name__}")
+    if isinstance(default, ConfigDict):
+      _check_keys(config[key], default, f"{where}.{key}")

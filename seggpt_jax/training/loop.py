@@ -1,0 +1,293 @@
+"""The training run, top to bottom: a configuration and a folder in, better weights out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from seggpt_jax.data import pipeline, transforms
+from seggpt_jax.data.sources import FolderSource
+from seggpt_jax.errors import InputError
+from seggpt_jax.metrics.iou import iou_from_confusion, mean_iou
+from seggpt_jax.model import weights
+from seggpt_jax.model.config import VARIANTS, SegGPTConfig
+from seggpt_jax.model.seggpt import SegGPT
+from seggpt_jax.training import sharding
+from seggpt_jax.training.checkpoints import Checkpoints
+from seggpt_jax.training.config import check_config
+from seggpt_jax.training.monitor import Meter, Monitor
+from seggpt_jax.training.optimizer import adamw, cosine_cycles
+from seggpt_jax.training.step import StepOutput, TrainState, make_eval_step, make_train_step
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
+  """Trains, or goes on training where an earlier run in the same folder stopped.
+
+  Args:
+    config: see `training.config`.
+    workdir: the run's folder; checkpoints, metrics and pictures go there.
+
+  Returns:
+    The last evaluation: loss, mIoU and each class's IoU.
+
+  Raises:
+    InputError: something in the configuration or the data is wrong.
+  """
+  # ------------------------------------------------------------------------------------------- what is to be trained
+  check_config(config)
+  model_config, init_params = _architecture(config)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  if config.batch_size % jax.device_count():
+    raise InputError(
+      f"config.batch_size: found {config.batch_size}, expected a multiple of the {jax.device_count()} devices"
+    )
+  train_source, eval_source = _source(config, "train"), _source(config, "val")
+  _peek(train_source)
+  _peek(eval_source)
+
+  options = {"dtype": _dtype(config), "remat": config.model.remat, "attention": config.model.attention}
+  graph, abstract_params = weights.abstract(model_config, **options)
+  schedule = cosine_cycles(
+    num_steps=config.num_steps, **_pick(config.optim, "peak minimum first_cycle cycle_mult warmup decay")
+  )
+  optimizer = adamw(schedule, **_pick(config.optim, "b1 b2 weight_decay"))
+
+  # -------------------------------------------------------------------------------------------- where its state lives
+  def initial_state(params: weights.Params) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+  abstract_state = jax.eval_shape(initial_state, abstract_params)
+  state_sharding = TrainState(
+    sharding.replicated(mesh),
+    sharding.tree_sharding(mesh, abstract_state.params),
+    sharding.tree_sharding(mesh, abstract_state.opt_state),
+  )
+  checkpoints = Checkpoints(workdir, model_config, config.keep_checkpoints)
+  batches = _training_batches(config, model_config, train_source)
+  best = -1.0
+  if checkpoints.latest_step() is not None:
+    placed = jax.tree.map(
+      lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract_state, state_sharding
+    )
+    state, progress = checkpoints.restore(placed)
+    batches.set_state(progress["data"][jax.process_index()])
+    best = progress["best_miou"]
+  else:
+    if init_params is None:
+      init_params = functools.partial(_random_params, model_config, config.seed)
+    else:
+      init_params = functools.partial(_float32, init_params)
+    state = jax.jit(lambda: initial_state(init_params()), out_shardings=state_sharding)()
+  start = int(state.step)
+  _write_config(workdir, config)
+
+  # ------------------------------------------------------------------------------------------------------- the steps
+  train_step = make_train_step(graph, model_config, optimizer, mesh, state_sharding)
+  eval_step = make_eval_step(graph, model_config, mesh, state_sharding.params)
+  monitor = Monitor(workdir, config.num_steps, start, enabled=jax.process_index() == 0)
+  monitor.say(f"{'resumed at step ' + str(start) if start else 'new run'}: {_describe(config, model_config, mesh)}")
+  key, meter = jax.random.key(config.seed), Meter()
+  confusion = np.zeros((config.data.num_classes,) * 2, np.int64)
+  result: dict[str, float] = {}
+  pending: tuple[int, StepOutput] | None = None
+  try:
+    for step in range(start + 1, config.num_steps + 1):
+      batch = next(batches)
+      state, output = train_step(state, sharding.put_batch(mesh, batch), key)
+      # The last step's numbers are read while this one runs: the device never waits for the host.
+      if pending is not None:
+        confusion += np.asarray(pending[1].confusion)
+        _stop_if_not_finite(*pending)
+      pending = (step, output)
+      monitor.advance()
+      meter.add(config.batch_size)
+      if step % config.log_every == 0:
+        confusion += np.asarray(output.confusion)
+        _stop_if_not_finite(step, output)
+        pending = None
+        numbers = {"loss": float(output.loss), "miou": float(mean_iou(confusion)), "lr": float(schedule(step - 1))}
+        monitor.log(step, "train", {**numbers, "pairs_per_second": meter.rate()})
+        confusion[:] = 0
+      if config.panel_every and step % config.panel_every == 0:
+        monitor.panels(step, "train", batch, _local(output.colours), model_config)
+      if step % config.eval_every == 0 or step == config.num_steps:
+        result = _evaluate(config, model_config, eval_source, mesh, eval_step, state, step, monitor)
+        if result["miou"] > best:
+          best = result["miou"]
+          checkpoints.save_best(state)
+        meter.rate()
+      if step % config.checkpoint_every == 0 or step == config.num_steps:
+        checkpoints.save(state, {"data": [batches.get_state()], "best_miou": best})
+    if start >= config.num_steps:
+      monitor.say("nothing left to train, config.num_steps is reached")
+      result = _evaluate(config, model_config, eval_source, mesh, eval_step, state, start, monitor)
+  finally:
+    monitor.close()
+    checkpoints.close()
+  return result
+
+
+# ------------------------------------------------------------------------------------------------------------ pieces
+
+
+def _pick(config: ConfigDict, names: str) -> dict[str, float]:
+  return {name: config[name] for name in names.split()}
+
+
+def _architecture(config: ConfigDict) -> tuple[SegGPTConfig, dict[str, np.ndarray] | None]:
+  """The architecture, and the weights to start from if there are any."""
+  model = config.model
+  if model.init_from:
+    if not Path(model.init_from).exists():
+      raise InputError(
+        f"config.model.init_from: {model.init_from} not found; convert the released weights with "
+        f"`python convert_torch_weights.py seggpt_vit_large.pth {model.init_from}`, or set it to '' for a random start"
+      )
+    architecture = weights.load_config(model.init_from)
+    params = weights.load_params(model.init_from, architecture)
+  elif model.variant in VARIANTS:
+    architecture, params = VARIANTS[model.variant], None
+  else:
+    raise InputError(f"config.model.variant: found {model.variant!r}, expected one of {', '.join(VARIANTS)}")
+  architecture = dataclasses.replace(architecture, drop_path_rate=model.drop_path_rate)
+  if model.square and model.square != architecture.canvas_size[1]:
+    if model.square % architecture.patch_size:
+      raise InputError(
+        f"config.model.square: found {model.square}, expected a multiple of the patch size {architecture.patch_size}"
+      )
+    params, architecture = weights.resize_canvas(params, architecture, (2 * model.square, model.square))
+  return architecture, params
+
+
+def _source(config: ConfigDict, split: str) -> FolderSource:
+  data = config.data
+  path = Path(data.path)
+  if not path.is_dir():
+    raise InputError(
+      f"config.data.path: folder {data.path} not found, expected {{train,val}}/{{images,labels}} in it; "
+      "`python -m seggpt_jax.data.boards DIRECTORY` writes an example"
+    )
+  limit = data.num_train if split == "train" else -1
+  return FolderSource(path / split, data.num_classes, data.labels, data.threshold, limit)
+
+
+def _peek(source: FolderSource, count: int = 16) -> None:
+  """Reads a few samples, so that what is wrong with all of them is said before anything is written."""
+  for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
+    source[index]
+
+
+def _training_batches(config: ConfigDict, model_config: SegGPTConfig, source: FolderSource) -> Iterator[pipeline.Batch]:
+  data, square = config.data, model_config.canvas_size[1]
+  names = "resize flip_horizontal flip_vertical brightness contrast saturation blur"
+  if data.resize and data.resize < square:
+    raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
+  transform = transforms.TrainingPair(
+    canvas_size=model_config.canvas_size,
+    patch_size=model_config.patch_size,
+    num_classes=data.num_classes,
+    palette_mode=data.palette,
+    mask_ratio=data.mask_ratio,
+    lower_half_share=data.lower_half_share,
+    augmentation=transforms.Augmentation(**_pick(data, names)),
+  )
+  return pipeline.training_batches(
+    source,
+    transform,
+    batch_size=config.batch_size // jax.process_count(),
+    seed=config.seed,
+    num_threads=data.num_threads,
+    num_workers=data.num_workers,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def _evaluate(
+  config: ConfigDict,
+  model_config: SegGPTConfig,
+  source: FolderSource,
+  mesh: Mesh,
+  eval_step: Callable[..., StepOutput],
+  state: TrainState,
+  step: int,
+  monitor: Monitor,
+) -> dict[str, float]:
+  """Loss, mIoU and IoU of each class on the fixed validation pairs; a panel of the first ones."""
+  transform = transforms.EvaluationPair(model_config.canvas_size, model_config.patch_size, config.data.num_classes)
+  batches = pipeline.evaluation_batches(
+    source,
+    transform,
+    batch_size=config.batch_size // jax.process_count(),
+    num_pairs=config.eval_pairs,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  confusion, losses, counts = np.zeros((config.data.num_classes,) * 2, np.int64), [], []
+  for index, batch in enumerate(batches):
+    output = eval_step(state.params, sharding.put_batch(mesh, batch))
+    confusion += np.asarray(output.confusion)
+    # Each pair hides equally many patches, so the mean over pairs is the mean over pixels.
+    losses.append(float(output.loss))
+    counts.append(int(batch["valid"].sum()))
+    if index == 0:
+      monitor.panels(step, "val", batch, _local(output.colours), model_config)
+  result = {"loss": float(np.average(losses, weights=counts)), "miou": float(mean_iou(confusion))}
+  result |= {f"iou_{index}": float(value) for index, value in enumerate(iou_from_confusion(confusion))}
+  monitor.log(step, "val", result)
+  return result
+
+
+def _dtype(config: ConfigDict) -> jnp.dtype:
+  if config.model.dtype == "auto":
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+  return jnp.dtype(config.model.dtype)
+
+
+def _random_params(model_config: SegGPTConfig, seed: int) -> weights.Params:
+  return weights.split(SegGPT(model_config, rngs=nnx.Rngs(seed)))[1]
+
+
+def _float32(params: dict[str, np.ndarray]) -> weights.Params:
+  return {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
+
+
+def _local(array: jax.Array) -> np.ndarray:
+  """This process's part of an array that is split along the batch."""
+  shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+  return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def _stop_if_not_finite(step: int, output: StepOutput) -> None:
+  loss = float(output.loss)
+  if not np.isfinite(loss):
+    raise FloatingPointError(f"step {step}: the loss is {loss}; lower config.optim.peak or look at the data")
+
+
+def _write_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
+  if jax.process_index() == 0:
+    path = Path(workdir) / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    os.replace(scratch, path)
+
+
+def _describe(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh) -> str:
+  height, width = model_config.canvas_size
+  shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+  return (
+    f"canvas {height} x {width}, {config.data.num_classes} classes, {_dtype(config).name} on "
+    f"{jax.device_count()} x {jax.devices()[0].device_kind} ({shape})"
+  )

@@ -1,0 +1,75 @@
+"""Where arrays live: a mesh ("data", "fsdp") and one table of rules for the parameters.
+
+A batch is split over both axes, so every device gets its own pairs. Parameters, and with them gradients and optimiser
+state, are split over "fsdp" and copied over "data"; `jax.jit` puts in the gathers and reductions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from seggpt_jax.errors import InputError
+
+# First match wins; the dimensions after a name are the parameter's. A dimension that the fsdp axis does not divide is
+# left whole. Everything else (norms, biases, tokens, relative positions: under 1 % of the network) is copied.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+  (r"(qkv|fc1)\.kernel$", PartitionSpec(None, "fsdp")),  # [in, out]: split what the block widens to
+  (r"(proj|fc2)\.kernel$", PartitionSpec("fsdp", None)),  # ... and what it narrows from
+  (r"(patch_embed|decoder_embed)\.kernel$", PartitionSpec(None, "fsdp")),
+  (r"", PartitionSpec()),
+)
+
+
+def make_mesh(data: int, fsdp: int) -> Mesh:
+  """The mesh over all devices.
+
+  Args:
+    data: size of the axis that copies parameters; -1 takes what is left.
+    fsdp: size of the axis that splits them.
+
+  Raises:
+    InputError: the sizes do not multiply to the number of devices.
+  """
+  count = jax.device_count()
+  data = count // fsdp if data == -1 else data
+  if data * fsdp != count:
+    raise InputError(f"mesh.data x mesh.fsdp: found {data} x {fsdp}, expected them to multiply to {count} devices")
+  return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Splits the leading dimension over all devices."""
+  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
+  """The sharding that the table gives to one parameter."""
+  spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+  fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=False)]
+  return NamedSharding(mesh, PartitionSpec(*fits))
+
+
+def tree_sharding(mesh: Mesh, tree: Any) -> Any:
+  """The shardings of a tree that holds parameters under their names at any depth, such as an optimiser state."""
+
+  def leaf(path: tuple[Any, ...], value: Any) -> NamedSharding:
+    names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+    return param_sharding(mesh, names[-1], value.shape) if names else replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+  """This process's share of a batch -> arrays of the whole batch, spread over the mesh."""
+  sharding = batch_sharding(mesh)
+  return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
