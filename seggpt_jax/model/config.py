@@ -43,10 +43,6 @@ class SegGPTConfig:
   image_std: tuple[float, float, float] = IMAGENET_STD
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):  # JSON has lists only
-      value = getattr(self, field.name)
-      if isinstance(value, list):
-        object.__setattr__(self, field.name, tuple(value))
     grid_size(self.canvas_size, self.patch_size)
     if self.width % self.num_heads:
       raise ValueError(f"width: found {self.width}, expected a multiple of num_heads = {self.num_heads}")
@@ -80,7 +76,7 @@ class SegGPTConfig:
     unknown = sorted(set(values) - known)
     if unknown:
       raise ValueError(f"model config: found unknown key {unknown[0]!r}, expected only {', '.join(sorted(known))}")
-    return cls(**values)
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})  # JSON has lists only
 
 
 VARIANTS: dict[str, SegGPTConfig] = {
