@@ -1,6 +1,6 @@
 """Trains the tiny SegGPT from random weights on a folder of your own: for trying things out on a laptop.
 
-  python train.py --config configs/tiny.py --workdir runs/tiny --config.data.path=DATASET --config.data.num_classes=3
+python train.py --config configs/tiny.py --workdir runs/tiny --config.data.path=DATASET --config.data.num_classes=3
 """
 
 from ml_collections import ConfigDict

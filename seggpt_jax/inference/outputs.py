@@ -29,8 +29,8 @@ def overlay(
   opacity: float = 0.6,
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Tints an image with the colours of its classes; the background stays as it is."""
-  tint = opacity * (labels > 0)[..., None]
-  return np.round(image * (1.0 - tint) + palette[labels] * tint).astype(np.uint8)
+  tinted = Image.blend(Image.fromarray(image), Image.fromarray(palette[labels]), opacity)
+  return np.where((labels > 0)[..., None], np.asarray(tinted), image)
 
 
 def concat(

@@ -113,7 +113,7 @@ class Predictor:
       image: the query, uint8 `[H, W, 3]`.
       prompts: pairs of a uint8 image `[h, w, 3]` and its integer label map `[h, w]`, each of any size; all are
         ensembled, in any order.
-      palette: the colour of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`.
+      palette: the colour of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes.
       split: cuts the query and every prompt into `split x split` tiles. Each tile of each prompt is a prompt for each
         tile of the query: small things come out larger, at `split**4` times the work.
       seg_type: "semantic" or "instance".
@@ -209,9 +209,8 @@ def decode(colours: UInt8[np.ndarray, "h w 3"], palette: Num[np.ndarray, "n 3"])
   filled = np.concatenate([palette, np.repeat(palette[:1], rows - len(palette), axis=0)])[None].astype(np.float32)
   blocks = tiling.pixel_blocks(colours.reshape(-1, 3), _BLOCK[0] * _BLOCK[1], fill=0)
   labels = [_decode_block(block.reshape(1, *_BLOCK, 3), filled) for block in blocks]
-  return np.concatenate([np.asarray(block).reshape(-1) for block in labels])[: colours[..., 0].size].reshape(
-    colours.shape[:2]
-  )
+  height, width, _ = colours.shape
+  return np.concatenate([np.ravel(block) for block in labels])[: height * width].reshape(height, width)
 
 
 def _tiles_at_once(tiles: int, prompts: int, max_canvases: int) -> int:
@@ -243,7 +242,10 @@ def _check_prompts(prompts: Sequence[Prompt]) -> None:
 
 def _check_palette(palette: np.ndarray | None, num_classes: int) -> np.ndarray:
   if palette is None:
-    return palette_lib.fixed_palette(max(num_classes, 2))
+    palette = palette_lib.fixed_palette(max(num_classes, 2))
+    if len(palette) < num_classes:
+      raise InputError(f"palette: found none for {num_classes} classes, the fixed one has {len(palette)} colours")
+    return palette
   if palette.ndim != 2 or palette.shape[1] != 3 or len(palette) < num_classes:
     raise InputError(f"palette: found {list(palette.shape)}, expected [N, 3] with N >= {num_classes} classes")
   if palette.min() < 0 or palette.max() > 255:

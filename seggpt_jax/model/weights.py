@@ -30,7 +30,7 @@ from seggpt_jax.model.attention import linear_resize_matrix
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 
-Params = dict[str, jax.Array]
+Params = dict[str, Any]  # jax.Array, np.ndarray, or only its ShapeDtypeStruct
 
 
 def split(model: SegGPT) -> tuple[nnx.GraphDef, Params]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,21 +12,9 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.inference import predictor as predictor_lib
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.predictor import Prediction, Predictor
-from seggpt_jax.model import weights
-from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.model.seggpt import SegGPT
 
-CONFIG = dataclasses.replace(
-  VARIANTS["tiny"], canvas_size=(64, 32), posemb_size=4, width=32, depth=3, num_heads=2, mlp_dim=64, feature_taps=(1, 2)
-)
-SIZE = 32
-
-
-@pytest.fixture(scope="module")
-def model():
-  graph, params = weights.split(SegGPT(CONFIG, rngs=nnx.Rngs(0)))
-  # As initialised the network paints grey whatever it is shown; louder weights make its answers differ.
-  return weights.merge(graph, {name: value * 4.0 for name, value in params.items()})
+SIZE = 32  # of the square that the model of these tests sees
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +37,11 @@ def call_directly(model, query, prompts, colours):
   """One canvas for each prompt, painted by the model itself; colours of the query as float."""
   images = np.stack([np.concatenate([image, query]) for image, _ in prompts])
   targets = np.stack([np.concatenate([colours[labels], np.zeros_like(query)]) for _, labels in prompts])
-  mask = np.broadcast_to(canvas.lower_half_mask(CONFIG.grid), (len(prompts), *CONFIG.grid))
+  mask = np.broadcast_to(canvas.lower_half_mask(model.config.grid), (len(prompts), *model.config.grid))
   images, targets = (canvas.normalise(jnp.asarray(x)) for x in (images, targets))
-  painted = model(images, targets, jnp.asarray(mask), prompts_per_query=len(prompts))
-  return np.mean(canvas.unnormalise(painted)[:, SIZE:], axis=0)
+  run = nnx.jit(SegGPT.__call__, static_argnames="prompts_per_query")
+  painted = run(model, images, targets, jnp.asarray(mask), prompts_per_query=len(prompts))
+  return np.asarray(canvas.unnormalise(jnp.mean(painted[:, SIZE:], axis=0)))
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -63,9 +49,7 @@ def test_an_ensemble_of_prompts_is_one_call_of_the_network(model, predictor, cou
   query, prompts = picture(0), make_prompts(count)
   expected = call_directly(model, query, prompts, palette.fixed_palette(3))
   prediction = predictor.predict(query, prompts)
-  # Rounded to whole colours once; the clip before or after the mean moves the row beside the prompt.
-  np.testing.assert_allclose(prediction.colours[1:], expected[1:], atol=0.51)
-  np.testing.assert_allclose(prediction.colours[:1], expected[:1], atol=20)
+  np.testing.assert_allclose(prediction.colours, expected, atol=0.51)  # rounded to whole colours
   assert np.std(prediction.colours) > 10  # or nothing was compared
 
 
@@ -96,10 +80,9 @@ def test_split_prompts_every_tile_with_all_tiles_of_all_prompts(model, predictor
   assert len(tiles) == 8
   painted = [call_directly(model, quarter, tiles, palette.fixed_palette(3)) for quarter in quarters(query)]
   expected = np.concatenate([np.concatenate(painted[:2], axis=1), np.concatenate(painted[2:], axis=1)])
-  inner = np.r_[1:SIZE, SIZE + 1 : 2 * SIZE]
-  for max_canvases in (1, 16, 1000):  # one tile, two tiles and all four at a time
+  for max_canvases in (1, 16):  # one tile at a time, and two
     prediction = Predictor(model, max_canvases=max_canvases).predict(query, prompts, split=2)
-    np.testing.assert_allclose(prediction.colours[inner], expected[inner], atol=0.51)
+    np.testing.assert_allclose(prediction.colours, expected, atol=0.51)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +122,8 @@ def test_decoding_in_blocks_is_decoding(num_colours):
 
 def test_more_than_256_classes_keep_their_indices(predictor):
   image, labels = make_prompts(1, num_classes=2)[0]
-  prediction = predictor.predict(picture(6), [(image, labels * 300)])
+  own = np.random.default_rng(0).integers(0, 256, (301, 3))
+  prediction = predictor.predict(picture(6), [(image, labels * 300)], palette=own)
   assert prediction.labels.dtype == np.uint16
   assert set(np.unique(prediction.labels)) <= {0, 300}
 
@@ -159,16 +143,17 @@ def test_semantic_and_instance_are_different_questions(predictor):
   assert (semantic != predictor.predict(query, prompts, seg_type="instance").colours).any()
 
 
-def test_the_weights_on_disk_give_the_same_answer(model, predictor, tmp_path):
-  weights.save_weights(tmp_path / "weights", weights.split(model)[1], CONFIG)
+def test_the_weights_on_disk_give_the_same_answer(weights_directory, predictor):
   query, prompts = picture(9), make_prompts(1)
-  loaded = Predictor.from_checkpoint(tmp_path / "weights")
-  np.testing.assert_array_equal(
-    loaded.predict(query, prompts).colours, predictor.predict(query, prompts).colours
-  )
-  half = Predictor.from_checkpoint(tmp_path / "weights", dtype=jnp.bfloat16)
-  assert jax.tree.leaves(half._params)[0].dtype == jnp.float32
-  assert half.predict(query, prompts).labels.shape == (SIZE, SIZE)
+  loaded = Predictor.from_checkpoint(weights_directory)
+  np.testing.assert_array_equal(loaded.predict(query, prompts).colours, predictor.predict(query, prompts).colours)
+
+
+def test_bfloat16_is_close_and_can_be_asked_for(weights_directory, predictor):
+  query, prompts = picture(9), make_prompts(1)
+  half = Predictor.from_checkpoint(weights_directory, dtype=jnp.bfloat16).predict(query, prompts).colours
+  difference = np.abs(half.astype(float) - predictor.predict(query, prompts).colours)
+  assert 0 < np.mean(difference) < 2
 
 
 def test_a_prediction_shows_what_it_found():
@@ -188,24 +173,19 @@ IMAGE, LABELS = picture(0), np.zeros((SIZE, SIZE), np.int32)
     ({"image": IMAGE[..., 0]}, "expected uint8 [H, W, 3]"),
     ({"image": IMAGE[:0]}, "expected uint8 [H, W, 3]"),
     ({"prompts": []}, "prompts: found none"),
-    ({"prompts": [(IMAGE,)]}, "prompts[0]: found 1 arrays"),
     ({"prompts": [(IMAGE, LABELS), (IMAGE, LABELS[:5])]}, "prompts[1] labels: found int32 [5, 32]"),
     ({"prompts": [(IMAGE, LABELS.astype(float))]}, "prompts[0] labels: found float64"),
     ({"prompts": [(IMAGE, LABELS - 1)]}, "found values -1..-1"),
     ({"prompts": [(IMAGE[..., :1], LABELS)]}, "prompts[0] image: found uint8 [32, 32, 1]"),
     ({"split": 0}, "split: found 0"),
-    ({"seg_type": "panoptic"}, "seg_type: found 'panoptic'"),
-    ({"palette": np.zeros((1, 3))}, None),
     ({"prompts": [(IMAGE, LABELS + 2)], "palette": np.zeros((2, 3))}, "expected [N, 3] with N >= 3"),
+    ({"prompts": [(IMAGE, LABELS + 256)]}, "palette: found none for 257 classes"),
     ({"palette": np.zeros((2, 4))}, "palette: found [2, 4]"),
     ({"palette": np.full((2, 3), 256)}, "palette: found values 256..256"),
   ],
 )
 def test_wrong_input_is_one_line_that_says_what_was_expected(predictor, arguments, words):
   arguments = {"image": IMAGE, "prompts": [(IMAGE, LABELS)], **arguments}
-  if words is None:  # a palette of one colour is enough where there is only background
-    predictor.predict(**arguments)
-    return
   with pytest.raises(InputError) as error:
     predictor.predict(**arguments)
   assert words in str(error.value)
