@@ -6,27 +6,34 @@ from the colours a network painted. Class 0 is the background everywhere.
 
 from __future__ import annotations
 
-import colorsys
-from typing import Literal
+import functools
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Num, UInt8
 
-PaletteMode = Literal["random", "black_background", "fixed"]
-PALETTE_MODES: tuple[str, ...] = ("random", "black_background", "fixed")
+PALETTE_MODES = ("random", "black_background", "fixed")
+
+
+@functools.cache
+def _spread_colours() -> UInt8[np.ndarray, "256 3"]:
+  """Black, white, then always the colour of a 9 x 9 x 9 lattice that is farthest from all before it."""
+  levels = np.linspace(0, 255, 9).round()
+  lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+  chosen = [lattice[0], lattice[-1]]
+  nearest = np.min([np.linalg.norm(lattice - colour, axis=1) for colour in chosen], axis=0)
+  while len(chosen) < 256:
+    chosen.append(lattice[np.argmax(nearest)])
+    nearest = np.minimum(nearest, np.linalg.norm(lattice - chosen[-1], axis=1))
+  return np.array(chosen, np.uint8)
 
 
 def fixed_palette(num_classes: int) -> UInt8[np.ndarray, "n 3"]:
-  """The palette of inference and of `palette="fixed"`: black, white for the first class, then bright hues.
+  """The palette of inference and of mode "fixed": black, white for the first class, then colours far from all before.
 
-  Hues step by the golden ratio, so that any number of neighbours in the list stay apart.
+  A palette of fewer classes is the beginning of one of more; 256 at most.
   """
-  colours = [(0, 0, 0), (255, 255, 255)]
-  for index in range(num_classes - 2):
-    value = (1.0, 0.62)[(index // 8) % 2]
-    colours.append(tuple(round(255 * c) for c in colorsys.hsv_to_rgb((index * 0.618034) % 1.0, 1.0, value)))
-  return np.array(colours[:num_classes], np.uint8)
+  return _spread_colours()[:num_classes].copy()
 
 
 def min_distance(num_classes: int) -> float:
@@ -38,9 +45,7 @@ def min_distance(num_classes: int) -> float:
   return 0.6 * 255.0 / num_classes ** (1 / 3)
 
 
-def sample_palette(
-  generator: np.random.Generator, num_classes: int, mode: PaletteMode = "random"
-) -> UInt8[np.ndarray, "n 3"]:
+def sample_palette(generator: np.random.Generator, num_classes: int, mode: str = "random") -> UInt8[np.ndarray, "n 3"]:
   """Draws the colours of one training pair.
 
   Random colours for all classes keep the network reading the prompt; a fixed black and white pair was found to
@@ -64,7 +69,7 @@ def sample_palette(
   least = min_distance(num_classes)
   colours = [np.zeros(3)] if mode == "black_background" else []
   while len(colours) < num_classes:
-    # Early colours can leave no room for the last ones: loosen slowly instead of drawing for ever.
+    # Early colours can leave no room for the last ones: then all are drawn anew.
     candidates = generator.integers(0, 256, (32, 3)).astype(np.float64)
     distances = [np.linalg.norm(candidates - c[None], axis=1) for c in colours]
     nearest = np.min(distances, axis=0) if colours else np.full(32, np.inf)

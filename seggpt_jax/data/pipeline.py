@@ -80,8 +80,10 @@ def training_batches(
   _check_size(source, "training data")
   pairs = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(_PairUp(source, transform))
   pairs = pairs.map(lambda pair: {**pair, "valid": np.True_})
-  options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * batch_size)
-  dataset = pairs[process_index::process_count].to_iter_dataset(options).batch(batch_size)
+  # Batched by index, before threads and workers divide the work: each of them makes whole batches, so that it does not
+  # matter how many there are.
+  batches = pairs[process_index::process_count].batch(batch_size)
+  dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
   if num_workers:
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
   return iter(dataset)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -28,6 +28,7 @@ class Sample(TypedDict):
   name: str
 
 
+@runtime_checkable
 class Source(Protocol):
   """Random access to labelled images."""
 

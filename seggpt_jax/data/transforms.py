@@ -138,7 +138,7 @@ class TrainingPair:
   canvas_size: tuple[int, int]
   patch_size: int
   num_classes: int
-  palette_mode: palette.PaletteMode
+  palette_mode: str
   mask_ratio: float
   lower_half_share: float
   augmentation: Augmentation
