@@ -1,0 +1,74 @@
+"""Segments a folder of images by example.
+
+  python infer.py --model-path weights/vit_large --prompt-img-dir prompts/images --prompt-label-dir prompts/labels \\
+    --dataset-dir photos --top-k 5 --outdir out
+
+Writes out/label (class indices), out/color, out/concat (pictures to look at), and out/metrics.json where the dataset
+has labels. Files belong together by their name without ending.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from seggpt_jax.data.sources import LABEL_MODES
+from seggpt_jax.errors import InputError, run_main
+from seggpt_jax.inference import batch
+from seggpt_jax.inference.predictor import Predictor
+
+_MODEL_PATH = flags.DEFINE_string(
+  "model-path", None, "Weights of convert_torch_weights.py, or a run of train.py.", required=True
+)
+_PROMPT_IMG_DIR = flags.DEFINE_string("prompt-img-dir", None, "Images of the prompts.", required=True)
+_PROMPT_LABEL_DIR = flags.DEFINE_string("prompt-label-dir", None, "Label maps of the prompts.", required=True)
+_DATASET_DIR = flags.DEFINE_string(
+  "dataset-dir", None, "The queries: a folder with images/ and perhaps labels/, or a folder of images.", required=True
+)
+_MAPPING = flags.DEFINE_string(
+  "mapping",
+  None,
+  "JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve every query.",
+)
+_TOP_K = flags.DEFINE_integer("top-k", 1, "The most prompts that a query gets.", lower_bound=1)
+_SPLIT = flags.DEFINE_integer("split", 1, "Cuts queries and prompts into n x n tiles, for small things.", lower_bound=1)
+_OUTDIR = flags.DEFINE_string("outdir", None, "Folder of the results.", required=True)
+_LABELS = flags.DEFINE_enum(
+  "labels", "index", LABEL_MODES, "How label files are read: values are class indices, or above --threshold is class 1."
+)
+_THRESHOLD = flags.DEFINE_integer(
+  "threshold", None, "For --labels=binary, 0 by default; 127 suits masks stored as JPEG.", 0, 255
+)
+_SEG_TYPE = flags.DEFINE_enum("seg-type", "semantic", ["semantic", "instance"], "What the prompts mark.")
+
+for _name in [name for name in flags.FLAGS if "-" in name]:  # absl's habit is underscores: both are understood
+  flags.DEFINE_alias(_name.replace("-", "_"), _name)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
+  if _LABELS.value == "index" and _THRESHOLD.value is not None:
+    raise InputError("--threshold: found with --labels=index, expected only with --labels=binary")
+  queries = batch.list_queries(
+    _DATASET_DIR.value, _PROMPT_IMG_DIR.value, _PROMPT_LABEL_DIR.value, _MAPPING.value, _TOP_K.value
+  )
+  if not _MAPPING.value:
+    names = ", ".join(files.image.name for files in queries[0].prompts)
+    print(f"no --mapping: every query is prompted by {names}")
+  predictor = Predictor.from_checkpoint(_MODEL_PATH.value)
+  metrics = batch.run(
+    predictor,
+    queries,
+    _OUTDIR.value,
+    split=_SPLIT.value,
+    seg_type=_SEG_TYPE.value,
+    labels=_LABELS.value,
+    threshold=_THRESHOLD.value or 0,
+  )
+  if metrics:
+    print(batch.report(metrics))
+  print(f"written: {_OUTDIR.value}")
+
+
+if __name__ == "__main__":
+  run_main(main)

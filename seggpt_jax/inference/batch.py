@@ -1,0 +1,276 @@
+"""The work behind infer.py: a folder of images, a folder of prompts, a folder of results.
+
+In: paths. Out: for each query label/NAME.png, color/NAME.png and concat/NAME.png, and metrics.json where the queries
+have labels. Files belong together by their name without ending.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int, Integer
+from tqdm import tqdm
+
+from seggpt_jax.data.sources import LabelMode, list_images, read_image, read_labels
+from seggpt_jax.errors import InputError
+from seggpt_jax.inference import outputs, tiling
+from seggpt_jax.inference.predictor import Predictor, Prompt
+from seggpt_jax.metrics import iou
+from seggpt_jax.model.seggpt import SegType
+
+_BLOCK = 2**18  # pixels counted at a time
+_CACHED_PROMPTS = 256  # of the tile's size: 200 MB for the released weights
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptFiles:
+  """A prompt on disk."""
+
+  image: Path
+  labels: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+  """An image to segment: its files, and its prompts, best first."""
+
+  name: str
+  image: Path
+  truth: Path | None
+  prompts: tuple[PromptFiles, ...]
+
+
+def list_queries(
+  dataset_dir: str | os.PathLike,
+  prompt_img_dir: str | os.PathLike,
+  prompt_label_dir: str | os.PathLike,
+  mapping: str | os.PathLike | None = None,
+  top_k: int = 1,
+) -> list[Query]:
+  """Finds all files of a run and checks that they are there, before anything is read or computed.
+
+  Args:
+    dataset_dir: a folder with images/ and perhaps labels/, or a folder of images.
+    prompt_img_dir: images of the prompts.
+    prompt_label_dir: their label maps.
+    mapping: JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve every query.
+    top_k: the most prompts that a query gets.
+
+  Returns:
+    One for each image of the dataset, by name.
+
+  Raises:
+    InputError: a folder or file is missing, or the mapping does not fit the files; names it.
+  """
+  images, truths = _dataset(Path(dataset_dir))
+  prompts = {"image": list_images(prompt_img_dir), "label": list_images(prompt_label_dir)}
+  folders = {"image": prompt_img_dir, "label": prompt_label_dir}
+  chosen = None if mapping is None else read_mapping(mapping)
+
+  def find(stem: str, said_by: str) -> PromptFiles:
+    for kind, files in prompts.items():
+      if stem not in files:
+        raise InputError(f"{said_by}: found no prompt {kind} for it, expected {Path(folders[kind]) / stem}.*")
+    return PromptFiles(prompts["image"][stem], prompts["label"][stem])
+
+  def prompts_of(stem: str, path: Path) -> tuple[PromptFiles, ...]:
+    if chosen is None:
+      return tuple(find(name, str(file)) for name, file in list(prompts["image"].items())[:top_k])
+    if stem not in chosen:
+      raise InputError(f"{mapping}: found no key {path.name!r}, expected one for every image of {dataset_dir}")
+    return tuple(find(Path(file).stem, f"{mapping}: {path.name}: {file}") for file in chosen[stem][:top_k])
+
+  return [Query(stem, path, truths.get(stem), prompts_of(stem, path)) for stem, path in images.items()]
+
+
+def _dataset(directory: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+  if not (directory / "images").is_dir():
+    return list_images(directory), {}
+  labels = directory / "labels"
+  return list_images(directory / "images"), list_images(labels) if labels.is_dir() else {}
+
+
+def read_mapping(path: str | os.PathLike) -> dict[str, list[str]]:
+  """Which prompts serve which query.
+
+  Args:
+    path: JSON file {query file: [prompt files, best first]}.
+
+  Returns:
+    The prompt files of each query, under the query's name without ending.
+
+  Raises:
+    InputError: the file is missing, no JSON, or of another form.
+  """
+  try:
+    mapping = json.loads(Path(path).read_text())
+  except FileNotFoundError as error:
+    raise InputError(f"{path}: not found, expected a JSON file {{query file: [prompt files, best first]}}") from error
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+  if not isinstance(mapping, dict):
+    raise InputError(f"{path}: found {type(mapping).__name__}, expected an object {{query file: [prompt files]}}")
+  for key, files in mapping.items():
+    if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
+      raise InputError(f"{path}: {key}: found {json.dumps(files)}, expected a list of prompt file names")
+  return {Path(key).stem: files for key, files in mapping.items()}
+
+
+def run(
+  predictor: Predictor,
+  queries: Sequence[Query],
+  outdir: str | os.PathLike,
+  *,
+  split: int = 1,
+  seg_type: SegType = "semantic",
+  labels: LabelMode = "index",
+  threshold: int = 0,
+) -> dict[str, Any] | None:
+  """Segments every query and writes the results.
+
+  Args:
+    predictor: the network.
+    queries: as of `list_queries`.
+    outdir: folder of the results; is made where it is missing. Files of the same names are replaced.
+    split: see `Predictor.predict`.
+    seg_type: likewise.
+    labels: how label files are read, those of prompts and queries alike; see `data.sources.read_labels`.
+    threshold: likewise.
+
+  Returns:
+    What metrics.json holds; None when no query has labels.
+
+  Raises:
+    InputError: a file cannot be read or written, or a label map has another size than its image.
+  """
+  outdir = Path(outdir)
+  # Metrics of an earlier run are no longer true of what this one writes.
+  outputs.remove(outdir / "metrics.json")
+  reading = (labels, threshold)
+  size = (split * predictor.tile_size[0], split * predictor.tile_size[1])
+  most_prompts = max(len(query.prompts) for query in queries)
+  read_prompt = functools.lru_cache(max(_CACHED_PROMPTS // split**2, most_prompts))(
+    functools.partial(_read_prompt, reading=reading, size=size)
+  )
+  scores = Scores()
+  with tqdm(queries, desc="infer", unit="image") as bar:
+    for query in bar:
+      image = read_image(query.image)
+      truth = None if query.truth is None else _read_label_map(query.truth, query.image, image, reading)
+      prompts = [read_prompt(files) for files in query.prompts]
+      prediction = predictor.predict(image, prompts, split=split, seg_type=seg_type)
+      outputs.write_prediction(outdir, query.name, image, prompts, prediction, truth)
+      if truth is not None:
+        scores.add(query.name, prediction.labels, truth)
+  if not scores.per_image:
+    return None
+  metrics = scores.summary(unscored=[query.name for query in queries if query.truth is None])
+  outputs.write_json(outdir / "metrics.json", metrics)
+  return metrics
+
+
+def _read_prompt(files: PromptFiles, reading: tuple[LabelMode, int], size: tuple[int, int]) -> Prompt:
+  """A prompt as small as the network takes it: `predict` finds it of the right size already."""
+  image = read_image(files.image)
+  labels = _read_label_map(files.labels, files.image, image, reading)
+  return tiling.resize_image(image, size), tiling.resize_labels(labels, size)
+
+
+def _read_label_map(path: Path, image_path: Path, image: np.ndarray, reading: tuple[LabelMode, int]) -> np.ndarray:
+  labels = read_labels(path, *reading)
+  if labels.shape != image.shape[:2]:
+    found, expected = (f"{height} x {width} pixels" for height, width in (labels.shape, image.shape[:2]))
+    raise InputError(f"{path}: found {found}, expected {expected} as {image_path} has")
+  return labels
+
+
+class Scores:
+  """The IoU of every image of a run, and the confusion counts of all of them."""
+
+  def __init__(self):
+    self.total = np.zeros((2, 2), np.int64)
+    self.per_image: dict[str, list[float | None]] = {}
+
+  def add(self, name: str, predicted: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"]) -> None:
+    """Counts one image; a class beyond those seen so far enlarges the table."""
+    n = max(len(self.total), 1 + int(predicted.max()), 1 + int(truth.max()))
+    confusion = confusion_counts(predicted, truth, n)
+    self.total = np.pad(self.total, (0, n - len(self.total))) + confusion
+    self.per_image[name] = _ious(confusion)
+
+  def summary(self, unscored: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything as plain values; None is the IoU of a class that neither truth nor prediction has.
+
+    Args:
+      unscored: names of images without labels.
+
+    Returns:
+      `images` (their number), `unscored` (names), `miou` and `foreground_miou` (of the summed counts, the latter
+      without class 0), `classes` (one entry for each: IoU and pixel counts), and `per_image`: IoU of each class and
+      their mean, by name.
+    """
+    total, ious = self.total, _ious(self.total)
+    # An image counted before the table was enlarged has none of the later classes.
+    per_image = {name: scores + [None] * (len(ious) - len(scores)) for name, scores in self.per_image.items()}
+    return {
+      "images": len(per_image),
+      "unscored": list(unscored),
+      "miou": _mean(ious),
+      "foreground_miou": _mean(ious[1:]),
+      "classes": [
+        {
+          "class": index,
+          "iou": ious[index],
+          "intersection_pixels": int(total[index, index]),
+          "truth_pixels": int(total[index].sum()),
+          "predicted_pixels": int(total[:, index].sum()),
+        }
+        for index in range(len(ious))
+      ],
+      "per_image": {name: {"miou": _mean(scores), "iou": scores} for name, scores in per_image.items()},
+    }
+
+
+_count_block = jax.jit(iou.confusion_counts, static_argnames="num_classes")
+
+
+def confusion_counts(
+  predicted: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"], num_classes: int
+) -> Int[np.ndarray, "n n"]:
+  """`iou.confusion_counts` for one image of any size without compiling for that size; int64."""
+  # -1 is no class, so what fills up the last block is not counted.
+  blocks = (tiling.pixel_blocks(labels.reshape(-1).astype(np.int32), _BLOCK, fill=-1) for labels in (predicted, truth))
+  counts = [_count_block(p, t, num_classes=num_classes) for p, t in zip(*blocks, strict=True)]
+  return np.sum([np.asarray(table, np.int64) for table in counts], axis=0)
+
+
+def report(metrics: dict[str, Any]) -> str:
+  """The numbers of a run as a short table."""
+
+  def percent(score: float | None) -> str:
+    return "     -" if score is None else f"{score:6.1%}"
+
+  lines = [f"IoU over {metrics['images']} labelled images"]
+  lines += [f"  class {entry['class']:<3} {percent(entry['iou'])}" for entry in metrics["classes"]]
+  lines += [f"  mean      {percent(metrics['miou'])}", f"  foreground{percent(metrics['foreground_miou'])}"]
+  if metrics["unscored"]:
+    lines.append(f"  {len(metrics['unscored'])} images without labels")
+  return "\n".join(lines)
+
+
+def _ious(confusion: np.ndarray) -> list[float | None]:
+  return [None if math.isnan(score) else score for score in np.asarray(iou.iou_from_confusion(confusion)).tolist()]
+
+
+def _mean(ious: Sequence[float | None]) -> float | None:
+  present = [score for score in ious if score is not None]
+  return sum(present) / len(present) if present else None

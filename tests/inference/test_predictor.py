@@ -1,0 +1,197 @@
+"""The promise of the package: an image and some examples in, a label map of the image's size out."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from seggpt_jax import canvas, palette
+from seggpt_jax.errors import InputError
+from seggpt_jax.inference import predictor as predictor_lib
+from seggpt_jax.inference import tiling
+from seggpt_jax.inference.predictor import Prediction, Predictor
+from seggpt_jax.model.seggpt import SegGPT
+
+SIZE = 32  # of the square that the model of these tests sees
+
+
+@pytest.fixture(scope="module")
+def predictor(model):
+  return Predictor(model)
+
+
+def picture(seed, height=SIZE, width=SIZE):
+  return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def make_prompts(count, num_classes=3, height=SIZE, width=SIZE):
+  generator = np.random.default_rng(100)
+  return [
+    (picture(200 + index, height, width), generator.integers(0, num_classes, (height, width))) for index in range(count)
+  ]
+
+
+def call_directly(model, query, prompts, colours):
+  """One canvas for each prompt, painted by the model itself; colours of the query as float."""
+  images = np.stack([np.concatenate([image, query]) for image, _ in prompts])
+  targets = np.stack([np.concatenate([colours[labels], np.zeros_like(query)]) for _, labels in prompts])
+  mask = np.broadcast_to(canvas.lower_half_mask(model.config.grid), (len(prompts), *model.config.grid))
+  images, targets = (canvas.normalise(jnp.asarray(x)) for x in (images, targets))
+  run = nnx.jit(SegGPT.__call__, static_argnames="prompts_per_query")
+  painted = run(model, images, targets, jnp.asarray(mask), prompts_per_query=len(prompts))
+  return np.asarray(canvas.unnormalise(jnp.mean(painted[:, SIZE:], axis=0)))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_ensemble_of_prompts_is_one_call_of_the_network(model, predictor, count):
+  query, prompts = picture(0), make_prompts(count)
+  expected = call_directly(model, query, prompts, palette.fixed_palette(3))
+  prediction = predictor.predict(query, prompts)
+  np.testing.assert_allclose(prediction.colours, expected, atol=0.51)  # rounded to whole colours
+  assert np.std(prediction.colours) > 10  # or nothing was compared
+
+
+def test_labels_are_the_nearest_colours_of_classes_that_prompts_show(predictor):
+  query = picture(1)
+  prompts = [(image, labels * 3) for image, labels in make_prompts(2, num_classes=2)]  # classes 0 and 3
+  prediction = predictor.predict(query, prompts)
+  assert prediction.palette.shape == (4, 3)
+  assert prediction.classes == (0, 3)
+  distance = np.linalg.norm(prediction.colours[:, :, None] - prediction.palette[[0, 3]].astype(float), axis=-1)
+  np.testing.assert_array_equal(prediction.labels, np.array([0, 3])[np.argmin(distance, axis=-1)])
+  assert set(np.unique(prediction.labels)) == {0, 3}
+
+
+def test_the_order_of_the_prompts_does_not_matter(predictor):
+  query, prompts = picture(2), make_prompts(3)
+  first, last = predictor.predict(query, prompts), predictor.predict(query, prompts[::-1])
+  np.testing.assert_allclose(first.colours.astype(int), last.colours.astype(int), atol=1)
+
+
+def test_split_prompts_every_tile_with_all_tiles_of_all_prompts(model, predictor):
+  query, prompts = picture(3, 2 * SIZE, 2 * SIZE), make_prompts(2, height=2 * SIZE, width=2 * SIZE)
+
+  def quarters(array):
+    return [array[y : y + SIZE, x : x + SIZE] for y in (0, SIZE) for x in (0, SIZE)]
+
+  tiles = [pair for image, labels in prompts for pair in zip(quarters(image), quarters(labels), strict=True)]
+  assert len(tiles) == 8
+  painted = [call_directly(model, quarter, tiles, palette.fixed_palette(3)) for quarter in quarters(query)]
+  expected = np.concatenate([np.concatenate(painted[:2], axis=1), np.concatenate(painted[2:], axis=1)])
+  for max_canvases in (1, 16):  # one tile at a time, and two
+    prediction = Predictor(model, max_canvases=max_canvases).predict(query, prompts, split=2)
+    np.testing.assert_allclose(prediction.colours, expected, atol=0.51)
+
+
+@pytest.mark.parametrize(
+  "tiles, prompts, most, expected", [(1, 50, 16, 1), (4, 4, 16, 4), (9, 2, 16, 3), (16, 1, 7, 4)]
+)
+def test_tiles_go_in_equal_calls_within_the_limit(tiles, prompts, most, expected):
+  assert predictor_lib._tiles_at_once(tiles, prompts, most) == expected
+
+
+@pytest.mark.parametrize("height, width, split", [(1, 1, 1), (17, 91, 1), (45, 33, 2)])
+def test_any_size_in_the_same_size_out(predictor, height, width, split):
+  prompts = make_prompts(1, height=19, width=40) + make_prompts(1, height=50, width=7)
+  prediction = predictor.predict(picture(4, height, width), prompts, split=split)
+  assert prediction.labels.shape == (height, width)
+  assert prediction.labels.dtype == np.uint8
+  assert prediction.colours.shape == (height, width, 3)
+  assert prediction.colours.dtype == np.uint8
+
+
+def test_new_image_sizes_compile_nothing(predictor):
+  prompts = make_prompts(1)
+  predictor.predict(picture(5, 40, 40), prompts)
+  compiled = predictor_lib.paint._cache_size(), predictor_lib._decode_block._cache_size()
+  for height in range(41, 46):
+    predictor.predict(picture(5, height, 600), prompts)
+  assert (predictor_lib.paint._cache_size(), predictor_lib._decode_block._cache_size()) == compiled
+
+
+@pytest.mark.parametrize("num_colours", [1, 2, 5])
+def test_decoding_in_blocks_is_decoding(num_colours):
+  generator = np.random.default_rng(num_colours)
+  colours = generator.integers(0, 256, (700, 801, 3), np.uint8)  # more than two blocks
+  entries = generator.integers(0, 256, (num_colours, 3), np.uint8)
+  expected = palette.decode(jnp.asarray(colours)[None], jnp.asarray(entries)[None])[0]
+  np.testing.assert_array_equal(predictor_lib.decode(colours, entries), expected)
+
+
+def test_more_than_256_classes_keep_their_indices(predictor):
+  image, labels = make_prompts(1, num_classes=2)[0]
+  own = np.random.default_rng(0).integers(0, 256, (301, 3))
+  prediction = predictor.predict(picture(6), [(image, labels * 300)], palette=own)
+  assert prediction.labels.dtype == np.uint16
+  assert set(np.unique(prediction.labels)) <= {0, 300}
+
+
+def test_colours_of_a_palette_of_ones_own_are_what_the_network_sees(model, predictor):
+  query, prompts = picture(7), make_prompts(1, num_classes=2)
+  own = np.array([[10, 200, 30], [240, 20, 90]])
+  prediction = predictor.predict(query, prompts, palette=own)
+  np.testing.assert_array_equal(prediction.palette, own)
+  expected = call_directly(model, query, prompts, own.astype(np.uint8))
+  np.testing.assert_allclose(prediction.colours, expected, atol=0.51)
+
+
+def test_semantic_and_instance_are_different_questions(predictor):
+  query, prompts = picture(8), make_prompts(1)
+  semantic = predictor.predict(query, prompts).colours
+  assert (semantic != predictor.predict(query, prompts, seg_type="instance").colours).any()
+
+
+def test_the_weights_on_disk_give_the_same_answer(weights_directory, predictor):
+  query, prompts = picture(9), make_prompts(1)
+  loaded = Predictor.from_checkpoint(weights_directory)
+  np.testing.assert_array_equal(loaded.predict(query, prompts).colours, predictor.predict(query, prompts).colours)
+
+
+def test_bfloat16_is_close_and_can_be_asked_for(weights_directory, predictor):
+  query, prompts = picture(9), make_prompts(1)
+  half = Predictor.from_checkpoint(weights_directory, dtype=jnp.bfloat16).predict(query, prompts).colours
+  difference = np.abs(half.astype(float) - predictor.predict(query, prompts).colours)
+  assert 0 < np.mean(difference) < 2
+
+
+def test_a_prediction_shows_what_it_found():
+  labels = np.zeros((10, 20), np.uint8)
+  labels[:1] = 2
+  prediction = Prediction(labels, np.zeros((10, 20, 3), np.uint8), palette.fixed_palette(3), (0, 2))
+  assert repr(prediction) == "Prediction(10 x 20, class 0: 90.0%, class 2: 10.0%)"
+
+
+IMAGE, LABELS = picture(0), np.zeros((SIZE, SIZE), np.int32)
+
+
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    ({"image": IMAGE.astype(np.float32)}, "image: found float32"),
+    ({"image": IMAGE[..., 0]}, "expected uint8 [H, W, 3]"),
+    ({"image": IMAGE[:0]}, "expected uint8 [H, W, 3]"),
+    ({"prompts": []}, "prompts: found none"),
+    ({"prompts": [(IMAGE, LABELS), (IMAGE, LABELS[:5])]}, "prompts[1] labels: found int32 [5, 32]"),
+    ({"prompts": [(IMAGE, LABELS.astype(float))]}, "prompts[0] labels: found float64"),
+    ({"prompts": [(IMAGE, LABELS - 1)]}, "found values -1..-1"),
+    ({"prompts": [(IMAGE[..., :1], LABELS)]}, "prompts[0] image: found uint8 [32, 32, 1]"),
+    ({"split": 0}, "split: found 0"),
+    ({"prompts": [(IMAGE, LABELS + 2)], "palette": np.zeros((2, 3))}, "expected [N, 3] with N >= 3"),
+    ({"prompts": [(IMAGE, LABELS + 256)]}, "palette: found none for 257 classes"),
+    ({"palette": np.zeros((2, 4))}, "palette: found [2, 4]"),
+    ({"palette": np.full((2, 3), 256)}, "palette: found values 256..256"),
+  ],
+)
+def test_wrong_input_is_one_line_that_says_what_was_expected(predictor, arguments, words):
+  arguments = {"image": IMAGE, "prompts": [(IMAGE, LABELS)], **arguments}
+  with pytest.raises(InputError) as error:
+    predictor.predict(**arguments)
+  assert words in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_prompts_already_of_the_network_size_are_taken_as_they_are():
+  image = picture(0, 64, 64)
+  np.testing.assert_array_equal(tiling.join(tiling.image_tiles(image, 2, (32, 32))), image)

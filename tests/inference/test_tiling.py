@@ -1,0 +1,55 @@
+"""A tile in the wrong place puts a mask on the wrong part of the picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seggpt_jax.inference import tiling
+
+
+def noise(*shape):
+  return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(12, 24), (12, 24, 3)])
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_tiles_are_the_picture_read_row_by_row_and_join_to_it_again(shape, split):
+  picture = noise(*shape)
+  tiles = tiling.cut(picture, split)
+  height, width = shape[0] // split, shape[1] // split
+  for row in range(split):
+    for column in range(split):
+      window = picture[row * height : (row + 1) * height, column * width : (column + 1) * width]
+      np.testing.assert_array_equal(tiles[row * split + column], window)
+  np.testing.assert_array_equal(tiling.join(tiles), picture)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (7, 31), (100, 40)])
+def test_labels_are_resized_as_training_does_with_pillow_and_wide_indices_survive(size):
+  labels = noise(37, 53)
+  expected = np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
+  np.testing.assert_array_equal(tiling.resize_labels(labels, size), expected)
+  np.testing.assert_array_equal(tiling.resize_labels(labels.astype(np.int64) + 1000, size), expected.astype(int) + 1000)
+
+
+def test_tiles_of_an_odd_picture_have_the_network_size():
+  assert tiling.image_tiles(noise(37, 53, 3), 3, (16, 16)).shape == (9, 16, 16, 3)
+  assert tiling.label_tiles(noise(37, 53), 3, (16, 16)).shape == (9, 16, 16)
+
+
+def test_resizing_painted_colours_never_makes_a_colour_beyond_the_painted_ones():
+  edge = np.zeros((8, 8, 3), np.uint8) + 100
+  edge[:, 4:] = 180
+  resized = tiling.resize_colours(edge, (33, 29))
+  assert resized.min() == 100
+  assert resized.max() == 180
+
+
+def test_blocks_hold_every_pixel_once_and_the_rest_is_filled():
+  pixels = noise(10, 3)
+  blocks = tiling.pixel_blocks(pixels, 4, fill=7)
+  assert blocks.shape == (3, 4, 3)
+  np.testing.assert_array_equal(blocks.reshape(-1, 3)[:10], pixels)
+  assert (blocks.reshape(-1, 3)[10:] == 7).all()
