@@ -112,7 +112,7 @@ class Predictor:
     Args:
       image: the query, uint8 `[H, W, 3]`.
       prompts: pairs of a uint8 image `[h, w, 3]` and its integer label map `[h, w]`, each of any size; all are
-        ensembled, in any order.
+        ensembled, best first.
       palette: the colour of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes.
       split: cuts the query and every prompt into `split x split` tiles. Each tile of each prompt is a prompt for each
         tile of the query: small things come out larger, at `split**4` times the work.
@@ -185,9 +185,9 @@ def paint(
   patch_mask = jnp.broadcast_to(canvas.lower_half_mask(config.grid)[None], (q * k, *config.grid))
   images, targets = (canvas.normalise(x, config.image_mean, config.image_std) for x in (images, targets))
   colours = canvas.query_half(model(images, targets, patch_mask, seg_type=seg_type, prompts_per_query=k))
-  # The K canvases of a query differ in the row next to the prompt, which the decoder's convolution sees: their mean
-  # does not depend on the order of the prompts.
-  colours = jnp.mean(colours.reshape(q, k, *colours.shape[1:]), axis=1)
+  # The ensemble makes the query halves of the K canvases alike, but for the one row of pixels where the decoder's
+  # convolution sees the prompt; as the original does, take that of the first, best prompt.
+  colours = colours.reshape(q, k, *colours.shape[1:])[:, 0]
   return jnp.round(canvas.unnormalise(colours, config.image_mean, config.image_std)).astype(jnp.uint8)
 
 

@@ -184,7 +184,7 @@ def _source(config: ConfigDict, split: str) -> FolderSource:
 
 def _peek(source: FolderSource, count: int = 16) -> None:
   """Reads a few samples, so that what is wrong with all of them is said before anything is written."""
-  for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
+  for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist():
     source[index]
 
 

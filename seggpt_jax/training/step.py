@@ -6,7 +6,6 @@ its buffers become the new one's.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,10 +24,11 @@ from seggpt_jax.training import sharding
 from seggpt_jax.training.loss import masked_smooth_l1
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class TrainState:
-  """What a step changes: the number of steps done, float32 parameters, optimiser state."""
+class TrainState(NamedTuple):
+  """What a step changes: the number of steps done, float32 parameters, optimiser state.
+
+  A tree of shapes or of shardings takes the same form.
+  """
 
   step: Int[Array, ""]
   params: Params

@@ -41,7 +41,7 @@ def call_directly(model, query, prompts, colours):
   images, targets = (canvas.normalise(jnp.asarray(x)) for x in (images, targets))
   run = nnx.jit(SegGPT.__call__, static_argnames="prompts_per_query")
   painted = run(model, images, targets, jnp.asarray(mask), prompts_per_query=len(prompts))
-  return np.asarray(canvas.unnormalise(jnp.mean(painted[:, SIZE:], axis=0)))
+  return np.asarray(canvas.unnormalise(painted[0, SIZE:]))
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -64,10 +64,11 @@ def test_labels_are_the_nearest_colours_of_classes_that_prompts_show(predictor):
   assert set(np.unique(prediction.labels)) == {0, 3}
 
 
-def test_the_order_of_the_prompts_does_not_matter(predictor):
+def test_the_order_of_the_prompts_does_not_matter_below_the_seam(predictor):
+  """The decoder's 3x3 convolution lets the first prompt's canvas into the first row of pixels, as in the original."""
   query, prompts = picture(2), make_prompts(3)
   first, last = predictor.predict(query, prompts), predictor.predict(query, prompts[::-1])
-  np.testing.assert_allclose(first.colours.astype(int), last.colours.astype(int), atol=1)
+  np.testing.assert_allclose(first.colours[1:].astype(int), last.colours[1:].astype(int), atol=1)
 
 
 def test_split_prompts_every_tile_with_all_tiles_of_all_prompts(model, predictor):

@@ -21,7 +21,15 @@ from seggpt_jax.training.optimizer import adamw
 from seggpt_jax.training.step import TrainState, make_eval_step, make_train_step
 
 CONFIG = dataclasses.replace(
-  VARIANTS["tiny"], canvas_size=(64, 32), width=32, mlp_dim=64, num_heads=2, decoder_dim=8, drop_path_rate=0.2
+  VARIANTS["tiny"],
+  canvas_size=(64, 32),
+  width=32,
+  depth=3,
+  mlp_dim=64,
+  num_heads=2,
+  feature_taps=(1, 2),
+  decoder_dim=8,
+  drop_path_rate=0.2,
 )
 
 

@@ -1,0 +1,52 @@
+"""The configuration: a misspelt key or a value that cannot be meant must not cost a night of training."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from seggpt_jax.errors import InputError
+from seggpt_jax.training.config import check_config, default_config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_of_the_repository_is_known_and_says_how_to_run_it(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  check_config(module.get_config())
+  assert f"train.py --config configs/{path.name}" in module.__doc__
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("data.palette", "grey", "config.data.palette: found 'grey', expected one of random, black_background, fixed"),
+    ("data.labels", "rgb", "config.data.labels: found 'rgb'"),
+    ("model.dtype", "float16", "config.model.dtype: found 'float16'"),
+    ("model.attention", "flash", "config.model.attention: found 'flash', expected one of folded, reference"),
+    ("data.num_classes", 1, "config.data.num_classes: found 1, expected at least 2"),
+    ("data.num_classes", 300, "config.data.num_classes: found 300, expected at most 256"),
+    ("data.mask_ratio", 1.5, "config.data.mask_ratio: found 1.5"),
+    ("batch_size", 0, "config.batch_size: found 0, expected at least 1"),
+    ("eval_every", 0, "config.eval_every: found 0, expected at least 1"),
+  ],
+)
+def test_values_that_cannot_be_meant_are_refused_by_name(key, value, message):
+  config = default_config()
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(InputError, match=message):
+    check_config(config)
+
+
+def test_unknown_and_missing_keys_of_a_config_file_are_refused():
+  config = default_config()
+  config.data.colour_jitter = 0.1
+  with pytest.raises(InputError, match=r"config.data.colour_jitter: unknown key, expected one of blur"):
+    check_config(config)
+  config = default_config()
+  del config.data.blur
+  with pytest.raises(InputError, match=r"config.data.blur: missing, expected a float"):
+    check_config(config)

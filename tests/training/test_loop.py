@@ -1,0 +1,223 @@
+"""Whole runs on real files: they learn, resume exactly, and leave what the contracts promise."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from seggpt_jax.data.boards import write_boards
+from seggpt_jax.errors import InputError
+from seggpt_jax.model import weights
+from seggpt_jax.model.config import VARIANTS, SegGPTConfig
+from seggpt_jax.training import loop
+from seggpt_jax.training.config import default_config
+
+SMALL = SegGPTConfig(
+  canvas_size=(64, 32),
+  patch_size=8,
+  posemb_size=4,
+  width=32,
+  depth=3,
+  num_heads=2,
+  mlp_dim=64,
+  merge_block=0,
+  feature_taps=(0, 2),
+  decoder_dim=8,
+)
+
+
+@pytest.fixture(scope="module")
+def boards(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("data") / "boards"
+  write_boards(directory, num_train=24, num_val=10, seed=0, size=64)
+  return directory
+
+
+@pytest.fixture
+def config(boards, monkeypatch):
+  """Twelve steps of eight pairs on eight devices, with drop path and a checkpoint after every four."""
+  monkeypatch.setitem(VARIANTS, "small_test", SMALL)
+  config = default_config()
+  config.num_steps = 12
+  config.batch_size = 8
+  config.model.variant = "small_test"
+  config.data.path = str(boards)
+  config.data.resize = 40
+  config.data.blur = 0.0
+  config.optim.peak = 1e-3
+  config.optim.first_cycle = 10
+  config.optim.warmup = 2
+  config.log_every = 2
+  config.eval_every = 6
+  config.eval_pairs = -1
+  config.panel_every = 6
+  config.checkpoint_every = 4
+  return config
+
+
+def lines(workdir, split):
+  return [line for line in map(json.loads, (workdir / "metrics.jsonl").open()) if line["split"] == split]
+
+
+def newest_params(workdir):
+  steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+  return steps, weights.load_params(workdir / "checkpoints" / str(steps[-1]))
+
+
+def test_a_run_leaves_what_the_contract_promises(config, tmp_path):
+  result = loop.train(config, tmp_path)
+  assert [line["step"] for line in lines(tmp_path, "train")] == [2, 4, 6, 8, 10, 12]
+  assert lines(tmp_path, "train")[0].keys() == {"step", "split", "loss", "miou", "lr", "pairs_per_second"}
+  assert [line["step"] for line in lines(tmp_path, "val")] == [6, 12]
+  assert lines(tmp_path, "val")[-1]["miou"] == pytest.approx(result["miou"], rel=1e-5)
+  assert json.loads((tmp_path / "config.json").read_text())["data"]["path"] == config.data.path
+  assert {path.name for path in (tmp_path / "panels").iterdir()} == {
+    f"{split}_{step:07d}.png" for split in ("train", "val") for step in (6, 12)
+  }
+  assert list(tmp_path.glob("events*"))
+  steps, params = newest_params(tmp_path)
+  assert steps == [8, 12]
+  # The same weights through the public door: the run, its step directory, its best.
+  image = jnp.zeros((1, 64, 32, 3))
+  mask = jnp.ones((1, 8, 4), bool)
+  model = weights.load_model(tmp_path / "checkpoints" / "12")
+  graph, _ = weights.abstract(weights.load_config(tmp_path))
+  expected = weights.merge(graph, params)(image, image, mask)
+  np.testing.assert_array_equal(model(image, image, mask), expected)
+  assert weights.load_model(tmp_path / "best").config == weights.load_config(tmp_path)
+
+
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(config, tmp_path):
+  loop.train(config, tmp_path / "whole")
+  # Killed after step 7: the newest checkpoint is that of step 4.
+  stopped = config.copy_and_resolve_references()
+
+  class KilledError(Exception):
+    pass
+
+  def stop(step, output, original=loop._stop_if_not_finite):
+    original(step, output)
+    if step == 7:
+      raise KilledError
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+    patch.setattr(loop, "_stop_if_not_finite", stop)
+    loop.train(stopped, tmp_path / "parts")
+  assert newest_params(tmp_path / "parts")[0] == [4]
+  loop.train(config, tmp_path / "parts")
+  whole, parts = newest_params(tmp_path / "whole")[1], newest_params(tmp_path / "parts")[1]
+  for name, value in whole.items():
+    np.testing.assert_array_equal(parts[name], value, err_msg=name)
+
+  def without_times(workdir):
+    kept = []
+    for line in lines(workdir, "train") + lines(workdir, "val"):
+      line.pop("pairs_per_second", None)
+      kept.append(line)
+    return kept
+
+  def at(workdir, steps):
+    return [line for line in without_times(workdir) if line["step"] in steps]
+
+  assert at(tmp_path / "parts", {6, 8, 10, 12}) == at(tmp_path / "whole", {6, 8, 10, 12})
+
+
+def test_a_finished_run_is_evaluated_again_and_left_as_it_is(config, tmp_path):
+  config.num_steps = 4
+  first = loop.train(config, tmp_path)
+  steps, params = newest_params(tmp_path)
+  again = loop.train(config, tmp_path)
+  assert again == pytest.approx(first)
+  assert newest_params(tmp_path)[0] == steps
+  np.testing.assert_array_equal(newest_params(tmp_path)[1]["mask_token"], params["mask_token"])
+
+
+def test_fine_tuning_starts_from_given_weights_on_another_canvas(config, tmp_path):
+  config.num_steps = 4
+  loop.train(config, tmp_path / "first")
+  config.model.init_from = str(tmp_path / "first")
+  config.model.square = 48
+  config.data.resize = 48
+  config.num_steps = 1
+  config.optim.peak = config.optim.minimum = 0.0
+  loop.train(config, tmp_path / "second")
+  before, after = weights.load_params(tmp_path / "first"), weights.load_params(tmp_path / "second")
+  assert weights.load_config(tmp_path / "second").canvas_size == (96, 48)
+  assert after["blocks.0.attn.rel_pos_h"].shape == (23, 16) and before["blocks.0.attn.rel_pos_h"].shape == (15, 16)
+  # With a learning rate of 0 nothing else has changed, and the network says the same of the new canvas.
+  np.testing.assert_array_equal(after["blocks.0.mlp.fc1.kernel"], before["blocks.0.mlp.fc1.kernel"])
+  generator = np.random.default_rng(0)
+  images, targets = (jnp.asarray(generator.normal(size=(1, 96, 48, 3)), jnp.float32) for _ in range(2))
+  mask = jnp.asarray(generator.random((1, 12, 6)) < 0.5)
+  first, second = (weights.load_model(tmp_path / run)(images, targets, mask) for run in ("first", "second"))
+  np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+def test_a_workdir_of_another_architecture_is_refused(config, tmp_path):
+  config.num_steps = 1
+  loop.train(config, tmp_path)
+  config.model.square = 40
+  with pytest.raises(InputError, match=r"checkpoint of another model: canvas_size is \[64, 32\], expected \[80, 40\]"):
+    loop.train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("data.path", "nowhere", r"config.data.path: folder nowhere not found, expected \{train,val\}/\{images,labels\}"),
+    ("model.init_from", "nowhere", r"config.model.init_from: nowhere not found; convert the released weights with"),
+    ("model.variant", "huge", r"config.model.variant: found 'huge', expected one of vit_large"),
+    ("model.square", 60, r"config.model.square: found 60, expected a multiple of the patch size 8"),
+    ("data.resize", 20, r"config.data.resize: found 20, expected 0 or at least the square 32"),
+    ("batch_size", 12, r"config.batch_size: found 12, expected a multiple of the 8 devices"),
+    ("mesh.fsdp", 3, r"mesh.data x mesh.fsdp: found 2 x 3"),
+    ("optim.warmup", 10, r"optim.first_cycle: found 10, expected more than optim.warmup = 10"),
+  ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing_behind(config, tmp_path, key, value, message):
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(InputError, match=message) as caught:
+    loop.train(config, tmp_path / "run")
+  assert "\n" not in str(caught.value)
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_label_is_named_before_anything_is_written(config, boards, tmp_path):
+  config.data.labels = "index"
+  with pytest.raises(InputError, match=r"train/labels/.*png: found label value \d, expected 0..1"):
+    loop.train(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+  config.optim.peak = 1e30
+  with pytest.raises(FloatingPointError, match=r"step \d+: the loss is (nan|inf)"):
+    loop.train(config, tmp_path)
+
+
+def test_the_tiny_network_learns_to_paint_what_it_is_shown(config, boards, tmp_path):
+  """Not a benchmark: halves of black and white that follow the image's brightness, learnt in 60 steps."""
+  for split in ("train", "val"):
+    for kind in ("images", "labels"):
+      (tmp_path / "data" / split / kind).mkdir(parents=True)
+    for index in range(16):
+      generator = np.random.default_rng([index, len(split)])
+      label = np.zeros((32, 32), np.uint8)
+      top, left = generator.integers(0, 16, 2)
+      label[top : top + 16, left : left + 16] = 1
+      image = np.where(label[..., None], 220, 40) + generator.integers(-20, 20, (32, 32, 3))
+      Image.fromarray(image.astype(np.uint8)).save(tmp_path / "data" / split / "images" / f"{index}.png")
+      Image.fromarray(label).save(tmp_path / "data" / split / "labels" / f"{index}.png")
+  config.data.path = str(tmp_path / "data")
+  config.data.palette = "fixed"
+  config.data.resize = 0
+  config.num_steps = 60
+  config.optim.first_cycle = 61
+  config.optim.peak = 3e-3
+  config.eval_every = config.panel_every = config.checkpoint_every = 60
+  result = loop.train(config, tmp_path / "run")
+  assert result["miou"] > 0.8
+  assert jax.device_count() == 8

@@ -1,0 +1,80 @@
+"""What a run writes down: numbers that can be plotted and pictures that can be looked at."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from seggpt_jax.model.config import VARIANTS
+from seggpt_jax.training.monitor import Meter, Monitor, panels
+
+CONFIG = VARIANTS["tiny"]
+HEIGHT, WIDTH = CONFIG.canvas_size
+
+
+def batch_and_colours(size=2):
+  generator = np.random.default_rng(0)
+  batch = {
+    "images": generator.integers(0, 256, (size, HEIGHT, WIDTH, 3), np.uint8),
+    "labels": generator.integers(0, 2, (size, HEIGHT, WIDTH), np.uint8),
+    "palette": np.array([[[0, 0, 0], [250, 250, 0]]] * size, np.uint8),
+    "patch_mask": np.broadcast_to(np.arange(CONFIG.grid[0])[:, None] >= CONFIG.grid[0] // 2, (size, *CONFIG.grid)),
+    "valid": np.ones(size, bool),
+  }
+  return batch, generator.uniform(0, 255, (size, HEIGHT, WIDTH, 3)).astype(np.float32)
+
+
+def test_a_panel_is_image_masked_target_target_prediction_and_decoded_prediction():
+  batch, colours = batch_and_colours()
+  picture = panels(batch, colours, CONFIG)
+  assert picture.shape == (2 * HEIGHT + 4, 5 * WIDTH + 4 * 4, 3)
+  image, masked, target, raw, decoded = (picture[:HEIGHT, k * (WIDTH + 4) :][:, :WIDTH] for k in range(5))
+  palette = batch["palette"][0]
+  np.testing.assert_array_equal(image, batch["images"][0])
+  np.testing.assert_array_equal(target, palette[batch["labels"][0]])
+  np.testing.assert_array_equal(masked[: HEIGHT // 2], target[: HEIGHT // 2])
+  assert (masked[HEIGHT // 2 :] == 128).all()
+  np.testing.assert_array_equal(raw, np.round(colours[0]).astype(np.uint8))
+  nearest = np.linalg.norm(colours[0][:, :, None] - palette.astype(float), axis=-1).argmin(axis=-1)
+  np.testing.assert_array_equal(decoded, palette[nearest])
+
+
+def read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_metrics_panels_and_events_are_files(tmp_path):
+  monitor = Monitor(tmp_path, num_steps=10, step=0, enabled=True)
+  monitor.log(5, "train", {"loss": 0.5, "miou": 0.25, "lr": 1e-4, "pairs_per_second": 7.0})
+  monitor.log(5, "val", {"loss": 0.75, "miou": 0.5, "iou_0": 0.5, "iou_1": float("nan")})
+  monitor.panels(5, "val", *batch_and_colours(), CONFIG)
+  monitor.close()
+  train, val = read(tmp_path / "metrics.jsonl")
+  assert train == {"step": 5, "split": "train", "loss": 0.5, "miou": 0.25, "lr": 1e-4, "pairs_per_second": 7.0}
+  assert val["iou_1"] is None  # no JSON reader knows NaN
+  assert Image.open(tmp_path / "panels" / "val_0000005.png").size == (5 * WIDTH + 16, 2 * HEIGHT + 4)
+  assert list(tmp_path.glob("events*"))
+
+
+def test_resuming_drops_what_was_logged_after_the_checkpoint_and_half_a_line(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text("".join(json.dumps({"step": step, "split": "train"}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "s')
+  Monitor(tmp_path, num_steps=10, step=2, enabled=True).close()
+  assert [line["step"] for line in read(path)] == [1, 2]
+
+
+def test_other_processes_write_nothing(tmp_path):
+  monitor = Monitor(tmp_path, num_steps=10, step=0, enabled=False)
+  monitor.advance()
+  monitor.log(1, "train", {"loss": 0.5, "miou": 0.25, "lr": 1e-4, "pairs_per_second": 7.0})
+  monitor.panels(1, "train", *batch_and_colours(), CONFIG)
+  monitor.say("nothing")
+  monitor.close()
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_meter_counts_since_it_was_last_read():
+  meter = Meter()
+  meter.add(10)
+  assert meter.rate() > 0
+  assert meter.rate() == 0
