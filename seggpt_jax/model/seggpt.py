@@ -27,6 +27,9 @@ SegType = Literal["semantic", "instance"]
 
 _trunc_normal = nnx.initializers.truncated_normal(stddev=0.02)
 _normal = nnx.initializers.normal(stddev=0.02)
+# The original's normal of deviation 0.02 fits a width of 1024; narrow networks hardly learn from it, and this is nearly
+# the same at that width.
+_xavier_uniform = nnx.initializers.xavier_uniform()
 _LAYER_NORM_EPSILON = 1e-6
 
 
@@ -76,7 +79,7 @@ class Attention(nnx.Module):
   """Global multi-head attention with decomposed relative positions."""
 
   def __init__(self, config: SegGPTConfig, *, dtype, implementation: str, rngs: nnx.Rngs):
-    linear = functools.partial(nnx.Linear, kernel_init=_trunc_normal, dtype=dtype, rngs=rngs)
+    linear = functools.partial(nnx.Linear, kernel_init=_xavier_uniform, dtype=dtype, rngs=rngs)
     self.num_heads = config.num_heads
     self.implementation = implementation
     self.qkv = linear(config.width, 3 * config.width)
@@ -98,7 +101,7 @@ class Mlp(nnx.Module):
   """Two linear layers around the exact (erf) GELU."""
 
   def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
-    linear = functools.partial(nnx.Linear, kernel_init=_trunc_normal, dtype=dtype, rngs=rngs)
+    linear = functools.partial(nnx.Linear, kernel_init=_xavier_uniform, dtype=dtype, rngs=rngs)
     self.fc1 = linear(config.width, config.mlp_dim)
     self.fc2 = linear(config.mlp_dim, config.width)
 
@@ -153,8 +156,7 @@ class SegGPT(nnx.Module):
     dtype: compute dtype, float32 or bfloat16.
     remat: recompute each block's activations in the backward pass instead of keeping them.
     attention: "folded" (fast) or "reference" (the formula as written), see `attention.py`.
-    rngs: initialises the parameters: normal of deviation 0.02 as the original, patch embedding and decoder
-      convolution by fan-in.
+    rngs: initialises the parameters: linear layers by fan-in and fan-out, tokens and positions with deviation 0.02.
   """
 
   def __init__(
@@ -187,7 +189,7 @@ class SegGPT(nnx.Module):
     self.decoder_embed = nnx.Linear(
       width * len(config.feature_taps),
       patch * patch * config.decoder_dim,
-      kernel_init=_trunc_normal,
+      kernel_init=_xavier_uniform,
       dtype=dtype,
       rngs=rngs,
     )
@@ -202,7 +204,7 @@ class SegGPT(nnx.Module):
       posemb = jnp.einsum("yi,xj,ijd->yxd", to_rows, to_cols, posemb, precision=jax.lax.Precision.HIGHEST)
     return posemb[None]
 
-  def _type_token(self, seg_type: SegType | Int[AnyArray, "b"]) -> Float[Array, "_ 1 1 d"]:
+  def _type_token(self, seg_type: SegType | Int[AnyArray, "b"]) -> Float[AnyArray, "_ 1 1 d"]:
     if isinstance(seg_type, str):
       if seg_type not in ("semantic", "instance"):
         raise ValueError(f"seg_type: found {seg_type!r}, expected 'semantic', 'instance' or an array of 0 and 1")

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     sharding.tree_sharding(mesh, abstract_state.params),
     sharding.tree_sharding(mesh, abstract_state.opt_state),
   )
-  checkpoints = Checkpoints(workdir, model_config, config.keep_checkpoints)
   batches = _training_batches(config, model_config, train_source)
+  checkpoints = Checkpoints(workdir, model_config, config.keep_checkpoints)
   best = -1.0
   if checkpoints.latest_step() is not None:
     placed = jax.tree.map(
@@ -141,7 +142,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
-def _pick(config: ConfigDict, names: str) -> dict[str, float]:
+def _pick(config: ConfigDict, names: str) -> dict[str, Any]:
   return {name: config[name] for name in names.split()}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import optax
 
+from seggpt_jax.errors import InputError
+
 
 def cosine_cycles(
   peak: float,
@@ -30,10 +32,10 @@ def cosine_cycles(
     Step, counted from 0 -> learning rate.
 
   Raises:
-    ValueError: a first cycle no longer than its warm-up.
+    InputError: a first cycle no longer than its warm-up.
   """
   if first_cycle <= warmup:
-    raise ValueError(f"optim.first_cycle: found {first_cycle}, expected more than optim.warmup = {warmup}")
+    raise InputError(f"config.optim.first_cycle: found {first_cycle}, expected more than config.optim.warmup = {warmup}")
   cycles, length, total = [], first_cycle, 0
   while total <= num_steps:
     cycles.append(

@@ -12,6 +12,7 @@ import torch
 from jax.sharding import Mesh
 
 from seggpt_jax import canvas
+from seggpt_jax.errors import InputError
 from seggpt_jax.model import weights
 from seggpt_jax.training import sharding
 from seggpt_jax.training.optimizer import adamw, cosine_cycles
@@ -47,7 +48,7 @@ def test_learning_rate_is_the_originals_over_several_cycles(changes):
 
 
 def test_a_cycle_no_longer_than_its_warmup_is_refused():
-  with pytest.raises(ValueError, match=r"optim.first_cycle: found 500, expected more than optim.warmup = 500"):
+  with pytest.raises(InputError, match=r"config.optim.first_cycle: found 500, expected more than config.optim.warmup = 500"):
     cosine_cycles(num_steps=10, **{**BASE, "first_cycle": 500})
 
 
