@@ -12,6 +12,7 @@ import pytest
 import reference
 import torch
 from flax import nnx
+from jax.ad_checkpoint import print_saved_residuals
 
 from seggpt_jax.model import seggpt, torch_weights, weights
 
@@ -161,7 +162,7 @@ def test_feature_ensemble(square, prompts):
   """Several prompts are ensembled as the method says, and queries that share a batch do not see each other.
 
   Three queries, together and alone. Reference: the float64 network, one query after another. Float32, 1e-4 where
-  colours are O(1). Together against alone: 2e-6, not bitwise, because XLA orders the sums of a matrix product by its
+  colours are O(1). Together against alone: 5e-6, not bitwise, because XLA orders the sums of a matrix product by its
   size.
   """
   images, targets, _ = peers_lib.canvases(square.config, batch=prompts * 3)
@@ -177,7 +178,7 @@ def test_feature_ensemble(square, prompts):
   wanted = reference_colours(square, images, targets, mask, prompts_per_query=prompts)
   np.testing.assert_allclose(together, wanted, atol=1e-4, rtol=0)
   np.testing.assert_allclose(alone, wanted, atol=1e-4, rtol=0)
-  np.testing.assert_allclose(together, alone, atol=2e-6, rtol=0)
+  np.testing.assert_allclose(together, alone, atol=5e-6, rtol=0)
   if prompts > 1:
     not_ensembled = reference_colours(square, images[:prompts], targets[:prompts], mask[:prompts])
     assert np.abs(together[:prompts] - not_ensembled).max() > 0.1
@@ -275,11 +276,25 @@ def test_remat_changes_nothing(oblong):
   assert_gradients_close(remat[1], gradients, 1e-5)
 
 
+def test_remat_keeps_no_attention(oblong, capsys):
+  """Remat does what it is for: no block's attention weights (60 x 60 here) wait for the backward pass.
+
+  Asked of JAX, before compilation: XLA's CPU backend keeps them all the same.
+  """
+  inputs = [jnp.asarray(array) for array in peers_lib.canvases(oblong.config, batch=1)]
+  kept = {}
+  for remat in (False, True):
+    print_saved_residuals(lambda p, remat=remat: oblong.forward(p, *inputs, remat=remat), oblong.params)
+    kept[remat] = capsys.readouterr().out.count(",60,60]")
+  assert kept[False] >= oblong.config.depth
+  assert kept[True] == 0
+
+
 def test_bfloat16_is_close(oblong):
   """Mixed precision on accelerators: same parameters, float32 colours out, near the float32 network's.
 
-  Reference: ours in float32. bfloat16 has 8 bits: colours within 3 % of their norm after 3 blocks, loss within 2 %,
-  gradients within 15 % in total.
+  Reference: ours in float32. bfloat16 has 8 bits: colours within 2 % of their norm after 3 blocks, loss within
+  0.5 %, gradients within 6 % in total.
   """
   inputs = peers_lib.canvases(oblong.config, batch=2)
   seg_type = jnp.array([0, 1])
@@ -289,10 +304,9 @@ def test_bfloat16_is_close(oblong):
   assert colours16.dtype == jnp.float32
   assert all(gradient.dtype == jnp.float32 for gradient in gradients16.values())
   flat, flat16 = (np.concatenate([np.ravel(g[n]) for n in gradients]) for g in (gradients, gradients16))
-  print("bfloat16", relative_norm(colours16, colours), abs(loss16 / loss - 1), relative_norm(flat16, flat))
-  assert relative_norm(colours16, colours) < 0.03
-  np.testing.assert_allclose(loss16, loss, rtol=0.02)
-  assert relative_norm(flat16, flat) < 0.15
+  assert relative_norm(colours16, colours) < 0.02
+  np.testing.assert_allclose(loss16, loss, rtol=0.005)
+  assert relative_norm(flat16, flat) < 0.06
 
 
 def test_initial_parameters():
