@@ -303,7 +303,8 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     header_size = int.from_bytes(path.open("rb").read(8), "little")
     # Views of a memory map instead of `get_tensor`'s copies: a page is read when it is written out, then dropped.
     header = json.loads(path.open("rb").read(8 + header_size)[8:])
-    data = np.memmap(path, np.uint8, "r", offset=8 + header_size) if len(header) > 1 else np.zeros(0, np.uint8)
+    # Copy-on-write, since PyTorch warns about arrays that cannot be written to.
+    data = np.memmap(path, np.uint8, "c", offset=8 + header_size) if len(header) > 1 else np.zeros(0, np.uint8)
     tensors = {
       name: data[slice(*entry["data_offsets"])].view(_SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
       for name, entry in header.items()
@@ -311,7 +312,7 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     }
   except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
     raise InputError(f"{path}: cannot be read as safetensors: {error}") from error
-  return tensors, hints
+  return tensors, _checked_hints(path, hints)
 
 
 _SAFETENSORS_DTYPES = {
@@ -365,7 +366,13 @@ def _read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
   if not isinstance(content, Mapping):
     raise InputError(f"{path}: found a {type(content).__name__}, expected a dictionary of tensors")
   tensors = {name: _to_numpy(value) for name, value in content.items() if isinstance(value, torch.Tensor)}
-  return tensors, hints
+  return tensors, _checked_hints(path, hints)
+
+
+def _checked_hints(path: Path, hints: Any) -> dict[str, Any]:
+  if not isinstance(hints, dict):
+    raise InputError(f"{path}: {CONFIG_KEY}: found a {type(hints).__name__}, expected a dictionary")
+  return hints
 
 
 def _harmless_globals() -> list[Any]:

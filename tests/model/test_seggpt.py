@@ -12,6 +12,7 @@ import pytest
 import reference
 import torch
 from flax import nnx
+from jax.ad_checkpoint import print_saved_residuals
 
 from seggpt_jax.model import seggpt, torch_weights, weights
 
@@ -84,26 +85,26 @@ def test_attention_is_far_from_uniform(square):
     assert attention.amax(-1).mean() > 3 / 32
 
 
-def test_seg_type_of_each_canvas(square):
+def test_seg_type_of_each_canvas(oblong):
   """A batch may mix semantic and instance samples: each paints as in a batch of its own kind.
 
   Reference: the two strings. Float32, 1e-6: the same numbers in another program.
   """
-  inputs = peers_lib.canvases(square.config, batch=3)
-  by_name = {name: square.jitted(seg_type=name)(square.params, *inputs) for name in ("semantic", "instance")}
+  inputs = peers_lib.canvases(oblong.config, batch=3)
+  by_name = {name: oblong.jitted(seg_type=name)(oblong.params, *inputs) for name in ("semantic", "instance")}
   assert np.abs(by_name["semantic"] - by_name["instance"]).max() > 0.1
-  mixed = square.jitted()(square.params, *inputs, seg_type=jnp.array([1, 0, 1]))
+  mixed = oblong.jitted()(oblong.params, *inputs, seg_type=jnp.array([1, 0, 1]))
   for index, name in enumerate(["instance", "semantic", "instance"]):
     np.testing.assert_allclose(mixed[index], by_name[name][index], atol=1e-6 * 3, rtol=0)
 
 
-def test_hidden_targets_are_not_read(square):
+def test_hidden_targets_are_not_read(oblong):
   """The answer cannot leak in: what lies under the patch mask does not change a single bit of the colours."""
-  images, targets, mask = peers_lib.canvases(square.config, batch=1)
-  run = square.jitted()
+  images, targets, mask = peers_lib.canvases(oblong.config, batch=1)
+  run = oblong.jitted()
   hidden = np.repeat(np.repeat(mask, 8, axis=1), 8, axis=2)[..., None]
   changed = np.where(hidden, 100.0, targets).astype(np.float32)
-  np.testing.assert_array_equal(run(square.params, images, targets, mask), run(square.params, images, changed, mask))
+  np.testing.assert_array_equal(run(oblong.params, images, targets, mask), run(oblong.params, images, changed, mask))
 
 
 # ------------------------------------------------------------------------------------------------- other canvases
@@ -129,56 +130,58 @@ def test_resizing_matrices(out_size, in_size):
 
 
 @pytest.mark.parametrize("canvas_size", [(96, 48), (48, 24), (32, 56)])
-def test_canvas_of_another_size(square, canvas_size):
+def test_canvas_of_another_size(oblong, canvas_size):
   """Larger, smaller and differently shaped canvases run on the stored tables, resized.
 
   References: transformers built for that canvas, which refuses any other, with the relative positions resized by
   PyTorch beforehand, and the float64 reference, which resizes on its own. Float32, 1e-4 where colours are O(1).
   """
-  config = dict(peers_lib.TINY["square"], image_size=list(canvas_size))
-  theirs = type(square.theirs)(type(square.theirs.config)(**config)).eval()
-  state = square.theirs.state_dict()
+  config = dict(peers_lib.TINY["oblong"], image_size=list(canvas_size))
+  theirs = type(oblong.theirs)(type(oblong.theirs.config)(**config)).eval()
+  state = oblong.theirs.state_dict()
   for name, value in theirs.state_dict().items():
     if value.shape != state[name].shape:
       resized = torch.nn.functional.interpolate(state[name].T[None], size=len(value), mode="linear")
       state[name] = resized[0].T
   theirs.load_state_dict(state)
-  inputs = peers_lib.canvases(square.config, batch=1, canvas_size=canvas_size)
+  inputs = peers_lib.canvases(oblong.config, batch=1, canvas_size=canvas_size)
 
-  colours = square.jitted()(square.params, *inputs)
+  colours = oblong.jitted()(oblong.params, *inputs)
 
   with torch.no_grad():
     wanted = peers_lib.colours(peers_lib.call_theirs(theirs, *inputs, embedding_type="semantic"))
   np.testing.assert_allclose(colours, wanted, atol=1e-4, rtol=0)
-  np.testing.assert_allclose(colours, reference_colours(square, *inputs), atol=1e-4, rtol=0)
+  np.testing.assert_allclose(colours, reference_colours(oblong, *inputs), atol=1e-4, rtol=0)
 
 
 # ---------------------------------------------------------------------------------------------------- feature ensemble
 
 
-@pytest.mark.parametrize("queries", [1, 3])
 @pytest.mark.parametrize("prompts", [1, 2, 5])
-def test_feature_ensemble(square, prompts, queries):
+def test_feature_ensemble(square, prompts):
   """Several prompts are ensembled as the method says, and queries that share a batch do not see each other.
 
-  Reference: the float64 network, one query after another. Float32, 1e-4 where colours are O(1). Against the same
-  query alone in a batch: 2e-6, not bitwise, because XLA orders the sums of a matrix product by its size.
+  Three queries, together and alone. Reference: the float64 network, one query after another. Float32, 1e-4 where
+  colours are O(1). Together against alone: 5e-6, not bitwise, because XLA orders the sums of a matrix product by its
+  size.
   """
-  images, targets, _ = peers_lib.canvases(square.config, batch=prompts * queries)
-  mask = np.zeros((prompts * queries, 8, 4), bool)
+  images, targets, _ = peers_lib.canvases(square.config, batch=prompts * 3)
+  mask = np.zeros((prompts * 3, 8, 4), bool)
   mask[:, 4:] = True
   run = square.jitted(prompts_per_query=prompts)
-  colours = run(square.params, images, targets, mask)
+  together = run(square.params, images, targets, mask)
+  alone = []
+  for first in range(0, prompts * 3, prompts):
+    query = slice(first, first + prompts)
+    alone.append(run(square.params, images[query], targets[query], mask[query]))
+  alone = np.concatenate(alone)
   wanted = reference_colours(square, images, targets, mask, prompts_per_query=prompts)
-  np.testing.assert_allclose(colours, wanted, atol=1e-4, rtol=0)
-  if queries > 1:
-    for first in range(0, prompts * queries, prompts):
-      alone = slice(first, first + prompts)
-      single = run(square.params, images[alone], targets[alone], mask[alone])
-      np.testing.assert_allclose(colours[alone], single, atol=2e-6, rtol=0)
+  np.testing.assert_allclose(together, wanted, atol=1e-4, rtol=0)
+  np.testing.assert_allclose(alone, wanted, atol=1e-4, rtol=0)
+  np.testing.assert_allclose(together, alone, atol=5e-6, rtol=0)
   if prompts > 1:
-    plain = square.jitted()(square.params, images, targets, mask)
-    assert np.abs(colours - plain).max() > 0.1
+    not_ensembled = reference_colours(square, images[:prompts], targets[:prompts], mask[:prompts])
+    assert np.abs(together[:prompts] - not_ensembled).max() > 0.1
 
 
 def test_transformers_ensembles_across_the_streams(square):
@@ -207,14 +210,14 @@ def test_transformers_ensembles_across_the_streams(square):
     ({"deterministic": False}, "key: found None"),
   ],
 )
-def test_wrong_calls_say_what_is_wrong(square, change, message):
+def test_wrong_calls_say_what_is_wrong(oblong, change, message):
   """A wrong shape or option ends in a sentence about it, not in a broadcasting error deep inside."""
-  images, targets, patch_mask = peers_lib.canvases(square.config, batch=2)
+  images, targets, patch_mask = peers_lib.canvases(oblong.config, batch=2)
   call = {"images": images, "targets": targets, "patch_mask": patch_mask, **change}
   call["targets"] = np.zeros_like(call["images"])
   call = {name: jnp.asarray(value) if isinstance(value, np.ndarray) else value for name, value in call.items()}
   with pytest.raises(ValueError, match=message):
-    square.forward(square.params, **call)
+    oblong.forward(oblong.params, **call)
 
 
 # ----------------------------------------------------------------------------------------- drop path, remat, bfloat16
@@ -233,14 +236,14 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
   np.testing.assert_array_equal(seggpt.drop_path(x, 0.3, None), x)
 
 
-def test_drop_path_in_the_network(square, monkeypatch):
+def test_drop_path_in_the_network(oblong, monkeypatch):
   """Drop path is on in training only, differs by key, and its rates are those of the original's blocks.
 
   Reference: the rates of transformers' blocks, 1e-6; twice a block, once for each residual branch.
   """
-  theirs = type(square.theirs)(type(square.theirs.config)(**peers_lib.TINY["square"], drop_path_rate=0.45))
-  config = dataclasses.replace(square.config, drop_path_rate=0.45)
-  peers = dataclasses.replace(square, config=config)
+  theirs = type(oblong.theirs)(type(oblong.theirs.config)(**peers_lib.TINY["oblong"], drop_path_rate=0.45))
+  config = dataclasses.replace(oblong.config, drop_path_rate=0.45)
+  peers = dataclasses.replace(oblong, config=config)
   rates = []
   original = seggpt.drop_path
   monkeypatch.setattr(seggpt, "drop_path", lambda x, rate, key: rates.append(rate) or original(x, rate, key))
@@ -273,11 +276,25 @@ def test_remat_changes_nothing(oblong):
   assert_gradients_close(remat[1], gradients, 1e-5)
 
 
+def test_remat_keeps_no_attention(oblong, capsys):
+  """Remat does what it is for: no block's attention weights (60 x 60 here) wait for the backward pass.
+
+  Asked of JAX, before compilation: XLA's CPU backend keeps them all the same.
+  """
+  inputs = [jnp.asarray(array) for array in peers_lib.canvases(oblong.config, batch=1)]
+  kept = {}
+  for remat in (False, True):
+    print_saved_residuals(lambda p, remat=remat: oblong.forward(p, *inputs, remat=remat), oblong.params)
+    kept[remat] = capsys.readouterr().out.count(",60,60]")
+  assert kept[False] >= oblong.config.depth
+  assert kept[True] == 0
+
+
 def test_bfloat16_is_close(oblong):
   """Mixed precision on accelerators: same parameters, float32 colours out, near the float32 network's.
 
-  Reference: ours in float32. bfloat16 has 8 bits: colours within 3 % of their norm after 3 blocks, loss within 2 %,
-  gradients within 15 % in total.
+  Reference: ours in float32. bfloat16 has 8 bits: colours within 2 % of their norm after 3 blocks, loss within
+  0.5 %, gradients within 6 % in total.
   """
   inputs = peers_lib.canvases(oblong.config, batch=2)
   seg_type = jnp.array([0, 1])
@@ -287,10 +304,9 @@ def test_bfloat16_is_close(oblong):
   assert colours16.dtype == jnp.float32
   assert all(gradient.dtype == jnp.float32 for gradient in gradients16.values())
   flat, flat16 = (np.concatenate([np.ravel(g[n]) for n in gradients]) for g in (gradients, gradients16))
-  print("bfloat16", relative_norm(colours16, colours), abs(loss16 / loss - 1), relative_norm(flat16, flat))
-  assert relative_norm(colours16, colours) < 0.03
-  np.testing.assert_allclose(loss16, loss, rtol=0.02)
-  assert relative_norm(flat16, flat) < 0.15
+  assert relative_norm(colours16, colours) < 0.02
+  np.testing.assert_allclose(loss16, loss, rtol=0.005)
+  assert relative_norm(flat16, flat) < 0.06
 
 
 def test_initial_parameters():
@@ -298,7 +314,19 @@ def test_initial_parameters():
 
   Reference: the description of the initialisation; deviations within 15 % where a tensor has over 1000 values.
   """
-  params = jax.jit(lambda: weights.split(seggpt.SegGPT(seggpt.SegGPTConfig(**_SMALL), rngs=nnx.Rngs(0)))[1])()
+  config = seggpt.SegGPTConfig(
+    canvas_size=(64, 32),
+    patch_size=8,
+    posemb_size=4,
+    width=64,
+    depth=1,
+    num_heads=2,
+    mlp_dim=128,
+    merge_block=0,
+    feature_taps=(0,),
+    decoder_dim=8,
+  )
+  _, params = weights.split(seggpt.SegGPT(config, rngs=nnx.Rngs(0)))
   for name, value in params.items():
     assert value.dtype == jnp.float32
     if name.endswith(".scale"):
@@ -307,20 +335,6 @@ def test_initial_parameters():
       np.testing.assert_array_equal(value, 0.0)
     elif value.size > 1000 and not name.startswith(("patch_embed", "decoder_pred")):
       assert abs(value.std() / 0.02 - 1) < 0.15, name
-
-
-_SMALL = {
-  "canvas_size": (64, 32),
-  "patch_size": 8,
-  "posemb_size": 4,
-  "width": 64,
-  "depth": 2,
-  "num_heads": 2,
-  "mlp_dim": 128,
-  "merge_block": 0,
-  "feature_taps": (0, 1),
-  "decoder_dim": 8,
-}
 
 
 # ------------------------------------------------------------------------------------------------------- full size

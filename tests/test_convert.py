@@ -1,0 +1,146 @@
+"""convert_torch_weights.py as its user runs it: real processes, real files, exit codes and what is printed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seggpt_jax.model import torch_weights, weights
+from seggpt_jax.model.config import SegGPTConfig
+
+ROOT = Path(__file__).parents[1]
+CONFIG = SegGPTConfig(
+  canvas_size=(32, 16),
+  patch_size=8,
+  posemb_size=2,
+  width=16,
+  depth=4,
+  num_heads=2,
+  mlp_dim=24,
+  merge_block=0,
+  feature_taps=(0, 1, 2, 3),
+  decoder_dim=4,
+)
+
+
+def convert(*args) -> subprocess.CompletedProcess:
+  command = [sys.executable, str(ROOT / "convert_torch_weights.py"), *map(str, args)]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, np.ndarray]:
+  generator = np.random.default_rng(0)
+  _, shapes = weights.abstract(CONFIG)
+  return {name: generator.standard_normal(shape.shape, np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(params, tmp_path_factory) -> Path:
+  """A release-like file with one tensor that no SegGPT has."""
+  path = tmp_path_factory.mktemp("checkpoint") / "seggpt.pth"
+  tensors = torch_weights.to_torch(dict(params), CONFIG.depth, "baai")
+  state = {name: torch.tensor(value) for name, value in tensors.items()}
+  torch.save({"model": {**state, "extra.weight": torch.zeros(2)}}, path)
+  return path
+
+
+def test_there_and_back(params, checkpoint, tmp_path):
+  """The three commands of the docs: to JAX, back to the original's names, and to transformers' directory.
+
+  Reference: the parameters the file was made of, bit for bit. Nothing but the table and the result is printed.
+  """
+  ours = tmp_path / "weights" / "tiny"
+  done = convert(checkpoint, ours)
+  assert (done.returncode, done.stderr) == (0, "")
+  lines = done.stdout.splitlines()
+  rows = {line.split()[0]: line.split()[1:] for line in lines}
+  assert rows["mapped"] == [str(len(params)), f"{sum(p.size for p in params.values()):,}", "float32"]
+  assert rows["missing"] == ["0"]
+  assert rows["unexpected"] == ["1", "extra.weight"]
+  assert lines[-2:] == ["depth 4, width 16, heads 2, canvas 32 x 16", f"written: {ours}"]
+  assert weights.load_config(ours) == CONFIG
+  loaded = weights.split(weights.load_model(ours))[1]
+  assert loaded.keys() == params.keys()
+  for name, value in params.items():
+    np.testing.assert_array_equal(loaded[name], value)
+
+  for target, name in (("baai", "back.pth"), ("hf", "back_hf")):
+    done = convert("--to", target, ours, tmp_path / name)
+    assert (done.returncode, done.stderr) == (0, "")
+    again = torch_weights.read(tmp_path / name)
+    assert (again.layout, again.config) == (target, CONFIG)
+    for name, value in params.items():
+      np.testing.assert_array_equal(again.params[name], value)
+
+
+def test_weights_of_a_training_run(params, tmp_path):
+  """INPUT may be a run: its best weights are taken, and without --to they are written as a directory of their own."""
+  run = tmp_path / "run"
+  for step in ("checkpoints/2", "checkpoints/10"):
+    weights.save_weights(run / step, {name: value + int(Path(step).name) for name, value in params.items()}, CONFIG)
+  done = convert(run, tmp_path / "newest")
+  assert (done.returncode, done.stderr) == (0, "")
+  np.testing.assert_array_equal(weights.load_params(tmp_path / "newest")["norm.scale"], params["norm.scale"] + 10)
+  weights.save_weights(run / "best", params, CONFIG)
+  assert convert("--to=baai", run, tmp_path / "best.safetensors").returncode == 0
+  np.testing.assert_array_equal(
+    torch_weights.read(tmp_path / "best.safetensors").params["norm.scale"], params["norm.scale"]
+  )
+
+
+class RunsCode:
+  def __init__(self, marker):
+    self.marker = marker
+
+  def __reduce__(self):
+    return os.system, (f"touch {self.marker}",)
+
+
+def refused(*args) -> str:
+  """Status 2, one line on stderr, nothing on stdout."""
+  done = convert(*args)
+  assert (done.returncode, done.stdout) == (2, ""), done
+  assert done.stderr.startswith("error: ")
+  assert done.stderr.count("\n") == 1
+  return done.stderr
+
+
+def test_missing_input(tmp_path):
+  """A mistyped path is answered with the path, not with a traceback; no output appears."""
+  assert f"{tmp_path / 'nothing.pth'}: not found" in refused(tmp_path / "nothing.pth", tmp_path / "out")
+  assert not list(tmp_path.iterdir())
+
+
+def test_malicious_input(tmp_path):
+  """A file that tries to run code is refused, and its code has not run."""
+  torch.save({"model": RunsCode(tmp_path / "marker")}, tmp_path / "evil.pth")
+  assert "could run code" in refused(tmp_path / "evil.pth", tmp_path / "out")
+  assert [path.name for path in tmp_path.iterdir()] == ["evil.pth"]
+
+
+def test_text_file(tmp_path):
+  """A web page saved as .pth, the usual failed download."""
+  (tmp_path / "w.pth").write_text("<!DOCTYPE html>\n<html>404</html>\n")
+  assert "w.pth: cannot be read as a PyTorch checkpoint" in refused(tmp_path / "w.pth", tmp_path / "out")
+
+
+def test_existing_output_is_kept(checkpoint, tmp_path):
+  """Nobody loses a fine-tuned model by naming it as the output."""
+  (tmp_path / "out").mkdir()
+  (tmp_path / "out" / "precious").write_text("untouched")
+  assert "found something there already" in refused(checkpoint, tmp_path / "out")
+  assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["untouched"]
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [(["one"], "found 1 arguments, expected INPUT and OUTPUT"), (["--to", "tf", "a", "b"], "--to=tf")],
+)
+def test_wrong_command_line(args, message):
+  """Wrong flags end in the same one line."""
+  assert message in refused(*args)
