@@ -19,19 +19,24 @@ PALETTE_MODES = ("random", "black_background", "fixed")
 
 @functools.cache
 def _spread_colours() -> UInt8[np.ndarray, "256 3"]:
-  """Black, white, then always the colour of a 9 x 9 x 9 lattice that is farthest from all before it."""
+  """The corners of the colour cube, then always the colour of a 9 x 9 x 9 lattice that is farthest from all before.
+
+  A blend of two corners is never nearest to a third: soft edges between two classes decode to one of the two. From the
+  ninth colour on that cannot be had.
+  """
   levels = np.linspace(0, 255, 9).round()
   lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-  chosen = [lattice[0], lattice[-1]]
+  # Black and white first, then red, blue, green, yellow, magenta, cyan.
+  chosen = [255.0 * np.array(c) for c in np.array([0, 7, 4, 1, 2, 6, 5, 3])[:, None] >> np.array([2, 1, 0]) & 1]
   nearest = np.min([np.linalg.norm(lattice - colour, axis=1) for colour in chosen], axis=0)
   while len(chosen) < 256:
     chosen.append(lattice[np.argmax(nearest)])
     nearest = np.minimum(nearest, np.linalg.norm(lattice - chosen[-1], axis=1))
-  return np.array(chosen, np.uint8)
+  return np.array(chosen).astype(np.uint8)
 
 
 def fixed_palette(num_classes: int) -> UInt8[np.ndarray, "n 3"]:
-  """The palette of inference and of mode "fixed": black, white for the first class, then colours far from all before.
+  """The palette of inference and of mode "fixed": black, white for the first class, red for the next.
 
   A palette of fewer classes is the beginning of one of more; 256 at most.
   """

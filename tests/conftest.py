@@ -1,10 +1,16 @@
 """What every test runs under: eight simulated devices, checked shapes, and no silent broadcasting."""
 
 import os
+import tempfile
 
 # Before JAX is imported anywhere: the suite must see what a user with eight devices sees, on the CPU.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+# Many tests train the same little network: whoever compiles it first does so for all processes of this session.
+_SESSION = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"seggpt_jax_tests_{_SESSION}")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 from jaxtyping import install_import_hook
 

@@ -45,6 +45,18 @@ def test_fixed_palette_is_black_and_white_first_and_always_the_same():
   np.testing.assert_array_equal(palette.sample_palette(np.random.default_rng(3), 4, "fixed"), colours[:4])
 
 
+def test_soft_edges_between_two_classes_decode_to_one_of_the_two():
+  """Networks blur the seam of two colours, and so does resizing: no third class may appear along it."""
+  colours = palette.fixed_palette(8)
+  blends = np.linspace(0, 1, 21)[:, None]
+  for first, second in itertools.combinations(range(8), 2):
+    line = (1 - blends) * colours[first] + blends * colours[second]
+    found = palette.decode(jnp.asarray(line, jnp.float32)[None, None], colours[None])
+    nearest = np.linalg.norm(line - colours[found[0, 0]].astype(float), axis=1)
+    ends = np.minimum(*(np.linalg.norm(line - colours[k].astype(float), axis=1) for k in (first, second)))
+    np.testing.assert_allclose(nearest, ends, atol=1e-4)
+
+
 def test_unknown_mode_is_refused():
   with pytest.raises(ValueError, match="'grey', expected one of random, black_background, fixed"):
     palette.sample_palette(np.random.default_rng(0), 2, "grey")

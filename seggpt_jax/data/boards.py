@@ -28,6 +28,11 @@ from seggpt_jax.data.board_layout import FINE, draw_layout, middle
 from seggpt_jax.errors import InputError, run_main
 
 SPLITS: tuple[str, ...] = ("train", "val")
+LABELINGS: dict[str, tuple[str, ...]] = {
+  "defect": ("board", "defect"),
+  "copper": ("board", "copper", "defect"),
+  "kinds": ("board", *DEFECTS),
+}
 
 _REDRAWS = 300  # Boards drawn before it is decided that the defects do not fit.
 
@@ -170,7 +175,8 @@ class BoardSource:
     defects: Kinds of defects to draw from; None means all of DEFECTS.
     count: Fewest and most defects on a board, both included.
     scale: Magnification; see generate_board.
-    merge: Whether all kinds share label 1. Otherwise a kind keeps its label
+    labels: "defect" gives all kinds label 1. "copper" gives copper label 1 and all kinds label 2.
+      With "kinds" a kind keeps its label
       1 + DEFECTS.index(kind), whichever kinds are drawn.
     one_kind: Whether a board carries one kind only. Board i then carries the kind at
       i modulo the number of kinds.
@@ -186,7 +192,7 @@ class BoardSource:
   defects: Sequence[str] | None = None
   count: tuple[int, int] = (1, 3)
   scale: float = 1.0
-  merge: bool = True
+  labels: str = "defect"
   one_kind: bool = False
   split: str = "train"
 
@@ -196,6 +202,8 @@ class BoardSource:
       raise ValueError(f"num_boards: found {self.num_boards}, expected at least 1")
     if self.seed < 0:
       raise ValueError(f"seed: found {self.seed}, expected at least 0")
+    if self.labels not in LABELINGS:
+      raise ValueError(f"labels: found {self.labels!r}, expected one of {tuple(LABELINGS)}")
     if self.split not in SPLITS:
       raise ValueError(f"split: found {self.split!r}, expected one of {SPLITS}")
 
@@ -206,7 +214,7 @@ class BoardSource:
   @property
   def classes(self) -> tuple[str, ...]:
     """Names of the labels; the label is the position."""
-    return ("board", "defect") if self.merge else ("board", *DEFECTS)
+    return LABELINGS[self.labels]
 
   def __len__(self) -> int:
     return self.num_boards
@@ -222,7 +230,10 @@ class BoardSource:
       prefix = kinds[index % len(kinds)]
       kinds = (prefix,)
     board = generate_board(generator, self.size, kinds, self.count, self.scale)
-    label = (board.labels > 0).astype(np.uint8) if self.merge else board.labels
+    label = board.labels
+    if self.labels != "kinds":
+      plain = board.copper if self.labels == "copper" else np.zeros_like(board.copper)
+      label = np.where(label > 0, len(self.classes) - 1, plain).astype(np.uint8)
     return {"image": board.image, "label": label, "name": f"{prefix}_{index:05d}"}
 
 
@@ -237,7 +248,7 @@ def write_boards(directory: str | os.PathLike[str], num_train: int, num_val: int
     num_train: Number of boards for training, at least 1.
     num_val: Number of boards for validation, at least 1.
     seed: Seed of all boards, at least 0.
-    **options: size, defects, count, scale, merge and one_kind of BoardSource.
+    **options: size, defects, count, scale, labels and one_kind of BoardSource.
 
   Raises:
     InputError: The directory holds something, or is a file.
@@ -281,7 +292,7 @@ def _command(argv: list[str]) -> None:
       size=values.size,
       scale=values.scale,
       count=(1, values.most),
-      merge=values.merge,
+      labels=values.labels,
     )
   except (ValueError, RuntimeError) as error:
     raise InputError(f"--{error}") from error
@@ -295,5 +306,6 @@ if __name__ == "__main__":
   flags.DEFINE_float("scale", 1.0, "Magnification, at least 1: the same picture shows a smaller part of the board.")
   flags.DEFINE_integer("most", 3, "Defects on a board at most; there is at least one.")
   flags.DEFINE_integer("seed", 0, "Seed of all boards.")
-  flags.DEFINE_bool("merge", True, f"One class for all defects; otherwise classes 1 to 6: {', '.join(DEFECTS)}.")
+  names = "; ".join(f"{labels}: {', '.join(classes)}" for labels, classes in LABELINGS.items())
+  flags.DEFINE_enum("labels", "defect", list(LABELINGS), f"Classes from 0 on: {names}.")
   run_main(_command)

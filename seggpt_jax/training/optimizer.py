@@ -35,7 +35,9 @@ def cosine_cycles(
     InputError: a first cycle no longer than its warm-up.
   """
   if first_cycle <= warmup:
-    raise InputError(f"config.optim.first_cycle: found {first_cycle}, expected more than config.optim.warmup = {warmup}")
+    raise InputError(
+      f"config.optim.first_cycle: found {first_cycle}, expected more than config.optim.warmup = {warmup}"
+    )
   cycles, length, total = [], first_cycle, 0
   while total <= num_steps:
     cycles.append(

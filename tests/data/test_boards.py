@@ -84,7 +84,7 @@ def test_defect_is_visible_in_the_image():
 
 
 def test_every_kind_is_drawn_and_about_equally_often():
-  source = boards.BoardSource(120, seed=0, size=64, count=(1, 1), merge=False)
+  source = boards.BoardSource(120, seed=0, size=64, count=(1, 1), labels="kinds")
   kinds = [source[i]["label"].max() for i in range(len(source))]
   share = np.bincount(kinds, minlength=7)[1:] / len(source)
   assert share.min() > 0.07
@@ -120,19 +120,23 @@ def test_boards_and_splits_differ():
 
 def test_source_merges_kinds_and_separates_boards():
   merged = boards.BoardSource(6, seed=0, size=64, one_kind=True)
-  apart = boards.BoardSource(6, seed=0, size=64, one_kind=True, merge=False)
+  apart = boards.BoardSource(6, seed=0, size=64, one_kind=True, labels="kinds")
+  copper = boards.BoardSource(6, seed=0, size=64, one_kind=True, labels="copper")
   assert merged.classes == ("board", "defect")
+  assert copper.classes == ("board", "copper", "defect")
   assert apart.classes == ("board", *boards.DEFECTS)
   assert len({merged[i]["name"] for i in range(6)}) == 6
   for i in range(6):
     assert set(np.unique(apart[i]["label"])) == {0, i + 1}
     np.testing.assert_array_equal(merged[i]["label"], apart[i]["label"] > 0)
+    np.testing.assert_array_equal(copper[i]["label"] == 2, apart[i]["label"] > 0)
+    assert 0.05 < (copper[i]["label"] == 1).mean() < 0.95
   with pytest.raises(IndexError, match="6"):
     merged[6]
 
 
 def test_subset_of_kinds_keeps_their_labels():
-  source = boards.BoardSource(8, seed=0, size=64, defects=("short", "spur"), merge=False)
+  source = boards.BoardSource(8, seed=0, size=64, defects=("short", "spur"), labels="kinds")
   labels = {int(value) for i in range(8) for value in np.unique(source[i]["label"])}
   assert labels == {0, 2, 4}
 
@@ -144,9 +148,9 @@ def test_scale_magnifies():
 
 def test_written_files_hold_the_boards(tmp_path):
   directory = tmp_path / "new" / "boards"
-  boards.write_boards(directory, 3, 2, seed=1, size=64, merge=False)
+  boards.write_boards(directory, 3, 2, seed=1, size=64, labels="kinds")
   for split, number in (("train", 3), ("val", 2)):
-    source = boards.BoardSource(number, 1, size=64, merge=False, split=split)
+    source = boards.BoardSource(number, 1, size=64, labels="kinds", split=split)
     assert len(list((directory / split / "images").iterdir())) == number
     for i in range(number):
       file = f"{source[i]['name']}.png"

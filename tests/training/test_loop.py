@@ -32,7 +32,7 @@ SMALL = SegGPTConfig(
 @pytest.fixture(scope="module")
 def boards(tmp_path_factory):
   directory = tmp_path_factory.mktemp("data") / "boards"
-  write_boards(directory, num_train=24, num_val=10, seed=0, size=64, merge=False)
+  write_boards(directory, num_train=24, num_val=10, seed=0, size=64, labels="kinds")
   return directory
 
 

@@ -48,7 +48,9 @@ def test_learning_rate_is_the_originals_over_several_cycles(changes):
 
 
 def test_a_cycle_no_longer_than_its_warmup_is_refused():
-  with pytest.raises(InputError, match=r"config.optim.first_cycle: found 500, expected more than config.optim.warmup = 500"):
+  with pytest.raises(
+    InputError, match=r"config.optim.first_cycle: found 500, expected more than config.optim.warmup = 500"
+  ):
     cosine_cycles(num_steps=10, **{**BASE, "first_cycle": 500})
 
 
