@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from seggpt_jax.errors import InputError, run_main
-from seggpt_jax.model import torch_weights, weights
+from seggpt_jax.model import torch_files, torch_weights, weights
 
 _TO = flags.DEFINE_enum("to", None, ["baai", "hf"], "Write PyTorch weights in these names instead of JAX weights.")
 
@@ -25,15 +25,15 @@ def main(argv: list[str]) -> None:
   source, destination = argv[1:]
   if Path(destination).exists():
     raise InputError(f"{destination}: found something there already, expected a path that does not exist")
-  if (Path(source) / "params").is_dir() or (Path(source) / "checkpoints").is_dir():
+  if weights.has_weights(source):
     config, unexpected = weights.load_config(source), ()
     params = weights.load_params(source, config)
   else:
-    conversion = torch_weights.read(source)
+    conversion = torch_files.read(source)
     params, config, unexpected = conversion.params, conversion.config, conversion.unexpected
   print(torch_weights.summary(params, unexpected))
   if _TO.value:
-    torch_weights.write(destination, params, config, _TO.value)
+    torch_files.write(destination, params, config, _TO.value)
   else:
     weights.save_weights(destination, params, config)
   height, width = config.canvas_size

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from seggpt_jax.model import torch_weights, weights
+from seggpt_jax.model import torch_files, torch_weights, weights
 from seggpt_jax.model.config import SegGPTConfig
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def test_there_and_back(params, checkpoint, tmp_path):
   for target, name in (("baai", "back.pth"), ("hf", "back_hf")):
     done = convert("--to", target, ours, tmp_path / name)
     assert (done.returncode, done.stderr) == (0, "")
-    again = torch_weights.read(tmp_path / name)
+    again = torch_files.read(tmp_path / name)
     assert (again.layout, again.config) == (target, CONFIG)
     for name, value in params.items():
       np.testing.assert_array_equal(again.params[name], value)
@@ -89,7 +89,7 @@ def test_weights_of_a_training_run(params, tmp_path):
   weights.save_weights(run / "best", params, CONFIG)
   assert convert("--to=baai", run, tmp_path / "best.safetensors").returncode == 0
   np.testing.assert_array_equal(
-    torch_weights.read(tmp_path / "best.safetensors").params["norm.scale"], params["norm.scale"]
+    torch_files.read(tmp_path / "best.safetensors").params["norm.scale"], params["norm.scale"]
   )
 
 

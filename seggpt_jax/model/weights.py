@@ -88,14 +88,26 @@ def find_weights(directory: str | os.PathLike) -> Path:
   path = Path(directory)
   if not path.exists():
     raise InputError(f"{directory}: not found, expected a weights directory of convert_torch_weights.py or train.py")
-  candidates = [path, *_newest_first(path), *_newest_first(path / "best"), *_newest_first(path / "checkpoints")]
-  for candidate in candidates:
-    if (candidate / "params").is_dir() and (candidate / "config").is_dir():
-      return candidate
+  found = _weights_in(path)
+  if found:
+    return found
   raise InputError(
     f"{directory}: found no `params` and `config` in it, expected a weights directory of convert_torch_weights.py or "
     "train.py (a .pth or .safetensors file has to go through convert_torch_weights.py first)"
   )
+
+
+def has_weights(directory: str | os.PathLike) -> bool:
+  """Whether `find_weights` finds any there."""
+  return _weights_in(Path(directory)) is not None
+
+
+def _weights_in(path: Path) -> Path | None:
+  best, steps = path / "best", path / "checkpoints"
+  for candidate in (path, *_newest_first(path), best, *_newest_first(best), *_newest_first(steps)):
+    if (candidate / "params").is_dir() and (candidate / "config").is_dir():
+      return candidate
+  return None
 
 
 def _newest_first(directory: Path) -> list[Path]:

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from transformers import SegGptForImageSegmentation
 
+import seggpt_jax.model.torch_files as torch_files
 import seggpt_jax.model.torch_weights as torch_weights
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import weights
@@ -90,7 +91,7 @@ def test_pickle_layouts(square, tmp_path, wrap):
   """
   path = tmp_path / "weights.pth"
   torch.save(wrap(baai_state(square)), path)
-  conversion = torch_weights.read(path)
+  conversion = torch_files.read(path)
   assert (conversion.layout, conversion.unexpected) == ("baai", ())
   assert conversion.config == plain(square.config)
   assert_same(contiguous(conversion.params), square.params)
@@ -100,7 +101,7 @@ def test_pickle_from_before_pytorch_1_6(square, tmp_path, caplog):
   """Old files still convert; the log says why they take more memory."""
   path = tmp_path / "old.pth"
   torch.save({"model": baai_state(square)}, path, _use_new_zipfile_serialization=False)
-  assert_same(contiguous(torch_weights.read(path).params), square.params)
+  assert_same(contiguous(torch_files.read(path).params), square.params)
   assert "before 1.6" in caplog.text
 
 
@@ -108,7 +109,7 @@ def test_safetensors_file(square, tmp_path):
   """A file without any configuration: all comes from shapes."""
   path = tmp_path / "weights.safetensors"
   safetensors.torch.save_file({k: v.contiguous() for k, v in baai_state(square).items()}, path)
-  conversion = torch_weights.read(path)
+  conversion = torch_files.read(path)
   assert conversion.config == plain(square.config)
   assert_same(contiguous(conversion.params), square.params)
 
@@ -119,7 +120,7 @@ def test_transformers_directory(peers, tmp_path, shard_size, capfd):
   peers.theirs.save_pretrained(tmp_path / "hf", max_shard_size=shard_size)
   shards = len(list((tmp_path / "hf").glob("*.safetensors")))
   assert shards == 1 if shard_size == "5GB" else shards > 1
-  conversion = torch_weights.read(tmp_path / "hf")
+  conversion = torch_files.read(tmp_path / "hf")
   assert (conversion.layout, conversion.config, conversion.unexpected) == ("hf", peers.config, ())
   assert_same(contiguous(conversion.params), peers.params)
 
@@ -174,7 +175,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 def through_disk(state, path):
   torch.save({"model": state}, path)
-  return torch_weights.read(path)
+  return torch_files.read(path)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -183,14 +184,14 @@ def test_baai_and_back(square, tmp_path, dtype, suffix):
   """baai -> ours -> baai: a fine-tuned model goes back into the original's code unchanged, to the bit, dtype kept."""
   state = baai_state(square, dtype)
   conversion = through_disk(state, tmp_path / "in.pth")
-  torch_weights.write(tmp_path / f"out{suffix}", conversion.params, conversion.config, "baai")
+  torch_files.write(tmp_path / f"out{suffix}", conversion.params, conversion.config, "baai")
   if suffix == ".pth":
     back = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
   else:
     back = safetensors.torch.load_file(tmp_path / "out.safetensors")
   assert back.keys() == state.keys()
   assert all(back[name].dtype == dtype and torch.equal(back[name], state[name]) for name in state)
-  assert torch_weights.read(tmp_path / f"out{suffix}").config == conversion.config
+  assert torch_files.read(tmp_path / f"out{suffix}").config == conversion.config
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -202,8 +203,8 @@ def test_transformers_and_back(peers, tmp_path, dtype):
   theirs = SegGptForImageSegmentation(peers.theirs.config).eval()
   theirs.load_state_dict(peers.theirs.state_dict())
   theirs.to(dtype).save_pretrained(tmp_path / "in")
-  conversion = torch_weights.read(tmp_path / "in")
-  torch_weights.write(tmp_path / "out", conversion.params, conversion.config, "hf")
+  conversion = torch_files.read(tmp_path / "in")
+  torch_files.write(tmp_path / "out", conversion.params, conversion.config, "hf")
   back, report = SegGptForImageSegmentation.from_pretrained(tmp_path / "out", dtype="auto", output_loading_info=True)
   assert not any(report.values()), report
   wanted = theirs.state_dict()
@@ -220,10 +221,10 @@ def test_baai_to_transformers_to_baai(square, tmp_path, dtype):
   """baai -> ours -> hf -> ours -> baai: no corner of the name table is swapped with another."""
   state = baai_state(square, dtype)
   conversion = through_disk(state, tmp_path / "in.pth")
-  torch_weights.write(tmp_path / "hf", conversion.params, conversion.config, "hf")
-  again = torch_weights.read(tmp_path / "hf")
+  torch_files.write(tmp_path / "hf", conversion.params, conversion.config, "hf")
+  again = torch_files.read(tmp_path / "hf")
   assert again.config == conversion.config
-  torch_weights.write(tmp_path / "out.pth", again.params, again.config, "baai")
+  torch_files.write(tmp_path / "out.pth", again.params, again.config, "baai")
   back = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
   assert all(back[name].dtype == dtype and torch.equal(back[name], state[name]) for name in state)
 
@@ -233,8 +234,8 @@ def test_what_shapes_cannot_tell_survives(square, tmp_path):
   config = SegGPTConfig.from_dict({**square.config.to_dict(), "drop_path_rate": 0.25, "image_mean": [0.1, 0.2, 0.3]})
   assert config != plain(config, merge_block=0)
   for name in ("w.pth", "w.safetensors"):
-    torch_weights.write(tmp_path / name, contiguous(square.params), config, "baai")
-    assert torch_weights.read(tmp_path / name).config == config
+    torch_files.write(tmp_path / name, contiguous(square.params), config, "baai")
+    assert torch_files.read(tmp_path / name).config == config
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
@@ -253,7 +254,7 @@ def test_our_directory(square, tmp_path, dtype):
 def test_loaded_model_paints_as_transformers(square, tmp_path):
   """The whole way a user goes: file, converter, load_model, colours. Float32, 1e-4 where colours are O(1)."""
   torch.save({"model": baai_state(square)}, tmp_path / "in.pth")
-  conversion = torch_weights.read(tmp_path / "in.pth")
+  conversion = torch_files.read(tmp_path / "in.pth")
   weights.save_weights(tmp_path / "w", conversion.params, square.config)
   inputs = peers_lib.canvases(square.config, batch=1)
   _graph, params = weights.split(weights.load_model(tmp_path / "w"))
@@ -269,7 +270,7 @@ def test_loaded_model_paints_as_transformers(square, tmp_path):
 def refused(path) -> str:
   """The one line that explains why a checkpoint was refused."""
   with pytest.raises(InputError) as error:
-    torch_weights.read(path)
+    torch_files.read(path)
   assert str(path) in str(error.value)
   return str(error.value)
 
@@ -365,7 +366,7 @@ def test_code_in_a_pickle_does_not_run(square, tmp_path, kind):
 def test_broken_files(square, tmp_path, suffix, kind):
   """A broken download is called one, in one line."""
   path = tmp_path / f"w{suffix}"
-  torch_weights.write(path, contiguous(square.params), square.config, "baai")
+  torch_files.write(path, contiguous(square.params), square.config, "baai")
   whole = path.read_bytes()
   path.write_bytes({"cut short": whole[: len(whole) // 2], "text": b"hello, no weights here\n" * 9, "empty": b""}[kind])
   assert "cannot be read as" in refused(path)
@@ -382,10 +383,10 @@ def test_a_list_is_no_checkpoint(tmp_path):
 
 def test_unknown_configuration_is_named(square, tmp_path):
   """A file of a newer version says which key is not understood."""
-  torch.save({"model": baai_state(square), torch_weights.CONFIG_KEY: {"windows": 3}}, tmp_path / "w.pth")
+  torch.save({"model": baai_state(square), torch_files.CONFIG_KEY: {"windows": 3}}, tmp_path / "w.pth")
   assert "unknown key 'windows'" in refused(tmp_path / "w.pth")
-  torch.save({"model": baai_state(square), torch_weights.CONFIG_KEY: 3}, tmp_path / "w.pth")
-  assert f"{torch_weights.CONFIG_KEY}: found a int" in refused(tmp_path / "w.pth")
+  torch.save({"model": baai_state(square), torch_files.CONFIG_KEY: 3}, tmp_path / "w.pth")
+  assert f"{torch_files.CONFIG_KEY}: found a int" in refused(tmp_path / "w.pth")
 
 
 def test_broken_transformers_directories(square, tmp_path):
@@ -425,9 +426,9 @@ def test_nothing_half_written(square, tmp_path, monkeypatch):
   def full(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(torch_weights.safetensors.numpy, "save_file", full)
+  monkeypatch.setattr(torch_files.safetensors.numpy, "save_file", full)
   with pytest.raises(OSError, match="No space left"):
-    torch_weights.write(tmp_path / "hf", contiguous(square.params), square.config, "hf")
+    torch_files.write(tmp_path / "hf", contiguous(square.params), square.config, "hf")
   assert not list(tmp_path.iterdir())
 
 
@@ -438,4 +439,4 @@ def test_nothing_half_written(square, tmp_path, monkeypatch):
 def test_unfit_output(square, tmp_path, name, layout, message):
   """An output name that does not fit is refused before any work."""
   with pytest.raises(InputError, match=message):
-    torch_weights.write(tmp_path / name, contiguous(square.params), square.config, layout)
+    torch_files.write(tmp_path / name, contiguous(square.params), square.config, layout)

@@ -1,0 +1,257 @@
+"""PyTorch SegGPT checkpoints on disk, in all the layouts that are about.
+
+In: a `.pth`/`.pt`/`.bin` pickle, a `.safetensors` file or a Hugging Face directory. Out: a `Conversion`, whose arrays
+are views of the memory-mapped file: nothing is copied until it is written. And back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from absl import logging
+
+from seggpt_jax.errors import InputError
+from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.model.torch_weights import Conversion, Layout, Tensors, from_torch, to_torch
+
+# Key under which a written .pth carries what shapes cannot tell (feature taps, mean, ...); other loaders ignore it.
+CONFIG_KEY = "seggpt_jax_config"
+WRAPPERS = ("model", "model_state_dict", "state_dict")
+
+
+def read(path: str | os.PathLike) -> Conversion:
+  """Reads any SegGPT checkpoint: a pickle, a safetensors file, or a Hugging Face directory.
+
+  Raises:
+    InputError: not found, not readable, not a SegGPT, or a pickle that holds more than tensors.
+  """
+  path = Path(path)
+  if not path.exists():
+    raise InputError(
+      f"{path}: not found, expected a .pth, .pt, .bin or .safetensors file or a Hugging Face model directory"
+    )
+  if path.is_dir():
+    return _read_hf_directory(path)
+  tensors, hints = _read_file(path)
+  return from_torch(str(path), tensors, hints)
+
+
+def _read_hf_directory(path: Path) -> Conversion:
+  for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+    if (path / index_name).exists():
+      shards = sorted(set(_read_json(path / index_name, "weight_map").values()))
+      break
+  else:
+    shards = [n for n in ("model.safetensors", "pytorch_model.bin") if (path / n).exists()][:1]
+  if not shards or not (path / "config.json").exists():
+    raise InputError(f"{path}: no config.json with model.safetensors in it, expected a Hugging Face model directory")
+  tensors: Tensors = {}
+  for shard in shards:
+    if not (path / shard).exists():
+      raise InputError(f"{path / shard}: not found, but {index_name} names it")
+    tensors.update(_read_file(path / shard)[0])
+  return from_torch(str(path), tensors, _hf_hints(_read_json(path / "config.json")))
+
+
+def _read_json(path: Path, key: str | None = None) -> dict[str, Any]:
+  """The JSON object in a file, or the one under a key of it."""
+  try:
+    content = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+  found = content.get(key) if key and isinstance(content, dict) else content
+  if not isinstance(found, dict):
+    raise InputError(f"{path}: found a {type(found).__name__}, expected an object{f' under {key!r}' if key else ''}")
+  return found
+
+
+def _hf_hints(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What transformers' config.json knows and shapes do not tell; what it leaves out is as in the release."""
+  release = SegGPTConfig()
+  return {
+    ours: config.get(theirs, getattr(release, ours))
+    for theirs, ours in (
+      ("merge_index", "merge_block"),
+      ("intermediate_hidden_state_indices", "feature_taps"),
+      ("drop_path_rate", "drop_path_rate"),
+    )
+  }
+
+
+def _read_file(path: Path) -> tuple[Tensors, dict[str, Any]]:
+  """A state dict and the configuration hints beside it."""
+  if path.suffix == ".safetensors":
+    return _read_safetensors(path)
+  return _read_pickle(path)
+
+
+def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      hints = json.loads((file.metadata() or {}).get(CONFIG_KEY, "{}"))
+    header_size = int.from_bytes(path.open("rb").read(8), "little")
+    # Views of a memory map instead of `get_tensor`'s copies: a page is read when it is written out, then dropped.
+    header = json.loads(path.open("rb").read(8 + header_size)[8:])
+    # Copy-on-write, since PyTorch warns about arrays that cannot be written to.
+    data = np.memmap(path, np.uint8, "c", offset=8 + header_size) if len(header) > 1 else np.zeros(0, np.uint8)
+    tensors = {
+      name: data[slice(*entry["data_offsets"])].view(_SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+      for name, entry in header.items()
+      if name != "__metadata__"
+    }
+  except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+    raise InputError(f"{path}: cannot be read as safetensors: {error}") from error
+  return tensors, _checked_hints(path, hints)
+
+
+_SAFETENSORS_DTYPES = {
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": ml_dtypes.bfloat16,
+  "I64": np.int64,
+  "I32": np.int32,
+  "U8": np.uint8,
+  "BOOL": np.bool_,
+}
+
+
+def _torch():
+  try:
+    import torch  # an extra: only pickles need it
+
+    return torch
+  except ImportError as error:
+    raise InputError(
+      "PyTorch is not installed, and .pth files are read and written with it: pip install 'seggpt-jax[torch]'"
+    ) from error
+
+
+def _read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
+  torch = _torch()
+  with path.open("rb") as file:
+    is_zip = file.read(4) == b"PK\x03\x04"
+  try:
+    with torch.serialization.safe_globals(_harmless_globals()), warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # about pickles it cannot read, which the error below says better
+      content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+  except Exception as error:  # Bytes that are no pickle make the unpickler fail in any way there is.
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if refused:
+      raise InputError(
+        f"{path}: refused: loading it would need {refused[1]}, which could run code, expected a dictionary of tensors"
+      ) from error
+    reason = "" if isinstance(error, pickle.UnpicklingError) else str(error).split("\n")[0].split(". ")[0]
+    raise InputError(
+      f"{path}: cannot be read as a PyTorch checkpoint, it is cut short or something else "
+      f"({type(error).__name__}{reason and ': ' + reason})"
+    ) from error
+  if not is_zip:
+    logging.warning("%s: in PyTorch's format from before 1.6, which cannot be mapped: it was read into memory", path)
+  hints: dict[str, Any] = {}
+  if isinstance(content, dict):
+    hints = content.get(CONFIG_KEY, {})
+    content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+  if not isinstance(content, Mapping):
+    raise InputError(f"{path}: found a {type(content).__name__}, expected a dictionary of tensors")
+  tensors = {name: _to_numpy(value) for name, value in content.items() if isinstance(value, torch.Tensor)}
+  return tensors, _checked_hints(path, hints)
+
+
+def _checked_hints(path: Path, hints: Any) -> dict[str, Any]:
+  if not isinstance(hints, dict):
+    raise InputError(f"{path}: {CONFIG_KEY}: found a {type(hints).__name__}, expected a dictionary")
+  return hints
+
+
+def _harmless_globals() -> list[Any]:
+  """What training scripts like to save beside the weights, and what only holds values: arguments and NumPy scalars."""
+  scalar = np.float64(0).__reduce__()[0]
+  dtypes = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
+  numpy_1 = (scalar, "numpy.core.multiarray.scalar")
+  return [argparse.Namespace, scalar, numpy_1, np.dtype, *dtypes]
+
+
+def _to_numpy(tensor) -> np.ndarray:
+  torch = _torch()
+  tensor = tensor.detach()
+  if tensor.dtype == torch.bfloat16:
+    return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+  return tensor.numpy()
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def write(path: str | os.PathLike, params: dict[str, np.ndarray], config: SegGPTConfig, layout: Layout) -> None:
+  """Writes PyTorch weights: a file for `baai` (.pth, .pt or .safetensors), a directory for `hf`.
+
+  Whatever is written appears under its name only when it is whole. `params` is emptied on the way.
+
+  Raises:
+    InputError: the path exists, or its ending does not fit the layout.
+  """
+  path = Path(path)
+  if path.exists():
+    raise InputError(f"{path}: found something there already, expected a path that does not exist")
+  if layout == "baai" and path.suffix not in (".pth", ".pt", ".safetensors"):
+    raise InputError(f"{path}: expected a file name ending in .pth, .pt or .safetensors for --to baai")
+  if layout == "hf" and path.suffix in (".pth", ".pt", ".safetensors"):
+    raise InputError(f"{path}: expected the name of a directory for --to hf")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  tensors = to_torch(params, config.depth, layout)
+  with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+    whole = Path(scratch) / path.name
+    if layout == "hf":
+      whole.mkdir()
+      safetensors.numpy.save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+      (whole / "config.json").write_text(json.dumps(_hf_config(config, tensors), indent=2) + "\n")
+    elif path.suffix == ".safetensors":
+      metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
+      safetensors.numpy.save_file(tensors, whole, metadata=metadata)
+    else:
+      _write_pickle(whole, tensors, config)
+    os.replace(whole, path)
+
+
+def _write_pickle(path: Path, tensors: Tensors, config: SegGPTConfig) -> None:
+  torch = _torch()
+
+  def to_tensor(array: np.ndarray):
+    if array.dtype == ml_dtypes.bfloat16:
+      return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+  torch.save({"model": {n: to_tensor(a) for n, a in tensors.items()}, CONFIG_KEY: config.to_dict()}, path)
+
+
+def _hf_config(config: SegGPTConfig, tensors: Tensors) -> dict[str, Any]:
+  return {
+    "architectures": ["SegGptForImageSegmentation"],
+    "model_type": "seggpt",
+    "hidden_size": config.width,
+    "num_hidden_layers": config.depth,
+    "num_attention_heads": config.num_heads,
+    "mlp_dim": config.mlp_dim,
+    "image_size": list(config.canvas_size),
+    "patch_size": config.patch_size,
+    "pretrain_image_size": config.posemb_size * config.patch_size,
+    "drop_path_rate": config.drop_path_rate,
+    "decoder_hidden_size": config.decoder_dim,
+    "merge_index": config.merge_block,
+    "intermediate_hidden_state_indices": list(config.feature_taps),
+    "dtype": str(next(iter(tensors.values())).dtype),
+  }
