@@ -23,7 +23,7 @@ from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.palette import fixed_palette
 
 _WORKDIR = flags.DEFINE_string("workdir", "demo_run", "Where boards, run and pictures go.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 700, "Training steps; a quarter of a second each on two cores.", 1)
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 500, "Training steps; a quarter of a second each on two cores.", 1)
 _NUM_BOARDS = flags.DEFINE_integer("num_boards", 1500, "Boards to train on.", 2)
 
 _CLASSES = LABELINGS["copper"]

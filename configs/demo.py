@@ -11,7 +11,7 @@ from seggpt_jax.training.config import default_config
 
 def get_config() -> ConfigDict:
   config = default_config()
-  config.num_steps = 700
+  config.num_steps = 500
   config.batch_size = 16
   config.model.variant = "tiny"
   config.model.drop_path_rate = 0.0
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
   config.data.resize = 0
   config.data.blur = 0.0
   config.optim.peak = 1e-3
-  config.optim.first_cycle = 750
+  config.optim.first_cycle = 550
   config.optim.warmup = 30
   config.eval_every = 100
   config.eval_pairs = -1
