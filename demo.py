@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
   )
   scores = json.loads((results / "metrics.json").read_text())
   names = list(list_images(boards / "val" / "images"))
-  sheet = picture(boards, results, names[:6], prompt=next(iter(list_images(prompts / "images"))))
+  sheet = picture(boards, results, names[:4], prompt=next(iter(list_images(prompts / "images"))))
   sheet.save(workdir / "demo.png")
   print(f"\nIoU on {len(names)} held-out boards, one prompt, after {steps} steps from random weights:")
   for name, entry in zip(_CLASSES, scores["classes"], strict=True):
