@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import json
@@ -30,6 +31,8 @@ from seggpt_jax.training.config import check_config
 from seggpt_jax.training.monitor import Meter, Monitor
 from seggpt_jax.training.optimizer import adamw, cosine_cycles
 from seggpt_jax.training.step import StepOutput, TrainState, make_eval_step, make_train_step
+
+_EVERY = ("log_every", "eval_every", "checkpoint_every")
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
@@ -101,22 +104,20 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   key, meter = jax.random.key(config.seed), Meter()
   confusion = np.zeros((config.data.num_classes,) * 2, np.int64)
   result: dict[str, float] = {}
-  pending: tuple[int, StepOutput] | None = None
+  pending: collections.deque[tuple[int, StepOutput]] = collections.deque()
   try:
     for step in range(start + 1, config.num_steps + 1):
       batch = next(batches)
       state, output = train_step(state, sharding.put_batch(mesh, batch), key)
-      # The last step's numbers are read while this one runs: the device never waits for the host.
-      if pending is not None:
-        confusion += np.asarray(pending[1].confusion)
-        _stop_if_not_finite(*pending)
-      pending = (step, output)
       monitor.advance()
       meter.add(config.batch_size)
+      # A step's numbers are read while the next one runs, so that the device never waits for the host; but for what is
+      # about to be written down, where they have to be known to be finite.
+      pending.append((step, output))
+      milestone = step == config.num_steps or any(step % config[key] == 0 for key in _EVERY)
+      while len(pending) > (0 if milestone else 1):
+        confusion += _finite(*pending.popleft())
       if step % config.log_every == 0:
-        confusion += np.asarray(output.confusion)
-        _stop_if_not_finite(step, output)
-        pending = None
         numbers = {"loss": float(output.loss), "miou": float(mean_iou(confusion)), "lr": float(schedule(step - 1))}
         monitor.log(step, "train", {**numbers, "pairs_per_second": meter.rate()})
         confusion[:] = 0
@@ -270,10 +271,12 @@ def _local(array: jax.Array) -> np.ndarray:
   return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
-def _stop_if_not_finite(step: int, output: StepOutput) -> None:
+def _finite(step: int, output: StepOutput) -> np.ndarray:
+  """The confusion counts of a step, whose loss has to be finite."""
   loss = float(output.loss)
   if not np.isfinite(loss):
     raise FloatingPointError(f"step {step}: the loss is {loss}; lower config.optim.peak or look at the data")
+  return np.asarray(output.confusion)
 
 
 def _write_config(workdir: str | os.PathLike, config: ConfigDict) -> None:

@@ -98,13 +98,13 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(config, tmp_path):
   class KilledError(Exception):
     pass
 
-  def stop(step, output, original=loop._stop_if_not_finite):
-    original(step, output)
+  def stop(step, output, original=loop._finite):
     if step == 7:
       raise KilledError
+    return original(step, output)
 
   with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
-    patch.setattr(loop, "_stop_if_not_finite", stop)
+    patch.setattr(loop, "_finite", stop)
     loop.train(stopped, tmp_path / "parts")
   assert newest_params(tmp_path / "parts")[0] == [4]
   loop.train(config, tmp_path / "parts")
@@ -194,8 +194,12 @@ def test_a_bad_label_is_named_before_anything_is_written(config, boards, tmp_pat
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
   config.optim.peak = 1e30
-  with pytest.raises(FloatingPointError, match=r"step \d+: the loss is (nan|inf)"):
+  config.checkpoint_every = 1
+  with pytest.raises(FloatingPointError, match=r"step \d+: the loss is (nan|inf)") as caught:
     loop.train(config, tmp_path)
+  failed = int(str(caught.value).split()[1].rstrip(":"))
+  saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+  assert max(saved) == failed - 1  # what is on disk is from before
 
 
 def test_the_tiny_network_learns_to_paint_what_it_is_shown(config, boards, tmp_path):
