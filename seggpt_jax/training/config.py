@@ -23,6 +23,8 @@ def default_config() -> ConfigDict:
   model.init_from = ""  # weights directory or training run to start from; "" starts from random weights
   model.variant = "vit_large"  # architecture of a random start: vit_large, tiny
   model.square = 0  # side S of prompt and query in pixels; 0 is what the weights or the variant have
+  model.image_mean = ()  # channel means of images and coloured targets, 1.0 = 255; () is what the weights have
+  model.image_std = ()  # standard deviations, likewise
   model.drop_path_rate = 0.1  # of the last block, rising linearly from 0
   model.dtype = "auto"  # what is computed in: float32, bfloat16; auto is bfloat16 on accelerators
   model.remat = True  # recompute activations in the backward pass: a third more work, a tenth of the memory
@@ -93,6 +95,9 @@ def check_config(config: ConfigDict) -> None:
     value = config[key] if "." not in key else config[key.split(".")[0]][key.split(".")[1]]
     if value < least:
       raise InputError(f"config.{key}: found {value}, expected at least {least}")
+  for name in ("image_mean", "image_std"):
+    if len(config.model[name]) not in (0, 3):
+      raise InputError(f"config.model.{name}: found {config.model[name]}, expected three numbers or ()")
   if config.data.num_classes > 256:
     raise InputError(f"config.data.num_classes: found {config.data.num_classes}, expected at most 256")
   if not 0.0 < config.data.mask_ratio <= 1.0:

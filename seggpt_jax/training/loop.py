@@ -162,7 +162,8 @@ def _architecture(config: ConfigDict) -> tuple[SegGPTConfig, dict[str, np.ndarra
     architecture, params = VARIANTS[model.variant], None
   else:
     raise InputError(f"config.model.variant: found {model.variant!r}, expected one of {', '.join(VARIANTS)}")
-  architecture = dataclasses.replace(architecture, drop_path_rate=model.drop_path_rate)
+  statistics = {name: tuple(model[name]) for name in ("image_mean", "image_std") if model[name]}
+  architecture = dataclasses.replace(architecture, drop_path_rate=model.drop_path_rate, **statistics)
   if model.square and model.square != architecture.canvas_size[1]:
     if model.square % architecture.patch_size:
       raise InputError(

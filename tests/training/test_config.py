@@ -30,6 +30,7 @@ def test_every_config_of_the_repository_is_known_and_says_how_to_run_it(path):
     ("data.num_classes", 1, "config.data.num_classes: found 1, expected at least 2"),
     ("data.num_classes", 300, "config.data.num_classes: found 300, expected at most 256"),
     ("data.mask_ratio", 1.5, "config.data.mask_ratio: found 1.5"),
+    ("model.image_mean", (0.5,), r"config.model.image_mean: found \(0.5,\), expected three numbers"),
     ("batch_size", 0, "config.batch_size: found 0, expected at least 1"),
     ("eval_every", 0, "config.eval_every: found 0, expected at least 1"),
   ],

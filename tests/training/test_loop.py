@@ -140,12 +140,14 @@ def test_fine_tuning_starts_from_given_weights_on_another_canvas(config, tmp_pat
   loop.train(config, tmp_path / "first")
   config.model.init_from = str(tmp_path / "first")
   config.model.square = 48
+  config.model.image_mean = (0.5, 0.5, 0.5)
   config.data.resize = 48
   config.num_steps = 1
   config.optim.peak = config.optim.minimum = 0.0
   loop.train(config, tmp_path / "second")
   before, after = weights.load_params(tmp_path / "first"), weights.load_params(tmp_path / "second")
   assert weights.load_config(tmp_path / "second").canvas_size == (96, 48)
+  assert weights.load_config(tmp_path / "second").image_mean == (0.5, 0.5, 0.5)
   assert after["blocks.0.attn.rel_pos_h"].shape == (23, 16) and before["blocks.0.attn.rel_pos_h"].shape == (15, 16)
   # With a learning rate of 0 nothing else has changed, and the network says the same of the new canvas.
   np.testing.assert_array_equal(after["blocks.0.mlp.fc1.kernel"], before["blocks.0.mlp.fc1.kernel"])
