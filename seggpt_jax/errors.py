@@ -6,6 +6,7 @@ through `run_main`, which prints that line and exits with status 2; all else is 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -23,7 +24,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
     # How ml_collections reports an unknown key of --config.KEY=VALUE: with nothing but the key in quotes.
     _exit(f"--config: unknown key {str(error).strip(chr(34))}, expected one that the config file sets")
   except (flags.Error, OSError, ValueError) as error:
-    _exit(error)
+    required = re.findall(r"Flag (--[\w-]+) must have a value other than None", str(error))
+    _exit(f"{', '.join(required)}: missing (--help explains)" if required else error)
+  except SystemExit:
+    sys.exit(0)  # absl has printed --help, and thinks of it as a failure
 
 
 def _exit(error: Exception | str):

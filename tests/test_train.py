@@ -66,3 +66,11 @@ def test_wrong_input_is_status_2_and_one_line(arguments, message):
   done = command("train.py", *arguments)
   assert done.returncode == 2
   assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_help_is_no_failure():
+  done = command("infer.py", "--help")
+  assert done.returncode == 0 and "--mapping" in done.stdout
+  done = command("infer.py", "--split", 2)
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: --model-path, --prompt-img-dir, --prompt-label-dir, --dataset-dir")

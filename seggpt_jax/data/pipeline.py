@@ -43,7 +43,8 @@ class _PairUp:
     return self.transform(self.source[prompt], self.source[query], generator)
 
 
-def _check_size(source: Source, what: str) -> None:
+def check_size(source: Source, what: str) -> None:
+  """Raises InputError, naming what it is about, unless there are samples enough to pair."""
   if len(source) < 2:
     raise InputError(f"{what}: found {len(source)} labelled images, expected at least 2 to make a pair")
 
@@ -77,7 +78,7 @@ def training_batches(
   Raises:
     InputError: fewer than two samples.
   """
-  _check_size(source, "training data")
+  check_size(source, "training data")
   pairs = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(_PairUp(source, transform))
   pairs = pairs.map(lambda pair: {**pair, "valid": np.True_})
   # Batched by index, before threads and workers divide the work: each of them makes whole batches, so that it does not
@@ -114,7 +115,7 @@ def evaluation_batches(
   Raises:
     InputError: fewer than two samples.
   """
-  _check_size(source, "validation data")
+  check_size(source, "validation data")
   count = len(source) if num_pairs < 0 else min(num_pairs, len(source))
   queries = np.linspace(0, len(source), count, endpoint=False).astype(int)
   global_batch = batch_size * process_count

@@ -5,6 +5,9 @@ The files in configs/ start from this and change what differs; `--config.KEY=VAL
 
 from __future__ import annotations
 
+import functools
+import math
+
 from ml_collections import ConfigDict
 
 from seggpt_jax.data.sources import LABEL_MODES
@@ -73,6 +76,43 @@ def default_config() -> ConfigDict:
   return config
 
 
+# Least and most, both allowed.
+_RANGES = {
+  "num_steps": (1, math.inf),
+  "batch_size": (1, math.inf),
+  "model.square": (0, math.inf),
+  "model.drop_path_rate": (0, 0.99),
+  "data.num_classes": (2, 256),
+  "data.threshold": (0, 255),
+  "data.num_train": (-1, math.inf),
+  "data.mask_ratio": (0.001, 1),
+  "data.lower_half_share": (0, 1),
+  "data.resize": (0, math.inf),
+  "data.brightness": (0, 1),
+  "data.contrast": (0, 1),
+  "data.saturation": (0, 1),
+  "data.blur": (0, math.inf),
+  "data.num_threads": (0, math.inf),
+  "data.num_workers": (0, math.inf),
+  "optim.peak": (0, math.inf),
+  "optim.minimum": (0, math.inf),
+  "optim.cycle_mult": (1, math.inf),
+  "optim.warmup": (0, math.inf),
+  "optim.decay": (0, 1),
+  "optim.b1": (0, 1),
+  "optim.b2": (0, 1),
+  "optim.weight_decay": (0, math.inf),
+  "mesh.data": (-1, math.inf),
+  "mesh.fsdp": (1, math.inf),
+  "log_every": (1, math.inf),
+  "eval_every": (1, math.inf),
+  "eval_pairs": (-1, math.inf),
+  "panel_every": (0, math.inf),
+  "checkpoint_every": (1, math.inf),
+  "keep_checkpoints": (1, math.inf),
+}
+
+
 def check_config(config: ConfigDict) -> None:
   """Refuses a configuration that `default_config` does not know, or whose values cannot be meant.
 
@@ -90,18 +130,16 @@ def check_config(config: ConfigDict) -> None:
     group, name = key.split(".")
     if config[group][name] not in allowed:
       raise InputError(f"config.{key}: found {config[group][name]!r}, expected one of {', '.join(allowed)}")
-  at_least = {"num_steps": 1, "batch_size": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1}
-  for key, least in {**at_least, "data.num_classes": 2, "mesh.fsdp": 1}.items():
-    value = config[key] if "." not in key else config[key.split(".")[0]][key.split(".")[1]]
-    if value < least:
-      raise InputError(f"config.{key}: found {value}, expected at least {least}")
+  for key, (least, most) in _RANGES.items():
+    value = functools.reduce(lambda group, name: group[name], key.split("."), config)
+    if not least <= value <= most:
+      expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
+      raise InputError(f"config.{key}: found {value}, expected {expected}")
+  if config.eval_pairs == 0:
+    raise InputError("config.eval_pairs: found 0, expected at least 1, or -1 for all")
   for name in ("image_mean", "image_std"):
     if len(config.model[name]) not in (0, 3):
       raise InputError(f"config.model.{name}: found {config.model[name]}, expected three numbers or ()")
-  if config.data.num_classes > 256:
-    raise InputError(f"config.data.num_classes: found {config.data.num_classes}, expected at most 256")
-  if not 0.0 < config.data.mask_ratio <= 1.0:
-    raise InputError(f"config.data.mask_ratio: found {config.data.mask_ratio}, expected more than 0 and at most 1")
 
 
 def _check_keys(config: ConfigDict, known: ConfigDict, where: str) -> None:

@@ -50,6 +50,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   """
   # ------------------------------------------------------------------------------------------- what is to be trained
   check_config(config)
+  _check_workdir(Path(workdir))
   model_config, init_params = _architecture(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   if config.batch_size % jax.device_count():
@@ -57,8 +58,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       f"config.batch_size: found {config.batch_size}, expected a multiple of the {jax.device_count()} devices"
     )
   train_source, eval_source = _source(config, "train"), _source(config, "val")
-  _peek(train_source)
-  _peek(eval_source)
+  _peek(train_source, "training data")
+  _peek(eval_source, "validation data")
 
   options = {"dtype": _dtype(config), "remat": config.model.remat, "attention": config.model.attention}
   graph, abstract_params = weights.abstract(model_config, **options)
@@ -143,6 +144,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
+def _check_workdir(path: Path) -> None:
+  """The nearest folder that exists has to be one, and to let us write."""
+  existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+  if not existing.is_dir():
+    raise InputError(f"--workdir {path}: found that {existing} is a file, expected a folder or nothing yet")
+  if not os.access(existing, os.W_OK):
+    raise InputError(f"--workdir {path}: found that {existing} cannot be written to, expected a folder that can")
+
+
 def _pick(config: ConfigDict, names: str) -> dict[str, Any]:
   return {name: config[name] for name in names.split()}
 
@@ -185,8 +195,9 @@ def _source(config: ConfigDict, split: str) -> FolderSource:
   return FolderSource(path / split, data.num_classes, data.labels, data.threshold, limit)
 
 
-def _peek(source: FolderSource, count: int = 16) -> None:
+def _peek(source: FolderSource, what: str, count: int = 16) -> None:
   """Reads a few samples, so that what is wrong with all of them is said before anything is written."""
+  pipeline.check_size(source, what)
   for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist():
     source[index]
 

@@ -187,6 +187,15 @@ def test_wrong_input_is_one_line_and_leaves_nothing_behind(config, tmp_path, key
   assert not (tmp_path / "run").exists()
 
 
+def test_a_workdir_that_is_a_file_is_refused_and_left_alone(config, tmp_path):
+  path = tmp_path / "run"
+  path.write_text("mine")
+  for workdir in (path, path / "deeper"):
+    with pytest.raises(InputError, match=r"--workdir .*run is a file, expected a folder"):
+      loop.train(config, workdir)
+  assert path.read_text() == "mine"
+
+
 def test_a_bad_label_is_named_before_anything_is_written(config, boards, tmp_path):
   config.data.labels = "index"
   with pytest.raises(InputError, match=r"train/labels/.*png: found label value \d, expected 0..1"):
