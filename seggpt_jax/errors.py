@@ -36,7 +36,7 @@ def _exit(error: Exception | str):
 
 
 def run_main(main: Callable[[list[str]], None]) -> None:
-  """`absl.app.run` with status 2 and one line for wrong flags and for `InputError`.
+  """`absl.app.run` with status 2 and one line for wrong flags and for `InputError`, 130 for Ctrl-C.
 
   Only warnings and errors are logged unless `--verbosity` is given: at absl's default, Orbax writes dozens of lines for
   every checkpoint.
@@ -49,5 +49,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
       main(argv)
     except InputError as error:
       _exit(error)
+    except KeyboardInterrupt:
+      print("interrupted", file=sys.stderr)
+      sys.exit(130)  # 128 + SIGINT, as shells count
 
   app.run(guarded, flags_parser=_parse_flags)
