@@ -166,30 +166,28 @@ def check_shapes(source: str, params: Mapping[str, Any], config: SegGPTConfig) -
 
 
 def resize_canvas(
-  params: Mapping[str, Any] | None, config: SegGPTConfig, canvas_size: tuple[int, int]
-) -> tuple[dict[str, np.ndarray] | None, SegGPTConfig]:
+  params: Mapping[str, np.ndarray], config: SegGPTConfig, canvas_size: tuple[int, int]
+) -> dict[str, np.ndarray]:
   """The same network for another canvas: its relative positions are resized linearly, as PyTorch's SegGPT does.
 
   The network does this by itself at every call with canvases of another size; a fine-tuning wants it done once, so
   that the tables it trains are those of its own canvas.
 
   Args:
-    params: parameters, or None when there are none yet.
+    params: parameters.
     config: their architecture.
     canvas_size: height and width in pixels.
 
   Returns:
-    Parameters and architecture for that canvas.
+    Parameters for that canvas.
   """
-  resized = dataclasses.replace(config, canvas_size=canvas_size)
-  if params is None:
-    return None, resized
-  params = dict(params)
+  resized = dict(params)
+  grid = dataclasses.replace(config, canvas_size=canvas_size).grid
   for name, value in params.items():
-    for suffix, size in zip(("rel_pos_h", "rel_pos_w"), resized.grid, strict=True):
-      if name.endswith(suffix):
-        params[name] = linear_resize_matrix(2 * size - 1, value.shape[0]) @ value
-  return params, resized
+    for suffix, size in zip(("rel_pos_h", "rel_pos_w"), grid, strict=True):
+      if name.endswith(suffix) and value.shape[0] != 2 * size - 1:
+        resized[name] = linear_resize_matrix(2 * size - 1, value.shape[0]) @ value.astype(np.float32)
+  return resized
 
 
 def load_model(directory: str | os.PathLike, *, dtype=jnp.float32, remat: bool = False, **options: Any) -> SegGPT:

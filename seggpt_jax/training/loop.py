@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from seggpt_jax.data import pipeline, transforms
@@ -51,7 +50,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   # ------------------------------------------------------------------------------------------- what is to be trained
   check_config(config)
   _check_workdir(Path(workdir))
-  model_config, init_params = _architecture(config)
+  model_config = _architecture(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   if config.batch_size % jax.device_count():
     raise InputError(
@@ -89,11 +88,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     batches.set_state(progress["data"][jax.process_index()])
     best = progress["best_miou"]
   else:
-    if init_params is None:
-      init_params = functools.partial(_random_params, model_config, config.seed)
-    else:
-      init_params = functools.partial(_float32, init_params)
-    state = jax.jit(lambda: initial_state(init_params()), out_shardings=state_sharding)()
+    params = _initial_params(config, model_config, state_sharding.params)
+    state = jax.jit(initial_state, out_shardings=state_sharding, donate_argnums=0)(params)
   start = int(state.step)
   _write_config(workdir, config)
 
@@ -157,8 +153,8 @@ def _pick(config: ConfigDict, names: str) -> dict[str, Any]:
   return {name: config[name] for name in names.split()}
 
 
-def _architecture(config: ConfigDict) -> tuple[SegGPTConfig, dict[str, np.ndarray] | None]:
-  """The architecture, and the weights to start from if there are any."""
+def _architecture(config: ConfigDict) -> SegGPTConfig:
+  """That of the weights to start from, or of the named variant, with what the configuration changes."""
   model = config.model
   if model.init_from:
     if not Path(model.init_from).exists():
@@ -167,20 +163,27 @@ def _architecture(config: ConfigDict) -> tuple[SegGPTConfig, dict[str, np.ndarra
         f"`python convert_torch_weights.py seggpt_vit_large.pth {model.init_from}`, or set it to '' for a random start"
       )
     architecture = weights.load_config(model.init_from)
-    params = weights.load_params(model.init_from, architecture)
   elif model.variant in VARIANTS:
-    architecture, params = VARIANTS[model.variant], None
+    architecture = VARIANTS[model.variant]
   else:
     raise InputError(f"config.model.variant: found {model.variant!r}, expected one of {', '.join(VARIANTS)}")
-  statistics = {name: tuple(model[name]) for name in ("image_mean", "image_std") if model[name]}
-  architecture = dataclasses.replace(architecture, drop_path_rate=model.drop_path_rate, **statistics)
-  if model.square and model.square != architecture.canvas_size[1]:
+  changes = {name: tuple(model[name]) for name in ("image_mean", "image_std") if model[name]}
+  if model.square:
     if model.square % architecture.patch_size:
       raise InputError(
         f"config.model.square: found {model.square}, expected a multiple of the patch size {architecture.patch_size}"
       )
-    params, architecture = weights.resize_canvas(params, architecture, (2 * model.square, model.square))
-  return architecture, params
+    changes["canvas_size"] = (2 * model.square, model.square)
+  return dataclasses.replace(architecture, drop_path_rate=model.drop_path_rate, **changes)
+
+
+def _initial_params(config: ConfigDict, model_config: SegGPTConfig, where: dict[str, NamedSharding]) -> weights.Params:
+  """Random parameters or those of `init_from`, float32, on their devices."""
+  if not config.model.init_from:
+    return jax.jit(lambda: weights.split(SegGPT(model_config, rngs=nnx.Rngs(config.seed)))[1], out_shardings=where)()
+  stored = weights.load_config(config.model.init_from)
+  params = weights.resize_canvas(weights.load_params(config.model.init_from, stored), stored, model_config.canvas_size)
+  return {name: _place(value, where[name]) for name, value in params.items()}
 
 
 def _source(config: ConfigDict, split: str) -> FolderSource:
@@ -269,12 +272,9 @@ def _dtype(config: ConfigDict) -> jnp.dtype:
   return jnp.dtype(config.model.dtype)
 
 
-def _random_params(model_config: SegGPTConfig, seed: int) -> weights.Params:
-  return weights.split(SegGPT(model_config, rngs=nnx.Rngs(seed)))[1]
-
-
-def _float32(params: dict[str, np.ndarray]) -> weights.Params:
-  return {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
+def _place(value: np.ndarray, where: NamedSharding) -> jax.Array:
+  """A host array as float32 on its devices, of which each process fills its own."""
+  return jax.make_array_from_callback(value.shape, where, lambda index: value[index].astype(np.float32))
 
 
 def _local(array: jax.Array) -> np.ndarray:
