@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from seggpt_jax.errors import InputError, run_main
+from seggpt_jax.errors import InputError, run_main, writing
 from seggpt_jax.model import torch_files, torch_weights, weights
 
 _TO = flags.DEFINE_enum("to", None, ["baai", "hf"], "Write PyTorch weights in these names instead of JAX weights.")
@@ -25,6 +25,8 @@ def main(argv: list[str]) -> None:
   source, destination = argv[1:]
   if Path(destination).exists():
     raise InputError(f"{destination}: found something there already, expected a path that does not exist")
+  with writing(destination):  # before minutes are spent on reading
+    Path(destination).absolute().parent.mkdir(parents=True, exist_ok=True)
   if weights.has_weights(source):
     config, unexpected = weights.load_config(source), ()
     params = weights.load_params(source, config)

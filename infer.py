@@ -33,10 +33,13 @@ _TOP_K = flags.DEFINE_integer("top-k", 1, "The most prompts that a query gets.",
 _SPLIT = flags.DEFINE_integer("split", 1, "Cuts queries and prompts into n x n tiles, for small things.", lower_bound=1)
 _OUTDIR = flags.DEFINE_string("outdir", None, "Folder of the results.", required=True)
 _LABELS = flags.DEFINE_enum(
-  "labels", "index", LABEL_MODES, "How label files are read: values are class indices, or above --threshold is class 1."
+  "labels",
+  None,
+  LABEL_MODES,
+  "How label files are read: values are class indices, or above --threshold is class 1; by default as in training.",
 )
 _THRESHOLD = flags.DEFINE_integer(
-  "threshold", None, "For --labels=binary, 0 by default; 127 suits masks stored as JPEG.", 0, 255
+  "threshold", None, "For binary labels, 0 by default or as in training; 127 suits masks stored as JPEG.", 0, 255
 )
 _SEG_TYPE = flags.DEFINE_enum("seg-type", "semantic", ["semantic", "instance"], "What the prompts mark.")
 
@@ -47,14 +50,17 @@ for _name in [name for name in flags.FLAGS if "-" in name]:  # absl's habit is u
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
-  if _LABELS.value == "index" and _THRESHOLD.value is not None:
-    raise InputError("--threshold: found with --labels=index, expected only with --labels=binary")
+  for name in ("model-path", "prompt-img-dir", "prompt-label-dir", "dataset-dir", "outdir"):
+    if not flags.FLAGS[name].value:
+      raise InputError(f"--{name}: found an empty value, expected a path")
+  labels, threshold = batch.label_reading(_MODEL_PATH.value, _LABELS.value, _THRESHOLD.value)
   queries = batch.list_queries(
     _DATASET_DIR.value, _PROMPT_IMG_DIR.value, _PROMPT_LABEL_DIR.value, _MAPPING.value, _TOP_K.value
   )
   if not _MAPPING.value:
     names = ", ".join(files.image.name for files in queries[0].prompts)
     print(f"no --mapping: every query is prompted by {names}")
+  print(f"labels are read as {labels if labels == 'index' else f'binary, foreground above {threshold}'}")
   predictor = Predictor.from_checkpoint(_MODEL_PATH.value)
   metrics = batch.run(
     predictor,
@@ -62,8 +68,8 @@ def main(argv: list[str]) -> None:
     _OUTDIR.value,
     split=_SPLIT.value,
     seg_type=_SEG_TYPE.value,
-    labels=_LABELS.value,
-    threshold=_THRESHOLD.value or 0,
+    labels=labels,
+    threshold=threshold,
   )
   if metrics:
     print(batch.report(metrics))

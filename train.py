@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only --config, --workdir and --config.KEY=VALUE")
   for flag in (_CONFIG, _WORKDIR):
-    if not flag.present and flag.value is None:
+    if not flag.present or flag.value == "":
       raise InputError(f"--{flag.name}: missing, for example --config configs/base.py --workdir runs/mine")
   path = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
   if not Path(path).is_file():

@@ -6,9 +6,11 @@ through `run_main`, which prints that line and exits with status 2; all else is 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
 
@@ -17,10 +19,25 @@ class InputError(ValueError):
   """The user's input is wrong; the message is one line for them."""
 
 
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+  """Turns what the system says against writing there (no folder, no permission, disk full) into an InputError."""
+  try:
+    yield
+  except OSError as error:
+    raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
+  except SyntaxError as error:
+    _exit(
+      f"--config: {error.filename} line {error.lineno} is no Python: {error.msg}, expected a file like configs/base.py"
+    )
   except (AttributeError, KeyError) as error:
+    if "get_config" in str(error):
+      _exit("--config: found no function get_config in the file, expected one as in configs/base.py")
     # How ml_collections reports an unknown key of --config.KEY=VALUE: with nothing but the key in quotes.
     _exit(f"--config: unknown key {str(error).strip(chr(34))}, expected one that the config file sets")
   except (flags.Error, OSError, ValueError) as error:

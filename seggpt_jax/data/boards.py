@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from seggpt_jax.data.board_defects import DEFECTS, place_defects
 from seggpt_jax.data.board_layout import FINE, draw_layout, middle
-from seggpt_jax.errors import InputError, run_main
+from seggpt_jax.errors import InputError, run_main, writing
 
 SPLITS: tuple[str, ...] = ("train", "val")
 LABELINGS: dict[str, tuple[str, ...]] = {
@@ -84,7 +84,7 @@ def generate_board(
       image = _render(generator, copper, layout.pads, layout.drills)
       return Board(image, labels, layout.design, middle(copper))
   raise RuntimeError(
-    f"could not place defects {kinds} on a board of size {size} at scale {scale:g} "
+    f"could not place {len(kinds)} defects on a board of size {size} at scale {scale:g} "
     f"in {_REDRAWS} boards; ask for fewer defects, a larger size or a smaller scale"
   )
 
@@ -261,7 +261,8 @@ def write_boards(directory: str | os.PathLike[str], num_train: int, num_val: int
     BoardSource(number, seed, split=split, **options)
     for split, number in zip(SPLITS, (num_train, num_val), strict=True)
   ]
-  directory.parent.mkdir(parents=True, exist_ok=True)
+  with writing(directory):
+    directory.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
     whole = pathlib.Path(temporary) / "boards"
     for source in sources:
@@ -283,6 +284,8 @@ def _command(argv: list[str]) -> None:
   if len(argv) != 2:
     raise InputError(f"found {len(argv) - 1} arguments, expected DIRECTORY (--help explains)")
   values = flags.FLAGS
+  if not argv[1]:
+    raise InputError("DIRECTORY: found an empty name, expected where to write")
   try:
     write_boards(
       argv[1],
@@ -294,18 +297,20 @@ def _command(argv: list[str]) -> None:
       count=(1, values.most),
       labels=values.labels,
     )
+  except InputError:
+    raise
   except (ValueError, RuntimeError) as error:
-    raise InputError(f"--{error}") from error
+    raise InputError(str(error)) from error
   print(f"written: {argv[1]}")
 
 
 if __name__ == "__main__":
-  flags.DEFINE_integer("num_train", 512, "Boards for training.")
-  flags.DEFINE_integer("num_val", 64, "Boards for validation.")
+  flags.DEFINE_integer("num_train", 512, "Boards for training.", 1)
+  flags.DEFINE_integer("num_val", 64, "Boards for validation.", 1)
   flags.DEFINE_integer("size", 256, "Side of a board in pixels.")
   flags.DEFINE_float("scale", 1.0, "Magnification, at least 1: the same picture shows a smaller part of the board.")
-  flags.DEFINE_integer("most", 3, "Defects on a board at most; there is at least one.")
-  flags.DEFINE_integer("seed", 0, "Seed of all boards.")
+  flags.DEFINE_integer("most", 3, "Defects on a board at most; there is at least one.", 1)
+  flags.DEFINE_integer("seed", 0, "Seed of all boards.", 0)
   names = "; ".join(f"{labels}: {', '.join(classes)}" for labels, classes in LABELINGS.items())
   flags.DEFINE_enum("labels", "defect", list(LABELINGS), f"Classes from 0 on: {names}.")
   run_main(_command)

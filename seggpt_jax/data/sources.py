@@ -53,7 +53,7 @@ def list_images(directory: str | Path) -> dict[str, Path]:
     raise InputError(f"{directory}: folder not found, expected a folder of images")
   found: dict[str, Path] = {}
   for path in sorted(directory.iterdir()):
-    if path.suffix.lower() not in _extensions() or path.name.startswith("."):
+    if path.suffix.lower() not in _extensions() or path.name.startswith(".") or not path.is_file():
       continue
     if path.stem in found:
       raise InputError(f"{path}: found {found[path.stem].name} beside it, expected one file for each name")
@@ -91,25 +91,33 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
   return np.array(image.convert("RGB"))
 
 
+_BINARY_HINT = "masks of 0 and 255 are read with labels=binary, and 127 as the threshold if they are JPEG"
+
+
 def read_labels(path: str | Path, mode: LabelMode = "index", threshold: int = 0) -> UInt8[np.ndarray, "h w"]:
   """Class indices of a label file.
 
   Args:
     path: a single-channel image: greyscale of 1, 8 or 16 bits, or palette indices.
-    mode: "index" takes values as class indices; "binary" makes class 1 of everything above the threshold.
+    mode: "index" takes values as class indices 0..254; "binary" makes class 1 of everything above the threshold.
     threshold: for "binary", 0..255. Masks stored as JPEG hold values near 0 and near 255: 127 tells them apart.
 
   Raises:
-    InputError: the file is missing or unreadable, has several channels, or values beyond 255; names it.
+    InputError: the file is missing or unreadable, has several channels, or for "index" a value beyond 254 or the
+      lossy JPEG format; names it.
   """
-  image = _open(Path(path))
+  path = Path(path)
+  image = _open(path)
   if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
     raise InputError(f"{path}: found mode {image.mode}, expected a single-channel label image of class indices")
   values: Integer[np.ndarray, "h w"] = np.asarray(image).astype(np.int64)
   if mode == "binary":
     return (values > threshold).astype(np.uint8)
-  if values.max(initial=0) > 255:
-    raise InputError(f"{path}: found label value {values.max()}, expected class indices of at most 255")
+  if path.suffix.lower() in (".jpg", ".jpeg"):
+    # Compression changes values by a few: class 1 is not 1 any more.
+    raise InputError(f"{path}: found JPEG, expected class indices in a format without loss; {_BINARY_HINT}")
+  if values.max(initial=0) > 254:
+    raise InputError(f"{path}: found label value {values.max()}, expected class indices 0..254; {_BINARY_HINT}")
   return values.astype(np.uint8)
 
 
@@ -161,6 +169,6 @@ class FolderSource:
     if label.max() >= self.num_classes:
       raise InputError(
         f"{label_path}: found label value {label.max()}, expected 0..{self.num_classes - 1} "
-        f"(data.num_classes={self.num_classes}); masks of 0 and 255 are read with data.labels=binary"
+        f"(data.num_classes={self.num_classes}); {_BINARY_HINT}"
       )
     return {"image": image, "label": label, "name": name}

@@ -26,6 +26,7 @@ from seggpt_jax.inference import outputs, tiling
 from seggpt_jax.inference.predictor import Predictor, Prompt
 from seggpt_jax.metrics import iou
 from seggpt_jax.model.seggpt import SegType
+from seggpt_jax.model.weights import find_weights
 
 _BLOCK = 2**18  # pixels counted at a time
 _CACHED_PROMPTS = 256  # of the tile's size: 200 MB for the released weights
@@ -97,6 +98,33 @@ def _dataset(directory: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     return list_images(directory), {}
   labels = directory / "labels"
   return list_images(directory / "images"), list_images(labels) if labels.is_dir() else {}
+
+
+def label_reading(
+  model_path: str | os.PathLike, labels: LabelMode | None, threshold: int | None
+) -> tuple[LabelMode, int]:
+  """How label files are read: as asked for, else as the run that the weights come from read them, else as indices.
+
+  Args:
+    model_path: weights or a training run.
+    labels: what was asked for, if anything.
+    threshold: likewise.
+
+  Returns:
+    Mode and threshold for `data.sources.read_labels`.
+
+  Raises:
+    InputError: no weights there, or a threshold for labels that are indices.
+  """
+  trained: dict[str, Any] = {}
+  for folder in (Path(model_path), *find_weights(model_path).absolute().parents[:2]):
+    if (folder / "config.json").is_file():
+      trained = json.loads((folder / "config.json").read_text()).get("data", {})
+      break
+  mode = labels or trained.get("labels", "index")
+  if mode == "index" and threshold is not None:
+    raise InputError("--threshold: found with index labels, expected only with --labels=binary")
+  return mode, trained.get("threshold", 0) if threshold is None else threshold
 
 
 def read_mapping(path: str | os.PathLike) -> dict[str, list[str]]:
@@ -188,7 +216,7 @@ def _read_prompt(files: PromptFiles, reading: tuple[LabelMode, int], size: tuple
 def _read_label_map(path: Path, image_path: Path, image: np.ndarray, reading: tuple[LabelMode, int]) -> np.ndarray:
   labels = read_labels(path, *reading)
   if labels.shape != image.shape[:2]:
-    found, expected = (f"{height} x {width} pixels" for height, width in (labels.shape, image.shape[:2]))
+    found, expected = (f"{width} x {height} pixels" for height, width in (labels.shape, image.shape[:2]))
     raise InputError(f"{path}: found {found}, expected {expected} as {image_path} has")
   return labels
 
@@ -260,7 +288,8 @@ def report(metrics: dict[str, Any]) -> str:
     return "     -" if score is None else f"{score:6.1%}"
 
   lines = [f"IoU over {metrics['images']} labelled images"]
-  lines += [f"  class {entry['class']:<3} {percent(entry['iou'])}" for entry in metrics["classes"]]
+  present = [entry for entry in metrics["classes"] if entry["iou"] is not None]
+  lines += [f"  class {entry['class']:<3} {percent(entry['iou'])}" for entry in present]
   lines += [f"  mean      {percent(metrics['miou'])}", f"  foreground{percent(metrics['foreground_miou'])}"]
   if metrics["unscored"]:
     lines.append(f"  {len(metrics['unscored'])} images without labels")

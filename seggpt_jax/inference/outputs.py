@@ -5,10 +5,9 @@ In: arrays of one image. Out: PNG and JSON files, each of which appears under it
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +15,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import writing
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.predictor import Prediction, Prompt
 from seggpt_jax.palette import fixed_palette
@@ -111,12 +110,12 @@ def remove(path: Path) -> None:
   Raises:
     InputError: it cannot be removed.
   """
-  with _writable(path):
+  with writing(path):
     path.unlink(missing_ok=True)
 
 
 def _write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-  with _writable(path):
+  with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -125,11 +124,3 @@ def _write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
       os.replace(unfinished, path)
     finally:
       unfinished.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
-  try:
-    yield
-  except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-    raise InputError(f"{path}: cannot be written: {error.strerror}") from error

@@ -124,10 +124,12 @@ class Predictor:
     Raises:
       InputError: an argument is not as described above.
     """
+    image, palette = np.asarray(image), None if palette is None else np.asarray(palette)
+    prompts = [tuple(np.asarray(array) for array in prompt) for prompt in prompts]
     _check_image("image", image)
     _check_prompts(prompts)
-    if split < 1:
-      raise InputError(f"split: found {split}, expected at least 1")
+    if not isinstance(split, int) or split < 1:
+      raise InputError(f"split: found {split}, expected a whole number of at least 1")
     if seg_type not in ("semantic", "instance"):
       raise InputError(f"seg_type: found {seg_type!r}, expected 'semantic' or 'instance'")
     num_classes = 1 + max(int(labels.max()) for _, labels in prompts)
@@ -233,7 +235,7 @@ def _check_prompts(prompts: Sequence[Prompt]) -> None:
     image, labels = prompt
     _check_image(f"prompts[{index}] image", image)
     name = f"prompts[{index}] labels"
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != image.shape[:2]:
+    if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool) or labels.shape != image.shape[:2]:
       expected = f"integers {list(image.shape[:2])} as its image has"
       raise InputError(f"{name}: found {labels.dtype} {list(labels.shape)}, expected {expected}")
     if labels.min() < 0 or labels.max() > _MAX_LABEL:
@@ -250,4 +252,7 @@ def _check_palette(palette: np.ndarray | None, num_classes: int) -> np.ndarray:
     raise InputError(f"palette: found {list(palette.shape)}, expected [N, 3] with N >= {num_classes} classes")
   if palette.min() < 0 or palette.max() > 255:
     raise InputError(f"palette: found values {palette.min()}..{palette.max()}, expected 0..255")
-  return np.round(palette).astype(np.uint8)
+  palette = np.round(palette).astype(np.uint8)
+  if len(np.unique(palette, axis=0)) < len(palette):
+    raise InputError("palette: found two classes of the same colour, expected colours 0..255 that differ")
+  return palette

@@ -82,7 +82,7 @@ class SegGPTConfig:
 VARIANTS: dict[str, SegGPTConfig] = {
   # seggpt_vit_large_patch16_input896x448: the released weights, 370.7 M parameters.
   "vit_large": SegGPTConfig(),
-  # 0.9 M parameters: tests, and the demo on a laptop.
+  # 1.1 M parameters: tests, and the demo on a laptop.
   "tiny": SegGPTConfig(
     canvas_size=(128, 64),
     patch_size=8,

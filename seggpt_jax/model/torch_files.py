@@ -23,7 +23,7 @@ import safetensors
 import safetensors.numpy
 from absl import logging
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, writing
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.torch_weights import Conversion, Layout, Tensors, from_torch, to_torch
 
@@ -167,7 +167,11 @@ def _read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
     content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
   if not isinstance(content, Mapping):
     raise InputError(f"{path}: found a {type(content).__name__}, expected a dictionary of tensors")
-  tensors = {name: _to_numpy(value) for name, value in content.items() if isinstance(value, torch.Tensor)}
+  tensors = {
+    name: _to_numpy(value)
+    for name, value in content.items()
+    if isinstance(name, str) and isinstance(value, torch.Tensor)
+  }
   return tensors, _checked_hints(path, hints)
 
 
@@ -211,7 +215,8 @@ def write(path: str | os.PathLike, params: dict[str, np.ndarray], config: SegGPT
     raise InputError(f"{path}: expected a file name ending in .pth, .pt or .safetensors for --to baai")
   if layout == "hf" and path.suffix in (".pth", ".pt", ".safetensors"):
     raise InputError(f"{path}: expected the name of a directory for --to hf")
-  path.parent.mkdir(parents=True, exist_ok=True)
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
   tensors = to_torch(params, config.depth, layout)
   with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
     whole = Path(scratch) / path.name

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, writing
 from seggpt_jax.model.attention import linear_resize_matrix
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
@@ -75,8 +75,10 @@ def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config
   handler = ocp.CompositeCheckpointHandler(
     params=ocp.PyTreeCheckpointHandler(type_handler_registry=in_place), config=ocp.JsonCheckpointHandler()
   )
-  with ocp.Checkpointer(handler) as checkpointer:
-    checkpointer.save(path, args=items)
+  with writing(directory):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ocp.Checkpointer(handler) as checkpointer:
+      checkpointer.save(path, args=items)
 
 
 def find_weights(directory: str | os.PathLike) -> Path:
@@ -123,7 +125,7 @@ def load_config(directory: str | os.PathLike) -> SegGPTConfig:
   path = find_weights(directory) / "config" / "metadata"
   try:
     return SegGPTConfig.from_dict(json.loads(path.read_text()))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
     raise InputError(f"{path}: cannot be read as a SegGPT configuration: {error}") from error
 
 
@@ -139,17 +141,21 @@ def load_params(directory: str | os.PathLike, config: SegGPTConfig | None = None
   """
   path = epath.Path(os.path.abspath(find_weights(directory))) / "params"
   params: dict[str, np.ndarray] = {}
-  # Not through a Checkpointer, which warns about metadata that lie beside the item and not in it.
-  handler = ocp.PyTreeCheckpointHandler()
-  names = handler.metadata(path).tree
-  # Block by block: all at once, reading takes half as much memory again as the weights themselves.
-  for _, group in itertools.groupby(sorted(names), lambda name: name.split(".")[:2]):
-    restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group}
-    item = dict.fromkeys(restore, 0)
-    args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
-    # Copied, since Orbax's own buffers are not given back to the system when they are freed.
-    params.update({name: np.array(value) for name, value in handler.restore(path, args=args).items()})
-  handler.close()
+  try:
+    # Not through a Checkpointer, which warns about metadata that lie beside the item and not in it.
+    handler = ocp.PyTreeCheckpointHandler()
+    names = handler.metadata(path).tree
+    # Block by block: all at once, reading takes half as much memory again as the weights themselves.
+    for _, group in itertools.groupby(sorted(names), lambda name: name.split(".")[:2]):
+      restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group}
+      item = dict.fromkeys(restore, 0)
+      args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
+      # Copied, since Orbax's own buffers are not given back to the system when they are freed.
+      params.update({name: np.array(value) for name, value in handler.restore(path, args=args).items()})
+    handler.close()
+  except (OSError, ValueError, KeyError, RuntimeError) as error:
+    reason = " ".join(str(error).split())[:200]
+    raise InputError(f"{path}: cannot be read as weights, it is cut short or damaged: {reason}") from error
   check_shapes(str(directory), params, config or load_config(directory))
   return params
 

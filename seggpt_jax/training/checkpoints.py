@@ -77,19 +77,24 @@ class Checkpoints:
     )
 
   def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """Reads the newest checkpoint.
+    """Reads the newest checkpoint, and drops best weights of later steps, which the run will come to again.
 
     Args:
       abstract_state: shape, dtype and sharding of each leaf.
 
     Returns:
-      The state on its devices, and the progress saved with it.
+      The state on its devices, and the progress saved with it; without its "best_miou" if those weights are gone.
 
     Raises:
       InputError: the checkpoint is of another architecture.
     """
     step = self._steps.latest_step()
     directory = self._steps.directory / str(step)
+    for item in ("params", "config", "optimizer", "progress"):
+      if not (directory / item).exists():
+        raise InputError(
+          f"{directory}: found no {item} in it, expected a whole checkpoint; remove it to go on before it"
+        )
     stored = weights.load_config(directory)
     if stored != self._config:
       theirs, ours = stored.to_dict(), self._config.to_dict()
@@ -111,8 +116,13 @@ class Checkpoints:
         progress=ocp.args.JsonRestore(),
       ),
     )
+    for later in [best for best in self._best.all_steps() if best > step]:
+      self._best.delete(later)
     state = TrainState(restored.optimizer["step"], restored.params, restored.optimizer["opt_state"])
-    return jax.block_until_ready(state), restored.progress
+    progress = dict(restored.progress)
+    if not self._best.all_steps():
+      progress.pop("best_miou")
+    return jax.block_until_ready(state), progress
 
   def close(self) -> None:
     """Waits until everything is on disk."""

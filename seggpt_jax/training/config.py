@@ -78,11 +78,12 @@ def default_config() -> ConfigDict:
 
 # Least and most, both allowed.
 _RANGES = {
+  "seed": (0, 2**32 - 1),
   "num_steps": (1, math.inf),
   "batch_size": (1, math.inf),
   "model.square": (0, math.inf),
   "model.drop_path_rate": (0, 0.99),
-  "data.num_classes": (2, 256),
+  "data.num_classes": (2, 255),
   "data.threshold": (0, 255),
   "data.num_train": (-1, math.inf),
   "data.mask_ratio": (0.001, 1),

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from seggpt_jax.data import pipeline, transforms
 from seggpt_jax.data.sources import FolderSource
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, writing
 from seggpt_jax.metrics.iou import iou_from_confusion, mean_iou
 from seggpt_jax.model import weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   """
   # ------------------------------------------------------------------------------------------- what is to be trained
   check_config(config)
-  _check_workdir(Path(workdir))
+  changed = _changed_since(workdir, config)
   model_config = _architecture(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   if config.batch_size % jax.device_count():
@@ -78,6 +78,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     sharding.tree_sharding(mesh, abstract_state.opt_state),
   )
   batches = _training_batches(config, model_config, train_source)
+  for folder in ("checkpoints", "best", "panels"):
+    with writing(Path(workdir) / folder):
+      (Path(workdir) / folder).mkdir(parents=True, exist_ok=True)
   checkpoints = Checkpoints(workdir, model_config, config.keep_checkpoints)
   best = -1.0
   if checkpoints.latest_step() is not None:
@@ -86,7 +89,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     )
     state, progress = checkpoints.restore(placed)
     batches.set_state(progress["data"][jax.process_index()])
-    best = progress["best_miou"]
+    best = progress.get("best_miou", -1.0)
   else:
     params = _initial_params(config, model_config, state_sharding.params)
     state = jax.jit(initial_state, out_shardings=state_sharding, donate_argnums=0)(params)
@@ -98,6 +101,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   eval_step = make_eval_step(graph, model_config, mesh, state_sharding.params)
   monitor = Monitor(workdir, config.num_steps, start, enabled=jax.process_index() == 0)
   monitor.say(f"{'resumed at step ' + str(start) if start else 'new run'}: {_describe(config, model_config, mesh)}")
+  if changed:
+    monitor.say(f"changed since the run was last started: {', '.join(changed)}")
   key, meter = jax.random.key(config.seed), Meter()
   confusion = np.zeros((config.data.num_classes,) * 2, np.int64)
   result: dict[str, float] = {}
@@ -121,7 +126,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       if config.panel_every and step % config.panel_every == 0:
         monitor.panels(step, "train", batch, _local(output.colours), model_config)
       if step % config.eval_every == 0 or step == config.num_steps:
-        result = _evaluate(config, model_config, eval_source, mesh, eval_step, state, step, monitor)
+        result, batch, colours = _evaluate(config, model_config, eval_source, mesh, eval_step, state)
+        monitor.log(step, "val", result)
+        monitor.panels(step, "val", batch, colours, model_config)
         if result["miou"] > best:
           best = result["miou"]
           checkpoints.save_best(state)
@@ -130,7 +137,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
         checkpoints.save(state, {"data": [batches.get_state()], "best_miou": best})
     if start >= config.num_steps:
       monitor.say("nothing left to train, config.num_steps is reached")
-      result = _evaluate(config, model_config, eval_source, mesh, eval_step, state, start, monitor)
+      result, _, _ = _evaluate(config, model_config, eval_source, mesh, eval_step, state)
   finally:
     monitor.close()
     checkpoints.close()
@@ -140,13 +147,31 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------------ pieces
 
 
-def _check_workdir(path: Path) -> None:
-  """The nearest folder that exists has to be one, and to let us write."""
-  existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-  if not existing.is_dir():
-    raise InputError(f"--workdir {path}: found that {existing} is a file, expected a folder or nothing yet")
-  if not os.access(existing, os.W_OK):
-    raise InputError(f"--workdir {path}: found that {existing} cannot be written to, expected a folder that can")
+def _changed_since(workdir: str | os.PathLike, config: ConfigDict) -> list[str]:
+  """The keys that differ from those of the run in this folder, if there is one.
+
+  Raises:
+    InputError: what the run learns differs; its scores could not be compared.
+  """
+  path = Path(workdir) / "config.json"
+  if not path.is_file() or not any((Path(workdir) / "checkpoints").glob("*")):
+    return []
+  before, now = (_flat(values) for values in (json.loads(path.read_text()), json.loads(config.to_json())))
+  changed = [key for key, value in now.items() if before.get(key) != value]
+  for key in ("data.num_classes", "data.labels", "data.threshold"):
+    if key in changed:
+      raise InputError(
+        f"config.{key}: found {now[key]}, expected {before.get(key)} as the run in {workdir} has; "
+        "take another --workdir for another task"
+      )
+  return changed
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in values.items():
+    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return flat
 
 
 def _pick(config: ConfigDict, names: str) -> dict[str, Any]:
@@ -189,9 +214,9 @@ def _initial_params(config: ConfigDict, model_config: SegGPTConfig, where: dict[
 def _source(config: ConfigDict, split: str) -> FolderSource:
   data = config.data
   path = Path(data.path)
-  if not path.is_dir():
+  if not data.path or not path.is_dir():
     raise InputError(
-      f"config.data.path: folder {data.path} not found, expected {{train,val}}/{{images,labels}} in it; "
+      f"config.data.path: folder {data.path!r} not found, expected {{train,val}}/{{images,labels}} in it; "
       "`python -m seggpt_jax.data.boards DIRECTORY` writes an example"
     )
   limit = data.num_train if split == "train" else -1
@@ -238,10 +263,8 @@ def _evaluate(
   mesh: Mesh,
   eval_step: Callable[..., StepOutput],
   state: TrainState,
-  step: int,
-  monitor: Monitor,
-) -> dict[str, float]:
-  """Loss, mIoU and IoU of each class on the fixed validation pairs; a panel of the first ones."""
+) -> tuple[dict[str, float], pipeline.Batch, np.ndarray]:
+  """Loss, mIoU and IoU of each class on the fixed validation pairs; the first batch and its colours for a panel."""
   transform = transforms.EvaluationPair(model_config.canvas_size, model_config.patch_size, config.data.num_classes)
   batches = pipeline.evaluation_batches(
     source,
@@ -259,11 +282,10 @@ def _evaluate(
     losses.append(float(output.loss))
     counts.append(int(batch["valid"].sum()))
     if index == 0:
-      monitor.panels(step, "val", batch, _local(output.colours), model_config)
+      shown = batch, _local(output.colours)
   result = {"loss": float(np.average(losses, weights=counts)), "miou": float(mean_iou(confusion))}
   result |= {f"iou_{index}": float(value) for index, value in enumerate(iou_from_confusion(confusion))}
-  monitor.log(step, "val", result)
-  return result
+  return result, *shown
 
 
 def _dtype(config: ConfigDict) -> jnp.dtype:
