@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from seggpt_jax.errors import InputError
 from seggpt_jax.model import torch_files, torch_weights, weights
 from seggpt_jax.model.config import SegGPTConfig
 
@@ -144,3 +145,19 @@ def test_existing_output_is_kept(checkpoint, tmp_path):
 def test_wrong_command_line(args, message):
   """Wrong flags end in the same one line."""
   assert message in refused(*args)
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut short", "config"])
+def test_damaged_weights_are_refused_by_name(params, tmp_path, damage):
+  """A copy that broke off must not look like a mistake of the program."""
+  weights.save_weights(tmp_path / "w", params, CONFIG)
+  if damage == "config":
+    (tmp_path / "w" / "config" / "metadata").write_text('{"width": "a"}')
+  for path in [path for path in (tmp_path / "w" / "params").rglob("*") if path.is_file()]:
+    if damage == "emptied":
+      path.unlink()
+    elif damage == "cut short" and path.stat().st_size > 1000:
+      path.write_bytes(path.read_bytes()[:1000])
+  with pytest.raises(InputError, match="cannot be read as") as caught:
+    weights.load_model(tmp_path / "w")
+  assert "\n" not in str(caught.value)

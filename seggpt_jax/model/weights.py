@@ -126,7 +126,7 @@ def load_config(directory: str | os.PathLike) -> SegGPTConfig:
   try:
     return SegGPTConfig.from_dict(json.loads(path.read_text()))
   except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
-    raise InputError(f"{path}: cannot be read as a SegGPT configuration: {error}") from error
+    raise InputError(f"{path}: cannot be read as a SegGPT configuration: {_one_line(error)}") from error
 
 
 def load_params(directory: str | os.PathLike, config: SegGPTConfig | None = None) -> dict[str, np.ndarray]:
@@ -154,10 +154,13 @@ def load_params(directory: str | os.PathLike, config: SegGPTConfig | None = None
       params.update({name: np.array(value) for name, value in handler.restore(path, args=args).items()})
     handler.close()
   except (OSError, ValueError, KeyError, RuntimeError) as error:
-    reason = " ".join(str(error).split())[:200]
-    raise InputError(f"{path}: cannot be read as weights, it is cut short or damaged: {reason}") from error
+    raise InputError(f"{path}: cannot be read as weights, cut short or damaged: {_one_line(error)}") from error
   check_shapes(str(directory), params, config or load_config(directory))
   return params
+
+
+def _one_line(error: Exception) -> str:
+  return " ".join(str(error).split())[:200]
 
 
 def check_shapes(source: str, params: Mapping[str, Any], config: SegGPTConfig) -> None:

@@ -109,6 +109,15 @@ def test_binary_labels_of_a_jpeg_need_the_threshold(tmp_path):
   np.testing.assert_array_equal(read_labels(path, "binary", 0), stored > 0)
 
 
+def test_class_indices_cannot_be_jpeg_nor_masks_of_255(tmp_path):
+  mask = np.zeros((16, 16), np.uint8)
+  mask[4:9] = 255
+  Image.fromarray(mask).save(tmp_path / "mask.jpg")
+  refused("found JPEG, expected class indices in a format without loss", lambda: read_labels(tmp_path / "mask.jpg"))
+  Image.fromarray(mask).save(tmp_path / "mask.png")
+  refused("found label value 255, expected class indices 0..254", lambda: read_labels(tmp_path / "mask.png"))
+
+
 def test_palette_and_one_bit_and_16_bit_labels_are_indices(tmp_path):
   labels = np.random.default_rng(0).integers(0, 2, (5, 7), np.uint8)
   palette_image = Image.fromarray(labels)

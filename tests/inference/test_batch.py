@@ -194,7 +194,7 @@ def test_a_label_of_another_size_than_its_image_is_named(folders, predictor):
   for path in (folders / "data" / "labels" / "a.png", folders / "prompts" / "labels" / "p.png"):
     right = path.read_bytes()
     write(path, np.zeros((7, 9), np.uint8))
-    with pytest.raises(InputError, match=rf"{path}: found 7 x 9 pixels"):
+    with pytest.raises(InputError, match=rf"{path}: found 9 x 7 pixels"):
       batch.run(predictor, find(folders), folders / "out")
     path.write_bytes(right)
 
@@ -250,3 +250,20 @@ def test_a_failed_write_leaves_neither_half_a_file_nor_a_temporary_one(tmp_path)
     outputs.write_json(tmp_path / "metrics.json" / "below.json", {})
   assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
   assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou": 0.5}
+
+
+def test_labels_are_read_as_in_training_unless_asked_otherwise(tmp_path):
+  """A run trained on masks of 0 and 255 is judged on the same classes without further flags."""
+  for folder in ("best/7", "checkpoints/9"):
+    for item in ("params", "config"):
+      (tmp_path / "run" / folder / item).mkdir(parents=True)
+  settings = {"data": {"labels": "binary", "threshold": 127}}
+  (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+  for path in ("run", "run/best", "run/best/7", "run/checkpoints/9"):
+    assert batch.label_reading(tmp_path / path, None, None) == ("binary", 127), path
+  assert batch.label_reading(tmp_path / "run", None, 5) == ("binary", 5)
+  assert batch.label_reading(tmp_path / "run", "index", None) == ("index", 127)
+  (tmp_path / "run" / "config.json").unlink()
+  assert batch.label_reading(tmp_path / "run", None, None) == ("index", 0)
+  with pytest.raises(InputError, match="--threshold: found with index labels"):
+    batch.label_reading(tmp_path / "run", None, 127)

@@ -1,6 +1,7 @@
 """Whole runs on real files: they learn, resume exactly, and leave what the contracts promise."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -169,7 +170,7 @@ def test_a_workdir_of_another_architecture_is_refused(config, tmp_path):
 @pytest.mark.parametrize(
   ("key", "value", "message"),
   [
-    ("data.path", "nowhere", r"config.data.path: folder nowhere not found, expected \{train,val\}/\{images,labels\}"),
+    ("data.path", "nowhere", r"config.data.path: folder 'nowhere' not found, expected \{train,val\}/\{images,labels\}"),
     ("model.init_from", "nowhere", r"config.model.init_from: nowhere not found; convert the released weights with"),
     ("model.variant", "huge", r"config.model.variant: found 'huge', expected one of vit_large"),
     ("model.square", 60, r"config.model.square: found 60, expected a multiple of the patch size 8"),
@@ -191,9 +192,45 @@ def test_a_workdir_that_is_a_file_is_refused_and_left_alone(config, tmp_path):
   path = tmp_path / "run"
   path.write_text("mine")
   for workdir in (path, path / "deeper"):
-    with pytest.raises(InputError, match=r"--workdir .*run is a file, expected a folder"):
+    with pytest.raises(InputError, match=r"run/.*checkpoints: cannot be written: Not a directory"):
       loop.train(config, workdir)
   assert path.read_text() == "mine"
+
+
+def test_a_file_where_checkpoints_should_be_is_refused_before_training(config, tmp_path):
+  (tmp_path / "checkpoints").write_text("mine")
+  with pytest.raises(InputError, match=r"checkpoints: cannot be written: File exists"):
+    loop.train(config, tmp_path)
+  assert (tmp_path / "checkpoints").read_text() == "mine"
+
+
+def test_resuming_another_task_is_refused_and_other_changes_are_said(config, tmp_path, capsys):
+  config.num_steps = 1
+  loop.train(config, tmp_path)
+  before = (tmp_path / "config.json").read_text()
+  config.data.num_classes = 3
+  with pytest.raises(InputError, match=r"config.data.num_classes: found 3, expected 2 as the run in .* has"):
+    loop.train(config, tmp_path)
+  assert (tmp_path / "config.json").read_text() == before
+  config.data.num_classes = 2
+  config.optim.peak = 5e-4
+  loop.train(config, tmp_path)
+  assert "changed since the run was last started: optim.peak" in capsys.readouterr().out
+
+
+def test_best_weights_of_an_abandoned_future_are_dropped(config, tmp_path):
+  """Else `best` would stay at weights that the run, resumed from before them, no longer leads to."""
+  config.num_steps = 8
+  config.eval_every = 8
+  loop.train(config, tmp_path)
+  assert [path.name for path in (tmp_path / "best").iterdir()] == ["8"]
+  shutil.rmtree(tmp_path / "checkpoints" / "8")
+  config.num_steps = 7
+  config.optim.peak = 3e-3
+  result = loop.train(config, tmp_path)
+  assert [path.name for path in (tmp_path / "best").iterdir()] == ["7"]
+  progress = json.loads((tmp_path / "checkpoints" / "7" / "progress" / "metadata").read_text())
+  assert progress["best_miou"] == pytest.approx(result["miou"])
 
 
 def test_a_bad_label_is_named_before_anything_is_written(config, boards, tmp_path):
