@@ -79,7 +79,10 @@ def training_batches(
     InputError: fewer than two samples.
   """
   check_size(source, "training data")
-  pairs = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(_PairUp(source, transform))
+  # As good as endless; grain's own endless repetition overflows with a batch size of 1.
+  epochs = 2**40 // len(source)
+  order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(epochs)
+  pairs = order.random_map(_PairUp(source, transform))
   pairs = pairs.map(lambda pair: {**pair, "valid": np.True_})
   # Batched by index, before threads and workers divide the work: each of them makes whole batches, so that it does not
   # matter how many there are.

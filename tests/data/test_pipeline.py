@@ -84,6 +84,11 @@ def test_threads_and_workers_change_nothing(options):
   assert_equal(take(training(), 6), take(training(**options), 6))
 
 
+@pytest.mark.parametrize("options", [{}, {"process_index": 1, "process_count": 2}])
+def test_a_batch_may_hold_a_single_pair(options):
+  assert take(training(batch_size=1, **options), 3)[2]["images"].shape == (1, 64, 32, 3)
+
+
 def test_the_seed_decides():
   assert (queries(take(training(), 3)) != queries(take(training(seed=8), 3))).any()
 
