@@ -13,7 +13,8 @@ from pathlib import Path
 
 from absl import flags
 
-from seggpt_jax.errors import InputError, run_main, writing
+from seggpt_jax.errors import InputError, run_main
+from seggpt_jax.files import writing
 from seggpt_jax.model import torch_files, torch_weights, weights
 
 _TO = flags.DEFINE_enum("to", None, ["baai", "hf"], "Write PyTorch weights in these names instead of JAX weights.")

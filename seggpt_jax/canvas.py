@@ -28,14 +28,17 @@ def query_half(canvas: Shaped[AnyArray, "*b h w c"]) -> Shaped[AnyArray, "*b s w
   return canvas[..., canvas.shape[-3] // 2 :, :, :]
 
 
+def _per_channel(values: Sequence[float], ndim: int) -> AnyArray:
+  return jnp.reshape(jnp.asarray(values, jnp.float32), (1,) * (ndim - 1) + (3,))
+
+
 def normalise(
   pixels: Num[AnyArray, "*b 3"],
   mean: Sequence[float] = IMAGENET_MEAN,
   std: Sequence[float] = IMAGENET_STD,
 ) -> Float[AnyArray, "*b 3"]:
   """Pixels 0..255 -> float32 with the given channel mean and standard deviation (both in units of 1.0 = 255)."""
-  shape = (1,) * (pixels.ndim - 1) + (3,)
-  mean, std = jnp.reshape(jnp.asarray(mean), shape), jnp.reshape(jnp.asarray(std), shape)
+  mean, std = (_per_channel(values, pixels.ndim) for values in (mean, std))
   return (pixels.astype(jnp.float32) / 255.0 - mean) / std
 
 
@@ -45,8 +48,7 @@ def unnormalise(
   std: Sequence[float] = IMAGENET_STD,
 ) -> Float[AnyArray, "*b 3"]:
   """Inverse of `normalise`, clipped to 0..255 and left as float32."""
-  shape = (1,) * (colours.ndim - 1) + (3,)
-  mean, std = jnp.reshape(jnp.asarray(mean), shape), jnp.reshape(jnp.asarray(std), shape)
+  mean, std = (_per_channel(values, colours.ndim) for values in (mean, std))
   return jnp.clip((colours.astype(jnp.float32) * std + mean) * 255.0, 0.0, 255.0)
 
 

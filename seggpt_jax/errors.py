@@ -6,26 +6,15 @@ through `run_main`, which prints that line and exits with status 2; all else is 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from absl import app, flags, logging
 
 
 class InputError(ValueError):
   """The user's input is wrong; the message is one line for them."""
-
-
-@contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
-  """Turns what the system says against writing there (no folder, no permission, disk full) into an InputError."""
-  try:
-    yield
-  except OSError as error:
-    raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from seggpt_jax.data.board_defects import DEFECTS, place_defects
 from seggpt_jax.data.board_layout import FINE, draw_layout, middle
-from seggpt_jax.errors import InputError, run_main, writing
+from seggpt_jax.errors import InputError, run_main
+from seggpt_jax.files import writing
 
 SPLITS: tuple[str, ...] = ("train", "val")
 LABELINGS: dict[str, tuple[str, ...]] = {

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from seggpt_jax.errors import writing
+from seggpt_jax.files import write_whole, writing
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.predictor import Prediction, Prompt
 from seggpt_jax.palette import fixed_palette
@@ -92,7 +92,7 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
     InputError: the folder cannot be written to.
   """
   # The least compression: the default takes longer than the network on large pictures, for a tenth of the size.
-  _write_whole(path, lambda file: Image.fromarray(pixels).save(file, "png", compress_level=1))
+  write_whole(path, lambda file: Image.fromarray(pixels).save(file, "png", compress_level=1))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -101,7 +101,7 @@ def write_json(path: Path, value: Any) -> None:
   Raises:
     InputError: the folder cannot be written to.
   """
-  _write_whole(path, lambda file: file.write(json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"))
+  write_whole(path, lambda file: file.write(json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"))
 
 
 def remove(path: Path) -> None:
@@ -112,15 +112,3 @@ def remove(path: Path) -> None:
   """
   with writing(path):
     path.unlink(missing_ok=True)
-
-
-def _write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-  with writing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-      with open(unfinished, "wb") as file:
-        write(file)
-      os.replace(unfinished, path)
-    finally:
-      unfinished.unlink(missing_ok=True)

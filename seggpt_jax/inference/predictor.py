@@ -85,7 +85,7 @@ class Predictor:
       InputError: no weights there, or weights that do not fit their configuration.
     """
     if dtype is None:
-      dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+      dtype = weights.default_dtype()
     return cls(weights.load_model(directory, dtype=dtype), max_canvases=max_canvases)
 
   @property

@@ -23,7 +23,8 @@ import safetensors
 import safetensors.numpy
 from absl import logging
 
-from seggpt_jax.errors import InputError, writing
+from seggpt_jax.errors import InputError
+from seggpt_jax.files import writing
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.torch_weights import Conversion, Layout, Tensors, from_torch, to_torch
 

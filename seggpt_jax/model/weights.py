@@ -25,12 +25,18 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 
-from seggpt_jax.errors import InputError, writing
+from seggpt_jax.errors import InputError
+from seggpt_jax.files import writing
 from seggpt_jax.model.attention import linear_resize_matrix
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 
 Params = dict[str, Any]  # jax.Array, np.ndarray, or only its ShapeDtypeStruct
+
+
+def default_dtype() -> jnp.dtype:
+  """What is computed in unless asked otherwise: float32 on CPUs, bfloat16 on accelerators."""
+  return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
 
 
 def split(model: SegGPT) -> tuple[nnx.GraphDef, Params]:

@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from seggpt_jax.data import pipeline, transforms
 from seggpt_jax.data.sources import FolderSource
-from seggpt_jax.errors import InputError, writing
+from seggpt_jax.errors import InputError
+from seggpt_jax.files import write_whole, writing
 from seggpt_jax.metrics.iou import iou_from_confusion, mean_iou
 from seggpt_jax.model import weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
@@ -88,7 +89,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract_state, state_sharding
     )
     state, progress = checkpoints.restore(placed)
-    batches.set_state(progress["data"][jax.process_index()])
+    # One position for all processes: each reads its own share of the same pairs in step with the others.
+    batches.set_state(progress["data"])
     best = progress.get("best_miou", -1.0)
   else:
     params = _initial_params(config, model_config, state_sharding.params)
@@ -134,7 +136,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
           checkpoints.save_best(state)
         meter.rate()
       if step % config.checkpoint_every == 0 or step == config.num_steps:
-        checkpoints.save(state, {"data": [batches.get_state()], "best_miou": best})
+        checkpoints.save(state, {"data": batches.get_state(), "best_miou": best})
     if start >= config.num_steps:
       monitor.say("nothing left to train, config.num_steps is reached")
       result, _, _ = _evaluate(config, model_config, eval_source, mesh, eval_step, state)
@@ -289,9 +291,7 @@ def _evaluate(
 
 
 def _dtype(config: ConfigDict) -> jnp.dtype:
-  if config.model.dtype == "auto":
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
-  return jnp.dtype(config.model.dtype)
+  return weights.default_dtype() if config.model.dtype == "auto" else jnp.dtype(config.model.dtype)
 
 
 def _place(value: np.ndarray, where: NamedSharding) -> jax.Array:
@@ -315,11 +315,8 @@ def _finite(step: int, output: StepOutput) -> np.ndarray:
 
 def _write_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
   if jax.process_index() == 0:
-    path = Path(workdir) / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    os.replace(scratch, path)
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    write_whole(Path(workdir) / "config.json", lambda file: file.write(text.encode()))
 
 
 def _describe(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh) -> str:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from seggpt_jax import canvas, palette
 from seggpt_jax.data.pipeline import Batch
+from seggpt_jax.files import write_whole
 from seggpt_jax.model.config import SegGPTConfig
 
 
@@ -69,9 +70,7 @@ class Monitor:
       return
     picture = panels(batch, colours, config)
     path = self._workdir / "panels" / f"{split}_{step:07d}.png"
-    scratch = path.with_suffix(".tmp")
-    Image.fromarray(picture).save(scratch, format="png")
-    os.replace(scratch, path)
+    write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"))
     self._events.add_image(split, picture, step, dataformats="HWC")
 
   def say(self, message: str) -> None:
@@ -95,9 +94,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
         kept.append(line + "\n")
     except json.JSONDecodeError:
       continue  # the half line of a run that was killed while writing it
-  scratch = path.with_suffix(".tmp")
-  scratch.write_text("".join(kept))
-  os.replace(scratch, path)
+  write_whole(path, lambda file: file.write("".join(kept).encode()))
 
 
 def panels(
