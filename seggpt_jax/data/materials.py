@@ -1,0 +1,178 @@
+"""Materials: what a surface looks like, as a recipe that can be painted again and again.
+
+Two paintings of one material share colours, pattern, scale and direction, and no pixel. All of it is plain NumPy on
+small squares, tens of microseconds each, so that tasks can be drawn as fast as a network learns from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Float
+
+PATTERNS = ("flat", "gradient", "clouds", "grain", "stripes", "checks", "dots", "marble", "bands")
+
+
+@functools.cache
+def _spread(size: int, cells: int) -> Float[np.ndarray, "size cells"]:
+  """Gaussian interpolation from `cells` random values to `size` pixels, keeping their variance."""
+  position = (np.arange(size) + 0.5) * (cells - 3) / size + 1.0
+  weight = np.exp(-0.5 * ((position[:, None] - np.arange(cells)) / 0.6) ** 2)
+  return (weight / np.sqrt((weight**2).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
+def smooth_noise(generator: np.random.Generator, size: int, cells: float) -> Float[np.ndarray, "size size"]:
+  """A smooth random field of mean 0 and variance about 1.
+
+  Args:
+    generator: source of randomness.
+    size: side in pixels.
+    cells: hills and valleys along a side, about.
+  """
+  spread = _spread(size, max(int(round(cells)), 1) + 3)
+  return spread @ generator.standard_normal((spread.shape[1],) * 2, dtype=np.float32) @ spread.T
+
+
+@functools.cache
+def coordinates(size: int) -> tuple[Float[np.ndarray, "size 1"], Float[np.ndarray, "1 size"]]:
+  """y and x of pixel centres, 0..1."""
+  axis = ((np.arange(size) + 0.5) / size).astype(np.float32)
+  return axis[:, None], axis[None, :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+  """A recipe for a surface.
+
+  Attributes:
+    pattern: one of `PATTERNS`.
+    colours: the two colours that the pattern goes between, 0..255, [2, 3].
+    frequency: periods or hills along a side of the square.
+    angle: direction in radians.
+    sharpness: 0 blends the colours smoothly, 1 switches between them.
+    roughness: standard deviation of pixel noise, in 0..255.
+  """
+
+  pattern: str
+  colours: Float[np.ndarray, "2 3"]
+  frequency: float
+  angle: float
+  sharpness: float
+  roughness: float
+
+  @property
+  def colour(self) -> Float[np.ndarray, "3"]:
+    """Mean colour."""
+    return self.colours.mean(axis=0)
+
+  def paint(self, generator: np.random.Generator, size: int) -> Float[np.ndarray, "size size 3"]:
+    """A new square of this material, 0..255, not clipped."""
+    if self.pattern == "flat":
+      square = np.broadcast_to(self.colour, (size, size, 3))
+    else:
+      share = self._pattern(generator, size)
+      # From a soft wave to a hard edge.
+      share = np.clip((share - 0.5) * (1.0 + 6.0 * self.sharpness) + 0.5, 0.0, 1.0)
+      square = self.colours[0] + share[..., None] * (self.colours[1] - self.colours[0])
+    if self.roughness:
+      square = square + generator.standard_normal((size, size, 1), dtype=np.float32) * np.float32(self.roughness)
+    return square.astype(np.float32)
+
+  def _pattern(self, generator: np.random.Generator, size: int) -> Float[np.ndarray, "size size"]:
+    """How much of the second colour is in each pixel, about 0..1."""
+    if self.pattern == "clouds":
+      return 0.5 + 0.3 * smooth_noise(generator, size, self.frequency)
+    if self.pattern == "grain":
+      return 0.5 + 0.3 * smooth_noise(generator, size, size / 2.5)
+    y, x = coordinates(size)
+    along = x * np.cos(self.angle) + y * np.sin(self.angle)
+    across = y * np.cos(self.angle) - x * np.sin(self.angle)
+    if self.pattern == "gradient":
+      return 0.5 + along - generator.uniform(0.2, 0.8)
+    turn = 2 * np.pi * self.frequency
+    first, second = generator.uniform(0, 2 * np.pi, 2)
+    if self.pattern == "stripes":
+      return 0.5 + 0.5 * np.sin(turn * along + first)
+    if self.pattern == "checks":
+      return 0.5 + 0.5 * np.sin(turn * along + first) * np.sin(turn * across + second)
+    if self.pattern == "dots":
+      return np.maximum(np.sin(turn * along + first) * np.sin(turn * across + second), 0.0) * 1.2
+    if self.pattern == "marble":
+      return 0.5 + 0.5 * np.sin(turn * along + first + 1.5 * smooth_noise(generator, size, 4))
+    levels = np.sin(turn * along + first) + 0.5 * np.sin(2.3 * turn * along + second)
+    return 0.5 + 0.25 * np.round(levels * 1.5)
+
+
+def random_material(
+  generator: np.random.Generator,
+  apart_from: tuple[Material, ...] | list[Material] = (),
+  contrast: float = 1.0,
+) -> Material:
+  """A material drawn at random, its mean colour away from those of others.
+
+  Args:
+    generator: source of randomness.
+    apart_from: materials it has to be told apart from by colour: of a few random colours the farthest one is taken.
+    contrast: scales the difference between its own two colours.
+  """
+  colours = generator.uniform(10, 245, (8 if apart_from else 1, 3))
+  if generator.random() < 0.3:
+    # Much of what is inspected is grey.
+    colours = colours.mean(axis=1, keepdims=True) + generator.uniform(-6, 6, 3) + 1.4 * (colours[:, :1] - 127.5)
+    colours = np.clip(colours, 5, 250)
+  if apart_from:
+    others = np.stack([other.colour for other in apart_from])
+    colour = colours[np.argmax(np.linalg.norm(colours[:, None] - others, axis=-1).min(axis=1))]
+  else:
+    colour = colours[0]
+  direction = generator.standard_normal(3) * 0.5 + generator.choice((-1.0, 1.0))
+  offset = direction * generator.uniform(8, 32) * contrast
+  return Material(
+    pattern=str(generator.choice(PATTERNS)),
+    colours=np.stack([colour - offset, colour + offset]).astype(np.float32),
+    frequency=float(np.exp(generator.uniform(np.log(2.5), np.log(12)))),
+    angle=float(generator.uniform(0, np.pi)),
+    sharpness=float(generator.random() ** 2),
+    roughness=float(max(generator.uniform(-6, 12), 0.0)),
+  )
+
+
+def random_materials(generator: np.random.Generator, count: int, contrast: float = 1.0) -> list[Material]:
+  """Several materials with mean colours apart from one another."""
+  materials: list[Material] = []
+  for _ in range(count):
+    materials.append(random_material(generator, materials, contrast))
+  return materials
+
+
+def vary(material: Material, generator: np.random.Generator, amount: float) -> Material:
+  """The same material under other light: colours, scale and direction shift a little.
+
+  Args:
+    material: what is varied.
+    generator: source of randomness.
+    amount: 0 changes nothing, 1 as much as it may change between two pictures of one thing.
+  """
+  if not amount:
+    return material
+  shift = generator.standard_normal(3) * 10 + generator.standard_normal() * 10
+  return dataclasses.replace(
+    material,
+    colours=(material.colours + amount * shift).astype(np.float32),
+    frequency=material.frequency * float(np.exp(0.2 * amount * generator.standard_normal())),
+    angle=material.angle + 0.3 * amount * float(generator.standard_normal()),
+  )
+
+
+def retextured(material: Material, generator: np.random.Generator) -> Material:
+  """Another material of the very same colours: only the pattern tells them apart."""
+  others = [pattern for pattern in ("clouds", "stripes", "checks", "dots", "grain") if pattern != material.pattern]
+  return dataclasses.replace(
+    material,
+    pattern=str(generator.choice(others)),
+    frequency=float(generator.uniform(3, 10)),
+    angle=material.angle + float(generator.uniform(0.5, 2.6)),
+    sharpness=float(generator.random()),
+  )
