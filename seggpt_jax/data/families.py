@@ -10,6 +10,7 @@ The families that measure what was learnt are in `held_out.py`; nothing here may
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ def _backgrounds(
     square = vary(own, generator, difficulty).paint(generator, size)
     if generator.random() < 0.3 * difficulty:
       other = random_material(generator, contrast=contrast).paint(generator, size)
-      square = np.where(smooth_noise(generator, size, 2)[..., None] > 0.3, other, square)
+      square = np.where(smooth_noise(generator, size, 2.0)[..., None] > 0.3, other, square)
     squares.append(square)
   return shared, squares
 
@@ -116,7 +117,7 @@ def objects(generator: np.random.Generator, size: int, count: int, difficulty: f
   for square in squares:
     image, kinds = square.copy(), np.zeros((size, size), np.uint8)
     each = generator.integers(1, 2 + round(2 * difficulty), num)
-    things = generator.permutation(np.repeat(np.arange(num), each))
+    things = generator.permutation(np.repeat(np.arange(num), each)).tolist()
     radii = [size * _between(generator, (0.22, 0.36), (0.09, 0.26), difficulty) for _ in things]
     for kind, radius, centre in zip(things, radii, _places(generator, radii, size), strict=True):
       material = materials[kind] if cue != "shape" else random_material(generator, [background])
@@ -176,7 +177,7 @@ def particles(generator: np.random.Generator, size: int, count: int, difficulty:
     image, kinds = square.copy(), np.zeros((size, size), np.uint8)
     paint = [vary(material, generator, difficulty).paint(generator, size) for material in materials]
     many = int(generator.integers(3, 8 + round(6 * difficulty)))
-    for kind in generator.permutation(np.repeat(np.arange(num), many)):
+    for kind in generator.permutation(np.repeat(np.arange(num), many)).tolist():
       radius = size * scale[kind] * generator.uniform(0.8, 1.25)
       centre = tuple(generator.uniform(0, size, 2))
       mask = shapes.fill(outlines[kind], size, centre, radius, generator.uniform(0, 2 * np.pi))
@@ -198,7 +199,7 @@ def strokes(generator: np.random.Generator, size: int, count: int, difficulty: f
   images, labels = [], []
   for square in squares:
     image, kinds = square.copy(), np.zeros((size, size), np.uint8)
-    for kind in generator.permutation(np.repeat(np.arange(num), generator.integers(1, 4, num))):
+    for kind in generator.permutation(np.repeat(np.arange(num), generator.integers(1, 4, num))).tolist():
       points = shapes.walk(generator, size, wiggle=wiggle[kind], straight=straight[kind])
       mask = shapes.stroke(points, size, round(width[kind] * generator.uniform(0.85, 1.15)))
       _put(image, kinds, mask, vary(materials[kind], generator, difficulty).paint(generator, size), kind + 1)
@@ -219,14 +220,15 @@ def lattices(generator: np.random.Generator, size: int, count: int, difficulty: 
   images, labels = [], []
   for _ in range(count):
     angle = generator.normal(0, 0.3) if difficulty > 0.2 else 0.0
-    scale = pitch * np.exp(0.2 * difficulty * generator.standard_normal())
-    u = (x * np.cos(angle) + y * np.sin(angle)) / (scale * aspect) + generator.random() + 8
-    v = (y * np.cos(angle) - x * np.sin(angle)) / scale + generator.random() + 8
+    scale = pitch * math.exp(0.2 * difficulty * generator.standard_normal())
+    cos, sin = math.cos(angle), math.sin(angle)
+    u = (x * cos + y * sin) / (scale * aspect) + generator.random() + 8
+    v = (y * cos - x * sin) / scale + generator.random() + 8
     row = np.floor(v).astype(int)
     u = u + 0.5 * staggered * (row % 2)
     column = np.floor(u).astype(int)
     du, dv = np.abs(u - column - 0.5), np.abs(v - row - 0.5)
-    inside = np.hypot(du, dv) < 0.5 - joint / 2 if round_tiles else np.maximum(du * 1.0, dv) < 0.5 - joint / 2
+    inside = np.hypot(du, dv) < 0.5 - joint / 2 if round_tiles else np.maximum(du, dv) < 0.5 - joint / 2
     table = generator.choice(num, (64, 64), p=shares / shares.sum())
     kinds = np.where(inside, table[row % 64, column % 64] + 2, 1).astype(np.uint8)
     squares = [vary(material, generator, difficulty).paint(generator, size) for material in materials]
@@ -247,7 +249,7 @@ def mosaics(generator: np.random.Generator, size: int, count: int, difficulty: f
   y, x = coordinates(size)
   images, labels = [], []
   for _ in range(count):
-    seeds = generator.random((int(_between(generator, (4, 9), (8, 22), difficulty)), 2), dtype=np.float32)
+    seeds = generator.random((int(_between(generator, (4.0, 9.0), (8.0, 22.0), difficulty)), 2), dtype=np.float32)
     distance = np.hypot(y - seeds[:, :1, None], x - seeds[:, 1:, None])
     owner = np.argmin(distance, axis=0)
     nearest, second = np.partition(distance, 1, axis=0)[:2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 from jaxtyping import Float
@@ -70,7 +71,7 @@ class Material:
   def paint(self, generator: np.random.Generator, size: int) -> Float[np.ndarray, "size size 3"]:
     """A new square of this material, 0..255, not clipped."""
     if self.pattern == "flat":
-      square = np.broadcast_to(self.colour, (size, size, 3))
+      square = np.broadcast_to(self.colours.mean(axis=0), (size, size, 3))
     else:
       share = self._pattern(generator, size)
       # From a soft wave to a hard edge.
@@ -87,12 +88,13 @@ class Material:
     if self.pattern == "grain":
       return 0.5 + 0.3 * smooth_noise(generator, size, size / 2.5)
     y, x = coordinates(size)
-    along = x * np.cos(self.angle) + y * np.sin(self.angle)
-    across = y * np.cos(self.angle) - x * np.sin(self.angle)
+    # Python floats: NumPy's own would turn all of it into float64.
+    cos, sin = math.cos(self.angle), math.sin(self.angle)
+    along, across = x * cos + y * sin, y * cos - x * sin
     if self.pattern == "gradient":
       return 0.5 + along - generator.uniform(0.2, 0.8)
-    turn = 2 * np.pi * self.frequency
-    first, second = generator.uniform(0, 2 * np.pi, 2)
+    turn = 2 * math.pi * self.frequency
+    first, second = generator.uniform(0, 2 * math.pi, 2).tolist()
     if self.pattern == "stripes":
       return 0.5 + 0.5 * np.sin(turn * along + first)
     if self.pattern == "checks":
@@ -100,7 +102,7 @@ class Material:
     if self.pattern == "dots":
       return np.maximum(np.sin(turn * along + first) * np.sin(turn * across + second), 0.0) * 1.2
     if self.pattern == "marble":
-      return 0.5 + 0.5 * np.sin(turn * along + first + 1.5 * smooth_noise(generator, size, 4))
+      return 0.5 + 0.5 * np.sin(turn * along + first + 1.5 * smooth_noise(generator, size, 4.0))
     levels = np.sin(turn * along + first) + 0.5 * np.sin(2.3 * turn * along + second)
     return 0.5 + 0.25 * np.round(levels * 1.5)
 

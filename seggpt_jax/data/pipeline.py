@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 import grain
 import numpy as np
@@ -17,6 +17,9 @@ from seggpt_jax.data.pairing import random_prompt
 from seggpt_jax.data.sources import Source
 from seggpt_jax.data.transforms import EvaluationPair, Pair, TrainingPair
 from seggpt_jax.errors import InputError
+
+# As good as endless; grain's own endless repetition overflows with a batch size of 1.
+_ENDLESS = 2**40
 
 
 class Batch(TypedDict):
@@ -31,27 +34,81 @@ class Batch(TypedDict):
   valid: np.ndarray
 
 
+@runtime_checkable
+class TrainingPairs(Protocol):
+  """What training pairs are made from.
+
+  Attributes:
+    epoch: number of pairs after which they start again in another order; None if they never do.
+  """
+
+  epoch: int | None
+
+  def __call__(self, index: int, generator: np.random.Generator) -> Pair: ...
+
+
+@runtime_checkable
+class EvaluationPairs(Protocol):
+  """A fixed sequence of pairs."""
+
+  def __len__(self) -> int: ...
+
+  def __call__(self, index: int) -> Pair: ...
+
+
 @dataclasses.dataclass(frozen=True)
-class _PairUp:
-  """Index of the query and a generator -> training pair."""
+class SourceTrainingPairs:
+  """Each sample of a source once an epoch as the query, with a random prompt.
+
+  Raises:
+    InputError: fewer than two samples.
+  """
 
   source: Source
   transform: TrainingPair
 
-  def __call__(self, query: int, generator: np.random.Generator) -> Pair:
-    prompt = random_prompt(generator, query, len(self.source))
-    return self.transform(self.source[prompt], self.source[query], generator)
+  def __post_init__(self):
+    _check_size(self.source, "training data")
+
+  @property
+  def epoch(self) -> int:
+    return len(self.source)
+
+  def __call__(self, index: int, generator: np.random.Generator) -> Pair:
+    prompt = random_prompt(generator, index, len(self.source))
+    return self.transform(self.source[prompt], self.source[index], generator)
 
 
-def check_size(source: Source, what: str) -> None:
+@dataclasses.dataclass(frozen=True)
+class SourceEvaluationPairs:
+  """Sample i as the query, with a prompt drawn from a generator seeded by i.
+
+  Raises:
+    InputError: fewer than two samples.
+  """
+
+  source: Source
+  transform: EvaluationPair
+
+  def __post_init__(self):
+    _check_size(self.source, "validation data")
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __call__(self, index: int) -> Pair:
+    prompt = random_prompt(np.random.default_rng(index), index, len(self.source))
+    return self.transform(self.source[prompt], self.source[index])
+
+
+def _check_size(source: Source, what: str) -> None:
   """Raises InputError, naming what it is about, unless there are samples enough to pair."""
   if len(source) < 2:
     raise InputError(f"{what}: found {len(source)} labelled images, expected at least 2 to make a pair")
 
 
 def training_batches(
-  source: Source,
-  transform: TrainingPair,
+  pairs: TrainingPairs,
   *,
   batch_size: int,
   seed: int,
@@ -60,11 +117,10 @@ def training_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
-  """Endless batches of training pairs; each epoch shows every sample once as a query, with a random prompt.
+  """Endless batches of training pairs.
 
   Args:
-    source: labelled images.
-    transform: makes a pair of two samples.
+    pairs: makes the i-th pair; where it has epochs, each of them goes through all its pairs in an order of its own.
     batch_size: pairs in a batch of this process.
     seed: of order, pairing and augmentation.
     num_threads: threads reading and transforming ahead in each process.
@@ -74,59 +130,48 @@ def training_batches(
 
   Returns:
     An iterator with `get_state` and `set_state`.
-
-  Raises:
-    InputError: fewer than two samples.
   """
-  check_size(source, "training data")
-  # As good as endless; grain's own endless repetition overflows with a batch size of 1.
-  epochs = 2**40 // len(source)
-  order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(epochs)
-  pairs = order.random_map(_PairUp(source, transform))
-  pairs = pairs.map(lambda pair: {**pair, "valid": np.True_})
+  if pairs.epoch is None:
+    order = grain.MapDataset.range(_ENDLESS).seed(seed)
+  else:
+    order = grain.MapDataset.range(pairs.epoch).seed(seed).shuffle().repeat(_ENDLESS // pairs.epoch)
+  dataset = order.random_map(pairs).map(lambda pair: {**pair, "valid": np.True_})
   # Batched by index, before threads and workers divide the work: each of them makes whole batches, so that it does not
   # matter how many there are.
-  batches = pairs[process_index::process_count].batch(batch_size)
-  dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
+  batches = dataset[process_index::process_count].batch(batch_size)
+  iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
   if num_workers:
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-  return iter(dataset)
+    iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+  return iter(iterable)
 
 
 def evaluation_batches(
-  source: Source,
-  transform: EvaluationPair,
+  pairs: EvaluationPairs,
   *,
   batch_size: int,
   num_pairs: int,
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[Batch]:
-  """The same pairs every time: query i with a prompt drawn from a generator seeded by i.
+  """The same pairs every time.
 
   Args:
-    source: labelled images.
-    transform: makes a pair of two samples.
+    pairs: makes the i-th pair.
     batch_size: pairs in a batch of this process; the last one is filled up with pairs that are not `valid`.
-    num_pairs: how many queries, spread evenly over the source; -1 takes all.
+    num_pairs: how many, spread evenly; -1 takes all.
     process_index: which share of the pairs this process reads.
     process_count: number of shares; all shares give the same number of batches.
 
   Yields:
     Batches.
-
-  Raises:
-    InputError: fewer than two samples.
   """
-  check_size(source, "validation data")
-  count = len(source) if num_pairs < 0 else min(num_pairs, len(source))
-  queries = np.linspace(0, len(source), count, endpoint=False).astype(int)
+  count = len(pairs) if num_pairs < 0 else min(num_pairs, len(pairs))
+  chosen = np.linspace(0, len(pairs), count, endpoint=False).astype(int)
   global_batch = batch_size * process_count
   slots = np.arange(-(-count // global_batch) * global_batch)
   for start in range(process_index * batch_size, len(slots), global_batch):
-    pairs = []
-    for slot in slots[start : start + batch_size]:
-      query = int(queries[min(slot, count - 1)])
-      prompt = random_prompt(np.random.default_rng(query), query, len(source))
-      pairs.append({**transform(source[prompt], source[query]), "valid": np.bool_(slot < count)})
-    yield {key: np.stack([pair[key] for pair in pairs]) for key in pairs[0]}
+    batch = [
+      {**pairs(int(chosen[min(slot, count - 1)])), "valid": np.bool_(slot < count)}
+      for slot in slots[start : start + batch_size]
+    ]
+    yield {key: np.stack([pair[key] for pair in batch]) for key in batch[0]}

@@ -72,7 +72,7 @@ def _crescent(generator: np.random.Generator) -> np.ndarray:
   angle = np.linspace(-0.75 * np.pi, 0.75 * np.pi, 24)
   bite = generator.uniform(0.2, 0.6)
   outer, inner = _polar(np.ones(24), angle), _polar(np.full(24, 1 - bite), angle[::-1])
-  return np.concatenate([outer, inner + (0.25 * bite, 0)])
+  return np.concatenate([outer, inner + np.array((0.25 * bite, 0.0))])
 
 
 def _wedge(generator: np.random.Generator) -> np.ndarray:

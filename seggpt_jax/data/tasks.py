@@ -12,12 +12,14 @@ import dataclasses
 import numpy as np
 from jaxtyping import UInt8
 
-from seggpt_jax import canvas, palette
 from seggpt_jax.data import families
-from seggpt_jax.data.transforms import Pair, make_pair
+from seggpt_jax.data.sources import Sample
+from seggpt_jax.data.transforms import EvaluationPair, Pair, TrainingPair
 
 # A kind smaller than this share of a picture is not asked for.
 _LEAST_SHARE = 0.006
+# Second half of the seeds of evaluation tasks.
+_EVALUATION = 0x5E66
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,61 +106,72 @@ def _another_view(generator: np.random.Generator, episode: Episode, difficulty: 
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskPairs:
-  """The i-th training pair for i = 0, 1, ...
+class Tasks:
+  """Prompts and queries without end.
 
   Attributes:
-    canvas_size: height and width in pixels.
-    patch_size: in pixels.
-    num_classes: most classes on a canvas, background included.
-    palette_mode: see `palette.sample_palette`.
-    mask_ratio: share of all patches that is hidden.
-    lower_half_share: probability that a pair hides the query's half instead, as evaluation does.
-    ramp: pairs until the difficulty may reach 1; 0 starts there.
+    size: side of the pictures in pixels.
+    num_classes: most classes in a task, background included.
+    ramp: tasks until the difficulty may reach 1; 0 starts there.
   """
 
-  canvas_size: tuple[int, int]
-  patch_size: int
+  size: int
   num_classes: int
-  palette_mode: str
-  mask_ratio: float
-  lower_half_share: float
-  ramp: int
+  ramp: int = 0
 
-  def __call__(self, index: int, generator: np.random.Generator) -> Pair:
+  def draw(self, index: int, generator: np.random.Generator) -> tuple[Sample, Sample]:
+    """Prompt and query of the task at this place in the curriculum."""
     reach = min(index / self.ramp, 1.0) if self.ramp else 1.0
-    # Easy ones stay among the others: what was learnt from them is not unlearnt.
+    # Easy ones stay among the others: what was learnt from them is not to be unlearnt.
     difficulty = reach * generator.random() ** 0.5
-    labels, images = self._draw(generator, difficulty)
-    grid = canvas.grid_size(self.canvas_size, self.patch_size)
-    if generator.random() < self.lower_half_share:
-      patch_mask = canvas.lower_half_mask(grid)
-    else:
-      patch_mask = canvas.random_patch_mask(generator, grid, self.mask_ratio)
-    colours = palette.sample_palette(generator, self.num_classes, self.palette_mode)
-    prompt, query = ({"image": image, "label": label, "name": ""} for image, label in zip(images, labels, strict=True))
-    return make_pair(prompt, query, colours, patch_mask)
-
-  def _draw(self, generator: np.random.Generator, difficulty: float) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and images, [2, S, S] and [2, S, S, 3]."""
-    size = self.canvas_size[1]
     weights = np.array([easy + (hard - easy) * difficulty for _, easy, hard in families.FAMILIES.values()])
     while True:
       family = str(generator.choice(list(families.FAMILIES), p=weights / weights.sum()))
-      episode = draw_episode(family, generator, size, 2, difficulty)
+      episode = draw_episode(family, generator, self.size, 2, difficulty)
       if generator.random() < 0.3 - 0.25 * difficulty:
         episode = _another_view(generator, episode, difficulty)
+      # Now and then what is asked for is not there, and the answer is background.
       absent = generator.random() < 0.06 * difficulty
-      candidates = np.flatnonzero(episode.shares()[0] >= 0.02) if absent else self._candidates(episode, difficulty)
+      if absent:
+        candidates = np.flatnonzero(episode.shares()[0] >= 0.02)
+      else:
+        candidates = episode.present(max(0.10 * (1 - 1.5 * difficulty), _LEAST_SHARE))
       candidates = candidates[candidates > 0]
       # A picture that is all one class says nothing.
-      if len(candidates) and (absent or not self._trivial(episode, candidates)):
+      if len(candidates) and (absent or episode.shares()[:, candidates].max() <= 0.9):
         break
-    most = min(self.num_classes - 1, len(candidates), 1 + int(generator.random() < 0.5) + int(generator.random() < 0.3))
-    return episode.labels(generator.permutation(candidates)[:most]), episode.images
+    most = min(self.num_classes - 1, len(candidates), int(generator.choice([1, 2, 3], p=[0.5, 0.3, 0.2])))
+    labels = episode.labels(generator.permutation(candidates)[:most])
+    prompt, query = (
+      Sample(image=image, label=label, name=f"{family}_{index}")
+      for image, label in zip(episode.images, labels, strict=True)
+    )
+    return prompt, query
 
-  def _candidates(self, episode: Episode, difficulty: float) -> np.ndarray:
-    return episode.present(max(0.10 * (1 - 1.5 * difficulty), _LEAST_SHARE))
 
-  def _trivial(self, episode: Episode, candidates: np.ndarray) -> bool:
-    return bool(episode.shares()[:, candidates].max() > 0.9)
+@dataclasses.dataclass(frozen=True)
+class TaskTrainingPairs:
+  """`Tasks` as training pairs; see `pipeline.TrainingPairs`."""
+
+  tasks: Tasks
+  transform: TrainingPair
+  epoch: int | None = None
+
+  def __call__(self, index: int, generator: np.random.Generator) -> Pair:
+    return self.transform(*self.tasks.draw(index, generator), generator)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskEvaluationPairs:
+  """`count` fixed tasks, none of which a training run draws; see `pipeline.EvaluationPairs`."""
+
+  tasks: Tasks
+  transform: EvaluationPair
+  count: int = 512
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __call__(self, index: int) -> Pair:
+    # A generator of another family of seeds than grain's.
+    return self.transform(*self.tasks.draw(index, np.random.default_rng([index, _EVALUATION])))

@@ -96,4 +96,18 @@ VARIANTS: dict[str, SegGPTConfig] = {
     decoder_dim=16,
     drop_path_rate=0.0,
   ),
+  # 3.2 M parameters: the weights that come with the package.
+  "small": SegGPTConfig(
+    canvas_size=(192, 96),
+    patch_size=8,
+    posemb_size=8,
+    width=160,
+    depth=8,
+    num_heads=5,
+    mlp_dim=640,
+    merge_block=1,
+    feature_taps=(1, 3, 5, 7),
+    decoder_dim=16,
+    drop_path_rate=0.0,
+  ),
 }

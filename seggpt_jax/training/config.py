@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from seggpt_jax.data.sources import LABEL_MODES
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import PALETTE_MODES
+from seggpt_jax.training.optimizer import OPTIMIZERS
 
 
 def default_config() -> ConfigDict:
@@ -24,7 +25,7 @@ def default_config() -> ConfigDict:
 
   config.model = model = ConfigDict()
   model.init_from = ""  # weights directory or training run to start from; "" starts from random weights
-  model.variant = "vit_large"  # architecture of a random start: vit_large, tiny
+  model.variant = "vit_large"  # architecture of a random start: vit_large, small, tiny
   model.square = 0  # side S of prompt and query in pixels; 0 is what the weights or the variant have
   model.image_mean = ()  # channel means of images and coloured targets, 1.0 = 255; () is what the weights have
   model.image_std = ()  # standard deviations, likewise
@@ -34,6 +35,8 @@ def default_config() -> ConfigDict:
   model.attention = "folded"  # implementation: folded (fast) or reference (the formula as written)
 
   config.data = data = ConfigDict()
+  data.source = "folder"  # folder (data.path), or tasks: in-context tasks drawn at random, to pretrain on
+  data.ramp = 0  # for tasks: steps until they may be of any difficulty
   data.path = "data"  # folder with {train,val}/{images,labels}, files matched by name
   data.num_classes = 2  # background included
   data.labels = "binary"  # how label files are read: binary (above the threshold is class 1) or index
@@ -53,6 +56,8 @@ def default_config() -> ConfigDict:
   data.num_workers = 0  # worker processes; 0 reads in the training process
 
   config.optim = optim = ConfigDict()
+  optim.name = "adamw"  # adamw, or muon for a start from random weights
+  optim.clip_norm = 0.0  # gradients are scaled down to this global norm; 0 is off
   optim.peak = 1e-4  # learning rate after the first warm-up
   optim.minimum = 1e-8  # at both ends of a cycle
   optim.first_cycle = 5000  # steps, warm-up included
@@ -83,6 +88,7 @@ _RANGES = {
   "batch_size": (1, math.inf),
   "model.square": (0, math.inf),
   "model.drop_path_rate": (0, 0.99),
+  "data.ramp": (0, math.inf),
   "data.num_classes": (2, 255),
   "data.threshold": (0, 255),
   "data.num_train": (-1, math.inf),
@@ -95,6 +101,7 @@ _RANGES = {
   "data.blur": (0, math.inf),
   "data.num_threads": (0, math.inf),
   "data.num_workers": (0, math.inf),
+  "optim.clip_norm": (0, math.inf),
   "optim.peak": (0, math.inf),
   "optim.minimum": (0, math.inf),
   "optim.cycle_mult": (1, math.inf),
@@ -122,8 +129,10 @@ def check_config(config: ConfigDict) -> None:
   """
   _check_keys(config, default_config(), "config")
   one_of = {
+    "data.source": ("folder", "tasks"),
     "data.palette": PALETTE_MODES,
     "data.labels": LABEL_MODES,
+    "optim.name": tuple(OPTIMIZERS),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("folded", "reference"),
   }

@@ -13,12 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from seggpt_jax.data import pipeline, transforms
+from seggpt_jax.data.pipeline import SourceEvaluationPairs, SourceTrainingPairs
 from seggpt_jax.data.sources import FolderSource
+from seggpt_jax.data.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole, writing
 from seggpt_jax.metrics.iou import iou_from_confusion, mean_iou
@@ -29,7 +32,7 @@ from seggpt_jax.training import sharding
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.config import check_config
 from seggpt_jax.training.monitor import Meter, Monitor
-from seggpt_jax.training.optimizer import adamw, cosine_cycles
+from seggpt_jax.training.optimizer import OPTIMIZERS, cosine_cycles
 from seggpt_jax.training.step import StepOutput, TrainState, make_eval_step, make_train_step
 
 _EVERY = ("log_every", "eval_every", "checkpoint_every")
@@ -57,16 +60,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     raise InputError(
       f"config.batch_size: found {config.batch_size}, expected a multiple of the {jax.device_count()} devices"
     )
-  train_source, eval_source = _source(config, "train"), _source(config, "val")
-  _peek(train_source, "training data")
-  _peek(eval_source, "validation data")
+  training_pairs, evaluation_pairs = _pairs(config, model_config)
 
   options = {"dtype": _dtype(config), "remat": config.model.remat, "attention": config.model.attention}
   graph, abstract_params = weights.abstract(model_config, **options)
   schedule = cosine_cycles(
     num_steps=config.num_steps, **_pick(config.optim, "peak minimum first_cycle cycle_mult warmup decay")
   )
-  optimizer = adamw(schedule, **_pick(config.optim, "b1 b2 weight_decay"))
+  optimizer = OPTIMIZERS[config.optim.name](schedule, **_pick(config.optim, "b1 b2 weight_decay"))
+  if config.optim.clip_norm:
+    optimizer = optax.chain(optax.clip_by_global_norm(config.optim.clip_norm), optimizer)
 
   # -------------------------------------------------------------------------------------------- where its state lives
   def initial_state(params: weights.Params) -> TrainState:
@@ -78,7 +81,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     sharding.tree_sharding(mesh, abstract_state.params),
     sharding.tree_sharding(mesh, abstract_state.opt_state),
   )
-  batches = _training_batches(config, model_config, train_source)
+  batches = _training_batches(config, training_pairs)
   for folder in ("checkpoints", "best", "panels"):
     with writing(Path(workdir) / folder):
       (Path(workdir) / folder).mkdir(parents=True, exist_ok=True)
@@ -128,7 +131,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       if config.panel_every and step % config.panel_every == 0:
         monitor.panels(step, "train", batch, _local(output.colours), model_config)
       if step % config.eval_every == 0 or step == config.num_steps:
-        result, batch, colours = _evaluate(config, model_config, eval_source, mesh, eval_step, state)
+        result, batch, colours = _evaluate(config, evaluation_pairs, mesh, eval_step, state)
         monitor.log(step, "val", result)
         monitor.panels(step, "val", batch, colours, model_config)
         if result["miou"] > best:
@@ -139,7 +142,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
         checkpoints.save(state, {"data": batches.get_state(), "best_miou": best})
     if start >= config.num_steps:
       monitor.say("nothing left to train, config.num_steps is reached")
-      result, _, _ = _evaluate(config, model_config, eval_source, mesh, eval_step, state)
+      result, _, _ = _evaluate(config, evaluation_pairs, mesh, eval_step, state)
   finally:
     monitor.close()
     checkpoints.close()
@@ -213,8 +216,37 @@ def _initial_params(config: ConfigDict, model_config: SegGPTConfig, where: dict[
   return {name: _place(value, where[name]) for name, value in params.items()}
 
 
-def _source(config: ConfigDict, split: str) -> FolderSource:
-  data = config.data
+def _pairs(config: ConfigDict, model_config: SegGPTConfig) -> tuple[pipeline.TrainingPairs, pipeline.EvaluationPairs]:
+  """What to train on and what to validate with, checked as far as a few samples tell."""
+  data, square = config.data, model_config.canvas_size[1]
+  evaluation = transforms.EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes)
+  training = transforms.TrainingPair(
+    canvas_size=model_config.canvas_size,
+    patch_size=model_config.patch_size,
+    num_classes=data.num_classes,
+    palette_mode=data.palette,
+    mask_ratio=data.mask_ratio,
+    lower_half_share=data.lower_half_share,
+    augmentation=transforms.Augmentation(
+      **_pick(data, "resize flip_horizontal flip_vertical brightness contrast saturation blur")
+    ),
+  )
+  if data.resize and data.resize < square:
+    raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
+  if data.source == "tasks":
+    drawn = data.resize or square
+    return (
+      TaskTrainingPairs(Tasks(drawn, data.num_classes, data.ramp * config.batch_size), training),
+      TaskEvaluationPairs(Tasks(drawn, data.num_classes), evaluation),
+    )
+  train_source, val_source = _folder(data, "train"), _folder(data, "val")
+  pairs = SourceTrainingPairs(train_source, training), SourceEvaluationPairs(val_source, evaluation)
+  _peek(train_source)
+  _peek(val_source)
+  return pairs
+
+
+def _folder(data: ConfigDict, split: str) -> FolderSource:
   path = Path(data.path)
   if not data.path or not path.is_dir():
     raise InputError(
@@ -225,34 +257,19 @@ def _source(config: ConfigDict, split: str) -> FolderSource:
   return FolderSource(path / split, data.num_classes, data.labels, data.threshold, limit)
 
 
-def _peek(source: FolderSource, what: str, count: int = 16) -> None:
+def _peek(source: FolderSource, count: int = 16) -> None:
   """Reads a few samples, so that what is wrong with all of them is said before anything is written."""
-  pipeline.check_size(source, what)
   for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist():
     source[index]
 
 
-def _training_batches(config: ConfigDict, model_config: SegGPTConfig, source: FolderSource) -> Iterator[pipeline.Batch]:
-  data, square = config.data, model_config.canvas_size[1]
-  names = "resize flip_horizontal flip_vertical brightness contrast saturation blur"
-  if data.resize and data.resize < square:
-    raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
-  transform = transforms.TrainingPair(
-    canvas_size=model_config.canvas_size,
-    patch_size=model_config.patch_size,
-    num_classes=data.num_classes,
-    palette_mode=data.palette,
-    mask_ratio=data.mask_ratio,
-    lower_half_share=data.lower_half_share,
-    augmentation=transforms.Augmentation(**_pick(data, names)),
-  )
+def _training_batches(config: ConfigDict, pairs: pipeline.TrainingPairs) -> Iterator[pipeline.Batch]:
   return pipeline.training_batches(
-    source,
-    transform,
+    pairs,
     batch_size=config.batch_size // jax.process_count(),
     seed=config.seed,
-    num_threads=data.num_threads,
-    num_workers=data.num_workers,
+    num_threads=config.data.num_threads,
+    num_workers=config.data.num_workers,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
@@ -260,17 +277,14 @@ def _training_batches(config: ConfigDict, model_config: SegGPTConfig, source: Fo
 
 def _evaluate(
   config: ConfigDict,
-  model_config: SegGPTConfig,
-  source: FolderSource,
+  pairs: pipeline.EvaluationPairs,
   mesh: Mesh,
   eval_step: Callable[..., StepOutput],
   state: TrainState,
 ) -> tuple[dict[str, float], pipeline.Batch, np.ndarray]:
   """Loss, mIoU and IoU of each class on the fixed validation pairs; the first batch and its colours for a panel."""
-  transform = transforms.EvaluationPair(model_config.canvas_size, model_config.patch_size, config.data.num_classes)
   batches = pipeline.evaluation_batches(
-    source,
-    transform,
+    pairs,
     batch_size=config.batch_size // jax.process_count(),
     num_pairs=config.eval_pairs,
     process_index=jax.process_index(),

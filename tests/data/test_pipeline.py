@@ -37,7 +37,7 @@ TRANSFORM = TrainingPair((64, 32), 8, 3, "random", 0.75, 0.3, Augmentation())
 
 def training(count=10, **changes):
   options = {"batch_size": 4, "seed": 7, "num_threads": 2, "num_workers": 0}
-  return pipeline.training_batches(Numbered(count), TRANSFORM, **{**options, **changes})
+  return pipeline.training_batches(pipeline.SourceTrainingPairs(Numbered(count), TRANSFORM), **{**options, **changes})
 
 
 def take(iterator, count):
@@ -118,7 +118,11 @@ EVALUATION = EvaluationPair((64, 32), 8, 3)
 
 def test_evaluation_pairs_are_the_same_every_time_and_each_counts_once():
   def run(**options):
-    return list(pipeline.evaluation_batches(Numbered(10), EVALUATION, batch_size=4, num_pairs=-1, **options))
+    return list(
+      pipeline.evaluation_batches(
+        pipeline.SourceEvaluationPairs(Numbered(10), EVALUATION), batch_size=4, num_pairs=-1, **options
+      )
+    )
 
   batches = run()
   assert_equal(batches, run())
@@ -132,7 +136,9 @@ def test_evaluation_pairs_are_the_same_every_time_and_each_counts_once():
 
 
 def test_a_limited_evaluation_is_spread_over_the_source():
-  batches = list(pipeline.evaluation_batches(Numbered(100), EVALUATION, batch_size=5, num_pairs=5))
+  batches = list(
+    pipeline.evaluation_batches(pipeline.SourceEvaluationPairs(Numbered(100), EVALUATION), batch_size=5, num_pairs=5)
+  )
   assert list(queries(batches)) == [0, 20, 40, 60, 80]
 
 
@@ -148,7 +154,9 @@ def test_a_bad_file_in_the_middle_is_named(tmp_path):
         raise InputError("file5.png: cannot be read")
       return super().__getitem__(index)
 
-  iterator = pipeline.training_batches(Broken(10), TRANSFORM, batch_size=4, seed=0, num_threads=2, num_workers=0)
+  iterator = pipeline.training_batches(
+    pipeline.SourceTrainingPairs(Broken(10), TRANSFORM), batch_size=4, seed=0, num_threads=2, num_workers=0
+  )
   with pytest.raises(InputError, match=r"file5.png"):
     take(iterator, 10)
 
