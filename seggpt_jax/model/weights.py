@@ -27,6 +27,7 @@ from flax import nnx
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import writing
+from seggpt_jax.model import packaged
 from seggpt_jax.model.attention import linear_resize_matrix
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
@@ -88,14 +89,20 @@ def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config
 
 
 def find_weights(directory: str | os.PathLike) -> Path:
-  """The weights directory meant by a path: itself, or of a training run its best or else its newest step.
+  """What is meant by a path: a weights directory itself, or of a training run its best or else its newest step; or by
+  a name: the file of the weights that come with the package.
 
   Raises:
     InputError: there is none.
   """
   path = Path(directory)
+  if file := packaged.find(directory):
+    return file
   if not path.exists():
-    raise InputError(f"{directory}: not found, expected a weights directory of convert_torch_weights.py or train.py")
+    raise InputError(
+      f"{directory}: not found, expected a weights directory of convert_torch_weights.py or train.py, or one of the "
+      f"packaged weights: {', '.join(packaged.names())}"
+    )
   found = _weights_in(path)
   if found:
     return found
@@ -107,7 +114,7 @@ def find_weights(directory: str | os.PathLike) -> Path:
 
 def has_weights(directory: str | os.PathLike) -> bool:
   """Whether `find_weights` finds any there."""
-  return _weights_in(Path(directory)) is not None
+  return packaged.find(directory) is not None or _weights_in(Path(directory)) is not None
 
 
 def _weights_in(path: Path) -> Path | None:
@@ -128,7 +135,10 @@ def load_config(directory: str | os.PathLike) -> SegGPTConfig:
   Raises:
     InputError: no weights there, or a configuration of another program.
   """
-  path = find_weights(directory) / "config" / "metadata"
+  path = find_weights(directory)
+  if path.is_file():
+    return packaged.read_config(path)
+  path = path / "config" / "metadata"
   try:
     return SegGPTConfig.from_dict(json.loads(path.read_text()))
   except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
@@ -145,7 +155,10 @@ def load_params(directory: str | os.PathLike, config: SegGPTConfig | None = None
   Raises:
     InputError: no weights there, or they do not fit the architecture: names the first parameter that differs.
   """
-  path = epath.Path(os.path.abspath(find_weights(directory))) / "params"
+  found = find_weights(directory)
+  if found.is_file():
+    return packaged.read_params(found)
+  path = epath.Path(os.path.abspath(found)) / "params"
   params: dict[str, np.ndarray] = {}
   try:
     # Not through a Checkpointer, which warns about metadata that lie beside the item and not in it.
@@ -206,10 +219,11 @@ def resize_canvas(
 
 
 def load_model(directory: str | os.PathLike, *, dtype=jnp.float32, remat: bool = False, **options: Any) -> SegGPT:
-  """Loads a SegGPT from any directory written by convert_torch_weights.py or train.py.
+  """Loads a SegGPT from any directory written by convert_torch_weights.py or train.py, or the packaged one by name.
 
   Args:
-    directory: a weights directory, a step directory, or a training run (its best weights, else its newest).
+    directory: a weights directory, a step directory, a training run (its best weights, else its newest), or the name
+      of weights that come with the package, "small". A folder of that name goes before.
     dtype: compute dtype; parameters are float32 whatever they are stored in.
     remat: recompute activations in a backward pass.
     **options: further options of `SegGPT`.

@@ -67,9 +67,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   schedule = cosine_cycles(
     num_steps=config.num_steps, **_pick(config.optim, "peak minimum first_cycle cycle_mult warmup decay")
   )
-  optimizer = OPTIMIZERS[config.optim.name](schedule, **_pick(config.optim, "b1 b2 weight_decay"))
-  if config.optim.clip_norm:
-    optimizer = optax.chain(optax.clip_by_global_norm(config.optim.clip_norm), optimizer)
+  # Always a chain of two, so that clipping can be switched without another shape of optimiser state.
+  clip = optax.clip_by_global_norm(config.optim.clip_norm) if config.optim.clip_norm else optax.identity()
+  descend = OPTIMIZERS[config.optim.name](schedule, **_pick(config.optim, "b1 b2 weight_decay"))
+  optimizer = optax.chain(clip, descend)
 
   # -------------------------------------------------------------------------------------------- where its state lives
   def initial_state(params: weights.Params) -> TrainState:
@@ -163,11 +164,11 @@ def _changed_since(workdir: str | os.PathLike, config: ConfigDict) -> list[str]:
     return []
   before, now = (_flat(values) for values in (json.loads(path.read_text()), json.loads(config.to_json())))
   changed = [key for key, value in now.items() if before.get(key) != value]
-  for key in ("data.num_classes", "data.labels", "data.threshold"):
-    if key in changed:
+  for key in ("data.source", "data.num_classes", "data.labels", "data.threshold", "optim.name"):
+    if key in changed and key in before:
       raise InputError(
-        f"config.{key}: found {now[key]}, expected {before.get(key)} as the run in {workdir} has; "
-        "take another --workdir for another task"
+        f"config.{key}: found {now[key]}, expected {before[key]} as the run in {workdir} has; "
+        "take another --workdir for another task or another optimiser"
       )
   return changed
 

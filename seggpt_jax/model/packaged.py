@@ -1,0 +1,67 @@
+"""The weights that come with the package: one float16 safetensors file each, its architecture in the file's header.
+
+`load_model("small")`, `--model-path small` and `--config.model.init_from=small` find them; `model/pack.py` puts them
+there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from seggpt_jax.files import write_whole
+from seggpt_jax.model.config import SegGPTConfig
+
+_SUFFIX = ".safetensors"
+
+
+def _folder() -> Path:
+  return Path(str(resources.files("seggpt_jax") / "packaged"))
+
+
+def names() -> list[str]:
+  """What can be loaded by name."""
+  return sorted(path.stem for path in _folder().glob(f"*{_SUFFIX}"))
+
+
+def path_of(name: str) -> Path:
+  """Where the weights of that name lie, or would lie."""
+  return _folder() / f"{name}{_SUFFIX}"
+
+
+def find(name: str | os.PathLike) -> Path | None:
+  """The packaged file of that name; None if there is none, or if a file or folder of that name hides it."""
+  return path_of(os.fspath(name)) if os.fspath(name) in names() and not Path(name).exists() else None
+
+
+def read_config(path: Path) -> SegGPTConfig:
+  """The architecture in a packaged file."""
+  with safetensors.safe_open(path, framework="numpy") as file:
+    return SegGPTConfig.from_dict(json.loads(file.metadata()["config"]))
+
+
+def read_params(path: Path) -> dict[str, np.ndarray]:
+  """The parameters in a packaged file, float16."""
+  return safetensors.numpy.load_file(path)
+
+
+def write(path: Path, params: Mapping[str, Any], config: SegGPTConfig) -> None:
+  """Writes a packaged file, parameters rounded to float16.
+
+  Raises:
+    ValueError: a parameter is too large for float16.
+  """
+  halves = {name: np.asarray(value).astype(np.float16) for name, value in params.items()}
+  for name, value in halves.items():
+    if not np.isfinite(value).all():
+      raise ValueError(f"{name}: found values beyond the range of float16, expected at most 65504")
+  data = safetensors.numpy.save(halves, metadata={"config": json.dumps(config.to_dict())})
+  write_whole(path, lambda file: file.write(data))
