@@ -75,11 +75,30 @@ def ensemble_features(x: Float[Array, "b rows cols d"], prompts_per_query: int) 
   return jnp.concatenate([prompt, jnp.broadcast_to(mean, groups.shape).reshape(query.shape)], axis=1)
 
 
+def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+  """The exact (erf) GELU."""
+  # JAX's goes by erfc, which keeps the negative tail in 16 bits but costs several times erf; float32 can do without.
+  if x.dtype == jnp.float32:
+    return 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
+  return jax.nn.gelu(x, approximate=False)
+
+
+class Linear(nnx.Linear):
+  """A linear layer over flattened leading axes.
+
+  The gradient of the kernel then sums over one axis, a plain matrix product; over several, XLA first copies both
+  factors into another layout on some devices.
+  """
+
+  def __call__(self, x: Float[AnyArray, "*b i"]) -> Float[Array, "*b o"]:
+    return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
 class Attention(nnx.Module):
   """Global multi-head attention with decomposed relative positions."""
 
   def __init__(self, config: SegGPTConfig, *, dtype, implementation: str, rngs: nnx.Rngs):
-    linear = functools.partial(nnx.Linear, kernel_init=_xavier_uniform, dtype=dtype, rngs=rngs)
+    linear = functools.partial(Linear, kernel_init=_xavier_uniform, dtype=dtype, rngs=rngs)
     self.num_heads = config.num_heads
     self.implementation = implementation
     self.qkv = linear(config.width, 3 * config.width)
@@ -90,8 +109,11 @@ class Attention(nnx.Module):
 
   def __call__(self, x: Float[Array, "b rows cols d"]) -> Float[Array, "b rows cols d"]:
     batch, rows, cols, width = x.shape
-    qkv = self.qkv(x).reshape(batch, rows * cols, 3, self.num_heads, width // self.num_heads)
-    query, key, value = jnp.transpose(qkv, (2, 0, 3, 1, 4))
+    # Split before the heads are moved forward: the gradient is then one concatenation, not a sum of padded thirds.
+    query, key, value = (
+      jnp.transpose(part.reshape(batch, rows * cols, self.num_heads, width // self.num_heads), (0, 2, 1, 3))
+      for part in jnp.split(self.qkv(x), 3, axis=-1)
+    )
     attend = attention_lib.IMPLEMENTATIONS[self.implementation]
     y = attend(query, key, value, self.rel_pos_h[...], self.rel_pos_w[...], (rows, cols))
     return self.proj(jnp.transpose(y, (0, 2, 1, 3)).reshape(batch, rows, cols, width))
@@ -101,12 +123,12 @@ class Mlp(nnx.Module):
   """Two linear layers around the exact (erf) GELU."""
 
   def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
-    linear = functools.partial(nnx.Linear, kernel_init=_xavier_uniform, dtype=dtype, rngs=rngs)
+    linear = functools.partial(Linear, kernel_init=_xavier_uniform, dtype=dtype, rngs=rngs)
     self.fc1 = linear(config.width, config.mlp_dim)
     self.fc2 = linear(config.mlp_dim, config.width)
 
   def __call__(self, x: Float[Array, "b rows cols d"]) -> Float[Array, "b rows cols d"]:
-    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+    return self.fc2(gelu(self.fc1(x)))
 
 
 class Block(nnx.Module):
@@ -140,10 +162,10 @@ class DecoderHead(nnx.Module):
     dim = config.decoder_dim
     self.conv = nnx.Conv(dim, dim, (3, 3), padding="SAME", dtype=dtype, rngs=rngs)
     self.norm = nnx.LayerNorm(dim, epsilon=_LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
-    self.head = nnx.Linear(dim, 3, dtype=dtype, rngs=rngs)
+    self.head = Linear(dim, 3, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
-    return self.head(jax.nn.gelu(self.norm(self.conv(x)), approximate=False))
+    return self.head(gelu(self.norm(self.conv(x))))
 
 
 class SegGPT(nnx.Module):
@@ -172,7 +194,7 @@ class SegGPT(nnx.Module):
     self.dtype = jnp.dtype(dtype)
     self.remat = remat
     width, patch = config.width, config.patch_size
-    self.patch_embed = nnx.Linear(patch * patch * 3, width, dtype=dtype, rngs=rngs)
+    self.patch_embed = Linear(patch * patch * 3, width, dtype=dtype, rngs=rngs)
 
     def token():
       return nnx.Param(_normal(rngs.params(), (1, 1, 1, width), jnp.float32))
@@ -186,7 +208,7 @@ class SegGPT(nnx.Module):
     self.pos_embed = nnx.Param(_trunc_normal(rngs.params(), (1, config.posemb_size**2 + 1, width), jnp.float32))
     self.blocks = nnx.List([Block(config, dtype=dtype, attention=attention, rngs=rngs) for _ in range(config.depth)])
     self.norm = nnx.LayerNorm(width, epsilon=_LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
-    self.decoder_embed = nnx.Linear(
+    self.decoder_embed = Linear(
       width * len(config.feature_taps),
       patch * patch * config.decoder_dim,
       kernel_init=_xavier_uniform,
