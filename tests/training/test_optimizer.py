@@ -15,7 +15,7 @@ from seggpt_jax import canvas
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import weights
 from seggpt_jax.training import sharding
-from seggpt_jax.training.optimizer import adamw, cosine_cycles
+from seggpt_jax.training.optimizer import adamw, cosine_cycles, muon
 from seggpt_jax.training.step import TrainState, make_train_step
 
 BASE = {"peak": 1e-4, "first_cycle": 5000, "cycle_mult": 1.2, "warmup": 500, "decay": 0.5, "minimum": 1e-8}
@@ -102,3 +102,28 @@ def test_twenty_steps_of_adamw_follow_pytorch():
     theirs.append(float(loss.detach()))
   assert abs(theirs[-1] - theirs[0]) > 0.05 * theirs[0]
   np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+
+
+def test_muon_turns_matrices_of_blocks_and_leaves_the_rest_to_adamw():
+  """Singular values of a block's update are nearly equal, its root mean square is Adam's; other updates are AdamW's."""
+  generator = np.random.default_rng(0)
+  shapes = {
+    "blocks.0.mlp.fc1.kernel": (24, 96),
+    "blocks.0.attn.rel_pos_h": (15, 24),
+    "blocks.0.mlp.fc1.bias": (96,),
+    "patch_embed.kernel": (48, 24),
+  }
+  params = {name: jnp.asarray(generator.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+  gradients = {name: jnp.asarray(generator.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+  values = {"b1": 0.9, "b2": 0.98, "weight_decay": 0.0}
+  rate = 1e-3
+  ours, reference = muon(lambda step: rate, **values), adamw(lambda step: rate, **values)
+  updates, _ = ours.update(gradients, ours.init(params), params)
+  expected, _ = reference.update(gradients, reference.init(params), params)
+  matrix = updates.pop("blocks.0.mlp.fc1.kernel")
+  singular = np.linalg.svd(matrix, compute_uv=False)
+  assert singular.max() / singular.min() < 2.0
+  # 0.2 is what Adam's updates have at the learning rate 1.
+  assert np.sqrt(np.mean(np.square(matrix))) == pytest.approx(0.2 * rate, rel=0.15)
+  for name, value in updates.items():
+    np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-9)

@@ -1,0 +1,89 @@
+"""Weights by name: what comes with the package loads, and segments by example."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import seggpt_jax
+from seggpt_jax.data import held_out, tasks
+from seggpt_jax.errors import InputError
+from seggpt_jax.model import packaged, weights
+from seggpt_jax.model.config import VARIANTS
+from seggpt_jax.model.pack import main
+
+
+def test_the_small_weights_are_there_and_small():
+  assert "small" in packaged.names()
+  path = packaged.find("small")
+  assert path.stat().st_size < 20e6
+  config = weights.load_config("small")
+  assert dataclasses.asdict(config) == dataclasses.asdict(VARIANTS["small"])
+  params = weights.load_params("small", config)
+  weights.check_shapes("small", params, config)
+  assert all(value.dtype == np.float16 for value in params.values())
+
+
+def test_load_model_takes_the_name():
+  model = seggpt_jax.load_model("small")
+  height, width = model.config.canvas_size
+  images = jnp.zeros((1, height, width, 3))
+  colours = model(images, images, jnp.ones((1, *model.config.grid), bool))
+  assert colours.shape == (1, height, width, 3) and colours.dtype == jnp.float32
+
+
+def test_the_small_weights_read_the_prompt():
+  """Eight pictures of a family that was never trained on, and the two kinds that are asked for in each."""
+  predictor = seggpt_jax.Predictor.from_checkpoint("small")
+  right, wrong = [], []
+  for seed in range(8):
+    episode = tasks.draw_episode(held_out.cells, np.random.default_rng(seed), 96, 2, 0.5)
+    kinds = episode.present(0.02)[:2]
+    for asked, other in (kinds, kinds[::-1]):
+      prompt = (episode.images[0], (episode.kinds[0] == asked).astype(np.uint8))
+      found = predictor.predict(episode.images[1], [prompt]).labels == 1
+      for scores, kind in ((right, asked), (wrong, other)):
+        truth = episode.kinds[1] == kind
+        scores.append((found & truth).sum() / (found | truth).sum())
+  assert np.mean(right) > 0.5
+  assert np.mean(wrong) < 0.2
+
+
+def test_a_name_that_is_not_there_lists_those_that_are():
+  with pytest.raises(InputError, match=r"large: not found, expected .*packaged weights: .*small"):
+    seggpt_jax.load_model("large")
+
+
+def test_a_folder_of_that_name_goes_before(tmp_path, monkeypatch):
+  (tmp_path / "small").mkdir()
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(InputError, match="found no `params`"):
+    seggpt_jax.load_model("small")
+
+
+def test_packing_rounds_to_half_precision(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(packaged, "_folder", lambda: tmp_path / "packaged")
+  config = VARIANTS["tiny"]
+  _, shapes = weights.abstract(config)
+  generator = np.random.default_rng(0)
+  params = {name: generator.standard_normal(shape.shape, np.float32) for name, shape in shapes.items()}
+  weights.save_weights(tmp_path / "weights", params, config)
+  main(["pack", str(tmp_path / "weights"), "mine"])
+  assert "mine.safetensors: 2." in capsys.readouterr().out
+  assert packaged.names() == ["mine"]
+  assert weights.load_config("mine") == config
+  for name, value in weights.load_params("mine", config).items():
+    np.testing.assert_array_equal(value, params[name].astype(np.float16))
+
+
+def test_what_half_precision_cannot_hold_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="norm.scale: found values beyond the range of float16"):
+    packaged.write(tmp_path / "x.safetensors", {"norm.scale": np.array([1e6])}, VARIANTS["tiny"])
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [[], ["one"], ["one", "two", "three"]])
+def test_packing_wants_two_arguments(arguments):
+  with pytest.raises(InputError, match="expected two: RUN_OR_WEIGHTS NAME"):
+    main(["pack", *arguments])
