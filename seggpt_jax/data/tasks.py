@@ -43,7 +43,8 @@ class Episode:
 
   def present(self, least: float = _LEAST_SHARE) -> np.ndarray:
     """The kinds, without 0, that cover at least that share of every picture."""
-    return np.flatnonzero(self.shares().min(axis=0) >= least)[1 if (self.kinds == 0).any() else 0 :]
+    kinds = np.flatnonzero(self.shares().min(axis=0) >= least)
+    return kinds[kinds > 0]
 
   def labels(self, chosen: np.ndarray | list[int]) -> UInt8[np.ndarray, "n size size"]:
     """Class i + 1 where the i-th chosen kind is, 0 elsewhere."""
@@ -134,9 +135,9 @@ class Tasks:
       absent = generator.random() < 0.06 * difficulty
       if absent:
         candidates = np.flatnonzero(episode.shares()[0] >= 0.02)
+        candidates = candidates[candidates > 0]
       else:
         candidates = episode.present(max(0.10 * (1 - 1.5 * difficulty), _LEAST_SHARE))
-      candidates = candidates[candidates > 0]
       # A picture that is all one class says nothing.
       if len(candidates) and (absent or episode.shares()[:, candidates].max() <= 0.9):
         break
