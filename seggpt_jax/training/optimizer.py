@@ -64,7 +64,8 @@ def adamw(schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float
 
 
 def muon(schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:
-  """Muon (arXiv 2502.16982): orthogonal updates for the matrices of the blocks, AdamW for everything else.
+  """Muon (arXiv 2502.16982): orthogonal updates for the matrices of the blocks, AdamW for everything else;
+  both with Nesterov's momentum.
 
   Updates have the root mean square of Adam's, so that both take the same learning rate. From random weights it leaves
   the long plateau on which a SegGPT paints everything in one colour in fewer steps.

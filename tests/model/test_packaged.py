@@ -78,7 +78,7 @@ def test_packing_rounds_to_half_precision(tmp_path, monkeypatch, capsys):
 
 
 def test_what_half_precision_cannot_hold_is_refused(tmp_path):
-  with pytest.raises(ValueError, match="norm.scale: found values beyond the range of float16"):
+  with pytest.raises(ValueError, match=r"norm\.scale: found values beyond the range of float16"):
     packaged.write(tmp_path / "x.safetensors", {"norm.scale": np.array([1e6])}, VARIANTS["tiny"])
   assert not list(tmp_path.iterdir())
 

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import peers as peers_lib
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_twenty_steps_of_adamw_follow_pytorch():
 
 
 def test_muon_turns_matrices_of_blocks_and_leaves_the_rest_to_adamw():
-  """Singular values of a block's update are nearly equal, its root mean square is Adam's; other updates are AdamW's."""
+  """Singular values of a block's update are nearly equal, its root mean square is Adam's; others are AdamW's."""
   generator = np.random.default_rng(0)
   shapes = {
     "blocks.0.mlp.fc1.kernel": (24, 96),
@@ -117,7 +118,7 @@ def test_muon_turns_matrices_of_blocks_and_leaves_the_rest_to_adamw():
   gradients = {name: jnp.asarray(generator.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
   values = {"b1": 0.9, "b2": 0.98, "weight_decay": 0.0}
   rate = 1e-3
-  ours, reference = muon(lambda step: rate, **values), adamw(lambda step: rate, **values)
+  ours, reference = muon(lambda step: rate, **values), optax.nadamw(rate, **values)
   updates, _ = ours.update(gradients, ours.init(params), params)
   expected, _ = reference.update(gradients, reference.init(params), params)
   matrix = updates.pop("blocks.0.mlp.fc1.kernel")
