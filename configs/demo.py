@@ -18,12 +18,11 @@ def get_config() -> ConfigDict:
   config.model.remat = False
   config.data.num_classes = 3
   config.data.labels = "index"
-  config.data.palette = "random"
   config.data.lower_half_share = 0.7
   config.data.resize = 0
   config.data.blur = 0.0
   config.data.num_threads = 2
-  config.optim.peak = 1e-3
+  config.optim.peak = 5e-4
   config.optim.first_cycle = 251
   config.optim.warmup = 20
   config.eval_every = 125

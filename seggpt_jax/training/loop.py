@@ -188,7 +188,7 @@ def _architecture(config: ConfigDict) -> SegGPTConfig:
   """That of the weights to start from, or of the named variant, with what the configuration changes."""
   model = config.model
   if model.init_from:
-    if not Path(model.init_from).exists():
+    if not Path(model.init_from).exists() and not weights.has_weights(model.init_from):
       raise InputError(
         f"config.model.init_from: {model.init_from} not found; convert the released weights with "
         f"`python convert_torch_weights.py seggpt_vit_large.pth {model.init_from}`, or set it to '' for a random start"

@@ -273,3 +273,29 @@ def test_the_tiny_network_learns_to_paint_what_it_is_shown(config, boards, tmp_p
   result = loop.train(config, tmp_path / "run")
   assert result["miou"] > 0.8
   assert jax.device_count() == 8
+
+
+def test_pretraining_on_tasks_needs_no_folder_and_resumes_bit_for_bit(config, tmp_path):
+  changes = {"num_steps": 6, "eval_every": 3, "eval_pairs": 8, "checkpoint_every": 3, "panel_every": 0}
+  changes |= {"data.source": "tasks", "data.path": "", "data.num_classes": 4, "data.resize": 0, "data.ramp": 5}
+  changes |= {"optim.name": "muon", "optim.clip_norm": 1.0}
+  config.update_from_flattened_dict(changes)
+  loop.train(config, tmp_path / "whole")
+  # The schedule does not depend on where the run ends.
+  config.num_steps = 3
+  loop.train(config, tmp_path / "parts")
+  config.num_steps = 6
+  loop.train(config, tmp_path / "parts")
+  whole, parts = newest_params(tmp_path / "whole")[1], newest_params(tmp_path / "parts")[1]
+  for name, value in whole.items():
+    np.testing.assert_array_equal(parts[name], value, err_msg=name)
+  assert [line["step"] for line in lines(tmp_path / "parts", "val")] == [3, 6]
+
+
+@pytest.mark.parametrize(("key", "value"), [("optim.name", "muon"), ("data.source", "tasks")])
+def test_resuming_with_another_optimiser_or_source_is_refused(config, tmp_path, key, value):
+  config.num_steps = 1
+  loop.train(config, tmp_path)
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(InputError, match=rf"config.{key}: found {value}, expected \w+ as the run in .* has"):
+    loop.train(config, tmp_path)

@@ -1,0 +1,29 @@
+"""Fine-tunes the packaged small SegGPT on a folder of your own: minutes on a laptop.
+
+python train.py --config configs/small.py --workdir runs/mine --config.data.path=DATASET --config.data.num_classes=3
+"""
+
+from ml_collections import ConfigDict
+
+from seggpt_jax.training.config import default_config
+
+
+def get_config() -> ConfigDict:
+  config = default_config()
+  config.num_steps = 500
+  config.batch_size = 8
+  config.model.init_from = "small"
+  config.model.drop_path_rate = 0.0
+  config.model.remat = False
+  config.data.labels = "index"
+  config.data.lower_half_share = 0.7
+  config.data.resize = 112
+  config.data.blur = 0.0
+  config.data.num_threads = 2
+  config.optim.peak = 5e-4
+  config.optim.first_cycle = 501
+  config.optim.warmup = 20
+  config.eval_every = 100
+  config.panel_every = 100
+  config.checkpoint_every = 100
+  return config
