@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 .PHONY: demo test lint clean
 
-demo: .venv/.demo  ## train a tiny SegGPT on synthetic circuit boards, segment held-out ones, draw a picture
+demo: .venv/.demo  ## segment synthetic circuit boards by example, fine-tune, segment again, draw a picture
 	$(BIN)/python demo.py $(DEMO)
 
 test: .venv/.test  ## the whole test suite, on two processes

@@ -71,6 +71,14 @@ def _put(image: np.ndarray, kinds: np.ndarray, mask: np.ndarray, square: np.ndar
   kinds[mask] = kind
 
 
+def _pave(kinds: np.ndarray, squares: list[np.ndarray]) -> np.ndarray:
+  """A picture that shows `squares[i]` where the kind is i + 1."""
+  picture = squares[0].copy()
+  for index, square in enumerate(squares[1:], start=2):
+    np.copyto(picture, square, where=(kinds == index)[..., None])
+  return picture
+
+
 def _places(generator: np.random.Generator, radii: list[float], size: int) -> list[tuple[float, float]]:
   """Centres for discs that overlap as little as a few tries allow."""
   centres: list[tuple[float, float]] = []
@@ -93,13 +101,11 @@ def regions(generator: np.random.Generator, size: int, count: int, difficulty: f
   for _ in range(count):
     cells = _between(generator, (1.0, 2.0), (1.5, 4.0), difficulty)
     fields = np.stack([smooth_noise(generator, size, cells) for _ in range(num)])
-    kinds = np.argmax(fields, axis=0)
-    squares = [vary(material, generator, difficulty).paint(generator, size) for material in materials]
-    image = squares[0].copy()
-    for kind in range(1, num):
-      np.copyto(image, squares[kind], where=(kinds == kind)[..., None])
-    images.append(image)
-    labels.append((kinds + 1).astype(np.uint8))
+    kinds = np.argmax(fields, axis=0).astype(np.uint8) + 1
+    images.append(
+      _pave(kinds, [vary(material, generator, difficulty).paint(generator, size) for material in materials])
+    )
+    labels.append(kinds)
   return Scenes(images, labels)
 
 
@@ -231,11 +237,9 @@ def lattices(generator: np.random.Generator, size: int, count: int, difficulty: 
     inside = np.hypot(du, dv) < 0.5 - joint / 2 if round_tiles else np.maximum(du, dv) < 0.5 - joint / 2
     table = generator.choice(num, (64, 64), p=shares / shares.sum())
     kinds = np.where(inside, table[row % 64, column % 64] + 2, 1).astype(np.uint8)
-    squares = [vary(material, generator, difficulty).paint(generator, size) for material in materials]
-    image = squares[0].copy()
-    for kind in range(1, num + 1):
-      np.copyto(image, squares[kind], where=(kinds == kind + 1)[..., None])
-    images.append(image)
+    images.append(
+      _pave(kinds, [vary(material, generator, difficulty).paint(generator, size) for material in materials])
+    )
     labels.append(kinds)
   return Scenes(images, labels)
 
@@ -257,11 +261,9 @@ def mosaics(generator: np.random.Generator, size: int, count: int, difficulty: f
     kinds = (of_cell[owner] + 3).astype(np.uint8)
     kinds[second - nearest < wall] = 1
     kinds[nearest < core] = 2
-    squares = [vary(material, generator, difficulty).paint(generator, size) for material in materials]
-    image = squares[0].copy()
-    for kind in range(1, num + 2):
-      np.copyto(image, squares[kind], where=(kinds == kind + 1)[..., None])
-    images.append(image)
+    images.append(
+      _pave(kinds, [vary(material, generator, difficulty).paint(generator, size) for material in materials])
+    )
     labels.append(kinds)
   return Scenes(images, labels)
 
@@ -333,10 +335,7 @@ def fabrics(generator: np.random.Generator, size: int, count: int, difficulty: f
         mask = shapes.fill(outline, size, centre, size * generator.uniform(0.25, 0.4), generator.uniform(0, 6.3))
         kinds[mask] = kind + 1
     squares = [vary(material, generator, 0.3 * difficulty).paint(generator, size) for material in materials]
-    image = squares[0] + light
-    for kind in range(1, num):
-      np.copyto(image, squares[kind] + light, where=(kinds == kind + 1)[..., None])
-    images.append(image.astype(np.float32))
+    images.append((_pave(kinds, squares) + light).astype(np.float32))
     labels.append(kinds)
   return Scenes(images, labels)
 

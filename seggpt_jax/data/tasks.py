@@ -106,6 +106,13 @@ def _another_view(generator: np.random.Generator, episode: Episode, difficulty: 
   )
 
 
+def _without_colour(generator: np.random.Generator, episode: Episode) -> Episode:
+  """All pictures in grey, as X-rays and microscopes show them; the channels are mixed at random, alike in all."""
+  grey = episode.images @ generator.dirichlet((2.0, 3.0, 1.0)).astype(np.float32)
+  images = np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=-1)
+  return dataclasses.replace(episode, images=images)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tasks:
   """Prompts and queries without end.
@@ -131,6 +138,8 @@ class Tasks:
       episode = draw_episode(family, generator, self.size, 2, difficulty)
       if generator.random() < 0.3 - 0.25 * difficulty:
         episode = _another_view(generator, episode, difficulty)
+      if generator.random() < 0.2 * difficulty:
+        episode = _without_colour(generator, episode)
       # Now and then what is asked for is not there, and the answer is background.
       absent = generator.random() < 0.06 * difficulty
       if absent:
