@@ -9,6 +9,7 @@ them. Interrupted, it goes on where it stopped.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -30,10 +31,20 @@ _NUM_BOARDS = flags.DEFINE_integer("num_boards", 400, "Boards to train on.", 2)
 _CLASSES = LABELINGS["copper"]
 
 
+# XLA on CPUs asks for its memory anew in every step; glibc had better keep it than give it back (docs/training.md).
+_KEEP_MEMORY = {
+  "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+  "MALLOC_ARENA_MAX": "1",
+  "MALLOC_MMAP_MAX_": "0",
+  "MALLOC_TOP_PAD_": "67108864",
+  "MALLOC_TRIM_THRESHOLD_": "100000000000",
+}
+
+
 def run(*command: str) -> None:
   """Runs a Python command as a user would, and shows it."""
   print(f"\n$ python {shlex.join(command)}", flush=True)
-  status = subprocess.run([sys.executable, *command], check=False).returncode
+  status = subprocess.run([sys.executable, *command], env=_KEEP_MEMORY | os.environ, check=False).returncode
   if status:
     raise InputError(f"python {shlex.join(command)}: ended with status {status}")
 
