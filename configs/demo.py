@@ -1,6 +1,6 @@
-"""The demo's run: the packaged small SegGPT fine-tuned on synthetic boards with the classes board, copper and defect.
+"""The demo's run: the packaged small SegGPT fine-tuned on synthetic boards with the classes board and copper.
 
-python -m seggpt_jax.data.boards demo_run/boards --num_train 400 --size 96 --scale 2 --most 2 --labels copper
+python -m seggpt_jax.data.boards demo_run/boards --num_train 400 --size 96 --scale 2 --most 2 --labels etched
 python train.py --config configs/demo.py --workdir demo_run/run --config.data.path=demo_run/boards
 """
 
@@ -11,22 +11,23 @@ from seggpt_jax.training.config import default_config
 
 def get_config() -> ConfigDict:
   config = default_config()
-  config.num_steps = 250
+  config.num_steps = 200
   config.batch_size = 8
   config.model.init_from = "small"
   config.model.drop_path_rate = 0.0
   config.model.remat = False
-  config.data.num_classes = 3
+  config.data.num_classes = 2
   config.data.labels = "index"
   config.data.lower_half_share = 0.7
   config.data.resize = 0
   config.data.blur = 0.0
   config.data.num_threads = 2
-  config.optim.peak = 5e-4
-  config.optim.first_cycle = 251
+  config.optim.name = "muon"
+  config.optim.peak = 1.5e-3
+  config.optim.first_cycle = 201
   config.optim.warmup = 20
-  config.eval_every = 125
+  config.eval_every = 100
   config.eval_pairs = 32
-  config.panel_every = 125
-  config.checkpoint_every = 125
+  config.panel_every = 100
+  config.checkpoint_every = 100
   return config

@@ -20,7 +20,8 @@ def get_config() -> ConfigDict:
   config.data.resize = 112
   config.data.blur = 0.0
   config.data.num_threads = 2
-  config.optim.peak = 5e-4
+  config.optim.name = "muon"
+  config.optim.peak = 1.5e-3
   config.optim.first_cycle = 501
   config.optim.warmup = 20
   config.eval_every = 100

@@ -31,6 +31,7 @@ from seggpt_jax.files import writing
 SPLITS: tuple[str, ...] = ("train", "val")
 LABELINGS: dict[str, tuple[str, ...]] = {
   "defect": ("board", "defect"),
+  "etched": ("board", "copper"),
   "copper": ("board", "copper", "defect"),
   "kinds": ("board", *DEFECTS),
 }
@@ -176,8 +177,8 @@ class BoardSource:
     defects: Kinds of defects to draw from; None means all of DEFECTS.
     count: Fewest and most defects on a board, both included.
     scale: Magnification; see generate_board.
-    labels: "defect" gives all kinds label 1. "copper" gives copper label 1 and all kinds label 2.
-      With "kinds" a kind keeps its label
+    labels: "defect" gives all kinds label 1. "etched" gives copper label 1 as it lies on the board, defects
+      included. "copper" gives copper label 1 and all kinds label 2. With "kinds" a kind keeps its label
       1 + DEFECTS.index(kind), whichever kinds are drawn.
     one_kind: Whether a board carries one kind only. Board i then carries the kind at
       i modulo the number of kinds.
@@ -232,7 +233,9 @@ class BoardSource:
       kinds = (prefix,)
     board = generate_board(generator, self.size, kinds, self.count, self.scale)
     label = board.labels
-    if self.labels != "kinds":
+    if self.labels == "etched":
+      label = board.copper.astype(np.uint8)
+    elif self.labels != "kinds":
       plain = board.copper if self.labels == "copper" else np.zeros_like(board.copper)
       label = np.where(label > 0, len(self.classes) - 1, plain).astype(np.uint8)
     return {"image": board.image, "label": label, "name": f"{prefix}_{index:05d}"}

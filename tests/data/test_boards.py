@@ -122,8 +122,10 @@ def test_source_merges_kinds_and_separates_boards():
   merged = boards.BoardSource(6, seed=0, size=64, one_kind=True)
   apart = boards.BoardSource(6, seed=0, size=64, one_kind=True, labels="kinds")
   copper = boards.BoardSource(6, seed=0, size=64, one_kind=True, labels="copper")
+  etched = boards.BoardSource(6, seed=0, size=64, one_kind=True, labels="etched")
   assert merged.classes == ("board", "defect")
   assert copper.classes == ("board", "copper", "defect")
+  assert etched.classes == ("board", "copper")
   assert apart.classes == ("board", *boards.DEFECTS)
   assert len({merged[i]["name"] for i in range(6)}) == 6
   for i in range(6):
@@ -131,6 +133,8 @@ def test_source_merges_kinds_and_separates_boards():
     np.testing.assert_array_equal(merged[i]["label"], apart[i]["label"] > 0)
     np.testing.assert_array_equal(copper[i]["label"] == 2, apart[i]["label"] > 0)
     assert 0.05 < (copper[i]["label"] == 1).mean() < 0.95
+    sound = copper[i]["label"] != 2
+    np.testing.assert_array_equal(etched[i]["label"][sound], copper[i]["label"][sound])
   with pytest.raises(IndexError, match="6"):
     merged[6]
 
