@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
   config.model.remat = False
   config.data.num_classes = 2
   config.data.labels = "index"
+  config.data.palette = "black_background"
   config.data.lower_half_share = 0.7
   config.data.resize = 0
   config.data.blur = 0.0

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
   config.model.drop_path_rate = 0.0
   config.model.remat = False
   config.data.labels = "index"
+  config.data.palette = "black_background"
   config.data.lower_half_share = 0.7
   config.data.resize = 112
   config.data.blur = 0.0
