@@ -24,7 +24,7 @@ def command(script, *args):
 @pytest.fixture(scope="module")
 def boards(tmp_path_factory):
   directory = tmp_path_factory.mktemp("data") / "boards"
-  write_boards(directory, num_train=8, num_val=4, seed=0, size=64, labels="copper")
+  write_boards(directory, num_train=8, num_val=4, seed=0, size=64, labels="etched")
   return directory
 
 
