@@ -59,7 +59,8 @@ def write(path: Path, params: Mapping[str, Any], config: SegGPTConfig) -> None:
   Raises:
     ValueError: a parameter is too large for float16.
   """
-  halves = {name: np.asarray(value).astype(np.float16) for name, value in params.items()}
+  with np.errstate(over="ignore"):  # said below, by name
+    halves = {name: np.asarray(value).astype(np.float16) for name, value in params.items()}
   for name, value in halves.items():
     if not np.isfinite(value).all():
       raise ValueError(f"{name}: found values beyond the range of float16, expected at most 65504")
