@@ -25,7 +25,7 @@ from seggpt_jax.data.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole, writing
 from seggpt_jax.metrics.iou import iou_from_confusion, mean_iou
-from seggpt_jax.model import weights
+from seggpt_jax.model import packaged, weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import sharding
@@ -191,7 +191,8 @@ def _architecture(config: ConfigDict) -> SegGPTConfig:
     if not Path(model.init_from).exists() and not weights.has_weights(model.init_from):
       raise InputError(
         f"config.model.init_from: {model.init_from} not found; convert the released weights with "
-        f"`python convert_torch_weights.py seggpt_vit_large.pth {model.init_from}`, or set it to '' for a random start"
+        f"`python convert_torch_weights.py seggpt_vit_large.pth {model.init_from}`, take packaged ones "
+        f"({', '.join(packaged.names())}), or set it to '' for a random start"
       )
     architecture = weights.load_config(model.init_from)
   elif model.variant in VARIANTS:
