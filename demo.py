@@ -31,7 +31,6 @@ _NUM_BOARDS = flags.DEFINE_integer("num_boards", 400, "Boards to train on.", 2)
 
 _CLASSES = LABELINGS["etched"]
 
-
 # XLA on CPUs asks for its memory anew in every step; glibc had better keep it than give it back (docs/training.md).
 _KEEP_MEMORY = {
   "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",

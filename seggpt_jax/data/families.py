@@ -116,8 +116,7 @@ def objects(generator: np.random.Generator, size: int, count: int, difficulty: f
   )
   num = int(generator.integers(2, 4 + round(difficulty)))
   background, squares = _backgrounds(generator, size, count, difficulty)
-  materials = random_materials(generator, num + 1)
-  materials = [random_material(generator, [background, *materials[:i]]) for i in range(num)]
+  materials = random_materials(generator, num, apart_from=(background,))
   outlines = shapes.random_outlines(generator, num)
   images, labels = [], []
   for square in squares:
@@ -139,8 +138,7 @@ def objects(generator: np.random.Generator, size: int, count: int, difficulty: f
 def parts(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
   """Bodies with a core and a rim; loose pieces that look like the core do not count as one."""
   background, squares = _backgrounds(generator, size, count, difficulty)
-  body, core, rim = (random_material(generator, [background]) for _ in range(3))
-  body = random_material(generator, [background, core, rim])
+  body, core, rim = random_materials(generator, 3, apart_from=(background,))
   outline = shapes.random_outline(generator)
   inner = shapes.random_outline(generator)
   share, band = generator.uniform(0.35, 0.6), int(generator.integers(1, 3)) + size // 64
@@ -173,9 +171,7 @@ def particles(generator: np.random.Generator, size: int, count: int, difficulty:
   """Many small things of two or three kinds, strewn over a background."""
   num = int(generator.integers(2, 4))
   background, squares = _backgrounds(generator, size, count, difficulty, contrast=0.6)
-  materials: list[Material] = []
-  for _ in range(num):
-    materials.append(random_material(generator, [background, *materials], contrast=0.5))
+  materials = random_materials(generator, num, contrast=0.5, apart_from=(background,))
   outlines = [shapes.random_outline(generator) for _ in range(num)]
   scale = [_between(generator, (0.10, 0.15), (0.04, 0.10), difficulty) for _ in range(num)]
   images, labels = [], []
@@ -197,9 +193,7 @@ def strokes(generator: np.random.Generator, size: int, count: int, difficulty: f
   """Lines of two or three kinds: by material, width and how straight they run."""
   num = int(generator.integers(1, 4))
   background, squares = _backgrounds(generator, size, count, difficulty, contrast=0.7)
-  materials: list[Material] = []
-  for _ in range(num):
-    materials.append(random_material(generator, [background, *materials], contrast=0.4))
+  materials = random_materials(generator, num, contrast=0.4, apart_from=(background,))
   width = [_between(generator, (0.07, 0.14), (0.025, 0.09), difficulty) * size for _ in range(num)]
   straight, wiggle = generator.random(num).round(), generator.uniform(0.2, 0.7, num)
   images, labels = [], []
@@ -294,9 +288,7 @@ def stains(generator: np.random.Generator, size: int, count: int, difficulty: fl
   """Soft-edged, half transparent spots on a patterned ground: darker, lighter or tinted."""
   num = int(generator.integers(1, 4))
   _, squares = _backgrounds(generator, size, count, 0.7 * difficulty)
-  tints: list[Material] = []
-  for _ in range(num):
-    tints.append(random_material(generator, tints, contrast=0.3))
+  tints = random_materials(generator, num, contrast=0.3)
   cover = [generator.uniform(0.55, 0.95) for _ in range(num)]
   cells = [_between(generator, (1.5, 2.5), (2.0, 5.0), difficulty) for _ in range(num)]
   edge = generator.uniform(0.05, 0.4)

@@ -141,11 +141,13 @@ def random_material(
   )
 
 
-def random_materials(generator: np.random.Generator, count: int, contrast: float = 1.0) -> list[Material]:
-  """Several materials with mean colours apart from one another."""
+def random_materials(
+  generator: np.random.Generator, count: int, contrast: float = 1.0, apart_from: tuple[Material, ...] = ()
+) -> list[Material]:
+  """Several materials with mean colours apart from one another, and from those of others."""
   materials: list[Material] = []
   for _ in range(count):
-    materials.append(random_material(generator, materials, contrast))
+    materials.append(random_material(generator, [*apart_from, *materials], contrast))
   return materials
 
 
