@@ -21,7 +21,8 @@ from absl import flags
 from PIL import Image, ImageDraw
 
 from seggpt_jax.data.boards import LABELINGS
-from seggpt_jax.data.sources import list_images, read_image, read_labels
+from seggpt_jax.data.images import list_images, read_image
+from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.palette import fixed_palette
 
@@ -66,7 +67,7 @@ def picture(boards: Path, before: Path, after: Path, prompts: dict[str, str], si
   titles = ("prompt", "its mask", "query", "truth", "before training", "after training")
 
   def labels(path: Path) -> np.ndarray:
-    return colours[read_labels(path)]
+    return colours[read_labels(path, LabelFormat())]
 
   sheet = Image.new("RGB", (len(titles) * (side + gap) - gap, title + len(prompts) * (side + gap) - gap), "white")
   draw = ImageDraw.Draw(sheet)
@@ -97,8 +98,8 @@ def main(argv: list[str]) -> None:
   if not boards.exists():
     size = ("--num_train", str(_NUM_BOARDS.value), "--num_val", "64", "--size", "96", "--scale", "2", "--most", "2")
     run("-m", "seggpt_jax.data.boards", str(boards), *size, "--labels", "etched")
-  queries, examples = (list(list_images(boards / split / "images").values()) for split in ("val", "train"))
-  prompts = {query.name: example.name for query, example in zip(queries, itertools.cycle(examples), strict=False)}
+  queries, examples = ([f"{name}.png" for name in list_images(boards / split / "images")] for split in ("val", "train"))
+  prompts = dict(zip(queries, itertools.cycle(examples), strict=False))
   mapping = workdir / "mapping.json"
   mapping.write_text(json.dumps({query: [prompt] for query, prompt in prompts.items()}, indent=1))
   scores_before = infer("small", boards, mapping, before)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from seggpt_jax.data.sources import LABEL_MODES
+from seggpt_jax.data.labels import LABEL_MODES, parse_values
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.inference import batch
 from seggpt_jax.inference.predictor import Predictor
@@ -36,11 +36,14 @@ _LABELS = flags.DEFINE_enum(
   "labels",
   None,
   LABEL_MODES,
-  "How label files are read: values are class indices, or above --threshold is class 1; by default as in training.",
+  "How label files are read: values are class indices, above --threshold is class 1, or the i-th value or colour of "
+  "--table is class i; by default as in training.",
 )
 _THRESHOLD = flags.DEFINE_integer(
   "threshold", None, "For binary labels, 0 by default or as in training; 127 suits masks stored as JPEG.", 0, 255
 )
+_TABLE = flags.DEFINE_string("table", None, "For table labels: 0,128,255 or colours, (0,0,0),(255,0,0).")
+_IGNORE = flags.DEFINE_string("ignore", None, "Values or colours of labels that are not scored, as in --table.")
 _SEG_TYPE = flags.DEFINE_enum("seg-type", "semantic", ["semantic", "instance"], "What the prompts mark.")
 
 for _name in [name for name in flags.FLAGS if "-" in name]:  # absl's habit is underscores: both are understood
@@ -53,14 +56,15 @@ def main(argv: list[str]) -> None:
   for name in ("model-path", "prompt-img-dir", "prompt-label-dir", "dataset-dir", "outdir"):
     if not flags.FLAGS[name].value:
       raise InputError(f"--{name}: found an empty value, expected a path")
-  labels, threshold = batch.label_reading(_MODEL_PATH.value, _LABELS.value, _THRESHOLD.value)
+  table, ignore = (None if f.value is None else parse_values(f.value, f"--{f.name}") for f in (_TABLE, _IGNORE))
+  labels = batch.label_format(_MODEL_PATH.value, _LABELS.value, _THRESHOLD.value, table, ignore)
   queries = batch.list_queries(
     _DATASET_DIR.value, _PROMPT_IMG_DIR.value, _PROMPT_LABEL_DIR.value, _MAPPING.value, _TOP_K.value
   )
   if not _MAPPING.value:
     names = ", ".join(files.image.name for files in queries[0].prompts)
     print(f"no --mapping: every query is prompted by {names}")
-  print(f"labels are read as {labels if labels == 'index' else f'binary, foreground above {threshold}'}")
+  print(f"labels are read as {labels}")
   predictor = Predictor.from_checkpoint(_MODEL_PATH.value)
   metrics = batch.run(
     predictor,
@@ -69,7 +73,6 @@ def main(argv: list[str]) -> None:
     split=_SPLIT.value,
     seg_type=_SEG_TYPE.value,
     labels=labels,
-    threshold=threshold,
   )
   if metrics:
     print(batch.report(metrics))

@@ -1,174 +1,304 @@
 """Random-access sources of labelled images: files in, `Sample`s of NumPy arrays out.
 
-A source has a length and gives the i-th sample; nothing is read before it is asked for. Training, inference and
-preparation all read pixels through `read_image` and `read_labels`, so a file means the same thing everywhere.
+A source has a length and gives the i-th sample; nothing is read before it is asked for. Which files belong together is
+found by a layout, one function for each way in which people lay out folders; all of them end in a `FileSource`.
+`datasets.open_dataset` finds the right one, and those of other modules, by name.
 """
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
-from typing import Literal, Protocol, TypedDict, runtime_checkable
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from etils import epath
+from jaxtyping import UInt8
 
+from seggpt_jax.data.images import list_images, read_image, remote_or_local
+from seggpt_jax.data.labels import IGNORE, LabelFormat, check_classes, read_labels
 from seggpt_jax.errors import InputError
-
-LabelMode = Literal["index", "binary"]
-LABEL_MODES = ("index", "binary")
 
 
 class Sample(TypedDict):
-  """One labelled image: `image` uint8 [H, W, 3], `label` uint8 class indices [H, W], `name`."""
+  """One labelled image: `image` uint8 [H, W, 3], `label` uint8 [H, W] (see `labels`), `name`."""
 
   image: np.ndarray
   label: np.ndarray
-  name: str
+  name: NotRequired[str]
 
 
 @runtime_checkable
 class Source(Protocol):
-  """Random access to labelled images."""
+  """Random access to labelled images.
+
+  Attributes:
+    num_classes: N, background included; labels lie in 0..N-1 or are IGNORE.
+  """
+
+  num_classes: int
 
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Sample: ...
 
+  def name(self, index: int) -> str:
+    """The sample's name, without reading it: no two are the same; folders are part of it."""
+    ...
 
-@functools.cache
-def _extensions() -> frozenset[str]:
-  return frozenset(ext for ext, plugin in Image.registered_extensions().items() if plugin in Image.OPEN)
+  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
+    """The label alone, without decoding the image."""
+    ...
 
+  def field(self, index: int, key: str) -> str:
+    """Something else that is known of the sample, such as the patient it is of.
 
-def list_images(directory: str | Path) -> dict[str, Path]:
-  """The image files of a folder by name without ending, sorted.
-
-  Raises:
-    InputError: no such folder, no images in it, or two files that differ only in their ending.
-  """
-  directory = Path(directory)
-  if not directory.is_dir():
-    raise InputError(f"{directory}: folder not found, expected a folder of images")
-  found: dict[str, Path] = {}
-  for path in sorted(directory.iterdir()):
-    if path.suffix.lower() not in _extensions() or path.name.startswith(".") or not path.is_file():
-      continue
-    if path.stem in found:
-      raise InputError(f"{path}: found {found[path.stem].name} beside it, expected one file for each name")
-    found[path.stem] = path
-  if not found:
-    raise InputError(f"{directory}: found no images, expected files that Pillow can read, such as .png or .jpg")
-  return found
+    Raises:
+      InputError: the source knows nothing of that name.
+    """
+    ...
 
 
-def _open(path: Path) -> Image.Image:
-  try:
-    image = Image.open(path)
-    image.load()
-    return ImageOps.exif_transpose(image)
-  except FileNotFoundError as error:
-    raise InputError(f"{path}: not found, expected an image") from error
-  except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-    raise InputError(f"{path}: cannot be read as an image: {error}") from error
+class Mask(NamedTuple):
+  """A file that masks one class or one instance of it."""
+
+  class_index: int
+  path: str
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
-  """Pixels of an image file as RGB, upright.
+class Item(NamedTuple):
+  """The files of one sample: a label map, or masks, where a later one covers those before it."""
 
-  Greyscale is repeated over the channels, 16-bit is scaled to 8, alpha is dropped.
+  name: str
+  image: str
+  label: str | tuple[Mask, ...]
+
+
+# ------------------------------------------------------------------------------------------------------------ layouts
+
+
+def folder_layout(directory: str | os.PathLike) -> list[Item]:
+  """`images/NAME.*` and `labels/NAME.*`, of any depth: NAME may be `street/0001`.
 
   Raises:
-    InputError: the file is missing or unreadable; names it.
+    InputError: a folder, an image or a partner is missing.
   """
-  image = _open(Path(path))
-  if image.mode.startswith("I") or image.mode == "F":
-    # Pillow's own conversion would clip 16-bit values at 255.
-    values = np.asarray(image, np.float64)
-    scale = 257.0 if image.mode != "F" and values.max(initial=0) > 255 else 1.0
-    image = Image.fromarray(np.clip(np.round(values / scale), 0, 255).astype(np.uint8))
-  return np.array(image.convert("RGB"))
+  return _matched(epath.Path(directory) / "images", epath.Path(directory) / "labels")
 
 
-_BINARY_HINT = "masks of 0 and 255 are read with labels=binary, and 127 as the threshold if they are JPEG"
+def _matched(images_dir: epath.Path, labels_dir: epath.Path, prefix: str = "") -> list[Item]:
+  """Images and labels of the same name."""
+  images, labels = list_images(images_dir, recursive=True), list_images(labels_dir, recursive=True)
+  for name, path in images.items():
+    if name not in labels:
+      raise InputError(f"{path}: found no label for it, expected {labels_dir / name}.*")
+  for name, path in labels.items():
+    if name not in images:
+      raise InputError(f"{path}: found no image for it, expected {images_dir / name}.*")
+  return [Item(prefix + name, path, labels[name]) for name, path in images.items()]
 
 
-def read_labels(path: str | Path, mode: LabelMode = "index", threshold: int = 0) -> UInt8[np.ndarray, "h w"]:
-  """Class indices of a label file.
+_IMAGE_FOLDERS = {"image": "label", "images": "labels"}
+
+
+def class_folder_layout(directory: str | os.PathLike) -> list[Item]:
+  """The original tool's `PRODUCT/DEFECT/{image,label}`, of any depth; names are `PRODUCT/DEFECT/NAME`.
+
+  Raises:
+    InputError: no such folders in it, or an image without its label.
+  """
+  directory = _existing(directory)
+  items: list[Item] = []
+
+  def visit(folder: epath.Path, prefix: str) -> None:
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    images = [path for path in inside if path.name in _IMAGE_FOLDERS]
+    for path in images:
+      items.extend(_matched(path, folder / _IMAGE_FOLDERS[path.name], prefix))
+    for path in inside if not images else []:
+      visit(path, f"{prefix}{path.name}/")
+
+  visit(directory, "")
+  if not items:
+    raise InputError(f"{directory}: found no folder `image` at any depth, expected PRODUCT/DEFECT/{{image,label}}")
+  return items
+
+
+def mask_layout(directory: str | os.PathLike, class_names: Sequence[str] = ()) -> list[Item]:
+  """One mask file for each class or instance, in one of three ways.
+
+  - `images/NAME.*` and `labels/NAME/*.png`: a folder of masks for each image.
+  - `NAME/images/*.png` and `NAME/masks/*.png`: a folder for each image, as nuclei come.
+  - `images/NAME.*` and `labels/CLASS/NAME.*`: a folder for each class; an image without a mask has none of it.
+
+  In the first two a mask is of the class whose name its file name begins with (`crack_2.png`), or of class 1 if no
+  names are given. Of overlapping masks the later class, then the later name, is on top.
 
   Args:
-    path: a single-channel image: greyscale of 1, 8 or 16 bits, or palette indices.
-    mode: "index" takes values as class indices 0..254; "binary" makes class 1 of everything above the threshold.
-    threshold: for "binary", 0..255. Masks stored as JPEG hold values near 0 and near 255: 127 tells them apart.
+    directory: the folder.
+    class_names: of classes 1, 2, ...; for a folder for each class, by default the sorted names of those folders.
 
   Raises:
-    InputError: the file is missing or unreadable, has several channels, or for "index" a value beyond 254 or the
-      lossy JPEG format; names it.
+    InputError: a folder or an image is missing, or a mask is of no known image or class.
   """
-  path = Path(path)
-  image = _open(path)
-  if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
-    raise InputError(f"{path}: found mode {image.mode}, expected a single-channel label image of class indices")
-  values: Integer[np.ndarray, "h w"] = np.asarray(image).astype(np.int64)
-  if mode == "binary":
-    return (values > threshold).astype(np.uint8)
-  if path.suffix.lower() in (".jpg", ".jpeg"):
-    # Compression changes values by a few: class 1 is not 1 any more.
-    raise InputError(f"{path}: found JPEG, expected class indices in a format without loss; {_BINARY_HINT}")
-  if values.max(initial=0) > 254:
-    raise InputError(f"{path}: found label value {values.max()}, expected class indices 0..254; {_BINARY_HINT}")
-  return values.astype(np.uint8)
-
-
-class FolderSource:
-  """A folder with `images/` and `labels/`, files matched by name without ending.
-
-  Args:
-    directory: the folder, for example DATASET/train.
-    num_classes: N, background included; labels must lie in 0..N-1.
-    labels: how label files are read, see `read_labels`.
-    threshold: likewise.
-    limit: take only the first so many images by name; -1 takes all.
-
-  Raises:
-    InputError: a folder or a partner is missing; and, when a sample is read, whatever is wrong with its files.
-  """
-
-  def __init__(
-    self,
-    directory: str | Path,
-    num_classes: int,
-    labels: LabelMode = "index",
-    threshold: int = 0,
-    limit: int = -1,
-  ):
-    directory = Path(directory)
-    images, label_files = list_images(directory / "images"), list_images(directory / "labels")
+  directory = _existing(directory)
+  if not (directory / "images").is_dir():
+    return list(_image_folders(directory, class_names))
+  images, labels = list_images(directory / "images"), _existing(directory / "labels")
+  folders = sorted(path.name for path in labels.iterdir() if path.is_dir() and not path.name.startswith("."))
+  if not folders:
+    raise InputError(f"{labels}: found no folders in it, expected one of masks for each image or for each class")
+  if set(folders) <= set(images):
     for name, path in images.items():
-      if name not in label_files:
-        raise InputError(f"{path}: found no label for it, expected {directory / 'labels' / name}.* beside it")
-    for name, path in label_files.items():
+      if name not in folders:
+        raise InputError(f"{path}: found no masks for it, expected a folder {labels / name}, empty if there are none")
+    return [Item(name, path, _masks(labels / name, class_names)) for name, path in images.items()]
+  class_names = list(class_names) or folders
+  for folder in folders:
+    if folder not in class_names:
+      raise InputError(f"{labels / folder}: found neither an image nor a class of that name, expected one of the two")
+  of_class = {name: list_images(labels / name) for name in class_names if name in folders}
+  for files in of_class.values():
+    for name, path in files.items():
       if name not in images:
-        raise InputError(f"{path}: found no image for it, expected {directory / 'images' / name}.* beside it")
-    names = list(images) if limit < 0 else list(images)[:limit]
-    self._files = [(name, images[name], label_files[name]) for name in names]
+        raise InputError(f"{path}: found no image for it, expected {directory / 'images' / name}.*")
+  return [
+    Item(
+      name,
+      path,
+      tuple(Mask(1 + i, of_class[c][name]) for i, c in enumerate(class_names) if name in of_class.get(c, {})),
+    )
+    for name, path in images.items()
+  ]
+
+
+def _image_folders(directory: epath.Path, class_names: Sequence[str]) -> Iterator[Item]:
+  """A folder for each image, with `images` and `masks` in it."""
+  folders = sorted(path for path in directory.iterdir() if (path / "images").is_dir())
+  if not folders:
+    raise InputError(f"{directory}: found neither images/ nor NAME/images/, expected one of them")
+  for folder in folders:
+    images = list_images(folder / "images")
+    if len(images) > 1:
+      raise InputError(f"{folder / 'images'}: found {len(images)} images, expected one, with its masks in ../masks")
+    yield Item(folder.name, next(iter(images.values())), _masks(_existing(folder / "masks"), class_names))
+
+
+def _masks(folder: epath.Path, class_names: Sequence[str]) -> tuple[Mask, ...]:
+  """The masks of one image, the topmost last."""
+  if not any(not path.name.startswith(".") for path in folder.iterdir()):
+    return ()
+  masks = []
+  for name, path in list_images(folder).items():
+    # The longest name that fits: `crack_wide_1` is a `crack_wide` even if there is a class `crack`.
+    fitting = [c for c in class_names if name == c or (name.startswith(c) and not name[len(c)].isalpha())]
+    if class_names and not fitting:
+      raise InputError(f"{path}: found no class for it, expected a name that begins with {', '.join(class_names)}")
+    masks.append(Mask(1 + class_names.index(max(fitting, key=len)) if fitting else 1, path))
+  return tuple(sorted(masks))
+
+
+def _existing(directory: str | os.PathLike) -> epath.Path:
+  directory = remote_or_local(directory)
+  if not directory.is_dir():
+    raise InputError(f"{directory}: folder not found")
+  return directory
+
+
+# ------------------------------------------------------------------------------------------------------------ sources
+
+
+class FileSource:
+  """Samples whose image and label lie in files.
+
+  Args:
+    items: the files, as of a layout.
+    num_classes: N, background included.
+    label_format: how label files are read; of masks everything above the threshold counts.
+
+  Raises:
+    InputError: when a sample is read, whatever is wrong with its files.
+  """
+
+  def __init__(self, items: Sequence[Item], num_classes: int, label_format: LabelFormat):
+    masks = next((item for item in items if not isinstance(item.label, str)), None)
+    if masks is not None and label_format.mode != "binary":
+      raise InputError(f"{masks.image}: found masks with labels={label_format.mode}, expected labels=binary for masks")
+    self._items = list(items)
+    self._label_format = label_format
     self.num_classes = num_classes
-    self._labels, self._threshold = labels, threshold
 
   def __len__(self) -> int:
-    return len(self._files)
+    return len(self._items)
 
   def __getitem__(self, index: int) -> Sample:
-    name, image_path, label_path = self._files[index]
-    image = read_image(image_path)
-    label = read_labels(label_path, self._labels, self._threshold)
-    if label.shape != image.shape[:2]:
-      (found_h, found_w), (h, w) = label.shape, image.shape[:2]
-      raise InputError(f"{label_path}: found {found_w} x {found_h} pixels, expected {w} x {h} as its image has")
-    if label.max() >= self.num_classes:
-      raise InputError(
-        f"{label_path}: found label value {label.max()}, expected 0..{self.num_classes - 1} "
-        f"(data.num_classes={self.num_classes}); {_BINARY_HINT}"
-      )
-    return {"image": image, "label": label, "name": name}
+    image = read_image(self._items[index].image)
+    return {"image": image, "label": self._label(index, image.shape[:2]), "name": self.name(index)}
+
+  def name(self, index: int) -> str:
+    return self._items[index].name
+
+  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
+    return self._label(index, None)
+
+  def field(self, index: int, key: str) -> str:
+    raise InputError(f"field {key!r}: found files, which have no fields, expected a dataset with records")
+
+  def _label(self, index: int, size: tuple[int, int] | None) -> UInt8[np.ndarray, "h w"]:
+    """The label; has to be of the image's size if that is known."""
+    item = self._items[index]
+    if isinstance(item.label, str):
+      label = self._read(item.label, size)
+      check_classes(label, self.num_classes, item.label)
+      return label
+    if size is None and not item.label:
+      size = read_image(item.image).shape[:2]
+    label = None if size is None else np.zeros(size, np.uint8)
+    for mask in item.label:
+      if mask.class_index >= self.num_classes:
+        raise InputError(
+          f"{mask.path}: found class {mask.class_index}, expected 0..{self.num_classes - 1} "
+          f"(data.num_classes={self.num_classes})"
+        )
+      read = self._read(mask.path, size if label is None else label.shape)
+      label = np.zeros_like(read) if label is None else label
+      label[(read == IGNORE) & (label == 0)] = IGNORE
+      label[read == 1] = mask.class_index
+    return label
+
+  def _read(self, path: str, size: tuple[int, int] | None) -> UInt8[np.ndarray, "h w"]:
+    read = read_labels(path, self._label_format)
+    check_size(read, size, path)
+    return read
+
+
+def check_size(label: UInt8[np.ndarray, "h w"], size: tuple[int, ...] | None, where: str) -> None:
+  """Raises InputError, naming the file, for a label of another height and width than its image."""
+  if size is None or label.shape == size:
+    return
+  (found_h, found_w), (h, w) = label.shape, size
+  turned = " (is it only the image that is turned by an EXIF tag?)" if (found_w, found_h) == (h, w) else ""
+  raise InputError(f"{where}: found {found_w} x {found_h} pixels, expected {w} x {h} as its image has{turned}")
+
+
+class Subset:
+  """Some samples of a source, in the order given; see `Source`."""
+
+  def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
+    self._source, self._indices = source, np.asarray(indices, np.int64)
+    self.num_classes = source.num_classes
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> Sample:
+    return self._source[int(self._indices[index])]
+
+  def name(self, index: int) -> str:
+    return self._source.name(int(self._indices[index]))
+
+  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
+    return self._source.label(int(self._indices[index]))
+
+  def field(self, index: int, key: str) -> str:
+    return self._source.field(int(self._indices[index]), key)

@@ -20,7 +20,9 @@ import numpy as np
 from jaxtyping import Int, Integer
 from tqdm import tqdm
 
-from seggpt_jax.data.sources import LabelMode, list_images, read_image, read_labels
+from seggpt_jax.data.images import list_images, read_image
+from seggpt_jax.data.labels import IGNORE, LabelFormat, LabelMode, Value, read_labels
+from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import outputs, tiling
 from seggpt_jax.inference.predictor import Predictor, Prompt
@@ -73,7 +75,7 @@ def list_queries(
     InputError: a folder or file is missing, or the mapping does not fit the files; names it.
   """
   images, truths = _dataset(Path(dataset_dir))
-  prompts = {"image": list_images(prompt_img_dir), "label": list_images(prompt_label_dir)}
+  prompts = {"image": _list(prompt_img_dir), "label": _list(prompt_label_dir)}
   folders = {"image": prompt_img_dir, "label": prompt_label_dir}
   chosen = None if mapping is None else read_mapping(mapping)
 
@@ -93,28 +95,35 @@ def list_queries(
   return [Query(stem, path, truths.get(stem), prompts_of(stem, path)) for stem, path in images.items()]
 
 
+def _list(directory: str | os.PathLike) -> dict[str, Path]:
+  return {name: Path(path) for name, path in list_images(directory).items()}
+
+
 def _dataset(directory: Path) -> tuple[dict[str, Path], dict[str, Path]]:
   if not (directory / "images").is_dir():
-    return list_images(directory), {}
+    return _list(directory), {}
   labels = directory / "labels"
-  return list_images(directory / "images"), list_images(labels) if labels.is_dir() else {}
+  return _list(directory / "images"), _list(labels) if labels.is_dir() else {}
 
 
-def label_reading(
-  model_path: str | os.PathLike, labels: LabelMode | None, threshold: int | None
-) -> tuple[LabelMode, int]:
+def label_format(
+  model_path: str | os.PathLike,
+  labels: LabelMode | None = None,
+  threshold: int | None = None,
+  table: tuple[Value, ...] | None = None,
+  ignore: tuple[Value, ...] | None = None,
+) -> LabelFormat:
   """How label files are read: as asked for, else as the run that the weights come from read them, else as indices.
 
   Args:
     model_path: weights or a training run.
     labels: what was asked for, if anything.
     threshold: likewise.
-
-  Returns:
-    Mode and threshold for `data.sources.read_labels`.
+    table: likewise.
+    ignore: likewise.
 
   Raises:
-    InputError: no weights there, or a threshold for labels that are indices.
+    InputError: no weights there, or values that do not fit the mode.
   """
   trained: dict[str, Any] = {}
   for folder in (Path(model_path), *find_weights(model_path).absolute().parents[:2]):
@@ -122,9 +131,19 @@ def label_reading(
       trained = json.loads((folder / "config.json").read_text()).get("data", {})
       break
   mode = labels or trained.get("labels", "index")
-  if mode == "index" and threshold is not None:
-    raise InputError("--threshold: found with index labels, expected only with --labels=binary")
-  return mode, trained.get("threshold", 0) if threshold is None else threshold
+  if mode != "binary" and threshold is not None:
+    raise InputError(f"--threshold: found with {mode} labels, expected only with --labels=binary")
+  same = mode == trained.get("labels")
+  if table is None:
+    table = _values(trained.get("table", ())) if same else ()
+  if ignore is None:
+    ignore = _values(trained.get("ignore", ())) if same else ()
+  return LabelFormat(mode, trained.get("threshold", 0) if threshold is None else threshold, table, ignore)
+
+
+def _values(stored: Sequence[int | Sequence[int]]) -> tuple[Value, ...]:
+  """Values as JSON keeps them, where colours are lists."""
+  return tuple(value if isinstance(value, int) else tuple(value) for value in stored)
 
 
 def read_mapping(path: str | os.PathLike) -> dict[str, list[str]]:
@@ -160,8 +179,7 @@ def run(
   *,
   split: int = 1,
   seg_type: SegType = "semantic",
-  labels: LabelMode = "index",
-  threshold: int = 0,
+  labels: LabelFormat | None = None,
 ) -> dict[str, Any] | None:
   """Segments every query and writes the results.
 
@@ -171,8 +189,8 @@ def run(
     outdir: folder of the results; is made where it is missing. Files of the same names are replaced.
     split: see `Predictor.predict`.
     seg_type: likewise.
-    labels: how label files are read, those of prompts and queries alike; see `data.sources.read_labels`.
-    threshold: likewise.
+    labels: how label files are read, those of prompts and queries alike; as class indices by default. Ignored pixels
+      are background in a prompt, and are not scored.
 
   Returns:
     What metrics.json holds; None when no query has labels.
@@ -183,17 +201,17 @@ def run(
   outdir = Path(outdir)
   # Metrics of an earlier run are no longer true of what this one writes.
   outputs.remove(outdir / "metrics.json")
-  reading = (labels, threshold)
+  labels = labels or LabelFormat()
   size = (split * predictor.tile_size[0], split * predictor.tile_size[1])
   most_prompts = max(len(query.prompts) for query in queries)
   read_prompt = functools.lru_cache(max(_CACHED_PROMPTS // split**2, most_prompts))(
-    functools.partial(_read_prompt, reading=reading, size=size)
+    functools.partial(_read_prompt, labels=labels, size=size)
   )
   scores = Scores()
   with tqdm(queries, desc="infer", unit="image") as bar:
     for query in bar:
       image = read_image(query.image)
-      truth = None if query.truth is None else _read_label_map(query.truth, query.image, image, reading)
+      truth = None if query.truth is None else _read_label_map(query.truth, image, labels)
       prompts = [read_prompt(files) for files in query.prompts]
       prediction = predictor.predict(image, prompts, split=split, seg_type=seg_type)
       outputs.write_prediction(outdir, query.name, image, prompts, prediction, truth)
@@ -206,19 +224,18 @@ def run(
   return metrics
 
 
-def _read_prompt(files: PromptFiles, reading: tuple[LabelMode, int], size: tuple[int, int]) -> Prompt:
+def _read_prompt(files: PromptFiles, labels: LabelFormat, size: tuple[int, int]) -> Prompt:
   """A prompt as small as the network takes it: `predict` finds it of the right size already."""
   image = read_image(files.image)
-  labels = _read_label_map(files.labels, files.image, image, reading)
-  return tiling.resize_image(image, size), tiling.resize_labels(labels, size)
+  label = _read_label_map(files.labels, image, labels)
+  label[label == IGNORE] = 0
+  return tiling.resize_image(image, size), tiling.resize_labels(label, size)
 
 
-def _read_label_map(path: Path, image_path: Path, image: np.ndarray, reading: tuple[LabelMode, int]) -> np.ndarray:
-  labels = read_labels(path, *reading)
-  if labels.shape != image.shape[:2]:
-    found, expected = (f"{width} x {height} pixels" for height, width in (labels.shape, image.shape[:2]))
-    raise InputError(f"{path}: found {found}, expected {expected} as {image_path} has")
-  return labels
+def _read_label_map(path: Path, image: np.ndarray, labels: LabelFormat) -> np.ndarray:
+  label = read_labels(path, labels)
+  check_size(label, image.shape[:2], str(path))
+  return label
 
 
 class Scores:
@@ -229,7 +246,8 @@ class Scores:
     self.per_image: dict[str, list[float | None]] = {}
 
   def add(self, name: str, predicted: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"]) -> None:
-    """Counts one image; a class beyond those seen so far enlarges the table."""
+    """Counts one image, but for its ignored pixels; a class beyond those seen so far enlarges the table."""
+    truth = np.where(truth == IGNORE, -1, truth.astype(np.int32))
     n = max(len(self.total), 1 + int(predicted.max()), 1 + int(truth.max()))
     confusion = confusion_counts(predicted, truth, n)
     self.total = np.pad(self.total, (0, n - len(self.total))) + confusion

@@ -10,7 +10,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from seggpt_jax.data.sources import LABEL_MODES
+from seggpt_jax.data.labels import LABEL_MODES
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import PALETTE_MODES
 from seggpt_jax.training.optimizer import OPTIMIZERS

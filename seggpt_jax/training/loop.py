@@ -20,7 +20,9 @@ from ml_collections import ConfigDict
 
 from seggpt_jax.data import pipeline, transforms
 from seggpt_jax.data.pipeline import SourceEvaluationPairs, SourceTrainingPairs
-from seggpt_jax.data.sources import FolderSource
+from seggpt_jax.data.datasets import Dataset, open_dataset
+from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.sources import Source
 from seggpt_jax.data.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole, writing
@@ -248,7 +250,7 @@ def _pairs(config: ConfigDict, model_config: SegGPTConfig) -> tuple[pipeline.Tra
   return pairs
 
 
-def _folder(data: ConfigDict, split: str) -> FolderSource:
+def _folder(data: ConfigDict, split: str) -> Source:
   path = Path(data.path)
   if not data.path or not path.is_dir():
     raise InputError(
@@ -256,10 +258,11 @@ def _folder(data: ConfigDict, split: str) -> FolderSource:
       "`python -m seggpt_jax.data.boards DIRECTORY` writes an example"
     )
   limit = data.num_train if split == "train" else -1
-  return FolderSource(path / split, data.num_classes, data.labels, data.threshold, limit)
+  label_format = LabelFormat(data.labels, data.threshold)
+  return open_dataset(Dataset("folder", data.path, data.num_classes, label_format), split, limit)
 
 
-def _peek(source: FolderSource, count: int = 16) -> None:
+def _peek(source: Source, count: int = 16) -> None:
   """Reads a few samples, so that what is wrong with all of them is said before anything is written."""
   for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist():
     source[index]

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from seggpt_jax import palette
-from seggpt_jax.data.sources import read_image, read_labels
+from seggpt_jax.data.images import read_image
+from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import batch, outputs
 from seggpt_jax.inference.predictor import Prediction, Predictor
@@ -105,7 +106,8 @@ def test_the_command_writes_what_the_predictor_says_and_scores_it(folders, weigh
   for name, chosen in {"a": "qp", "b": "rq", "c": "p"}.items():
     query = read_image(folders / "data" / "images" / f"{name}.png")
     pairs = [
-      (read_image(prompts / "images" / f"{p}.png"), read_labels(prompts / "labels" / f"{p}.png")) for p in chosen
+      (read_image(prompts / "images" / f"{p}.png"), read_labels(prompts / "labels" / f"{p}.png", LabelFormat()))
+      for p in chosen
     ]
     expected = predictor.predict(query, pairs)
     labels = Image.open(out / "label" / f"{name}.png")
@@ -206,7 +208,7 @@ def test_noisy_masks_are_read_with_a_threshold(folders, predictor):
     write(path, np.where(mask, 250, 4).astype(np.uint8) + generator.integers(0, 5, (40, 50), np.uint8))
   for path in (folders / "data" / "labels").iterdir():
     write(path, np.where(np.asarray(Image.open(path)) > 0, 250, 4).astype(np.uint8))
-  metrics = batch.run(predictor, find(folders), folders / "out", labels="binary", threshold=127)
+  metrics = batch.run(predictor, find(folders), folders / "out", labels=LabelFormat("binary", 127))
   assert len(metrics["classes"]) == 2
   assert set(np.unique(Image.open(folders / "out" / "label" / "a.png"))) <= {0, 1}
 
@@ -260,10 +262,15 @@ def test_labels_are_read_as_in_training_unless_asked_otherwise(tmp_path):
   settings = {"data": {"labels": "binary", "threshold": 127}}
   (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
   for path in ("run", "run/best", "run/best/7", "run/checkpoints/9"):
-    assert batch.label_reading(tmp_path / path, None, None) == ("binary", 127), path
-  assert batch.label_reading(tmp_path / "run", None, 5) == ("binary", 5)
-  assert batch.label_reading(tmp_path / "run", "index", None) == ("index", 127)
+    assert batch.label_format(tmp_path / path) == LabelFormat("binary", 127), path
+  assert batch.label_format(tmp_path / "run", threshold=5) == LabelFormat("binary", 5)
+  assert batch.label_format(tmp_path / "run", "index").mode == "index"
+  settings = {"data": {"labels": "table", "threshold": 0, "table": [[0, 0, 0], [255, 0, 0]], "ignore": [[1, 2, 3]]}}
+  (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+  expected = LabelFormat("table", 0, ((0, 0, 0), (255, 0, 0)), ((1, 2, 3),))
+  assert batch.label_format(tmp_path / "run") == expected
+  assert batch.label_format(tmp_path / "run", "index") == LabelFormat()
   (tmp_path / "run" / "config.json").unlink()
-  assert batch.label_reading(tmp_path / "run", None, None) == ("index", 0)
+  assert batch.label_format(tmp_path / "run") == LabelFormat()
   with pytest.raises(InputError, match="--threshold: found with index labels"):
-    batch.label_reading(tmp_path / "run", None, 127)
+    batch.label_format(tmp_path / "run", None, 127)

@@ -1,0 +1,198 @@
+"""Label files: bytes in, class indices out.
+
+A label map is uint8 [H, W]: class indices 0..254, 0 is the background, and IGNORE where a pixel has no known class and
+counts neither in the loss nor in a score.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image
+
+from seggpt_jax.data.images import load_upright, open_image, read_bytes
+from seggpt_jax.errors import InputError
+
+IGNORE = 255
+
+LabelMode = Literal["index", "binary", "table"]
+LABEL_MODES = ("index", "binary", "table")
+Value = int | tuple[int, int, int]
+
+BINARY_HINT = "masks of 0 and 255 are read with labels=binary, and 127 as the threshold if they are JPEG"
+_SINGLE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelFormat:
+  """What the values of label files mean.
+
+  Attributes:
+    mode: "index" takes values as class indices 0..254; "binary" makes class 1 of everything above the threshold;
+      "table" makes class i of the i-th value or colour of a table.
+    threshold: for "binary", 0..255. Masks stored as JPEG hold values near 0 and near 255: 127 tells them apart.
+    table: for "table", grey values, or (red, green, blue) of 0..255 each.
+    ignore: values, or colours in a table of colours, that become IGNORE; in every mode.
+
+  Raises:
+    InputError: mode, table and ignored values do not fit together.
+  """
+
+  mode: LabelMode = "index"
+  threshold: int = 0
+  table: tuple[Value, ...] = ()
+  ignore: tuple[Value, ...] = ()
+
+  def __post_init__(self):
+    if self.mode not in LABEL_MODES:
+      raise InputError(f"labels: found {self.mode!r}, expected one of {', '.join(LABEL_MODES)}")
+    if (self.mode == "table") != bool(self.table):
+      found = f"{len(self.table)} entries with labels={self.mode}"
+      raise InputError(f"table: found {found}, expected values or colours with labels=table, and only there")
+    if len(self.table) > IGNORE:
+      raise InputError(f"table: found {len(self.table)} entries, expected at most {IGNORE}")
+    for name in ("table", "ignore"):
+      for value in getattr(self, name):
+        if not _is_value(value, self.colours):
+          kind = "three numbers 0..255 as in the table" if self.colours else "a whole number 0..65535"
+          raise InputError(f"{name}: found {value!r}, expected {kind}")
+    both = [value for value in self.table if value in self.ignore or self.table.count(value) > 1]
+    if both:
+      raise InputError(f"table: found {both[0]!r} twice, or among the ignored too, expected one meaning for each")
+
+  def __str__(self) -> str:
+    meaning = {"index": "class indices", "binary": f"binary, foreground above {self.threshold}"}
+    ignored = f", without {' '.join(map(str, self.ignore))}" if self.ignore else ""
+    return meaning.get(self.mode, f"a table of {len(self.table)} {'colours' if self.colours else 'values'}") + ignored
+
+  @property
+  def colours(self) -> bool:
+    """Whether the table is one of colours."""
+    return bool(self.table) and not isinstance(self.table[0], int)
+
+  def decode(self, data: bytes, where: str) -> UInt8[np.ndarray, "h w"]:
+    """Class indices of a label file, upright as its image.
+
+    Args:
+      data: the file: greyscale of 1, 8 or 16 bits, palette indices, or equal channels; for a table of colours anything
+        that has colours.
+      where: its name, for what may be wrong with it.
+
+    Raises:
+      InputError: the file is unreadable, or holds what the mode does not allow; names it.
+    """
+    image = open_image(data, where)
+    if self.mode != "binary" and image.format in ("JPEG", "MPO"):
+      # Compression changes values by a few: class 1 is not 1 any more.
+      raise InputError(f"{where}: found JPEG, expected class values in a format without loss; {BINARY_HINT}")
+    image = load_upright(image, where)
+    if self.colours:
+      return self._look_up(_packed(np.asarray(image.convert("RGB"))), where)
+    values = _single_channel(image, where, lossy=self.mode == "binary")
+    if self.mode == "table":
+      return self._look_up(values, where)
+    ignored = np.isin(values, self.ignore) if self.ignore else None
+    if self.mode == "binary":
+      labels = (values > self.threshold).astype(np.uint8)
+    else:
+      largest = int(values.max(initial=0) if ignored is None else values.max(initial=0, where=~ignored))
+      if largest > 254:
+        raise InputError(f"{where}: found label value {largest}, expected class indices 0..254; {BINARY_HINT}")
+      labels = values.astype(np.uint8)
+    if ignored is not None:
+      labels[ignored] = IGNORE
+    return labels
+
+  def _look_up(self, values: np.ndarray, where: str) -> UInt8[np.ndarray, "h w"]:
+    """Places in the table, by binary search."""
+    known = np.array([_code(value) for value in (*self.table, *self.ignore)])
+    classes = np.array([*range(len(self.table)), *[IGNORE] * len(self.ignore)], np.uint8)
+    order = np.argsort(known)
+    place = np.minimum(np.searchsorted(known[order], values), len(known) - 1)
+    unknown = known[order][place] != values
+    if unknown.any():
+      value = int(values[unknown][0])
+      named = (value >> 16, value >> 8 & 255, value & 255) if self.colours else value
+      what = "colour" if self.colours else "value"
+      raise InputError(
+        f"{where}: found {what} {named} in {unknown.mean():.2%} of the pixels, expected one of the {len(self.table)} "
+        f"in the table or an ignored one"
+      )
+    return classes[order][place]
+
+
+def parse_values(text: str, name: str) -> tuple[Value, ...]:
+  """Values or colours as a command line has them: `0,128,255`, or `(0,0,0),(255,0,0)`.
+
+  Args:
+    text: numbers, or triples of them, between commas; "" is none.
+    name: of the flag, for what may be wrong with it.
+
+  Raises:
+    InputError: it is neither.
+  """
+  try:
+    # The comma makes a tuple of a single value.
+    values = ast.literal_eval(f"({text},)") if text.strip() else ()
+  except (ValueError, SyntaxError, TypeError) as error:
+    raise InputError(f"{name}: found {text!r}, expected values such as 0,128,255 or (0,0,0),(255,0,0)") from error
+  # All of it may stand in brackets of its own.
+  return values[0] if len(values) == 1 and isinstance(values[0], tuple) and not _is_value(values[0], True) else values
+
+
+def _is_value(value: Any, colour: bool) -> bool:
+  if colour:
+    return isinstance(value, tuple) and len(value) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in value)
+  return isinstance(value, int) and 0 <= value <= 65535
+
+
+def _code(value: Value) -> int:
+  return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
+
+
+def _packed(colours: UInt8[np.ndarray, "h w 3"]) -> Integer[np.ndarray, "h w"]:
+  """Each colour as one number."""
+  red, green, blue = (colours[..., c].astype(np.int32) for c in range(3))
+  return red << 16 | green << 8 | blue
+
+
+def _single_channel(image: Image.Image, where: str, lossy: bool) -> Integer[np.ndarray, "h w"]:
+  """The values of a label image; of one with several colour channels, if they are all the same."""
+  if image.mode in _SINGLE_CHANNEL:
+    values = np.asarray(image)
+    return values.astype(np.uint8) if values.dtype == bool else values
+  if image.mode in ("RGB", "RGBA", "LA", "La", "RGBX"):
+    channels = np.asarray(image.convert("RGB"))
+    if lossy or (channels == channels[..., :1]).all():
+      return channels[..., 1] if not lossy else np.asarray(image.convert("RGB").convert("L"))
+    raise InputError(
+      f"{where}: found colours, expected a single-channel label image of class indices; colours are read with "
+      "labels=table and a table of them"
+    )
+  raise InputError(f"{where}: found mode {image.mode}, expected a single-channel label image of class indices")
+
+
+def read_labels(path: str | os.PathLike, label_format: LabelFormat) -> UInt8[np.ndarray, "h w"]:
+  """`LabelFormat.decode` of a file.
+
+  Raises:
+    InputError: the file is missing, unreadable or holds what the format does not allow; names it.
+  """
+  return label_format.decode(read_bytes(path), os.fspath(path))
+
+
+def check_classes(label: UInt8[np.ndarray, "h w"], num_classes: int, where: str) -> None:
+  """Raises InputError, naming the file, for a class beyond the number of classes that is not IGNORE."""
+  largest = int(label.max(initial=0))
+  if largest >= num_classes:
+    largest = int(label.max(initial=0, where=label != IGNORE))
+  if largest >= num_classes:
+    raise InputError(
+      f"{where}: found label value {largest}, expected 0..{num_classes - 1} (data.num_classes={num_classes}); "
+      f"{BINARY_HINT}"
+    )
