@@ -40,7 +40,7 @@ class Dataset:
   kind: str
   path: str
   num_classes: int
-  label_format: LabelFormat = LabelFormat()
+  label_format: LabelFormat = dataclasses.field(default_factory=LabelFormat)
   class_names: tuple[str, ...] = ()
   image_key: str = "image"
   label_key: str = "segmentation_mask"

@@ -50,6 +50,10 @@ class Source(Protocol):
     """The label alone, without decoding the image."""
     ...
 
+  def classes(self, index: int) -> tuple[int, ...] | None:
+    """The classes but the background that the sample holds; None if that cannot be told without reading its label."""
+    ...
+
   def field(self, index: int, key: str) -> str:
     """Something else that is known of the sample, such as the patient it is of.
 
@@ -241,6 +245,9 @@ class FileSource:
   def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
     return self._label(index, None)
 
+  def classes(self, index: int) -> tuple[int, ...] | None:
+    return None
+
   def field(self, index: int, key: str) -> str:
     raise InputError(f"field {key!r}: found files, which have no fields, expected a dataset with records")
 
@@ -299,6 +306,9 @@ class Subset:
 
   def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
     return self._source.label(int(self._indices[index]))
+
+  def classes(self, index: int) -> tuple[int, ...] | None:
+    return self._source.classes(int(self._indices[index]))
 
   def field(self, index: int, key: str) -> str:
     return self._source.field(int(self._indices[index]), key)

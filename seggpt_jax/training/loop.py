@@ -19,9 +19,9 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from seggpt_jax.data import pipeline, transforms
-from seggpt_jax.data.pipeline import SourceEvaluationPairs, SourceTrainingPairs
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.pipeline import SourceEvaluationPairs, SourceTrainingPairs
 from seggpt_jax.data.sources import Source
 from seggpt_jax.data.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
 from seggpt_jax.errors import InputError
