@@ -6,15 +6,25 @@ through `run_main`, which prints that line and exits with status 2; all else is 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
 
 
 class InputError(ValueError):
   """The user's input is wrong; the message is one line for them."""
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+  """Puts where it comes from before an InputError that does not know: a key of the configuration, a folder."""
+  try:
+    yield
+  except InputError as error:
+    raise InputError(f"{where}: {error}") from error
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Integer, Num, UInt8
 
 from seggpt_jax.typing import AnyArray
 
+IGNORE = 255  # the label of pixels whose class is not known; palettes have at most 255 colours
+
 PALETTE_MODES = ("random", "black_background", "fixed")
 
 
@@ -89,9 +91,9 @@ def sample_palette(generator: np.random.Generator, num_classes: int, mode: str =
 
 
 def colour_labels(labels: Integer[AnyArray, "b h w"], palettes: Num[AnyArray, "b n 3"]) -> Float[Array, "b h w 3"]:
-  """Paints label maps, each with its own palette: the coloured target, 0..255 as float32."""
+  """Paints label maps, each with its own palette: the coloured target, 0..255 as float32. IGNORE looks like class 0."""
   batch = labels.shape[0]
-  index = labels.astype(jnp.int32).reshape(batch, -1, 1)
+  index = jnp.where(labels == IGNORE, 0, labels.astype(jnp.int32)).reshape(batch, -1, 1)
   painted = jnp.take_along_axis(palettes.astype(jnp.float32), index, axis=1)
   return painted.reshape(*labels.shape, 3)
 

@@ -17,12 +17,11 @@ from PIL import Image
 
 from seggpt_jax.data.images import load_upright, open_image, read_bytes
 from seggpt_jax.errors import InputError
-
-IGNORE = 255
+from seggpt_jax.palette import IGNORE
 
 LabelMode = Literal["index", "binary", "table"]
 LABEL_MODES = ("index", "binary", "table")
-Value = int | tuple[int, int, int]
+Value = int | tuple[int, ...]
 
 BINARY_HINT = "masks of 0 and 255 are read with labels=binary, and 127 as the threshold if they are JPEG"
 _SINGLE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -40,7 +39,7 @@ class LabelFormat:
     ignore: values, or colours in a table of colours, that become IGNORE; in every mode.
 
   Raises:
-    InputError: mode, table and ignored values do not fit together.
+    InputError: table and ignored values do not fit the mode or each other.
   """
 
   mode: LabelMode = "index"
@@ -49,8 +48,6 @@ class LabelFormat:
   ignore: tuple[Value, ...] = ()
 
   def __post_init__(self):
-    if self.mode not in LABEL_MODES:
-      raise InputError(f"labels: found {self.mode!r}, expected one of {', '.join(LABEL_MODES)}")
     if (self.mode == "table") != bool(self.table):
       found = f"{len(self.table)} entries with labels={self.mode}"
       raise InputError(f"table: found {found}, expected values or colours with labels=table, and only there")

@@ -121,21 +121,23 @@ class Tasks:
     size: side of the pictures in pixels.
     num_classes: most classes in a task, background included.
     ramp: tasks until the difficulty may reach 1; 0 starts there.
+    num_prompts: K.
   """
 
   size: int
   num_classes: int
   ramp: int = 0
+  num_prompts: int = 1
 
-  def draw(self, index: int, generator: np.random.Generator) -> tuple[Sample, Sample]:
-    """Prompt and query of the task at this place in the curriculum."""
+  def draw(self, index: int, generator: np.random.Generator) -> tuple[list[Sample], Sample]:
+    """Prompts and query of the task at this place in the curriculum."""
     reach = min(index / self.ramp, 1.0) if self.ramp else 1.0
     # Easy ones stay among the others: what was learnt from them is not to be unlearnt.
     difficulty = reach * generator.random() ** 0.5
     weights = np.array([easy + (hard - easy) * difficulty for _, easy, hard in families.FAMILIES.values()])
     while True:
       family = str(generator.choice(list(families.FAMILIES), p=weights / weights.sum()))
-      episode = draw_episode(family, generator, self.size, 2, difficulty)
+      episode = draw_episode(family, generator, self.size, self.num_prompts + 1, difficulty)
       if generator.random() < 0.3 - 0.25 * difficulty:
         episode = _another_view(generator, episode, difficulty)
       if generator.random() < 0.2 * difficulty:
@@ -143,7 +145,7 @@ class Tasks:
       # Now and then what is asked for is not there, and the answer is background.
       absent = generator.random() < 0.06 * difficulty
       if absent:
-        candidates = np.flatnonzero(episode.shares()[0] >= 0.02)
+        candidates = np.flatnonzero(episode.shares()[:-1].min(axis=0) >= 0.02)
         candidates = candidates[candidates > 0]
       else:
         candidates = episode.present(max(0.10 * (1 - 1.5 * difficulty), _LEAST_SHARE))
@@ -152,11 +154,11 @@ class Tasks:
         break
     most = min(self.num_classes - 1, len(candidates), int(generator.choice([1, 2, 3], p=[0.5, 0.3, 0.2])))
     labels = episode.labels(generator.permutation(candidates)[:most])
-    prompt, query = (
+    *prompts, query = (
       Sample(image=image, label=label, name=f"{family}_{index}")
       for image, label in zip(episode.images, labels, strict=True)
     )
-    return prompt, query
+    return prompts, query
 
 
 @dataclasses.dataclass(frozen=True)

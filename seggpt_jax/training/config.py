@@ -10,7 +10,10 @@ import math
 
 from ml_collections import ConfigDict
 
+from seggpt_jax.data.augment import RESIZE_MODES
+from seggpt_jax.data.datasets import KINDS
 from seggpt_jax.data.labels import LABEL_MODES
+from seggpt_jax.data.pipeline import BAD_FILES
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import PALETTE_MODES
 from seggpt_jax.training.optimizer import OPTIMIZERS
@@ -35,23 +38,50 @@ def default_config() -> ConfigDict:
   model.attention = "folded"  # implementation: folded (fast) or reference (the formula as written)
 
   config.data = data = ConfigDict()
-  data.source = "folder"  # folder (data.path), or tasks: in-context tasks drawn at random, to pretrain on
+  # what is read; docs/data.md has pictures of the folders
+  data.source = "folder"  # folder, class_folders, masks, coco, tfds; or tasks: drawn at random, to pretrain on
   data.ramp = 0  # for tasks: steps until they may be of any difficulty
-  data.path = "data"  # folder with {train,val}/{images,labels}, files matched by name
-  data.num_classes = 2  # background included
-  data.labels = "binary"  # how label files are read: binary (above the threshold is class 1) or index
-  data.threshold = 0  # for binary; JPEG masks hold noise near 0 and 255 and want 127
+  data.path = "data"  # the dataset's folder, for source=folder with {train,val}/{images,labels}; gs:// and s3:// too
+  data.train_split = "train"  # name of the part to train on: a folder in the path, a TFDS split
+  data.val_split = "val"  # name of the part to validate with
   data.num_train = -1  # use only so many training images, first by name; -1 is all (original: data_count)
+  data.image_key = "image"  # for tfds: the feature that holds the image
+  data.label_key = "segmentation_mask"  # for tfds: the feature that holds the label
+  data.bad_files = "error"  # a file that cannot be read: error stops and names it, skip passes over it and counts
+  data.bad_share = 0.01  # for skip: share of the training images that may be bad before the run stops all the same
+  data.cache_mb = 0  # MB of decoded images to keep in each process that reads; 0 is none
+  # what labels mean
+  data.num_classes = 2  # background included
+  data.class_names = ()  # of classes 1, 2, ...: which masks or COCO categories to take; () takes all
+  data.labels = "binary"  # binary (above the threshold is class 1), index, or table (the table's i-th is class i)
+  data.threshold = 0  # for binary; JPEG masks hold noise near 0 and 255 and want 127
+  data.table = ()  # for table: values (0, 128, 255), or colours ((0, 0, 0), (255, 0, 0))
+  data.ignore = ()  # values or colours of labels that count neither in the loss nor in a score
+  # which sample prompts which
+  data.groups = ""  # prefix:SEPARATOR, folder, field:KEY, csv:FILE or classes; "" makes one group of all
+  data.same_group = 1.0  # share of positive pairs whose prompt is of the query's group
+  data.same_class = 0.0  # share of positive pairs whose prompt holds a class of the query's
+  data.negative = 0.0  # share of pairs whose prompt shows a class that the query lacks: the answer is background
+  data.balanced = False  # draw queries by class, each class equally often, instead of each image once an epoch
+  data.prompts = 1  # prompts for each query, whose features are averaged: a step costs so many times as much
+  # what the network is given
   data.palette = "random"  # random (all classes), black_background (random foreground) or fixed
   data.mask_ratio = 0.75  # share of all patches hidden in training; 0.4 was found to fail
   data.lower_half_share = 0.0  # share of training pairs that hide the query's half instead, as evaluation does
   data.resize = 1024  # side samples are resized to before a random crop of the square; 0 resizes to the square
+  data.resize_mode = "fixed"  # fixed: to a square, whatever the shape; shorter: the shorter side, shape kept
+  data.scale = (1.0, 1.0)  # least and most random factor on that size
+  data.foreground_crop = 0.0  # probability that the crop is placed where foreground is
   data.flip_horizontal = True
   data.flip_vertical = True
+  data.rotate90 = False  # turns by 0, 90, 180 or 270 degrees
   data.brightness = 0.1  # factor drawn from 1 - b .. 1 + b
   data.contrast = 0.1
   data.saturation = 0.1
-  data.blur = 0.5  # Gaussian radius in pixels, drawn from 0..blur
+  data.hue = 0.0  # shift drawn from -h..h of the colour circle
+  data.blur = 0.5  # Gaussian standard deviation in pixels, drawn from 0..blur
+  data.noise = 0.0  # standard deviation of noise in grey levels, drawn from 0..noise
+  data.jpeg_quality = 100  # quality of compression drawn from q..100; 100 is none
   data.num_threads = 8  # reading and transforming ahead, in each process
   data.num_workers = 0  # worker processes; 0 reads in the training process
 
@@ -98,7 +128,17 @@ _RANGES = {
   "data.brightness": (0, 1),
   "data.contrast": (0, 1),
   "data.saturation": (0, 1),
+  "data.bad_share": (0, 1),
+  "data.cache_mb": (0, math.inf),
+  "data.same_group": (0, 1),
+  "data.same_class": (0, 1),
+  "data.negative": (0, 1),
+  "data.prompts": (1, math.inf),
+  "data.foreground_crop": (0, 1),
+  "data.hue": (0, 0.5),
   "data.blur": (0, math.inf),
+  "data.noise": (0, 255),
+  "data.jpeg_quality": (1, 100),
   "data.num_threads": (0, math.inf),
   "data.num_workers": (0, math.inf),
   "optim.clip_norm": (0, math.inf),
@@ -129,7 +169,9 @@ def check_config(config: ConfigDict) -> None:
   """
   _check_keys(config, default_config(), "config")
   one_of = {
-    "data.source": ("folder", "tasks"),
+    "data.source": (*KINDS, "tasks"),
+    "data.resize_mode": RESIZE_MODES,
+    "data.bad_files": BAD_FILES,
     "data.palette": PALETTE_MODES,
     "data.labels": LABEL_MODES,
     "optim.name": tuple(OPTIMIZERS),
@@ -147,6 +189,9 @@ def check_config(config: ConfigDict) -> None:
       raise InputError(f"config.{key}: found {value}, expected {expected}")
   if config.eval_pairs == 0:
     raise InputError("config.eval_pairs: found 0, expected at least 1, or -1 for all")
+  low, high = config.data.scale if len(config.data.scale) == 2 else (0, 0)
+  if not 0 < low <= high:
+    raise InputError(f"config.data.scale: found {config.data.scale}, expected two factors, the smaller first")
   for name in ("image_mean", "image_std"):
     if len(config.model[name]) not in (0, 3):
       raise InputError(f"config.model.{name}: found {config.model[name]}, expected three numbers or ()")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,12 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from seggpt_jax.data import pipeline, transforms
-from seggpt_jax.data.datasets import Dataset, open_dataset
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.pipeline import SourceEvaluationPairs, SourceTrainingPairs
-from seggpt_jax.data.sources import Source
-from seggpt_jax.data.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
+from seggpt_jax.data import pipeline
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole, writing
 from seggpt_jax.metrics.iou import iou_from_confusion, mean_iou
@@ -33,6 +30,8 @@ from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import sharding
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.config import check_config
+from seggpt_jax.training.feed import Feed
+from seggpt_jax.training.inputs import BadFiles, open_inputs
 from seggpt_jax.training.monitor import Meter, Monitor
 from seggpt_jax.training.optimizer import OPTIMIZERS, cosine_cycles
 from seggpt_jax.training.step import StepOutput, TrainState, make_eval_step, make_train_step
@@ -62,7 +61,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     raise InputError(
       f"config.batch_size: found {config.batch_size}, expected a multiple of the {jax.device_count()} devices"
     )
-  training_pairs, evaluation_pairs = _pairs(config, model_config)
+  inputs = open_inputs(config, model_config, workdir)
 
   options = {"dtype": _dtype(config), "remat": config.model.remat, "attention": config.model.attention}
   graph, abstract_params = weights.abstract(model_config, **options)
@@ -84,7 +83,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     sharding.tree_sharding(mesh, abstract_state.params),
     sharding.tree_sharding(mesh, abstract_state.opt_state),
   )
-  batches = _training_batches(config, training_pairs)
+  batches = _training_batches(config, inputs.training)
   for folder in ("checkpoints", "best", "panels"):
     with writing(Path(workdir) / folder):
       (Path(workdir) / folder).mkdir(parents=True, exist_ok=True)
@@ -105,20 +104,29 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   _write_config(workdir, config)
 
   # ------------------------------------------------------------------------------------------------------- the steps
-  train_step = make_train_step(graph, model_config, optimizer, mesh, state_sharding)
-  eval_step = make_eval_step(graph, model_config, mesh, state_sharding.params)
+  prompts = config.data.prompts
+  train_step = make_train_step(graph, model_config, optimizer, mesh, state_sharding, prompts)
+  eval_step = make_eval_step(graph, model_config, mesh, state_sharding.params, prompts)
   monitor = Monitor(workdir, config.num_steps, start, enabled=jax.process_index() == 0)
   monitor.say(f"{'resumed at step ' + str(start) if start else 'new run'}: {_describe(config, model_config, mesh)}")
   if changed:
     monitor.say(f"changed since the run was last started: {', '.join(changed)}")
+  for line in inputs.lines:
+    monitor.say(line)
+  feed = Feed(batches, functools.partial(sharding.put_batch, mesh))
+  bad_files = inputs.source and BadFiles(inputs.source, config.data.bad_share, monitor.say)
   key, meter = jax.random.key(config.seed), Meter()
   confusion = np.zeros((config.data.num_classes,) * 2, np.int64)
   result: dict[str, float] = {}
   pending: collections.deque[tuple[int, StepOutput]] = collections.deque()
   try:
     for step in range(start + 1, config.num_steps + 1):
-      batch = next(batches)
-      state, output = train_step(state, sharding.put_batch(mesh, batch), key)
+      placed, batch = feed.take()
+      state, output = train_step(state, placed, key)
+      if step < config.num_steps:
+        feed.prepare()
+      if bad_files:
+        bad_files.add(batch["bad"])
       monitor.advance()
       meter.add(config.batch_size)
       # A step's numbers are read while the next one runs, so that the device never waits for the host; but for what is
@@ -134,7 +142,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       if config.panel_every and step % config.panel_every == 0:
         monitor.panels(step, "train", batch, _local(output.colours), model_config)
       if step % config.eval_every == 0 or step == config.num_steps:
-        result, batch, colours = _evaluate(config, evaluation_pairs, mesh, eval_step, state)
+        result, batch, colours = _evaluate(config, inputs.evaluation, mesh, eval_step, state)
         monitor.log(step, "val", result)
         monitor.panels(step, "val", batch, colours, model_config)
         if result["miou"] > best:
@@ -142,10 +150,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
           checkpoints.save_best(state)
         meter.rate()
       if step % config.checkpoint_every == 0 or step == config.num_steps:
-        checkpoints.save(state, {"data": batches.get_state(), "best_miou": best})
+        checkpoints.save(state, {"data": feed.state(), "best_miou": best})
     if start >= config.num_steps:
       monitor.say("nothing left to train, config.num_steps is reached")
-      result, _, _ = _evaluate(config, evaluation_pairs, mesh, eval_step, state)
+      result, _, _ = _evaluate(config, inputs.evaluation, mesh, eval_step, state)
   finally:
     monitor.close()
     checkpoints.close()
@@ -220,55 +228,7 @@ def _initial_params(config: ConfigDict, model_config: SegGPTConfig, where: dict[
   return {name: _place(value, where[name]) for name, value in params.items()}
 
 
-def _pairs(config: ConfigDict, model_config: SegGPTConfig) -> tuple[pipeline.TrainingPairs, pipeline.EvaluationPairs]:
-  """What to train on and what to validate with, checked as far as a few samples tell."""
-  data, square = config.data, model_config.canvas_size[1]
-  evaluation = transforms.EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes)
-  training = transforms.TrainingPair(
-    canvas_size=model_config.canvas_size,
-    patch_size=model_config.patch_size,
-    num_classes=data.num_classes,
-    palette_mode=data.palette,
-    mask_ratio=data.mask_ratio,
-    lower_half_share=data.lower_half_share,
-    augmentation=transforms.Augmentation(
-      **_pick(data, "resize flip_horizontal flip_vertical brightness contrast saturation blur")
-    ),
-  )
-  if data.resize and data.resize < square:
-    raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
-  if data.source == "tasks":
-    drawn = data.resize or square
-    return (
-      TaskTrainingPairs(Tasks(drawn, data.num_classes, data.ramp * config.batch_size), training),
-      TaskEvaluationPairs(Tasks(drawn, data.num_classes), evaluation),
-    )
-  train_source, val_source = _folder(data, "train"), _folder(data, "val")
-  pairs = SourceTrainingPairs(train_source, training), SourceEvaluationPairs(val_source, evaluation)
-  _peek(train_source)
-  _peek(val_source)
-  return pairs
-
-
-def _folder(data: ConfigDict, split: str) -> Source:
-  path = Path(data.path)
-  if not data.path or not path.is_dir():
-    raise InputError(
-      f"config.data.path: folder {data.path!r} not found, expected {{train,val}}/{{images,labels}} in it; "
-      "`python -m seggpt_jax.data.boards DIRECTORY` writes an example"
-    )
-  limit = data.num_train if split == "train" else -1
-  label_format = LabelFormat(data.labels, data.threshold)
-  return open_dataset(Dataset("folder", data.path, data.num_classes, label_format), split, limit)
-
-
-def _peek(source: Source, count: int = 16) -> None:
-  """Reads a few samples, so that what is wrong with all of them is said before anything is written."""
-  for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist():
-    source[index]
-
-
-def _training_batches(config: ConfigDict, pairs: pipeline.TrainingPairs) -> Iterator[pipeline.Batch]:
+def _training_batches(config: ConfigDict, pairs: pipeline.TrainingPairs) -> grain.DatasetIterator[pipeline.Batch]:
   return pipeline.training_batches(
     pairs,
     batch_size=config.batch_size // jax.process_count(),
@@ -297,7 +257,7 @@ def _evaluate(
   )
   confusion, losses, counts = np.zeros((config.data.num_classes,) * 2, np.int64), [], []
   for index, batch in enumerate(batches):
-    output = eval_step(state.params, sharding.put_batch(mesh, batch))
+    output = eval_step(state.params, sharding.put_batch(mesh, {key: batch[key] for key in pipeline.DEVICE_KEYS}))
     confusion += np.asarray(output.confusion)
     # Each pair hides equally many patches, so the mean over pairs is the mean over pixels.
     losses.append(float(output.loss))

@@ -19,6 +19,8 @@ from seggpt_jax.data.pipeline import Batch
 from seggpt_jax.files import write_whole
 from seggpt_jax.model.config import SegGPTConfig
 
+_IGNORED = np.uint8(96)  # grey, darker than what is hidden
+
 
 class Monitor:
   """Writes the numbers and pictures of a run; on all processes but the first it does nothing.
@@ -113,7 +115,7 @@ def panels(
     images, labels, patch_mask = batch["images"][index], batch["labels"][index], batch["patch_mask"][index]
     colour_of = batch["palette"][index]
     hidden = np.asarray(canvas.upsample_mask(patch_mask[None], config.patch_size))[0]
-    target = colour_of[labels]
+    target = np.where((labels == palette.IGNORE)[..., None], _IGNORED, colour_of[labels % len(colour_of)])
     decoded = colour_of[np.asarray(palette.decode(colours[index : index + 1], colour_of[None]))[0]]
     masked = np.where(hidden[..., None], np.uint8(128), target)
     parts = [images, masked, target, np.round(colours[index]).astype(np.uint8), decoded]

@@ -55,20 +55,29 @@ def _forward(
   params: Mapping[str, Any],
   batch: Mapping[str, Array],
   key: PRNGKeyArray | None,
+  prompts_per_query: int,
 ) -> tuple[Float[Array, ""], Float[Array, "b h w 3"]]:
   """Loss and normalised colours of a batch; drop path is on when there is a key."""
   mean, std = config.image_mean, config.image_std
   images = canvas.normalise(batch["images"], mean, std)
   targets = canvas.normalise(palette.colour_labels(batch["labels"], batch["palette"]), mean, std)
   model = merge(graph, params)
-  colours = model(images, targets, batch["patch_mask"], deterministic=key is None, key=key)
-  valid = jnp.broadcast_to(batch["valid"][:, None, None], batch["labels"].shape)
+  colours = model(
+    images,
+    targets,
+    batch["patch_mask"],
+    prompts_per_query=prompts_per_query,
+    deterministic=key is None,
+    key=key,
+  )
+  valid = batch["valid"][:, None, None] & (batch["labels"] != palette.IGNORE)
   return masked_smooth_l1(colours, targets, batch["patch_mask"], valid), colours
 
 
 def _score(config: SegGPTConfig, batch: Mapping[str, Array], loss: Array, colours: Array) -> StepOutput:
   """Decodes the colours and counts hits on the hidden patches."""
   colours = canvas.unnormalise(colours, config.image_mean, config.image_std)
+  # Ignored pixels are of no class, so they are not counted.
   hidden = canvas.upsample_mask(batch["patch_mask"], config.patch_size) & batch["valid"][:, None, None]
   labels = batch["labels"].astype(jnp.int32)
   decoded = palette.decode(colours, batch["palette"])
@@ -81,6 +90,7 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
   state_sharding: TrainState,
+  prompts_per_query: int = 1,
 ) -> Callable[[TrainState, Mapping[str, Array], PRNGKeyArray], tuple[TrainState, StepOutput]]:
   """The jitted training step.
 
@@ -90,6 +100,7 @@ def make_train_step(
     optimizer: optax transformation that the state was initialised with.
     mesh: where batches are spread.
     state_sharding: a sharding for each leaf of the state.
+    prompts_per_query: K; the K canvases of a query are consecutive in a batch.
 
   Returns:
     (state, batch, key) -> (state, output). The state passed in is donated; the key is the run's, and each step
@@ -98,7 +109,9 @@ def make_train_step(
 
   def train_step(state: TrainState, batch: Mapping[str, Array], key: PRNGKeyArray) -> tuple[TrainState, StepOutput]:
     step_key = jax.random.fold_in(key, state.step)
-    value_and_grad = jax.value_and_grad(lambda params: _forward(graph, config, params, batch, step_key), has_aux=True)
+    value_and_grad = jax.value_and_grad(
+      lambda params: _forward(graph, config, params, batch, step_key, prompts_per_query), has_aux=True
+    )
     (loss, colours), gradients = value_and_grad(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -114,12 +127,12 @@ def make_train_step(
 
 
 def make_eval_step(
-  graph: nnx.GraphDef, config: SegGPTConfig, mesh: Mesh, params_sharding: Any
+  graph: nnx.GraphDef, config: SegGPTConfig, mesh: Mesh, params_sharding: Any, prompts_per_query: int = 1
 ) -> Callable[[Params, Mapping[str, Array]], StepOutput]:
   """The jitted evaluation step, (params, batch) -> output, without drop path."""
 
   def eval_step(params: Params, batch: Mapping[str, Array]) -> StepOutput:
-    return _score(config, batch, *_forward(graph, config, params, batch, None))
+    return _score(config, batch, *_forward(graph, config, params, batch, None, prompts_per_query))
 
   whole, spread = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   return jax.jit(eval_step, in_shardings=(params_sharding, spread), out_shardings=StepOutput(whole, whole, spread))

@@ -1,18 +1,133 @@
-"""Pairing: a query that prompts itself teaches the network to copy."""
+"""Pairing: who prompts whom decides what is learnt, so shares and conditions have to hold, at any size."""
+
+import tracemalloc
 
 import numpy as np
+import pytest
 
-from seggpt_jax.data.pairing import random_prompt
+from seggpt_jax.data.pairing import Pairing, PairingOptions
+from seggpt_jax.errors import InputError
+
+GROUPS = ["a"] * 4 + ["b"] * 3 + ["c"]
+# Columns: background, class 1, 2, 3. Sample 7 holds nothing.
+CLASSES = np.array([[0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]] * 2, bool)
+CLASSES[7] = False
 
 
-def test_every_other_sample_is_equally_likely_and_the_query_never():
+def draws(count=400, index=None, **options):
+  groups, classes = options.pop("groups", None), options.pop("classes", None)
+  are_classes = options.pop("groups_are_classes", False)
+  pairing = Pairing(8, PairingOptions(**options), groups, classes, are_classes)
+  return [pairing(i % 8 if index is None else index, np.random.default_rng(i)) for i in range(count)]
+
+
+def test_free_pairing_reaches_every_other_sample_alike_and_never_itself():
+  counts = np.zeros((8, 8), int)
+  for draw in draws(5600):
+    counts[draw.query, draw.prompts[0]] += 1
+  assert (counts.diagonal() == 0).all()
+  # 100 each, deviation 9.3.
+  assert counts[~np.eye(8, dtype=bool)].min() > 60 and counts.max() < 140
+
+
+def test_prompts_of_the_query_s_group():
+  for draw in draws(groups=GROUPS):
+    if draw.query != 7:
+      assert GROUPS[draw.prompts[0]] == GROUPS[draw.query]
+  # Alone in its group: prompted by the others.
+  assert {draw.prompts[0] for draw in draws(groups=GROUPS, index=7)} == set(range(7))
+  shares = np.mean([GROUPS[d.prompts[0]] == "a" for d in draws(4000, index=0, groups=GROUPS, same_group=0.5)])
+  # Half of the time for certain, else 3 of 7.
+  assert abs(shares - (0.5 + 0.5 * 3 / 7)) < 0.03
+
+
+def test_prompts_with_a_class_of_the_query_s():
+  for draw in draws(classes=CLASSES, same_class=1.0):
+    # Class 3 is in one sample only.
+    if draw.query not in (3, 7):
+      assert (CLASSES[draw.query] & CLASSES[draw.prompts[0]]).any()
+  # Class 1 or 2 equally often: {0, 4, 5} or {2, 5, 6}.
+  counts = np.bincount([d.prompts[0] for d in draws(6000, index=1, classes=CLASSES, same_class=1.0)], minlength=8)
+  np.testing.assert_allclose(counts / 6000, np.array([1, 0, 1, 0, 1, 2, 1, 0]) / 6, atol=0.03)
+
+
+def test_both_conditions_meet_in_one_pair():
+  for draw in draws(classes=CLASSES, groups=GROUPS, same_class=1.0):
+    if draw.query in (0, 1, 2):
+      prompt = draw.prompts[0]
+      assert GROUPS[prompt] == GROUPS[draw.query] and (CLASSES[draw.query] & CLASSES[prompt]).any()
+  # Sample 3 is the only one of its group with class 3, and no other has it but those of other groups: none here.
+  assert {d.prompts[0] for d in draws(index=3, classes=CLASSES, groups=GROUPS, same_class=1.0)} == {0, 1, 2}
+
+
+def test_negative_pairs_ask_for_a_class_that_the_query_lacks():
+  found = draws(2000, classes=CLASSES, negative=0.5)
+  negatives = [draw for draw in found if draw.negative]
+  assert abs(len(negatives) / 2000 - 0.5) < 0.04
+  for draw in negatives:
+    assert CLASSES[draw.prompts[0], draw.asked] and not CLASSES[draw.query, draw.asked]
+  assert all(draw.asked is None for draw in found if not draw.negative)
+  # What has every class cannot be the query of one.
+  classes = np.ones((8, 2), bool)
+  assert not any(draw.negative for draw in draws(classes=classes, negative=1.0))
+
+
+def test_groups_that_are_classes_prompt_negative_pairs_from_other_groups():
+  """In folders PRODUCT/DEFECT class 1 is another thing in each."""
+  found = draws(2000, groups=GROUPS, groups_are_classes=True, negative=0.5)
+  assert abs(np.mean([draw.negative for draw in found]) - 0.5) < 0.04
+  for draw in found:
+    same = GROUPS[draw.query] == GROUPS[draw.prompts[0]]
+    assert draw.asked is None and (not same if draw.negative else same or draw.query == 7)
+
+
+def test_balanced_queries_hold_each_class_equally_often():
+  rare = np.zeros((8, 3), bool)
+  rare[:7, 1], rare[7, 2] = True, True
+  queries = np.bincount([draw.query for draw in draws(4000, classes=rare, balanced=True)], minlength=8)
+  assert abs(queries[7] / 4000 - 0.5) < 0.04 and queries[:7].min() > 0.05 * 4000
+
+
+def test_several_prompts_are_different_ones_as_far_as_there_are_enough():
+  for draw in draws(groups=GROUPS, num_prompts=3):
+    assert len(draw.prompts) == 3 and draw.query not in draw.prompts
+    if GROUPS[draw.query] == "a":
+      assert sorted((*draw.prompts, draw.query)) == [0, 1, 2, 3]
+    elif GROUPS[draw.query] == "b":
+      assert set(draw.prompts) <= {4, 5, 6}
+
+
+def test_the_same_generator_draws_the_same():
+  options = {"classes": CLASSES, "groups": GROUPS, "negative": 0.3, "same_class": 0.5, "num_prompts": 2}
+  assert draws(**dict(options)) == draws(**dict(options))
+
+
+def test_what_the_samples_allow_is_said():
+  pairing = Pairing(8, PairingOptions(negative=0.1), GROUPS, CLASSES)
+  assert pairing.describe() == (
+    "8 samples, 3 groups (1 of one sample, prompted from others), 3 classes to ask for, "
+    "8 samples that can be the query of a negative pair"
+  )
+  assert Pairing(8, PairingOptions()).describe() == "8 samples"
+
+
+def test_too_little_to_pair_is_refused():
+  with pytest.raises(InputError, match="found 1 labelled images, expected at least 2"):
+    Pairing(1, PairingOptions())
+  with pytest.raises(InputError, match="found no sample with any class but the background"):
+    Pairing(8, PairingOptions(negative=0.1), classes=np.zeros((8, 3), bool))
+
+
+def test_memory_grows_with_the_samples_not_with_the_pairs():
+  """A list of all pairs of 100,000 images would be 80 GB."""
+  count = 100_000
   generator = np.random.default_rng(0)
-  counts = np.bincount([random_prompt(generator, 2, 5) for _ in range(8000)], minlength=5)
-  assert counts[2] == 0
-  # 2000 each, deviation 39: five of them.
-  np.testing.assert_allclose(counts[[0, 1, 3, 4]], 2000, atol=195)
-
-
-def test_two_samples_prompt_each_other():
-  generator = np.random.default_rng(0)
-  assert [random_prompt(generator, query, 2) for query in (0, 1, 0, 1)] == [1, 0, 1, 0]
+  groups = [f"g{i % 500}" for i in range(count)]
+  classes = generator.random((count, 5)) < 0.3
+  tracemalloc.start()
+  pairing = Pairing(count, PairingOptions(same_class=0.5, negative=0.1, num_prompts=2), groups, classes)
+  for index in range(100):
+    pairing(index * 997, generator)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 100e6

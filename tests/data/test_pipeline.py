@@ -8,7 +8,9 @@ import pytest
 from absl import flags
 
 from seggpt_jax.data import pipeline
-from seggpt_jax.data.transforms import Augmentation, EvaluationPair, TrainingPair
+from seggpt_jax.data.augment import Augmentation
+from seggpt_jax.data.pairing import Pairing, PairingOptions
+from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
 from seggpt_jax.errors import InputError
 
 
@@ -21,23 +23,44 @@ def parsed_flags():
 class Numbered:
   """Sample i is an image full of i with a label full of i % 3."""
 
-  def __init__(self, count):
-    self.count = count
+  num_classes = 3
+
+  def __init__(self, count, bad=()):
+    self.count, self.bad = count, bad
 
   def __len__(self):
     return self.count
 
   def __getitem__(self, index):
+    if index in self.bad:
+      raise InputError(f"file{index}.png: cannot be read")
     image = np.full((32, 32, 3), index, np.uint8)
-    return {"image": image, "label": np.full((32, 32), index % 3, np.uint8), "name": str(index)}
+    return {"image": image, "label": self.label(index), "name": str(index)}
+
+  def name(self, index):
+    return str(index)
+
+  def label(self, index):
+    return np.full((32, 32), index % 3, np.uint8)
+
+  def classes(self, index):
+    return (index % 3,) if index % 3 else ()
+
+  def field(self, index, key):
+    return key
 
 
 TRANSFORM = TrainingPair((64, 32), 8, 3, "random", 0.75, 0.3, Augmentation())
 
 
-def training(count=10, **changes):
+def training_pairs(count=10, bad=(), bad_files="error", pairing=None):
+  pairing = pairing or Pairing(count, PairingOptions())
+  return pipeline.SourceTrainingPairs(Numbered(count, bad), pairing, TRANSFORM, bad_files)
+
+
+def training(count=10, pairs=None, **changes):
   options = {"batch_size": 4, "seed": 7, "num_threads": 2, "num_workers": 0}
-  return pipeline.training_batches(pipeline.SourceTrainingPairs(Numbered(count), TRANSFORM), **{**options, **changes})
+  return pipeline.training_batches(pairs or training_pairs(count), **{**options, **changes})
 
 
 def take(iterator, count):
@@ -68,6 +91,8 @@ def test_batches_are_stacked_small_integers():
     "palette": ((4, 3, 3), "uint8"),
     "patch_mask": ((4, 8, 4), "bool"),
     "valid": ((4,), "bool"),
+    "samples": ((4, 2), "int32"),
+    "bad": ((4, 8), "int32"),
   }
 
 
@@ -102,6 +127,35 @@ def test_two_processes_read_the_halves_of_the_same_pairs():
         np.testing.assert_array_equal(shares[share][step][key], batch[key][share::2])
 
 
+def test_several_prompts_of_a_query_follow_each_other_over_the_same_query():
+  pairs = training_pairs(pairing=Pairing(10, PairingOptions(num_prompts=3)))
+  batch = next(training(pairs=pairs, batch_size=2))
+  assert batch["images"].shape == (6, 64, 32, 3) and batch["valid"].shape == (6,) and batch["bad"].shape == (2, 8)
+  for start in (0, 3):
+    group = slice(start, start + 3)
+    for key, first in (("images", 32), ("labels", 32), ("palette", 0), ("patch_mask", 0)):
+      values = batch[key][group, first:]
+      np.testing.assert_array_equal(values, np.repeat(values[:1], 3, axis=0), err_msg=key)
+    assert len(set(prompts([batch])[group])) == 3
+  np.testing.assert_array_equal(batch["samples"], np.stack([prompts([batch]), queries([batch])], axis=-1))
+
+
+def test_a_negative_pair_answers_background_to_a_class_the_query_lacks():
+  classes = np.array([[False, i % 3 == 1, i % 3 == 2] for i in range(10)])
+  pairs = training_pairs(pairing=Pairing(10, PairingOptions(negative=1.0), classes=classes))
+  batch = next(training(pairs=pairs, batch_size=10))
+  assert (batch["labels"][:, 32:] == 0).all()
+  prompted = batch["labels"][:, 0, 0]
+  assert (prompted > 0).all() and (prompted != queries([batch]) % 3).all()
+
+
+def test_a_negative_pair_of_groups_that_are_classes_answers_background():
+  pairing = Pairing(10, PairingOptions(negative=1.0), [str(i % 5) for i in range(10)], groups_are_classes=True)
+  batch = next(training(pairs=training_pairs(pairing=pairing), batch_size=10))
+  assert (batch["labels"][:, 32:] == 0).all()
+  np.testing.assert_array_equal(batch["labels"][:, 0, 0], prompts([batch]) % 3)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_saved_position_goes_on_in_the_middle_of_an_epoch(num_workers):
   first = training(num_workers=num_workers)
@@ -116,13 +170,14 @@ def test_a_saved_position_goes_on_in_the_middle_of_an_epoch(num_workers):
 EVALUATION = EvaluationPair((64, 32), 8, 3)
 
 
+def evaluation_pairs(count, bad=(), bad_files="error"):
+  pairing = Pairing(count, PairingOptions())
+  return pipeline.SourceEvaluationPairs(Numbered(count, bad), pairing, EVALUATION, bad_files)
+
+
 def test_evaluation_pairs_are_the_same_every_time_and_each_counts_once():
   def run(**options):
-    return list(
-      pipeline.evaluation_batches(
-        pipeline.SourceEvaluationPairs(Numbered(10), EVALUATION), batch_size=4, num_pairs=-1, **options
-      )
-    )
+    return list(pipeline.evaluation_batches(evaluation_pairs(10), batch_size=4, num_pairs=-1, **options))
 
   batches = run()
   assert_equal(batches, run())
@@ -136,29 +191,40 @@ def test_evaluation_pairs_are_the_same_every_time_and_each_counts_once():
 
 
 def test_a_limited_evaluation_is_spread_over_the_source():
-  batches = list(
-    pipeline.evaluation_batches(pipeline.SourceEvaluationPairs(Numbered(100), EVALUATION), batch_size=5, num_pairs=5)
-  )
+  batches = list(pipeline.evaluation_batches(evaluation_pairs(100), batch_size=5, num_pairs=5))
   assert list(queries(batches)) == [0, 20, 40, 60, 80]
 
 
-def test_one_image_cannot_be_paired():
-  with pytest.raises(InputError, match="found 1 labelled images, expected at least 2"):
-    training(count=1)
+def test_a_bad_file_in_the_middle_is_named():
+  with pytest.raises(InputError, match=r"file5.png: cannot be read$"):
+    take(training(pairs=training_pairs(bad=(5,))), 10)
 
 
-def test_a_bad_file_in_the_middle_is_named(tmp_path):
-  class Broken(Numbered):
-    def __getitem__(self, index):
-      if index == 5:
-        raise InputError("file5.png: cannot be read")
-      return super().__getitem__(index)
+def test_a_bad_file_is_passed_over_and_told_and_the_rest_is_as_ever():
+  good = take(training(batch_size=5), 8)
+  skipping = training_pairs(bad=(5,), bad_files="skip")
+  batches = take(training(batch_size=5, pairs=skipping), 8)
+  told = np.concatenate([batch["bad"] for batch in batches])
+  assert set(told.ravel().tolist()) == {-1, 5}
+  met = (told == 5).any(axis=1)
+  samples = [np.concatenate([batch["samples"] for batch in found]) for found in (good, batches)]
+  # Whatever had to do with it was replaced, nothing else was.
+  np.testing.assert_array_equal(met, (samples[0] == 5).any(axis=1))
+  np.testing.assert_array_equal(samples[0][~met], samples[1][~met])
+  assert (samples[1] != 5).all()
+  assert_equal(batches, take(training(batch_size=5, num_threads=0, pairs=skipping), 8))
 
-  iterator = pipeline.training_batches(
-    pipeline.SourceTrainingPairs(Broken(10), TRANSFORM), batch_size=4, seed=0, num_threads=2, num_workers=0
-  )
-  with pytest.raises(InputError, match=r"file5.png"):
-    take(iterator, 10)
+
+def test_a_bad_validation_file_is_passed_over_and_told():
+  batches = list(pipeline.evaluation_batches(evaluation_pairs(10, (5,), "skip"), batch_size=5, num_pairs=-1))
+  assert set(np.concatenate([batch["bad"] for batch in batches]).ravel().tolist()) == {-1, 5}
+  assert 5 not in queries(batches) and (queries(batches) != prompts(batches)).all()
+
+
+def test_nothing_but_bad_files_is_no_reason_to_go_on_for_ever():
+  pairs = training_pairs(bad=range(10), bad_files="skip")
+  with pytest.raises(InputError, match=r"cannot be read \(8 bad samples in a row"):
+    take(training(pairs=pairs), 1)
 
 
 def test_importing_the_data_room_touches_no_device():

@@ -1,46 +1,32 @@
-"""Files in, samples out: what is wrong with a user's files has to be said by name, not trained on."""
+"""Layouts of folders and what is read from them: what is wrong with a user's files is said by name, not trained on."""
+
+import pickle
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.data.sources import FolderSource, list_images, read_image, read_labels
+from seggpt_jax.data import sources
+from seggpt_jax.data.datasets import KINDS, Dataset, open_dataset
+from seggpt_jax.data.labels import IGNORE, LabelFormat
+from seggpt_jax.data.sources import FileSource, Source, class_folder_layout, folder_layout, mask_layout
 from seggpt_jax.errors import InputError
 
-
-@pytest.fixture
-def folder(tmp_path):
-  """Three images of 6 x 4 pixels with labels 0..2."""
-  generator = np.random.default_rng(0)
-  for kind in ("images", "labels"):
-    (tmp_path / kind).mkdir()
-  for name in "abc":
-    Image.fromarray(generator.integers(0, 256, (4, 6, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
-    Image.fromarray(generator.integers(0, 3, (4, 6), np.uint8)).save(tmp_path / "labels" / f"{name}.png")
-  return tmp_path
+GENERATOR = np.random.default_rng(0)
+IMAGE = GENERATOR.integers(0, 256, (4, 6, 3), np.uint8)
 
 
-def test_samples_come_by_name_with_image_and_label(folder):
-  source = FolderSource(folder, num_classes=3)
-  assert len(source) == 3
-  sample = source[1]
-  assert sample["name"] == "b"
-  np.testing.assert_array_equal(sample["image"], np.asarray(Image.open(folder / "images" / "b.png")))
-  np.testing.assert_array_equal(sample["label"], np.asarray(Image.open(folder / "labels" / "b.png")))
-  assert len(FolderSource(folder, num_classes=3, limit=2)) == 2
+def write(path, pixels):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(pixels).save(path)
+  return pixels
 
 
-def test_image_and_label_may_have_different_endings(folder):
-  image = Image.open(folder / "images" / "a.png")
-  image.save(folder / "images" / "a.JPG")
-  (folder / "images" / "a.png").unlink()
-  assert FolderSource(folder, num_classes=3)[0]["image"].shape == (4, 6, 3)
-
-
-def test_other_files_in_the_folders_are_left_alone(folder):
-  (folder / "images" / "notes.txt").write_text("not an image")
-  (folder / "images" / ".hidden.png").write_text("not an image")
-  assert len(FolderSource(folder, num_classes=3)) == 3
+def mask(*columns, value=255):
+  """4 x 6 pixels with foreground in some columns."""
+  values = np.zeros((4, 6), np.uint8)
+  values[:, list(columns)] = value
+  return values
 
 
 def refused(match, make):
@@ -49,29 +35,56 @@ def refused(match, make):
   assert "\n" not in str(caught.value)
 
 
-def test_missing_folder(tmp_path):
-  refused("images: folder not found", lambda: FolderSource(tmp_path, 2))
+# ------------------------------------------------------------------------------------------------------------ folders
 
 
-def test_empty_folder(folder):
-  for path in (folder / "images").iterdir():
-    path.unlink()
-  refused("found no images", lambda: FolderSource(folder, 3))
+@pytest.fixture
+def folder(tmp_path):
+  """Three images of 6 x 4 pixels with labels 0..2."""
+  for name in "abc":
+    write(tmp_path / "images" / f"{name}.png", GENERATOR.integers(0, 256, (4, 6, 3), np.uint8))
+    write(tmp_path / "labels" / f"{name}.png", GENERATOR.integers(0, 3, (4, 6), np.uint8))
+  return tmp_path
 
 
-def test_image_without_label(folder):
+def opened(folder, num_classes=3, **label_format):
+  return FileSource(folder_layout(folder), num_classes, LabelFormat(**label_format))
+
+
+def test_samples_come_by_name_with_image_and_label(folder):
+  source = opened(folder)
+  assert isinstance(source, Source) and len(source) == 3
+  sample = source[1]
+  assert sample["name"] == source.name(1) == "b"
+  np.testing.assert_array_equal(sample["image"], np.asarray(Image.open(folder / "images" / "b.png")))
+  np.testing.assert_array_equal(sample["label"], np.asarray(Image.open(folder / "labels" / "b.png")))
+  np.testing.assert_array_equal(source.label(1), sample["label"])
+  assert source.classes(1) is None
+  refused("field 'patient': found files, which have no fields", lambda: source.field(1, "patient"))
+  assert pickle.loads(pickle.dumps(source))[2]["name"] == "c"
+
+
+def test_image_and_label_may_have_different_endings(folder):
+  Image.open(folder / "images" / "a.png").save(folder / "images" / "a.JPG")
+  (folder / "images" / "a.png").unlink()
+  assert opened(folder)[0]["image"].shape == (4, 6, 3)
+
+
+def test_folders_in_the_folders_become_part_of_the_name(folder):
+  write(folder / "images" / "street" / "a.png", IMAGE)
+  write(folder / "labels" / "street" / "a.png", mask(1, value=2))
+  source = opened(folder)
+  assert [source.name(i) for i in range(4)] == ["a", "b", "c", "street/a"]
+  np.testing.assert_array_equal(source[3]["image"], IMAGE)
+
+
+def test_missing_partners_are_named(folder):
   (folder / "labels" / "b.png").unlink()
-  refused(r"images/b.png: found no label", lambda: FolderSource(folder, 3))
-
-
-def test_label_without_image(folder):
+  refused(r"images/b.png: found no label for it, expected .*labels/b\.\*", lambda: folder_layout(folder))
   (folder / "images" / "b.png").unlink()
-  refused(r"labels/b.png: found no image", lambda: FolderSource(folder, 3))
-
-
-def test_two_files_of_one_name(folder):
-  Image.open(folder / "images" / "a.png").save(folder / "images" / "a.bmp")
-  refused(r"a.png: found a.bmp beside it", lambda: FolderSource(folder, 3))
+  (folder / "images" / "c.png").unlink()
+  refused(r"labels/c.png: found no image", lambda: folder_layout(folder))
+  refused("images: folder not found", lambda: folder_layout(folder / "images"))
 
 
 @pytest.mark.parametrize("kind", ["images", "labels"])
@@ -80,79 +93,132 @@ def test_unreadable_file(folder, kind, damage):
   path = folder / kind / "a.png"
   content = path.read_bytes()
   path.write_bytes({"text": b"hello", "truncated": content[:40], "empty": b""}[damage])
-  refused(rf"{kind}/a.png: cannot be read as an image", lambda: FolderSource(folder, 3)[0])
+  refused(rf"{kind}/a.png: cannot be read as an image", lambda: opened(folder)[0])
 
 
 def test_label_value_outside_the_classes(folder):
-  refused(r"found label value 2, expected 0..1 \(data.num_classes=2\)", lambda: FolderSource(folder, 2)[0])
+  refused(r"found label value 2, expected 0..1 \(data.num_classes=2\)", lambda: opened(folder, 2)[0])
 
 
 def test_label_of_another_size(folder):
-  Image.fromarray(np.zeros((5, 6), np.uint8)).save(folder / "labels" / "a.png")
-  refused(r"labels/a.png: found 6 x 5 pixels, expected 6 x 4", lambda: FolderSource(folder, 3)[0])
+  write(folder / "labels" / "a.png", np.zeros((5, 6), np.uint8))
+  refused(r"labels/a.png: found 6 x 5 pixels, expected 6 x 4 as its image has$", lambda: opened(folder)[0])
 
 
-def test_label_with_several_channels(folder):
-  Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(folder / "labels" / "a.png")
-  refused(r"labels/a.png: found mode RGB, expected a single-channel", lambda: FolderSource(folder, 3)[0])
-
-
-def test_binary_labels_of_a_jpeg_need_the_threshold(tmp_path):
-  """JPEG turns 0 and 255 into values near them: above 0 would make foreground of background."""
-  mask = np.zeros((32, 32), np.uint8)
-  mask[8:21, 5:18] = 255
-  path = tmp_path / "mask.jpg"
-  Image.fromarray(mask).save(path, quality=60)
-  stored = np.asarray(Image.open(path))
-  assert len(np.unique(stored)) > 2
-  np.testing.assert_array_equal(read_labels(path, "binary", 127), mask > 127)
-  np.testing.assert_array_equal(read_labels(path, "binary", 0), stored > 0)
-
-
-def test_class_indices_cannot_be_jpeg_nor_masks_of_255(tmp_path):
-  mask = np.zeros((16, 16), np.uint8)
-  mask[4:9] = 255
-  Image.fromarray(mask).save(tmp_path / "mask.jpg")
-  refused("found JPEG, expected class indices in a format without loss", lambda: read_labels(tmp_path / "mask.jpg"))
-  Image.fromarray(mask).save(tmp_path / "mask.png")
-  refused("found label value 255, expected class indices 0..254", lambda: read_labels(tmp_path / "mask.png"))
-
-
-def test_palette_and_one_bit_and_16_bit_labels_are_indices(tmp_path):
-  labels = np.random.default_rng(0).integers(0, 2, (5, 7), np.uint8)
-  palette_image = Image.fromarray(labels)
-  palette_image.putpalette([200, 10, 10, 10, 200, 10])
-  palette_image.save(tmp_path / "p.png")
-  Image.fromarray(labels.astype(bool)).save(tmp_path / "one.png")
-  Image.fromarray(labels.astype(np.uint16)).save(tmp_path / "16.png")
-  for name in ("p", "one", "16"):
-    np.testing.assert_array_equal(read_labels(tmp_path / f"{name}.png"), labels)
-
-
-def test_16_bit_label_beyond_255_is_refused(tmp_path):
-  Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "l.png")
-  refused("found label value 1000", lambda: read_labels(tmp_path / "l.png"))
-
-
-def test_images_of_any_mode_become_rgb(tmp_path):
-  grey = np.random.default_rng(0).integers(0, 256, (5, 7), np.uint8)
-  rgb = np.stack([grey] * 3, axis=-1)
-  Image.fromarray(grey).save(tmp_path / "L.png")
-  Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "I16.png")
-  Image.fromarray(np.dstack([rgb, grey])).save(tmp_path / "RGBA.png")
-  Image.fromarray(rgb).save(tmp_path / "RGB.tif")
-  Image.fromarray(rgb).convert("CMYK").save(tmp_path / "CMYK.tif")
-  for path in tmp_path.iterdir():
-    np.testing.assert_allclose(read_image(path), rgb, atol=1, err_msg=path.name)
-
-
-def test_images_are_turned_upright(tmp_path):
-  pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+def test_a_label_that_was_not_turned_with_its_image_gets_a_hint(folder):
+  """Cameras store how they were held; drawing programs turn the picture and forget it."""
   exif = Image.Exif()
-  exif[0x0112] = 6  # the camera was turned: the viewer has to rotate by 270 degrees
-  Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-  np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(pixels, 3))
+  exif[0x0112] = 6
+  Image.fromarray(IMAGE).save(folder / "images" / "a.png", exif=exif)
+  refused("found 6 x 4 pixels, expected 4 x 6 .*EXIF", lambda: opened(folder)[0])
 
 
-def test_list_images_is_sorted_by_name(folder):
-  assert list(list_images(folder / "images")) == ["a", "b", "c"]
+# ------------------------------------------------------------------------------------------------------ class folders
+
+
+def test_class_folders_of_the_original_tool(tmp_path):
+  for product, defect, names in (("board", "open", "ab"), ("board", "short", "a"), ("cable", "cut", "ac")):
+    for name in names:
+      write(tmp_path / product / defect / "image" / f"{name}.png", IMAGE)
+      write(tmp_path / product / defect / "label" / f"{name}.png", mask(2))
+  source = FileSource(class_folder_layout(tmp_path), 2, LabelFormat("binary"))
+  names = [source.name(i) for i in range(len(source))]
+  assert names == ["board/open/a", "board/open/b", "board/short/a", "cable/cut/a", "cable/cut/c"]
+  np.testing.assert_array_equal(source[4]["label"], mask(2, value=1))
+  (tmp_path / "cable" / "cut" / "label" / "c.png").unlink()
+  refused("cable/cut/image/c.png: found no label", lambda: class_folder_layout(tmp_path))
+  (tmp_path / "empty").mkdir()
+  refused("empty: found no folder `image` at any depth", lambda: class_folder_layout(tmp_path / "empty"))
+
+
+# -------------------------------------------------------------------------------------------------------------- masks
+
+
+def masks_of(directory, num_classes=3, class_names=()):
+  source = FileSource(mask_layout(directory, class_names), num_classes, LabelFormat("binary", 127))
+  return {source.name(i): source[i]["label"] for i in range(len(source))}
+
+
+def test_a_folder_of_masks_for_each_image(tmp_path):
+  for name in "ab":
+    write(tmp_path / "images" / f"{name}.png", IMAGE)
+  (tmp_path / "labels" / "b").mkdir(parents=True)
+  write(tmp_path / "labels" / "a" / "crack_2.png", mask(0, 1))
+  write(tmp_path / "labels" / "a" / "crack_1.png", mask(1, 2))
+  write(tmp_path / "labels" / "a" / "hole.png", mask(2, 3))
+  one = masks_of(tmp_path)
+  np.testing.assert_array_equal(one["a"], mask(0, 1, 2, 3, value=1))
+  np.testing.assert_array_equal(one["b"], np.zeros((4, 6)))
+  named = masks_of(tmp_path, class_names=("hole", "crack"))
+  np.testing.assert_array_equal(named["a"][0], [2, 2, 2, 1, 0, 0])
+  refused(
+    "hole.png: found no class for it, expected a name that begins with crack", lambda: masks_of(tmp_path, 3, ("crack",))
+  )
+  refused("found class 2, expected 0..1", lambda: masks_of(tmp_path, 2, ("hole", "crack")))
+  (tmp_path / "labels" / "b").rmdir()
+  refused(r"images/b.png: found no masks for it, expected a folder", lambda: masks_of(tmp_path))
+
+
+def test_the_longest_class_name_that_fits_is_meant(tmp_path):
+  write(tmp_path / "images" / "a.png", IMAGE)
+  write(tmp_path / "labels" / "a" / "crack_wide_1.png", mask(0))
+  write(tmp_path / "labels" / "a" / "crack_1.png", mask(1))
+  np.testing.assert_array_equal(masks_of(tmp_path, 3, ("crack", "crack_wide"))["a"][0], [2, 1, 0, 0, 0, 0])
+  write(tmp_path / "labels" / "a" / "cracked.png", mask(1))
+  refused("cracked.png: found no class", lambda: masks_of(tmp_path, 3, ("crack", "crack_wide")))
+
+
+def test_a_folder_for_each_image_as_nuclei_come(tmp_path):
+  for name in ("cell7", "cell9"):
+    write(tmp_path / name / "images" / f"{name}.png", IMAGE)
+    write(tmp_path / name / "masks" / "0001.png", mask(0))
+    write(tmp_path / name / "masks" / "0002.png", mask(3))
+  found = masks_of(tmp_path)
+  assert list(found) == ["cell7", "cell9"]
+  np.testing.assert_array_equal(found["cell9"], mask(0, 3, value=1))
+
+
+def test_a_folder_for_each_class(tmp_path):
+  for name in "abc":
+    write(tmp_path / "images" / f"{name}.png", IMAGE)
+  write(tmp_path / "labels" / "crack" / "a.png", mask(0, 1))
+  write(tmp_path / "labels" / "hole" / "a.png", mask(1))
+  write(tmp_path / "labels" / "hole" / "c.png", mask(5))
+  found = masks_of(tmp_path)
+  assert [found[name][0].tolist() for name in "abc"] == [[1, 2, 0, 0, 0, 0], [0] * 6, [0, 0, 0, 0, 0, 2]]
+  np.testing.assert_array_equal(masks_of(tmp_path, 3, ("hole", "crack"))["a"][0], [2, 2, 0, 0, 0, 0])
+  refused("labels/hole: found neither an image nor a class of that name", lambda: masks_of(tmp_path, 3, ("crack",)))
+  write(tmp_path / "labels" / "hole" / "d.png", mask(5))
+  refused("labels/hole/d.png: found no image", lambda: masks_of(tmp_path))
+
+
+def test_masks_are_read_as_binary_only(tmp_path):
+  write(tmp_path / "images" / "a.png", IMAGE)
+  write(tmp_path / "labels" / "a" / "1.png", mask(0))
+  refused(
+    "found masks with labels=index, expected labels=binary", lambda: FileSource(mask_layout(tmp_path), 2, LabelFormat())
+  )
+
+
+def test_ignored_pixels_of_a_mask_give_way_to_classes(tmp_path):
+  write(tmp_path / "images" / "a.png", IMAGE)
+  first = mask(0)
+  first[:, 1:3] = 128
+  write(tmp_path / "labels" / "a" / "1.png", first)
+  write(tmp_path / "labels" / "a" / "2.png", mask(2))
+  source = FileSource(mask_layout(tmp_path), 2, LabelFormat("binary", 200, ignore=(128,)))
+  assert source.label(0)[0].tolist() == [1, IGNORE, 1, 0, 0, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------ opening
+
+
+def test_datasets_are_opened_by_kind(folder):
+  dataset = Dataset("folder", str(folder.parent), 3)
+  assert len(open_dataset(dataset, folder.name)) == 3
+  first = open_dataset(dataset, folder.name, limit=2)
+  assert isinstance(first, sources.Subset) and [first.name(i) for i in range(len(first))] == ["a", "b"]
+  np.testing.assert_array_equal(first[1]["label"], first.label(1))
+  refused("found kind 'zip', expected one of folder", lambda: open_dataset(Dataset("zip", str(folder), 3), "train"))
+  for kind in KINDS:
+    refused("folder '/nowhere' not found", lambda: open_dataset(Dataset(kind, "/nowhere", 3), "train"))  # noqa: B023

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from seggpt_jax.data import families, tasks
+from seggpt_jax.data.augment import Augmentation
 from seggpt_jax.data.pipeline import evaluation_batches, training_batches
-from seggpt_jax.data.transforms import Augmentation, EvaluationPair, TrainingPair
+from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
 
 SIZE = 48
 
@@ -50,7 +51,7 @@ def test_kinds_missing_in_one_picture_are_not_present():
 
 def test_a_task_depends_on_its_place_and_its_generator_alone():
   drawn = [tasks.Tasks(SIZE, 4).draw(5, np.random.default_rng(9)) for _ in range(2)]
-  for left, right in zip(*drawn, strict=True):
+  for left, right in zip(*[(*prompts, query) for prompts, query in drawn], strict=True):
     np.testing.assert_array_equal(left["image"], right["image"])
     np.testing.assert_array_equal(left["label"], right["label"])
 
@@ -59,7 +60,7 @@ def test_classes_of_a_task_are_numbered_from_one_and_bounded():
   source = tasks.Tasks(SIZE, 3)
   seen = set()
   for index in range(60):
-    prompt, query = source.draw(index, np.random.default_rng(index))
+    (prompt,), query = source.draw(index, np.random.default_rng(index))
     classes = set(np.unique(prompt["label"]).tolist())
     assert classes <= {0, 1, 2} and classes - {0}
     assert set(np.unique(query["label"]).tolist()) <= classes | {0}

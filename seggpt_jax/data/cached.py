@@ -1,0 +1,76 @@
+"""A source that remembers: decoded samples are kept up to a number of bytes, the least recently used go first."""
+
+from __future__ import annotations
+
+import collections
+import threading
+
+import numpy as np
+from jaxtyping import UInt8
+
+from seggpt_jax.data.sources import Sample, Source
+
+
+class CachedSource:
+  """Keeps decoded samples of another source; see `Source`. Safe to read from several threads.
+
+  Args:
+    source: where samples come from.
+    limit: bytes of pixels and labels to keep at most, in each process that reads.
+  """
+
+  def __init__(self, source: Source, limit: int):
+    self._source, self._limit = source, limit
+    self._start_empty()
+
+  def _start_empty(self) -> None:
+    self._samples: collections.OrderedDict[int, Sample] = collections.OrderedDict()
+    self._held, self._lock = 0, threading.Lock()
+
+  @property
+  def num_classes(self) -> int:
+    return self._source.num_classes
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Sample:
+    with self._lock:
+      if index in self._samples:
+        self._samples.move_to_end(index)
+        return self._samples[index]
+    sample = self._source[index]
+    # Whoever reads it next gets the same arrays.
+    for array in (sample["image"], sample["label"]):
+      array.flags.writeable = False
+    with self._lock:
+      if index not in self._samples:
+        self._samples[index] = sample
+        self._held += _size(sample)
+      while self._held > self._limit:
+        self._held -= _size(self._samples.popitem(last=False)[1])
+    return sample
+
+  def name(self, index: int) -> str:
+    return self._source.name(index)
+
+  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
+    return self._source.label(index)
+
+  def classes(self, index: int) -> tuple[int, ...] | None:
+    return self._source.classes(index)
+
+  def field(self, index: int, key: str) -> str:
+    return self._source.field(index, key)
+
+  def __getstate__(self) -> dict:
+    """Worker processes start with an empty one."""
+    return {"_source": self._source, "_limit": self._limit}
+
+  def __setstate__(self, state: dict) -> None:
+    self.__dict__.update(state)
+    self._start_empty()
+
+
+def _size(sample: Sample) -> int:
+  return sample["image"].nbytes + sample["label"].nbytes

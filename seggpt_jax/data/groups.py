@@ -1,0 +1,2 @@
+def group_names(source, spec):
+  raise NotImplementedError

@@ -1,0 +1,60 @@
+"""Batches on their way to the devices: the next one is put there while the step before it runs."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grain
+from jax import Array
+
+from seggpt_jax.data.pipeline import DEVICE_KEYS, Batch
+from seggpt_jax.errors import InputError
+
+DeviceBatch = Mapping[str, Array]
+
+
+class Feed:
+  """Takes batches from a pipeline and puts them on the devices ahead of time.
+
+  Copies to a device are asynchronous, so `prepare` right after a step was dispatched costs the device nothing, and
+  after a pause for numbers or pictures the next step can begin at once.
+
+  Args:
+    batches: the pipeline.
+    put: places the arrays of a batch on the devices.
+  """
+
+  def __init__(self, batches: grain.DatasetIterator[Batch], put: Callable[[Mapping[str, Any]], DeviceBatch]):
+    self._batches, self._put = batches, put
+    self._ready: collections.deque[tuple[DeviceBatch, Batch, dict[str, Any]]] = collections.deque()
+    self._state = batches.get_state()
+
+  def prepare(self) -> None:
+    """Reads the next batch and starts its copy to the devices; what goes wrong with it is for `take` to tell."""
+    try:
+      batch = next(self._batches)
+    except InputError as error:
+      # The step before it has not been recorded yet.
+      self._error = error
+      return
+    placed = self._put({key: batch[key] for key in DEVICE_KEYS})
+    self._ready.append((placed, batch, self._batches.get_state()))
+
+  def take(self) -> tuple[DeviceBatch, Batch]:
+    """The next batch, on the devices and on the host.
+
+    Raises:
+      InputError: one of its files is bad.
+    """
+    if not self._ready:
+      self.prepare()
+    if not self._ready:
+      raise self._error
+    placed, batch, self._state = self._ready.popleft()
+    return placed, batch
+
+  def state(self) -> dict[str, Any]:
+    """The position after the batch that was taken last, whatever is prepared beyond it."""
+    return self._state

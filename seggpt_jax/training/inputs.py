@@ -1,0 +1,196 @@
+"""What a run trains on and is validated with: a configuration in, pairs out, checked as far as a few samples tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from seggpt_jax.data.augment import Augmentation
+from seggpt_jax.data.cached import CachedSource
+from seggpt_jax.data.class_index import has_foreground, scan_classes
+from seggpt_jax.data.datasets import Dataset, open_dataset
+from seggpt_jax.data.groups import group_names
+from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.pairing import Pairing, PairingOptions
+from seggpt_jax.data.pipeline import EvaluationPairs, SourceEvaluationPairs, SourceTrainingPairs, TrainingPairs
+from seggpt_jax.data.sources import Source
+from seggpt_jax.data.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
+from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
+from seggpt_jax.errors import InputError, naming
+from seggpt_jax.model.config import SegGPTConfig
+
+_AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
+
+
+class BadFiles:
+  """Keeps account of bad files that are passed over.
+
+  Args:
+    source: whose samples they are.
+    most: share of the samples that may be bad.
+    say: is told of each once.
+  """
+
+  def __init__(self, source: Source, most: float, say: Callable[[str], None]):
+    self._source, self._most, self._say = source, most, say
+    self._found: set[int] = set()
+
+  def add(self, indices: np.ndarray) -> None:
+    """Counts samples, -1 for none.
+
+    Raises:
+      InputError: too many of them.
+    """
+    for index in set(indices[indices >= 0].tolist()) - self._found:
+      self._found.add(index)
+      self._say(f"passed over: {self._source.name(index)} cannot be read ({len(self._found)} so far)")
+    if len(self._found) > self._most * len(self._source):
+      raise InputError(
+        f"config.data.bad_share: found {len(self._found)} bad files of {len(self._source)}, "
+        f"expected at most {self._most:.2%}; `python -m seggpt_jax.data.inspect` lists them"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """The pairs of a run.
+
+  Attributes:
+    training: what is trained on.
+    evaluation: what is validated with.
+    source: the samples of `training`; None if they have no files.
+    lines: what the person who started the run should know about them.
+  """
+
+  training: TrainingPairs
+  evaluation: EvaluationPairs
+  source: Source | None
+  lines: tuple[str, ...] = ()
+
+
+def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | os.PathLike) -> Inputs:
+  """Finds the data and checks it before the first step.
+
+  Args:
+    config: see `training.config`.
+    model_config: the architecture, for the canvas.
+    workdir: the run's folder, where a table of the samples' classes is kept if it is needed.
+
+  Raises:
+    InputError: something about the data is wrong: a file, its labels, or no foreground in any of them.
+  """
+  data, square = config.data, model_config.canvas_size[1]
+  evaluation = EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes)
+  training = TrainingPair(
+    canvas_size=model_config.canvas_size,
+    patch_size=model_config.patch_size,
+    num_classes=data.num_classes,
+    palette_mode=data.palette,
+    mask_ratio=data.mask_ratio,
+    lower_half_share=data.lower_half_share,
+    augmentation=Augmentation(**{name: data[name] for name in _AUGMENTATION}),
+  )
+  if data.resize and data.resize < square:
+    raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
+  if data.source == "tasks":
+    size, prompts = data.resize or square, data.prompts
+    return Inputs(
+      TaskTrainingPairs(Tasks(size, data.num_classes, data.ramp * config.batch_size, prompts), training),
+      TaskEvaluationPairs(Tasks(size, data.num_classes, num_prompts=prompts), evaluation),
+      None,
+    )
+  splits = {name: _open(data, name) for name in ("train", "val")}
+  options = PairingOptions(data.same_group, data.same_class, data.negative, data.balanced, data.prompts)
+  pairings, lines = {}, []
+  for name, source in splits.items():
+    chosen = options if name == "train" else dataclasses.replace(options, negative=0.0, balanced=False)
+    pairings[name] = _pairing(data, name, source, chosen, Path(workdir), lines)
+    if pairings[name].describe() != f"{len(source)} samples":
+      lines.append(f"{name}: {pairings[name].describe()}")
+  train = CachedSource(splits["train"], data.cache_mb * 2**20) if data.cache_mb else splits["train"]
+  return Inputs(
+    SourceTrainingPairs(train, pairings["train"], training, data.bad_files),
+    SourceEvaluationPairs(splits["val"], pairings["val"], evaluation, data.bad_files),
+    splits["train"],
+    tuple(lines),
+  )
+
+
+def _open(data: ConfigDict, name: str) -> Source:
+  """One split, with a few of its samples read and some foreground seen."""
+  with naming("config.data"):
+    label_format = LabelFormat(data.labels, data.threshold, _values(data.table), _values(data.ignore))
+  dataset = Dataset(
+    data.source,
+    data.path,
+    data.num_classes,
+    label_format,
+    tuple(data.class_names),
+    data.image_key,
+    data.label_key,
+  )
+  split = data[f"{name}_split"]
+  source = open_dataset(dataset, split, data.num_train if name == "train" else -1)
+  if len(source) < 2:
+    raise InputError(f"{data.path}: found {len(source)} images in {split}, expected at least 2 to make a pair")
+  _peek(source, data.bad_files)
+  if name == "train" and not has_foreground(source, _skip(data)):
+    raise InputError(
+      f"{data.path}: found nothing but background in the {len(source)} labels of {split}, read as {label_format}, "
+      "expected some foreground to learn from; `python -m seggpt_jax.data.inspect` shows what the labels hold"
+    )
+  return source
+
+
+def _values(values: tuple) -> tuple:
+  """Colours as tuples, whatever sequences a configuration holds."""
+  return tuple(value if isinstance(value, int) else tuple(value) for value in values)
+
+
+def _skip(data: ConfigDict) -> Callable[[InputError], None] | None:
+  """What is done about labels that cannot be read before the first step: nothing, since their samples are met later."""
+  return None if data.bad_files == "error" else lambda error: None
+
+
+def _peek(source: Source, bad_files: str, count: int = 16) -> None:
+  """Reads a few samples, so that what is wrong with all of them is said before anything is written."""
+  indices = np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
+  errors = []
+  for index in indices:
+    try:
+      source[index]
+    except InputError as error:
+      if bad_files == "error":
+        raise
+      errors.append(error)
+  if len(errors) == len(indices):
+    raise InputError(f"{errors[0]} (as are all {len(errors)} samples looked at, expected most of them to be good)")
+
+
+def _pairing(
+  data: ConfigDict, name: str, source: Source, options: PairingOptions, workdir: Path, lines: list[str]
+) -> Pairing:
+  """Groups and classes of the samples as far as the options need them."""
+  spec = data.groups
+  if data.source == "class_folders":
+    if spec not in ("", "folder"):
+      raise InputError(f"config.data.groups: found {spec!r}, expected folder: each of the class folders is a group")
+    spec = "folder"
+  unread: list[InputError] = []
+  with naming("config.data.groups"):
+    groups = group_names(source, spec) if spec else None
+  if data.source == "class_folders":
+    return Pairing(len(source), options, groups, groups_are_classes=True)
+  classes = None
+  if options.needs_classes:
+    skip = None if data.bad_files == "error" else unread.append
+    classes = scan_classes(source, workdir / f"classes_{name}.npz", skip)
+  if unread:
+    lines.append(f"{name}: {len(unread)} labels cannot be read and are passed over, the first: {unread[0]}")
+  with naming(f"{data.path}: {data[name + '_split']}"):
+    return Pairing(len(source), options, groups, classes)

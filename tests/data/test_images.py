@@ -1,0 +1,188 @@
+"""Image files of any kind: what a camera, scanner or archive wrote has a defined meaning, or is refused by name."""
+
+from typing import ClassVar
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
+
+from seggpt_jax.data.images import list_images, read_image
+from seggpt_jax.errors import InputError
+
+GENERATOR = np.random.default_rng(0)
+GREY = GENERATOR.integers(0, 256, (5, 7), np.uint8)
+RGB = GENERATOR.integers(0, 256, (5, 7, 3), np.uint8)
+
+
+def refused(match, make):
+  with pytest.raises(InputError, match=match) as caught:
+    make()
+  assert "\n" not in str(caught.value)
+
+
+def test_images_of_any_mode_become_rgb(tmp_path):
+  rgb = np.stack([GREY] * 3, axis=-1)
+  Image.fromarray(GREY).save(tmp_path / "L.png")
+  Image.fromarray(GREY).save(tmp_path / "L.gif")
+  Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "I16.png")
+  Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "I16.tif")
+  Image.fromarray(GREY.astype(np.int32) * 257).save(tmp_path / "I.tif")
+  Image.fromarray(np.dstack([GREY, GREY])).save(tmp_path / "LA.png")
+  Image.fromarray(np.dstack([rgb, GREY])).save(tmp_path / "RGBA.png")
+  Image.fromarray(rgb).save(tmp_path / "RGB.tif", compression="tiff_lzw")
+  Image.fromarray(rgb).convert("CMYK").save(tmp_path / "CMYK.tif")
+  Image.fromarray(rgb).save(tmp_path / "RGB.webp", lossless=True)
+  for path in tmp_path.iterdir():
+    np.testing.assert_allclose(read_image(path), rgb, atol=1, err_msg=path.name)
+
+
+def test_a_palette_becomes_its_colours_also_with_transparency(tmp_path):
+  colours = np.array([[200, 10, 30], [0, 90, 255]], np.uint8)
+  picture = Image.fromarray((GREY > 127).astype(np.uint8))
+  picture.putpalette(colours.tobytes())
+  picture.save(tmp_path / "p.png")
+  picture.save(tmp_path / "t.png", transparency=0)
+  for name in "pt":
+    np.testing.assert_array_equal(read_image(tmp_path / f"{name}.png"), colours[(GREY > 127).astype(int)])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2, "quality": 40}])
+def test_jpegs_are_what_pillow_makes_of_them(tmp_path, mode, options):
+  """Whichever decoder is the faster one, results must not depend on it."""
+  Image.fromarray(GENERATOR.integers(0, 256, (33, 50, 3), np.uint8)).convert(mode).save(tmp_path / "a.jpg", **options)
+  np.testing.assert_array_equal(
+    read_image(tmp_path / "a.jpg"), np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB"))
+  )
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(tmp_path, ending, orientation):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  # Smooth, so that JPEG keeps it.
+  y, x = np.mgrid[:40, :64]
+  pixels = np.stack([4 * y, 3 * x, 2 * (x + y)], axis=-1).astype(np.uint8)
+  Image.fromarray(pixels).save(tmp_path / f"a.{ending}", exif=exif)
+  turned = {
+    1: pixels,
+    2: pixels[:, ::-1],
+    3: pixels[::-1, ::-1],
+    4: pixels[::-1],
+    5: pixels.transpose(1, 0, 2),
+    6: np.rot90(pixels, 3),
+    7: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: np.rot90(pixels),
+  }[orientation]
+  read = read_image(tmp_path / f"a.{ending}")
+  np.testing.assert_allclose(read, turned, atol=0 if ending != "jpg" else 12)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "bmp"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95])
+def test_a_file_that_is_cut_off_is_refused_wherever_it_ends(tmp_path, ending, share):
+  """Decoders like to fill up what is missing with grey, and a network would learn it."""
+  path = tmp_path / f"a.{ending}"
+  Image.fromarray(GENERATOR.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+  whole = path.read_bytes()
+  path.write_bytes(whole[: int(share * len(whole))])
+  refused(rf"a.{ending}: cannot be read as an image", lambda: read_image(path))
+
+
+def test_what_is_no_image_is_refused(tmp_path):
+  (tmp_path / "a.png").write_text("hello")
+  refused(
+    "a.png: cannot be read as an image: found no format that Pillow knows", lambda: read_image(tmp_path / "a.png")
+  )
+  refused("missing.png: not found", lambda: read_image(tmp_path / "missing.png"))
+  (tmp_path / "folder.png").mkdir()
+  refused("folder.png: cannot be read", lambda: read_image(tmp_path / "folder.png"))
+
+
+@pytest.mark.parametrize("ending", ["tif", "gif"])
+def test_several_pages_are_refused(tmp_path, ending):
+  path = tmp_path / f"a.{ending}"
+  Image.fromarray(RGB).save(path, save_all=True, append_images=[Image.fromarray(RGB[::-1])])
+  refused(rf"a.{ending}: found 2 pages, expected a file with one picture", lambda: read_image(path))
+
+
+def test_a_phone_s_jpeg_with_a_preview_is_its_first_picture(tmp_path):
+  first = Image.fromarray(np.full((16, 16, 3), 200, np.uint8))
+  first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.fromarray(RGB)])
+  np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), np.full((16, 16, 3), 200))
+
+
+def test_floating_point_and_large_integers_are_refused(tmp_path):
+  """There is no telling which value is white."""
+  Image.fromarray(GENERATOR.random((5, 7), np.float32)).save(tmp_path / "F.tif")
+  refused("F.tif: found floating-point values", lambda: read_image(tmp_path / "F.tif"))
+  Image.fromarray(np.full((5, 7), 70000, np.int32)).save(tmp_path / "I.tif")
+  refused("I.tif: found values 70000..70000, expected 8 or 16 bits", lambda: read_image(tmp_path / "I.tif"))
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+  Image.fromarray(np.zeros((300, 300), np.uint8)).save(tmp_path / "bomb.png")
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300 * 300 // 2 - 1)
+  refused(
+    r"bomb.png: cannot be read as an image: .*90000 pixels.*exceeds limit", lambda: read_image(tmp_path / "bomb.png")
+  )
+  # Large, not absurd: read without a word.
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300 * 300 - 1)
+  assert read_image(tmp_path / "bomb.png").shape == (300, 300, 3)
+
+
+def folder(directory):
+  directory.mkdir()
+  for name in ("b", "a", "c"):
+    Image.fromarray(GREY).save(directory / f"{name}.png")
+  return directory
+
+
+def test_images_are_listed_by_name_and_other_files_left_alone(tmp_path):
+  images = folder(tmp_path / "images")
+  (images / "notes.txt").write_text("not an image")
+  (images / ".hidden.png").write_text("not an image")
+  assert list(list_images(images)) == ["a", "b", "c"]
+  (images / "below").mkdir()
+  Image.fromarray(GREY).save(images / "below" / "a.JPG")
+  assert list(list_images(images)) == ["a", "b", "c"]
+  assert list(list_images(images, recursive=True)) == ["a", "b", "below/a", "c"]
+
+
+def test_what_cannot_be_listed_is_refused(tmp_path):
+  refused("nowhere: folder not found", lambda: list_images(tmp_path / "nowhere"))
+  (tmp_path / "empty").mkdir()
+  refused("empty: found no images", lambda: list_images(tmp_path / "empty"))
+  images = folder(tmp_path / "images")
+  Image.fromarray(GREY).save(images / "a.bmp")
+  refused(r"a.png: found a.bmp beside it, expected one file for each name", lambda: list_images(images))
+
+
+class Bucket(MemoryFileSystem):
+  """A bucket, played by a file system in memory under the bucket's kind of address."""
+
+  protocol = "s3"
+  store: ClassVar[dict] = {}
+  pseudo_dirs: ClassVar[list] = [""]
+
+  @classmethod
+  def _strip_protocol(cls, path):
+    return super()._strip_protocol(path.removeprefix("s3://"))
+
+
+def test_remote_folders_are_listed_and_read(tmp_path):
+  fsspec.register_implementation("s3", Bucket, clobber=True)
+  for path in folder(tmp_path / "images").iterdir():
+    Bucket().pipe(f"s3://bucket/images/{path.name}", path.read_bytes())
+  found = list_images("s3://bucket/images")
+  assert found["b"] == "s3://bucket/images/b.png" and list(found) == ["a", "b", "c"]
+  np.testing.assert_array_equal(read_image(found["b"])[..., 0], GREY)
+  refused("s3://bucket/nowhere: folder not found", lambda: list_images("s3://bucket/nowhere"))
+  refused("s3://bucket/x.png: not found", lambda: read_image("s3://bucket/x.png"))
+
+
+def test_a_remote_path_without_its_package_says_what_is_missing():
+  refused("az://bucket/images: cannot be reached, expected the package", lambda: list_images("az://bucket/images"))
