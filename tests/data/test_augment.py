@@ -1,0 +1,495 @@
+"""Augmentation: a pixel and its label must never part, and a seed must mean one sample."""
+
+import dataclasses
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+
+from seggpt_jax.data import augment
+from seggpt_jax.data.augment import Augmentation
+
+properties = settings(derandomize=True, deadline=None, max_examples=150)
+
+SIDES = st.one_of(st.just(1), st.integers(2, 60))
+SHAPES = st.tuples(SIDES, SIDES)
+SIZES = st.integers(1, 48)
+SEEDS = st.integers(0, 2**32 - 1)
+STRENGTHS = st.sampled_from([0.0, 0.1, 0.9])
+AUGMENTATIONS = st.builds(
+  Augmentation,
+  resize=st.sampled_from([0, 1, 20, 64, 150]),
+  resize_mode=st.sampled_from(augment.RESIZE_MODES),
+  scale=st.sampled_from([(1.0, 1.0), (0.3, 0.3), (0.5, 2.0)]),
+  foreground_crop=st.sampled_from([0.0, 0.5, 1.0]),
+  flip_horizontal=st.booleans(),
+  flip_vertical=st.booleans(),
+  rotate90=st.booleans(),
+  brightness=STRENGTHS,
+  contrast=STRENGTHS,
+  saturation=STRENGTHS,
+  hue=st.sampled_from([0.0, 0.5]),
+  blur=st.sampled_from([0.0, 0.5, 3.0]),
+  noise=st.sampled_from([0.0, 8.0]),
+  jpeg_quality=st.sampled_from([1, 60, 100]),
+)
+APPEARANCE = ("brightness", "contrast", "saturation", "hue", "blur", "noise")
+
+
+def sample(shape=(40, 56), seed=0, labels=(0, 1, 2, 255)):
+  """The image says in each of its pixels which row and column it was, and what its label is."""
+  y, x = np.mgrid[: shape[0], : shape[1]]
+  label = np.random.default_rng(seed).choice(np.array(labels, np.uint8), shape)
+  return {"image": np.stack([y, x, label * 60], axis=-1).astype(np.uint8), "label": label, "name": f"sample{seed}"}
+
+
+def as_view(whole, kind):
+  """The same pixels in memory as other code may hand them over."""
+  image, label = whole["image"], whole["label"]
+  if kind == "strided":
+    image, label = np.repeat(image, 2, axis=1)[:, ::2], np.repeat(label, 2, axis=1)[:, ::2]
+  elif kind == "reversed":
+    image, label = image[::-1, ::-1].copy()[::-1, ::-1], label[::-1, ::-1].copy()[::-1, ::-1]
+  elif kind == "transposed":
+    image, label = np.asfortranarray(image), np.asfortranarray(label)
+  elif kind == "read-only":
+    image, label = image.copy(), label.copy()
+    image.flags.writeable = label.flags.writeable = False
+  return {**whole, "image": image, "label": label}
+
+
+def assert_equal(one, other):
+  for key in ("image", "label"):
+    np.testing.assert_array_equal(one[key], other[key])
+
+
+def assert_together(changed):
+  np.testing.assert_array_equal(changed["image"][..., 2], (changed["label"] * 60).astype(np.uint8))
+
+
+# The whole chain: a training run dies in the middle of the night over one odd picture, or trains on wrong labels.
+
+
+@properties
+@given(SHAPES, SIZES, SEEDS, AUGMENTATIONS, st.sampled_from(["strided", "reversed", "transposed", "read-only"]))
+def test_any_picture_gives_the_square_and_no_new_labels_whatever_its_memory(shape, size, seed, augmentation, kind):
+  given_sample = {**sample(shape), "weight": 3}
+  before = {key: np.copy(given_sample[key]) for key in ("image", "label")}
+  changed = augment.augment(given_sample, size, np.random.default_rng(seed), augmentation)
+  assert changed["image"].shape == (size, size, 3) and changed["label"].shape == (size, size)
+  for key in ("image", "label"):
+    assert changed[key].dtype == np.uint8 and changed[key].flags.c_contiguous
+  assert set(np.unique(changed["label"])) <= set(np.unique(given_sample["label"]))
+  assert changed["name"] == "sample0" and changed["weight"] == 3
+  # The same seed is the same sample, also from other memory, and the sample itself is as it was.
+  assert_equal(changed, augment.augment(as_view(given_sample, kind), size, np.random.default_rng(seed), augmentation))
+  assert_equal(given_sample, before)
+
+
+@properties
+@given(SIZES, SEEDS)
+def test_off_means_that_nothing_changes(size, seed):
+  given_sample, generator = sample((size, size)), np.random.default_rng(seed)
+  assert_equal(augment.augment(given_sample, size, generator, Augmentation()), given_sample)
+  for step in (augment.random_flip, augment.random_turn, augment.random_appearance):
+    assert_equal(step(given_sample, generator, Augmentation()), given_sample)
+
+
+def test_a_square_cut_from_a_picture_is_one_piece_of_memory():
+  # Stacking a batch of strided views would be slow, and other code may need to hand it on as it is.
+  augmentation = Augmentation(resize=40, resize_mode="shorter")
+  cut = augment.augment(sample(), 32, np.random.default_rng(0), augmentation)
+  assert cut["image"].flags.c_contiguous and cut["label"].flags.c_contiguous
+
+
+def test_another_seed_gives_another_sample():
+  augmentation = Augmentation(resize=64, flip_horizontal=True, brightness=0.5, noise=5.0)
+  changed = [augment.augment(sample(), 32, np.random.default_rng(seed), augmentation)["image"] for seed in range(20)]
+  assert len({image.tobytes() for image in changed}) == 20
+
+
+def test_samples_made_at_once_in_threads_are_those_made_alone():
+  # A reproducible run would be lost to hidden random state.
+  augmentation = Augmentation(64, "shorter", (0.5, 2.0), 0.5, True, True, True, 0.5, 0.5, 0.5, 0.1, 2.0, 9.0, 30)
+
+  def make(seed):
+    return augment.augment(sample(seed=seed), 32, np.random.default_rng(seed), augmentation)
+
+  with ThreadPoolExecutor(8) as threads:
+    at_once = list(threads.map(make, range(100)))
+  for seed, made in enumerate(at_once):
+    assert_equal(made, make(seed))
+
+
+def test_a_mistyped_mode_is_refused_where_it_is_written():
+  with pytest.raises(ValueError, match="found 'short', expected one of fixed, shorter"):
+    Augmentation(resize_mode="short")
+
+
+# Crop and resize.
+
+
+@properties
+@given(SHAPES, SIZES, SEEDS)
+def test_at_the_original_size_the_crop_is_pixels_of_the_picture_mirrored_beyond_it(shape, size, seed):
+  given_sample = sample(shape)
+  augmentation = Augmentation(resize=min(shape), resize_mode="shorter")
+  cropped = augment.random_crop(given_sample, size, np.random.default_rng(seed), augmentation)
+  assert_together(cropped)
+  for axis, channel in ((0, 0), (1, 1)):
+    source = np.take(cropped["image"][..., channel], 0, axis=1 - axis)
+    wide = np.pad(np.arange(shape[axis]), size, mode="reflect")
+    starts = range(shape[axis] - size + 1) if shape[axis] >= size else range(shape[axis] - size, 1)
+    assert any(np.array_equal(source, wide[size + start : 2 * size + start]) for start in starts)
+
+
+def stripes(seed, width, length):
+  """Four stripes of two labels, upright or lying, and an image that is bright where the label is 3."""
+  generator = np.random.default_rng(seed)
+  label = np.kron(generator.choice(np.array([0, 3], np.uint8), 4)[:, None], np.ones((width, length), np.uint8))
+  label = label.T.copy() if generator.random() < 0.5 else label
+  return {"image": np.repeat((label * 60)[..., None], 3, axis=-1), "label": label, "name": ""}
+
+
+@properties
+@given(
+  SEEDS,
+  st.integers(2, 60),
+  st.integers(1, 200),
+  st.integers(24, 64),
+  st.sampled_from(augment.RESIZE_MODES),
+  st.floats(0.5, 8.0),
+)
+def test_resampled_labels_stay_under_their_pixels(seed, width, length, size, mode, factor):
+  # Labels that sit beside their objects would teach the network to draw them there.
+  augmentation = Augmentation(resize=size, resize_mode=mode, scale=(factor, factor))
+  cropped = augment.random_crop(stripes(seed, width, length), size, np.random.default_rng(seed), augmentation)
+  # An edge between pixels may be resampled to either side of it: a pixel next to a change of label is not compared, nor
+  # one at the border, where the change may be just outside.
+  square = np.ones((3, 3), np.uint8)
+  inside = (cv2.dilate(cropped["label"], square) == cv2.erode(cropped["label"], square))[1:-1, 1:-1]
+  image, label = cropped["image"][1:-1, 1:-1, 0], cropped["label"][1:-1, 1:-1]
+  np.testing.assert_array_equal(image[inside] > 90, label[inside] > 0)
+
+
+@properties
+@given(SHAPES, SIZES)
+def test_label_resize_takes_the_pixel_nearest_to_the_centre(shape, size):
+  label = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+  given_sample = {"image": np.zeros((*shape, 3), np.uint8), "label": label, "name": ""}
+  resized = augment.random_crop(given_sample, size, np.random.default_rng(0), Augmentation())["label"]
+  # The i-th of `size` centres lies at (i + 1/2) n / size; on a border between two pixels both are nearest.
+  centres = [(2 * np.arange(size) + 1) * n for n in shape]
+  candidates = [
+    label[np.ix_((centres[0] - y) // (2 * size), (centres[1] - x) // (2 * size))] for y in (0, 1) for x in (0, 1)
+  ]
+  assert np.any(resized == np.stack(candidates), axis=0).all()
+
+
+@pytest.mark.parametrize(
+  ("shape", "tolerance"),
+  [
+    ((20, 20), 0.15),
+    ((40, 46), 0.15),
+    ((49, 51), 0.15),
+    ((63, 63), 0.15),
+    ((90, 80), 0.25),
+    ((98, 98), 0.45),
+    ((120, 110), 0.45),
+    ((130, 200), 0.45),
+    ((400, 400), 0.45),
+    ((20, 200), 0.45),
+    ((400, 46), 0.45),
+  ],
+)
+def test_resized_images_look_as_pillow_resizes_them(shape, tolerance):
+  # Reference: Pillow's antialiased bicubic, which evaluation uses; tolerance as a share of the image's own deviation.
+  # Averages, from a factor of 2 on, differ by their shape; aliasing would differ by more than the image itself.
+  image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8), (0, 0), 0.7)
+  given_sample = {"image": image, "label": image[..., 0], "name": ""}
+  resized = augment.random_crop(given_sample, 47, np.random.default_rng(0), Augmentation())["image"]
+  reference = np.asarray(Image.fromarray(image).resize((47, 47), Image.Resampling.BICUBIC))
+  difference = resized.astype(float) - reference
+  assert difference.std() < tolerance * reference.std() and abs(difference.mean()) < 0.5
+
+
+def test_fixed_squeezes_to_a_square_and_shorter_keeps_the_aspect():
+  ramp = {"image": sample((60, 120))["image"], "label": sample((60, 120))["label"], "name": ""}
+  for mode, step_x in (("fixed", 1.0), ("shorter", 0.5)):
+    augmentation = Augmentation(resize=120, resize_mode=mode)
+    image = augment.random_crop(ramp, 40, np.random.default_rng(0), augmentation)["image"].astype(float)
+    # Source pixels that a step of one pixel in the result covers.
+    assert np.diff(image[5:-5, 20, 0]).mean() == pytest.approx(0.5, abs=0.05)
+    assert np.diff(image[20, 5:-5, 1]).mean() == pytest.approx(step_x, abs=0.05)
+
+
+def test_scale_is_drawn_evenly_between_smaller_and_larger():
+  ramp = np.repeat(np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 200, 0), 3, -1)
+  given_sample = {"image": ramp, "label": ramp[..., 0], "name": ""}
+  augmentation = Augmentation(resize=200, scale=(0.5, 2.0))
+  steps = []
+  for seed in range(300):
+    image = augment.random_crop(given_sample, 40, np.random.default_rng(seed), augmentation)["image"]
+    steps.append((int(image[0, -5, 0]) - int(image[0, 4, 0])) / 31)
+  assert 0.45 < min(steps) < 0.55 and 1.9 < max(steps) < 2.1
+  # Log-uniform: as often above 1 as below; 150 with a deviation of 8.7.
+  assert abs(np.sum(np.array(steps) > 1) - 150) < 40
+
+
+def test_free_crops_reach_every_place():
+  augmentation = Augmentation(resize=40, resize_mode="shorter")
+  corners = [
+    tuple(augment.random_crop(sample(), 36, np.random.default_rng(seed), augmentation)["image"][0, 0, :2].tolist())
+    for seed in range(1500)
+  ]
+  assert set(corners) == {(y, x) for y in range(5) for x in range(21)}
+
+
+def test_a_picture_smaller_than_the_crop_lies_anywhere_in_it():
+  augmentation = Augmentation(resize=12, resize_mode="shorter")
+  first = set()
+  for seed in range(200):
+    image = augment.random_crop(sample((12, 40)), 16, np.random.default_rng(seed), augmentation)["image"]
+    first.add(int(np.argmin(image[:, 0, 0])))
+  assert first == {0, 1, 2, 3, 4}
+
+
+# Foreground: a user with small objects would train on empty pictures.
+
+
+@properties
+@given(SHAPES, SIZES, SEEDS, st.sampled_from(augment.RESIZE_MODES), st.floats(1.0, 5.0), st.integers(1, 254))
+def test_a_foreground_crop_holds_foreground(shape, size, seed, mode, factor, kind):
+  # Enlarged, so that every pixel of the window is in the result.
+  generator = np.random.default_rng(seed)
+  label = generator.choice(np.array([0, 255], np.uint8), shape)
+  label[generator.integers(shape[0]), generator.integers(shape[1])] = kind
+  given_sample = {"image": np.zeros((*shape, 3), np.uint8), "label": label, "name": ""}
+  side = max(shape) if mode == "fixed" else min(shape)
+  augmentation = Augmentation(resize=side, resize_mode=mode, scale=(factor, factor), foreground_crop=1.0)
+  assert kind in augment.random_crop(given_sample, size, generator, augmentation)["label"]
+
+
+@properties
+@given(SEEDS, st.floats(1.0, 6.0))
+def test_a_foreground_crop_of_a_shrunk_picture_shows_the_object(seed, factor):
+  # The label may lose an object below its grid; the window holds it, so the image has it.
+  generator = np.random.default_rng(seed)
+  label = np.zeros((90, 120), np.uint8)
+  label[generator.integers(90), generator.integers(120)] = 1
+  given_sample = {"image": np.repeat(label[..., None] * 255, 3, -1), "label": label, "name": ""}
+  augmentation = Augmentation(resize=90, resize_mode="shorter", scale=(1 / factor, 1 / factor), foreground_crop=1.0)
+  assert augment.random_crop(given_sample, 12, generator, augmentation)["image"].any()
+
+
+def test_foreground_pixels_are_chosen_evenly_and_ignored_ones_never():
+  label = np.full((50, 50), 255, np.uint8)
+  places = [(0, 0), (0, 49), (25, 20), (49, 30)]
+  for kind, place in enumerate(places, 1):
+    label[place] = kind
+  given_sample = {"image": np.zeros((50, 50, 3), np.uint8), "label": label, "name": ""}
+  augmentation = Augmentation(resize=50, foreground_crop=1.0)
+  counts = np.zeros(5)
+  for seed in range(400):
+    found = np.unique(augment.random_crop(given_sample, 9, np.random.default_rng(seed), augmentation)["label"])
+    counts[found[found < 255]] += 1
+  # 100 each, deviation 8.7; the corner as often as the middle.
+  assert counts.sum() == 400 and counts[0] == 0 and (abs(counts[1:] - 100) < 35).all()
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_without_foreground_the_crop_is_free(value):
+  given_sample = {**sample(), "label": np.full((40, 56), value, np.uint8)}
+  augmentation = Augmentation(resize=40, resize_mode="shorter", foreground_crop=1.0)
+  places = {
+    augment.random_crop(given_sample, 32, np.random.default_rng(seed), augmentation)["image"][0, 0].tobytes()
+    for seed in range(100)
+  }
+  assert len(places) > 50
+
+
+def test_the_probability_of_a_foreground_crop_is_that_asked_for():
+  label = np.zeros((100, 100), np.uint8)
+  label[50, 50] = 1
+  given_sample = {"image": np.zeros((100, 100, 3), np.uint8), "label": label, "name": ""}
+  augmentation = Augmentation(resize=100, foreground_crop=0.5)
+  crops = [augment.random_crop(given_sample, 2, np.random.default_rng(seed), augmentation) for seed in range(400)]
+  # 200, deviation 10.
+  assert abs(sum(crop["label"].any() for crop in crops) - 200) < 50
+
+
+# Flips and turns.
+
+
+@properties
+@given(SHAPES, SEEDS)
+def test_flips_and_turns_move_image_and_label_alike(shape, seed):
+  given_sample, generator = sample(shape), np.random.default_rng(seed)
+  flipped = augment.random_flip(given_sample, generator, Augmentation(flip_horizontal=True, flip_vertical=True))
+  assert_together(flipped)
+  assert any(np.array_equal(flipped["image"], given_sample["image"][::y, ::x]) for y in (1, -1) for x in (1, -1))
+  turned = augment.random_turn(given_sample, generator, Augmentation(rotate90=True))
+  assert_together(turned)
+  assert any(np.array_equal(turned["image"], np.rot90(given_sample["image"], turns)) for turns in range(4))
+
+
+def test_each_flip_and_each_turn_is_as_frequent_as_the_others():
+  both = Augmentation(flip_horizontal=True, flip_vertical=True, rotate90=True)
+  flips, turns = np.zeros(4), np.zeros(4)
+  for seed in range(400):
+    corner = augment.random_flip(sample(), np.random.default_rng(seed), both)["image"][0, 0]
+    flips[2 * (corner[0] > 0) + (corner[1] > 0)] += 1
+    corner = augment.random_turn(sample(), np.random.default_rng(seed), both)["image"][0, 0]
+    turns[2 * (corner[0] > 0) + (corner[1] > 0)] += 1
+  # 100 each, deviation 8.7.
+  np.testing.assert_allclose([flips, turns], 100, atol=35)
+
+
+@pytest.mark.parametrize(("flag", "channel"), [("flip_vertical", 0), ("flip_horizontal", 1)])
+def test_one_flip_alone_leaves_the_other_axis(flag, channel):
+  corners = np.array(
+    [
+      augment.random_flip(sample(), np.random.default_rng(seed), Augmentation(**{flag: True}))["image"][0, 0, :2]
+      for seed in range(20)
+    ]
+  )
+  assert corners[:, channel].max() > 0 and corners[:, 1 - channel].max() == 0
+
+
+# Appearance.
+
+
+@properties
+@given(SHAPES, SEEDS, AUGMENTATIONS)
+def test_appearance_leaves_the_label_and_the_shape(shape, seed, augmentation):
+  given_sample = sample(shape)
+  changed = augment.random_appearance(given_sample, np.random.default_rng(seed), augmentation)
+  assert changed["label"] is given_sample["label"]
+  assert changed["image"].shape == (*shape, 3) and changed["image"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("part", APPEARANCE)
+def test_each_part_of_appearance_has_an_effect(part):
+  changed = augment.random_appearance(sample(), np.random.default_rng(1), Augmentation(**{part: 0.9}))
+  assert (changed["image"] != sample()["image"]).any()
+
+
+GREY = np.array([0.299, 0.587, 0.114])
+
+
+@properties
+@given(SEEDS, st.sampled_from(["Brightness", "Contrast", "Color"]), st.floats(0.0, 1.5))
+def test_each_colour_factor_is_that_of_pillow(seed, name, factor):
+  # Reference: Pillow's ImageEnhance, which cuts fractions off and rounds the mean grey.
+  image = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
+  factors = {"Brightness": 1.0, "Contrast": 1.0, "Color": 1.0, name: factor}
+  changed = cv2.transform(image, augment.colour_map(float((image @ GREY).mean()), *factors.values(), 0.0))
+  reference = np.asarray(getattr(ImageEnhance, name)(Image.fromarray(image)).enhance(factor))
+  assert np.abs(changed.astype(int) - reference).max() <= 2
+
+
+@properties
+@given(SEEDS, *(st.floats(0.7, 1.3),) * 3)
+def test_the_folded_colours_are_the_factors_one_after_the_other(seed, brightness, contrast, saturation):
+  # Reference: the steps in float64, on values that none of them clips. The result is rounded to whole grey levels and
+  # the map's entries to 1/1024 by OpenCV.
+  image = np.random.default_rng(seed).integers(80, 140, (20, 30, 3), np.uint8)
+  folded = augment.colour_map((image @ GREY).mean().item(), brightness, contrast, saturation, 0.0)
+  changed = cv2.transform(image, folded)
+  expected = image * brightness
+  expected = contrast * expected + (1 - contrast) * (expected @ GREY).mean()
+  expected = saturation * expected + (1 - saturation) * (expected @ GREY)[..., None]
+  assert np.abs(changed - expected).max() <= 0.75
+
+
+def test_brightness_covers_its_range_and_no_more():
+  flat = {"image": np.full((8, 8, 3), 100, np.uint8), "label": np.zeros((8, 8), np.uint8), "name": ""}
+  values = [
+    augment.random_appearance(flat, np.random.default_rng(seed), Augmentation(brightness=0.2))["image"][0, 0, 0]
+    for seed in range(300)
+  ]
+  assert 80 <= min(values) < 83 and 117 < max(values) <= 120 and abs(np.mean(values) - 100) < 3
+
+
+def test_contrast_keeps_the_mean_grey_and_saturation_every_grey():
+  image = np.random.default_rng(0).integers(90, 160, (40, 40, 3), np.uint8)
+  given_sample = {"image": image, "label": image[..., 0], "name": ""}
+  for seed in range(10):
+    changed = augment.random_appearance(given_sample, np.random.default_rng(seed), Augmentation(contrast=0.5))
+    assert (changed["image"] @ GREY).mean() == pytest.approx((image @ GREY).mean(), abs=0.5)
+    for augmentation in (Augmentation(saturation=0.5), Augmentation(hue=0.5)):
+      changed = augment.random_appearance(given_sample, np.random.default_rng(seed), augmentation)
+      np.testing.assert_allclose(changed["image"] @ GREY, image @ GREY, atol=1)
+
+
+def test_hue_goes_around_the_circle_and_leaves_greys():
+  red = np.array([200, 100, 100, 1.0])
+  for hue in (-0.5, 0.1, 1 / 3):
+    np.testing.assert_allclose(augment.colour_map(100.0, 1.0, 1.0, 1.0, hue) @ [70, 70, 70, 1], 70, atol=1e-9)
+  once = augment.colour_map(100.0, 1.0, 1.0, 1.0, 1 / 3)
+  # A third of the circle leads from a reddish colour to one whose largest part is another, and three of them back.
+  assert np.argmax(once @ red) != 0
+  np.testing.assert_allclose(np.linalg.matrix_power(once[:, :3], 3) @ red[:3], red[:3], atol=1e-9)
+
+
+def test_blur_has_the_width_asked_for():
+  point = np.zeros((41, 41, 3), np.uint8)
+  point[20, 20] = 255
+  given_sample = {"image": point, "label": point[..., 0], "name": ""}
+  widths = []
+  for seed in range(200):
+    image = augment.random_appearance(given_sample, np.random.default_rng(seed), Augmentation(blur=2.0))["image"]
+    weights = image[20, :, 0] / image[20, :, 0].sum()
+    widths.append(np.sqrt(weights @ (np.arange(41) - 20) ** 2))
+  # Rounding to grey levels cuts the tails off.
+  assert min(widths) < 0.1 and 1.6 < max(widths) <= 2.0
+
+
+@pytest.mark.parametrize("deviation", [1.0, 4.0, 20.0])
+def test_noise_is_gaussian_and_does_not_repeat(deviation):
+  grey = np.full((256, 256, 3), 128, np.uint8)
+  noise = augment.add_noise(grey, deviation, np.random.default_rng(0)).astype(float) - 128
+  # 200000 values: the mean has a deviation of 0.0023. Rounding to grey levels adds a variance of 1/12.
+  assert abs(noise.mean()) < 0.012 * deviation
+  assert noise.std() == pytest.approx(np.sqrt(deviation**2 + 1 / 12), rel=0.02)
+  assert np.mean(noise**4) / np.mean(noise**2) ** 2 == pytest.approx(3.0, abs=0.2)
+  # No shift of the picture resembles the picture, and no channel another.
+  spectrum = np.fft.fft2((noise - noise.mean(axis=(0, 1))), axes=(0, 1))
+  for other in range(3):
+    likeness = np.fft.ifft2(spectrum[..., 0] * spectrum[..., other].conj()).real / (256**2 * noise.var())
+    likeness[0, 0] -= float(other == 0)
+    # Deviation 1/256; the largest of 65536.
+    assert np.abs(likeness).max() < 6 / 256
+
+
+def test_noise_at_black_and_white_is_clipped():
+  ends = np.repeat(np.array([[0, 255]], np.uint8), 50, 0)[..., None].repeat(3, -1)
+  noisy = augment.add_noise(ends, 20.0, np.random.default_rng(0))
+  assert noisy[:, 0].max() < 70 and noisy[:, 1].min() > 185
+
+
+@pytest.mark.parametrize("quality", [20, 60, 95])
+def test_compression_is_that_of_a_jpeg_file(quality):
+  # Reference: Pillow's JPEG of the same quality and chroma subsampling. Channels in the wrong order would give blue
+  # the fineness that belongs to luma.
+  noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+  image = cv2.GaussianBlur(noise, (0, 0), 1.5)
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+  difference = augment.compress(image, quality).astype(int) - np.asarray(Image.open(file))
+  assert np.abs(difference).mean() < 1.0
+
+
+@properties
+@given(SHAPES, SIZES, SEEDS, AUGMENTATIONS)
+def test_appearance_does_not_change_where_the_crop_is_or_how_it_lies(shape, size, seed, augmentation):
+  # Labels with and without appearance are the same: switching colours on must not reshuffle what geometry draws.
+  plain = dict.fromkeys(APPEARANCE, 0.0) | {"jpeg_quality": 100}
+  first = augment.augment(sample(shape), size, np.random.default_rng(seed), augmentation)
+  again = augment.augment(sample(shape), size, np.random.default_rng(seed), dataclasses.replace(augmentation, **plain))
+  np.testing.assert_array_equal(first["label"], again["label"])
