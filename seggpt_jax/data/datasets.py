@@ -60,7 +60,7 @@ def open_dataset(dataset: Dataset, split: str, limit: int = -1) -> Source:
   if dataset.kind not in KINDS:
     raise InputError(f"dataset: found kind {dataset.kind!r}, expected one of {', '.join(KINDS)}")
   if not dataset.path or not remote_or_local(dataset.path).is_dir():
-    raise InputError(f"dataset: folder {dataset.path!r} not found, expected {KINDS[dataset.kind]} in it")
+    raise InputError(f"{dataset.path!r}: folder not found, expected {KINDS[dataset.kind]}")
   source = _open(dataset, split)
   return source if limit < 0 or limit >= len(source) else Subset(source, np.arange(limit))
 

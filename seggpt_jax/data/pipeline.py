@@ -18,6 +18,9 @@ from seggpt_jax.data.sources import Sample, Source
 from seggpt_jax.data.transforms import EvaluationPair, Pair, TrainingPair, ask
 from seggpt_jax.errors import InputError
 
+# Grain's filter writes a paragraph of its own into the message of an error.
+grain.config.update("py_traceback_filtering", "off")
+
 # As good as endless; grain's own endless repetition overflows with a batch size of 1.
 _ENDLESS = 2**40
 # Pairs drawn in place of one with a bad file, before it is thought that something else is wrong.

@@ -5,6 +5,7 @@ The files in configs/ start from this and change what differs; `--config.KEY=VAL
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 
@@ -200,7 +201,8 @@ def check_config(config: ConfigDict) -> None:
 def _check_keys(config: ConfigDict, known: ConfigDict, where: str) -> None:
   for key in config:
     if key not in known:
-      raise InputError(f"{where}.{key}: unknown key, expected one of {', '.join(sorted(known))}")
+      near = difflib.get_close_matches(key, known, n=3) or sorted(known)
+      raise InputError(f"{where}.{key}: unknown key, expected one of {', '.join(near)}")
   for key, default in known.items():
     if key not in config:
       raise InputError(f"{where}.{key}: missing, expected a {type(default).__name__}")

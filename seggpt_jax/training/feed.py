@@ -30,6 +30,7 @@ class Feed:
     self._batches, self._put = batches, put
     self._ready: collections.deque[tuple[DeviceBatch, Batch, dict[str, Any]]] = collections.deque()
     self._state = batches.get_state()
+    self._error: InputError | None = None
 
   def prepare(self) -> None:
     """Reads the next batch and starts its copy to the devices; what goes wrong with it is for `take` to tell."""
@@ -48,7 +49,7 @@ class Feed:
     Raises:
       InputError: one of its files is bad.
     """
-    if not self._ready:
+    if not self._ready and self._error is None:
       self.prepare()
     if not self._ready:
       raise self._error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from seggpt_jax.data.augment import Augmentation
 from seggpt_jax.data.cached import CachedSource
 from seggpt_jax.data.class_index import has_foreground, scan_classes
-from seggpt_jax.data.datasets import Dataset, open_dataset
+from seggpt_jax.data.datasets import KINDS, Dataset, open_dataset
 from seggpt_jax.data.groups import group_names
+from seggpt_jax.data.images import remote_or_local
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.pairing import Pairing, PairingOptions
 from seggpt_jax.data.pipeline import EvaluationPairs, SourceEvaluationPairs, SourceTrainingPairs, TrainingPairs
@@ -31,28 +32,32 @@ class BadFiles:
   """Keeps account of bad files that are passed over.
 
   Args:
-    source: whose samples they are.
-    most: share of the samples that may be bad.
+    sources: the samples by split.
+    most: share of a split's samples that may be bad.
     say: is told of each once.
   """
 
-  def __init__(self, source: Source, most: float, say: Callable[[str], None]):
-    self._source, self._most, self._say = source, most, say
-    self._found: set[int] = set()
+  def __init__(self, sources: Mapping[str, Source], most: float, say: Callable[[str], None]):
+    self._sources, self._most, self._say = sources, most, say
+    self._found: dict[str, set[int]] = {split: set() for split in sources}
 
-  def add(self, indices: np.ndarray) -> None:
+  def add(self, split: str, indices: np.ndarray) -> None:
     """Counts samples, -1 for none.
 
     Raises:
       InputError: too many of them.
     """
-    for index in set(indices[indices >= 0].tolist()) - self._found:
-      self._found.add(index)
-      self._say(f"passed over: {self._source.name(index)} cannot be read ({len(self._found)} so far)")
-    if len(self._found) > self._most * len(self._source):
+    new = set(indices[indices >= 0].tolist()) - self._found.get(split, set())
+    if not new:
+      return
+    source, found = self._sources[split], self._found[split]
+    for index in sorted(new):
+      found.add(index)
+      self._say(f"passed over: {split} {source.name(index)} cannot be read ({len(found)} so far)")
+    if len(found) > self._most * len(source):
       raise InputError(
-        f"config.data.bad_share: found {len(self._found)} bad files of {len(self._source)}, "
-        f"expected at most {self._most:.2%}; `python -m seggpt_jax.data.inspect` lists them"
+        f"config.data.bad_share: found {len(found)} bad files of {len(source)} in {split}, expected at most "
+        f"{self._most:.2%}; `python -m seggpt_jax.data.inspect` lists them"
       )
 
 
@@ -63,13 +68,13 @@ class Inputs:
   Attributes:
     training: what is trained on.
     evaluation: what is validated with.
-    source: the samples of `training`; None if they have no files.
+    sources: the samples of train and val by those names; none if they have no files.
     lines: what the person who started the run should know about them.
   """
 
   training: TrainingPairs
   evaluation: EvaluationPairs
-  source: Source | None
+  sources: Mapping[str, Source]
   lines: tuple[str, ...] = ()
 
 
@@ -86,6 +91,7 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   """
   data, square = config.data, model_config.canvas_size[1]
   evaluation = EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes)
+  strengths = {name: data[name] for name in _AUGMENTATION} | {"scale": tuple(map(float, data.scale))}
   training = TrainingPair(
     canvas_size=model_config.canvas_size,
     patch_size=model_config.patch_size,
@@ -93,7 +99,7 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     palette_mode=data.palette,
     mask_ratio=data.mask_ratio,
     lower_half_share=data.lower_half_share,
-    augmentation=Augmentation(**{name: data[name] for name in _AUGMENTATION}),
+    augmentation=Augmentation(**strengths),
   )
   if data.resize and data.resize < square:
     raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
@@ -102,7 +108,7 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     return Inputs(
       TaskTrainingPairs(Tasks(size, data.num_classes, data.ramp * config.batch_size, prompts), training),
       TaskEvaluationPairs(Tasks(size, data.num_classes, num_prompts=prompts), evaluation),
-      None,
+      {},
     )
   splits = {name: _open(data, name) for name in ("train", "val")}
   options = PairingOptions(data.same_group, data.same_class, data.negative, data.balanced, data.prompts)
@@ -116,7 +122,7 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   return Inputs(
     SourceTrainingPairs(train, pairings["train"], training, data.bad_files),
     SourceEvaluationPairs(splits["val"], pairings["val"], evaluation, data.bad_files),
-    splits["train"],
+    splits,
     tuple(lines),
   )
 
@@ -125,6 +131,11 @@ def _open(data: ConfigDict, name: str) -> Source:
   """One split, with a few of its samples read and some foreground seen."""
   with naming("config.data"):
     label_format = LabelFormat(data.labels, data.threshold, _values(data.table), _values(data.ignore))
+  if not data.path or not remote_or_local(data.path).is_dir():
+    raise InputError(
+      f"config.data.path: folder {data.path!r} not found, expected {KINDS[data.source]} in it; "
+      "`python -m seggpt_jax.data.boards DIRECTORY` writes an example"
+    )
   dataset = Dataset(
     data.source,
     data.path,
@@ -181,6 +192,13 @@ def _pairing(
     if spec not in ("", "folder"):
       raise InputError(f"config.data.groups: found {spec!r}, expected folder: each of the class folders is a group")
     spec = "folder"
+    if options.same_group < 1:
+      raise InputError(
+        f"config.data.same_group: found {options.same_group}, expected 1 for class folders, where labels of another "
+        "folder mean another thing; data.negative prompts from other folders"
+      )
+  elif spec and not options.same_group:
+    raise InputError(f"config.data.groups: found {spec!r} with data.same_group=0, expected a share above 0, or ''")
   unread: list[InputError] = []
   with naming("config.data.groups"):
     groups = group_names(source, spec) if spec else None

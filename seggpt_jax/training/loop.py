@@ -114,7 +114,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   for line in inputs.lines:
     monitor.say(line)
   feed = Feed(batches, functools.partial(sharding.put_batch, mesh))
-  bad_files = inputs.source and BadFiles(inputs.source, config.data.bad_share, monitor.say)
+  bad_files = BadFiles(inputs.sources, config.data.bad_share, monitor.say)
   key, meter = jax.random.key(config.seed), Meter()
   confusion = np.zeros((config.data.num_classes,) * 2, np.int64)
   result: dict[str, float] = {}
@@ -125,8 +125,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       state, output = train_step(state, placed, key)
       if step < config.num_steps:
         feed.prepare()
-      if bad_files:
-        bad_files.add(batch["bad"])
+      bad_files.add("train", batch["bad"])
       monitor.advance()
       meter.add(config.batch_size)
       # A step's numbers are read while the next one runs, so that the device never waits for the host; but for what is
@@ -142,7 +141,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       if config.panel_every and step % config.panel_every == 0:
         monitor.panels(step, "train", batch, _local(output.colours), model_config)
       if step % config.eval_every == 0 or step == config.num_steps:
-        result, batch, colours = _evaluate(config, inputs.evaluation, mesh, eval_step, state)
+        result, batch, colours = _evaluate(config, inputs.evaluation, mesh, eval_step, state, bad_files)
         monitor.log(step, "val", result)
         monitor.panels(step, "val", batch, colours, model_config)
         if result["miou"] > best:
@@ -153,7 +152,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
         checkpoints.save(state, {"data": feed.state(), "best_miou": best})
     if start >= config.num_steps:
       monitor.say("nothing left to train, config.num_steps is reached")
-      result, _, _ = _evaluate(config, inputs.evaluation, mesh, eval_step, state)
+      result, _, _ = _evaluate(config, inputs.evaluation, mesh, eval_step, state, bad_files)
   finally:
     monitor.close()
     checkpoints.close()
@@ -246,6 +245,7 @@ def _evaluate(
   mesh: Mesh,
   eval_step: Callable[..., StepOutput],
   state: TrainState,
+  bad_files: BadFiles,
 ) -> tuple[dict[str, float], pipeline.Batch, np.ndarray]:
   """Loss, mIoU and IoU of each class on the fixed validation pairs; the first batch and its colours for a panel."""
   batches = pipeline.evaluation_batches(
@@ -258,13 +258,15 @@ def _evaluate(
   confusion, losses, counts = np.zeros((config.data.num_classes,) * 2, np.int64), [], []
   for index, batch in enumerate(batches):
     output = eval_step(state.params, sharding.put_batch(mesh, {key: batch[key] for key in pipeline.DEVICE_KEYS}))
+    bad_files.add("val", batch["bad"])
     confusion += np.asarray(output.confusion)
-    # Each pair hides equally many patches, so the mean over pairs is the mean over pixels.
     losses.append(float(output.loss))
-    counts.append(int(batch["valid"].sum()))
+    # The pixels that the batch's loss is the mean over.
+    counts.append(int(np.asarray(output.confusion).sum()))
     if index == 0:
       shown = batch, _local(output.colours)
-  result = {"loss": float(np.average(losses, weights=counts)), "miou": float(mean_iou(confusion))}
+  loss = float(np.average(losses, weights=counts)) if any(counts) else float("nan")
+  result = {"loss": loss, "miou": float(mean_iou(confusion))}
   result |= {f"iou_{index}": float(value) for index, value in enumerate(iou_from_confusion(confusion))}
   return result, *shown
 

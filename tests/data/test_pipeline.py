@@ -195,9 +195,10 @@ def test_a_limited_evaluation_is_spread_over_the_source():
   assert list(queries(batches)) == [0, 20, 40, 60, 80]
 
 
-def test_a_bad_file_in_the_middle_is_named():
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_file_in_the_middle_is_named(num_workers):
   with pytest.raises(InputError, match=r"file5.png: cannot be read$"):
-    take(training(pairs=training_pairs(bad=(5,))), 10)
+    take(training(pairs=training_pairs(bad=(5,)), num_workers=num_workers), 10)
 
 
 def test_a_bad_file_is_passed_over_and_told_and_the_rest_is_as_ever():

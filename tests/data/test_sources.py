@@ -221,4 +221,4 @@ def test_datasets_are_opened_by_kind(folder):
   np.testing.assert_array_equal(first[1]["label"], first.label(1))
   refused("found kind 'zip', expected one of folder", lambda: open_dataset(Dataset("zip", str(folder), 3), "train"))
   for kind in KINDS:
-    refused("folder '/nowhere' not found", lambda: open_dataset(Dataset(kind, "/nowhere", 3), "train"))  # noqa: B023
+    refused("'/nowhere': folder not found", lambda: open_dataset(Dataset(kind, "/nowhere", 3), "train"))  # noqa: B023

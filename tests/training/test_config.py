@@ -32,6 +32,12 @@ def test_every_config_of_the_repository_is_known_and_says_how_to_run_it(path):
     ("data.mask_ratio", 1.5, "config.data.mask_ratio: found 1.5, expected 0.001 to 1"),
     ("model.image_mean", (0.5,), r"config.model.image_mean: found \(0.5,\), expected three numbers"),
     ("batch_size", 0, "config.batch_size: found 0, expected at least 1"),
+    ("data.source", "zip", "config.data.source: found 'zip', expected one of folder, class_folders, masks, coco, tfds"),
+    ("data.resize_mode", "longer", "config.data.resize_mode: found 'longer', expected one of fixed, shorter"),
+    ("data.scale", (2.0, 0.5), r"config.data.scale: found \(2.0, 0.5\), expected two factors, the smaller first"),
+    ("data.scale", (1.0,), r"config.data.scale: found \(1.0,\), expected two factors"),
+    ("data.negative", 1.5, "config.data.negative: found 1.5, expected 0 to 1"),
+    ("data.bad_files", "ignore", "config.data.bad_files: found 'ignore', expected one of error, skip"),
     ("eval_every", 0, "config.eval_every: found 0, expected at least 1"),
   ],
 )
@@ -44,8 +50,12 @@ def test_values_that_cannot_be_meant_are_refused_by_name(key, value, message):
 
 def test_unknown_and_missing_keys_of_a_config_file_are_refused():
   config = default_config()
-  config.data.colour_jitter = 0.1
-  with pytest.raises(InputError, match=r"config.data.colour_jitter: unknown key, expected one of blur"):
+  config.data.flip_horizontally = True
+  with pytest.raises(InputError, match=r"config.data.flip_horizontally: unknown key, expected one of flip_horizontal,"):
+    check_config(config)
+  del config.data.flip_horizontally
+  config.optim.xyz = 1
+  with pytest.raises(InputError, match=r"config.optim.xyz: unknown key, expected one of b1, b2, clip_norm"):
     check_config(config)
   config = default_config()
   del config.data.blur

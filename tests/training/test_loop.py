@@ -126,6 +126,32 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(config, tmp_path):
   assert at(tmp_path / "parts", {6, 8, 10, 12}) == at(tmp_path / "whole", {6, 8, 10, 12})
 
 
+def test_a_run_with_several_prompts_negative_pairs_and_bad_files_resumes_bit_for_bit(config, boards, tmp_path, capsys):
+  """All that the data room can do at once, and still the position is exact."""
+  shutil.copytree(boards, tmp_path / "boards")
+  bad = sorted((tmp_path / "boards" / "train" / "images").iterdir())[5]
+  bad.write_bytes(bad.read_bytes()[:200])
+  config.data.path = str(tmp_path / "boards")
+  config.data.labels, config.data.num_classes = "index", 7
+  config.data.update(
+    prompts=2, negative=0.3, same_class=0.5, bad_files="skip", bad_share=0.1, cache_mb=1, scale=(0.8, 1.2), noise=3.0
+  )
+  config.num_steps = 4
+  config.eval_every = config.checkpoint_every = 2
+  loop.train(config, tmp_path / "whole")
+  said = capsys.readouterr().out
+  assert f"passed over: train {bad.stem} cannot be read" in said
+  assert "samples that can be the query of a negative pair" in said and "1 labels cannot be read" not in said
+  config.num_steps = 2
+  loop.train(config, tmp_path / "parts")
+  config.num_steps = 4
+  config.optim.first_cycle = 10
+  loop.train(config, tmp_path / "parts")
+  whole, parts = newest_params(tmp_path / "whole")[1], newest_params(tmp_path / "parts")[1]
+  for name, value in whole.items():
+    np.testing.assert_array_equal(parts[name], value, err_msg=name)
+
+
 def test_a_finished_run_is_evaluated_again_and_left_as_it_is(config, tmp_path):
   config.num_steps = 4
   first = loop.train(config, tmp_path)
@@ -170,7 +196,7 @@ def test_a_workdir_of_another_architecture_is_refused(config, tmp_path):
 @pytest.mark.parametrize(
   ("key", "value", "message"),
   [
-    ("data.path", "nowhere", r"config.data.path: folder 'nowhere' not found, expected \{train,val\}/\{images,labels\}"),
+    ("data.path", "nowhere", r"config.data.path: folder 'nowhere' not found, expected SPLIT/images/NAME"),
     ("model.init_from", "nowhere", r"config.model.init_from: nowhere not found; convert the released weights with"),
     ("model.variant", "huge", r"config.model.variant: found 'huge', expected one of vit_large"),
     ("model.square", 60, r"config.model.square: found 60, expected a multiple of the patch size 8"),

@@ -142,3 +142,47 @@ def test_pairs_that_only_fill_up_a_batch_count_for_nothing():
   first, second = (step(params, sharding.put_batch(mesh, b)) for b in (batch, changed))
   np.testing.assert_allclose(first.loss, second.loss, rtol=1e-6)
   np.testing.assert_array_equal(first.confusion, second.confusion)
+
+
+def test_ignored_pixels_count_neither_in_the_loss_nor_in_the_scores():
+  """What they show in the picture does: only their label is unknown."""
+  graph, params = graph_and_params()
+  mesh = mesh_of(1, 1)
+  step = make_eval_step(graph, CONFIG, mesh, sharding.tree_sharding(mesh, params))
+  batch = make_batch(size=4)
+  hidden = np.repeat(np.repeat(batch["patch_mask"], 8, axis=1), 8, axis=2)
+  ignored = hidden & (np.random.default_rng(1).random(hidden.shape) < 0.5)
+  results = []
+  for value in (palette.IGNORE, 0):
+    changed = {**batch, "labels": np.where(ignored, np.uint8(value), batch["labels"])}
+    results.append(step(params, sharding.put_batch(mesh, changed)))
+  assert results[0].confusion.sum() == (hidden & ~ignored).sum()
+  # The network sees nothing of hidden targets, so what it paints is the same and can be scored by hand.
+  np.testing.assert_allclose(results[0].colours, results[1].colours, atol=1e-3)
+  painted = np.stack([c[label] for c, label in zip(batch["palette"], batch["labels"], strict=True)])
+  colours, targets = canvas.normalise(results[0].colours), canvas.normalise(jnp.asarray(painted))
+  size = np.abs(np.asarray(colours - targets))[hidden & ~ignored]
+  expected = np.where(size < 0.01, 50 * size * size, size - 0.005).mean()
+  # Colours were cut at 0 and 255 on the way out; few are beyond.
+  np.testing.assert_allclose(results[0].loss, expected, rtol=2e-2)
+  assert abs(float(results[0].loss) - float(results[1].loss)) > 1e-3
+
+
+def test_the_prompts_of_a_query_are_averaged_and_other_queries_left_alone():
+  """Two queries of two prompts each against the network asked for one query at a time: 1e-4 relative."""
+  graph, params = graph_and_params()
+  mesh, batch = mesh_of(1, 1), make_batch(size=4)
+  for key in ("images", "labels"):
+    batch[key][1::2, 32:] = batch[key][::2, 32:]
+  for key in ("palette", "patch_mask"):
+    batch[key][1::2] = batch[key][::2]
+  where = sharding.tree_sharding(mesh, params)
+  together = make_eval_step(graph, CONFIG, mesh, where, prompts_per_query=2)(params, sharding.put_batch(mesh, batch))
+  alone = make_eval_step(graph, CONFIG, mesh, where)(params, sharding.put_batch(mesh, batch))
+  assert np.abs(together.colours - alone.colours).max() > 1
+  for query in (slice(0, 2), slice(2, 4)):
+    part = {key: value[query] for key, value in batch.items()}
+    step = make_eval_step(graph, CONFIG, mesh, where, prompts_per_query=2)
+    np.testing.assert_allclose(
+      together.colours[query], step(params, sharding.put_batch(mesh, part)).colours, rtol=1e-4, atol=1e-2
+    )

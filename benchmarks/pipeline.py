@@ -1,0 +1,273 @@
+"""Training pairs per second: from 1024-pixel images, decoded or as JPEG files, to canvases of 896 x 448.
+
+  python benchmarks/pipeline.py
+
+Each figure is the median of several rounds, and the peer's rounds alternate with ours. The peer takes the steps of the
+original fine-tuning tool one after another on whole images, with Pillow and NumPy, and paints and normalises on the
+host; its loader was measured at 9.6 pairs per second and core. Ours is what train.py reads with configs/base.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import report
+from absl import app, flags
+from PIL import Image, ImageEnhance, ImageFilter
+
+from seggpt_jax import canvas, palette
+from seggpt_jax.data import augment as augmentations
+from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.pairing import Pairing, PairingOptions
+from seggpt_jax.data.pipeline import DEVICE_KEYS, SourceTrainingPairs, training_batches
+from seggpt_jax.data.sources import FileSource, Sample, Source, folder_layout
+from seggpt_jax.data.transforms import TrainingPair
+
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "Length of a round.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds of each figure.", 1)
+_KEEP = flags.DEFINE_bool("keep", False, "Also writes the figures to benchmarks/results/pipeline.json.")
+
+SIDE, CANVAS, PATCH = 1024, (896, 448), 16
+BASE = augmentations.Augmentation(
+  resize=SIDE, flip_horizontal=True, flip_vertical=True, brightness=0.1, contrast=0.1, saturation=0.1, blur=0.5
+)
+EVERYTHING = augmentations.Augmentation(
+  resize=SIDE,
+  resize_mode="shorter",
+  scale=(0.5, 2.0),
+  foreground_crop=0.5,
+  flip_horizontal=True,
+  flip_vertical=True,
+  rotate90=True,
+  brightness=0.1,
+  contrast=0.1,
+  saturation=0.1,
+  hue=0.05,
+  blur=0.5,
+  noise=5.0,
+  jpeg_quality=60,
+)
+
+
+def photographs(count: int) -> list[Sample]:
+  """Smooth noise with blobs as labels: JPEG and PNG files of it are as large as those of photographs."""
+  samples: list[Sample] = []
+  for seed in range(count):
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (SIDE // 16, SIDE // 16, 3), np.uint8)
+    fine = generator.integers(-12, 13, (SIDE, SIDE, 3))
+    image = np.clip(cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) + fine, 0, 255).astype(np.uint8)
+    label = (cv2.resize(coarse[..., 0], (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) > 170).astype(np.uint8)
+    samples.append({"image": image, "label": label, "name": str(seed)})
+  return samples
+
+
+class Decoded:
+  """Samples in memory, as a `Source`."""
+
+  num_classes = 2
+
+  def __init__(self, samples: list[Sample]):
+    self._samples = samples
+
+  def __len__(self) -> int:
+    return len(self._samples)
+
+  def __getitem__(self, index: int) -> Sample:
+    return self._samples[index]
+
+  def name(self, index: int) -> str:
+    return self._samples[index]["name"]
+
+  def label(self, index: int) -> np.ndarray:
+    return self._samples[index]["label"]
+
+  def classes(self, index: int) -> None:
+    return None
+
+  def field(self, index: int, key: str) -> str:
+    raise NotImplementedError
+
+
+def as_files(samples: list[Sample], directory: Path) -> FileSource:
+  """The samples as JPEG images and PNG labels."""
+  for kind in ("images", "labels"):
+    (directory / kind).mkdir()
+  for sample in samples:
+    Image.fromarray(sample["image"]).save(directory / "images" / f"{sample['name']}.jpg", quality=90)
+    Image.fromarray(sample["label"]).save(directory / "labels" / f"{sample['name']}.png")
+  return FileSource(folder_layout(directory), 2, LabelFormat())
+
+
+def ours(
+  source: Source, augmentation: augmentations.Augmentation = BASE, num_threads: int = 0, num_workers: int = 0
+) -> Iterator[Any]:
+  """The pipeline of a training run."""
+  transform = TrainingPair(CANVAS, PATCH, 2, "black_background", 0.75, 0.0, augmentation)
+  pairs = SourceTrainingPairs(source, Pairing(len(source), PairingOptions()), transform)
+  return training_batches(pairs, batch_size=1, seed=0, num_threads=num_threads, num_workers=num_workers)
+
+
+def peer(source: Source) -> Iterator[Any]:
+  """The original tool's steps in its order, each on the whole picture."""
+  generator, square = np.random.default_rng(0), CANVAS[1]
+
+  def vary(sample: Sample, colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    image = Image.fromarray(sample["image"]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    label = Image.fromarray(sample["label"]).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    target = np.zeros((SIDE, SIDE, 3), np.uint8)
+    for index, colour in enumerate(colours):
+      target[np.asarray(label) == index] = colour
+    images = [image, Image.fromarray(target)]
+    for way in (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM):
+      if generator.random() < 0.5:
+        images = [picture.transpose(way) for picture in images]
+    top, left = generator.integers(SIDE - square + 1, size=2).tolist()
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+      images[0] = enhance(images[0]).enhance(generator.uniform(0.9, 1.1))
+    images[0] = images[0].filter(ImageFilter.GaussianBlur(generator.uniform(0, 0.5)))
+    image, target = (picture.crop((left, top, left + square, top + square)) for picture in images)
+    return tuple((np.asarray(p) / 255.0 - canvas.IMAGENET_MEAN) / canvas.IMAGENET_STD for p in (image, target))
+
+  while True:
+    colours = palette.sample_palette(generator, 2, "random")
+    halves = [vary(source[int(i)], colours) for i in generator.choice(len(source), 2, replace=False)]
+    images, targets = (np.concatenate(parts).astype(np.float32) for parts in zip(*halves, strict=True))
+    yield {"images": images, "targets": targets, "patch_mask": canvas.random_patch_mask(generator, (56, 28), 0.75)}
+
+
+def rate(batches: Iterator[Any], seconds: float) -> float:
+  """Pairs per second."""
+  started, count = time.perf_counter(), 0
+  while time.perf_counter() - started < seconds:
+    next(batches)
+    count += 1
+  return count / (time.perf_counter() - started)
+
+
+def compare(pipelines: dict[str, Callable[[], Iterator[Any]]]) -> dict[str, float]:
+  """The median rate of each, their rounds taken in turn."""
+  running = {name: make() for name, make in pipelines.items()}
+  for batches in running.values():
+    for _ in range(4):
+      next(batches)
+  rounds = [{name: rate(b, _SECONDS.value) for name, b in running.items()} for _ in range(_ROUNDS.value)]
+  return {name: statistics.median(found[name] for found in rounds) for name in running}
+
+
+def milliseconds(function: Callable[[], Any], repeats: int = 60) -> float:
+  """The median time of a call, for generators that draw something else each time."""
+  times = []
+  for _ in range(repeats):
+    started = time.perf_counter()
+    function()
+    times.append(time.perf_counter() - started)
+  return 1e3 * statistics.median(times)
+
+
+def parts(samples: list[Sample], files: FileSource) -> dict[str, float]:
+  """Milliseconds for both samples of a pair in each step, with everything switched on."""
+  generator, square = np.random.default_rng(0), CANVAS[1]
+  cycle = itertools.cycle(samples)
+
+  def only(**values: Any) -> augmentations.Augmentation:
+    return augmentations.Augmentation(resize=SIDE, **values)
+
+  cut = augmentations.augment(samples[0], square, generator, only())
+  colour = only(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.05)
+  steps: dict[str, Callable[[], Any]] = {
+    "decode a JPEG image and a PNG label": lambda: files[next(indices)],
+    "crop": lambda: augmentations.random_crop(next(cycle), square, generator, only()),
+    "crop at a random scale 0.5..2": lambda: augmentations.random_crop(
+      next(cycle), square, generator, only(scale=(0.5, 2.0))
+    ),
+    "crop that holds foreground": lambda: augmentations.random_crop(
+      next(cycle), square, generator, only(foreground_crop=1.0)
+    ),
+    "flips": lambda: augmentations.random_flip(cut, generator, only(flip_horizontal=True, flip_vertical=True)),
+    "right-angle turns": lambda: augmentations.random_turn(cut, generator, only(rotate90=True)),
+    "brightness, contrast, saturation, hue": lambda: augmentations.random_appearance(cut, generator, colour),
+    "blur": lambda: augmentations.random_appearance(cut, generator, only(blur=0.5)),
+    "noise": lambda: augmentations.random_appearance(cut, generator, only(noise=5.0)),
+    "JPEG artefacts": lambda: augmentations.random_appearance(cut, generator, only(jpeg_quality=60)),
+  }
+  indices = itertools.cycle(range(len(samples)))
+  found = {name: 2 * milliseconds(step) for name, step in steps.items()}
+  stack = functools.partial(canvas.stack, cut["image"], cut["image"])
+  mask = functools.partial(canvas.random_patch_mask, generator, (56, 28), 0.75)
+  colours = functools.partial(palette.sample_palette, generator, 2)
+  found["stack, patch mask, palette"] = milliseconds(lambda: (stack(), mask(), colours()))
+  return found
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  cores = sorted(os.sched_getaffinity(0))
+  samples = photographs(16)
+  results: dict[str, Any] = {"machine": report.machine(["numpy", "opencv-python-headless", "pillow", "grain"])}
+  with tempfile.TemporaryDirectory() as directory:
+    files = as_files(samples, Path(directory))
+    decoded = Decoded(samples)
+
+    os.sched_setaffinity(0, cores[:1])
+    results["pairs_per_second_and_core"] = compare(
+      {
+        "decoded": lambda: ours(decoded),
+        "decoded, every transform on": lambda: ours(decoded, EVERYTHING),
+        "JPEG files": lambda: ours(files),
+        "peer, decoded": lambda: peer(decoded),
+        "peer, JPEG files": lambda: peer(files),
+      }
+    )
+    results["milliseconds_per_pair"] = parts(samples, files)
+
+    os.sched_setaffinity(0, cores)
+    ways = {f"{n} threads": {"num_threads": n} for n in (1, 2, 4, 8) if n <= 4 * len(cores)}
+    ways |= {f"{n} worker processes": {"num_threads": 1, "num_workers": n} for n in (1, 2, 4) if n <= 2 * len(cores)}
+    results["pairs_per_second_on_all_cores"] = {
+      kind: {name: compare({name: lambda o=options, s=source: ours(s, **o)})[name] for name, options in ways.items()}
+      for kind, source in (("decoded", decoded), ("JPEG files", files))
+    }
+    batch = next(ours(decoded))
+    results["bytes_per_pair"] = {
+      "ours": sum(batch[key].nbytes for key in DEVICE_KEYS),
+      "peer": sum(value.nbytes for value in next(peer(decoded)).values()),
+    }
+  show(results)
+  if _KEEP.value:
+    print(f"written: {report.write('pipeline', results)}")
+
+
+def show(results: dict[str, Any]) -> None:
+  """The figures as tables."""
+  about = results["machine"]
+  print(f"{about['processor']}, {about['cores']} cores\n\npairs per second on one core")
+  rates = results["pairs_per_second_and_core"]
+  for name, value in rates.items():
+    against = rates["peer, JPEG files" if "JPEG" in name else "peer, decoded"]
+    print(f"  {name:40s} {value:8.1f}   {value / against:5.1f} x the peer")
+  print("\nmilliseconds per pair, and share of the steps of a pair with every transform on")
+  times = results["milliseconds_per_pair"]
+  counted = {n: t for n, t in times.items() if n not in ("crop", "crop that holds foreground")}
+  for name, value in times.items():
+    share = f"{value / sum(counted.values()):6.1%}" if name in counted else ""
+    print(f"  {name:40s} {value:8.2f}   {share}")
+  print(f"\npairs per second on all {about['cores']} cores")
+  for kind, found in results["pairs_per_second_on_all_cores"].items():
+    print(f"  {kind}: " + ", ".join(f"{value:.0f} with {name}" for name, value in found.items()))
+  sizes = results["bytes_per_pair"]
+  print(f"\nbytes per pair to the device: {sizes['ours']:,}, the peer's {sizes['peer']:,}")
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,94 @@
+"""The feed: a batch ahead on the devices must not become a batch lost when a run stops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+
+from seggpt_jax.data.augment import Augmentation
+from seggpt_jax.data.pairing import Pairing, PairingOptions
+from seggpt_jax.data.pipeline import DEVICE_KEYS, SourceTrainingPairs, training_batches
+from seggpt_jax.data.transforms import TrainingPair
+from seggpt_jax.errors import InputError
+from seggpt_jax.training.feed import Feed
+
+
+class Numbered:
+  """Sample i is full of i; one may be bad."""
+
+  num_classes = 2
+
+  def __init__(self, bad=-1):
+    self.bad = bad
+
+  def __len__(self):
+    return 12
+
+  def __getitem__(self, index):
+    if index == self.bad:
+      raise InputError(f"{index}.png: cannot be read")
+    return {"image": np.full((32, 32, 3), index, np.uint8), "label": self.label(index), "name": str(index)}
+
+  def name(self, index):
+    return str(index)
+
+  def label(self, index):
+    return np.ones((32, 32), np.uint8)
+
+  def classes(self, index):
+    return (1,)
+
+  def field(self, index, key):
+    return key
+
+
+def batches(bad=-1, state=None):
+  flags.FLAGS.mark_as_parsed()
+  transform = TrainingPair((64, 32), 8, 2, "random", 0.75, 0.0, Augmentation())
+  pairs = SourceTrainingPairs(Numbered(bad), Pairing(12, PairingOptions()), transform)
+  found = training_batches(pairs, batch_size=2, seed=3, num_threads=2, num_workers=0)
+  if state is not None:
+    found.set_state(state)
+  return found
+
+
+def put(batch):
+  """What the devices hold; a CPU may share the host's memory, so the arrays are compared by value."""
+  assert tuple(batch) == DEVICE_KEYS
+  return jax.tree.map(jnp.asarray, dict(batch))
+
+
+def taken(feed, count, ahead):
+  found = []
+  for _ in range(count):
+    placed, batch = feed.take()
+    found.append(batch["samples"].tolist())
+    np.testing.assert_array_equal(placed["images"], batch["images"])
+    if ahead:
+      feed.prepare()
+  return found
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_position_is_that_of_what_was_taken(ahead):
+  expected = taken(Feed(batches(), put), 9, ahead=False)
+  feed = Feed(batches(), put)
+  first = feed.state()
+  assert taken(feed, 4, ahead) == expected[:4]
+  rest = Feed(batches(state=feed.state()), put)
+  assert taken(rest, 5, ahead) == expected[4:]
+  assert taken(Feed(batches(state=first), put), 2, ahead) == expected[:2]
+
+
+def test_a_bad_batch_ahead_is_told_when_it_is_its_turn():
+  """The step before it is still to be recorded."""
+  feed = Feed(batches(bad=7), put)
+  count = 0
+  with pytest.raises(InputError, match=r"7.png: cannot be read"):
+    for _ in range(7):
+      feed.take()
+      count += 1
+      feed.prepare()
+  good = Feed(batches(), put)
+  assert count == next(i for i, samples in enumerate(taken(good, 7, ahead=False)) if 7 in np.array(samples))

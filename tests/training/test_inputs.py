@@ -1,0 +1,171 @@
+"""What a run is given: each kind of dataset reaches the canvas, and data that cannot be learnt from stops it early."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seggpt_jax.data.pipeline import training_batches
+from seggpt_jax.errors import InputError
+from seggpt_jax.model.config import VARIANTS
+from seggpt_jax.training.config import check_config, default_config
+from seggpt_jax.training.inputs import BadFiles, open_inputs
+
+TINY = VARIANTS["tiny"]
+GENERATOR = np.random.default_rng(0)
+
+
+def write(path, pixels):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(pixels).save(path)
+
+
+def image():
+  return GENERATOR.integers(0, 256, (20, 24, 3), np.uint8)
+
+
+def label(*values):
+  """Equal stripes of the values, from left to right."""
+  return np.repeat(np.array(values, np.uint8), 24 // len(values))[None].repeat(20, axis=0)
+
+
+@pytest.fixture
+def config(tmp_path):
+  """A folder with six training images a0, a1, a2, b0, b1, b2 of two groups, and the same to validate with."""
+  for split in ("train", "val"):
+    for name in ("a_0", "a_1", "a_2", "b_0", "b_1", "b_2"):
+      write(tmp_path / "data" / split / "images" / f"{name}.png", image())
+      write(tmp_path / "data" / split / "labels" / f"{name}.png", label(0, 255 if name[0] == "a" else 0, 0))
+  config = default_config()
+  config.data.path = str(tmp_path / "data")
+  config.data.resize = 0
+  return config
+
+
+def opened(config, tmp_path):
+  check_config(config)
+  return open_inputs(config, TINY, tmp_path / "run")
+
+
+def batch_of(config, tmp_path, size=6):
+  inputs = opened(config, tmp_path)
+  batches = training_batches(inputs.training, batch_size=size, seed=0, num_threads=0, num_workers=0)
+  return inputs, next(batches)
+
+
+def refused(match, make):
+  with pytest.raises(InputError, match=match) as caught:
+    make()
+  assert "\n" not in str(caught.value)
+
+
+def test_a_folder_becomes_canvases_of_the_model_s_size(config, tmp_path):
+  inputs, batch = batch_of(config, tmp_path)
+  assert batch["images"].shape == (6, *TINY.canvas_size, 3) and set(np.unique(batch["labels"])) == {0, 1}
+  assert inputs.lines == () and len(inputs.evaluation) == 6
+
+
+def test_prompts_come_from_the_query_s_group(config, tmp_path):
+  config.data.groups = "prefix:_"
+  inputs, batch = batch_of(config, tmp_path)
+  names = [[inputs.sources["train"].name(int(i))[0] for i in pair] for pair in batch["samples"]]
+  assert all(prompt == query for prompt, query in names)
+  assert inputs.lines == ("train: 6 samples, 2 groups", "val: 6 samples, 2 groups")
+  pairs = [inputs.evaluation(i)["samples"][0] for i in range(6)]
+  assert all(int(prompt) // 3 == int(query) // 3 for prompt, query in pairs)
+  config.data.same_group = 0.0
+  refused("config.data.groups: found 'prefix:_' with data.same_group=0", lambda: opened(config, tmp_path))
+  config.data.groups = "size"
+  config.data.same_group = 1.0
+  refused("config.data.groups: .*'size'", lambda: opened(config, tmp_path))
+
+
+def test_negative_pairs_read_the_labels_once_for_a_run(config, tmp_path):
+  config.data.negative = 1.0
+  inputs, batch = batch_of(config, tmp_path)
+  assert "1 classes to ask for, 3 samples that can be the query of a negative pair" in inputs.lines[0]
+  negative = batch["samples"][:, 1] >= 3
+  square = TINY.canvas_size[1]
+  assert (batch["labels"][negative][:, square:] == 0).all()
+  assert (batch["labels"][negative][:, :square] == 1).any(axis=(1, 2)).all()
+  assert (tmp_path / "run" / "classes_train.npz").exists()
+
+
+def test_class_folders_are_groups_with_a_meaning_of_their_own(config, tmp_path):
+  config.data.source = "class_folders"
+  config.data.path = str(tmp_path / "folders")
+  for split in ("train", "val"):
+    for defect in ("open", "short"):
+      for name in "ab":
+        write(tmp_path / "folders" / split / "board" / defect / "image" / f"{name}.png", image())
+        write(tmp_path / "folders" / split / "board" / defect / "label" / f"{name}.png", label(0, 255))
+  _, batch = batch_of(config, tmp_path, size=4)
+  assert (batch["samples"][:, 0] // 2 == batch["samples"][:, 1] // 2).all()
+  config.data.negative = 1.0
+  _, batch = batch_of(config, tmp_path, size=4)
+  assert (batch["samples"][:, 0] // 2 != batch["samples"][:, 1] // 2).all()
+  assert (batch["labels"][:, TINY.canvas_size[1] :] == 0).all()
+  config.data.same_group = 0.5
+  refused("config.data.same_group: found 0.5, expected 1 for class folders", lambda: opened(config, tmp_path))
+  config.data.same_group, config.data.groups = 1.0, "prefix:_"
+  refused("config.data.groups: found 'prefix:_', expected folder", lambda: opened(config, tmp_path))
+
+
+def test_a_table_of_colours_with_an_ignored_one(config, tmp_path):
+  colours = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], np.uint8)
+  for split in ("train", "val"):
+    for path in (tmp_path / "data" / split / "labels").iterdir():
+      write(path, colours[label(0, 1, 2)])
+  config.data.labels = "table"
+  config.data.table = ((0, 0, 0), (255, 0, 0))
+  config.data.ignore = ((0, 0, 255),)
+  _, batch = batch_of(config, tmp_path)
+  assert set(np.unique(batch["labels"])) == {0, 1, 255}
+  config.data.ignore = (255,)
+  refused("config.data: ignore: found 255, expected three numbers", lambda: opened(config, tmp_path))
+
+
+def test_training_labels_without_foreground_are_refused(config, tmp_path):
+  """Such a run would learn to paint background, and look fine while it does."""
+  config.data.threshold = 255
+  match = "found nothing but background in the 6 labels of train, read as binary, foreground above 255"
+  refused(match, lambda: opened(config, tmp_path))
+
+
+def test_several_prompts(config, tmp_path):
+  config.data.prompts = 3
+  _, batch = batch_of(config, tmp_path, size=2)
+  assert batch["images"].shape[0] == 6
+  config.data.source, config.data.num_classes = "tasks", 3
+  _, batch = batch_of(config, tmp_path, size=2)
+  assert batch["images"].shape[0] == 6
+
+
+def test_decoded_images_are_kept(config, tmp_path):
+  config.data.cache_mb = 1
+  inputs = opened(config, tmp_path)
+  assert inputs.training.source[0]["image"] is inputs.training.source[0]["image"]
+
+
+def test_bad_files_stop_the_run_or_are_passed_over_up_to_a_share(config, tmp_path):
+  (tmp_path / "data" / "train" / "images" / "a_1.png").write_bytes(b"")
+  refused("a_1.png: cannot be read", lambda: opened(config, tmp_path))
+  config.data.bad_files = "skip"
+  inputs, batch = batch_of(config, tmp_path, size=12)
+  assert 1 in batch["bad"] and 1 not in batch["samples"]
+  said = []
+  account = BadFiles(inputs.sources, 0.2, said.append)
+  for split in ("train", "train", "val"):
+    account.add(split, batch["bad"])
+  assert said == [f"passed over: {split} a_1 cannot be read (1 so far)" for split in ("train", "val")]
+  refused("found 2 bad files of 6 in train, expected at most 20.00%", lambda: account.add("train", np.array([4])))
+  for path in (tmp_path / "data" / "train" / "labels").iterdir():
+    path.write_bytes(b"")
+  refused("as are all 6 samples looked at", lambda: opened(config, tmp_path))
+
+
+def test_missing_parts_of_a_dataset_are_named(config, tmp_path):
+  config.data.val_split = "test"
+  refused("data/test/images: folder not found", lambda: opened(config, tmp_path))
+  config.data.val_split = "val"
+  config.data.num_train = 1
+  refused("found 1 images in train, expected at least 2 to make a pair", lambda: opened(config, tmp_path))
