@@ -32,7 +32,6 @@ def get_config(square: str = "64") -> ConfigDict:
   config.data.resize = 0
   # The tasks vary the light themselves.
   config.data.brightness = config.data.contrast = config.data.saturation = config.data.blur = 0.0
-  config.data.num_threads = 2
   config.optim.name = "muon"
   config.optim.clip_norm = 1.0
   config.optim.b2 = 0.98

@@ -20,7 +20,6 @@ def get_config() -> ConfigDict:
   config.data.lower_half_share = 0.7
   config.data.resize = 112
   config.data.blur = 0.0
-  config.data.num_threads = 2
   config.optim.name = "muon"
   config.optim.peak = 1.5e-3
   config.optim.first_cycle = 501

@@ -66,6 +66,7 @@ def open_dataset(dataset: Dataset, split: str, limit: int = -1) -> Source:
 
 
 def _open(dataset: Dataset, split: str) -> Source:
+  dataset = dataclasses.replace(dataset, path=os.path.expanduser(dataset.path))
   directory = os.path.join(dataset.path, split)
   if dataset.kind == "coco":
     from seggpt_jax.data.coco import CocoSource

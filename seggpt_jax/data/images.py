@@ -67,12 +67,12 @@ def list_images(directory: str | os.PathLike, recursive: bool = False) -> dict[s
 
 
 def remote_or_local(path: str | os.PathLike) -> epath.Path:
-  """A path object; for gs://, s3:// and the like its file system is loaded.
+  """A path object, with ~ expanded; for gs://, s3:// and the like its file system is loaded.
 
   Raises:
     InputError: what reads that kind of remote path is not installed.
   """
-  path = epath.Path(path)
+  path = epath.Path(path).expanduser()
   try:
     path.exists()  # the first access loads the file system
   except ImportError as error:

@@ -83,7 +83,7 @@ def default_config() -> ConfigDict:
   data.blur = 0.5  # Gaussian standard deviation in pixels, drawn from 0..blur
   data.noise = 0.0  # standard deviation of noise in grey levels, drawn from 0..noise
   data.jpeg_quality = 100  # quality of compression drawn from q..100; 100 is none
-  data.num_threads = 8  # reading and transforming ahead, in each process
+  data.num_threads = -1  # reading and transforming ahead, in each process; -1 is one for each core, 16 at most
   data.num_workers = 0  # worker processes; 0 reads in the training process
 
   config.optim = optim = ConfigDict()
@@ -140,7 +140,7 @@ _RANGES = {
   "data.blur": (0, math.inf),
   "data.noise": (0, 255),
   "data.jpeg_quality": (1, 100),
-  "data.num_threads": (0, math.inf),
+  "data.num_threads": (-1, math.inf),
   "data.num_workers": (0, math.inf),
   "optim.clip_norm": (0, math.inf),
   "optim.peak": (0, math.inf),

@@ -141,7 +141,8 @@ def _open(data: ConfigDict, name: str) -> Source:
     data.path,
     data.num_classes,
     label_format,
-    tuple(data.class_names),
+    # On a command line crack,hole is one string.
+    tuple(name for names in data.class_names for name in names.split(",")),
     data.image_key,
     data.label_key,
   )

@@ -36,6 +36,17 @@ from seggpt_jax.training.monitor import Meter, Monitor
 from seggpt_jax.training.optimizer import OPTIMIZERS, cosine_cycles
 from seggpt_jax.training.step import StepOutput, TrainState, make_eval_step, make_train_step
 
+# What a resumed run cannot change: what it learns, and the form of its optimiser's state.
+_FIXED = (
+  "data.source",
+  "data.num_classes",
+  "data.class_names",
+  "data.labels",
+  "data.threshold",
+  "data.table",
+  "data.ignore",
+  "optim.name",
+)
 _EVERY = ("log_every", "eval_every", "checkpoint_every")
 
 
@@ -97,6 +108,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     # One position for all processes: each reads its own share of the same pairs in step with the others.
     batches.set_state(progress["data"])
     best = progress.get("best_miou", -1.0)
+    epoch = progress.get("epoch", inputs.training.epoch)
+    if epoch != inputs.training.epoch:
+      changed.append(f"the number of training images, {epoch} then, {inputs.training.epoch} now: another order")
   else:
     params = _initial_params(config, model_config, state_sharding.params)
     state = jax.jit(initial_state, out_shardings=state_sharding, donate_argnums=0)(params)
@@ -149,7 +163,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
           checkpoints.save_best(state)
         meter.rate()
       if step % config.checkpoint_every == 0 or step == config.num_steps:
-        checkpoints.save(state, {"data": feed.state(), "best_miou": best})
+        checkpoints.save(state, {"data": feed.state(), "best_miou": best, "epoch": inputs.training.epoch})
     if start >= config.num_steps:
       monitor.say("nothing left to train, config.num_steps is reached")
       result, _, _ = _evaluate(config, inputs.evaluation, mesh, eval_step, state, bad_files)
@@ -173,7 +187,7 @@ def _changed_since(workdir: str | os.PathLike, config: ConfigDict) -> list[str]:
     return []
   before, now = (_flat(values) for values in (json.loads(path.read_text()), json.loads(config.to_json())))
   changed = [key for key, value in now.items() if before.get(key) != value]
-  for key in ("data.source", "data.num_classes", "data.labels", "data.threshold", "optim.name"):
+  for key in _FIXED:
     if key in changed and key in before:
       raise InputError(
         f"config.{key}: found {now[key]}, expected {before[key]} as the run in {workdir} has; "
@@ -232,7 +246,7 @@ def _training_batches(config: ConfigDict, pairs: pipeline.TrainingPairs) -> grai
     pairs,
     batch_size=config.batch_size // jax.process_count(),
     seed=config.seed,
-    num_threads=config.data.num_threads,
+    num_threads=config.data.num_threads if config.data.num_threads >= 0 else min(os.cpu_count() or 1, 16),
     num_workers=config.data.num_workers,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
