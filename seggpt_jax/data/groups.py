@@ -1,0 +1,168 @@
+"""Which samples belong together, such as the images of one patient: names of groups, and a division by whole groups."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import Bool
+from tqdm import tqdm
+
+from seggpt_jax.data.images import read_bytes
+from seggpt_jax.data.labels import IGNORE
+from seggpt_jax.data.sources import Source
+from seggpt_jax.errors import InputError
+
+SPECS = (
+  "prefix:SEP (the name up to the last SEP), folder (the folder in the name), field:KEY (of a record), "
+  "csv:FILE (columns name,group), classes (which a sample holds)"
+)
+_THREADS = 8
+
+
+def group_names(source: Source, spec: str) -> list[str]:
+  """The group of every sample.
+
+  Args:
+    source: the samples.
+    spec: "" puts all in one group "". "prefix:SEP" takes the last part of the name up to the last SEP, or all of it;
+      "folder" what stands before it. "field:KEY" is `source.field`. "csv:FILE" has a header and columns name and group.
+      "classes" is the set of classes but the background, such as "1+3"; where the source does not know them, labels are
+      read.
+
+  Returns:
+    One name for each sample; equal ones are one object.
+
+  Raises:
+    InputError: the specification is none of these, or says nothing for a sample.
+  """
+  kind, _, argument = spec.partition(":")
+  if spec == "":
+    return [""] * len(source)
+  if (kind in ("prefix", "field", "csv")) != bool(argument) or kind not in (
+    "prefix",
+    "folder",
+    "field",
+    "csv",
+    "classes",
+  ):
+    raise InputError(f"groups: found {spec!r}, expected one of {SPECS}")
+  if kind == "classes":
+    return _interned(_class_sets(source))
+  if kind == "csv":
+    return _interned(_listed(source, argument))
+  group_of: dict[str, Callable[[int], str]] = {
+    "prefix": lambda i: _prefix(source.name(i), argument),
+    "folder": lambda i: source.name(i).rpartition("/")[0],
+    "field": lambda i: source.field(i, argument),
+  }
+  return _interned(group_of[kind](i) for i in range(len(source)))
+
+
+def _interned(names) -> list[str]:
+  """Equal strings become one: a million samples of a hundred groups hold a hundred strings."""
+  known: dict[str, str] = {}
+  return [known.setdefault(name, name) for name in names]
+
+
+def _prefix(name: str, separator: str) -> str:
+  name = name.rpartition("/")[2]
+  head, found, _ = name.rpartition(separator)
+  return head if found else name
+
+
+def _listed(source: Source, path: str) -> list[str]:
+  try:
+    rows = csv.DictReader(read_bytes(os.path.expanduser(path)).decode("utf-8-sig").splitlines())
+    columns = rows.fieldnames or []
+    if not {"name", "group"} <= set(columns):
+      raise InputError(f"{path}: found columns {', '.join(columns)}, expected name and group")
+    group_of: dict[str, str] = {}
+    for row in rows:
+      name, group = row["name"], row["group"]
+      if not name or group is None:
+        raise InputError(f"{path}: line {rows.line_num}: found {name!r} without a group, expected name,group")
+      if group_of.setdefault(name, group) != group:
+        raise InputError(f"{path}: found {name!r} in groups {group_of[name]!r} and {group!r}, expected one")
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise InputError(f"{path}: cannot be read as CSV: {error}") from error
+  names = [source.name(i) for i in range(len(source))]
+  missing = [name for name in names if name not in group_of]
+  if missing:
+    raise InputError(
+      f"{path}: found no line for {missing[0]!r} and {len(missing) - 1} more, expected one for each sample"
+    )
+  return [group_of[name] for name in names]
+
+
+def _class_sets(source: Source) -> list[str]:
+  def classes(index: int) -> str:
+    known = source.classes(index)
+    if known is None:
+      found = np.unique(source.label(index))
+      known = found[(found > 0) & (found != IGNORE)].tolist()
+    return "+".join(map(str, known))
+
+  if len(source) and source.classes(0) is not None:
+    return [classes(i) for i in range(len(source))]
+  with ThreadPoolExecutor(_THREADS) as executor:
+    try:
+      # No more than a few thousand wait at a time: memory stays small, and a wrong file ends it soon.
+      chunks = (range(start, min(start + 4096, len(source))) for start in range(0, len(source), 4096))
+      sets = (each for chunk in chunks for each in executor.map(classes, chunk))
+      return list(tqdm(sets, total=len(source), desc="classes", unit="label"))
+    except InputError:
+      executor.shutdown(cancel_futures=True)
+      raise
+
+
+def divide(groups: Sequence[str], share: float, seed: int) -> Bool[np.ndarray, "n"]:
+  """Chooses whole groups at random whose samples come as close as can be to a share of all.
+
+  Args:
+    groups: the group of each sample.
+    share: between 0 and 1.
+    seed: same groups, share and seed: same choice.
+
+  Returns:
+    Which samples are of the chosen groups; at least one group is, and one is not.
+
+  Raises:
+    InputError: the share is not between 0 and 1, or there are fewer than two groups.
+  """
+  if not 0 < share < 1:
+    raise InputError(f"val_share: found {share:g}, expected more than 0 and less than 1")
+  names, group_of, sizes = np.unique(np.array(groups, str), return_inverse=True, return_counts=True)
+  if len(names) < 2:
+    raise InputError(
+      f"groups: found {'one group' if len(names) else 'no sample'}, expected at least two to divide; name samples' "
+      f"groups by one of {SPECS}"
+    )
+  order = np.random.default_rng(seed).permutation(len(names))
+  unit = math.gcd(*sizes.tolist())
+  sizes = sizes // unit
+  total = int(sizes.sum())
+  target = min(max(round(share * total), 1), total - 1)
+  # A subset sum: which sums can be reached, and by which group last. Ends as soon as the target is one of them.
+  last = np.full(total + 1, -1)
+  reached = np.zeros(total + 1, bool)
+  reached[0] = True
+  for group in order:
+    if reached[target]:
+      break
+    more = np.zeros_like(reached)
+    more[sizes[group] :] = reached[: -sizes[group]]
+    more &= ~reached
+    last[more] = group
+    reached |= more
+  sums = np.flatnonzero(reached[1:-1]) + 1
+  left = int(sums[np.argmin(np.abs(sums - target))])
+  chosen = np.zeros(len(names), bool)
+  while left:
+    chosen[last[left]] = True
+    left -= int(sizes[last[left]])
+  return chosen[group_of]
