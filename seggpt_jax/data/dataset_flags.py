@@ -8,13 +8,9 @@ from seggpt_jax.data.datasets import KINDS, Dataset
 from seggpt_jax.data.labels import IGNORE, LABEL_MODES, LabelFormat, parse_values
 from seggpt_jax.errors import InputError
 
-_NAMES = (
-  "kind", "path", "num_classes", "labels", "threshold", "table", "ignore", "class_names", "image_key", "label_key"
-)  # fmt: skip
-
 
 def define_dataset_flags() -> None:
-  """Defines them; to be called where a module is a command."""
+  """Defines them; to be called where a module is a command, with `flags.adopt_module_key_flags` for its --help."""
   kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
   flags.DEFINE_enum("kind", "folder", list(KINDS), f"How the dataset is laid out. {kinds}.")
   flags.DEFINE_string("path", None, "Folder of the dataset, local or remote.", required=True)
@@ -30,15 +26,6 @@ def define_dataset_flags() -> None:
   flags.DEFINE_list("class_names", [], "Names of classes 1, 2, ... for masks and COCO categories.")
   flags.DEFINE_string("image_key", "image", "The image in a record of a TFDS dataset.")
   flags.DEFINE_string("label_key", "segmentation_mask", "The label in a record of a TFDS dataset.")
-  for name in _NAMES:
-    # Otherwise --help counts them to this module and leaves them out.
-    flags.FLAGS.register_key_flag_for_module(_main_module(), flags.FLAGS[name])
-
-
-def _main_module() -> str:
-  import sys
-
-  return sys.argv[0]
 
 
 def dataset_from_flags() -> Dataset:
