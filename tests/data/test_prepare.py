@@ -242,7 +242,6 @@ def test_the_settings_are_kept(data, tmp_path):
   "more, match",
   [(["--split=train,train"], "split:"), (["--table=a"], "table: found 'a'"), (["x"], "found 'x'")],
 )
-)
 def test_wrong_flags_are_one_line(data, tmp_path, more, match):
   process = command(data, tmp_path / "out", "folder", *more)
   _, errors = process.communicate(timeout=60)
