@@ -44,8 +44,9 @@ def write_folder(
       )
   journal = _journal(directory, split)
   with writing(journal):
-    known = _read(journal) if journal.exists() else []
-    if known:
+    # What was bad may have been mended meanwhile: it is tried again.
+    known = [entry for entry in _read(journal) if "bad" not in entry]
+    if journal.exists():
       _remove_torn(directory / split)
     done = {entry["name"] for entry in known}
     with open(journal, "a", encoding="utf-8") as file:
@@ -62,6 +63,11 @@ def write_folder(
   return index, sum(entry["bytes"] for entry in good)
 
 
+def has_begun(directory: Path, split: str) -> bool:
+  """Whether any pair of a split is finished."""
+  return any("bad" not in entry for entry in _read(_journal(directory, split)))
+
+
 def forget(directory: Path, split: str) -> None:
   """Removes the journal of a split once all is done."""
   _journal(directory, split).unlink(missing_ok=True)
@@ -73,6 +79,8 @@ def _journal(directory: Path, split: str) -> Path:
 
 def _read(journal: Path) -> list[dict[str, Any]]:
   entries = []
+  if not journal.exists():
+    return entries
   for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
     try:
       entries.append(json.loads(line))

@@ -1,4 +1,4 @@
-"""Converts a labelled dataset of any kind to TFDS records or to a plain folder, once, before training.
+r"""Converts a labelled dataset of any kind to TFDS records or to a plain folder, once, before training.
 
   python -m seggpt_jax.data.prepare --kind=coco --path=COCO --split=train2017,val2017 --num_classes=81 \
     --outdir=OUT --format=records --dataset_name=coco
@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from seggpt_jax.data import dataset_flags
 from seggpt_jax.data.dataset_flags import dataset_from_flags, define_dataset_flags, parse_splits
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.encoding import BadSample, EncodedSample, encoded_samples
-from seggpt_jax.data.folder_writer import forget, write_folder
+from seggpt_jax.data.folder_writer import forget, has_begun, write_folder
 from seggpt_jax.data.groups import divide, group_names
 from seggpt_jax.data.labels import IGNORE
 from seggpt_jax.data.record_writer import write_records
@@ -129,7 +130,11 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
     _check_same(file, earlier.get("samples", samples), samples)
     _save(file, {"settings": wanted, "samples": samples})
     write = _write_records if settings.output == "records" else _write_folder
-    written = write(parts, settings, directory, skip_bad, num_workers)
+    try:
+      written = write(parts, settings, directory, skip_bad, num_workers)
+    except InputError:
+      _withdraw(directory, settings, parts)
+      raise
     bad = [f"{each.split}: {line}" for each in written for line in each.index.bad.tolist()]
     if bad:
       write_whole(directory / BAD_FILE, lambda file: file.write("".join(f"{line}\n" for line in bad).encode()))
@@ -251,6 +256,20 @@ def _check_same(file: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
         f"{file}: found {key}={found.get(key)!r} of an earlier run, expected {wanted.get(key)!r} as asked for now; "
         "repeat the earlier flags, or choose another --outdir"
       )
+
+
+def _withdraw(directory: Path, settings: Settings, parts: Sequence[Part]) -> None:
+  """Leaves the folder as it was if nothing was finished: wrong flags are mended and the command is run again."""
+  unfinished = directory / settings.name / "incomplete"
+  begun = [*unfinished.glob("shards/*.npz"), *(part for part in parts if has_begun(directory, part.split))]
+  if begun:
+    return
+  shutil.rmtree(unfinished, ignore_errors=True)
+  with contextlib.suppress(OSError):
+    unfinished.parent.rmdir()
+  for part in parts:
+    forget(directory, part.split)
+  (directory / SETTINGS_FILE).unlink(missing_ok=True)
 
 
 def _digest(part: Part) -> str:

@@ -175,7 +175,9 @@ class RecordSource:
     except (RuntimeError, ValueError, OSError, IndexError, DecodeError) as error:
       run = self._runs[bisect.bisect_right(self._ends, index)]
       reason = " ".join(str(error).split())
-      hint = ", expected credentials that array_record can use, or a local copy" if "://" in run.filename else ""
+      hint = ""
+      if "://" in run.filename:
+        hint = "; array_record reads local files, and gs:// with default credentials: copy the folder otherwise"
       raise InputError(f"{run.filename}: cannot be read, is it cut off or damaged? ({reason}){hint}") from error
 
   def _file(self, record: Any, index: int, key: str) -> bytes:

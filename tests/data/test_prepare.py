@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import seggpt_jax
+import seggpt_jax.data.prepare as prepare_module
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.prepare import Settings, prepare
@@ -58,7 +60,7 @@ def same(source, truth):
 def command(path, out, output, *more):
   """The command line, as a user has it."""
   flags = [f"--path={path}", "--num_classes=2", "--labels=binary", "--threshold=127", f"--outdir={out}"]
-  environment = {**os.environ, "PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"}
+  environment = {**os.environ, "PYTHONPATH": os.path.dirname(seggpt_jax.__path__[0]), "JAX_PLATFORMS": "cpu"}
   return subprocess.Popen(
     [sys.executable, "-m", "seggpt_jax.data.prepare", *flags, f"--format={output}", *more],
     stdout=subprocess.PIPE,
@@ -112,6 +114,14 @@ def test_killed_at_any_moment_it_finishes_when_run_again(tmp_path, output):
   same(written(out, output, "train"), open_dataset(settings(path).dataset, "train"))
   files = [os.path.join(folder, file) for folder, _, files in os.walk(out) for file in files]
   assert not [file for file in files if os.path.basename(file).startswith(".") or "incomplete" in file]
+
+
+def test_two_runs_do_not_mix(data, tmp_path):
+  with open(tmp_path / "prepare.json", "w") as file:
+    json.dump({}, file)
+  with prepare_module._alone(tmp_path):
+    refused("found a run at work in it", lambda: prepare(settings(data), tmp_path))
+  prepare(settings(data), tmp_path)
 
 
 class StoppedError(Exception):
@@ -179,6 +189,15 @@ def test_other_flags_than_the_earlier_run_had(data, tmp_path):
   prepare(settings(data), tmp_path)
   refused("prepare.json: found seed=0 of an earlier run, expected 1", lambda: prepare(settings(data, seed=1), tmp_path))
   refused("found output='folder'", lambda: prepare(settings(data, "records"), tmp_path))
+
+
+@pytest.mark.parametrize("output", ["folder", "records"])
+def test_flags_that_were_wrong_from_the_first_file_on_can_be_mended(data, tmp_path, output):
+  wrong = Settings(Dataset("folder", str(data), 2), ("train", "val"), output)
+  refused("found JPEG, expected class values", lambda: prepare(wrong, tmp_path / "out"))
+  assert os.listdir(tmp_path / "out") == []
+  prepare(settings(data, output), tmp_path / "out")
+  same(written(tmp_path / "out", output, "val"), open_dataset(settings(data).dataset, "val"))
 
 
 def test_samples_that_changed_meanwhile(tmp_path):

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import multiprocessing
+import os
 import pickle
 import threading
 
@@ -17,6 +18,7 @@ from seggpt_jax.data.encoding import BadSample, encode_sample, encoded_samples
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.record_writer import write_records
 from seggpt_jax.data.records import RecordSource
+from seggpt_jax.data.sample_index import SampleIndex
 from seggpt_jax.data.sources import FileSource, folder_layout
 from seggpt_jax.errors import InputError
 
@@ -334,3 +336,40 @@ def test_bad_samples_are_left_out_and_listed(files, tmp_path):
   assert source._index["train"].bad.tolist() == [f"{files.name(i)}: torn" for i in range(1, 10, 2)]
   nothing = {"train": lambda start: (BadSample("a", "torn") for _ in range(3 - start))}
   refused("train: found no sample that can be used", lambda: write_records(tmp_path, "none", nothing, 3))
+
+
+def test_a_run_stopped_while_it_puts_the_shards_in_place_goes_on(files, version, tmp_path, monkeypatch):
+  """Each step of the last second of hours of work."""
+  replace, steps = os.replace, []
+  for stop in itertools.count(1):
+    steps.clear()
+
+    def stopping(source, target, stop=stop):
+      steps.append(target)
+      if len(steps) == stop:
+        raise StoppedError
+      replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stopping)
+    directory = tmp_path / str(stop)
+    try:
+      write_records(directory, "mine", {"train": stream(files)}, 3, shard_bytes=6000)
+      break
+    except StoppedError:
+      monkeypatch.setattr(os, "replace", replace)
+      whole = write_records(directory, "mine", {"train": stream(files)}, 3, shard_bytes=6000)
+      same(RecordSource(whole, "train", 3, INDEX), files)
+      assert os.listdir(directory / "mine") == ["1.0.0"]
+      assert sorted(os.listdir(whole)) == sorted(os.listdir(version))
+  assert stop > 5
+
+
+def test_names_of_any_script_are_kept(tmp_path):
+  names, groups = ["straße/é", "", "猫_01"], ["a", "b", "a"]
+  parts = [SampleIndex.of(names, groups, [(1,), (), (2, 1)], 3, ["bad: torn"]), SampleIndex.of(["x"], ["0"], [(2,)], 3)]
+  SampleIndex.join(parts).save(tmp_path / "i.npz")
+  index = SampleIndex.load(tmp_path / "i.npz")
+  assert [index.name(i) for i in range(4)] == [*names, "x"]
+  assert [index.group(i) for i in range(4)] == [*groups, "0"]
+  assert [index.classes(i) for i in range(4)] == [(1,), (), (1, 2), (2,)]
+  assert len(index) == 4 and index.bad.tolist() == ["bad: torn"] and index.shares() == [0.5, 0.5]

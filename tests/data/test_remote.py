@@ -2,11 +2,11 @@
 
 import json
 
-import fsspec
 import numpy as np
 import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 from PIL import Image
 
 from seggpt_jax.data.coco import CocoSource
@@ -30,7 +30,7 @@ class Bucket(MemoryFileSystem):
 @pytest.fixture
 def bucket(monkeypatch):
   for protocol in ("gs", "gcs"):
-    monkeypatch.setitem(fsspec.registry._registry, protocol, Bucket)
+    monkeypatch.setitem(_registry, protocol, Bucket)
   Bucket.clear_instance_cache()
   yield epath.Path("gs://bucket/data")
   Bucket.store.clear()
