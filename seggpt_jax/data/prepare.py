@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -33,15 +32,15 @@ from seggpt_jax.data.encoding import BadSample, EncodedSample, encoded_samples
 from seggpt_jax.data.folder_writer import forget, has_begun, write_folder
 from seggpt_jax.data.groups import divide, group_names
 from seggpt_jax.data.labels import IGNORE
-from seggpt_jax.data.record_writer import write_records
+from seggpt_jax.data.record_writer import VERSION, write_records
 from seggpt_jax.data.records import index_name
+from seggpt_jax.data.restart import NOTE, alone, check_same, read_note, save_note
 from seggpt_jax.data.sample_index import SampleIndex
 from seggpt_jax.data.sources import EncodedSource, Subset
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.files import write_whole, writing
 
 FORMATS = ("records", "folder")
-SETTINGS_FILE = "prepare.json"
 BAD_FILE = "bad_files.txt"
 
 
@@ -116,19 +115,20 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
   directory = Path(outdir)
   if "://" in str(outdir):
     raise InputError(f"outdir: found {outdir}, expected a local folder; copy it to its place when it is done")
-  file = directory / SETTINGS_FILE
   wanted = _as_json(settings)
   with writing(directory):
     directory.mkdir(parents=True, exist_ok=True)
-  with _alone(directory):
-    earlier = _earlier(directory)
-    _check_same(file, earlier.get("settings", wanted), wanted)
-    if earlier.get("finished"):
+  with alone(directory):
+    earlier = read_note(directory)
+    check_same(directory, earlier.get("settings", wanted), wanted)
+    if earlier.get("finished") and _is_there(directory, settings, earlier["samples"]):
+      for split in earlier["samples"]:
+        forget(directory, split)
       return f"{directory}: finished by an earlier run, nothing to do\n{earlier['finished']}"
     parts = plan(settings)
     samples = {part.split: _digest(part) for part in parts}
-    _check_same(file, earlier.get("samples", samples), samples)
-    _save(file, {"settings": wanted, "samples": samples})
+    check_same(directory, earlier.get("samples", samples), samples)
+    save_note(directory, {"settings": wanted, "samples": samples})
     write = _write_records if settings.output == "records" else _write_folder
     try:
       written = write(parts, settings, directory, skip_bad, num_workers)
@@ -139,7 +139,7 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
     if bad:
       write_whole(directory / BAD_FILE, lambda file: file.write("".join(f"{line}\n" for line in bad).encode()))
     report = _report(written, bad, settings, directory)
-    _save(file, {"settings": wanted, "samples": samples, "finished": report})
+    save_note(directory, {"settings": wanted, "samples": samples, "finished": report})
     for part in parts:
       forget(directory, part.split)
   return report
@@ -209,22 +209,6 @@ def _write_folder(
 # -------------------------------------------------------------------------------------------------------- earlier runs
 
 
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-  """Holds the folder against a second run; the system lets go of it however this one ends."""
-  handle = os.open(directory, os.O_RDONLY)
-  try:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise InputError(f"{directory}: found a run at work in it, expected none; wait for it or stop it") from error
-    except OSError:
-      pass  # a file system without locks
-    yield
-  finally:
-    os.close(handle)
-
-
 def _as_json(settings: Settings) -> dict[str, Any]:
   """The settings as they come back from a file."""
   values = dataclasses.asdict(settings)
@@ -234,28 +218,10 @@ def _as_json(settings: Settings) -> dict[str, Any]:
   return json.loads(json.dumps({**dataset, **values}))
 
 
-def _earlier(directory: Path) -> dict[str, Any]:
-  """What an earlier run noted; nothing for a folder that is empty."""
-  file = directory / SETTINGS_FILE
-  if file.exists():
-    try:
-      return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-      raise InputError(f"{file}: cannot be read, expected what an earlier run wrote: {error}") from error
-  # A run that was stopped before it wrote anything may leave an unfinished note.
-  present = [path.name for path in directory.iterdir() if not path.name.startswith(f".{SETTINGS_FILE}")]
-  if present:
-    raise InputError(f"{directory}: found {present[0]} in it, expected a new folder, or that of an earlier run")
-  return {}
-
-
-def _check_same(file: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-  for key in {**found, **wanted}:
-    if found.get(key) != wanted.get(key):
-      raise InputError(
-        f"{file}: found {key}={found.get(key)!r} of an earlier run, expected {wanted.get(key)!r} as asked for now; "
-        "repeat the earlier flags, or choose another --outdir"
-      )
+def _is_there(directory: Path, settings: Settings, splits: Iterable[str]) -> bool:
+  """Whether what an earlier run wrote has not been moved away."""
+  places = [f"{settings.name}/{VERSION}"] if settings.output == "records" else splits
+  return all((directory / place).is_dir() for place in places)
 
 
 def _withdraw(directory: Path, settings: Settings, parts: Sequence[Part]) -> None:
@@ -269,7 +235,7 @@ def _withdraw(directory: Path, settings: Settings, parts: Sequence[Part]) -> Non
     unfinished.parent.rmdir()
   for part in parts:
     forget(directory, part.split)
-  (directory / SETTINGS_FILE).unlink(missing_ok=True)
+  (directory / NOTE).unlink(missing_ok=True)
 
 
 def _digest(part: Part) -> str:
@@ -278,12 +244,6 @@ def _digest(part: Part) -> str:
   for i in range(len(part.source)):
     digest.update(f"{part.source.name(i)}\0{part.groups[i]}\0".encode())
   return f"{len(part.source)} samples {digest.hexdigest()[:16]}"
-
-
-def _save(file: Path, content: dict[str, Any]) -> None:
-  for torn in file.parent.glob(f".{file.name}.*"):
-    torn.unlink()
-  write_whole(file, lambda opened: opened.write(json.dumps(content, indent=2).encode()))
 
 
 # -------------------------------------------------------------------------------------------------------------- report

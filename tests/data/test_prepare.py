@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import seggpt_jax
-import seggpt_jax.data.prepare as prepare_module
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.prepare import Settings, prepare
+from seggpt_jax.data.restart import alone
 from seggpt_jax.errors import InputError
 
 
@@ -116,10 +116,19 @@ def test_killed_at_any_moment_it_finishes_when_run_again(tmp_path, output):
   assert not [file for file in files if os.path.basename(file).startswith(".") or "incomplete" in file]
 
 
+@pytest.mark.parametrize("output", ["folder", "records"])
+def test_what_was_moved_away_is_written_again(data, tmp_path, output):
+  prepare(settings(data, output), tmp_path / "out")
+  (tmp_path / "out" / ("val" if output == "folder" else "mine")).rename(tmp_path / "away")
+  assert "finished by an earlier run" not in prepare(settings(data, output), tmp_path / "out")
+  same(written(tmp_path / "out", output, "val"), open_dataset(settings(data).dataset, "val"))
+  assert "finished by an earlier run" in prepare(settings(data, output), tmp_path / "out")
+
+
 def test_two_runs_do_not_mix(data, tmp_path):
   with open(tmp_path / "prepare.json", "w") as file:
     json.dump({}, file)
-  with prepare_module._alone(tmp_path):
+  with alone(tmp_path):
     refused("found a run at work in it", lambda: prepare(settings(data), tmp_path))
   prepare(settings(data), tmp_path)
 
