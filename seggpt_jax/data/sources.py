@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from seggpt_jax.data.images import list_images, read_image, remote_or_local
+from seggpt_jax.data.images import list_images, read_bytes, read_image, remote_or_local
 from seggpt_jax.data.labels import IGNORE, LabelFormat, check_classes, read_labels
 from seggpt_jax.errors import InputError
 
@@ -59,6 +59,19 @@ class Source(Protocol):
 
     Raises:
       InputError: the source knows nothing of that name.
+    """
+    ...
+
+
+@runtime_checkable
+class EncodedSource(Source, Protocol):
+  """A source whose images are files: they can be copied as they are."""
+
+  def encoded_image(self, index: int) -> tuple[bytes, str]:
+    """The image's file undecoded, and where it is from, for what may be wrong with it.
+
+    Raises:
+      InputError: it cannot be read.
     """
     ...
 
@@ -248,6 +261,10 @@ class FileSource:
   def classes(self, index: int) -> tuple[int, ...] | None:
     return None
 
+  def encoded_image(self, index: int) -> tuple[bytes, str]:
+    path = self._items[index].image
+    return read_bytes(path), path
+
   def field(self, index: int, key: str) -> str:
     raise InputError(f"field {key!r}: found files, which have no fields, expected a dataset with records")
 
@@ -312,3 +329,6 @@ class Subset:
 
   def field(self, index: int, key: str) -> str:
     return self._source.field(int(self._indices[index]), key)
+
+  def encoded_image(self, index: int) -> tuple[bytes, str]:
+    return self._source.encoded_image(int(self._indices[index]))

@@ -1,0 +1,205 @@
+"""COCO annotations: what pycocotools makes of an outline is what is trained on, and a damaged file is named."""
+
+import json
+import pickle
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask
+
+from seggpt_jax.data.coco import CocoSource
+from seggpt_jax.data.datasets import Dataset, open_dataset
+from seggpt_jax.errors import InputError
+
+SQUARE = [[2, 2, 12, 2, 12, 12, 2, 12]]
+SMALL = [[4, 4, 8, 4, 8, 8, 4, 8]]
+
+
+def annotation(image_id, category_id, segmentation, iscrowd=0, **more):
+  return {
+    "id": 1, "image_id": image_id, "category_id": category_id, "segmentation": segmentation, "iscrowd": iscrowd, **more,
+  }  # fmt: skip
+
+
+def write(path, annotations, images=None, layout="coco", categories=None):
+  """A split `val` with images 20 wide and 16 high."""
+  images = images or [{"id": i, "file_name": f"{name}.png", "height": 16, "width": 20} for i, name in enumerate("ab")]
+  categories = categories or [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
+  place = path / "annotations/instances_val.json" if layout == "coco" else path / "val/_annotations.coco.json"
+  place.parent.mkdir(parents=True, exist_ok=True)
+  place.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+  for image in images:
+    file = path / "val" / image["file_name"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((16, 20, 3), 9, np.uint8)).save(file)
+  return place
+
+
+def drawn(segmentation):
+  if isinstance(segmentation, dict):
+    return mask.decode(segmentation)
+  return mask.decode(mask.merge(mask.frPyObjects(segmentation, 16, 20))).astype(bool)
+
+
+@pytest.mark.parametrize("layout", ["coco", "roboflow"])
+def test_polygons_become_classes_in_the_order_of_their_ids(tmp_path, layout):
+  write(tmp_path, [annotation(0, 7, SMALL), annotation(0, 3, SQUARE)], layout=layout)
+  source = open_dataset(Dataset("coco", str(tmp_path), 3), "val")
+  sample = source[0]
+  # The small dog lies on the large cat although it comes first.
+  expected = np.where(drawn(SMALL), 2, np.where(drawn(SQUARE), 1, 0))
+  np.testing.assert_array_equal(sample["label"], expected)
+  assert sample["image"].shape == (16, 20, 3) and sample["name"] == source.name(0) == "a"
+  assert source.classes(0) == (1, 2)
+
+
+def test_images_without_annotations_are_background(tmp_path):
+  write(tmp_path, [annotation(0, 7, SMALL)])
+  source = CocoSource(tmp_path, "val", 3)
+  assert not source[1]["label"].any() and source.classes(1) == ()
+
+
+def test_run_lengths_of_both_kinds_are_the_polygon_they_were_made_of(tmp_path):
+  square = drawn(SQUARE)
+  compressed = mask.encode(np.asfortranarray(square.astype(np.uint8)))
+  flat = square.T.ravel().astype(np.int8)
+  runs = np.diff(np.flatnonzero(np.concatenate([[True], np.diff(flat) != 0, [True]]))).tolist()
+  write(
+    tmp_path,
+    [
+      annotation(0, 3, {"counts": compressed["counts"].decode(), "size": [16, 20]}),
+      annotation(1, 3, {"counts": runs if not flat[0] else [0, *runs], "size": [16, 20]}),
+    ],
+  )
+  source = CocoSource(tmp_path, "val", 3)
+  for i in range(2):
+    np.testing.assert_array_equal(source.label(i), square)
+
+
+def test_crowds_are_ignored_where_no_object_lies(tmp_path):
+  write(tmp_path, [annotation(0, 3, SMALL), annotation(0, 3, SQUARE, iscrowd=1)])
+  source = CocoSource(tmp_path, "val", 3)
+  np.testing.assert_array_equal(source.label(0), np.where(drawn(SMALL), 1, np.where(drawn(SQUARE), 255, 0)))
+  assert source.classes(0) == (1,)
+
+
+def test_named_categories_alone_are_classes(tmp_path):
+  write(tmp_path, [annotation(0, 7, SMALL), annotation(0, 3, SQUARE)])
+  source = CocoSource(tmp_path, "val", 2, ("dog",))
+  np.testing.assert_array_equal(source.label(0), drawn(SMALL))
+  assert source.classes(0) == (1,)
+
+
+def test_grey_and_cmyk_images_are_read(tmp_path):
+  """COCO holds both."""
+  write(tmp_path, [], [{"id": i, "file_name": f"{i}.jpg", "height": 16, "width": 20} for i in range(2)])
+  Image.fromarray(np.full((16, 20), 9, np.uint8)).save(tmp_path / "val/0.jpg")
+  Image.fromarray(np.full((16, 20, 3), 9, np.uint8)).convert("CMYK").save(tmp_path / "val/1.jpg")
+  source = CocoSource(tmp_path, "val", 3)
+  for i in range(2):
+    np.testing.assert_allclose(source[i]["image"], 9, atol=3)
+
+
+def test_folders_are_part_of_the_name_and_other_keys_are_fields(tmp_path):
+  write(tmp_path, [], [{"id": 4, "file_name": "x/y.v1.png", "height": 16, "width": 20, "license": 5, "more": []}])
+  source = pickle.loads(pickle.dumps(CocoSource(tmp_path, "val", 3)))
+  assert source.name(0) == "x/y.v1" and source[0]["image"].shape == (16, 20, 3)
+  assert source.field(0, "license") == "5"
+  refused(
+    "found no 'patient', expected one of id, file_name, height, width, license", lambda: source.field(0, "patient")
+  )
+
+
+def refused(match, make):
+  with pytest.raises(InputError, match=match) as caught:
+    make()
+  assert "\n" not in str(caught.value)
+
+
+def test_missing_annotations_name_both_places(tmp_path):
+  refused(
+    r"found neither .*annotations/instances_val.json nor .*val/_annotations.coco.json",
+    lambda: CocoSource(tmp_path, "val", 2),
+  )
+
+
+@pytest.mark.parametrize(
+  "text, match",
+  [
+    ("{", "instances_val.json: cannot be read as JSON"),
+    ("[]", "found a list, expected an object"),
+    ("{}", "found no images"),
+    ('{"images": [{"id": 1}]}', "found no categories"),
+    ('{"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}]}', "found no valid COCO .*file_name"),
+    ('{"images": [3], "categories": [{"id": 1, "name": "a"}]}', "found no valid COCO"),
+    ('{"images": [{"id": 1}], "categories": [{"id": 1}]}', "found no valid COCO .*name"),
+  ],
+)
+def test_damaged_annotations(tmp_path, text, match):
+  write(tmp_path, []).write_text(text)
+  refused(match, lambda: CocoSource(tmp_path, "val", 2))
+
+
+@pytest.mark.parametrize(
+  "entry, match",
+  [
+    (annotation(0, 3, []), "annotation 1: found segmentation none"),
+    (annotation(0, 3, [[1, 2, 3]]), "coordinates do not come in pairs"),
+    (annotation(0, 3, [["a", "b"]]), "annotation 1: found segmentation could not convert"),
+    (annotation(0, 3, {"counts": [1]}), "annotation 1: found segmentation 'size'"),
+    (annotation(9, 3, SMALL), "found an annotation of image 9"),
+    (annotation(0, 9, SMALL), "found an annotation of category 9"),
+    (annotation(0, 3, {"counts": [320], "size": [20, 16]}), "a.png: found run lengths for 16 x 20 pixels"),
+    ({"id": 1}, "found an annotation without image_id"),
+  ],
+)
+def test_wrong_annotation(tmp_path, entry, match):
+  write(tmp_path, [entry])
+  refused(match, lambda: CocoSource(tmp_path, "val", 3))
+
+
+@pytest.mark.parametrize("counts", [[3], [400], [-1, 321], "]]]]]]"])
+def test_damaged_run_lengths_are_refused_when_read(tmp_path, counts):
+  write(tmp_path, [annotation(0, 3, {"counts": counts, "size": [16, 20]})])
+  source = CocoSource(tmp_path, "val", 3)
+  refused("a.png: found an outline that cannot be read", lambda: source.label(0))
+
+
+def test_too_many_categories(tmp_path):
+  write(tmp_path, [])
+  refused(
+    r"found category 'dog' as class 2, expected 0..1 \(data.num_classes=2\)", lambda: CocoSource(tmp_path, "val", 2)
+  )
+  refused("found no category 'cow', expected one of dog, cat", lambda: CocoSource(tmp_path, "val", 2, ("cow",)))
+
+
+def test_size_that_the_file_does_not_have(tmp_path):
+  write(tmp_path, [annotation(0, 3, SMALL)], [{"id": 0, "file_name": "a.png", "height": 20, "width": 16}])
+  refused("val.json: a.png: found 16 x 20 pixels, expected 20 x 16", lambda: CocoSource(tmp_path, "val", 3)[0])
+
+
+def test_missing_image_and_two_of_one_name(tmp_path):
+  write(tmp_path, [])
+  (tmp_path / "val/a.png").unlink()
+  refused("val/a.png: not found", lambda: CocoSource(tmp_path, "val", 3)[0])
+  write(tmp_path, [], [{"id": i, "file_name": f"a.{e}", "height": 9, "width": 9} for i, e in enumerate(["png", "jpg"])])
+  refused("found a.jpg beside a.png", lambda: CocoSource(tmp_path, "val", 3))
+
+
+def test_missing_pycocotools_names_the_extra(tmp_path, monkeypatch):
+  write(tmp_path, [])
+  monkeypatch.setitem(sys.modules, "pycocotools", None)
+  refused(r"pip install 'seggpt-jax\[coco\]'", lambda: CocoSource(tmp_path, "val", 3))
+
+
+def test_twenty_thousand_annotations_open_quickly(tmp_path):
+  images = [{"id": i, "file_name": f"{i:05d}.png", "height": 16, "width": 20} for i in range(5000)]
+  place = write(tmp_path, [annotation(i % 5000, 3, SQUARE) for i in range(20000)], images[:1])
+  content = json.loads(place.read_text())
+  place.write_text(json.dumps({**content, "images": images}))
+  start = time.perf_counter()
+  assert len(CocoSource(tmp_path, "val", 3)) == 5000
+  assert time.perf_counter() - start < 5
