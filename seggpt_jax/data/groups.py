@@ -6,14 +6,12 @@ import csv
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Bool
-from tqdm import tqdm
 
+from seggpt_jax.data.class_index import scan_classes
 from seggpt_jax.data.images import read_bytes
-from seggpt_jax.data.labels import IGNORE
 from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError
 
@@ -21,7 +19,6 @@ SPECS = (
   "prefix:SEP (the name up to the last SEP), folder (the folder in the name), field:KEY (of a record), "
   "csv:FILE (columns name,group), classes (which a sample holds)"
 )
-_THREADS = 8
 
 
 def group_names(source: Source, spec: str) -> list[str]:
@@ -43,13 +40,8 @@ def group_names(source: Source, spec: str) -> list[str]:
   kind, _, argument = spec.partition(":")
   if spec == "":
     return [""] * len(source)
-  if (kind in ("prefix", "field", "csv")) != bool(argument) or kind not in (
-    "prefix",
-    "folder",
-    "field",
-    "csv",
-    "classes",
-  ):
+  with_argument, alone = ("prefix", "field", "csv"), ("folder", "classes")
+  if not (kind in with_argument and argument) and spec not in alone:
     raise InputError(f"groups: found {spec!r}, expected one of {SPECS}")
   if kind == "classes":
     return _interned(_class_sets(source))
@@ -100,24 +92,7 @@ def _listed(source: Source, path: str) -> list[str]:
 
 
 def _class_sets(source: Source) -> list[str]:
-  def classes(index: int) -> str:
-    known = source.classes(index)
-    if known is None:
-      found = np.unique(source.label(index))
-      known = found[(found > 0) & (found != IGNORE)].tolist()
-    return "+".join(map(str, known))
-
-  if len(source) and source.classes(0) is not None:
-    return [classes(i) for i in range(len(source))]
-  with ThreadPoolExecutor(_THREADS) as executor:
-    try:
-      # No more than a few thousand wait at a time: memory stays small, and a wrong file ends it soon.
-      chunks = (range(start, min(start + 4096, len(source))) for start in range(0, len(source), 4096))
-      sets = (each for chunk in chunks for each in executor.map(classes, chunk))
-      return list(tqdm(sets, total=len(source), desc="classes", unit="label"))
-    except InputError:
-      executor.shutdown(cancel_futures=True)
-      raise
+  return ["+".join(map(str, np.flatnonzero(held))) for held in scan_classes(source)]
 
 
 def divide(groups: Sequence[str], share: float, seed: int) -> Bool[np.ndarray, "n"]:
