@@ -76,6 +76,11 @@ def scan_classes(
     InputError: a label cannot be read, or the cache cannot be written.
   """
   count = len(source)
+  table = np.zeros((count, source.num_classes), bool)
+  if source.classes(0) is not None:
+    for index in range(count):
+      table[index, list(source.classes(index))] = True
+    return table
   names = hashlib.sha256()
   for index in range(count):
     names.update(source.name(index).encode() + b"\0")
@@ -84,8 +89,6 @@ def scan_classes(
     with np.load(cache) as stored:
       if str(stored["made_of"]) == made_of:
         return stored["table"]
-
-  table = np.zeros((count, source.num_classes), bool)
 
   def read(index: int) -> InputError | None:
     try:
