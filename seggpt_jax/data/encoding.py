@@ -37,11 +37,17 @@ class BadSample(NamedTuple):
   reason: str
 
 
-def encode_sample(source: EncodedSource, index: int, group: str = "") -> EncodedSample:
+def encode_sample(source: EncodedSource, index: int, group: str = "", shorter_side: int = 0) -> EncodedSample:
   """One sample as files.
 
   JPEG and PNG files with three channels or one are kept byte for byte. Others, and those that an EXIF tag turns, become
-  PNG of the pixels that training would see.
+  PNG of the pixels that training would see. What is shrunk stays JPEG if it was.
+
+  Args:
+    source: the samples.
+    index: which.
+    group: its group.
+    shorter_side: in pixels; images whose shorter side is longer are shrunk to it with their labels. 0 shrinks none.
 
   Raises:
     InputError: a file is missing, damaged or does not fit; also where only part of the image cannot be decoded.
@@ -52,7 +58,10 @@ def encode_sample(source: EncodedSource, index: int, group: str = "") -> Encoded
   if label.shape != image.shape[:2]:
     label = source[index]["label"]  # says which file it is
     check_size(label, image.shape[:2], where)
-  if not _kept(data, where):
+  if 0 < shorter_side < min(label.shape):
+    image, label = _shrunk(image, label, shorter_side)
+    data = _jpeg(image) if image_ending(data) == ".jpg" else _png(image)
+  elif not _kept(data, where):
     data = _png(image)
   found = np.flatnonzero(np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE])
   return EncodedSample(source.name(index), group, data, _png(label), tuple(found[found > 0].tolist()))
@@ -65,6 +74,23 @@ def _kept(data: bytes, where: str) -> bool:
   )
 
 
+def _shrunk(
+  image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], shorter_side: int
+) -> tuple[UInt8[np.ndarray, "h2 w2 3"], UInt8[np.ndarray, "h2 w2"]]:
+  """Bicubic with antialiasing for the image, nearest for the label; the shape is kept."""
+  factor = shorter_side / min(label.shape)
+  height, width = (max(round(length * factor), 1) for length in label.shape)
+  smaller = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+  return np.asarray(smaller), np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
+
+
+def _jpeg(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
+  """As good as the camera's own: what was lost before is not to be lost twice."""
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "JPEG", quality=95, subsampling=0)
+  return file.getvalue()
+
+
 def _png(pixels: UInt8[np.ndarray, "h w *c"]) -> bytes:
   file = io.BytesIO()
   Image.fromarray(pixels).save(file, "PNG")
@@ -73,11 +99,16 @@ def _png(pixels: UInt8[np.ndarray, "h w *c"]) -> bytes:
 
 def image_ending(data: bytes) -> str:
   """The ending of a file of `EncodedSample.image`."""
-  return ".png" if data.startswith(b"\x89PNG") else ".jpg"
+  return ".jpg" if data.startswith(b"\xff\xd8") else ".png"
 
 
 def encoded_samples(
-  source: EncodedSource, positions: Iterable[int], groups: Sequence[str], num_workers: int, skip_bad: bool
+  source: EncodedSource,
+  positions: Iterable[int],
+  groups: Sequence[str],
+  num_workers: int,
+  skip_bad: bool,
+  shorter_side: int = 0,
 ) -> Iterator[EncodedSample | BadSample]:
   """Samples at positions, in order, encoded by threads: decoding and compression run outside Python's lock.
 
@@ -87,6 +118,7 @@ def encoded_samples(
     groups: the group of every sample of the source.
     num_workers: threads.
     skip_bad: gives a `BadSample` in the place of one that cannot be used.
+    shorter_side: see `encode_sample`.
 
   Raises:
     InputError: a sample cannot be used, unless skip_bad.
@@ -94,7 +126,7 @@ def encoded_samples(
 
   def encode(index: int) -> EncodedSample | BadSample:
     try:
-      return encode_sample(source, index, groups[index])
+      return encode_sample(source, index, groups[index], shorter_side)
     except InputError as error:
       if not skip_bad:
         raise

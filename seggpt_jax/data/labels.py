@@ -189,7 +189,7 @@ def check_classes(label: UInt8[np.ndarray, "h w"], num_classes: int, where: str)
   if largest >= num_classes:
     largest = int(label.max(initial=0, where=label != IGNORE))
   if largest >= num_classes:
+    hint = f"; {BINARY_HINT}" if largest > 127 else ""
     raise InputError(
-      f"{where}: found label value {largest}, expected 0..{num_classes - 1} (data.num_classes={num_classes}); "
-      f"{BINARY_HINT}"
+      f"{where}: found label value {largest}, expected 0..{num_classes - 1} (data.num_classes={num_classes}){hint}"
     )

@@ -56,6 +56,7 @@ class Settings:
     groups: see `groups.group_names`.
     seed: of the choice of groups.
     name: of a dataset of records.
+    shorter_side: in pixels, of images that are shrunk; 0 shrinks none.
   """
 
   dataset: Dataset
@@ -65,6 +66,7 @@ class Settings:
   groups: str = ""
   seed: int = 0
   name: str = "mine"
+  shorter_side: int = 0
 
   def __post_init__(self):
     if not re.fullmatch("[a-z][a-z0-9_]*", self.name):
@@ -164,10 +166,10 @@ def _subset(part: Part, split: str, indices: np.ndarray) -> Part:
 
 
 def _samples(
-  part: Part, positions: Sequence[int], skip_bad: bool, num_workers: int
+  part: Part, positions: Sequence[int], skip_bad: bool, num_workers: int, shorter_side: int
 ) -> Iterator[EncodedSample | BadSample]:
   """Samples at positions, with a bar that shows the rate and the time left."""
-  stream = encoded_samples(part.source, positions, part.groups, num_workers, skip_bad)
+  stream = encoded_samples(part.source, positions, part.groups, num_workers, skip_bad, shorter_side)
   total = len(part.source)
   return iter(tqdm(stream, desc=part.split, unit="sample", total=total, initial=total - len(positions)))
 
@@ -176,7 +178,8 @@ def _write_records(
   parts: Sequence[Part], settings: Settings, directory: Path, skip_bad: bool, num_workers: int
 ) -> list[Written]:
   def samples_of(part: Part):
-    return lambda start: _samples(part, range(start, len(part.source)), skip_bad, num_workers)
+    positions = range(len(part.source))
+    return lambda start: _samples(part, positions[start:], skip_bad, num_workers, settings.shorter_side)
 
   streams = {part.split: samples_of(part) for part in parts}
   version = write_records(directory, settings.name, streams, settings.dataset.num_classes)
@@ -198,7 +201,7 @@ def _write_folder(
     names = [part.source.name(i) for i in range(len(part.source))]
 
     def samples(positions: Sequence[int], part: Part = part) -> Iterator[EncodedSample | BadSample]:
-      return _samples(part, positions, skip_bad, num_workers)
+      return _samples(part, positions, skip_bad, num_workers, settings.shorter_side)
 
     written.append(
       Written(part.split, *write_folder(directory, part.split, names, samples, settings.dataset.num_classes))
@@ -284,6 +287,7 @@ def _command(argv: list[str]) -> None:
     groups=values.groups,
     seed=values.seed,
     name=values.dataset_name,
+    shorter_side=values.shorter_side,
   )
   print(prepare(settings, values.outdir, values.bad_files == "skip", values.num_workers))
 
@@ -298,6 +302,9 @@ if __name__ == "__main__":
   flags.DEFINE_float("val_share", 0.0, "Share of train that becomes val, by whole groups.", 0.0, 1.0)
   flags.DEFINE_string("groups", "", "What a group is: prefix:SEP, folder, field:KEY, csv:FILE or classes.")
   flags.DEFINE_integer("seed", 0, "Of the choice of groups for val.", 0)
+  flags.DEFINE_integer(
+    "shorter_side", 0, "Shrinks images whose shorter side has more pixels to so many, with their labels; 0 does not.", 0
+  )
   flags.DEFINE_enum("bad_files", "error", ["error", "skip"], "Stop at a bad file, or leave it out and list it.")
   flags.DEFINE_integer("num_workers", 2, "Threads that decode and compress.", 1)
   run_main(_command)

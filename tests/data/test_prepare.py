@@ -274,3 +274,25 @@ def test_wrong_flags_are_one_line(data, tmp_path, more, match):
   process = command(data, tmp_path / "out", "folder", *more)
   _, errors = process.communicate(timeout=60)
   assert process.returncode == 2 and errors.startswith(f"error: {match}") and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("output", ["folder", "records"])
+def test_large_images_are_shrunk_with_their_labels(tmp_path, output):
+  """Photographs of 12 million pixels are decoded for every pair: most of the work, for nothing."""
+  make(tmp_path / "data", 3, size=64)
+  make_small = tmp_path / "data" / "train" / "images" / "p0_0002.jpg"
+  Image.open(make_small).resize((30, 20)).save(make_small)
+  small_label = tmp_path / "data" / "train" / "labels" / "p0_0002.jpg"
+  Image.open(small_label).resize((30, 20)).save(small_label)
+  prepare(settings(tmp_path / "data", output, ("train",), shorter_side=32), tmp_path / "out")
+  source = written(tmp_path / "out" / ("" if output == "folder" else "mine"), output, "train")
+  truth = open_dataset(settings(tmp_path / "data").dataset, "train")
+  assert [source[i]["image"].shape for i in range(3)] == [(32, 32, 3), (32, 32, 3), (20, 30, 3)]
+  # A pixel of the smaller label is one of the four it stands for.
+  for i in range(2):
+    blocks = truth.label(i).reshape(32, 2, 32, 2)
+    label = source.label(i)
+    assert ((label >= blocks.min(axis=(1, 3))) & (label <= blocks.max(axis=(1, 3)))).all() and set(label.flat) <= {0, 1}
+  np.testing.assert_array_equal(source[2]["image"], truth[2]["image"])
+  kinds = [source.encoded_image(i)[0][:2] for i in range(2)]
+  assert kinds == [b"\xff\xd8", b"\x89P"]
