@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from seggpt_jax.data.advice import class_label
+from seggpt_jax.data.advice_sentence import class_label
 from seggpt_jax.data.images import decode_image
 from seggpt_jax.data.inspect_report import percent
 from seggpt_jax.data.inspection import Inspection

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from seggpt_jax.data.advice import class_label
+from seggpt_jax.data.advice_sentence import class_label
 from seggpt_jax.data.inspection import Groups, Inspection
+from seggpt_jax.data.label_advice import SQUARE
 from seggpt_jax.data.survey import PROBLEMS, Survey
 from seggpt_jax.palette import IGNORE
 
 _SHOWN_VALUES = 32
 _NAMED = 5
-_SQUARE = 448
 
 
 def as_facts(inspection: Inspection) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _label_lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"{'STORED VALUES':<18}{columns}"
     by_split = {s: {_value(row["value"]): row for row in each["values"]} for s, each in splits.items()}
     for value in dict.fromkeys(value for rows in by_split.values() for value in rows):
-      cells = [by_split[split].get(value, {"pixels": 0, "files": 0}) for split in splits]
+      cells = [by_split[split].get(value, {"pixels": 0.0, "files": 0}) for split in splits]
       yield f"  {value:<16}" + "".join(f"{percent(cell['pixels']):>16}{cell['files']:>8}" for cell in cells)
     more = max(each["num_values"] for each in splits.values()) - _SHOWN_VALUES
     if more > 0:
@@ -213,7 +213,7 @@ def percent(share: float) -> str:
 
 def _area(share: float) -> str:
   """A region's share of the image, and how long its side is in the square that the network sees."""
-  return f"{percent(share)} ({_SQUARE * math.sqrt(share):.3g} px)"
+  return f"{percent(share)} ({SQUARE * math.sqrt(share):.3g} px)"
 
 
 def _group_lines(groups: dict[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from seggpt_jax.data.datasets import Dataset
 from seggpt_jax.data.duplicates import near_duplicates
 from seggpt_jax.data.groups import group_names
+from seggpt_jax.data.images import remote_or_local
 from seggpt_jax.data.label_values import Guess, StoredValues, guess_format
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.sample_files import SampleFiles, category_names, open_files
@@ -123,7 +124,8 @@ def inspect_dataset(
     group_names(FileSource([], 2, dataset.label_format), groups)  # is it a specification at all?
   unmatched: dict[str, list[str]] = {split: [] for split in splits}
   files = {split: open_files(dataset, split, unmatched[split]) for split in splits}
-  if not any(len(each) for each in files.values()) and all(len(each) <= 1 for each in unmatched.values()):
+  # A file that waits for its partner is something to look at; folders that are not there are not.
+  if not any(len(each) for each in files.values()) and " for it, " not in str(unmatched):
     raise InputError(_nothing_there(dataset, unmatched))
   surveys, guess, label_format = _surveys(dataset, files, unmatched, "labels" in given, max_images)
   inspection = Inspection(
@@ -148,7 +150,9 @@ def inspect_dataset(
 
 def _nothing_there(dataset: Dataset, unmatched: dict[str, list[str]]) -> str:
   reasons = "; ".join(each for problems in unmatched.values() for each in problems)
-  return f"{dataset.path}: found nothing to inspect as --kind={dataset.kind}: {reasons}"
+  has_images = (remote_or_local(dataset.path) / "images").is_dir()
+  hint = "; is it a part itself? --split=. takes it as one" if has_images else ""
+  return f"{dataset.path}: found nothing to inspect as --kind={dataset.kind}: {reasons}{hint}"
 
 
 def _surveys(

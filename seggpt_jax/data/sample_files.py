@@ -172,7 +172,8 @@ def guess_kind(path: str) -> str:
       return "masks" if inside - alike else "folder"
     if any((each / "masks").is_dir() for each in folder.iterdir() if each.is_dir()):
       return "masks"
-  if any(True for folder in below for _ in folder.glob("**/image")):
+  # SPLIT/PRODUCT/DEFECT/image; deeper ones have to be named.
+  if any(True for folder in below for depth in ("", "*/", "*/*/", "*/*/*/") for _ in folder.glob(f"{depth}image")):
     return "class_folders"
   return "folder"
 
