@@ -139,7 +139,7 @@ def paint_over(
   shown = _fit(image, side).astype(np.float32)
   size = shown.shape[1::-1]
   outlines = np.zeros((*shown.shape[:2], 3), np.float32)
-  ringed = np.zeros(shown.shape[:2], bool)
+  ringed, filled = np.zeros((2, *shown.shape[:2]), bool)
   for class_index in np.unique(label).tolist():
     if class_index == 0:
       continue
@@ -152,23 +152,24 @@ def paint_over(
       continue
     colour = palette[class_index].astype(np.float32)
     inside = cover >= 0.5
+    filled |= inside
     shown[inside] = (1 - _BLEND) * shown[inside] + _BLEND * colour
     # What has vanished by shrinking still gets its ring.
     ring = _ring((cover > 0).astype(np.uint8)) & ~inside
     outlines[ring] = colour
     ringed |= ring
-  # Rings of any colour are seen on any image with dark beside them.
-  shown[(cv2.dilate(ringed.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & ~ringed] *= _SHADE
+  # Rings of any colour are seen on any image with dark around them.
+  shown[(cv2.dilate(ringed.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & ~ringed & ~filled] *= _SHADE
   return np.where(ringed[..., None], outlines, shown).astype(np.uint8)
 
 
 def _ring(present: UInt8[np.ndarray, "h w"]) -> np.ndarray:
-  """A line around each region, and a circle around those that are hard to see."""
+  """A line around each region, and circles where all are too small to be seen."""
   ring = cv2.dilate(present, np.ones((3, 3), np.uint8))
   _, _, stats, centres = cv2.connectedComponentsWithStats(present)
   sides = stats[1:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(axis=1)
-  for place in np.flatnonzero(sides < _SPECK)[:_MOST_CIRCLES]:
-    x, y = np.rint(centres[1 + place]).astype(int).tolist()
+  for centre in centres[1 : 1 + _MOST_CIRCLES] if sides.max(initial=0) < 2 * _SPECK else ():
+    x, y = np.rint(centre).astype(int).tolist()
     cv2.circle(ring, (x, y), _SPECK, 1, 1)
   return ring > 0
 
@@ -201,7 +202,7 @@ def _draw_cell(sheet: Image.Image, place: tuple[int, int], cell: Cell, palette: 
   draw.text((x, y + _SIDE + 4), _fitted(cell.name, _CELL[0], 14, keep_end=True), _INK, _font(14))
   draw.text((x, y + _SIDE + 4 + _LINE), _fitted(cell.below, _CELL[0], 13), _RED if cell.problem else _FAINT, _font(13))
   if cell.problem:
-    draw.rectangle((x - 4, y - 4, x + _CELL[0] + 3, y + _CELL[1] + 1), None, _RED, 3)
+    draw.rectangle((x - 6, y - 6, x + _CELL[0] + 5, y + _CELL[1] + 2), None, _RED, 4)
 
 
 def _labelled(cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> np.ndarray | None:

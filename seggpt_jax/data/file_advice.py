@@ -37,7 +37,9 @@ def _usable(inspection: Inspection) -> Iterator[Advice]:
     f"{val.split} has {count_text(val.num_usable, 'usable sample')}: training will refuse, it needs two to validate"
   )
   if not val.num_samples and train.num_usable >= 4:
-    text += f"; divide {train.split}: {_divide_line(inspection)}"
+    text += f"; divide {train.split} and inspect the result"
+    text += "" if inspection.groups else " (here by single images; name --groups if several show one thing)"
+    text += f": {_divide_line(inspection)}"
   yield Advice(text, fatal=True)
 
 
@@ -51,8 +53,8 @@ def _divide_line(inspection: Inspection) -> str:
     if getattr(label_format, name):
       flags[name] = ",".join(str(value).replace(" ", "") for value in getattr(label_format, name))
   flags |= {"class_names": ",".join(dataset.class_names)} if dataset.class_names else {}
-  if inspection.groups is not None:
-    flags["groups"] = inspection.groups.spec
+  # The whole of each name: without groups that are known, every image is one of its own.
+  flags["groups"] = inspection.groups.spec if inspection.groups is not None else "prefix:/"
   outdir = dataset.path.rstrip("/") + "_divided"
   flags |= {"val_share": 0.2, "format": "folder", "outdir": outdir}
   values = " ".join(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())

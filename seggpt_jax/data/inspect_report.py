@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from seggpt_jax.data.advice_sentence import class_label
+from seggpt_jax.data.advice_sentence import class_label, count_text
 from seggpt_jax.data.inspection import Groups, Inspection
 from seggpt_jax.data.label_advice import SQUARE
 from seggpt_jax.data.survey import PROBLEMS, Survey
@@ -139,7 +139,7 @@ def _split_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
   if facts["label_formats"]:
     yield f"  labels     {_counted(facts['label_formats'])}"
   if facts["turned_by_exif"]:
-    yield f"  EXIF       {facts['turned_by_exif']} images are turned by a tag"
+    yield f"  EXIF       {count_text(facts['turned_by_exif'], 'image')} turned by a tag"
   if facts["sixteen_bit_peaks"]:
     low, median, high = facts["sixteen_bit_peaks"]
     yield f"  16 bits    largest values {low} to {high}, median {median}, of 65535"

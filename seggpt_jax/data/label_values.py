@@ -169,15 +169,18 @@ def guess_format(stored: StoredValues) -> Guess:
   noisy = len(share_of) > 8 and near_ends > 0.95 and high > 1e-4 and max(share_of) <= 255
   if stored.lossy or noisy:
     what = "hold 0..255 with noise near both ends: looks like JPEG" if noisy else "are JPEG, which changes values"
-    return Guess(LabelFormat("binary", 127), 2, f"labels {what}")
+    doubt = "" if near_ends > 0.95 and high > 1e-4 else "classes cannot be got back: save labels anew without loss"
+    return Guess(LabelFormat("binary", 127), 2, f"labels {what}", doubt)
   return _guess_values(share_of)
 
 
 def _guess_values(share_of: dict[int, float]) -> Guess:
   """For values without noise."""
   values = sorted(share_of)
-  if len(values) <= 2 and values[0] == 0 and values[-1] not in (0, 1):
-    return Guess(LabelFormat("binary"), 2, f"labels hold 0 and {values[-1]}: background and foreground")
+  if len(values) == 1 and values[0] <= 1:
+    return Guess(LabelFormat("index"), 2, f"labels hold nothing but {values[0]}")
+  if len(values) == 1 or (len(values) == 2 and values[0] == 0 and values[1] > 1):
+    return Guess(LabelFormat("binary"), 2, f"labels hold {_listed(values)}: background and foreground")
   ignored = IGNORE in share_of and len(values) > 2
   classes = [value for value in values if not (ignored and value == IGNORE)]
   ignore = (IGNORE,) if ignored else ()

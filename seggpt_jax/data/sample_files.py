@@ -158,7 +158,7 @@ def guess_kind(path: str) -> str:
   if not path or not directory.is_dir():
     raise InputError(f"{path!r}: folder not found, expected a dataset")
   below = [folder for folder in sorted(directory.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
-  if any((folder / "dataset_info.json").exists() for folder in (directory, *below)):
+  if any(True for depth in ("", "*/", "*/*/") for _ in directory.glob(f"{depth}dataset_info.json")):
     return "tfds"
   if any(list((directory / "annotations").glob("instances_*.json"))) or any(
     (folder / "_annotations.coco.json").exists() for folder in below
@@ -185,7 +185,8 @@ def category_names(dataset: Dataset, split: str) -> list[str]:
   directory = remote_or_local(dataset.path)
   if dataset.kind == "masks" and (directory / split / "labels").is_dir():
     folders = sorted(each.name for each in (directory / split / "labels").iterdir() if each.is_dir())
-    images = {each.stem for each in (directory / split / "images").iterdir()}
+    places = directory / split / "images"
+    images = {each.stem for each in places.iterdir()} if places.is_dir() else set()
     return [] if set(folders) & images else folders
   if dataset.kind == "coco":
     for place in (f"annotations/instances_{split}.json", f"{split}/_annotations.coco.json"):

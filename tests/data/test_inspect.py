@@ -247,6 +247,8 @@ def with_values(*values):
     (with_values(0, 1000, 2000), LabelFormat("table", table=(0, 1000, 2000)), 3),
     (with_values(*range(400)), LabelFormat("binary"), 2),
     (with_values(0, 1, 3), LabelFormat("index"), 4),
+    (with_values(255), LabelFormat("binary"), 2),
+    (with_values(1), LabelFormat("index"), 2),
     (colours, LabelFormat("table", table=((0, 0, 0), (0, 0, 90), (0, 120, 0), (200, 0, 0))), 4),
     (lambda i: np.repeat(blob(1 + i % 2)[..., None], 3, axis=2), LabelFormat("index"), 3),
     (palette_image, LabelFormat("index"), 3),
@@ -400,6 +402,26 @@ def test_coco_annotations_are_read_as_they_are(tmp_path):
   assert "4.png" in inspection.train.problems["unreadable"][0] and "data.source=coco" in advised(
     inspection
   ) + train_line(inspection, [])
+
+
+def test_records_are_read_as_they_are(tmp_path):
+  pytest.importorskip("seggpt_jax.data.prepare")
+  write(tmp_path / "folder")
+  flags = ("--num_classes=3", "--labels=index", "--format=records", "--groups=prefix:a", f"--outdir={tmp_path}/records")
+  command = [sys.executable, "-m", "seggpt_jax.data.prepare", f"--path={tmp_path}/folder", *flags]
+  subprocess.run(command, check=True, capture_output=True)
+  assert guess_kind(str(tmp_path / "records")) == "tfds"
+  inspection = inspected(tmp_path / "records", kind="tfds", groups="field:name")
+  assert (inspection.train.num_usable, inspection.dataset.num_classes) == (12, 3)
+  assert len(inspection.groups.shared) == 6 and "6 groups in more than one split" in advised(inspection)
+
+
+def test_the_line_that_divides_works(tmp_path):
+  pytest.importorskip("seggpt_jax.data.prepare")
+  write(tmp_path / "data", lambda i: blob(255), num_val=0)
+  line = advised(inspected(tmp_path / "data")).partition("python -m")[2].splitlines()[0]
+  subprocess.run([sys.executable, "-m", *shlex.split(line)], check=True, capture_output=True)
+  assert "usable" not in advised(inspected(tmp_path / "data_divided", splits=("train",)))
 
 
 def test_folders_of_names_are_no_masks(tmp_path):
