@@ -12,6 +12,7 @@ from PIL import Image
 
 from seggpt_jax.data.images import load_upright, open_image
 from seggpt_jax.data.labels import LabelFormat, Value
+from seggpt_jax.data.regions import count_pixels
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE
 
@@ -43,7 +44,7 @@ def file_values(data: bytes, where: str) -> FileValues:
   file_format, mode = image.format or "", image.mode
   image = load_upright(image, where)
   if mode in ("1", "L", "P"):
-    counts = np.bincount(np.asarray(image).astype(np.uint8, copy=False).ravel(), minlength=1)
+    counts = count_pixels(np.asarray(image).astype(np.uint8, copy=False))
     values = np.flatnonzero(counts)
     return FileValues(file_format, mode, False, values, counts[values])
   if mode == "F":

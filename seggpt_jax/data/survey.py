@@ -245,7 +245,7 @@ def _image_facts(data: bytes, where: str) -> ImageFacts:
     turned=turned,
     peak=_peak(header, where) if deep else None,
     print=print_image(pixels),
-    digest=hashlib.blake2b(pixels.tobytes() + repr(pixels.shape).encode(), digest_size=12).digest(),
+    digest=hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=12, key=repr(pixels.shape).encode()).digest(),
   )
 
 
