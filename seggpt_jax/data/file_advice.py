@@ -11,6 +11,7 @@ import numpy as np
 
 from seggpt_jax.data.advice_sentence import Advice, count_text, key_text
 from seggpt_jax.data.inspection import Inspection
+from seggpt_jax.data.survey import Survey
 
 _FEW_TRAIN, _FEW_VAL = 10, 5
 _LARGE = 4_000_000  # pixels
@@ -19,28 +20,33 @@ _DARK = 65535 // 4
 
 def _usable(inspection: Inspection) -> Iterator[Advice]:
   train, val = inspection.train, inspection.val
-  if train.num_usable < 2:
+  # Scaled to all samples where only some were read; those read in another way than is right may be good.
+  num_train, num_val = (0 if each is None else _num_good(inspection, each) for each in (train, val))
+  if num_train < 2:
     yield Advice(
-      f"{train.split} has {count_text(train.num_usable, 'usable sample')}: training will refuse, a pair needs two",
-      fatal=True,
+      f"{train.split} has {count_text(num_train, 'usable sample')}: training will refuse, a pair needs two", {}, True
     )
-  elif train.num_usable < _FEW_TRAIN:
+  elif num_train < _FEW_TRAIN:
     yield Advice(
-      f"{train.split} has only {train.num_usable} usable samples: try `infer.py` with them as prompts before training"
+      f"{train.split} has only {num_train} usable samples: try `infer.py` with them as prompts before training"
     )
-  if val is None or val.num_usable >= _FEW_VAL:
-    return
-  if val.num_usable >= 2:
-    yield Advice(f"{val.split} has only {val.num_usable} usable samples: its scores will jump, compare none closely")
-    return
-  text = (
-    f"{val.split} has {count_text(val.num_usable, 'usable sample')}: training will refuse, it needs two to validate"
-  )
-  if not val.num_samples and train.num_usable >= 4:
-    text += f"; divide {train.split} and inspect the result"
-    text += "" if inspection.groups else " (here by single images; name --groups if several show one thing)"
-    text += f": {_divide_line(inspection)}"
-  yield Advice(text, fatal=True)
+  if val is None:
+    yield Advice(f"only {train.split} was looked at: training also needs a part to validate with, data.val_split")
+  elif 2 <= num_val < _FEW_VAL:
+    yield Advice(f"{val.split} has only {num_val} usable samples: its scores will jump, compare none closely")
+  elif num_val < 2:
+    text = f"{val.split} has {count_text(num_val, 'usable sample')}: training will refuse, it needs two to validate"
+    if not val.num_samples and num_train >= 4 and train.split == "train" and inspection.dataset.kind != "tfds":
+      text += f"; divide {train.split} and inspect the result"
+      text += "" if inspection.groups else " (here by single images; name --groups if several show one thing)"
+      text += f": {_divide_line(inspection)}"
+    yield Advice(text, {}, True)
+
+
+def _num_good(inspection: Inspection, survey: Survey) -> int:
+  """Samples that can be used, once their labels are read in the right way if there is one."""
+  good = survey.num_usable if inspection.guess is None else survey.num_intact
+  return round(good * survey.num_samples / max(len(survey.samples), 1))
 
 
 def _divide_line(inspection: Inspection) -> str:
@@ -56,6 +62,7 @@ def _divide_line(inspection: Inspection) -> str:
   # The whole of each name: without groups that are known, every image is one of its own.
   flags["groups"] = inspection.groups.spec if inspection.groups is not None else "prefix:/"
   outdir = dataset.path.rstrip("/") + "_divided"
+  flags |= {"bad_files": "skip"} if inspection.train.num_usable < len(inspection.train.samples) else {}
   flags |= {"val_share": 0.2, "format": "folder", "outdir": outdir}
   values = " ".join(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())
   return f"python -m seggpt_jax.data.prepare {values}"

@@ -3,8 +3,9 @@ r"""Tells everything about a segmentation dataset that decides whether training 
   python -m seggpt_jax.data.inspect --path DATASET
   python -m seggpt_jax.data.inspect --path DATASET --groups=prefix:_ --labels=index --num_classes=3 --outdir=OUT
 
-Prints a report with advice, and writes it to OUT/inspect.json and samples with their labels to OUT/inspect.png. How
-labels are meant is found out where no flag says it. Wrong files stop nothing: all of them are listed.
+Prints a report with advice, and writes it to OUT/inspect.json and samples with their labels to OUT/inspect.png. How the
+dataset is laid out and its labels are meant is found out where no flag says it; so is the number of classes. Wrong
+files stop nothing: all of them are listed.
 """
 
 from __future__ import annotations

@@ -184,7 +184,8 @@ def _label_lines(facts: dict[str, Any]) -> Iterator[str]:
       yield f"  and {more} more values"
     yield ""
   labels = facts["labels"]
-  how = "assumed, for " + labels["reason"] if labels["assumed"] and labels["reason"] else "as the flags say"
+  assumed = f"assumed, for {labels['reason']}" if labels["reason"] else "as the dataset has them"
+  how = assumed if labels["assumed"] else "as the flags say"
   yield f"LABELS READ AS {labels['read_as']}, {labels['num_classes']} classes ({how})"
 
 

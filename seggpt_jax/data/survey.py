@@ -70,12 +70,13 @@ class SampleFacts(NamedTuple):
 
 
 class Surveyed(NamedTuple):
-  """What is kept of each sample; `problem` is "" or what is wrong with it."""
+  """What is kept of each sample; `problem` is "" or what is wrong with it, `kind` which key of `PROBLEMS` that is."""
 
   index: int
   name: str
   classes: tuple[int, ...] | None
   problem: str
+  kind: str
 
 
 @dataclasses.dataclass
@@ -137,7 +138,8 @@ class Survey:
       self.holding += facts.label.pixels > 0
       for class_index, areas in facts.label.regions:
         self.regions.setdefault(class_index, ClassRegions()).add(areas)
-    self.samples.append(Surveyed(facts.index, facts.name, classes, facts.problems[0][1] if facts.problems else ""))
+    kind, problem = facts.problems[0] if facts.problems else ("", "")
+    self.samples.append(Surveyed(facts.index, facts.name, classes, problem, kind))
 
   def _add_image(self, image: ImageFacts) -> None:
     self.kinds[image.kind] += 1
@@ -153,6 +155,11 @@ class Survey:
   def num_usable(self) -> int:
     """Samples of which nothing is known to be wrong."""
     return sum(not sample.problem for sample in self.samples)
+
+  @property
+  def num_intact(self) -> int:
+    """Samples of which nothing is wrong, or nothing but how their labels are read."""
+    return sum(sample.kind in ("", "meaning") for sample in self.samples)
 
   def copies(self) -> list[list[str]]:
     """Names of samples whose images are the same, pixel for pixel."""
