@@ -418,7 +418,7 @@ def test_records_are_read_as_they_are(tmp_path):
 
 def test_the_line_that_divides_works(tmp_path):
   pytest.importorskip("seggpt_jax.data.prepare")
-  write(tmp_path / "data", lambda i: blob(255), num_val=0)
+  write(tmp_path / "data", lambda i: blob(255), num_train=20, num_val=0)
   (tmp_path / "data/train/labels/a03.png").write_bytes(b"no label")
   line = advised(inspected(tmp_path / "data")).partition("python -m")[2].splitlines()[0]
   subprocess.run([sys.executable, "-m", *shlex.split(line)], check=True, capture_output=True)
