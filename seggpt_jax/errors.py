@@ -18,6 +18,13 @@ class InputError(ValueError):
   """The user's input is wrong; the message is one line for them."""
 
 
+def refuse(message: str, problems: list[str] | None = None) -> None:
+  """Raises an InputError of that message, or adds the message to the list where one is given."""
+  if problems is None:
+    raise InputError(message)
+  problems.append(message)
+
+
 @contextlib.contextmanager
 def naming(where: str) -> Iterator[None]:
   """Puts where it comes from before an InputError that does not know: a key of the configuration, a folder."""

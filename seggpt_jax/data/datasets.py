@@ -10,7 +10,7 @@ import numpy as np
 from seggpt_jax.data import sources
 from seggpt_jax.data.images import remote_or_local
 from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.sources import FileSource, Source, Subset
+from seggpt_jax.data.sources import FileSource, Item, Source, Subset
 from seggpt_jax.errors import InputError
 
 KINDS = {
@@ -67,7 +67,6 @@ def open_dataset(dataset: Dataset, split: str, limit: int = -1) -> Source:
 
 def _open(dataset: Dataset, split: str) -> Source:
   dataset = dataclasses.replace(dataset, path=os.path.expanduser(dataset.path))
-  directory = os.path.join(dataset.path, split)
   if dataset.kind == "coco":
     from seggpt_jax.data.coco import CocoSource
 
@@ -78,10 +77,23 @@ def _open(dataset: Dataset, split: str) -> Source:
     return RecordSource(
       dataset.path, split, dataset.num_classes, dataset.label_format, dataset.image_key, dataset.label_key
     )
+  return FileSource(list_items(dataset, split), dataset.num_classes, dataset.label_format)
+
+
+def list_items(dataset: Dataset, split: str, problems: list[str] | None = None) -> list[Item]:
+  """The files of one split of a dataset in folders.
+
+  Args:
+    dataset: of one of the kinds that are folders of files.
+    split: name of the part.
+    problems: is given what is wrong with files, which then are left out instead of refused.
+
+  Raises:
+    InputError: files are not there or do not fit together.
+  """
+  directory = os.path.join(dataset.path, split)
   if dataset.kind == "class_folders":
-    items = sources.class_folder_layout(directory)
-  elif dataset.kind == "masks":
-    items = sources.mask_layout(directory, dataset.class_names)
-  else:
-    items = sources.folder_layout(directory)
-  return FileSource(items, dataset.num_classes, dataset.label_format)
+    return sources.class_folder_layout(directory, problems)
+  if dataset.kind == "masks":
+    return sources.mask_layout(directory, dataset.class_names, problems)
+  return sources.folder_layout(directory, problems)

@@ -17,7 +17,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, refuse
 
 _UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -42,27 +42,31 @@ def _walk(directory: str, recursive: bool, prefix: str = "") -> Iterator[tuple[s
       yield from _walk(f"{directory}/{file}", recursive, f"{prefix}{file}/")
 
 
-def list_images(directory: str | os.PathLike, recursive: bool = False) -> dict[str, str]:
+def list_images(
+  directory: str | os.PathLike, recursive: bool = False, problems: list[str] | None = None
+) -> dict[str, str]:
   """The image files of a folder by name without ending, sorted.
 
   Args:
     directory: local, or a remote one such as gs://BUCKET/FOLDER.
     recursive: also those of folders in it, under names such as `street/0001`; folders with a dot in their name are not
       looked into.
+    problems: is given what is wrong, which then is not raised; of two files for one name the first stays.
 
   Raises:
     InputError: no such folder, no images in it, or two files that differ only in their ending.
   """
   directory = remote_or_local(directory)
   if not directory.is_dir():
-    raise InputError(f"{directory}: folder not found, expected a folder of images")
+    refuse(f"{directory}: folder not found, expected a folder of images", problems)
+    return {}
   found: dict[str, str] = {}
   for name, path in _walk(os.fspath(directory), recursive):
     if name in found:
-      raise InputError(f"{path}: found {os.path.basename(found[name])} beside it, expected one file for each name")
-    found[name] = path
+      refuse(f"{path}: found {os.path.basename(found[name])} beside it, expected one file for each name", problems)
+    found.setdefault(name, path)
   if not found:
-    raise InputError(f"{directory}: found no images, expected files that Pillow can read, such as .png or .jpg")
+    refuse(f"{directory}: found no images, expected files that Pillow can read, such as .png or .jpg", problems)
   return dict(sorted(found.items()))
 
 

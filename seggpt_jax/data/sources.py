@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 from seggpt_jax.data.images import list_images, read_bytes, read_image, remote_or_local
 from seggpt_jax.data.labels import IGNORE, LabelFormat, check_classes, read_labels
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, refuse
 
 
 class Sample(TypedDict):
@@ -92,33 +92,36 @@ class Item(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------------------ layouts
+# Each takes a list that is given what is wrong with the files; they are then left out instead of refused.
 
 
-def folder_layout(directory: str | os.PathLike) -> list[Item]:
+def folder_layout(directory: str | os.PathLike, problems: list[str] | None = None) -> list[Item]:
   """`images/NAME.*` and `labels/NAME.*`, of any depth: NAME may be `street/0001`.
 
   Raises:
     InputError: a folder, an image or a partner is missing.
   """
-  return _matched(epath.Path(directory) / "images", epath.Path(directory) / "labels")
+  return _matched(epath.Path(directory) / "images", epath.Path(directory) / "labels", problems)
 
 
-def _matched(images_dir: epath.Path, labels_dir: epath.Path, prefix: str = "") -> list[Item]:
+def _matched(
+  images_dir: epath.Path, labels_dir: epath.Path, problems: list[str] | None, prefix: str = ""
+) -> list[Item]:
   """Images and labels of the same name."""
-  images, labels = list_images(images_dir, recursive=True), list_images(labels_dir, recursive=True)
+  images, labels = (list_images(folder, recursive=True, problems=problems) for folder in (images_dir, labels_dir))
   for name, path in images.items():
     if name not in labels:
-      raise InputError(f"{path}: found no label for it, expected {labels_dir / name}.*")
+      refuse(f"{path}: found no label for it, expected {labels_dir / name}.*", problems)
   for name, path in labels.items():
     if name not in images:
-      raise InputError(f"{path}: found no image for it, expected {images_dir / name}.*")
-  return [Item(prefix + name, path, labels[name]) for name, path in images.items()]
+      refuse(f"{path}: found no image for it, expected {images_dir / name}.*", problems)
+  return [Item(prefix + name, path, labels[name]) for name, path in images.items() if name in labels]
 
 
 _IMAGE_FOLDERS = {"image": "label", "images": "labels"}
 
 
-def class_folder_layout(directory: str | os.PathLike) -> list[Item]:
+def class_folder_layout(directory: str | os.PathLike, problems: list[str] | None = None) -> list[Item]:
   """The original tool's `PRODUCT/DEFECT/{image,label}`, of any depth; names are `PRODUCT/DEFECT/NAME`.
 
   Raises:
@@ -131,17 +134,19 @@ def class_folder_layout(directory: str | os.PathLike) -> list[Item]:
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     images = [path for path in inside if path.name in _IMAGE_FOLDERS]
     for path in images:
-      items.extend(_matched(path, folder / _IMAGE_FOLDERS[path.name], prefix))
+      items.extend(_matched(path, folder / _IMAGE_FOLDERS[path.name], problems, prefix))
     for path in inside if not images else []:
       visit(path, f"{prefix}{path.name}/")
 
   visit(directory, "")
-  if not items:
+  if not items and not problems:
     raise InputError(f"{directory}: found no folder `image` at any depth, expected PRODUCT/DEFECT/{{image,label}}")
   return items
 
 
-def mask_layout(directory: str | os.PathLike, class_names: Sequence[str] = ()) -> list[Item]:
+def mask_layout(
+  directory: str | os.PathLike, class_names: Sequence[str] = (), problems: list[str] | None = None
+) -> list[Item]:
   """One mask file for each class or instance, in one of three ways.
 
   - `images/NAME.*` and `labels/NAME/*.png`: a folder of masks for each image.
@@ -154,31 +159,37 @@ def mask_layout(directory: str | os.PathLike, class_names: Sequence[str] = ()) -
   Args:
     directory: the folder.
     class_names: of classes 1, 2, ...; for a folder for each class, by default the sorted names of those folders.
+    problems: see above.
 
   Raises:
     InputError: a folder or an image is missing, or a mask is of no known image or class.
   """
   directory = _existing(directory)
   if not (directory / "images").is_dir():
-    return list(_image_folders(directory, class_names))
-  images, labels = list_images(directory / "images"), _existing(directory / "labels")
+    return list(_image_folders(directory, class_names, problems))
+  images, labels = list_images(directory / "images", problems=problems), _existing(directory / "labels")
   folders = sorted(path.name for path in labels.iterdir() if path.is_dir() and not path.name.startswith("."))
   if not folders:
     raise InputError(f"{labels}: found no folders in it, expected one of masks for each image or for each class")
-  if set(folders) <= set(images):
+  known = set(folders) & set(images)
+  if len(known) == len(folders) or (known and problems is not None):
+    for folder in folders:
+      if folder not in images:
+        refuse(f"{labels / folder}: found no image for it, expected {directory / 'images' / folder}.*", problems)
     for name, path in images.items():
       if name not in folders:
-        raise InputError(f"{path}: found no masks for it, expected a folder {labels / name}, empty if there are none")
-    return [Item(name, path, _masks(labels / name, class_names)) for name, path in images.items()]
+        refuse(f"{path}: found no masks for it, expected a folder {labels / name}, empty if there are none", problems)
+    names = [name for name in images if name in folders]
+    return [Item(name, images[name], _masks(labels / name, class_names, problems)) for name in names]
   class_names = list(class_names) or folders
   for folder in folders:
     if folder not in class_names:
-      raise InputError(f"{labels / folder}: found neither an image nor a class of that name, expected one of the two")
-  of_class = {name: list_images(labels / name) for name in class_names if name in folders}
+      refuse(f"{labels / folder}: found neither an image nor a class of that name, expected one of the two", problems)
+  of_class = {name: list_images(labels / name, problems=problems) for name in class_names if name in folders}
   for files in of_class.values():
     for name, path in files.items():
       if name not in images:
-        raise InputError(f"{path}: found no image for it, expected {directory / 'images' / name}.*")
+        refuse(f"{path}: found no image for it, expected {directory / 'images' / name}.*", problems)
   return [
     Item(
       name,
@@ -189,28 +200,32 @@ def mask_layout(directory: str | os.PathLike, class_names: Sequence[str] = ()) -
   ]
 
 
-def _image_folders(directory: epath.Path, class_names: Sequence[str]) -> Iterator[Item]:
+def _image_folders(directory: epath.Path, class_names: Sequence[str], problems: list[str] | None) -> Iterator[Item]:
   """A folder for each image, with `images` and `masks` in it."""
   folders = sorted(path for path in directory.iterdir() if (path / "images").is_dir())
   if not folders:
     raise InputError(f"{directory}: found neither images/ nor NAME/images/, expected one of them")
   for folder in folders:
-    images = list_images(folder / "images")
+    images = list_images(folder / "images", problems=problems)
     if len(images) > 1:
-      raise InputError(f"{folder / 'images'}: found {len(images)} images, expected one, with its masks in ../masks")
-    yield Item(folder.name, next(iter(images.values())), _masks(_existing(folder / "masks"), class_names))
+      refuse(f"{folder / 'images'}: found {len(images)} images, expected one, with its masks in ../masks", problems)
+    elif not (folder / "masks").is_dir():
+      refuse(f"{folder / 'masks'}: folder not found", problems)
+    elif images:
+      yield Item(folder.name, next(iter(images.values())), _masks(folder / "masks", class_names, problems))
 
 
-def _masks(folder: epath.Path, class_names: Sequence[str]) -> tuple[Mask, ...]:
+def _masks(folder: epath.Path, class_names: Sequence[str], problems: list[str] | None) -> tuple[Mask, ...]:
   """The masks of one image, the topmost last."""
   if not any(not path.name.startswith(".") for path in folder.iterdir()):
     return ()
   masks = []
-  for name, path in list_images(folder).items():
+  for name, path in list_images(folder, problems=problems).items():
     # The longest name that fits: `crack_wide_1` is a `crack_wide` even if there is a class `crack`.
     fitting = [c for c in class_names if name == c or (name.startswith(c) and not name[len(c)].isalpha())]
     if class_names and not fitting:
-      raise InputError(f"{path}: found no class for it, expected a name that begins with {', '.join(class_names)}")
+      refuse(f"{path}: found no class for it, expected a name that begins with {', '.join(class_names)}", problems)
+      continue
     masks.append(Mask(1 + class_names.index(max(fitting, key=len)) if fitting else 1, path))
   return tuple(sorted(masks))
 

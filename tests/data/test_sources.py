@@ -222,3 +222,28 @@ def test_datasets_are_opened_by_kind(folder):
   refused("found kind 'zip', expected one of folder", lambda: open_dataset(Dataset("zip", str(folder), 3), "train"))
   for kind in KINDS:
     refused("'/nowhere': folder not found", lambda: open_dataset(Dataset(kind, "/nowhere", 3), "train"))  # noqa: B023
+
+
+# ----------------------------------------------------------------------------------------------------------- problems
+
+
+def test_layouts_list_all_that_is_wrong_where_they_are_asked_to(folder):
+  """An inspection would else show a person one file at a time."""
+  (folder / "labels" / "a.png").unlink()
+  (folder / "images" / "b.png").unlink()
+  write(folder / "images" / "c.bmp", IMAGE)
+  problems = []
+  assert [item.name for item in folder_layout(folder, problems)] == ["c"]
+  assert len(problems) == 3 and all("\n" not in problem for problem in problems)
+  refused("c.png: found c.bmp beside it", lambda: folder_layout(folder))
+
+
+def test_mask_layouts_list_all_that_is_wrong(tmp_path):
+  for name in "ab":
+    write(tmp_path / name / "images" / "x.png", IMAGE)
+  write(tmp_path / "a" / "masks" / "dent_1.png", mask(1))
+  write(tmp_path / "a" / "masks" / "crack_1.png", mask(2))
+  problems = []
+  items = mask_layout(tmp_path, ("crack",), problems)
+  assert [(item.name, len(item.label)) for item in items] == [("a", 1)]
+  assert "dent_1.png" in problems[0] and "b/masks" in problems[1]

@@ -1,0 +1,83 @@
+"""How large the regions of each class are: label maps in, areas relative to the image out."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+
+from seggpt_jax.palette import IGNORE
+
+_STEPS = 16  # bins for each factor of two in area: a median is known to 2 %
+_BINS = 32 * _STEPS
+
+
+class ClassRegions:
+  """Areas of connected regions of one class in many images; counts by size, not a list.
+
+  Attributes:
+    num_regions: how many.
+    smallest: area of the smallest, relative to its image.
+  """
+
+  def __init__(self):
+    self.num_regions = 0
+    self.smallest = 1.0
+    self._counts = np.zeros(_BINS, np.int64)
+    self._areas = np.zeros(_BINS)
+
+  def add(self, areas: Float32[np.ndarray, "n"]) -> None:
+    """Counts in the regions of one image."""
+    if areas.size:
+      self.num_regions += areas.size
+      self.smallest = min(self.smallest, float(areas.min()))
+      bins = np.minimum((-np.log2(areas) * _STEPS).astype(np.int64), _BINS - 1)
+      np.add.at(self._counts, bins, 1)
+      np.add.at(self._areas, bins, areas)
+
+  @property
+  def median(self) -> float:
+    """Area of the middle one, relative to its image; 0 without regions."""
+    return max(_middle(self._counts), self.smallest) if self.num_regions else 0.0
+
+  @property
+  def median_of_pixels(self) -> float:
+    """Area of the region that the middle one of all their pixels lies in: specks count for little; 0 without any.
+
+    Images count as if all were of one size.
+    """
+    return _middle(self._areas)
+
+
+def _middle(weights: np.ndarray) -> float:
+  total = weights.sum()
+  if not total:
+    return 0.0
+  middle = int(np.searchsorted(np.cumsum(weights), total / 2))
+  return float(2 ** (-(middle + 0.5) / _STEPS))
+
+
+def count_pixels(label: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "256"]:
+  """Number of pixels of each class; above 16 million to seven digits."""
+  # A tenth of the time of `numpy.bincount`, and other threads go on meanwhile.
+  return cv2.calcHist([label], [0], None, [IGNORE + 1], [0, IGNORE + 1]).ravel().astype(np.int64)
+
+
+def region_areas(
+  label: UInt8[np.ndarray, "h w"], pixels: Int64[np.ndarray, "256"]
+) -> list[tuple[int, Float32[np.ndarray, "n"]]]:
+  """(class, areas of its connected regions relative to the image) of each class that there is but the background.
+
+  Regions touch at sides or corners.
+
+  Args:
+    label: the label map.
+    pixels: its `count_pixels`.
+  """
+  found = []
+  for class_index in np.flatnonzero(pixels[1:IGNORE]) + 1:
+    mask = cv2.inRange(label, int(class_index), int(class_index))
+    x, y, width, height = cv2.boundingRect(mask)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask[y : y + height, x : x + width])
+    found.append((int(class_index), (stats[1:, cv2.CC_STAT_AREA] / label.size).astype(np.float32)))
+  return found
