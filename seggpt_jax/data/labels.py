@@ -97,9 +97,11 @@ class LabelFormat:
     if self.mode == "binary":
       labels = (values > self.threshold).astype(np.uint8)
     else:
-      largest = int(values.max(initial=0) if ignored is None else values.max(initial=0, where=~ignored))
-      if largest > 254:
-        raise InputError(f"{where}: found label value {largest}, expected class indices 0..254; {BINARY_HINT}")
+      counted = True if ignored is None else ~ignored
+      largest, least = int(values.max(initial=0, where=counted)), int(values.min(initial=0, where=counted))
+      if largest > 254 or least < 0:
+        value = largest if largest > 254 else least
+        raise InputError(f"{where}: found label value {value}, expected class indices 0..254; {BINARY_HINT}")
       labels = values.astype(np.uint8)
     if ignored is not None:
       labels[ignored] = IGNORE

@@ -60,6 +60,7 @@ def test_palette_and_one_bit_and_16_bit_labels_are_indices(save):
 
 def test_16_bit_label_beyond_255_is_refused(save):
   refused("found label value 1000", lambda: read_labels(save(np.full((4, 4), 1000, np.uint16)), INDEX))
+  refused("found label value -1", lambda: read_labels(save(np.full((4, 4), -1, np.int32), "label.tif"), INDEX))
 
 
 def test_channels_that_are_all_the_same_are_one(save):

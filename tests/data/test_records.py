@@ -14,9 +14,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from seggpt_jax.data.datasets import Dataset, open_dataset
-from seggpt_jax.data.encoding import BadSample, encode_sample, encoded_samples
 from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.record_writer import write_records
+from seggpt_jax.data.prepare.encoding import BadSample, encode_sample, encoded_samples
+from seggpt_jax.data.prepare.record_writer import write_records
 from seggpt_jax.data.records import RecordSource
 from seggpt_jax.data.sample_index import SampleIndex
 from seggpt_jax.data.sources import FileSource, folder_layout

@@ -8,7 +8,7 @@ import pytest
 
 from seggpt_jax.data.augment import compress
 from seggpt_jax.data.boards import BoardSource
-from seggpt_jax.data.duplicates import Print, near_duplicates, print_image
+from seggpt_jax.data.inspect.duplicates import Print, near_duplicates, print_image
 
 CHANGES = {
   "same": lambda image: image,

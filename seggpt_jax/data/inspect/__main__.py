@@ -17,13 +17,13 @@ from pathlib import Path
 from absl import flags
 
 from seggpt_jax.data import dataset_flags
-from seggpt_jax.data.advice import advise, train_line
-from seggpt_jax.data.contact_sheet import draw_samples
 from seggpt_jax.data.dataset_flags import dataset_from_flags, define_dataset_flags, parse_splits
-from seggpt_jax.data.inspect_report import as_facts, as_text
-from seggpt_jax.data.inspection import inspect_dataset
+from seggpt_jax.data.inspect.advice import advise, train_line
+from seggpt_jax.data.inspect.contact_sheet import draw_samples
+from seggpt_jax.data.inspect.inspection import inspect_dataset
+from seggpt_jax.data.inspect.report import as_facts, as_text
+from seggpt_jax.data.inspect.sample_files import guess_kind
 from seggpt_jax.data.labels import IGNORE
-from seggpt_jax.data.sample_files import guess_kind
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.files import write_whole
 

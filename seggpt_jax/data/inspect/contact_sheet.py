@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from seggpt_jax.data.advice_sentence import class_label
 from seggpt_jax.data.images import decode_image
-from seggpt_jax.data.inspect_report import percent
-from seggpt_jax.data.inspection import Inspection
-from seggpt_jax.data.sample_files import SampleFiles
-from seggpt_jax.data.survey import Survey, spread
+from seggpt_jax.data.inspect.inspection import Inspection
+from seggpt_jax.data.inspect.report import percent
+from seggpt_jax.data.inspect.sample_files import SampleFiles
+from seggpt_jax.data.inspect.sentence import class_label
+from seggpt_jax.data.inspect.survey import Survey, spread
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE, fixed_palette
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from seggpt_jax.data.inspection import Inspection
+from seggpt_jax.data.inspect.inspection import Inspection
 
 
 class Advice(NamedTuple):

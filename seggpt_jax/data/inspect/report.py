@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from seggpt_jax.data.advice_sentence import class_label, count_text
-from seggpt_jax.data.inspection import Groups, Inspection
-from seggpt_jax.data.label_advice import SQUARE
-from seggpt_jax.data.survey import PROBLEMS, Survey
+from seggpt_jax.data.inspect.inspection import Groups, Inspection
+from seggpt_jax.data.inspect.label_advice import SQUARE
+from seggpt_jax.data.inspect.sentence import class_label, count_text
+from seggpt_jax.data.inspect.survey import PROBLEMS, Survey
 from seggpt_jax.palette import IGNORE
 
 _SHOWN_VALUES = 32

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from seggpt_jax.data.advice_sentence import Advice, class_label, count_text, key_text
-from seggpt_jax.data.inspection import Inspection
+from seggpt_jax.data.inspect.inspection import Inspection
+from seggpt_jax.data.inspect.sentence import Advice, class_label, count_text, key_text
 from seggpt_jax.palette import IGNORE
 
 # Of configs/base.py: the network sees squares of 448 pixels in patches of 16, cut out of samples resized to 1024.

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from seggpt_jax.data.datasets import Dataset, list_items, open_dataset
 from seggpt_jax.data.images import read_bytes, remote_or_local
-from seggpt_jax.data.label_values import FileValues, file_values
+from seggpt_jax.data.inspect.label_values import FileValues, file_values
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.sources import FileSource, Item, Source
 from seggpt_jax.errors import InputError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from seggpt_jax.data import file_advice, label_advice
-from seggpt_jax.data.advice_sentence import Advice
-from seggpt_jax.data.inspection import Inspection, describe_format
+from seggpt_jax.data.inspect import file_advice, label_advice
+from seggpt_jax.data.inspect.inspection import Inspection, describe_format
+from seggpt_jax.data.inspect.sentence import Advice
 
 
 def advise(inspection: Inspection) -> list[Advice]:

@@ -17,12 +17,12 @@ from jaxtyping import Int64
 from PIL import Image
 from tqdm import tqdm
 
-from seggpt_jax.data.duplicates import Print, print_image
 from seggpt_jax.data.images import decode_image, load_upright, open_image
-from seggpt_jax.data.label_values import FileValues, StoredValues
+from seggpt_jax.data.inspect.duplicates import Print, print_image
+from seggpt_jax.data.inspect.label_values import FileValues, StoredValues
+from seggpt_jax.data.inspect.regions import ClassRegions, count_pixels, region_areas
+from seggpt_jax.data.inspect.sample_files import SampleFiles, UnreadableError
 from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.regions import ClassRegions, count_pixels, region_areas
-from seggpt_jax.data.sample_files import SampleFiles, UnreadableError
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from seggpt_jax.data.encoding import BadSample, EncodedSample, image_ending
+from seggpt_jax.data.prepare.encoding import BadSample, EncodedSample, image_ending
 from seggpt_jax.data.sample_index import SampleIndex
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole, writing

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from seggpt_jax.data.encoding import BadSample, EncodedSample
+from seggpt_jax.data.prepare.encoding import BadSample, EncodedSample
 from seggpt_jax.data.records import index_name
 from seggpt_jax.data.sample_index import SampleIndex
 from seggpt_jax.errors import InputError

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from seggpt_jax.data.images import load_upright, open_image
+from seggpt_jax.data.inspect.regions import count_pixels
 from seggpt_jax.data.labels import LabelFormat, Value
-from seggpt_jax.data.regions import count_pixels
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE
 

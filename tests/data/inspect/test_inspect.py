@@ -14,18 +14,18 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from seggpt_jax.data import contact_sheet
-from seggpt_jax.data.advice import advise, train_line
 from seggpt_jax.data.datasets import Dataset
-from seggpt_jax.data.inspect_report import as_facts, as_text
-from seggpt_jax.data.inspection import inspect_dataset
+from seggpt_jax.data.inspect import contact_sheet
+from seggpt_jax.data.inspect.advice import advise, train_line
+from seggpt_jax.data.inspect.inspection import inspect_dataset
+from seggpt_jax.data.inspect.report import as_facts, as_text
+from seggpt_jax.data.inspect.sample_files import guess_kind
 from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.sample_files import guess_kind
 from seggpt_jax.errors import InputError
 from seggpt_jax.training.config import check_config
 
 SIZE = 48
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def picture(seed, shape=(SIZE, SIZE)):
@@ -196,7 +196,12 @@ def test_large_images_want_memory_or_smaller_copies(tmp_path):
   for name in ("a00", "a01"):
     for folder, pixels in (("images", picture(5, (2100, 2000))), ("labels", blob(size=2100)[:, :2000])):
       save(tmp_path / "train" / folder / f"{name}.png", pixels, compress_level=1)
-  assert "data.cache_mb=33" in advised(inspected(tmp_path))
+  text = advised(inspected(tmp_path))
+  assert "data.cache_mb=33" in text
+  arguments = shlex.split(text[text.index("python -m seggpt_jax.data.prepare") :].splitlines()[0])[1:]
+  assert "--shorter_side=1024" in arguments
+  subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, capture_output=True)
+  assert Image.open(f"{tmp_path}_1024/train/images/a00.png").size == (1024, 1075)
 
 
 def test_sixteen_bits_with_a_small_range_would_be_black(tmp_path):

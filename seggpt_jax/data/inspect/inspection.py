@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.data.datasets import Dataset
-from seggpt_jax.data.duplicates import near_duplicates
 from seggpt_jax.data.groups import group_names
 from seggpt_jax.data.images import remote_or_local
-from seggpt_jax.data.label_values import Guess, StoredValues, guess_format
+from seggpt_jax.data.inspect.duplicates import near_duplicates
+from seggpt_jax.data.inspect.label_values import Guess, StoredValues, guess_format
+from seggpt_jax.data.inspect.sample_files import SampleFiles, category_names, open_files
+from seggpt_jax.data.inspect.survey import Survey, read_values, survey_split
 from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.sample_files import SampleFiles, category_names, open_files
 from seggpt_jax.data.sources import FileSource, Sample
-from seggpt_jax.data.survey import Survey, read_values, survey_split
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE
 

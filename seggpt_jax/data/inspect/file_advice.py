@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from seggpt_jax.data.advice_sentence import Advice, count_text, key_text
-from seggpt_jax.data.inspection import Inspection
-from seggpt_jax.data.survey import Survey
+from seggpt_jax.data.inspect.inspection import Inspection
+from seggpt_jax.data.inspect.sentence import Advice, count_text, key_text
+from seggpt_jax.data.inspect.survey import Survey
 
 _FEW_TRAIN, _FEW_VAL = 10, 5
 _LARGE = 4_000_000  # pixels
@@ -50,20 +50,30 @@ def _num_good(inspection: Inspection, survey: Survey) -> int:
 
 
 def _divide_line(inspection: Inspection) -> str:
-  """The command that makes two parts of one, with the labels as they are read here."""
+  """The command that makes two parts of one."""
+  # The whole of each name: without groups that are known, every image is one of its own.
+  groups = inspection.groups.spec if inspection.groups is not None else "prefix:/"
+  return _prepare_line(inspection, "divided", split=inspection.train.split, groups=groups, val_share=0.2)
+
+
+def _shrink_line(inspection: Inspection) -> str:
+  """The command that makes smaller copies."""
+  return _prepare_line(inspection, "1024", split=",".join(inspection.surveys), shorter_side=1024)
+
+
+def _prepare_line(inspection: Inspection, outdir: str, **changes: Any) -> str:
+  """The command that makes another dataset of this one, with the labels as they are read here."""
   dataset, label_format = inspection.dataset, inspection.dataset.label_format
-  flags = {"kind": dataset.kind, "path": dataset.path, "split": inspection.train.split}
+  flags: dict[str, Any] = {"kind": dataset.kind, "path": dataset.path}
   flags |= {"num_classes": dataset.num_classes, "labels": label_format.mode}
   flags |= {"threshold": label_format.threshold} if label_format.threshold else {}
   for name in ("table", "ignore"):
     if getattr(label_format, name):
       flags[name] = ",".join(str(value).replace(" ", "") for value in getattr(label_format, name))
   flags |= {"class_names": ",".join(dataset.class_names)} if dataset.class_names else {}
-  # The whole of each name: without groups that are known, every image is one of its own.
-  flags["groups"] = inspection.groups.spec if inspection.groups is not None else "prefix:/"
-  outdir = dataset.path.rstrip("/") + "_divided"
-  flags |= {"bad_files": "skip"} if inspection.train.num_usable < len(inspection.train.samples) else {}
-  flags |= {"val_share": 0.2, "format": "folder", "outdir": outdir}
+  bad = any(survey.num_usable < len(survey.samples) for survey in inspection.surveys.values())
+  flags |= {"bad_files": "skip"} if bad else {}
+  flags |= {**changes, "format": "folder", "outdir": f"{dataset.path.rstrip('/')}_{outdir}"}
   values = " ".join(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())
   return f"python -m seggpt_jax.data.prepare {values}"
 
@@ -113,8 +123,8 @@ def _large(inspection: Inspection) -> Iterator[Advice]:
     pixels = scale * sum(n * h * w for (h, w), n in inspection.train.sizes.items())
     keys = {"cache_mb": math.ceil(4 * pixels / 2**20)}
     text = (
-      f"{large} of {count} images have more than 4 million pixels and are slow to read: save smaller copies "
-      f"(data.resize makes 1024 pixels of a side), or keep them decoded in memory if there is as much: {key_text(keys)}"
+      f"{large} of {count} images have more than 4 million pixels and are slow to read: keep them decoded in memory if "
+      f"there is as much, {key_text(keys)}, or make smaller copies: {_shrink_line(inspection)}"
     )
     yield Advice(text, keys if keys["cache_mb"] <= 4096 else {})
 

@@ -14,8 +14,8 @@ from PIL import Image
 import seggpt_jax
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.prepare import Settings, prepare
-from seggpt_jax.data.restart import alone
+from seggpt_jax.data.prepare.conversion import Settings, prepare
+from seggpt_jax.data.prepare.restart import alone
 from seggpt_jax.errors import InputError
 
 
@@ -138,7 +138,7 @@ class StoppedError(Exception):
 
 
 def test_finished_pairs_are_not_made_again(data, tmp_path, monkeypatch):
-  import seggpt_jax.data.folder_writer as folder_writer
+  import seggpt_jax.data.prepare.folder_writer as folder_writer
 
   whole = folder_writer._write
   made = []
