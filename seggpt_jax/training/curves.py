@@ -1,0 +1,62 @@
+"""RUN/metrics.jsonl as a picture: loss, mIoU and learning rate over the steps of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from seggpt_jax.files import write_whole
+
+
+def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int, float]]]]:
+  """The numbers of a run by split and key, each as (step, value); what is not a number is left out.
+
+  Args:
+    path: RUN/metrics.jsonl.
+  """
+  series: dict[str, dict[str, list[tuple[int, float]]]] = {}
+  for line in Path(path).read_text().splitlines():
+    entry: dict[str, Any] = json.loads(line)
+    step, split = entry.pop("step"), entry.pop("split")
+    for key, value in entry.items():
+      if value is not None:
+        series.setdefault(split, {}).setdefault(key, []).append((step, value))
+  return series
+
+
+def draw_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
+  """Draws loss, mIoU with the IoU of each class, and learning rate.
+
+  Args:
+    metrics: RUN/metrics.jsonl.
+    path: the PNG file.
+
+  Raises:
+    InputError: it cannot be written.
+  """
+  # The object interface: nothing global is touched, and no display is asked for.
+  from matplotlib.figure import Figure
+
+  series = read_metrics(metrics)
+  figure = Figure(figsize=(15, 4.2), layout="constrained")
+  axes = figure.subplots(1, 3)
+  for axis, key, title in zip(axes, ("loss", "miou", "lr"), ("loss", "mIoU", "learning rate"), strict=True):
+    for split, marker in (("train", ""), ("val", "o")):
+      points = series.get(split, {}).get(key, [])
+      if points:
+        # A curve of thousands of points is its own noise: thin, and what validation says on top.
+        axis.plot(*zip(*points, strict=True), marker=marker, markersize=4, linewidth=1.0, label=split, zorder=2)
+    axis.set(title=title, xlabel="step")
+    axis.grid(alpha=0.3)
+  for key, points in series.get("val", {}).items():
+    if key.startswith("iou_") and len(series["val"]) <= 16:
+      axes[1].plot(*zip(*points, strict=True), linewidth=0.8, linestyle="--", label=f"val class {key[4:]}")
+  if any(value > 0 for split in series.values() for _, value in split.get("loss", [])):
+    axes[0].set_yscale("log")
+  axes[1].set_ylim(0, 1)
+  for axis in axes[:2]:
+    if axis.lines:
+      axis.legend(fontsize="small")
+  write_whole(Path(path), lambda file: figure.savefig(file, format="png", dpi=100))
