@@ -1,0 +1,125 @@
+"""Adapters: nothing changes at first, only their few parameters learn, and what they learnt merges exactly."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from seggpt_jax.errors import InputError
+from seggpt_jax.model import adapters, weights
+from seggpt_jax.model.adapters import LearntPrompt, LoRA
+from seggpt_jax.model.config import VARIANTS
+from seggpt_jax.model.seggpt import SegGPT
+
+CONFIG = dataclasses.replace(
+  VARIANTS["tiny"],
+  canvas_size=(64, 32),
+  width=32,
+  depth=3,
+  mlp_dim=64,
+  num_heads=2,
+  feature_taps=(1, 2),
+  decoder_dim=8,
+  drop_path_rate=0.0,
+)
+
+
+@functools.cache
+def graph_and_params():
+  return weights.split(SegGPT(CONFIG, rngs=nnx.Rngs(0)))
+
+
+def canvases(seed=0, count=2):
+  generator = np.random.default_rng(seed)
+  images, targets = (jnp.asarray(generator.normal(size=(count, 64, 32, 3)), jnp.float32) for _ in range(2))
+  return images, targets, jnp.asarray(generator.random((count, *CONFIG.grid)) < 0.7)
+
+
+def run(adapter, own, batch):
+  graph, params = graph_and_params()
+  return weights.merge(graph, adapter.merge(params, own))(*adapter.prompt(*batch, own))
+
+
+def trained(own, seed=5):
+  """The adapter's parameters as after some training."""
+  generator = np.random.default_rng(seed)
+  return {name: value + jnp.asarray(generator.normal(0, 0.3, value.shape), jnp.float32) for name, value in own.items()}
+
+
+def test_a_new_lora_changes_nothing():
+  graph, params = graph_and_params()
+  own = LoRA(rank=4).init(params, CONFIG.canvas_size, jax.random.key(0))
+  batch = canvases()
+  np.testing.assert_array_equal(run(LoRA(rank=4), own, batch), weights.merge(graph, params)(*batch))
+
+
+@pytest.mark.parametrize("targets", [("qkv",), ("fc1", "fc2"), adapters.LORA_TARGETS])
+def test_a_lora_is_the_product_of_its_factors_on_the_kernels_asked_for_and_nowhere_else(targets):
+  """Against NumPy, float64, 1e-6."""
+  _, params = graph_and_params()
+  lora = LoRA(rank=4, alpha=2.0, targets=targets)
+  own = trained(lora.init(params, CONFIG.canvas_size, jax.random.key(0)))
+  assert len(own) == 2 * CONFIG.depth * len(targets)
+  merged = lora.merge(params, own)
+  assert merged.keys() == params.keys()
+  for name, value in params.items():
+    kind = name.split(".")[-2] if name.startswith("blocks.") and name.endswith(".kernel") else ""
+    if kind in targets:
+      a, b = (np.asarray(own[f"lora.{name}.{part}"], np.float64) for part in "ab")
+      np.testing.assert_allclose(merged[name], np.asarray(value, np.float64) + 0.5 * a @ b, atol=1e-6)
+    else:
+      assert merged[name] is value
+
+
+def test_a_lora_has_few_parameters():
+  _, shapes = weights.abstract(VARIANTS["vit_large"])
+  own = jax.eval_shape(lambda key: LoRA(rank=8).init(shapes, (896, 448), key), jax.random.key(0))
+  count = sum(value.size for value in own.values())
+  assert count == 24 * 8 * ((1024 + 3072) + (1024 + 1024) + (1024 + 4096) + (4096 + 1024))
+  assert count < 0.01 * sum(value.size for value in shapes.values())
+
+
+@pytest.mark.parametrize("adapter", [LoRA(rank=4), LearntPrompt()], ids=["lora", "prompt"])
+def test_the_network_stays_frozen_while_every_part_of_the_adapter_learns(adapter):
+  _, params = graph_and_params()
+  own = trained(adapter.init(params, CONFIG.canvas_size, jax.random.key(0)))
+  gradients = jax.grad(lambda own: jnp.sum(run(adapter, own, canvases())[:, 32:] ** 2))(own)
+  assert gradients.keys() == own.keys()
+  for name, gradient in gradients.items():
+    assert float(jnp.abs(gradient).max()) > 0, name
+
+
+def test_a_learnt_prompt_takes_the_prompt_s_place_and_shows_its_target():
+  _, params = graph_and_params()
+  own = LearntPrompt().init(params, CONFIG.canvas_size, jax.random.key(0))
+  images, targets, mask = canvases()
+  new_images, new_targets, hidden = LearntPrompt().prompt(images, targets, mask, own)
+  for new, old, name in ((new_images, images, "image"), (new_targets, targets, "target")):
+    np.testing.assert_array_equal(new[:, 32:], old[:, 32:])
+    np.testing.assert_array_equal(new[:, :32], np.stack([own[f"prompt.{name}"]] * 2))
+  assert not hidden[:, :4].any() and hidden[:, 4:].all()
+  # Whatever prompts the batch came with, the answer is the same.
+  other = canvases(seed=1)
+  mixed = (images.at[:, :32].set(other[0][:, :32]), targets.at[:, :32].set(other[1][:, :32]), other[2])
+  np.testing.assert_array_equal(run(LearntPrompt(), own, mixed), run(LearntPrompt(), own, (images, targets, mask)))
+
+
+@pytest.mark.parametrize("adapter", [LoRA(4, 2.0, ("qkv", "fc2")), LearntPrompt()])
+def test_adapters_are_kept_as_json(adapter):
+  assert adapters.from_dict(json.loads(json.dumps(adapters.to_dict(adapter)))) == adapter
+
+
+def test_what_is_no_adapter_is_refused():
+  with pytest.raises(InputError, match="found kind 'bitfit', expected one of lora, prompt"):
+    adapters.from_dict({"kind": "bitfit"})
+  with pytest.raises(InputError, match="found rank 0"):
+    LoRA(rank=0)
+  with pytest.raises(InputError, match=r"found targets \('attn',\), expected some of qkv, proj, fc1, fc2"):
+    LoRA(targets=("attn",))
+  with pytest.raises(InputError, match="adapter: cannot be read"):
+    adapters.from_dict({"kind": "lora", "depth": 3})
