@@ -15,12 +15,15 @@ from seggpt_jax.data.labels import LABEL_MODES, parse_values
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.inference import batch
 from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.model.adapter_files import load_adapter
+from seggpt_jax.model.adapters import LearntPrompt
 
 _MODEL_PATH = flags.DEFINE_string(
   "model-path", None, "Weights of convert_torch_weights.py, or a run of train.py.", required=True
 )
-_PROMPT_IMG_DIR = flags.DEFINE_string("prompt-img-dir", None, "Images of the prompts.", required=True)
-_PROMPT_LABEL_DIR = flags.DEFINE_string("prompt-label-dir", None, "Label maps of the prompts.", required=True)
+_ADAPTER = flags.DEFINE_string("adapter", None, "A run of train.py that learnt a LoRA or a prompt for the weights.")
+_PROMPT_IMG_DIR = flags.DEFINE_string("prompt-img-dir", None, "Images of the prompts, unless a prompt was learnt.")
+_PROMPT_LABEL_DIR = flags.DEFINE_string("prompt-label-dir", None, "Label maps of the prompts.")
 _DATASET_DIR = flags.DEFINE_string(
   "dataset-dir", None, "The queries: a folder with images/ and perhaps labels/, or a folder of images.", required=True
 )
@@ -53,19 +56,26 @@ for _name in [name for name in flags.FLAGS if "-" in name]:  # absl's habit is u
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
-  for name in ("model-path", "prompt-img-dir", "prompt-label-dir", "dataset-dir", "outdir"):
-    if not flags.FLAGS[name].value:
+  for name in ("model-path", "prompt-img-dir", "prompt-label-dir", "dataset-dir", "outdir", "adapter"):
+    if flags.FLAGS[name].value == "":
       raise InputError(f"--{name}: found an empty value, expected a path")
+  learnt = bool(_ADAPTER.value) and isinstance(load_adapter(_ADAPTER.value).adapter, LearntPrompt)
+  for flag in (_PROMPT_IMG_DIR, _PROMPT_LABEL_DIR):
+    if (flag.value is None) != learnt:
+      found = "found beside a learnt prompt, expected none" if learnt else "missing (--help explains)"
+      raise InputError(f"--{flag.name}: {found}")
+  if learnt and (_MAPPING.present or _TOP_K.present):
+    raise InputError("--mapping, --top-k: found with a learnt prompt, expected none: it serves every query")
   table, ignore = (None if f.value is None else parse_values(f.value, f"--{f.name}") for f in (_TABLE, _IGNORE))
-  labels = batch.label_format(_MODEL_PATH.value, _LABELS.value, _THRESHOLD.value, table, ignore)
+  labels = batch.label_format(_ADAPTER.value or _MODEL_PATH.value, _LABELS.value, _THRESHOLD.value, table, ignore)
   queries = batch.list_queries(
     _DATASET_DIR.value, _PROMPT_IMG_DIR.value, _PROMPT_LABEL_DIR.value, _MAPPING.value, _TOP_K.value
   )
-  if not _MAPPING.value:
+  if not _MAPPING.value and not learnt:
     names = ", ".join(files.image.name for files in queries[0].prompts)
     print(f"no --mapping: every query is prompted by {names}")
   print(f"labels are read as {labels}")
-  predictor = Predictor.from_checkpoint(_MODEL_PATH.value)
+  predictor = Predictor.from_checkpoint(_MODEL_PATH.value, adapter=_ADAPTER.value)
   metrics = batch.run(
     predictor,
     queries,

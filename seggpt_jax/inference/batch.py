@@ -28,7 +28,7 @@ from seggpt_jax.inference import outputs, tiling
 from seggpt_jax.inference.predictor import Predictor, Prompt
 from seggpt_jax.metrics import iou
 from seggpt_jax.model.seggpt import SegType
-from seggpt_jax.model.weights import find_weights
+from seggpt_jax.model.weights import find_items, find_weights
 
 _BLOCK = 2**18  # pixels counted at a time
 _CACHED_PROMPTS = 256  # of the tile's size: 200 MB for the released weights
@@ -54,8 +54,8 @@ class Query:
 
 def list_queries(
   dataset_dir: str | os.PathLike,
-  prompt_img_dir: str | os.PathLike,
-  prompt_label_dir: str | os.PathLike,
+  prompt_img_dir: str | os.PathLike | None = None,
+  prompt_label_dir: str | os.PathLike | None = None,
   mapping: str | os.PathLike | None = None,
   top_k: int = 1,
 ) -> list[Query]:
@@ -63,7 +63,7 @@ def list_queries(
 
   Args:
     dataset_dir: a folder with images/ and perhaps labels/, or a folder of images.
-    prompt_img_dir: images of the prompts.
+    prompt_img_dir: images of the prompts; None for queries without prompts, which a learnt prompt serves.
     prompt_label_dir: their label maps.
     mapping: JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve every query.
     top_k: the most prompts that a query gets.
@@ -75,6 +75,8 @@ def list_queries(
     InputError: a folder or file is missing, or the mapping does not fit the files; names it.
   """
   images, truths = _dataset(Path(dataset_dir))
+  if prompt_img_dir is None or prompt_label_dir is None:
+    return [Query(stem, path, truths.get(stem), ()) for stem, path in images.items()]
   prompts = {"image": _list(prompt_img_dir), "label": _list(prompt_label_dir)}
   folders = {"image": prompt_img_dir, "label": prompt_label_dir}
   chosen = None if mapping is None else read_mapping(mapping)
@@ -116,7 +118,7 @@ def label_format(
   """How label files are read: as asked for, else as the run that the weights come from read them, else as indices.
 
   Args:
-    model_path: weights or a training run.
+    model_path: weights or a training run, also one of an adapter.
     labels: what was asked for, if anything.
     threshold: likewise.
     table: likewise.
@@ -126,7 +128,8 @@ def label_format(
     InputError: no weights there, or values that do not fit the mode.
   """
   trained: dict[str, Any] = {}
-  for folder in (Path(model_path), *find_weights(model_path).absolute().parents[:2]):
+  found = find_items(Path(model_path), ("params", "adapter")) or find_weights(model_path)
+  for folder in (Path(model_path), *found.absolute().parents[:2]):
     if (folder / "config.json").is_file():
       trained = json.loads((folder / "config.json").read_text()).get("data", {})
       break
@@ -204,7 +207,7 @@ def run(
   labels = labels or LabelFormat()
   size = (split * predictor.tile_size[0], split * predictor.tile_size[1])
   most_prompts = max(len(query.prompts) for query in queries)
-  read_prompt = functools.lru_cache(max(_CACHED_PROMPTS // split**2, most_prompts))(
+  read_prompt = functools.lru_cache(max(_CACHED_PROMPTS // split**2, most_prompts, 1))(
     functools.partial(_read_prompt, labels=labels, size=size)
   )
   scores = Scores()
@@ -214,7 +217,8 @@ def run(
       truth = None if query.truth is None else _read_label_map(query.truth, image, labels)
       prompts = [read_prompt(files) for files in query.prompts]
       prediction = predictor.predict(image, prompts, split=split, seg_type=seg_type)
-      outputs.write_prediction(outdir, query.name, image, prompts, prediction, truth)
+      shown = None if truth is None else np.where(truth == IGNORE, np.uint8(0), truth)
+      outputs.write_prediction(outdir, query.name, image, prompts, prediction, shown)
       if truth is not None:
         scores.add(query.name, prediction.labels, truth)
   if not scores.per_image:

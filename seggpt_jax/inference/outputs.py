@@ -34,7 +34,7 @@ def overlay(
 
 def concat(
   query: UInt8[np.ndarray, "h w 3"],
-  prompt: Prompt,
+  prompt: Prompt | None,
   prediction: Prediction,
   truth: Integer[np.ndarray, "h w"] | None = None,
 ) -> UInt8[np.ndarray, "h w2 3"]:
@@ -42,7 +42,7 @@ def concat(
 
   Args:
     query: the image.
-    prompt: the first prompt, of any size.
+    prompt: the first prompt, of any size; None if there is none to see.
     prediction: of the query.
     truth: the query's true label map, where there is one.
 
@@ -51,14 +51,11 @@ def concat(
     decoded labels over the query, and the truth over the query.
   """
   size, palette = query.shape[:2], prediction.palette
-  image, labels = prompt
-  panels = [
-    query,
-    tiling.resize_image(image, size),
-    palette[tiling.resize_labels(labels, size)],
-    prediction.colours,
-    overlay(query, prediction.labels, palette),
-  ]
+  panels = [query]
+  if prompt is not None:
+    image, labels = prompt
+    panels += [tiling.resize_image(image, size), palette[tiling.resize_labels(labels, size)]]
+  panels += [prediction.colours, overlay(query, prediction.labels, palette)]
   if truth is not None:
     # The truth may hold classes that no prompt has shown.
     more = fixed_palette(1 + int(truth.max()))[len(palette) :]
@@ -82,7 +79,7 @@ def write_prediction(
   directory = Path(directory)
   write_png(directory / "label" / f"{name}.png", prediction.labels)
   write_png(directory / "color" / f"{name}.png", prediction.palette[prediction.labels])
-  write_png(directory / "concat" / f"{name}.png", concat(query, prompts[0], prediction, truth))
+  write_png(directory / "concat" / f"{name}.png", concat(query, prompts[0] if prompts else None, prediction, truth))
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

@@ -23,6 +23,8 @@ from seggpt_jax import palette as palette_lib
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import tiling
 from seggpt_jax.model import weights
+from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
+from seggpt_jax.model.adapters import LearntPrompt
 from seggpt_jax.model.seggpt import SegGPT, SegType
 
 Prompt = tuple[np.ndarray, np.ndarray]
@@ -65,19 +67,29 @@ class Predictor:
     model: the network; its parameters stay where they lie.
     max_canvases: how many canvases go through the network at once while an image is cut into tiles. The prompts of one
       tile always go together, since the network averages over them, however many they are.
+    learnt: a learnt prompt, for images that come without prompts.
   """
 
-  def __init__(self, model: SegGPT, *, max_canvases: int = 16):
+  def __init__(self, model: SegGPT, *, max_canvases: int = 16, learnt: StoredAdapter | None = None):
     self.config = model.config
     self.max_canvases = max_canvases
+    self.learnt = learnt
     self._graph, self._params = weights.split(model)
 
   @classmethod
-  def from_checkpoint(cls, directory: str | os.PathLike, *, dtype=None, max_canvases: int = 16) -> Predictor:
+  def from_checkpoint(
+    cls,
+    directory: str | os.PathLike,
+    *,
+    adapter: str | os.PathLike | None = None,
+    dtype=None,
+    max_canvases: int = 16,
+  ) -> Predictor:
     """Loads the weights of convert_torch_weights.py or train.py.
 
     Args:
       directory: a weights directory, or a training run (its best weights, else its newest).
+      adapter: a training run that learnt a LoRA or a prompt for these weights.
       dtype: compute dtype; by default float32 on CPUs and bfloat16 on accelerators.
       max_canvases: see the class.
 
@@ -86,6 +98,10 @@ class Predictor:
     """
     if dtype is None:
       dtype = weights.default_dtype()
+    if adapter is not None:
+      model, stored = load_adapted_model(directory, adapter, dtype=dtype)
+      learnt = stored if isinstance(stored.adapter, LearntPrompt) else None
+      return cls(model, max_canvases=max_canvases, learnt=learnt)
     return cls(weights.load_model(directory, dtype=dtype), max_canvases=max_canvases)
 
   @property
@@ -97,7 +113,7 @@ class Predictor:
   def predict(
     self,
     image: np.ndarray,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt] = (),
     *,
     palette: np.ndarray | None = None,
     split: int = 1,
@@ -112,7 +128,7 @@ class Predictor:
     Args:
       image: the query, uint8 `[H, W, 3]`.
       prompts: pairs of a uint8 image `[h, w, 3]` and its integer label map `[h, w]`, each of any size; all are
-        ensembled, best first.
+        ensembled, best first. None are needed by a predictor with a learnt prompt.
       palette: the colour of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes.
       split: cuts the query and every prompt into `split x split` tiles. Each tile of each prompt is a prompt for each
         tile of the query: small things come out larger, at `split**4` times the work.
@@ -127,11 +143,14 @@ class Predictor:
     image, palette = np.asarray(image), None if palette is None else np.asarray(palette)
     prompts = [tuple(np.asarray(array) for array in prompt) for prompt in prompts]
     _check_image("image", image)
-    _check_prompts(prompts)
+    if prompts or self.learnt is None:
+      _check_prompts(prompts)
     if not isinstance(split, int) or split < 1:
       raise InputError(f"split: found {split}, expected a whole number of at least 1")
     if seg_type not in ("semantic", "instance"):
       raise InputError(f"seg_type: found {seg_type!r}, expected 'semantic' or 'instance'")
+    if not prompts:
+      return self._predict_by_learnt(image, split, seg_type)
     num_classes = 1 + max(int(labels.max()) for _, labels in prompts)
     palette = _check_palette(palette, num_classes)
 
@@ -139,12 +158,22 @@ class Predictor:
     prompt_labels = np.concatenate(
       [tiling.label_tiles(labels.astype(np.int32), split, self.tile_size) for _, labels in prompts]
     )
-    queries = tiling.image_tiles(image, split, self.tile_size)
-    painted = self._paint(queries, prompt_images, palette[prompt_labels], seg_type)
-    colours = tiling.resize_colours(tiling.join(painted), image.shape[:2])
-    classes = np.union1d(prompt_labels, [0])
-    labels = classes[decode(colours, palette[classes])].astype(np.uint8 if len(palette) <= 256 else np.uint16)
-    return Prediction(labels, colours, palette, tuple(classes.tolist()))
+    colours = self._paint_image(image, split, prompt_images, palette[prompt_labels], seg_type)
+    return _decoded(colours, palette, np.union1d(prompt_labels, [0]))
+
+  def _predict_by_learnt(self, image: np.ndarray, split: int, seg_type: SegType) -> Prediction:
+    """Segments with the learnt prompt, whose colours are those of the fixed palette."""
+    learnt, num_classes = self.learnt.params, self.learnt.num_classes
+    prompt, target = (learnt[f"prompt.{part}"][None] for part in ("image", "target"))
+    colours = self._paint_image(image, split, prompt, target, seg_type)
+    return _decoded(colours, palette_lib.fixed_palette(num_classes), np.arange(num_classes))
+
+  def _paint_image(
+    self, image: np.ndarray, split: int, prompts: np.ndarray, targets: np.ndarray, seg_type: SegType
+  ) -> np.ndarray:
+    """The painted colours at the image's own size."""
+    painted = self._paint(tiling.image_tiles(image, split, self.tile_size), prompts, targets, seg_type)
+    return tiling.resize_colours(tiling.join(painted), image.shape[:2])
 
   def _paint(self, queries: np.ndarray, prompts: np.ndarray, targets: np.ndarray, seg_type: SegType) -> np.ndarray:
     """Paints query tiles `[tiles, h, w, 3]`, a few at a time, each with all prompt tiles."""
@@ -162,8 +191,8 @@ def paint(
   graph: nnx.GraphDef,
   params: weights.Params,
   queries: UInt8[Array, "q h w 3"],
-  prompts: UInt8[Array, "k h w 3"],
-  targets: UInt8[Array, "k h w 3"],
+  prompts: Num[Array, "k h w 3"],
+  targets: Num[Array, "k h w 3"],
   seg_type: SegType,
 ) -> UInt8[Array, "q h w 3"]:
   """Runs the network on every query with the ensemble of all prompts.
@@ -172,8 +201,8 @@ def paint(
     graph: structure of the model.
     params: its parameters.
     queries: Q images of half a canvas.
-    prompts: K images likewise.
-    targets: their coloured masks.
+    prompts: K images likewise, 0..255; or normalised already, if they are not integers.
+    targets: their coloured masks, likewise.
     seg_type: "semantic" or "instance".
 
   Returns:
@@ -181,11 +210,16 @@ def paint(
   """
   model = weights.merge(graph, params)
   config, q, k = model.config, queries.shape[0], prompts.shape[0]
+
+  def normalised(pixels: Array) -> Array:
+    is_learnt = jnp.issubdtype(pixels.dtype, jnp.floating)
+    return pixels if is_learnt else canvas.normalise(pixels, config.image_mean, config.image_std)
+
+  queries, prompts, targets = (normalised(pixels) for pixels in (queries, prompts, targets))
   images = jnp.concatenate([jnp.tile(prompts, (q, 1, 1, 1)), jnp.repeat(queries, k, axis=0)], axis=1)
   targets = jnp.tile(targets, (q, 1, 1, 1))
   targets = jnp.concatenate([targets, jnp.zeros_like(targets)], axis=1)
   patch_mask = jnp.broadcast_to(canvas.lower_half_mask(config.grid)[None], (q * k, *config.grid))
-  images, targets = (canvas.normalise(x, config.image_mean, config.image_std) for x in (images, targets))
   colours = canvas.query_half(model(images, targets, patch_mask, seg_type=seg_type, prompts_per_query=k))
   # The ensemble makes the query halves of the K canvases alike, but for the one row of pixels where the decoder's
   # convolution sees the prompt; as the original does, take that of the first, best prompt.
@@ -213,6 +247,12 @@ def decode(colours: UInt8[np.ndarray, "h w 3"], palette: Num[np.ndarray, "n 3"])
   labels = [_decode_block(block.reshape(1, *_BLOCK, 3), filled) for block in blocks]
   height, width, _ = colours.shape
   return np.concatenate([np.ravel(block) for block in labels])[: height * width].reshape(height, width)
+
+
+def _decoded(colours: np.ndarray, palette: np.ndarray, classes: np.ndarray) -> Prediction:
+  """The nearest of the colours of those classes, for each pixel."""
+  labels = classes[decode(colours, palette[classes])].astype(np.uint8 if len(palette) <= 256 else np.uint16)
+  return Prediction(labels, colours, palette, tuple(classes.tolist()))
 
 
 def _tiles_at_once(tiles: int, prompts: int, max_canvases: int) -> int:

@@ -106,6 +106,11 @@ def find_weights(directory: str | os.PathLike) -> Path:
   found = _weights_in(path)
   if found:
     return found
+  if find_items(path, ("params", "adapter")):
+    raise InputError(
+      f"{directory}: found an adapter, which is not a network by itself, expected weights here and the adapter beside "
+      "them: --adapter, or merge the two with `python -m seggpt_jax.model.merge`"
+    )
   raise InputError(
     f"{directory}: found no `params` and `config` in it, expected a weights directory of convert_torch_weights.py or "
     "train.py (a .pth or .safetensors file has to go through convert_torch_weights.py first)"
@@ -118,9 +123,14 @@ def has_weights(directory: str | os.PathLike) -> bool:
 
 
 def _weights_in(path: Path) -> Path | None:
+  return find_items(path, ("params", "config"))
+
+
+def find_items(path: Path, items: tuple[str, ...]) -> Path | None:
+  """The directory that holds these items: the path itself, or of a run its best step, or else its newest."""
   best, steps = path / "best", path / "checkpoints"
   for candidate in (path, *_newest_first(path), best, *_newest_first(best), *_newest_first(steps)):
-    if (candidate / "params").is_dir() and (candidate / "config").is_dir():
+    if all((candidate / item).is_dir() for item in items):
       return candidate
   return None
 
@@ -158,7 +168,18 @@ def load_params(directory: str | os.PathLike, config: SegGPTConfig | None = None
   found = find_weights(directory)
   if found.is_file():
     return packaged.read_params(found)
-  path = epath.Path(os.path.abspath(found)) / "params"
+  params = read_arrays(found / "params")
+  check_shapes(str(directory), params, config or load_config(directory))
+  return params
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+  """The `params` item of a weights directory or of an adapter, as host arrays.
+
+  Raises:
+    InputError: it cannot be read.
+  """
+  path = epath.Path(os.path.abspath(path))
   params: dict[str, np.ndarray] = {}
   try:
     # Not through a Checkpointer, which warns about metadata that lie beside the item and not in it.
@@ -174,7 +195,6 @@ def load_params(directory: str | os.PathLike, config: SegGPTConfig | None = None
     handler.close()
   except (OSError, ValueError, KeyError, RuntimeError) as error:
     raise InputError(f"{path}: cannot be read as weights, cut short or damaged: {_one_line(error)}") from error
-  check_shapes(str(directory), params, config or load_config(directory))
   return params
 
 
