@@ -18,4 +18,5 @@ def get_config() -> ConfigDict:
   # Learns a folder sooner than random colours for all classes and keeps reading the prompt, unlike a fixed palette:
   # measured at small scale, docs/small.md.
   config.data.palette = "black_background"
+  config.optim.decay_all = True
   return config

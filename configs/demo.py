@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
   config.data.resize = 0
   config.data.blur = 0.0
   config.optim.name = "muon"
+  config.optim.decay_all = True
   config.optim.peak = 1.5e-3
   config.optim.first_cycle = 201
   config.optim.warmup = 20

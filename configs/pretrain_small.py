@@ -33,6 +33,7 @@ def get_config(square: str = "64") -> ConfigDict:
   # The tasks vary the light themselves.
   config.data.brightness = config.data.contrast = config.data.saturation = config.data.blur = 0.0
   config.optim.name = "muon"
+  config.optim.decay_all = True
   config.optim.clip_norm = 1.0
   config.optim.b2 = 0.98
   config.optim.peak = 2e-3 if first else 1e-3

@@ -2,6 +2,9 @@
 
 RUN/checkpoints/STEP    params and config (a weights directory), optimiser state, position in the data
 RUN/best/STEP           params and config of the best validation mIoU so far
+
+Where an average of the parameters is kept, the params of best are the averaged ones that were scored; those of
+checkpoints are the raw ones, and the average lies beside the optimiser state.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ class Checkpoints:
       args=ocp.args.Composite(
         params=ocp.args.PyTreeSave(state.params),
         config=ocp.args.JsonSave(self._config.to_dict()),
-        optimizer=ocp.args.PyTreeSave({"step": state.step, "opt_state": state.opt_state}),
+        optimizer=ocp.args.PyTreeSave(_beside_params(state)),
         progress=ocp.args.JsonSave(dict(progress)),
       ),
     )
@@ -72,7 +75,7 @@ class Checkpoints:
     self._best.save(
       int(state.step),
       args=ocp.args.Composite(
-        params=ocp.args.PyTreeSave(state.params), config=ocp.args.JsonSave(self._config.to_dict())
+        params=ocp.args.PyTreeSave(state.averaged), config=ocp.args.JsonSave(self._config.to_dict())
       ),
     )
 
@@ -107,7 +110,7 @@ class Checkpoints:
     def restore_args(tree: Any) -> Any:
       return ocp.checkpoint_utils.construct_restore_args(tree)
 
-    optimizer = {"step": abstract_state.step, "opt_state": abstract_state.opt_state}
+    optimizer = _beside_params(abstract_state)
     restored = self._steps.restore(
       step,
       args=ocp.args.Composite(
@@ -118,7 +121,7 @@ class Checkpoints:
     )
     for later in [best for best in self._best.all_steps() if best > step]:
       self._best.delete(later)
-    state = TrainState(restored.optimizer["step"], restored.params, restored.optimizer["opt_state"])
+    state = TrainState(params=restored.params, **{"ema": {}, **restored.optimizer})
     progress = dict(restored.progress)
     if not self._best.all_steps():
       progress.pop("best_miou")
@@ -128,3 +131,9 @@ class Checkpoints:
     """Waits until everything is on disk."""
     self._steps.close()
     self._best.close()
+
+
+def _beside_params(state: TrainState) -> dict[str, Any]:
+  """The item that holds the rest of a state; without an average where none is kept, as runs of old have it."""
+  beside = {"step": state.step, "opt_state": state.opt_state}
+  return beside | {"ema": state.ema} if state.ema else beside

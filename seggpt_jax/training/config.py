@@ -17,7 +17,7 @@ from seggpt_jax.data.labels import LABEL_MODES
 from seggpt_jax.data.pipeline import BAD_FILES
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import PALETTE_MODES
-from seggpt_jax.training.optimizer import OPTIMIZERS
+from seggpt_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 
 def default_config() -> ConfigDict:
@@ -26,6 +26,7 @@ def default_config() -> ConfigDict:
   config.seed = 0  # of initialisation, data order, augmentation and drop path
   config.num_steps = 6700  # optimiser steps; two cosine cycles
   config.batch_size = 4  # pairs in a step over all devices (original: 4 on each)
+  config.accumulate = 1  # parts a batch is computed in one after the other, to save memory; the step is the same
 
   config.model = model = ConfigDict()
   model.init_from = ""  # weights directory or training run to start from; "" starts from random weights
@@ -89,15 +90,20 @@ def default_config() -> ConfigDict:
   config.optim = optim = ConfigDict()
   optim.name = "adamw"  # adamw, or muon for a start from random weights
   optim.clip_norm = 0.0  # gradients are scaled down to this global norm; 0 is off
+  optim.schedule = "cycles"  # of the learning rate: cycles of cosines, or cosine: one that ends with the run
   optim.peak = 1e-4  # learning rate after the first warm-up
-  optim.minimum = 1e-8  # at both ends of a cycle
-  optim.first_cycle = 5000  # steps, warm-up included
-  optim.cycle_mult = 1.2  # growth of the part after the warm-up from cycle to cycle
-  optim.warmup = 500  # steps of linear warm-up in every cycle
-  optim.decay = 0.5  # factor on the peak from cycle to cycle
+  optim.minimum = 1e-8  # at both ends of a cosine
+  optim.warmup = 500  # steps of linear warm-up before each cosine
+  optim.first_cycle = 5000  # for cycles: steps of the first, warm-up included
+  optim.cycle_mult = 1.2  # for cycles: growth of the part after the warm-up from one to the next
+  optim.decay = 0.5  # for cycles: factor on the peak from one to the next
+  optim.layer_decay = 1.0  # factor on the learning rate from a block to the one below it; 1 is off, BEiT and MAE 0.65
   optim.b1 = 0.9
   optim.b2 = 0.999
-  optim.weight_decay = 0.01  # on all parameters
+  optim.weight_decay = 0.01  # decoupled: each step takes this times the learning rate off a parameter
+  optim.decay_all = False  # decay biases, norms, positions and tokens too (original: True)
+  optim.freeze = ()  # regular expressions; parameters in whose names one is found are not trained
+  optim.ema = 0.0  # decay of an average of the parameters, which is what is evaluated and kept as best; 0 is none
 
   config.mesh = mesh = ConfigDict()
   mesh.data = -1  # devices that hold copies of the parameters; -1 is all that fsdp leaves
@@ -117,6 +123,7 @@ _RANGES = {
   "seed": (0, 2**32 - 1),
   "num_steps": (1, math.inf),
   "batch_size": (1, math.inf),
+  "accumulate": (1, math.inf),
   "model.square": (0, math.inf),
   "model.drop_path_rate": (0, 0.99),
   "data.ramp": (0, math.inf),
@@ -148,9 +155,11 @@ _RANGES = {
   "optim.cycle_mult": (1, math.inf),
   "optim.warmup": (0, math.inf),
   "optim.decay": (0, 1),
+  "optim.layer_decay": (0.01, 1),
   "optim.b1": (0, 1),
   "optim.b2": (0, 1),
   "optim.weight_decay": (0, math.inf),
+  "optim.ema": (0, 0.999999),
   "mesh.data": (-1, math.inf),
   "mesh.fsdp": (1, math.inf),
   "log_every": (1, math.inf),
@@ -160,6 +169,7 @@ _RANGES = {
   "checkpoint_every": (1, math.inf),
   "keep_checkpoints": (1, math.inf),
 }
+_CYCLES_ALONE = ("optim.cycle_mult", "optim.decay")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -176,6 +186,7 @@ def check_config(config: ConfigDict) -> None:
     "data.palette": PALETTE_MODES,
     "data.labels": LABEL_MODES,
     "optim.name": tuple(OPTIMIZERS),
+    "optim.schedule": tuple(SCHEDULES),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("folded", "reference"),
   }
@@ -184,6 +195,8 @@ def check_config(config: ConfigDict) -> None:
     if config[group][name] not in allowed:
       raise InputError(f"config.{key}: found {config[group][name]!r}, expected one of {', '.join(allowed)}")
   for key, (least, most) in _RANGES.items():
+    if key in _CYCLES_ALONE and config.optim.schedule != "cycles":
+      continue
     value = functools.reduce(lambda group, name: group[name], key.split("."), config)
     if not least <= value <= most:
       expected = f"at least {least}" if most == math.inf else f"{least} to {most}"

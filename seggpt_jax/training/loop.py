@@ -15,7 +15,6 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
@@ -33,8 +32,8 @@ from seggpt_jax.training.config import check_config
 from seggpt_jax.training.feed import Feed
 from seggpt_jax.training.inputs import BadFiles, open_inputs
 from seggpt_jax.training.monitor import Meter, Monitor
-from seggpt_jax.training.optimizer import OPTIMIZERS, cosine_cycles
-from seggpt_jax.training.step import StepOutput, TrainState, make_eval_step, make_train_step
+from seggpt_jax.training.optimizer import make_optimizer
+from seggpt_jax.training.step import StepOutput, TrainState, init_state, make_eval_step, make_train_step
 
 # What a resumed run cannot change: what it learns, and the form of its optimiser's state.
 _FIXED = (
@@ -46,7 +45,18 @@ _FIXED = (
   "data.table",
   "data.ignore",
   "optim.name",
+  "optim.freeze",
+  "optim.ema",
 )
+# What runs did before there were these keys.
+_BEFORE = {
+  "accumulate": 1,
+  "optim.schedule": "cycles",
+  "optim.layer_decay": 1.0,
+  "optim.decay_all": True,
+  "optim.freeze": [],
+  "optim.ema": 0.0,
+}
 _EVERY = ("log_every", "eval_every", "checkpoint_every")
 
 
@@ -68,31 +78,25 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   changed = _changed_since(workdir, config)
   model_config = _architecture(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-  if config.batch_size % jax.device_count():
+  if config.batch_size % (jax.device_count() * config.accumulate):
+    parts = f" x config.accumulate = {config.accumulate}" if config.accumulate > 1 else ""
     raise InputError(
-      f"config.batch_size: found {config.batch_size}, expected a multiple of the {jax.device_count()} devices"
+      f"config.batch_size: found {config.batch_size}, expected a multiple of the {jax.device_count()} devices{parts}"
     )
   inputs = open_inputs(config, model_config, workdir)
 
   options = {"dtype": _dtype(config), "remat": config.model.remat, "attention": config.model.attention}
   graph, abstract_params = weights.abstract(model_config, **options)
-  schedule = cosine_cycles(
-    num_steps=config.num_steps, **_pick(config.optim, "peak minimum first_cycle cycle_mult warmup decay")
-  )
-  # Always a chain of two, so that clipping can be switched without another shape of optimiser state.
-  clip = optax.clip_by_global_norm(config.optim.clip_norm) if config.optim.clip_norm else optax.identity()
-  descend = OPTIMIZERS[config.optim.name](schedule, **_pick(config.optim, "b1 b2 weight_decay"))
-  optimizer = optax.chain(clip, descend)
+  optimizer, schedule, frozen = make_optimizer(config.optim, config.num_steps, abstract_params)
 
   # -------------------------------------------------------------------------------------------- where its state lives
-  def initial_state(params: weights.Params) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
+  initial_state = functools.partial(init_state, optimizer, frozen=frozen, ema=config.optim.ema > 0)
   abstract_state = jax.eval_shape(initial_state, abstract_params)
   state_sharding = TrainState(
     sharding.replicated(mesh),
     sharding.tree_sharding(mesh, abstract_state.params),
     sharding.tree_sharding(mesh, abstract_state.opt_state),
+    sharding.tree_sharding(mesh, abstract_state.ema),
   )
   batches = _training_batches(config, inputs.training)
   for folder in ("checkpoints", "best", "panels"):
@@ -119,7 +123,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
 
   # ------------------------------------------------------------------------------------------------------- the steps
   prompts = config.data.prompts
-  train_step = make_train_step(graph, model_config, optimizer, mesh, state_sharding, prompts)
+  learning = {"frozen": frozen, "accumulate": config.accumulate, "ema": config.optim.ema}
+  train_step = make_train_step(graph, model_config, optimizer, mesh, state_sharding, prompts, **learning)
   eval_step = make_eval_step(graph, model_config, mesh, state_sharding.params, prompts)
   monitor = Monitor(workdir, config.num_steps, start, enabled=jax.process_index() == 0)
   monitor.say(f"{'resumed at step ' + str(start) if start else 'new run'}: {_describe(config, model_config, mesh)}")
@@ -186,6 +191,7 @@ def _changed_since(workdir: str | os.PathLike, config: ConfigDict) -> list[str]:
   if not path.is_file() or not any((Path(workdir) / "checkpoints").glob("*")):
     return []
   before, now = (_flat(values) for values in (json.loads(path.read_text()), json.loads(config.to_json())))
+  before = _BEFORE | before
   changed = [key for key, value in now.items() if before.get(key) != value]
   for key in _FIXED:
     if key in changed and key in before:
@@ -201,10 +207,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   for key, value in values.items():
     flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
   return flat
-
-
-def _pick(config: ConfigDict, names: str) -> dict[str, Any]:
-  return {name: config[name] for name in names.split()}
 
 
 def _architecture(config: ConfigDict) -> SegGPTConfig:
@@ -264,14 +266,15 @@ def _evaluate(
   """Loss, mIoU and IoU of each class on the fixed validation pairs; the first batch and its colours for a panel."""
   batches = pipeline.evaluation_batches(
     pairs,
-    batch_size=config.batch_size // jax.process_count(),
+    # No more at once than in training.
+    batch_size=config.batch_size // (config.accumulate * jax.process_count()),
     num_pairs=config.eval_pairs,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
   confusion, losses, counts = np.zeros((config.data.num_classes,) * 2, np.int64), [], []
   for index, batch in enumerate(batches):
-    output = eval_step(state.params, sharding.put_batch(mesh, {key: batch[key] for key in pipeline.DEVICE_KEYS}))
+    output = eval_step(state.averaged, sharding.put_batch(mesh, {key: batch[key] for key in pipeline.DEVICE_KEYS}))
     bad_files.add("val", batch["bad"])
     confusion += np.asarray(output.confusion)
     losses.append(float(output.loss))

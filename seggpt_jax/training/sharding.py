@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -50,6 +51,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Splits the leading dimension over all devices."""
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def cut_batch(mesh: Mesh, batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
+  """Cuts each array of a batch, [N, ...], into micro-batches, [count, N / count, ...], inside jit.
+
+  Each device cuts its own share of the batch, consecutive parts of it, so that a micro-batch again lies on all devices
+  and nothing is sent between them.
+  """
+
+  def cut(value: jax.Array) -> jax.Array:
+    size, *rest = value.shape
+    shares = value.reshape(mesh.size, count, size // (mesh.size * count), *rest)
+    parts = jnp.swapaxes(shares, 0, 1).reshape(count, size // count, *rest)
+    return jax.lax.with_sharding_constraint(parts, _micro_batch_sharding(mesh))
+
+  return {key: cut(value) for key, value in batch.items()}
+
+
+def join_batch(mesh: Mesh, parts: jax.Array) -> jax.Array:
+  """Inverse of `cut_batch` for one array."""
+  count, size, *rest = parts.shape
+  parts = jax.lax.with_sharding_constraint(parts, _micro_batch_sharding(mesh))
+  shares = jnp.swapaxes(parts.reshape(count, mesh.size, size // mesh.size, *rest), 0, 1)
+  return shares.reshape(count * size, *rest)
+
+
+def _micro_batch_sharding(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
 
 
 def param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
