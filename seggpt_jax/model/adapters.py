@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.typing import AnyArray
@@ -90,15 +90,11 @@ class LoRA:
     return merged
 
   def prompt(
-    self,
-    images: Float[AnyArray, "b h w 3"],
-    targets: Float[AnyArray, "b h w 3"],
-    patch_mask: Bool[AnyArray, "b rows cols"],
-    adapter: Mapping[str, Any],
-  ) -> tuple[Array, Array, Array]:
+    self, images: Float[AnyArray, "b h w 3"], targets: Float[AnyArray, "b h w 3"], adapter: Mapping[str, Any]
+  ) -> tuple[Array, Array]:
     """The canvases as they are."""
     del adapter
-    return jnp.asarray(images), jnp.asarray(targets), jnp.asarray(patch_mask)
+    return jnp.asarray(images), jnp.asarray(targets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +102,7 @@ class LearntPrompt:
   """In-context tuning (Wang et al. 2023, arXiv 2304.03284, section 3.3): an image and its target, learnt for a task.
 
   Both are normalised values [S, S, 3] in the place of the prompt half of the canvases. One palette belongs to them, so
-  they are trained and used with the fixed one.
+  they are trained and used with the fixed one, and with the query's half hidden.
   """
 
   def init(self, params: Mapping[str, Any], canvas_size: tuple[int, int], key: PRNGKeyArray) -> Params:
@@ -131,18 +127,13 @@ class LearntPrompt:
     return dict(params)
 
   def prompt(
-    self,
-    images: Float[AnyArray, "b h w 3"],
-    targets: Float[AnyArray, "b h w 3"],
-    patch_mask: Bool[AnyArray, "b rows cols"],
-    adapter: Mapping[str, Any],
-  ) -> tuple[Array, Array, Array]:
-    """The learnt prompt over each query, shown, and all of the query's target hidden.
+    self, images: Float[AnyArray, "b h w 3"], targets: Float[AnyArray, "b h w 3"], adapter: Mapping[str, Any]
+  ) -> tuple[Array, Array]:
+    """The learnt prompt and its target over each query, in the place of those that the canvases have.
 
     Args:
       images: canvases, normalised.
       targets: likewise.
-      patch_mask: which patches of them are hidden; only its shape counts.
       adapter: as of `init`.
     """
 
@@ -151,13 +142,16 @@ class LearntPrompt:
       upper = jnp.broadcast_to(jnp.asarray(learnt, canvases.dtype), (len(canvases), *learnt.shape))
       return jnp.concatenate([upper, jnp.asarray(canvases)[:, half:]], axis=1)
 
-    rows = patch_mask.shape[1]
-    hidden = jnp.broadcast_to((jnp.arange(rows) >= rows // 2)[None, :, None], patch_mask.shape)
-    return over(adapter["prompt.image"], images), over(adapter["prompt.target"], targets), hidden
+    return over(adapter["prompt.image"], images), over(adapter["prompt.target"], targets)
 
 
 Adapter = LoRA | LearntPrompt
 KINDS = {"lora": LoRA, "prompt": LearntPrompt}
+
+
+def is_adapter_name(name: str) -> bool:
+  """Whether a parameter is an adapter's, by its name."""
+  return name.startswith(("lora.", "prompt."))
 
 
 def to_dict(adapter: Adapter) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from seggpt_jax.data.augment import RESIZE_MODES
 from seggpt_jax.data.datasets import KINDS
 from seggpt_jax.data.labels import LABEL_MODES
 from seggpt_jax.data.pipeline import BAD_FILES
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, naming
+from seggpt_jax.model.adapters import KINDS as ADAPTERS
+from seggpt_jax.model.adapters import LORA_TARGETS, Adapter, LearntPrompt, LoRA
 from seggpt_jax.palette import PALETTE_MODES
 from seggpt_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
@@ -105,6 +107,12 @@ def default_config() -> ConfigDict:
   optim.freeze = ()  # regular expressions; parameters in whose names one is found are not trained
   optim.ema = 0.0  # decay of an average of the parameters, which is what is evaluated and kept as best; 0 is none
 
+  config.adapter = adapter = ConfigDict()
+  adapter.kind = "none"  # what is trained beside a frozen network: none (all of it), lora, or prompt: a learnt one
+  adapter.rank = 8  # for lora: of the update of each kernel
+  adapter.alpha = 8.0  # for lora: the update is scaled by alpha / rank
+  adapter.targets = LORA_TARGETS  # for lora: which kernels of each block
+
   config.mesh = mesh = ConfigDict()
   mesh.data = -1  # devices that hold copies of the parameters; -1 is all that fsdp leaves
   mesh.fsdp = 1  # devices that share one copy
@@ -160,6 +168,8 @@ _RANGES = {
   "optim.b2": (0, 1),
   "optim.weight_decay": (0, math.inf),
   "optim.ema": (0, 0.999999),
+  "adapter.rank": (1, math.inf),
+  "adapter.alpha": (0.001, math.inf),
   "mesh.data": (-1, math.inf),
   "mesh.fsdp": (1, math.inf),
   "log_every": (1, math.inf),
@@ -187,6 +197,7 @@ def check_config(config: ConfigDict) -> None:
     "data.labels": LABEL_MODES,
     "optim.name": tuple(OPTIMIZERS),
     "optim.schedule": tuple(SCHEDULES),
+    "adapter.kind": ("none", *ADAPTERS),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("folded", "reference"),
   }
@@ -221,3 +232,26 @@ def _check_keys(config: ConfigDict, known: ConfigDict, where: str) -> None:
       raise InputError(f"{where}.{key}: missing, expected a {type(default).__name__}")
     if isinstance(default, ConfigDict):
       _check_keys(config[key], default, f"{where}.{key}")
+
+
+def adapter_of(config: ConfigDict) -> Adapter | None:
+  """The adapter that config.adapter describes, if any.
+
+  Raises:
+    InputError: other values of the configuration do not go with it; names the key.
+  """
+  kind = config.adapter.kind
+  if kind == "none":
+    return None
+  if not config.model.init_from:
+    raise InputError("config.model.init_from: found '', expected weights for an adapter to go with")
+  if config.optim.freeze:
+    raise InputError(f"config.optim.freeze: found {config.optim.freeze}, expected () with an adapter: all is frozen")
+  if kind == "lora":
+    with naming("config.adapter"):
+      return LoRA(config.adapter.rank, float(config.adapter.alpha), tuple(config.adapter.targets))
+  # A learnt prompt answers with colours of its own, to queries that are hidden as at inference.
+  for key, expected in (("palette", "fixed"), ("lower_half_share", 1.0), ("prompts", 1), ("negative", 0.0)):
+    if config.data[key] != expected:
+      raise InputError(f"config.data.{key}: found {config.data[key]}, expected {expected} with adapter.kind=prompt")
+  return LearntPrompt()

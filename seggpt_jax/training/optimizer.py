@@ -21,13 +21,15 @@ from seggpt_jax.errors import InputError
 # is layer i + 1, what follows the blocks is the last.
 _LAYERS: tuple[tuple[str, str], ...] = (
   (r"^(patch_embed\.|pos_embed$|mask_token$|segment_token_[xy]$|type_token_(cls|ins)$)", "first"),
-  (r"^blocks\.(\d+)\.", "block"),
+  (r"^prompt\.", "first"),
+  (r"^(?:lora\.)?blocks\.(\d+)\.", "block"),
   (r"^(norm|decoder_embed|decoder_pred)\.", "last"),
 )
 # Only what multiplies features is decayed. Towards zero, a norm's scale would switch off what it scales, and a position
 # or a token would lose what it says.
 _DECAYED: tuple[tuple[str, bool], ...] = (
-  (r"\.kernel$", True),
+  (r"\.kernel(\.[ab])?$", True),
+  (r"^prompt\.", False),
   (r"\.bias$", False),
   (r"(^|\.)norm[12]?\.scale$", False),
   (r"\.rel_pos_[hw]$", False),

@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from seggpt_jax import canvas, palette
 from seggpt_jax.metrics.iou import confusion_counts
+from seggpt_jax.model import adapters
+from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.weights import Params, merge
 from seggpt_jax.training import sharding
@@ -79,6 +81,19 @@ def init_state(
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), average)
 
 
+def apply_adapter(adapter: Adapter | None, params: Mapping[str, Any]) -> tuple[Params, Params]:
+  """The network's parameters, with what an adapter adds to them, and the adapter's own.
+
+  Args:
+    adapter: None if there is none.
+    params: those of the network and of the adapter together.
+  """
+  if adapter is None:
+    return dict(params), {}
+  own = {name: value for name, value in params.items() if adapters.is_adapter_name(name)}
+  return adapter.merge({name: value for name, value in params.items() if name not in own}, own), own
+
+
 def _forward(
   graph: nnx.GraphDef,
   config: SegGPTConfig,
@@ -86,11 +101,15 @@ def _forward(
   batch: Mapping[str, Array],
   key: PRNGKeyArray | None,
   prompts_per_query: int,
+  adapter: Adapter | None,
 ) -> tuple[Float[Array, ""], Float[Array, "b h w 3"]]:
   """Loss and normalised colours of a batch; drop path is on when there is a key."""
   mean, std = config.image_mean, config.image_std
   images = canvas.normalise(batch["images"], mean, std)
   targets = canvas.normalise(palette.colour_labels(batch["labels"], batch["palette"]), mean, std)
+  params, own = apply_adapter(adapter, params)
+  if adapter is not None:
+    images, targets = adapter.prompt(images, targets, own)
   model = merge(graph, params)
   colours = model(
     images,
@@ -147,6 +166,7 @@ def make_train_step(
   frozen: Collection[str] = (),
   accumulate: int = 1,
   ema: float = 0.0,
+  adapter: Adapter | None = None,
 ) -> Callable[[TrainState, Mapping[str, Array], PRNGKeyArray], tuple[TrainState, StepOutput]]:
   """The jitted training step.
 
@@ -161,12 +181,13 @@ def make_train_step(
     accumulate: number of micro-batches that a batch is computed in; its queries are a multiple of this times the
       devices. Gradients are those of the whole batch, but for drop path, which draws anew in each micro-batch.
     ema: decay of the average of the trained parameters, if the state has one.
+    adapter: whose parameters stand among those of the state.
 
   Returns:
     (state, batch, key) -> (state, output). The state passed in is donated; the key is the run's, and each step
     draws its own from it.
   """
-  forward = functools.partial(_forward, graph, config, prompts_per_query=prompts_per_query)
+  forward = functools.partial(_forward, graph, config, prompts_per_query=prompts_per_query, adapter=adapter)
 
   def gradients_of(
     trained: Params, fixed: Params, batch: Mapping[str, Array], key: PRNGKeyArray
@@ -217,12 +238,17 @@ def make_train_step(
 
 
 def make_eval_step(
-  graph: nnx.GraphDef, config: SegGPTConfig, mesh: Mesh, params_sharding: Any, prompts_per_query: int = 1
+  graph: nnx.GraphDef,
+  config: SegGPTConfig,
+  mesh: Mesh,
+  params_sharding: Any,
+  prompts_per_query: int = 1,
+  adapter: Adapter | None = None,
 ) -> Callable[[Params, Mapping[str, Array]], StepOutput]:
   """The jitted evaluation step, (params, batch) -> output, without drop path."""
 
   def eval_step(params: Params, batch: Mapping[str, Array]) -> StepOutput:
-    return _score(config, batch, *_forward(graph, config, params, batch, None, prompts_per_query))
+    return _score(config, batch, *_forward(graph, config, params, batch, None, prompts_per_query, adapter))
 
   whole, spread = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   return jax.jit(eval_step, in_shardings=(params_sharding, spread), out_shardings=StepOutput(whole, whole, spread))
