@@ -20,6 +20,18 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
+def refuse_remote(key: str, path: str | os.PathLike) -> None:
+  """Refuses gs:// and the like where files are appended to and moved.
+
+  Raises:
+    InputError: the path has a scheme.
+  """
+  if "://" in str(path):
+    raise InputError(
+      f"{key}: found {path}, expected a folder of a file system, which all hosts share if there are many"
+    )
+
+
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
   """Writes a file beside its place and moves it there; makes the folder where it is missing.
 

@@ -16,6 +16,7 @@ import numpy as np
 from seggpt_jax.data.pairing import Draw, Pairing
 from seggpt_jax.data.sources import Sample, Source
 from seggpt_jax.data.transforms import EvaluationPair, Pair, TrainingPair, ask
+from seggpt_jax.data.worker import follow_parent
 from seggpt_jax.errors import InputError
 
 # Grain's filter writes a paragraph of its own into the message of an error.
@@ -216,7 +217,7 @@ def training_batches(
   batches = dataset[process_index::process_count].batch(batch_size, batch_fn=_concatenate)
   iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
   if num_workers:
-    iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=follow_parent)
   return iter(iterable)
 
 

@@ -2,25 +2,55 @@
 
 RUN/checkpoints/STEP    params and config (a weights directory), optimiser state, position in the data
 RUN/best/STEP           params and config of the best validation mIoU so far
+RUN/damaged/STEP        checkpoints that could not be read, moved out of the way
 
 Where an average of the parameters is kept, the params of best are the averaged ones that were scored; those of
-checkpoints are the raw ones, and the average lies beside the optimiser state.
+checkpoints are the raw ones, and the average lies beside the optimiser state. Of a run with an adapter only the
+adapter's params are kept, with an item `adapter` that describes it in the place of config.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
+import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import weights
+from seggpt_jax.model import adapters, weights
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.step import TrainState
+
+# What Orbax, TensorStore and JSON raise for files that are missing, cut short or hold something else.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# How long a process that fails waits for what it was writing together with others, which may be gone.
+_LAST_WRITE_SECONDS = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+  """Orbax's policy of what is kept: the newest steps, and for good each multiple of `every`, if that is not 0."""
+
+  newest: int
+  every: int
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    first = len(checkpoints) - self.newest
+    return [
+      index >= first or bool(self.every and checkpoint.step % self.every == 0)
+      for index, checkpoint in enumerate(checkpoints)
+    ]
 
 
 class Checkpoints:
@@ -30,41 +60,60 @@ class Checkpoints:
     workdir: the run's folder.
     config: the architecture, stored with every checkpoint.
     keep: how many of the newest steps to keep.
+    keep_every: steps that are multiples of it are kept for good; 0 for none.
+    adapter: of a run with one, what `adapter_files.describe_adapter` says of it.
+
+  Attributes:
+    lines: what the person who started the run should know about its checkpoints.
   """
 
-  def __init__(self, workdir: str | os.PathLike, config: SegGPTConfig, keep: int):
-    root = epath.Path(os.path.abspath(workdir))
-    self._config = config
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    config: SegGPTConfig,
+    keep: int,
+    keep_every: int = 0,
+    adapter: Mapping[str, Any] | None = None,
+  ):
+    self._root = epath.Path(os.path.abspath(workdir))
+    # Weights say what network they are of, an adapter also what it is.
+    self._label, description = ("config", config.to_dict()) if adapter is None else ("adapter", adapter)
+    self._description = json.loads(json.dumps(description))  # as it comes back from a file
+    weights_handlers = {"params": ocp.PyTreeCheckpointHandler, self._label: ocp.JsonCheckpointHandler}
+    self.lines: list[str] = []
+    # Killed runs leave unfinished folders behind, which would fill the disk.
+    options = {"enable_async_checkpointing": True, "cleanup_tmp_directories": True}
     self._steps = ocp.CheckpointManager(
-      root / "checkpoints",
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+      self._root / "checkpoints",
+      options=ocp.CheckpointManagerOptions(preservation_policy=_Kept(keep, keep_every), **options),
       item_handlers={
-        "params": ocp.PyTreeCheckpointHandler(),
-        "config": ocp.JsonCheckpointHandler(),
+        **{item: handler() for item, handler in weights_handlers.items()},
         "optimizer": ocp.PyTreeCheckpointHandler(),
         "progress": ocp.JsonCheckpointHandler(),
       },
     )
     self._best = ocp.CheckpointManager(
-      root / "best",
-      options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=True),
-      item_handlers={"params": ocp.PyTreeCheckpointHandler(), "config": ocp.JsonCheckpointHandler()},
+      self._root / "best",
+      options=ocp.CheckpointManagerOptions(max_to_keep=1, **options),
+      item_handlers={item: handler() for item, handler in weights_handlers.items()},
     )
 
   def latest_step(self) -> int | None:
-    """The newest whole checkpoint, or None."""
+    """The newest checkpoint, or None."""
     return self._steps.latest_step()
 
   def save(self, state: TrainState, progress: Mapping[str, Any]) -> None:
-    """Starts writing a checkpoint of this step; `progress` is whatever else the run has to remember, as JSON."""
+    """Starts writing a checkpoint of this step; `progress` is whatever else the run has to remember, as JSON.
+
+    What went wrong with the one before, which was written in the background, is raised here or by `close`.
+    """
     step = int(state.step)
     if step == self._steps.latest_step():
       return
     self._steps.save(
       step,
       args=ocp.args.Composite(
-        params=ocp.args.PyTreeSave(state.params),
-        config=ocp.args.JsonSave(self._config.to_dict()),
+        **self._weights(state.params),
         optimizer=ocp.args.PyTreeSave(_beside_params(state)),
         progress=ocp.args.JsonSave(dict(progress)),
       ),
@@ -72,68 +121,191 @@ class Checkpoints:
 
   def save_best(self, state: TrainState) -> None:
     """Starts writing the weights of this step as the best so far; the former best goes when they are whole."""
-    self._best.save(
-      int(state.step),
-      args=ocp.args.Composite(
-        params=ocp.args.PyTreeSave(state.averaged), config=ocp.args.JsonSave(self._config.to_dict())
-      ),
-    )
+    self._best.save(int(state.step), args=ocp.args.Composite(**self._weights(state.averaged)))
+
+  def _weights(self, params: weights.Params) -> dict[str, Any]:
+    """The two items that are written of parameters."""
+    kept = self._kept(params)
+    return {"params": ocp.args.PyTreeSave(kept), self._label: ocp.args.JsonSave(self._description)}
+
+  def _kept(self, params: weights.Params) -> weights.Params:
+    """All parameters, or an adapter's alone."""
+    return {n: p for n, p in params.items() if self._label == "config" or adapters.is_adapter_name(n)}
 
   def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """Reads the newest checkpoint, and drops best weights of later steps, which the run will come to again.
+    """Reads the newest checkpoint that can be read, on any number of devices.
+
+    Newer ones are damaged: they are moved to RUN/damaged, and `lines` says so. Best weights of later steps are dropped:
+    the run will come to them again.
 
     Args:
       abstract_state: shape, dtype and sharding of each leaf.
 
     Returns:
-      The state on its devices, and the progress saved with it; without its "best_miou" if those weights are gone.
+      The state on its devices, without the parameters that an adapter leaves as they are, and the progress saved with
+      it; without its "best_miou" if those weights are gone.
 
     Raises:
-      InputError: the checkpoint is of another architecture.
+      InputError: the checkpoint is of another architecture, or none can be read; nothing has been moved.
     """
-    step = self._steps.latest_step()
-    directory = self._steps.directory / str(step)
-    for item in ("params", "config", "optimizer", "progress"):
-      if not (directory / item).exists():
-        raise InputError(
-          f"{directory}: found no {item} in it, expected a whole checkpoint; remove it to go on before it"
-        )
-    stored = weights.load_config(directory)
-    if stored != self._config:
-      theirs, ours = stored.to_dict(), self._config.to_dict()
-      key = next(key for key in ours if theirs[key] != ours[key])
+    damaged: dict[int, str] = {}
+    for step in sorted(self._steps.all_steps(), reverse=True):
+      found = self._read(step, abstract_state)
+      if not isinstance(found, str):
+        break
+      damaged[step] = found
+    else:
+      names = ", ".join(str(self._steps.directory / str(step)) for step in damaged)
       raise InputError(
-        f"{directory}: checkpoint of another model: {key} is {theirs[key]}, expected {ours[key]} by the config; "
+        f"{names}: damaged, expected at least one whole checkpoint ({max(damaged)}: {damaged[max(damaged)]}); "
+        "take another --workdir to begin anew"
+      )
+    if damaged:
+      self._move_away(damaged, step)
+    state, progress = found
+    for later in [best for best in self._best.all_steps() if best > step]:
+      self._best.delete(later)
+    if not self._best.all_steps():
+      progress.pop("best_miou", None)
+    return state, progress
+
+  def _read(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]] | str:
+    """The state and progress of one step, or what is wrong with them on this or on another process."""
+    directory = self._steps.directory / str(step)
+    try:
+      found = self._read_here(directory, abstract_state)
+    except _UNREADABLE as error:
+      found = " ".join(str(error).split())[:200] or type(error).__name__
+    # Each process reads other parts of the arrays. Orbax's handlers are used without their manager, which would make
+    # the processes wait for one that has failed.
+    if not isinstance(found, str) and _anywhere(False):
+      return "a part that another process reads is damaged"
+    if isinstance(found, str):
+      _anywhere(True)
+      return found
+    self._refuse_another_model(directory, found[2])
+    return found[:2]
+
+  def _read_here(
+    self, directory: epath.Path, abstract_state: TrainState
+  ) -> tuple[TrainState | None, dict[str, Any], dict[str, Any]]:
+    """State (None if it is that of another network), progress, and what the weights are said to be."""
+    for item in ("params", "optimizer", "progress"):  # and what the weights are, below
+      if not (directory / item).exists():
+        raise FileNotFoundError(f"found no {item} in it")
+    label = next((item for item in (self._label, "config", "adapter") if (directory / item).exists()), None)
+    if label is None:
+      raise FileNotFoundError(f"found no {self._label} in it")
+    stored = json.loads((directory / label / "metadata").read_text())
+    progress = ocp.JsonCheckpointHandler().restore(directory / "progress", args=ocp.args.JsonRestore())
+    if not isinstance(progress, dict) or "data" not in progress:
+      raise ValueError("found no position in the data in progress")
+    if stored != self._description:
+      return None, progress, stored
+    optimizer = _beside_params(abstract_state)
+    params, optimizer = (
+      ocp.PyTreeCheckpointHandler().restore(
+        directory / item,
+        args=ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)),
+      )
+      for item, tree in (("params", self._kept(abstract_state.params)), ("optimizer", optimizer))
+    )
+    state = TrainState(params=params, **{"ema": {}, **optimizer})
+    return jax.block_until_ready(state), progress, stored
+
+  def _refuse_another_model(self, directory: epath.Path, stored: Mapping[str, Any]) -> None:
+    if stored != self._description:
+      theirs, ours = _flat(stored), _flat(self._description)
+      key = next(key for key in ours if theirs.get(key) != ours[key])
+      raise InputError(
+        f"{directory}: checkpoint of another model: {key} is {theirs.get(key)}, expected {ours[key]} by the config; "
         "resume with the config of that run or take another --workdir"
       )
 
-    def restore_args(tree: Any) -> Any:
-      return ocp.checkpoint_utils.construct_restore_args(tree)
+  def _move_away(self, damaged: Mapping[int, str], whole: int) -> None:
+    """Steps that are damaged would be in the way when the run comes to them again."""
+    folder = self._root / "damaged"
+    for step, reason in damaged.items():
+      place, again = folder / str(step), 1
+      while place.exists():
+        again += 1
+        place = folder / f"{step}_{again}"
+      # All processes have found the name before one of them takes it.
+      _together(f"damaged {step}")
+      if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (self._steps.directory / str(step)).rename(place)
+      self.lines.append(
+        f"warning: checkpoint {self._steps.directory / str(step)} is damaged ({reason}), moved to {place}; "
+        f"going on from {self._steps.directory / str(whole)}"
+      )
+    _together("damaged moved")
+    self._steps.reload()
 
-    optimizer = _beside_params(abstract_state)
-    restored = self._steps.restore(
-      step,
-      args=ocp.args.Composite(
-        params=ocp.args.PyTreeRestore(abstract_state.params, restore_args=restore_args(abstract_state.params)),
-        optimizer=ocp.args.PyTreeRestore(optimizer, restore_args=restore_args(optimizer)),
-        progress=ocp.args.JsonRestore(),
-      ),
-    )
-    for later in [best for best in self._best.all_steps() if best > step]:
-      self._best.delete(later)
-    state = TrainState(params=restored.params, **{"ema": {}, **restored.optimizer})
-    progress = dict(restored.progress)
-    if not self._best.all_steps():
-      progress.pop("best_miou")
-    return jax.block_until_ready(state), progress
+  @contextlib.contextmanager
+  def watching_disk(self) -> Iterator[None]:
+    """Turns what is raised on a full disk, by whatever writes to the run's folder, into one line.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    try:
+      yield
+    except Exception as error:
+      if not _is_full(error):
+        raise
+      steps = [int(path.name) for path in self._steps.directory.iterdir() if path.name.isdigit()]
+      newest = f"the newest whole checkpoint is {max(steps)}" if steps else "there is no whole checkpoint yet"
+      raise InputError(f"{self._root}: the disk is full, {newest}; make room and run the same line to go on") from error
 
   def close(self) -> None:
-    """Waits until everything is on disk."""
-    self._steps.close()
-    self._best.close()
+    """Waits until everything is on disk.
+
+    Raises:
+      Exception: what went wrong with it.
+    """
+    with contextlib.ExitStack() as closing:
+      closing.callback(self._steps.close)
+      closing.callback(self._best.close)
+
+  def abandon(self) -> None:
+    """For a process that fails among others: gives what is being written a moment, and waits for nobody else."""
+    waiting = [
+      threading.Thread(target=contextlib.suppress(Exception)(manager.wait_until_finished), daemon=True)
+      for manager in (self._steps, self._best)
+    ]
+    for thread in waiting:
+      thread.start()
+    for thread in waiting:
+      thread.join(_LAST_WRITE_SECONDS / len(waiting))
 
 
 def _beside_params(state: TrainState) -> dict[str, Any]:
   """The item that holds the rest of a state; without an average where none is kept, as runs of old have it."""
   beside = {"step": state.step, "opt_state": state.opt_state}
   return beside | {"ema": state.ema} if state.ema else beside
+
+
+def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
+  """What an adapter is and of which network, side by side."""
+  inner = {**description.get("config", {}), **description.get("adapter", {})}
+  return {**inner, **{key: value for key, value in description.items() if not isinstance(value, dict)}}
+
+
+def _anywhere(value: bool) -> bool:
+  """Whether it holds on any process."""
+  return bool(np.any(multihost_utils.process_allgather(np.array(value)))) if jax.process_count() > 1 else value
+
+
+def _together(name: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def _is_full(error: BaseException | None) -> bool:
+  """Whether an error, or one that it came from, is that of a full disk or quota; TensorStore only says so in words."""
+  while error is not None:
+    if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
+      return True
+    error = error.__cause__ or error.__context__
+  return False

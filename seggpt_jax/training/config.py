@@ -123,6 +123,7 @@ def default_config() -> ConfigDict:
   config.panel_every = 100  # steps between panels of training pairs (original: 5); 0 is never
   config.checkpoint_every = 500  # steps between checkpoints
   config.keep_checkpoints = 2  # the newest so many are kept
+  config.keep_every = 0  # so many steps apart one is kept for good; 0 is none
   return config
 
 
@@ -178,6 +179,7 @@ _RANGES = {
   "panel_every": (0, math.inf),
   "checkpoint_every": (1, math.inf),
   "keep_checkpoints": (1, math.inf),
+  "keep_every": (0, math.inf),
 }
 _CYCLES_ALONE = ("optim.cycle_mult", "optim.decay")
 
@@ -212,6 +214,11 @@ def check_config(config: ConfigDict) -> None:
     if not least <= value <= most:
       expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
       raise InputError(f"config.{key}: found {value}, expected {expected}")
+  if config.keep_every % config.checkpoint_every:
+    raise InputError(
+      f"config.keep_every: found {config.keep_every}, expected 0 or a multiple of "
+      f"config.checkpoint_every={config.checkpoint_every}"
+    )
   if config.eval_pairs == 0:
     raise InputError("config.eval_pairs: found 0, expected at least 1, or -1 for all")
   low, high = config.data.scale if len(config.data.scale) == 2 else (0, 0)

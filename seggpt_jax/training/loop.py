@@ -21,14 +21,16 @@ from ml_collections import ConfigDict
 
 from seggpt_jax.data import pipeline
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import write_whole, writing
+from seggpt_jax.files import refuse_remote, write_whole, writing
 from seggpt_jax.metrics.iou import iou_from_confusion, mean_iou
 from seggpt_jax.model import packaged, weights
+from seggpt_jax.model.adapter_files import describe_adapter
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import sharding
 from seggpt_jax.training.checkpoints import Checkpoints
-from seggpt_jax.training.config import check_config
+from seggpt_jax.training.config import adapter_of, check_config
+from seggpt_jax.training.ending import orderly
 from seggpt_jax.training.feed import Feed
 from seggpt_jax.training.inputs import BadFiles, open_inputs
 from seggpt_jax.training.monitor import Meter, Monitor
@@ -47,6 +49,10 @@ _FIXED = (
   "optim.name",
   "optim.freeze",
   "optim.ema",
+  "adapter.kind",
+  "adapter.rank",
+  "adapter.alpha",
+  "adapter.targets",
 )
 # What runs did before there were these keys.
 _BEFORE = {
@@ -56,6 +62,7 @@ _BEFORE = {
   "optim.decay_all": True,
   "optim.freeze": [],
   "optim.ema": 0.0,
+  "adapter.kind": "none",
 }
 _EVERY = ("log_every", "eval_every", "checkpoint_every")
 
@@ -71,10 +78,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     The last evaluation: loss, mIoU and each class's IoU.
 
   Raises:
-    InputError: something in the configuration or the data is wrong.
+    InputError: something in the configuration or the data is wrong, or the disk is full.
+    SystemExit: of status 0, after SIGTERM and a checkpoint.
+    KeyboardInterrupt: after Ctrl-C and a checkpoint.
   """
   # ------------------------------------------------------------------------------------------- what is to be trained
   check_config(config)
+  refuse_remote("--workdir", workdir)
   changed = _changed_since(workdir, config)
   model_config = _architecture(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -87,7 +97,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
 
   options = {"dtype": _dtype(config), "remat": config.model.remat, "attention": config.model.attention}
   graph, abstract_params = weights.abstract(model_config, **options)
-  optimizer, schedule, frozen = make_optimizer(config.optim, config.num_steps, abstract_params)
+  adapter = adapter_of(config)
+  if adapter is not None:
+    init_adapter = functools.partial(adapter.init, abstract_params, model_config.canvas_size)
+    abstract_params = abstract_params | jax.eval_shape(init_adapter, jax.random.key(0))
+  optimizer, schedule, frozen = make_optimizer(config.optim, config.num_steps, abstract_params, adapter is not None)
 
   # -------------------------------------------------------------------------------------------- where its state lives
   initial_state = functools.partial(init_state, optimizer, frozen=frozen, ema=config.optim.ema > 0)
@@ -102,13 +116,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   for folder in ("checkpoints", "best", "panels"):
     with writing(Path(workdir) / folder):
       (Path(workdir) / folder).mkdir(parents=True, exist_ok=True)
-  checkpoints = Checkpoints(workdir, model_config, config.keep_checkpoints)
+  described = adapter and describe_adapter(adapter, model_config, config.model.init_from, config.data.num_classes)
+  checkpoints = Checkpoints(workdir, model_config, config.keep_checkpoints, config.keep_every, described)
   best = -1.0
   if checkpoints.latest_step() is not None:
     placed = jax.tree.map(
       lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract_state, state_sharding
     )
     state, progress = checkpoints.restore(placed)
+    if adapter is not None:
+      base = _initial_params(config, model_config, state_sharding.params)
+      state = state._replace(params={**base, **state.params})
     # One position for all processes: each reads its own share of the same pairs in step with the others.
     batches.set_state(progress["data"])
     best = progress.get("best_miou", -1.0)
@@ -117,20 +135,22 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       changed.append(f"the number of training images, {epoch} then, {inputs.training.epoch} now: another order")
   else:
     params = _initial_params(config, model_config, state_sharding.params)
+    if adapter is not None:
+      params |= jax.jit(init_adapter)(jax.random.key(config.seed))
     state = jax.jit(initial_state, out_shardings=state_sharding, donate_argnums=0)(params)
   start = int(state.step)
   _write_config(workdir, config)
 
   # ------------------------------------------------------------------------------------------------------- the steps
   prompts = config.data.prompts
-  learning = {"frozen": frozen, "accumulate": config.accumulate, "ema": config.optim.ema}
+  learning = {"frozen": frozen, "accumulate": config.accumulate, "ema": config.optim.ema, "adapter": adapter}
   train_step = make_train_step(graph, model_config, optimizer, mesh, state_sharding, prompts, **learning)
-  eval_step = make_eval_step(graph, model_config, mesh, state_sharding.params, prompts)
+  eval_step = make_eval_step(graph, model_config, mesh, state_sharding.params, prompts, adapter)
   monitor = Monitor(workdir, config.num_steps, start, enabled=jax.process_index() == 0)
   monitor.say(f"{'resumed at step ' + str(start) if start else 'new run'}: {_describe(config, model_config, mesh)}")
   if changed:
     monitor.say(f"changed since the run was last started: {', '.join(changed)}")
-  for line in inputs.lines:
+  for line in (*checkpoints.lines, *inputs.lines):
     monitor.say(line)
   feed = Feed(batches, functools.partial(sharding.put_batch, mesh))
   bad_files = BadFiles(inputs.sources, config.data.bad_share, monitor.say)
@@ -138,11 +158,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   confusion = np.zeros((config.data.num_classes,) * 2, np.int64)
   result: dict[str, float] = {}
   pending: collections.deque[tuple[int, StepOutput]] = collections.deque()
-  try:
+  with orderly(monitor, checkpoints, mesh) as interruption:
     for step in range(start + 1, config.num_steps + 1):
       placed, batch = feed.take()
       state, output = train_step(state, placed, key)
-      if step < config.num_steps:
+      last = step == config.num_steps or interruption.asked()
+      if not last:
         feed.prepare()
       bad_files.add("train", batch["bad"])
       monitor.advance()
@@ -150,7 +171,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       # A step's numbers are read while the next one runs, so that the device never waits for the host; but for what is
       # about to be written down, where they have to be known to be finite.
       pending.append((step, output))
-      milestone = step == config.num_steps or any(step % config[key] == 0 for key in _EVERY)
+      milestone = last or any(step % config[key] == 0 for key in _EVERY)
       while len(pending) > (0 if milestone else 1):
         confusion += _finite(*pending.popleft())
       if step % config.log_every == 0:
@@ -167,14 +188,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
           best = result["miou"]
           checkpoints.save_best(state)
         meter.rate()
-      if step % config.checkpoint_every == 0 or step == config.num_steps:
+      if step % config.checkpoint_every == 0 or last:
         checkpoints.save(state, {"data": feed.state(), "best_miou": best, "epoch": inputs.training.epoch})
+      if last and step < config.num_steps:
+        monitor.say(interruption.describe(step))
+        break
     if start >= config.num_steps:
       monitor.say("nothing left to train, config.num_steps is reached")
       result, _, _ = _evaluate(config, inputs.evaluation, mesh, eval_step, state, bad_files)
-  finally:
-    monitor.close()
-    checkpoints.close()
+      interruption.asked()
+  interruption.leave()
   return result
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from seggpt_jax import canvas, palette
@@ -40,7 +43,7 @@ class Monitor:
     (self._workdir / "panels").mkdir(parents=True, exist_ok=True)
     self._metrics = self._workdir / "metrics.jsonl"
     _drop_lines_after(self._metrics, step)
-    self._events = SummaryWriter(str(self._workdir), purge_step=step)
+    self._events = _Events(self._workdir, step)
     self._bar = tqdm(
       total=num_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0, smoothing=0.1, desc="train"
     )
@@ -59,7 +62,8 @@ class Monitor:
       file.write(json.dumps({"step": step, "split": split, **clean}) + "\n")
     for key, value in values.items():
       if not np.isnan(value):
-        self._events.add_scalar(f"{split}/{key}", value, step)
+        self._events.add(step, summary.scalar(f"{split}/{key}", value))
+    self._events.flush()
     if split == "train":
       shown = {"loss": "{:.4f}", "miou": "{:.3f}", "pairs_per_second": "{:.1f}"}
       self._bar.set_postfix({k.replace("pairs_per_second", "pairs/s"): f.format(values[k]) for k, f in shown.items()})
@@ -73,7 +77,7 @@ class Monitor:
     picture = panels(batch, colours, config)
     path = self._workdir / "panels" / f"{split}_{step:07d}.png"
     write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"))
-    self._events.add_image(split, picture, step, dataformats="HWC")
+    self._events.add(step, summary.image(split, picture, dataformats="HWC"))
 
   def say(self, message: str) -> None:
     """A line above the bar."""
@@ -84,6 +88,32 @@ class Monitor:
     if self._enabled:
       self._bar.close()
       self._events.close()
+
+
+class _Events:
+  """TensorBoard's file. tensorboardX's SummaryWriter has a thread for it that dies on a full disk, unnoticed, and with it
+  the queue that the training would then wait for.
+
+  Args:
+    folder: where the file goes.
+    step: later ones in older files are hidden.
+  """
+
+  def __init__(self, folder: Path, step: int):
+    self._writer = EventsWriter(str(folder / "events"))
+    self._writer.write_event(Event(wall_time=time.time(), step=step, file_version="brain.Event:2"))
+    self._writer.write_event(
+      Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.SessionStatus.START))
+    )
+
+  def add(self, step: int, what: Summary) -> None:
+    self._writer.write_event(Event(wall_time=time.time(), step=step, summary=what))
+
+  def flush(self) -> None:
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

@@ -15,6 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from seggpt_jax.errors import InputError
+from seggpt_jax.model.adapters import is_adapter_name
 
 # First match wins, and every parameter has to match: one that is new needs a thought about its layer and its decay.
 # The layers are those of BEiT's and MAE's fine-tuning (arXiv 2106.08254, 2111.06377): the embedding is layer 0, block i
@@ -52,13 +53,14 @@ class Optimizer(NamedTuple):
   frozen: frozenset[str]
 
 
-def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any]) -> Optimizer:
+def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any], adapter: bool = False) -> Optimizer:
   """Everything that config.optim says about the way parameters change, except for their average.
 
   Args:
     optim: config.optim.
     num_steps: steps of the whole run.
-    params: all parameters of the network, or only their shapes, under their names.
+    params: all parameters of the network, and of an adapter, or only their shapes, under their names.
+    adapter: whether there is one, beside which everything is frozen.
 
   Raises:
     InputError: values that do not fit each other or the network; names the key.
@@ -70,7 +72,10 @@ def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any])
   # Always a chain of two, so that clipping can be switched without another form of optimiser state.
   clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
   transform = optax.chain(clip, _by_name(descend, factors, undecayed))
-  return Optimizer(transform, schedule, frozen_names(optim.freeze, params))
+  frozen = (
+    frozenset(name for name in params if not is_adapter_name(name)) if adapter else frozen_names(optim.freeze, params)
+  )
+  return Optimizer(transform, schedule, frozen)
 
 
 def cosine_cycles(

@@ -1,0 +1,63 @@
+"""A network and a run so small that they can be killed, or spread over processes, many times in a minute."""
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from seggpt_jax.model.config import VARIANTS, SegGPTConfig
+from seggpt_jax.training.config import default_config
+
+VARIANTS["nano"] = SegGPTConfig(
+  canvas_size=(32, 16),
+  patch_size=8,
+  posemb_size=2,
+  width=16,
+  depth=2,
+  num_heads=2,
+  mlp_dim=32,
+  merge_block=0,
+  feature_taps=(0, 1),
+  decoder_dim=8,
+)
+
+
+def get_config() -> ConfigDict:
+  config = default_config()
+  config.model.variant = "nano"
+  config.model.remat = False
+  config.num_steps = 40
+  config.batch_size = 4
+  config.data.labels, config.data.num_classes = "index", 3
+  config.data.resize = 20
+  config.data.num_threads = 1
+  config.optim.peak, config.optim.first_cycle, config.optim.warmup = 1e-3, 1000, 5
+  config.log_every = 1
+  config.eval_every = 20
+  config.eval_pairs = 8
+  config.panel_every = 0
+  config.checkpoint_every = 5
+  return config
+
+
+def write_dataset(folder: Path, num_train: int = 24, num_val: int = 8, side: int = 24) -> None:
+  """A folder dataset of noise with rectangles of classes 1 and 2.
+
+  Args:
+    folder: is made.
+    num_train: images to train on.
+    num_val: images to validate with.
+    side: of the images in pixels.
+  """
+  generator = np.random.default_rng(0)
+  for split, count in (("train", num_train), ("val", num_val)):
+    for kind in ("images", "labels"):
+      (folder / split / kind).mkdir(parents=True)
+    for index in range(count):
+      label = np.zeros((side, side), np.uint8)
+      top, left = generator.integers(0, side // 2, 2)
+      label[top : top + side // 2, left : left + side // 2] = 1 + index % 2
+      image = generator.integers(0, 80, (side, side, 3)) + 80 * label[..., None]
+      Image.fromarray(image.astype(np.uint8)).save(folder / split / "images" / f"{index:03d}.png")
+      Image.fromarray(label).save(folder / split / "labels" / f"{index:03d}.png")

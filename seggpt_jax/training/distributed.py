@@ -1,0 +1,122 @@
+"""Many processes that train one network: how they find each other, and how they end when one of them fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+
+import jax
+
+from seggpt_jax.errors import InputError
+
+MODES = ("off", "auto", "explicit")
+
+# A process that has vanished is noticed after so long, where its connections do not tell at once.
+_HEARTBEAT_SECONDS = 60
+_CLUSTERS = "a Cloud TPU slice, SLURM (srun), Open MPI 4 (mpirun) or an indexed Kubernetes Job"
+
+
+def start(
+  mode: str,
+  coordinator_address: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  timeout_seconds: int = 300,
+) -> None:
+  """Joins the other processes; has to come before anything that uses a device.
+
+  Args:
+    mode: off for one process; auto to ask the cluster what JAX has to know; explicit to be told it here.
+    coordinator_address: HOST:PORT where process 0 listens; JAX_COORDINATOR_ADDRESS if it is not given.
+    num_processes: how many there are.
+    process_id: which of them this is, from 0.
+    timeout_seconds: how long to wait for the others.
+
+  Raises:
+    InputError: what is given does not go together, or the others are not found.
+  """
+  given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+  _check(mode, given)
+  if mode == "off":
+    return
+  # It would take SIGTERM away from `interruption`, which lets all processes stop after the same step.
+  jax.config.update("jax_enable_preemption_service", False)
+  if mode == "explicit":
+    given |= {"cluster_detection_method": "deactivate"}
+  try:
+    jax.distributed.initialize(
+      **given, initialization_timeout=timeout_seconds, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+    )
+  except ValueError as error:
+    raise InputError(
+      f"--distributed={mode}: found no cluster that JAX knows ({error}), expected {_CLUSTERS}; or say it with "
+      "--distributed=explicit --coordinator_address=HOST:PORT --num_processes=N --process_id=I"
+    ) from error
+  except RuntimeError as error:
+    address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS", "the address that the cluster gave")
+    raise InputError(f"--distributed={mode}: cannot join the others at {address}: {_one_line(error)}") from error
+
+
+def _check(mode: str, given: dict[str, str | int | None]) -> None:
+  if mode not in MODES:
+    raise InputError(f"--distributed: found {mode!r}, expected one of {', '.join(MODES)}")
+  if mode != "explicit":
+    for name, value in given.items():
+      if value is not None:
+        raise InputError(f"--{name}: found {value} with --distributed={mode}, expected --distributed=explicit")
+    return
+  address = given["coordinator_address"] or os.environ.get("JAX_COORDINATOR_ADDRESS")
+  if not address:
+    raise InputError("--coordinator_address: missing, expected HOST:PORT of process 0 (or JAX_COORDINATOR_ADDRESS)")
+  host, _, port = address.rpartition(":")
+  if not host or not port.isdigit():
+    raise InputError(f"--coordinator_address: found {address!r}, expected HOST:PORT")
+  for name in ("num_processes", "process_id"):
+    if given[name] is None:
+      raise InputError(f"--{name}: missing, expected a number with --distributed=explicit")
+  if given["num_processes"] < 1:
+    raise InputError(f"--num_processes: found {given['num_processes']}, expected at least 1")
+  if not 0 <= given["process_id"] < given["num_processes"]:
+    raise InputError(
+      f"--process_id: found {given['process_id']}, expected 0 to {given['num_processes'] - 1} "
+      f"(--num_processes={given['num_processes']})"
+    )
+
+
+@contextlib.contextmanager
+def failing_alone() -> Iterator[None]:
+  """Lets a process that fails among others end at once, with its status: 2 for an InputError, 1 for all else.
+
+  JAX would make it wait at exit until all processes are done, which wait for it in turn. When it is gone the others'
+  next exchange fails, or else the missing heartbeat ends them.
+  """
+  try:
+    yield
+  except Exception as error:
+    if jax.process_count() == 1:
+      raise
+    who = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, InputError):
+      print(f"error: {who}: {_one_line(error)}", file=sys.stderr)
+    elif _lost_another(error):
+      print(f"error: {who}: another process is gone, its own output says why", file=sys.stderr)
+    else:
+      traceback.print_exc()
+      print(f"error: {who} ended on the error above", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2 if isinstance(error, InputError) else 1)
+
+
+def _lost_another(error: Exception) -> bool:
+  text = str(error)
+  return isinstance(error, RuntimeError) and any(
+    sign in text for sign in ("Gloo", "gloo", "closed by peer", "reset by peer", "heartbeat", "coordination service")
+  )
+
+
+def _one_line(error: Exception) -> str:
+  return " ".join(str(error).split())
