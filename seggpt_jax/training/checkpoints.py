@@ -242,6 +242,15 @@ class Checkpoints:
     _together("damaged moved")
     self._steps.reload()
 
+  def describe_newest(self) -> str:
+    """The newest checkpoint in words, to go on from."""
+    steps = [int(path.name) for path in self._steps.directory.iterdir() if path.name.isdigit()]
+    return (
+      f"the newest whole checkpoint is {self._steps.directory / str(max(steps))}"
+      if steps
+      else ("there is no checkpoint yet")
+    )
+
   @contextlib.contextmanager
   def watching_disk(self) -> Iterator[None]:
     """Turns what is raised on a full disk, by whatever writes to the run's folder, into one line.
@@ -254,8 +263,7 @@ class Checkpoints:
     except Exception as error:
       if not _is_full(error):
         raise
-      steps = [int(path.name) for path in self._steps.directory.iterdir() if path.name.isdigit()]
-      newest = f"the newest whole checkpoint is {max(steps)}" if steps else "there is no whole checkpoint yet"
+      newest = self.describe_newest()
       raise InputError(f"{self._root}: the disk is full, {newest}; make room and run the same line to go on") from error
 
   def close(self) -> None:

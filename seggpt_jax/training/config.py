@@ -120,6 +120,8 @@ def default_config() -> ConfigDict:
   config.log_every = 10  # steps between lines in metrics.jsonl
   config.eval_every = 500  # steps between evaluations on the val folder (original: once an epoch)
   config.eval_pairs = 64  # validation queries in an evaluation; -1 is all
+  config.stop_after = 0  # evaluations without a better mIoU after which the run ends; 0 is never
+  config.profile_steps = 0  # steps to trace into RUN/profile, after a few to warm up; 0 is none
   config.panel_every = 100  # steps between panels of training pairs (original: 5); 0 is never
   config.checkpoint_every = 500  # steps between checkpoints
   config.keep_checkpoints = 2  # the newest so many are kept
@@ -177,6 +179,8 @@ _RANGES = {
   "eval_every": (1, math.inf),
   "eval_pairs": (-1, math.inf),
   "panel_every": (0, math.inf),
+  "stop_after": (0, math.inf),
+  "profile_steps": (0, math.inf),
   "checkpoint_every": (1, math.inf),
   "keep_checkpoints": (1, math.inf),
   "keep_every": (0, math.inf),

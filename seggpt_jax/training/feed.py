@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,15 +32,19 @@ class Feed:
     self._ready: collections.deque[tuple[DeviceBatch, Batch, dict[str, Any]]] = collections.deque()
     self._state = batches.get_state()
     self._error: InputError | None = None
+    self._waited, self._since = 0.0, time.perf_counter()
 
   def prepare(self) -> None:
     """Reads the next batch and starts its copy to the devices; what goes wrong with it is for `take` to tell."""
+    started = time.perf_counter()
     try:
       batch = next(self._batches)
     except InputError as error:
       # The step before it has not been recorded yet.
       self._error = error
       return
+    finally:
+      self._waited += time.perf_counter() - started
     placed = self._put({key: batch[key] for key in DEVICE_KEYS})
     self._ready.append((placed, batch, self._batches.get_state()))
 
@@ -55,6 +60,16 @@ class Feed:
       raise self._error
     placed, batch, self._state = self._ready.popleft()
     return placed, batch
+
+  def waited(self) -> float:
+    """The share of the time since the last call, 0..1, that the host stood waiting for batches.
+
+    A device may have been at work meanwhile: only when the share nears 1 is it kept waiting too.
+    """
+    now = time.perf_counter()
+    share = self._waited / max(now - self._since, 1e-9)
+    self._waited, self._since = 0.0, now
+    return share
 
   def state(self) -> dict[str, Any]:
     """The position after the batch that was taken last, whatever is prepared beyond it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import json
@@ -32,10 +31,12 @@ from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.config import adapter_of, check_config
 from seggpt_jax.training.ending import orderly
 from seggpt_jax.training.feed import Feed
-from seggpt_jax.training.inputs import BadFiles, open_inputs
+from seggpt_jax.training.inputs import BadFiles, Inputs, open_inputs
 from seggpt_jax.training.monitor import Meter, Monitor
 from seggpt_jax.training.optimizer import make_optimizer
 from seggpt_jax.training.step import StepOutput, TrainState, init_state, make_eval_step, make_train_step
+from seggpt_jax.training.trace import StepTrace
+from seggpt_jax.training.watch import EarlyStopping, Watch, peak_memory
 
 # What a resumed run cannot change: what it learns, and the form of its optimiser's state.
 _FIXED = (
@@ -118,7 +119,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       (Path(workdir) / folder).mkdir(parents=True, exist_ok=True)
   described = adapter and describe_adapter(adapter, model_config, config.model.init_from, config.data.num_classes)
   checkpoints = Checkpoints(workdir, model_config, config.keep_checkpoints, config.keep_every, described)
-  best = -1.0
+  best, since_best = -1.0, 0
   if checkpoints.latest_step() is not None:
     placed = jax.tree.map(
       lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract_state, state_sharding
@@ -129,7 +130,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       state = state._replace(params={**base, **state.params})
     # One position for all processes: each reads its own share of the same pairs in step with the others.
     batches.set_state(progress["data"])
-    best = progress.get("best_miou", -1.0)
+    best, since_best = progress.get("best_miou", -1.0), progress.get("since_best", 0)
     epoch = progress.get("epoch", inputs.training.epoch)
     if epoch != inputs.training.epoch:
       changed.append(f"the number of training images, {epoch} then, {inputs.training.epoch} now: another order")
@@ -155,12 +156,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   feed = Feed(batches, functools.partial(sharding.put_batch, mesh))
   bad_files = BadFiles(inputs.sources, config.data.bad_share, monitor.say)
   key, meter = jax.random.key(config.seed), Meter()
-  confusion = np.zeros((config.data.num_classes,) * 2, np.int64)
+  watch = Watch(config.data.num_classes, functools.partial(_names, inputs), checkpoints.describe_newest)
+  trace = StepTrace(Path(workdir) / "profile", start, config.profile_steps, monitor.say)
+  stopping = EarlyStopping(config.stop_after, since_best)
+  nothing_left = start >= config.num_steps or stopping.now()
   result: dict[str, float] = {}
-  pending: collections.deque[tuple[int, StepOutput]] = collections.deque()
   with orderly(monitor, checkpoints, mesh) as interruption:
     for step in range(start + 1, config.num_steps + 1):
+      if stopping.now():
+        break
       placed, batch = feed.take()
+      trace.before(step)
       state, output = train_step(state, placed, key)
       last = step == config.num_steps or interruption.asked()
       if not last:
@@ -170,31 +176,34 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       meter.add(config.batch_size)
       # A step's numbers are read while the next one runs, so that the device never waits for the host; but for what is
       # about to be written down, where they have to be known to be finite.
-      pending.append((step, output))
+      watch.add(step, output, batch["samples"])
+      trace.after(step, output)
       milestone = last or any(step % config[key] == 0 for key in _EVERY)
-      while len(pending) > (0 if milestone else 1):
-        confusion += _finite(*pending.popleft())
+      watch.settle(leave=0 if milestone else 1)
       if step % config.log_every == 0:
-        numbers = {"loss": float(output.loss), "miou": float(mean_iou(confusion)), "lr": float(schedule(step - 1))}
-        monitor.log(step, "train", {**numbers, "pairs_per_second": meter.rate()})
-        confusion[:] = 0
+        numbers = {**watch.summary(), "lr": float(schedule(step - 1)), "pairs_per_second": meter.rate()}
+        monitor.log(step, "train", {**numbers, "data_wait": feed.waited(), "memory_gb": peak_memory()})
       if config.panel_every and step % config.panel_every == 0:
         monitor.panels(step, "train", batch, _local(output.colours), model_config)
       if step % config.eval_every == 0 or step == config.num_steps:
         result, batch, colours = _evaluate(config, inputs.evaluation, mesh, eval_step, state, bad_files)
         monitor.log(step, "val", result)
         monitor.panels(step, "val", batch, colours, model_config)
-        if result["miou"] > best:
+        if stopping.add(better=result["miou"] > best):
           best = result["miou"]
           checkpoints.save_best(state)
-        meter.rate()
-      if step % config.checkpoint_every == 0 or last:
-        checkpoints.save(state, {"data": feed.state(), "best_miou": best, "epoch": inputs.training.epoch})
+        meter.rate(), feed.waited()
+      if step % config.checkpoint_every == 0 or last or stopping.now():
+        position = {"data": feed.state(), "epoch": inputs.training.epoch}
+        checkpoints.save(state, {**position, "best_miou": best, "since_best": stopping.since_best})
       if last and step < config.num_steps:
         monitor.say(interruption.describe(step))
         break
-    if start >= config.num_steps:
-      monitor.say("nothing left to train, config.num_steps is reached")
+    trace.close()
+    if stopping.now():
+      monitor.say(f"stopped early: no better mIoU than {best:.3f} in {stopping.since_best} evaluations")
+    monitor.curves()
+    if nothing_left:
       result, _, _ = _evaluate(config, inputs.evaluation, mesh, eval_step, state, bad_files)
       interruption.asked()
   interruption.leave()
@@ -326,12 +335,12 @@ def _local(array: jax.Array) -> np.ndarray:
   return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
-def _finite(step: int, output: StepOutput) -> np.ndarray:
-  """The confusion counts of a step, whose loss has to be finite."""
-  loss = float(output.loss)
-  if not np.isfinite(loss):
-    raise FloatingPointError(f"step {step}: the loss is {loss}; lower config.optim.peak or look at the data")
-  return np.asarray(output.confusion)
+def _names(inputs: Inputs, samples: np.ndarray) -> str:
+  """The queries of a batch by name, as far as there is room."""
+  if "train" not in inputs.sources:
+    return "tasks that were drawn"
+  queries = list(dict.fromkeys(inputs.sources["train"].name(int(index)) for index in samples[:, 1]))
+  return ", ".join(queries[:8]) + (f" and {len(queries) - 8} more" if len(queries) > 8 else "")
 
 
 def _write_config(workdir: str | os.PathLike, config: ConfigDict) -> None:

@@ -21,6 +21,7 @@ from seggpt_jax import canvas, palette
 from seggpt_jax.data.pipeline import Batch
 from seggpt_jax.files import write_whole
 from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.training.curves import draw_curves
 
 _IGNORED = np.uint8(96)  # grey, darker than what is hidden
 
@@ -79,6 +80,11 @@ class Monitor:
     write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"))
     self._events.add(step, summary.image(split, picture, dataformats="HWC"))
 
+  def curves(self) -> None:
+    """Draws what was logged so far as RUN/curves.png."""
+    if self._enabled and self._metrics.exists():
+      draw_curves(self._metrics, self._workdir / "curves.png")
+
   def say(self, message: str) -> None:
     """A line above the bar."""
     if self._enabled:
@@ -91,8 +97,8 @@ class Monitor:
 
 
 class _Events:
-  """TensorBoard's file. tensorboardX's SummaryWriter has a thread for it that dies on a full disk, unnoticed, and with it
-  the queue that the training would then wait for.
+  """TensorBoard's file. tensorboardX's SummaryWriter has a thread for it that dies on a full disk, unnoticed, and with
+  it the queue that the training would then wait for.
 
   Args:
     folder: where the file goes.
