@@ -38,6 +38,11 @@ def test_every_config_of_the_repository_is_known_and_says_how_to_run_it(path):
     ("data.scale", (1.0,), r"config.data.scale: found \(1.0,\), expected two factors"),
     ("data.negative", 1.5, "config.data.negative: found 1.5, expected 0 to 1"),
     ("data.bad_files", "ignore", "config.data.bad_files: found 'ignore', expected one of error, skip"),
+    ("optim.schedule", "linear", "config.optim.schedule: found 'linear', expected one of cycles, cosine"),
+    ("optim.decay", 2.0, "config.optim.decay: found 2.0, expected 0 to 1"),
+    ("optim.layer_decay", 0.0, "config.optim.layer_decay: found 0.0, expected 0.01 to 1"),
+    ("optim.ema", 1.0, "config.optim.ema: found 1.0, expected 0 to 0.999999"),
+    ("accumulate", 0, "config.accumulate: found 0, expected at least 1"),
     ("eval_every", 0, "config.eval_every: found 0, expected at least 1"),
   ],
 )
@@ -46,6 +51,20 @@ def test_values_that_cannot_be_meant_are_refused_by_name(key, value, message):
   config.update_from_flattened_dict({key: value})
   with pytest.raises(InputError, match=message):
     check_config(config)
+
+
+def test_keys_of_the_cycles_are_not_looked_at_where_there_are_none():
+  config = default_config()
+  config.optim.update(schedule="cosine", decay=2.0, cycle_mult=0.0, first_cycle=-1)
+  check_config(config)
+
+
+def test_configs_of_the_repository_decay_as_their_results_did():
+  for path in CONFIGS:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.get_config().optim.decay_all, path
 
 
 def test_unknown_and_missing_keys_of_a_config_file_are_refused():

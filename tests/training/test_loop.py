@@ -6,13 +6,16 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 from PIL import Image
 
 from seggpt_jax.data.boards import write_boards
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
+from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import loop
 from seggpt_jax.training.config import default_config
 
@@ -152,6 +155,77 @@ def test_a_run_with_several_prompts_negative_pairs_and_bad_files_resumes_bit_for
     np.testing.assert_array_equal(parts[name], value, err_msg=name)
 
 
+def test_frozen_averaged_and_accumulated_training_resumes_bit_for_bit(config, tmp_path, monkeypatch):
+  """On devices that share parameters. What is frozen is as it was and in no optimiser state; best holds averages."""
+  params = weights.split(SegGPT(SMALL, rngs=nnx.Rngs(3)))[1]
+  weights.save_weights(tmp_path / "start", params, SMALL)
+  config.model.init_from = str(tmp_path / "start")
+  config.model.drop_path_rate, config.model.remat = 0.2, False
+  config.optim.update(freeze=(r"^blocks\.[01]\.", "pos_embed"), ema=0.3, layer_decay=0.7, clip_norm=1.0)
+  config.batch_size, config.accumulate, config.mesh.fsdp = 16, 2, 2
+  config.eval_every = config.checkpoint_every = config.log_every = 2
+  config.num_steps = 4
+  evaluated = []
+
+  def recorded(*args, original=loop.make_eval_step):
+    step = original(*args)
+    return lambda params, batch: evaluated.append(jax.tree.map(np.asarray, params)) or step(params, batch)
+
+  monkeypatch.setattr(loop, "make_eval_step", recorded)
+  loop.train(config, tmp_path / "whole")
+  config.num_steps = 2
+  loop.train(config, tmp_path / "parts")
+  config.num_steps = 4
+  loop.train(config, tmp_path / "parts")
+  for run in ("whole", "parts"):
+    assert [line["step"] for line in lines(tmp_path / run, "val")] == [2, 4]
+  assert lines(tmp_path / "whole", "val") == lines(tmp_path / "parts", "val")
+  states = {run: saved_state(tmp_path / run / "checkpoints" / "4") for run in ("whole", "parts")}
+  jax.tree.map(np.testing.assert_array_equal, *states.values())
+
+  trained = {name for name in params if not name.startswith(("blocks.0", "blocks.1", "pos_embed"))}
+  now, beside = states["whole"]
+  assert beside["ema"].keys() == trained
+  in_state = {
+    key.key for path, _ in jax.tree.leaves_with_path(beside["opt_state"]) for key in path if "key" in dir(key)
+  }
+  assert in_state & params.keys() == trained
+  for name, value in params.items():
+    assert name in trained or np.array_equal(now[name], value), name
+  assert not np.array_equal(now["norm.scale"], params["norm.scale"])
+  averages = {**now, **beside["ema"]}
+  jax.tree.map(np.testing.assert_array_equal, evaluated[-1], averages)
+  assert not np.array_equal(averages["norm.scale"], now["norm.scale"])
+  best = int(next((tmp_path / "whole" / "best").iterdir()).name)
+  raw, beside = saved_state(tmp_path / "whole" / "checkpoints" / str(best))
+  jax.tree.map(np.testing.assert_array_equal, weights.load_params(tmp_path / "whole"), {**raw, **beside["ema"]})
+
+
+def saved_state(directory):
+  """Parameters of a step directory, and all that lies beside them."""
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    return checkpointer.restore(directory / "params"), checkpointer.restore(directory / "optimizer")
+
+
+def test_resuming_with_another_form_of_optimiser_state_is_refused(config, tmp_path):
+  """Also where the run is from before there were these keys; it is told that its weight decay changes."""
+  values = json.loads(config.to_json())
+  for key in ("schedule", "layer_decay", "decay_all", "freeze", "ema"):
+    del values["optim"][key]
+  del values["accumulate"]
+  (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+  (tmp_path / "config.json").write_text(json.dumps(values))
+  for key, value, message in (
+    ("ema", 0.9, r"config.optim.ema: found 0.9, expected 0.0 as the run in"),
+    ("freeze", ("pos_embed",), r"config.optim.freeze: found \['pos_embed'\], expected \[\] as the run in"),
+  ):
+    changed = config.copy_and_resolve_references()
+    changed.optim[key] = value
+    with pytest.raises(InputError, match=message):
+      loop.train(changed, tmp_path)
+  assert loop._changed_since(tmp_path, config) == ["optim.decay_all"]
+
+
 def test_a_finished_run_is_evaluated_again_and_left_as_it_is(config, tmp_path):
   config.num_steps = 4
   first = loop.train(config, tmp_path)
@@ -202,6 +276,8 @@ def test_a_workdir_of_another_architecture_is_refused(config, tmp_path):
     ("model.square", 60, r"config.model.square: found 60, expected a multiple of the patch size 8"),
     ("data.resize", 20, r"config.data.resize: found 20, expected 0 or at least the square 32"),
     ("batch_size", 12, r"config.batch_size: found 12, expected a multiple of the 8 devices"),
+    ("accumulate", 3, r"config.batch_size: found 8, expected a multiple of the 8 devices x config.accumulate = 3"),
+    ("optim.freeze", ("posembed",), r"config.optim.freeze: found 'posembed', expected a regular expression that fits"),
     ("mesh.fsdp", 3, r"mesh.data x mesh.fsdp: found 2 x 3"),
     ("optim.warmup", 10, r"config.optim.first_cycle: found 10, expected more than"),
   ],

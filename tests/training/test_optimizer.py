@@ -15,8 +15,19 @@ from jax.sharding import Mesh
 from seggpt_jax import canvas
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import weights
+from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import sharding
-from seggpt_jax.training.optimizer import adamw, cosine_cycles, muon
+from seggpt_jax.training.config import default_config
+from seggpt_jax.training.optimizer import (
+  adamw,
+  cosine_cycles,
+  frozen_names,
+  is_decayed,
+  layer_of,
+  make_optimizer,
+  muon,
+  rate_factors,
+)
 from seggpt_jax.training.step import TrainState, make_train_step
 
 BASE = {"peak": 1e-4, "first_cycle": 5000, "cycle_mult": 1.2, "warmup": 500, "decay": 0.5, "minimum": 1e-8}
@@ -53,6 +64,145 @@ def test_a_cycle_no_longer_than_its_warmup_is_refused():
     InputError, match=r"config.optim.first_cycle: found 500, expected more than config.optim.warmup = 500"
   ):
     cosine_cycles(num_steps=10, **{**BASE, "first_cycle": 500})
+
+
+@pytest.mark.parametrize(("peak", "warmup", "num_steps"), [(1e-3, 10, 100), (1e-4, 0, 7), (0.0, 2, 9)])
+def test_one_cosine_rises_in_a_line_and_is_down_at_the_end_of_the_run(peak, warmup, num_steps):
+  """Against the formula in float64, 1e-6 absolute of the peak; the cycles' own keys may hold anything."""
+  optim = default_config().optim
+  optim.update(schedule="cosine", peak=peak, minimum=1e-6, warmup=warmup, first_cycle=0, cycle_mult=0.0, decay=9.0)
+  ours = jax.vmap(make_optimizer(optim, num_steps, {"blocks.0.mlp.fc1.kernel": None}).schedule)(
+    np.arange(num_steps + 1)
+  )
+  peak = max(peak, 1e-6)
+  for step, rate in enumerate(ours):
+    phase = math.pi * (step - warmup) / (num_steps - warmup)
+    expected = 1e-6 + (peak - 1e-6) * (step / warmup if step < warmup else (1 + math.cos(phase)) / 2)
+    assert float(rate) == pytest.approx(expected, abs=1e-6 * peak + 1e-12), step
+  assert float(ours[-1]) == pytest.approx(1e-6, rel=1e-4)
+
+
+def test_a_cosine_no_longer_than_its_warmup_is_refused():
+  optim = default_config().optim
+  optim.schedule = "cosine"
+  with pytest.raises(InputError, match=r"config.optim.warmup: found 500, expected less than config.num_steps = 500"):
+    make_optimizer(optim, 500, {"blocks.0.mlp.fc1.kernel": None})
+
+
+def tiny_params():
+  return weights.abstract(VARIANTS["tiny"])[1]
+
+
+# Of every parameter outside the blocks and of each in a block: its layer among the tiny network's six blocks, and
+# whether it is decayed.
+OUTSIDE = {
+  "patch_embed.kernel": (0, True),
+  "patch_embed.bias": (0, False),
+  "pos_embed": (0, False),
+  "mask_token": (0, False),
+  "segment_token_x": (0, False),
+  "segment_token_y": (0, False),
+  "type_token_cls": (0, False),
+  "type_token_ins": (0, False),
+  "norm.scale": (7, False),
+  "norm.bias": (7, False),
+  "decoder_embed.kernel": (7, True),
+  "decoder_embed.bias": (7, False),
+  "decoder_pred.conv.kernel": (7, True),
+  "decoder_pred.conv.bias": (7, False),
+  "decoder_pred.norm.scale": (7, False),
+  "decoder_pred.norm.bias": (7, False),
+  "decoder_pred.head.kernel": (7, True),
+  "decoder_pred.head.bias": (7, False),
+}
+IN_A_BLOCK = {
+  "norm1.scale": False,
+  "norm1.bias": False,
+  "norm2.scale": False,
+  "norm2.bias": False,
+  "attn.qkv.kernel": True,
+  "attn.qkv.bias": False,
+  "attn.proj.kernel": True,
+  "attn.proj.bias": False,
+  "attn.rel_pos_h": False,
+  "attn.rel_pos_w": False,
+  "mlp.fc1.kernel": True,
+  "mlp.fc1.bias": False,
+  "mlp.fc2.kernel": True,
+  "mlp.fc2.bias": False,
+}
+CLASSES = OUTSIDE | {
+  f"blocks.{block}.{name}": (block + 1, decayed) for block in range(6) for name, decayed in IN_A_BLOCK.items()
+}
+
+# Blocks that some tests do without, to compile less.
+WITHOUT = ("blocks.1", "blocks.2", "blocks.3", "blocks.4")
+
+
+def test_every_parameter_has_its_layer_and_its_decay():
+  """A parameter that is new to the network has to be put into the tables here and there."""
+  params = tiny_params()
+  assert {name: (layer_of(name, 6), is_decayed(name)) for name in params} == CLASSES
+  factors = rate_factors(params, 0.5)
+  assert factors["pos_embed"] == 0.5**7 and factors["blocks.5.norm1.scale"] == 0.5 and factors["norm.scale"] == 1
+  for name in ("memory_token", "head.weight", "blocks.0.attn.gate"):
+    with pytest.raises(ValueError, match=f"{name}: found in no row"):
+      rate_factors({**params, name: None}, 0.5)
+      is_decayed(name)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_layer_decay_and_decay_mask_reach_every_parameter_of_both_optimisers(name, decay_all):
+  """Two steps, with decay and without, on ones and the same gradients: 1e-5 relative, float32 rounding.
+
+  The difference between them is rate * factor * weight_decay where there is decay, and zero elsewhere.
+  """
+  config = default_config()
+  config.optim.update(name=name, schedule="cosine", warmup=0, peak=0.1, minimum=0.1)
+  config.optim.update(layer_decay=0.8, decay_all=decay_all)
+  shapes = {name: value.shape for name, value in tiny_params().items() if not name.startswith(WITHOUT)}
+  params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+  generator = np.random.default_rng(0)
+  gradients = {name: jnp.asarray(generator.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+  updates = {}
+  for factor, decay in ((0.8, 0.0), (0.8, 0.5), (1.0, 0.0)):
+    config.optim.layer_decay, config.optim.weight_decay = factor, decay
+    transform = make_optimizer(config.optim, 10, params).transform
+    updates[factor, decay], _ = jax.jit(transform.update)(gradients, transform.init(params), params)
+  for name, value in updates[0.8, 0.5].items():
+    layer, decayed = CLASSES[name]
+    rate = 0.8 ** (7 - layer)
+    expected = updates[0.8, 0.0][name] - (0.1 * rate * 0.5 if decayed or decay_all else 0.0)
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7, err_msg=name)
+    np.testing.assert_allclose(updates[0.8, 0.0][name], rate * updates[1.0, 0.0][name], rtol=1e-5, err_msg=name)
+
+
+def test_freezing_takes_the_names_in_which_a_pattern_is_found():
+  params = tiny_params()
+  frozen = frozen_names((r"^blocks\.[0-4]\.", "pos_embed"), params)
+  assert frozen == {name for name, (layer, _) in CLASSES.items() if 1 <= layer <= 5} | {"pos_embed"}
+  assert frozen_names((), params) == frozenset()
+  optim = default_config().optim
+  for patterns, message in (
+    (("pos_embed", "posembed"), r"found 'posembed', expected a regular expression that fits the name of a parameter"),
+    (("(",), r"found '\(', expected a regular expression: missing \)"),
+    (("kernel", "."), r"found \('kernel', '.'\), expected some parameters to be left to train"),
+  ):
+    optim.freeze = patterns
+    with pytest.raises(InputError, match=f"config.optim.freeze: {message}"):
+      make_optimizer(optim, 10, params)
+
+
+@pytest.mark.parametrize("freeze", ["^blocks", "^(?!blocks.*kernel)"])
+def test_muon_is_left_with_only_its_matrices_or_none_of_them(freeze):
+  params = {name: jnp.ones(value.shape) for name, value in tiny_params().items() if not name.startswith(WITHOUT)}
+  optim = default_config().optim
+  optim.update(name="muon", freeze=(freeze,))
+  transform, _, frozen = make_optimizer(optim, 10, params)
+  trained = {name: value for name, value in params.items() if name not in frozen}
+  updates, _ = transform.update(trained, transform.init(trained), trained)
+  assert updates.keys() == trained.keys() and 0 < len(trained) < len(params)
 
 
 def test_twenty_steps_of_adamw_follow_pytorch():
