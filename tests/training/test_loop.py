@@ -13,7 +13,7 @@ from PIL import Image
 
 from seggpt_jax.data.boards import write_boards
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import weights
+from seggpt_jax.model import adapter_files, weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import loop
@@ -74,14 +74,17 @@ def newest_params(workdir):
 def test_a_run_leaves_what_the_contract_promises(config, tmp_path):
   result = loop.train(config, tmp_path)
   assert [line["step"] for line in lines(tmp_path, "train")] == [2, 4, 6, 8, 10, 12]
-  assert lines(tmp_path, "train")[0].keys() == {"step", "split", "loss", "miou", "lr", "pairs_per_second"}
+  assert lines(tmp_path, "train")[0].keys() == {
+    *("step", "split", "loss", "miou", "lr", "pairs_per_second"),
+    *("gradient_norm", "data_wait", "memory_gb"),
+  }
   assert [line["step"] for line in lines(tmp_path, "val")] == [6, 12]
   assert lines(tmp_path, "val")[-1]["miou"] == pytest.approx(result["miou"], rel=1e-5)
   assert json.loads((tmp_path / "config.json").read_text())["data"]["path"] == config.data.path
   assert {path.name for path in (tmp_path / "panels").iterdir()} == {
     f"{split}_{step:07d}.png" for split in ("train", "val") for step in (6, 12)
   }
-  assert list(tmp_path.glob("events*"))
+  assert list(tmp_path.glob("events*")) and Image.open(tmp_path / "curves.png").width > 1000
   steps, params = newest_params(tmp_path)
   assert steps == [8, 12]
   # The same weights through the public door: the run, its step directory, its best.
@@ -102,13 +105,13 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(config, tmp_path):
   class KilledError(Exception):
     pass
 
-  def stop(step, output, original=loop._finite):
+  def stop(self, step, output, samples, original=loop.Watch.add):
     if step == 7:
       raise KilledError
-    return original(step, output)
+    original(self, step, output, samples)
 
   with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
-    patch.setattr(loop, "_finite", stop)
+    patch.setattr(loop.Watch, "add", stop)
     loop.train(stopped, tmp_path / "parts")
   assert newest_params(tmp_path / "parts")[0] == [4]
   loop.train(config, tmp_path / "parts")
@@ -119,7 +122,8 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(config, tmp_path):
   def without_times(workdir):
     kept = []
     for line in lines(workdir, "train") + lines(workdir, "val"):
-      line.pop("pairs_per_second", None)
+      for key in ("pairs_per_second", "data_wait", "memory_gb"):
+        line.pop(key, None)
       kept.append(line)
     return kept
 
@@ -236,6 +240,73 @@ def test_a_finished_run_is_evaluated_again_and_left_as_it_is(config, tmp_path):
   np.testing.assert_array_equal(newest_params(tmp_path)[1]["mask_token"], params["mask_token"])
 
 
+def test_a_run_that_gets_no_better_stops_and_stays_stopped(config, tmp_path, capsys):
+  config.optim.peak = config.optim.minimum = 0.0
+  config.eval_every = 2
+  config.stop_after = 2
+  loop.train(config, tmp_path)
+  assert "stopped early: no better mIoU than" in capsys.readouterr().out
+  # The first is the best, two more are no better.
+  assert [line["step"] for line in lines(tmp_path, "val")] == [2, 4, 6]
+  assert newest_params(tmp_path)[0][-1] == 6
+  again = loop.train(config, tmp_path)
+  assert again["miou"] >= 0 and newest_params(tmp_path)[0][-1] == 6
+  config.stop_after = 0
+  loop.train(config, tmp_path)
+  assert newest_params(tmp_path)[0][-1] == 12
+
+
+def test_some_steps_are_traced(config, tmp_path):
+  config.num_steps, config.profile_steps, config.eval_every = 9, 2, 100
+  loop.train(config, tmp_path)
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt"])
+def test_an_adapter_learns_beside_a_frozen_network_and_only_it_is_kept(config, tmp_path, kind):
+  before = weights.split(SegGPT(SMALL, rngs=nnx.Rngs(0)))[1]
+  weights.save_weights(tmp_path / "base", before, SMALL)
+  config.num_steps = config.eval_every = config.checkpoint_every = 4
+  config.model.init_from = str(tmp_path / "base")
+  config.adapter.kind, config.adapter.rank = kind, 2
+  config.data.palette, config.data.lower_half_share = "fixed", 1.0
+  config.optim.schedule, config.optim.peak, config.optim.warmup = "cosine", 1e-2, 1
+  loop.train(config, tmp_path / "whole")
+  config.checkpoint_every = 2
+
+  class KilledError(Exception):
+    pass
+
+  def stop(self, step, *rest, original=loop.Watch.add):
+    if step == 4:
+      raise KilledError
+    original(self, step, *rest)
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+    patch.setattr(loop.Watch, "add", stop)
+    loop.train(config, tmp_path / "parts")
+  loop.train(config, tmp_path / "parts")
+  whole, parts = (adapter_files.load_adapter(tmp_path / run / "checkpoints" / "4") for run in ("whole", "parts"))
+  first = adapter_files.load_adapter(tmp_path / "parts" / "checkpoints" / "2")
+  assert whole.num_classes == 2 and whole.base == str(tmp_path / "base")
+  assert all(name.startswith(f"{kind}.") for name in whole.params)
+  for name, value in whole.params.items():
+    np.testing.assert_array_equal(parts.params[name], value, err_msg=name)
+    assert (first.params[name] != value).any(), name
+  # Beside the weights the network is the same, but for what was learnt.
+  model, stored = adapter_files.load_adapted_model(tmp_path / "base", tmp_path / "whole")
+  for name, value in weights.split(model)[1].items():
+    updated = f"lora.{name}.a" in stored.params
+    assert bool((np.asarray(value) != np.asarray(before[name])).any()) == updated, name
+  size = sum(path.stat().st_size for path in (tmp_path / "whole" / "checkpoints" / "4").rglob("*"))
+  assert size < 0.5 * sum(path.stat().st_size for path in (tmp_path / "base").rglob("*"))
+  with pytest.raises(InputError, match="found an adapter, which is not a network by itself"):
+    weights.load_model(tmp_path / "whole")
+  config.adapter.kind = "none"
+  with pytest.raises(InputError, match=r"config.adapter.kind: found none, expected"):
+    loop.train(config, tmp_path / "whole")
+
+
 def test_fine_tuning_starts_from_given_weights_on_another_canvas(config, tmp_path):
   config.num_steps = 4
   loop.train(config, tmp_path / "first")
@@ -345,11 +416,15 @@ def test_a_bad_label_is_named_before_anything_is_written(config, boards, tmp_pat
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
   config.optim.peak = 1e30
   config.checkpoint_every = 1
-  with pytest.raises(FloatingPointError, match=r"step \d+: the loss is (nan|inf)") as caught:
+  expected = r"step \d+: found loss \S+ and gradient norm \S+ on .*\d+, .* and \d+ more|step \d+: found loss"
+  with pytest.raises(InputError, match=expected) as caught:
     loop.train(config, tmp_path)
+  names = sorted(path.stem for path in (Path(config.data.path) / "train" / "images").iterdir())
+  assert sum(name in str(caught.value) for name in names) == 8
   failed = int(str(caught.value).split()[1].rstrip(":"))
   saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
   assert max(saved) == failed - 1  # what is on disk is from before
+  assert f"newest whole checkpoint is {tmp_path / 'checkpoints' / str(failed - 1)}" in str(caught.value)
 
 
 def test_the_tiny_network_learns_to_paint_what_it_is_shown(config, boards, tmp_path):
