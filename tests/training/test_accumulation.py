@@ -26,11 +26,11 @@ CONFIG = dataclasses.replace(
   canvas_size=(32, 16),
   posemb_size=4,
   width=16,
-  depth=2,
+  depth=1,
   mlp_dim=32,
   num_heads=2,
   merge_block=0,
-  feature_taps=(0, 1),
+  feature_taps=(0,),
   decoder_dim=8,
 )
 
@@ -80,9 +80,7 @@ def trajectory(devices, accumulate, prompts=1):
   return step, outputs, jax.tree.map(np.asarray, state.params)
 
 
-@pytest.mark.parametrize(
-  ("devices", "accumulate", "prompts"), [(1, 2, 1), (1, 4, 1), (8, 1, 1), (8, 2, 1), (8, 4, 1), (8, 2, 2)]
-)
+@pytest.mark.parametrize(("devices", "accumulate", "prompts"), [(1, 2, 1), (1, 4, 1), (8, 1, 1), (8, 4, 1), (8, 2, 2)])
 def test_micro_batches_add_up_to_the_batch(devices, accumulate, prompts):
   """Against one device and the whole batch: float32, 1e-5 relative, for sums in another order; no drop path."""
   _, outputs, params = trajectory(devices, accumulate, prompts)
@@ -124,7 +122,7 @@ def test_each_device_cuts_its_own_share_and_nothing_is_sent(data, fsdp):
 def test_frozen_parameters_stay_averages_follow_and_the_norm_is_that_of_the_gradients():
   """Four steps of AdamW on devices that share parameters; averages against NumPy, float32: 1e-6 relative."""
   graph, params = graph_and_params()
-  frozen = frozen_names((r"^blocks\.0\.", "pos_embed", "decoder_embed.kernel"), params)
+  frozen = frozen_names((r"^blocks\.0\.attn", "pos_embed", "decoder_embed.kernel"), params)
   optimizer = optax.chain(optax.clip_by_global_norm(1e-3), adamw(lambda step: 1e-2, b1=0.9, b2=0.99, weight_decay=0.1))
   step, mesh, state = build(4, 2, optimizer, frozen=frozen, ema=0.35, accumulate=2)
   trained = params.keys() - frozen

@@ -1,5 +1,6 @@
 """Whole runs on real files: they learn, resume exactly, and leave what the contracts promise."""
 
+import dataclasses
 import json
 import shutil
 
@@ -161,11 +162,12 @@ def test_a_run_with_several_prompts_negative_pairs_and_bad_files_resumes_bit_for
 
 def test_frozen_averaged_and_accumulated_training_resumes_bit_for_bit(config, tmp_path, monkeypatch):
   """On devices that share parameters. What is frozen is as it was and in no optimiser state; best holds averages."""
-  params = weights.split(SegGPT(SMALL, rngs=nnx.Rngs(3)))[1]
-  weights.save_weights(tmp_path / "start", params, SMALL)
+  architecture = dataclasses.replace(SMALL, depth=2, feature_taps=(0, 1))
+  params = weights.split(SegGPT(architecture, rngs=nnx.Rngs(3)))[1]
+  weights.save_weights(tmp_path / "start", params, architecture)
   config.model.init_from = str(tmp_path / "start")
   config.model.drop_path_rate, config.model.remat = 0.2, False
-  config.optim.update(freeze=(r"^blocks\.[01]\.", "pos_embed"), ema=0.3, layer_decay=0.7, clip_norm=1.0)
+  config.optim.update(freeze=(r"^blocks\.0\.", "pos_embed"), ema=0.3, layer_decay=0.7, clip_norm=1.0)
   config.batch_size, config.accumulate, config.mesh.fsdp = 16, 2, 2
   config.eval_every = config.checkpoint_every = config.log_every = 2
   config.num_steps = 4
@@ -187,7 +189,7 @@ def test_frozen_averaged_and_accumulated_training_resumes_bit_for_bit(config, tm
   states = {run: saved_state(tmp_path / run / "checkpoints" / "4") for run in ("whole", "parts")}
   jax.tree.map(np.testing.assert_array_equal, *states.values())
 
-  trained = {name for name in params if not name.startswith(("blocks.0", "blocks.1", "pos_embed"))}
+  trained = {name for name in params if not name.startswith(("blocks.0", "pos_embed"))}
   now, beside = states["whole"]
   assert beside["ema"].keys() == trained
   in_state = {
