@@ -16,8 +16,8 @@ import numpy as np
 from seggpt_jax.data.pairing import Draw, Pairing
 from seggpt_jax.data.sources import Sample, Source
 from seggpt_jax.data.transforms import EvaluationPair, Pair, TrainingPair, ask
-from seggpt_jax.errors import InputError
 from seggpt_jax.data.worker import follow_parent
+from seggpt_jax.errors import InputError
 
 # Grain's filter writes a paragraph of its own into the message of an error.
 grain.config.update("py_traceback_filtering", "off")
