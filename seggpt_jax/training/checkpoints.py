@@ -27,8 +27,6 @@ from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.step import TrainState
 
 _ITEMS = ("params", "config", "optimizer", "progress")
-# What Orbax, TensorStore and JSON raise for files that are missing, cut short or hold something else.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # How long a process that fails waits for what it was writing together with others, which may be gone.
 _LAST_WRITE_SECONDS = 20.0
@@ -156,7 +154,11 @@ class Checkpoints:
     directory = self._steps.directory / str(step)
     try:
       found = self._read_here(directory, abstract_state)
-    except _UNREADABLE as error:
+    except jax.errors.JaxRuntimeError:
+      raise  # of the devices, such as their memory, not of the files
+    except Exception as error:
+      # TensorStore's errors for files that are missing, cut short or hold something else come as all kinds, some of them
+      # as a bare Exception. Nothing is moved unless another checkpoint can be read, so no mistake costs anything.
       found = " ".join(str(error).split())[:200] or type(error).__name__
     # Each process reads other parts of the arrays. Orbax's handlers are used without their manager, which would make
     # the processes wait for one that has failed.
