@@ -157,8 +157,8 @@ class Checkpoints:
     except jax.errors.JaxRuntimeError:
       raise  # of the devices, such as their memory, not of the files
     except Exception as error:
-      # TensorStore's errors for files that are missing, cut short or hold something else come as all kinds, some of them
-      # as a bare Exception. Nothing is moved unless another checkpoint can be read, so no mistake costs anything.
+      # Files that are missing, cut short or hold something else give errors of all kinds, from Orbax even a bare
+      # Exception. Nothing is moved unless another checkpoint can be read, so no mistake costs anything.
       found = " ".join(str(error).split())[:200] or type(error).__name__
     # Each process reads other parts of the arrays. Orbax's handlers are used without their manager, which would make
     # the processes wait for one that has failed.
@@ -272,8 +272,10 @@ def _together(name: str) -> None:
 
 def _is_full(error: BaseException | None) -> bool:
   """Whether an error, or one that it came from, is that of a full disk or quota; TensorStore only says so in words."""
-  while error is not None:
+  seen = []  # an error that was raised again somewhere else can come from itself
+  while error is not None and error not in seen:
     if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
       return True
+    seen.append(error)
     error = error.__cause__ or error.__context__
   return False

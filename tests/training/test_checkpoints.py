@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, of other devices or on a full disk: what a user would lose if these failed is the run."""
+"""Checkpoints that are damaged, of other devices or on a full disk: where these fail a user loses a run."""
 
 import os
 import shutil
