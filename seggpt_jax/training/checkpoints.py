@@ -31,8 +31,6 @@ from seggpt_jax.model import adapters, weights
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.step import TrainState
 
-# What Orbax, TensorStore and JSON raise for files that are missing, cut short or hold something else.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # How long a process that fails waits for what it was writing together with others, which may be gone.
 _LAST_WRITE_SECONDS = 20.0
@@ -174,7 +172,11 @@ class Checkpoints:
     directory = self._steps.directory / str(step)
     try:
       found = self._read_here(directory, abstract_state)
-    except _UNREADABLE as error:
+    except jax.errors.JaxRuntimeError:
+      raise  # of the devices, such as their memory, not of the files
+    except Exception as error:
+      # Files that are missing, cut short or hold something else give errors of all kinds, from Orbax even a bare
+      # Exception. Nothing is moved unless another checkpoint can be read, so no mistake costs anything.
       found = " ".join(str(error).split())[:200] or type(error).__name__
     # Each process reads other parts of the arrays. Orbax's handlers are used without their manager, which would make
     # the processes wait for one that has failed.
@@ -216,9 +218,9 @@ class Checkpoints:
   def _refuse_another_model(self, directory: epath.Path, stored: Mapping[str, Any]) -> None:
     if stored != self._description:
       theirs, ours = _flat(stored), _flat(self._description)
-      key = next(key for key in ours if theirs.get(key) != ours[key])
+      key = next((key for key in ours if theirs.get(key) != ours[key]), "its description")
       raise InputError(
-        f"{directory}: checkpoint of another model: {key} is {theirs.get(key)}, expected {ours[key]} by the config; "
+        f"{directory}: checkpoint of another model: {key} is {theirs.get(key)}, expected {ours.get(key)} by the config; "
         "resume with the config of that run or take another --workdir"
       )
 
@@ -312,8 +314,10 @@ def _together(name: str) -> None:
 
 def _is_full(error: BaseException | None) -> bool:
   """Whether an error, or one that it came from, is that of a full disk or quota; TensorStore only says so in words."""
-  while error is not None:
+  seen = []  # an error that was raised again somewhere else can come from itself
+  while error is not None and error not in seen:
     if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
       return True
+    seen.append(error)
     error = error.__cause__ or error.__context__
   return False

@@ -97,8 +97,10 @@ class Monitor:
 
 
 class _Events:
-  """TensorBoard's file. tensorboardX's SummaryWriter has a thread for it that dies on a full disk, unnoticed, and with
-  it the queue that the training would then wait for.
+  """TensorBoard's file.
+
+  tensorboardX's SummaryWriter has a thread for it, which dies on a full disk; the training would then wait for its
+  queue for ever.
 
   Args:
     folder: where the file goes.

@@ -1,0 +1,42 @@
+"""train.py in processes of its own on the nano network, as hosts and killed runs are."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(data, workdir, *arguments, devices=1, **options):
+  """Starts train.py; its output goes to WORKDIR.log or the given stdout."""
+  line = [sys.executable, "train.py", "--config", "benchmarks/nano.py", "--workdir", str(workdir)]
+  line += [f"--config.data.path={data}", *arguments]
+  environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  environment |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+  log = open(options.pop("log", f"{workdir}.log"), "w")
+  return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def start_many(count, data, workdir, *arguments, devices=1):
+  """As many processes of one run; the output of process I goes to WORKDIR.I.log."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  together = ["--distributed=explicit", f"--coordinator_address=localhost:{port}", f"--num_processes={count}"]
+  return [
+    start(data, workdir, *arguments, *together, f"--process_id={i}", devices=devices, log=f"{workdir}.{i}.log")
+    for i in range(count)
+  ]
+
+
+def metrics(workdir):
+  """The lines of metrics.jsonl without times."""
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in lines]
+
+
+def steps_in(folder):
+  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []

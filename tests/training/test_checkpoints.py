@@ -1,0 +1,257 @@
+"""Checkpoints that are damaged, of other devices or on a full disk: where these fail a user loses a run."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from seggpt_jax.errors import InputError
+from seggpt_jax.model import weights
+from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.training import sharding
+from seggpt_jax.training.checkpoints import Checkpoints
+from seggpt_jax.training.step import TrainState
+
+ROOT = Path(__file__).parents[2]
+CONFIG = SegGPTConfig(
+  canvas_size=(32, 16),
+  patch_size=8,
+  posemb_size=2,
+  width=16,
+  depth=2,
+  num_heads=2,
+  mlp_dim=32,
+  merge_block=0,
+  feature_taps=(0, 1),
+  decoder_dim=8,
+)
+
+
+def state_at(step, mesh=None):
+  """Parameters around the step's number, which do not compress to nothing."""
+  generator = np.random.default_rng(step)
+  shapes = {name: leaf.shape for name, leaf in weights.abstract(CONFIG)[1].items()}
+  params = {name: generator.uniform(step - 0.4, step + 0.4, shape).astype(np.float32) for name, shape in shapes.items()}
+  state = TrainState(jnp.asarray(step, jnp.int32), params, optax.adamw(1e-3).init(params))
+  mesh = mesh or sharding.make_mesh(-1, 1)
+  where = TrainState(
+    sharding.replicated(mesh),
+    sharding.tree_sharding(mesh, state.params),
+    sharding.tree_sharding(mesh, state.opt_state),
+  )
+  return jax.device_put(state, where)
+
+
+def abstract(state):
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+
+
+def write(folder, steps, **options):
+  checkpoints = Checkpoints(folder, CONFIG, **{"keep": 10, **options})
+  for step in steps:
+    checkpoints.save(state_at(step), {"data": {"next": step}, "best_miou": 0.5})
+  checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("run")
+  write(folder, (2, 4, 6))
+  return folder
+
+
+@pytest.fixture
+def run(three, tmp_path):
+  shutil.copytree(three, tmp_path / "run")
+  return tmp_path / "run"
+
+
+def steps_in(folder):
+  return sorted(int(path.name) for path in folder.iterdir())
+
+
+def remove_item(directory):
+  shutil.rmtree(directory / "optimizer")
+
+
+def cut_arrays(directory):
+  """As a copy that broke off: the largest file of the parameters ends in the middle."""
+  largest = max((path for path in (directory / "params").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+  os.truncate(largest, largest.stat().st_size // 2)
+
+
+def spoil_progress(directory):
+  (directory / "progress" / "metadata").write_text('{"data": {"ne')
+
+
+def spoil_config(directory):
+  (directory / "config" / "metadata").write_text("\0\0\0")
+
+
+def spoil_array_metadata(directory):
+  (directory / "params" / "_METADATA").write_text("garbage")
+
+
+DAMAGE = [remove_item, cut_arrays, spoil_progress, spoil_config, spoil_array_metadata]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, damage):
+  """Else one bad file would end a run whose earlier checkpoints are whole."""
+  damage(run / "checkpoints" / "6")
+  checkpoints = Checkpoints(run, CONFIG, keep=10)
+  state, progress = checkpoints.restore(abstract(state_at(0)))
+  assert int(state.step) == 4 and progress["data"] == {"next": 4}
+  np.testing.assert_array_equal(state.params["mask_token"], state_at(4).params["mask_token"])
+  (line,) = checkpoints.lines
+  assert "warning: checkpoint" in line and f"{run}/checkpoints/6 is damaged" in line
+  assert f"going on from {run}/checkpoints/4" in line and "\n" not in line
+  assert steps_in(run / "checkpoints") == [2, 4] and steps_in(run / "damaged") == [6]
+  # The run comes to step 6 again and can write it.
+  checkpoints.save(state_at(6), {"data": {"next": 6}})
+  checkpoints.close()
+  assert int(Checkpoints(run, CONFIG, keep=10).restore(abstract(state_at(0)))[0].step) == 6
+
+
+def test_the_same_step_damaged_again_does_not_replace_the_first(run):
+  for _ in range(2):
+    spoil_progress(run / "checkpoints" / "6")
+    checkpoints = Checkpoints(run, CONFIG, keep=10)
+    checkpoints.restore(abstract(state_at(0)))
+    checkpoints.save(state_at(6), {"data": {}})
+    checkpoints.close()
+  assert sorted(path.name for path in (run / "damaged").iterdir()) == ["6", "6_2"]
+
+
+def test_where_all_are_damaged_they_are_named_and_left(run):
+  for step in (2, 4, 6):
+    spoil_progress(run / "checkpoints" / str(step))
+  with pytest.raises(InputError, match=r"checkpoints/6, .*checkpoints/4, .*checkpoints/2: damaged") as caught:
+    Checkpoints(run, CONFIG, keep=10).restore(abstract(state_at(0)))
+  assert "\n" not in str(caught.value)
+  assert steps_in(run / "checkpoints") == [2, 4, 6] and not (run / "damaged").exists()
+
+
+def test_another_architecture_is_refused_and_not_taken_for_damage(run):
+  other = SegGPTConfig.from_dict({**CONFIG.to_dict(), "mlp_dim": 64})
+  with pytest.raises(InputError, match=r"checkpoint of another model: mlp_dim is 32, expected 64"):
+    Checkpoints(run, other, keep=10).restore(abstract(state_at(0)))
+  assert steps_in(run / "checkpoints") == [2, 4, 6]
+
+
+def test_the_newest_are_kept_and_every_so_manyth_for_good(tmp_path):
+  write(tmp_path, range(1, 9), keep=2, keep_every=3)
+  assert steps_in(tmp_path / "checkpoints") == [3, 6, 7, 8]
+  # Also across a restart.
+  write(tmp_path, (9, 10, 11), keep=2, keep_every=3)
+  assert steps_in(tmp_path / "checkpoints") == [3, 6, 9, 10, 11]
+
+
+def test_what_a_killed_run_left_half_written_is_cleared(run):
+  """Else each kill would cost the room of a checkpoint."""
+  half = run / "checkpoints" / "8.orbax-checkpoint-tmp"
+  shutil.copytree(run / "checkpoints" / "6", half)
+  shutil.rmtree(half / "progress")
+  checkpoints = Checkpoints(run, CONFIG, keep=10)
+  assert int(checkpoints.restore(abstract(state_at(0)))[0].step) == 6
+  checkpoints.save(state_at(8), {"data": {}})
+  checkpoints.close()
+  assert steps_in(run / "checkpoints") == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(("count", "data", "fsdp"), [(1, 1, 1), (4, 2, 2), (8, 1, 8)])
+def test_a_checkpoint_of_eight_devices_is_read_on_others(run, count, data, fsdp):
+  mesh = jax.make_mesh((data, fsdp), ("data", "fsdp"), devices=jax.devices()[:count])
+  state, _ = Checkpoints(run, CONFIG, keep=10).restore(abstract(state_at(0, mesh)))
+  assert state.params["blocks.0.mlp.fc1.kernel"].sharding.mesh.shape == {"data": data, "fsdp": fsdp}
+  expected = state_at(6).params
+  for name, value in state.params.items():
+    np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+FILL = """
+import sys
+from pathlib import Path
+folder = Path(sys.argv[1]); steps = int(sys.argv[2])
+sys.path.insert(0, "tests/training")
+import test_checkpoints as own
+from seggpt_jax.training.checkpoints import Checkpoints
+checkpoints = Checkpoints(folder, own.CONFIG, keep=2)
+try:
+  with checkpoints.watching_disk():
+    try:
+      for step in range(1, steps):
+        checkpoints.save(own.state_at(step), {"data": {"next": step}, "best_miou": 0.5})
+        if step == 2:
+          checkpoints._steps.wait_until_finished()
+          (folder / "filler").write_bytes(b"")
+          with (folder / "filler").open("wb", buffering=0) as file:
+            try:
+              while True: file.write(bytes(4096))
+            except OSError: pass
+    finally:
+      checkpoints.close()
+except own.InputError as error:
+  print("refused:", error)
+print("steps", sorted(p.name for p in (folder / "checkpoints").iterdir() if p.name.isdigit()))
+(folder / "filler").unlink()
+restored, _ = Checkpoints(folder, own.CONFIG, keep=2).restore(own.abstract(own.state_at(0)))
+print("restored", int(restored.step), float(restored.params["mask_token"].mean().round()))
+"""
+
+
+def small_disk(folder, command, megabytes):
+  """Runs a command with a file system of so many megabytes in the folder, in a mount namespace of its own."""
+  mount = f'mount -t tmpfs -o size={megabytes}m tmpfs {folder} && exec "$@"'
+  environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+  return subprocess.run(
+    ["unshare", "-rm", "sh", "-c", mount, "sh", *command],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=240,
+  )
+
+
+@pytest.fixture
+def can_mount(tmp_path):
+  try:
+    works = small_disk(tmp_path, ["true"], 1).returncode == 0
+  except FileNotFoundError:
+    works = False
+  if not works:
+    pytest.skip("needs a Linux where a file system can be mounted in a namespace")
+
+
+@pytest.mark.usefixtures("can_mount")
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path):
+  """On a file system that is full after step 2; else a run could go on for days without saving anything."""
+  done = small_disk(tmp_path, [sys.executable, "-c", FILL, str(tmp_path), "6"], 8)
+  assert f"refused: {tmp_path}: the disk is full, the newest whole checkpoint is 2; make room" in done.stdout, done
+  assert "restored 2 2.0" in done.stdout
+
+
+@pytest.mark.usefixtures("can_mount")
+def test_training_on_a_full_disk_ends_with_status_2(tmp_path):
+  """train.py itself, whose metrics and pictures want room too."""
+  sys.path.insert(0, str(ROOT / "benchmarks"))
+  import nano
+
+  nano.write_dataset(tmp_path / "data")
+  (tmp_path / "run").mkdir()
+  arguments = ["--config", "benchmarks/nano.py", f"--config.data.path={tmp_path}/data", "--config.num_steps=4000"]
+  arguments += ["--config.checkpoint_every=2"]
+  arguments += ["--config.keep_checkpoints=1000", "--workdir", str(tmp_path / "run")]
+  done = small_disk(tmp_path / "run", [sys.executable, "train.py", *arguments], 1)
+  assert done.returncode == 2, done.stderr[-2000:]
+  (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+  assert line.startswith(f"error: {tmp_path}/run: the disk is full, the newest whole checkpoint is")

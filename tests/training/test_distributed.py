@@ -1,0 +1,83 @@
+"""Several processes: the same training as one, one end for all. Where these fail a user pays for hosts that hang."""
+
+import os
+import shutil
+import signal
+import time
+
+import launching
+import pytest
+
+from seggpt_jax.errors import InputError
+from seggpt_jax.training import distributed
+
+# Drop path draws for positions in the batch, and processes put the same pairs in another order.
+SAME = ["--config.model.drop_path_rate=0", "--config.num_steps=20"]
+
+
+def output(workdir, index):
+  return open(f"{workdir}.{index}.log").read()
+
+
+def test_one_two_and_four_processes_have_the_same_losses_and_read_each_others_checkpoints(nano_data, tmp_path):
+  """Reference: one process with four devices; relative tolerance 1e-5."""
+  assert launching.start(nano_data, tmp_path / "1", *SAME, devices=4).wait(timeout=180) == 0
+  expected = [line["loss"] for line in launching.metrics(tmp_path / "1")]
+  for count in (2, 4):
+    run = tmp_path / str(count)
+    if count == 4:
+      # Goes on from step 15 of two processes.
+      shutil.copytree(tmp_path / "2", run, ignore=lambda folder, names: {"20"} & set(names))
+    running = launching.start_many(count, nano_data, run, *SAME, devices=4 // count)
+    assert [process.wait(timeout=180) for process in running] == [0] * count, output(run, 0)[-2000:]
+    found = [line["loss"] for line in launching.metrics(run)]
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert all(line not in output(run, 1) for line in ("done:", "new run", "resumed"))
+  assert "resumed at step 15" in output(tmp_path / "4", 0)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(nano_data, tmp_path):
+  run = tmp_path / "run"
+  many = ["--config.num_steps=100000", "--config.checkpoint_every=1000"]
+  running = launching.start_many(2, nano_data, run, *many)
+  while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_text().count("\n") < 5:
+    assert all(process.poll() is None for process in running), output(run, 0)
+    time.sleep(0.05)
+  os.kill(running[1].pid, signal.SIGTERM)
+  assert [process.wait(timeout=90) for process in running] == [0, 0]
+  (step,) = launching.steps_in(run / "checkpoints")
+  assert f"stopped by SIGTERM at step {step}, run the same line to go on" in output(run, 0)
+
+
+def test_a_bad_file_that_one_process_meets_ends_all_within_two_minutes(nano_data, tmp_path):
+  shutil.copytree(nano_data, tmp_path / "data")
+  os.truncate(tmp_path / "data" / "train" / "images" / "005.png", 100)
+  began = time.monotonic()
+  running = launching.start_many(2, tmp_path / "data", tmp_path / "run", *SAME)
+  statuses = [process.wait(timeout=150) for process in running]
+  assert time.monotonic() - began < 120
+  assert all(statuses) and 2 in statuses
+  failed = statuses.index(2)
+  assert f"error: process {failed} of 2: " in output(tmp_path / "run", failed)
+  assert "005.png" in output(tmp_path / "run", failed)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (("on",), r"--distributed: found 'on', expected one of off, auto, explicit"),
+    (("off", "a:1"), r"--coordinator_address: found a:1 with --distributed=off, expected --distributed=explicit"),
+    (("auto", None, 2), r"--num_processes: found 2 with --distributed=auto, expected --distributed=explicit"),
+    (("explicit",), r"--coordinator_address: missing, expected HOST:PORT"),
+    (("explicit", "here", 2, 0), r"--coordinator_address: found 'here', expected HOST:PORT"),
+    (("explicit", "here:1"), r"--num_processes: missing, expected a number with --distributed=explicit"),
+    (("explicit", "here:1", 2), r"--process_id: missing"),
+    (("explicit", "here:1", 0, 0), r"--num_processes: found 0, expected at least 1"),
+    (("explicit", "here:1", 2, 2), r"--process_id: found 2, expected 0 to 1 \(--num_processes=2\)"),
+  ],
+)
+def test_flags_that_do_not_go_together_are_refused(arguments, message, monkeypatch):
+  monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+  with pytest.raises(InputError, match=message) as caught:
+    distributed.start(*arguments)
+  assert "\n" not in str(caught.value)
