@@ -178,6 +178,8 @@ class SegGPT(nnx.Module):
     dtype: compute dtype, float32 or bfloat16.
     remat: recompute each block's activations in the backward pass instead of keeping them.
     attention: "folded" (fast) or "reference" (the formula as written), see `attention.py`.
+    batch_sharding: how the batch is spread over a mesh, or None on one device. With split parameters it is needed: left
+      to itself, XLA gathers whole batches to split their channels, for twice the work and memory.
     rngs: initialises the parameters: linear layers by fan-in and fan-out, tokens and positions with deviation 0.02.
   """
 
@@ -188,10 +190,12 @@ class SegGPT(nnx.Module):
     dtype=jnp.float32,
     remat: bool = False,
     attention: str = "folded",
+    batch_sharding: jax.sharding.NamedSharding | None = None,
     rngs: nnx.Rngs,
   ):
     self.config = config
     self.dtype = jnp.dtype(dtype)
+    self.batch_sharding = batch_sharding
     self.remat = remat
     width, patch = config.width, config.patch_size
     self.patch_embed = Linear(patch * patch * 3, width, dtype=dtype, rngs=rngs)
@@ -234,6 +238,10 @@ class SegGPT(nnx.Module):
     is_instance = jnp.asarray(seg_type).reshape(-1, 1, 1, 1) == 1
     return jnp.where(is_instance, self.type_token_ins[...], self.type_token_cls[...])
 
+  def _spread(self, x: Float[Array, "b *rest"]) -> Float[Array, "b *rest"]:
+    """Keeps activations, and the gradients that come back, split along the batch."""
+    return x if self.batch_sharding is None else jax.lax.with_sharding_constraint(x, self.batch_sharding)
+
   def embed(
     self,
     images: Float[AnyArray, "b h w 3"],
@@ -244,7 +252,8 @@ class SegGPT(nnx.Module):
     """Image and target tokens, stacked along the batch in this order."""
     patch = self.config.patch_size
     # One product for both streams.
-    tokens = self.patch_embed(canvas.patchify(jnp.concatenate([images, targets]).astype(self.dtype), patch))
+    patches = canvas.patchify(jnp.concatenate([images, targets]).astype(self.dtype), patch)
+    tokens = self._spread(self.patch_embed(self._spread(patches)))
     x, y = jnp.split(tokens, 2)
     y = jnp.where(patch_mask[..., None], self.mask_token[...].astype(self.dtype), y)
     shared = self.position_embedding(x.shape[1:3]) + self._type_token(seg_type)
@@ -266,7 +275,7 @@ class SegGPT(nnx.Module):
       )
       if self.remat:
         run = jax.checkpoint(run)
-      x = run(params, x, None if key is None else jax.random.fold_in(key, index))
+      x = self._spread(run(params, self._spread(x), None if key is None else jax.random.fold_in(key, index)))
       if index == self.config.merge_block:
         image_stream, target_stream = jnp.split(x, 2)
         x = (image_stream + target_stream) * 0.5
@@ -314,7 +323,7 @@ class SegGPT(nnx.Module):
       raise ValueError("key: found None, expected a JAX random key when deterministic is False")
     tokens = self.embed(images, targets, patch_mask, seg_type)
     features = self.encode(tokens, prompts_per_query, None if deterministic else key)
-    pixels = canvas.unpatchify(self.decoder_embed(features), self.config.patch_size)
+    pixels = self._spread(canvas.unpatchify(self.decoder_embed(features), self.config.patch_size))
     return self.decoder_pred(pixels).astype(jnp.float32)
 
 
