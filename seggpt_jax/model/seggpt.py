@@ -63,7 +63,7 @@ def ensemble_features(x: Float[Array, "b rows cols d"], prompts_per_query: int) 
   """SegGPT's feature ensemble: the query half of the grid becomes its mean over the K prompts of the same query.
 
   The K canvases of a query are consecutive along the batch. While image and target streams are stacked along the
-  batch, consecutive groups of K never straddle the two streams, so each is averaged within itself.
+  batch, consecutive groups of K never straddle the two streams (`pair_streams`), so each is averaged within itself.
   """
   if prompts_per_query == 1:
     return x
@@ -73,6 +73,21 @@ def ensemble_features(x: Float[Array, "b rows cols d"], prompts_per_query: int) 
   # The mean in float32: K can be in the hundreds when an image is cut into tiles.
   mean = jnp.mean(groups, axis=1, keepdims=True, dtype=jnp.float32).astype(x.dtype)
   return jnp.concatenate([prompt, jnp.broadcast_to(mean, groups.shape).reshape(query.shape)], axis=1)
+
+
+def pair_streams(x: Float[AnyArray, "b *rest"], y: Float[AnyArray, "b *rest"], group: int) -> Float[Array, "b2 *rest"]:
+  """Stacks image and target streams along the batch: K canvases of the one, the same K of the other, and so on.
+
+  All of the one and then all of the other would have to be moved between the devices that the batch is spread over.
+  """
+  groups = [z.reshape(-1, 1, group, *z.shape[1:]) for z in (x, y)]
+  return jnp.concatenate(groups, axis=1).reshape(-1, *x.shape[1:])
+
+
+def part_streams(x: Float[Array, "b2 *rest"], group: int) -> tuple[Float[Array, "b *rest"], Float[Array, "b *rest"]]:
+  """Inverse of `pair_streams`."""
+  groups = x.reshape(-1, 2, group, *x.shape[1:])
+  return groups[:, 0].reshape(-1, *x.shape[1:]), groups[:, 1].reshape(-1, *x.shape[1:])
 
 
 def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -248,18 +263,19 @@ class SegGPT(nnx.Module):
     targets: Float[AnyArray, "b h w 3"],
     patch_mask: Bool[AnyArray, "b rows cols"],
     seg_type: SegType | Int[AnyArray, "b"],
+    prompts_per_query: int,
   ) -> Float[Array, "b2 rows cols d"]:
-    """Image and target tokens, stacked along the batch in this order."""
+    """Image and target tokens as `pair_streams` stacks them."""
     patch = self.config.patch_size
     # One product for both streams.
-    patches = canvas.patchify(jnp.concatenate([images, targets]).astype(self.dtype), patch)
+    patches = canvas.patchify(pair_streams(images, targets, prompts_per_query).astype(self.dtype), patch)
     tokens = self._spread(self.patch_embed(self._spread(patches)))
-    x, y = jnp.split(tokens, 2)
+    x, y = part_streams(tokens, prompts_per_query)
     y = jnp.where(patch_mask[..., None], self.mask_token[...].astype(self.dtype), y)
     shared = self.position_embedding(x.shape[1:3]) + self._type_token(seg_type)
     x = x + (self.segment_token_x[...] + shared).astype(self.dtype)
     y = y + (self.segment_token_y[...] + shared).astype(self.dtype)
-    return jnp.concatenate([x, y])
+    return pair_streams(x, y, prompts_per_query)
 
   def encode(
     self, tokens: Float[Array, "b2 rows cols d"], prompts_per_query: int, key: PRNGKeyArray | None
@@ -277,7 +293,7 @@ class SegGPT(nnx.Module):
         run = jax.checkpoint(run)
       x = self._spread(run(params, self._spread(x), None if key is None else jax.random.fold_in(key, index)))
       if index == self.config.merge_block:
-        image_stream, target_stream = jnp.split(x, 2)
+        image_stream, target_stream = part_streams(x, prompts_per_query)
         x = (image_stream + target_stream) * 0.5
       if index in self.config.feature_taps:
         features.append(self.norm(x))
@@ -321,7 +337,7 @@ class SegGPT(nnx.Module):
       raise ValueError(f"canvas: found {rows} rows of patches, expected an even number to ensemble the query half")
     if not deterministic and key is None:
       raise ValueError("key: found None, expected a JAX random key when deterministic is False")
-    tokens = self.embed(images, targets, patch_mask, seg_type)
+    tokens = self.embed(images, targets, patch_mask, seg_type, prompts_per_query)
     features = self.encode(tokens, prompts_per_query, None if deterministic else key)
     pixels = self._spread(canvas.unpatchify(self.decoder_embed(features), self.config.patch_size))
     return self.decoder_pred(pixels).astype(jnp.float32)

@@ -1,6 +1,7 @@
 """More devices must mean less work for each: the network keeps its batch spread however its parameters are split."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -40,3 +41,9 @@ def test_each_device_computes_its_own_canvases_only(data, fsdp):
   assert work == pytest.approx(compiled(1, 1).cost_analysis()["flops"], rel=0.05)
   room = compiled(data, fsdp).memory_analysis().temp_size_in_bytes
   assert room < 1.3 * compiled(1, 1).memory_analysis().temp_size_in_bytes
+
+
+def test_copied_parameters_need_one_sum_of_gradients_and_nothing_else():
+  """Activations that move between the devices of a data-parallel run were more than the gradients."""
+  operations = set(re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute)\(", compiled(8, 1).as_text()))
+  assert operations == {"all-reduce"}
