@@ -63,7 +63,7 @@ def ensemble_features(x: Float[Array, "b rows cols d"], prompts_per_query: int) 
   """SegGPT's feature ensemble: the query half of the grid becomes its mean over the K prompts of the same query.
 
   The K canvases of a query are consecutive along the batch. While image and target streams are stacked along the
-  batch, consecutive groups of K never straddle the two streams, so each is averaged within itself.
+  batch, consecutive groups of K never straddle the two streams (`pair_streams`), so each is averaged within itself.
   """
   if prompts_per_query == 1:
     return x
@@ -73,6 +73,21 @@ def ensemble_features(x: Float[Array, "b rows cols d"], prompts_per_query: int) 
   # The mean in float32: K can be in the hundreds when an image is cut into tiles.
   mean = jnp.mean(groups, axis=1, keepdims=True, dtype=jnp.float32).astype(x.dtype)
   return jnp.concatenate([prompt, jnp.broadcast_to(mean, groups.shape).reshape(query.shape)], axis=1)
+
+
+def pair_streams(x: Float[AnyArray, "b *rest"], y: Float[AnyArray, "b *rest"], group: int) -> Float[Array, "b2 *rest"]:
+  """Stacks image and target streams along the batch: K canvases of the one, the same K of the other, and so on.
+
+  All of the one and then all of the other would have to be moved between the devices that the batch is spread over.
+  """
+  groups = [z.reshape(-1, 1, group, *z.shape[1:]) for z in (x, y)]
+  return jnp.concatenate(groups, axis=1).reshape(-1, *x.shape[1:])
+
+
+def part_streams(x: Float[Array, "b2 *rest"], group: int) -> tuple[Float[Array, "b *rest"], Float[Array, "b *rest"]]:
+  """Inverse of `pair_streams`."""
+  groups = x.reshape(-1, 2, group, *x.shape[1:])
+  return groups[:, 0].reshape(-1, *x.shape[1:]), groups[:, 1].reshape(-1, *x.shape[1:])
 
 
 def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -178,6 +193,8 @@ class SegGPT(nnx.Module):
     dtype: compute dtype, float32 or bfloat16.
     remat: recompute each block's activations in the backward pass instead of keeping them.
     attention: "folded" (fast) or "reference" (the formula as written), see `attention.py`.
+    batch_sharding: how the batch is spread over a mesh, or None on one device. With split parameters it is needed: left
+      to itself, XLA gathers whole batches to split their channels, for twice the work and memory.
     rngs: initialises the parameters: linear layers by fan-in and fan-out, tokens and positions with deviation 0.02.
   """
 
@@ -188,10 +205,12 @@ class SegGPT(nnx.Module):
     dtype=jnp.float32,
     remat: bool = False,
     attention: str = "folded",
+    batch_sharding: jax.sharding.NamedSharding | None = None,
     rngs: nnx.Rngs,
   ):
     self.config = config
     self.dtype = jnp.dtype(dtype)
+    self.batch_sharding = batch_sharding
     self.remat = remat
     width, patch = config.width, config.patch_size
     self.patch_embed = Linear(patch * patch * 3, width, dtype=dtype, rngs=rngs)
@@ -234,23 +253,29 @@ class SegGPT(nnx.Module):
     is_instance = jnp.asarray(seg_type).reshape(-1, 1, 1, 1) == 1
     return jnp.where(is_instance, self.type_token_ins[...], self.type_token_cls[...])
 
+  def _spread(self, x: Float[Array, "b *rest"]) -> Float[Array, "b *rest"]:
+    """Keeps activations, and the gradients that come back, split along the batch."""
+    return x if self.batch_sharding is None else jax.lax.with_sharding_constraint(x, self.batch_sharding)
+
   def embed(
     self,
     images: Float[AnyArray, "b h w 3"],
     targets: Float[AnyArray, "b h w 3"],
     patch_mask: Bool[AnyArray, "b rows cols"],
     seg_type: SegType | Int[AnyArray, "b"],
+    prompts_per_query: int,
   ) -> Float[Array, "b2 rows cols d"]:
-    """Image and target tokens, stacked along the batch in this order."""
+    """Image and target tokens as `pair_streams` stacks them."""
     patch = self.config.patch_size
     # One product for both streams.
-    tokens = self.patch_embed(canvas.patchify(jnp.concatenate([images, targets]).astype(self.dtype), patch))
-    x, y = jnp.split(tokens, 2)
+    patches = canvas.patchify(pair_streams(images, targets, prompts_per_query).astype(self.dtype), patch)
+    tokens = self._spread(self.patch_embed(self._spread(patches)))
+    x, y = part_streams(tokens, prompts_per_query)
     y = jnp.where(patch_mask[..., None], self.mask_token[...].astype(self.dtype), y)
     shared = self.position_embedding(x.shape[1:3]) + self._type_token(seg_type)
     x = x + (self.segment_token_x[...] + shared).astype(self.dtype)
     y = y + (self.segment_token_y[...] + shared).astype(self.dtype)
-    return jnp.concatenate([x, y])
+    return pair_streams(x, y, prompts_per_query)
 
   def encode(
     self, tokens: Float[Array, "b2 rows cols d"], prompts_per_query: int, key: PRNGKeyArray | None
@@ -266,9 +291,9 @@ class SegGPT(nnx.Module):
       )
       if self.remat:
         run = jax.checkpoint(run)
-      x = run(params, x, None if key is None else jax.random.fold_in(key, index))
+      x = self._spread(run(params, self._spread(x), None if key is None else jax.random.fold_in(key, index)))
       if index == self.config.merge_block:
-        image_stream, target_stream = jnp.split(x, 2)
+        image_stream, target_stream = part_streams(x, prompts_per_query)
         x = (image_stream + target_stream) * 0.5
       if index in self.config.feature_taps:
         features.append(self.norm(x))
@@ -312,9 +337,9 @@ class SegGPT(nnx.Module):
       raise ValueError(f"canvas: found {rows} rows of patches, expected an even number to ensemble the query half")
     if not deterministic and key is None:
       raise ValueError("key: found None, expected a JAX random key when deterministic is False")
-    tokens = self.embed(images, targets, patch_mask, seg_type)
+    tokens = self.embed(images, targets, patch_mask, seg_type, prompts_per_query)
     features = self.encode(tokens, prompts_per_query, None if deterministic else key)
-    pixels = canvas.unpatchify(self.decoder_embed(features), self.config.patch_size)
+    pixels = self._spread(canvas.unpatchify(self.decoder_embed(features), self.config.patch_size))
     return self.decoder_pred(pixels).astype(jnp.float32)
 
 

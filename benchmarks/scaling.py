@@ -1,0 +1,139 @@
+"""What a training step needs on many devices, read off compiled programs; and a prediction of its time.
+
+  python benchmarks/scaling.py --keep
+  python benchmarks/scaling.py --variant=vit_large --meshes=1x1,1x8,8x1 --keep
+
+For each mesh (data x fsdp) the step is compiled ahead of time for that many simulated CPU devices and never run: AdamW,
+bfloat16, remat, the same number of canvases on each device (weak scaling). What the compiler says is exact for that
+program: bytes of parameters, optimiser state and temporaries on a device, and what the collectives carry. XLA's CPU
+compiler is not an accelerator's, though:
+- bfloat16 is emulated in float32, so temporaries and gathered weights are up to twice what an accelerator has.
+- It makes no reduce-scatter: gradients of split parameters are all-reduced whole and then sliced. Compilers for TPU and
+  GPU can do with half of that.
+- It does not overlap collectives with arithmetic, nor does it fuse as accelerators' compilers do.
+
+The time is a PREDICTION, the largest of three, as if the other two were hidden behind it and each resource ran at the
+vendor's peak (seggpt_jax/training/chips.py): operations of the executed products (cost.py: folded attention, remat);
+bytes of these products in bfloat16 plus seven passes over parameters and moments of AdamW; bytes sent by the
+collectives as compiled here. Nothing of it was measured; real steps take longer. A group on one TPU pod uses all links
+of a chip, one over several nodes of eight GPUs uses one network card for each GPU.
+
+What was found odd:
+- With --nospread, without `SegGPT(batch_sharding=...)`, a mesh with fsdp > 1 is not what FSDP means: the partitioner
+  gathers activations of the whole batch and splits their channels. Small on 1x8: 104 instead of 48 GFLOP and 997
+  instead of 392 MB of temporaries on each device.
+- Image canvases stacked before all target canvases, as in the original, moved activations between devices even on
+  data-parallel meshes, 23 MB a step on 8x1 and 1,400 MB on 256x1; that is why `seggpt.pair_streams` stacks otherwise.
+- 1x256 splits little: no kernel of the small network but the decoder's has a side that 256 divides.
+- Temporaries of ViT-L are tens of GB with the CPU compiler although its operations show that the blocks are computed
+  anew: its schedule does not put that off until it is needed. They say nothing about an accelerator's memory.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import report
+from absl import app, flags
+from collectives import KINDS, Collective
+from tqdm import tqdm
+
+from seggpt_jax.model.config import VARIANTS
+from seggpt_jax.training import cost
+from seggpt_jax.training.chips import CHIPS, Chip
+
+MESHES = ("1x1", "8x1", "1x8", "4x8", "8x8", "32x8", "256x1", "16x16", "1x256")
+
+_VARIANT = flags.DEFINE_string("variant", "small", f"Architecture, one of {', '.join(VARIANTS)}.")
+_MESHES = flags.DEFINE_list("meshes", list(MESHES), "Meshes, data x fsdp.")
+_CANVASES = flags.DEFINE_integer("canvases", 4, "Canvases on each device.")
+_SPREAD = flags.DEFINE_bool("spread", True, "Tells the network how its batch is spread (SegGPT's `batch_sharding`).")
+_KEEP = flags.DEFINE_bool("keep", False, "Also writes the figures to benchmarks/results/scaling.json.")
+
+PREDICTED = ("TPU v5e", "TPU v6e", "H100", "H200")
+ADAMW_PASSES = 7  # gradient, parameter and two moments are read; parameter and two moments are written
+
+
+def compile_step(variant: str, data: int, fsdp: int, canvases: int, spread: bool) -> dict[str, Any]:
+  """What `compiled_step.py` finds, with the collectives summed by kind."""
+  script = Path(__file__).parent / "compiled_step.py"
+  options = [f"--variant={variant}", f"--data={data}", f"--fsdp={fsdp}", f"--canvases={canvases}", f"--spread={spread}"]
+  done = subprocess.run([sys.executable, str(script), *options], stdout=subprocess.PIPE, text=True, check=True)
+  found = json.loads(done.stdout.splitlines()[-1])
+  # Equal ones together: a program of many devices has hundreds.
+  counts = collections.Counter(Collective(**one) for one in found["collectives"])
+  found["collectives"] = [[c.kind, c.payload, c.group, c.stride, n] for c, n in counts.items()]
+  found["collective_bytes"] = {kind: sum(c.payload * n for c, n in counts.items() if c.kind == kind) for kind in KINDS}
+  return found
+
+
+def predict(variant: str, found: dict[str, Any], canvases: int, chip: Chip) -> dict[str, float]:
+  """Seconds that each resource is busy for at the least, by the vendor's peak rates."""
+  config = VARIANTS[variant]
+  state_bytes = ADAMW_PASSES * found["parameter_bytes"]
+  sent = [(Collective(*one), count) for *one, count in found["collectives"]]
+  return {
+    "compute": canvases * cost.train_flops(config, "folded", remat=True) / chip.flops,
+    "memory": (canvases * cost.train_bytes(config, remat=True) + state_bytes) / chip.memory_bandwidth,
+    "network": sum(count * c.sent / chip.bandwidth(c.group, c.stride) for c, count in sent),
+  }
+
+
+def show(results: dict[str, dict[str, Any]]) -> None:
+  """Two tables in Markdown: what was read off, and what is predicted from it."""
+  print("\nMB on each device; collectives MB a step, by their results:\n")
+  print("| mesh | parameters | AdamW | temporary | all-reduce | all-gather | all-to-all, permute | GFLOP, XLA |")
+  print("|---|---|---|---|---|---|---|---|")
+  for mesh, found in results.items():
+    carried = found["collective_bytes"]
+    numbers = [found["parameter_bytes"], found["optimizer_bytes"], found["temporary_bytes"]]
+    numbers += [carried["all-reduce"] + carried["reduce-scatter"], carried["all-gather"]]
+    numbers += [carried["all-to-all"] + carried["collective-permute"]]
+    cells = " | ".join(f"{number / 1e6:,.1f}" for number in numbers)
+    print(f"| {mesh} | {cells} | {found['compiler_flops'] / 1e9:,.0f} |")
+  print("\nPredicted least time of a step in ms, and what it is bound by:\n")
+  print(f"| mesh | {' | '.join(PREDICTED)} |\n|---{'|---' * len(PREDICTED)}|")
+  for mesh, found in results.items():
+    cells = []
+    for seconds in found["predicted_seconds"].values():
+      bound = max(seconds, key=seconds.get)
+      cells.append(f"{1e3 * seconds[bound]:,.2f} {bound}")
+    print(f"| {mesh} | {' | '.join(cells)} |")
+  if any(found["loops"] for found in results.values()):
+    print("\nSome programs have loops; what their bodies carry is counted once, however often they run.")
+
+
+def keep(variant: str, results: dict[str, Any]) -> Path:
+  """Writes the figures beside those of other variants and meshes."""
+  path = report.RESULTS / "scaling.json"
+  before = json.loads(path.read_text()) if path.exists() else {}
+  name = variant if _SPREAD.value else f"{variant}, batch_sharding not given"
+  results = {**before.get(name, {}), **results}
+  before |= {"machine": report.machine(["jax", "jaxlib", "flax", "optax"]), name: results}
+  return report.write("scaling", before)
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  variant, chips = _VARIANT.value, [chip for chip in CHIPS if chip.name in PREDICTED]
+  results: dict[str, dict[str, Any]] = {}
+  progress = tqdm(_MESHES.value, desc=f"compiling {variant}", unit="mesh")
+  for mesh in progress:
+    progress.set_postfix_str(mesh)
+    data, fsdp = map(int, mesh.split("x"))
+    found = compile_step(variant, data, fsdp, _CANVASES.value, _SPREAD.value)
+    found["canvases_per_device"] = _CANVASES.value
+    found["predicted_seconds"] = {chip.name: predict(variant, found, _CANVASES.value, chip) for chip in chips}
+    results[mesh] = found
+    if _KEEP.value:
+      keep(variant, {mesh: found})
+  show(results)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,74 @@
+"""What is read off a compiled program: a wrong count of bytes would make every predicted network time wrong."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from collectives import Collective, count_loops, find_collectives
+
+sys.path.pop(0)
+
+
+def compiled(function, into, out, *shapes):
+  mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "fsdp"))
+  into = tuple(NamedSharding(mesh, PartitionSpec(*spec)) for spec in into)
+  out = NamedSharding(mesh, PartitionSpec(*out))
+  arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  return jax.jit(function, in_shardings=into, out_shardings=out).lower(*arguments).compile().as_text()
+
+
+def test_a_gather_carries_the_whole_array():
+  program = compiled(lambda x: x + 1, [("fsdp",)], (), (16, 8))
+  assert find_collectives(program) == [Collective("all-gather", 16 * 8 * 4, 4, 1)]
+
+
+def test_a_sum_over_the_outer_axis_joins_devices_that_lie_apart():
+  program = compiled(lambda x: x.sum(0), [("data",)], (), (16, 8))
+  assert find_collectives(program) == [Collective("all-reduce", 8 * 4, 2, 4)]
+
+
+@pytest.mark.parametrize(
+  ("line", "expected"),
+  [
+    ("%r = f32[2,8]{1,0} reduce-scatter(%x), replica_groups=[2,4]<=[8]", Collective("reduce-scatter", 256, 4, 1)),
+    (
+      "%a = (bf16[4]{0}, /*index=1*/f32[2]{0}) all-reduce(%x, %y), replica_groups={{0,2},{1,3}}",
+      Collective("all-reduce", 16, 2, 2),
+    ),
+    ("ROOT %g = bf16[8]{0} all-gather(%x), replica_groups=[4,2]<=[2,4]T(1,0)", Collective("all-gather", 16, 2, 4)),
+    (
+      "%g = u8[8]{0} all-gather(%x), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}",
+      Collective("all-gather", 8, 4, 2),
+    ),
+    (
+      "%g = u8[8]{0} all-gather(%x), replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a'}",
+      Collective("all-gather", 8, 4, 1),
+    ),
+    (
+      "%p = f32[4]{0} collective-permute(%x), source_target_pairs={{0,1},{1,7},{7,0}}",
+      Collective("collective-permute", 16, 2, 7),
+    ),
+  ],
+)
+def test_every_form_of_a_line_is_read(line, expected):
+  assert find_collectives(line) == [expected]
+
+
+def test_what_a_ring_sends():
+  assert Collective("all-reduce", 800, 8, 1).sent == 1400
+  assert Collective("all-gather", 800, 8, 1).sent == 700
+  assert Collective("collective-permute", 800, 2, 1).sent == 800
+
+
+def test_what_cannot_be_read_is_said():
+  with pytest.raises(ValueError, match="asynchronous"):
+    find_collectives("%a = f32[4]{0} all-reduce-start(%x), replica_groups={{0,1}}")
+  with pytest.raises(ValueError, match="replica_groups"):
+    find_collectives("%a = f32[4]{0} all-reduce(%x), replica_groups=mesh['a'=8] {'a':(1)2}")
+  assert count_loops("%w = (s32[]) while(%t), condition=%c, body=%b") == 1
