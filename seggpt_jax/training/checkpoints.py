@@ -220,8 +220,8 @@ class Checkpoints:
       theirs, ours = _flat(stored), _flat(self._description)
       key = next((key for key in ours if theirs.get(key) != ours[key]), "its description")
       raise InputError(
-        f"{directory}: checkpoint of another model: {key} is {theirs.get(key)}, expected {ours.get(key)} by the config; "
-        "resume with the config of that run or take another --workdir"
+        f"{directory}: checkpoint of another model: {key} is {theirs.get(key)}, expected {ours.get(key)} by the "
+        "config; resume with the config of that run or take another --workdir"
       )
 
   def _move_away(self, damaged: Mapping[int, str], whole: int) -> None:

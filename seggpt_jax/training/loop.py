@@ -97,6 +97,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   inputs = open_inputs(config, model_config, workdir)
 
   options = {"dtype": _dtype(config), "remat": config.model.remat, "attention": config.model.attention}
+  if mesh.size > 1:
+    options["batch_sharding"] = sharding.batch_sharding(mesh)
   graph, abstract_params = weights.abstract(model_config, **options)
   adapter = adapter_of(config)
   if adapter is not None:
