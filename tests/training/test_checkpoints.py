@@ -236,7 +236,10 @@ def can_mount(tmp_path):
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path):
   """On a file system that is full after step 2; else a run could go on for days without saving anything."""
   done = small_disk(tmp_path, [sys.executable, "-c", FILL, str(tmp_path), "6"], 8)
-  assert f"refused: {tmp_path}: the disk is full, the newest whole checkpoint is 2; make room" in done.stdout, done
+  assert (
+    f"refused: {tmp_path}: the disk is full, the newest whole checkpoint is {tmp_path}/checkpoints/2; make"
+    in done.stdout
+  ), done
   assert "restored 2 2.0" in done.stdout
 
 
