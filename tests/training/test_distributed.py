@@ -16,7 +16,7 @@ SAME = ["--config.model.drop_path_rate=0", "--config.num_steps=20"]
 
 
 def output(workdir, index):
-  return open(f"{workdir}.{index}.log").read()
+  return workdir.with_suffix(f".{index}.log").read_text()
 
 
 def test_one_two_and_four_processes_have_the_same_losses_and_read_each_others_checkpoints(nano_data, tmp_path):
