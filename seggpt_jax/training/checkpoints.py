@@ -280,10 +280,12 @@ class Checkpoints:
 
   def abandon(self) -> None:
     """For a process that fails among others: gives what is being written a moment, and waits for nobody else."""
-    waiting = [
-      threading.Thread(target=contextlib.suppress(Exception)(manager.wait_until_finished), daemon=True)
-      for manager in (self._steps, self._best)
-    ]
+
+    def wait(manager: ocp.CheckpointManager) -> None:
+      with contextlib.suppress(Exception):  # the process is ending on another error
+        manager.wait_until_finished()
+
+    waiting = [threading.Thread(target=wait, args=(each,), daemon=True) for each in (self._steps, self._best)]
     for thread in waiting:
       thread.start()
     for thread in waiting:

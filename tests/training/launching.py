@@ -16,9 +16,8 @@ def start(data, workdir, *arguments, devices=1, **options):
   line += [f"--config.data.path={data}", *arguments]
   environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
   environment |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-  options |= {"cwd": ROOT, "env": environment, "stderr": subprocess.STDOUT, "text": True}
   with open(options.pop("log", f"{workdir}.log"), "w") as log:
-    return subprocess.Popen(line, stdout=log, **options)
+    return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, **options)
 
 
 def start_many(count, data, workdir, *arguments, devices=1):

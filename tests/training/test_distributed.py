@@ -16,24 +16,35 @@ SAME = ["--config.model.drop_path_rate=0", "--config.num_steps=20"]
 
 
 def output(workdir, index):
-  return open(f"{workdir}.{index}.log").read()
+  return workdir.with_suffix(f".{index}.log").read_text()
 
 
-def test_one_two_and_four_processes_have_the_same_losses_and_read_each_others_checkpoints(nano_data, tmp_path):
-  """Reference: one process with four devices; relative tolerance 1e-5."""
-  assert launching.start(nano_data, tmp_path / "1", *SAME, devices=4).wait(timeout=180) == 0
-  expected = [line["loss"] for line in launching.metrics(tmp_path / "1")]
-  for count in (2, 4):
-    run = tmp_path / str(count)
-    if count == 4:
-      # Goes on from step 15 of two processes.
-      shutil.copytree(tmp_path / "2", run, ignore=lambda folder, names: {"20"} & set(names))
-    running = launching.start_many(count, nano_data, run, *SAME, devices=4 // count)
-    assert [process.wait(timeout=180) for process in running] == [0] * count, output(run, 0)[-2000:]
-    found = [line["loss"] for line in launching.metrics(run)]
-    assert found == pytest.approx(expected, rel=1e-5)
-    assert all(line not in output(run, 1) for line in ("done:", "new run", "resumed"))
-  assert "resumed at step 15" in output(tmp_path / "4", 0)
+def check_same_as_one_process(counts, data, folder):
+  """Reference: one process with four devices; relative tolerance 1e-5. Each goes on from step 15 of the one before."""
+  assert launching.start(data, folder / "1", *SAME, devices=4).wait(timeout=300) == 0
+  expected, before = [line["loss"] for line in launching.metrics(folder / "1")], folder / "1"
+  for count in counts:
+    run = folder / str(count)
+    running = launching.start_many(count, data, run, *SAME, devices=4 // count)
+    assert [process.wait(timeout=300) for process in running] == [0] * count, output(run, 0)[-2000:]
+    assert [line["loss"] for line in launching.metrics(run)] == pytest.approx(expected, rel=1e-5)
+    assert all(word not in output(run, 1) for word in ("done:", "new run", "resumed"))
+    resumed = folder / f"{count}_resumed"
+    shutil.copytree(before, resumed, ignore=lambda folder, names: {"20"} & set(names))
+    running = launching.start_many(count, data, resumed, *SAME, devices=4 // count)
+    assert [process.wait(timeout=300) for process in running] == [0] * count, output(resumed, 0)[-2000:]
+    assert "resumed at step 15" in output(resumed, 0)
+    assert [line["loss"] for line in launching.metrics(resumed)] == pytest.approx(expected, rel=1e-5)
+    before = run
+
+
+def test_two_processes_have_the_losses_of_one_and_go_on_from_its_checkpoint(nano_data, tmp_path):
+  check_same_as_one_process([2], nano_data, tmp_path)
+
+
+@pytest.mark.slow
+def test_four_processes_have_the_losses_of_one_and_go_on_from_those_of_two(nano_data, tmp_path):
+  check_same_as_one_process([2, 4], nano_data, tmp_path)
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(nano_data, tmp_path):

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import launching
 import numpy as np
@@ -60,7 +59,7 @@ def test_in_another_thread_nothing_is_changed(mesh):
 
 def wait_for_step(process, workdir, step):
   while not (workdir / "metrics.jsonl").exists() or len((workdir / "metrics.jsonl").read_text().splitlines()) < step:
-    assert process.poll() is None, Path(f"{workdir}.log").read_text()[-2000:]
+    assert process.poll() is None, workdir.with_suffix(".log").read_text()[-2000:]
     time.sleep(0.02)
 
 
@@ -74,7 +73,7 @@ def test_a_stopped_run_has_saved_its_last_step_and_goes_on_bit_for_bit(nano_data
   assert process.wait(timeout=60) == status
   (stopped,) = launching.steps_in(run / "checkpoints")
   said = f"stopped by {signal.Signals(number).name} at step {stopped}, run the same line to go on"
-  assert said in Path(f"{run}.log").read_text()
+  assert said in run.with_suffix(".log").read_text()
   steps = [f"--config.num_steps={stopped + 2}", "--config.eval_every=100000"]
   assert launching.start(nano_data, run, *arguments, *steps).wait(timeout=120) == 0
   assert launching.start(nano_data, tmp_path / "whole", *arguments, *steps).wait(timeout=120) == 0
