@@ -1,5 +1,6 @@
 """More devices must mean less work for each: the network keeps its batch spread however its parameters are split."""
 
+import dataclasses
 import functools
 import re
 
@@ -13,7 +14,7 @@ from seggpt_jax.model import weights
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import sharding
 
-CONFIG = VARIANTS["tiny"]
+CONFIG = dataclasses.replace(VARIANTS["tiny"], depth=3, merge_block=0, feature_taps=(1, 2))  # quick to compile
 CANVASES = 2  # on each device
 
 
@@ -34,7 +35,7 @@ def compiled(data, fsdp):
   return gradient.lower(params, canvases, shape((size, *CONFIG.grid), jnp.bool_)).compile()
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8)])
 def test_each_device_computes_its_own_canvases_only(data, fsdp):
   """Within 5 % of one device alone; with split parameters and the batch left to the compiler it was twice as much."""
   work = compiled(data, fsdp).cost_analysis()["flops"]
