@@ -28,6 +28,8 @@ _NUM_STEPS = flags.DEFINE_integer("num_steps", 300, "Steps of the run.", lower_b
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 
 ROOT = Path(__file__).parents[1]
+# Of the lines of metrics.jsonl: what two runs never share.
+_TIMED = ("pairs_per_second", "data_wait", "memory_gb")
 
 
 def start(data: Path, run: Path, num_steps: int) -> subprocess.Popen:
@@ -85,7 +87,7 @@ def kill_until_done(data: Path, run: Path, num_steps: int, kills: int, generator
 
 def metrics(run: Path) -> list[dict[str, Any]]:
   lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-  return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in lines]
+  return [{key: value for key, value in line.items() if key not in _TIMED} for line in lines]
 
 
 def differences(first: Path, second: Path, step: int) -> list[str]:

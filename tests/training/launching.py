@@ -33,9 +33,10 @@ def start_many(count, data, workdir, *arguments, devices=1):
 
 
 def metrics(workdir):
-  """The lines of metrics.jsonl without times."""
+  """The lines of metrics.jsonl without times and memory."""
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [{key: value for key, value in line.items() if key != "pairs_per_second"} for line in lines]
+  timed = ("pairs_per_second", "data_wait", "memory_gb")
+  return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
 
 def steps_in(folder):
