@@ -29,6 +29,7 @@ from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import sharding
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.config import adapter_of, check_config
+from seggpt_jax.training.cost import model_flops_utilisation
 from seggpt_jax.training.ending import orderly
 from seggpt_jax.training.feed import Feed
 from seggpt_jax.training.inputs import BadFiles, Inputs, open_inputs
@@ -183,8 +184,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       milestone = last or any(step % config[key] == 0 for key in _EVERY)
       watch.settle(leave=0 if milestone else 1)
       if step % config.log_every == 0:
-        numbers = {**watch.summary(), "lr": float(schedule(step - 1)), "pairs_per_second": meter.rate()}
-        monitor.log(step, "train", {**numbers, "data_wait": feed.waited(), "memory_gb": peak_memory()})
+        rate = meter.rate()
+        numbers = {**watch.summary(), "lr": float(schedule(step - 1)), "pairs_per_second": rate}
+        numbers |= {"data_wait": feed.waited(), "memory_gb": peak_memory()}
+        utilisation = model_flops_utilisation(model_config, prompts, rate, jax.devices())
+        monitor.log(step, "train", numbers if utilisation is None else {**numbers, "mfu": utilisation})
       if config.panel_every and step % config.panel_every == 0:
         monitor.panels(step, "train", batch, _local(output.colours), model_config)
       if step % config.eval_every == 0 or step == config.num_steps:
