@@ -92,3 +92,19 @@ def test_flags_that_do_not_go_together_are_refused(arguments, message, monkeypat
   with pytest.raises(InputError, match=message) as caught:
     distributed.start(*arguments)
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices_and_another_mesh(nano_data, tmp_path):
+  """Eight devices, then one, then 2 x 2; else who loses a machine loses the run. Relative tolerance 1e-5."""
+  common = ["--config.batch_size=8", "--config.model.drop_path_rate=0.1"]
+  assert launching.start(nano_data, tmp_path / "whole", *common, SAME[1], devices=8).wait(timeout=300) == 0
+  run = tmp_path / "parts"
+  for steps, devices, fsdp in ((5, 8, 1), (10, 1, 1), (20, 4, 2)):
+    arguments = [*common, f"--config.num_steps={steps}", f"--config.mesh.fsdp={fsdp}"]
+    assert launching.start(nano_data, run, *arguments, devices=devices).wait(timeout=300) == 0
+  losses = [
+    [line["loss"] for line in launching.metrics(folder) if line["split"] == "train"]
+    for folder in (run, tmp_path / "whole")
+  ]
+  assert losses[0] == pytest.approx(losses[1], rel=1e-5)
