@@ -98,7 +98,7 @@ def test_the_full_size_training_step_is_a_program_for_tpu_and_cuda(data, fsdp, b
   new_state, output = jax.tree.unflatten(exported.out_tree, exported.out_avals)
   assert described(new_state) == described(state)
   colours = shape((batch_size, *CONFIG.canvas_size, 3), jnp.float32)
-  expected = StepOutput(shape((), jnp.float32), shape((CLASSES, CLASSES), jnp.int32), colours)
+  expected = StepOutput(shape((), jnp.float32), shape((CLASSES, CLASSES), jnp.int32), colours, shape((), jnp.float32))
   assert described(output) == described(expected)
   check_products(exported, least=10 * CONFIG.depth)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -300,8 +301,6 @@ def test_an_adapter_learns_beside_a_frozen_network_and_only_it_is_kept(config, t
   for name, value in weights.split(model)[1].items():
     updated = f"lora.{name}.a" in stored.params
     assert bool((np.asarray(value) != np.asarray(before[name])).any()) == updated, name
-  size = sum(path.stat().st_size for path in (tmp_path / "whole" / "checkpoints" / "4").rglob("*"))
-  assert size < 0.5 * sum(path.stat().st_size for path in (tmp_path / "base").rglob("*"))
   with pytest.raises(InputError, match="found an adapter, which is not a network by itself"):
     weights.load_model(tmp_path / "whole")
   config.adapter.kind = "none"
