@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from seggpt_jax.data.labels import IGNORE
+from seggpt_jax.data.labels import classes_in
 from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole
@@ -28,10 +28,7 @@ def sample_classes(source: Source, index: int) -> tuple[int, ...]:
     InputError: the label has to be read and cannot be.
   """
   known = source.classes(index)
-  if known is not None:
-    return known
-  present = np.bincount(source.label(index).ravel(), minlength=IGNORE + 1) > 0
-  return tuple(int(c) for c in np.flatnonzero(present[1:IGNORE]) + 1)
+  return classes_in(source.label(index)) if known is None else known
 
 
 def has_foreground(source: Source, skip: Callable[[InputError], None] | None = None) -> bool:

@@ -185,6 +185,12 @@ def read_labels(path: str | os.PathLike, label_format: LabelFormat) -> UInt8[np.
   return label_format.decode(read_bytes(path), os.fspath(path))
 
 
+def classes_in(label: UInt8[np.ndarray, "h w"]) -> tuple[int, ...]:
+  """The classes but the background that a label map holds, ascending."""
+  present = np.bincount(label.ravel(), minlength=IGNORE + 1) > 0
+  return tuple((1 + np.flatnonzero(present[1:IGNORE])).tolist())
+
+
 def check_classes(label: UInt8[np.ndarray, "h w"], num_classes: int, where: str) -> None:
   """Raises InputError, naming the file, for a class beyond the number of classes that is not IGNORE."""
   largest = int(label.max(initial=0))

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from seggpt_jax.data.images import decode_image, open_image
-from seggpt_jax.data.labels import IGNORE
+from seggpt_jax.data.labels import classes_in
 from seggpt_jax.data.sources import EncodedSource, check_size
 from seggpt_jax.errors import InputError
 
@@ -63,8 +63,7 @@ def encode_sample(source: EncodedSource, index: int, group: str = "", shorter_si
     data = _jpeg(image) if image_ending(data) == ".jpg" else _png(image)
   elif not _kept(data, where):
     data = _png(image)
-  found = np.flatnonzero(np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE])
-  return EncodedSample(source.name(index), group, data, _png(label), tuple(found[found > 0].tolist()))
+  return EncodedSample(source.name(index), group, data, _png(label), classes_in(label))
 
 
 def _kept(data: bytes, where: str) -> bool:
