@@ -26,7 +26,7 @@ VARIANTS["nano"] = SegGPTConfig(
 def get_config() -> ConfigDict:
   config = default_config()
   config.model.variant = "nano"
-  config.model.remat = False
+  config.model.remat = "none"
   config.num_steps = 40
   config.batch_size = 4
   config.data.labels, config.data.num_classes = "index", 3

@@ -78,8 +78,8 @@ def predict(variant: str, found: dict[str, Any], canvases: int, chip: Chip) -> d
   state_bytes = ADAMW_PASSES * found["parameter_bytes"]
   sent = [(Collective(*one), count) for *one, count in found["collectives"]]
   return {
-    "compute": canvases * cost.train_flops(config, "folded", remat=True) / chip.flops,
-    "memory": (canvases * cost.train_bytes(config, remat=True) + state_bytes) / chip.memory_bandwidth,
+    "compute": canvases * cost.train_flops(config, "folded", remat="full") / chip.flops,
+    "memory": (canvases * cost.train_bytes(config, remat="full") + state_bytes) / chip.memory_bandwidth,
     "network": sum(count * c.sent / chip.bandwidth(c.group, c.stride) for c, count in sent),
   }
 

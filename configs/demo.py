@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
   config.batch_size = 8
   config.model.init_from = "small"
   config.model.drop_path_rate = 0.0
-  config.model.remat = False
+  config.model.remat = "none"
   config.data.num_classes = 2
   config.data.labels = "index"
   config.data.palette = "black_background"

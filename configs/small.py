@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
   config.batch_size = 8
   config.model.init_from = "small"
   config.model.drop_path_rate = 0.0
-  config.model.remat = False
+  config.model.remat = "none"
   config.data.labels = "index"
   config.data.palette = "black_background"
   config.data.lower_half_share = 0.7

@@ -73,7 +73,7 @@ class Peers:
   config: SegGPTConfig
   params: dict[str, jax.Array]
 
-  def forward(self, params, images, targets, patch_mask, dtype=jnp.float32, remat=False, **call):
+  def forward(self, params, images, targets, patch_mask, dtype=jnp.float32, remat="none", **call):
     graph, _ = weights.abstract(self.config, dtype=dtype, remat=remat)
     return weights.merge(graph, params)(images, targets, patch_mask, **call)
 

@@ -10,7 +10,7 @@ Dimensions: B canvases, rows x cols patches (the grid), D channels, K prompts fo
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.typing import AnyArray
 
 SegType = Literal["semantic", "instance"]
+Remat = Literal["none", "dots", "full"]
 
 _trunc_normal = nnx.initializers.truncated_normal(stddev=0.02)
 _normal = nnx.initializers.normal(stddev=0.02)
@@ -31,6 +32,11 @@ _normal = nnx.initializers.normal(stddev=0.02)
 # the same at that width.
 _xavier_uniform = nnx.initializers.xavier_uniform()
 _LAYER_NORM_EPSILON = 1e-6
+# What each way to remat keeps of a block for the backward pass, beside its input.
+_SAVEABLE = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers, not attention's products
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def bicubic_resize_matrix(out_size: int, in_size: int) -> Float[np.ndarray, "o i"]:
@@ -191,7 +197,8 @@ class SegGPT(nnx.Module):
   Args:
     config: the architecture.
     dtype: compute dtype, float32 or bfloat16.
-    remat: recompute each block's activations in the backward pass instead of keeping them.
+    remat: what of each block is computed anew in the backward pass instead of being kept: "none"; "dots", all but the
+      results of linear layers, which are most of the arithmetic and little of the memory; or "full", everything.
     attention: "folded" (fast) or "reference" (the formula as written), see `attention.py`.
     batch_sharding: how the batch is spread over a mesh, or None on one device. With split parameters it is needed: left
       to itself, XLA gathers whole batches to split their channels, for twice the work and memory.
@@ -203,7 +210,7 @@ class SegGPT(nnx.Module):
     config: SegGPTConfig,
     *,
     dtype=jnp.float32,
-    remat: bool = False,
+    remat: Remat = "none",
     attention: str = "folded",
     batch_sharding: jax.sharding.NamedSharding | None = None,
     rngs: nnx.Rngs,
@@ -211,6 +218,8 @@ class SegGPT(nnx.Module):
     self.config = config
     self.dtype = jnp.dtype(dtype)
     self.batch_sharding = batch_sharding
+    if remat not in get_args(Remat):
+      raise ValueError(f"remat: found {remat!r}, expected one of {', '.join(get_args(Remat))}")
     self.remat = remat
     width, patch = config.width, config.patch_size
     self.patch_embed = Linear(patch * patch * 3, width, dtype=dtype, rngs=rngs)
@@ -289,8 +298,8 @@ class SegGPT(nnx.Module):
       run = functools.partial(
         _run_block, graph, prompts_per_query=prompts_per_query, drop_path_rate=rates[index] if key is not None else 0.0
       )
-      if self.remat:
-        run = jax.checkpoint(run)
+      if self.remat != "none":
+        run = jax.checkpoint(run, policy=_SAVEABLE[self.remat])
       x = self._spread(run(params, self._spread(x), None if key is None else jax.random.fold_in(key, index)))
       if index == self.config.merge_block:
         image_stream, target_stream = part_streams(x, prompts_per_query)

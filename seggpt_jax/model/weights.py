@@ -238,15 +238,14 @@ def resize_canvas(
   return resized
 
 
-def load_model(directory: str | os.PathLike, *, dtype=jnp.float32, remat: bool = False, **options: Any) -> SegGPT:
+def load_model(directory: str | os.PathLike, *, dtype=jnp.float32, **options: Any) -> SegGPT:
   """Loads a SegGPT from any directory written by convert_torch_weights.py or train.py, or the packaged one by name.
 
   Args:
     directory: a weights directory, a step directory, a training run (its best weights, else its newest), or the name
       of weights that come with the package, "small". A folder of that name goes before.
     dtype: compute dtype; parameters are float32 whatever they are stored in.
-    remat: recompute activations in a backward pass.
-    **options: further options of `SegGPT`.
+    **options: further options of `SegGPT`, such as `remat`.
 
   Returns:
     The model, ready to be called.
@@ -255,6 +254,6 @@ def load_model(directory: str | os.PathLike, *, dtype=jnp.float32, remat: bool =
     InputError: no weights there, or weights that do not fit their configuration.
   """
   config = load_config(directory)
-  graph, _ = abstract(config, dtype=dtype, remat=remat, **options)
+  graph, _ = abstract(config, dtype=dtype, **options)
   params = load_params(directory, config)
   return merge(graph, {name: jnp.asarray(value, jnp.float32) for name, value in params.items()})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+from typing import get_args
 
 from ml_collections import ConfigDict
 
@@ -18,6 +19,7 @@ from seggpt_jax.data.pipeline import BAD_FILES
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.model.adapters import KINDS as ADAPTERS
 from seggpt_jax.model.adapters import LORA_TARGETS, Adapter, LearntPrompt, LoRA
+from seggpt_jax.model.seggpt import Remat
 from seggpt_jax.palette import PALETTE_MODES
 from seggpt_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
@@ -38,7 +40,7 @@ def default_config() -> ConfigDict:
   model.image_std = ()  # standard deviations, likewise
   model.drop_path_rate = 0.1  # of the last block, rising linearly from 0
   model.dtype = "auto"  # what is computed in: float32, bfloat16; auto is bfloat16 on accelerators
-  model.remat = True  # recompute activations in the backward pass: a third more work, a tenth of the memory
+  model.remat = "full"  # of each block, computed anew in the backward pass: full, dots (not the linear layers) or none
   model.attention = "folded"  # implementation: folded (fast) or reference (the formula as written)
 
   config.data = data = ConfigDict()
@@ -206,6 +208,7 @@ def check_config(config: ConfigDict) -> None:
     "adapter.kind": ("none", *ADAPTERS),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("folded", "reference"),
+    "model.remat": get_args(Remat),
   }
   for key, allowed in one_of.items():
     group, name = key.split(".")

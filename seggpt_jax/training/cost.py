@@ -6,7 +6,7 @@ Not counted either is what does not grow with the batch, such as resizing the po
 
 Two counts differ on purpose. The model's operations are those of the formula, once forward and twice backward;
 utilisation is quoted on them, so that it does not rise by doing needless work. What a step executes is more: `remat`
-computes the blocks anew, and the folded attention multiplies with one-hot vectors.
+computes some or all of the blocks anew, and the folded attention multiplies with one-hot vectors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.model.seggpt import Remat
 from seggpt_jax.training.chips import find_chip
 
 
@@ -29,8 +30,9 @@ class Product:
     m: rows of the first factor and of the result.
     k: length of the sums.
     n: columns of the second factor and of the result.
-    in_block: whether it is in a block, which `remat` computes anew.
-    needed_again: whether the backward pass asks for its result, which `remat` then has to compute.
+    in_block: whether it is in a block, which remat="full" computes anew.
+    in_attention: whether it is of queries, keys or values, which remat="dots" computes anew.
+    needed_again: whether the backward pass asks for its result, which has to be computed anew if it was not kept.
     first: whether nothing that is trained lies before it: then its input needs no gradient.
   """
 
@@ -40,6 +42,7 @@ class Product:
   k: int
   n: int
   in_block: bool = True
+  in_attention: bool = False
   needed_again: bool = True
   first: bool = False
 
@@ -73,10 +76,10 @@ def products(config: SegGPTConfig, attention: str = "reference") -> tuple[Produc
     Product("patch embedding", 2, tokens, 3 * pixels, width, in_block=False, first=True),
     Product("query, key, value", runs, tokens, width, 3 * width),
     # Each row of patches has its own table [rows, head_dim], each column likewise.
-    Product("relative rows", runs * heads * rows, cols, config.head_dim, rows),
-    Product("relative columns", runs * heads * cols, rows, config.head_dim, cols),
-    Product("scores", runs * heads, tokens, config.head_dim + extra, tokens),
-    Product("weighted values", runs * heads, tokens, tokens, config.head_dim),
+    Product("relative rows", runs * heads * rows, cols, config.head_dim, rows, in_attention=True),
+    Product("relative columns", runs * heads * cols, rows, config.head_dim, cols, in_attention=True),
+    Product("scores", runs * heads, tokens, config.head_dim + extra, tokens, in_attention=True),
+    Product("weighted values", runs * heads, tokens, tokens, config.head_dim, in_attention=True),
     Product("projection", runs, tokens, width, width),
     Product("MLP widening", runs, tokens, width, config.mlp_dim),
     # Its result is only added to the stream, and a sum's gradient does not ask what was added.
@@ -92,7 +95,7 @@ def forward_flops(config: SegGPTConfig, attention: str = "reference") -> int:
   return sum(product.flops for product in products(config, attention))
 
 
-def train_flops(config: SegGPTConfig, attention: str = "reference", remat: bool = False) -> int:
+def train_flops(config: SegGPTConfig, attention: str = "reference", remat: Remat = "none") -> int:
   """Floating-point operations of a training step for each canvas of its batch.
 
   The gradient of a product is two products of the same size, one for each factor.
@@ -100,12 +103,12 @@ def train_flops(config: SegGPTConfig, attention: str = "reference", remat: bool 
   Args:
     config: the architecture.
     attention: see `products`.
-    remat: whether the blocks are computed anew in the backward pass, all but what it does not ask for.
+    remat: what of the blocks is computed anew in the backward pass, as in `SegGPT`.
   """
   return sum(product.flops * _times(product, remat) for product in products(config, attention))
 
 
-def train_bytes(config: SegGPTConfig, attention: str = "folded", remat: bool = False, itemsize: int = 2) -> int:
+def train_bytes(config: SegGPTConfig, attention: str = "folded", remat: Remat = "none", itemsize: int = 2) -> int:
   """Bytes that the matrix products of a training step move to and from memory for each canvas.
 
   Every factor is read and every result written once for each product, and all that lies between products is taken to
@@ -122,9 +125,10 @@ def train_bytes(config: SegGPTConfig, attention: str = "folded", remat: bool = F
   return itemsize * sum(product.elements * _times(product, remat) for product in products(config, attention))
 
 
-def _times(product: Product, remat: bool) -> int:
+def _times(product: Product, remat: Remat) -> int:
   """How many products of its size a training step makes of a forward one."""
-  return (2 if product.first else 3) + (remat and product.in_block and product.needed_again)
+  anew = {"none": False, "dots": product.in_attention, "full": product.in_block}[remat]
+  return (2 if product.first else 3) + (anew and product.needed_again)
 
 
 def model_flops_utilisation(

@@ -170,7 +170,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
         break
       placed, batch = feed.take()
       trace.before(step)
-      state, output = train_step(state, placed, key)
+      with jax.profiler.StepTraceAnnotation("train", step_num=step):
+        state, output = train_step(state, placed, key)
       last = step == config.num_steps or interruption.asked()
       if not last:
         feed.prepare()

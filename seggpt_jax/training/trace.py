@@ -26,13 +26,16 @@ class StepTrace:
   def __init__(self, directory: str | os.PathLike, first: int, steps: int, say: Callable[[str], None]):
     self._directory, self._say = Path(directory), say
     self._begin, self._end = first + _WARM_UP, first + _WARM_UP + steps
-    self._running = False
+    self._running, self._done = False, steps == 0
 
   def before(self, step: int) -> None:
     """To be called before each step."""
     if step == self._begin < self._end:
-      jax.profiler.start_trace(self._directory)
-      self._running = True
+      options = jax.profiler.ProfileOptions()
+      # Python's calls are not what a step waits for, and hooking them crashes now and then while threads come and go.
+      options.python_tracer_level = 0
+      jax.profiler.start_trace(self._directory, profiler_options=options)
+      self._running = self._done = True
       self._say(f"profiling steps {self._begin} to {self._end - 1}")
 
   def after(self, step: int, state: Any) -> None:
@@ -47,7 +50,10 @@ class StepTrace:
       self.close()
 
   def close(self) -> None:
-    """Ends a trace that a run ends in."""
+    """Ends a trace that a run ends in; says so if there was none."""
+    if not self._done:
+      self._say(f"nothing was profiled: the run ended before step {self._begin}")
+      self._done = True
     if self._running:
       self._running = False
       jax.profiler.stop_trace()

@@ -262,7 +262,8 @@ def test_drop_path_in_the_network(oblong, monkeypatch):
   assert np.abs(first - in_evaluation).max() > 1e-2
 
 
-def test_remat_changes_nothing(oblong):
+@pytest.mark.parametrize("way", ["dots", "full"])
+def test_remat_changes_nothing(oblong, way):
   """Saving memory in training costs time only: loss and gradients stay, drop path included.
 
   Reference: without remat. Float32, 1e-5 of the norm of each gradient: the recomputed sums are compiled separately.
@@ -271,7 +272,7 @@ def test_remat_changes_nothing(oblong):
   inputs = peers_lib.canvases(peers.config, batch=2)
   key = jax.random.key(3)
   (loss, _), gradients = peers.loss_and_gradients(deterministic=False)(peers.params, *inputs, key=key)
-  remat = peers.loss_and_gradients(remat=True, deterministic=False)(peers.params, *inputs, key=key)
+  remat = peers.loss_and_gradients(remat=way, deterministic=False)(peers.params, *inputs, key=key)
   np.testing.assert_allclose(remat[0][0], loss, rtol=1e-6)
   assert_gradients_close(remat[1], gradients, 1e-5)
 
@@ -282,12 +283,14 @@ def test_remat_keeps_no_attention(oblong, capsys):
   Asked of JAX, before compilation: XLA's CPU backend keeps them all the same.
   """
   inputs = [jnp.asarray(array) for array in peers_lib.canvases(oblong.config, batch=1)]
-  kept = {}
-  for remat in (False, True):
+  attention, widening = {}, {}
+  for remat in ("none", "dots", "full"):
     print_saved_residuals(lambda p, remat=remat: oblong.forward(p, *inputs, remat=remat), oblong.params)
-    kept[remat] = capsys.readouterr().out.count(",60,60]")
-  assert kept[False] >= oblong.config.depth
-  assert kept[True] == 0
+    kept = capsys.readouterr().out
+    attention[remat], widening[remat] = kept.count(",60,60]"), kept.count(f"[60,{oblong.config.mlp_dim}] output")
+  assert attention["none"] >= oblong.config.depth
+  assert attention["dots"] == attention["full"] == 0
+  assert widening["dots"] > widening["full"] == 0
 
 
 def test_bfloat16_is_close(oblong):

@@ -23,7 +23,7 @@ def compiled(data, fsdp):
   """The gradient of the network's mean colour, its parameters split over "fsdp"."""
   mesh = Mesh(np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp), ("data", "fsdp"))
   spread, shape = sharding.batch_sharding(mesh), jax.ShapeDtypeStruct
-  graph, params = weights.abstract(CONFIG, remat=True, batch_sharding=spread)
+  graph, params = weights.abstract(CONFIG, remat="full", batch_sharding=spread)
   where = sharding.tree_sharding(mesh, params)
   size = CANVASES * data * fsdp
 

@@ -168,7 +168,7 @@ def test_frozen_averaged_and_accumulated_training_resumes_bit_for_bit(config, tm
   params = weights.split(SegGPT(architecture, rngs=nnx.Rngs(3)))[1]
   weights.save_weights(tmp_path / "start", params, architecture)
   config.model.init_from = str(tmp_path / "start")
-  config.model.drop_path_rate, config.model.remat = 0.2, False
+  config.model.drop_path_rate, config.model.remat = 0.2, "none"
   config.optim.update(freeze=(r"^blocks\.0\.", "pos_embed"), ema=0.3, layer_decay=0.7, clip_norm=1.0)
   config.batch_size, config.accumulate, config.mesh.fsdp = 16, 2, 2
   config.eval_every = config.checkpoint_every = config.log_every = 2
@@ -260,9 +260,13 @@ def test_a_run_that_gets_no_better_stops_and_stays_stopped(config, tmp_path, cap
   assert newest_params(tmp_path)[0][-1] == 12
 
 
-def test_some_steps_are_traced(config, tmp_path):
-  config.num_steps, config.profile_steps, config.eval_every = 9, 2, 100
+def test_some_steps_are_traced(config, tmp_path, capfd):
+  config.num_steps, config.profile_steps, config.eval_every = 3, 2, 100
   loop.train(config, tmp_path)
+  assert "nothing was profiled: the run ended before step 5" in capfd.readouterr().out
+  config.num_steps = 11
+  loop.train(config, tmp_path)
+  assert "profiling steps 8 to 9" in capfd.readouterr().out
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
