@@ -214,7 +214,9 @@ def training_batches(
   dataset = order.random_map(pairs).map(_complete)
   # Batched by index, before threads and workers divide the work: each of them makes whole batches, so that it does not
   # matter how many there are.
-  batches = dataset[process_index::process_count].batch(batch_size, batch_fn=_concatenate)
+  batches = dataset.batch(batch_size, batch_fn=_concatenate)
+  # Each process takes consecutive pairs of a step, so that all together are in the same order whatever their number.
+  batches = batches[process_index::process_count]
   iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
   if num_workers:
     iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=follow_parent)

@@ -245,7 +245,11 @@ class Checkpoints:
     self._steps.reload()
 
   def describe_newest(self) -> str:
-    """The newest checkpoint in words, to go on from."""
+    """The newest checkpoint in words, to go on from, once what is being written is whole."""
+    self._steps.wait_until_finished()
+    return self._describe_whole()
+
+  def _describe_whole(self) -> str:
     steps = [int(path.name) for path in self._steps.directory.iterdir() if path.name.isdigit()]
     return (
       f"the newest whole checkpoint is {self._steps.directory / str(max(steps))}"
@@ -265,7 +269,7 @@ class Checkpoints:
     except Exception as error:
       if not _is_full(error):
         raise
-      newest = self.describe_newest()
+      newest = self._describe_whole()
       raise InputError(f"{self._root}: the disk is full, {newest}; make room and run the same line to go on") from error
 
   def close(self) -> None:

@@ -1,0 +1,114 @@
+"""Runs training steps of a network with random weights and says how fast, how near to the chip's peak, in what memory.
+
+  python benchmarks/train_step.py --variant=vit_large --batch_sizes=1 --steps=2                 # two cores, 24 GB
+  python benchmarks/train_step.py --variant=vit_large --batch_sizes=4,8,16 --dtype=bfloat16     # one accelerator
+
+The step is that of train.py (AdamW, labels painted and predictions scored on the device) on one device and one batch of
+noise. Each batch size runs in a process of its own, so that its peak is its own. Peaks are the device's where it counts
+them, else the process' resident memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import report
+from absl import app, flags
+
+_VARIANT = flags.DEFINE_string("variant", "vit_large", "Architecture, a key of seggpt_jax.model.config.VARIANTS.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1"], "Canvases in a step.")
+_STEPS = flags.DEFINE_integer("steps", 10, "Steps to measure, after one that compiles.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What is computed in.")
+_REMAT = flags.DEFINE_list("remat", ["full"], "What is computed anew: full, dots, none.")
+_KEEP = flags.DEFINE_bool("keep", False, "Also writes the figures to benchmarks/results/train_step.json.")
+_CHILD = flags.DEFINE_bool(
+  "child", False, "Measures in this process and prints JSON: what each process is called with."
+)
+
+
+def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str) -> dict[str, Any]:
+  """Seconds of the compiling step and of the mean one after it, peak memory and utilisation."""
+  import jax
+  import numpy as np
+  from flax import nnx
+
+  from seggpt_jax.model import weights
+  from seggpt_jax.model.config import VARIANTS
+  from seggpt_jax.model.seggpt import SegGPT
+  from seggpt_jax.training import sharding
+  from seggpt_jax.training.config import default_config
+  from seggpt_jax.training.cost import model_flops_utilisation
+  from seggpt_jax.training.optimizer import make_optimizer
+  from seggpt_jax.training.step import init_state, make_train_step
+  from seggpt_jax.training.watch import peak_memory
+
+  config, mesh = VARIANTS[variant], sharding.make_mesh(1, 1)
+  graph, _ = weights.abstract(config, dtype=dtype, remat=remat)
+  params = jax.jit(lambda: weights.split(SegGPT(config, rngs=nnx.Rngs(0)))[1])()
+  optimizer, _, _ = make_optimizer(default_config().optim, 6700, params)
+  start = functools.partial(init_state, optimizer)
+  where = jax.tree.map(lambda _: sharding.replicated(mesh), jax.eval_shape(start, params))
+  state = jax.jit(start, out_shardings=where, donate_argnums=0)(params)
+  step = make_train_step(graph, config, optimizer, mesh, where)
+  generator = np.random.default_rng(0)
+  batch = {
+    "images": generator.integers(0, 256, (batch_size, *config.canvas_size, 3), np.uint8),
+    "labels": generator.integers(0, 2, (batch_size, *config.canvas_size), np.uint8),
+    "palette": generator.integers(0, 256, (batch_size, 2, 3), np.uint8),
+    "patch_mask": generator.random((batch_size, *config.grid)) < 0.75,
+    "valid": np.ones(batch_size, bool),
+  }
+  placed, key, times = sharding.put_batch(mesh, batch), jax.random.key(0), []
+  for count in (1, steps):
+    began = time.perf_counter()
+    for _ in range(count):
+      state, output = step(state, placed, key)
+    loss = float(output.loss)
+    times.append((time.perf_counter() - began) / count)
+  if not np.isfinite(loss):
+    raise RuntimeError(f"loss of batch size {batch_size}: found {loss}, expected a finite one")
+  return {
+    "device": jax.devices()[0].device_kind,
+    "first_step_seconds": times[0],
+    "step_seconds": times[1],
+    "pairs_per_second": batch_size / times[1],
+    "memory_gb": peak_memory(),
+    "utilisation": model_flops_utilisation(config, 1, batch_size / times[1], jax.devices()[:1]),
+  }
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  settings = [(int(size), remat) for remat in _REMAT.value for size in _BATCH_SIZES.value]
+  if _CHILD.value:
+    print(json.dumps(measure(_VARIANT.value, settings[0][0], _STEPS.value, _DTYPE.value, settings[0][1])))
+    return
+  results = []
+  print("| batch | remat | first step | step | pairs/s | peak memory | MFU |\n|---|---|---|---|---|---|---|")
+  for size, remat in settings:
+    options = {"variant": _VARIANT.value, "steps": _STEPS.value, "dtype": _DTYPE.value, "remat": remat}
+    flags_ = [f"--{name}={value}" for name, value in options.items()]
+    line = [sys.executable, __file__, "--child", f"--batch_sizes={size}", *flags_]
+    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+      print(f"| {size} | {remat} | ended with status {done.returncode} |||||", flush=True)
+      continue
+    found = json.loads(done.stdout.splitlines()[-1])
+    results.append({**options, "batch_size": size, **found})
+    utilisation = "" if found["utilisation"] is None else f"{found['utilisation']:.1%}"
+    print(
+      f"| {size} | {remat} | {found['first_step_seconds']:.1f} s | {found['step_seconds']:.3g} s "
+      f"| {found['pairs_per_second']:.3g} | {found['memory_gb']:.1f} GB | {utilisation} |",
+      flush=True,
+    )
+  if _KEEP.value and results:
+    print(f"written: {report.write('train_step', {'machine': report.machine(['jax', 'jaxlib']), 'steps': results})}")
+
+
+if __name__ == "__main__":
+  app.run(main)
