@@ -280,7 +280,7 @@ def test_remat_changes_nothing(oblong, way):
 def test_remat_keeps_no_attention(oblong, capsys):
   """Remat does what it is for: no block's attention weights (60 x 60 here) wait for the backward pass.
 
-  Asked of JAX, before compilation: XLA's CPU backend keeps them all the same.
+  Asked of JAX, before compilation: what XLA's CPU compiler makes of it is for the training step to see to.
   """
   inputs = [jnp.asarray(array) for array in peers_lib.canvases(oblong.config, batch=1)]
   attention, widening = {}, {}
