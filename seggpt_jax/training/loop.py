@@ -229,8 +229,13 @@ def _changed_since(workdir: str | os.PathLike, config: ConfigDict) -> list[str]:
   path = Path(workdir) / "config.json"
   if not path.is_file() or not any((Path(workdir) / "checkpoints").glob("*")):
     return []
-  before, now = (_flat(values) for values in (json.loads(path.read_text()), json.loads(config.to_json())))
-  before = _BEFORE | before
+  try:
+    stored = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise InputError(
+      f"{path}: found no JSON ({error}), expected the run's configuration; move it away to go on without comparing"
+    ) from error
+  before, now = _BEFORE | _flat(stored), _flat(json.loads(config.to_json()))
   changed = [key for key, value in now.items() if before.get(key) != value]
   for key in _FIXED:
     if key in changed and key in before:

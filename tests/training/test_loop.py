@@ -232,6 +232,9 @@ def test_resuming_with_another_form_of_optimiser_state_is_refused(config, tmp_pa
     with pytest.raises(InputError, match=message):
       loop.train(changed, tmp_path)
   assert loop._changed_since(tmp_path, config) == ["optim.decay_all"]
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(InputError, match=r"config.json: found no JSON \(.*\), expected the run's configuration"):
+    loop.train(config, tmp_path)
 
 
 def test_a_finished_run_is_evaluated_again_and_left_as_it_is(config, tmp_path):
