@@ -1,6 +1,7 @@
 """Runs training steps of a network with random weights and says how fast, how near to the chip's peak, in what memory.
 
-  python benchmarks/train_step.py --variant=vit_large --batch_sizes=1 --steps=2                 # two cores, 24 GB
+  python benchmarks/train_step.py --variant=vit_large --batch_sizes=1 --steps=3                 # two cores, 24 GB
+  python benchmarks/train_step.py --variant=vit_large --batch_sizes=1 --steps=3 --adapter=none,lora,prompt
   python benchmarks/train_step.py --variant=vit_large --batch_sizes=4,8,16 --dtype=bfloat16     # one accelerator
 
 The step is that of train.py (AdamW, labels painted and predictions scored on the device) on one device and one batch of
@@ -11,6 +12,7 @@ them, else the process' resident memory.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -25,19 +27,21 @@ _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1"], "Canvases in a step.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps to measure, after one that compiles.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What is computed in.")
 _REMAT = flags.DEFINE_list("remat", ["full"], "What is computed anew: full, dots, none.")
+_ADAPTER = flags.DEFINE_list("adapter", ["none"], "What is trained: none (all of the network), lora, prompt.")
 _KEEP = flags.DEFINE_bool("keep", False, "Also writes the figures to benchmarks/results/train_step.json.")
 _CHILD = flags.DEFINE_bool(
   "child", False, "Measures in this process and prints JSON: what each process is called with."
 )
 
 
-def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str) -> dict[str, Any]:
-  """Seconds of the compiling step and of the mean one after it, peak memory and utilisation."""
+def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str, adapter: str) -> dict[str, Any]:
+  """Seconds of the compiling step and of the mean one after it, peak memory, utilisation, trained parameters."""
   import jax
   import numpy as np
   from flax import nnx
 
   from seggpt_jax.model import weights
+  from seggpt_jax.model.adapters import KINDS
   from seggpt_jax.model.config import VARIANTS
   from seggpt_jax.model.seggpt import SegGPT
   from seggpt_jax.training import sharding
@@ -50,11 +54,15 @@ def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str) -
   config, mesh = VARIANTS[variant], sharding.make_mesh(1, 1)
   graph, _ = weights.abstract(config, dtype=dtype, remat=remat)
   params = jax.jit(lambda: weights.split(SegGPT(config, rngs=nnx.Rngs(0)))[1])()
-  optimizer, _, _ = make_optimizer(default_config().optim, 6700, params)
-  start = functools.partial(init_state, optimizer)
+  beside = KINDS[adapter]() if adapter != "none" else None
+  if beside is not None:
+    params |= beside.init(params, config.canvas_size, jax.random.key(1))
+  optimizer, _, frozen = make_optimizer(default_config().optim, 6700, params, beside is not None)
+  trained = sum(value.size for name, value in params.items() if name not in frozen)
+  start = functools.partial(init_state, optimizer, frozen=frozen)
   where = jax.tree.map(lambda _: sharding.replicated(mesh), jax.eval_shape(start, params))
   state = jax.jit(start, out_shardings=where, donate_argnums=0)(params)
-  step = make_train_step(graph, config, optimizer, mesh, where)
+  step = make_train_step(graph, config, optimizer, mesh, where, frozen=frozen, adapter=beside)
   generator = np.random.default_rng(0)
   batch = {
     "images": generator.integers(0, 256, (batch_size, *config.canvas_size, 3), np.uint8),
@@ -73,6 +81,7 @@ def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str) -
   if not np.isfinite(loss):
     raise RuntimeError(f"loss of batch size {batch_size}: found {loss}, expected a finite one")
   return {
+    "trained_parameters": trained,
     "device": jax.devices()[0].device_kind,
     "first_step_seconds": times[0],
     "step_seconds": times[1],
@@ -84,26 +93,30 @@ def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str) -
 
 def main(argv: list[str]) -> None:
   del argv
-  settings = [(int(size), remat) for remat in _REMAT.value for size in _BATCH_SIZES.value]
+  settings = list(itertools.product(_ADAPTER.value, _REMAT.value, map(int, _BATCH_SIZES.value)))
   if _CHILD.value:
-    print(json.dumps(measure(_VARIANT.value, settings[0][0], _STEPS.value, _DTYPE.value, settings[0][1])))
+    adapter, remat, size = settings[0]
+    print(json.dumps(measure(_VARIANT.value, size, _STEPS.value, _DTYPE.value, remat, adapter)))
     return
   results = []
-  print("| batch | remat | first step | step | pairs/s | peak memory | MFU |\n|---|---|---|---|---|---|---|")
-  for size, remat in settings:
-    options = {"variant": _VARIANT.value, "steps": _STEPS.value, "dtype": _DTYPE.value, "remat": remat}
+  columns = ("adapter", "trained", "remat", "batch", "first step", "step", "pairs/s", "peak memory", "MFU")
+  print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+  for adapter, remat, size in settings:
+    options = {"variant": _VARIANT.value, "steps": _STEPS.value, "dtype": _DTYPE.value}
+    options |= {"adapter": adapter, "remat": remat}
     flags_ = [f"--{name}={value}" for name, value in options.items()]
     line = [sys.executable, __file__, "--child", f"--batch_sizes={size}", *flags_]
     done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-      print(f"| {size} | {remat} | ended with status {done.returncode} |||||", flush=True)
+      print(f"| {adapter} | | {remat} | {size} | ended with status {done.returncode} | | | | |", flush=True)
       continue
     found = json.loads(done.stdout.splitlines()[-1])
     results.append({**options, "batch_size": size, **found})
     utilisation = "" if found["utilisation"] is None else f"{found['utilisation']:.1%}"
     print(
-      f"| {size} | {remat} | {found['first_step_seconds']:.1f} s | {found['step_seconds']:.3g} s "
-      f"| {found['pairs_per_second']:.3g} | {found['memory_gb']:.1f} GB | {utilisation} |",
+      f"| {adapter} | {found['trained_parameters']:,} | {remat} | {size} | {found['first_step_seconds']:.1f} s "
+      f"| {found['step_seconds']:.3g} s | {found['pairs_per_second']:.3g} "
+      f"| {found['memory_gb']:.1f} GB | {utilisation} |",
       flush=True,
     )
   if _KEEP.value and results:
