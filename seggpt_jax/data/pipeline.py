@@ -192,8 +192,9 @@ def training_batches(
   num_workers: int,
   process_index: int = 0,
   process_count: int = 1,
-) -> grain.DatasetIterator[Batch]:
-  """Endless batches of training pairs.
+  start: int = 0,
+) -> Iterator[Batch]:
+  """Endless batches of training pairs; the i-th is the same whatever reads it.
 
   Args:
     pairs: makes the i-th pair; where it has epochs, each of them goes through all its pairs in an order of its own.
@@ -203,9 +204,10 @@ def training_batches(
     num_workers: worker processes; 0 reads in this one, which is best for small images and few cores.
     process_index: which share of the pairs this process reads.
     process_count: number of shares.
+    start: batches that are left out, as they were taken before.
 
   Returns:
-    An iterator with `get_state` and `set_state`.
+    An iterator.
   """
   if pairs.epoch is None:
     order = grain.MapDataset.range(_ENDLESS).seed(seed)
@@ -216,7 +218,7 @@ def training_batches(
   # matter how many there are.
   batches = dataset.batch(batch_size, batch_fn=_concatenate)
   # Each process takes consecutive pairs of a step, so that all together are in the same order whatever their number.
-  batches = batches[process_index::process_count]
+  batches = batches[start * process_count + process_index :: process_count]
   iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
   if num_workers:
     iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=follow_parent)

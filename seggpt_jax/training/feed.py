@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import grain
 from jax import Array
 
 from seggpt_jax.data.pipeline import DEVICE_KEYS, Batch
@@ -27,10 +26,9 @@ class Feed:
     put: places the arrays of a batch on the devices.
   """
 
-  def __init__(self, batches: grain.DatasetIterator[Batch], put: Callable[[Mapping[str, Any]], DeviceBatch]):
+  def __init__(self, batches: Iterator[Batch], put: Callable[[Mapping[str, Any]], DeviceBatch]):
     self._batches, self._put = batches, put
-    self._ready: collections.deque[tuple[DeviceBatch, Batch, dict[str, Any]]] = collections.deque()
-    self._state = batches.get_state()
+    self._ready: collections.deque[tuple[DeviceBatch, Batch]] = collections.deque()
     self._error: InputError | None = None
     self._waited, self._since = 0.0, time.perf_counter()
 
@@ -46,7 +44,7 @@ class Feed:
     finally:
       self._waited += time.perf_counter() - started
     placed = self._put({key: batch[key] for key in DEVICE_KEYS})
-    self._ready.append((placed, batch, self._batches.get_state()))
+    self._ready.append((placed, batch))
 
   def take(self) -> tuple[DeviceBatch, Batch]:
     """The next batch, on the devices and on the host.
@@ -58,8 +56,7 @@ class Feed:
       self.prepare()
     if not self._ready:
       raise self._error
-    placed, batch, self._state = self._ready.popleft()
-    return placed, batch
+    return self._ready.popleft()
 
   def waited(self) -> float:
     """The share of the time since the last call, 0..1, that the host stood waiting for batches.
@@ -70,7 +67,3 @@ class Feed:
     share = self._waited / max(now - self._since, 1e-9)
     self._waited, self._since = 0.0, now
     return share
-
-  def state(self) -> dict[str, Any]:
-    """The position after the batch that was taken last, whatever is prepared beyond it."""
-    return self._state

@@ -6,11 +6,10 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,7 +115,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     sharding.tree_sharding(mesh, abstract_state.opt_state),
     sharding.tree_sharding(mesh, abstract_state.ema),
   )
-  batches = _training_batches(config, inputs.training)
   for folder in ("checkpoints", "best", "panels"):
     with writing(Path(workdir) / folder):
       (Path(workdir) / folder).mkdir(parents=True, exist_ok=True)
@@ -131,8 +129,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     if adapter is not None:
       base = _initial_params(config, model_config, state_sharding.params)
       state = state._replace(params={**base, **state.params})
-    # One position for all processes: each reads its own share of the same pairs in step with the others.
-    batches.set_state(progress["data"])
     best, since_best = progress.get("best_miou", -1.0), progress.get("since_best", 0)
     epoch = progress.get("epoch", inputs.training.epoch)
     if epoch != inputs.training.epoch:
@@ -156,7 +152,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     monitor.say(f"changed since the run was last started: {', '.join(changed)}")
   for line in (*checkpoints.lines, *inputs.lines):
     monitor.say(line)
-  feed = Feed(batches, functools.partial(sharding.put_batch, mesh))
+  # Each step takes one batch, so its number is also the position in the data.
+  feed = Feed(_training_batches(config, inputs.training, start), functools.partial(sharding.put_batch, mesh))
   bad_files = BadFiles(inputs.sources, config.data.bad_share, monitor.say)
   key, meter = jax.random.key(config.seed), Meter()
   watch = Watch(config.data.num_classes, functools.partial(_names, inputs), checkpoints.describe_newest)
@@ -201,8 +198,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
           checkpoints.save_best(state)
         meter.rate(), feed.waited()
       if step % config.checkpoint_every == 0 or last or stopping.now():
-        position = {"data": feed.state(), "epoch": inputs.training.epoch}
-        checkpoints.save(state, {**position, "best_miou": best, "since_best": stopping.since_best})
+        progress = {"epoch": inputs.training.epoch, "best_miou": best, "since_best": stopping.since_best}
+        checkpoints.save(state, progress)
       if last and step < config.num_steps:
         monitor.say(interruption.describe(step))
         break
@@ -287,7 +284,7 @@ def _initial_params(config: ConfigDict, model_config: SegGPTConfig, where: dict[
   return {name: _place(value, where[name]) for name, value in params.items()}
 
 
-def _training_batches(config: ConfigDict, pairs: pipeline.TrainingPairs) -> grain.DatasetIterator[pipeline.Batch]:
+def _training_batches(config: ConfigDict, pairs: pipeline.TrainingPairs, start: int) -> Iterator[pipeline.Batch]:
   return pipeline.training_batches(
     pairs,
     batch_size=config.batch_size // jax.process_count(),
@@ -296,6 +293,7 @@ def _training_batches(config: ConfigDict, pairs: pipeline.TrainingPairs) -> grai
     num_workers=config.data.num_workers,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    start=start,
   )
 
 

@@ -156,15 +156,10 @@ def test_a_negative_pair_of_groups_that_are_classes_answers_background():
   np.testing.assert_array_equal(batch["labels"][:, 0, 0], prompts([batch]) % 3)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_saved_position_goes_on_in_the_middle_of_an_epoch(num_workers):
-  first = training(num_workers=num_workers)
-  take(first, 4)
-  state = first.get_state()
-  expected = take(first, 4)
-  second = training(num_workers=num_workers)
-  second.set_state(state)
-  assert_equal(take(second, 4), expected)
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"process_index": 1, "process_count": 2}])
+def test_a_later_start_leaves_out_what_was_taken_before(options):
+  expected = take(training(**{**options, "num_workers": 0}), 8)
+  assert_equal(take(training(**options, start=3), 5), expected[3:])
 
 
 EVALUATION = EvaluationPair((64, 32), 8, 3)

@@ -29,19 +29,17 @@ source = FileSource(folder_layout(folder), 3, LabelFormat())
 varied = Augmentation(36, scale=(0.8, 1.5), flip_horizontal=True, rotate90=True, brightness=0.2, noise=4.0)
 transform = TrainingPair((64, 32), 8, 3, "random", 0.75, 0.5, varied)
 pairs = SourceTrainingPairs(source, Pairing(len(source), PairingOptions()), transform)
+out = Path(out)
+done = len(out.read_text().splitlines()) if out.exists() else 0
 batches = training_batches(
   pairs, batch_size=4 // int(count), seed=5, num_threads=2, num_workers=int(workers),
-  process_index=int(index), process_count=int(count),
+  process_index=int(index), process_count=int(count), start=done,
 )
-out = Path(out)
-done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-if done:
-  batches.set_state(done[-1]["state"])
 with out.open("a") as file:
-  for _ in range(len(done), int(steps)):
+  for _ in range(done, int(steps)):
     batch = next(batches)
     digest = hashlib.sha256(b"".join(batch[key].tobytes() for key in sorted(batch))).hexdigest()
-    line = {"samples": batch["samples"].tolist(), "digest": digest, "state": batches.get_state()}
+    line = {"samples": batch["samples"].tolist(), "digest": digest}
     file.write(json.dumps(line) + "\\n")
     file.flush()
     time.sleep(float(pause))

@@ -82,18 +82,15 @@ def test_batches_of_tasks_do_not_depend_on_threads_and_resume():
     tasks.Tasks(32, 4, ramp=100), TrainingPair((64, 32), 8, 4, "random", 0.75, 0.5, Augmentation())
   )
 
-  def batches(num_threads):
-    return training_batches(pairs, batch_size=3, seed=1, num_threads=num_threads, num_workers=0)
+  def batches(num_threads, start=0):
+    return training_batches(pairs, batch_size=3, seed=1, num_threads=num_threads, num_workers=0, start=start)
 
   one, two = batches(1), batches(4)
   for _ in range(3):
     expected = next(one)
     for key, value in next(two).items():
       np.testing.assert_array_equal(value, expected[key])
-  position, expected = one.get_state(), next(one)
-  resumed = batches(2)
-  resumed.set_state(position)
-  np.testing.assert_array_equal(next(resumed)["images"], expected["images"])
+  np.testing.assert_array_equal(next(batches(2, start=3))["images"], next(one)["images"])
 
 
 def test_evaluation_tasks_are_fixed():
