@@ -195,6 +195,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
         result, batch, colours = _evaluate(config, inputs.evaluation, mesh, eval_step, state, bad_files)
         monitor.log(step, "val", result)
         monitor.panels(step, "val", batch, colours, model_config)
+        monitor.curves()
         better = result["miou"] > best
         stopping.add(better)
         if better:
@@ -211,7 +212,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
         break
     if stopping.now():
       monitor.say(f"stopped early: no better mIoU than {best:.3f} in {stopping.since_best} evaluations")
-    monitor.curves()
     if nothing_left:
       result, _, _ = _evaluate(config, inputs.evaluation, mesh, eval_step, state, bad_files)
       interruption.asked()
