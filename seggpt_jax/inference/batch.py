@@ -161,10 +161,12 @@ def _trained_format(path: Path) -> LabelFormat:
     raise InputError(f"{path}: data.threshold: found {threshold!r}, expected 0..255")
   values: dict[str, tuple[Value, ...]] = {}
   for key in ("table", "ignore"):
-    if not isinstance(data.get(key, []), list):
-      raise InputError(f"{path}: data.{key}: found {data[key]!r}, expected a list of values or colours")
+    stored = data.get(key, [])
     # JSON has no tuples: colours are lists.
-    values[key] = tuple(tuple(value) if isinstance(value, list) else value for value in data.get(key, []))
+    entries = stored if isinstance(stored, list) else [None]
+    if not all(isinstance(part, int) for entry in entries for part in (entry if isinstance(entry, list) else [entry])):
+      raise InputError(f"{path}: data.{key}: found {stored!r}, expected a list of values or colours")
+    values[key] = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in stored)
   with naming(f"{path}: data"):
     return LabelFormat(mode, threshold, **values)
 
