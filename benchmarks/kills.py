@@ -2,8 +2,8 @@
 
   python benchmarks/kills.py --kills=20 --num_steps=300
 
-Runs the network of nano.py on a generated folder on the CPU. Weights, optimiser state and metrics.jsonl (without times)
-have to be the same bit for bit; status 1 if they are not.
+Runs the network of nano.py on a generated folder on the CPU. Last and best weights, optimiser state and metrics.jsonl
+(without times) have to be the same bit for bit; status 1 if they are not.
 """
 
 from __future__ import annotations
@@ -93,8 +93,11 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def differences(first: Path, second: Path, step: int) -> list[str]:
   """Names of what is not the same bit for bit."""
   found = [] if metrics(first) == metrics(second) else ["metrics.jsonl"]
-  for item in ("params", "optimizer"):
-    trees = [ocp.PyTreeCheckpointHandler().restore(run / "checkpoints" / str(step) / item) for run in (first, second)]
+  best = [sorted(path.name for path in (run / "best").iterdir()) for run in (first, second)]
+  if best[0] != best[1]:
+    return [*found, f"best {best}"]
+  for item in (f"checkpoints/{step}/params", f"checkpoints/{step}/optimizer", f"best/{best[0][0]}/params"):
+    trees = [ocp.PyTreeCheckpointHandler().restore(run / item) for run in (first, second)]
     leaves = [{str(path): np.asarray(leaf) for path, leaf in _flat(tree)} for tree in trees]
     if leaves[0].keys() != leaves[1].keys():
       found.append(item)

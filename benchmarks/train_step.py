@@ -87,7 +87,8 @@ def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str, a
     "step_seconds": times[1],
     "pairs_per_second": batch_size / times[1],
     "memory_gb": peak_memory(),
-    "utilisation": model_flops_utilisation(config, 1, batch_size / times[1], jax.devices()[:1]),
+    # The count is of a network that is trained as a whole.
+    "utilisation": None if frozen else model_flops_utilisation(config, batch_size / times[1], jax.devices()[:1]),
   }
 
 

@@ -18,6 +18,11 @@ class InputError(ValueError):
   """The user's input is wrong; the message is one line for them."""
 
 
+def one_line(message: object) -> str:
+  """Its words, whatever lines and indents they came in."""
+  return " ".join(str(message).split())
+
+
 def refuse(message: str, problems: list[str] | None = None) -> None:
   """Raises an InputError of that message, or adds the message to the list where one is given."""
   if problems is None:
@@ -54,7 +59,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _exit(error: Exception | str):
-  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+  # ml_collections quotes the whole traceback of a config file that fails; its last line says why.
+  message, _, traceback = str(error).partition("Traceback (most recent call last):")
+  print(f"error: {one_line(message + ' ' + traceback.strip().rpartition(chr(10))[2])}", file=sys.stderr)
   sys.exit(2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,7 +45,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
   """
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not the process' number: on hosts that share a folder, each process may be the first of its container.
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
       with open(unfinished, "wb") as file:
         write(file)

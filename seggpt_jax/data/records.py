@@ -20,7 +20,7 @@ from seggpt_jax.data.images import decode_image, remote_or_local
 from seggpt_jax.data.labels import IGNORE, LabelFormat, check_classes
 from seggpt_jax.data.sample_index import SampleIndex
 from seggpt_jax.data.sources import Sample, check_size
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, one_line
 
 INFO_FILE = "dataset_info.json"
 _DEPTH = 4  # dataset / config / version below the folder given
@@ -174,7 +174,7 @@ class RecordSource:
       return tf_example_pb2.Example.FromString(self._records[index]).features.feature
     except (RuntimeError, ValueError, OSError, IndexError, DecodeError) as error:
       run = self._runs[bisect.bisect_right(self._ends, index)]
-      reason = " ".join(str(error).split())
+      reason = one_line(error)
       hint = ""
       if "://" in run.filename:
         hint = "; array_record reads local files, and gs:// with default credentials: copy the folder otherwise"
@@ -244,7 +244,7 @@ def _read_info(path: str) -> Any:
     if _file_format(info) != "array_record" and "array_record" in _alternatives(info):
       info = tfds.builder_from_directory(path, file_format="array_record").info
   except (ValueError, KeyError, OSError, TypeError, AttributeError, ImportError, json_format.Error) as error:
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     raise InputError(f"{path}: cannot be read as a TFDS dataset: {reason}") from error
   if _file_format(info) != "array_record":
     raise InputError(

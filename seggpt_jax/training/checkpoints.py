@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.model import adapters, weights
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.step import TrainState
@@ -100,6 +100,14 @@ class Checkpoints:
     """The newest checkpoint, or None."""
     return self._steps.latest_step()
 
+  def begin(self) -> None:
+    """To be called at the start of a run that has no checkpoint to restore.
+
+    One that ended before its first checkpoint may have left best weights, which would stay whatever came after them.
+    """
+    for step in self._best.all_steps():
+      self._best.delete(step)
+
   def save(self, state: TrainState, progress: Mapping[str, Any]) -> None:
     """Starts writing a checkpoint of this step; `progress` is whatever else the run has to remember, as JSON.
 
@@ -119,7 +127,9 @@ class Checkpoints:
 
   def save_best(self, state: TrainState) -> None:
     """Starts writing the weights of this step as the best so far; the former best goes when they are whole."""
-    self._best.save(int(state.step), args=ocp.args.Composite(**self._weights(state.averaged)))
+    step = int(state.step)
+    if not self._best.save(step, args=ocp.args.Composite(**self._weights(state.averaged))):
+      raise RuntimeError(f"{self._best.directory}: step {step} was not kept, found {self._best.all_steps()} there")
 
   def _weights(self, params: weights.Params) -> dict[str, Any]:
     """The two items that are written of parameters."""
@@ -177,7 +187,7 @@ class Checkpoints:
     except Exception as error:
       # Files that are missing, cut short or hold something else give errors of all kinds, from Orbax even a bare
       # Exception. Nothing is moved unless another checkpoint can be read, so no mistake costs anything.
-      found = " ".join(str(error).split())[:200] or type(error).__name__
+      found = one_line(error)[:200] or type(error).__name__
     # Each process reads other parts of the arrays. Orbax's handlers are used without their manager, which would make
     # the processes wait for one that has failed.
     if not isinstance(found, str) and _anywhere(False):
@@ -200,8 +210,8 @@ class Checkpoints:
       raise FileNotFoundError(f"found no {self._label} in it")
     stored = _read_description(directory / label / "metadata", self._description)
     progress = ocp.JsonCheckpointHandler().restore(directory / "progress", args=ocp.args.JsonRestore())
-    if not isinstance(progress, dict) or "data" not in progress:
-      raise ValueError("found no position in the data in progress")
+    if not isinstance(progress, dict) or "best_miou" not in progress:
+      raise ValueError("found no best mIoU in progress")
     if stored != self._description:
       return None, progress, stored
     optimizer = _beside_params(abstract_state)

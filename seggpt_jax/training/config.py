@@ -187,7 +187,6 @@ _RANGES = {
   "keep_checkpoints": (1, math.inf),
   "keep_every": (0, math.inf),
 }
-_CYCLES_ALONE = ("optim.cycle_mult", "optim.decay")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -215,8 +214,6 @@ def check_config(config: ConfigDict) -> None:
     if config[group][name] not in allowed:
       raise InputError(f"config.{key}: found {config[group][name]!r}, expected one of {', '.join(allowed)}")
   for key, (least, most) in _RANGES.items():
-    if key in _CYCLES_ALONE and config.optim.schedule != "cycles":
-      continue
     value = functools.reduce(lambda group, name: group[name], key.split("."), config)
     if not least <= value <= most:
       expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
@@ -261,9 +258,15 @@ def adapter_of(config: ConfigDict) -> Adapter | None:
     raise InputError("config.model.init_from: found '', expected weights for an adapter to go with")
   if config.optim.freeze:
     raise InputError(f"config.optim.freeze: found {config.optim.freeze}, expected () with an adapter: all is frozen")
+  if config.optim.name != "adamw":
+    raise InputError(
+      f"config.optim.name: found {config.optim.name}, expected adamw with an adapter: it has no matrices of features"
+    )
   if kind == "lora":
+    # On a command line the names come as one text with commas.
+    targets = tuple(name.strip() for text in config.adapter.targets for name in text.split(","))
     with naming("config.adapter"):
-      return LoRA(config.adapter.rank, float(config.adapter.alpha), tuple(config.adapter.targets))
+      return LoRA(config.adapter.rank, float(config.adapter.alpha), targets)
   # A learnt prompt answers with colours of its own, to queries that are hidden as at inference.
   for key, expected in (("palette", "fixed"), ("lower_half_share", 1.0), ("prompts", 1), ("negative", 0.0)):
     if config.data[key] != expected:

@@ -131,15 +131,12 @@ def _times(product: Product, remat: Remat) -> int:
   return (2 if product.first else 3) + (anew and product.needed_again)
 
 
-def model_flops_utilisation(
-  config: SegGPTConfig, batch_size: int, steps_per_second: float, devices: Sequence[Any]
-) -> float | None:
+def model_flops_utilisation(config: SegGPTConfig, canvases_per_second: float, devices: Sequence[Any]) -> float | None:
   """The share, 0..1, of the devices' peak rate that the model's own operations make up (MFU, arXiv 2204.02311, B).
 
   Args:
     config: the architecture.
-    batch_size: canvases of a training step, over all devices.
-    steps_per_second: as measured.
+    canvases_per_second: trained on, over all devices, with a gradient for every parameter.
     devices: those that share the step, of `jax.devices()`.
 
   Returns:
@@ -149,4 +146,4 @@ def model_flops_utilisation(
   chips = [find_chip(device.device_kind) for device in devices]
   if not chips or None in chips:
     return None
-  return batch_size * steps_per_second * train_flops(config) / sum(chip.flops for chip in chips)
+  return canvases_per_second * train_flops(config) / sum(chip.flops for chip in chips)

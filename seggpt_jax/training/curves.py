@@ -11,15 +11,19 @@ from seggpt_jax.files import write_whole
 
 
 def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int, float]]]]:
-  """The numbers of a run by split and key, each as (step, value); what is not a number is left out.
+  """The numbers of a run by split and key, each as (step, value); what is not a number is left out,
+  and so are lines that are damaged.
 
   Args:
     path: RUN/metrics.jsonl.
   """
   series: dict[str, dict[str, list[tuple[int, float]]]] = {}
-  for line in Path(path).read_text().splitlines():
-    entry: dict[str, Any] = json.loads(line)
-    step, split = entry.pop("step"), entry.pop("split")
+  for line in Path(path).read_text(errors="replace").splitlines():
+    try:
+      entry: dict[str, Any] = json.loads(line)
+      step, split = entry.pop("step"), entry.pop("split")
+    except (ValueError, KeyError, TypeError, AttributeError):
+      continue  # cut short, or nothing of ours
     for key, value in entry.items():
       if value is not None:
         series.setdefault(split, {}).setdefault(key, []).append((step, value))

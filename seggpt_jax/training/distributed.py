@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import jax
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, one_line
 
 MODES = ("off", "auto", "explicit")
 
@@ -57,7 +57,7 @@ def start(
     ) from error
   except RuntimeError as error:
     address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS", "the address that the cluster gave")
-    raise InputError(f"--distributed={mode}: cannot join the others at {address}: {_one_line(error)}") from error
+    raise InputError(f"--distributed={mode}: cannot join the others at {address}: {one_line(error)}") from error
 
 
 def _check(mode: str, given: dict[str, str | int | None]) -> None:
@@ -100,7 +100,7 @@ def failing_alone() -> Iterator[None]:
       raise
     who = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, InputError):
-      print(f"error: {who}: {_one_line(error)}", file=sys.stderr)
+      print(f"error: {who}: {one_line(error)}", file=sys.stderr)
     elif _lost_another(error):
       print(f"error: {who}: another process is gone, its own output says why", file=sys.stderr)
     else:
@@ -116,7 +116,3 @@ def _lost_another(error: Exception) -> bool:
   return isinstance(error, RuntimeError) and any(
     sign in text for sign in ("Gloo", "gloo", "closed by peer", "reset by peer", "heartbeat", "coordination service")
   )
-
-
-def _one_line(error: Exception) -> str:
-  return " ".join(str(error).split())

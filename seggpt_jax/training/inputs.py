@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from seggpt_jax.data.augment import Augmentation
@@ -40,18 +41,28 @@ class BadFiles:
   def __init__(self, sources: Mapping[str, Source], most: float, say: Callable[[str], None]):
     self._sources, self._most, self._say = sources, most, say
     self._found: dict[str, set[int]] = {split: set() for split in sources}
+    self._unsettled: dict[str, list[np.ndarray]] = {}
 
   def add(self, split: str, indices: np.ndarray) -> None:
-    """Counts samples, -1 for none.
+    """Notes samples that a batch of this process passed over, -1 for none."""
+    self._unsettled.setdefault(split, []).append(indices)
+
+  def settle(self) -> None:
+    """Counts what all processes have noted since the last call; all of them call it after the same batches.
 
     Raises:
       InputError: too many of them.
     """
-    new = set(indices[indices >= 0].tolist()) - self._found.get(split, set())
-    if not new:
+    for split, noted in sorted(self._unsettled.items()):
+      indices = np.unique(multihost_utils.process_allgather(np.stack(noted)))
+      self._count(split, set(indices[indices >= 0].tolist()))
+    self._unsettled.clear()
+
+  def _count(self, split: str, indices: set[int]) -> None:
+    if not indices or not indices - self._found[split]:
       return
     source, found = self._sources[split], self._found[split]
-    for index in sorted(new):
+    for index in sorted(indices - found):
       found.add(index)
       self._say(f"passed over: {split} {source.name(index)} cannot be read ({len(found)} so far)")
     if len(found) > self._most * len(source):

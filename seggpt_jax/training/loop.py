@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -51,9 +52,6 @@ _FIXED = (
   "optim.freeze",
   "optim.ema",
   "adapter.kind",
-  "adapter.rank",
-  "adapter.alpha",
-  "adapter.targets",
 )
 # What runs did before there were these keys.
 _BEFORE = {
@@ -137,6 +135,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     if epoch != inputs.training.epoch:
       changed.append(f"the number of training images, {epoch} then, {inputs.training.epoch} now: another order")
   else:
+    checkpoints.begin()
     params = _initial_params(config, model_config, state_sharding.params)
     if adapter is not None:
       params |= jax.jit(init_adapter)(jax.random.key(config.seed))
@@ -164,7 +163,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   stopping = EarlyStopping(config.stop_after, since_best)
   nothing_left = start >= config.num_steps or stopping.now()
   result: dict[str, float] = {}
-  with orderly(monitor, checkpoints, mesh) as interruption:
+  with orderly(monitor, checkpoints, mesh) as interruption, contextlib.closing(trace):
     for step in range(start + 1, config.num_steps + 1):
       if stopping.now():
         break
@@ -184,11 +183,14 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
       trace.after(step, output)
       milestone = last or any(step % config[key] == 0 for key in _EVERY)
       watch.settle(leave=0 if milestone else 1)
+      if milestone:
+        bad_files.settle()
       if step % config.log_every == 0:
         rate = meter.rate()
         numbers = {**watch.summary(), "lr": float(schedule(step - 1)), "pairs_per_second": rate}
         numbers |= {"data_wait": feed.waited(), "memory_gb": peak_memory()}
-        utilisation = model_flops_utilisation(model_config, prompts, rate, jax.devices())
+        # The count is of a network that is trained as a whole.
+        utilisation = None if frozen else model_flops_utilisation(model_config, prompts * rate, jax.devices())
         monitor.log(step, "train", numbers if utilisation is None else {**numbers, "mfu": utilisation})
       if config.panel_every and step % config.panel_every == 0:
         monitor.panels(step, "train", batch, _local(output.colours), model_config)
@@ -196,17 +198,20 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
         result, batch, colours = _evaluate(config, inputs.evaluation, mesh, eval_step, state, bad_files)
         monitor.log(step, "val", result)
         monitor.panels(step, "val", batch, colours, model_config)
-        if stopping.add(better=result["miou"] > best):
+        better = result["miou"] > best
+        stopping.add(better)
+        if better:
           best = result["miou"]
           checkpoints.save_best(state)
-        meter.rate(), feed.waited()
+        # An evaluation is not part of the next rate.
+        meter.rate()
+        feed.waited()
       if step % config.checkpoint_every == 0 or last or stopping.now():
         progress = {"epoch": inputs.training.epoch, "best_miou": best, "since_best": stopping.since_best}
         checkpoints.save(state, progress)
       if last and step < config.num_steps:
         monitor.say(interruption.describe(step))
         break
-    trace.close()
     if stopping.now():
       monitor.say(f"stopped early: no better mIoU than {best:.3f} in {stopping.since_best} evaluations")
     monitor.curves()
@@ -235,10 +240,14 @@ def _changed_since(workdir: str | os.PathLike, config: ConfigDict) -> list[str]:
     raise InputError(
       f"{path}: found no JSON ({error}), expected the run's configuration; move it away to go on without comparing"
     ) from error
+  if not isinstance(stored, dict):
+    raise InputError(f"{path}: found {type(stored).__name__}, expected the run's configuration")
   before, now = _BEFORE | _flat(stored), _flat(json.loads(config.to_json()))
-  changed = [key for key, value in now.items() if before.get(key) != value]
+  if isinstance(before.get("model.remat"), bool):
+    before["model.remat"] = "full" if before["model.remat"] else "none"
+  changed = [key for key, value in now.items() if key in before and before[key] != value]
   for key in _FIXED:
-    if key in changed and key in before:
+    if key in changed:
       raise InputError(
         f"config.{key}: found {now[key]}, expected {before[key]} as the run in {workdir} has; "
         "take another --workdir for another task or another optimiser"
@@ -327,6 +336,7 @@ def _evaluate(
     counts.append(int(np.asarray(output.confusion).sum()))
     if index == 0:
       shown = batch, _local(output.colours)
+  bad_files.settle()
   loss = float(np.average(losses, weights=counts)) if any(counts) else float("nan")
   result = {"loss": loss, "miou": float(mean_iou(confusion))}
   result |= {f"iou_{index}": float(value) for index, value in enumerate(iou_from_confusion(confusion))}
@@ -353,7 +363,8 @@ def _names(inputs: Inputs, samples: np.ndarray) -> str:
   if "train" not in inputs.sources:
     return "tasks that were drawn"
   queries = list(dict.fromkeys(inputs.sources["train"].name(int(index)) for index in samples[:, 1]))
-  return ", ".join(queries[:8]) + (f" and {len(queries) - 8} more" if len(queries) > 8 else "")
+  share = f" (the share of process {jax.process_index()})" if jax.process_count() > 1 else ""
+  return ", ".join(queries[:8]) + (f" and {len(queries) - 8} more" if len(queries) > 8 else "") + share
 
 
 def _write_config(workdir: str | os.PathLike, config: ConfigDict) -> None:

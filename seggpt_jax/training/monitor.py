@@ -128,12 +128,13 @@ def _drop_lines_after(path: Path, step: int) -> None:
   if not path.exists():
     return
   kept = []
-  for line in path.read_text().splitlines():
+  for line in path.read_text(errors="replace").splitlines():
     try:
-      if json.loads(line)["step"] <= step:
-        kept.append(line + "\n")
-    except json.JSONDecodeError:
-      continue  # the half line of a run that was killed while writing it
+      before = json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+      continue  # the half line of a run that was killed while writing it, or nothing of ours
+    if before:
+      kept.append(line + "\n")
   write_whole(path, lambda file: file.write("".join(kept).encode()))
 
 

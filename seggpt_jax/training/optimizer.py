@@ -228,7 +228,7 @@ def frozen_names(patterns: Collection[str], names: Collection[str]) -> frozenset
   for pattern in patterns:
     try:
       found = {name for name in names if re.search(pattern, name)}
-    except re.error as error:
+    except (re.error, TypeError) as error:
       raise InputError(f"config.optim.freeze: found {pattern!r}, expected a regular expression: {error}") from error
     if not found:
       raise InputError(

@@ -18,14 +18,15 @@ class StepTrace:
 
   Args:
     directory: where the trace goes.
-    first: the first step of this start of the run.
+    done: steps that were done before this start of the run.
     steps: how many to trace, after a few to warm up; 0 traces none.
     say: is told when it begins and where it is.
   """
 
-  def __init__(self, directory: str | os.PathLike, first: int, steps: int, say: Callable[[str], None]):
+  def __init__(self, directory: str | os.PathLike, done: int, steps: int, say: Callable[[str], None]):
     self._directory, self._say = Path(directory), say
-    self._begin, self._end = first + _WARM_UP, first + _WARM_UP + steps
+    self._begin = done + _WARM_UP + 1
+    self._end = self._begin + steps
     self._running, self._done = False, steps == 0
 
   def before(self, step: int) -> None:

@@ -89,10 +89,9 @@ class EarlyStopping:
     self._patience = patience
     self.since_best = since_best
 
-  def add(self, better: bool) -> bool:
-    """Notes an evaluation; gives back whether it was better than all before."""
+  def add(self, better: bool) -> None:
+    """Notes whether an evaluation was better than all before."""
     self.since_best = 0 if better else self.since_best + 1
-    return better
 
   def now(self) -> bool:
     """Whether to stop."""

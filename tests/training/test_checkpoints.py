@@ -56,7 +56,7 @@ def abstract(state):
 def write(folder, steps, **options):
   checkpoints = Checkpoints(folder, CONFIG, **{"keep": 10, **options})
   for step in steps:
-    checkpoints.save(state_at(step), {"data": {"next": step}, "best_miou": 0.5})
+    checkpoints.save(state_at(step), {"epoch": step, "best_miou": 0.5})
   checkpoints.close()
 
 
@@ -88,7 +88,7 @@ def cut_arrays(directory):
 
 
 def spoil_progress(directory):
-  (directory / "progress" / "metadata").write_text('{"data": {"ne')
+  (directory / "progress" / "metadata").write_text('{"epoch": ')
 
 
 def spoil_config(directory):
@@ -108,14 +108,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, damage):
   damage(run / "checkpoints" / "6")
   checkpoints = Checkpoints(run, CONFIG, keep=10)
   state, progress = checkpoints.restore(abstract(state_at(0)))
-  assert int(state.step) == 4 and progress["data"] == {"next": 4}
+  assert int(state.step) == 4 and progress["epoch"] == 4
   np.testing.assert_array_equal(state.params["mask_token"], state_at(4).params["mask_token"])
   (line,) = checkpoints.lines
   assert "warning: checkpoint" in line and f"{run}/checkpoints/6 is damaged" in line
   assert f"going on from {run}/checkpoints/4" in line and "\n" not in line
   assert steps_in(run / "checkpoints") == [2, 4] and steps_in(run / "damaged") == [6]
   # The run comes to step 6 again and can write it.
-  checkpoints.save(state_at(6), {"data": {"next": 6}})
+  checkpoints.save(state_at(6), {"epoch": 6, "best_miou": 0.5})
   checkpoints.close()
   assert int(Checkpoints(run, CONFIG, keep=10).restore(abstract(state_at(0)))[0].step) == 6
 
@@ -125,7 +125,7 @@ def test_the_same_step_damaged_again_does_not_replace_the_first(run):
     spoil_progress(run / "checkpoints" / "6")
     checkpoints = Checkpoints(run, CONFIG, keep=10)
     checkpoints.restore(abstract(state_at(0)))
-    checkpoints.save(state_at(6), {"data": {}})
+    checkpoints.save(state_at(6), {"best_miou": 0.5})
     checkpoints.close()
   assert sorted(path.name for path in (run / "damaged").iterdir()) == ["6", "6_2"]
 
@@ -161,7 +161,7 @@ def test_what_a_killed_run_left_half_written_is_cleared(run):
   shutil.rmtree(half / "progress")
   checkpoints = Checkpoints(run, CONFIG, keep=10)
   assert int(checkpoints.restore(abstract(state_at(0)))[0].step) == 6
-  checkpoints.save(state_at(8), {"data": {}})
+  checkpoints.save(state_at(8), {"best_miou": 0.5})
   checkpoints.close()
   assert steps_in(run / "checkpoints") == [2, 4, 6, 8]
 
@@ -188,7 +188,7 @@ try:
   with checkpoints.watching_disk():
     try:
       for step in range(1, steps):
-        checkpoints.save(own.state_at(step), {"data": {"next": step}, "best_miou": 0.5})
+        checkpoints.save(own.state_at(step), {"epoch": step, "best_miou": 0.5})
         if step == 2:
           checkpoints._steps.wait_until_finished()
           (folder / "filler").write_bytes(b"")

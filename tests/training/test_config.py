@@ -53,12 +53,6 @@ def test_values_that_cannot_be_meant_are_refused_by_name(key, value, message):
     check_config(config)
 
 
-def test_keys_of_the_cycles_are_not_looked_at_where_there_are_none():
-  config = default_config()
-  config.optim.update(schedule="cosine", decay=2.0, cycle_mult=0.0, first_cycle=-1)
-  check_config(config)
-
-
 def test_configs_of_the_repository_decay_as_their_results_did():
   for path in CONFIGS:
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -61,12 +61,12 @@ def test_utilisation_is_of_the_model_and_of_all_devices():
   config = VARIANTS["vit_large"]
   h200 = types.SimpleNamespace(device_kind="NVIDIA H200")
   rate = 989e12 / cost.train_flops(config)
-  assert cost.model_flops_utilisation(config, 1, rate, [h200]) == pytest.approx(1.0)
-  assert cost.model_flops_utilisation(config, 4, rate / 4, [h200] * 2) == pytest.approx(0.5)
+  assert cost.model_flops_utilisation(config, rate, [h200]) == pytest.approx(1.0)
+  assert cost.model_flops_utilisation(config, rate, [h200] * 2) == pytest.approx(0.5)
 
 
 def test_nothing_is_said_about_chips_that_are_not_known():
-  assert cost.model_flops_utilisation(VARIANTS["tiny"], 8, 1.0, jax.devices()) is None
+  assert cost.model_flops_utilisation(VARIANTS["tiny"], 8.0, jax.devices()) is None
   for kind in ("cpu", "NVIDIA H100 PCIe", "NVIDIA H200 NVL", "TPU v4 lite", "TPU v3"):
     assert find_chip(kind) is None, kind
 

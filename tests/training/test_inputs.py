@@ -156,8 +156,12 @@ def test_bad_files_stop_the_run_or_are_passed_over_up_to_a_share(config, tmp_pat
   account = BadFiles(inputs.sources, 0.2, said.append)
   for split in ("train", "train", "val"):
     account.add(split, batch["bad"])
+  account.settle()
+  account.add("train", batch["bad"])
+  account.settle()
   assert said == [f"passed over: {split} a_1 cannot be read (1 so far)" for split in ("train", "val")]
-  refused("found 2 bad files of 6 in train, expected at most 20.00%", lambda: account.add("train", np.array([4])))
+  account.add("train", np.array([4]))
+  refused("found 2 bad files of 6 in train, expected at most 20.00%", account.settle)
   for path in (tmp_path / "data" / "train" / "labels").iterdir():
     path.write_bytes(b"")
   refused("as are all 6 samples looked at", lambda: opened(config, tmp_path))

@@ -15,7 +15,7 @@ from PIL import Image
 from seggpt_jax.data.images import decode_image, open_image
 from seggpt_jax.data.labels import classes_in
 from seggpt_jax.data.sources import EncodedSource, check_size
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, one_line
 
 _ORIENTATION = 0x0112
 
@@ -129,7 +129,7 @@ def encoded_samples(
     except InputError as error:
       if not skip_bad:
         raise
-      return BadSample(source.name(index), " ".join(str(error).split()))
+      return BadSample(source.name(index), one_line(error))
 
   return _ordered(encode, positions, num_workers)
 
