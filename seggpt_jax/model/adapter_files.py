@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.model import adapters, weights
 from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import SegGPTConfig
@@ -76,7 +76,7 @@ def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
     expected = jax.eval_shape(init, jax.random.key(0))
   except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
     # What is no adapter of ours fails in as many ways as there are values.
-    raise InputError(f"{path}: cannot be read as an adapter: {' '.join(str(error).split())[:200]}") from error
+    raise InputError(f"{path}: cannot be read as an adapter: {one_line(error)[:200]}") from error
   params = weights.read_arrays(found / "params")
   weights.check_like(str(found), params, expected)
   return dataclasses.replace(stored, params=params)
