@@ -59,7 +59,8 @@ def main(argv: list[str]) -> None:
   for name in ("model-path", "prompt-img-dir", "prompt-label-dir", "dataset-dir", "outdir", "adapter"):
     if flags.FLAGS[name].value == "":
       raise InputError(f"--{name}: found an empty value, expected a path")
-  learnt = bool(_ADAPTER.value) and isinstance(load_adapter(_ADAPTER.value).adapter, LearntPrompt)
+  adapter = load_adapter(_ADAPTER.value) if _ADAPTER.value else None
+  learnt = adapter is not None and isinstance(adapter.adapter, LearntPrompt)
   for flag in (_PROMPT_IMG_DIR, _PROMPT_LABEL_DIR):
     if (flag.value is None) != learnt:
       found = "found beside a learnt prompt, expected none" if learnt else "missing (--help explains)"
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> None:
     names = ", ".join(files.image.name for files in queries[0].prompts)
     print(f"no --mapping: every query is prompted by {names}")
   print(f"labels are read as {labels}")
-  predictor = Predictor.from_checkpoint(_MODEL_PATH.value, adapter=_ADAPTER.value)
+  predictor = Predictor.from_checkpoint(_MODEL_PATH.value, adapter=adapter)
   metrics = batch.run(
     predictor,
     queries,

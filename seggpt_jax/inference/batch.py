@@ -21,9 +21,9 @@ from jaxtyping import Int, Integer
 from tqdm import tqdm
 
 from seggpt_jax.data.images import list_images, read_image
-from seggpt_jax.data.labels import IGNORE, LabelFormat, LabelMode, Value, read_labels
+from seggpt_jax.data.labels import IGNORE, LABEL_MODES, LabelFormat, LabelMode, Value, read_labels
 from seggpt_jax.data.sources import check_size
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, naming
 from seggpt_jax.inference import outputs, tiling
 from seggpt_jax.inference.predictor import Predictor, Prompt
 from seggpt_jax.metrics import iou
@@ -125,28 +125,50 @@ def label_format(
     ignore: likewise.
 
   Raises:
-    InputError: no weights there, or values that do not fit the mode.
+    InputError: no weights there, values that do not fit the mode, or a run whose config.json cannot be read.
   """
-  trained: dict[str, Any] = {}
   found = find_items(Path(model_path), ("params", "adapter")) or find_weights(model_path)
-  for folder in (Path(model_path), *found.absolute().parents[:2]):
-    if (folder / "config.json").is_file():
-      trained = json.loads((folder / "config.json").read_text()).get("data", {})
-      break
-  mode = labels or trained.get("labels", "index")
+  configs = (folder / "config.json" for folder in (Path(model_path), *found.absolute().parents[:2]))
+  trained = next((_trained_format(path) for path in configs if path.is_file()), LabelFormat())
+  mode = labels or trained.mode
   if mode != "binary" and threshold is not None:
     raise InputError(f"--threshold: found with {mode} labels, expected only with --labels=binary")
-  same = mode == trained.get("labels")
+  same = mode == trained.mode
   if table is None:
-    table = _values(trained.get("table", ())) if same else ()
+    table = trained.table if same else ()
   if ignore is None:
-    ignore = _values(trained.get("ignore", ())) if same else ()
-  return LabelFormat(mode, trained.get("threshold", 0) if threshold is None else threshold, table, ignore)
+    ignore = trained.ignore if same else ()
+  return LabelFormat(mode, trained.threshold if threshold is None else threshold, table, ignore)
 
 
-def _values(stored: Sequence[int | Sequence[int]]) -> tuple[Value, ...]:
-  """Values as JSON keeps them, where colours are lists."""
-  return tuple(value if isinstance(value, int) else tuple(value) for value in stored)
+def _trained_format(path: Path) -> LabelFormat:
+  """How the run of this config.json reads labels.
+
+  Raises:
+    InputError: it is none of train.py; names it.
+  """
+  try:
+    stored = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read as JSON ({error}), expected the run's configuration") from error
+  data = stored.get("data", {}) if isinstance(stored, dict) else None
+  if not isinstance(data, dict):
+    raise InputError(f"{path}: found no object with an object `data` in it, expected the run's configuration")
+  mode, threshold = data.get("labels", "index"), data.get("threshold", 0)
+  if mode not in LABEL_MODES:
+    raise InputError(f"{path}: data.labels: found {mode!r}, expected one of {', '.join(LABEL_MODES)}")
+  if not (isinstance(threshold, int) and 0 <= threshold <= 255):
+    raise InputError(f"{path}: data.threshold: found {threshold!r}, expected 0..255")
+  values: dict[str, tuple[Value, ...]] = {}
+  for key in ("table", "ignore"):
+    stored = data.get(key, [])
+    # JSON has no tuples: colours are lists.
+    entries = stored if isinstance(stored, list) else [None]
+    if not all(isinstance(part, int) for entry in entries for part in (entry if isinstance(entry, list) else [entry])):
+      raise InputError(f"{path}: data.{key}: found {stored!r}, expected a list of values or colours")
+    values[key] = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in stored)
+  with naming(f"{path}: data"):
+    return LabelFormat(mode, threshold, **values)
 
 
 def read_mapping(path: str | os.PathLike) -> dict[str, list[str]]:

@@ -81,7 +81,7 @@ class Predictor:
     cls,
     directory: str | os.PathLike,
     *,
-    adapter: str | os.PathLike | None = None,
+    adapter: str | os.PathLike | StoredAdapter | None = None,
     dtype=None,
     max_canvases: int = 16,
   ) -> Predictor:
@@ -89,12 +89,12 @@ class Predictor:
 
     Args:
       directory: a weights directory, or a training run (its best weights, else its newest).
-      adapter: a training run that learnt a LoRA or a prompt for these weights.
+      adapter: a training run that learnt a LoRA or a prompt for these weights, or what `load_adapter` read of it.
       dtype: compute dtype; by default float32 on CPUs and bfloat16 on accelerators.
       max_canvases: see the class.
 
     Raises:
-      InputError: no weights there, or weights that do not fit their configuration.
+      InputError: no weights there, weights that do not fit their configuration, or others than the adapter's.
     """
     if dtype is None:
       dtype = weights.default_dtype()
@@ -128,8 +128,9 @@ class Predictor:
     Args:
       image: the query, uint8 `[H, W, 3]`.
       prompts: pairs of a uint8 image `[h, w, 3]` and its integer label map `[h, w]`, each of any size; all are
-        ensembled, best first. None are needed by a predictor with a learnt prompt.
-      palette: the colour of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes.
+        ensembled, best first. None are needed by a predictor with a learnt prompt, whose place they take if given.
+      palette: the colour of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes. A
+        learnt prompt has the colours that it was trained with, and no others.
       split: cuts the query and every prompt into `split x split` tiles. Each tile of each prompt is a prompt for each
         tile of the query: small things come out larger, at `split**4` times the work.
       seg_type: "semantic" or "instance".
@@ -150,6 +151,8 @@ class Predictor:
     if seg_type not in ("semantic", "instance"):
       raise InputError(f"seg_type: found {seg_type!r}, expected 'semantic' or 'instance'")
     if not prompts:
+      if palette is not None:
+        raise InputError("palette: found one without prompts, expected none: a learnt prompt has colours of its own")
       return self._predict_by_learnt(image, split, seg_type)
     num_classes = 1 + max(int(labels.max()) for _, labels in prompts)
     palette = _check_palette(palette, num_classes)

@@ -8,6 +8,7 @@ prompt half of the canvases. All are pure functions of arrays, to be differentia
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -45,7 +46,7 @@ class LoRA:
   targets: tuple[str, ...] = LORA_TARGETS
 
   def __post_init__(self):
-    if self.rank < 1 or self.alpha <= 0:
+    if self.rank < 1 or not 0 < self.alpha < math.inf:
       raise InputError(f"lora: found rank {self.rank} and alpha {self.alpha}, expected both above 0")
     unknown = set(self.targets) - set(LORA_TARGETS)
     if unknown or not self.targets:

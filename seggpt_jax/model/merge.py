@@ -15,6 +15,7 @@ def main(argv: list[str]) -> None:
   if len(argv) != 4:
     raise InputError(f"found {len(argv) - 1} arguments, expected three: WEIGHTS RUN OUTPUT")
   _, base, run, output = argv
+  weights.check_new(output)
   stored = load_adapter(run)
   if not isinstance(stored.adapter, LoRA):
     raise InputError(f"{run}: found a learnt prompt, expected a LoRA: a prompt is no part of the weights")

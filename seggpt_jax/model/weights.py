@@ -11,6 +11,7 @@ rules, checkpoints and conversion.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -60,15 +61,28 @@ def abstract(config: SegGPTConfig, **options: Any) -> tuple[nnx.GraphDef, dict[s
   return split(nnx.eval_shape(lambda: SegGPT(config, rngs=nnx.Rngs(0), **options)))
 
 
+def check_new(directory: str | os.PathLike) -> None:
+  """Says whether `save_weights` can make the directory, before there is anything to write.
+
+  Raises:
+    InputError: the directory exists already, or nothing can be written there.
+  """
+  path = Path(os.path.abspath(directory))
+  if os.path.lexists(path):
+    raise InputError(f"{directory}: found something there already, expected a path that does not exist")
+  above = next(parent for parent in path.parents if os.path.lexists(parent))
+  if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+    raise InputError(f"{directory}: cannot be written: {above} is no folder that can be written to")
+
+
 def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config: SegGPTConfig) -> None:
   """Writes a weights directory; it appears under its name only when it is whole.
 
   Raises:
-    InputError: the directory exists already.
+    InputError: the directory exists already, or cannot be written.
   """
+  check_new(directory)
   path = epath.Path(os.path.abspath(directory))
-  if path.exists():
-    raise InputError(f"{directory}: found something there already, expected a path that does not exist")
   # Files of 32 MB: what is encoded waits in memory until its file is full.
   items = ocp.args.Composite(
     params=ocp.args.PyTreeSave(dict(params), ocdbt_target_data_file_size=32_000_000),
@@ -204,13 +218,37 @@ def _one_line(error: Exception) -> str:
 
 def check_shapes(source: str, params: Mapping[str, Any], config: SegGPTConfig) -> None:
   """Raises InputError, naming `source`, unless the parameters are exactly those of the architecture."""
-  _, expected = abstract(config)
+  check_like(source, params, abstract(config)[1])
+
+
+def check_like(source: str, params: Mapping[str, Any], expected: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+  """Raises InputError, naming `source`, unless the parameters have exactly these names and shapes."""
   for kind, names in (("missing", expected.keys() - params.keys()), ("unexpected", params.keys() - expected.keys())):
     if names:
       raise InputError(f"{source}: {len(names)} {kind} parameters, first {sorted(names)[0]!r}")
   for name, shape in expected.items():
     if tuple(params[name].shape) != shape.shape:
       raise InputError(f"{source}: {name} has shape {tuple(params[name].shape)}, expected {shape.shape}")
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+  """By which parameters are known again wherever they lie: a digest of their names, shapes and values as float32.
+
+  It is of parameters as they are stored, before they are resized for a canvas. One after the other is made float32 and
+  read, a second or two for the released weights.
+
+  Args:
+    params: parameters, on the host or not.
+
+  Returns:
+    32 hexadecimal digits.
+  """
+  digest = hashlib.blake2b(digest_size=16)
+  for name in sorted(params):
+    value = np.asarray(params[name], np.dtype("<f4"), order="C")
+    digest.update(f"{name} {value.shape}\n".encode())
+    digest.update(value)
+  return digest.hexdigest()
 
 
 def resize_canvas(

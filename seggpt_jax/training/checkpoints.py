@@ -208,7 +208,7 @@ class Checkpoints:
     label = next((item for item in (self._label, "config", "adapter") if (directory / item).exists()), None)
     if label is None:
       raise FileNotFoundError(f"found no {self._label} in it")
-    stored = json.loads((directory / label / "metadata").read_text())
+    stored = _read_description(directory / label / "metadata", self._description)
     progress = ocp.JsonCheckpointHandler().restore(directory / "progress", args=ocp.args.JsonRestore())
     if not isinstance(progress, dict) or "best_miou" not in progress:
       raise ValueError("found no best mIoU in progress")
@@ -229,6 +229,11 @@ class Checkpoints:
     if stored != self._description:
       theirs, ours = _flat(stored), _flat(self._description)
       key = next((key for key in ours if theirs.get(key) != ours[key]), "its description")
+      if key == "fingerprint" and key in theirs:
+        raise InputError(
+          f"config.model.init_from: found weights other than {theirs.get('base')}, as it was when the adapter in "
+          f"{directory} was trained for it"
+        )
       raise InputError(
         f"{directory}: checkpoint of another model: {key} is {theirs.get(key)}, expected {ours.get(key)} by the "
         "config; resume with the config of that run or take another --workdir"
@@ -310,6 +315,15 @@ def _beside_params(state: TrainState) -> dict[str, Any]:
   """The item that holds the rest of a state; without an average where none is kept, as runs of old have it."""
   beside = {"step": state.step, "opt_state": state.opt_state}
   return beside | {"ema": state.ema} if state.ema else beside
+
+
+def _read_description(path: epath.Path, ours: Mapping[str, Any]) -> dict[str, Any]:
+  """What a checkpoint says its weights are. An adapter's base goes by its values: the path to it is always ours."""
+  stored = json.loads(path.read_text())
+  if not isinstance(stored, dict) or not all(isinstance(stored.get(key, {}), dict) for key in ("config", "adapter")):
+    raise ValueError(f"found no description of weights in {path.parent.name}")
+  same_base = "fingerprint" in ours and stored.get("fingerprint") == ours["fingerprint"]
+  return {**stored, "base": ours["base"]} if same_base else stored
 
 
 def _flat(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   for folder in ("checkpoints", "best", "panels"):
     with writing(Path(workdir) / folder):
       (Path(workdir) / folder).mkdir(parents=True, exist_ok=True)
-  described = adapter and describe_adapter(adapter, model_config, config.model.init_from, config.data.num_classes)
+  described = None
+  if adapter is not None:
+    fingerprint = weights.fingerprint(weights.load_params(config.model.init_from))
+    described = describe_adapter(adapter, model_config, fingerprint, config.model.init_from, config.data.num_classes)
   checkpoints = Checkpoints(workdir, model_config, config.keep_checkpoints, config.keep_every, described)
   best, since_best = -1.0, 0
   if checkpoints.latest_step() is not None:

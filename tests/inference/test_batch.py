@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -274,3 +275,40 @@ def test_labels_are_read_as_in_training_unless_asked_otherwise(tmp_path):
   assert batch.label_format(tmp_path / "run") == LabelFormat()
   with pytest.raises(InputError, match="--threshold: found with index labels"):
     batch.label_format(tmp_path / "run", None, 127)
+
+
+@pytest.mark.parametrize(
+  "text, words",
+  [
+    ("{'data'", "cannot be read as JSON"),
+    ("\udcff", "cannot be read as JSON"),
+    ("", "cannot be read as JSON"),
+    ("[]", "found no object"),
+    ("5", "found no object"),
+    ('{"data": []}', "found no object"),
+    ('{"data": {"labels": 5}}', "data.labels: found 5, expected one of index, binary, table"),
+    ('{"data": {"labels": ["binary"]}}', "data.labels: found ['binary']"),
+    ('{"data": {"labels": "binary", "threshold": "x"}}', "data.threshold: found 'x', expected 0..255"),
+    ('{"data": {"labels": "binary", "threshold": 300}}', "data.threshold: found 300, expected 0..255"),
+    ('{"data": {"labels": "table", "table": 5}}', "data.table: found 5, expected a list"),
+    ('{"data": {"labels": "table", "table": [0, null]}}', "data.table: found [0, None], expected a list"),
+    ('{"data": {"labels": "table"}}', "data: table: found 0 entries"),
+    ('{"data": {"ignore": ["x"]}}', "data.ignore: found ['x'], expected a list"),
+  ],
+)
+def test_a_garbled_configuration_of_the_run_is_named(tmp_path, text, words):
+  for item in ("params", "config"):
+    (tmp_path / "best" / "7" / item).mkdir(parents=True)
+  (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+  with pytest.raises(InputError) as error:
+    batch.label_format(tmp_path)
+  assert str(error.value).startswith(f"{tmp_path / 'config.json'}: ")
+  assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_garbled_configuration_ends_the_command_with_one_line(folders, weights_directory):
+  shutil.copytree(weights_directory, folders / "run" / "best" / "7")
+  (folders / "run" / "config.json").write_text('{"data": {"labels": "binary", "threshold": "x"}}')
+  done = command(folders, folders / "run")
+  assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+  assert "config.json: data.threshold: found 'x'" in done.stderr

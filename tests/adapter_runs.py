@@ -1,0 +1,75 @@
+"""What train.py leaves of a run with an adapter, written by its own checkpoints, without the training."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from seggpt_jax.model import weights
+from seggpt_jax.model.adapter_files import describe_adapter
+from seggpt_jax.model.adapters import Adapter
+from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.training.checkpoints import Checkpoints
+from seggpt_jax.training.step import TrainState
+
+CONFIG = SegGPTConfig(
+  canvas_size=(32, 16),
+  patch_size=8,
+  posemb_size=2,
+  width=16,
+  depth=2,
+  num_heads=2,
+  mlp_dim=32,
+  merge_block=0,
+  feature_taps=(0, 1),
+  decoder_dim=8,
+)
+
+
+def loud_params(config: SegGPTConfig, seed: int = 0) -> dict[str, np.ndarray]:
+  """Random, and louder than initialisation: that paints grey whatever it is shown."""
+  generator = np.random.default_rng(seed)
+  _, shapes = weights.abstract(config)
+  params = {name: generator.normal(0.0, 0.1, shape.shape).astype(np.float32) for name, shape in shapes.items()}
+  return {name: value + np.float32(name.endswith("scale")) for name, value in params.items()}
+
+
+def learnt_params(adapter: Adapter, config: SegGPTConfig, seed: int = 1) -> dict[str, np.ndarray]:
+  """An adapter's parameters as after some training."""
+  generator = np.random.default_rng(seed)
+  _, shapes = weights.abstract(config)
+  own = adapter.init(shapes, config.canvas_size, jax.random.key(seed))
+  return {name: value + generator.normal(0.0, 0.3, value.shape).astype(np.float32) for name, value in own.items()}
+
+
+def write_run(
+  folder: Path,
+  adapter: Adapter,
+  config: SegGPTConfig,
+  base: str | os.PathLike,
+  data: dict[str, Any] | None = None,
+) -> dict[str, np.ndarray]:
+  """A run of three classes with best weights at step 7.
+
+  Args:
+    folder: is made.
+    adapter: what was trained.
+    config: the architecture it was trained with.
+    base: the weights it was trained for.
+    data: of its configuration.
+
+  Returns:
+    The adapter's parameters.
+  """
+  params = learnt_params(adapter, config)
+  fingerprint = weights.fingerprint(weights.load_params(base))
+  checkpoints = Checkpoints(folder, config, 1, adapter=describe_adapter(adapter, config, fingerprint, str(base), 3))
+  checkpoints.save_best(TrainState(np.int32(7), params, {}, {}))
+  checkpoints.close()
+  (folder / "config.json").write_text(json.dumps({"data": data or {"labels": "index"}}))
+  return params
