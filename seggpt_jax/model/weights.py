@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.files import writing
 from seggpt_jax.model import packaged
 from seggpt_jax.model.attention import linear_resize_matrix
@@ -166,7 +166,7 @@ def load_config(directory: str | os.PathLike) -> SegGPTConfig:
   try:
     return SegGPTConfig.from_dict(json.loads(path.read_text()))
   except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
-    raise InputError(f"{path}: cannot be read as a SegGPT configuration: {_one_line(error)}") from error
+    raise InputError(f"{path}: cannot be read as a SegGPT configuration: {one_line(error)[:200]}") from error
 
 
 def load_params(directory: str | os.PathLike, config: SegGPTConfig | None = None) -> dict[str, np.ndarray]:
@@ -208,12 +208,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
       params.update({name: np.array(value) for name, value in handler.restore(path, args=args).items()})
     handler.close()
   except (OSError, ValueError, KeyError, RuntimeError) as error:
-    raise InputError(f"{path}: cannot be read as weights, cut short or damaged: {_one_line(error)}") from error
+    raise InputError(f"{path}: cannot be read as weights, cut short or damaged: {one_line(error)[:200]}") from error
   return params
-
-
-def _one_line(error: Exception) -> str:
-  return " ".join(str(error).split())[:200]
 
 
 def check_shapes(source: str, params: Mapping[str, Any], config: SegGPTConfig) -> None:

@@ -322,6 +322,10 @@ def _read_description(path: epath.Path, ours: Mapping[str, Any]) -> dict[str, An
   stored = json.loads(path.read_text())
   if not isinstance(stored, dict) or not all(isinstance(stored.get(key, {}), dict) for key in ("config", "adapter")):
     raise ValueError(f"found no description of weights in {path.parent.name}")
+  # How often blocks are dropped in training is the run's affair, not the network's.
+  network, our_network = stored.get("config", stored), ours.get("config", ours)
+  if "drop_path_rate" in network:
+    network["drop_path_rate"] = our_network["drop_path_rate"]
   same_base = "fingerprint" in ours and stored.get("fingerprint") == ours["fingerprint"]
   return {**stored, "base": ours["base"]} if same_base else stored
 

@@ -76,15 +76,15 @@ def test_a_bad_file_that_one_process_meets_ends_all_within_two_minutes(nano_data
 @pytest.mark.slow
 def test_bad_files_that_any_process_passes_over_are_told_and_counted(nano_data, tmp_path):
   shutil.copytree(nano_data, tmp_path / "data")
-  for index in range(12):
+  for index in range(3):
     os.truncate(tmp_path / "data" / "train" / "images" / f"{index:03d}.png", 100)
-  skip = [*SAME, "--config.data.bad_files=skip", "--config.data.bad_share=0.6"]
+  skip = [*SAME, "--config.data.bad_files=skip", "--config.data.bad_share=0.2"]
   running = launching.start_many(2, tmp_path / "data", tmp_path / "run", *skip)
   assert [process.wait(timeout=150) for process in running] == [0, 0], output(tmp_path / "run", 0)[-2000:]
   told = re.findall(r"passed over: train (\d+) cannot be read", output(tmp_path / "run", 0))
-  assert sorted(map(int, told)) == list(range(12))
+  assert sorted(map(int, told)) == [0, 1, 2]
   assert "passed over" not in output(tmp_path / "run", 1)
-  running = launching.start_many(2, tmp_path / "data", tmp_path / "other", *skip, "--config.data.bad_share=0.3")
+  running = launching.start_many(2, tmp_path / "data", tmp_path / "other", *skip, "--config.data.bad_share=0.05")
   assert [process.wait(timeout=150) for process in running] == [2, 2]
   assert "config.data.bad_share: found" in output(tmp_path / "other", 0)
 

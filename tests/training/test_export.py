@@ -40,7 +40,8 @@ def placed(tree, where):
 def train_program(data, fsdp, batch_size):
   """The exported step, and the state it was given."""
   mesh = mesh_of(data, fsdp)
-  graph, params = weights.abstract(CONFIG, dtype=jnp.bfloat16, remat="full")
+  spread = sharding.batch_sharding(mesh) if mesh.size > 1 else None
+  graph, params = weights.abstract(CONFIG, dtype=jnp.bfloat16, remat="full", batch_sharding=spread)
   optimizer = adamw(lambda step: 1e-4, b1=0.9, b2=0.999, weight_decay=0.01)
   state = jax.eval_shape(lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), params)
   where = TrainState(

@@ -272,8 +272,16 @@ def test_some_steps_are_traced(config, tmp_path, capfd):
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
-@pytest.mark.parametrize("kind", ["lora", "prompt"])
-def test_an_adapter_learns_beside_a_frozen_network_and_only_it_is_kept(config, tmp_path, kind):
+@pytest.mark.parametrize(
+  ("kind", "changes"),
+  [
+    ("lora", {}),
+    ("prompt", {}),
+    ("lora", {"optim.ema": 0.9, "accumulate": 2, "batch_size": 16, "mesh.fsdp": 4}),
+  ],
+)
+def test_an_adapter_learns_beside_a_frozen_network_and_only_it_is_kept(config, tmp_path, kind, changes):
+  config.update_from_flattened_dict(changes)
   before = weights.split(SegGPT(SMALL, rngs=nnx.Rngs(0)))[1]
   weights.save_weights(tmp_path / "base", before, SMALL)
   config.num_steps = config.eval_every = config.checkpoint_every = 4
@@ -394,9 +402,9 @@ def test_resuming_another_task_is_refused_and_other_changes_are_said(config, tmp
     loop.train(config, tmp_path)
   assert (tmp_path / "config.json").read_text() == before
   config.data.num_classes = 2
-  config.optim.peak = 5e-4
+  config.model.drop_path_rate, config.optim.peak = 0.3, 5e-4
   loop.train(config, tmp_path)
-  assert "changed since the run was last started: optim.peak" in capsys.readouterr().out
+  assert "changed since the run was last started: model.drop_path_rate, optim.peak" in capsys.readouterr().out
 
 
 def test_best_weights_of_an_abandoned_future_are_dropped(config, tmp_path):
