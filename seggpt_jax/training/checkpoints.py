@@ -1,6 +1,6 @@
 """Checkpoints of a training run, all through Orbax: written in the background, visible only when whole.
 
-RUN/checkpoints/STEP    params and config (a weights directory), optimiser state, scores so far; STEP also is where the data stands
+RUN/checkpoints/STEP    params and config (a weights directory), optimiser state, scores; STEP says where the data is
 RUN/best/STEP           params and config of the best validation mIoU so far
 RUN/damaged/STEP        checkpoints that could not be read, moved out of the way
 
