@@ -51,6 +51,17 @@ class _Kept:
     ]
 
 
+def _options(name: str, **kept: Any) -> ocp.CheckpointManagerOptions:
+  """Those of one manager of a run."""
+  # Two managers may write the same step at the same time; without a prefix many processes would wait for one another at
+  # points of the same names, and fail.
+  own_names = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
+  # Killed runs leave unfinished folders behind, which would fill the disk.
+  return ocp.CheckpointManagerOptions(
+    enable_async_checkpointing=True, cleanup_tmp_directories=True, multiprocessing_options=own_names, **kept
+  )
+
+
 class Checkpoints:
   """Saves and restores the state of a run.
 
@@ -79,11 +90,9 @@ class Checkpoints:
     self._description = json.loads(json.dumps(description))  # as it comes back from a file
     weights_handlers = {"params": ocp.PyTreeCheckpointHandler, self._label: ocp.JsonCheckpointHandler}
     self.lines: list[str] = []
-    # Killed runs leave unfinished folders behind, which would fill the disk.
-    options = {"enable_async_checkpointing": True, "cleanup_tmp_directories": True}
     self._steps = ocp.CheckpointManager(
       self._root / "checkpoints",
-      options=ocp.CheckpointManagerOptions(preservation_policy=_Kept(keep, keep_every), **options),
+      options=_options("checkpoints", preservation_policy=_Kept(keep, keep_every)),
       item_handlers={
         **{item: handler() for item, handler in weights_handlers.items()},
         "optimizer": ocp.PyTreeCheckpointHandler(),
@@ -92,7 +101,7 @@ class Checkpoints:
     )
     self._best = ocp.CheckpointManager(
       self._root / "best",
-      options=ocp.CheckpointManagerOptions(max_to_keep=1, **options),
+      options=_options("best", max_to_keep=1),
       item_handlers={item: handler() for item, handler in weights_handlers.items()},
     )
 

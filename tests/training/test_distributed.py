@@ -12,7 +12,8 @@ import pytest
 from seggpt_jax.errors import InputError
 from seggpt_jax.training import distributed
 
-SAME = ["--config.model.drop_path_rate=0.1", "--config.num_steps=20"]
+# Evaluations with checkpoints, so that best weights and a checkpoint are often written at the same time.
+SAME = ["--config.model.drop_path_rate=0.1", "--config.num_steps=20", "--config.eval_every=5"]
 
 
 def output(workdir, index):
@@ -113,7 +114,7 @@ def test_flags_that_do_not_go_together_are_refused(arguments, message, monkeypat
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_devices_and_another_mesh(nano_data, tmp_path):
   """Eight devices, then one, then 2 x 2; else who loses a machine loses the run. Relative tolerance 1e-5."""
-  common = ["--config.batch_size=8", SAME[0]]
+  common = ["--config.batch_size=8", SAME[0], SAME[2]]
   assert launching.start(nano_data, tmp_path / "whole", *common, SAME[1], devices=8).wait(timeout=300) == 0
   run = tmp_path / "parts"
   for steps, devices, fsdp in ((5, 8, 1), (10, 1, 1), (20, 4, 2)):
