@@ -41,13 +41,12 @@ def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str, a
   from flax import nnx
 
   from seggpt_jax.model import weights
-  from seggpt_jax.model.adapters import KINDS
+  from seggpt_jax.model.adapters import KINDS, is_adapter_name
   from seggpt_jax.model.config import VARIANTS
   from seggpt_jax.model.seggpt import SegGPT
   from seggpt_jax.training import sharding
-  from seggpt_jax.training.config import default_config
   from seggpt_jax.training.cost import model_flops_utilisation
-  from seggpt_jax.training.optimizer import make_optimizer
+  from seggpt_jax.training.optimizer import adamw
   from seggpt_jax.training.step import init_state, make_train_step
   from seggpt_jax.training.watch import peak_memory
 
@@ -57,7 +56,8 @@ def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str, a
   beside = KINDS[adapter]() if adapter != "none" else None
   if beside is not None:
     params |= beside.init(params, config.canvas_size, jax.random.key(1))
-  optimizer, _, frozen = make_optimizer(default_config().optim, 6700, params, beside is not None)
+  optimizer = adamw(lambda step: 1e-4, b1=0.9, b2=0.999, weight_decay=0.01)
+  frozen = {name for name in params if beside is not None and not is_adapter_name(name)}
   trained = sum(value.size for name, value in params.items() if name not in frozen)
   start = functools.partial(init_state, optimizer, frozen=frozen)
   where = jax.tree.map(lambda _: sharding.replicated(mesh), jax.eval_shape(start, params))

@@ -120,14 +120,15 @@ def divide(groups: Sequence[str], share: float, seed: int) -> Bool[np.ndarray, "
   order = np.random.default_rng(seed).permutation(len(names))
   unit = math.gcd(*sizes.tolist())
   sizes = sizes // unit
-  total = int(sizes.sum())
-  target = min(max(round(share * total), 1), total - 1)
-  # A subset sum: which sums can be reached, and by which group last. Ends as soon as the target is one of them.
+  total, samples = int(sizes.sum()), len(groups)
+  target = min(max(round(share * samples), 1), samples - 1) / unit
+  nearest = min(max(math.floor(target + 0.5), 1), total - 1)
+  # A subset sum: which sums can be reached, and by which group last. Ends as soon as none can be nearer.
   last = np.full(total + 1, -1)
   reached = np.zeros(total + 1, bool)
   reached[0] = True
   for group in order:
-    if reached[target]:
+    if reached[nearest]:
       break
     more = np.zeros_like(reached)
     more[sizes[group] :] = reached[: -sizes[group]]

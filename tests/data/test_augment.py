@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance
 from seggpt_jax.data import augment
 from seggpt_jax.data.augment import Augmentation
 
-properties = settings(derandomize=True, deadline=None, max_examples=150)
+properties = settings(max_examples=150)
 
 SIDES = st.one_of(st.just(1), st.integers(2, 60))
 SHAPES = st.tuples(SIDES, SIDES)

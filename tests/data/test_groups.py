@@ -115,8 +115,7 @@ def test_groups_stay_whole_and_the_share_is_as_close_as_any(numbers, share, seed
     possible |= {size + other for other in possible}
   target = min(max(round(share * len(groups)), 1), len(groups) - 1)
   best = min(abs(each - target) for each in possible - {0, len(groups)})
-  # Rounded in units that all groups are multiples of.
-  assert abs(int(chosen.sum()) - target) <= best + np.gcd.reduce(sizes) / 2
+  assert abs(int(chosen.sum()) - target) == best
 
 
 def test_seeds_choose_differently():
