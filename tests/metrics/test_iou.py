@@ -7,8 +7,12 @@ import functools
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from seggpt_jax.metrics import iou
+
+LABELS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
 
 
 def slow_confusion(predicted, truth, num_classes, valid):
@@ -74,3 +78,44 @@ def test_the_same_inside_jit_and_for_arrays_on_the_device():
 def test_counts_of_a_large_set_do_not_overflow():
   confusion = np.array([[10**12, 10**11], [10**11, 10**12]], np.int64)
   np.testing.assert_allclose(iou.iou_from_confusion(confusion), 1 / 1.2, rtol=1e-6)
+
+
+def test_dice_equals_sets_of_pixels_and_an_absent_class_is_nan_not_zero():
+  generator = np.random.default_rng(2)
+  predicted, truth = generator.choice([0, 1, 3], (2, 40, 30))
+  predicted[predicted == 3] = 0  # true but never predicted: 0, and counted in the mean
+  confusion = iou.confusion_counts(predicted, truth, 5)
+  expected = []
+  for index in range(5):
+    pixels = np.sum(predicted == index) + np.sum(truth == index)
+    expected.append(2 * np.sum((predicted == index) & (truth == index)) / pixels if pixels else np.nan)
+  assert np.isnan(np.array(expected)[[2, 4]]).all() and expected[3] == 0
+  np.testing.assert_allclose(iou.dice_from_confusion(confusion), expected, rtol=1e-6)
+  np.testing.assert_allclose(jax.jit(iou.mean_dice)(confusion), np.nanmean(expected), rtol=1e-6)
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(LABELS)
+def test_dice_and_iou_are_two_scales_of_one_order(pairs):
+  """Papers compare in either; a user who converts one by 2 IoU / (1 + IoU) must find the other in the report."""
+  table = np.zeros((4, 4), np.int64)
+  np.add.at(table, tuple(np.array(pairs).T), 1)
+  overlap = np.asarray(iou.iou_from_confusion(table))
+  np.testing.assert_allclose(iou.dice_from_confusion(table), 2 * overlap / (1 + overlap), rtol=1e-6)
+
+
+def test_many_batches_are_summed_without_wrapping_around():
+  """The test set of a production line has more than 2^31 pixels; an IoU of wrapped counts may even look plausible."""
+  batch = jax.numpy.array([[2**30, 0], [2**29, 2**30]])
+  total = iou.total_confusion([batch] * 8)
+  np.testing.assert_array_equal(total, [[2**33, 0], [2**32, 2**33]])
+  np.testing.assert_allclose(iou.iou_from_confusion(total), 2 / 3, rtol=1e-6)
+  np.testing.assert_allclose(iou.dice_from_confusion(total), 4 / 5, rtol=1e-6)
+
+
+def test_tables_of_images_with_fewer_classes_are_counted_in_full():
+  small, large = np.array([[5]]), np.arange(9).reshape(3, 3)
+  expected = np.array([[5, 1, 2], [3, 4, 5], [6, 7, 8]])
+  for tables in ([small, large], [large, small]):
+    np.testing.assert_array_equal(iou.total_confusion(iter(tables)), expected)
+  assert iou.total_confusion([]).shape == (0, 0)
