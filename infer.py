@@ -47,6 +47,7 @@ _THRESHOLD = flags.DEFINE_integer(
 )
 _TABLE = flags.DEFINE_string("table", None, "For table labels: 0,128,255 or colours, (0,0,0),(255,0,0).")
 _IGNORE = flags.DEFINE_string("ignore", None, "Values or colours of labels that are not scored, as in --table.")
+_SKIP_BAD = flags.DEFINE_bool("skip-bad", False, "Passes over queries with missing or bad files, and lists them.")
 _SEG_TYPE = flags.DEFINE_enum("seg-type", "semantic", ["semantic", "instance"], "What the prompts mark.")
 
 for _name in [name for name in flags.FLAGS if "-" in name]:  # absl's habit is underscores: both are understood
@@ -69,8 +70,9 @@ def main(argv: list[str]) -> None:
     raise InputError("--mapping, --top-k: found with a learnt prompt, expected none: it serves every query")
   table, ignore = (None if f.value is None else parse_values(f.value, f"--{f.name}") for f in (_TABLE, _IGNORE))
   labels = batch.label_format(_ADAPTER.value or _MODEL_PATH.value, _LABELS.value, _THRESHOLD.value, table, ignore)
+  bad: dict[str, str] | None = {} if _SKIP_BAD.value else None
   queries = batch.list_queries(
-    _DATASET_DIR.value, _PROMPT_IMG_DIR.value, _PROMPT_LABEL_DIR.value, _MAPPING.value, _TOP_K.value
+    _DATASET_DIR.value, _PROMPT_IMG_DIR.value, _PROMPT_LABEL_DIR.value, _MAPPING.value, _TOP_K.value, bad
   )
   if not _MAPPING.value and not learnt:
     names = ", ".join(files.image.name for files in queries[0].prompts)
@@ -84,9 +86,13 @@ def main(argv: list[str]) -> None:
     split=_SPLIT.value,
     seg_type=_SEG_TYPE.value,
     labels=labels,
+    bad=bad,
   )
   if metrics:
     print(batch.report(metrics))
+  if bad:
+    name, reason = next(iter(bad.items()))
+    print(f"passed over {len(bad)} images, the first: {name}: {reason}; all are in {_OUTDIR.value}/{batch.BAD_FILES}")
   print(f"written: {_OUTDIR.value}")
 
 

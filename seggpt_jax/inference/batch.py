@@ -6,14 +6,16 @@ have labels. Files belong together by their name without ending.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,13 +27,25 @@ from seggpt_jax.data.labels import IGNORE, LABEL_MODES, LabelFormat, LabelMode, 
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.inference import outputs, tiling
-from seggpt_jax.inference.predictor import Predictor, Prompt
+from seggpt_jax.inference.predictor import Prediction, Predictor, Prompt
 from seggpt_jax.metrics import iou
 from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.model.weights import find_items, find_weights
 
 _BLOCK = 2**18  # pixels counted at a time
+_THREADS = 4  # that read, and as many that write
+_AHEAD = 8  # images that are read before they are needed, and as many that are written behind
+BAD_FILES = "bad_files.txt"
 _CACHED_PROMPTS = 256  # of the tile's size: 200 MB for the released weights
+
+
+class _Read(NamedTuple):
+  """A query as it is in memory."""
+
+  name: str
+  image: np.ndarray
+  truth: np.ndarray | None
+  prompts: list[Prompt]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +72,7 @@ def list_queries(
   prompt_label_dir: str | os.PathLike | None = None,
   mapping: str | os.PathLike | None = None,
   top_k: int = 1,
+  bad: dict[str, str] | None = None,
 ) -> list[Query]:
   """Finds all files of a run and checks that they are there, before anything is read or computed.
 
@@ -67,6 +82,7 @@ def list_queries(
     prompt_label_dir: their label maps.
     mapping: JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve every query.
     top_k: the most prompts that a query gets.
+    bad: where given, queries whose prompts are missing are left out, and told here by name with the reason.
 
   Returns:
     One for each image of the dataset, by name.
@@ -94,7 +110,19 @@ def list_queries(
       raise InputError(f"{mapping}: found no key {path.name!r}, expected one for every image of {dataset_dir}")
     return tuple(find(Path(file).stem, f"{mapping}: {path.name}: {file}") for file in chosen[stem][:top_k])
 
-  return [Query(stem, path, truths.get(stem), prompts_of(stem, path)) for stem, path in images.items()]
+  queries = []
+  for stem, path in images.items():
+    try:
+      queries.append(Query(stem, path, truths.get(stem), prompts_of(stem, path)))
+    except InputError as error:
+      if bad is None:
+        raise
+      bad[stem] = str(error)
+  if not queries:
+    raise InputError(
+      f"{dataset_dir}: none of {len(images)} images has its prompts, the first: {next(iter(bad.values()))}"
+    )
+  return queries
 
 
 def _list(directory: str | os.PathLike) -> dict[str, Path]:
@@ -205,6 +233,7 @@ def run(
   split: int = 1,
   seg_type: SegType = "semantic",
   labels: LabelFormat | None = None,
+  bad: dict[str, str] | None = None,
 ) -> dict[str, Any] | None:
   """Segments every query and writes the results.
 
@@ -216,38 +245,82 @@ def run(
     seg_type: likewise.
     labels: how label files are read, those of prompts and queries alike; as class indices by default. Ignored pixels
       are background in a prompt, and are not scored.
+    bad: where given, queries whose files cannot be read are passed over and told here by name with the reason; what it
+      holds at the end is listed in bad_files.txt.
 
   Returns:
     What metrics.json holds; None when no query has labels.
 
   Raises:
-    InputError: a file cannot be read or written, or a label map has another size than its image.
+    InputError: a file cannot be read or written, a label map has another size than its image, or every query is bad.
   """
   outdir = Path(outdir)
-  # Metrics of an earlier run are no longer true of what this one writes.
-  outputs.remove(outdir / "metrics.json")
+  # What an earlier run said is no longer true of what this one writes.
+  for name in ("metrics.json", BAD_FILES):
+    outputs.remove(outdir / name)
   labels = labels or LabelFormat()
   size = (split * predictor.tile_size[0], split * predictor.tile_size[1])
   most_prompts = max(len(query.prompts) for query in queries)
   read_prompt = functools.lru_cache(max(_CACHED_PROMPTS // split**2, most_prompts, 1))(
     functools.partial(_read_prompt, labels=labels, size=size)
   )
-  scores = Scores()
-  with tqdm(queries, desc="infer", unit="image") as bar:
-    for query in bar:
-      image = read_image(query.image)
-      truth = None if query.truth is None else _read_label_map(query.truth, image, labels)
-      prompts = [read_prompt(files) for files in query.prompts]
-      prediction = predictor.predict(image, prompts, split=split, seg_type=seg_type)
-      shown = None if truth is None else np.where(truth == IGNORE, np.uint8(0), truth)
-      outputs.write_prediction(outdir, query.name, image, prompts, prediction, shown)
-      if truth is not None:
-        scores.add(query.name, prediction.labels, truth)
+
+  def read(query: Query) -> _Read:
+    image = read_image(query.image)
+    truth = None if query.truth is None else _read_label_map(query.truth, image, labels)
+    return _Read(query.name, image, truth, [read_prompt(files) for files in query.prompts])
+
+  def write(item: _Read, prediction: Prediction) -> None:
+    shown = None if item.truth is None else np.where(item.truth == IGNORE, np.uint8(0), item.truth)
+    outputs.write_prediction(outdir, item.name, item.image, item.prompts, prediction, shown)
+
+  scores, on_the_way, done = Scores(), collections.deque[_Read](), 0
+  with ThreadPoolExecutor(_THREADS) as readers, ThreadPoolExecutor(_THREADS) as writers:
+
+    def pairs() -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
+      for query, coming in _ahead(readers, read, queries):
+        try:
+          item = coming.result()
+        except InputError as error:
+          if bad is None:
+            raise
+          bad[query.name] = str(error)
+          continue
+        on_the_way.append(item)
+        yield item.image, item.prompts
+
+    written: collections.deque[Future] = collections.deque()
+    found = predictor.predict_many(pairs(), split=split, seg_type=seg_type)
+    for prediction in tqdm(found, desc="infer", unit="image", total=len(queries)):
+      item, done = on_the_way.popleft(), done + 1
+      written.append(writers.submit(write, item, prediction))
+      if item.truth is not None:
+        scores.add(item.name, prediction.labels, item.truth)
+      while len(written) > _AHEAD or (written and written[0].done()):
+        written.popleft().result()
+    for future in written:
+      future.result()
+  if bad and not done:
+    raise InputError(f"none of {len(queries)} images could be segmented, the first: {next(iter(bad.values()))}")
+  if bad:
+    outputs.write_text(outdir / BAD_FILES, "".join(f"{name}: {reason}\n" for name, reason in sorted(bad.items())))
   if not scores.per_image:
     return None
   metrics = scores.summary(unscored=[query.name for query in queries if query.truth is None])
   outputs.write_json(outdir / "metrics.json", metrics)
   return metrics
+
+
+def _ahead(
+  pool: ThreadPoolExecutor, read: Callable[[Query], _Read], queries: Sequence[Query]
+) -> Iterator[tuple[Query, Future[_Read]]]:
+  """Each query with what is read of it, in their order, a few of them ahead."""
+  coming: collections.deque[tuple[Query, Future[_Read]]] = collections.deque()
+  for query in queries:
+    coming.append((query, pool.submit(read, query)))
+    if len(coming) > _AHEAD:
+      yield coming.popleft()
+  yield from coming
 
 
 def _read_prompt(files: PromptFiles, labels: LabelFormat, size: tuple[int, int]) -> Prompt:

@@ -101,6 +101,15 @@ def write_json(path: Path, value: Any) -> None:
   write_whole(path, lambda file: file.write(json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"))
 
 
+def write_text(path: Path, text: str) -> None:
+  """Writes a text file.
+
+  Raises:
+    InputError: the folder cannot be written to.
+  """
+  write_whole(path, lambda file: file.write(text.encode()))
+
+
 def remove(path: Path) -> None:
   """Removes a file if it is there.
 

@@ -1,16 +1,18 @@
 """From an image and a few labelled prompts to the image's label map.
 
 In: a uint8 image of any size and prompts, each a uint8 image with its integer label map. Out: a `Prediction` at the
-image's own size. Sizes vary from image to image, so only canvases enter compiled code: the network is compiled once
-for each number of prompts and tiles, decoding once for all image sizes.
+image's own size. Sizes vary from image to image, so only canvases enter compiled code. Tiles of one image or of many go
+through the network together, in batches of 1, 2, 4, ... tiles: it is compiled once for each of these and each number of
+prompts.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +28,14 @@ from seggpt_jax.model import weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
 from seggpt_jax.model.adapters import LearntPrompt
 from seggpt_jax.model.seggpt import SegGPT, SegType
+from seggpt_jax.typing import AnyArray
 
 Prompt = tuple[np.ndarray, np.ndarray]
 
 _MAX_LABEL = 65_535  # what a 16-bit PNG holds
-_BLOCK = (512, 512)  # pixels decoded at a time
+_LEAST_BLOCK, _MOST_BLOCK = 2**12, 2**18  # pixels decoded at a time
+_IN_FLIGHT = 2  # batches on the device: one at work, one behind it
+_MOST_WAITING = 64  # images whose tiles wait for others with as many prompts
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -65,8 +70,8 @@ class Predictor:
 
   Args:
     model: the network; its parameters stay where they lie.
-    max_canvases: how many canvases go through the network at once while an image is cut into tiles. The prompts of one
-      tile always go together, since the network averages over them, however many they are.
+    max_canvases: how many canvases go through the network at once. The prompts of one tile always go together, since
+      the network averages over them, however many they are.
     learnt: a learnt prompt, for images that come without prompts.
   """
 
@@ -119,7 +124,7 @@ class Predictor:
     split: int = 1,
     seg_type: SegType = "semantic",
   ) -> Prediction:
-    """Segments one image.
+    """Segments one image; `predict_many` with a single query.
 
     The painted colours are resized bilinearly to the image's size and decoded there, which gives smooth outlines where
     resizing labels would give steps. Only the background and the classes of the prompts are decoded to: the network
@@ -141,70 +146,175 @@ class Predictor:
     Raises:
       InputError: an argument is not as described above.
     """
-    image, palette = np.asarray(image), None if palette is None else np.asarray(palette)
-    prompts = [tuple(np.asarray(array) for array in prompt) for prompt in prompts]
-    _check_image("image", image)
-    if prompts or self.learnt is None:
-      _check_prompts(prompts)
+    (prediction,) = self.predict_many([(image, prompts)], palette=palette, split=split, seg_type=seg_type)
+    return prediction
+
+  def predict_many(
+    self,
+    queries: Iterable[tuple[np.ndarray, Sequence[Prompt]]],
+    *,
+    palette: np.ndarray | None = None,
+    split: int = 1,
+    seg_type: SegType = "semantic",
+  ) -> Iterator[Prediction]:
+    """Segments many images, a batch of tiles at a time, whichever images they are of.
+
+    The device works while the next queries are read and the last ones are decoded, so `queries` may as well be a
+    generator that reads files. In a batch are tiles with the same number of prompts.
+
+    Args:
+      queries: pairs of an image and its prompts, as of `predict`.
+      palette: see `predict`.
+      split: likewise.
+      seg_type: likewise.
+
+    Yields:
+      The prediction of each query, in their order, a few batches behind what was read.
+
+    Raises:
+      InputError: an argument is not as described above.
+    """
     if not isinstance(split, int) or split < 1:
       raise InputError(f"split: found {split}, expected a whole number of at least 1")
     if seg_type not in ("semantic", "instance"):
       raise InputError(f"seg_type: found {seg_type!r}, expected 'semantic' or 'instance'")
-    if not prompts:
+    palette = None if palette is None else np.asarray(palette)
+    painter = _Painter(functools.partial(paint, self._graph, self._params, seg_type=seg_type), self.max_canvases)
+    jobs: collections.deque[_Job] = collections.deque()
+    for image, prompts in queries:
+      job = self._prepare(np.asarray(image), prompts, palette, split)
+      jobs.append(job)
+      painter.add(job)
+      if len(jobs) > _MOST_WAITING:
+        painter.flush()
+      while jobs and jobs[0].is_painted():
+        yield jobs.popleft().finish()
+    painter.flush()
+    painter.wait()
+    for job in jobs:
+      yield job.finish()
+
+  def _prepare(self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, split: int) -> _Job:
+    """Checks a query and cuts it and its prompts into tiles."""
+    prompts = [tuple(np.asarray(array) for array in prompt) for prompt in prompts]
+    _check_image("image", image)
+    queries = tiling.image_tiles(image, split, self.tile_size)
+    if not prompts and self.learnt is not None:
       if palette is not None:
         raise InputError("palette: found one without prompts, expected none: a learnt prompt has colours of its own")
-      return self._predict_by_learnt(image, split, seg_type)
-    num_classes = 1 + max(int(labels.max()) for _, labels in prompts)
-    palette = _check_palette(palette, num_classes)
-
+      prompt, target = (np.asarray(self.learnt.params[f"prompt.{part}"])[None] for part in ("image", "target"))
+      classes = np.arange(self.learnt.num_classes)
+      return _Job(image.shape[:2], queries, prompt, target, palette_lib.fixed_palette(len(classes)), classes)
+    _check_prompts(prompts)
+    palette = _check_palette(palette, 1 + max(int(labels.max()) for _, labels in prompts))
     prompt_images = np.concatenate([tiling.image_tiles(pixels, split, self.tile_size) for pixels, _ in prompts])
     prompt_labels = np.concatenate(
       [tiling.label_tiles(labels.astype(np.int32), split, self.tile_size) for _, labels in prompts]
     )
-    colours = self._paint_image(image, split, prompt_images, palette[prompt_labels], seg_type)
-    return _decoded(colours, palette, np.union1d(prompt_labels, [0]))
+    classes = np.union1d(prompt_labels, [0])
+    return _Job(image.shape[:2], queries, prompt_images, palette[prompt_labels], palette, classes)
 
-  def _predict_by_learnt(self, image: np.ndarray, split: int, seg_type: SegType) -> Prediction:
-    """Segments with the learnt prompt, whose colours are those of the fixed palette."""
-    learnt, num_classes = self.learnt.params, self.learnt.num_classes
-    prompt, target = (learnt[f"prompt.{part}"][None] for part in ("image", "target"))
-    colours = self._paint_image(image, split, prompt, target, seg_type)
-    return _decoded(colours, palette_lib.fixed_palette(num_classes), np.arange(num_classes))
 
-  def _paint_image(
-    self, image: np.ndarray, split: int, prompts: np.ndarray, targets: np.ndarray, seg_type: SegType
-  ) -> np.ndarray:
-    """The painted colours at the image's own size."""
-    painted = self._paint(tiling.image_tiles(image, split, self.tile_size), prompts, targets, seg_type)
-    return tiling.resize_colours(tiling.join(painted), image.shape[:2])
+class _Job:
+  """An image on its way through the network.
 
-  def _paint(self, queries: np.ndarray, prompts: np.ndarray, targets: np.ndarray, seg_type: SegType) -> np.ndarray:
-    """Paints query tiles `[tiles, h, w, 3]`, a few at a time, each with all prompt tiles."""
-    count = _tiles_at_once(len(queries), len(prompts), self.max_canvases)
-    prompts, targets = jnp.asarray(prompts), jnp.asarray(targets)
-    painted = [
-      paint(self._graph, self._params, jnp.asarray(queries[start : start + count]), prompts, targets, seg_type)
-      for start in range(0, len(queries), count)
-    ]
-    return np.concatenate([np.asarray(tiles) for tiles in painted])
+  Args:
+    size: height and width of the image.
+    queries: its tiles, `[tiles, h, w, 3]`.
+    prompts: the prompts of each of them, `[k, h, w, 3]`.
+    targets: their coloured masks.
+    palette: the colour of each class.
+    classes: those that are decoded to.
+  """
+
+  def __init__(
+    self,
+    size: tuple[int, int],
+    queries: np.ndarray,
+    prompts: np.ndarray,
+    targets: np.ndarray,
+    palette: np.ndarray,
+    classes: np.ndarray,
+  ):
+    self.queries, self.prompts, self.targets = queries, prompts, targets
+    self.painted: dict[int, np.ndarray] = {}  # by tile
+    self._size, self._palette, self._classes = size, palette, classes
+
+  def is_painted(self) -> bool:
+    return len(self.painted) == len(self.queries)
+
+  def finish(self) -> Prediction:
+    """Joins and decodes what was painted."""
+    colours = tiling.join(np.stack([self.painted[index] for index in range(len(self.queries))]))
+    return _decoded(tiling.resize_colours(colours, self._size), self._palette, self._classes)
+
+
+class _Painter:
+  """Sends tiles through the network in batches.
+
+  Args:
+    run: `paint`, but for queries, prompts and targets.
+    max_canvases: how many go through at once.
+  """
+
+  def __init__(self, run: Callable[[Array, Array, Array], Array], max_canvases: int):
+    self._run, self._max_canvases = run, max_canvases
+    # By number and kind of prompts, which have to be the same in a batch.
+    self._waiting: dict[tuple[int, np.dtype], list[tuple[_Job, int]]] = {}
+    self._running: collections.deque[tuple[list[tuple[_Job, int]], Array]] = collections.deque()
+
+  def add(self, job: _Job) -> None:
+    """Takes the tiles of an image; those that fill a batch go at once."""
+    kind = len(job.prompts), job.prompts.dtype
+    waiting = self._waiting.setdefault(kind, [])
+    waiting += [(job, index) for index in range(len(job.queries))]
+    most = _power_of_two(max(self._max_canvases // kind[0], 1))
+    while len(waiting) >= most:
+      self._send(waiting, most)
+
+  def flush(self) -> None:
+    """Sends what still waits for a full batch."""
+    for waiting in self._waiting.values():
+      while waiting:
+        self._send(waiting, _power_of_two(len(waiting)))
+
+  def wait(self, leave: int = 0) -> None:
+    """Takes back what was painted, but for the last so many batches."""
+    while len(self._running) > leave:
+      tiles, painted = self._running.popleft()
+      for (job, index), colours in zip(tiles, np.asarray(painted), strict=True):
+        job.painted[index] = colours
+
+  def _send(self, waiting: list[tuple[_Job, int]], count: int) -> None:
+    tiles = waiting[:count]
+    del waiting[:count]
+    queries = np.stack([job.queries[index] for job, index in tiles])
+    prompts, targets = (np.stack([getattr(job, part) for job, _ in tiles]) for part in ("prompts", "targets"))
+    self._running.append((tiles, self._run(queries, prompts, targets)))
+    self.wait(leave=_IN_FLIGHT)
+
+
+def _power_of_two(count: int) -> int:
+  """The largest that is no larger."""
+  return 1 << (count.bit_length() - 1)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "seg_type"))
 def paint(
   graph: nnx.GraphDef,
   params: weights.Params,
-  queries: UInt8[Array, "q h w 3"],
-  prompts: Num[Array, "k h w 3"],
-  targets: Num[Array, "k h w 3"],
+  queries: UInt8[AnyArray, "q h w 3"],
+  prompts: Num[AnyArray, "q k h w 3"],
+  targets: Num[AnyArray, "q k h w 3"],
   seg_type: SegType,
 ) -> UInt8[Array, "q h w 3"]:
-  """Runs the network on every query with the ensemble of all prompts.
+  """Runs the network on every query with the ensemble of its prompts.
 
   Args:
     graph: structure of the model.
     params: its parameters.
     queries: Q images of half a canvas.
-    prompts: K images likewise, 0..255; or normalised already, if they are not integers.
+    prompts: K images for each, likewise, 0..255; or normalised already, if they are not integers.
     targets: their coloured masks, likewise.
     seg_type: "semantic" or "instance".
 
@@ -212,15 +322,14 @@ def paint(
     The colours of the queries, 0..255.
   """
   model = weights.merge(graph, params)
-  config, q, k = model.config, queries.shape[0], prompts.shape[0]
+  config, (q, k) = model.config, prompts.shape[:2]
 
   def normalised(pixels: Array) -> Array:
     is_learnt = jnp.issubdtype(pixels.dtype, jnp.floating)
     return pixels if is_learnt else canvas.normalise(pixels, config.image_mean, config.image_std)
 
-  queries, prompts, targets = (normalised(pixels) for pixels in (queries, prompts, targets))
-  images = jnp.concatenate([jnp.tile(prompts, (q, 1, 1, 1)), jnp.repeat(queries, k, axis=0)], axis=1)
-  targets = jnp.tile(targets, (q, 1, 1, 1))
+  prompts, targets = (normalised(pixels.reshape(q * k, *pixels.shape[2:])) for pixels in (prompts, targets))
+  images = jnp.concatenate([prompts, jnp.repeat(normalised(queries), k, axis=0)], axis=1)
   targets = jnp.concatenate([targets, jnp.zeros_like(targets)], axis=1)
   patch_mask = jnp.broadcast_to(canvas.lower_half_mask(config.grid)[None], (q * k, *config.grid))
   colours = canvas.query_half(model(images, targets, patch_mask, seg_type=seg_type, prompts_per_query=k))
@@ -246,9 +355,10 @@ def decode(colours: UInt8[np.ndarray, "h w 3"], palette: Num[np.ndarray, "n 3"])
   # As few shapes as there are powers of two: the first colour repeated is never the answer, ties go to the lower index.
   rows = 1 << (len(palette) - 1).bit_length()
   filled = np.concatenate([palette, np.repeat(palette[:1], rows - len(palette), axis=0)])[None].astype(np.float32)
-  blocks = tiling.pixel_blocks(colours.reshape(-1, 3), _BLOCK[0] * _BLOCK[1], fill=0)
-  labels = [_decode_block(block.reshape(1, *_BLOCK, 3), filled) for block in blocks]
   height, width, _ = colours.shape
+  size = min(max(1 << (height * width - 1).bit_length(), _LEAST_BLOCK), _MOST_BLOCK)
+  blocks = tiling.pixel_blocks(colours.reshape(-1, 3), size, fill=0)
+  labels = [_decode_block(block[None, None], filled) for block in blocks]
   return np.concatenate([np.ravel(block) for block in labels])[: height * width].reshape(height, width)
 
 
@@ -256,12 +366,6 @@ def _decoded(colours: np.ndarray, palette: np.ndarray, classes: np.ndarray) -> P
   """The nearest of the colours of those classes, for each pixel."""
   labels = classes[decode(colours, palette[classes])].astype(np.uint8 if len(palette) <= 256 else np.uint16)
   return Prediction(labels, colours, palette, tuple(classes.tolist()))
-
-
-def _tiles_at_once(tiles: int, prompts: int, max_canvases: int) -> int:
-  """The largest number of query tiles that divides their total, so that all calls have one shape, and keeps to
-  `max_canvases`; one at least."""
-  return max(n for n in range(1, tiles + 1) if n == 1 or (tiles % n == 0 and n * prompts <= max_canvases))
 
 
 def _check_image(name: str, image: np.ndarray) -> None:

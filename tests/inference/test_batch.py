@@ -202,6 +202,23 @@ def test_a_label_of_another_size_than_its_image_is_named(folders, predictor):
     path.write_bytes(right)
 
 
+def test_bad_queries_are_passed_over_where_asked_for(folders, weights_directory):
+  """One broken file among thousands must not cost the night; nor may it go unseen."""
+  (folders / "data" / "images" / "a.png").write_bytes(b"no picture")
+  mapping = write_mapping(folders, {"a": ["p.png"], "b": ["gone.png"], "c": ["q.png"]})
+  done = command(folders, weights_directory, "--mapping", mapping)
+  assert done.returncode == 2 and "gone.png: found no prompt image" in done.stderr
+  done = command(folders, weights_directory, "--mapping", mapping, "--skip-bad")
+  assert done.returncode == 0, done.stderr
+  assert [path.stem for path in (folders / "out" / "label").iterdir()] == ["c"]
+  listed = (folders / "out" / batch.BAD_FILES).read_text().splitlines()
+  assert [line.split(":")[0] for line in listed] == ["a", "b"] and "a.png: cannot be read" in listed[0]
+  assert "passed over 2 images, the first: b: " in done.stdout
+  (folders / "data" / "images" / "c.png").write_bytes(b"")
+  done = command(folders, weights_directory, "--mapping", mapping, "--skip-bad")
+  assert done.returncode == 2 and "none of 2 images could be segmented" in done.stderr
+
+
 def test_noisy_masks_are_read_with_a_threshold(folders, predictor):
   generator = np.random.default_rng(1)
   for path in (folders / "prompts" / "labels").iterdir():

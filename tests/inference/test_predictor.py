@@ -86,11 +86,51 @@ def test_split_prompts_every_tile_with_all_tiles_of_all_prompts(model, predictor
     np.testing.assert_allclose(prediction.colours, expected, atol=0.51)
 
 
+@pytest.mark.parametrize("max_canvases", [1, 8, 100])
+def test_many_at_once_are_what_each_is_alone(model, max_canvases):
+  """Images, prompts and their numbers of all kinds; colours within one step, for sums in another order."""
+  queries = [(picture(seed, 30 + seed, 50), make_prompts(1 + seed % 3)) for seed in range(11)]
+  one = Predictor(model)
+  for split in (1, 2):
+    found = list(Predictor(model, max_canvases=max_canvases).predict_many(iter(queries), split=split))
+    assert len(found) == len(queries)
+    for (image, prompts), prediction in zip(queries, found, strict=True):
+      alone = one.predict(image, prompts, split=split)
+      assert np.abs(prediction.colours.astype(int) - alone.colours).max() <= 1
+      assert np.mean(prediction.labels != alone.labels) <= 1e-3
+
+
 @pytest.mark.parametrize(
-  "tiles, prompts, most, expected", [(1, 50, 16, 1), (4, 4, 16, 4), (9, 2, 16, 3), (16, 1, 7, 4)]
+  "tiles, prompts, most, expected",
+  [(1, 50, 16, [1]), (4, 4, 16, [4]), (9, 2, 16, [8, 1]), (16, 1, 7, [4, 4, 4, 4]), (7, 3, 16, [4, 2, 1])],
 )
-def test_tiles_go_in_equal_calls_within_the_limit(tiles, prompts, most, expected):
-  assert predictor_lib._tiles_at_once(tiles, prompts, most) == expected
+def test_tiles_go_in_few_sizes_of_batches_within_the_limit(tiles, prompts, most, expected):
+  batches = []
+
+  def run(queries, *rest):
+    batches.append(len(queries))
+    return queries
+
+  painter = predictor_lib._Painter(run, most)
+  job = predictor_lib._Job((1, 1), np.zeros((tiles, 1, 1, 3)), *[np.zeros((prompts, 1, 1, 3))] * 2, *[np.zeros(0)] * 2)
+  painter.add(job)
+  painter.flush()
+  painter.wait()
+  assert batches == expected and job.is_painted()
+
+
+def test_images_are_read_as_they_are_needed(predictor):
+  """Else a folder of a hundred thousand would have to fit into memory."""
+  read = 0
+
+  def queries():
+    nonlocal read
+    for seed in range(400):
+      read += 1
+      yield picture(seed % 5), make_prompts(1)
+
+  for done, _ in enumerate(predictor.predict_many(queries()), start=1):
+    assert read - done <= 2 * predictor_lib._MOST_WAITING
 
 
 @pytest.mark.parametrize("height, width, split", [(1, 1, 1), (17, 91, 1), (45, 33, 2)])
@@ -105,7 +145,7 @@ def test_any_size_in_the_same_size_out(predictor, height, width, split):
 
 def test_new_image_sizes_compile_nothing(predictor):
   prompts = make_prompts(1)
-  predictor.predict(picture(5, 40, 40), prompts)
+  predictor.predict(picture(5, 40, 600), prompts)
   compiled = predictor_lib.paint._cache_size(), predictor_lib._decode_block._cache_size()
   for height in range(41, 46):
     predictor.predict(picture(5, height, 600), prompts)

@@ -66,7 +66,8 @@ def predict_program(data, fsdp):
   graph, params = weights.abstract(CONFIG, dtype=jnp.bfloat16)
   params = placed(params, sharding.tree_sharding(mesh_of(data, fsdp), params))
   half = shape((2, CONFIG.canvas_size[0] // 2, CONFIG.canvas_size[1], 3), jnp.uint8)
-  return export.export(paint, platforms=PLATFORMS)(graph, params, half, half, half, "semantic")
+  prompts = shape((2, *half.shape), jnp.uint8)
+  return export.export(paint, platforms=PLATFORMS)(graph, params, half, prompts, prompts, "semantic")
 
 
 def products(exported):
