@@ -33,7 +33,11 @@ _MAPPING = flags.DEFINE_string(
   "JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve every query.",
 )
 _TOP_K = flags.DEFINE_integer("top-k", 1, "The most prompts that a query gets.", lower_bound=1)
-_SPLIT = flags.DEFINE_integer("split", 1, "Cuts queries and prompts into n x n tiles, for small things.", lower_bound=1)
+_SPLIT = flags.DEFINE_list(
+  "split",
+  "1",
+  "Cuts queries and prompts into n x n tiles, for small things; of several, such as 1,2,4, the mean decides.",
+)
 _OUTDIR = flags.DEFINE_string("outdir", None, "Folder of the results.", required=True)
 _LABELS = flags.DEFINE_enum(
   "labels",
@@ -60,6 +64,10 @@ def main(argv: list[str]) -> None:
   for name in ("model-path", "prompt-img-dir", "prompt-label-dir", "dataset-dir", "outdir", "adapter"):
     if flags.FLAGS[name].value == "":
       raise InputError(f"--{name}: found an empty value, expected a path")
+  try:
+    splits = [int(text) for text in _SPLIT.value]
+  except ValueError as error:
+    raise InputError(f"--split: found {','.join(_SPLIT.value)}, expected a number, or several such as 1,2,4") from error
   adapter = load_adapter(_ADAPTER.value) if _ADAPTER.value else None
   learnt = adapter is not None and isinstance(adapter.adapter, LearntPrompt)
   for flag in (_PROMPT_IMG_DIR, _PROMPT_LABEL_DIR):
@@ -83,7 +91,7 @@ def main(argv: list[str]) -> None:
     predictor,
     queries,
     _OUTDIR.value,
-    split=_SPLIT.value,
+    split=splits,
     seg_type=_SEG_TYPE.value,
     labels=labels,
     bad=bad,

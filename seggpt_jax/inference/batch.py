@@ -230,7 +230,7 @@ def run(
   queries: Sequence[Query],
   outdir: str | os.PathLike,
   *,
-  split: int = 1,
+  split: int | Sequence[int] = 1,
   seg_type: SegType = "semantic",
   labels: LabelFormat | None = None,
   bad: dict[str, str] | None = None,
@@ -259,9 +259,10 @@ def run(
   for name in ("metrics.json", BAD_FILES):
     outputs.remove(outdir / name)
   labels = labels or LabelFormat()
-  size = (split * predictor.tile_size[0], split * predictor.tile_size[1])
+  most_tiles = split if isinstance(split, int) else max(split)
+  size = (most_tiles * predictor.tile_size[0], most_tiles * predictor.tile_size[1])
   most_prompts = max(len(query.prompts) for query in queries)
-  read_prompt = functools.lru_cache(max(_CACHED_PROMPTS // split**2, most_prompts, 1))(
+  read_prompt = functools.lru_cache(max(_CACHED_PROMPTS // most_tiles**2, most_prompts, 1))(
     functools.partial(_read_prompt, labels=labels, size=size)
   )
 

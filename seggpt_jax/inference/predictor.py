@@ -121,7 +121,7 @@ class Predictor:
     prompts: Sequence[Prompt] = (),
     *,
     palette: np.ndarray | None = None,
-    split: int = 1,
+    split: int | Sequence[int] = 1,
     seg_type: SegType = "semantic",
   ) -> Prediction:
     """Segments one image; `predict_many` with a single query.
@@ -137,7 +137,8 @@ class Predictor:
       palette: the colour of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes. A
         learnt prompt has the colours that it was trained with, and no others.
       split: cuts the query and every prompt into `split x split` tiles. Each tile of each prompt is a prompt for each
-        tile of the query: small things come out larger, at `split**4` times the work.
+        tile of the query: small things come out larger, at `split**4` times the work. Of several splits the painted
+        colours are averaged before they are decoded: the whole image for what is large, tiles for what is small.
       seg_type: "semantic" or "instance".
 
     Returns:
@@ -154,7 +155,7 @@ class Predictor:
     queries: Iterable[tuple[np.ndarray, Sequence[Prompt]]],
     *,
     palette: np.ndarray | None = None,
-    split: int = 1,
+    split: int | Sequence[int] = 1,
     seg_type: SegType = "semantic",
   ) -> Iterator[Prediction]:
     """Segments many images, a batch of tiles at a time, whichever images they are of.
@@ -174,17 +175,19 @@ class Predictor:
     Raises:
       InputError: an argument is not as described above.
     """
-    if not isinstance(split, int) or split < 1:
-      raise InputError(f"split: found {split}, expected a whole number of at least 1")
+    splits = (split,) if isinstance(split, int) else tuple(split)
+    if not splits or len(set(splits)) < len(splits) or not all(isinstance(n, int) and n >= 1 for n in splits):
+      raise InputError(f"split: found {split}, expected a whole number of at least 1, or several that differ")
     if seg_type not in ("semantic", "instance"):
       raise InputError(f"seg_type: found {seg_type!r}, expected 'semantic' or 'instance'")
     palette = None if palette is None else np.asarray(palette)
     painter = _Painter(functools.partial(paint, self._graph, self._params, seg_type=seg_type), self.max_canvases)
     jobs: collections.deque[_Job] = collections.deque()
     for image, prompts in queries:
-      job = self._prepare(np.asarray(image), prompts, palette, split)
+      job = self._prepare(np.asarray(image), prompts, palette, splits)
       jobs.append(job)
-      painter.add(job)
+      for part in job.parts:
+        painter.add(part)
       if len(jobs) > _MOST_WAITING:
         painter.flush()
       while jobs and jobs[0].is_painted():
@@ -194,59 +197,77 @@ class Predictor:
     for job in jobs:
       yield job.finish()
 
-  def _prepare(self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, split: int) -> _Job:
+  def _prepare(
+    self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, splits: tuple[int, ...]
+  ) -> _Job:
     """Checks a query and cuts it and its prompts into tiles."""
     prompts = [tuple(np.asarray(array) for array in prompt) for prompt in prompts]
     _check_image("image", image)
-    queries = tiling.image_tiles(image, split, self.tile_size)
+    queries = [tiling.image_tiles(image, split, self.tile_size) for split in splits]
     if not prompts and self.learnt is not None:
       if palette is not None:
         raise InputError("palette: found one without prompts, expected none: a learnt prompt has colours of its own")
       prompt, target = (np.asarray(self.learnt.params[f"prompt.{part}"])[None] for part in ("image", "target"))
       classes = np.arange(self.learnt.num_classes)
-      return _Job(image.shape[:2], queries, prompt, target, palette_lib.fixed_palette(len(classes)), classes)
+      parts = [_Part(tiles, prompt, target) for tiles in queries]
+      return _Job(image.shape[:2], parts, palette_lib.fixed_palette(len(classes)), classes)
     _check_prompts(prompts)
     palette = _check_palette(palette, 1 + max(int(labels.max()) for _, labels in prompts))
-    prompt_images = np.concatenate([tiling.image_tiles(pixels, split, self.tile_size) for pixels, _ in prompts])
-    prompt_labels = np.concatenate(
-      [tiling.label_tiles(labels.astype(np.int32), split, self.tile_size) for _, labels in prompts]
-    )
-    classes = np.union1d(prompt_labels, [0])
-    return _Job(image.shape[:2], queries, prompt_images, palette[prompt_labels], palette, classes)
+    parts, classes = [], np.zeros(1, np.int32)
+    for split, tiles in zip(splits, queries, strict=True):
+      images = np.concatenate([tiling.image_tiles(pixels, split, self.tile_size) for pixels, _ in prompts])
+      labels = np.concatenate(
+        [tiling.label_tiles(labels.astype(np.int32), split, self.tile_size) for _, labels in prompts]
+      )
+      parts.append(_Part(tiles, images, palette[labels]))
+      classes = np.union1d(classes, labels)
+    return _Job(image.shape[:2], parts, palette, classes)
 
 
-class _Job:
-  """An image on its way through the network.
+@dataclasses.dataclass(eq=False)
+class _Part:
+  """An image on its way through the network, cut into tiles in one way.
 
-  Args:
-    size: height and width of the image.
+  Attributes:
     queries: its tiles, `[tiles, h, w, 3]`.
     prompts: the prompts of each of them, `[k, h, w, 3]`.
     targets: their coloured masks.
+    painted: what the network made of the tiles so far, by their place.
+  """
+
+  queries: np.ndarray
+  prompts: np.ndarray
+  targets: np.ndarray
+  painted: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  def joined(self) -> np.ndarray:
+    return tiling.join(np.stack([self.painted[index] for index in range(len(self.queries))]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Job:
+  """What becomes a prediction.
+
+  Attributes:
+    size: height and width of the image.
+    parts: one for each split.
     palette: the colour of each class.
     classes: those that are decoded to.
   """
 
-  def __init__(
-    self,
-    size: tuple[int, int],
-    queries: np.ndarray,
-    prompts: np.ndarray,
-    targets: np.ndarray,
-    palette: np.ndarray,
-    classes: np.ndarray,
-  ):
-    self.queries, self.prompts, self.targets = queries, prompts, targets
-    self.painted: dict[int, np.ndarray] = {}  # by tile
-    self._size, self._palette, self._classes = size, palette, classes
+  size: tuple[int, int]
+  parts: list[_Part]
+  palette: np.ndarray
+  classes: np.ndarray
 
   def is_painted(self) -> bool:
-    return len(self.painted) == len(self.queries)
+    return all(len(part.painted) == len(part.queries) for part in self.parts)
 
   def finish(self) -> Prediction:
     """Joins and decodes what was painted."""
-    colours = tiling.join(np.stack([self.painted[index] for index in range(len(self.queries))]))
-    return _decoded(tiling.resize_colours(colours, self._size), self._palette, self._classes)
+    colours = [tiling.resize_colours(part.joined(), self.size) for part in self.parts]
+    fused = colours[0] if len(colours) == 1 else np.round(np.mean(colours, axis=0)).astype(np.uint8)
+    return _decoded(fused, self.palette, self.classes)
 
 
 class _Painter:
@@ -260,14 +281,14 @@ class _Painter:
   def __init__(self, run: Callable[[Array, Array, Array], Array], max_canvases: int):
     self._run, self._max_canvases = run, max_canvases
     # By number and kind of prompts, which have to be the same in a batch.
-    self._waiting: dict[tuple[int, np.dtype], list[tuple[_Job, int]]] = {}
-    self._running: collections.deque[tuple[list[tuple[_Job, int]], Array]] = collections.deque()
+    self._waiting: dict[tuple[int, np.dtype], list[tuple[_Part, int]]] = {}
+    self._running: collections.deque[tuple[list[tuple[_Part, int]], Array]] = collections.deque()
 
-  def add(self, job: _Job) -> None:
+  def add(self, part: _Part) -> None:
     """Takes the tiles of an image; those that fill a batch go at once."""
-    kind = len(job.prompts), job.prompts.dtype
+    kind = len(part.prompts), part.prompts.dtype
     waiting = self._waiting.setdefault(kind, [])
-    waiting += [(job, index) for index in range(len(job.queries))]
+    waiting += [(part, index) for index in range(len(part.queries))]
     most = _power_of_two(max(self._max_canvases // kind[0], 1))
     while len(waiting) >= most:
       self._send(waiting, most)
@@ -282,14 +303,14 @@ class _Painter:
     """Takes back what was painted, but for the last so many batches."""
     while len(self._running) > leave:
       tiles, painted = self._running.popleft()
-      for (job, index), colours in zip(tiles, np.asarray(painted), strict=True):
-        job.painted[index] = colours
+      for (part, index), colours in zip(tiles, np.asarray(painted), strict=True):
+        part.painted[index] = colours
 
-  def _send(self, waiting: list[tuple[_Job, int]], count: int) -> None:
+  def _send(self, waiting: list[tuple[_Part, int]], count: int) -> None:
     tiles = waiting[:count]
     del waiting[:count]
-    queries = np.stack([job.queries[index] for job, index in tiles])
-    prompts, targets = (np.stack([getattr(job, part) for job, _ in tiles]) for part in ("prompts", "targets"))
+    queries = np.stack([part.queries[index] for part, index in tiles])
+    prompts, targets = np.stack([part.prompts for part, _ in tiles]), np.stack([part.targets for part, _ in tiles])
     self._running.append((tiles, self._run(queries, prompts, targets)))
     self.wait(leave=_IN_FLIGHT)
 

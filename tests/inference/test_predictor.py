@@ -112,11 +112,11 @@ def test_tiles_go_in_few_sizes_of_batches_within_the_limit(tiles, prompts, most,
     return queries
 
   painter = predictor_lib._Painter(run, most)
-  job = predictor_lib._Job((1, 1), np.zeros((tiles, 1, 1, 3)), *[np.zeros((prompts, 1, 1, 3))] * 2, *[np.zeros(0)] * 2)
-  painter.add(job)
+  part = predictor_lib._Part(np.zeros((tiles, 1, 1, 3)), *[np.zeros((prompts, 1, 1, 3))] * 2)
+  painter.add(part)
   painter.flush()
   painter.wait()
-  assert batches == expected and job.is_painted()
+  assert batches == expected and len(part.painted) == tiles
 
 
 def test_images_are_read_as_they_are_needed(predictor):
@@ -131,6 +131,18 @@ def test_images_are_read_as_they_are_needed(predictor):
 
   for done, _ in enumerate(predictor.predict_many(queries()), start=1):
     assert read - done <= 2 * predictor_lib._MOST_WAITING
+
+
+def test_several_splits_are_averaged_before_they_are_decoded(predictor):
+  query, prompts = picture(9, 50, 70), make_prompts(2)
+  colours = [predictor.predict(query, prompts, split=split).colours for split in (1, 2, 3)]
+  fused = predictor.predict(query, prompts, split=(1, 2, 3))
+  assert np.abs(fused.colours - np.mean(colours, axis=0)).max() <= 1.5
+  nearest = palette.decode(jnp.asarray(fused.colours)[None], jnp.asarray(fused.palette)[None])[0]
+  np.testing.assert_array_equal(fused.labels, nearest)
+  for wrong in ((), (1, 1), (0,)):
+    with pytest.raises(InputError, match=r"split: found .* expected a whole number of at least 1, or several"):
+      predictor.predict(query, prompts, split=wrong)
 
 
 @pytest.mark.parametrize("height, width, split", [(1, 1, 1), (17, 91, 1), (45, 33, 2)])
