@@ -34,6 +34,8 @@ Prompt = tuple[np.ndarray, np.ndarray]
 
 _MAX_LABEL = 65_535  # what a 16-bit PNG holds
 _LEAST_BLOCK, _MOST_BLOCK = 2**12, 2**18  # pixels decoded at a time
+# A CPU is no faster with larger batches, and slower where they no longer fit into its caches.
+_MAX_CANVASES = {"cpu": 4}
 _IN_FLIGHT = 2  # batches on the device: one at work, one behind it
 _MOST_WAITING = 64  # images whose tiles wait for others with as many prompts
 
@@ -71,13 +73,13 @@ class Predictor:
   Args:
     model: the network; its parameters stay where they lie.
     max_canvases: how many canvases go through the network at once. The prompts of one tile always go together, since
-      the network averages over them, however many they are.
+      the network averages over them, however many they are. 16 by default, on CPUs 4.
     learnt: a learnt prompt, for images that come without prompts.
   """
 
-  def __init__(self, model: SegGPT, *, max_canvases: int = 16, learnt: StoredAdapter | None = None):
+  def __init__(self, model: SegGPT, *, max_canvases: int | None = None, learnt: StoredAdapter | None = None):
     self.config = model.config
-    self.max_canvases = max_canvases
+    self.max_canvases = max_canvases or _MAX_CANVASES.get(jax.default_backend(), 16)
     self.learnt = learnt
     self._graph, self._params = weights.split(model)
 
@@ -88,7 +90,7 @@ class Predictor:
     *,
     adapter: str | os.PathLike | StoredAdapter | None = None,
     dtype=None,
-    max_canvases: int = 16,
+    max_canvases: int | None = None,
   ) -> Predictor:
     """Loads the weights of convert_torch_weights.py or train.py.
 
