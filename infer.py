@@ -14,7 +14,7 @@ from absl import flags
 from seggpt_jax.data.labels import LABEL_MODES, parse_values
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.inference import batch
-from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.predictor import Approach, Predictor
 from seggpt_jax.model.adapter_files import load_adapter
 from seggpt_jax.model.adapters import LearntPrompt
 
@@ -91,8 +91,7 @@ def main(argv: list[str]) -> None:
     predictor,
     queries,
     _OUTDIR.value,
-    split=splits,
-    seg_type=_SEG_TYPE.value,
+    approach=Approach(split=splits, seg_type=_SEG_TYPE.value),
     labels=labels,
     bad=bad,
   )

@@ -7,7 +7,7 @@ network and running the network never loads what reads data.
 import importlib
 
 _HOME = {
-  "Prediction": "seggpt_jax.inference.predictor",
+  "Prediction": "seggpt_jax.inference.prediction",
   "Predictor": "seggpt_jax.inference.predictor",
   "SegGPT": "seggpt_jax.model.seggpt",
   "SegGPTConfig": "seggpt_jax.model.config",

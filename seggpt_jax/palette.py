@@ -111,16 +111,32 @@ def decode(colours: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, "b n 3"]) -
   Returns:
     int32 class indices 0..N-1.
   """
-  colours, palette = colours.astype(jnp.float32), palette.astype(jnp.float32)
-
-  def distance(index: int):
-    # Squared differences, not |c|^2 - 2cp: exact for whole numbers, so that ties are ties.
-    red, green, blue = (colours[..., c] - palette[:, None, None, index, c] for c in range(3))
-    return red * red + green * green + blue * blue
-
-  nearest, least = jnp.zeros(colours.shape[:-1], jnp.int32), distance(0)
+  nearest, least = jnp.zeros(colours.shape[:-1], jnp.int32), _squared_distance(colours, palette, 0)
   for index in range(1, palette.shape[1]):
-    candidate = distance(index)
+    candidate = _squared_distance(colours, palette, index)
     nearest = jnp.where(candidate < least, index, nearest)
     least = jnp.minimum(candidate, least)
   return nearest
+
+
+def nearest_distances(colours: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, "b n 3"]) -> Float[Array, "b h w 2"]:
+  """The Euclidean distances to the nearest palette colour and to the second nearest; equal where two are as near.
+
+  Args:
+    colours: painted colours, 0..255.
+    palette: N >= 2 colours for each sample, 0..255.
+  """
+  least, second = _squared_distance(colours, palette, 0), jnp.full(colours.shape[:-1], jnp.inf)
+  for index in range(1, palette.shape[1]):
+    candidate = _squared_distance(colours, palette, index)
+    second = jnp.minimum(second, jnp.maximum(least, candidate))
+    least = jnp.minimum(least, candidate)
+  return jnp.sqrt(jnp.stack([least, second], axis=-1))
+
+
+def _squared_distance(colours, palette, index: int) -> Float[Array, "b h w"]:
+  """Of every pixel from one colour of its palette, float32."""
+  # Squared differences, not |c|^2 - 2cp: exact for whole numbers, so that ties are ties.
+  colours, palette = colours.astype(jnp.float32), palette.astype(jnp.float32)
+  red, green, blue = (colours[..., c] - palette[:, None, None, index, c] for c in range(3))
+  return red * red + green * green + blue * blue

@@ -164,6 +164,19 @@ def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if pixels is not None:
       return pixels
+  return upright_pixels(image, where)
+
+
+def upright_pixels(image: Image.Image, where: str) -> UInt8[np.ndarray, "h w 3"]:
+  """Pixels of a Pillow image, as `decode_image` gives those of a file.
+
+  Args:
+    image: opened, decoded or not.
+    where: its name, for what may be wrong with it.
+
+  Raises:
+    InputError: it is damaged, cut off, or has floating-point values; names it.
+  """
   image = load_upright(image, where)
   if image.mode in _SIXTEEN_BIT or image.mode == "I":
     values = np.asarray(image).astype(np.float64)

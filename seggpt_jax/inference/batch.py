@@ -27,9 +27,9 @@ from seggpt_jax.data.labels import IGNORE, LABEL_MODES, LabelFormat, LabelMode, 
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.inference import outputs, tiling
-from seggpt_jax.inference.predictor import Prediction, Predictor, Prompt
+from seggpt_jax.inference.prediction import Prediction
+from seggpt_jax.inference.predictor import Approach, Predictor, Prompt
 from seggpt_jax.metrics import iou
-from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.model.weights import find_items, find_weights
 
 _BLOCK = 2**18  # pixels counted at a time
@@ -230,8 +230,7 @@ def run(
   queries: Sequence[Query],
   outdir: str | os.PathLike,
   *,
-  split: int | Sequence[int] = 1,
-  seg_type: SegType = "semantic",
+  approach: Approach | None = None,
   labels: LabelFormat | None = None,
   bad: dict[str, str] | None = None,
 ) -> dict[str, Any] | None:
@@ -241,8 +240,7 @@ def run(
     predictor: the network.
     queries: as of `list_queries`.
     outdir: folder of the results; is made where it is missing. Files of the same names are replaced.
-    split: see `Predictor.predict`.
-    seg_type: likewise.
+    approach: how each image is shown to the network; whole by default.
     labels: how label files are read, those of prompts and queries alike; as class indices by default. Ignored pixels
       are background in a prompt, and are not scored.
     bad: where given, queries whose files cannot be read are passed over and told here by name with the reason; what it
@@ -259,7 +257,8 @@ def run(
   for name in ("metrics.json", BAD_FILES):
     outputs.remove(outdir / name)
   labels = labels or LabelFormat()
-  most_tiles = split if isinstance(split, int) else max(split)
+  approach = approach or Approach()
+  most_tiles = max(approach.splits)
   size = (most_tiles * predictor.tile_size[0], most_tiles * predictor.tile_size[1])
   most_prompts = max(len(query.prompts) for query in queries)
   read_prompt = functools.lru_cache(max(_CACHED_PROMPTS // most_tiles**2, most_prompts, 1))(
@@ -291,7 +290,7 @@ def run(
         yield item.image, item.prompts
 
     written: collections.deque[Future] = collections.deque()
-    found = predictor.predict_many(pairs(), split=split, seg_type=seg_type)
+    found = predictor.predict_many(pairs(), approach)
     for prediction in tqdm(found, desc="infer", unit="image", total=len(queries)):
       item, done = on_the_way.popleft(), done + 1
       written.append(writers.submit(write, item, prediction))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from seggpt_jax.files import write_whole, writing
 from seggpt_jax.inference import tiling
-from seggpt_jax.inference.predictor import Prediction, Prompt
+from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.palette import fixed_palette
 
 
@@ -34,7 +34,7 @@ def overlay(
 
 def concat(
   query: UInt8[np.ndarray, "h w 3"],
-  prompt: Prompt | None,
+  prompt: tuple[np.ndarray, np.ndarray] | None,
   prediction: Prediction,
   truth: Integer[np.ndarray, "h w"] | None = None,
 ) -> UInt8[np.ndarray, "h w2 3"]:
@@ -67,7 +67,7 @@ def write_prediction(
   directory: str | os.PathLike,
   name: str,
   query: UInt8[np.ndarray, "h w 3"],
-  prompts: Sequence[Prompt],
+  prompts: Sequence[tuple[np.ndarray, np.ndarray]],
   prediction: Prediction,
   truth: Integer[np.ndarray, "h w"] | None = None,
 ) -> None:

@@ -1,9 +1,7 @@
 """From an image and a few labelled prompts to the image's label map.
 
-In: a uint8 image of any size and prompts, each a uint8 image with its integer label map. Out: a `Prediction` at the
-image's own size. Sizes vary from image to image, so only canvases enter compiled code. Tiles of one image or of many go
-through the network together, in batches of 1, 2, 4, ... tiles: it is compiled once for each of these and each number of
-prompts.
+In: images of any size and prompts, each an image with its label map. Out: a `Prediction` at the image's own size. How
+an image is cut and turned on the way is an `Approach`; the network is shown windows of one size only (`painter`).
 """
 
 from __future__ import annotations
@@ -12,59 +10,91 @@ import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Integer, Num, UInt8
+from PIL import Image
 
-from seggpt_jax import canvas
 from seggpt_jax import palette as palette_lib
+from seggpt_jax.data.images import read_image, upright_pixels
+from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import tiling
+from seggpt_jax.inference.painter import Painter, Picture, paint
+from seggpt_jax.inference.prediction import Prediction, decode_prediction
+from seggpt_jax.inference.windows import seam_windows, tile_windows
 from seggpt_jax.model import weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
 from seggpt_jax.model.adapters import LearntPrompt
 from seggpt_jax.model.seggpt import SegGPT, SegType
-from seggpt_jax.typing import AnyArray
 
-Prompt = tuple[np.ndarray, np.ndarray]
+Pixels = np.ndarray | Image.Image | str | os.PathLike  # an array, a Pillow image, or a file
+Prompt = tuple[Pixels, Pixels]  # an image and its label map
+Flips = Literal["none", "horizontal", "vertical", "both"]
 
 _MAX_LABEL = 65_535  # what a 16-bit PNG holds
-_LEAST_BLOCK, _MOST_BLOCK = 2**12, 2**18  # pixels decoded at a time
 # A CPU is no faster with larger batches, and slower where they no longer fit into its caches.
 _MAX_CANVASES = {"cpu": 4}
-_IN_FLIGHT = 2  # batches on the device: one at work, one behind it
-_MOST_WAITING = 64  # images whose tiles wait for others with as many prompts
+_MOST_WAITING = 64  # images whose windows wait for others with as many prompts
+# Whether rows and columns of pixels are turned round, for each way that an image is looked at.
+_VIEWS: dict[Flips, tuple[tuple[bool, bool], ...]] = {
+  "none": ((False, False),),
+  "horizontal": ((False, False), (False, True)),
+  "vertical": ((False, False), (True, False)),
+  "both": ((False, False), (False, True), (True, False), (True, True)),
+}
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Prediction:
-  """What the network says about one image; everything has the image's own size.
+@dataclasses.dataclass(frozen=True)
+class Approach:
+  """How the network is shown an image.
 
   Attributes:
-    labels: class indices `[H, W]`, uint8, or uint16 when there are more than 256 classes.
-    colours: the colours the network painted, uint8 `[H, W, 3]`.
-    palette: the colour of each class, uint8 `[N, 3]`.
-    classes: the classes that could be found, ascending: the background and those of the prompts.
+    split: cuts the query and every prompt into `split x split` tiles. Each tile of each prompt is a prompt for each
+      tile of the query: small things come out larger, at `split**4` times the work. Of several splits the painted
+      colours are averaged before they are decoded: the whole image for what is large, tiles for what is small.
+    overlap: the share of a tile's side, 0 to 0.9, that tiles of the query have in common with the next, at least; what
+      they paint is blended. The prompts' tiles do not overlap.
+    stitch_width: paints the seams between tiles again, in windows that lie across them, in bands of this many patches
+      on each side; 0 leaves them as they are. Not together with `overlap`, which leaves no seams.
+    flips: also shows query and prompts mirrored, and averages: "horizontal" and "vertical" double the work, "both" is
+      four times as much.
+    foreground_tiles: leaves out tiles of prompts without foreground, all but those that fill up to 1, 2, 4, ... tiles.
+    seg_type: "semantic" or "instance".
+
+  Raises:
+    InputError: a value is none of these, or does not go with the others.
   """
 
-  labels: np.ndarray
-  colours: np.ndarray
-  palette: np.ndarray
-  classes: tuple[int, ...]
+  split: int | Sequence[int] = 1
+  overlap: float | int = 0
+  stitch_width: int = 0
+  flips: Flips = "none"
+  foreground_tiles: bool = False
+  seg_type: SegType = "semantic"
 
-  def shares(self) -> dict[int, float]:
-    """The share of the image's pixels, 0..1, of each class that was found."""
-    classes, counts = np.unique(self.labels, return_counts=True)
-    return dict(zip(classes.tolist(), (counts / self.labels.size).tolist(), strict=True))
+  def __post_init__(self):
+    splits = self.splits
+    if not splits or len(set(splits)) < len(splits) or not all(isinstance(n, int) and n >= 1 for n in splits):
+      raise InputError(f"split: found {self.split}, expected a whole number of at least 1, or several that differ")
+    for name, kinds in (("seg_type", get_args(SegType)), ("flips", get_args(Flips))):
+      if getattr(self, name) not in kinds:
+        raise InputError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(kinds)}")
+    if not 0 <= self.overlap <= 0.9:
+      raise InputError(f"overlap: found {self.overlap}, expected 0 to 0.9, a share of a tile's side")
+    if self.stitch_width < 0:
+      raise InputError(f"stitch_width: found {self.stitch_width}, expected a number of patches, or 0")
+    if self.overlap and self.stitch_width:
+      raise InputError(f"overlap: found {self.overlap} with stitch_width {self.stitch_width}, expected one of the two")
+    for name in ("overlap", "stitch_width", "foreground_tiles"):
+      if getattr(self, name) and max(splits) == 1:
+        raise InputError(f"{name}: found {getattr(self, name)} with split 1, expected a split of at least 2")
 
-  def __repr__(self) -> str:
-    height, width = self.labels.shape
-    shares = ", ".join(f"class {index}: {share:.1%}" for index, share in self.shares().items())
-    return f"Prediction({height} x {width}, {shares})"
+  @property
+  def splits(self) -> tuple[int, ...]:
+    return (self.split,) if isinstance(self.split, int) else tuple(self.split)
 
 
 class Predictor:
@@ -117,13 +147,22 @@ class Predictor:
     height, width = self.config.canvas_size
     return height // 2, width
 
+  def __repr__(self) -> str:
+    count, (height, width) = sum(value.size for value in self._params.values()), self.tile_size
+    learnt = f", a learnt prompt of {self.learnt.num_classes} classes" if self.learnt is not None else ""
+    return f"Predictor({count:,} parameters, sees {height} x {width} pixels at once{learnt})"
+
   def predict(
     self,
-    image: np.ndarray,
+    image: Pixels,
     prompts: Sequence[Prompt] = (),
     *,
     palette: np.ndarray | None = None,
     split: int | Sequence[int] = 1,
+    overlap: float | int = 0,
+    stitch_width: int = 0,
+    flips: Flips = "none",
+    foreground_tiles: bool = False,
     seg_type: SegType = "semantic",
   ) -> Prediction:
     """Segments one image; `predict_many` with a single query.
@@ -133,14 +172,17 @@ class Predictor:
     has never seen the colours of the others.
 
     Args:
-      image: the query, uint8 `[H, W, 3]`.
-      prompts: pairs of a uint8 image `[h, w, 3]` and its integer label map `[h, w]`, each of any size; all are
-        ensembled, best first. None are needed by a predictor with a learnt prompt, whose place they take if given.
+      image: the query: uint8 `[H, W, 3]`, a Pillow image, or a file.
+      prompts: pairs of an image, likewise, and its label map, integers `[h, w]`, a Pillow image or a file of class
+        indices; each of any size, all are ensembled, best first. None are needed by a predictor with a learnt prompt,
+        whose place they take if given.
       palette: the colour of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes. A
         learnt prompt has the colours that it was trained with, and no others.
-      split: cuts the query and every prompt into `split x split` tiles. Each tile of each prompt is a prompt for each
-        tile of the query: small things come out larger, at `split**4` times the work. Of several splits the painted
-        colours are averaged before they are decoded: the whole image for what is large, tiles for what is small.
+      split: see `Approach`, as all that follow.
+      overlap: blends tiles of the query that overlap.
+      stitch_width: paints the seams between tiles again.
+      flips: also looks at everything mirrored.
+      foreground_tiles: leaves out tiles of prompts without foreground.
       seg_type: "semantic" or "instance".
 
     Returns:
@@ -149,27 +191,26 @@ class Predictor:
     Raises:
       InputError: an argument is not as described above.
     """
-    (prediction,) = self.predict_many([(image, prompts)], palette=palette, split=split, seg_type=seg_type)
+    approach = Approach(split, overlap, stitch_width, flips, foreground_tiles, seg_type)
+    (prediction,) = self.predict_many([(image, prompts)], approach, palette=palette)
     return prediction
 
   def predict_many(
     self,
-    queries: Iterable[tuple[np.ndarray, Sequence[Prompt]]],
+    queries: Iterable[tuple[Pixels, Sequence[Prompt]]],
+    approach: Approach | None = None,
     *,
     palette: np.ndarray | None = None,
-    split: int | Sequence[int] = 1,
-    seg_type: SegType = "semantic",
   ) -> Iterator[Prediction]:
-    """Segments many images, a batch of tiles at a time, whichever images they are of.
+    """Segments many images, a batch of windows at a time, whichever images they are of.
 
     The device works while the next queries are read and the last ones are decoded, so `queries` may as well be a
-    generator that reads files. In a batch are tiles with the same number of prompts.
+    generator that reads files. In a batch are windows with the same number of prompts.
 
     Args:
       queries: pairs of an image and its prompts, as of `predict`.
+      approach: how each is shown to the network; whole by default.
       palette: see `predict`.
-      split: likewise.
-      seg_type: likewise.
 
     Yields:
       The prediction of each query, in their order, a few batches behind what was read.
@@ -177,73 +218,87 @@ class Predictor:
     Raises:
       InputError: an argument is not as described above.
     """
-    splits = (split,) if isinstance(split, int) else tuple(split)
-    if not splits or len(set(splits)) < len(splits) or not all(isinstance(n, int) and n >= 1 for n in splits):
-      raise InputError(f"split: found {split}, expected a whole number of at least 1, or several that differ")
-    if seg_type not in ("semantic", "instance"):
-      raise InputError(f"seg_type: found {seg_type!r}, expected 'semantic' or 'instance'")
+    approach = approach or Approach()
+    if approach.stitch_width > min(self.tile_size) // self.config.patch_size // 2:
+      most = min(self.tile_size) // self.config.patch_size // 2
+      raise InputError(f"stitch_width: found {approach.stitch_width}, expected at most {most}, half a tile's patches")
     palette = None if palette is None else np.asarray(palette)
-    painter = _Painter(functools.partial(paint, self._graph, self._params, seg_type=seg_type), self.max_canvases)
+    painter = Painter(
+      functools.partial(paint, self._graph, self._params, seg_type=approach.seg_type), self.max_canvases
+    )
     jobs: collections.deque[_Job] = collections.deque()
     for image, prompts in queries:
-      job = self._prepare(np.asarray(image), prompts, palette, splits)
+      job = self._prepare(_as_image("image", image), prompts, palette, approach)
       jobs.append(job)
-      for part in job.parts:
-        painter.add(part)
+      for look in job.looks:
+        painter.add(look.picture)
       if len(jobs) > _MOST_WAITING:
         painter.flush()
       while jobs and jobs[0].is_painted():
         yield jobs.popleft().finish()
-    painter.flush()
-    painter.wait()
+    painter.finish()
     for job in jobs:
       yield job.finish()
 
   def _prepare(
-    self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, splits: tuple[int, ...]
+    self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, approach: Approach
   ) -> _Job:
-    """Checks a query and cuts it and its prompts into tiles."""
-    prompts = [tuple(np.asarray(array) for array in prompt) for prompt in prompts]
-    _check_image("image", image)
-    queries = [tiling.image_tiles(image, split, self.tile_size) for split in splits]
+    """Checks a query, and cuts it and its prompts into tiles in every way that is asked for."""
     if not prompts and self.learnt is not None:
       if palette is not None:
         raise InputError("palette: found one without prompts, expected none: a learnt prompt has colours of its own")
       prompt, target = (np.asarray(self.learnt.params[f"prompt.{part}"])[None] for part in ("image", "target"))
       classes = np.arange(self.learnt.num_classes)
-      parts = [_Part(tiles, prompt, target) for tiles in queries]
-      return _Job(image.shape[:2], parts, palette_lib.fixed_palette(len(classes)), classes)
-    _check_prompts(prompts)
+      looks = self._looks(image, dict.fromkeys(approach.splits, (prompt, target)), approach)
+      return _Job(image.shape[:2], looks, palette_lib.fixed_palette(len(classes)), classes)
+    prompts = _check_prompts(prompts)
     palette = _check_palette(palette, 1 + max(int(labels.max()) for _, labels in prompts))
-    parts, classes = [], np.zeros(1, np.int32)
-    for split, tiles in zip(splits, queries, strict=True):
+    tiles, classes = {}, np.zeros(1, np.int32)
+    for split in approach.splits:
       images = np.concatenate([tiling.image_tiles(pixels, split, self.tile_size) for pixels, _ in prompts])
       labels = np.concatenate(
         [tiling.label_tiles(labels.astype(np.int32), split, self.tile_size) for _, labels in prompts]
       )
-      parts.append(_Part(tiles, images, palette[labels]))
       classes = np.union1d(classes, labels)
-    return _Job(image.shape[:2], parts, palette, classes)
+      if approach.foreground_tiles:
+        kept = tiling.foreground_tiles(labels)
+        images, labels = images[kept], labels[kept]
+      tiles[split] = images, palette[labels]
+    return _Job(image.shape[:2], self._looks(image, tiles, approach), palette, classes)
+
+  def _looks(
+    self, image: np.ndarray, tiles: dict[int, tuple[np.ndarray, np.ndarray]], approach: Approach
+  ) -> list[_Look]:
+    """The image in every size and direction that it is looked at, with the prompts' tiles for each size."""
+    (height, width), patch_size, looks = self.tile_size, self.config.patch_size, []
+    for split, prompts in tiles.items():
+      resized = tiling.resize_image(image, (split * height, split * width))
+      rounds = [tile_windows(split, self.tile_size, patch_size, approach.overlap)]
+      if approach.stitch_width and split > 1:
+        rounds += seam_windows(split, self.tile_size, patch_size, approach.stitch_width)
+      for view in _VIEWS[approach.flips]:
+        seen = [_turned(pixels, view) for pixels in (resized, *prompts)]
+        looks.append(_Look(Picture(*seen, rounds, patch_size), view))
+    return looks
 
 
-@dataclasses.dataclass(eq=False)
-class _Part:
-  """An image on its way through the network, cut into tiles in one way.
+def _turned(pixels: np.ndarray, view: tuple[bool, bool]) -> np.ndarray:
+  """`[..., H, W, 3]` with rows and columns turned round or not."""
+  axes = tuple(axis for axis, turn in zip((-3, -2), view, strict=True) if turn)
+  return np.flip(pixels, axes) if axes else pixels
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Look:
+  """An image as it is shown to the network once.
 
   Attributes:
-    queries: its tiles, `[tiles, h, w, 3]`.
-    prompts: the prompts of each of them, `[k, h, w, 3]`.
-    targets: their coloured masks.
-    painted: what the network made of the tiles so far, by their place.
+    picture: in one of the sizes, in one direction.
+    view: whether its rows and columns are turned round.
   """
 
-  queries: np.ndarray
-  prompts: np.ndarray
-  targets: np.ndarray
-  painted: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
-
-  def joined(self) -> np.ndarray:
-    return tiling.join(np.stack([self.painted[index] for index in range(len(self.queries))]))
+  picture: Picture
+  view: tuple[bool, bool]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -252,164 +307,67 @@ class _Job:
 
   Attributes:
     size: height and width of the image.
-    parts: one for each split.
+    looks: at it.
     palette: the colour of each class.
     classes: those that are decoded to.
   """
 
   size: tuple[int, int]
-  parts: list[_Part]
+  looks: list[_Look]
   palette: np.ndarray
   classes: np.ndarray
 
   def is_painted(self) -> bool:
-    return all(len(part.painted) == len(part.queries) for part in self.parts)
+    return all(look.picture.is_painted() for look in self.looks)
 
   def finish(self) -> Prediction:
-    """Joins and decodes what was painted."""
-    colours = [tiling.resize_colours(part.joined(), self.size) for part in self.parts]
+    """Puts together and decodes what was painted."""
+    prediction = self._decoded([look.picture.colours for look in self.looks])
+    if all(look.picture.colours is look.picture.first_colours for look in self.looks):
+      return prediction
+    unstitched = self._decoded([look.picture.first_colours for look in self.looks])
+    return dataclasses.replace(prediction, unstitched=unstitched)
+
+  def _decoded(self, painted: list[np.ndarray]) -> Prediction:
+    upright = [_turned(colours, look.view) for look, colours in zip(self.looks, painted, strict=True)]
+    colours = [tiling.resize_colours(pixels, self.size) for pixels in upright]
     fused = colours[0] if len(colours) == 1 else np.round(np.mean(colours, axis=0)).astype(np.uint8)
-    return _decoded(fused, self.palette, self.classes)
+    return decode_prediction(fused, self.palette, self.classes)
 
 
-class _Painter:
-  """Sends tiles through the network in batches.
-
-  Args:
-    run: `paint`, but for queries, prompts and targets.
-    max_canvases: how many go through at once.
-  """
-
-  def __init__(self, run: Callable[[Array, Array, Array], Array], max_canvases: int):
-    self._run, self._max_canvases = run, max_canvases
-    # By number and kind of prompts, which have to be the same in a batch.
-    self._waiting: dict[tuple[int, np.dtype], list[tuple[_Part, int]]] = {}
-    self._running: collections.deque[tuple[list[tuple[_Part, int]], Array]] = collections.deque()
-
-  def add(self, part: _Part) -> None:
-    """Takes the tiles of an image; those that fill a batch go at once."""
-    kind = len(part.prompts), part.prompts.dtype
-    waiting = self._waiting.setdefault(kind, [])
-    waiting += [(part, index) for index in range(len(part.queries))]
-    most = _power_of_two(max(self._max_canvases // kind[0], 1))
-    while len(waiting) >= most:
-      self._send(waiting, most)
-
-  def flush(self) -> None:
-    """Sends what still waits for a full batch."""
-    for waiting in self._waiting.values():
-      while waiting:
-        self._send(waiting, _power_of_two(len(waiting)))
-
-  def wait(self, leave: int = 0) -> None:
-    """Takes back what was painted, but for the last so many batches."""
-    while len(self._running) > leave:
-      tiles, painted = self._running.popleft()
-      for (part, index), colours in zip(tiles, np.asarray(painted), strict=True):
-        part.painted[index] = colours
-
-  def _send(self, waiting: list[tuple[_Part, int]], count: int) -> None:
-    tiles = waiting[:count]
-    del waiting[:count]
-    queries = np.stack([part.queries[index] for part, index in tiles])
-    prompts, targets = np.stack([part.prompts for part, _ in tiles]), np.stack([part.targets for part, _ in tiles])
-    self._running.append((tiles, self._run(queries, prompts, targets)))
-    self.wait(leave=_IN_FLIGHT)
-
-
-def _power_of_two(count: int) -> int:
-  """The largest that is no larger."""
-  return 1 << (count.bit_length() - 1)
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "seg_type"))
-def paint(
-  graph: nnx.GraphDef,
-  params: weights.Params,
-  queries: UInt8[AnyArray, "q h w 3"],
-  prompts: Num[AnyArray, "q k h w 3"],
-  targets: Num[AnyArray, "q k h w 3"],
-  seg_type: SegType,
-) -> UInt8[Array, "q h w 3"]:
-  """Runs the network on every query with the ensemble of its prompts.
-
-  Args:
-    graph: structure of the model.
-    params: its parameters.
-    queries: Q images of half a canvas.
-    prompts: K images for each, likewise, 0..255; or normalised already, if they are not integers.
-    targets: their coloured masks, likewise.
-    seg_type: "semantic" or "instance".
-
-  Returns:
-    The colours of the queries, 0..255.
-  """
-  model = weights.merge(graph, params)
-  config, (q, k) = model.config, prompts.shape[:2]
-
-  def normalised(pixels: Array) -> Array:
-    is_learnt = jnp.issubdtype(pixels.dtype, jnp.floating)
-    return pixels if is_learnt else canvas.normalise(pixels, config.image_mean, config.image_std)
-
-  prompts, targets = (normalised(pixels.reshape(q * k, *pixels.shape[2:])) for pixels in (prompts, targets))
-  images = jnp.concatenate([prompts, jnp.repeat(normalised(queries), k, axis=0)], axis=1)
-  targets = jnp.concatenate([targets, jnp.zeros_like(targets)], axis=1)
-  patch_mask = jnp.broadcast_to(canvas.lower_half_mask(config.grid)[None], (q * k, *config.grid))
-  colours = canvas.query_half(model(images, targets, patch_mask, seg_type=seg_type, prompts_per_query=k))
-  # The ensemble makes the query halves of the K canvases alike, but for the one row of pixels where the decoder's
-  # convolution sees the prompt; as the original does, take that of the first, best prompt.
-  colours = colours.reshape(q, k, *colours.shape[1:])[:, 0]
-  return jnp.round(canvas.unnormalise(colours, config.image_mean, config.image_std)).astype(jnp.uint8)
-
-
-_decode_block = jax.jit(palette_lib.decode)
-
-
-def decode(colours: UInt8[np.ndarray, "h w 3"], palette: Num[np.ndarray, "n 3"]) -> Integer[np.ndarray, "h w"]:
-  """`palette.decode` for one image of any size without compiling for that size.
-
-  Args:
-    colours: painted colours, 0..255.
-    palette: N colours, 0..255.
-
-  Returns:
-    int32 class indices 0..N-1.
-  """
-  # As few shapes as there are powers of two: the first colour repeated is never the answer, ties go to the lower index.
-  rows = 1 << (len(palette) - 1).bit_length()
-  filled = np.concatenate([palette, np.repeat(palette[:1], rows - len(palette), axis=0)])[None].astype(np.float32)
-  height, width, _ = colours.shape
-  size = min(max(1 << (height * width - 1).bit_length(), _LEAST_BLOCK), _MOST_BLOCK)
-  blocks = tiling.pixel_blocks(colours.reshape(-1, 3), size, fill=0)
-  labels = [_decode_block(block[None, None], filled) for block in blocks]
-  return np.concatenate([np.ravel(block) for block in labels])[: height * width].reshape(height, width)
-
-
-def _decoded(colours: np.ndarray, palette: np.ndarray, classes: np.ndarray) -> Prediction:
-  """The nearest of the colours of those classes, for each pixel."""
-  labels = classes[decode(colours, palette[classes])].astype(np.uint8 if len(palette) <= 256 else np.uint16)
-  return Prediction(labels, colours, palette, tuple(classes.tolist()))
-
-
-def _check_image(name: str, image: np.ndarray) -> None:
+def _as_image(name: str, image: Pixels) -> np.ndarray:
+  """uint8 `[H, W, 3]` of an array, a Pillow image or a file."""
+  if isinstance(image, str | os.PathLike):
+    return read_image(image)
+  if isinstance(image, Image.Image):
+    return upright_pixels(image, name)
+  image = np.asarray(image)
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
     raise InputError(f"{name}: found {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
+  return image
 
 
-def _check_prompts(prompts: Sequence[Prompt]) -> None:
+def _as_labels(labels: Pixels) -> np.ndarray:
+  return read_labels(labels, LabelFormat()) if isinstance(labels, str | os.PathLike) else np.asarray(labels)
+
+
+def _check_prompts(prompts: Sequence[Prompt]) -> list[tuple[np.ndarray, np.ndarray]]:
+  """The prompts as arrays that fit together."""
   if not len(prompts):
     raise InputError("prompts: found none, expected at least one pair of image and label map")
+  checked = []
   for index, prompt in enumerate(prompts):
     if len(prompt) != 2:
       raise InputError(f"prompts[{index}]: found {len(prompt)} arrays, expected a pair of image and label map")
-    image, labels = prompt
-    _check_image(f"prompts[{index}] image", image)
+    image, labels = _as_image(f"prompts[{index}] image", prompt[0]), _as_labels(prompt[1])
     name = f"prompts[{index}] labels"
     if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool) or labels.shape != image.shape[:2]:
       expected = f"integers {list(image.shape[:2])} as its image has"
       raise InputError(f"{name}: found {labels.dtype} {list(labels.shape)}, expected {expected}")
     if labels.min() < 0 or labels.max() > _MAX_LABEL:
       raise InputError(f"{name}: found values {labels.min()}..{labels.max()}, expected 0..{_MAX_LABEL}")
+    checked.append((image, labels))
+  return checked
 
 
 def _check_palette(palette: np.ndarray | None, num_classes: int) -> np.ndarray:

@@ -10,7 +10,7 @@ tile's size, which gives the same field of view and samples them once.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Integer, Shaped, UInt8
+from jaxtyping import Bool, Integer, Shaped, UInt8
 from PIL import Image
 
 _Size = tuple[int, int]  # height, width
@@ -62,6 +62,19 @@ def join(tiles: Shaped[np.ndarray, "tiles th tw *c"]) -> Shaped[np.ndarray, "h w
   split = round(count**0.5)
   rows = tiles.reshape(split, split, height, width, *channels)
   return np.swapaxes(rows, 1, 2).reshape(split * height, split * width, *channels)
+
+
+def foreground_tiles(labels: Integer[np.ndarray, "tiles th tw"]) -> Bool[np.ndarray, "tiles"]:
+  """Which tiles of prompts to keep when those without foreground are not wanted: True for at least one.
+
+  Those with the most foreground come first. To be compiled for few numbers of prompts, a network is given 1, 2, 4, ...
+  of them: the number of tiles with foreground, rounded up as long as there are others to fill up with.
+  """
+  share = np.mean(labels > 0, axis=(1, 2))
+  count = min(1 << (max(int(np.sum(share > 0)), 1) - 1).bit_length(), len(labels))
+  kept = np.zeros(len(labels), bool)
+  kept[np.argsort(-share, kind="stable")[:count]] = True
+  return kept
 
 
 def image_tiles(image: UInt8[np.ndarray, "h w 3"], split: int, tile: _Size) -> UInt8[np.ndarray, "tiles th tw 3"]:

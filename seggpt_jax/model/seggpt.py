@@ -129,15 +129,19 @@ class Attention(nnx.Module):
     self.rel_pos_w = nnx.Param(_trunc_normal(rngs.params(), (2 * cols - 1, config.head_dim), jnp.float32))
 
   def __call__(self, x: Float[Array, "b rows cols d"]) -> Float[Array, "b rows cols d"]:
-    batch, rows, cols, width = x.shape
+    return self.proj(self.attend(self.qkv(x)))
+
+  def attend(self, qkv: Float[Array, "b rows cols d3"]) -> Float[Array, "b rows cols d"]:
+    """Attention between the linear layers: from queries, keys and values side by side to the heads side by side."""
+    batch, rows, cols, width = qkv.shape
     # Split before the heads are moved forward: the gradient is then one concatenation, not a sum of padded thirds.
     query, key, value = (
-      jnp.transpose(part.reshape(batch, rows * cols, self.num_heads, width // self.num_heads), (0, 2, 1, 3))
-      for part in jnp.split(self.qkv(x), 3, axis=-1)
+      jnp.transpose(part.reshape(batch, rows * cols, self.num_heads, -1), (0, 2, 1, 3))
+      for part in jnp.split(qkv, 3, axis=-1)
     )
     attend = attention_lib.IMPLEMENTATIONS[self.implementation]
     y = attend(query, key, value, self.rel_pos_h[...], self.rel_pos_w[...], (rows, cols))
-    return self.proj(jnp.transpose(y, (0, 2, 1, 3)).reshape(batch, rows, cols, width))
+    return jnp.transpose(y, (0, 2, 1, 3)).reshape(batch, rows, cols, width // 3)
 
 
 class Mlp(nnx.Module):
@@ -254,7 +258,8 @@ class SegGPT(nnx.Module):
       posemb = jnp.einsum("yi,xj,ijd->yxd", to_rows, to_cols, posemb, precision=jax.lax.Precision.HIGHEST)
     return posemb[None]
 
-  def _type_token(self, seg_type: SegType | Int[AnyArray, "b"]) -> Float[AnyArray, "_ 1 1 d"]:
+  def type_token(self, seg_type: SegType | Int[AnyArray, "b"]) -> Float[AnyArray, "_ 1 1 d"]:
+    """The token of "semantic" or "instance", or of each canvas by 0 and 1."""
     if isinstance(seg_type, str):
       if seg_type not in ("semantic", "instance"):
         raise ValueError(f"seg_type: found {seg_type!r}, expected 'semantic', 'instance' or an array of 0 and 1")
@@ -281,7 +286,7 @@ class SegGPT(nnx.Module):
     tokens = self._spread(self.patch_embed(self._spread(patches)))
     x, y = part_streams(tokens, prompts_per_query)
     y = jnp.where(patch_mask[..., None], self.mask_token[...].astype(self.dtype), y)
-    shared = self.position_embedding(x.shape[1:3]) + self._type_token(seg_type)
+    shared = self.position_embedding(x.shape[1:3]) + self.type_token(seg_type)
     x = x + (self.segment_token_x[...] + shared).astype(self.dtype)
     y = y + (self.segment_token_y[...] + shared).astype(self.dtype)
     return pair_streams(x, y, prompts_per_query)
@@ -347,7 +352,10 @@ class SegGPT(nnx.Module):
     if not deterministic and key is None:
       raise ValueError("key: found None, expected a JAX random key when deterministic is False")
     tokens = self.embed(images, targets, patch_mask, seg_type, prompts_per_query)
-    features = self.encode(tokens, prompts_per_query, None if deterministic else key)
+    return self.decode(self.encode(tokens, prompts_per_query, None if deterministic else key))
+
+  def decode(self, features: Float[Array, "b rows cols taps"]) -> Float[Array, "b h w 3"]:
+    """From what `encode` returns to normalised colours, float32."""
     pixels = self._spread(canvas.unpatchify(self.decoder_embed(features), self.config.patch_size))
     return self.decoder_pred(pixels).astype(jnp.float32)
 

@@ -9,9 +9,14 @@ from flax import nnx
 
 from seggpt_jax import canvas, palette
 from seggpt_jax.errors import InputError
+from seggpt_jax.inference import painter as painter_lib
+from seggpt_jax.inference import prediction as prediction_lib
 from seggpt_jax.inference import predictor as predictor_lib
 from seggpt_jax.inference import tiling
-from seggpt_jax.inference.predictor import Prediction, Predictor
+from seggpt_jax.inference.painter import Picture
+from seggpt_jax.inference.prediction import Prediction
+from seggpt_jax.inference.predictor import Approach, Predictor
+from seggpt_jax.inference.windows import Window
 from seggpt_jax.model.seggpt import SegGPT
 
 SIZE = 32  # of the square that the model of these tests sees
@@ -92,7 +97,7 @@ def test_many_at_once_are_what_each_is_alone(model, max_canvases):
   queries = [(picture(seed, 30 + seed, 50), make_prompts(1 + seed % 3)) for seed in range(11)]
   one = Predictor(model)
   for split in (1, 2):
-    found = list(Predictor(model, max_canvases=max_canvases).predict_many(iter(queries), split=split))
+    found = list(Predictor(model, max_canvases=max_canvases).predict_many(iter(queries), Approach(split)))
     assert len(found) == len(queries)
     for (image, prompts), prediction in zip(queries, found, strict=True):
       alone = one.predict(image, prompts, split=split)
@@ -111,12 +116,12 @@ def test_tiles_go_in_few_sizes_of_batches_within_the_limit(tiles, prompts, most,
     batches.append(len(queries))
     return queries
 
-  painter = predictor_lib._Painter(run, most)
-  part = predictor_lib._Part(np.zeros((tiles, 1, 1, 3)), *[np.zeros((prompts, 1, 1, 3))] * 2)
-  painter.add(part)
-  painter.flush()
-  painter.wait()
-  assert batches == expected and len(part.painted) == tiles
+  painter = painter_lib.Painter(run, most)
+  windows = [Window(0, left, np.ones((1, 1), bool)) for left in range(tiles)]
+  tiled = Picture(picture(0, 1, tiles), *[np.zeros((prompts, 1, 1, 3), np.uint8)] * 2, [windows], 1)
+  painter.add(tiled)
+  painter.finish()
+  assert batches == expected and tiled.is_painted()
 
 
 def test_images_are_read_as_they_are_needed(predictor):
@@ -158,10 +163,10 @@ def test_any_size_in_the_same_size_out(predictor, height, width, split):
 def test_new_image_sizes_compile_nothing(predictor):
   prompts = make_prompts(1)
   predictor.predict(picture(5, 40, 600), prompts)
-  compiled = predictor_lib.paint._cache_size(), predictor_lib._decode_block._cache_size()
+  compiled = painter_lib.paint._cache_size(), prediction_lib._decode_block._cache_size()
   for height in range(41, 46):
     predictor.predict(picture(5, height, 600), prompts)
-  assert (predictor_lib.paint._cache_size(), predictor_lib._decode_block._cache_size()) == compiled
+  assert (painter_lib.paint._cache_size(), prediction_lib._decode_block._cache_size()) == compiled
 
 
 @pytest.mark.parametrize("num_colours", [1, 2, 5])
@@ -170,7 +175,7 @@ def test_decoding_in_blocks_is_decoding(num_colours):
   colours = generator.integers(0, 256, (700, 801, 3), np.uint8)  # more than two blocks
   entries = generator.integers(0, 256, (num_colours, 3), np.uint8)
   expected = palette.decode(jnp.asarray(colours)[None], jnp.asarray(entries)[None])[0]
-  np.testing.assert_array_equal(predictor_lib.decode(colours, entries), expected)
+  np.testing.assert_array_equal(prediction_lib.decode(colours, entries), expected)
 
 
 def test_more_than_256_classes_keep_their_indices(predictor):

@@ -14,7 +14,7 @@ import pytest
 from jax import export
 from jax.sharding import Mesh
 
-from seggpt_jax.inference.predictor import paint
+from seggpt_jax.inference.painter import paint
 from seggpt_jax.model import weights
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import sharding
@@ -67,7 +67,8 @@ def predict_program(data, fsdp):
   params = placed(params, sharding.tree_sharding(mesh_of(data, fsdp), params))
   half = shape((2, CONFIG.canvas_size[0] // 2, CONFIG.canvas_size[1], 3), jnp.uint8)
   prompts = shape((2, *half.shape), jnp.uint8)
-  return export.export(paint, platforms=PLATFORMS)(graph, params, half, prompts, prompts, "semantic")
+  mask = shape((2, CONFIG.grid[0] // 2, CONFIG.grid[1]), jnp.bool_)
+  return export.export(paint, platforms=PLATFORMS)(graph, params, half, prompts, prompts, half, mask, "semantic")
 
 
 def products(exported):
