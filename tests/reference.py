@@ -89,14 +89,14 @@ def _attention(weights, attn, x):
   table_h = _resized(weights[f"{attn}rel_pos_h"], rows)
   table_w = _resized(weights[f"{attn}rel_pos_w"], cols)
   output = torch.empty(canvases, rows, cols, width // dim, dim, dtype=x.dtype)
+  distance_w = torch.arange(cols)[:, None] - torch.arange(cols) + cols - 1
   for row in range(rows):
-    for col in range(cols):
-      q = query[:, row, col]
-      logits = torch.einsum("bnd,bijnd->bnij", q, key) / dim**0.5
-      logits += (q @ table_h[row - torch.arange(rows) + rows - 1].T)[..., :, None]
-      logits += (q @ table_w[col - torch.arange(cols) + cols - 1].T)[..., None, :]
-      attention = logits.flatten(2).softmax(-1).reshape(logits.shape)
-      output[:, row, col] = torch.einsum("bnij,bijnd->bnd", attention, value)
+    q = query[:, row]
+    logits = torch.einsum("bcnd,bijnd->bncij", q, key) / dim**0.5
+    logits += torch.einsum("bcnd,id->bnci", q, table_h[row - torch.arange(rows) + rows - 1])[..., :, None]
+    logits += torch.einsum("bcnd,cjd->bncj", q, table_w[distance_w])[..., None, :]
+    attention = logits.flatten(3).softmax(-1).reshape(logits.shape)
+    output[:, row] = torch.einsum("bncij,bijnd->bcnd", attention, value)
   return _linear(weights, f"{attn}proj", output.flatten(3))
 
 

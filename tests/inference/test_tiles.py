@@ -1,0 +1,150 @@
+"""Tiles, stitching and the ensemble against a slow, obvious implementation of the same.
+
+The network is that of tests/reference.py, float64, one query at a time; all else is written here with loops, from the
+description of the original tool. Colours are rounded to 0..255 on the way, so a painted colour may be one step away.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import reference
+from PIL import Image
+
+from seggpt_jax import canvas, palette
+from seggpt_jax.data.boards import BoardSource
+from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.model import torch_weights, weights
+
+
+class SlowPredictor:
+  """The same network, and everything around it with loops."""
+
+  def __init__(self, model):
+    self.config = model.config
+    params = {name: np.array(value) for name, value in weights.split(model)[1].items()}
+    self.state = torch_weights.to_torch(params, self.config.depth, "baai")
+
+  def paint(self, query, painted, patch_mask, prompts):
+    """The colours of one query of a tile's size, of which the masked patches are painted."""
+    config, side = self.config, len(query)
+
+    def normalised(pixels):
+      return (pixels / 255.0 - np.array(config.image_mean)) / np.array(config.image_std)
+
+    images = np.stack([normalised(np.concatenate([image, query])) for image, _ in prompts])
+    targets = np.stack([normalised(np.concatenate([colours, painted])) for _, colours in prompts])
+    mask = np.concatenate([np.zeros_like(patch_mask), patch_mask])
+    colours = reference.forward(
+      self.state,
+      images,
+      targets,
+      np.stack([mask] * len(prompts)),
+      merge_block=config.merge_block,
+      feature_taps=config.feature_taps,
+      prompts_per_query=len(prompts),
+    )[0, side:]
+    colours = (colours * np.array(config.image_std) + np.array(config.image_mean)) * 255
+    return np.round(np.clip(colours, 0, 255)).astype(np.uint8)
+
+  def predict(self, image, prompts, split, stitch_width=0):
+    """Colours and labels of an image; with a stitch width also those before the seams were painted again."""
+    side, patch = self.config.canvas_size[1], self.config.patch_size
+    whole, cells = split * side, side // patch
+    entries = palette.fixed_palette(1 + max(int(labels.max()) for _, labels in prompts))
+    tiles = []
+    for pixels, labels in prompts:
+      pixels, colours = resized(pixels, whole, Image.BICUBIC), entries[resized(labels, whole, Image.NEAREST)]
+      for top in range(0, whole, side):
+        for left in range(0, whole, side):
+          place = np.s_[top : top + side, left : left + side]
+          tiles.append((pixels[place], colours[place]))
+    query = resized(image, whole, Image.BICUBIC)
+    painted = np.zeros_like(query)
+    for top in range(0, whole, side):
+      for left in range(0, whole, side):
+        place = np.s_[top : top + side, left : left + side]
+        painted[place] = self.paint(query[place], painted[place], np.ones((cells, cells), bool), tiles)
+    found = [self.decoded(painted, image.shape[:2], entries)]
+    if stitch_width:
+      self.stitch(query, painted, tiles, split, stitch_width)
+      found.append(self.decoded(painted, image.shape[:2], entries))
+    return found
+
+  def stitch(self, query, painted, tiles, split, width):
+    """Paints the seams again, in place: across every edge, of all of which none sees another, then at every corner."""
+    side, patch = self.config.canvas_size[1], self.config.patch_size
+    middle, band = side // 2, width * patch
+    along, across = np.s_[:], np.s_[middle - band : middle + band]
+    edges = [(i * side, j * side - middle, along, across) for i in range(split) for j in range(1, split)]
+    edges += [(i * side - middle, j * side, across, along) for i in range(1, split) for j in range(split)]
+    corners = [
+      (i * side - middle, j * side - middle, across, across) for i in range(1, split) for j in range(1, split)
+    ]
+    if split == 2:
+      assert (len(edges), len(corners)) == (4, 1)  # the five of the original tool
+    for windows in (edges, corners):
+      seen = painted.copy()
+      for top, left, rows, cols in windows:
+        place = np.s_[top : top + side, left : left + side]
+        pixel_mask = np.zeros((side, side), bool)
+        pixel_mask[rows, cols] = True
+        again = self.paint(query[place], seen[place], pixel_mask[::patch, ::patch], tiles)
+        painted[place][pixel_mask] = again[pixel_mask]
+
+  def decoded(self, painted, size, entries):
+    colours = np.asarray(Image.fromarray(painted).resize(size[::-1], Image.BILINEAR))
+    distance = np.linalg.norm(colours[:, :, None].astype(float) - entries[None, None], axis=-1)
+    return colours, np.argmin(distance, axis=-1)
+
+
+def resized(pixels, side, resampling):
+  return np.asarray(Image.fromarray(pixels).resize((side, side), resampling))
+
+
+@functools.cache
+def packaged():
+  model = weights.load_model("small")
+  return Predictor(model), SlowPredictor(model)
+
+
+def boards(count):
+  source = BoardSource(num_boards=count, size=140, seed=3, labels="etched", scale=3.0)
+  return [(source[index]["image"], source[index]["label"]) for index in range(count)]
+
+
+def check(prediction, expected, classes):
+  colours, labels = expected
+  assert np.mean(prediction.labels == labels) >= 0.999
+  # Where the network is undecided, a step of rounding in what a window sees can grow; that is rare.
+  assert np.mean(np.abs(prediction.colours.astype(int) - colours) > 1) < 0.005
+  assert len(np.unique(labels)) == classes  # or nothing was told apart
+
+
+@pytest.mark.parametrize("num_prompts", [1, 3])
+def test_an_ensemble_of_the_small_weights(num_prompts):
+  fast, slow = packaged()
+  (query, _), *prompts = boards(1 + num_prompts)
+  check(fast.predict(query, prompts), *slow.predict(query, prompts, split=1), 2)
+
+
+def test_tiles_and_seams_painted_again_of_the_small_weights():
+  fast, slow = packaged()
+  (query, _), prompt = boards(2)
+  plain, stitched = slow.predict(query, [prompt], split=2, stitch_width=2)
+  found = fast.predict(query, [prompt], split=2, stitch_width=2)
+  check(found, stitched, 2)
+  check(found.unstitched, plain, 2)
+  assert np.any(found.labels != found.unstitched.labels)
+
+
+def test_more_tiles_than_the_original_stitches(model):
+  slow, generator = SlowPredictor(model), np.random.default_rng(0)
+  query = generator.integers(0, 256, (100, 90, 3), np.uint8)
+  prompts = [(generator.integers(0, 256, (50, 60, 3), np.uint8), generator.integers(0, 2, (50, 60), np.uint8))]
+  plain, stitched = slow.predict(query, prompts, split=3, stitch_width=1)
+  found = Predictor(model).predict(query, prompts, split=3, stitch_width=1)
+  check(found, stitched, 2)
+  check(found.unstitched, plain, 2)
