@@ -1,7 +1,7 @@
-"""The work behind infer.py: a folder of images, a folder of prompts, a folder of results.
+"""The work behind infer.py: images with their prompts from files, results to files.
 
-In: paths. Out: for each query label/NAME.png, color/NAME.png and concat/NAME.png, and metrics.json where the queries
-have labels. Files belong together by their name without ending.
+In: queries as of `queries.list_queries`. Out: for each of them label/NAME.png, color/NAME.png and concat/NAME.png, or
+what else is asked for, and metrics.json where they have labels. Reading, the network and writing go on side by side.
 """
 
 from __future__ import annotations
@@ -9,34 +9,31 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import json
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Int, Integer
 from tqdm import tqdm
 
-from seggpt_jax.data.images import list_images, read_image
-from seggpt_jax.data.labels import IGNORE, LABEL_MODES, LabelFormat, LabelMode, Value, read_labels
+from seggpt_jax.data.images import read_image
+from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
 from seggpt_jax.data.sources import check_size
-from seggpt_jax.errors import InputError, naming
-from seggpt_jax.inference import outputs, tiling
+from seggpt_jax.errors import InputError
+from seggpt_jax.inference import outputs, scores, tiling
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Approach, Predictor, Prompt
-from seggpt_jax.metrics import iou
-from seggpt_jax.model.weights import find_items, find_weights
+from seggpt_jax.inference.progress import Progress, Shard
+from seggpt_jax.inference.queries import PromptFiles, Query
 
-_BLOCK = 2**18  # pixels counted at a time
 _THREADS = 4  # that read, and as many that write
 _AHEAD = 8  # images that are read before they are needed, and as many that are written behind
-BAD_FILES = "bad_files.txt"
 _CACHED_PROMPTS = 256  # of the tile's size: 200 MB for the released weights
+BAD_FILES = "bad_files.txt"
+# What describes a run as a whole, and is only true at its end.
+_AT_THE_END = ("metrics.json", "summary.txt", BAD_FILES)
 
 
 class _Read(NamedTuple):
@@ -49,180 +46,22 @@ class _Read(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptFiles:
-  """A prompt on disk."""
+class Outcome:
+  """What a run has come to.
 
-  image: Path
-  labels: Path
-
-
-@dataclasses.dataclass(frozen=True)
-class Query:
-  """An image to segment: its files, and its prompts, best first."""
-
-  name: str
-  image: Path
-  truth: Path | None
-  prompts: tuple[PromptFiles, ...]
-
-
-def list_queries(
-  dataset_dir: str | os.PathLike,
-  prompt_img_dir: str | os.PathLike | None = None,
-  prompt_label_dir: str | os.PathLike | None = None,
-  mapping: str | os.PathLike | None = None,
-  top_k: int = 1,
-  bad: dict[str, str] | None = None,
-) -> list[Query]:
-  """Finds all files of a run and checks that they are there, before anything is read or computed.
-
-  Args:
-    dataset_dir: a folder with images/ and perhaps labels/, or a folder of images.
-    prompt_img_dir: images of the prompts; None for queries without prompts, which a learnt prompt serves.
-    prompt_label_dir: their label maps.
-    mapping: JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve every query.
-    top_k: the most prompts that a query gets.
-    bad: where given, queries whose prompts are missing are left out, and told here by name with the reason.
-
-  Returns:
-    One for each image of the dataset, by name.
-
-  Raises:
-    InputError: a folder or file is missing, or the mapping does not fit the files; names it.
+  Attributes:
+    done: the number of images that this process has segmented now.
+    before: the number that were done already.
+    left: the number that other processes still have to do.
+    metrics: what metrics.json holds; None where no image has labels, or some are left.
+    bad: why which images were passed over.
   """
-  images, truths = _dataset(Path(dataset_dir))
-  if prompt_img_dir is None or prompt_label_dir is None:
-    return [Query(stem, path, truths.get(stem), ()) for stem, path in images.items()]
-  prompts = {"image": _list(prompt_img_dir), "label": _list(prompt_label_dir)}
-  folders = {"image": prompt_img_dir, "label": prompt_label_dir}
-  chosen = None if mapping is None else read_mapping(mapping)
 
-  def find(stem: str, said_by: str) -> PromptFiles:
-    for kind, files in prompts.items():
-      if stem not in files:
-        raise InputError(f"{said_by}: found no prompt {kind} for it, expected {Path(folders[kind]) / stem}.*")
-    return PromptFiles(prompts["image"][stem], prompts["label"][stem])
-
-  def prompts_of(stem: str, path: Path) -> tuple[PromptFiles, ...]:
-    if chosen is None:
-      return tuple(find(name, str(file)) for name, file in list(prompts["image"].items())[:top_k])
-    if stem not in chosen:
-      raise InputError(f"{mapping}: found no key {path.name!r}, expected one for every image of {dataset_dir}")
-    return tuple(find(Path(file).stem, f"{mapping}: {path.name}: {file}") for file in chosen[stem][:top_k])
-
-  queries = []
-  for stem, path in images.items():
-    try:
-      queries.append(Query(stem, path, truths.get(stem), prompts_of(stem, path)))
-    except InputError as error:
-      if bad is None:
-        raise
-      bad[stem] = str(error)
-  if not queries:
-    raise InputError(
-      f"{dataset_dir}: none of {len(images)} images has its prompts, the first: {next(iter(bad.values()))}"
-    )
-  return queries
-
-
-def _list(directory: str | os.PathLike) -> dict[str, Path]:
-  return {name: Path(path) for name, path in list_images(directory).items()}
-
-
-def _dataset(directory: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-  if not (directory / "images").is_dir():
-    return _list(directory), {}
-  labels = directory / "labels"
-  return _list(directory / "images"), _list(labels) if labels.is_dir() else {}
-
-
-def label_format(
-  model_path: str | os.PathLike,
-  labels: LabelMode | None = None,
-  threshold: int | None = None,
-  table: tuple[Value, ...] | None = None,
-  ignore: tuple[Value, ...] | None = None,
-) -> LabelFormat:
-  """How label files are read: as asked for, else as the run that the weights come from read them, else as indices.
-
-  Args:
-    model_path: weights or a training run, also one of an adapter.
-    labels: what was asked for, if anything.
-    threshold: likewise.
-    table: likewise.
-    ignore: likewise.
-
-  Raises:
-    InputError: no weights there, values that do not fit the mode, or a run whose config.json cannot be read.
-  """
-  found = find_items(Path(model_path), ("params", "adapter")) or find_weights(model_path)
-  configs = (folder / "config.json" for folder in (Path(model_path), *found.absolute().parents[:2]))
-  trained = next((_trained_format(path) for path in configs if path.is_file()), LabelFormat())
-  mode = labels or trained.mode
-  if mode != "binary" and threshold is not None:
-    raise InputError(f"--threshold: found with {mode} labels, expected only with --labels=binary")
-  same = mode == trained.mode
-  if table is None:
-    table = trained.table if same else ()
-  if ignore is None:
-    ignore = trained.ignore if same else ()
-  return LabelFormat(mode, trained.threshold if threshold is None else threshold, table, ignore)
-
-
-def _trained_format(path: Path) -> LabelFormat:
-  """How the run of this config.json reads labels.
-
-  Raises:
-    InputError: it is none of train.py; names it.
-  """
-  try:
-    stored = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path}: cannot be read as JSON ({error}), expected the run's configuration") from error
-  data = stored.get("data", {}) if isinstance(stored, dict) else None
-  if not isinstance(data, dict):
-    raise InputError(f"{path}: found no object with an object `data` in it, expected the run's configuration")
-  mode, threshold = data.get("labels", "index"), data.get("threshold", 0)
-  if mode not in LABEL_MODES:
-    raise InputError(f"{path}: data.labels: found {mode!r}, expected one of {', '.join(LABEL_MODES)}")
-  if not (isinstance(threshold, int) and 0 <= threshold <= 255):
-    raise InputError(f"{path}: data.threshold: found {threshold!r}, expected 0..255")
-  values: dict[str, tuple[Value, ...]] = {}
-  for key in ("table", "ignore"):
-    stored = data.get(key, [])
-    # JSON has no tuples: colours are lists.
-    entries = stored if isinstance(stored, list) else [None]
-    if not all(isinstance(part, int) for entry in entries for part in (entry if isinstance(entry, list) else [entry])):
-      raise InputError(f"{path}: data.{key}: found {stored!r}, expected a list of values or colours")
-    values[key] = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in stored)
-  with naming(f"{path}: data"):
-    return LabelFormat(mode, threshold, **values)
-
-
-def read_mapping(path: str | os.PathLike) -> dict[str, list[str]]:
-  """Which prompts serve which query.
-
-  Args:
-    path: JSON file {query file: [prompt files, best first]}.
-
-  Returns:
-    The prompt files of each query, under the query's name without ending.
-
-  Raises:
-    InputError: the file is missing, no JSON, or of another form.
-  """
-  try:
-    mapping = json.loads(Path(path).read_text())
-  except FileNotFoundError as error:
-    raise InputError(f"{path}: not found, expected a JSON file {{query file: [prompt files, best first]}}") from error
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path}: cannot be read as JSON: {error}") from error
-  if not isinstance(mapping, dict):
-    raise InputError(f"{path}: found {type(mapping).__name__}, expected an object {{query file: [prompt files]}}")
-  for key, files in mapping.items():
-    if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
-      raise InputError(f"{path}: {key}: found {json.dumps(files)}, expected a list of prompt file names")
-  return {Path(key).stem: files for key, files in mapping.items()}
+  done: int
+  before: int
+  left: int
+  metrics: dict[str, Any] | None
+  bad: dict[str, str]
 
 
 def run(
@@ -232,35 +71,67 @@ def run(
   *,
   approach: Approach | None = None,
   labels: LabelFormat | None = None,
+  kinds: Sequence[outputs.Kind] = outputs.DEFAULT_KINDS,
   bad: dict[str, str] | None = None,
-) -> dict[str, Any] | None:
+  resume: bool = False,
+  shard: Shard | None = None,
+  settings: Mapping[str, Any] | None = None,
+) -> Outcome:
   """Segments every query and writes the results.
 
   Args:
     predictor: the network.
-    queries: as of `list_queries`.
+    queries: as of `queries.list_queries`.
     outdir: folder of the results; is made where it is missing. Files of the same names are replaced.
     approach: how each image is shown to the network; whole by default.
     labels: how label files are read, those of prompts and queries alike; as class indices by default. Ignored pixels
       are background in a prompt, and are not scored.
-    bad: where given, queries whose files cannot be read are passed over and told here by name with the reason; what it
-      holds at the end is listed in bad_files.txt.
-
-  Returns:
-    What metrics.json holds; None when no query has labels.
+    kinds: what is written of each image.
+    bad: where given, queries whose files cannot be read are passed over and told here by name with the reason; it may
+      hold some already. All are listed in bad_files.txt.
+    resume: passes over images that an earlier run of the same settings has done; bad ones are tried again.
+    shard: the part of the queries that this process takes. The process that ends last writes metrics.json.
+    settings: of the run, plain values by the names of their flags; the heading of summary.txt.
 
   Raises:
-    InputError: a file cannot be read or written, a label map has another size than its image, or every query is bad.
+    InputError: a file cannot be read or written, a label map has another size than its image, every query is bad, or
+      what is to be resumed had other settings.
   """
-  outdir = Path(outdir)
-  # What an earlier run said is no longer true of what this one writes.
-  for name in ("metrics.json", BAD_FILES):
-    outputs.remove(outdir / name)
-  labels = labels or LabelFormat()
-  approach = approach or Approach()
+  outdir, approach, labels = Path(outdir), approach or Approach(), labels or LabelFormat()
+  shard, settings = shard or Shard(), dict(settings or {})
+  outputs.check_kinds(kinds)
+  with Progress(outdir, settings, resume, shard) as progress:
+    # What an earlier run said is no longer true of what this one writes.
+    for name in _AT_THE_END:
+      outputs.remove(outdir / name)
+    own = queries[shard.index :: shard.count]
+    waiting = [query for query in own if "bad" in progress.done.get(query.name, {"bad": ""})]
+    for name, reason in (bad or {}).items():
+      progress.add(name, bad=reason)
+    done = _segment(predictor, waiting, outdir, approach, labels, kinds, bad, progress)
+    if bad and not done and len(waiting) == len(own):
+      raise InputError(f"none of {len(waiting)} images could be segmented, the first: {next(iter(bad.values()))}")
+    lines = progress.read_all()
+  left = sum(query.name not in lines for query in queries)
+  metrics = None if left else _conclude(outdir, queries, lines, settings)
+  reasons = {name: line["bad"] for name, line in lines.items() if "bad" in line}
+  return Outcome(done, len(own) - len(waiting), left, metrics, reasons)
+
+
+def _segment(
+  predictor: Predictor,
+  queries: Sequence[Query],
+  outdir: Path,
+  approach: Approach,
+  labels: LabelFormat,
+  kinds: Sequence[outputs.Kind],
+  bad: dict[str, str] | None,
+  progress: Progress,
+) -> int:
+  """Reads, paints and writes; the number of images that were not bad."""
   most_tiles = max(approach.splits)
   size = (most_tiles * predictor.tile_size[0], most_tiles * predictor.tile_size[1])
-  most_prompts = max(len(query.prompts) for query in queries)
+  most_prompts = max((len(query.prompts) for query in queries), default=0)
   read_prompt = functools.lru_cache(max(_CACHED_PROMPTS // most_tiles**2, most_prompts, 1))(
     functools.partial(_read_prompt, labels=labels, size=size)
   )
@@ -270,12 +141,27 @@ def run(
     truth = None if query.truth is None else _read_label_map(query.truth, image, labels)
     return _Read(query.name, image, truth, [read_prompt(files) for files in query.prompts])
 
-  def write(item: _Read, prediction: Prediction) -> None:
+  def write(item: _Read, prediction: Prediction) -> dict[str, Any]:
     shown = None if item.truth is None else np.where(item.truth == IGNORE, np.uint8(0), item.truth)
-    outputs.write_prediction(outdir, item.name, item.image, item.prompts, prediction, shown)
+    outputs.write_prediction(outdir, item.name, item.image, item.prompts, prediction, shown, kinds)
+    if item.truth is None:
+      return {}
+    counts = {"counts": scores.count((prediction.unstitched or prediction).labels, item.truth)}
+    if prediction.unstitched is not None:
+      counts["stitched"] = scores.count(prediction.labels, item.truth)
+    return counts
 
-  scores, on_the_way, done = Scores(), collections.deque[_Read](), 0
+  on_the_way, done = collections.deque[_Read](), 0
+  written: collections.deque[tuple[str, Future[dict[str, Any]]]] = collections.deque()
+
+  def note(leave: int) -> None:
+    """What is written counts as done, in the order of the queries."""
+    while len(written) > leave or (written and written[0][1].done()):
+      name, future = written.popleft()
+      progress.add(name, **future.result())
+
   with ThreadPoolExecutor(_THREADS) as readers, ThreadPoolExecutor(_THREADS) as writers:
+    bar = tqdm(desc="infer", unit="image", total=len(queries))
 
     def pairs() -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
       for query, coming in _ahead(readers, read, queries):
@@ -285,30 +171,70 @@ def run(
           if bad is None:
             raise
           bad[query.name] = str(error)
+          progress.add(query.name, bad=str(error))
+          bar.update()
           continue
         on_the_way.append(item)
         yield item.image, item.prompts
 
-    written: collections.deque[Future] = collections.deque()
-    found = predictor.predict_many(pairs(), approach)
-    for prediction in tqdm(found, desc="infer", unit="image", total=len(queries)):
-      item, done = on_the_way.popleft(), done + 1
-      written.append(writers.submit(write, item, prediction))
-      if item.truth is not None:
-        scores.add(item.name, prediction.labels, item.truth)
-      while len(written) > _AHEAD or (written and written[0].done()):
-        written.popleft().result()
-    for future in written:
-      future.result()
-  if bad and not done:
-    raise InputError(f"none of {len(queries)} images could be segmented, the first: {next(iter(bad.values()))}")
-  if bad:
-    outputs.write_text(outdir / BAD_FILES, "".join(f"{name}: {reason}\n" for name, reason in sorted(bad.items())))
-  if not scores.per_image:
-    return None
-  metrics = scores.summary(unscored=[query.name for query in queries if query.truth is None])
-  outputs.write_json(outdir / "metrics.json", metrics)
+    with bar:
+      for prediction in predictor.predict_many(pairs(), approach):
+        item, done = on_the_way.popleft(), done + 1
+        written.append((item.name, writers.submit(write, item, prediction)))
+        bar.update()
+        note(leave=_AHEAD)
+      note(leave=0)
+  return done
+
+
+def _conclude(
+  outdir: Path, queries: Sequence[Query], lines: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]
+) -> dict[str, Any] | None:
+  """Writes what is known now that every image is done: scores, a summary, and what was bad."""
+  reasons = {name: line["bad"] for name, line in lines.items() if "bad" in line}
+  if reasons:
+    text = "".join(f"{name}: {reason}\n" for name, reason in sorted(reasons.items()))
+    outputs.write_text(outdir / BAD_FILES, text)
+  unscored = [query.name for query in queries if query.truth is None]
+  metrics = _scores(queries, lines, "counts", unscored)
+  stitched = _scores(queries, lines, "stitched", unscored)
+  if metrics is not None:
+    metrics |= {} if stitched is None else {"stitched": stitched}
+    outputs.write_json(outdir / "metrics.json", metrics)
+  outputs.write_text(outdir / "summary.txt", _summary(len(queries), reasons, metrics, settings))
   return metrics
+
+
+def _scores(
+  queries: Sequence[Query], lines: Mapping[str, Mapping[str, Any]], key: str, unscored: Sequence[str]
+) -> dict[str, Any] | None:
+  total = scores.Scores()
+  for query in queries:
+    counts = lines.get(query.name, {}).get(key)
+    if counts is not None:
+      total.add(query.name, counts)
+  return total.summary(unscored) if total.per_image else None
+
+
+def _summary(
+  images: int, reasons: Mapping[str, str], metrics: Mapping[str, Any] | None, settings: Mapping[str, Any]
+) -> str:
+  """The run as a page of text: its settings, its scores, and those of each image, the worst first."""
+  lines = [f"{key}: {value}" for key, value in settings.items()]
+  lines += ["", f"{images} images" + (f", {len(reasons)} of them bad, see {BAD_FILES}" if reasons else "")]
+  for title, of_run in (("", metrics), ("with the seams painted again", (metrics or {}).get("stitched"))):
+    if of_run is not None:
+      lines += ["", *([title] if title else []), scores.report(of_run)]
+  if metrics is not None:
+    final = metrics.get("stitched", metrics)["per_image"]
+    ranked = sorted(final.items(), key=lambda entry: (-1.0 if entry[1]["miou"] is None else entry[1]["miou"], entry[0]))
+    lines += ["", "mIoU and IoU of each class, the worst image first"]
+    lines += [f"{_percent(entry['miou'])} {' '.join(map(_percent, entry['iou']))}  {name}" for name, entry in ranked]
+  return "\n".join(lines).strip() + "\n"
+
+
+def _percent(score: float | None) -> str:
+  return "     -" if score is None else f"{score:6.1%}"
 
 
 def _ahead(
@@ -335,88 +261,3 @@ def _read_label_map(path: Path, image: np.ndarray, labels: LabelFormat) -> np.nd
   label = read_labels(path, labels)
   check_size(label, image.shape[:2], str(path))
   return label
-
-
-class Scores:
-  """The IoU of every image of a run, and the confusion counts of all of them."""
-
-  def __init__(self):
-    self.total = np.zeros((2, 2), np.int64)
-    self.per_image: dict[str, list[float | None]] = {}
-
-  def add(self, name: str, predicted: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"]) -> None:
-    """Counts one image, but for its ignored pixels; a class beyond those seen so far enlarges the table."""
-    truth = np.where(truth == IGNORE, -1, truth.astype(np.int32))
-    n = max(len(self.total), 1 + int(predicted.max()), 1 + int(truth.max()))
-    confusion = confusion_counts(predicted, truth, n)
-    self.total = np.pad(self.total, (0, n - len(self.total))) + confusion
-    self.per_image[name] = _ious(confusion)
-
-  def summary(self, unscored: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything as plain values; None is the IoU of a class that neither truth nor prediction has.
-
-    Args:
-      unscored: names of images without labels.
-
-    Returns:
-      `images` (their number), `unscored` (names), `miou` and `foreground_miou` (of the summed counts, the latter
-      without class 0), `classes` (one entry for each: IoU and pixel counts), and `per_image`: IoU of each class and
-      their mean, by name.
-    """
-    total, ious = self.total, _ious(self.total)
-    # An image counted before the table was enlarged has none of the later classes.
-    per_image = {name: scores + [None] * (len(ious) - len(scores)) for name, scores in self.per_image.items()}
-    return {
-      "images": len(per_image),
-      "unscored": list(unscored),
-      "miou": _mean(ious),
-      "foreground_miou": _mean(ious[1:]),
-      "classes": [
-        {
-          "class": index,
-          "iou": ious[index],
-          "intersection_pixels": int(total[index, index]),
-          "truth_pixels": int(total[index].sum()),
-          "predicted_pixels": int(total[:, index].sum()),
-        }
-        for index in range(len(ious))
-      ],
-      "per_image": {name: {"miou": _mean(scores), "iou": scores} for name, scores in per_image.items()},
-    }
-
-
-_count_block = jax.jit(iou.confusion_counts, static_argnames="num_classes")
-
-
-def confusion_counts(
-  predicted: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"], num_classes: int
-) -> Int[np.ndarray, "n n"]:
-  """`iou.confusion_counts` for one image of any size without compiling for that size; int64."""
-  # -1 is no class, so what fills up the last block is not counted.
-  blocks = (tiling.pixel_blocks(labels.reshape(-1).astype(np.int32), _BLOCK, fill=-1) for labels in (predicted, truth))
-  counts = [_count_block(p, t, num_classes=num_classes) for p, t in zip(*blocks, strict=True)]
-  return np.sum([np.asarray(table, np.int64) for table in counts], axis=0)
-
-
-def report(metrics: dict[str, Any]) -> str:
-  """The numbers of a run as a short table."""
-
-  def percent(score: float | None) -> str:
-    return "     -" if score is None else f"{score:6.1%}"
-
-  lines = [f"IoU over {metrics['images']} labelled images"]
-  present = [entry for entry in metrics["classes"] if entry["iou"] is not None]
-  lines += [f"  class {entry['class']:<3} {percent(entry['iou'])}" for entry in present]
-  lines += [f"  mean      {percent(metrics['miou'])}", f"  foreground{percent(metrics['foreground_miou'])}"]
-  if metrics["unscored"]:
-    lines.append(f"  {len(metrics['unscored'])} images without labels")
-  return "\n".join(lines)
-
-
-def _ious(confusion: np.ndarray) -> list[float | None]:
-  return [None if math.isnan(score) else score for score in np.asarray(iou.iou_from_confusion(confusion)).tolist()]
-
-
-def _mean(ious: Sequence[float | None]) -> float | None:
-  present = [score for score in ious if score is not None]
-  return sum(present) / len(present) if present else None

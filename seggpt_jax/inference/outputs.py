@@ -9,16 +9,32 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
+from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole, writing
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.palette import fixed_palette
+
+Kind = Literal["label", "color", "concat", "overlay", "confidence", "rle"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+DEFAULT_KINDS: tuple[Kind, ...] = ("label", "color", "concat")
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+  """Raises InputError for what cannot be written of a prediction, or not without a package that is missing."""
+  for kind in kinds:
+    if kind not in KINDS:
+      raise InputError(f"--save: found {kind!r}, expected some of {', '.join(KINDS)}")
+  if not kinds:
+    raise InputError(f"--save: found nothing, expected some of {', '.join(KINDS)}")
+  if "rle" in kinds:
+    _mask_module()
 
 
 def overlay(
@@ -63,6 +79,43 @@ def concat(
   return np.concatenate(panels, axis=1)
 
 
+def run_lengths(prediction: Prediction, name: str) -> list[dict[str, Any]]:
+  """A prediction as COCO's results have it: one entry for each class that was found, but the background.
+
+  Args:
+    prediction: of an image.
+    name: of the image.
+
+  Returns:
+    Plain values: `image_id` (the name), `category_id` (the class index), `segmentation` (compressed run lengths with
+    their `size`, height and width), `area` in pixels, `bbox` (left, top, width, height), and as `score` the mean
+    confidence of its pixels, 0..1.
+  """
+  mask_module, confidence, entries = _mask_module(), prediction.confidence(), []
+  for index in np.unique(prediction.labels[prediction.labels > 0]).tolist():
+    mask = prediction.mask(index)
+    encoded = mask_module.encode(np.asfortranarray(mask.astype(np.uint8)))
+    entries.append(
+      {
+        "image_id": name,
+        "category_id": index,
+        "segmentation": {"size": list(mask.shape), "counts": encoded["counts"].decode()},
+        "area": int(mask.sum()),
+        "bbox": mask_module.toBbox(encoded).tolist(),
+        "score": float(confidence[mask].mean()),
+      }
+    )
+  return entries
+
+
+def _mask_module():
+  try:
+    from pycocotools import mask
+  except ImportError as error:
+    raise InputError("--save=rle: expected pycocotools, not installed: pip install 'seggpt-jax[coco]'") from error
+  return mask
+
+
 def write_prediction(
   directory: str | os.PathLike,
   name: str,
@@ -70,16 +123,43 @@ def write_prediction(
   prompts: Sequence[tuple[np.ndarray, np.ndarray]],
   prediction: Prediction,
   truth: Integer[np.ndarray, "h w"] | None = None,
+  kinds: Sequence[Kind] = DEFAULT_KINDS,
 ) -> None:
-  """Writes label/NAME.png, color/NAME.png and concat/NAME.png.
+  """Writes KIND/NAME.png for each kind; where seams were painted again, those go to stitch/KIND/NAME.png.
+
+  Args:
+    directory: of the results.
+    name: of the query.
+    query: the image.
+    prompts: of which the first is shown.
+    prediction: of the query.
+    truth: the query's true label map, where there is one.
+    kinds: "label" (class indices), "color" (in the palette's colours), "concat" (everything in a row), "overlay" (the
+      colours over the image), "confidence" (`Prediction.confidence` as grey values 0..255), and "rle" (`run_lengths` in
+      rle/NAME.json).
 
   Raises:
     InputError: the directory cannot be written to.
   """
   directory = Path(directory)
-  write_png(directory / "label" / f"{name}.png", prediction.labels)
-  write_png(directory / "color" / f"{name}.png", prediction.palette[prediction.labels])
-  write_png(directory / "concat" / f"{name}.png", concat(query, prompts[0] if prompts else None, prediction, truth))
+  if prediction.unstitched is not None:
+    _write(directory / "stitch", name, query, prompts, prediction, truth, kinds)
+  _write(directory, name, query, prompts, prediction.unstitched or prediction, truth, kinds)
+
+
+def _write(directory, name, query, prompts, prediction, truth, kinds) -> None:
+  pictures = {
+    "label": lambda: prediction.labels,
+    "color": lambda: prediction.palette[prediction.labels],
+    "concat": lambda: concat(query, prompts[0] if prompts else None, prediction, truth),
+    "overlay": lambda: overlay(query, prediction.labels, prediction.palette),
+    "confidence": lambda: np.round(255 * prediction.confidence()).astype(np.uint8),
+  }
+  for kind in kinds:
+    if kind == "rle":
+      write_json(directory / kind / f"{name}.json", run_lengths(prediction, name))
+    else:
+      write_png(directory / kind / f"{name}.png", pictures[kind]())
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

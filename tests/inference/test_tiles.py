@@ -13,7 +13,7 @@ import pytest
 import reference
 from PIL import Image
 
-from seggpt_jax import canvas, palette
+from seggpt_jax import palette
 from seggpt_jax.data.boards import BoardSource
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model import torch_weights, weights
@@ -80,9 +80,7 @@ class SlowPredictor:
     along, across = np.s_[:], np.s_[middle - band : middle + band]
     edges = [(i * side, j * side - middle, along, across) for i in range(split) for j in range(1, split)]
     edges += [(i * side - middle, j * side, across, along) for i in range(1, split) for j in range(split)]
-    corners = [
-      (i * side - middle, j * side - middle, across, across) for i in range(1, split) for j in range(1, split)
-    ]
+    corners = [(i * side - middle, j * side - middle, across, across) for i in range(1, split) for j in range(1, split)]
     if split == 2:
       assert (len(edges), len(corners)) == (4, 1)  # the five of the original tool
     for windows in (edges, corners):

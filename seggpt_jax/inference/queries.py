@@ -1,0 +1,230 @@
+"""What a run of infer.py reads: which images, which prompts serve each, and how label files are read.
+
+In: paths, and a mapping if there is one. Out: a `Query` for each image, all of whose files are known to be there,
+before anything is read or computed. Files belong together by their name without ending.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from seggpt_jax.data.images import list_images
+from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, LabelMode, Value
+from seggpt_jax.errors import InputError, naming
+from seggpt_jax.model.weights import find_items, find_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptFiles:
+  """A prompt on disk."""
+
+  image: Path
+  labels: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+  """An image to segment: its files, and its prompts, best first."""
+
+  name: str
+  image: Path
+  truth: Path | None
+  prompts: tuple[PromptFiles, ...]
+
+
+def list_queries(
+  dataset_dir: str | os.PathLike,
+  prompt_img_dir: str | os.PathLike | None = None,
+  prompt_label_dir: str | os.PathLike | None = None,
+  mapping: str | os.PathLike | None = None,
+  top_k: int = 1,
+  bad: dict[str, str] | None = None,
+) -> list[Query]:
+  """Finds all files of a run and checks that they are there, before anything is read or computed.
+
+  Args:
+    dataset_dir: a folder with images/ and perhaps labels/, or a folder of images.
+    prompt_img_dir: images of the prompts; None for queries without prompts, which a learnt prompt serves.
+    prompt_label_dir: their label maps.
+    mapping: JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve every query.
+    top_k: the most prompts that a query gets.
+    bad: where given, queries whose prompts are missing are left out, and told here by name with the reason.
+
+  Returns:
+    One for each image of the dataset, by name.
+
+  Raises:
+    InputError: a folder or file is missing, or the mapping does not fit the files; names it.
+  """
+  images, truths = _dataset(Path(dataset_dir))
+  if prompt_img_dir is None or prompt_label_dir is None:
+    return [Query(stem, path, truths.get(stem), ()) for stem, path in images.items()]
+  prompts = {"image": _list(prompt_img_dir), "label": _list(prompt_label_dir)}
+  folders = {"image": prompt_img_dir, "label": prompt_label_dir}
+  chosen = None if mapping is None else read_mapping(mapping)
+
+  def find(stem: str, said_by: str) -> PromptFiles:
+    for kind, files in prompts.items():
+      if stem not in files:
+        raise InputError(f"{said_by}: found no prompt {kind} for it, expected {Path(folders[kind]) / stem}.*")
+    return PromptFiles(prompts["image"][stem], prompts["label"][stem])
+
+  def prompts_of(stem: str, path: Path) -> tuple[PromptFiles, ...]:
+    if chosen is None:
+      return tuple(find(name, str(file)) for name, file in list(prompts["image"].items())[:top_k])
+    if stem not in chosen:
+      raise InputError(f"{mapping}: found no key {path.name!r}, expected one for every image of {dataset_dir}")
+    return tuple(find(Path(file).stem, f"{mapping}: {path.name}: {file}") for file in chosen[stem][:top_k])
+
+  queries = []
+  for stem, path in images.items():
+    try:
+      queries.append(Query(stem, path, truths.get(stem), prompts_of(stem, path)))
+    except InputError as error:
+      if bad is None:
+        raise
+      bad[stem] = str(error)
+  if not queries:
+    raise InputError(
+      f"{dataset_dir}: none of {len(images)} images has its prompts, the first: {next(iter(bad.values()))}"
+    )
+  return queries
+
+
+def given_prompts(images: Sequence[str], labels: Sequence[str]) -> tuple[PromptFiles, ...]:
+  """Prompts named one by one, best first.
+
+  Raises:
+    InputError: a file is missing, or the numbers differ.
+  """
+  if len(images) != len(labels):
+    raise InputError(f"--prompt-label: found {len(labels)} files, expected {len(images)}, one for each --prompt-image")
+  return tuple(
+    PromptFiles(_file("--prompt-image", image), _file("--prompt-label", label))
+    for image, label in zip(images, labels, strict=True)
+  )
+
+
+def given_queries(images: Sequence[str], prompts: tuple[PromptFiles, ...]) -> list[Query]:
+  """Queries named one by one, all with the same prompts.
+
+  Raises:
+    InputError: a file is missing, or two have the same name without ending.
+  """
+  queries: dict[str, Query] = {}
+  for image in images:
+    path = _file("--image", image)
+    if path.stem in queries:
+      raise InputError(f"--image: found {path} beside {queries[path.stem].image}, expected names that differ")
+    queries[path.stem] = Query(path.stem, path, None, prompts)
+  return list(queries.values())
+
+
+def _file(flag: str, path: str) -> Path:
+  if not Path(path).is_file():
+    raise InputError(f"{flag}: {path}: {'is a folder' if Path(path).is_dir() else 'not found'}, expected an image file")
+  return Path(path)
+
+
+def _list(directory: str | os.PathLike) -> dict[str, Path]:
+  return {name: Path(path) for name, path in list_images(directory).items()}
+
+
+def _dataset(directory: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+  if not (directory / "images").is_dir():
+    return _list(directory), {}
+  labels = directory / "labels"
+  return _list(directory / "images"), _list(labels) if labels.is_dir() else {}
+
+
+def label_format(
+  model_path: str | os.PathLike,
+  labels: LabelMode | None = None,
+  threshold: int | None = None,
+  table: tuple[Value, ...] | None = None,
+  ignore: tuple[Value, ...] | None = None,
+) -> LabelFormat:
+  """How label files are read: as asked for, else as the run that the weights come from read them, else as indices.
+
+  Args:
+    model_path: weights or a training run, also one of an adapter.
+    labels: what was asked for, if anything.
+    threshold: likewise.
+    table: likewise.
+    ignore: likewise.
+
+  Raises:
+    InputError: no weights there, values that do not fit the mode, or a run whose config.json cannot be read.
+  """
+  found = find_items(Path(model_path), ("params", "adapter")) or find_weights(model_path)
+  configs = (folder / "config.json" for folder in (Path(model_path), *found.absolute().parents[:2]))
+  trained = next((_trained_format(path) for path in configs if path.is_file()), LabelFormat())
+  mode = labels or trained.mode
+  if mode != "binary" and threshold is not None:
+    raise InputError(f"--threshold: found with {mode} labels, expected only with --labels=binary")
+  same = mode == trained.mode
+  if table is None:
+    table = trained.table if same else ()
+  if ignore is None:
+    ignore = trained.ignore if same else ()
+  return LabelFormat(mode, trained.threshold if threshold is None else threshold, table, ignore)
+
+
+def _trained_format(path: Path) -> LabelFormat:
+  """How the run of this config.json reads labels.
+
+  Raises:
+    InputError: it is none of train.py; names it.
+  """
+  try:
+    stored = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read as JSON ({error}), expected the run's configuration") from error
+  data = stored.get("data", {}) if isinstance(stored, dict) else None
+  if not isinstance(data, dict):
+    raise InputError(f"{path}: found no object with an object `data` in it, expected the run's configuration")
+  mode, threshold = data.get("labels", "index"), data.get("threshold", 0)
+  if mode not in LABEL_MODES:
+    raise InputError(f"{path}: data.labels: found {mode!r}, expected one of {', '.join(LABEL_MODES)}")
+  if not (isinstance(threshold, int) and 0 <= threshold <= 255):
+    raise InputError(f"{path}: data.threshold: found {threshold!r}, expected 0..255")
+  values: dict[str, tuple[Value, ...]] = {}
+  for key in ("table", "ignore"):
+    stored = data.get(key, [])
+    # JSON has no tuples: colours are lists.
+    entries = stored if isinstance(stored, list) else [None]
+    if not all(isinstance(part, int) for entry in entries for part in (entry if isinstance(entry, list) else [entry])):
+      raise InputError(f"{path}: data.{key}: found {stored!r}, expected a list of values or colours")
+    values[key] = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in stored)
+  with naming(f"{path}: data"):
+    return LabelFormat(mode, threshold, **values)
+
+
+def read_mapping(path: str | os.PathLike) -> dict[str, list[str]]:
+  """Which prompts serve which query.
+
+  Args:
+    path: JSON file {query file: [prompt files, best first]}.
+
+  Returns:
+    The prompt files of each query, under the query's name without ending.
+
+  Raises:
+    InputError: the file is missing, no JSON, or of another form.
+  """
+  try:
+    mapping = json.loads(Path(path).read_text())
+  except FileNotFoundError as error:
+    raise InputError(f"{path}: not found, expected a JSON file {{query file: [prompt files, best first]}}") from error
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+  if not isinstance(mapping, dict):
+    raise InputError(f"{path}: found {type(mapping).__name__}, expected an object {{query file: [prompt files]}}")
+  for key, files in mapping.items():
+    if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
+      raise InputError(f"{path}: {key}: found {json.dumps(files)}, expected a list of prompt file names")
+  return {Path(key).stem: files for key, files in mapping.items()}
