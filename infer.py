@@ -1,44 +1,81 @@
-"""Segments a folder of images by example.
+"""Segments images and videos by example.
+
+A folder of images, with prompts from another:
 
   python infer.py --model-path weights/vit_large --prompt-img-dir prompts/images --prompt-label-dir prompts/labels \\
     --dataset-dir photos --top-k 5 --outdir out
 
-Writes out/label (class indices), out/color, out/concat (pictures to look at), and out/metrics.json where the dataset
-has labels. Files belong together by their name without ending.
+One image, or several with commas between them:
+
+  python infer.py --model-path weights/vit_large --image query.jpg --prompt-image prompt.jpg \\
+    --prompt-label prompt_label.png --outdir out
+
+A video, here by the label map of its first frame:
+
+  python infer.py --model-path weights/vit_large --video street.mp4 --prompt-label first.png --outdir out
+
+Writes out/label (class indices), out/color, out/concat (pictures to look at), out/summary.txt, and out/metrics.json
+where the dataset has labels; of a video out/street.mp4 and out/label/street. Files belong together by their name
+without ending.
 """
 
 from __future__ import annotations
 
 from absl import flags
 
-from seggpt_jax.data.labels import LABEL_MODES, parse_values
+from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, parse_values
 from seggpt_jax.errors import InputError, run_main
-from seggpt_jax.inference import batch
+from seggpt_jax.inference import batch, outputs, queries, scores, video
 from seggpt_jax.inference.predictor import Approach, Predictor
-from seggpt_jax.model.adapter_files import load_adapter
+from seggpt_jax.inference.progress import parse_shard
+from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
 from seggpt_jax.model.adapters import LearntPrompt
 
 _MODEL_PATH = flags.DEFINE_string(
   "model-path", None, "Weights of convert_torch_weights.py, or a run of train.py.", required=True
 )
 _ADAPTER = flags.DEFINE_string("adapter", None, "A run of train.py that learnt a LoRA or a prompt for the weights.")
+_OUTDIR = flags.DEFINE_string("outdir", None, "Folder of the results.", required=True)
+
+# What is segmented: one of these.
+_DATASET_DIR = flags.DEFINE_string(
+  "dataset-dir", None, "The queries: a folder with images/ and perhaps labels/, or a folder of images."
+)
+_IMAGE = flags.DEFINE_list("image", [], "A query, or several with commas between them.")
+_VIDEO = flags.DEFINE_string("video", None, "A video.")
+
+# The prompts: from folders, or one by one.
 _PROMPT_IMG_DIR = flags.DEFINE_string("prompt-img-dir", None, "Images of the prompts, unless a prompt was learnt.")
 _PROMPT_LABEL_DIR = flags.DEFINE_string("prompt-label-dir", None, "Label maps of the prompts.")
-_DATASET_DIR = flags.DEFINE_string(
-  "dataset-dir", None, "The queries: a folder with images/ and perhaps labels/, or a folder of images.", required=True
-)
 _MAPPING = flags.DEFINE_string(
   "mapping",
   None,
   "JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve every query.",
 )
-_TOP_K = flags.DEFINE_integer("top-k", 1, "The most prompts that a query gets.", lower_bound=1)
+_TOP_K = flags.DEFINE_integer("top-k", 1, "The most prompts that a query gets of the folders.", lower_bound=1)
+_PROMPT_IMAGE = flags.DEFINE_list(
+  "prompt-image", [], "Prompts that serve every query, with commas between them; of a video its first frame by default."
+)
+_PROMPT_LABEL = flags.DEFINE_list("prompt-label", [], "Their label maps, or that of a video's first frame.")
+
+# How the network is shown them.
 _SPLIT = flags.DEFINE_list(
   "split",
   "1",
   "Cuts queries and prompts into n x n tiles, for small things; of several, such as 1,2,4, the mean decides.",
 )
-_OUTDIR = flags.DEFINE_string("outdir", None, "Folder of the results.", required=True)
+_OVERLAP = flags.DEFINE_float(
+  "overlap", 0.0, "The share of a tile's side, 0 to 0.9, that tiles of the query overlap by; they are blended."
+)
+_STITCH_WIDTH = flags.DEFINE_integer(
+  "stitch-width", 0, "Paints the seams between tiles again, this many patches on each side, into OUT/stitch."
+)
+_FLIPS = flags.DEFINE_enum("flips", "none", ["none", "horizontal", "vertical", "both"], "Also looks at mirror images.")
+_FOREGROUND_TILES = flags.DEFINE_bool("foreground-tiles", False, "Leaves out tiles of prompts without foreground.")
+_SEG_TYPE = flags.DEFINE_enum("seg-type", "semantic", ["semantic", "instance"], "What the prompts mark.")
+_NUM_FRAMES = flags.DEFINE_integer("num-frames", 0, "Recent frames of the video that prompt the next.", 0)
+
+# How label files are read.
 _LABELS = flags.DEFINE_enum(
   "labels",
   None,
@@ -51,55 +88,141 @@ _THRESHOLD = flags.DEFINE_integer(
 )
 _TABLE = flags.DEFINE_string("table", None, "For table labels: 0,128,255 or colours, (0,0,0),(255,0,0).")
 _IGNORE = flags.DEFINE_string("ignore", None, "Values or colours of labels that are not scored, as in --table.")
+
+# What is written, and what of it this process writes.
+_SAVE = flags.DEFINE_list("save", list(outputs.DEFAULT_KINDS), f"Some of {', '.join(outputs.KINDS)}.")
+_SAVE_FRAMES = flags.DEFINE_bool("save-frames", True, "Writes a label map of each frame beside the video.")
 _SKIP_BAD = flags.DEFINE_bool("skip-bad", False, "Passes over queries with missing or bad files, and lists them.")
-_SEG_TYPE = flags.DEFINE_enum("seg-type", "semantic", ["semantic", "instance"], "What the prompts mark.")
+_RESUME = flags.DEFINE_bool("resume", False, "Goes on with a run of the same settings that was stopped.")
+_SHARD = flags.DEFINE_string("shard", "0/1", "i/n: this process takes every n-th query, from the i-th on.")
 
 for _name in [name for name in flags.FLAGS if "-" in name]:  # absl's habit is underscores: both are understood
   flags.DEFINE_alias(_name.replace("-", "_"), _name)
+
+_OF_FOLDERS = (_PROMPT_IMG_DIR, _PROMPT_LABEL_DIR, _MAPPING, _TOP_K)
+_OF_FILES = (_PROMPT_IMAGE, _PROMPT_LABEL)
+_OF_IMAGES = (_SAVE, _SKIP_BAD, _RESUME, _SHARD)
+_OF_VIDEO = (_NUM_FRAMES, _SAVE_FRAMES)
+# What a run that is resumed must have in common with the one that was stopped.
+_SETTINGS = (
+  *(_MODEL_PATH, _ADAPTER, _DATASET_DIR, _IMAGE, *_OF_FOLDERS, *_OF_FILES),
+  *(_SPLIT, _OVERLAP, _STITCH_WIDTH, _FLIPS, _FOREGROUND_TILES, _SEG_TYPE, _LABELS, _THRESHOLD, _TABLE, _IGNORE, _SAVE),
+)
+
+
+def _check_flags(learnt: bool) -> None:
+  """Raises InputError for flags that are missing, and for those that would do nothing beside the others."""
+  for flag in (_MODEL_PATH, _ADAPTER, _OUTDIR, _DATASET_DIR, _VIDEO, _PROMPT_IMG_DIR, _PROMPT_LABEL_DIR, _MAPPING):
+    if flag.value == "":
+      raise InputError(f"--{flag.name}: found an empty value, expected a path")
+  kinds = [flag for flag in (_DATASET_DIR, _IMAGE, _VIDEO) if flag.value]
+  if len(kinds) != 1:
+    found = " and ".join(f"--{flag.name}" for flag in kinds) or "none of them"
+    raise InputError(f"--dataset-dir, --image, --video: found {found}, expected one: what is to be segmented")
+  _refuse(_OF_IMAGES if _VIDEO.value else _OF_VIDEO, f"{'with' if _VIDEO.value else 'without'} --video")
+  if learnt:
+    _refuse((*_OF_FOLDERS, *_OF_FILES), "beside a learnt prompt, which serves every query")
+  elif _VIDEO.value or _PROMPT_IMAGE.present:
+    _refuse(_OF_FOLDERS, "with --video" if _VIDEO.value else "beside --prompt-image")
+    _demand(_PROMPT_LABEL)
+  elif _PROMPT_LABEL.present:
+    raise InputError("--prompt-image: missing, expected an image for each --prompt-label")
+  else:
+    _demand(_PROMPT_IMG_DIR)
+    _demand(_PROMPT_LABEL_DIR)
+
+
+def _refuse(given: tuple[flags.FlagHolder, ...], why: str) -> None:
+  for flag in given:
+    if flag.present:
+      raise InputError(f"--{flag.name}: found {why}, expected none")
+
+
+def _demand(flag: flags.FlagHolder) -> None:
+  if not flag.value:
+    raise InputError(f"--{flag.name}: missing (--help explains)")
+
+
+def _approach() -> Approach:
+  try:
+    splits = [int(text) for text in _SPLIT.value]
+  except ValueError as error:
+    raise InputError(f"--split: found {','.join(_SPLIT.value)}, expected a number, or several such as 1,2,4") from error
+  return Approach(
+    tuple(splits), _OVERLAP.value, _STITCH_WIDTH.value, _FLIPS.value, _FOREGROUND_TILES.value, _SEG_TYPE.value
+  )
+
+
+def _label_format() -> LabelFormat:
+  table, ignore = (None if f.value is None else parse_values(f.value, f"--{f.name}") for f in (_TABLE, _IGNORE))
+  path = _ADAPTER.value or _MODEL_PATH.value
+  labels = queries.label_format(path, _LABELS.value, _THRESHOLD.value, table, ignore)
+  print(f"labels are read as {labels}")
+  return labels
+
+
+def _find_queries(learnt: bool, bad: dict[str, str] | None) -> list[queries.Query]:
+  prompts = queries.given_prompts(_PROMPT_IMAGE.value, _PROMPT_LABEL.value)
+  found = queries.list_queries(
+    _DATASET_DIR.value or _IMAGE.value,
+    *(_PROMPT_IMG_DIR.value, _PROMPT_LABEL_DIR.value, _MAPPING.value, _TOP_K.value, bad),
+    prompts=prompts,
+  )
+  if not (_MAPPING.value or learnt or prompts):
+    print(f"no --mapping: every query is prompted by {', '.join(files.image.name for files in found[0].prompts)}")
+  return found
+
+
+def _segment_video(adapter: StoredAdapter | None, approach: Approach, labels: LabelFormat) -> None:
+  target = video.run_video(
+    Predictor.from_checkpoint(_MODEL_PATH.value, adapter=adapter),
+    _VIDEO.value,
+    _OUTDIR.value,
+    prompt_images=_PROMPT_IMAGE.value,
+    prompt_labels=_PROMPT_LABEL.value,
+    num_frames=_NUM_FRAMES.value,
+    approach=approach,
+    labels=labels,
+    save_frames=_SAVE_FRAMES.value,
+  )
+  print(f"written: {target}")
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
-  for name in ("model-path", "prompt-img-dir", "prompt-label-dir", "dataset-dir", "outdir", "adapter"):
-    if flags.FLAGS[name].value == "":
-      raise InputError(f"--{name}: found an empty value, expected a path")
-  try:
-    splits = [int(text) for text in _SPLIT.value]
-  except ValueError as error:
-    raise InputError(f"--split: found {','.join(_SPLIT.value)}, expected a number, or several such as 1,2,4") from error
   adapter = load_adapter(_ADAPTER.value) if _ADAPTER.value else None
   learnt = adapter is not None and isinstance(adapter.adapter, LearntPrompt)
-  for flag in (_PROMPT_IMG_DIR, _PROMPT_LABEL_DIR):
-    if (flag.value is None) != learnt:
-      found = "found beside a learnt prompt, expected none" if learnt else "missing (--help explains)"
-      raise InputError(f"--{flag.name}: {found}")
-  if learnt and (_MAPPING.present or _TOP_K.present):
-    raise InputError("--mapping, --top-k: found with a learnt prompt, expected none: it serves every query")
-  table, ignore = (None if f.value is None else parse_values(f.value, f"--{f.name}") for f in (_TABLE, _IGNORE))
-  labels = batch.label_format(_ADAPTER.value or _MODEL_PATH.value, _LABELS.value, _THRESHOLD.value, table, ignore)
+  _check_flags(learnt)
+  approach, labels, shard = _approach(), _label_format(), parse_shard(_SHARD.value)
+  if _VIDEO.value:
+    _segment_video(adapter, approach, labels)
+    return
   bad: dict[str, str] | None = {} if _SKIP_BAD.value else None
-  queries = batch.list_queries(
-    _DATASET_DIR.value, _PROMPT_IMG_DIR.value, _PROMPT_LABEL_DIR.value, _MAPPING.value, _TOP_K.value, bad
-  )
-  if not _MAPPING.value and not learnt:
-    names = ", ".join(files.image.name for files in queries[0].prompts)
-    print(f"no --mapping: every query is prompted by {names}")
-  print(f"labels are read as {labels}")
-  predictor = Predictor.from_checkpoint(_MODEL_PATH.value, adapter=adapter)
-  metrics = batch.run(
-    predictor,
-    queries,
+  outcome = batch.run(
+    Predictor.from_checkpoint(_MODEL_PATH.value, adapter=adapter),
+    _find_queries(learnt, bad),
     _OUTDIR.value,
-    approach=Approach(split=splits, seg_type=_SEG_TYPE.value),
+    approach=approach,
     labels=labels,
+    kinds=_SAVE.value,
     bad=bad,
+    resume=_RESUME.value,
+    shard=shard,
+    settings={flag.name: flag.value for flag in _SETTINGS if flag.value not in (None, [])},
   )
-  if metrics:
-    print(batch.report(metrics))
-  if bad:
-    name, reason = next(iter(bad.items()))
-    print(f"passed over {len(bad)} images, the first: {name}: {reason}; all are in {_OUTDIR.value}/{batch.BAD_FILES}")
+  if outcome.before:
+    print(f"resumed: {outcome.before} images were done, {outcome.done} are done now")
+  if outcome.metrics:
+    print(scores.report(outcome.metrics))
+    if "stitched" in outcome.metrics:
+      print(f"with the seams painted again: {scores.report(outcome.metrics['stitched'])}")
+  if outcome.bad:
+    name, reason = next(iter(outcome.bad.items()))
+    where = f"{_OUTDIR.value}/{batch.BAD_FILES}" if not outcome.left else "that file of the last process"
+    print(f"passed over {len(outcome.bad)} images, the first: {name}: {reason}; all are in {where}")
+  if outcome.left:
+    print(f"{outcome.left} images are left to other processes; the last one writes metrics.json")
   print(f"written: {_OUTDIR.value}")
 
 

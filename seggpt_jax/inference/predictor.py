@@ -251,7 +251,7 @@ class Predictor:
       classes = np.arange(self.learnt.num_classes)
       looks = self._looks(image, dict.fromkeys(approach.splits, (prompt, target)), approach)
       return _Job(image.shape[:2], looks, palette_lib.fixed_palette(len(classes)), classes)
-    prompts = _check_prompts(prompts)
+    prompts = check_prompts(prompts)
     palette = _check_palette(palette, 1 + max(int(labels.max()) for _, labels in prompts))
     tiles, classes = {}, np.zeros(1, np.int32)
     for split in approach.splits:
@@ -351,8 +351,12 @@ def _as_labels(labels: Pixels) -> np.ndarray:
   return read_labels(labels, LabelFormat()) if isinstance(labels, str | os.PathLike) else np.asarray(labels)
 
 
-def _check_prompts(prompts: Sequence[Prompt]) -> list[tuple[np.ndarray, np.ndarray]]:
-  """The prompts as arrays that fit together."""
+def check_prompts(prompts: Sequence[Prompt]) -> list[tuple[np.ndarray, np.ndarray]]:
+  """The prompts as arrays.
+
+  Raises:
+    InputError: there are none, or one is not an image with integer labels of its size.
+  """
   if not len(prompts):
     raise InputError("prompts: found none, expected at least one pair of image and label map")
   checked = []

@@ -128,10 +128,11 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     before = json.loads(path.read_bytes())
   except ValueError as error:
     raise InputError(f"{path}: found no JSON ({error}), expected the settings of the run to resume") from error
-  for key in settings:
-    if not isinstance(before, dict) or before.get(key) != settings[key]:
-      found = before.get(key) if isinstance(before, dict) else before
+  if not isinstance(before, dict):
+    raise InputError(f"{path}: found {type(before).__name__}, expected the settings of the run to resume")
+  for key in {**before, **settings}:
+    if before.get(key) != settings.get(key):
       raise InputError(
-        f"--{key}: found {settings[key]}, expected {found} as in the run that {path} describes; leave out --resume to "
-        "begin anew"
+        f"--{key}: found {settings.get(key)}, expected {before.get(key)} as in the run that {path} describes; leave "
+        "out --resume to begin anew"
       )

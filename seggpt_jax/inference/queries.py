@@ -37,22 +37,25 @@ class Query:
 
 
 def list_queries(
-  dataset_dir: str | os.PathLike,
+  dataset: str | os.PathLike | Sequence[str],
   prompt_img_dir: str | os.PathLike | None = None,
   prompt_label_dir: str | os.PathLike | None = None,
   mapping: str | os.PathLike | None = None,
   top_k: int = 1,
   bad: dict[str, str] | None = None,
+  *,
+  prompts: Sequence[PromptFiles] = (),
 ) -> list[Query]:
   """Finds all files of a run and checks that they are there, before anything is read or computed.
 
   Args:
-    dataset_dir: a folder with images/ and perhaps labels/, or a folder of images.
-    prompt_img_dir: images of the prompts; None for queries without prompts, which a learnt prompt serves.
+    dataset: a folder with images/ and perhaps labels/, a folder of images, or image files.
+    prompt_img_dir: images of the prompts; None where they are given one by one, or where a learnt prompt serves.
     prompt_label_dir: their label maps.
     mapping: JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve every query.
     top_k: the most prompts that a query gets.
     bad: where given, queries whose prompts are missing are left out, and told here by name with the reason.
+    prompts: as of `given_prompts`, for every query; in place of the folders.
 
   Returns:
     One for each image of the dataset, by name.
@@ -60,24 +63,24 @@ def list_queries(
   Raises:
     InputError: a folder or file is missing, or the mapping does not fit the files; names it.
   """
-  images, truths = _dataset(Path(dataset_dir))
+  images, truths = _dataset(dataset)
   if prompt_img_dir is None or prompt_label_dir is None:
-    return [Query(stem, path, truths.get(stem), ()) for stem, path in images.items()]
-  prompts = {"image": _list(prompt_img_dir), "label": _list(prompt_label_dir)}
+    return [Query(stem, path, truths.get(stem), tuple(prompts)) for stem, path in images.items()]
+  known = {"image": _list(prompt_img_dir), "label": _list(prompt_label_dir)}
   folders = {"image": prompt_img_dir, "label": prompt_label_dir}
   chosen = None if mapping is None else read_mapping(mapping)
 
   def find(stem: str, said_by: str) -> PromptFiles:
-    for kind, files in prompts.items():
+    for kind, files in known.items():
       if stem not in files:
         raise InputError(f"{said_by}: found no prompt {kind} for it, expected {Path(folders[kind]) / stem}.*")
-    return PromptFiles(prompts["image"][stem], prompts["label"][stem])
+    return PromptFiles(known["image"][stem], known["label"][stem])
 
   def prompts_of(stem: str, path: Path) -> tuple[PromptFiles, ...]:
     if chosen is None:
-      return tuple(find(name, str(file)) for name, file in list(prompts["image"].items())[:top_k])
+      return tuple(find(name, str(file)) for name, file in list(known["image"].items())[:top_k])
     if stem not in chosen:
-      raise InputError(f"{mapping}: found no key {path.name!r}, expected one for every image of {dataset_dir}")
+      raise InputError(f"{mapping}: found no key {path.name!r}, expected one for every image of {dataset}")
     return tuple(find(Path(file).stem, f"{mapping}: {path.name}: {file}") for file in chosen[stem][:top_k])
 
   queries = []
@@ -89,9 +92,7 @@ def list_queries(
         raise
       bad[stem] = str(error)
   if not queries:
-    raise InputError(
-      f"{dataset_dir}: none of {len(images)} images has its prompts, the first: {next(iter(bad.values()))}"
-    )
+    raise InputError(f"{dataset}: none of {len(images)} images has its prompts, the first: {next(iter(bad.values()))}")
   return queries
 
 
@@ -109,21 +110,6 @@ def given_prompts(images: Sequence[str], labels: Sequence[str]) -> tuple[PromptF
   )
 
 
-def given_queries(images: Sequence[str], prompts: tuple[PromptFiles, ...]) -> list[Query]:
-  """Queries named one by one, all with the same prompts.
-
-  Raises:
-    InputError: a file is missing, or two have the same name without ending.
-  """
-  queries: dict[str, Query] = {}
-  for image in images:
-    path = _file("--image", image)
-    if path.stem in queries:
-      raise InputError(f"--image: found {path} beside {queries[path.stem].image}, expected names that differ")
-    queries[path.stem] = Query(path.stem, path, None, prompts)
-  return list(queries.values())
-
-
 def _file(flag: str, path: str) -> Path:
   if not Path(path).is_file():
     raise InputError(f"{flag}: {path}: {'is a folder' if Path(path).is_dir() else 'not found'}, expected an image file")
@@ -134,7 +120,16 @@ def _list(directory: str | os.PathLike) -> dict[str, Path]:
   return {name: Path(path) for name, path in list_images(directory).items()}
 
 
-def _dataset(directory: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+def _dataset(dataset: str | os.PathLike | Sequence[str]) -> tuple[dict[str, Path], dict[str, Path]]:
+  """Images and label maps by name without ending."""
+  if not isinstance(dataset, str | os.PathLike):
+    files: dict[str, Path] = {}
+    for path in (_file("--image", image) for image in dataset):
+      if path.stem in files:
+        raise InputError(f"--image: found {path} beside {files[path.stem]}, expected names that differ")
+      files[path.stem] = path
+    return files, {}
+  directory = Path(dataset)
   if not (directory / "images").is_dir():
     return _list(directory), {}
   labels = directory / "labels"

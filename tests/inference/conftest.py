@@ -7,6 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from image_folders import make_folders
 
 from seggpt_jax.model import weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
@@ -44,3 +45,8 @@ def weights_directory(model, tmp_path_factory):
   directory = tmp_path_factory.mktemp("weights") / "tiny"
   weights.save_weights(directory, weights.split(model)[1], _CONFIG)
   return directory
+
+
+@pytest.fixture
+def folders(tmp_path):
+  return make_folders(tmp_path)

@@ -20,7 +20,7 @@ from PIL import Image
 from seggpt_jax import canvas
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference import batch, outputs
+from seggpt_jax.inference import outputs, queries
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model import weights
 from seggpt_jax.model.adapter_files import load_adapter
@@ -147,8 +147,8 @@ def test_pictures_without_a_prompt_have_no_panels_of_it(learnt, tmp_path):
 
 def test_labels_are_read_as_in_the_adapter_s_run(runs):
   for path in ("prompt", "lora", "lora/best", "lora/best/7"):
-    assert batch.label_format(runs / path) == LabelFormat("binary", 127), path
-  assert batch.label_format(runs / "lora", "index").mode == "index"
+    assert queries.label_format(runs / path) == LabelFormat("binary", 127), path
+  assert queries.label_format(runs / "lora", "index").mode == "index"
 
 
 # --------------------------------------------------------------------------------------------------------- the command
@@ -219,9 +219,9 @@ def test_the_command_segments_with_a_learnt_prompt_and_no_other(folders, weights
 @pytest.mark.parametrize(
   "run, options, words",
   [
-    ("prompt", ("--top-k", "1"), "--mapping, --top-k: found with a learnt prompt, expected none"),
-    ("prompt", ("--mapping", "mapping.json"), "--mapping, --top-k: found with a learnt prompt, expected none"),
-    ("prompt", PROMPTS, "--prompt-img-dir: found beside a learnt prompt, expected none"),
+    ("prompt", ("--top-k", "1"), "--top-k: found beside a learnt prompt, which serves every query, expected none"),
+    ("prompt", ("--mapping", "mapping.json"), "--mapping: found beside a learnt prompt"),
+    ("prompt", PROMPTS, "--prompt-img-dir: found beside a learnt prompt"),
     ("lora", (), "--prompt-img-dir: missing"),
     ("best", PROMPTS, "best: found no adapter in it"),
   ],

@@ -1,0 +1,72 @@
+"""Folders of queries and prompts as people have them, and the command on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from seggpt_jax.inference import queries
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"a": (31, 45), "b": (64, 20), "c": (33, 33)}  # height and width of the queries
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(pixels).save(path)
+
+
+def make_folders(directory: Path) -> Path:
+  """Three queries, the last one without a label, and three prompts of three classes."""
+  generator = np.random.default_rng(0)
+
+  def picture(*size):
+    return generator.integers(0, 256, (*size, 3), np.uint8)
+
+  for name, size in SIZES.items():
+    write(directory / "data" / "images" / f"{name}.png", picture(*size))
+    if name != "c":
+      write(directory / "data" / "labels" / f"{name}.png", generator.integers(0, 3, size, np.uint8))
+  for name in ("p", "q", "r"):
+    write(directory / "prompts" / "images" / f"{name}.png", picture(40, 50))
+    write(directory / "prompts" / "labels" / f"{name}.png", generator.integers(0, 3, (40, 50), np.uint8))
+  return directory
+
+
+def find(folders, **options):
+  prompts = folders / "prompts"
+  return queries.list_queries(folders / "data", prompts / "images", prompts / "labels", **options)
+
+
+def write_mapping(folders, mapping):
+  path = folders / "mapping.json"
+  path.write_text(mapping if isinstance(mapping, str) else json.dumps(mapping))
+  return path
+
+
+def infer(folders, *options):
+  """The command with these flags and --outdir."""
+  return subprocess.run(
+    [sys.executable, ROOT / "infer.py", "--outdir", folders / "out", *options],
+    capture_output=True,
+    text=True,
+    cwd=folders,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    check=False,
+  )
+
+
+def command(folders, weights_directory, *options):
+  """The command on the dataset, with the folders of prompts."""
+  prompts = folders / "prompts"
+  return infer(
+    folders,
+    *("--model-path", weights_directory, "--dataset-dir", folders / "data"),
+    *("--prompt-img-dir", prompts / "images", "--prompt-label-dir", prompts / "labels", *options),
+  )

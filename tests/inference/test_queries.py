@@ -1,0 +1,117 @@
+"""Which prompts serve which query, and how label files are read: a wrong guess would show in every mask."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from image_folders import command, find, write, write_mapping
+
+from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.errors import InputError
+from seggpt_jax.inference import queries
+
+
+def test_without_a_mapping_the_first_prompts_by_name_serve_every_query(folders):
+  for query in find(folders, top_k=2):
+    assert [prompt.image.stem for prompt in query.prompts] == ["p", "q"]
+    assert [prompt.labels.parent.name for prompt in query.prompts] == ["labels", "labels"]
+  assert len(find(folders, top_k=10)[0].prompts) == 3
+
+
+def test_a_mapping_gives_the_best_first_and_files_match_by_name_without_ending(folders):
+  write(folders / "prompts" / "labels" / "q.bmp", np.zeros((40, 50), np.uint8))
+  (folders / "prompts" / "labels" / "q.png").unlink()
+  mapping = write_mapping(folders, {f"{name}.jpg": ["r.png", "q.png", "p.png"] for name in "abcz"})
+  found = find(folders, mapping=mapping, top_k=2)
+  assert [query.name for query in found] == ["a", "b", "c"]
+  assert [prompt.labels.name for prompt in found[0].prompts] == ["r.png", "q.bmp"]
+
+
+def test_a_folder_that_holds_images_directly_has_no_truth(folders):
+  prompts = folders / "prompts"
+  found = queries.list_queries(folders / "data" / "images", prompts / "images", prompts / "labels")
+  assert [(query.name, query.truth) for query in found] == [("a", None), ("b", None), ("c", None)]
+
+
+@pytest.mark.parametrize(
+  "mapping, words",
+  [
+    ({"a.png": ["p.png"], "b.png": ["p.png"]}, ["mapping.json", "'c.png'"]),
+    ({name + ".png": ["p.png", "lost.png"] for name in "abc"}, ["mapping.json", "a.png", "lost.png"]),
+    ({name + ".png": [] for name in "abc"}, ["mapping.json", "a.png", "[]"]),
+    ({name + ".png": "p.png" for name in "abc"}, ["mapping.json", "a.png", "list"]),
+    (["p.png"], ["mapping.json", "list"]),
+    ("{'a.png'", ["mapping.json", "JSON"]),
+  ],
+)
+def test_a_wrong_mapping_is_named_with_its_key(folders, mapping, words):
+  with pytest.raises(InputError) as error:
+    find(folders, mapping=write_mapping(folders, mapping), top_k=5)
+  assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_missing_mapping_is_named(folders):
+  with pytest.raises(InputError, match=r"nowhere\.json: not found"):
+    find(folders, mapping=folders / "nowhere.json")
+
+
+def test_labels_are_read_as_in_training_unless_asked_otherwise(tmp_path):
+  """A run trained on masks of 0 and 255 is judged on the same classes without further flags."""
+  for folder in ("best/7", "checkpoints/9"):
+    for item in ("params", "config"):
+      (tmp_path / "run" / folder / item).mkdir(parents=True)
+  settings = {"data": {"labels": "binary", "threshold": 127}}
+  (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+  for path in ("run", "run/best", "run/best/7", "run/checkpoints/9"):
+    assert queries.label_format(tmp_path / path) == LabelFormat("binary", 127), path
+  assert queries.label_format(tmp_path / "run", threshold=5) == LabelFormat("binary", 5)
+  assert queries.label_format(tmp_path / "run", "index").mode == "index"
+  settings = {"data": {"labels": "table", "threshold": 0, "table": [[0, 0, 0], [255, 0, 0]], "ignore": [[1, 2, 3]]}}
+  (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+  expected = LabelFormat("table", 0, ((0, 0, 0), (255, 0, 0)), ((1, 2, 3),))
+  assert queries.label_format(tmp_path / "run") == expected
+  assert queries.label_format(tmp_path / "run", "index") == LabelFormat()
+  (tmp_path / "run" / "config.json").unlink()
+  assert queries.label_format(tmp_path / "run") == LabelFormat()
+  with pytest.raises(InputError, match="--threshold: found with index labels"):
+    queries.label_format(tmp_path / "run", None, 127)
+
+
+@pytest.mark.parametrize(
+  "text, words",
+  [
+    ("{'data'", "cannot be read as JSON"),
+    ("\udcff", "cannot be read as JSON"),
+    ("", "cannot be read as JSON"),
+    ("[]", "found no object"),
+    ("5", "found no object"),
+    ('{"data": []}', "found no object"),
+    ('{"data": {"labels": 5}}', "data.labels: found 5, expected one of index, binary, table"),
+    ('{"data": {"labels": ["binary"]}}', "data.labels: found ['binary']"),
+    ('{"data": {"labels": "binary", "threshold": "x"}}', "data.threshold: found 'x', expected 0..255"),
+    ('{"data": {"labels": "binary", "threshold": 300}}', "data.threshold: found 300, expected 0..255"),
+    ('{"data": {"labels": "table", "table": 5}}', "data.table: found 5, expected a list"),
+    ('{"data": {"labels": "table", "table": [0, null]}}', "data.table: found [0, None], expected a list"),
+    ('{"data": {"labels": "table"}}', "data: table: found 0 entries"),
+    ('{"data": {"ignore": ["x"]}}', "data.ignore: found ['x'], expected a list"),
+  ],
+)
+def test_a_garbled_configuration_of_the_run_is_named(tmp_path, text, words):
+  for item in ("params", "config"):
+    (tmp_path / "best" / "7" / item).mkdir(parents=True)
+  (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+  with pytest.raises(InputError) as error:
+    queries.label_format(tmp_path)
+  assert str(error.value).startswith(f"{tmp_path / 'config.json'}: ")
+  assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_garbled_configuration_ends_the_command_with_one_line(folders, weights_directory):
+  shutil.copytree(weights_directory, folders / "run" / "best" / "7")
+  (folders / "run" / "config.json").write_text('{"data": {"labels": "binary", "threshold": "x"}}')
+  done = command(folders, folders / "run")
+  assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+  assert "config.json: data.threshold: found 'x'" in done.stderr

@@ -1,0 +1,31 @@
+"""The numbers of a run: those of metrics.json have to be what the files that were written deserve."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from seggpt_jax import palette
+from seggpt_jax.inference import outputs, scores
+from seggpt_jax.inference.prediction import Prediction
+
+
+def test_a_truth_with_classes_that_no_prompt_shows_counts_against_the_prediction():
+  run = scores.Scores()
+  zeros = np.zeros((2, 2), np.uint8)
+  run.add("first", scores.count(zeros, zeros))
+  run.add("second", scores.count(zeros, np.array([[0, 0], [5, 5]], np.uint8)))
+  summary = run.summary()
+  assert summary["per_image"]["first"]["iou"] == [1.0, None, None, None, None, None]
+  assert [entry["iou"] for entry in summary["classes"]] == [0.75, None, None, None, None, 0.0]
+  assert (summary["miou"], summary["foreground_miou"]) == (0.375, 0.0)
+  prediction = Prediction(zeros, np.zeros((2, 2, 3), np.uint8), palette.fixed_palette(2), (0, 1))
+  truth = np.full((2, 2), 5, np.uint8)
+  picture = outputs.concat(prediction.colours, (prediction.colours, zeros), prediction, truth)
+  assert picture.shape == (2, 12, 3)
+
+
+def test_a_picture_larger_than_a_block_is_counted_once(model):
+  generator = np.random.default_rng(0)
+  predicted, truth = generator.integers(0, 3, (2, 600, 901), np.uint8)
+  expected = np.bincount((truth.astype(int) * 3 + predicted).ravel(), minlength=9).reshape(3, 3)
+  np.testing.assert_array_equal(scores.confusion_counts(predicted, truth, 3), expected)
