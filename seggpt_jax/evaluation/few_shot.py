@@ -33,7 +33,7 @@ from seggpt_jax.palette import IGNORE
 
 _THREADS = 4  # that read files
 _AHEAD = 16  # episodes that are read before they are needed
-_EXAMPLES = 4  # of each fold, by the first process
+_EXAMPLES = 4  # of each fold, evenly spread, by the first process
 
 
 class _Read(NamedTuple):
@@ -100,12 +100,14 @@ class FewShot:
     fold, index, count = (int(word) for word in re.findall(r"\d+", part))
     episodes = self._episodes[fold][index - 1 :: count]
     counts, rows, titles = ClassCounts(), [], []
+    shown = {place * len(episodes) // _EXAMPLES for place in range(_EXAMPLES)} if index == 1 else set()
     with tqdm(total=len(episodes), desc=f"{self.name} fold {fold}", unit="episode") as bar:
-      for item, labels in self._answers(predictor, episodes):
+      for place, (item, labels) in enumerate(self._answers(predictor, episodes)):
         asked = item.episode.class_index
         counts.add(asked, episode_counts(labels, item.truth))
-        if index == 1 and len(rows) < _EXAMPLES:
-          rows.append(_panels(item, labels))
+        if place in shown:
+          prompt = self._data.read(item.episode.prompts[0], asked)
+          rows.append([examples.panel(*prompt), *_query_panels(item, labels)])
           titles.append(f"fold {fold}, {self._data.class_names[asked]}: prompt, query, truth, prediction")
         bar.set_postfix(mIoU=f"{100 * counts.mean_iou():.1f}", refresh=False)
         bar.update()
@@ -138,7 +140,7 @@ class FewShot:
       rows={
         title: [scores[key] for scores in columns.values()] for title, key in (("mIoU", "miou"), ("FB-IoU", "fb_iou"))
       },
-      published={"mIoU": tables.published(self.name, "mIoU", self._shots) if whole else None},
+      published={"mIoU": tables.published(self.name, "mIoU", self._shots) if whole and self._data.comparable else None},
       notes=[
         f"In per cent; {sum(map(len, self._episodes.values()))} episodes, scored at the size of each query.",
         *self._notes,
@@ -230,12 +232,5 @@ def _ratio(intersection: np.int64, union: np.int64) -> float:
   return float(intersection) / max(float(union), 1.0)
 
 
-def _panels(item: _Read, labels: np.ndarray) -> list[np.ndarray]:
-  image, mask = item.prompts[0]
-  query = item.image
-  return [
-    examples.panel(image, mask),
-    examples.panel(query),
-    examples.panel(query, item.truth),
-    examples.panel(query, labels),
-  ]
+def _query_panels(item: _Read, labels: np.ndarray) -> list[np.ndarray]:
+  return [examples.panel(item.image), examples.panel(item.image, item.truth), examples.panel(item.image, labels)]

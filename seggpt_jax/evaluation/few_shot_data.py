@@ -65,6 +65,7 @@ class FewShotData:
     queries: of each fold (sample, class) in order, where every query has its turn; None where they are drawn.
     own_class: whether label files are masks of their folder's class, not class indices.
     notes: sentences for whoever compares the numbers with others.
+    comparable: whether published figures are of the same classes.
   """
 
   source: Source
@@ -74,6 +75,7 @@ class FewShotData:
   queries: Mapping[int, Sequence[tuple[int, int]]] | None
   own_class: bool = False
   notes: tuple[str, ...] = ()
+  comparable: bool = True
 
   def episodes(self, fold: int, shots: int, seed: int = 0, count: int | None = None) -> list[Episode]:
     """The episodes of a fold, the same for the same files and arguments.
@@ -136,6 +138,7 @@ def fss1000(directory: str | os.PathLike, classes: str | os.PathLike | None = No
     names = sorted(set(_lines(classes)))
   if not names:
     raise InputError(f"{classes or root}: found no classes, expected folders CLASS with 1.jpg and 1.png in it")
+  known = len(names) == 240
   items: list[Item] = []
   pools, queries = {}, []
   for class_index, name in enumerate(names, 1):
@@ -151,7 +154,8 @@ def fss1000(directory: str | os.PathLike, classes: str | os.PathLike | None = No
     pools,
     {0: queries},
     own_class=True,
-    notes=(f"{len(names)} classes; the published test split has 240 (--classes).",) if len(names) != 240 else (),
+    notes=() if known else (f"{len(names)} classes; published figures are of the 240 of the test split (--classes).",),
+    comparable=known,
   )
 
 
