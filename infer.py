@@ -5,6 +5,10 @@
 
 Writes out/label (class indices), out/color, out/concat (pictures to look at), and out/metrics.json where the dataset
 has labels. Files belong together by their name without ending.
+
+Or a video, here by the label map of its first frame, into out/street.mp4 and out/label/street:
+
+  python infer.py --model-path weights/vit_large --video street.mp4 --prompt-label first.png --outdir out
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from absl import flags
 
 from seggpt_jax.data.labels import LABEL_MODES, parse_values
 from seggpt_jax.errors import InputError, run_main
-from seggpt_jax.inference import batch
+from seggpt_jax.inference import batch, video
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model.adapter_files import load_adapter
 from seggpt_jax.model.adapters import LearntPrompt
@@ -25,7 +29,7 @@ _ADAPTER = flags.DEFINE_string("adapter", None, "A run of train.py that learnt a
 _PROMPT_IMG_DIR = flags.DEFINE_string("prompt-img-dir", None, "Images of the prompts, unless a prompt was learnt.")
 _PROMPT_LABEL_DIR = flags.DEFINE_string("prompt-label-dir", None, "Label maps of the prompts.")
 _DATASET_DIR = flags.DEFINE_string(
-  "dataset-dir", None, "The queries: a folder with images/ and perhaps labels/, or a folder of images.", required=True
+  "dataset-dir", None, "The queries: a folder with images/ and perhaps labels/, or a folder of images."
 )
 _MAPPING = flags.DEFINE_string(
   "mapping",
@@ -53,15 +57,35 @@ _TABLE = flags.DEFINE_string("table", None, "For table labels: 0,128,255 or colo
 _IGNORE = flags.DEFINE_string("ignore", None, "Values or colours of labels that are not scored, as in --table.")
 _SKIP_BAD = flags.DEFINE_bool("skip-bad", False, "Passes over queries with missing or bad files, and lists them.")
 _SEG_TYPE = flags.DEFINE_enum("seg-type", "semantic", ["semantic", "instance"], "What the prompts mark.")
+_VIDEO = flags.DEFINE_string("video", None, "A video to segment, in place of --dataset-dir.")
+_PROMPT_IMAGE = flags.DEFINE_list("prompt-image", [], "Prompts of the video; by default its first frame.")
+_PROMPT_LABEL = flags.DEFINE_list("prompt-label", [], "Their label maps, or that of the first frame.")
+_NUM_FRAMES = flags.DEFINE_integer("num-frames", 0, "Recent frames of the video that prompt the next.", 0)
+_SAVE_FRAMES = flags.DEFINE_bool("save-frames", True, "Writes a label map of each frame beside the video.")
+# Those that a video does not know, and those that it alone knows.
+_OF_FOLDERS = (_DATASET_DIR, _PROMPT_IMG_DIR, _PROMPT_LABEL_DIR, _MAPPING, _TOP_K, _SKIP_BAD)
+_OF_VIDEO = (_PROMPT_IMAGE, _PROMPT_LABEL, _NUM_FRAMES, _SAVE_FRAMES)
 
 for _name in [name for name in flags.FLAGS if "-" in name]:  # absl's habit is underscores: both are understood
   flags.DEFINE_alias(_name.replace("-", "_"), _name)
 
 
+def _check_video_flags(learnt: bool) -> None:
+  is_video = _VIDEO.value is not None
+  for flag in _OF_FOLDERS if is_video else _OF_VIDEO:
+    if flag.present:
+      raise InputError(f"--{flag.name}: found {'beside' if is_video else 'without'} --video, expected none")
+  if is_video and bool(_PROMPT_LABEL.value) == learnt:
+    found = "found beside a learnt prompt, expected none" if learnt else "missing (--help explains)"
+    raise InputError(f"--prompt-label: {found}")
+  if not is_video and _DATASET_DIR.value is None:
+    raise InputError("--dataset-dir: missing (--help explains)")
+
+
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
-  for name in ("model-path", "prompt-img-dir", "prompt-label-dir", "dataset-dir", "outdir", "adapter"):
+  for name in ("model-path", "prompt-img-dir", "prompt-label-dir", "dataset-dir", "outdir", "adapter", "video"):
     if flags.FLAGS[name].value == "":
       raise InputError(f"--{name}: found an empty value, expected a path")
   try:
@@ -70,7 +94,8 @@ def main(argv: list[str]) -> None:
     raise InputError(f"--split: found {','.join(_SPLIT.value)}, expected a number, or several such as 1,2,4") from error
   adapter = load_adapter(_ADAPTER.value) if _ADAPTER.value else None
   learnt = adapter is not None and isinstance(adapter.adapter, LearntPrompt)
-  for flag in (_PROMPT_IMG_DIR, _PROMPT_LABEL_DIR):
+  _check_video_flags(learnt)
+  for flag in () if _VIDEO.value else (_PROMPT_IMG_DIR, _PROMPT_LABEL_DIR):
     if (flag.value is None) != learnt:
       found = "found beside a learnt prompt, expected none" if learnt else "missing (--help explains)"
       raise InputError(f"--{flag.name}: {found}")
@@ -78,6 +103,22 @@ def main(argv: list[str]) -> None:
     raise InputError("--mapping, --top-k: found with a learnt prompt, expected none: it serves every query")
   table, ignore = (None if f.value is None else parse_values(f.value, f"--{f.name}") for f in (_TABLE, _IGNORE))
   labels = batch.label_format(_ADAPTER.value or _MODEL_PATH.value, _LABELS.value, _THRESHOLD.value, table, ignore)
+  if _VIDEO.value:
+    print(f"labels are read as {labels}")
+    target = video.run_video(
+      Predictor.from_checkpoint(_MODEL_PATH.value, adapter=adapter),
+      _VIDEO.value,
+      _OUTDIR.value,
+      prompt_images=_PROMPT_IMAGE.value,
+      prompt_labels=_PROMPT_LABEL.value,
+      num_frames=_NUM_FRAMES.value,
+      split=splits,
+      seg_type=_SEG_TYPE.value,
+      labels=labels,
+      save_frames=_SAVE_FRAMES.value,
+    )
+    print(f"written: {target}")
+    return
   bad: dict[str, str] | None = {} if _SKIP_BAD.value else None
   queries = batch.list_queries(
     _DATASET_DIR.value, _PROMPT_IMG_DIR.value, _PROMPT_LABEL_DIR.value, _MAPPING.value, _TOP_K.value, bad

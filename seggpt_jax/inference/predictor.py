@@ -213,7 +213,7 @@ class Predictor:
       classes = np.arange(self.learnt.num_classes)
       parts = [_Part(tiles, prompt, target) for tiles in queries]
       return _Job(image.shape[:2], parts, palette_lib.fixed_palette(len(classes)), classes)
-    _check_prompts(prompts)
+    check_prompts(prompts)
     palette = _check_palette(palette, 1 + max(int(labels.max()) for _, labels in prompts))
     parts, classes = [], np.zeros(1, np.int32)
     for split, tiles in zip(splits, queries, strict=True):
@@ -396,7 +396,8 @@ def _check_image(name: str, image: np.ndarray) -> None:
     raise InputError(f"{name}: found {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
 
 
-def _check_prompts(prompts: Sequence[Prompt]) -> None:
+def check_prompts(prompts: Sequence[Prompt]) -> None:
+  """Raises an InputError unless there are prompts, each an image with a label map of its size."""
   if not len(prompts):
     raise InputError("prompts: found none, expected at least one pair of image and label map")
   for index, prompt in enumerate(prompts):

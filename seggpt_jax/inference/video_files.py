@@ -1,0 +1,189 @@
+"""Video files: frames out of any video that FFmpeg decodes, frames into an MP4 that every player shows.
+
+In: a path, or frames, uint8 `[H, W, 3]` RGB. Out: frames one at a time, or a file that appears under its name only when
+it is whole. Never more than a few frames are held. PyAV is loaded on first use: `pip install 'seggpt-jax[video]'`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import UInt8
+
+from seggpt_jax.errors import InputError
+from seggpt_jax.files import write_whole
+
+_Frame = UInt8[np.ndarray, "h w 3"]
+
+_DEFAULT_RATE = Fraction(25)  # for the few containers that do not tell
+_SLACK = 1.0, 0.05  # seconds, and share of the length, by which containers are wrong about it
+_BT709 = 1  # the same number for primaries, transfer and matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+  """What is known of a video before it is decoded.
+
+  Attributes:
+    rate: frames per second, the mean where it varies.
+    size: height and width of the first frame, upright.
+    num_frames: as the container says or as follows from the length; None where neither is there.
+  """
+
+  rate: Fraction
+  size: tuple[int, int]
+  num_frames: int | None
+
+
+def probe(path: str | os.PathLike) -> VideoInfo:
+  """Reads the header and the first frame.
+
+  Raises:
+    InputError: as `read_frames`.
+  """
+  with _opened(path) as (container, stream):
+    first = next(_decoded(path, container, stream), None)
+    if first is None:
+      raise InputError(f"{path}: found a video stream without frames, expected at least one")
+    rate = stream.average_rate or stream.guessed_rate or _DEFAULT_RATE
+    end = _promised_end(stream)
+    return VideoInfo(Fraction(rate), first.shape[:2], stream.frames or (None if end is None else round(end * rate)))
+
+
+def read_frames(path: str | os.PathLike) -> Iterator[_Frame]:
+  """Decodes a video's first video stream, one frame after another, turned as its rotation says.
+
+  Raises:
+    InputError: the file is missing, is no video, has no video stream, or breaks off; PyAV is not installed.
+  """
+  with _opened(path) as (container, stream):
+    yield from _decoded(path, container, stream)
+
+
+def write_video(path: str | os.PathLike, frames: Iterable[_Frame], rate: Fraction | float | int) -> int:
+  """Writes H.264 in MP4, of constant rate.
+
+  Such video has even sides: a frame of odd height or width repeats its last row or column.
+
+  Args:
+    path: of the file; its folder is made where it is missing.
+    frames: at least one, all of one size.
+    rate: frames per second.
+
+  Returns:
+    The number of frames.
+
+  Raises:
+    InputError: no frames, frames of several sizes, or the file cannot be written; PyAV is not installed.
+  """
+  av, frames = _pyav(), iter(frames)
+  first = next(frames, None)
+  if first is None:
+    raise InputError(f"{path}: found no frames to write, expected at least one")
+  count = 0
+
+  def write(file: BinaryIO) -> None:
+    nonlocal count
+    with av.open(file, "w", format="mp4") as container:
+      stream = _add_stream(container, first.shape[:2], Fraction(rate).limit_denominator(100_000))
+      for count, pixels in enumerate(itertools.chain([first], frames), 1):
+        if pixels.shape != first.shape:
+          found = f"{pixels.shape[1]} x {pixels.shape[0]} pixels"
+          raise InputError(f"{path}: frame {count - 1}: found {found}, expected {first.shape[1]} x {first.shape[0]}")
+        frame = av.VideoFrame.from_ndarray(_even(pixels), format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
+      container.mux(stream.encode())
+
+  write_whole(Path(path), write)
+  return count
+
+
+def _pyav() -> ModuleType:
+  try:
+    import av
+  except ImportError as error:
+    raise InputError("video: found no package av, expected it: pip install 'seggpt-jax[video]'") from error
+  return av
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
+  """The container and its first video stream."""
+  av = _pyav()
+  try:
+    container = av.open(os.fspath(path))
+  except FileNotFoundError as error:
+    raise InputError(f"{path}: not found, expected a video") from error
+  except (av.FFmpegError, OSError) as error:
+    raise InputError(f"{path}: cannot be read as a video: {error.strerror or error}") from error
+  with container:
+    if not container.streams.video:
+      raise InputError(f"{path}: found no video stream, expected one")
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    yield container, stream
+
+
+def _decoded(path: str | os.PathLike, container: Any, stream: Any) -> Iterator[_Frame]:
+  av, count, end = _pyav(), 0, None
+  frames = container.decode(stream)
+  while True:
+    # Only what decoding says is caught: an error of whoever takes the frames is not the file's.
+    try:
+      frame = next(frames, None)
+    except (av.FFmpegError, OSError) as error:
+      reason = error.strerror or error
+      raise InputError(f"{path}: breaks off after {count} frames, expected a whole video: {reason}") from error
+    if frame is None:
+      break
+    count, end = count + 1, frame.time
+    yield _upright(frame)
+  # Of a Matroska or AVI file that was cut off FFmpeg decodes what there is, without a word.
+  promised = _promised_end(stream)
+  if end is not None and promised is not None and end < promised - max(_SLACK[0], _SLACK[1] * promised):
+    raise InputError(f"{path}: breaks off after {count} frames, at {end:.1f} s, expected {promised:.1f} s as it says")
+
+
+def _promised_end(stream: Any) -> float | None:
+  """When the last frame ends, in seconds, if the container knows."""
+  if stream.container.format.name == "avi" and stream.frames and stream.average_rate:
+    return float(stream.frames / stream.average_rate)  # its duration is a guess from the size of the file
+  if stream.duration is not None:
+    return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+  # Matroska has no field for it; most programs leave a note.
+  note = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+  return None if note is None else 3600 * int(note[1]) + 60 * int(note[2]) + float(note[3])
+
+
+def _upright(frame: Any) -> _Frame:
+  """RGB pixels; phones store portraits lying down, with the angle beside them, counter-clockwise as rot90 turns."""
+  pixels = frame.to_ndarray(format="rgb24")
+  return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
+
+
+def _add_stream(container: Any, size: tuple[int, int], rate: Fraction) -> Any:
+  height, width = (side + side % 2 for side in size)
+  stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+  stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+  # Without this, players take small pictures for BT.601 and large ones for BT.709.
+  context = stream.codec_context
+  context.color_primaries = context.color_trc = context.colorspace = _BT709
+  context.color_range = 1  # limited
+  return stream
+
+
+def _even(pixels: _Frame) -> UInt8[np.ndarray, "h2 w2 3"]:
+  height, width, _ = pixels.shape
+  if not (height % 2 or width % 2):
+    return np.ascontiguousarray(pixels)
+  return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
