@@ -31,6 +31,7 @@ from seggpt_jax.evaluation import examples, tables
 from seggpt_jax.evaluation.parts import Finished, Shard
 from seggpt_jax.files import write_whole
 from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.video import segment_frames
 from seggpt_jax.metrics import video_objects
 
 _LABELS = LabelFormat(ignore=(IGNORE,))
@@ -150,8 +151,6 @@ class Davis:
 
   def _followed(self, predictor: Predictor, video: Video, first: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Every frame but the first, by its index, with the objects that were found in it."""
-    from seggpt_jax.inference.video import segment_frames
-
     rest = (video.image(index) for index in range(1, len(video.frames)))
     prompts = [(video.image(0), first)]
     found = segment_frames(predictor, rest, prompts, num_frames=self._num_frames, split=self._split)

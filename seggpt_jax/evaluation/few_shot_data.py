@@ -6,9 +6,9 @@
 - COCO-20i: val2014/ with annotations/val2014/NAME.png (class indices, categories by id are 1 .. 80) or else with
   annotations/instances_val2014.json. Fold i has the classes i+1, i+5, ... i+77.
 
-The field's code draws from lists that it ships. Those cannot be made again from the datasets alone: the lists of
-PASCAL-5i leave out small objects (that of fold 0 has 346 pairs of image and class). They can be given; without them,
-every image that has a pixel of a class stands for it, in the order of names, which is that of the lists.
+The field's code draws from lists that it ships, and those of PASCAL-5i have fewer pairs of image and class than the
+labels show (HSNet's of fold 0 has 346). They can be given; without them, every image that has a pixel of a class stands
+for it, in the order of names, which is that of the lists.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def pascal5i(directory: str | os.PathLike, lists: str | os.PathLike | None = Non
     folds = {fold: folds[fold] for fold in folds if files[fold].exists()} or folds
     queries = {fold: _published(files[fold], places, folds[fold]) for fold in folds}
   pools = {c: [i for i, of in queries[fold] if of == c] for fold in folds for c in folds[fold]}
-  notes = () if lists else ("Queries from the labels; the published lists leave out small objects (--lists).",)
+  notes = () if lists else ("Queries from the labels; the published lists have fewer (--lists).",)
   return FewShotData(source, dict(enumerate(VOC_CLASSES, 1)), folds, pools, queries, notes=notes)
 
 
