@@ -59,7 +59,10 @@ for _name in [name for name in flags.FLAGS if "-" in name]:  # absl's habit is u
 
 def _few_shot(model: str) -> FewShot:
   name, directory = _BENCHMARK.value, _DATA_DIR.value
-  if _FOLD.value is not None and not (_FOLD.value and all(fold.isdecimal() for fold in _FOLD.value)):
+  # Before the labels are read, which may take minutes.
+  if _FOLD.value is not None and not (
+    _FOLD.value and set(_FOLD.value) <= set(map(str, range(few_shot_data.NUM_FOLDS)))
+  ):
     raise InputError(f"--fold: found {','.join(_FOLD.value)!r}, expected some of 0,1,2,3")
   if name == "fss1000":
     data = few_shot_data.fss1000(directory, _CLASSES.value)

@@ -38,6 +38,7 @@ _LABELS = LabelFormat(ignore=(IGNORE,))
 _SCORES = {"J": "j", "F": "f"}
 _STATISTICS = video_objects.Statistics._fields
 _EXAMPLES = 3  # frames of each video
+_NUM_VIDEOS = 30  # of the validation set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Davis:
         counts.append(video_objects.object_counts(labels, truth, num_objects))
         if index in wanted:
           image = video.image(index)
-          shown.append([examples.panel(image, truth), examples.panel(image, labels)])
+          shown.append([examples.panel(image, objects, num_objects) for objects in (truth, labels)])
         bar.set_postfix(J=f"{100 * video_objects.object_scores(np.stack(counts)).j.mean():.1f}", refresh=False)
         bar.update()
     # The last frame is predicted, but not scored.
@@ -176,21 +177,24 @@ class Davis:
 
   def _table(self, rows: Mapping[str, float], num_objects: int) -> tables.Table:
     recent = f" and {self._num_frames} recent predictions" if self._num_frames else ""
+    notes = [f"In per cent; {num_objects} objects in {len(self._videos)} videos, without their first and last frames."]
+    published = None
+    # That of the whole validation set is no figure for a part of it.
+    if len(self._videos) == _NUM_VIDEOS:
+      published = tables.published(self.name, "J mean", 1)
+      notes.append("With how many recent predictions the published J was measured is not known here.")
     return tables.Table(
       title=f"{self.name}, the first frame{recent} as prompts",
       columns=["measured"],
       rows={score: [value] for score, value in rows.items()},
-      published={"J mean": tables.published(self.name, "J mean", 1)},
-      notes=[
-        f"In per cent; {num_objects} objects in {len(self._videos)} videos, without their first and last frames.",
-        "How many recent predictions the published figure was measured with is not known here.",
-      ],
+      published={"J mean": published},
+      notes=notes,
     )
 
 
 def _strip(video: Video, first: np.ndarray, shown: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
   """Two rows: the prompt with some frames and their truth, then what was predicted."""
-  prompt = examples.panel(video.image(0), first)
+  prompt = examples.panel(video.image(0), first, int(first.max()))
   # Videos shorter than that show some frames again.
   shown = [*shown, *[shown[-1]] * (_EXAMPLES - len(shown))]
   rows = [[prompt, *(pair[row] for pair in shown)] for row in range(2)]

@@ -16,13 +16,14 @@ _ASKED = np.array([(0, 0, 0), (255, 0, 200)], np.uint8)
 
 
 def panel(
-  image: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"] | None = None
+  image: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"] | None = None, num_objects: int = 1
 ) -> UInt8[np.ndarray, "panel_h panel_w 3"]:
   """An image at the size of a panel, as large as it goes; with a mask or label map over it.
 
   Args:
     image: of any size.
     labels: of the same size; IGNORE is left as it is.
+    num_objects: the largest label, which decides on the colours.
   """
   height, width = image.shape[:2]
   scale = min(_HEIGHT / height, _WIDTH / width)
@@ -30,7 +31,7 @@ def panel(
   image = tiling.resize_image(image, size)
   if labels is not None:
     labels = tiling.resize_labels(np.where(labels == IGNORE, 0, labels), size)
-    image = outputs.overlay(image, labels, _colours(int(labels.max())))
+    image = outputs.overlay(image, labels, _colours(num_objects))
   top, left = (_HEIGHT - size[0]) // 2, (_WIDTH - size[1]) // 2
   framed = np.full((_HEIGHT, _WIDTH, 3), 255, np.uint8)
   framed[top : top + size[0], left : left + size[1]] = image
@@ -57,5 +58,5 @@ def strip(
   return np.asarray(sheet)
 
 
-def _colours(largest: int) -> UInt8[np.ndarray, "n 3"]:
-  return _ASKED if largest <= 1 else fixed_palette(1 + largest)
+def _colours(num_objects: int) -> UInt8[np.ndarray, "n 3"]:
+  return _ASKED if num_objects == 1 else fixed_palette(1 + num_objects)

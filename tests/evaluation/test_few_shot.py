@@ -187,10 +187,11 @@ def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice
 @pytest.mark.parametrize(
   ("options", "words"),
   [
-    (["--benchmark", "pascal5i", "--fold", "5"], ["--fold: found 5", "0, 1, 2, 3"]),
+    (["--benchmark", "pascal5i", "--fold", "5"], ["--fold: found '5'", "0,1,2,3"]),
     (["--benchmark", "pascal5i", "--shots", "99"], ["class ", "expected at least 100"]),
     (["--benchmark", "davis2017"], ["val.txt"]),
     (["--benchmark", "fss1000", "--fold", "0"], ["--fold: found with fss1000", "pascal5i"]),
+    (["--benchmark", "pascal5i", "--num_frames", "2"], ["--num-frames: found with pascal5i", "davis2017"]),
     (["--benchmark", "pascal5i", "--shard", "3/2"], ["--shard: found '3/2'", "2/4"]),
   ],
 )
