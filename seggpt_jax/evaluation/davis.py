@@ -1,0 +1,218 @@
+"""DAVIS 2017, semi-supervised: a network and the videos of the validation set in, J and F out.
+
+The dataset as it is unpacked: JPEGImages/480p/VIDEO/00000.jpg, Annotations/480p/VIDEO/00000.png (indices of objects,
+255 is ignored) and ImageSets/2017/val.txt. The first frame with its annotation is the prompt; all objects are found at
+once, each in its colour; recent predictions may be prompts beside it.
+
+Scores are those of the official toolkit: the first and the last frame are left out, ignored pixels are background, J
+and F are means over objects of means over frames, and the objects are those of the first frame. The predictions are
+written as it reads them, OUT/VIDEO/00000.png with the palette of the dataset, so that it can check them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from seggpt_jax.data.images import list_images, read_image
+from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
+from seggpt_jax.data.sources import check_size
+from seggpt_jax.errors import InputError
+from seggpt_jax.evaluation import examples, tables
+from seggpt_jax.evaluation.parts import Finished, Shard
+from seggpt_jax.files import write_whole
+from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.video import segment_frames
+from seggpt_jax.metrics import video_objects
+
+_LABELS = LabelFormat(ignore=(IGNORE,))
+_SCORES = {"J": "j", "F": "f"}
+_STATISTICS = video_objects.Statistics._fields
+_EXAMPLES = 3  # frames of each video
+_NUM_VIDEOS = 30  # of the validation set
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+  """A video on disk: its frames and their annotations, in order."""
+
+  name: str
+  frames: tuple[str, ...]
+  annotations: tuple[str, ...]
+
+  def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+    return read_image(self.frames[index])
+
+  def objects(self, index: int) -> UInt8[np.ndarray, "h w"]:
+    """The indices of objects in a frame; ignored pixels are background.
+
+    Raises:
+      InputError: the annotation cannot be read; names it.
+    """
+    labels = read_labels(self.annotations[index], _LABELS)
+    return np.where(labels == IGNORE, np.uint8(0), labels)
+
+
+def list_videos(directory: str | os.PathLike, resolution: str = "480p") -> list[Video]:
+  """The videos of the validation set, in the order of its list.
+
+  Args:
+    directory: the folder with JPEGImages/, Annotations/ and ImageSets/ in it, or one with DAVIS/ in it.
+    resolution: 480p or Full-Resolution.
+
+  Raises:
+    InputError: a folder, the list or a file is missing.
+  """
+  root = Path(directory).expanduser()
+  if not root.is_dir():
+    raise InputError(f"{directory}: folder not found, expected the dataset (--data-dir)")
+  if not (root / "JPEGImages").is_dir() and (root / "DAVIS").is_dir():
+    root = root / "DAVIS"
+  chosen = root / "ImageSets" / "2017" / "val.txt"
+  try:
+    names = chosen.read_text().split()
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(f"{chosen}: cannot be read ({error}), expected the names of videos") from error
+  if not names:
+    raise InputError(f"{chosen}: found nothing in it, expected the names of videos")
+  return [_video(root, resolution, name) for name in names]
+
+
+def _video(root: Path, resolution: str, name: str) -> Video:
+  frames, annotations = (list_images(root / kind / resolution / name) for kind in ("JPEGImages", "Annotations"))
+  for stem, path in frames.items():
+    if stem not in annotations:
+      expected = root / "Annotations" / resolution / name / stem
+      raise InputError(f"{path}: found no annotation for it, expected {expected}.png")
+  if len(frames) < 3:
+    raise InputError(f"{root / 'JPEGImages' / resolution / name}: found {len(frames)} frames, expected at least 3")
+  return Video(name, tuple(frames.values()), tuple(annotations[stem] for stem in frames))
+
+
+class Davis:
+  """The benchmark; see `parts.Benchmark`. A part is a video.
+
+  Args:
+    directory: see `list_videos`.
+    model: what tells the network from others, for the settings.
+    num_frames: so many recent predictions are prompts beside the first frame.
+    split: see `Predictor.predict`.
+
+  Raises:
+    InputError: as of `list_videos`.
+  """
+
+  name = "davis2017"
+
+  def __init__(self, directory: str | os.PathLike, *, model: str = "", num_frames: int = 0, split: int = 1):
+    self._videos = {video.name: video for video in list_videos(directory)}
+    self._num_frames, self._split = num_frames, split
+    listing = "\n".join(f"{video.name} {len(video.frames)}" for video in self._videos.values())
+    self.settings: dict[str, Any] = {
+      "model": model,
+      "num_frames": num_frames,
+      "split": split,
+      "listing": hashlib.sha256(listing.encode()).hexdigest()[:16],
+    }
+
+  def parts(self, shard: Shard) -> list[str]:
+    return list(self._videos)[shard.index - 1 :: shard.count]
+
+  def run(self, predictor: Predictor, part: str, outdir: Path) -> Finished:
+    video = self._videos[part]
+    first, counts, shown = video.objects(0), [], []
+    check_size(first, video.image(0).shape[:2], video.annotations[0])
+    num_objects = int(first.max())
+    if not num_objects:
+      raise InputError(f"{video.annotations[0]}: found no object, expected those to follow")
+    _write_objects(outdir / video.name / f"{Path(video.frames[0]).stem}.png", first)
+    wanted = np.linspace(0, len(video.frames) - 1, _EXAMPLES + 1).round().astype(int)[1:]
+    with tqdm(total=len(video.frames) - 1, desc=video.name, unit="frame") as bar:
+      for index, labels in self._followed(predictor, video, first):
+        truth = video.objects(index)
+        check_size(truth, labels.shape, video.annotations[index])
+        _write_objects(outdir / video.name / f"{Path(video.frames[index]).stem}.png", labels)
+        counts.append(video_objects.object_counts(labels, truth, num_objects))
+        if index in wanted:
+          image = video.image(index)
+          shown.append([examples.panel(image, objects, num_objects) for objects in (truth, labels)])
+        bar.set_postfix(J=f"{100 * video_objects.object_scores(np.stack(counts)).j.mean():.1f}", refresh=False)
+        bar.update()
+    # The last frame is predicted, but not scored.
+    return Finished({"counts": np.stack(counts[:-1]).tolist()}, _strip(video, first, shown))
+
+  def _followed(self, predictor: Predictor, video: Video, first: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Every frame but the first, by its index, with the objects that were found in it."""
+    rest = (video.image(index) for index in range(1, len(video.frames)))
+    prompts = [(video.image(0), first)]
+    found = segment_frames(predictor, rest, prompts, num_frames=self._num_frames, split=self._split)
+    for index, prediction in enumerate(found, 1):
+      yield index, prediction.labels.astype(np.uint8)
+
+  def results(self, finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    objects: dict[str, dict[str, dict[str, float]]] = {}
+    for name in self._videos:
+      scores = video_objects.object_scores(np.array(finished[name]["counts"], np.int64))
+      for place in range(scores.j.shape[1]):
+        objects[f"{name}_{place + 1}"] = {
+          title: video_objects.statistics(getattr(scores, field)[:, place])._asdict()
+          for title, field in _SCORES.items()
+        }
+    means = {
+      f"{title} {statistic}": float(np.mean([of[title][statistic] for of in objects.values()]))
+      for title in _SCORES
+      for statistic in _STATISTICS
+    }
+    rows = {"J&F mean": (means["J mean"] + means["F mean"]) / 2, **means}
+    return {"scores": rows, "objects": objects, "table": self._table(rows, len(objects))}
+
+  def _table(self, rows: Mapping[str, float], num_objects: int) -> tables.Table:
+    recent = f" and {self._num_frames} recent predictions" if self._num_frames else ""
+    notes = [f"In per cent; {num_objects} objects in {len(self._videos)} videos, without their first and last frames."]
+    published = None
+    # That of the whole validation set is no figure for a part of it.
+    if len(self._videos) == _NUM_VIDEOS:
+      published = tables.published(self.name, "J mean", 1)
+      notes.append("With how many recent predictions the published J was measured is not known here.")
+    return tables.Table(
+      title=f"{self.name}, the first frame{recent} as prompts",
+      columns=["measured"],
+      rows={score: [value] for score, value in rows.items()},
+      published={"J mean": published},
+      notes=notes,
+    )
+
+
+def _strip(video: Video, first: np.ndarray, shown: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+  """Two rows: the prompt with some frames and their truth, then what was predicted."""
+  prompt = examples.panel(video.image(0), first, int(first.max()))
+  # Videos shorter than that show some frames again.
+  shown = [*shown, *[shown[-1]] * (_EXAMPLES - len(shown))]
+  rows = [[prompt, *(pair[row] for pair in shown)] for row in range(2)]
+  return examples.strip(rows, [f"{video.name}: first frame, truth", f"{video.name}: first frame, prediction"])
+
+
+def _write_objects(path: Path, labels: UInt8[np.ndarray, "h w"]) -> None:
+  """Writes indices with the colours of PASCAL VOC, which the dataset's own annotations have."""
+  image = Image.fromarray(labels)
+  image.putpalette(_voc_palette().tobytes())
+  write_whole(path, lambda file: image.save(file, "png"))
+
+
+def _voc_palette() -> UInt8[np.ndarray, "256 3"]:
+  """Bits 0, 3 and 6 of an index are the first bits of red, bits 1, 4 and 7 of green, 2 and 5 of blue, highest first."""
+  index = np.arange(256)
+  colours = np.zeros((256, 3), np.uint8)
+  for place in range(3):
+    for channel in range(3):
+      colours[:, channel] |= ((index >> (3 * place + channel) & 1) << (7 - place)).astype(np.uint8)
+  return colours

@@ -1,0 +1,236 @@
+"""Few-shot segmentation on FSS-1000, PASCAL-5i and COCO-20i: a network and a dataset in, mIoU and FB-IoU out.
+
+The protocol is that of HSNet's published test code (arXiv 2104.01538): 1000 episodes for each fold, or every image of
+FSS-1000; one class is asked for, all else is background; pixels of intersection and union are summed over all episodes
+of a class; mIoU is the mean over the fold's classes; FB-IoU is the mean of foreground and background, each summed over
+all classes. Ignored pixels count in neither. The mean over folds is what papers report.
+
+What differs: predictions are scored at the query's own size, where HSNet shrinks truth and prediction to 400 x 400
+pixels (others use 417 or 473), which is the easier task; and the listings, see `few_shot_data`.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, Integer, UInt8
+from tqdm import tqdm
+
+from seggpt_jax.evaluation import examples, few_shot_episodes, tables
+from seggpt_jax.evaluation.few_shot_data import FewShotData
+from seggpt_jax.evaluation.few_shot_episodes import Episode
+from seggpt_jax.evaluation.parts import Finished, Shard
+from seggpt_jax.inference import tiling
+from seggpt_jax.inference.predictor import Predictor, Prompt
+from seggpt_jax.palette import IGNORE
+
+_THREADS = 4  # that read files
+_AHEAD = 16  # episodes that are read before they are needed
+_EXAMPLES = 4  # of each fold, evenly spread, by the first process
+
+
+class _Read(NamedTuple):
+  """An episode as it is in memory."""
+
+  episode: Episode
+  image: np.ndarray
+  truth: np.ndarray
+  prompts: list[Prompt]
+
+
+class FewShot:
+  """One of the few-shot benchmarks; see `parts.Benchmark`.
+
+  Args:
+    name: fss1000, pascal5i or coco20i.
+    data: the dataset.
+    model: what tells the network from others, for the settings.
+    folds: which; those of the dataset by default.
+    shots: prompts of each query, ensembled.
+    seed: of the episodes; the field's is 0.
+    count: only so many episodes of each fold, evenly spread.
+    split: see `Predictor.predict`.
+
+  Raises:
+    InputError: there is no such fold, or a class of one has too few images.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    data: FewShotData,
+    *,
+    model: str = "",
+    folds: Sequence[int] | None = None,
+    shots: int = 1,
+    seed: int = 0,
+    count: int | None = None,
+    split: int = 1,
+  ):
+    self.name, self._data, self._shots, self._split = name, data, shots, split
+    folds = list(data.folds) if folds is None else sorted(set(folds))
+    self._episodes = {fold: data.episodes(fold, shots, seed, count) for fold in folds}
+    self._notes = list(data.notes)
+    if count is not None:
+      self._notes.append("Only some of the episodes were run (--episodes).")
+    if shots > 1:
+      self._notes.append("The sources say few-shot for several prompts, not how many.")
+    names = [data.source.name(index) for index in range(len(data.source))]
+    self.settings: dict[str, Any] = {
+      "model": model,
+      "folds": folds,
+      "shots": shots,
+      "seed": seed,
+      "split": split,
+      "episodes": [len(episodes) for episodes in self._episodes.values()],
+      "listing": [few_shot_episodes.digest(episodes, names) for episodes in self._episodes.values()],
+    }
+
+  def parts(self, shard: Shard) -> list[str]:
+    return [f"fold-{fold}.{shard}" for fold in self._episodes]
+
+  def run(self, predictor: Predictor, part: str, outdir: Path) -> Finished:
+    fold, index, count = (int(word) for word in re.findall(r"\d+", part))
+    episodes = self._episodes[fold][index - 1 :: count]
+    counts, rows, titles = ClassCounts(), [], []
+    shown = {place * len(episodes) // _EXAMPLES for place in range(_EXAMPLES)} if index == 1 else set()
+    with tqdm(total=len(episodes), desc=f"{self.name} fold {fold}", unit="episode") as bar:
+      for place, (item, labels) in enumerate(self._answers(predictor, episodes)):
+        asked = item.episode.class_index
+        counts.add(asked, episode_counts(labels, item.truth))
+        if place in shown:
+          prompt = self._data.read(item.episode.prompts[0], asked)
+          rows.append([examples.panel(*prompt), *_query_panels(item, labels)])
+          titles.append(f"fold {fold}, {self._data.class_names[asked]}: prompt, query, truth, prediction")
+        bar.set_postfix(mIoU=f"{100 * counts.mean_iou():.1f}", refresh=False)
+        bar.update()
+    return Finished({"fold": fold, "classes": counts.values()}, examples.strip(rows, titles) if rows else None)
+
+  def results(self, finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    counts = {fold: ClassCounts() for fold in self._episodes}
+    for part in finished.values():
+      counts[part["fold"]].add_values(part["classes"])
+    folds = {fold: self._scores(of) for fold, of in counts.items()}
+    means = {score: float(np.mean([scores[score] for scores in folds.values()])) for score in ("miou", "fb_iou")}
+    return {**means, "folds": {str(fold): scores for fold, scores in folds.items()}, "table": self._table(folds, means)}
+
+  def _scores(self, counts: ClassCounts) -> dict[str, Any]:
+    values, names = counts.values(), self._data.class_names
+    classes = {
+      names[index]: {"iou": iou, "episodes": values[str(index)]["episodes"]} for index, iou in counts.ious().items()
+    }
+    return {"miou": counts.mean_iou(), "fb_iou": counts.fb_iou(), "classes": classes}
+
+  def _table(self, folds: Mapping[int, Mapping[str, Any]], means: Mapping[str, float]) -> tables.Table:
+    # Of what is published, only means over all folds are known.
+    whole = len(folds) == len(self._data.folds)
+    columns = {"mean": means} if whole else {}
+    if len(self._data.folds) > 1:
+      columns = {**{f"fold {fold}": scores for fold, scores in folds.items()}, **columns}
+    return tables.Table(
+      title=f"{self.name}, {self._shots} prompt{'s' if self._shots > 1 else ''} for each query",
+      columns=list(columns),
+      rows={
+        title: [scores[key] for scores in columns.values()] for title, key in (("mIoU", "miou"), ("FB-IoU", "fb_iou"))
+      },
+      published={"mIoU": tables.published(self.name, "mIoU", self._shots) if whole and self._data.comparable else None},
+      notes=[
+        f"In per cent; {sum(map(len, self._episodes.values()))} episodes, scored at the size of each query.",
+        *self._notes,
+      ],
+    )
+
+  def _answers(self, predictor: Predictor, episodes: Sequence[Episode]) -> Iterator[tuple[_Read, np.ndarray]]:
+    """Every episode with the labels that were predicted, in order."""
+    size = (self._split * predictor.tile_size[0], self._split * predictor.tile_size[1])
+    on_the_way = collections.deque[_Read]()
+
+    def read_prompt(sample: int, asked: int) -> Prompt:
+      image, mask = self._data.read(sample, asked)
+      # As small as the network takes it: many episodes wait at a time.
+      return tiling.resize_image(image, size), tiling.resize_labels(np.where(mask == IGNORE, 0, mask), size)
+
+    def read(episode: Episode) -> _Read:
+      asked = episode.class_index
+      image, truth = self._data.read(episode.query, asked)
+      return _Read(episode, image, truth, [read_prompt(prompt, asked) for prompt in episode.prompts])
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+
+      def pairs() -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
+        coming, rest = collections.deque[Future[_Read]](), iter(episodes)
+        for _ in episodes:
+          coming.extend(pool.submit(read, episode) for episode in itertools.islice(rest, _AHEAD - len(coming)))
+          item = coming.popleft().result()
+          on_the_way.append(item)
+          yield item.image, item.prompts
+
+      for prediction in predictor.predict_many(pairs(), split=self._split):
+        yield on_the_way.popleft(), prediction.labels
+
+
+class ClassCounts:
+  """Pixels of intersection and union of each class, summed over its episodes; sums of processes add up exactly."""
+
+  def __init__(self) -> None:
+    self._sums: dict[int, np.ndarray] = {}
+    self._episodes = collections.Counter[int]()
+
+  def add(self, class_index: int, counts: Int64[np.ndarray, "2 2"], episodes: int = 1) -> None:
+    """Takes counts as of `episode_counts`, or sums of such."""
+    self._sums[class_index] = self._sums.get(class_index, 0) + counts
+    self._episodes[class_index] += episodes
+
+  def add_values(self, values: Mapping[str, Mapping[str, Any]]) -> None:
+    """Takes what `values` returned, perhaps in another process."""
+    for key, of in values.items():
+      self.add(int(key), np.array([of["intersection"], of["union"]], np.int64), of["episodes"])
+
+  def values(self) -> dict[str, dict[str, Any]]:
+    """Everything as plain values: of each class episodes, and background and foreground of intersection and union."""
+    return {
+      str(index): {"episodes": self._episodes[index], "intersection": sums[0].tolist(), "union": sums[1].tolist()}
+      for index, sums in sorted(self._sums.items())
+    }
+
+  def ious(self) -> dict[int, float]:
+    """The foreground's IoU of each class that has episodes."""
+    return {index: _ratio(*sums[:, 1]) for index, sums in sorted(self._sums.items())}
+
+  def mean_iou(self) -> float:
+    """The mean of `ious`."""
+    return float(np.mean(list(self.ious().values())))
+
+  def fb_iou(self) -> float:
+    """The mean of the IoU of background and foreground, whatever the class."""
+    (background, foreground), (all_background, all_foreground) = np.sum(list(self._sums.values()), axis=0)
+    return (_ratio(background, all_background) + _ratio(foreground, all_foreground)) / 2
+
+
+def episode_counts(predicted: Integer[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "2 2"]:
+  """Pixels of background and foreground (columns) in the intersection and the union (rows) of two masks.
+
+  Args:
+    predicted: 0 and 1.
+    truth: 0, 1 and IGNORE, whose pixels are not counted.
+  """
+  known = truth != IGNORE
+  ours, theirs = (predicted == 1) & known, truth == 1
+  both, either, total = (int(np.count_nonzero(mask)) for mask in (ours & theirs, ours | theirs, known))
+  return np.array([[total - either, both], [total - both, either]], np.int64)
+
+
+def _ratio(intersection: np.int64, union: np.int64) -> float:
+  # As the field counts: nothing there and nothing found is no success.
+  return float(intersection) / max(float(union), 1.0)
+
+
+def _query_panels(item: _Read, labels: np.ndarray) -> list[np.ndarray]:
+  return [examples.panel(item.image), examples.panel(item.image, item.truth), examples.panel(item.image, labels)]
