@@ -30,7 +30,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import examples, tables
 from seggpt_jax.evaluation.parts import Finished, Shard
 from seggpt_jax.files import write_whole
-from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.predictor import Approach, Predictor
 from seggpt_jax.inference.video import segment_frames
 from seggpt_jax.metrics import video_objects
 
@@ -154,7 +154,7 @@ class Davis:
     """Every frame but the first, by its index, with the objects that were found in it."""
     rest = (video.image(index) for index in range(1, len(video.frames)))
     prompts = [(video.image(0), first)]
-    found = segment_frames(predictor, rest, prompts, num_frames=self._num_frames, split=self._split)
+    found = segment_frames(predictor, rest, prompts, Approach(self._split), num_frames=self._num_frames)
     for index, prediction in enumerate(found, 1):
       yield index, prediction.labels.astype(np.uint8)
 

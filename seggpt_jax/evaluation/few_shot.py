@@ -28,7 +28,7 @@ from seggpt_jax.evaluation.few_shot_data import FewShotData
 from seggpt_jax.evaluation.few_shot_episodes import Episode
 from seggpt_jax.evaluation.parts import Finished, Shard
 from seggpt_jax.inference import tiling
-from seggpt_jax.inference.predictor import Predictor, Prompt
+from seggpt_jax.inference.predictor import Approach, Predictor, Prompt
 from seggpt_jax.palette import IGNORE
 
 _THREADS = 4  # that read files
@@ -172,7 +172,7 @@ class FewShot:
           on_the_way.append(item)
           yield item.image, item.prompts
 
-      for prediction in predictor.predict_many(pairs(), split=self._split):
+      for prediction in predictor.predict_many(pairs(), Approach(self._split)):
         yield on_the_way.popleft(), prediction.labels
 
 

@@ -36,10 +36,10 @@ BAD_FILES = "bad_files.txt"
 _AT_THE_END = ("metrics.json", "summary.txt", BAD_FILES)
 
 
-class _Read(NamedTuple):
-  """A query as it is in memory."""
+class Read(NamedTuple):
+  """A query as it is in memory: the image, its true label map if it has one, and its prompts in the tiles' size."""
 
-  name: str
+  query: Query
   image: np.ndarray
   truth: np.ndarray | None
   prompts: list[Prompt]
@@ -108,7 +108,7 @@ def run(
     waiting = [query for query in own if "bad" in progress.done.get(query.name, {"bad": ""})]
     for name, reason in (bad or {}).items():
       progress.add(name, bad=reason)
-    done = _segment(predictor, waiting, outdir, approach, labels, kinds, bad, progress)
+    done = _segment_and_write(predictor, waiting, outdir, approach, labels, kinds, bad, progress)
     if bad and not done and len(waiting) == len(own):
       raise InputError(f"none of {len(waiting)} images could be segmented, the first: {next(iter(bad.values()))}")
     lines = progress.read_all()
@@ -118,7 +118,7 @@ def run(
   return Outcome(done, len(own) - len(waiting), left, metrics, reasons)
 
 
-def _segment(
+def _segment_and_write(
   predictor: Predictor,
   queries: Sequence[Query],
   outdir: Path,
@@ -128,31 +128,8 @@ def _segment(
   bad: dict[str, str] | None,
   progress: Progress,
 ) -> int:
-  """Reads, paints and writes; the number of images that were not bad."""
-  most_tiles = max(approach.splits)
-  size = (most_tiles * predictor.tile_size[0], most_tiles * predictor.tile_size[1])
-  most_prompts = max((len(query.prompts) for query in queries), default=0)
-  read_prompt = functools.lru_cache(max(_CACHED_PROMPTS // most_tiles**2, most_prompts, 1))(
-    functools.partial(_read_prompt, labels=labels, size=size)
-  )
-
-  def read(query: Query) -> _Read:
-    image = read_image(query.image)
-    truth = None if query.truth is None else _read_label_map(query.truth, image, labels)
-    return _Read(query.name, image, truth, [read_prompt(files) for files in query.prompts])
-
-  def write(item: _Read, prediction: Prediction) -> dict[str, Any]:
-    shown = None if item.truth is None else np.where(item.truth == IGNORE, np.uint8(0), item.truth)
-    outputs.write_prediction(outdir, item.name, item.image, item.prompts, prediction, shown, kinds)
-    if item.truth is None:
-      return {}
-    counts = {"counts": scores.count((prediction.unstitched or prediction).labels, item.truth)}
-    if prediction.unstitched is not None:
-      counts["stitched"] = scores.count(prediction.labels, item.truth)
-    return counts
-
-  on_the_way, done = collections.deque[_Read](), 0
-  written: collections.deque[tuple[str, Future[dict[str, Any]]]] = collections.deque()
+  """The number of images that were not bad."""
+  done, written = 0, collections.deque[tuple[str, Future[dict[str, Any]]]]()
 
   def note(leave: int) -> None:
     """What is written counts as done, in the order of the queries."""
@@ -160,31 +137,88 @@ def _segment(
       name, future = written.popleft()
       progress.add(name, **future.result())
 
-  with ThreadPoolExecutor(_THREADS) as readers, ThreadPoolExecutor(_THREADS) as writers:
-    bar = tqdm(desc="infer", unit="image", total=len(queries))
+  with ThreadPoolExecutor(_THREADS) as writers, tqdm(desc="infer", unit="image", total=len(queries)) as bar:
 
-    def pairs() -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
-      for query, coming in _ahead(readers, read, queries):
-        try:
-          item = coming.result()
-        except InputError as error:
-          if bad is None:
-            raise
-          bad[query.name] = str(error)
-          progress.add(query.name, bad=str(error))
-          bar.update()
-          continue
-        on_the_way.append(item)
-        yield item.image, item.prompts
+    def pass_over(name: str, reason: str) -> None:
+      progress.add(name, bad=reason)
+      bad[name] = reason
+      bar.update()
 
-    with bar:
-      for prediction in predictor.predict_many(pairs(), approach):
-        item, done = on_the_way.popleft(), done + 1
-        written.append((item.name, writers.submit(write, item, prediction)))
-        bar.update()
-        note(leave=_AHEAD)
-      note(leave=0)
+    for item, prediction in segment(
+      predictor, queries, approach, labels=labels, pass_over=None if bad is None else pass_over
+    ):
+      written.append((item.query.name, writers.submit(_write, outdir, item, prediction, kinds)))
+      note(leave=_AHEAD)
+      bar.update()
+      done += 1
+    note(leave=0)
   return done
+
+
+def segment(
+  predictor: Predictor,
+  queries: Sequence[Query],
+  approach: Approach | None = None,
+  *,
+  labels: LabelFormat | None = None,
+  pass_over: Callable[[str, str], None] | None = None,
+) -> Iterator[tuple[Read, Prediction]]:
+  """Reads and segments queries; files are read while the network works.
+
+  Args:
+    predictor: the network.
+    queries: as of `queries.list_queries`.
+    approach: how each image is shown to the network; whole by default.
+    labels: see `run`.
+    pass_over: where given, is told names of queries whose files cannot be read, with the reasons; they are left out.
+
+  Yields:
+    What was read of each query, with its prediction, in their order.
+
+  Raises:
+    InputError: a file cannot be read, or a label map has another size than its image.
+  """
+  approach, labels = approach or Approach(), labels or LabelFormat()
+  most_tiles = max(approach.splits)
+  size = (most_tiles * predictor.tile_size[0], most_tiles * predictor.tile_size[1])
+  most_prompts = max((len(query.prompts) for query in queries), default=0)
+  read_prompt = functools.lru_cache(max(_CACHED_PROMPTS // most_tiles**2, most_prompts, 1))(
+    functools.partial(_read_prompt, labels=labels, size=size)
+  )
+  on_the_way = collections.deque[Read]()
+
+  def read(query: Query) -> Read:
+    image = read_image(query.image)
+    truth = None if query.truth is None else _read_label_map(query.truth, image, labels)
+    return Read(query, image, truth, [read_prompt(files) for files in query.prompts])
+
+  def pairs(readers: ThreadPoolExecutor) -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
+    for query, coming in _ahead(readers, read, queries):
+      try:
+        item = coming.result()
+      except InputError as error:
+        if pass_over is None:
+          raise
+        pass_over(query.name, str(error))
+        continue
+      on_the_way.append(item)
+      yield item.image, item.prompts
+
+  with ThreadPoolExecutor(_THREADS) as readers:
+    for prediction in predictor.predict_many(pairs(readers), approach):
+      yield on_the_way.popleft(), prediction
+
+
+def _write(outdir: Path, item: Read, prediction: Prediction, kinds: Sequence[outputs.Kind]) -> dict[str, Any]:
+  """Writes the results of a query; what is counted of them, if it has a label map."""
+  shown = None if item.truth is None else np.where(item.truth == IGNORE, np.uint8(0), item.truth)
+  outputs.write_prediction(outdir, item.query.name, item.image, item.prompts, prediction, shown, kinds)
+  if item.truth is None:
+    return {}
+  counts = {"counts": scores.count((prediction.unstitched or prediction).labels, item.truth)}
+  if prediction.unstitched is not None:
+    counts["stitched"] = scores.count(prediction.labels, item.truth)
+  return counts
 
 
 def _conclude(
@@ -238,10 +272,10 @@ def _percent(score: float | None) -> str:
 
 
 def _ahead(
-  pool: ThreadPoolExecutor, read: Callable[[Query], _Read], queries: Sequence[Query]
-) -> Iterator[tuple[Query, Future[_Read]]]:
+  pool: ThreadPoolExecutor, read: Callable[[Query], Read], queries: Sequence[Query]
+) -> Iterator[tuple[Query, Future[Read]]]:
   """Each query with what is read of it, in their order, a few of them ahead."""
-  coming: collections.deque[tuple[Query, Future[_Read]]] = collections.deque()
+  coming: collections.deque[tuple[Query, Future[Read]]] = collections.deque()
   for query in queries:
     coming.append((query, pool.submit(read, query)))
     if len(coming) > _AHEAD:

@@ -45,6 +45,7 @@ def list_queries(
   bad: dict[str, str] | None = None,
   *,
   prompts: Sequence[PromptFiles] = (),
+  mapped_only: bool = False,
 ) -> list[Query]:
   """Finds all files of a run and checks that they are there, before anything is read or computed.
 
@@ -56,9 +57,10 @@ def list_queries(
     top_k: the most prompts that a query gets.
     bad: where given, queries whose prompts are missing are left out, and told here by name with the reason.
     prompts: as of `given_prompts`, for every query; in place of the folders.
+    mapped_only: whether the mapping says which images are queries; without it, it has to know all of them.
 
   Returns:
-    One for each image of the dataset, by name.
+    One for each image of the dataset, or of the mapping, by name.
 
   Raises:
     InputError: a folder or file is missing, or the mapping does not fit the files; names it.
@@ -69,6 +71,12 @@ def list_queries(
   known = {"image": _list(prompt_img_dir), "label": _list(prompt_label_dir)}
   folders = {"image": prompt_img_dir, "label": prompt_label_dir}
   chosen = None if mapping is None else read_mapping(mapping)
+  if mapped_only and chosen is not None:
+    unknown = [stem for stem in chosen if stem not in images]
+    if unknown or not chosen:
+      found = f"key {unknown[0]!r}" if unknown else "no keys"
+      raise InputError(f"{mapping}: found {found}, expected names of images in {dataset}")
+    images = {stem: path for stem, path in images.items() if stem in chosen}
 
   def find(stem: str, said_by: str) -> PromptFiles:
     for kind, files in known.items():

@@ -37,7 +37,7 @@ class StandIn(Predictor):
   def predict(self, image, prompts=(), **options):
     return next(iter(self.predict_many([(image, prompts)], **options)))
 
-  def predict_many(self, queries, *, palette=None, split=1, seg_type="semantic"):
+  def predict_many(self, queries, approach=None, *, palette=None):
     for image, prompts in queries:
       self.num_prompts.append(len(prompts))
       labels = prompts[0][1].astype(np.uint8)

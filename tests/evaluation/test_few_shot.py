@@ -32,7 +32,7 @@ class StandIn(Predictor):
   def tile_size(self):
     return 16, 16
 
-  def predict_many(self, queries, *, palette=None, split=1, seg_type="semantic"):
+  def predict_many(self, queries, approach=None, *, palette=None):
     for image, prompts in queries:
       self.asked.append((image, prompts))
       yield Prediction((image[..., 0] > 127).astype(np.uint8), image, fixed_palette(2), (0, 1))
