@@ -17,6 +17,7 @@ from seggpt_jax.evaluation import few_shot_data, parts
 from seggpt_jax.evaluation.davis import Davis
 from seggpt_jax.evaluation.few_shot import FewShot
 from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.shard import Shard
 from seggpt_jax.model.weights import find_weights
 
 _FEW_SHOT, _DAVIS = ("fss1000", "pascal5i", "coco20i"), "davis2017"
@@ -91,7 +92,7 @@ def main(argv: list[str]) -> None:
   for name, benchmarks in _ONLY.items():
     if flags.FLAGS[name].present and _BENCHMARK.value not in benchmarks:
       raise InputError(f"--{name}: found with {_BENCHMARK.value}, expected only with {', '.join(benchmarks)}")
-  shard = parts.Shard.parse(_SHARD.value)
+  shard = Shard.parse(_SHARD.value)
   model = str(find_weights(_MODEL_PATH.value).absolute())
   if _BENCHMARK.value == _DAVIS:
     benchmark = Davis(_DATA_DIR.value, model=model, num_frames=_NUM_FRAMES.value, split=_SPLIT.value)

@@ -27,7 +27,7 @@ from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, parse_values
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.inference import batch, outputs, queries, scores, video
 from seggpt_jax.inference.predictor import Approach, Predictor
-from seggpt_jax.inference.progress import parse_shard
+from seggpt_jax.inference.shard import Shard
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
 from seggpt_jax.model.adapters import LearntPrompt
 
@@ -94,7 +94,7 @@ _SAVE = flags.DEFINE_list("save", list(outputs.DEFAULT_KINDS), f"Some of {', '.j
 _SAVE_FRAMES = flags.DEFINE_bool("save-frames", True, "Writes a label map of each frame beside the video.")
 _SKIP_BAD = flags.DEFINE_bool("skip-bad", False, "Passes over queries with missing or bad files, and lists them.")
 _RESUME = flags.DEFINE_bool("resume", False, "Goes on with a run of the same settings that was stopped.")
-_SHARD = flags.DEFINE_string("shard", "0/1", "i/n: this process takes every n-th query, from the i-th on.")
+_SHARD = flags.DEFINE_string("shard", "1/1", "i/n: does the i-th of n shares of the work.")
 
 for _name in [name for name in flags.FLAGS if "-" in name]:  # absl's habit is underscores: both are understood
   flags.DEFINE_alias(_name.replace("-", "_"), _name)
@@ -194,7 +194,7 @@ def main(argv: list[str]) -> None:
   adapter = load_adapter(_ADAPTER.value) if _ADAPTER.value else None
   learnt = adapter is not None and isinstance(adapter.adapter, LearntPrompt)
   _check_flags(learnt)
-  approach, labels, shard = _approach(), _label_format(), parse_shard(_SHARD.value)
+  approach, labels, shard = _approach(), _label_format(), Shard.parse(_SHARD.value)
   if _VIDEO.value:
     _segment_video(adapter, approach, labels)
     return

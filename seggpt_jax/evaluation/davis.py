@@ -28,9 +28,10 @@ from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import examples, tables
-from seggpt_jax.evaluation.parts import Finished, Shard
+from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.files import write_whole
 from seggpt_jax.inference.predictor import Approach, Predictor
+from seggpt_jax.inference.shard import Shard
 from seggpt_jax.inference.video import segment_frames
 from seggpt_jax.metrics import video_objects
 

@@ -26,9 +26,10 @@ from tqdm import tqdm
 from seggpt_jax.evaluation import examples, few_shot_episodes, tables
 from seggpt_jax.evaluation.few_shot_data import FewShotData
 from seggpt_jax.evaluation.few_shot_episodes import Episode
-from seggpt_jax.evaluation.parts import Finished, Shard
+from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.predictor import Approach, Predictor, Prompt
+from seggpt_jax.inference.shard import Shard
 from seggpt_jax.palette import IGNORE
 
 _THREADS = 4  # that read files

@@ -8,10 +8,8 @@ and OUT/examples.png: the same, whoever it is.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -25,6 +23,7 @@ from seggpt_jax.evaluation import tables
 from seggpt_jax.files import writing
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.shard import Shard
 
 _MOST_STRIPS = 8  # parts whose picture goes into examples.png
 
@@ -65,40 +64,8 @@ class Benchmark(Protocol):
     ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-  """One process' share of the work.
-
-  Attributes:
-    index: 1 .. count.
-    count: of processes.
-  """
-
-  index: int = 1
-  count: int = 1
-
-  @classmethod
-  def parse(cls, text: str) -> Shard:
-    """Reads `2/4`.
-
-    Raises:
-      InputError: it is of another form.
-    """
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-      raise InputError(f"--shard: found {text!r}, expected i/n such as 2/4, with i from 1 to n")
-    return cls(int(found[1]), int(found[2]))
-
-  def all(self) -> list[Shard]:
-    """Those of all processes."""
-    return [Shard(index, self.count) for index in range(1, self.count + 1)]
-
-  def __str__(self) -> str:
-    return f"{self.index}-of-{self.count}"
-
-
 def run(
-  benchmark: Benchmark, load: Callable[[], Predictor], outdir: Path, shard: Shard = Shard()
+  benchmark: Benchmark, load: Callable[[], Predictor], outdir: Path, shard: Shard | None = None
 ) -> dict[str, Any] | None:
   """Does the parts of a shard that are not there yet, and the results if that makes all of them.
 
@@ -114,7 +81,7 @@ def run(
   Raises:
     InputError: a part in the folder is of other settings, or as of `Benchmark.run`.
   """
-  folder = outdir / "parts"
+  folder, shard = outdir / "parts", shard or Shard()
   # A folder that cannot be made is better known before the work than after.
   with writing(folder):
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,8 +25,9 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.inference import outputs, scores, tiling
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Approach, Predictor, Prompt
-from seggpt_jax.inference.progress import Progress, Shard
+from seggpt_jax.inference.progress import Progress
 from seggpt_jax.inference.queries import PromptFiles, Query
+from seggpt_jax.inference.shard import Shard
 
 _THREADS = 4  # that read, and as many that write
 _AHEAD = 8  # images that are read before they are needed, and as many that are written behind
@@ -104,7 +105,7 @@ def run(
     # What an earlier run said is no longer true of what this one writes.
     for name in _AT_THE_END:
       outputs.remove(outdir / name)
-    own = queries[shard.index :: shard.count]
+    own = shard.of(queries)
     waiting = [query for query in own if "bad" in progress.done.get(query.name, {"bad": ""})]
     for name, reason in (bad or {}).items():
       progress.add(name, bad=reason)

@@ -9,36 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import writing
 from seggpt_jax.inference import outputs
+from seggpt_jax.inference.shard import Shard
 
 _SETTINGS = "run.json"
-
-
-class Shard(NamedTuple):
-  """The part of the images that a process takes: those at `index`, `index + count`, `index + 2 * count`, ..."""
-
-  index: int = 0
-  count: int = 1
-
-
-def parse_shard(text: str) -> Shard:
-  """`i/n`, counted from 0.
-
-  Raises:
-    InputError: it is none.
-  """
-  found = re.fullmatch(r"(\d+)/(\d+)", text)
-  shard = Shard(*map(int, found.groups())) if found else Shard(0, 0)
-  if not 0 <= shard.index < shard.count:
-    raise InputError(f"--shard: found {text!r}, expected i/n with i from 0 to n - 1, such as 0/4")
-  return shard
 
 
 class Progress:
@@ -63,7 +43,7 @@ class Progress:
   ):
     shard = shard or Shard()
     self._folder = Path(outdir) / "progress"
-    self._path = self._folder / f"{shard.index}-of-{shard.count}.jsonl"
+    self._path = self._folder / f"{shard}.jsonl"
     settings = json.loads(json.dumps(settings))
     with writing(self._folder):
       self._folder.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,8 @@ from scipy import ndimage
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import parts
 from seggpt_jax.evaluation.davis import Davis, list_videos
-from seggpt_jax.evaluation.parts import Shard
 from seggpt_jax.inference.predictor import Prediction, Predictor
+from seggpt_jax.inference.shard import Shard
 from seggpt_jax.palette import fixed_palette
 
 ROOT = Path(__file__).parents[2]

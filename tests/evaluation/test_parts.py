@@ -10,7 +10,8 @@ from PIL import Image
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import parts, tables
-from seggpt_jax.evaluation.parts import Finished, Shard
+from seggpt_jax.evaluation.parts import Finished
+from seggpt_jax.inference.shard import Shard
 
 
 class Sums:

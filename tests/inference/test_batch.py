@@ -6,14 +6,16 @@ import json
 
 import numpy as np
 import pytest
-from image_folders import SIZES, command, find, write, write_mapping
+from image_folders import SIZES, command, find, infer, write, write_mapping
 from PIL import Image
+from pycocotools import mask as mask_module
 
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import batch, outputs
 from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.shard import Shard
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_the_command_writes_what_the_predictor_says_and_scores_it(folders, weigh
   out = folders / "out"
   assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) == sorted(
     [f"{kind}/{name}.png" for kind in ("label", "color", "concat") for name in SIZES]
-    + ["metrics.json", "summary.txt", "run.json", "progress/0-of-1.jsonl"]
+    + ["metrics.json", "summary.txt", "run.json", "progress/1-of-1.jsonl"]
   )
   prompts = folders / "prompts"
   for name, chosen in {"a": "qp", "b": "rq", "c": "p"}.items():
@@ -147,3 +149,126 @@ def test_a_failed_write_leaves_neither_half_a_file_nor_a_temporary_one(tmp_path)
     outputs.write_json(tmp_path / "metrics.json" / "below.json", {})
   assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
   assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou": 0.5}
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(folders, weights_directory, monkeypatch):
+  """Of a night's 100,000 images, those before the power cut are not painted again, and all are scored."""
+  done = command(folders, weights_directory)
+  assert done.returncode == 0, done.stderr
+  whole = json.loads((folders / "out" / "metrics.json").read_text())
+  lines = (folders / "out" / "progress" / "1-of-1.jsonl").read_bytes().splitlines(keepends=True)
+  # As a kill leaves it: one image noted, the next one's line cut off.
+  (folders / "out" / "progress" / "1-of-1.jsonl").write_bytes(lines[0] + lines[1][:9])
+  for name in "ab":
+    (folders / "out" / "label" / f"{name}.png").unlink()
+  done = command(folders, weights_directory, "--resume")
+  assert done.returncode == 0, done.stderr
+  assert "resumed: 1 images were done, 2 are done now" in done.stdout
+  assert sorted(path.stem for path in (folders / "out" / "label").iterdir()) == ["b", "c"]
+  assert json.loads((folders / "out" / "metrics.json").read_text()) == whole
+  other = command(folders, weights_directory, "--resume", "--split", "2")
+  assert (other.returncode, len(other.stderr.splitlines())) == (2, 1)
+  assert "--split: found ['2'], expected ['1'] as in the run" in other.stderr
+  command(folders, weights_directory)
+  assert (folders / "out" / "label" / "a.png").exists()  # begun anew
+
+
+def test_processes_that_share_a_run_come_to_the_same_scores(folders, predictor):
+  whole = batch.run(predictor, find(folders), folders / "whole").metrics
+  second = batch.run(predictor, find(folders), folders / "out", shard=Shard(2, 2))
+  assert (second.done, second.left, second.metrics) == (1, 2, None)
+  assert not (folders / "out" / "metrics.json").exists()
+  with pytest.raises(InputError, match=r"2-of-2\.jsonl: found an earlier run, expected none, or --resume"):
+    batch.run(predictor, find(folders), folders / "out", shard=Shard(2, 2))
+  first = batch.run(predictor, find(folders), folders / "out", shard=Shard(1, 2))
+  assert (first.done, first.left, first.metrics) == (2, 0, whole)
+  assert json.loads((folders / "out" / "metrics.json").read_text()) == whole
+
+
+def test_bad_files_are_tried_again_when_a_run_is_resumed(folders, predictor):
+  path = folders / "data" / "images" / "b.png"
+  right = path.read_bytes()
+  path.write_bytes(b"")
+  assert set(batch.run(predictor, find(folders), folders / "out", bad={}).bad) == {"b"}
+  path.write_bytes(right)
+  outcome = batch.run(predictor, find(folders), folders / "out", bad={}, resume=True)
+  assert (outcome.before, outcome.done, outcome.bad) == (2, 1, {})
+  assert not (folders / "out" / batch.BAD_FILES).exists()
+
+
+def test_seams_painted_again_lie_beside_the_tiles_as_they_were(folders, weights_directory, predictor):
+  done = command(folders, weights_directory, "--split", "2", "--stitch-width", "1")
+  assert done.returncode == 0, done.stderr
+  image, prompt = (read_image(folders / kind) for kind in ("data/images/a.png", "prompts/images/p.png"))
+  label = read_labels(folders / "prompts/labels/p.png", LabelFormat())
+  expected = predictor.predict(image, [(prompt, label)], split=2, stitch_width=1)
+  for folder, prediction in (("out", expected.unstitched), ("out/stitch", expected)):
+    np.testing.assert_array_equal(Image.open(folders / folder / "label" / "a.png"), prediction.labels)
+    assert (folders / folder / "color" / "a.png").exists() and (folders / folder / "concat" / "a.png").exists()
+  metrics = json.loads((folders / "out" / "metrics.json").read_text())
+  assert metrics["stitched"]["per_image"].keys() == metrics["per_image"].keys() == {"a", "b"}
+  assert metrics["stitched"]["miou"] != metrics["miou"]
+  assert "with the seams painted again" in (folders / "out" / "summary.txt").read_text()
+
+
+def test_one_image_and_its_prompts_are_enough(folders, weights_directory, predictor):
+  """No folders and no mapping for somebody who only wants to try it."""
+  options = ["--model-path", weights_directory, "--image", "data/images/a.png,data/images/c.png"]
+  prompts = ["--prompt-image", "prompts/images/p.png,prompts/images/q.png"]
+  labels = ["--prompt-label", "prompts/labels/p.png,prompts/labels/q.png"]
+  done = infer(folders, *options, *prompts, *labels)
+  assert done.returncode == 0, done.stderr
+  files = [(folders / f"prompts/images/{p}.png", folders / f"prompts/labels/{p}.png") for p in "pq"]
+  expected = predictor.predict(folders / "data/images/a.png", files)
+  np.testing.assert_array_equal(Image.open(folders / "out" / "label" / "a.png"), expected.labels)
+  assert sorted(path.stem for path in (folders / "out" / "label").iterdir()) == ["a", "c"]
+  for wrong, words in (
+    ([*options, *prompts], "--prompt-label: missing"),
+    ([*options, *labels], "--prompt-image: missing"),
+    ([*options, *prompts, "--prompt-label", "prompts/labels/p.png"], "--prompt-label: found 1 files, expected 2"),
+    ([*options, *prompts, *labels, "--dataset-dir", "data"], "found --dataset-dir and --image, expected one"),
+    ([*options[:2], *prompts, *labels], "--dataset-dir, --image, --video: found none of them, expected one"),
+    ([*options, *prompts, *labels, "--top-k", "2"], "--top-k: found beside --prompt-image"),
+    ([*options[:3], "gone.png", *prompts, *labels], "--image: gone.png: not found"),
+  ):
+    done = infer(folders, *wrong)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert words in done.stderr
+
+
+def test_every_kind_of_result_says_the_same(folders, weights_directory, predictor):
+  done = command(folders, weights_directory, "--save", "label,overlay,confidence,rle")
+  assert done.returncode == 0, done.stderr
+  out = folders / "out"
+  assert not (out / "color").exists()
+  labels = np.asarray(Image.open(out / "label" / "a.png"))
+  entries = json.loads((out / "rle" / "a.json").read_text())
+  assert [entry["category_id"] for entry in entries] == [index for index in (1, 2) if (labels == index).any()]
+  for entry in entries:
+    mask = mask_module.decode(entry["segmentation"])
+    np.testing.assert_array_equal(mask == 1, labels == entry["category_id"])
+    assert entry["area"] == mask.sum() and entry["image_id"] == "a" and 0 < entry["score"] < 1
+    rows, cols = np.nonzero(mask)
+    assert entry["bbox"] == [cols.min(), rows.min(), np.ptp(cols) + 1, np.ptp(rows) + 1]
+  confidence = np.asarray(Image.open(out / "confidence" / "a.png"))
+  assert confidence.shape == labels.shape and len(np.unique(confidence)) > 10
+  shown, query = (np.asarray(Image.open(path)) for path in (out / "overlay" / "a.png", folders / "data/images/a.png"))
+  np.testing.assert_array_equal((shown == query).all(axis=-1)[labels == 0], True)
+  wrong = command(folders, weights_directory, "--save", "label,masks")
+  assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
+  assert "--save: found 'masks', expected some of label, color, concat" in wrong.stderr
+
+
+def test_a_folder_that_cannot_be_written_to_is_known_before_the_work(folders, weights_directory):
+  (folders / "out").write_text("a file")
+  done = command(folders, weights_directory)
+  assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+  assert "out/progress: cannot be written" in done.stderr
+
+
+def test_an_empty_folder_is_named(folders, weights_directory):
+  for path in (folders / "data" / "images").iterdir():
+    path.unlink()
+  done = command(folders, weights_directory)
+  assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+  assert "data/images: found no images" in done.stderr
