@@ -39,15 +39,6 @@ BAD_FILES = "bad_files.txt"
 _CACHED_PROMPTS = 256  # of the tile's size: 200 MB for the released weights
 
 
-class _Read(NamedTuple):
-  """A query as it is in memory."""
-
-  name: str
-  image: np.ndarray
-  truth: np.ndarray | None
-  prompts: list[Prompt]
-
-
 @dataclasses.dataclass(frozen=True)
 class PromptFiles:
   """A prompt on disk."""
@@ -66,6 +57,15 @@ class Query:
   prompts: tuple[PromptFiles, ...]
 
 
+class Read(NamedTuple):
+  """A query as it is in memory: the image, its true label map if it has one, and its prompts in the tiles' size."""
+
+  query: Query
+  image: np.ndarray
+  truth: np.ndarray | None
+  prompts: list[Prompt]
+
+
 def list_queries(
   dataset_dir: str | os.PathLike,
   prompt_img_dir: str | os.PathLike | None = None,
@@ -73,6 +73,8 @@ def list_queries(
   mapping: str | os.PathLike | None = None,
   top_k: int = 1,
   bad: dict[str, str] | None = None,
+  *,
+  mapped_only: bool = False,
 ) -> list[Query]:
   """Finds all files of a run and checks that they are there, before anything is read or computed.
 
@@ -83,9 +85,10 @@ def list_queries(
     mapping: JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve every query.
     top_k: the most prompts that a query gets.
     bad: where given, queries whose prompts are missing are left out, and told here by name with the reason.
+    mapped_only: whether the mapping says which images are queries; without it, it has to know all of them.
 
   Returns:
-    One for each image of the dataset, by name.
+    One for each image of the dataset, or of the mapping, by name.
 
   Raises:
     InputError: a folder or file is missing, or the mapping does not fit the files; names it.
@@ -96,6 +99,12 @@ def list_queries(
   prompts = {"image": _list(prompt_img_dir), "label": _list(prompt_label_dir)}
   folders = {"image": prompt_img_dir, "label": prompt_label_dir}
   chosen = None if mapping is None else read_mapping(mapping)
+  if mapped_only and chosen is not None:
+    unknown = [stem for stem in chosen if stem not in images]
+    if unknown or not chosen:
+      found = f"key {unknown[0]!r}" if unknown else "no keys"
+      raise InputError(f"{mapping}: found {found}, expected names of images in {dataset_dir}")
+    images = {stem: path for stem, path in images.items() if stem in chosen}
 
   def find(stem: str, said_by: str) -> PromptFiles:
     for kind, files in prompts.items():
@@ -258,45 +267,14 @@ def run(
   # What an earlier run said is no longer true of what this one writes.
   for name in ("metrics.json", BAD_FILES):
     outputs.remove(outdir / name)
-  labels = labels or LabelFormat()
-  most_tiles = split if isinstance(split, int) else max(split)
-  size = (most_tiles * predictor.tile_size[0], most_tiles * predictor.tile_size[1])
-  most_prompts = max(len(query.prompts) for query in queries)
-  read_prompt = functools.lru_cache(max(_CACHED_PROMPTS // most_tiles**2, most_prompts, 1))(
-    functools.partial(_read_prompt, labels=labels, size=size)
-  )
-
-  def read(query: Query) -> _Read:
-    image = read_image(query.image)
-    truth = None if query.truth is None else _read_label_map(query.truth, image, labels)
-    return _Read(query.name, image, truth, [read_prompt(files) for files in query.prompts])
-
-  def write(item: _Read, prediction: Prediction) -> None:
-    shown = None if item.truth is None else np.where(item.truth == IGNORE, np.uint8(0), item.truth)
-    outputs.write_prediction(outdir, item.name, item.image, item.prompts, prediction, shown)
-
-  scores, on_the_way, done = Scores(), collections.deque[_Read](), 0
-  with ThreadPoolExecutor(_THREADS) as readers, ThreadPoolExecutor(_THREADS) as writers:
-
-    def pairs() -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
-      for query, coming in _ahead(readers, read, queries):
-        try:
-          item = coming.result()
-        except InputError as error:
-          if bad is None:
-            raise
-          bad[query.name] = str(error)
-          continue
-        on_the_way.append(item)
-        yield item.image, item.prompts
-
-    written: collections.deque[Future] = collections.deque()
-    found = predictor.predict_many(pairs(), split=split, seg_type=seg_type)
-    for prediction in tqdm(found, desc="infer", unit="image", total=len(queries)):
-      item, done = on_the_way.popleft(), done + 1
-      written.append(writers.submit(write, item, prediction))
+  scores, done, written = Scores(), 0, collections.deque[Future]()
+  found = segment(predictor, queries, split=split, seg_type=seg_type, labels=labels, bad=bad)
+  with ThreadPoolExecutor(_THREADS) as writers:
+    for item, prediction in tqdm(found, desc="infer", unit="image", total=len(queries)):
+      done += 1
+      written.append(writers.submit(_write, outdir, item, prediction))
       if item.truth is not None:
-        scores.add(item.name, prediction.labels, item.truth)
+        scores.add(item.query.name, prediction.labels, item.truth)
       while len(written) > _AHEAD or (written and written[0].done()):
         written.popleft().result()
     for future in written:
@@ -312,11 +290,72 @@ def run(
   return metrics
 
 
+def segment(
+  predictor: Predictor,
+  queries: Sequence[Query],
+  *,
+  split: int | Sequence[int] = 1,
+  seg_type: SegType = "semantic",
+  labels: LabelFormat | None = None,
+  bad: dict[str, str] | None = None,
+) -> Iterator[tuple[Read, Prediction]]:
+  """Reads and segments queries; files are read while the network works.
+
+  Args:
+    predictor: the network.
+    queries: as of `list_queries`.
+    split: see `Predictor.predict`.
+    seg_type: likewise.
+    labels: see `run`.
+    bad: likewise.
+
+  Yields:
+    What was read of each query, with its prediction, in their order.
+
+  Raises:
+    InputError: a file cannot be read, or a label map has another size than its image.
+  """
+  labels = labels or LabelFormat()
+  most_tiles = split if isinstance(split, int) else max(split)
+  size = (most_tiles * predictor.tile_size[0], most_tiles * predictor.tile_size[1])
+  most_prompts = max(len(query.prompts) for query in queries)
+  read_prompt = functools.lru_cache(max(_CACHED_PROMPTS // most_tiles**2, most_prompts, 1))(
+    functools.partial(_read_prompt, labels=labels, size=size)
+  )
+  on_the_way = collections.deque[Read]()
+
+  def read(query: Query) -> Read:
+    image = read_image(query.image)
+    truth = None if query.truth is None else _read_label_map(query.truth, image, labels)
+    return Read(query, image, truth, [read_prompt(files) for files in query.prompts])
+
+  def pairs(readers: ThreadPoolExecutor) -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
+    for query, coming in _ahead(readers, read, queries):
+      try:
+        item = coming.result()
+      except InputError as error:
+        if bad is None:
+          raise
+        bad[query.name] = str(error)
+        continue
+      on_the_way.append(item)
+      yield item.image, item.prompts
+
+  with ThreadPoolExecutor(_THREADS) as readers:
+    for prediction in predictor.predict_many(pairs(readers), split=split, seg_type=seg_type):
+      yield on_the_way.popleft(), prediction
+
+
+def _write(outdir: Path, item: Read, prediction: Prediction) -> None:
+  shown = None if item.truth is None else np.where(item.truth == IGNORE, np.uint8(0), item.truth)
+  outputs.write_prediction(outdir, item.query.name, item.image, item.prompts, prediction, shown)
+
+
 def _ahead(
-  pool: ThreadPoolExecutor, read: Callable[[Query], _Read], queries: Sequence[Query]
-) -> Iterator[tuple[Query, Future[_Read]]]:
+  pool: ThreadPoolExecutor, read: Callable[[Query], Read], queries: Sequence[Query]
+) -> Iterator[tuple[Query, Future[Read]]]:
   """Each query with what is read of it, in their order, a few of them ahead."""
-  coming: collections.deque[tuple[Query, Future[_Read]]] = collections.deque()
+  coming: collections.deque[tuple[Query, Future[Read]]] = collections.deque()
   for query in queries:
     coming.append((query, pool.submit(read, query)))
     if len(coming) > _AHEAD:
