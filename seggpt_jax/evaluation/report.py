@@ -186,7 +186,8 @@ def _section(section: Section) -> str:
 
 def _row(row: Row) -> str:
   figures = "".join(
-    f'<figure><img loading="lazy" alt="{html.escape(title)}" src="data:image/jpeg;base64,{base64.b64encode(picture).decode()}">'
+    f'<figure><img loading="lazy" alt="{html.escape(title)}" '
+    f'src="data:image/jpeg;base64,{base64.b64encode(picture).decode()}">'
     f"<figcaption>{html.escape(title)}</figcaption></figure>"
     for title, picture in row.pictures
   )
