@@ -23,9 +23,9 @@ from __future__ import annotations
 
 from absl import flags
 
-from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, parse_values
+from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError, run_main
-from seggpt_jax.inference import batch, outputs, queries, scores, video
+from seggpt_jax.inference import batch, command_flags, outputs, queries, scores, video
 from seggpt_jax.inference.predictor import Approach, Predictor
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
@@ -58,36 +58,7 @@ _PROMPT_IMAGE = flags.DEFINE_list(
 )
 _PROMPT_LABEL = flags.DEFINE_list("prompt-label", [], "Their label maps, or that of a video's first frame.")
 
-# How the network is shown them.
-_SPLIT = flags.DEFINE_list(
-  "split",
-  "1",
-  "Cuts queries and prompts into n x n tiles, for small things; of several, such as 1,2,4, the mean decides.",
-)
-_OVERLAP = flags.DEFINE_float(
-  "overlap", 0.0, "The share of a tile's side, 0 to 0.9, that tiles of the query overlap by; they are blended."
-)
-_STITCH_WIDTH = flags.DEFINE_integer(
-  "stitch-width", 0, "Paints the seams between tiles again, this many patches on each side, into OUT/stitch."
-)
-_FLIPS = flags.DEFINE_enum("flips", "none", ["none", "horizontal", "vertical", "both"], "Also looks at mirror images.")
-_FOREGROUND_TILES = flags.DEFINE_bool("foreground-tiles", False, "Leaves out tiles of prompts without foreground.")
-_SEG_TYPE = flags.DEFINE_enum("seg-type", "semantic", ["semantic", "instance"], "What the prompts mark.")
 _NUM_FRAMES = flags.DEFINE_integer("num-frames", 0, "Recent frames of the video that prompt the next.", 0)
-
-# How label files are read.
-_LABELS = flags.DEFINE_enum(
-  "labels",
-  None,
-  LABEL_MODES,
-  "How label files are read: values are class indices, above --threshold is class 1, or the i-th value or colour of "
-  "--table is class i; by default as in training.",
-)
-_THRESHOLD = flags.DEFINE_integer(
-  "threshold", None, "For binary labels, 0 by default or as in training; 127 suits masks stored as JPEG.", 0, 255
-)
-_TABLE = flags.DEFINE_string("table", None, "For table labels: 0,128,255 or colours, (0,0,0),(255,0,0).")
-_IGNORE = flags.DEFINE_string("ignore", None, "Values or colours of labels that are not scored, as in --table.")
 
 # What is written, and what of it this process writes.
 _SAVE = flags.DEFINE_list("save", list(outputs.DEFAULT_KINDS), f"Some of {', '.join(outputs.KINDS)}.")
@@ -96,8 +67,10 @@ _SKIP_BAD = flags.DEFINE_bool("skip-bad", False, "Passes over queries with missi
 _RESUME = flags.DEFINE_bool("resume", False, "Goes on with a run of the same settings that was stopped.")
 _SHARD = flags.DEFINE_string("shard", "1/1", "i/n: does the i-th of n shares of the work.")
 
-for _name in [name for name in flags.FLAGS if "-" in name]:  # absl's habit is underscores: both are understood
-  flags.DEFINE_alias(_name.replace("-", "_"), _name)
+command_flags.define_approach_flags()
+command_flags.define_label_flags()
+command_flags.define_aliases()
+flags.adopt_module_key_flags(command_flags)  # for --help
 
 _OF_FOLDERS = (_PROMPT_IMG_DIR, _PROMPT_LABEL_DIR, _MAPPING, _TOP_K)
 _OF_FILES = (_PROMPT_IMAGE, _PROMPT_LABEL)
@@ -105,8 +78,9 @@ _OF_IMAGES = (_SAVE, _SKIP_BAD, _RESUME, _SHARD)
 _OF_VIDEO = (_NUM_FRAMES, _SAVE_FRAMES)
 # What a run that is resumed must have in common with the one that was stopped.
 _SETTINGS = (
-  *(_MODEL_PATH, _ADAPTER, _DATASET_DIR, _IMAGE, *_OF_FOLDERS, *_OF_FILES),
-  *(_SPLIT, _OVERLAP, _STITCH_WIDTH, _FLIPS, _FOREGROUND_TILES, _SEG_TYPE, _LABELS, _THRESHOLD, _TABLE, _IGNORE, _SAVE),
+  *(flag.name for flag in (_MODEL_PATH, _ADAPTER, _DATASET_DIR, _IMAGE, *_OF_FOLDERS, *_OF_FILES, _SAVE)),
+  *command_flags.APPROACH,
+  *command_flags.LABELS,
 )
 
 
@@ -143,24 +117,6 @@ def _demand(flag: flags.FlagHolder) -> None:
     raise InputError(f"--{flag.name}: missing (--help explains)")
 
 
-def _approach() -> Approach:
-  try:
-    splits = [int(text) for text in _SPLIT.value]
-  except ValueError as error:
-    raise InputError(f"--split: found {','.join(_SPLIT.value)}, expected a number, or several such as 1,2,4") from error
-  return Approach(
-    tuple(splits), _OVERLAP.value, _STITCH_WIDTH.value, _FLIPS.value, _FOREGROUND_TILES.value, _SEG_TYPE.value
-  )
-
-
-def _label_format() -> LabelFormat:
-  table, ignore = (None if f.value is None else parse_values(f.value, f"--{f.name}") for f in (_TABLE, _IGNORE))
-  path = _ADAPTER.value or _MODEL_PATH.value
-  labels = queries.label_format(path, _LABELS.value, _THRESHOLD.value, table, ignore)
-  print(f"labels are read as {labels}")
-  return labels
-
-
 def _find_queries(learnt: bool, bad: dict[str, str] | None) -> list[queries.Query]:
   prompts = queries.given_prompts(_PROMPT_IMAGE.value, _PROMPT_LABEL.value)
   found = queries.list_queries(
@@ -194,7 +150,8 @@ def main(argv: list[str]) -> None:
   adapter = load_adapter(_ADAPTER.value) if _ADAPTER.value else None
   learnt = adapter is not None and isinstance(adapter.adapter, LearntPrompt)
   _check_flags(learnt)
-  approach, labels, shard = _approach(), _label_format(), Shard.parse(_SHARD.value)
+  approach, shard = command_flags.approach_from_flags(), Shard.parse(_SHARD.value)
+  labels = command_flags.label_format_from_flags(_ADAPTER.value or _MODEL_PATH.value)
   if _VIDEO.value:
     _segment_video(adapter, approach, labels)
     return
@@ -209,7 +166,7 @@ def main(argv: list[str]) -> None:
     bad=bad,
     resume=_RESUME.value,
     shard=shard,
-    settings={flag.name: flag.value for flag in _SETTINGS if flag.value not in (None, [])},
+    settings={name: flags.FLAGS[name].value for name in _SETTINGS if flags.FLAGS[name].value not in (None, [])},
   )
   if outcome.before:
     print(f"resumed: {outcome.before} images were done, {outcome.done} are done now")
