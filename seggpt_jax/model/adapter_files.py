@@ -111,6 +111,7 @@ def adapted_params(directory: str | os.PathLike, stored: StoredAdapter) -> dict[
     if theirs[key] != value:
       raise InputError(f"{directory}: found {key} {value}, expected {theirs[key]} as the adapter was trained with")
   params = weights.load_params(directory, config)
+  weights.check_finite(str(directory), params)
   if weights.fingerprint(params) != stored.fingerprint:
     raise InputError(
       f"{directory}: found weights other than {stored.base}, as it was when the adapter was trained for it"

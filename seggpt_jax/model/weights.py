@@ -227,6 +227,16 @@ def check_like(source: str, params: Mapping[str, Any], expected: Mapping[str, ja
       raise InputError(f"{source}: {name} has shape {tuple(params[name].shape)}, expected {shape.shape}")
 
 
+def check_finite(source: str, params: Mapping[str, np.ndarray]) -> None:
+  """Raises InputError, naming `source`, for parameters that are not all numbers, as a training leaves that diverged."""
+  for name, value in params.items():
+    # A sum is quick and catches them all; only where it is not finite they are counted, for it may have overflowed.
+    if not np.isfinite(np.sum(value, dtype=np.float32)):
+      count = int(np.sum(~np.isfinite(value.astype(np.float32))))
+      if count:
+        raise InputError(f"{source}: {name} holds {count} values that are not finite, expected numbers")
+
+
 def fingerprint(params: Mapping[str, Any]) -> str:
   """By which parameters are known again wherever they lie: a digest of their names, shapes and values as float32.
 
@@ -290,4 +300,5 @@ def load_model(directory: str | os.PathLike, *, dtype=jnp.float32, **options: An
   config = load_config(directory)
   graph, _ = abstract(config, dtype=dtype, **options)
   params = load_params(directory, config)
+  check_finite(str(directory), params)
   return merge(graph, {name: jnp.asarray(value, jnp.float32) for name, value in params.items()})

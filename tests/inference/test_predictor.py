@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from seggpt_jax import canvas, palette
 from seggpt_jax.errors import InputError
@@ -16,7 +19,9 @@ from seggpt_jax.inference import tiling
 from seggpt_jax.inference.painter import Picture
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Approach, Predictor
-from seggpt_jax.inference.windows import Window
+from seggpt_jax.inference.tiling import cut
+from seggpt_jax.inference.windows import Window, blend, tile_windows
+from seggpt_jax.model import weights
 from seggpt_jax.model.seggpt import SegGPT
 
 SIZE = 32  # of the square that the model of these tests sees
@@ -221,6 +226,100 @@ def test_a_prediction_shows_what_it_found():
   assert repr(prediction) == "Prediction(10 x 20, class 0: 90.0%, class 2: 10.0%)"
 
 
+def test_overlapping_tiles_are_windows_of_the_picture(model, predictor):
+  """Every window is painted by itself, with the prompts' tiles, and blended; so also at the picture's own seams."""
+  query, prompts = picture(3, 2 * SIZE, 2 * SIZE), make_prompts(1, height=2 * SIZE, width=2 * SIZE)
+  tiles = [(cut(image, 2), cut(labels, 2)) for image, labels in prompts]
+  pairs = [pair for images, labels in tiles for pair in zip(images, labels, strict=True)]
+  windows = tile_windows(2, (SIZE, SIZE), 8, 0.5)
+  assert len(windows) == 9
+  seen = [query[w.top : w.top + SIZE, w.left : w.left + SIZE] for w in windows]
+  painted = [np.round(call_directly(model, tile, pairs, palette.fixed_palette(3))).astype(np.uint8) for tile in seen]
+  expected = blend(np.stack(painted), windows, query.shape[:2])
+  found = predictor.predict(query, prompts, split=2, overlap=0.5).colours
+  assert np.abs(found.astype(int) - expected).max() <= 1
+  assert np.abs(found.astype(int) - predictor.predict(query, prompts, split=2).colours).mean() > 1
+
+
+@pytest.mark.parametrize("flips, views", [("horizontal", 2), ("vertical", 2), ("both", 4)])
+def test_mirror_images_are_averaged_upright(predictor, flips, views):
+  query, prompts = picture(9), make_prompts(2)
+
+  def mirrored(axes):
+    pairs = [(np.flip(image, axes), np.flip(labels, axes)) for image, labels in prompts]
+    return np.flip(predictor.predict(np.flip(query, axes), pairs).colours, axes)
+
+  axes = {"horizontal": [(), (1,)], "vertical": [(), (0,)], "both": [(), (1,), (0,), (0, 1)]}[flips]
+  assert len(axes) == views
+  expected = np.mean([mirrored(each) for each in axes], axis=0)
+  found = predictor.predict(query, prompts, flips=flips)
+  assert np.abs(found.colours - expected).max() <= 1.5
+  assert found.unstitched is None
+
+
+def test_prompt_tiles_without_foreground_can_be_left_out(model, predictor):
+  query, (image, _) = picture(3), make_prompts(1, height=2 * SIZE, width=2 * SIZE)[0]
+  labels = np.zeros((2 * SIZE, 2 * SIZE), int)
+  labels[SIZE + 3 : SIZE + 20, 5:25] = 1  # in the third of four tiles
+  found = predictor.predict(query, [(image, labels)], split=2, foreground_tiles=True).colours
+  tile = image[SIZE:, :SIZE], labels[SIZE:, :SIZE]
+  quarters = tiling.image_tiles(query, 2, (SIZE, SIZE))
+  painted = [call_directly(model, quarter, [tile], palette.fixed_palette(2)) for quarter in quarters]
+  resized = tiling.resize_colours(tiling.join(np.round(painted).astype(np.uint8)), query.shape[:2])
+  assert np.abs(found.astype(int) - resized).max() <= 1
+
+
+def test_confidence_is_one_on_a_colour_and_zero_between_two():
+  colours = np.array([[[0, 0, 0], [255, 255, 255], [250, 0, 0]]], np.uint8)
+  entries = np.array([[0, 0, 0], [255, 255, 255], [0, 255, 0]], np.uint8)
+  prediction = prediction_lib.decode_prediction(colours, entries, np.array([0, 1]))
+  np.testing.assert_allclose(prediction.distances()[0, 2], [250, np.hypot(255, np.hypot(255, 5))], rtol=1e-6)
+  far = np.hypot(255, np.hypot(255, 5))
+  np.testing.assert_allclose(prediction.confidence(), [[1, 1, (far - 250) / (far + 250)]], atol=1e-6)
+  halfway, two = np.array([[[0, 100, 0]]], np.uint8), np.array([[0, 0, 0], [0, 200, 0]], np.uint8)
+  tie = prediction_lib.decode_prediction(halfway, two, np.arange(2))
+  assert tie.confidence() == 0 and tie.labels == 0
+  alone = prediction_lib.decode_prediction(colours, entries, np.array([0]))
+  assert (alone.confidence() == 1).all() and np.isinf(alone.distances()[..., 1]).all()
+
+
+def test_distances_of_many_colours_are_the_two_least():
+  generator = np.random.default_rng(0)
+  colours, entries = (generator.integers(0, 256, shape, np.uint8) for shape in ((70, 81, 3), (7, 3)))
+  prediction = prediction_lib.decode_prediction(colours, entries, np.arange(7))
+  distance = np.linalg.norm(colours[:, :, None].astype(float) - entries, axis=-1)
+  np.testing.assert_allclose(prediction.distances(), np.sort(distance, axis=-1)[..., :2], rtol=1e-5)
+
+
+def test_files_and_pillow_images_are_taken_as_arrays_are(predictor, tmp_path):
+  """A notebook has all three."""
+  query, ((image, labels),) = picture(5, 40, 30), make_prompts(1)
+  labels = labels.astype(np.uint8)
+  expected = predictor.predict(query, [(image, labels)])
+  for name, pixels in (("query", query), ("image", image), ("labels", labels)):
+    Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+  opened = [Image.open(tmp_path / f"{name}.png") for name in ("query", "image", "labels")]
+  for q, i, l in (opened, [tmp_path / "query.png", str(tmp_path / "image.png"), tmp_path / "labels.png"]):  # noqa: E741
+    found = predictor.predict(q, [(i, l)])
+    np.testing.assert_array_equal(found.colours, expected.colours)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+  with pytest.raises(InputError, match=r"gone\.png: not found"):
+    predictor.predict(tmp_path / "gone.png", [(image, labels)])
+  shown = Image.open(io.BytesIO(expected._repr_png_()))
+  np.testing.assert_array_equal(shown, expected.palette[expected.labels])
+  np.testing.assert_array_equal(expected.mask(1), expected.labels == 1)
+  assert repr(predictor) == "Predictor(93,699 parameters, sees 32 x 32 pixels at once)"
+
+
+def test_weights_that_are_not_numbers_are_named(config, model, tmp_path):
+  """A diverged training must not pass for an empty line."""
+  params = {name: np.array(value) for name, value in weights.split(model)[1].items()}
+  params["blocks.1.mlp.fc1.kernel"][3, 4] = np.nan
+  weights.save_weights(tmp_path / "weights", params, config)
+  with pytest.raises(InputError, match=r"weights: blocks\.1\.mlp\.fc1\.kernel holds 1 values that are not finite"):
+    Predictor.from_checkpoint(tmp_path / "weights")
+
+
 IMAGE, LABELS = picture(0), np.zeros((SIZE, SIZE), np.int32)
 
 
@@ -236,6 +335,12 @@ IMAGE, LABELS = picture(0), np.zeros((SIZE, SIZE), np.int32)
     ({"prompts": [(IMAGE, LABELS - 1)]}, "found values -1..-1"),
     ({"prompts": [(IMAGE[..., :1], LABELS)]}, "prompts[0] image: found uint8 [32, 32, 1]"),
     ({"split": 0}, "split: found 0"),
+    ({"overlap": 1.0, "split": 2}, "overlap: found 1.0, expected 0 to 0.9"),
+    ({"overlap": 0.5}, "overlap: found 0.5 with split 1, expected a split of at least 2"),
+    ({"overlap": 0.5, "stitch_width": 1, "split": 2}, "overlap: found 0.5 with stitch_width 1, expected one of"),
+    ({"stitch_width": 3, "split": 2}, "stitch_width: found 3, expected at most 2, half a tile's patches"),
+    ({"stitch_width": -1, "split": 2}, "stitch_width: found -1"),
+    ({"foreground_tiles": True}, "foreground_tiles: found True with split 1"),
     ({"prompts": [(IMAGE, LABELS + 2)], "palette": np.zeros((2, 3))}, "expected [N, 3] with N >= 3"),
     ({"prompts": [(IMAGE, LABELS + 256)]}, "palette: found none for 257 classes"),
     ({"palette": np.zeros((2, 4))}, "palette: found [2, 4]"),

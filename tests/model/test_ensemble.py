@@ -1,0 +1,72 @@
+"""The ensemble as inference runs it against the network itself: the same, or released weights answer otherwise."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seggpt_jax.model import ensemble, weights
+from seggpt_jax.model.seggpt import SegGPT
+
+
+def model(peers):
+  return weights.merge(weights.abstract(peers.config)[0], peers.params)
+
+
+def draw(config, queries, prompts, seed=0):
+  """Pixels of queries and prompts, targets of both, and a patch mask with holes; all but the mask normalised."""
+  generator, half = np.random.default_rng(seed), (config.canvas_size[0] // 2, config.canvas_size[1])
+  shapes = [(queries, *half, 3), *[(queries, prompts, *half, 3)] * 2, (queries, *half, 3)]
+  mask = generator.random((queries, config.grid[0] // 2, config.grid[1])) < 0.7
+  return *(generator.normal(size=shape).astype(np.float32) for shape in shapes), mask
+
+
+def on_canvases(network: SegGPT, queries, prompts, targets, painted, mask, seg_type):
+  """Every canvas as a whole; of each query the lower half of the first."""
+  count = prompts.shape[1]
+
+  def stacked(upper, lower):
+    lower = np.repeat(lower[:, None], count, axis=1)
+    return jnp.asarray(np.concatenate([upper, lower], axis=2).reshape(-1, 2 * lower.shape[2], *lower.shape[3:]))
+
+  hidden = stacked(np.zeros((*prompts.shape[:2], *mask.shape[1:]), bool), mask)
+  colours = network(
+    stacked(prompts, queries), stacked(targets, painted), hidden, seg_type=seg_type, prompts_per_query=count
+  )
+  return np.asarray(colours)[::count, queries.shape[1] :]
+
+
+@pytest.mark.parametrize("queries, prompts, seg_type", [(3, 1, "semantic"), (2, 3, "instance"), (1, 9, "semantic")])
+def test_queries_are_painted_as_on_whole_canvases(peers, queries, prompts, seg_type):
+  """float32, 3e-5 of the largest colour; nine prompts attend in two portions."""
+  drawn = draw(peers.config, queries, prompts)
+  expected = on_canvases(model(peers), *drawn, seg_type)
+  found = np.asarray(ensemble.paint_queries(model(peers), *drawn, seg_type))
+  np.testing.assert_allclose(found, expected, atol=3e-5 * np.abs(expected).max())
+
+
+def test_one_query_does_not_see_another(peers):
+  drawn = draw(peers.config, 2, 3)
+  together = np.asarray(ensemble.paint_queries(model(peers), *drawn))
+  for index in range(2):
+    alone = np.asarray(ensemble.paint_queries(model(peers), *(array[index : index + 1] for array in drawn)))
+    np.testing.assert_allclose(alone[0], together[index], atol=3e-5 * np.abs(together).max())
+
+
+def test_a_query_is_computed_once_for_all_its_prompts(peers):
+  """Operations as the compiler counts them: well below those of the canvases, of which half are the query's."""
+  graph, params = weights.split(model(peers))
+  drawn = draw(peers.config, 1, 8)
+
+  def count(function):
+    compiled = jax.jit(lambda params: function(weights.merge(graph, params))).lower(params).compile()
+    return compiled.cost_analysis()["flops"]
+
+  def canvases(network):
+    shape = (8, *peers.config.canvas_size, 3)
+    mask = np.zeros((8, *peers.config.grid), bool)
+    return network(jnp.zeros(shape), jnp.zeros(shape), mask, prompts_per_query=8)
+
+  assert count(lambda network: ensemble.paint_queries(network, *drawn)) < 0.75 * count(canvases)
