@@ -132,7 +132,8 @@ def encode(
   taps = jnp.split(model.encode(tokens, 1, None), len(config.feature_taps), axis=-1)
   patches = canvas.query_half(taps[tap - 1]).astype(jnp.float32)
   total = jnp.sum(shares, axis=(1, 2))[:, None]
-  foreground = jnp.einsum("brc,brcd->bd", shares, patches) / jnp.where(total > 0, total, 1.0)
+  weighted = jnp.einsum("brc,brcd->bd", shares, patches, precision=jax.lax.Precision.HIGHEST)
+  foreground = weighted / jnp.where(total > 0, total, 1.0)
   return Features(jnp.mean(patches, axis=(1, 2)), foreground, patches)
 
 

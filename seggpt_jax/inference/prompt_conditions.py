@@ -47,7 +47,7 @@ def by_group(queries: Sequence[Query], prompts: Sequence[PromptFiles], spec: str
     labels: how labels are read, for "classes".
 
   Raises:
-    InputError: the specification is another one, or says nothing for an image.
+    InputError: the specification is another one, or says nothing for an image, or a query's group has no prompt.
   """
   if spec.partition(":")[0] not in ("prefix", "csv", "classes"):
     raise InputError(f"--groups: found {spec!r}, expected prefix:SEP, csv:FILE or classes")
@@ -59,16 +59,19 @@ def by_group(queries: Sequence[Query], prompts: Sequence[PromptFiles], spec: str
   known, group_of = np.unique(names, return_inverse=True)
   table = np.zeros((len(names), len(known)), bool)
   table[np.arange(len(names)), group_of] = True
-  described = [f"group {name!r}" for name in names[: len(queries)]]
-  return Conditions(table[: len(queries)], table[len(queries) :], described)
+  count = len(queries)
+  there = set(names[count:])
+  for query, name in zip(queries, names, strict=False):
+    if name not in there:
+      raise InputError(f"{query.image}: found no labelled image of its group {name!r}, expected at least one")
+  return Conditions(table[:count], table[count:], [f"group {name!r}" for name in names[:count]])
 
 
-def by_class(queries: Sequence[Query], facts: Facts, labels: LabelFormat) -> Conditions:
-  """Conditions by class: positive prompts share a class with the query, negative ones hold none of its classes.
+def classes_of(queries: Sequence[Query], labels: LabelFormat) -> Bool[np.ndarray, "queries classes"]:
+  """Which classes the queries' labels hold.
 
   Args:
-    queries: the queries, with labels.
-    facts: of the labelled images.
+    queries: the queries.
     labels: how labels are read.
 
   Raises:
@@ -80,6 +83,16 @@ def by_class(queries: Sequence[Query], facts: Facts, labels: LabelFormat) -> Con
   for query, held in zip(queries, holds, strict=True):
     if not held.any():
       raise InputError(f"{query.truth}: found no class in it, expected one to choose prompts by (--by-class)")
+  return holds
+
+
+def by_class(holds: Bool[np.ndarray, "queries classes"], facts: Facts) -> Conditions:
+  """Conditions by class: positive prompts share a class with the query, negative ones hold none of its classes.
+
+  Args:
+    holds: of the queries, see `classes_of`.
+    facts: of the labelled images.
+  """
   return Conditions(holds, facts.holds, [f"classes {'+'.join(map(str, np.flatnonzero(held)))}" for held in holds])
 
 

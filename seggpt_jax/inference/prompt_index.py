@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
@@ -137,7 +138,8 @@ class PromptIndex:
     self._images = np.asarray(normalised(images))
     # The mean cosine of all pairs is the square of the mean's length: no table of pairs.
     self._spread = max(1.0 - float(np.sum(self._images.mean(axis=0) ** 2)), _LEAST_SPREAD)
-    self._foregrounds = in_blocks(np.asarray(normalised(foregrounds - self._mean)))
+    # Those of images without foreground mean nothing, but these are never found.
+    self._foregrounds = jnp.asarray(in_blocks(np.asarray(normalised(foregrounds - self._mean))))
 
   @classmethod
   def build(

@@ -27,7 +27,7 @@ from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.files import writing
 from seggpt_jax.inference import batch, outputs, prompt_choice
 from seggpt_jax.inference.batch import PromptFiles, Query
-from seggpt_jax.inference.prompt_conditions import Conditions, by_class, by_group
+from seggpt_jax.inference.prompt_conditions import Conditions, by_class, by_group, classes_of
 from seggpt_jax.inference.prompt_index import (
   FOREGROUND_WEIGHT,
   Facts,
@@ -50,14 +50,12 @@ class ChoiceOptions:
 
   Attributes:
     top_k: the most prompts of a query.
-    strategy: "retrieval", by score, or "random".
     diversity: see `prompt_choice.most_relevant`.
     negatives: "hardest", the negative prompts with the highest score; "random"; or None, which chooses none.
     seed: of what is random.
   """
 
   top_k: int = 1
-  strategy: str = "retrieval"
   diversity: float | int = 0.0
   negatives: str | None = None
   seed: int = 0
@@ -79,7 +77,7 @@ def choose(
     prompts: the labelled images.
     facts: what they hold; those without any class are never chosen.
     options: how.
-    index: of the labelled images, for what goes by score.
+    index: of the labelled images, by whose scores they are chosen; without it they are drawn at random.
     conditions: which prompts are positive and negative; without them all are positive.
 
   Returns:
@@ -91,12 +89,11 @@ def choose(
   """
   shows, digests = facts.holds.any(axis=1), np.array(facts.digests)
   paths = np.array([os.path.realpath(prompt.image) for prompt in prompts])
-  negatives = "random" if options.negatives == "random" else options.strategy
 
-  def pick(query: Query, candidates: np.ndarray, scores: np.ndarray | None, strategy: str, wanted: str) -> list[str]:
+  def pick(query: Query, candidates: np.ndarray, scores: np.ndarray | None, wanted: str) -> list[str]:
     if not candidates.any():
       raise InputError(f"{query.image}: found no labelled image that can be {wanted}, expected at least one")
-    if strategy == "random" or scores is None or index is None:
+    if scores is None:
       chosen = prompt_choice.at_random(candidates, options.top_k, options.seed, query.name)
     else:
       chosen = prompt_choice.most_relevant(scores, candidates, options.top_k, options.diversity, index.likeness_to)
@@ -108,14 +105,14 @@ def choose(
   for number, (query, (name, scores)) in enumerate(zip(queries, bar, strict=True)):
     key, others = query.image.name, shows & (digests != name) & (paths != os.path.realpath(query.image))
     if conditions is None:
-      positive[key] = pick(query, others, scores, options.strategy, "its prompt")
+      positive[key] = pick(query, others, scores, "its prompt")
       continue
     common = conditions.prompts[:, conditions.queries[number]].any(axis=1)
-    strange = conditions.prompts.any(axis=1) & ~common
-    asked = conditions.names[number]
-    positive[key] = pick(query, others & common, scores, options.strategy, f"its prompt: one of its {asked}")
+    strange, asked = conditions.prompts.any(axis=1) & ~common, conditions.names[number]
+    positive[key] = pick(query, others & common, scores, f"its prompt: one of its {asked}")
     if options.negatives:
-      negative[key] = pick(query, others & strange, scores, negatives, f"its negative prompt: one not of its {asked}")
+      scores = None if options.negatives == "random" else scores
+      negative[key] = pick(query, others & strange, scores, f"its negative prompt: one not of its {asked}")
   return positive, negative
 
 
@@ -158,10 +155,11 @@ def _command(argv: list[str]) -> None:
   labels = batch.label_format(path, values.labels, values.threshold, table, ignore)
   queries = batch.list_queries(values["dataset-dir"].value)
   prompts = list_prompts(values["prompt-img-dir"].value, values["prompt-label-dir"].value)
+  # What can be wrong with the queries is better known before the labelled images are encoded than after.
   conditions = by_group(queries, prompts, values.groups, labels) if values.groups else None
+  holds = classes_of(queries, labels) if values["by-class"].value else None
   written = [Path(name) for name in (values.output, values["negative-output"].value) if name]
   for output in written:
-    # A folder that cannot be made is better known before the work than after.
     with writing(output.parent):
       output.parent.mkdir(parents=True, exist_ok=True)
   print(f"labels are read as {labels}")
@@ -180,11 +178,10 @@ def _command(argv: list[str]) -> None:
   empty = int((~facts.holds.any(axis=1)).sum())
   if empty:
     print(f"{empty} of {len(prompts)} labelled images hold no class: they are no prompts")
-  if values["by-class"].value:
-    conditions = by_class(queries, facts, labels)
+  if holds is not None:
+    conditions = by_class(holds, facts)
   options = ChoiceOptions(
     top_k=values["top-k"].value,
-    strategy=values.strategy,
     diversity=values.diversity,
     negatives=values.negatives if len(written) > 1 else None,
     seed=values.seed,
