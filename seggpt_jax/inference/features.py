@@ -59,7 +59,7 @@ class Encoder:
     InputError: the network has no such tap.
   """
 
-  def __init__(self, model: SegGPT, tap: int = 1):
+  def __init__(self, model: SegGPT, tap: int):
     taps = model.config.feature_taps
     if not 1 <= tap <= len(taps):
       raise InputError(f"tap: found {tap}, expected 1..{len(taps)}: the network has {len(taps)} feature taps")

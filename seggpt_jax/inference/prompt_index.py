@@ -32,7 +32,9 @@ from seggpt_jax.inference.features import Encoder, Features, in_blocks, normalis
 from seggpt_jax.inference.prompt_choice import most_relevant
 from seggpt_jax.model.seggpt import SegGPT
 
-FOREGROUND_WEIGHT = 0.1
+# What did best on synthetic boards with the packaged weights (docs/inference.md); taps 1 to 3 and weights up to 0.1 are
+# hardly apart, the last tap and larger weights are worse.
+TAP, FOREGROUND_WEIGHT = 2, 0.1
 _THREADS = 4
 _LEAST_SPREAD = 1e-6  # of images that are all the same
 
@@ -149,7 +151,7 @@ class PromptIndex:
     labels: LabelFormat | None = None,
     *,
     cache: str | os.PathLike | None = None,
-    tap: int = 1,
+    tap: int = TAP,
     foreground_weight: float | int = FOREGROUND_WEIGHT,
   ) -> PromptIndex:
     """Encodes labelled images, but for those whose features are known.

@@ -30,6 +30,7 @@ from seggpt_jax.inference.batch import PromptFiles, Query
 from seggpt_jax.inference.prompt_conditions import Conditions, by_class, by_group, classes_of
 from seggpt_jax.inference.prompt_index import (
   FOREGROUND_WEIGHT,
+  TAP,
   Facts,
   PromptIndex,
   digest,
@@ -234,7 +235,7 @@ if __name__ == "__main__":
     0.0,
     1.0,
   )
-  flags.DEFINE_integer("tap", 1, "Which of the network's feature taps is compared, 1 for the first.", lower_bound=1)
+  flags.DEFINE_integer("tap", TAP, "Which of the network's feature taps is compared, 1 for the first.", lower_bound=1)
   flags.DEFINE_string("cache", DEFAULT_CACHE, "Folder that keeps features of labelled images; empty keeps none.")
   flags.DEFINE_string(
     "groups",

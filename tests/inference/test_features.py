@@ -43,7 +43,7 @@ def test_features_are_means_over_the_tokens_of_the_query_half(model, config, ima
 
 
 def test_an_image_has_the_same_features_in_whatever_batch(model, images):
-  encoder = Encoder(model)
+  encoder = Encoder(model, 1)
   before = encode._cache_size()
   together, alone = encoder(images), encoder(images[1:2])
   assert encode._cache_size() <= before + 1  # one program for full batches and others
@@ -63,7 +63,7 @@ def test_features_are_known_by_what_they_depend_on(model, config):
   same = weights.merge(graph, dict(params))
   names = [Encoder(m, tap).identity for m, tap in ((model, 1), (model, 2), (other, 1), (rebuilt, 1))]
   assert len(set(names)) == 4
-  assert Encoder(same).identity == names[0]
+  assert Encoder(same, 1).identity == names[0]
 
 
 def test_presence_is_the_mean_of_the_best_cosines():

@@ -182,13 +182,8 @@ def test_queries_without_what_is_asked_of_them_are_named(folders, model):
   [
     (["--groups=prefix:-"], "blue_q3.png: found no labelled image of its group 'blue_q3'"),
     (["--groups=classes", "--by-class"], "--groups, --by-class: found both"),
-    (["--negative-output=n.json"], "--negative-output: found without"),
-    (["--by-class", "--negative-output=./m.json"], "expected another file than --output"),
-    (["--by-class", "--negatives=random"], "--negatives: found without"),
     (["--strategy=random", "--diversity=0.5"], "--diversity: found with --strategy=random"),
-    (["--seed=3"], "--seed: found with --strategy=retrieval"),
     (["--prompt-img-dir=bare"], "bare: found no images"),
-    (["--prompt-img-dir=nothing"], "nothing: folder not found"),
     (["--prompt-label-dir=few"], "found no label for it, expected few/"),
     (["--cache=damaged"], "cannot be read as features, damaged"),
   ],
