@@ -18,7 +18,7 @@ from seggpt_jax.data.images import read_bytes
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.files import write_whole
-from seggpt_jax.inference.batch import PromptFiles
+from seggpt_jax.inference.queries import PromptFiles
 
 
 class StoredFeatures(NamedTuple):

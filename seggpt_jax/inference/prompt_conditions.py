@@ -16,8 +16,8 @@ from seggpt_jax.data.groups import group_names
 from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
 from seggpt_jax.data.sources import FileSource, Item
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference.batch import PromptFiles, Query
 from seggpt_jax.inference.prompt_index import Facts, holds_in
+from seggpt_jax.inference.queries import PromptFiles, Query
 
 _THREADS = 4
 

@@ -26,10 +26,10 @@ from seggpt_jax.data.labels import IGNORE, LabelFormat, classes_in, read_labels
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import tiling
-from seggpt_jax.inference.batch import PromptFiles
 from seggpt_jax.inference.feature_cache import StoredFeatures, place_of, read_features, stamp_of, write_features
 from seggpt_jax.inference.features import Encoder, Features, in_blocks, normalised, presence
 from seggpt_jax.inference.prompt_choice import most_relevant
+from seggpt_jax.inference.queries import PromptFiles
 from seggpt_jax.model.seggpt import SegGPT
 
 # What did best on synthetic boards with the packaged weights (docs/inference.md); taps 1 to 3 and weights up to 0.1 are

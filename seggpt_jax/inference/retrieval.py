@@ -22,11 +22,9 @@ from absl import flags
 from tqdm import tqdm
 
 from seggpt_jax.data.images import decode_image, read_bytes
-from seggpt_jax.data.labels import LABEL_MODES, parse_values
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.files import writing
-from seggpt_jax.inference import batch, outputs, prompt_choice
-from seggpt_jax.inference.batch import PromptFiles, Query
+from seggpt_jax.inference import command_flags, outputs, prompt_choice
 from seggpt_jax.inference.prompt_conditions import Conditions, by_class, by_group, classes_of
 from seggpt_jax.inference.prompt_index import (
   FOREGROUND_WEIGHT,
@@ -38,6 +36,7 @@ from seggpt_jax.inference.prompt_index import (
   read_ahead,
   read_facts,
 )
+from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
 from seggpt_jax.model import weights
 
 _THREADS = 4
@@ -148,13 +147,9 @@ def _command(argv: list[str]) -> None:
     raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
   values = flags.FLAGS
   _check_flags()
-  table, ignore = (
-    None if values[name].value is None else parse_values(values[name].value, f"--{name}")
-    for name in ("table", "ignore")
-  )
   path = values["model-path"].value
-  labels = batch.label_format(path, values.labels, values.threshold, table, ignore)
-  queries = batch.list_queries(values["dataset-dir"].value)
+  labels = command_flags.label_format_from_flags(path)
+  queries = list_queries(values["dataset-dir"].value)
   prompts = list_prompts(values["prompt-img-dir"].value, values["prompt-label-dir"].value)
   # What can be wrong with the queries is better known before the labelled images are encoded than after.
   conditions = by_group(queries, prompts, values.groups, labels) if values.groups else None
@@ -163,7 +158,6 @@ def _command(argv: list[str]) -> None:
   for output in written:
     with writing(output.parent):
       output.parent.mkdir(parents=True, exist_ok=True)
-  print(f"labels are read as {labels}")
   if values.strategy == "random":
     index, facts = None, read_facts(prompts, labels)
   else:
@@ -247,12 +241,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("negative-output", None, "Second mapping: prompts of other groups, or of none of its classes.")
   flags.DEFINE_enum("negatives", "hardest", ["hardest", "random"], "Which of them: those most like the query, or any.")
   flags.DEFINE_integer("seed", 0, "Of what is random.", lower_bound=0)
-  flags.DEFINE_enum(
-    "labels", None, LABEL_MODES, "How label files are read, as in infer.py; by default as in training, else index."
-  )
-  flags.DEFINE_integer("threshold", None, "For binary labels; 127 suits masks stored as JPEG.", 0, 255)
-  flags.DEFINE_string("table", None, "For table labels: 0,128,255 or colours, (0,0,0),(255,0,0).")
-  flags.DEFINE_string("ignore", None, "Values or colours of labels without a known class, as in --table.")
-  for _name in [name for name in flags.FLAGS if "-" in name]:  # absl's habit is underscores: both are understood
-    flags.DEFINE_alias(_name.replace("-", "_"), _name)
+  command_flags.define_label_flags()
+  command_flags.define_aliases()
+  flags.adopt_module_key_flags(command_flags)  # for --help
   run_main(_command)

@@ -15,9 +15,9 @@ from PIL import Image
 
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference import batch
 from seggpt_jax.inference.prompt_conditions import by_class, by_group, classes_of
 from seggpt_jax.inference.prompt_index import PromptIndex, list_prompts
+from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.inference.retrieval import ChoiceOptions, choose
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def command(folders, weights_directory, *options, program=("-m", "seggpt_jax.inf
 def chosen(folders, model, **options):
   """Both mappings, without endings, as the command makes them."""
   conditions = options.pop("conditions", None)
-  queries = batch.list_queries(folders / "data")
+  queries = list_queries(folders / "data")
   prompts = list_prompts(folders / "prompts" / "images", folders / "prompts" / "labels")
   index = PromptIndex.build(model, prompts)
   if conditions == "by_class":
@@ -148,7 +148,7 @@ def test_random_prompts_need_no_network_and_follow_the_seed(folders, weights_dir
 
 
 def test_groups_from_a_table_and_one_that_no_prompt_has(folders):
-  queries = batch.list_queries(folders / "data")
+  queries = list_queries(folders / "data")
   prompts = list_prompts(folders / "prompts" / "images", folders / "prompts" / "labels")
   table = folders / "groups.csv"
   rows = [f"{name},{'odd' if name[-1] in '135' else 'even'}" for name in [*PROMPTS, *QUERIES]]
