@@ -300,6 +300,7 @@ def _command(argv: list[str]) -> None:
       scale=values.scale,
       count=(1, values.most),
       labels=values.labels,
+      one_kind=values.one_kind,
     )
   except InputError:
     raise
@@ -315,6 +316,7 @@ if __name__ == "__main__":
   flags.DEFINE_float("scale", 1.0, "Magnification, at least 1: the same picture shows a smaller part of the board.")
   flags.DEFINE_integer("most", 3, "Defects on a board at most; there is at least one.", 1)
   flags.DEFINE_integer("seed", 0, "Seed of all boards.", 0)
+  flags.DEFINE_bool("one_kind", False, "One kind of defect on each board, by which it is named: groups by prefix:_.")
   names = "; ".join(f"{labels}: {', '.join(classes)}" for labels, classes in LABELINGS.items())
   flags.DEFINE_enum("labels", "defect", list(LABELINGS), f"Classes from 0 on: {names}.")
   run_main(_command)
