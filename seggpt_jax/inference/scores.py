@@ -58,7 +58,7 @@ class Scores:
     confusion = np.zeros((n, n), np.int64)
     for truth, predicted, pixels in counts["confusion"]:
       confusion[truth, predicted] += pixels
-    self._confusion = np.pad(self._confusion, (0, n - len(self._confusion))) + confusion
+    self._confusion = iou.total_confusion([self._confusion, confusion])
     self._boundary = np.pad(self._boundary, ((0, n - len(self._boundary)), (0, 0)))
     for index, *pixels in counts["boundary"]:
       self._boundary[index] += pixels

@@ -8,7 +8,7 @@ Results of several processes add up.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -120,13 +120,6 @@ def judge(
     correct_yields=sum(rate < thresholds.yield_response for rate in rates),
     negatives=len(rates),
   )
-
-
-def over_calls(response_rates: Mapping[str, float], thresholds: Thresholds | None = None) -> list[tuple[str, float]]:
-  """The images that are no correct yield, by name with their response rates, the largest first."""
-  limit = (thresholds or Thresholds()).yield_response
-  over = [(name, rate) for name, rate in response_rates.items() if _check_share(name, rate) >= limit]
-  return sorted(over, key=lambda call: (-call[1], call[0]))
 
 
 def foreground_iou(

@@ -15,7 +15,6 @@ from seggpt_jax.metrics.inspection import (
   Thresholds,
   foreground_iou,
   judge,
-  over_calls,
   response_rate,
 )
 from seggpt_jax.palette import IGNORE
@@ -141,16 +140,6 @@ def test_results_of_different_thresholds_are_not_added():
     judge([0.5]) + judge([0.5], thresholds=Thresholds(catch_iou=0.5))
 
 
-def test_over_calls_are_listed_worst_first():
-  """The list an engineer opens: which good parts would be scrapped."""
-  rates = {"b.png": 0.01, "fine.png": 0.0001, "worst.png": 0.5, "a.png": 0.01, "edge.png": 0.000239}
-  expected = [("worst.png", 0.5), ("a.png", 0.01), ("b.png", 0.01), ("edge.png", 0.000239)]
-  assert over_calls(rates) == expected
-  assert over_calls(rates, Thresholds(yield_response=0.1)) == expected[:1]
-  assert over_calls({}) == []
-  assert len(over_calls(rates)) == len(rates) - judge([], rates.values()).correct_yields
-
-
 @pytest.mark.parametrize("key", ["catch_iou", "yield_response", "catch_weight"])
 @pytest.mark.parametrize("value", [-0.1, 1.5, math.nan, 30.0])
 def test_a_threshold_in_percent_is_refused_by_name(key, value):
@@ -166,7 +155,5 @@ def test_no_images_and_impossible_numbers_are_refused():
   for rate in (math.nan, -1.0):
     with pytest.raises(InputError, match="response rate: found"):
       judge([0.5], [rate])
-    with pytest.raises(InputError, match=r"part\.png: found"):
-      over_calls({"part.png": rate})
   with pytest.raises(ValueError, match="at least one pixel"):
     response_rate(np.zeros((0, 4), int))

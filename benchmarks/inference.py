@@ -1,0 +1,148 @@
+"""Images per second of tiled inference with several prompts, beside transformers' SegGPT and plainer ways of ours.
+
+  python benchmarks/inference.py --num_queries=64 --num_prompts=2 --split=2
+
+The same packaged weights, boards and tiles for all; each tile of a query is one ensemble of all tiles of all prompts:
+- many: `Predictor.predict_many` on all queries,
+- single: `Predictor.predict` on one query after the other,
+- canvases: the network on whole canvases (`SegGPT.__call__`, jitted), one tile after the other,
+- transformers: the same in eager PyTorch, `feature_ensemble=True`.
+All start from images in memory and end with labels of their size. They take turns on shares of the queries, so that a
+machine that is slower for a while is so for all.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import report
+import torch
+from absl import app, flags
+from transformers import SegGptForImageSegmentation
+
+from seggpt_jax import canvas, palette
+from seggpt_jax.data.boards import BoardSource
+from seggpt_jax.inference import tiling
+from seggpt_jax.inference.predictor import Approach, Predictor
+from seggpt_jax.model import torch_files, weights
+
+_NUM_QUERIES = flags.DEFINE_integer("num_queries", 64, "Images to segment.", 1)
+_NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 2, "Prompts of each.", 1)
+_SPLIT = flags.DEFINE_integer("split", 2, "Tiles along each side.", 1)
+_SIZE = flags.DEFINE_integer("size", 192, "Side of the images in pixels.", 8)
+_TURNS = flags.DEFINE_integer("turns", 4, "How often each way has its turn.", 1)
+
+_Way = Callable[[list[np.ndarray]], list[np.ndarray]]  # images to labels
+
+
+def tiles_of(image: np.ndarray, prompts, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Tiles of the query, and images and coloured masks of all tiles of the prompts, 0..255."""
+  split, size = _SPLIT.value, (side, side)
+  images = np.concatenate([tiling.image_tiles(pixels, split, size) for pixels, _ in prompts])
+  labels = np.concatenate([tiling.label_tiles(labels, split, size) for _, labels in prompts])
+  return tiling.image_tiles(image, split, size), images, palette.fixed_palette(2)[labels]
+
+
+def labels_of(painted: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+  colours = tiling.resize_colours(tiling.join(np.stack(painted)), size)
+  distance = np.linalg.norm(colours[:, :, None].astype(np.float32) - palette.fixed_palette(2), axis=-1)
+  return np.argmin(distance, axis=-1)
+
+
+def on_canvases(model, prompts) -> _Way:
+  """The network as it is written, a tile at a time."""
+  config, (graph, params) = model.config, weights.split(model)
+  side = config.canvas_size[1]
+
+  @jax.jit
+  def run(params, images, targets):
+    images, targets = (canvas.normalise(x, config.image_mean, config.image_std) for x in (images, targets))
+    mask = jnp.broadcast_to(canvas.lower_half_mask(config.grid), (len(images), *config.grid))
+    painted = weights.merge(graph, params)(images, targets, mask, prompts_per_query=len(images))
+    return jnp.round(canvas.unnormalise(painted[0, side:], config.image_mean, config.image_std)).astype(jnp.uint8)
+
+  def way(queries):
+    found = []
+    for query in queries:
+      tiles, images, targets = tiles_of(query, prompts, side)
+      targets = np.concatenate([targets, np.zeros_like(targets)], axis=1)
+      stacked = (np.concatenate([images, np.broadcast_to(tile, images.shape)], axis=1) for tile in tiles)
+      found.append(labels_of([np.asarray(run(params, images, targets)) for images in stacked], query.shape[:2]))
+    return found
+
+  return way
+
+
+def in_torch(model, prompts) -> _Way:
+  """Transformers' network with the same weights, a tile at a time."""
+  config, side = model.config, model.config.canvas_size[1]
+  with tempfile.TemporaryDirectory() as folder:
+    params = {name: np.array(value) for name, value in weights.split(model)[1].items()}
+    torch_files.write(Path(folder) / "hf", params, config, "hf")
+    theirs = SegGptForImageSegmentation.from_pretrained(Path(folder) / "hf").eval()
+  mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (config.image_mean, config.image_std))
+
+  def normalised(pixels):
+    return (torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+  @torch.no_grad()
+  def paint(tile, images, targets):
+    query = normalised(np.broadcast_to(tile, images.shape))
+    painted = theirs(
+      pixel_values=query,
+      prompt_pixel_values=normalised(images),
+      prompt_masks=normalised(targets),
+      feature_ensemble=True,
+    ).pred_masks[0, :, side:]
+    return torch.round((painted * std[0] + mean[0]).clip(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+
+  def way(queries):
+    found = []
+    for query in queries:
+      tiles, images, targets = tiles_of(query, prompts, side)
+      found.append(labels_of([paint(tile, images, targets) for tile in tiles], query.shape[:2]))
+    return found
+
+  return way
+
+
+def main(_: list[str]) -> None:
+  source = BoardSource(_NUM_QUERIES.value + _NUM_PROMPTS.value, 0, size=_SIZE.value, scale=3.0, labels="etched")
+  samples = [source[index] for index in range(len(source))]
+  prompts = [(sample["image"], sample["label"]) for sample in samples[: _NUM_PROMPTS.value]]
+  queries = [sample["image"] for sample in samples[_NUM_PROMPTS.value :]]
+  model = weights.load_model("small")
+  predictor, approach = Predictor(model), Approach(_SPLIT.value)
+  ways: dict[str, _Way] = {
+    "many": lambda images: [p.labels for p in predictor.predict_many(((i, prompts) for i in images), approach)],
+    "single": lambda images: [predictor.predict(image, prompts, split=_SPLIT.value).labels for image in images],
+    "canvases": on_canvases(model, prompts),
+    "transformers": in_torch(model, prompts),
+  }
+  for way in ways.values():
+    way(queries[:2])  # compiled, and warm
+  seconds, labels = dict.fromkeys(ways, 0.0), {name: [] for name in ways}
+  for share in np.array_split(np.arange(len(queries)), _TURNS.value):
+    for name, way in ways.items():
+      start = time.perf_counter()
+      labels[name] += way([queries[index] for index in share])
+      seconds[name] += time.perf_counter() - start
+  rates = {name: len(queries) / spent for name, spent in seconds.items()}
+  differ = {}
+  for name in ways:
+    differ[name] = float(np.mean([np.mean(a != b) for a, b in zip(labels["many"], labels[name], strict=True)]))
+    faster = f"many is {rates['many'] / rates[name]:4.2f} x"
+    print(f"{name:<13}{rates[name]:7.2f} images/s   {faster}   labels differ in {differ[name]:.4%} of pixels")
+  results = {"machine": report.machine(["jax", "torch", "transformers"]), "images_per_second": rates, "differ": differ}
+  arguments = {flag.name: flag.value for flag in (_NUM_QUERIES, _NUM_PROMPTS, _SPLIT, _SIZE)}
+  print(f"written: {report.write('inference', {'arguments': arguments, **results})}")
+
+
+if __name__ == "__main__":
+  app.run(main)
