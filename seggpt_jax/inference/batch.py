@@ -255,7 +255,7 @@ def _summary(
   images: int, reasons: Mapping[str, str], metrics: Mapping[str, Any] | None, settings: Mapping[str, Any]
 ) -> str:
   """The run as a page of text: its settings, its scores, and those of each image, the worst first."""
-  lines = [f"{key}: {value}" for key, value in settings.items()]
+  lines = [f"{key}: {','.join(value) if isinstance(value, list) else value}" for key, value in settings.items()]
   lines += ["", f"{images} images" + (f", {len(reasons)} of them bad, see {BAD_FILES}" if reasons else "")]
   for title, of_run in (("", metrics), ("with the seams painted again", (metrics or {}).get("stitched"))):
     if of_run is not None:

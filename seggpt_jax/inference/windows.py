@@ -50,8 +50,9 @@ def seam_windows(split: int, tile: _Size, patch_size: int, width: int) -> tuple[
   """The windows that see both sides of the seams between tiles; each paints only a band along its seam.
 
   First those across an edge between two tiles: `width` patches on each side of the edge are painted, all along it. Then
-  those in the middle of four tiles, where such bands meet: the square of `2 * width` patches that all four have painted
-  apart from each other. For a split of 2 these are the five windows of the original tool, which has no others.
+  those in the middle of four tiles, where such bands meet: the cross of the two bands. (The square in which they meet
+  hides so few patches that a network makes nothing of use of it.) For a split of 2 these are the five windows of the
+  original tool, which has no others.
 
   Args:
     split: tiles along each side, 2 at least.
@@ -72,7 +73,7 @@ def seam_windows(split: int, tile: _Size, patch_size: int, width: int) -> tuple[
   edges = [Window(i * tile[0], j * tile[1] - before[1], vertical) for i in starts for j in seams]
   edges += [Window(i * tile[0] - before[0], j * tile[1], horizontal) for i in seams for j in starts]
   corners = [
-    Window(i * tile[0] - before[0], j * tile[1] - before[1], vertical & horizontal) for i in seams for j in seams
+    Window(i * tile[0] - before[0], j * tile[1] - before[1], vertical | horizontal) for i in seams for j in seams
   ]
   return edges, corners
 

@@ -80,7 +80,7 @@ class SlowPredictor:
     along, across = np.s_[:], np.s_[middle - band : middle + band]
     edges = [(i * side, j * side - middle, along, across) for i in range(split) for j in range(1, split)]
     edges += [(i * side - middle, j * side, across, along) for i in range(1, split) for j in range(split)]
-    corners = [(i * side - middle, j * side - middle, across, across) for i in range(1, split) for j in range(1, split)]
+    corners = [(i * side - middle, j * side - middle, None, None) for i in range(1, split) for j in range(1, split)]
     if split == 2:
       assert (len(edges), len(corners)) == (4, 1)  # the five of the original tool
     for windows in (edges, corners):
@@ -88,7 +88,10 @@ class SlowPredictor:
       for top, left, rows, cols in windows:
         place = np.s_[top : top + side, left : left + side]
         pixel_mask = np.zeros((side, side), bool)
-        pixel_mask[rows, cols] = True
+        if rows is None:
+          pixel_mask[across] = pixel_mask[:, across] = True
+        else:
+          pixel_mask[rows, cols] = True
         again = self.paint(query[place], seen[place], pixel_mask[::patch, ::patch], tiles)
         painted[place][pixel_mask] = again[pixel_mask]
 
