@@ -151,26 +151,36 @@ def test_a_failed_write_leaves_neither_half_a_file_nor_a_temporary_one(tmp_path)
   assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou": 0.5}
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was(folders, weights_directory, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_where_it_was(folders, predictor):
   """Of a night's 100,000 images, those before the power cut are not painted again, and all are scored."""
-  done = command(folders, weights_directory)
-  assert done.returncode == 0, done.stderr
-  whole = json.loads((folders / "out" / "metrics.json").read_text())
-  lines = (folders / "out" / "progress" / "1-of-1.jsonl").read_bytes().splitlines(keepends=True)
+  settings = {"split": 1}
+  whole = batch.run(predictor, find(folders), folders / "out", settings=settings).metrics
+  path = folders / "out" / "progress" / "1-of-1.jsonl"
+  lines = path.read_bytes().splitlines(keepends=True)
   # As a kill leaves it: one image noted, the next one's line cut off.
-  (folders / "out" / "progress" / "1-of-1.jsonl").write_bytes(lines[0] + lines[1][:9])
+  path.write_bytes(lines[0] + lines[1][:9])
   for name in "ab":
     (folders / "out" / "label" / f"{name}.png").unlink()
-  done = command(folders, weights_directory, "--resume")
-  assert done.returncode == 0, done.stderr
-  assert "resumed: 1 images were done, 2 are done now" in done.stdout
+  outcome = batch.run(predictor, find(folders), folders / "out", resume=True, settings=settings)
+  assert (outcome.before, outcome.done, outcome.metrics) == (1, 2, whole)
   assert sorted(path.stem for path in (folders / "out" / "label").iterdir()) == ["b", "c"]
   assert json.loads((folders / "out" / "metrics.json").read_text()) == whole
+  for other in ({"split": 2}, {}, {"split": 1, "top-k": 3}):
+    with pytest.raises(InputError, match=r"--(split|top-k): found .*, expected .* as in the run that .*run\.json"):
+      batch.run(predictor, find(folders), folders / "out", resume=True, settings=other)
+  assert batch.run(predictor, find(folders), folders / "out", settings=settings).done == 3  # begun anew
+  assert (folders / "out" / "label" / "a.png").exists()
+
+
+def test_the_command_resumes_with_the_same_flags_and_no_others(folders, weights_directory):
+  assert command(folders, weights_directory).returncode == 0
+  path = folders / "out" / "progress" / "1-of-1.jsonl"
+  path.write_bytes(path.read_bytes().split(b"\n")[0] + b"\n")
+  done = command(folders, weights_directory, "--resume")
+  assert done.returncode == 0 and "resumed: 1 images were done, 2 are done now" in done.stdout, done.stderr
   other = command(folders, weights_directory, "--resume", "--split", "2")
   assert (other.returncode, len(other.stderr.splitlines())) == (2, 1)
   assert "--split: found ['2'], expected ['1'] as in the run" in other.stderr
-  command(folders, weights_directory)
-  assert (folders / "out" / "label" / "a.png").exists()  # begun anew
 
 
 def test_processes_that_share_a_run_come_to_the_same_scores(folders, predictor):
@@ -224,12 +234,8 @@ def test_one_image_and_its_prompts_are_enough(folders, weights_directory, predic
   assert sorted(path.stem for path in (folders / "out" / "label").iterdir()) == ["a", "c"]
   for wrong, words in (
     ([*options, *prompts], "--prompt-label: missing"),
-    ([*options, *labels], "--prompt-image: missing"),
-    ([*options, *prompts, "--prompt-label", "prompts/labels/p.png"], "--prompt-label: found 1 files, expected 2"),
     ([*options, *prompts, *labels, "--dataset-dir", "data"], "found --dataset-dir and --image, expected one"),
-    ([*options[:2], *prompts, *labels], "--dataset-dir, --image, --video: found none of them, expected one"),
     ([*options, *prompts, *labels, "--top-k", "2"], "--top-k: found beside --prompt-image"),
-    ([*options[:3], "gone.png", *prompts, *labels], "--image: gone.png: not found"),
   ):
     done = infer(folders, *wrong)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr

@@ -115,3 +115,26 @@ def test_a_garbled_configuration_ends_the_command_with_one_line(folders, weights
   done = command(folders, folders / "run")
   assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
   assert "config.json: data.threshold: found 'x'" in done.stderr
+
+
+def test_files_named_one_by_one_have_to_be_there_and_fit(folders):
+  prompts, image = folders / "prompts", str(folders / "data" / "images" / "a.png")
+  pair = [str(prompts / kind / "p.png") for kind in ("images", "labels")]
+  (found,) = queries.list_queries([image], prompts=queries.given_prompts([pair[0]], [pair[1]]))
+  assert (found.name, found.truth) == ("a", None)
+  assert [(str(files.image), str(files.labels)) for files in found.prompts] == [tuple(pair)]
+  with pytest.raises(InputError, match=r"--prompt-label: found 1 files, expected 2, one for each --prompt-image"):
+    queries.given_prompts(pair, pair[:1])
+  with pytest.raises(InputError, match=r"--image: .*gone\.png: not found, expected an image file"):
+    queries.list_queries([str(folders / "gone.png")])
+  with pytest.raises(InputError, match=r"--prompt-image: .*images: is a folder, expected an image file"):
+    queries.given_prompts([str(prompts / "images")], pair[1:])
+  with pytest.raises(InputError, match=r"--image: found .*a\.png beside .*a\.png, expected names that differ"):
+    queries.list_queries([image, image])
+
+
+def test_a_mapping_can_say_which_images_are_queries(folders):
+  mapping = write_mapping(folders, {"b.png": ["q.png"]})
+  assert [query.name for query in find(folders, mapping=mapping, mapped_only=True)] == ["b"]
+  with pytest.raises(InputError, match=r"mapping\.json: found key 'z', expected names of images in"):
+    find(folders, mapping=write_mapping(folders, {"z.png": ["q.png"]}), mapped_only=True)
