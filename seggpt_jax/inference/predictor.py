@@ -247,6 +247,10 @@ class Predictor:
     if not prompts and self.learnt is not None:
       if palette is not None:
         raise InputError("palette: found one without prompts, expected none: a learnt prompt has colours of its own")
+      if approach.foreground_tiles:
+        raise InputError(
+          "foreground_tiles: found without prompts, expected False: a learnt prompt is not cut into tiles"
+        )
       prompt, target = (np.asarray(self.learnt.params[f"prompt.{part}"])[None] for part in ("image", "target"))
       classes = np.arange(self.learnt.num_classes)
       looks = self._looks(image, dict.fromkeys(approach.splits, (prompt, target)), approach)

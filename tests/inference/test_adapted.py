@@ -123,6 +123,11 @@ def test_a_palette_cannot_be_had_of_a_learnt_prompt(learnt):
   np.testing.assert_array_equal(learnt.predict(picture(0), [a_prompt()], palette=own).palette, own)
 
 
+def test_a_learnt_prompt_has_no_tiles_to_leave_out(learnt):
+  with pytest.raises(InputError, match="foreground_tiles: found without prompts"):
+    learnt.predict(picture(0), split=2, foreground_tiles=True)
+
+
 def test_an_adapter_is_read_once(weights_directory, runs, learnt, tmp_path):
   shutil.copytree(runs / "prompt", tmp_path / "run")
   stored = load_adapter(tmp_path / "run")

@@ -1,0 +1,163 @@
+"""What the choices of inference are worth on an inspection line: catch rate, yield rate and PES on stained boards.
+
+  python benchmarks/inspection.py --model_path=small
+
+Circuit boards with one kind of stain each: flux residue, a burn, a scratch or a sticker, from a hundredth to a fifth of
+the picture. A query's positive prompts have its kind of stain, its negative ones another. Rows: the split, several
+fused, prompts chosen by likeness or at random, one prompt or five.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import report
+from absl import app, flags
+from PIL import Image
+
+from seggpt_jax.data.boards import generate_board
+from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.evaluation.inspection import inspect
+from seggpt_jax.evaluation.inspection_results import write
+from seggpt_jax.inference.predictor import Approach, Predictor
+from seggpt_jax.inference.prompt_conditions import by_group
+from seggpt_jax.inference.prompt_index import PromptIndex, list_prompts, read_facts
+from seggpt_jax.inference.queries import list_queries
+from seggpt_jax.inference.retrieval import ChoiceOptions, choose
+from seggpt_jax.model import weights
+
+_MODEL_PATH = flags.DEFINE_string("model_path", "small", "Weights, or a run of train.py.")
+_NUM_QUERIES = flags.DEFINE_integer("num_queries", 48, "Boards to inspect.", 4)
+_NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 160, "Boards to choose prompts from.", 20)
+_SIZE = flags.DEFINE_integer("size", 192, "Side of a board in pixels.", 32)
+_BOARDS = flags.DEFINE_string("boards", None, "Folder to keep the boards in; else they are thrown away.")
+_REPORT = flags.DEFINE_string("report", None, "Folder for the report of the last row.")
+
+# How the network is shown a board, what chose the prompts, and how many there are.
+WAYS = (
+  (Approach(1), "likeness", 1),
+  (Approach(1), "likeness", 5),
+  (Approach(1), "random", 1),
+  (Approach(1), "random", 5),
+  (Approach(2), "likeness", 1),
+  (Approach(2), "likeness", 5),
+  (Approach(2, foreground_tiles=True), "likeness", 1),
+  (Approach(2, foreground_tiles=True), "likeness", 5),
+  (Approach((1, 2), foreground_tiles=True), "likeness", 5),
+  (Approach(4, foreground_tiles=True), "likeness", 1),
+  (Approach((1, 2, 4), foreground_tiles=True), "likeness", 1),
+  (Approach((1, 2)), "likeness", 1),
+  (Approach(4), "likeness", 1),
+  (Approach((1, 2, 4)), "likeness", 1),
+)
+KINDS = ("flux", "burn", "scratch", "sticker")
+
+
+def stain(kind: str, generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, float]:
+  """Where a stain is, its colour 0..255 and its opacity."""
+  area = size**2 * 10 ** generator.uniform(-2, np.log10(0.2))
+  mask, centre = np.zeros((size, size), np.uint8), generator.uniform(0.2, 0.8, 2) * size
+  if kind == "scratch":
+    angle, length = generator.uniform(0, np.pi), generator.uniform(0.4, 0.8) * size
+    half = length / 2 * np.array([np.cos(angle), np.sin(angle)])
+    ends = (np.round(centre + sign * half).astype(int).tolist() for sign in (-1, 1))
+    cv2.line(mask, *ends, 1, thickness=max(round(area / length), 3))
+  elif kind == "sticker":
+    sides = np.sqrt(area) * np.array([1.3, 1 / 1.3])
+    corners = cv2.boxPoints((centre.tolist(), sides.tolist(), float(generator.uniform(0, 180))))
+    cv2.fillPoly(mask, [np.round(corners).astype(np.int32)], 1)
+  else:
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    waves = sum(generator.uniform(0, 0.2) * np.sin(n * angles + generator.uniform(0, 7)) for n in (2, 3, 5))
+    radius = np.sqrt(area / np.pi) * (1 + waves)
+    outline = centre + radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    cv2.fillPoly(mask, [np.round(outline).astype(np.int32)], 1)
+  colour, opacity = {
+    "flux": ((235, 232, 215), 0.75),
+    "burn": ((38, 24, 14), 0.85),
+    "scratch": ((200, 205, 210), 0.95),
+    "sticker": ((245, 205, 30), 1.0),
+  }[kind]
+  return mask, np.array(colour) + generator.normal(0, 6, 3), opacity
+
+
+def stained_board(kind: str, generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """The picture of a board and its label: 1 where the stain is."""
+  image = generate_board(generator, size, count=(0, 0), scale=2.0).image.astype(float)
+  mask, colour, opacity = stain(kind, generator, size)
+  share = opacity * cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.7)[..., None]
+  noise = generator.normal(0, 4, image.shape)
+  return np.clip(image * (1 - share) + (colour + noise) * share, 0, 255).astype(np.uint8), mask
+
+
+def write_boards(folder: Path) -> None:
+  for split, count in (("train", _NUM_PROMPTS.value), ("val", _NUM_QUERIES.value)):
+    for part in ("images", "labels"):
+      (folder / split / part).mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+      kind = KINDS[index % len(KINDS)]
+      generator = np.random.default_rng([split == "val", index])
+      for part, pixels in zip(("images", "labels"), stained_board(kind, generator, _SIZE.value), strict=True):
+        Image.fromarray(pixels).save(folder / split / part / f"{kind}_{index:04}.png")
+
+
+def mappings(folder: Path, strategies: dict[str, PromptIndex | None]) -> dict[str, list[Path]]:
+  """Positive and negative mapping files with five prompts for each query, by what chose them."""
+  labels, queries = LabelFormat(), list_queries(folder / "val")
+  prompts = list_prompts(folder / "train" / "images", folder / "train" / "labels")
+  facts, conditions = read_facts(prompts, labels), by_group(queries, prompts, "prefix:_", labels)
+  paths = {}
+  for name, index in strategies.items():
+    # Negative prompts at random for both: the nearest of other kinds are another question.
+    options = ChoiceOptions(top_k=5, negatives="random")
+    chosen = choose(queries, prompts, facts, options, index=index, conditions=conditions)
+    paths[name] = [folder / f"{name}_{sign}.json" for sign in ("positive", "negative")]
+    for path, mapping in zip(paths[name], chosen, strict=True):
+      path.write_text(json.dumps(mapping))
+  return paths
+
+
+def main(_: list[str]) -> None:
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = Path(_BOARDS.value or temporary)
+    write_boards(folder)
+    prompts = list_prompts(folder / "train" / "images", folder / "train" / "labels")
+    model = weights.load_model(_MODEL_PATH.value, dtype=weights.default_dtype())
+    paths = mappings(folder, {"likeness": PromptIndex.build(model, prompts), "random": None})
+    predictor, rows = Predictor(model), []
+    for approach, name, top_k in WAYS:
+      folders = (folder / "train" / "images", folder / "train" / "labels")
+      positive, negative = (list_queries(folder / "val", *folders, path, top_k) for path in paths[name])
+      results = inspect(predictor, positive, negative, approach=approach)
+      found = results.inspection
+      small = [iou for name, iou in results.ious.items() if _share(folder, name) < 0.04]
+      large = [iou for name, iou in results.ious.items() if _share(folder, name) >= 0.04]
+      tiles = " with foreground" if approach.foreground_tiles else ""
+      row = {
+        "split": ",".join(map(str, approach.splits)) + tiles,
+        "prompts": f"{top_k} {name}",
+        "mean_iou": found.mean_iou,
+      }
+      row |= {"small_iou": float(np.mean(small)), "large_iou": float(np.mean(large))}
+      row |= {"catch_rate": found.catch_rate, "yield_rate": found.yield_rate, "pes": found.pes}
+      rows.append(row)
+      print(
+        " | ".join(f"{value:.3f}" if isinstance(value, float) else f"{value:>22}" for value in row.values()), flush=True
+      )
+    if _REPORT.value:
+      write(results, _REPORT.value, {"model_path": _MODEL_PATH.value}, "Stained boards")
+  arguments = {flag.name: flag.value for flag in (_MODEL_PATH, _NUM_QUERIES, _NUM_PROMPTS, _SIZE)}
+  machine = report.machine(["jax"])
+  print(f"written: {report.write('inspection', {'machine': machine, 'arguments': arguments, 'rows': rows})}")
+
+
+def _share(folder: Path, name: str) -> float:
+  return float(np.mean(np.asarray(Image.open(folder / "val" / "labels" / f"{name}.png")) > 0))
+
+
+if __name__ == "__main__":
+  app.run(main)
