@@ -134,7 +134,7 @@ def nearest_distances(colours: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, 
   return jnp.sqrt(jnp.stack([least, second], axis=-1))
 
 
-def _squared_distance(colours, palette, index: int) -> Float[Array, "b h w"]:
+def _squared_distance(colours, palette, index: int) -> Float[AnyArray, "b h w"]:
   """Of every pixel from one colour of its palette, float32."""
   # Squared differences, not |c|^2 - 2cp: exact for whole numbers, so that ties are ties.
   colours, palette = colours.astype(jnp.float32), palette.astype(jnp.float32)
