@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,7 +36,7 @@ _NUM_QUERIES = flags.DEFINE_integer("num_queries", 48, "Boards to inspect.", 4)
 _NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 160, "Boards to choose prompts from.", 20)
 _SIZE = flags.DEFINE_integer("size", 192, "Side of a board in pixels.", 32)
 _BOARDS = flags.DEFINE_string("boards", None, "Folder to keep the boards in; else they are thrown away.")
-_REPORT = flags.DEFINE_string("report", None, "Folder for the report of the last row.")
+_REPORT = flags.DEFINE_string("report", None, "Folder for the report of the row that was run last.")
 
 # How the network is shown a board, what chose the prompts, and how many there are.
 WAYS = (
@@ -121,37 +122,41 @@ def mappings(folder: Path, strategies: dict[str, PromptIndex | None]) -> dict[st
 
 
 def main(_: list[str]) -> None:
+  arguments = {flag.name: flag.value for flag in (_MODEL_PATH, _NUM_QUERIES, _NUM_PROMPTS, _SIZE)}
   with tempfile.TemporaryDirectory() as temporary:
     folder = Path(_BOARDS.value or temporary)
     write_boards(folder)
     prompts = list_prompts(folder / "train" / "images", folder / "train" / "labels")
     model = weights.load_model(_MODEL_PATH.value, dtype=weights.default_dtype())
     paths = mappings(folder, {"likeness": PromptIndex.build(model, prompts), "random": None})
-    predictor, rows = Predictor(model), []
+    predictor, rows = Predictor(model), _done(arguments)
     for approach, name, top_k in WAYS:
+      tiles = " with foreground" if approach.foreground_tiles else ""
+      row = {"split": ",".join(map(str, approach.splits)) + tiles, "prompts": f"{top_k} {name}"}
+      if any(row.items() <= done.items() for done in rows):
+        continue
       folders = (folder / "train" / "images", folder / "train" / "labels")
       positive, negative = (list_queries(folder / "val", *folders, path, top_k) for path in paths[name])
       results = inspect(predictor, positive, negative, approach=approach)
       found = results.inspection
       small = [iou for name, iou in results.ious.items() if _share(folder, name) < 0.04]
       large = [iou for name, iou in results.ious.items() if _share(folder, name) >= 0.04]
-      tiles = " with foreground" if approach.foreground_tiles else ""
-      row = {
-        "split": ",".join(map(str, approach.splits)) + tiles,
-        "prompts": f"{top_k} {name}",
-        "mean_iou": found.mean_iou,
-      }
+      row |= {"mean_iou": found.mean_iou}
       row |= {"small_iou": float(np.mean(small)), "large_iou": float(np.mean(large))}
       row |= {"catch_rate": found.catch_rate, "yield_rate": found.yield_rate, "pes": found.pes}
       rows.append(row)
-      print(
-        " | ".join(f"{value:.3f}" if isinstance(value, float) else f"{value:>22}" for value in row.values()), flush=True
-      )
-    if _REPORT.value:
-      write(results, _REPORT.value, {"model_path": _MODEL_PATH.value}, "Stained boards")
-  arguments = {flag.name: flag.value for flag in (_MODEL_PATH, _NUM_QUERIES, _NUM_PROMPTS, _SIZE)}
-  machine = report.machine(["jax"])
-  print(f"written: {report.write('inspection', {'machine': machine, 'arguments': arguments, 'rows': rows})}")
+      cells = (f"{value:.3f}" if isinstance(value, float) else f"{value:>22}" for value in row.values())
+      print(" | ".join(cells), flush=True)
+      report.write("inspection", {"machine": report.machine(["jax"]), "arguments": arguments, "rows": rows})
+      if _REPORT.value:
+        write(results, _REPORT.value, {"model_path": _MODEL_PATH.value, **row}, f"Stained boards, split {row['split']}")
+
+
+def _done(arguments: dict[str, Any]) -> list[dict[str, Any]]:
+  """The rows that are there already: some take many minutes."""
+  path = report.RESULTS / "inspection.json"
+  stored = json.loads(path.read_text()) if path.exists() else {}
+  return stored["rows"] if stored.get("arguments") == arguments else []
 
 
 def _share(folder: Path, name: str) -> float:

@@ -73,4 +73,4 @@ def test_help_is_no_failure():
   assert done.returncode == 0 and "--mapping" in done.stdout
   done = command("infer.py", "--split", 2)
   assert done.returncode == 2
-  assert done.stderr.startswith("error: --model-path, --dataset-dir, --outdir")
+  assert done.stderr.startswith("error: --model-path, --outdir: missing")
