@@ -7,6 +7,7 @@ network and running the network never loads what reads data.
 import importlib
 
 _HOME = {
+  "Approach": "seggpt_jax.inference.predictor",
   "Prediction": "seggpt_jax.inference.prediction",
   "Predictor": "seggpt_jax.inference.predictor",
   "SegGPT": "seggpt_jax.model.seggpt",
@@ -16,7 +17,17 @@ _HOME = {
 }
 _ROOMS = ("canvas", "palette")
 
-__all__ = ["Prediction", "Predictor", "SegGPT", "SegGPTConfig", "canvas", "load_model", "masked_smooth_l1", "palette"]
+__all__ = [
+  "Approach",
+  "Prediction",
+  "Predictor",
+  "SegGPT",
+  "SegGPTConfig",
+  "canvas",
+  "load_model",
+  "masked_smooth_l1",
+  "palette",
+]
 
 
 def __getattr__(name: str):
