@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
-import jax.numpy as jnp
+import loud_network
 import numpy as np
 import pytest
 from PIL import Image
 
 from seggpt_jax.model import weights
-from seggpt_jax.model.config import VARIANTS
-
-_CONFIG = dataclasses.replace(
-  VARIANTS["tiny"],
-  canvas_size=(64, 32),
-  posemb_size=4,
-  width=32,
-  depth=2,
-  num_heads=2,
-  mlp_dim=64,
-  merge_block=0,
-  feature_taps=(0, 1),
-)
 
 
 @pytest.fixture(scope="session")
-def small_params():
-  """Random, and louder than initialisation: that paints grey whatever it is shown."""
-  generator = np.random.default_rng(0)
-  _, shapes = weights.abstract(_CONFIG)
-  return {name: jnp.asarray(generator.normal(0, 0.1, shape.shape), jnp.float32) for name, shape in shapes.items()}
-
-
-@pytest.fixture(scope="session")
-def small_weights(small_params, tmp_path_factory):
+def small_weights(tmp_path_factory):
   directory = tmp_path_factory.mktemp("weights") / "tiny"
-  weights.save_weights(directory, small_params, _CONFIG)
+  weights.save_weights(directory, weights.split(loud_network.build())[1], loud_network.CONFIG)
   return directory
 
 
