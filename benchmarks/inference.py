@@ -99,6 +99,7 @@ def in_torch(model, prompts) -> _Way:
       prompt_pixel_values=normalised(images),
       prompt_masks=normalised(targets),
       feature_ensemble=True,
+      embedding_type="semantic",  # by default it takes the other
     ).pred_masks[0, :, side:]
     return torch.round((painted * std[0] + mean[0]).clip(0, 1) * 255).byte().permute(1, 2, 0).numpy()
 

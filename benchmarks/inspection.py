@@ -52,7 +52,6 @@ WAYS = (
   (Approach(4, foreground_tiles=True), "likeness", 1),
   (Approach((1, 2, 4), foreground_tiles=True), "likeness", 1),
   (Approach((1, 2)), "likeness", 1),
-  (Approach(4), "likeness", 1),
 )
 KINDS = ("flux", "burn", "scratch", "sticker")
 
