@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from seggpt_jax import canvas
 from seggpt_jax.model import attention as attention_lib
 from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.model.layers import Linear, gelu
 from seggpt_jax.typing import AnyArray
 
 SegType = Literal["semantic", "instance"]
@@ -96,25 +97,6 @@ def part_streams(x: Float[Array, "b2 *rest"], group: int) -> tuple[Float[Array, 
   return groups[:, 0].reshape(-1, *x.shape[1:]), groups[:, 1].reshape(-1, *x.shape[1:])
 
 
-def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-  """The exact (erf) GELU."""
-  # JAX's goes by erfc, which keeps the negative tail in 16 bits but costs several times erf; float32 can do without.
-  if x.dtype == jnp.float32:
-    return 0.5 * x * (1.0 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
-  return jax.nn.gelu(x, approximate=False)
-
-
-class Linear(nnx.Linear):
-  """A linear layer over flattened leading axes.
-
-  The gradient of the kernel then sums over one axis, a plain matrix product; over several, XLA first copies both
-  factors into another layout on some devices.
-  """
-
-  def __call__(self, x: Float[AnyArray, "*b i"]) -> Float[Array, "*b o"]:
-    return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-
-
 class Attention(nnx.Module):
   """Global multi-head attention with decomposed relative positions."""
 
@@ -134,14 +116,10 @@ class Attention(nnx.Module):
   def attend(self, qkv: Float[Array, "b rows cols d3"]) -> Float[Array, "b rows cols d"]:
     """Attention between the linear layers: from queries, keys and values side by side to the heads side by side."""
     batch, rows, cols, width = qkv.shape
-    # Split before the heads are moved forward: the gradient is then one concatenation, not a sum of padded thirds.
-    query, key, value = (
-      jnp.transpose(part.reshape(batch, rows * cols, self.num_heads, -1), (0, 2, 1, 3))
-      for part in jnp.split(qkv, 3, axis=-1)
-    )
     attend = attention_lib.IMPLEMENTATIONS[self.implementation]
-    y = attend(query, key, value, self.rel_pos_h[...], self.rel_pos_w[...], (rows, cols))
-    return jnp.transpose(y, (0, 2, 1, 3)).reshape(batch, rows, cols, width // 3)
+    qkv = qkv.reshape(batch, rows * cols, 3, self.num_heads, -1)
+    y = attend(qkv, self.rel_pos_h[...], self.rel_pos_w[...], (rows, cols))
+    return y.reshape(batch, rows, cols, width // 3)
 
 
 class Mlp(nnx.Module):
@@ -215,7 +193,7 @@ class SegGPT(nnx.Module):
     *,
     dtype=jnp.float32,
     remat: Remat = "none",
-    attention: str = "folded",
+    attention: str = "blockwise",
     batch_sharding: jax.sharding.NamedSharding | None = None,
     rngs: nnx.Rngs,
   ):

@@ -28,7 +28,7 @@ from seggpt_jax.training.loss import masked_smooth_l1
 
 # XLA's CPU compiler drops the barriers that make remat wait for the gradient it is for, and computes all blocks anew at
 # once: 19 instead of 1.5 GB beside the state for ViT-L and one canvas. Other compilers know their barriers.
-_COMPILER_OPTIONS = {"cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"}}
+_COMPILER_OPTIONS = {"cpu": {"xla_disable_hlo_passes": "cse_barrier_expander", "xla_cpu_experimental_ynn_fusion_type": ""}}
 
 
 class TrainState(NamedTuple):
