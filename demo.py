@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw
 
+from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.boards import LABELINGS
 from seggpt_jax.data.images import list_images, read_image
 from seggpt_jax.data.labels import LabelFormat, read_labels
@@ -89,6 +90,7 @@ def picture(boards: Path, before: Path, after: Path, prompts: dict[str, str], si
 
 
 def main(argv: list[str]) -> None:
+  keep_programs()
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
   workdir, steps = Path(_WORKDIR.value), _NUM_STEPS.value

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
+from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.evaluation import few_shot_data, parts
 from seggpt_jax.evaluation.davis import Davis
@@ -84,6 +85,7 @@ def _few_shot(model: str) -> FewShot:
 
 
 def main(argv: list[str]) -> None:
+  keep_programs()
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
   for name in ("model-path", "data-dir", "outdir", "classes", "lists"):

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from absl import flags
 
+from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.inference import batch, command_flags, outputs, queries, scores, video
@@ -145,6 +146,7 @@ def _segment_video(adapter: StoredAdapter | None, approach: Approach, labels: La
 
 
 def main(argv: list[str]) -> None:
+  keep_programs()
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
   adapter = load_adapter(_ADAPTER.value) if _ADAPTER.value else None

@@ -15,6 +15,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.training import distributed
 from seggpt_jax.training.loop import train
@@ -30,6 +31,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "For explicit: which of t
 
 
 def main(argv: list[str]) -> None:
+  keep_programs()
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only --config, --workdir and --config.KEY=VALUE")
   for flag in (_CONFIG, _WORKDIR):

@@ -37,7 +37,8 @@ def lower_step(variant: str, data: int, fsdp: int, canvases: int, spread: bool):
 
   config, mesh, shape = VARIANTS[variant], sharding.make_mesh(data, fsdp), jax.ShapeDtypeStruct
   batch_sharding = sharding.batch_sharding(mesh) if spread else None
-  graph, params = weights.abstract(config, dtype=jnp.bfloat16, remat="full", batch_sharding=batch_sharding)
+  options = {"dtype": jnp.bfloat16, "remat": "full", "attention": "folded"}
+  graph, params = weights.abstract(config, batch_sharding=batch_sharding, **options)
   optimizer = adamw(lambda step: 1e-4, b1=0.9, b2=0.999, weight_decay=0.01)
   state = jax.eval_shape(lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), params)
   where = TrainState(*(sharding.tree_sharding(mesh, part) for part in state))

@@ -73,8 +73,8 @@ class Peers:
   config: SegGPTConfig
   params: dict[str, jax.Array]
 
-  def forward(self, params, images, targets, patch_mask, dtype=jnp.float32, remat="none", **call):
-    graph, _ = weights.abstract(self.config, dtype=dtype, remat=remat)
+  def forward(self, params, images, targets, patch_mask, dtype=jnp.float32, remat="none", attention="auto", **call):
+    graph, _ = weights.abstract(self.config, dtype=dtype, remat=remat, attention=attention)
     return weights.merge(graph, params)(images, targets, patch_mask, **call)
 
   @functools.cache  # noqa: B019 - a few, and the process is a test's

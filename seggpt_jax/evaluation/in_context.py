@@ -23,6 +23,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.families import FAMILIES, Family
 from seggpt_jax.data.held_out import HELD_OUT
 from seggpt_jax.data.tasks import Episode, draw_episode
@@ -300,6 +301,7 @@ def choose_families(names: Sequence[str]) -> dict[str, Family]:
 
 
 def _command(argv: list[str]) -> None:
+  keep_programs()
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
   values = flags.FLAGS

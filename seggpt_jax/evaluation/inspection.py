@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
 from seggpt_jax.errors import InputError, run_main
@@ -146,6 +147,7 @@ def _prompt_names(queries: Sequence[Query]) -> dict[str, list[str]]:
 
 
 def _command(argv: list[str]) -> None:
+  keep_programs()
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
   values = flags.FLAGS

@@ -21,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from seggpt_jax import canvas
+from seggpt_jax.compilation import jit
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import weights
 from seggpt_jax.model.seggpt import SegGPT
@@ -106,7 +107,7 @@ class Encoder:
     return Features(*(part[:count] for part in found))
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "tap"))
+@jit(static_argnames=("graph", "tap"))
 def encode(
   graph: nnx.GraphDef,
   params: weights.Params,
@@ -143,7 +144,7 @@ def normalised(vectors: Float[AnyArray, "*b d"]) -> Float[Array, "*b d"]:
   return vectors / jnp.maximum(length, 1e-12)
 
 
-@jax.jit
+@jit
 def presence(
   patches: Float[AnyArray, "b rows cols d"], foregrounds: Float[AnyArray, "blocks p d"], mean: Float[AnyArray, "d"]
 ) -> Float[Array, "b prompts"]:

@@ -7,16 +7,15 @@ network together, in batches of 1, 2, 4, ...: it is compiled once for each of th
 from __future__ import annotations
 
 import collections
-import functools
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Num, UInt8
 
 from seggpt_jax import canvas
+from seggpt_jax.compilation import jit
 from seggpt_jax.inference.windows import Window, blend, paste
 from seggpt_jax.model import weights
 from seggpt_jax.model.ensemble import paint_queries
@@ -26,7 +25,7 @@ from seggpt_jax.typing import AnyArray
 _IN_FLIGHT = 2  # batches on the device: one at work, one behind it
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "seg_type"))
+@jit(static_argnames=("graph", "seg_type"))
 def paint(
   graph: nnx.GraphDef,
   params: weights.Params,

@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.images import decode_image, read_bytes
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.files import writing
@@ -143,6 +144,7 @@ def _scored(queries: Sequence[Query], index: PromptIndex | None) -> Iterator[tup
 
 
 def _command(argv: list[str]) -> None:
+  keep_programs()
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
   values = flags.FLAGS

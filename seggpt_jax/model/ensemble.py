@@ -19,10 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seggpt_jax import canvas
+from seggpt_jax.model import attention
 from seggpt_jax.model.seggpt import Block, SegGPT, SegType, pair_streams, part_streams
 from seggpt_jax.typing import AnyArray
 
-# That attend at once: the scores of one take 157 MB in the released network, and caches of CPUs hold few.
+# That attend at once where all scores are held: those of one canvas take 157 MB in the released network.
 _MOST_CANVASES = 8
 
 
@@ -94,7 +95,7 @@ def _attend(block: Block, qkv: Float[Array, "b rows cols d3"], k: int) -> Float[
   groups = qkv.reshape(-1, k + 1, rows, cols, width)
   of_query = jnp.broadcast_to(groups[:, k:], (len(groups), k, rows, cols, width))
   canvases = jnp.concatenate([groups[:, :k], of_query], axis=2).reshape(-1, 2 * rows, cols, width)
-  if len(canvases) > _MOST_CANVASES:
+  if len(canvases) > _MOST_CANVASES and block.attn.implementation in attention.HOLD_ALL_SCORES:
     y = jax.lax.map(lambda one: block.attn.attend(one[None])[0], canvases, batch_size=_MOST_CANVASES)
   else:
     y = block.attn.attend(canvases)

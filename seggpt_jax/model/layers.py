@@ -1,11 +1,6 @@
-"""Linear layer, layer norm and GELU as the network uses them: Flax' own but for what their compiled form costs.
-
-The parameters are those of `nnx.Linear` and `nnx.LayerNorm`, and so are the numbers but for rounding.
-"""
+"""Linear layer and GELU as the network uses them: the numbers of Flax and JAX, at less cost when compiled."""
 
 from __future__ import annotations
-
-import functools
 
 import jax
 import jax.numpy as jnp

@@ -100,10 +100,19 @@ def part_streams(x: Float[Array, "b2 *rest"], group: int) -> tuple[Float[Array, 
 class Attention(nnx.Module):
   """Global multi-head attention with decomposed relative positions."""
 
-  def __init__(self, config: SegGPTConfig, *, dtype, implementation: str, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    config: SegGPTConfig,
+    *,
+    dtype,
+    implementation: str,
+    batch_sharding: jax.sharding.NamedSharding | None,
+    rngs: nnx.Rngs,
+  ):
     linear = functools.partial(Linear, kernel_init=_xavier_uniform, dtype=dtype, rngs=rngs)
     self.num_heads = config.num_heads
     self.implementation = implementation
+    self.batch_sharding = batch_sharding
     self.qkv = linear(config.width, 3 * config.width)
     self.proj = linear(config.width, config.width)
     rows, cols = config.grid
@@ -116,9 +125,12 @@ class Attention(nnx.Module):
   def attend(self, qkv: Float[Array, "b rows cols d3"]) -> Float[Array, "b rows cols d"]:
     """Attention between the linear layers: from queries, keys and values side by side to the heads side by side."""
     batch, rows, cols, width = qkv.shape
-    attend = attention_lib.IMPLEMENTATIONS[self.implementation]
-    qkv = qkv.reshape(batch, rows * cols, 3, self.num_heads, -1)
-    y = attend(qkv, self.rel_pos_h[...], self.rel_pos_w[...], (rows, cols))
+    attend = functools.partial(attention_lib.IMPLEMENTATIONS[self.implementation], grid=(rows, cols))
+    if self.batch_sharding is not None and self.batch_sharding.mesh.size > 1:
+      # Loops over canvases and kernels are not split up by the partitioner: each device runs them on its own canvases.
+      mesh, split, whole = self.batch_sharding.mesh, self.batch_sharding.spec, jax.sharding.PartitionSpec()
+      attend = jax.shard_map(attend, mesh=mesh, in_specs=(split, whole, whole), out_specs=split, check_vma=False)
+    y = attend(qkv.reshape(batch, rows * cols, 3, self.num_heads, -1), self.rel_pos_h[...], self.rel_pos_w[...])
     return y.reshape(batch, rows, cols, width // 3)
 
 
@@ -131,16 +143,17 @@ class Mlp(nnx.Module):
     self.fc2 = linear(config.mlp_dim, config.width)
 
   def __call__(self, x: Float[Array, "b rows cols d"]) -> Float[Array, "b rows cols d"]:
-    return self.fc2(gelu(self.fc1(x)))
+    # GELU again in the backward pass, where its gradient is computed anyway, for the memory of its widest result.
+    return jax.checkpoint(lambda hidden: self.fc2(gelu(hidden)))(self.fc1(x))
 
 
 class Block(nnx.Module):
   """A pre-norm transformer block; the feature ensemble acts on the attention output before it is added."""
 
-  def __init__(self, config: SegGPTConfig, *, dtype, attention: str, rngs: nnx.Rngs):
+  def __init__(self, config: SegGPTConfig, *, dtype, attention: str, batch_sharding, rngs: nnx.Rngs):
     norm = functools.partial(nnx.LayerNorm, config.width, epsilon=_LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
     self.norm1 = norm()
-    self.attn = Attention(config, dtype=dtype, implementation=attention, rngs=rngs)
+    self.attn = Attention(config, dtype=dtype, implementation=attention, batch_sharding=batch_sharding, rngs=rngs)
     self.norm2 = norm()
     self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
 
@@ -181,7 +194,7 @@ class SegGPT(nnx.Module):
     dtype: compute dtype, float32 or bfloat16.
     remat: what of each block is computed anew in the backward pass instead of being kept: "none"; "dots", all but the
       results of linear layers, which are most of the arithmetic and little of the memory; or "full", everything.
-    attention: "folded" (fast) or "reference" (the formula as written), see `attention.py`.
+    attention: an implementation of `attention.py`, "auto" for the best one that the default backend compiles.
     batch_sharding: how the batch is spread over a mesh, or None on one device. With split parameters it is needed: left
       to itself, XLA gathers whole batches to split their channels, for twice the work and memory.
     rngs: initialises the parameters: linear layers by fan-in and fan-out, tokens and positions with deviation 0.02.
@@ -193,7 +206,7 @@ class SegGPT(nnx.Module):
     *,
     dtype=jnp.float32,
     remat: Remat = "none",
-    attention: str = "blockwise",
+    attention: str = "auto",
     batch_sharding: jax.sharding.NamedSharding | None = None,
     rngs: nnx.Rngs,
   ):
@@ -216,7 +229,15 @@ class SegGPT(nnx.Module):
     self.type_token_ins = token()
     # The class token in front is never used; it is kept so that checkpoints go back as they came.
     self.pos_embed = nnx.Param(_trunc_normal(rngs.params(), (1, config.posemb_size**2 + 1, width), jnp.float32))
-    self.blocks = nnx.List([Block(config, dtype=dtype, attention=attention, rngs=rngs) for _ in range(config.depth)])
+    block = functools.partial(
+      Block,
+      config,
+      dtype=dtype,
+      attention=attention_lib.choose(attention, config, self.dtype),
+      batch_sharding=batch_sharding,
+      rngs=rngs,
+    )
+    self.blocks = nnx.List([block() for _ in range(config.depth)])
     self.norm = nnx.LayerNorm(width, epsilon=_LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
     self.decoder_embed = Linear(
       width * len(config.feature_taps),

@@ -19,6 +19,7 @@ from seggpt_jax.data.pipeline import BAD_FILES
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.model.adapters import KINDS as ADAPTERS
 from seggpt_jax.model.adapters import LORA_TARGETS, Adapter, LearntPrompt, LoRA
+from seggpt_jax.model.attention import IMPLEMENTATIONS
 from seggpt_jax.model.seggpt import Remat
 from seggpt_jax.palette import PALETTE_MODES
 from seggpt_jax.training.optimizer import OPTIMIZERS, SCHEDULES
@@ -41,7 +42,7 @@ def default_config() -> ConfigDict:
   model.drop_path_rate = 0.1  # of the last block, rising linearly from 0
   model.dtype = "auto"  # what is computed in: float32, bfloat16; auto is bfloat16 on accelerators
   model.remat = "full"  # of each block, computed anew in the backward pass: full, dots (not the linear layers) or none
-  model.attention = "folded"  # implementation: folded (fast) or reference (the formula as written)
+  model.attention = "auto"  # implementation, of model/attention.py; auto is the best for the device
 
   config.data = data = ConfigDict()
   # what is read; docs/data.md has pictures of the folders
@@ -206,7 +207,7 @@ def check_config(config: ConfigDict) -> None:
     "optim.schedule": tuple(SCHEDULES),
     "adapter.kind": ("none", *ADAPTERS),
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "model.attention": ("folded", "reference"),
+    "model.attention": ("auto", *IMPLEMENTATIONS),
     "model.remat": get_args(Remat),
   }
   for key, allowed in one_of.items():

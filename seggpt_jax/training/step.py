@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from seggpt_jax import canvas, palette
+from seggpt_jax import canvas, compilation, palette
 from seggpt_jax.metrics.iou import confusion_counts
 from seggpt_jax.model import adapters
 from seggpt_jax.model.adapters import Adapter
@@ -26,9 +26,18 @@ from seggpt_jax.model.weights import Params, merge
 from seggpt_jax.training import sharding
 from seggpt_jax.training.loss import masked_smooth_l1
 
-# XLA's CPU compiler drops the barriers that make remat wait for the gradient it is for, and computes all blocks anew at
-# once: 19 instead of 1.5 GB beside the state for ViT-L and one canvas. Other compilers know their barriers.
-_COMPILER_OPTIONS = {"cpu": {"xla_disable_hlo_passes": "cse_barrier_expander", "xla_cpu_experimental_ynn_fusion_type": ""}}
+
+def _compiler_options(mesh: Mesh) -> dict[str, Any]:
+  platform = mesh.devices.flat[0].platform
+  found = compilation.options(platform)
+  if platform == "cpu":
+    # XLA's CPU compiler drops the barriers that make remat wait for the gradient it is for, and computes all blocks
+    # anew at once: 19 instead of 1.5 GB beside the state for ViT-L and one canvas. Other compilers know their barriers.
+    found["xla_disable_hlo_passes"] = "cse_barrier_expander"
+    # Several devices of a CPU are its cores, and one core for each is enough: all cores for all get in each other's
+    # way.
+    found["xla_cpu_multi_thread_eigen"] = len(mesh.local_devices) == 1
+  return found
 
 
 class TrainState(NamedTuple):
@@ -238,7 +247,7 @@ def make_train_step(
     in_shardings=(state_sharding, spread, whole),
     out_shardings=(state_sharding, StepOutput(whole, whole, spread, whole)),
     donate_argnums=0,
-    compiler_options=_COMPILER_OPTIONS.get(mesh.devices.flat[0].platform),
+    compiler_options=_compiler_options(mesh),
   )
 
 
@@ -256,4 +265,9 @@ def make_eval_step(
     return _score(config, batch, *_forward(graph, config, params, batch, None, prompts_per_query, adapter))
 
   whole, spread = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-  return jax.jit(eval_step, in_shardings=(params_sharding, spread), out_shardings=StepOutput(whole, whole, spread))
+  return jax.jit(
+    eval_step,
+    in_shardings=(params_sharding, spread),
+    out_shardings=StepOutput(whole, whole, spread),
+    compiler_options=_compiler_options(mesh),
+  )

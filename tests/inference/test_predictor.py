@@ -168,10 +168,10 @@ def test_any_size_in_the_same_size_out(predictor, height, width, split):
 def test_new_image_sizes_compile_nothing(predictor):
   prompts = make_prompts(1)
   predictor.predict(picture(5, 40, 600), prompts)
-  compiled = painter_lib.paint._cache_size(), prediction_lib._decode_block._cache_size()
+  compiled = painter_lib.paint.compiled()._cache_size(), prediction_lib._decode_block._cache_size()
   for height in range(41, 46):
     predictor.predict(picture(5, height, 600), prompts)
-  assert (painter_lib.paint._cache_size(), prediction_lib._decode_block._cache_size()) == compiled
+  assert (painter_lib.paint.compiled()._cache_size(), prediction_lib._decode_block._cache_size()) == compiled
 
 
 @pytest.mark.parametrize("num_colours", [1, 2, 5])

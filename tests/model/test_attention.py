@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seggpt_jax.model import attention
+from seggpt_jax.model import attention, blockwise_attention, flash_attention
+from seggpt_jax.model.config import VARIANTS
+
+# cuDNN's and the TPU's run here without their devices: the same operands, by XLA and step by step.
+HERE = {
+  **attention.IMPLEMENTATIONS,
+  "cudnn": functools.partial(flash_attention.cudnn, implementation="xla"),
+  "splash": functools.partial(flash_attention.splash, interpret=True),
+}
 
 
 def operands(grid, dtype, stored=None, seed=0):
@@ -20,7 +28,11 @@ def operands(grid, dtype, stored=None, seed=0):
   def normal(*shape):
     return jnp.asarray(generator.standard_normal(shape), jnp.float32)
 
-  return normal(2, rows * cols, 3, 3, dim).astype(dtype), 0.5 * normal(2 * stored_rows - 1, dim), 0.5 * normal(2 * stored_cols - 1, dim)
+  return (
+    normal(2, rows * cols, 3, 3, dim).astype(dtype),
+    0.5 * normal(2 * stored_rows - 1, dim),
+    0.5 * normal(2 * stored_cols - 1, dim),
+  )
 
 
 def by_hand(qkv, rel_pos_h, rel_pos_w, grid):
@@ -43,7 +55,7 @@ def by_hand(qkv, rel_pos_h, rel_pos_w, grid):
 GRIDS = [(8, 4), (5, 3), (7, 1)]
 
 
-@pytest.mark.parametrize("implementation", attention.IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", HERE)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_formula(implementation, grid):
   """Sign, order and scale of the relative positions: swap one and every released weight is worthless.
@@ -51,12 +63,12 @@ def test_formula(implementation, grid):
   Reference: the formula by hand in float64. Float32, 1e-5.
   """
   args = operands(grid, jnp.float32)
-  found = attention.IMPLEMENTATIONS[implementation](*args, grid)
+  found = HERE[implementation](*args, grid)
   np.testing.assert_allclose(found, by_hand(*args, grid), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
-@pytest.mark.parametrize("implementation", [name for name in attention.IMPLEMENTATIONS if name != "reference"])
+@pytest.mark.parametrize("implementation", [name for name in HERE if name != "reference"])
 @pytest.mark.parametrize(("grid", "stored"), [*((g, None) for g in GRIDS), ((5, 3), (8, 4))])
 def test_implementations_agree(implementation, grid, stored, dtype, tolerance):
   """The fast attention trains as the formula does, on odd grids and resized tables too.
@@ -70,7 +82,7 @@ def test_implementations_agree(implementation, grid, stored, dtype, tolerance):
 
   @functools.partial(jax.jit, static_argnums=0)
   def run(implementation):
-    output, pullback = jax.vjp(lambda *a: attention.IMPLEMENTATIONS[implementation](*a, grid), *args)
+    output, pullback = jax.vjp(lambda *a: HERE[implementation](*a, grid), *args)
     return output, *pullback(cotangent)
 
   found, wanted = ([np.asarray(a, np.float64) for a in run(name)] for name in (implementation, "reference"))
@@ -80,3 +92,55 @@ def test_implementations_agree(implementation, grid, stored, dtype, tolerance):
     norms[3] = norms[1]
   for index, (a, b) in enumerate(zip(found, wanted, strict=True)):
     assert np.linalg.norm(a - b) < tolerance * norms[index], index
+
+
+@pytest.mark.parametrize("scores", [1, 5, 7, 100])
+def test_blocks_of_any_size_are_the_same(scores, monkeypatch):
+  """One head, all heads of a canvas, and several canvases in a block; reference and tolerance as above."""
+  grid = (5, 3)
+  generator = np.random.default_rng(0)
+  qkv = jnp.asarray(generator.standard_normal((6, 15, 3, 4, 12)), jnp.float32)
+  tables = operands(grid, jnp.float32)[1:]
+  monkeypatch.setattr(blockwise_attention, "_BLOCK_BYTES", scores * 4 * 15**2)
+
+  def run(implementation):
+    output, pullback = jax.vjp(lambda *a: implementation(*a, grid), qkv, *tables)
+    return output, *pullback(jnp.cos(output))
+
+  for found, wanted in zip(run(attention.blockwise), run(attention.reference), strict=True):
+    assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
+
+
+def test_scores_of_all_heads_are_never_held():
+  """Of the widest activations of a training step, scores of 157 MB a canvas would be: forward and backward."""
+  config = VARIANTS["vit_large"]
+  shapes = (1, 1568, 3, 16, 64), (111, 64), (55, 64)
+  arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+  def temporary(name):
+    gradient = jax.grad(lambda *a: jnp.sum(attention.IMPLEMENTATIONS[name](*a, config.grid)), argnums=(0, 1, 2))
+    return jax.jit(gradient).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+  scores = 4 * 16 * 1568**2
+  assert temporary("blockwise") < 0.7 * scores < 2 * scores < temporary("folded")
+
+
+def test_auto_is_the_best_that_compiles(monkeypatch, caplog):
+  config = VARIANTS["tiny"]
+  assert attention.choose("auto", config, jnp.dtype("float32")) == "blockwise"
+  assert attention.choose("folded", config, jnp.dtype("float32")) == "folded"
+  # As on a machine whose library is too old, or has no such device.
+  monkeypatch.setattr(attention.jax, "default_backend", lambda: "gpu")
+  assert attention.choose("auto", config, jnp.dtype("bfloat16")) == "folded"
+  assert "attention: folded in place of cudnn: " in caplog.text
+  with pytest.raises(ValueError, match="attention: found 'flash', expected auto or one of reference, folded"):
+    attention.choose("flash", config, jnp.dtype("float32"))
+
+
+def test_the_tpu_kernel_is_a_program_at_full_size():
+  """Forward and backward for TPUs, in bfloat16; what is slow there only a TPU can tell."""
+  config = VARIANTS["vit_large"]
+  shapes = ((2, 1568, 3, 16, 64), jnp.bfloat16), ((111, 64), jnp.float32), ((55, 64), jnp.float32)
+  gradient = jax.grad(lambda *a: jnp.sum(attention.splash(*a, config.grid).astype(jnp.float32)), argnums=(0, 1, 2))
+  exported = jax.export.export(jax.jit(gradient), platforms=["tpu"])(*(jax.ShapeDtypeStruct(*s) for s in shapes))
+  assert exported.mlir_module().count("@tpu_custom_call") == 2

@@ -14,7 +14,7 @@ import torch
 from flax import nnx
 from jax.ad_checkpoint import print_saved_residuals
 
-from seggpt_jax.model import seggpt, torch_weights, weights
+from seggpt_jax.model import relative_positions, seggpt, torch_weights, weights
 
 
 def reference_colours(peers, images, targets, patch_mask, **call):
@@ -121,7 +121,7 @@ def test_resizing_matrices(out_size, in_size):
   tensor = torch.from_numpy(values)
   linear = torch.nn.functional.interpolate(tensor.T[None], size=out_size, mode="linear")[0].T
   np.testing.assert_allclose(
-    seggpt.attention_lib.linear_resize_matrix(out_size, in_size) @ values, linear, atol=1e-6, rtol=0
+    relative_positions.linear_resize_matrix(out_size, in_size) @ values, linear, atol=1e-6, rtol=0
   )
   size = (out_size, in_size + 1)
   bicubic = torch.nn.functional.interpolate(tensor[None, None], size=size, mode="bicubic", align_corners=False)[0, 0]
@@ -285,7 +285,9 @@ def test_remat_keeps_no_attention(oblong, capsys):
   inputs = [jnp.asarray(array) for array in peers_lib.canvases(oblong.config, batch=1)]
   attention, widening = {}, {}
   for remat in ("none", "dots", "full"):
-    print_saved_residuals(lambda p, remat=remat: oblong.forward(p, *inputs, remat=remat), oblong.params)
+    print_saved_residuals(
+      lambda p, remat=remat: oblong.forward(p, *inputs, remat=remat, attention="folded"), oblong.params
+    )
     kept = capsys.readouterr().out
     attention[remat], widening[remat] = kept.count(",60,60]"), kept.count(f"[60,{oblong.config.mlp_dim}] output")
   assert attention["none"] >= oblong.config.depth

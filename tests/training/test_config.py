@@ -26,7 +26,7 @@ def test_every_config_of_the_repository_is_known_and_says_how_to_run_it(path):
     ("data.palette", "grey", "config.data.palette: found 'grey', expected one of random, black_background, fixed"),
     ("data.labels", "rgb", "config.data.labels: found 'rgb'"),
     ("model.dtype", "float16", "config.model.dtype: found 'float16'"),
-    ("model.attention", "flash", "config.model.attention: found 'flash', expected one of folded, reference"),
+    ("model.attention", "flash", "config.model.attention: found 'flash', expected one of auto, reference, folded"),
     ("data.num_classes", 1, "config.data.num_classes: found 1, expected 2 to 255"),
     ("data.num_classes", 300, "config.data.num_classes: found 300, expected 2 to 255"),
     ("data.mask_ratio", 1.5, "config.data.mask_ratio: found 1.5, expected 0.001 to 1"),

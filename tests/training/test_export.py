@@ -41,7 +41,8 @@ def train_program(data, fsdp, batch_size):
   """The exported step, and the state it was given."""
   mesh = mesh_of(data, fsdp)
   spread = sharding.batch_sharding(mesh) if mesh.size > 1 else None
-  graph, params = weights.abstract(CONFIG, dtype=jnp.bfloat16, remat="full", batch_sharding=spread)
+  options = {"dtype": jnp.bfloat16, "remat": "full", "attention": "folded"}
+  graph, params = weights.abstract(CONFIG, batch_sharding=spread, **options)
   optimizer = adamw(lambda step: 1e-4, b1=0.9, b2=0.999, weight_decay=0.01)
   state = jax.eval_shape(lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), params)
   where = TrainState(
@@ -63,12 +64,14 @@ def train_program(data, fsdp, batch_size):
 @functools.cache
 def predict_program(data, fsdp):
   """The exported prediction: two queries with two prompts each, four canvases."""
-  graph, params = weights.abstract(CONFIG, dtype=jnp.bfloat16)
+  graph, params = weights.abstract(CONFIG, dtype=jnp.bfloat16, attention="folded")
   params = placed(params, sharding.tree_sharding(mesh_of(data, fsdp), params))
   half = shape((2, CONFIG.canvas_size[0] // 2, CONFIG.canvas_size[1], 3), jnp.uint8)
   prompts = shape((2, *half.shape), jnp.uint8)
   mask = shape((2, CONFIG.grid[0] // 2, CONFIG.grid[1]), jnp.bool_)
-  return export.export(paint, platforms=PLATFORMS)(graph, params, half, prompts, prompts, half, mask, "semantic")
+  return export.export(paint.compiled(), platforms=PLATFORMS)(
+    graph, params, half, prompts, prompts, half, mask, "semantic"
+  )
 
 
 def products(exported):

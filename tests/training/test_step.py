@@ -125,7 +125,7 @@ def test_remat_saves_memory_on_cpus_too():
   }
   temporary = {}
   for remat in ("none", "full"):
-    graph, params = weights.abstract(config, remat=remat)
+    graph, params = weights.abstract(config, remat=remat, attention="folded")
     state = jax.eval_shape(functools.partial(init_state, optimizer), params)
     step = make_train_step(graph, config, optimizer, mesh, jax.tree.map(lambda _: sharding.replicated(mesh), state))
     compiled = step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))).compile()

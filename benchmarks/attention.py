@@ -1,0 +1,130 @@
+"""The implementations of attention beside each other: how exact, how fast, in what memory, forward and backward.
+
+  python benchmarks/attention.py --variants=small,vit_large --batch_sizes=1          # two cores
+  python benchmarks/attention.py --batch_sizes=1,4,16 --dtypes=float32,bfloat16      # one accelerator
+
+Each computes the attention of one block from the same operands. Errors are of the norm, relative to `reference` in
+float32, the largest of output and gradients; the odd grid 13 x 7 is checked beside the variants. They take turns, so
+that a machine that is slower for a while is so for all; what a machine cannot run says why. Memory is what the compiled
+gradient asks for beside operands and results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import report
+from absl import app, flags
+
+from seggpt_jax import compilation
+from seggpt_jax.model.attention import IMPLEMENTATIONS
+from seggpt_jax.model.config import VARIANTS, SegGPTConfig
+
+_VARIANTS = flags.DEFINE_list("variants", ["vit_large"], "Keys of seggpt_jax.model.config.VARIANTS.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1"], "Canvases.")
+_DTYPES = flags.DEFINE_list("dtypes", ["float32"], "What queries, keys and values are in.")
+_NAMES = flags.DEFINE_list("implementations", list(IMPLEMENTATIONS), "Which of model/attention.py.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
+_KEEP = flags.DEFINE_bool("keep", False, "Also writes benchmarks/results/attention.json.")
+
+ODD = dataclasses.replace(VARIANTS["small"], canvas_size=(13 * 8, 7 * 8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  config: SegGPTConfig
+  batch_size: int
+  dtype: str
+
+  def operands(self) -> tuple[jax.Array, ...]:
+    """Queries, keys and values of deviation 1, tables of 0.2: a softmax that is far from uniform."""
+    generator, (rows, cols) = np.random.default_rng(0), self.config.grid
+    dim = self.config.head_dim
+    qkv = generator.standard_normal((self.batch_size, rows * cols, 3, self.config.num_heads, dim), np.float32)
+    tables = (0.2 * generator.standard_normal((2 * size - 1, dim), np.float32) for size in (rows, cols))
+    return jnp.asarray(qkv, self.dtype), *map(jnp.asarray, tables)
+
+  def programs(self, name: str) -> tuple[Any, Any]:
+    """Forward, and output with all gradients."""
+
+    def attend(*operands):
+      return IMPLEMENTATIONS[name](*operands, self.config.grid)
+
+    def both(*operands):
+      output, pull_back = jax.vjp(attend, *operands)
+      return output, *pull_back(jnp.cos(output.astype(jnp.float32)).astype(output.dtype))
+
+    options = compilation.options(jax.default_backend())
+    return jax.jit(attend, compiler_options=options), jax.jit(both, compiler_options=options)
+
+
+def error(found: tuple[jax.Array, ...], wanted: tuple[jax.Array, ...]) -> float:
+  pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(found, wanted, strict=True)]
+  return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
+
+
+def measure(case: Case, names: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+  """Error, memory, and medians of seconds for each implementation; or why it does not run."""
+  operands = case.operands()
+  exact = (operands[0].astype(jnp.float32), *operands[1:])
+  with jax.default_matmul_precision("highest"):  # else GPUs round the truth's own products
+    wanted = case.programs("reference")[1](*exact)
+  found, programs = {name: {} for name in names}, {}
+  for name in names:
+    forward, both = case.programs(name)
+    try:
+      memory = both.lower(*operands).compile().memory_analysis()
+      found[name] = {"error": error(both(*operands), wanted), "temporary_bytes": memory.temp_size_in_bytes}
+      jax.block_until_ready(forward(*operands))
+      programs[name] = forward, both
+    # What libraries raise for shapes, dtypes, devices and versions they do not support.
+    except (ImportError, NotImplementedError, RuntimeError, ValueError) as problem:
+      found[name] = {"problem": str(problem).strip().splitlines()[0][:100]}
+  times = {name: ([], []) for name in programs}
+  for _ in range(rounds):
+    for name, pair in programs.items():
+      for program, seconds in zip(pair, times[name], strict=True):
+        start = time.perf_counter()
+        jax.block_until_ready(program(*operands))
+        seconds.append(time.perf_counter() - start)
+  for name, (forward, both) in times.items():
+    found[name] |= {"forward_seconds": float(np.median(forward)), "both_seconds": float(np.median(both))}
+  return found
+
+
+def main(_: list[str]) -> None:
+  cases = [
+    (name, Case(config, size, dtype))
+    for name, config in (("13 x 7", ODD), *((name, VARIANTS[name]) for name in _VARIANTS.value))
+    for dtype in _DTYPES.value
+    for size in map(int, _BATCH_SIZES.value)
+  ]
+  columns = ("grid of", "dtype", "batch", "implementation", "error", "forward", "and backward", "memory")
+  print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+  rows = []
+  for variant, case in cases:
+    for name, found in measure(case, _NAMES.value, _ROUNDS.value).items():
+      rows.append({"grid_of": variant, "dtype": case.dtype, "batch": case.batch_size, "implementation": name, **found})
+      start = f"| {variant} | {case.dtype} | {case.batch_size} | {name} | "
+      if "problem" in found:
+        print(f"{start}{found['problem']} | | | |", flush=True)
+      else:
+        print(
+          f"{start}{found['error']:.1e} | {found['forward_seconds'] * 1e3:.3g} ms | {found['both_seconds'] * 1e3:.3g} "
+          f"ms | {found['temporary_bytes'] / 1e6:.0f} MB |",
+          flush=True,
+        )
+  if _KEEP.value:
+    device = {"device": jax.devices()[0].device_kind}
+    print(
+      f"written: {report.write('attention', {'machine': report.machine(['jax', 'jaxlib']) | device, 'rows': rows})}"
+    )
+
+
+if __name__ == "__main__":
+  app.run(main)
