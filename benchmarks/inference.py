@@ -1,14 +1,14 @@
-"""Images per second of tiled inference with several prompts, beside transformers' SegGPT and plainer ways of ours.
+"""Images per second, from files to files, beside transformers' SegGPT and plainer ways of ours.
 
   python benchmarks/inference.py --num_queries=64 --num_prompts=2 --split=2
 
 The same packaged weights, boards and tiles for all; each tile of a query is one ensemble of all tiles of all prompts:
-- many: `Predictor.predict_many` on all queries,
+- many: what infer.py runs, `batch.run` on all queries,
 - single: `Predictor.predict` on one query after the other,
 - canvases: the network on whole canvases (`SegGPT.__call__`, jitted), one tile after the other,
 - transformers: the same in eager PyTorch, `feature_ensemble=True`.
-All start from images in memory and end with labels of their size. They take turns on shares of the queries, so that a
-machine that is slower for a while is so for all.
+All start from PNG files and end with label maps in PNG files; `batch.run` reads the prompts too. They take turns on
+shares of the queries, so that a machine that is slower for a while is so for all.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ import numpy as np
 import report
 import torch
 from absl import app, flags
+from PIL import Image
 from transformers import SegGptForImageSegmentation
 
 from seggpt_jax import canvas, palette
 from seggpt_jax.data.boards import BoardSource
-from seggpt_jax.inference import tiling
+from seggpt_jax.inference import batch, tiling
 from seggpt_jax.inference.predictor import Approach, Predictor
+from seggpt_jax.inference.queries import PromptFiles, Query
 from seggpt_jax.model import torch_files, weights
 
 _NUM_QUERIES = flags.DEFINE_integer("num_queries", 64, "Images to segment.", 1)
@@ -38,7 +40,19 @@ _SPLIT = flags.DEFINE_integer("split", 2, "Tiles along each side.", 1)
 _SIZE = flags.DEFINE_integer("size", 192, "Side of the images in pixels.", 8)
 _TURNS = flags.DEFINE_integer("turns", 4, "How often each way has its turn.", 1)
 
-_Way = Callable[[list[np.ndarray]], list[np.ndarray]]  # images to labels
+_Way = Callable[[list[Path], Path], None]  # images to label maps of the same names in a folder
+
+
+def one_by_one(labels_of: Callable[[np.ndarray], np.ndarray]) -> _Way:
+  """Reads, segments and writes one image after the other."""
+
+  def way(paths: list[Path], folder: Path) -> None:
+    folder.mkdir()
+    for path in paths:
+      labels = labels_of(np.asarray(Image.open(path).convert("RGB")))
+      Image.fromarray(labels.astype(np.uint8)).save(folder / path.name)
+
+  return way
 
 
 def tiles_of(image: np.ndarray, prompts, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -49,7 +63,7 @@ def tiles_of(image: np.ndarray, prompts, side: int) -> tuple[np.ndarray, np.ndar
   return tiling.image_tiles(image, split, size), images, palette.fixed_palette(2)[labels]
 
 
-def labels_of(painted: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+def joined(painted: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
   colours = tiling.resize_colours(tiling.join(np.stack(painted)), size)
   distance = np.linalg.norm(colours[:, :, None].astype(np.float32) - palette.fixed_palette(2), axis=-1)
   return np.argmin(distance, axis=-1)
@@ -67,16 +81,13 @@ def on_canvases(model, prompts) -> _Way:
     painted = weights.merge(graph, params)(images, targets, mask, prompts_per_query=len(images))
     return jnp.round(canvas.unnormalise(painted[0, side:], config.image_mean, config.image_std)).astype(jnp.uint8)
 
-  def way(queries):
-    found = []
-    for query in queries:
-      tiles, images, targets = tiles_of(query, prompts, side)
-      targets = np.concatenate([targets, np.zeros_like(targets)], axis=1)
-      stacked = (np.concatenate([images, np.broadcast_to(tile, images.shape)], axis=1) for tile in tiles)
-      found.append(labels_of([np.asarray(run(params, images, targets)) for images in stacked], query.shape[:2]))
-    return found
+  def labels_of(query):
+    tiles, images, targets = tiles_of(query, prompts, side)
+    targets = np.concatenate([targets, np.zeros_like(targets)], axis=1)
+    stacked = (np.concatenate([images, np.broadcast_to(tile, images.shape)], axis=1) for tile in tiles)
+    return joined([np.asarray(run(params, images, targets)) for images in stacked], query.shape[:2])
 
-  return way
+  return one_by_one(labels_of)
 
 
 def in_torch(model, prompts) -> _Way:
@@ -103,12 +114,20 @@ def in_torch(model, prompts) -> _Way:
     ).pred_masks[0, :, side:]
     return torch.round((painted * std[0] + mean[0]).clip(0, 1) * 255).byte().permute(1, 2, 0).numpy()
 
-  def way(queries):
-    found = []
-    for query in queries:
-      tiles, images, targets = tiles_of(query, prompts, side)
-      found.append(labels_of([paint(tile, images, targets) for tile in tiles], query.shape[:2]))
-    return found
+  def labels_of(query):
+    tiles, images, targets = tiles_of(query, prompts, side)
+    return joined([paint(tile, images, targets) for tile in tiles], query.shape[:2])
+
+  return one_by_one(labels_of)
+
+
+def in_batches(predictor: Predictor, prompts: tuple[PromptFiles, ...]) -> _Way:
+  """What infer.py runs."""
+  approach = Approach(_SPLIT.value)
+
+  def way(paths, folder):
+    queries = [Query(path.stem, path, None, prompts) for path in paths]
+    batch.run(predictor, queries, folder, approach=approach, kinds=["label"])
 
   return way
 
@@ -117,29 +136,40 @@ def main(_: list[str]) -> None:
   source = BoardSource(_NUM_QUERIES.value + _NUM_PROMPTS.value, 0, size=_SIZE.value, scale=3.0, labels="etched")
   samples = [source[index] for index in range(len(source))]
   prompts = [(sample["image"], sample["label"]) for sample in samples[: _NUM_PROMPTS.value]]
-  queries = [sample["image"] for sample in samples[_NUM_PROMPTS.value :]]
   model = weights.load_model("small")
-  predictor, approach = Predictor(model), Approach(_SPLIT.value)
-  ways: dict[str, _Way] = {
-    "many": lambda images: [p.labels for p in predictor.predict_many(((i, prompts) for i in images), approach)],
-    "single": lambda images: [predictor.predict(image, prompts, split=_SPLIT.value).labels for image in images],
-    "canvases": on_canvases(model, prompts),
-    "transformers": in_torch(model, prompts),
-  }
-  for way in ways.values():
-    way(queries[:2])  # compiled, and warm
-  seconds, labels = dict.fromkeys(ways, 0.0), {name: [] for name in ways}
-  for share in np.array_split(np.arange(len(queries)), _TURNS.value):
-    for name, way in ways.items():
-      start = time.perf_counter()
-      labels[name] += way([queries[index] for index in share])
-      seconds[name] += time.perf_counter() - start
-  rates = {name: len(queries) / spent for name, spent in seconds.items()}
+  predictor = Predictor(model)
+  with tempfile.TemporaryDirectory() as name:
+    folder, paths = Path(name), []
+    for index, sample in enumerate(samples[_NUM_PROMPTS.value :]):
+      paths.append(folder / f"{index:04d}.png")
+      Image.fromarray(sample["image"]).save(paths[-1])
+    prompt_files = tuple(PromptFiles(folder / f"p{n}.png", folder / f"p{n}_label.png") for n in range(len(prompts)))
+    for files, (image, label) in zip(prompt_files, prompts, strict=True):
+      Image.fromarray(image).save(files.image)
+      Image.fromarray(label.astype(np.uint8)).save(files.labels)
+    ways: dict[str, _Way] = {
+      "many": in_batches(predictor, prompt_files),
+      "single": one_by_one(lambda image: predictor.predict(image, prompts, split=_SPLIT.value).labels),
+      "canvases": on_canvases(model, prompts),
+      "transformers": in_torch(model, prompts),
+    }
+    for key, way in ways.items():
+      way(paths[:2], folder / f"{key}_warm")  # compiled, and warm
+    seconds, labels = dict.fromkeys(ways, 0.0), {key: {} for key in ways}
+    for turn, share in enumerate(np.array_split(np.arange(len(paths)), _TURNS.value)):
+      for key, way in ways.items():
+        out = folder / f"{key}_{turn}"
+        start = time.perf_counter()
+        way([paths[index] for index in share], out)
+        seconds[key] += time.perf_counter() - start
+        found = out / "label" if key == "many" else out
+        labels[key] |= {path.name: np.asarray(Image.open(path)) for path in sorted(found.glob("*.png"))}
+  rates = {key: len(paths) / spent for key, spent in seconds.items()}
   differ = {}
-  for name in ways:
-    differ[name] = float(np.mean([np.mean(a != b) for a, b in zip(labels["many"], labels[name], strict=True)]))
-    faster = f"many is {rates['many'] / rates[name]:4.2f} x"
-    print(f"{name:<13}{rates[name]:7.2f} images/s   {faster}   labels differ in {differ[name]:.4%} of pixels")
+  for key in ways:
+    differ[key] = float(np.mean([np.mean(labels["many"][path.name] != labels[key][path.name]) for path in paths]))
+    faster = f"many is {rates['many'] / rates[key]:4.2f} x"
+    print(f"{key:<13}{rates[key]:7.2f} images/s   {faster}   labels differ in {differ[key]:.4%} of pixels")
   results = {"machine": report.machine(["jax", "torch", "transformers"]), "images_per_second": rates, "differ": differ}
   arguments = {flag.name: flag.value for flag in (_NUM_QUERIES, _NUM_PROMPTS, _SPLIT, _SIZE)}
   print(f"written: {report.write('inference', {'arguments': arguments, **results})}")
