@@ -37,3 +37,21 @@ def write(name: str, results: dict[str, Any]) -> Path:
   path = RESULTS / f"{name}.json"
   write_whole(path, lambda file: file.write((json.dumps(results, indent=2) + "\n").encode()))
   return path
+
+
+def merge_rows(
+  old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], key: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Rows with the new ones in place of those that have the same key; others stay, and in their order."""
+  rows = {tuple(row[name] for name in key): row for row in (*old, *new)}
+  return list(rows.values())
+
+
+def keep_rows(
+  name: str, rows: Sequence[dict[str, Any]], key: Sequence[str], device: str, packages: Sequence[str]
+) -> Path:
+  """Keeps rows beside those of other settings and devices, with the machine that each device was last measured on."""
+  path = RESULTS / f"{name}.json"
+  before = json.loads(path.read_text()) if path.exists() else {"machines": {}, "rows": []}
+  machines = {**before["machines"], device: machine(packages)}
+  return write(name, {"machines": machines, "rows": merge_rows(before["rows"], rows, key)})
