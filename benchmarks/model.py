@@ -5,7 +5,9 @@
   python benchmarks/model.py --work=predict --dtypes=bfloat16 --batch_sizes=16 --keep
 
 The same random weights and the same canvases of noise for all sides. Each side has a process of its own, compiles
-first, and then they take turns, one call at a time finished: a machine that is slower for a while is so for all.
+first, and then they take turns, one call at a time finished. Nothing else may run meanwhile: turns do not make up for
+it, since threads that wait for each other while spinning, as PyTorch's do, lose far more to another process than ours.
+What others took of the processors is measured in each turn, said in the table, and on CPUs such rows are not kept.
 
 - forward: `SegGPT.__call__`, jitted; the peer under `torch.no_grad()`.
 - train: train.py's step, from uint8 and with the score it logs; the peer's is forward with its loss, backward and
@@ -70,14 +72,14 @@ class Player:
     side: what it is.
     error: what it failed with, in a line; it is not to be asked any more then.
     output: what its network painted.
-    seconds: of a call, for each turn.
+    turns: those that it took.
     memory: peak in bytes, once it is over.
   """
 
   def __init__(self, side: sides.Side):
     self.side = side
     self.error: str | None = None
-    self.seconds: list[float] = []
+    self.turns: list[sides.Turn] = []
     self.memory: int | None = None
     self._pipe, theirs = _SPAWN.Pipe()
     self._process = _SPAWN.Process(target=sides.serve, args=(theirs, side))
@@ -87,8 +89,8 @@ class Player:
 
   def take_turn(self) -> None:
     self._pipe.send(True)
-    if (seconds := self._receive()) is not None:
-      self.seconds.append(seconds)
+    if (turn := self._receive()) is not None:
+      self.turns.append(turn)
 
   def finish(self) -> None:
     if self.error is None:
@@ -163,11 +165,12 @@ def rows_of(players: list[Player], flops: int, peak: float, device: str) -> list
       rows.append({**row, "error": player.error})
       continue
     ratios = {
-      one.side.name: statistics.median(a / b for a, b in zip(one.seconds, player.seconds, strict=True))
+      one.side.name: statistics.median(a.seconds / b.seconds for a, b in zip(one.turns, player.turns, strict=True))
       for one in ours
       if player not in ours and one.error is None
     }
-    row |= {"seconds": player.seconds, "memory": player.memory, "flops": flops * side.batch_size, "peak": peak}
+    row |= {"seconds": [turn.seconds for turn in player.turns], "others": max(turn.others for turn in player.turns)}
+    row |= {"memory": player.memory, "flops": flops * side.batch_size, "peak": peak}
     row |= {"ratios": ratios, "difference": None if player is ours[0] else difference(player.output, ours[0].output)}
     rows.append(row)
   return rows
@@ -183,8 +186,7 @@ def matmul_peaks(pool: ProcessPoolExecutor) -> tuple[str, dict[str, float]]:
     if len({kind == "cpu" for kind in kinds}) > 1:
       sys.exit(f"devices: found {kinds[0]} for JAX and {kinds[1]} for PyTorch, expected both on the same")
     peaks[dtype] = max(rate for _, rate in found)
-  device = f"CPU, {len(os.sched_getaffinity(0))} cores" if kinds[0] == "cpu" else kinds[0]
-  return device, peaks
+  return report.device(kinds[0]), peaks
 
 
 def main(argv: list[str]) -> None:

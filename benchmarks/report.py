@@ -28,6 +28,11 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
   }
 
 
+def device(kind: str) -> str:
+  """A device as tables name it, from what JAX or PyTorch calls it."""
+  return f"CPU, {len(os.sched_getaffinity(0))} cores" if kind == "cpu" else kind
+
+
 def _lines(path: str) -> list[str]:
   return Path(path).read_text().splitlines() if Path(path).exists() else []
 
@@ -47,11 +52,22 @@ def merge_rows(
   return list(rows.values())
 
 
+def is_disturbed(row: dict[str, Any]) -> bool:
+  """Whether other processes took more of the processors, in some turn, than a quiet machine does by itself."""
+  return row.get("others", 0.0) > 0.1
+
+
 def keep_rows(
   name: str, rows: Sequence[dict[str, Any]], key: Sequence[str], device: str, packages: Sequence[str]
-) -> Path:
-  """Keeps rows beside those of other settings and devices, with the machine that each device was last measured on."""
+) -> None:
+  """Keeps rows beside those of other settings and devices, with the machine that each device was last measured on.
+
+  On CPUs rows are kept only if nothing else was at work while they were measured.
+  """
+  if device.startswith("CPU") and any(map(is_disturbed, rows)):
+    print(f"not kept: other processes took up to {max(row.get('others', 0.0) for row in rows):.0%} of the processors")
+    return
   path = RESULTS / f"{name}.json"
   before = json.loads(path.read_text()) if path.exists() else {"machines": {}, "rows": []}
   machines = {**before["machines"], device: machine(packages)}
-  return write(name, {"machines": machines, "rows": merge_rows(before["rows"], rows, key)})
+  print(f"written: {write(name, {'machines': machines, 'rows': merge_rows(before['rows'], rows, key)})}")

@@ -73,8 +73,31 @@ def timed(call: Callable[[], Any], least_seconds: float) -> float:
   return (time.perf_counter() - began) / count
 
 
+class Turn(NamedTuple):
+  """Seconds of a call, and the share 0..1 of all processors that other processes took meanwhile."""
+
+  seconds: float
+  others: float
+
+
+def take_turn(call: Callable[[], Any], least_seconds: float) -> Turn:
+  """Measures, and watches whether the machine was busy with something else."""
+  before = _processor_seconds()
+  seconds = timed(call, least_seconds)
+  busy, own, whole = (after - start for after, start in zip(_processor_seconds(), before, strict=True))
+  return Turn(seconds, max(busy - own, 0.0) / max(whole, 1e-9))
+
+
+def _processor_seconds() -> tuple[float, float, float]:
+  """Of all processors: busy, busy with this process, and in all; since they were started."""
+  first = Path("/proc/stat").read_text().splitlines()[0]
+  user, nice, system, idle, waiting, *interrupts = (int(n) / os.sysconf("SC_CLK_TCK") for n in first.split()[1:8])
+  busy = user + nice + system + sum(interrupts)
+  return busy, time.process_time(), busy + idle + waiting
+
+
 def serve(pipe: Connection, side: Side) -> None:
-  """Sends the output, then the seconds of a call for every True that comes, and the peak memory in bytes for a False.
+  """Sends the output, then a `Turn` for every True that comes, and the peak memory in bytes for a False.
 
   What fails is sent as text, and ends it.
   """
@@ -88,7 +111,7 @@ def serve(pipe: Connection, side: Side) -> None:
     while pipe.recv():
       if running.device_memory() is not None:
         running.call()  # takes its memory back from the device
-      pipe.send(timed(running.call, side.least_seconds))
+      pipe.send(take_turn(running.call, side.least_seconds))
       running.rest()
     pipe.send(running.device_memory() or _high_water_mark())
   except EOFError:

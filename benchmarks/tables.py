@@ -59,13 +59,14 @@ def model_line(row: dict[str, Any]) -> str:
     return line(*setting, row["error"].replace("|", "/"), *[""] * 7)
   seconds = statistics.median(row["seconds"])
   rate = row["flops"] / seconds
+  disturbed = f" (others took {row['others']:.0%} of the processors)" if report.is_disturbed(row) else ""
   ratios = [
     f"{ratio:.2f}" if len(row["ratios"]) == 1 else f"{ratio:.2f} ({ours})" for ours, ratio in row["ratios"].items()
   ]
   differs = "" if row["difference"] is None else f"{row['difference']:.0e}"
   return line(
     *setting,
-    *(duration(seconds), spread(row["seconds"]), number(row["batch_size"] / seconds)),
+    *(duration(seconds) + disturbed, spread(row["seconds"]), number(row["batch_size"] / seconds)),
     *(number(rate / 1e12), f"{rate / row['peak']:.1%}", f"{row['memory'] / 1e9:.2f} GB", ", ".join(ratios), differs),
   )
 
@@ -135,7 +136,7 @@ def growth_line(row: dict[str, Any]) -> str:
 def growth_tables(results: dict[str, Any]) -> str:
   parts = [
     "## How cost grows",
-    "The exponent is of the time, between a size and the one before: 1 is as many times the time as there is more of it.",
+    "The exponent is of the time, between a size and the one before: at 1, twice the size takes twice the time.",
     "![Seconds over prompts, canvases and tokens, both logarithmic](images/growth.png)",
   ]
   for title, rows in by_device(results):
