@@ -20,11 +20,7 @@ def operands(grid, dtype, stored=None, seed=0):
   def normal(*shape):
     return jnp.asarray(generator.standard_normal(shape), jnp.float32)
 
-  return (
-    normal(2, rows * cols, 3, 3, dim).astype(dtype),
-    0.5 * normal(2 * stored_rows - 1, dim),
-    0.5 * normal(2 * stored_cols - 1, dim),
-  )
+  return normal(2, rows * cols, 3, 3, dim).astype(dtype), 0.5 * normal(2 * stored_rows - 1, dim), 0.5 * normal(2 * stored_cols - 1, dim)
 
 
 def by_hand(qkv, rel_pos_h, rel_pos_w, grid):
