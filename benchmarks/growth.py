@@ -157,8 +157,7 @@ def main(argv: list[str]) -> None:
     found = [setting | row for row in measure(sizes)]
     print("\n".join(map(tables.growth_line, found)), flush=True)
     rows += found
-  if _KEEP.value:
-    report.keep_rows("growth", rows, _KEY, device, ["jax", "jaxlib"])
+  if _KEEP.value and report.keep_rows("growth", rows, _KEY, device, ["jax", "jaxlib"]):
     draw(rows, PICTURE)
 
 

@@ -7,7 +7,7 @@
 The same random weights and the same canvases of noise for all sides. Each side has a process of its own, compiles
 first, and then they take turns, one call at a time finished. Nothing else may run meanwhile: turns do not make up for
 it, since threads that wait for each other while spinning, as PyTorch's do, lose far more to another process than ours.
-What others took of the processors is measured in each turn, said in the table, and on CPUs such rows are not kept.
+What others took of the processors is measured in each turn; on CPUs such rows are void, and not kept.
 
 - forward: `SegGPT.__call__`, jitted; the peer under `torch.no_grad()`.
 - train: train.py's step, from uint8 and with the score it logs; the peer's is forward with its loss, backward and
@@ -153,7 +153,7 @@ def difference(output: np.ndarray | None, ours: np.ndarray | None) -> float | No
   return float(np.abs(output - ours).max() / np.abs(ours).max())
 
 
-def rows_of(players: list[Player], flops: int, peak: float, device: str) -> list[dict[str, Any]]:
+def rows_of(players: list[Player], flops: int, peak: tuple[float, float], device: str) -> list[dict[str, Any]]:
   """What is kept of each side; a peer's row has each way of ours over the peer, by rounds."""
   ours = [player for player in players if player.side.way == "jax"]
   rows = []
@@ -169,23 +169,26 @@ def rows_of(players: list[Player], flops: int, peak: float, device: str) -> list
       for one in ours
       if player not in ours and one.error is None
     }
-    row |= {"seconds": [turn.seconds for turn in player.turns], "others": max(turn.others for turn in player.turns)}
-    row |= {"memory": player.memory, "flops": flops * side.batch_size, "peak": peak}
+    row |= {
+      "seconds": [turn.seconds for turn in player.turns],
+      "others": max(peak[1], *(turn.others for turn in player.turns)),
+    }
+    row |= {"memory": player.memory, "flops": flops * side.batch_size, "peak": peak[0]}
     row |= {"ratios": ratios, "difference": None if player is ours[0] else difference(player.output, ours[0].output)}
     rows.append(row)
   return rows
 
 
-def matmul_peaks(pool: ProcessPoolExecutor) -> tuple[str, dict[str, float]]:
-  """The device, and the operations per second of the best matrix product in each dtype."""
+def matmul_peaks(pool: ProcessPoolExecutor) -> tuple[str, dict[str, tuple[float, float]]]:
+  """The device, and for each dtype the operations per second of the best matrix product and what others took then."""
   products = [sides.jax_product] + ([sides.torch_product] if _PEER.value != "none" else [])
   peaks = {}
   for dtype in _DTYPES.value:
     found = [pool.submit(product, dtype).result() for product in products]
-    kinds = [kind for kind, _ in found]
+    kinds = [kind for kind, *_ in found]
     if len({kind == "cpu" for kind in kinds}) > 1:
       sys.exit(f"devices: found {kinds[0]} for JAX and {kinds[1]} for PyTorch, expected both on the same")
-    peaks[dtype] = max(rate for _, rate in found)
+    peaks[dtype] = max((rate, others) for _, rate, others in found)
   return report.device(kinds[0]), peaks
 
 
@@ -199,7 +202,7 @@ def main(argv: list[str]) -> None:
     ProcessPoolExecutor(1, mp_context=_SPAWN, max_tasks_per_child=1) as pool,
   ):
     device, peaks = matmul_peaks(pool)
-    print(f"{device}: {', '.join(f'{dtype} {peak / 1e12:.3g} TFLOP/s' for dtype, peak in peaks.items())}\n")
+    print(f"{device}: {', '.join(f'{dtype} {rate / 1e12:.3g} TFLOP/s' for dtype, (rate, _) in peaks.items())}\n")
     print(tables.MODEL_HEAD, flush=True)
     for variant in _VARIANTS.value:
       weights = Path(folder) / variant

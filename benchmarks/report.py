@@ -53,21 +53,22 @@ def merge_rows(
 
 
 def is_disturbed(row: dict[str, Any]) -> bool:
-  """Whether other processes took more of the processors, in some turn, than a quiet machine does by itself."""
-  return row.get("others", 0.0) > 0.1
+  """Whether it is of a CPU that others took more of, in some turn, than a quiet machine does by itself."""
+  return row["device"].startswith("CPU") and row["others"] > 0.1
 
 
 def keep_rows(
   name: str, rows: Sequence[dict[str, Any]], key: Sequence[str], device: str, packages: Sequence[str]
-) -> None:
+) -> bool:
   """Keeps rows beside those of other settings and devices, with the machine that each device was last measured on.
 
-  On CPUs rows are kept only if nothing else was at work while they were measured.
+  On CPUs rows are kept only if nothing else was at work while they were measured; says whether they were.
   """
-  if device.startswith("CPU") and any(map(is_disturbed, rows)):
-    print(f"not kept: other processes took up to {max(row.get('others', 0.0) for row in rows):.0%} of the processors")
-    return
+  if any(map(is_disturbed, rows)):
+    print(f"not kept: other processes took up to {max(row['others'] for row in rows):.0%} of the processors")
+    return False
   path = RESULTS / f"{name}.json"
   before = json.loads(path.read_text()) if path.exists() else {"machines": {}, "rows": []}
   machines = {**before["machines"], device: machine(packages)}
   print(f"written: {write(name, {'machines': machines, 'rows': merge_rows(before['rows'], rows, key)})}")
+  return True

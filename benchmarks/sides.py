@@ -228,8 +228,8 @@ def write_weights(variant: str, folder: Path) -> dict[str, int]:
   return {"forward": forward, "predict": forward, "train": cost.train_flops(config)}
 
 
-def jax_product(dtype: str) -> tuple[str, float]:
-  """The device, and the operations per second of a large matrix product on it."""
+def jax_product(dtype: str) -> tuple[str, float, float]:
+  """The device, the operations per second of a large matrix product on it, and what others took of the processors."""
   import jax
   import jax.numpy as jnp
 
@@ -238,10 +238,11 @@ def jax_product(dtype: str) -> tuple[str, float]:
   factor = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
   precision = "highest" if dtype == "float32" else None
   product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
-  return device.device_kind, _best(lambda: product(factor, factor).block_until_ready(), size)
+  return device.device_kind, *_best(lambda: product(factor, factor).block_until_ready(), size)
 
 
-def torch_product(dtype: str) -> tuple[str, float]:
+def torch_product(dtype: str) -> tuple[str, float, float]:
+  """As of `jax_product`."""
   import torch
 
   on_gpu = torch.cuda.is_available()
@@ -254,9 +255,10 @@ def torch_product(dtype: str) -> tuple[str, float]:
     if on_gpu:
       torch.cuda.synchronize()
 
-  return torch.cuda.get_device_name() if on_gpu else "cpu", _best(call, size)
+  return torch.cuda.get_device_name() if on_gpu else "cpu", *_best(call, size)
 
 
-def _best(call: Callable[[], Any], size: int) -> float:
+def _best(call: Callable[[], Any], size: int) -> tuple[float, float]:
   timed(call, 0.0)  # compiled, and warm
-  return 2 * size**3 / min(timed(call, 0.1) for _ in range(3))
+  fastest = min(take_turn(call, 0.1) for _ in range(5))
+  return 2 * size**3 / fastest.seconds, fastest.others

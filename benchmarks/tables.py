@@ -46,6 +46,11 @@ def spread(seconds: Sequence[float]) -> str:
   return f"{duration(min(seconds))} .. {duration(max(seconds))}"
 
 
+def disturbed(row: dict[str, Any]) -> str:
+  """What is said beside a time that is not to be trusted."""
+  return f" (void: others took {row['others']:.0%} of the processors)" if report.is_disturbed(row) else ""
+
+
 MODEL_HEAD = head(
   *("network", "dtype", "canvases", "work", "side", "median", "least .. most", "canvases/s", "TFLOP/s", "of peak"),
   *("peak memory", "time of ours / of this", "differs by"),
@@ -59,14 +64,15 @@ def model_line(row: dict[str, Any]) -> str:
     return line(*setting, row["error"].replace("|", "/"), *[""] * 7)
   seconds = statistics.median(row["seconds"])
   rate = row["flops"] / seconds
-  disturbed = f" (others took {row['others']:.0%} of the processors)" if report.is_disturbed(row) else ""
   ratios = [
     f"{ratio:.2f}" if len(row["ratios"]) == 1 else f"{ratio:.2f} ({ours})" for ours, ratio in row["ratios"].items()
   ]
+  if report.is_disturbed(row):
+    ratios = ["void"]
   differs = "" if row["difference"] is None else f"{row['difference']:.0e}"
   return line(
     *setting,
-    *(duration(seconds) + disturbed, spread(row["seconds"]), number(row["batch_size"] / seconds)),
+    *(duration(seconds) + disturbed(row), spread(row["seconds"]), number(row["batch_size"] / seconds)),
     *(number(rate / 1e12), f"{rate / row['peak']:.1%}", f"{row['memory'] / 1e9:.2f} GB", ", ".join(ratios), differs),
   )
 
@@ -109,7 +115,9 @@ def decode_line(row: dict[str, Any]) -> str:
   """A row of decode.json."""
   ours, theirs = row["seconds"]["seggpt_jax"], row["seconds"]["torch"]
   times = [cell for seconds in (ours, theirs) for cell in (duration(statistics.median(seconds)), spread(seconds))]
-  return line(str(row["colours"]), *times, f"{row['ratio']:.3f}", " and ".join(map(str, row["wrong"].values())))
+  return line(
+    str(row["colours"]) + disturbed(row), *times, f"{row['ratio']:.3f}", " and ".join(map(str, row["wrong"].values()))
+  )
 
 
 def decode_tables(results: dict[str, Any]) -> str:
@@ -127,7 +135,7 @@ def growth_line(row: dict[str, Any]) -> str:
   """A row of growth.json."""
   seconds = statistics.median(row["seconds"])
   exponent = "" if row["exponent"] is None else f"{row['exponent']:.2f}"
-  times = (duration(seconds), duration(seconds / row["units"]))
+  times = (duration(seconds) + disturbed(row), duration(seconds / row["units"]))
   return line(
     row["grows"], row["size"], *times, number(row["flops"] / 1e9), number(row["flops"] / seconds / 1e9), exponent
   )

@@ -71,6 +71,9 @@ def test_disturbed_rows_are_not_kept_on_a_cpu(tmp_path, monkeypatch):
   report.keep_rows("model", [row()], key, "CPU, 2 cores", ["jax"])
   report.keep_rows("model", [row(device="NVIDIA H200", others=0.9)], key, "NVIDIA H200", ["jax"])
   made = tables.generate(tmp_path)
+  assert "void" not in made
+  assert "void: others took 90%" in tables.model_line(row(others=0.9))
+  assert "| 0.50 |" not in tables.model_line(row(others=0.9))  # nobody is to quote such a ratio
   assert made.index("CPU, 2 cores (") < made.index("NVIDIA H200 (")
   assert made.count("| tiny |") == 2
 
