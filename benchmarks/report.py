@@ -54,7 +54,7 @@ def merge_rows(
 
 def is_disturbed(row: dict[str, Any]) -> bool:
   """Whether it is of a CPU that others took more of, in some turn, than a quiet machine does by itself."""
-  return row["device"].startswith("CPU") and row["others"] > 0.1
+  return row["device"].startswith("CPU") and row.get("others", 0.0) > 0.1  # what failed has none
 
 
 def keep_rows(
@@ -65,7 +65,7 @@ def keep_rows(
   On CPUs rows are kept only if nothing else was at work while they were measured; says whether they were.
   """
   if any(map(is_disturbed, rows)):
-    print(f"not kept: other processes took up to {max(row['others'] for row in rows):.0%} of the processors")
+    print(f"not kept: other processes took up to {max(row.get('others', 0.0) for row in rows):.0%} of the processors")
     return False
   path = RESULTS / f"{name}.json"
   before = json.loads(path.read_text()) if path.exists() else {"machines": {}, "rows": []}

@@ -78,6 +78,14 @@ def test_disturbed_rows_are_not_kept_on_a_cpu(tmp_path, monkeypatch):
   assert made.count("| tiny |") == 2
 
 
+def test_what_failed_is_kept_beside_what_did_not(tmp_path, monkeypatch):
+  monkeypatch.setattr(report, "RESULTS", tmp_path)
+  failed = {"device": "CPU, 2 cores", "variant": "tiny", "dtype": "float32", "batch_size": 2, "work": "train"}
+  failed |= {"side": "transformers compile", "error": "InvalidCxxCompiler"}
+  assert report.keep_rows("model", [row(), failed], ("device", "side"), "CPU, 2 cores", ["jax"])
+  assert "InvalidCxxCompiler" in tables.generate(tmp_path)
+
+
 def test_devices_stand_under_their_own_machine():
   results = {"machines": {"CPU, 2 cores": MACHINE, "NVIDIA H200": MACHINE}, "rows": [row(device="NVIDIA H200"), row()]}
   made = tables.model_tables(results)
