@@ -21,11 +21,12 @@ import torch
 from absl import app, flags
 from flax import nnx
 from ml_collections import ConfigDict
+from torch_networks import peers_input
 from tqdm import tqdm
 from transformers import SegGptForImageSegmentation
 
 from seggpt_jax.data.boards import LABELINGS, write_boards
-from seggpt_jax.data.pipeline import Batch, training_batches
+from seggpt_jax.data.pipeline import training_batches
 from seggpt_jax.files import write_whole
 from seggpt_jax.model import torch_files, weights
 from seggpt_jax.model.config import VARIANTS
@@ -82,23 +83,6 @@ def learning_rates(optim: ConfigDict, num_steps: int) -> Iterator[float]:
       length = int((length - optim.warmup) * optim.cycle_mult) + optim.warmup
 
 
-def peers_input(batch: Batch, mean: np.ndarray, std: np.ndarray) -> dict[str, torch.Tensor]:
-  """A batch of the pipeline as transformers takes it: painted, normalised, channels first, in halves."""
-  painted = np.stack([palette[labels] for palette, labels in zip(batch["palette"], batch["labels"], strict=True)])
-  images, targets = (
-    torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32)).permute(0, 3, 1, 2)
-    for pixels in (batch["images"], painted)
-  )
-  half = images.shape[2] // 2
-  return {
-    "pixel_values": images[:, :, half:],
-    "prompt_pixel_values": images[:, :, :half],
-    "prompt_masks": targets[:, :, :half],
-    "labels": targets[:, :, half:],
-    "bool_masked_pos": torch.from_numpy(batch["patch_mask"].copy()).flatten(1),
-  }
-
-
 def torch_losses(config: ConfigDict, weights_directory: Path) -> list[float]:
   """The loss of each step of the peer."""
   network = SegGptForImageSegmentation.from_pretrained(weights_directory).train()
@@ -107,7 +91,7 @@ def torch_losses(config: ConfigDict, weights_directory: Path) -> list[float]:
     network.parameters(), lr=0.0, betas=(optim.b1, optim.b2), eps=1e-8, weight_decay=optim.weight_decay
   )
   model_config = weights.load_config(config.model.init_from)
-  mean, std = np.array(model_config.image_mean), np.array(model_config.image_std)
+  statistics = model_config.image_mean, model_config.image_std
   inputs = open_inputs(config, model_config, config.data.path)
   batches = training_batches(
     inputs.training, batch_size=config.batch_size, seed=config.seed, num_threads=1, num_workers=0
@@ -116,7 +100,7 @@ def torch_losses(config: ConfigDict, weights_directory: Path) -> list[float]:
   for rate in tqdm(learning_rates(optim, config.num_steps), total=config.num_steps, desc="PyTorch", unit="step"):
     for group in optimizer.param_groups:
       group["lr"] = rate
-    loss = network(**peers_input(next(batches), mean, std), embedding_type="semantic").loss
+    loss = network(**peers_input(next(batches), *statistics), embedding_type="semantic").loss
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

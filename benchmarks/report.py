@@ -28,6 +28,11 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
   }
 
 
+def device(kind: str) -> str:
+  """A device as tables name it, from what JAX or PyTorch calls it."""
+  return f"CPU, {len(os.sched_getaffinity(0))} cores" if kind == "cpu" else kind
+
+
 def _lines(path: str) -> list[str]:
   return Path(path).read_text().splitlines() if Path(path).exists() else []
 
@@ -37,3 +42,33 @@ def write(name: str, results: dict[str, Any]) -> Path:
   path = RESULTS / f"{name}.json"
   write_whole(path, lambda file: file.write((json.dumps(results, indent=2) + "\n").encode()))
   return path
+
+
+def merge_rows(
+  old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], key: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Rows with the new ones in place of those that have the same key; others stay, and in their order."""
+  rows = {tuple(row[name] for name in key): row for row in (*old, *new)}
+  return list(rows.values())
+
+
+def is_disturbed(row: dict[str, Any]) -> bool:
+  """Whether it is of a CPU that others took more of, in some turn, than a quiet machine does by itself."""
+  return row["device"].startswith("CPU") and row.get("others", 0.0) > 0.1  # what failed has none
+
+
+def keep_rows(
+  name: str, rows: Sequence[dict[str, Any]], key: Sequence[str], device: str, packages: Sequence[str]
+) -> bool:
+  """Keeps rows beside those of other settings and devices, with the machine that each device was last measured on.
+
+  On CPUs rows are kept only if nothing else was at work while they were measured; says whether they were.
+  """
+  if any(map(is_disturbed, rows)):
+    print(f"not kept: other processes took up to {max(row.get('others', 0.0) for row in rows):.0%} of the processors")
+    return False
+  path = RESULTS / f"{name}.json"
+  before = json.loads(path.read_text()) if path.exists() else {"machines": {}, "rows": []}
+  machines = {**before["machines"], device: machine(packages)}
+  print(f"written: {write(name, {'machines': machines, 'rows': merge_rows(before['rows'], rows, key)})}")
+  return True

@@ -11,7 +11,6 @@ them, else the process' resident memory.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import subprocess
@@ -37,45 +36,27 @@ _CHILD = flags.DEFINE_bool(
 def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str, adapter: str) -> dict[str, Any]:
   """Seconds of the compiling step and of the mean one after it, peak memory, utilisation, trained parameters."""
   import jax
+  import networks
   import numpy as np
-  from flax import nnx
 
   from seggpt_jax.model import weights
-  from seggpt_jax.model.adapters import KINDS, is_adapter_name
+  from seggpt_jax.model.adapters import KINDS
   from seggpt_jax.model.config import VARIANTS
-  from seggpt_jax.model.seggpt import SegGPT
-  from seggpt_jax.training import sharding
   from seggpt_jax.training.cost import model_flops_utilisation
-  from seggpt_jax.training.optimizer import adamw
-  from seggpt_jax.training.step import init_state, make_train_step
   from seggpt_jax.training.watch import peak_memory
 
-  config, mesh = VARIANTS[variant], sharding.make_mesh(1, 1)
+  config = VARIANTS[variant]
   graph, _ = weights.abstract(config, dtype=dtype, remat=remat)
-  params = jax.jit(lambda: weights.split(SegGPT(config, rngs=nnx.Rngs(0)))[1])()
   beside = KINDS[adapter]() if adapter != "none" else None
-  if beside is not None:
-    params |= beside.init(params, config.canvas_size, jax.random.key(1))
-  optimizer = adamw(lambda step: 1e-4, b1=0.9, b2=0.999, weight_decay=0.01)
-  frozen = {name for name in params if beside is not None and not is_adapter_name(name)}
-  trained = sum(value.size for name, value in params.items() if name not in frozen)
-  start = functools.partial(init_state, optimizer, frozen=frozen)
-  where = jax.tree.map(lambda _: sharding.replicated(mesh), jax.eval_shape(start, params))
-  state = jax.jit(start, out_shardings=where, donate_argnums=0)(params)
-  step = make_train_step(graph, config, optimizer, mesh, where, frozen=frozen, adapter=beside)
-  generator = np.random.default_rng(0)
-  batch = {
-    "images": generator.integers(0, 256, (batch_size, *config.canvas_size, 3), np.uint8),
-    "labels": generator.integers(0, 2, (batch_size, *config.canvas_size), np.uint8),
-    "palette": generator.integers(0, 256, (batch_size, 2, 3), np.uint8),
-    "patch_mask": generator.random((batch_size, *config.grid)) < 0.75,
-    "valid": np.ones(batch_size, bool),
-  }
-  placed, key, times = sharding.put_batch(mesh, batch), jax.random.key(0), []
+  state, step, batch, frozen = networks.start_training(
+    graph, config, networks.random_params(config), batch_size, beside
+  )
+  trained = sum(value.size for name, value in state.params.items() if name not in frozen)
+  key, times = jax.random.key(0), []
   for count in (1, steps):
     began = time.perf_counter()
     for _ in range(count):
-      state, output = step(state, placed, key)
+      state, output = step(state, batch, key)
     loss = float(output.loss)
     times.append((time.perf_counter() - began) / count)
   if not np.isfinite(loss):
