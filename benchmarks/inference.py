@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import report
@@ -28,6 +27,7 @@ from PIL import Image
 from transformers import SegGptForImageSegmentation
 
 from seggpt_jax import canvas, palette
+from seggpt_jax.compilation import jit
 from seggpt_jax.data.boards import BoardSource
 from seggpt_jax.inference import batch, tiling
 from seggpt_jax.inference.predictor import Approach, Predictor
@@ -74,7 +74,7 @@ def on_canvases(model, prompts) -> _Way:
   config, (graph, params) = model.config, weights.split(model)
   side = config.canvas_size[1]
 
-  @jax.jit
+  @jit
   def run(params, images, targets):
     images, targets = (canvas.normalise(x, config.image_mean, config.image_std) for x in (images, targets))
     mask = jnp.broadcast_to(canvas.lower_half_mask(config.grid), (len(images), *config.grid))

@@ -12,7 +12,7 @@ import noise
 import numpy as np
 from flax import nnx
 
-from seggpt_jax import canvas, palette
+from seggpt_jax import canvas, compilation, palette
 from seggpt_jax.model import ensemble, weights
 from seggpt_jax.model.adapters import Adapter, is_adapter_name
 from seggpt_jax.model.config import SegGPTConfig
@@ -93,7 +93,7 @@ def forward_call(graph: nnx.GraphDef, config: SegGPTConfig, params: weights.Para
   """A function that paints the lower halves of canvases and waits for all of their colours."""
   images, targets = canvases(config, batch_size)
   mask = jnp.asarray(np.broadcast_to(canvas.lower_half_mask(config.grid), (batch_size, *config.grid)))
-  run = jax.jit(lambda params, *arrays: weights.merge(graph, params)(*arrays))
+  run = compilation.jit(lambda params, *arrays: weights.merge(graph, params)(*arrays))
   return lambda: jax.block_until_ready(run(params, images, targets, mask))
 
 
@@ -109,5 +109,5 @@ def predict_call(
   )
   queries = images[::num_prompts, side:]
   mask = jnp.ones((num_queries, rows // 2, cols), bool)
-  run = jax.jit(lambda params, *arrays: ensemble.paint_queries(weights.merge(graph, params), *arrays))
+  run = compilation.jit(lambda params, *arrays: ensemble.paint_queries(weights.merge(graph, params), *arrays))
   return lambda: jax.block_until_ready(run(params, queries, prompts, prompt_targets, jnp.zeros_like(queries), mask))
