@@ -1,6 +1,7 @@
 """How the time of ours grows with prompts, with the batch and with the canvas.
 
   python benchmarks/growth.py --keep
+  python benchmarks/growth.py --variant=vit_large --grows=canvas --keep
 
 - prompts: one query with more and more of them, `ensemble.paint_queries`; its operations are counted as those of whole
   canvases, though it does less.
@@ -31,8 +32,11 @@ from seggpt_jax.model import weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.training import cost
 
+KINDS = ("prompts", "forward", "train", "canvas")
+
 _VARIANT = flags.DEFINE_enum("variant", "small", list(VARIANTS), "Architecture.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What is computed in.")
+_GROWS = flags.DEFINE_list("grows", list(KINDS), "What grows.")
 _PROMPTS = flags.DEFINE_list("prompts", ["1", "2", "4", "8", "16"], "Prompts of a query.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "2", "4", "8", "16", "32", "64"], "Canvases.")
 _SCALES = flags.DEFINE_list("scales", ["0.5", "0.75", "1"], "Parts of the network's canvas.")
@@ -153,11 +157,17 @@ def main(argv: list[str]) -> None:
   rows: list[dict[str, Any]] = []
   print(f"{device}\n\n{tables.GROWTH_HEAD}", flush=True)
   for kind, sizes in kinds(config, _DTYPE.value):
+    if kind not in _GROWS.value:
+      continue
     setting = {"device": device, "variant": _VARIANT.value, "dtype": _DTYPE.value, "grows": kind}
     found = [setting | row for row in measure(sizes)]
     print("\n".join(map(tables.growth_line, found)), flush=True)
     rows += found
-  if _KEEP.value and report.keep_rows("growth", rows, _KEY, device, ["jax", "jaxlib"]):
+  if (
+    _KEEP.value
+    and report.keep_rows("growth", rows, _KEY, device, ["jax", "jaxlib"])
+    and set(_GROWS.value) == set(KINDS)
+  ):
     draw(rows, PICTURE)
 
 

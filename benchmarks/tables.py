@@ -154,6 +154,28 @@ def growth_tables(results: dict[str, Any]) -> str:
   return "\n\n".join(parts)
 
 
+def attention_line(row: dict[str, Any]) -> str:
+  """A row of attention.json."""
+  setting = [row["grid_of"], row["dtype"], str(row["batch"]), row["implementation"]]
+  if "problem" in row:
+    return line(*setting, row["problem"].replace("|", "/"), *[""] * 3)
+  times = [duration(row[key]) for key in ("forward_seconds", "both_seconds")]
+  return line(*setting, f"{row['error']:.0e}", *times, f"{row['temporary_bytes'] / 1e6:.0f} MB")
+
+
+def attention_tables(results: dict[str, Any]) -> str:
+  columns = ("grid of", "dtype", "canvases", "implementation", "error", "forward", "and backward", "memory")
+  return "\n\n".join(
+    [
+      "## Attention",
+      "The attention of one block, by each way to compute it (`model/attention.py`). An error is that of the norm,\n"
+      "relative to the formula in float32, the largest of output and gradients; memory is beside operands and results.",
+      about(results["machine"]["device"], {k: v for k, v in results["machine"].items() if k != "device"}),
+      "\n".join([head(*columns), *map(attention_line, results["rows"])]),
+    ]
+  )
+
+
 def inference_tables(results: dict[str, Any]) -> str:
   arguments, rates = results["arguments"], results["images_per_second"]
   queries, prompts, split = (arguments[name] for name in ("num_queries", "num_prompts", "split"))
@@ -171,7 +193,13 @@ def inference_tables(results: dict[str, Any]) -> str:
   )
 
 
-TABLES = {"model": model_tables, "decode": decode_tables, "growth": growth_tables, "inference": inference_tables}
+TABLES = {
+  "model": model_tables,
+  "decode": decode_tables,
+  "inference": inference_tables,
+  "attention": attention_tables,
+  "growth": growth_tables,
+}
 
 
 def generate(results: Path) -> str:
