@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from seggpt_jax import canvas
 from seggpt_jax.model import attention as attention_lib
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.model.layers import Linear, gelu
+from seggpt_jax.model.layers import Conv3x3, Linear, gelu
 from seggpt_jax.typing import AnyArray
 
 SegType = Literal["semantic", "instance"]
@@ -176,7 +176,7 @@ class DecoderHead(nnx.Module):
 
   def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
     dim = config.decoder_dim
-    self.conv = nnx.Conv(dim, dim, (3, 3), padding="SAME", dtype=dtype, rngs=rngs)
+    self.conv = Conv3x3(dim, dim, dtype=dtype, rngs=rngs)
     self.norm = nnx.LayerNorm(dim, epsilon=_LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
     self.head = Linear(dim, 3, dtype=dtype, rngs=rngs)
 

@@ -112,9 +112,9 @@ def train_bytes(config: SegGPTConfig, attention: str = "folded", remat: Remat = 
   """Bytes that the matrix products of a training step move to and from memory for each canvas.
 
   Every factor is read and every result written once for each product, and all that lies between products is taken to
-  happen on the way: less than a real program moves, unless it fuses products (as flash attention does, which this
-  network does not have: the scores are written and read whole). The weights are counted for each canvas, as if each
-  were a batch of its own; with several on a device that is too much by a few per cent.
+  happen on the way: less than a real program moves, unless it fuses products (as flash attention does, whose scores
+  stay on the chip; "folded" writes and reads them whole). The weights are counted for each canvas, as if each were a
+  batch of its own; with several on a device that is too much by a few per cent.
 
   Args:
     config: the architecture.
