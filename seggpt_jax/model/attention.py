@@ -124,20 +124,17 @@ def _problem(name: str, platform: str, config: SegGPTConfig, dtype: jnp.dtype) -
   """Why this machine does not compile an implementation, forward and backward, if it does not."""
   del platform  # part of the key alone: it decides what is compiled for
   if name in ("folded", "blockwise"):
-    return None
+    return None  # for any device, so that a trial would only cost time
   rows, cols = config.grid
-  shapes = (1, rows * cols, 3, config.num_heads, config.head_dim), (2 * rows - 1, config.head_dim)
-  qkv, rel_pos_h, rel_pos_w = (
-    jax.ShapeDtypeStruct(shape, kind)
-    for shape, kind in ((shapes[0], dtype), (shapes[1], jnp.float32), ((2 * cols - 1, config.head_dim), jnp.float32))
-  )
+  qkv = jax.ShapeDtypeStruct((1, rows * cols, 3, config.num_heads, config.head_dim), dtype)
+  rel_pos_h, rel_pos_w = (jax.ShapeDtypeStruct((2 * n - 1, config.head_dim), jnp.float32) for n in (rows, cols))
 
   def loss(qkv, rel_pos_h, rel_pos_w):
     return jnp.sum(IMPLEMENTATIONS[name](qkv, rel_pos_h, rel_pos_w, config.grid).astype(jnp.float32))
 
   try:
     jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(qkv, rel_pos_h, rel_pos_w).compile()
-  # What libraries raise for shapes, dtypes, devices and versions they do not support.
+  # What libraries raise for shapes, dtypes, devices and versions they do not support; `choose` passes the reason on.
   except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
   return None
