@@ -21,11 +21,11 @@ from absl import flags
 from PIL import Image, ImageDraw
 
 from seggpt_jax.compilation import keep_programs
-from seggpt_jax.data.boards import LABELINGS
 from seggpt_jax.data.images import list_images, read_image
 from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.palette import fixed_palette
+from seggpt_jax.synthetic.boards import LABELINGS
 
 _WORKDIR = flags.DEFINE_string("workdir", "demo_run", "Where boards, run and pictures go.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 200, "Training steps; less than a second each on two cores.", 1)

@@ -23,10 +23,11 @@ from __future__ import annotations
 
 from absl import flags
 
+from seggpt_jax.cli import inference_flags as command_flags
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError, run_main
-from seggpt_jax.inference import batch, command_flags, outputs, queries, scores, video
+from seggpt_jax.inference import batch, outputs, queries, scores, video
 from seggpt_jax.inference.predictor import Approach, Predictor
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter

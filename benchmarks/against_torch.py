@@ -25,12 +25,12 @@ from torch_networks import peers_input
 from tqdm import tqdm
 from transformers import SegGptForImageSegmentation
 
-from seggpt_jax.data.boards import LABELINGS, write_boards
 from seggpt_jax.data.pipeline import training_batches
 from seggpt_jax.files import write_whole
 from seggpt_jax.model import torch_files, weights
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.model.seggpt import SegGPT
+from seggpt_jax.synthetic.boards import LABELINGS, write_boards
 from seggpt_jax.training.config import default_config
 from seggpt_jax.training.curves import read_metrics
 from seggpt_jax.training.inputs import open_inputs

@@ -22,7 +22,7 @@ import report
 from absl import app, flags
 
 from seggpt_jax import compilation
-from seggpt_jax.model.attention import IMPLEMENTATIONS
+from seggpt_jax.model.attention.dispatch import IMPLEMENTATIONS
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 
 _VARIANTS = flags.DEFINE_list("variants", ["vit_large"], "Keys of seggpt_jax.model.config.VARIANTS.")

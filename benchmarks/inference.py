@@ -28,11 +28,11 @@ from transformers import SegGptForImageSegmentation
 
 from seggpt_jax import canvas, palette
 from seggpt_jax.compilation import jit
-from seggpt_jax.data.boards import BoardSource
 from seggpt_jax.inference import batch, tiling
 from seggpt_jax.inference.predictor import Approach, Predictor
 from seggpt_jax.inference.queries import PromptFiles, Query
 from seggpt_jax.model import torch_files, weights
+from seggpt_jax.synthetic.boards import BoardSource
 
 _NUM_QUERIES = flags.DEFINE_integer("num_queries", 64, "Images to segment.", 1)
 _NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 2, "Prompts of each.", 1)

@@ -20,16 +20,16 @@ import report
 from absl import app, flags
 from PIL import Image
 
-from seggpt_jax.data.boards import generate_board
+from seggpt_jax.cli.retrieve import ChoiceOptions, choose
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.evaluation.inspection import inspect
 from seggpt_jax.evaluation.inspection_results import write
 from seggpt_jax.inference.predictor import Approach, Predictor
-from seggpt_jax.inference.prompt_conditions import by_group
-from seggpt_jax.inference.prompt_index import PromptIndex, list_prompts, read_facts
 from seggpt_jax.inference.queries import list_queries
-from seggpt_jax.inference.retrieval import ChoiceOptions, choose
 from seggpt_jax.model import weights
+from seggpt_jax.retrieval.conditions import by_group
+from seggpt_jax.retrieval.prompt_index import PromptIndex, list_prompts, read_facts
+from seggpt_jax.synthetic.boards import generate_board
 
 _MODEL_PATH = flags.DEFINE_string("model_path", "small", "Weights, or a run of train.py.")
 _NUM_QUERIES = flags.DEFINE_integer("num_queries", 48, "Boards to inspect.", 4)

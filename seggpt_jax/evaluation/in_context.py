@@ -24,14 +24,14 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from seggpt_jax.compilation import keep_programs
-from seggpt_jax.data.families import FAMILIES, Family
-from seggpt_jax.data.held_out import HELD_OUT
-from seggpt_jax.data.tasks import Episode, draw_episode
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.files import writing
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.predictor import Predictor, Prompt
 from seggpt_jax.metrics import iou
+from seggpt_jax.synthetic.families import FAMILIES, Family
+from seggpt_jax.synthetic.held_out import HELD_OUT
+from seggpt_jax.synthetic.tasks import Episode, draw_episode
 
 _GROUPS: dict[str, dict[str, Family]] = {
   "held_out": HELD_OUT,

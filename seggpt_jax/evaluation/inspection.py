@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from seggpt_jax.cli import inference_flags as command_flags
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
@@ -34,7 +35,7 @@ from seggpt_jax.evaluation.inspection_results import (
 )
 from seggpt_jax.evaluation.report import Row, thumbnail
 from seggpt_jax.files import writing
-from seggpt_jax.inference import batch, command_flags, outputs
+from seggpt_jax.inference import batch, outputs
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Approach, Predictor
 from seggpt_jax.inference.queries import PromptFiles, Query, list_queries

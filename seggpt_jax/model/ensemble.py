@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seggpt_jax import canvas
-from seggpt_jax.model import attention
+from seggpt_jax.model.attention.dispatch import dispatch as attention
 from seggpt_jax.model.seggpt import Block, SegGPT, SegType, pair_streams, part_streams
 from seggpt_jax.typing import AnyArray
 

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from seggpt_jax import canvas
-from seggpt_jax.model import attention as attention_lib
+from seggpt_jax.model.attention.dispatch import dispatch as attention_lib
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.layers import Conv3x3, Linear, gelu
 from seggpt_jax.typing import AnyArray

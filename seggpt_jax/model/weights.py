@@ -29,8 +29,8 @@ from flax import nnx
 from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.files import writing
 from seggpt_jax.model import packaged
+from seggpt_jax.model.attention.relative_positions import linear_resize_matrix
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.model.relative_positions import linear_resize_matrix
 from seggpt_jax.model.seggpt import SegGPT
 
 Params = dict[str, Any]  # jax.Array, np.ndarray, or only its ShapeDtypeStruct

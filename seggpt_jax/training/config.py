@@ -19,7 +19,7 @@ from seggpt_jax.data.pipeline import BAD_FILES
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.model.adapters import KINDS as ADAPTERS
 from seggpt_jax.model.adapters import LORA_TARGETS, Adapter, LearntPrompt, LoRA
-from seggpt_jax.model.attention import IMPLEMENTATIONS
+from seggpt_jax.model.attention.dispatch import IMPLEMENTATIONS
 from seggpt_jax.model.seggpt import Remat
 from seggpt_jax.palette import PALETTE_MODES
 from seggpt_jax.training.optimizer import OPTIMIZERS, SCHEDULES

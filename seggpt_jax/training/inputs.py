@@ -21,10 +21,10 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.pairing import Pairing, PairingOptions
 from seggpt_jax.data.pipeline import EvaluationPairs, SourceEvaluationPairs, SourceTrainingPairs, TrainingPairs
 from seggpt_jax.data.sources import Source
-from seggpt_jax.data.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.synthetic.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
 
 _AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
 

@@ -226,7 +226,7 @@ def test_nothing_but_bad_files_is_no_reason_to_go_on_for_ever():
 def test_importing_the_data_room_touches_no_device():
   """Worker processes and data preparation must not take a slice of the accelerator."""
   code = (
-    "import seggpt_jax.data.pipeline, seggpt_jax.data.boards; from jax._src import xla_bridge;"
+    "import seggpt_jax.data.pipeline, seggpt_jax.synthetic.boards; from jax._src import xla_bridge;"
     "assert not xla_bridge.backends_are_initialized()"
   )
   subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,12 +15,12 @@ from PIL import Image
 
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.prepare.encoding import BadSample, encode_sample, encoded_samples
-from seggpt_jax.data.prepare.record_writer import write_records
 from seggpt_jax.data.records import RecordSource
 from seggpt_jax.data.sample_index import SampleIndex
 from seggpt_jax.data.sources import FileSource, folder_layout
 from seggpt_jax.errors import InputError
+from seggpt_jax.prepare.encoding import BadSample, encode_sample, encoded_samples
+from seggpt_jax.prepare.record_writer import write_records
 
 INDEX = LabelFormat()
 

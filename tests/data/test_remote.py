@@ -12,9 +12,9 @@ from PIL import Image
 from seggpt_jax.data.coco import CocoSource
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.prepare.encoding import encoded_samples
-from seggpt_jax.data.prepare.record_writer import write_records
 from seggpt_jax.data.records import RecordSource
+from seggpt_jax.prepare.encoding import encoded_samples
+from seggpt_jax.prepare.record_writer import write_records
 
 
 class Bucket(MemoryFileSystem):

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.data.held_out import HELD_OUT
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import in_context
 from seggpt_jax.inference.predictor import Prediction, Predictor
 from seggpt_jax.model import weights
 from seggpt_jax.model.config import VARIANTS
+from seggpt_jax.synthetic.held_out import HELD_OUT
 
 ROOT = Path(__file__).parents[2]
 SIZE, EPISODES, PROMPTS = 48, 6, 3

@@ -14,9 +14,9 @@ import reference
 from PIL import Image
 
 from seggpt_jax import palette
-from seggpt_jax.data.boards import BoardSource
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model import torch_weights, weights
+from seggpt_jax.synthetic.boards import BoardSource
 
 
 class SlowPredictor:

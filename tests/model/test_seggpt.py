@@ -14,7 +14,8 @@ import torch
 from flax import nnx
 from jax.ad_checkpoint import print_saved_residuals
 
-from seggpt_jax.model import relative_positions, seggpt, torch_weights, weights
+from seggpt_jax.model import seggpt, torch_weights, weights
+from seggpt_jax.model.attention.dispatch import relative_positions
 
 
 def reference_colours(peers, images, targets, patch_mask, **call):

@@ -13,11 +13,11 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from seggpt_jax.data.boards import write_boards
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import adapter_files, weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
+from seggpt_jax.synthetic.boards import write_boards
 from seggpt_jax.training import loop
 from seggpt_jax.training.config import default_config
 

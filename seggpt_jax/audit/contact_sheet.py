@@ -1,0 +1,255 @@
+"""A picture of a dataset to look at: samples of each split beside the same with their labels painted over."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from seggpt_jax.audit.findings import Inspection
+from seggpt_jax.audit.report import percent
+from seggpt_jax.audit.sample_files import SampleFiles
+from seggpt_jax.audit.sentence import class_label
+from seggpt_jax.audit.survey import Survey, spread
+from seggpt_jax.data.images import decode_image
+from seggpt_jax.errors import InputError
+from seggpt_jax.palette import IGNORE, fixed_palette
+
+_COLUMNS, _PER_SPLIT, _MOST_PROBLEMS = 4, 12, 4
+_SIDE, _GAP, _LINE, _MARGIN = 228, 4, 17, 14
+_CELL = (2 * _SIDE + _GAP, _SIDE + 2 * _LINE + 12)  # width, height
+_PAPER, _INK, _FAINT, _RED = (250, 250, 250), (20, 20, 20), (110, 110, 110), (220, 20, 30)
+_BLEND = 0.5
+_SHADE = 0.45
+_SPECK, _MOST_CIRCLES = 9, 12  # pixels of the picture; more circles than that hide it
+_LEGEND_WIDTH = 460
+
+
+class Cell(NamedTuple):
+  """One sample on the sheet; pictures are None where they cannot be read."""
+
+  image: UInt8[np.ndarray, "h w 3"] | None
+  label: UInt8[np.ndarray, "h2 w2"] | None
+  name: str
+  below: str
+  problem: bool
+
+
+def draw_samples(inspection: Inspection) -> Image.Image:
+  """The sheet: a legend of the classes, then up to 12 samples of each split."""
+  palette = fixed_palette(256)
+  rows = [(survey, _read_cells(inspection, survey)) for survey in inspection.surveys.values()]
+  legend = _legend_entries(inspection, palette)
+  per_row = (_COLUMNS * (_CELL[0] + _MARGIN)) // _LEGEND_WIDTH
+  legend_height = -(-len(legend) // per_row) * 24
+  lines = [max(-(-len(cells) // _COLUMNS), 1) for _, cells in rows]
+  width = _MARGIN + _COLUMNS * (_CELL[0] + _MARGIN)
+  height = 52 + legend_height + sum(40 + count * (_CELL[1] + _MARGIN) for count in lines)
+  sheet = Image.new("RGB", (width, height), _PAPER)
+  draw = ImageDraw.Draw(sheet)
+  title = f"{inspection.dataset.path}: labels read as {inspection.dataset.label_format}"
+  draw.text((_MARGIN, 10), _fitted(title, width - 2 * _MARGIN, 20), _INK, _font(20))
+  for place, (text, colour) in enumerate(legend):
+    x, y = _MARGIN + place % per_row * _LEGEND_WIDTH, 44 + place // per_row * 24
+    _swatch(sheet, (x, y), colour)
+    draw.text((x + 28, y), _fitted(text, _LEGEND_WIDTH - 40, 15), _INK, _font(15))
+  y = 52 + legend_height
+  for (survey, cells), count in zip(rows, lines, strict=True):
+    draw.text((_MARGIN, y + 8), f"{survey.split}: {len(cells)} of {survey.num_samples} samples", _INK, _font(18))
+    for place, cell in enumerate(cells):
+      x = _MARGIN + place % _COLUMNS * (_CELL[0] + _MARGIN)
+      _draw_cell(sheet, (x, y + 40 + place // _COLUMNS * (_CELL[1] + _MARGIN)), cell, palette)
+    y += 40 + count * (_CELL[1] + _MARGIN)
+  return sheet
+
+
+# ------------------------------------------------------------------------------------------------------------ samples
+
+
+def choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
+  """Positions of samples that show a split: some of the wrong ones, every class, spread over all, in their order.
+
+  Args:
+    survey: of the split.
+    most: at most so many.
+  """
+  everyone = range(len(survey.samples))
+  wrong = [i for i in everyone if survey.samples[i].problem]
+  chosen = [wrong[i] for i in spread(len(wrong), min(_MOST_PROBLEMS, most))]
+  # The rarest class first: a sample that holds it often holds others too.
+  present = [int(c) + 1 for c in np.flatnonzero(survey.holding[1:IGNORE])]
+  holders: dict[int, list[int]] = {c: [] for c in present}
+  for i in everyone:
+    for class_index in survey.samples[i].classes or ():
+      holders[class_index].append(i)
+  for class_index in sorted(present, key=lambda c: survey.holding[c]):
+    shown = any(class_index in (survey.samples[i].classes or ()) for i in chosen)
+    if not shown and len(chosen) < most:
+      chosen.append(holders[class_index][len(holders[class_index]) // 2])
+  for candidates in ([i for i in everyone if survey.samples[i].classes], list(everyone)):
+    left = [i for i in candidates if i not in set(chosen)]
+    free = most - len(chosen)
+    chosen += [left[i] for i in spread(len(left), free)] if free else []
+  return sorted(chosen)
+
+
+def _read_cells(inspection: Inspection, survey: Survey) -> list[Cell]:
+  files = inspection.files[survey.split]
+  return [_read_cell(inspection, files, survey, position) for position in choose_samples(survey)]
+
+
+def _read_cell(inspection: Inspection, files: SampleFiles, survey: Survey, position: int) -> Cell:
+  sample = survey.samples[position]
+  image = label = None
+  problem = ""
+  try:
+    image = decode_image(*files.image_file(sample.index))
+  except InputError as error:
+    problem = _short(error)
+  try:
+    size = None if image is None else image.shape[:2]
+    label = files.label(sample.index, size, inspection.dataset.label_format, [])
+  except InputError as error:
+    problem = problem or _short(error)
+  if image is not None and label is not None and image.shape[:2] != label.shape:
+    problem = f"image {image.shape[1]} x {image.shape[0]}, label {label.shape[1]} x {label.shape[0]}"
+  named = ", ".join(class_label(inspection, c) for c in sample.classes or ())
+  below = problem or (f"classes {named}" if named else "no foreground")
+  return Cell(image, label, sample.name, below, bool(problem))
+
+
+def _short(error: InputError) -> str:
+  """What is wrong, without the file's name, which stands above it."""
+  return str(error).partition(": ")[2] or str(error)
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+def paint_over(
+  image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], palette: UInt8[np.ndarray, "256 3"], side: int
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+  """The image with its longer side at that length and its label over it.
+
+  Regions are half transparent inside and outlined; however small, they are ringed. Ignored pixels are hatched.
+  """
+  shown = _fit(image, side).astype(np.float32)
+  size = shown.shape[1::-1]
+  outlines = np.zeros((*shown.shape[:2], 3), np.float32)
+  ringed, filled = np.zeros((2, *shown.shape[:2]), bool)
+  for class_index in np.unique(label).tolist():
+    if class_index == 0:
+      continue
+    mask = (label == class_index).astype(np.float32)
+    enlarged = size[0] >= label.shape[1]
+    cover = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST if enlarged else cv2.INTER_AREA)
+    if class_index == IGNORE:
+      hatched = _hatches(shown.shape[:2]) & (cover >= 0.5)
+      shown[hatched] = 150
+      continue
+    colour = palette[class_index].astype(np.float32)
+    inside = cover >= 0.5
+    filled |= inside
+    shown[inside] = (1 - _BLEND) * shown[inside] + _BLEND * colour
+    # What has vanished by shrinking still gets its ring.
+    ring = _ring((cover > 0).astype(np.uint8)) & ~inside
+    outlines[ring] = colour
+    ringed |= ring
+  # Rings of any colour are seen on any image with dark around them.
+  shown[(cv2.dilate(ringed.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & ~ringed & ~filled] *= _SHADE
+  return np.where(ringed[..., None], outlines, shown).astype(np.uint8)
+
+
+def _ring(present: UInt8[np.ndarray, "h w"]) -> np.ndarray:
+  """A line around each region, and circles where all are too small to be seen."""
+  ring = cv2.dilate(present, np.ones((3, 3), np.uint8))
+  _, _, stats, centres = cv2.connectedComponentsWithStats(present)
+  sides = stats[1:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(axis=1)
+  for centre in centres[1 : 1 + _MOST_CIRCLES] if sides.max(initial=0) < 2 * _SPECK else ():
+    x, y = np.rint(centre).astype(int).tolist()
+    cv2.circle(ring, (x, y), _SPECK, 1, 1)
+  return ring > 0
+
+
+def _hatches(shape: tuple[int, ...]) -> np.ndarray:
+  y, x = np.indices(shape)
+  return (x + y) // 3 % 2 == 0
+
+
+def _fit(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+  scale = side / max(image.shape[:2])
+  size = tuple(max(1, round(length * scale)) for length in image.shape[1::-1])
+  return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+
+
+def _draw_cell(sheet: Image.Image, place: tuple[int, int], cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> None:
+  x, y = place
+  draw = ImageDraw.Draw(sheet)
+  pictures = [None if cell.image is None else _fit(cell.image, _SIDE), _labelled(cell, palette)]
+  for number, picture in enumerate(pictures):
+    left = x + number * (_SIDE + _GAP)
+    draw.rectangle((left, y, left + _SIDE - 1, y + _SIDE - 1), (228, 228, 228))
+    if picture is None:
+      draw.line((left, y, left + _SIDE - 1, y + _SIDE - 1), (190, 190, 190), 2)
+      draw.line((left, y + _SIDE - 1, left + _SIDE - 1, y), (190, 190, 190), 2)
+      draw.text((left + 8, y + 8), ("no image", "no label")[number], _FAINT, _font(14))
+    else:
+      offset = ((_SIDE - picture.shape[1]) // 2, (_SIDE - picture.shape[0]) // 2)
+      sheet.paste(Image.fromarray(picture), (left + offset[0], y + offset[1]))
+  draw.text((x, y + _SIDE + 4), _fitted(cell.name, _CELL[0], 14, keep_end=True), _INK, _font(14))
+  draw.text((x, y + _SIDE + 4 + _LINE), _fitted(cell.below, _CELL[0], 13), _RED if cell.problem else _FAINT, _font(13))
+  if cell.problem:
+    draw.rectangle((x - 6, y - 6, x + _CELL[0] + 5, y + _CELL[1] + 2), None, _RED, 4)
+
+
+def _labelled(cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> np.ndarray | None:
+  if cell.label is None:
+    return None
+  image = cell.image
+  if image is None or image.shape[:2] != cell.label.shape:
+    image = np.full((*cell.label.shape, 3), 60, np.uint8)  # the label alone
+  return paint_over(image, cell.label, palette, _SIDE)
+
+
+def _legend_entries(
+  inspection: Inspection, palette: UInt8[np.ndarray, "256 3"]
+) -> list[tuple[str, tuple[int, ...] | None]]:
+  """(text, colour) of each class that there is; None is hatched."""
+  surveys = list(inspection.surveys.values())
+  pixels = inspection.pixels
+  entries: list[tuple[str, tuple[int, ...] | None]] = []
+  for class_index in np.flatnonzero(pixels[:IGNORE]).tolist():
+    shares = ", ".join(
+      f"{s.split} {percent(s.pixels[class_index] / max(s.pixels.sum(), 1))}" for s in surveys if s.num_labels
+    )
+    name = "0 background" if class_index == 0 else class_label(inspection, class_index)
+    entries.append((f"{name}: {shares} of pixels", tuple(palette[class_index].tolist())))
+  if pixels[IGNORE]:
+    entries.append((f"ignored: {percent(pixels[IGNORE] / pixels.sum())} of pixels", None))
+  return entries
+
+
+def _swatch(sheet: Image.Image, place: tuple[int, int], colour: tuple[int, ...] | None) -> None:
+  x, y = place
+  if colour is None:
+    hatched = np.where(_hatches((16, 20))[..., None], 150, 228).repeat(3, axis=2).astype(np.uint8)
+    sheet.paste(Image.fromarray(hatched), (x, y + 1))
+    colour = ()
+  ImageDraw.Draw(sheet).rectangle((x, y + 1, x + 20, y + 17), colour or None, _FAINT)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+  return ImageFont.load_default(size)
+
+
+def _fitted(text: str, width: int, size: int, keep_end: bool = False) -> str:
+  """The text, shortened where it is wider than so many pixels."""
+  font = _font(size)
+  if font.getlength(text) <= width:
+    return text
+  while text and font.getlength(text + "...") > width:
+    text = text[1:] if keep_end else text[:-1]
+  return f"...{text}" if keep_end else f"{text}..."

@@ -1,0 +1,260 @@
+"""What there is to know of one split of a dataset: every file is read once, small facts stay.
+
+Nothing stops at a wrong file: what is wrong is counted and named, and the rest is surveyed all the same.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+from PIL import Image
+from tqdm import tqdm
+
+from seggpt_jax.audit.duplicates import Print, print_image
+from seggpt_jax.audit.label_values import FileValues, StoredValues
+from seggpt_jax.audit.regions import ClassRegions, count_pixels, region_areas
+from seggpt_jax.audit.sample_files import SampleFiles, UnreadableError
+from seggpt_jax.data.images import decode_image, load_upright, open_image
+from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.sources import check_size
+from seggpt_jax.errors import InputError
+from seggpt_jax.palette import IGNORE
+
+PROBLEMS = {
+  "unmatched": "without a partner, or out of place",
+  "unreadable": "unreadable or cut off",
+  "size": "label of another size than its image",
+  "meaning": "label that cannot be read with these flags",
+}
+_THREADS = os.cpu_count() or 1
+_BLOCK = 512
+_ORIENTATION = 274  # the EXIF tag
+_SIXTEEN_BIT = 65535
+
+
+class ImageFacts(NamedTuple):
+  """Of one image file; `peak` is the largest value of one with 16 bits, else None."""
+
+  kind: str
+  size: tuple[int, int]  # height, width, upright
+  num_bytes: int
+  turned: bool
+  peak: int | None
+  print: Print
+  digest: bytes  # of its pixels
+
+
+class LabelFacts(NamedTuple):
+  """Of one label."""
+
+  pixels: Int64[np.ndarray, "256"]
+  regions: list[tuple[int, np.ndarray]]
+
+
+class SampleFacts(NamedTuple):
+  """Of one sample; what could not be read is None."""
+
+  index: int
+  name: str
+  image: ImageFacts | None
+  label: LabelFacts | None
+  values: list[FileValues]
+  problems: list[tuple[str, str]]  # (key of PROBLEMS, what)
+
+
+class Surveyed(NamedTuple):
+  """What is kept of each sample; `problem` is "" or what is wrong with it, `kind` which key of `PROBLEMS` that is."""
+
+  index: int
+  name: str
+  classes: tuple[int, ...] | None
+  problem: str
+  kind: str
+
+
+@dataclasses.dataclass
+class Survey:
+  """Of one split.
+
+  Attributes:
+    split: its name.
+    num_samples: how many there are, surveyed or not.
+    kinds: number of images by format and mode, such as "JPEG RGB".
+    sizes: number of images by (height, width).
+    num_bytes: of the image files.
+    turned: number of images that an EXIF tag turns.
+    peaks: largest value of each image with 16 bits.
+    problems: what is wrong, by the keys of `PROBLEMS`.
+    values: of the labels' files.
+    pixels: number of pixels of each class.
+    regions: sizes of each class's regions.
+    holding: number of samples that hold each class.
+    num_labels: number of labels that were read.
+    num_empty: of them without foreground.
+    samples: what is kept of each.
+    prints: (position in samples, print) of each image that was read.
+    digests: of their pixels, in the same order.
+  """
+
+  split: str
+  num_samples: int = 0
+  kinds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  num_bytes: int = 0
+  turned: int = 0
+  peaks: list[int] = dataclasses.field(default_factory=list)
+  problems: dict[str, list[str]] = dataclasses.field(default_factory=lambda: {kind: [] for kind in PROBLEMS})
+  values: StoredValues = dataclasses.field(default_factory=StoredValues)
+  pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))
+  regions: dict[int, ClassRegions] = dataclasses.field(default_factory=dict)
+  holding: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))
+  num_labels: int = 0
+  num_empty: int = 0
+  samples: list[Surveyed] = dataclasses.field(default_factory=list)
+  prints: list[tuple[int, Print]] = dataclasses.field(default_factory=list)
+  digests: list[bytes] = dataclasses.field(default_factory=list)
+
+  def add(self, facts: SampleFacts) -> None:
+    """Counts one sample in."""
+    for kind, what in facts.problems:
+      self.problems[kind].append(what)
+    for each in facts.values:
+      self.values.add(each)
+    if facts.image is not None:
+      self._add_image(facts.image)
+    classes = None
+    if facts.label is not None:
+      classes = tuple((np.flatnonzero(facts.label.pixels[1:IGNORE]) + 1).tolist())
+      self.num_labels += 1
+      self.num_empty += not classes
+      self.pixels += facts.label.pixels
+      self.holding += facts.label.pixels > 0
+      for class_index, areas in facts.label.regions:
+        self.regions.setdefault(class_index, ClassRegions()).add(areas)
+    kind, problem = facts.problems[0] if facts.problems else ("", "")
+    self.samples.append(Surveyed(facts.index, facts.name, classes, problem, kind))
+
+  def _add_image(self, image: ImageFacts) -> None:
+    self.kinds[image.kind] += 1
+    self.sizes[image.size] += 1
+    self.num_bytes += image.num_bytes
+    self.turned += image.turned
+    if image.peak is not None:
+      self.peaks.append(image.peak)
+    self.prints.append((len(self.samples), image.print))
+    self.digests.append(image.digest)
+
+  @property
+  def num_usable(self) -> int:
+    """Samples of which nothing is known to be wrong."""
+    return sum(not sample.problem for sample in self.samples)
+
+  @property
+  def num_intact(self) -> int:
+    """Samples of which nothing is wrong, or nothing but how their labels are read."""
+    return sum(sample.kind in ("", "meaning") for sample in self.samples)
+
+  def copies(self) -> list[list[str]]:
+    """Names of samples whose images are the same, pixel for pixel."""
+    names = collections.defaultdict(list)
+    for (place, _), digest in zip(self.prints, self.digests, strict=True):
+      names[digest].append(self.samples[place].name)
+    return [each for each in names.values() if len(each) > 1]
+
+
+def survey_split(survey: Survey, files: SampleFiles, label_format: LabelFormat, max_images: int = 0) -> None:
+  """Reads the samples of a split.
+
+  Args:
+    survey: what is found is added to.
+    files: the samples.
+    label_format: how labels are read.
+    max_images: only so many, evenly spread; 0 is all.
+  """
+  survey.num_samples = len(files)
+  chosen = spread(len(files), max_images)
+  bar = tqdm(total=len(chosen), desc=f"reading {survey.split}", unit="image", delay=1.0)
+  with bar, concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    # A block at a time: what a sample's facts weigh is gone once they are counted in.
+    for start in range(0, len(chosen), _BLOCK):
+      block = chosen[start : start + _BLOCK]
+      for facts in pool.map(lambda index: _read_sample(files, index, label_format), block):
+        survey.add(facts)
+        bar.update()
+
+
+def spread(count: int, most: int) -> list[int]:
+  """At most so many of the numbers 0..count-1, evenly spread; 0 is all."""
+  if not most or most >= count:
+    return list(range(count))
+  return np.linspace(0, count - 1, most).round().astype(int).tolist()
+
+
+def read_values(files: SampleFiles, most: int) -> StoredValues:
+  """The values of some samples' labels as they are stored."""
+  stored = StoredValues()
+  for index in spread(len(files), most):
+    for each in _read_label(files, index, None, LabelFormat("binary"), [])[1]:
+      stored.add(each)
+  return stored
+
+
+def _read_sample(files: SampleFiles, index: int, label_format: LabelFormat) -> SampleFacts:
+  problems: list[tuple[str, str]] = []
+  image = None
+  try:
+    image = _image_facts(*files.image_file(index))
+  except InputError as error:
+    problems.append(("unreadable", str(error)))
+  size = None if image is None else image.size
+  label, values = _read_label(files, index, size, label_format, problems)
+  facts = None
+  if label is not None:
+    try:
+      check_size(label, size, files.name(index))
+      pixels = count_pixels(label)
+      facts = LabelFacts(pixels, region_areas(label, pixels))
+    except InputError as error:
+      problems.append(("size", str(error)))
+  return SampleFacts(index, files.name(index), image, facts, values, problems)
+
+
+def _read_label(files, index, size, label_format, problems):
+  """The label or None, and the values of its files; what is wrong is added to the problems."""
+  values: list[FileValues] = []
+  try:
+    return files.label(index, size, label_format, values), values
+  except InputError as error:
+    unreadable = isinstance(error, UnreadableError) or "cannot be read" in str(error)
+    kind = "unreadable" if unreadable else "size" if "as its image has" in str(error) else "meaning"
+    problems.append((kind, str(error)))
+    return None, values
+
+
+def _image_facts(data: bytes, where: str) -> ImageFacts:
+  """Raises InputError: the file is unreadable."""
+  header = open_image(data, where)
+  pixels = decode_image(data, where)
+  transparent = "transparency" in header.info and header.mode != "RGBA"
+  turned = header.getexif().get(_ORIENTATION, 1) not in (0, 1)
+  deep = header.mode.startswith("I")
+  return ImageFacts(
+    kind=f"{header.format} {header.mode}{' with transparency' if transparent else ''}",
+    size=pixels.shape[:2],
+    num_bytes=len(data),
+    turned=turned,
+    peak=_peak(header, where) if deep else None,
+    print=print_image(pixels),
+    digest=hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=12, key=repr(pixels.shape).encode()).digest(),
+  )
+
+
+def _peak(image: Image.Image, where: str) -> int:
+  return min(int(np.asarray(load_upright(image, where)).max(initial=0)), _SIXTEEN_BIT)

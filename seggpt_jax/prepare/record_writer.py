@@ -1,0 +1,185 @@
+"""Writes samples as a TFDS dataset in ArrayRecord format, without TensorFlow.
+
+TFDS' own builders gather a split in memory and need TensorFlow from 1 GB on. Here each shard is written as its samples
+come; one that is finished stays, so a run that is stopped goes on from there. The dataset appears under its name only
+when it is whole.
+
+  DIRECTORY/NAME/1.0.0/dataset_info.json, features.json
+  DIRECTORY/NAME/1.0.0/NAME-SPLIT.array_record-00000-of-00004
+  DIRECTORY/NAME/1.0.0/samples-SPLIT.npz          names, groups and classes: `sample_index`
+  DIRECTORY/NAME/incomplete/                      until it is whole
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from seggpt_jax.data.records import index_name
+from seggpt_jax.data.sample_index import SampleIndex
+from seggpt_jax.errors import InputError
+from seggpt_jax.files import writing
+from seggpt_jax.prepare.encoding import BadSample, EncodedSample
+
+VERSION = "1.0.0"
+SHARD_BYTES = 256 << 20
+# Gives the samples of a split from a position on, one for each position.
+Samples = Callable[[int], Iterator[EncodedSample | BadSample]]
+
+
+def write_records(
+  directory: str | os.PathLike,
+  name: str,
+  splits: Mapping[str, Samples],
+  num_classes: int,
+  shard_bytes: int = SHARD_BYTES,
+) -> Path:
+  """Writes a dataset, or what is missing of it after a run that was stopped.
+
+  Args:
+    directory: local folder for the folder of the dataset.
+    name: of the dataset: lower case letters, digits and underscores.
+    splits: samples by split; those of a run that goes on have to be the same.
+    num_classes: N, background included.
+    shard_bytes: a shard is closed when it holds so many.
+
+  Returns:
+    The version's folder.
+
+  Raises:
+    InputError: the folder cannot be written to, or a split has no usable sample.
+  """
+  dataset = Path(directory) / name
+  whole, unfinished = dataset / VERSION, dataset / "incomplete"
+  if not whole.exists():
+    for folder in ("shards", VERSION):
+      with writing(unfinished):
+        (unfinished / folder).mkdir(parents=True, exist_ok=True)
+    features = _features()
+    counts = {
+      split: _write_shards(unfinished / "shards", split, samples, num_classes, shard_bytes, features)
+      for split, samples in splits.items()
+    }
+    with writing(unfinished):
+      _assemble(unfinished, name, counts, features)
+      os.replace(unfinished / VERSION, whole)
+  shutil.rmtree(unfinished, ignore_errors=True)
+  return whole
+
+
+def _features() -> Any:
+  import tensorflow_datasets as tfds
+
+  return tfds.features.FeaturesDict(
+    {
+      "image": tfds.features.Image(),
+      "segmentation_mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+      "name": tfds.features.Text(),
+      "group": tfds.features.Text(),
+    }
+  )
+
+
+def _shard_file(folder: Path, split: str, number: int) -> Path:
+  return folder / f"{split}-{number:05d}.array_record"
+
+
+def _write_shards(folder: Path, split: str, samples: Samples, num_classes: int, shard_bytes: int, features: Any) -> int:
+  """Writes the shards that are missing; the index of a shard is written last and says that it is finished."""
+  number = position = 0
+  while (done := _shard_file(folder, split, number).with_suffix(".npz")).exists():
+    index = SampleIndex.load(done)
+    position += len(index) + len(index.bad)
+    number += 1
+  stream = samples(position)
+  while True:
+    path = _shard_file(folder, split, number)
+    index = _write_shard(path, stream, num_classes, shard_bytes, features)
+    if index is None:
+      break
+    index.save(path.with_suffix(".npz"))
+    number += 1
+  return number
+
+
+def _write_shard(
+  path: Path, stream: Iterable[EncodedSample | BadSample], num_classes: int, shard_bytes: int, features: Any
+) -> SampleIndex | None:
+  """One shard, in place of what a run that was stopped may have left; None if there are no more samples."""
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  written, good, bad = 0, [], []
+  with writing(path):
+    path.unlink(missing_ok=True)
+  writer = None
+  try:
+    for sample in stream:
+      if isinstance(sample, BadSample):
+        bad.append(f"{sample.name}: {sample.reason}")
+        continue
+      writer = writer or ArrayRecordWriter(os.fspath(path), "group_size:1")  # one record can be read alone
+      record = features.serialize_example(
+        {
+          "image": io.BytesIO(sample.image),
+          "segmentation_mask": io.BytesIO(sample.label),
+          "name": sample.name,
+          "group": sample.group,
+        }
+      )
+      writer.write(record)
+      good.append((sample.name, sample.group, sample.classes))
+      written += len(record)
+      if written >= shard_bytes:
+        break
+    if writer is not None:
+      writer.close()
+  except RuntimeError as error:
+    raise InputError(f"{path}: cannot be written: {' '.join(str(error).split())}") from error
+  if not good and not bad:
+    return None
+  names, groups, classes = zip(*good, strict=True) if good else ((), (), ())
+  return SampleIndex.of(names, groups, classes, num_classes, bad)
+
+
+def _assemble(unfinished: Path, name: str, counts: Mapping[str, int], features: Any) -> None:
+  """Names the shards as TFDS does and describes them; may be done again after it was stopped half-way."""
+  import tensorflow_datasets as tfds
+
+  folder = unfinished / VERSION
+  infos = []
+  for split, count in counts.items():
+    files = [_shard_file(unfinished / "shards", split, number) for number in range(count)]
+    indices = [SampleIndex.load(file.with_suffix(".npz")) for file in files]
+    kept = [(file, index) for file, index in zip(files, indices, strict=True) if len(index)]
+    if not kept:
+      raise InputError(f"{split}: found no sample that can be used, expected at least one")
+    template = tfds.core.ShardedFileTemplate(
+      data_dir=folder, dataset_name=name, split=split, filetype_suffix="array_record"
+    )
+    num_bytes = 0
+    for number, (file, _) in enumerate(kept):
+      place = Path(template.sharded_filepath(shard_index=number, num_shards=len(kept)))
+      if file.exists():
+        os.replace(file, place)
+      num_bytes += place.stat().st_size
+    SampleIndex.join(indices).save(folder / index_name(split))
+    lengths = [len(index) for _, index in kept]
+    infos.append(
+      tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template)
+    )
+  identity = tfds.core.DatasetIdentity(
+    name=name, version=tfds.core.Version(VERSION), data_dir=os.fspath(folder), module_name=__name__
+  )
+  info = tfds.core.DatasetInfo(
+    builder=identity,
+    features=features,
+    disable_shuffling=True,
+    description="Labelled images. segmentation_mask holds class indices, 0 is the background, 255 is ignored.",
+  )
+  info.set_file_format("array_record")
+  info.set_splits(tfds.core.SplitDict(infos))
+  info.write_to_directory(os.fspath(folder))

@@ -1,0 +1,189 @@
+"""In-context tasks without end: pairs in which only the prompt's mask says what is wanted.
+
+A task draws pictures of one family, picks some of the kinds of things in them as classes and colours everything else
+background. The i-th pair depends on (seed, i) alone, so a pretraining run can stop anywhere and go on; how hard it is
+grows with i.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import UInt8
+
+from seggpt_jax.data.sources import Sample
+from seggpt_jax.data.transforms import EvaluationPair, Pair, TrainingPair
+from seggpt_jax.synthetic import families
+
+# A kind smaller than this share of a picture is not asked for.
+_LEAST_SHARE = 0.006
+# Second half of the seeds of evaluation tasks.
+_EVALUATION = 0x5E66
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+  """Pictures of the same kinds of things; the last one is the query, those before it prompts.
+
+  Attributes:
+    images: uint8 [n, size, size, 3].
+    kinds: uint8 [n, size, size], 0 for nothing in particular.
+    family: which family drew it.
+  """
+
+  images: UInt8[np.ndarray, "n size size 3"]
+  kinds: UInt8[np.ndarray, "n size size"]
+  family: str
+
+  def shares(self) -> np.ndarray:
+    """Share of each picture that each kind covers, [n, kinds]."""
+    num = int(self.kinds.max()) + 1
+    return np.stack([np.bincount(kinds.ravel(), minlength=num) / kinds.size for kinds in self.kinds])
+
+  def present(self, least: float = _LEAST_SHARE) -> np.ndarray:
+    """The kinds, without 0, that cover at least that share of every picture."""
+    kinds = np.flatnonzero(self.shares().min(axis=0) >= least)
+    return kinds[kinds > 0]
+
+  def labels(self, chosen: np.ndarray | list[int]) -> UInt8[np.ndarray, "n size size"]:
+    """Class i + 1 where the i-th chosen kind is, 0 elsewhere."""
+    table = np.zeros(256, np.uint8)
+    table[np.asarray(chosen)] = np.arange(1, len(chosen) + 1)
+    return table[self.kinds]
+
+
+def _light(generator: np.random.Generator, image: np.ndarray, amount: float) -> UInt8[np.ndarray, "h w 3"]:
+  """Brightness, contrast, a colour cast, blur and noise of one picture."""
+  gain = 1 + amount * generator.normal(0, 0.12) + amount * generator.normal(0, 0.05, 3)
+  image = (image - 127.5) * gain.astype(np.float32) + np.float32(127.5 + amount * generator.normal(0, 14))
+  if generator.random() < 0.3:
+    side = 0.25 * generator.random()
+    middle = image[1:-1, 1:-1]
+    around = image[:-2, 1:-1] + image[2:, 1:-1] + image[1:-1, :-2] + image[1:-1, 2:]
+    image[1:-1, 1:-1] = (1 - 4 * side * 0.8) * middle + side * 0.8 * around
+  if generator.random() < 0.5:
+    image = image + generator.standard_normal(image.shape, dtype=np.float32) * np.float32(6 * generator.random())
+  return np.clip(np.round(image), 0, 255).astype(np.uint8)
+
+
+def draw_episode(
+  family: str | families.Family,
+  generator: np.random.Generator,
+  size: int,
+  num_images: int,
+  difficulty: float,
+) -> Episode:
+  """Draws pictures of one family, under a light of their own each.
+
+  Args:
+    family: its name in `families.FAMILIES`, or the function itself.
+    generator: source of randomness.
+    size: side of the pictures in pixels.
+    num_images: prompts and one query.
+    difficulty: 0..1.
+  """
+  draw = families.FAMILIES[family][0] if isinstance(family, str) else family
+  scenes = draw(generator, size, num_images, difficulty)
+  images = np.stack([_light(generator, image, difficulty) for image in scenes.images])
+  return Episode(images, np.stack(scenes.kinds), family if isinstance(family, str) else family.__name__)
+
+
+def _another_view(generator: np.random.Generator, episode: Episode, difficulty: float) -> Episode:
+  """The last picture replaced by another view of the first: mirrored, turned, shifted, in other light."""
+  image, kinds = episode.images[0], episode.kinds[0]
+  if generator.random() < 0.5:
+    image, kinds = image[:, ::-1], kinds[:, ::-1]
+  turns = int(generator.integers(4))
+  image, kinds = np.rot90(image, turns), np.rot90(kinds, turns)
+  shift = tuple(generator.integers(-image.shape[0] // 3, image.shape[0] // 3, 2))
+  image, kinds = np.roll(image, shift, (0, 1)), np.roll(kinds, shift, (0, 1))
+  image = _light(generator, image.astype(np.float32), difficulty)
+  return Episode(
+    np.concatenate([episode.images[:-1], image[None]]),
+    np.concatenate([episode.kinds[:-1], kinds[None]]),
+    episode.family,
+  )
+
+
+def _without_colour(generator: np.random.Generator, episode: Episode) -> Episode:
+  """All pictures in grey, as X-rays and microscopes show them; the channels are mixed at random, alike in all."""
+  grey = episode.images @ generator.dirichlet((2.0, 3.0, 1.0)).astype(np.float32)
+  images = np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=-1)
+  return dataclasses.replace(episode, images=images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+  """Prompts and queries without end.
+
+  Attributes:
+    size: side of the pictures in pixels.
+    num_classes: most classes in a task, background included.
+    ramp: tasks until the difficulty may reach 1; 0 starts there.
+    num_prompts: K.
+  """
+
+  size: int
+  num_classes: int
+  ramp: int = 0
+  num_prompts: int = 1
+
+  def draw(self, index: int, generator: np.random.Generator) -> tuple[list[Sample], Sample]:
+    """Prompts and query of the task at this place in the curriculum."""
+    reach = min(index / self.ramp, 1.0) if self.ramp else 1.0
+    # Easy ones stay among the others: what was learnt from them is not to be unlearnt.
+    difficulty = reach * generator.random() ** 0.5
+    weights = np.array([easy + (hard - easy) * difficulty for _, easy, hard in families.FAMILIES.values()])
+    while True:
+      family = str(generator.choice(list(families.FAMILIES), p=weights / weights.sum()))
+      episode = draw_episode(family, generator, self.size, self.num_prompts + 1, difficulty)
+      if generator.random() < 0.3 - 0.25 * difficulty:
+        episode = _another_view(generator, episode, difficulty)
+      if generator.random() < 0.2 * difficulty:
+        episode = _without_colour(generator, episode)
+      # Now and then what is asked for is not there, and the answer is background.
+      absent = generator.random() < 0.06 * difficulty
+      if absent:
+        candidates = np.flatnonzero(episode.shares()[:-1].min(axis=0) >= 0.02)
+        candidates = candidates[candidates > 0]
+      else:
+        candidates = episode.present(max(0.10 * (1 - 1.5 * difficulty), _LEAST_SHARE))
+      # A picture that is all one class says nothing.
+      if len(candidates) and (absent or episode.shares()[:, candidates].max() <= 0.9):
+        break
+    most = min(self.num_classes - 1, len(candidates), int(generator.choice([1, 2, 3], p=[0.5, 0.3, 0.2])))
+    labels = episode.labels(generator.permutation(candidates)[:most])
+    *prompts, query = (
+      Sample(image=image, label=label, name=f"{family}_{index}")
+      for image, label in zip(episode.images, labels, strict=True)
+    )
+    return prompts, query
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskTrainingPairs:
+  """`Tasks` as training pairs; see `pipeline.TrainingPairs`."""
+
+  tasks: Tasks
+  transform: TrainingPair
+  epoch: int | None = None
+
+  def __call__(self, index: int, generator: np.random.Generator) -> Pair:
+    return self.transform(*self.tasks.draw(index, generator), generator)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskEvaluationPairs:
+  """`count` fixed tasks, none of which a training run draws; see `pipeline.EvaluationPairs`."""
+
+  tasks: Tasks
+  transform: EvaluationPair
+  count: int = 512
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __call__(self, index: int) -> Pair:
+    # A generator of another family of seeds than grain's.
+    return self.transform(*self.tasks.draw(index, np.random.default_rng([index, _EVALUATION])))

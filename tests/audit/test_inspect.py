@@ -1,0 +1,436 @@
+"""Inspecting datasets with what people's datasets have: every fault is named, and what to do about it."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import config_flags
+from PIL import Image
+
+from seggpt_jax.audit import contact_sheet
+from seggpt_jax.audit.advice import advise, train_line
+from seggpt_jax.audit.findings import inspect_dataset
+from seggpt_jax.audit.report import as_facts, as_text
+from seggpt_jax.audit.sample_files import guess_kind
+from seggpt_jax.data.datasets import Dataset
+from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.errors import InputError
+from seggpt_jax.training.config import check_config
+
+SIZE = 48
+ROOT = Path(__file__).parents[3]
+
+
+def picture(seed, shape=(SIZE, SIZE)):
+  """An image unlike any other seed's."""
+  blocks = np.random.default_rng(seed).integers(30, 226, (8, 8, 3), np.uint8)
+  return np.asarray(Image.fromarray(blocks).resize(shape[::-1], Image.Resampling.BICUBIC))
+
+
+def blob(value=1, background=0, size=SIZE):
+  """A label whose foreground is a quarter of it."""
+  label = np.full((size, size), background, np.uint8)
+  label[: size // 2, : size // 2] = value
+  return label
+
+
+def save(path, pixels, **options):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+  image.save(path, **options)
+
+
+def write(root, label=lambda i: blob(1 + i % 2), num_train=12, num_val=6, ending="png"):
+  """A dataset without faults but those of its labels."""
+  for split, start, count in (("train", 0, num_train), ("val", 1000, num_val)):
+    for i in range(count):
+      save(root / split / "images" / f"a{i:02d}.png", picture(start + i))
+      save(root / split / "labels" / f"a{i:02d}.{ending}", label(i))
+  return root
+
+
+def inspected(root, groups="", given=frozenset(), max_images=0, splits=("train", "val"), **values):
+  values = {"kind": "folder", "num_classes": 255} | values
+  return inspect_dataset(Dataset(path=str(root), **values), splits, frozenset(given), groups, max_images)
+
+
+def advised(inspection):
+  """All advice as one text; and whether report and sheet can be made of it."""
+  advice = advise(inspection)
+  facts = as_facts(inspection) | {"advice": [a.text for a in advice], "ready": False}
+  facts["train"] = train_line(inspection, advice)
+  report = as_text(json.loads(json.dumps(facts)))
+  assert all(each.text in report for each in advice)
+  assert contact_sheet.draw_samples(inspection).width <= 2000
+  return "\n".join(each.text for each in advice)
+
+
+def read_config(line):
+  """The configuration that a train.py line makes, checked as a run checks it."""
+  python, script, *arguments = shlex.split(line)
+  assert (python, script) == ("python", "train.py")
+  arguments = [each.replace("configs/", f"{ROOT}/configs/") for each in arguments]
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file("config", flag_values=values)
+  flags.DEFINE_string("workdir", None, "", flag_values=values)
+  with mock.patch.object(sys, "argv", ["train.py", *arguments]):  # where it looks for keys
+    values(sys.argv)
+  check_config(holder.value)
+  return holder.value
+
+
+# ---------------------------------------------------------------------------------------------------------- no faults
+
+
+def test_clean_data_is_called_so_with_a_line_that_trains(tmp_path):
+  inspection = inspected(write(tmp_path / "my data"))
+  assert advised(inspection) == ""
+  config = read_config(train_line(inspection, []))
+  assert (config.data.path, config.data.labels, config.data.num_classes) == (str(tmp_path / "my data"), "index", 3)
+  facts = as_facts(inspection)["splits"]["train"]
+  assert facts["num_usable"] == 12 and facts["image_formats"] == {"PNG RGB": 12}
+  assert facts["sizes"] == {"different": 1, "smallest": [48, 48], "median": [48, 48], "largest": [48, 48]}
+  assert facts["classes"][1]["pixels"] == pytest.approx(0.125) and facts["classes"][1]["samples"] == 0.5
+  assert facts["classes"][2]["num_regions"] == 6
+  assert facts["classes"][2]["median_region"] == pytest.approx(0.25, rel=0.03)
+  assert facts["classes"][2]["smallest_region"] == pytest.approx(0.25)
+
+
+def test_the_command_writes_its_files_and_prints_a_report(tmp_path):
+  root = write(tmp_path / "data", num_train=6)
+  (root / "train" / "images" / "a01.png").write_bytes(b"nothing")
+  run = run_command("--path", root, "--outdir", tmp_path / "out")
+  assert run.returncode == 0, run.stderr
+  assert "STORED VALUES" in run.stdout and "python train.py --config" in run.stdout and "a01.png" in run.stdout
+  facts = json.loads((tmp_path / "out" / "inspect.json").read_text())
+  assert facts["labels"]["num_classes"] == 3 and len(facts["splits"]["train"]["problems"]["unreadable"]) == 1
+  assert Image.open(tmp_path / "out" / "inspect.png").width > 500
+
+
+def run_command(*arguments):
+  command = [sys.executable, "-m", "seggpt_jax.data.inspect", *map(str, arguments)]
+  return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+
+
+@pytest.mark.parametrize(
+  "arguments", [("--path", "nowhere"), ("--path", "{empty}"), ("--path", "{empty}", "--threshold=3"), ()]
+)
+def test_wrong_flags_end_with_status_2_and_one_line(tmp_path, arguments):
+  run = run_command(*(each.format(empty=tmp_path) for each in arguments))
+  assert run.returncode == 2 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+
+
+def test_a_wrong_group_specification_is_refused(tmp_path):
+  with pytest.raises(InputError, match="groups: found 'nonsense'"):
+    inspected(write(tmp_path), groups="nonsense")
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def test_all_broken_files_are_named_not_only_the_first(tmp_path):
+  write(tmp_path)
+  whole = (tmp_path / "train/images/a00.png").read_bytes()
+  (tmp_path / "train/images/a00.png").write_bytes(whole[: len(whole) // 2])
+  (tmp_path / "train/images/a01.png").write_bytes(b"no image")
+  (tmp_path / "train/labels/a02.png").write_bytes(b"no label")
+  (tmp_path / "train/labels/a03.png").unlink()
+  (tmp_path / "val/images/a04.png").unlink()
+  save(tmp_path / "val/labels/a05.png", blob(size=20))
+  inspection = inspected(tmp_path)
+  text = advised(inspection)
+  problems = {s: as_facts(inspection)["splits"][s]["problems"] for s in ("train", "val")}
+  assert [os.path.basename(p.partition(":")[0]) for p in problems["train"]["unreadable"]] == [
+    "a00.png",
+    "a01.png",
+    "a02.png",
+  ]
+  assert "a03.png" in problems["train"]["unmatched"][0] and "a04.png" in problems["val"]["unmatched"][0]
+  assert "20 x 20" in problems["val"]["size"][0]
+  assert "3 files unreadable or cut off" in text and "data.bad_files=skip" in text and "data.bad_share=0.2" in text
+  assert "without a partner" in text and "of another size" in text
+  config = read_config(train_line(inspection, advise(inspection)))
+  assert config.data.bad_files == "skip" and config.data.bad_share >= 0.25
+
+
+def test_a_label_that_an_image_with_exif_turns_away_from_is_explained(tmp_path):
+  write(tmp_path)
+  exif = Image.Exif()
+  exif[274] = 6
+  save(tmp_path / "train/images/a00.jpg", Image.fromarray(picture(77, (30, 60))), exif=exif)
+  (tmp_path / "train/images/a00.png").unlink()
+  save(tmp_path / "train/labels/a00.png", np.ones((30, 60), np.uint8))
+  inspection = inspected(tmp_path)
+  assert "turned by an EXIF tag" in advised(inspection)
+  assert inspection.train.turned == 1
+
+
+def test_few_images_are_called_few_and_a_missing_val_gets_the_line_that_divides(tmp_path):
+  write(tmp_path, num_train=5, num_val=0)
+  text = advised(inspected(tmp_path))
+  assert "only 5 usable samples" in text and "python -m seggpt_jax.data.prepare --kind=folder" in text
+  assert "its scores will jump" in advised(inspected(write(tmp_path, num_val=3)))
+
+
+def test_an_only_sample_is_too_few(tmp_path):
+  assert "1 usable sample: training will refuse" in advised(inspected(write(tmp_path, num_train=1)))
+
+
+def test_images_without_any_labels_are_inspected_all_the_same(tmp_path):
+  write(tmp_path)
+  for label in (tmp_path / "train/labels").iterdir():
+    label.unlink()
+  inspection = inspected(tmp_path)
+  assert len(inspection.train.problems["unmatched"]) == 13 and "training will refuse" in advised(inspection)
+
+
+def test_large_images_want_memory_or_smaller_copies(tmp_path):
+  write(tmp_path, num_train=2, num_val=2)
+  for name in ("a00", "a01"):
+    for folder, pixels in (("images", picture(5, (2100, 2000))), ("labels", blob(size=2100)[:, :2000])):
+      save(tmp_path / "train" / folder / f"{name}.png", pixels, compress_level=1)
+  text = advised(inspected(tmp_path))
+  assert "data.cache_mb=33" in text
+  arguments = shlex.split(text[text.index("python -m seggpt_jax.data.prepare") :].splitlines()[0])[1:]
+  assert "--shorter_side=1024" in arguments
+  subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, capture_output=True)
+  assert Image.open(f"{tmp_path}_1024/train/images/a00.png").size == (1024, 1075)
+
+
+def test_sixteen_bits_with_a_small_range_would_be_black(tmp_path):
+  write(tmp_path)
+  for i in range(12):
+    save(tmp_path / f"train/images/a{i:02d}.png", picture(i)[..., 0].astype(np.uint16) * 16)
+  text = advised(inspected(tmp_path))
+  assert "of 65535" in text and "nearly black" in text
+
+
+def test_max_images_reads_a_spread_of_them_and_says_so(tmp_path):
+  inspection = inspected(write(tmp_path), max_images=4)
+  assert [sample.name for sample in inspection.train.samples] == ["a00", "a04", "a07", "a11"]
+  assert as_facts(inspection)["splits"]["train"]["num_samples"] == 12
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+
+def colours(i):
+  label = np.zeros((SIZE, SIZE, 3), np.uint8)
+  label[:20], label[30:] = (200, 0, 0), (0, 120, 0) if i % 2 else (0, 0, 90)
+  return label
+
+
+def palette_image(i):
+  image = Image.fromarray(blob(1 + i % 2)).convert("P")
+  image.putpalette([0, 0, 0, 200, 10, 10, 10, 10, 200] + [0] * 759)
+  image.info.clear()
+  return image
+
+
+def with_values(*values):
+  return lambda i: np.array(values, np.uint16 if max(values) > 255 else np.uint8)[
+    np.arange(SIZE * SIZE) % len(values)
+  ].reshape(SIZE, SIZE)
+
+
+@pytest.mark.parametrize(
+  ("label", "expected", "num_classes"),
+  [
+    (lambda i: blob(255), LabelFormat("binary"), 2),
+    (lambda i: np.full((SIZE, SIZE), i % 2 * 255, np.uint8), LabelFormat("binary"), 2),
+    (lambda i: blob() > 0, LabelFormat("index"), 2),
+    (with_values(0, 1, 2, 255), LabelFormat("index", ignore=(255,)), 3),
+    (with_values(1, 2, 3, 3), LabelFormat("table", table=(3, 1, 2)), 3),
+    (with_values(0, 64, 128, 192), LabelFormat("table", table=(0, 64, 128, 192)), 4),
+    (with_values(0, 1000, 2000), LabelFormat("table", table=(0, 1000, 2000)), 3),
+    (with_values(*range(400)), LabelFormat("binary"), 2),
+    (with_values(0, 1, 3), LabelFormat("index"), 4),
+    (with_values(255), LabelFormat("binary"), 2),
+    (with_values(1), LabelFormat("index"), 2),
+    (colours, LabelFormat("table", table=((0, 0, 0), (0, 0, 90), (0, 120, 0), (200, 0, 0))), 4),
+    (lambda i: np.repeat(blob(1 + i % 2)[..., None], 3, axis=2), LabelFormat("index"), 3),
+    (palette_image, LabelFormat("index"), 3),
+  ],
+)
+def test_how_labels_are_meant_is_found_out(tmp_path, label, expected, num_classes):
+  inspection = inspected(write(tmp_path, label))
+  text = advised(inspection)
+  assert inspection.dataset.label_format == expected and inspection.dataset.num_classes == num_classes
+  assert not inspection.train.problems["meaning"] and inspection.train.num_labels == 12
+  plain = expected == LabelFormat("index")
+  assert (f"set data.labels={expected.mode}" in text) == (not plain)
+  config = read_config(train_line(inspection, advise(inspection)))
+  read = LabelFormat(config.data.labels, config.data.threshold, config.data.table, config.data.ignore)
+  assert read == expected and config.data.num_classes == num_classes
+
+
+def test_jpeg_labels_and_their_noise_want_a_threshold(tmp_path):
+  for name, ending in (("jpeg", "jpg"), ("noise", "png")):
+    write(tmp_path / name, lambda i: np.roll(blob(255), (i, 11), (0, 1)), ending="jpg")
+    if ending == "png":
+      for path in list((tmp_path / name).glob("*/labels/*.jpg")):
+        save(path.with_suffix(".png"), Image.open(path))
+        path.unlink()
+    inspection = inspected(tmp_path / name)
+    assert "set data.labels=binary, data.threshold=127" in advised(inspection), name
+    assert inspection.train.pixels[1] / inspection.train.pixels.sum() == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_palette_is_said_not_to_count(tmp_path):
+  assert "18 labels with a colour palette" in advised(inspected(write(tmp_path, palette_image)))
+
+
+def test_given_flags_that_do_not_fit_are_answered_with_those_that_do(tmp_path):
+  inspection = inspected(write(tmp_path, lambda i: blob(255)), given={"labels"}, label_format=LabelFormat("index"))
+  assert len(inspection.train.problems["meaning"]) == 12
+  assert "does not fit; set data.labels=binary" in advised(inspection)
+
+
+def test_more_classes_than_given(tmp_path):
+  inspection = inspected(write(tmp_path), given={"num_classes"}, num_classes=2)
+  assert "labels hold class 2, beyond num_classes=2: set data.num_classes=3" in advised(inspection)
+
+
+def test_labels_unlike_those_looked_at_first_are_met(tmp_path):
+  """The first labels are all 0 and 1; one among many has a 7 and changes how all are read."""
+  write(tmp_path, lambda i: blob(), num_train=80)
+  save(tmp_path / "train/labels/a01.png", blob(200))
+  inspection = inspected(tmp_path)
+  assert inspection.dataset.label_format.table == (0, 1, 200) and inspection.train.holding[2] == 1
+
+
+def test_no_foreground_at_all_is_refused_and_much_emptiness_is_not(tmp_path):
+  assert "no label of train holds any foreground" in advised(inspected(write(tmp_path / "a", lambda i: blob(0))))
+  text = advised(inspected(write(tmp_path / "b", lambda i: blob(int(i % 4 == 0)))))
+  assert "75% of train are without foreground" in text and "data.balanced=True, data.negative=0.1" in text
+
+
+def test_rare_classes_and_those_of_one_split_only(tmp_path):
+  write(tmp_path, lambda i: blob(1), num_train=30)
+  save(tmp_path / "train/labels/a07.png", blob(2))
+  text = advised(inspected(tmp_path))
+  assert "data.balanced=True" in text and "classes only in train, not in val: 2; they are not scored" in text
+
+
+def test_small_regions_want_crops_and_tiles(tmp_path):
+  def speck(i):
+    label = np.zeros((SIZE, SIZE), np.uint8)
+    label[i, i] = 1
+    return label
+
+  text = advised(inspected(write(tmp_path, speck)))
+  assert "data.foreground_crop=0.5" in text and "infer.py --split=2" in text
+
+
+def test_mostly_ignored_pixels(tmp_path):
+  write(tmp_path, with_values(0, 1, 2, 255, 255, 255, 255, 255))
+  assert "62% of the pixels are ignored" in advised(inspected(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------------------- splits
+
+
+def test_groups_in_two_splits_leak(tmp_path):
+  write(tmp_path)
+  for split, names in (("train", "pqr"), ("val", "rst")):
+    for folder in ("images", "labels"):
+      for i, path in enumerate(sorted((tmp_path / split / folder).iterdir())):
+        path.rename(path.with_name(f"{names[i % 3]}_{path.name}"))
+  inspection = inspected(tmp_path, groups="prefix:_")
+  assert inspection.groups.shared == ["r"] and "1 group in more than one split (r)" in advised(inspection)
+  assert dict(inspection.groups.sizes["train"]) == {"p": 4, "q": 4, "r": 4}
+
+
+def test_copies_between_and_inside_splits(tmp_path):
+  write(tmp_path)
+  save(tmp_path / "val/images/a03.jpg", picture(4), quality=60)
+  (tmp_path / "val/images/a03.png").unlink()
+  save(tmp_path / "train/images/a09.png", picture(8))
+  inspection = inspected(tmp_path)
+  text = advised(inspection)
+  assert inspection.copies[0].pairs[0][:2] == ("a04", "a03") and inspection.copies[0].num_copied == 1
+  assert "1 of 6 images of val are in train too" in text and "a08 = a09" in text
+
+
+# -------------------------------------------------------------------------------------------------------------- kinds
+
+
+def test_masks_are_told_by_their_folders_and_orphans_listed(tmp_path):
+  for split in ("train", "val"):
+    for i in range(12):
+      save(tmp_path / split / "images" / f"{i}.png", picture(i + 100 * (split == "val")))
+      save(tmp_path / split / "labels" / "crack" / f"{i}.png", blob(255))
+  save(tmp_path / "train/labels/dent/orphan.png", blob(255))
+  save(tmp_path / "train/labels/dent/3.png", blob(255)[::-1])
+  assert guess_kind(str(tmp_path)) == "masks"
+  inspection = inspected(tmp_path, kind="masks")
+  assert inspection.class_names == ["crack", "dent"] and inspection.dataset.num_classes == 3
+  assert "orphan" in inspection.train.problems["unmatched"][0]
+  assert inspection.train.holding[1:3].tolist() == [12, 1] and "rare classes (2 dent" in advised(inspection)
+
+
+def test_class_folders_are_told_by_their_folders(tmp_path):
+  for split in ("train", "val"):
+    for i in range(12):
+      for folder, pixels in (("image", picture(i + 100 * (split == "val"))), ("label", blob(255))):
+        save(tmp_path / split / "tile" / "crack" / folder / f"{i}.png", pixels)
+  (tmp_path / "train/tile/crack/label/3.png").unlink()
+  assert guess_kind(str(tmp_path)) == "class_folders"
+  inspection = inspected(tmp_path, kind="class_folders")
+  assert inspection.train.num_samples == 11 and len(inspection.train.problems["unmatched"]) == 1
+  assert "--config.data.source=class_folders" in train_line(inspection, advise(inspection))
+
+
+def test_coco_annotations_are_read_as_they_are(tmp_path):
+  pytest.importorskip("seggpt_jax.data.coco")
+  for split in ("train", "val"):
+    for i in range(11):
+      save(tmp_path / split / f"{i}.png", picture(i + 100 * (split == "val")))
+    images = [{"id": i, "file_name": f"{i}.png", "height": SIZE, "width": SIZE} for i in range(11)]
+    box = [0, 0, 24, 0, 24, 24, 0, 24]
+    annotations = [{"id": i, "image_id": i, "category_id": 5, "segmentation": [box]} for i in range(11)]
+    categories = [{"id": 5, "name": "cat"}, {"id": 9, "name": "dog"}]
+    (tmp_path / "annotations").mkdir(exist_ok=True)
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+  (tmp_path / "train/4.png").unlink()
+  assert guess_kind(str(tmp_path)) == "coco"
+  inspection = inspected(tmp_path, kind="coco")
+  assert inspection.dataset.num_classes == 3 and inspection.train.holding[1] == 11
+  assert "4.png" in inspection.train.problems["unreadable"][0] and "data.source=coco" in advised(
+    inspection
+  ) + train_line(inspection, [])
+
+
+def test_records_are_read_as_they_are(tmp_path):
+  pytest.importorskip("seggpt_jax.data.prepare")
+  write(tmp_path / "folder")
+  flags = ("--num_classes=3", "--labels=index", "--format=records", "--groups=prefix:a", f"--outdir={tmp_path}/records")
+  command = [sys.executable, "-m", "seggpt_jax.data.prepare", f"--path={tmp_path}/folder", *flags]
+  subprocess.run(command, check=True, capture_output=True)
+  assert guess_kind(str(tmp_path / "records")) == "tfds"
+  inspection = inspected(tmp_path / "records", kind="tfds", groups="field:name")
+  assert (inspection.train.num_usable, inspection.dataset.num_classes) == (12, 3)
+  assert len(inspection.groups.shared) == 6 and "6 groups in more than one split" in advised(inspection)
+
+
+def test_the_line_that_divides_works(tmp_path):
+  pytest.importorskip("seggpt_jax.data.prepare")
+  write(tmp_path / "data", lambda i: blob(255), num_train=20, num_val=0)
+  (tmp_path / "data/train/labels/a03.png").write_bytes(b"no label")
+  line = advised(inspected(tmp_path / "data")).partition("python -m")[2].splitlines()[0]
+  subprocess.run([sys.executable, "-m", *shlex.split(line)], check=True, capture_output=True)
+  assert "usable" not in advised(inspected(tmp_path / "data_divided", splits=("train",)))
+
+
+def test_folders_of_names_are_no_masks(tmp_path):
+  for folder in ("images", "labels"):
+    save(tmp_path / "train" / folder / "street" / "1.png", blob())
+  assert guess_kind(str(tmp_path)) == "folder"
