@@ -64,11 +64,11 @@ def infer(model_path: str | Path, boards: Path, mapping: Path, results: Path) ->
 
 def picture(boards: Path, before: Path, after: Path, prompts: dict[str, str], side: int = 128) -> Image.Image:
   """One row for each query: prompt, its mask, query, truth, and both predictions."""
-  colours, title, gap = fixed_palette(len(_CLASSES)), 16, 6
+  colors, title, gap = fixed_palette(len(_CLASSES)), 16, 6
   titles = ("prompt", "its mask", "query", "truth", "before training", "after training")
 
   def labels(path: Path) -> np.ndarray:
-    return colours[read_labels(path, LabelFormat())]
+    return colors[read_labels(path, LabelFormat())]
 
   sheet = Image.new("RGB", (len(titles) * (side + gap) - gap, title + len(prompts) * (side + gap) - gap), "white")
   draw = ImageDraw.Draw(sheet)
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> None:
     print("{:<10}{:>8.3f}{:>18.3f}".format(name, *scores))
   print("{:<10}{:>8.3f}{:>18.3f}".format("mean", np.mean(scores_before), np.mean(scores_after)))
   print(
-    "\nBefore training the network has never seen a circuit board: all it knows is the prompt, often of another colour."
+    "\nBefore training the network has never seen a circuit board: all it knows is the prompt, often of another color."
     "\nThe defects themselves, 2 % of the pixels, take more training than this: see docs/small.md."
     f"\npicture: {workdir / 'demo.png'}"
   )

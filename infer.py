@@ -28,15 +28,16 @@ from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.inference import batch, outputs, queries, scores, video
-from seggpt_jax.inference.predictor import Approach, Predictor
+from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
-from seggpt_jax.model.adapters import LearntPrompt
+from seggpt_jax.model.adapters import LearnedPrompt
 
 _MODEL_PATH = flags.DEFINE_string(
   "model-path", None, "Weights of convert_torch_weights.py, or a run of train.py.", required=True
 )
-_ADAPTER = flags.DEFINE_string("adapter", None, "A run of train.py that learnt a LoRA or a prompt for the weights.")
+_ADAPTER = flags.DEFINE_string("adapter", None, "A run of train.py that learned a LoRA or a prompt for the weights.")
 _OUTDIR = flags.DEFINE_string("outdir", None, "Folder of the results.", required=True)
 
 # What is segmented: one of these.
@@ -47,7 +48,7 @@ _IMAGE = flags.DEFINE_list("image", [], "A query, or several with commas between
 _VIDEO = flags.DEFINE_string("video", None, "A video.")
 
 # The prompts: from folders, or one by one.
-_PROMPT_IMG_DIR = flags.DEFINE_string("prompt-img-dir", None, "Images of the prompts, unless a prompt was learnt.")
+_PROMPT_IMG_DIR = flags.DEFINE_string("prompt-img-dir", None, "Images of the prompts, unless a prompt was learned.")
 _PROMPT_LABEL_DIR = flags.DEFINE_string("prompt-label-dir", None, "Label maps of the prompts.")
 _MAPPING = flags.DEFINE_string(
   "mapping",
@@ -86,7 +87,7 @@ _SETTINGS = (
 )
 
 
-def _check_flags(learnt: bool) -> None:
+def _check_flags(learned: bool) -> None:
   """Raises InputError for flags that are missing, and for those that would do nothing beside the others."""
   for flag in (_MODEL_PATH, _ADAPTER, _OUTDIR, _DATASET_DIR, _VIDEO, _PROMPT_IMG_DIR, _PROMPT_LABEL_DIR, _MAPPING):
     if flag.value == "":
@@ -96,8 +97,8 @@ def _check_flags(learnt: bool) -> None:
     found = " and ".join(f"--{flag.name}" for flag in kinds) or "none of them"
     raise InputError(f"--dataset-dir, --image, --video: found {found}, expected one: what is to be segmented")
   _refuse(_OF_IMAGES if _VIDEO.value else _OF_VIDEO, f"{'with' if _VIDEO.value else 'without'} --video")
-  if learnt:
-    _refuse((*_OF_FOLDERS, *_OF_FILES), "beside a learnt prompt, which serves every query")
+  if learned:
+    _refuse((*_OF_FOLDERS, *_OF_FILES), "beside a learned prompt, which serves every query")
   elif _VIDEO.value or _PROMPT_IMAGE.present:
     _refuse(_OF_FOLDERS, "with --video" if _VIDEO.value else "beside --prompt-image")
     _demand(_PROMPT_LABEL)
@@ -119,19 +120,19 @@ def _demand(flag: flags.FlagHolder) -> None:
     raise InputError(f"--{flag.name}: missing (--help explains)")
 
 
-def _find_queries(learnt: bool, bad: dict[str, str] | None) -> list[queries.Query]:
+def _find_queries(learned: bool, bad: dict[str, str] | None) -> list[queries.Query]:
   prompts = queries.given_prompts(_PROMPT_IMAGE.value, _PROMPT_LABEL.value)
   found = queries.list_queries(
     _DATASET_DIR.value or _IMAGE.value,
     *(_PROMPT_IMG_DIR.value, _PROMPT_LABEL_DIR.value, _MAPPING.value, _TOP_K.value, bad),
     prompts=prompts,
   )
-  if not (_MAPPING.value or learnt or prompts):
+  if not (_MAPPING.value or learned or prompts):
     print(f"no --mapping: every query is prompted by {', '.join(files.image.name for files in found[0].prompts)}")
   return found
 
 
-def _segment_video(adapter: StoredAdapter | None, approach: Approach, labels: LabelFormat) -> None:
+def _segment_video(adapter: StoredAdapter | None, approach: InferenceOptions, labels: LabelFormat) -> None:
   target = video.run_video(
     Predictor.from_checkpoint(_MODEL_PATH.value, adapter=adapter),
     _VIDEO.value,
@@ -151,8 +152,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
   adapter = load_adapter(_ADAPTER.value) if _ADAPTER.value else None
-  learnt = adapter is not None and isinstance(adapter.adapter, LearntPrompt)
-  _check_flags(learnt)
+  learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
+  _check_flags(learned)
   approach, shard = command_flags.approach_from_flags(), Shard.parse(_SHARD.value)
   labels = command_flags.label_format_from_flags(_ADAPTER.value or _MODEL_PATH.value)
   if _VIDEO.value:
@@ -161,7 +162,7 @@ def main(argv: list[str]) -> None:
   bad: dict[str, str] | None = {} if _SKIP_BAD.value else None
   outcome = batch.run(
     Predictor.from_checkpoint(_MODEL_PATH.value, adapter=adapter),
-    _find_queries(learnt, bad),
+    _find_queries(learned, bad),
     _OUTDIR.value,
     approach=approach,
     labels=labels,

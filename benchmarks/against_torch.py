@@ -1,10 +1,10 @@
 """Trains a tiny network twice, with train.py's loop and with a plain PyTorch loop, and draws both losses.
 
-  python benchmarks/against_torch.py --keep
+  python -m benchmarks.against_torch --keep
 
 The peer is transformers' SegGPT with the same weights under torch.optim.AdamW, the learning rate set from the
 original's formula, fed the very batches that the training pipeline makes of generated circuit boards (painted and
-normalised here in NumPy). float32, no drop path, CPU. Status 1 if the losses end more than 2 % apart.
+normalized here in NumPy). float32, no drop path, CPU. Status 1 if the losses end more than 2 % apart.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import report
 import torch
 from absl import app, flags
 from flax import nnx
 from ml_collections import ConfigDict
-from torch_networks import peers_input
 from tqdm import tqdm
 from transformers import SegGptForImageSegmentation
 
+from benchmarks import report
+from benchmarks.torch_networks import peers_input
 from seggpt_jax.data.pipeline import training_batches
 from seggpt_jax.files import write_whole
-from seggpt_jax.model import torch_files, weights
+from seggpt_jax.model import parameters, torch_files, weights
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.synthetic.boards import LABELINGS, write_boards
@@ -135,7 +135,7 @@ def main(argv: list[str]) -> None:
     config.data.num_classes = len(LABELINGS["etched"])
     write_boards(folder / "boards", 200, 16, seed=0, size=64, scale=2.0, labels="etched")
     tiny = VARIANTS["tiny"]
-    params = weights.split(SegGPT(tiny, rngs=nnx.Rngs(0)))[1]
+    params = parameters.split(SegGPT(tiny, rngs=nnx.Rngs(0)))[1]
     weights.save_weights(folder / "weights", params, tiny)
     torch_files.write(folder / "hf", {name: np.asarray(value) for name, value in params.items()}, tiny, "hf")
     train(config, folder / "run")

@@ -1,7 +1,7 @@
 """The implementations of attention beside each other: how exact, how fast, in what memory, forward and backward.
 
-  python benchmarks/attention.py --variants=small,vit_large --batch_sizes=1          # two cores
-  python benchmarks/attention.py --batch_sizes=1,4,16 --dtypes=float32,bfloat16      # one accelerator
+  python -m benchmarks.attention --variants=small,vit_large --batch_sizes=1          # two cores
+  python -m benchmarks.attention --batch_sizes=1,4,16 --dtypes=float32,bfloat16      # one accelerator
 
 Each computes the attention of one block from the same operands. Errors are of the norm, relative to `reference` in
 float32, the largest of output and gradients; the odd grid 13 x 7 is checked beside the variants. They take turns, so
@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import report
 from absl import app, flags
 
+from benchmarks import report
 from seggpt_jax import compilation
 from seggpt_jax.model.attention.dispatch import IMPLEMENTATIONS
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig

@@ -1,6 +1,6 @@
 """Compiles one training step for a mesh of simulated devices and prints what the compiler says of it, as JSON.
 
-  python benchmarks/compiled_step.py --variant=small --data=1 --fsdp=8
+  python -m benchmarks.compiled_step --variant=small --data=1 --fsdp=8
 
 A process of its own for each mesh, since the number of simulated devices is fixed when JAX starts. Only shapes go in:
 no parameter is ever held and nothing runs.
@@ -14,8 +14,9 @@ import os
 import time
 from typing import Any
 
-import collectives
 from absl import app, flags
+
+from benchmarks import collectives
 
 _VARIANT = flags.DEFINE_string("variant", "small", "Architecture, a key of seggpt_jax.model.config.VARIANTS.")
 _DATA = flags.DEFINE_integer("data", 1, "Size of the mesh's axis that copies parameters.")
@@ -29,7 +30,7 @@ def lower_step(variant: str, data: int, fsdp: int, canvases: int, spread: bool):
   import jax  # here, since the number of devices has to be set before
   import jax.numpy as jnp
 
-  from seggpt_jax.model import weights
+  from seggpt_jax.model import parameters
   from seggpt_jax.model.config import VARIANTS
   from seggpt_jax.training import sharding
   from seggpt_jax.training.optimizer import adamw
@@ -38,7 +39,7 @@ def lower_step(variant: str, data: int, fsdp: int, canvases: int, spread: bool):
   config, mesh, shape = VARIANTS[variant], sharding.make_mesh(data, fsdp), jax.ShapeDtypeStruct
   batch_sharding = sharding.batch_sharding(mesh) if spread else None
   options = {"dtype": jnp.bfloat16, "remat": "full", "attention": "folded"}
-  graph, params = weights.abstract(config, batch_sharding=batch_sharding, **options)
+  graph, params = parameters.abstract(config, batch_sharding=batch_sharding, **options)
   optimizer = adamw(lambda step: 1e-4, b1=0.9, b2=0.999, weight_decay=0.01)
   state = jax.eval_shape(lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), params)
   where = TrainState(*(sharding.tree_sharding(mesh, part) for part in state))

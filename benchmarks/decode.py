@@ -1,8 +1,8 @@
-"""Painted colours to labels: `palette.decode`, jitted, beside a loop of torch.cdist and argmin over the batch.
+"""Painted colors to labels: `palette.decode`, jitted, beside a loop of torch.cdist and argmin over the batch.
 
-  python benchmarks/decode.py --keep
+  python -m benchmarks.decode --keep
 
-Four canvases of the released network's size, float32 colours 0..255 in memory: each pixel near its class' colour, as
+Four canvases of the released network's size, float32 colors 0..255 in memory: each pixel near its class' color, as
 networks paint. Both run on the same device and with all its cores, and take turns. Labels are compared with those that
 float64 finds, ties to the lower index. Status 1 if one of ours is another.
 """
@@ -19,44 +19,42 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
 import numpy as np
-import report
-import sides
-import tables
 import torch
 from absl import app, flags
 
+from benchmarks import report, sides, tables
 from seggpt_jax import palette
 
-_COLOURS = flags.DEFINE_list("colours", ["2", "4", "16"], "Sizes of palettes.")
+_COLORS = flags.DEFINE_list("colors", ["2", "4", "16"], "Sizes of palettes.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Turns of each.", 1)
 _LEAST_SECONDS = flags.DEFINE_float("least_seconds", 0.2, "How long a turn lasts at least.")
 _KEEP = flags.DEFINE_bool("keep", False, "Also writes the figures to benchmarks/results/decode.json.")
 
-_KEY = ("device", "colours")
+_KEY = ("device", "colors")
 BATCH, HEIGHT, WIDTH = 4, 896, 448
 
 
-def painted(num_colours: int) -> tuple[np.ndarray, np.ndarray]:
-  """Colours `[B, H, W, 3]` and the palettes `[B, N, 3]` that they were painted with, float32."""
-  generator = np.random.default_rng(num_colours)
-  palettes = np.stack([palette.sample_palette(generator, num_colours) for _ in range(BATCH)]).astype(np.float32)
-  labels = generator.integers(0, num_colours, (BATCH, HEIGHT, WIDTH))
-  colours = np.stack([colours[index] for colours, index in zip(palettes, labels, strict=True)])
-  noise = generator.normal(0.0, 20.0, colours.shape)
-  return np.clip(colours + noise, 0, 255).astype(np.float32), palettes
+def painted(num_colors: int) -> tuple[np.ndarray, np.ndarray]:
+  """Colors `[B, H, W, 3]` and the palettes `[B, N, 3]` that they were painted with, float32."""
+  generator = np.random.default_rng(num_colors)
+  palettes = np.stack([palette.sample_palette(generator, num_colors) for _ in range(BATCH)]).astype(np.float32)
+  labels = generator.integers(0, num_colors, (BATCH, HEIGHT, WIDTH))
+  colors = np.stack([colors[index] for colors, index in zip(palettes, labels, strict=True)])
+  noise = generator.normal(0.0, 20.0, colors.shape)
+  return np.clip(colors + noise, 0, 255).astype(np.float32), palettes
 
 
-def exact(colours: np.ndarray, palettes: np.ndarray) -> np.ndarray:
-  """Labels by float64, one palette colour after the other."""
+def exact(colors: np.ndarray, palettes: np.ndarray) -> np.ndarray:
+  """Labels by float64, one palette color after the other."""
   wide = palettes.astype(np.float64)
-  distances = [((colours - wide[:, None, None, index]) ** 2).sum(-1) for index in range(wide.shape[1])]
+  distances = [((colors - wide[:, None, None, index]) ** 2).sum(-1) for index in range(wide.shape[1])]
   return np.argmin(distances, axis=0)
 
 
-def with_cdist(colours: torch.Tensor, palettes: torch.Tensor) -> torch.Tensor:
+def with_cdist(colors: torch.Tensor, palettes: torch.Tensor) -> torch.Tensor:
   """The usual way: all distances of a sample, then the least."""
   labels = []
-  for pixels, known in zip(colours, palettes, strict=True):
+  for pixels, known in zip(colors, palettes, strict=True):
     labels.append(torch.cdist(pixels.reshape(-1, 3), known).argmin(-1).reshape(pixels.shape[:2]))
   return torch.stack(labels)
 
@@ -69,10 +67,10 @@ def main(argv: list[str]) -> None:
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   device, decode, rows = report.device(jax.devices()[0].device_kind), jax.jit(palette.decode), []
   print(f"{device}\n\n{tables.DECODE_HEAD}", flush=True)
-  for num_colours in map(int, _COLOURS.value):
-    colours, palettes = painted(num_colours)
-    ours = jnp.asarray(colours), jnp.asarray(palettes)
-    theirs = [torch.from_numpy(array).to("cuda" if on_gpu else "cpu") for array in (colours, palettes)]
+  for num_colors in map(int, _COLORS.value):
+    colors, palettes = painted(num_colors)
+    ours = jnp.asarray(colors), jnp.asarray(palettes)
+    theirs = [torch.from_numpy(array).to("cuda" if on_gpu else "cpu") for array in (colors, palettes)]
 
     def in_jax(arrays=ours) -> jax.Array:
       return decode(*arrays).block_until_ready()
@@ -83,14 +81,14 @@ def main(argv: list[str]) -> None:
         torch.cuda.synchronize()
       return labels
 
-    ways, truth = {"seggpt_jax": in_jax, "torch": in_torch}, exact(colours, palettes)
+    ways, truth = {"seggpt_jax": in_jax, "torch": in_torch}, exact(colors, palettes)
     found = {"seggpt_jax": np.asarray(in_jax()), "torch": in_torch().cpu().numpy()}  # compiled, and warm
     turns = {name: [] for name in ways}
     for _ in range(_ROUNDS.value):
       for name, call in ways.items():
         turns[name].append(sides.take_turn(call, _LEAST_SECONDS.value))
     seconds = {name: [turn.seconds for turn in taken] for name, taken in turns.items()}
-    row = {"device": device, "colours": num_colours, "seconds": seconds}
+    row = {"device": device, "colors": num_colors, "seconds": seconds}
     row["others"] = max(turn.others for taken in turns.values() for turn in taken)
     row["ratio"] = statistics.median(a / b for a, b in zip(seconds["seggpt_jax"], seconds["torch"], strict=True))
     row["wrong"] = {name: int((labels != truth).sum()) for name, labels in found.items()}

@@ -1,7 +1,7 @@
 """How the time of ours grows with prompts, with the batch and with the canvas.
 
-  python benchmarks/growth.py --keep
-  python benchmarks/growth.py --variant=vit_large --grows=canvas --keep
+  python -m benchmarks.growth --keep
+  python -m benchmarks.growth --variant=vit_large --grows=canvas --keep
 
 - prompts: one query with more and more of them, `ensemble.paint_queries`; its operations are counted as those of whole
   canvases, though it does less.
@@ -21,14 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import networks
-import report
-import sides
-import tables
 from absl import app, flags
 
+from benchmarks import networks, report, sides, tables
 from seggpt_jax.files import write_whole
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.training import cost
 
@@ -75,7 +72,7 @@ def kinds(config: SegGPTConfig, dtype: str) -> Iterator[tuple[str, list[Size]]]:
   """What grows, and its sizes."""
 
   def network(config: SegGPTConfig):
-    return weights.abstract(config, dtype=dtype)[0], config, networks.random_params(config)
+    return parameters.abstract(config, dtype=dtype)[0], config, networks.random_params(config)
 
   def train(batch_size: int):
     return networks.train_call(networks.start_training(*network(config), batch_size))

@@ -1,6 +1,6 @@
 """Images per second, from files to files, beside transformers' SegGPT and plainer ways of ours.
 
-  python benchmarks/inference.py --num_queries=64 --num_prompts=2 --split=2
+  python -m benchmarks.inference --num_queries=64 --num_prompts=2 --split=2
 
 The same packaged weights, boards and tiles for all; each tile of a query is one ensemble of all tiles of all prompts:
 - many: what infer.py runs, `batch.run` on all queries,
@@ -20,18 +20,19 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import report
 import torch
 from absl import app, flags
 from PIL import Image
 from transformers import SegGptForImageSegmentation
 
+from benchmarks import report
 from seggpt_jax import canvas, palette
 from seggpt_jax.compilation import jit
 from seggpt_jax.inference import batch, tiling
-from seggpt_jax.inference.predictor import Approach, Predictor
+from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import PromptFiles, Query
-from seggpt_jax.model import torch_files, weights
+from seggpt_jax.model import parameters, torch_files, weights
 from seggpt_jax.synthetic.boards import BoardSource
 
 _NUM_QUERIES = flags.DEFINE_integer("num_queries", 64, "Images to segment.", 1)
@@ -56,7 +57,7 @@ def one_by_one(labels_of: Callable[[np.ndarray], np.ndarray]) -> _Way:
 
 
 def tiles_of(image: np.ndarray, prompts, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Tiles of the query, and images and coloured masks of all tiles of the prompts, 0..255."""
+  """Tiles of the query, and images and colored masks of all tiles of the prompts, 0..255."""
   split, size = _SPLIT.value, (side, side)
   images = np.concatenate([tiling.image_tiles(pixels, split, size) for pixels, _ in prompts])
   labels = np.concatenate([tiling.label_tiles(labels, split, size) for _, labels in prompts])
@@ -64,22 +65,22 @@ def tiles_of(image: np.ndarray, prompts, side: int) -> tuple[np.ndarray, np.ndar
 
 
 def joined(painted: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-  colours = tiling.resize_colours(tiling.join(np.stack(painted)), size)
-  distance = np.linalg.norm(colours[:, :, None].astype(np.float32) - palette.fixed_palette(2), axis=-1)
+  colors = tiling.resize_colors(tiling.join(np.stack(painted)), size)
+  distance = np.linalg.norm(colors[:, :, None].astype(np.float32) - palette.fixed_palette(2), axis=-1)
   return np.argmin(distance, axis=-1)
 
 
 def on_canvases(model, prompts) -> _Way:
   """The network as it is written, a tile at a time."""
-  config, (graph, params) = model.config, weights.split(model)
+  config, (graph, params) = model.config, parameters.split(model)
   side = config.canvas_size[1]
 
   @jit
   def run(params, images, targets):
-    images, targets = (canvas.normalise(x, config.image_mean, config.image_std) for x in (images, targets))
+    images, targets = (canvas.normalize(x, config.image_mean, config.image_std) for x in (images, targets))
     mask = jnp.broadcast_to(canvas.lower_half_mask(config.grid), (len(images), *config.grid))
-    painted = weights.merge(graph, params)(images, targets, mask, prompts_per_query=len(images))
-    return jnp.round(canvas.unnormalise(painted[0, side:], config.image_mean, config.image_std)).astype(jnp.uint8)
+    painted = parameters.merge(graph, params)(images, targets, mask, prompts_per_query=len(images))
+    return jnp.round(canvas.unnormalize(painted[0, side:], config.image_mean, config.image_std)).astype(jnp.uint8)
 
   def labels_of(query):
     tiles, images, targets = tiles_of(query, prompts, side)
@@ -94,21 +95,21 @@ def in_torch(model, prompts) -> _Way:
   """Transformers' network with the same weights, a tile at a time."""
   config, side = model.config, model.config.canvas_size[1]
   with tempfile.TemporaryDirectory() as folder:
-    params = {name: np.array(value) for name, value in weights.split(model)[1].items()}
+    params = {name: np.array(value) for name, value in parameters.split(model)[1].items()}
     torch_files.write(Path(folder) / "hf", params, config, "hf")
     theirs = SegGptForImageSegmentation.from_pretrained(Path(folder) / "hf").eval()
   mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (config.image_mean, config.image_std))
 
-  def normalised(pixels):
+  def normalized(pixels):
     return (torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
   @torch.no_grad()
   def paint(tile, images, targets):
-    query = normalised(np.broadcast_to(tile, images.shape))
+    query = normalized(np.broadcast_to(tile, images.shape))
     painted = theirs(
       pixel_values=query,
-      prompt_pixel_values=normalised(images),
-      prompt_masks=normalised(targets),
+      prompt_pixel_values=normalized(images),
+      prompt_masks=normalized(targets),
       feature_ensemble=True,
       embedding_type="semantic",  # by default it takes the other
     ).pred_masks[0, :, side:]
@@ -123,7 +124,7 @@ def in_torch(model, prompts) -> _Way:
 
 def in_batches(predictor: Predictor, prompts: tuple[PromptFiles, ...]) -> _Way:
   """What infer.py runs."""
-  approach = Approach(_SPLIT.value)
+  approach = InferenceOptions(_SPLIT.value)
 
   def way(paths, folder):
     queries = [Query(path.stem, path, None, prompts) for path in paths]

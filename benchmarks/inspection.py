@@ -1,6 +1,6 @@
 """What the choices of inference are worth on an inspection line: catch rate, yield rate and PES on stained boards.
 
-  python benchmarks/inspection.py --model_path=small
+  python -m benchmarks.inspection --model_path=small
 
 Circuit boards with one kind of stain each: flux residue, a burn, a scratch or a sticker, from a hundredth to a fifth of
 the picture. A query's positive prompts have its kind of stain, its negative ones another. Rows: the split, several
@@ -16,17 +16,18 @@ from typing import Any
 
 import cv2
 import numpy as np
-import report
 from absl import app, flags
 from PIL import Image
 
+from benchmarks import report
 from seggpt_jax.cli.retrieve import ChoiceOptions, choose
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.evaluation.inspection import inspect
 from seggpt_jax.evaluation.inspection_results import write
-from seggpt_jax.inference.predictor import Approach, Predictor
+from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.retrieval.conditions import by_group
 from seggpt_jax.retrieval.prompt_index import PromptIndex, list_prompts, read_facts
 from seggpt_jax.synthetic.boards import generate_board
@@ -40,57 +41,57 @@ _REPORT = flags.DEFINE_string("report", None, "Folder for the report of the row 
 
 # How the network is shown a board, what chose the prompts, and how many there are.
 WAYS = (
-  (Approach(1), "likeness", 1),
-  (Approach(1), "likeness", 5),
-  (Approach(1), "random", 1),
-  (Approach(1), "random", 5),
-  (Approach(2), "likeness", 1),
-  (Approach(2), "likeness", 5),
-  (Approach(2, foreground_tiles=True), "likeness", 1),
-  (Approach(2, foreground_tiles=True), "likeness", 5),
-  (Approach((1, 2), foreground_tiles=True), "likeness", 5),
-  (Approach(4, foreground_tiles=True), "likeness", 1),
-  (Approach((1, 2, 4), foreground_tiles=True), "likeness", 1),
-  (Approach((1, 2)), "likeness", 1),
+  (InferenceOptions(1), "likeness", 1),
+  (InferenceOptions(1), "likeness", 5),
+  (InferenceOptions(1), "random", 1),
+  (InferenceOptions(1), "random", 5),
+  (InferenceOptions(2), "likeness", 1),
+  (InferenceOptions(2), "likeness", 5),
+  (InferenceOptions(2, foreground_tiles=True), "likeness", 1),
+  (InferenceOptions(2, foreground_tiles=True), "likeness", 5),
+  (InferenceOptions((1, 2), foreground_tiles=True), "likeness", 5),
+  (InferenceOptions(4, foreground_tiles=True), "likeness", 1),
+  (InferenceOptions((1, 2, 4), foreground_tiles=True), "likeness", 1),
+  (InferenceOptions((1, 2)), "likeness", 1),
 )
 KINDS = ("flux", "burn", "scratch", "sticker")
 
 
 def stain(kind: str, generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, float]:
-  """Where a stain is, its colour 0..255 and its opacity."""
+  """Where a stain is, its color 0..255 and its opacity."""
   area = size**2 * 10 ** generator.uniform(-2, np.log10(0.2))
-  mask, centre = np.zeros((size, size), np.uint8), generator.uniform(0.2, 0.8, 2) * size
+  mask, center = np.zeros((size, size), np.uint8), generator.uniform(0.2, 0.8, 2) * size
   if kind == "scratch":
     angle, length = generator.uniform(0, np.pi), generator.uniform(0.4, 0.8) * size
     half = length / 2 * np.array([np.cos(angle), np.sin(angle)])
-    ends = (np.round(centre + sign * half).astype(int).tolist() for sign in (-1, 1))
+    ends = (np.round(center + sign * half).astype(int).tolist() for sign in (-1, 1))
     cv2.line(mask, *ends, 1, thickness=max(round(area / length), 3))
   elif kind == "sticker":
     sides = np.sqrt(area) * np.array([1.3, 1 / 1.3])
-    corners = cv2.boxPoints((centre.tolist(), sides.tolist(), float(generator.uniform(0, 180))))
+    corners = cv2.boxPoints((center.tolist(), sides.tolist(), float(generator.uniform(0, 180))))
     cv2.fillPoly(mask, [np.round(corners).astype(np.int32)], 1)
   else:
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     waves = sum(generator.uniform(0, 0.2) * np.sin(n * angles + generator.uniform(0, 7)) for n in (2, 3, 5))
     radius = np.sqrt(area / np.pi) * (1 + waves)
-    outline = centre + radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    outline = center + radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     cv2.fillPoly(mask, [np.round(outline).astype(np.int32)], 1)
-  colour, opacity = {
+  color, opacity = {
     "flux": ((235, 232, 215), 0.75),
     "burn": ((38, 24, 14), 0.85),
     "scratch": ((200, 205, 210), 0.95),
     "sticker": ((245, 205, 30), 1.0),
   }[kind]
-  return mask, np.array(colour) + generator.normal(0, 6, 3), opacity
+  return mask, np.array(color) + generator.normal(0, 6, 3), opacity
 
 
 def stained_board(kind: str, generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
   """The picture of a board and its label: 1 where the stain is."""
   image = generate_board(generator, size, count=(0, 0), scale=2.0).image.astype(float)
-  mask, colour, opacity = stain(kind, generator, size)
+  mask, color, opacity = stain(kind, generator, size)
   share = opacity * cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.7)[..., None]
   noise = generator.normal(0, 4, image.shape)
-  return np.clip(image * (1 - share) + (colour + noise) * share, 0, 255).astype(np.uint8), mask
+  return np.clip(image * (1 - share) + (color + noise) * share, 0, 255).astype(np.uint8), mask
 
 
 def write_boards(folder: Path) -> None:
@@ -126,7 +127,7 @@ def main(_: list[str]) -> None:
     folder = Path(_BOARDS.value or temporary)
     write_boards(folder)
     prompts = list_prompts(folder / "train" / "images", folder / "train" / "labels")
-    model = weights.load_model(_MODEL_PATH.value, dtype=weights.default_dtype())
+    model = weights.load_model(_MODEL_PATH.value, dtype=parameters.default_dtype())
     paths = mappings(folder, {"likeness": PromptIndex.build(model, prompts), "random": None})
     predictor, rows = Predictor(model), _done(arguments)
     for approach, name, top_k in WAYS:

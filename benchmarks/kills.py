@@ -1,8 +1,8 @@
 """Kills a run with SIGKILL at random moments until it is done, and compares it with one that was left alone.
 
-  python benchmarks/kills.py --kills=20 --num_steps=300
+  python -m benchmarks.kills --kills=20 --num_steps=300
 
-Runs the network of nano.py on a generated folder on the CPU. Last and best weights, optimiser state and metrics.jsonl
+Runs the network of nano.py on a generated folder on the CPU. Last and best weights, optimizer state and metrics.jsonl
 (without times) have to be the same bit for bit; status 1 if they are not.
 """
 
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import nano
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags
+
+from benchmarks import nano
 
 _KILLS = flags.DEFINE_integer("kills", 20, "How often.", lower_bound=1)
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 300, "Steps of the run.", lower_bound=1)
@@ -124,7 +125,7 @@ def main(argv: list[str]) -> None:
   with tempfile.TemporaryDirectory() as folder:
     found = compare(Path(folder), _NUM_STEPS.value, _KILLS.value, _SEED.value)
   print(f"{_KILLS.value} kills in {_NUM_STEPS.value} steps, {time.perf_counter() - began:.0f} s: ", end="")
-  print(f"differs: {', '.join(found)}" if found else "weights, optimiser state and metrics are the same bit for bit")
+  print(f"differs: {', '.join(found)}" if found else "weights, optimizer state and metrics are the same bit for bit")
   sys.exit(bool(found))
 
 

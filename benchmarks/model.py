@@ -1,8 +1,8 @@
 """Forward passes, training steps and peak memory, ours beside transformers' SegGPT in PyTorch, in one run.
 
-  python benchmarks/model.py --peer=transformers                             # the small network, float32
-  python benchmarks/model.py --variants=vit_large --batch_sizes=1,4 --dtypes=bfloat16 --keep      # an accelerator
-  python benchmarks/model.py --work=predict --dtypes=bfloat16 --batch_sizes=16 --keep
+  python -m benchmarks.model --peer=transformers                             # the small network, float32
+  python -m benchmarks.model --variants=vit_large --batch_sizes=1,4 --dtypes=bfloat16 --keep      # an accelerator
+  python -m benchmarks.model --work=predict --dtypes=bfloat16 --batch_sizes=16 --keep
 
 The same random weights and the same canvases of noise for all sides. Each side has a process of its own, compiles
 first, and then they take turns, one call at a time finished. Nothing else may run meanwhile: turns do not make up for
@@ -34,10 +34,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import report
-import sides
-import tables
 from absl import app, flags
+
+from benchmarks import report, sides, tables
 
 _PEER = flags.DEFINE_enum("peer", "transformers", ["transformers", "none"], "Whom to compare with.")
 _VARIANTS = flags.DEFINE_list("variants", ["small"], "Architectures, keys of seggpt_jax.model.config.VARIANTS.")

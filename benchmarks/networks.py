@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import noise
 import numpy as np
 from flax import nnx
 
+from benchmarks import noise
 from seggpt_jax import canvas, compilation, palette
-from seggpt_jax.model import ensemble, weights
+from seggpt_jax.model import ensemble, parameters
 from seggpt_jax.model.adapters import Adapter, is_adapter_name
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
@@ -38,13 +38,13 @@ class Training(NamedTuple):
   frozen: set[str]
 
 
-def random_params(config: SegGPTConfig) -> weights.Params:
+def random_params(config: SegGPTConfig) -> parameters.Params:
   """The same parameters each time."""
-  return jax.jit(lambda: weights.split(SegGPT(config, rngs=nnx.Rngs(0)))[1])()
+  return jax.jit(lambda: parameters.split(SegGPT(config, rngs=nnx.Rngs(0)))[1])()
 
 
 def start_training(
-  graph: nnx.GraphDef, config: SegGPTConfig, params: weights.Params, batch_size: int, adapter: Adapter | None = None
+  graph: nnx.GraphDef, config: SegGPTConfig, params: parameters.Params, batch_size: int, adapter: Adapter | None = None
 ) -> Training:
   """Training on one device with AdamW, of all parameters or of an adapter alone.
 
@@ -80,27 +80,27 @@ def train_call(training: Training) -> Callable[[], None]:
 
 
 def canvases(config: SegGPTConfig, batch_size: int) -> tuple[jax.Array, jax.Array]:
-  """Images and painted targets of a batch of noise, normalised."""
+  """Images and painted targets of a batch of noise, normalized."""
   batch = noise.training_batch(config.canvas_size, config.patch_size, batch_size)
-  painted = palette.colour_labels(batch["labels"], batch["palette"])
+  painted = palette.color_labels(batch["labels"], batch["palette"])
   images, targets = (
-    canvas.normalise(pixels, config.image_mean, config.image_std) for pixels in (jnp.asarray(batch["images"]), painted)
+    canvas.normalize(pixels, config.image_mean, config.image_std) for pixels in (jnp.asarray(batch["images"]), painted)
   )
   return images, targets
 
 
-def forward_call(graph: nnx.GraphDef, config: SegGPTConfig, params: weights.Params, batch_size: int):
-  """A function that paints the lower halves of canvases and waits for all of their colours."""
+def forward_call(graph: nnx.GraphDef, config: SegGPTConfig, params: parameters.Params, batch_size: int):
+  """A function that paints the lower halves of canvases and waits for all of their colors."""
   images, targets = canvases(config, batch_size)
   mask = jnp.asarray(np.broadcast_to(canvas.lower_half_mask(config.grid), (batch_size, *config.grid)))
-  run = compilation.jit(lambda params, *arrays: weights.merge(graph, params)(*arrays))
+  run = compilation.jit(lambda params, *arrays: parameters.merge(graph, params)(*arrays))
   return lambda: jax.block_until_ready(run(params, images, targets, mask))
 
 
 def predict_call(
-  graph: nnx.GraphDef, config: SegGPTConfig, params: weights.Params, num_queries: int, num_prompts: int = 1
+  graph: nnx.GraphDef, config: SegGPTConfig, params: parameters.Params, num_queries: int, num_prompts: int = 1
 ):
-  """A function that paints queries, each with its own prompts, and waits for their colours."""
+  """A function that paints queries, each with its own prompts, and waits for their colors."""
   rows, cols = config.grid
   side = config.canvas_size[0] // 2
   images, targets = canvases(config, num_queries * num_prompts)
@@ -109,5 +109,5 @@ def predict_call(
   )
   queries = images[::num_prompts, side:]
   mask = jnp.ones((num_queries, rows // 2, cols), bool)
-  run = compilation.jit(lambda params, *arrays: ensemble.paint_queries(weights.merge(graph, params), *arrays))
+  run = compilation.jit(lambda params, *arrays: ensemble.paint_queries(parameters.merge(graph, params), *arrays))
   return lambda: jax.block_until_ready(run(params, queries, prompts, prompt_targets, jnp.zeros_like(queries), mask))

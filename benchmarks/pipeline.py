@@ -1,9 +1,9 @@
 """Training pairs per second: from 1024-pixel images, decoded or as JPEG files, to canvases of 896 x 448.
 
-  python benchmarks/pipeline.py
+  python -m benchmarks.pipeline
 
 Each figure is the median of several rounds, and the peer's rounds alternate with ours. The peer takes the steps of the
-original fine-tuning tool one after another on whole images, with Pillow and NumPy, and paints and normalises on the
+original fine-tuning tool one after another on whole images, with Pillow and NumPy, and paints and normalizes on the
 host; its loader was measured at 9.6 pairs per second and core. Ours is what train.py reads with configs/base.py.
 """
 
@@ -21,10 +21,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import report
 from absl import app, flags
 from PIL import Image, ImageEnhance, ImageFilter
 
+from benchmarks import report
 from seggpt_jax import canvas, palette
 from seggpt_jax.data import augment as augmentations
 from seggpt_jax.data.cached import CachedSource
@@ -96,12 +96,12 @@ def peer(source: Source) -> Iterator[Any]:
   """The original tool's steps in its order, each on the whole picture."""
   generator, square = np.random.default_rng(0), CANVAS[1]
 
-  def vary(sample: Sample, colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def vary(sample: Sample, colors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     image = Image.fromarray(sample["image"]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     label = Image.fromarray(sample["label"]).resize((SIDE, SIDE), Image.Resampling.NEAREST)
     target = np.zeros((SIDE, SIDE, 3), np.uint8)
-    for index, colour in enumerate(colours):
-      target[np.asarray(label) == index] = colour
+    for index, color in enumerate(colors):
+      target[np.asarray(label) == index] = color
     images = [image, Image.fromarray(target)]
     for way in (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM):
       if generator.random() < 0.5:
@@ -114,8 +114,8 @@ def peer(source: Source) -> Iterator[Any]:
     return tuple((np.asarray(p) / 255.0 - canvas.IMAGENET_MEAN) / canvas.IMAGENET_STD for p in (image, target))
 
   while True:
-    colours = palette.sample_palette(generator, 2, "random")
-    halves = [vary(source[int(i)], colours) for i in generator.choice(len(source), 2, replace=False)]
+    colors = palette.sample_palette(generator, 2, "random")
+    halves = [vary(source[int(i)], colors) for i in generator.choice(len(source), 2, replace=False)]
     images, targets = (np.concatenate(parts).astype(np.float32) for parts in zip(*halves, strict=True))
     yield {"images": images, "targets": targets, "patch_mask": canvas.random_patch_mask(generator, (56, 28), 0.75)}
 
@@ -158,7 +158,7 @@ def parts(samples: list[Sample], files: FileSource) -> dict[str, float]:
     return augmentations.Augmentation(resize=SIDE, **values)
 
   cut = augmentations.augment(samples[0], square, generator, only())
-  colour = only(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.05)
+  color = only(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.05)
   steps: dict[str, Callable[[], Any]] = {
     "decode a JPEG image and a PNG label": lambda: files[next(indices)],
     "crop": lambda: augmentations.random_crop(next(cycle), square, generator, only()),
@@ -170,17 +170,17 @@ def parts(samples: list[Sample], files: FileSource) -> dict[str, float]:
     ),
     "flips": lambda: augmentations.random_flip(cut, generator, only(flip_horizontal=True, flip_vertical=True)),
     "right-angle turns": lambda: augmentations.random_turn(cut, generator, only(rotate90=True)),
-    "brightness, contrast, saturation, hue": lambda: augmentations.random_appearance(cut, generator, colour),
+    "brightness, contrast, saturation, hue": lambda: augmentations.random_appearance(cut, generator, color),
     "blur": lambda: augmentations.random_appearance(cut, generator, only(blur=0.5)),
     "noise": lambda: augmentations.random_appearance(cut, generator, only(noise=5.0)),
-    "JPEG artefacts": lambda: augmentations.random_appearance(cut, generator, only(jpeg_quality=60)),
+    "JPEG artifacts": lambda: augmentations.random_appearance(cut, generator, only(jpeg_quality=60)),
   }
   indices = itertools.cycle(range(len(samples)))
   found = {name: 2 * milliseconds(step) for name, step in steps.items()}
   stack = functools.partial(canvas.stack, cut["image"], cut["image"])
   mask = functools.partial(canvas.random_patch_mask, generator, (56, 28), 0.75)
-  colours = functools.partial(palette.sample_palette, generator, 2)
-  found["stack, patch mask, palette"] = milliseconds(lambda: (stack(), mask(), colours()))
+  colors = functools.partial(palette.sample_palette, generator, 2)
+  found["stack, patch mask, palette"] = milliseconds(lambda: (stack(), mask(), colors()))
   return found
 
 

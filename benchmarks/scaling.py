@@ -1,11 +1,11 @@
 """What a training step needs on many devices, read off compiled programs; and a prediction of its time.
 
-  python benchmarks/scaling.py --keep
-  python benchmarks/scaling.py --variant=vit_large --meshes=1x1,1x8,8x1 --keep
+  python -m benchmarks.scaling --keep
+  python -m benchmarks.scaling --variant=vit_large --meshes=1x1,1x8,8x1 --keep
 
 For each mesh (data x fsdp) the step is compiled ahead of time for that many simulated CPU devices and never run: AdamW,
 bfloat16, remat, the same number of canvases on each device (weak scaling). What the compiler says is exact for that
-program: bytes of parameters, optimiser state and temporaries on a device, and what the collectives carry. XLA's CPU
+program: bytes of parameters, optimizer state and temporaries on a device, and what the collectives carry. XLA's CPU
 compiler is not an accelerator's, though:
 - bfloat16 is emulated in float32, so temporaries and gathered weights are up to twice what an accelerator has.
 - It makes no reduce-scatter: gradients of split parameters are all-reduced whole and then sliced. Compilers for TPU and
@@ -38,11 +38,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import report
 from absl import app, flags
-from collectives import KINDS, Collective
 from tqdm import tqdm
 
+from benchmarks import report
+from benchmarks.collectives import KINDS, Collective
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import cost
 from seggpt_jax.training.chips import CHIPS, Chip

@@ -15,8 +15,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import noise
 import numpy as np
+
+from benchmarks import noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +129,9 @@ def _high_water_mark() -> int:
 
 def in_jax(side: Side) -> Running:
   import jax
-  import networks
 
-  from seggpt_jax.model import weights
+  from benchmarks import networks
+  from seggpt_jax.model import parameters
   from seggpt_jax.model.config import VARIANTS
 
   if side.dtype == "float32":
@@ -138,7 +139,7 @@ def in_jax(side: Side) -> Running:
     jax.config.update("jax_default_matmul_precision", "highest")
   config = dataclasses.replace(VARIANTS[side.variant], drop_path_rate=0.0)
   chosen = {} if side.attention is None else {"attention": side.attention}
-  graph, _ = weights.abstract(config, dtype=side.dtype, remat=side.remat, **chosen)
+  graph, _ = parameters.abstract(config, dtype=side.dtype, remat=side.remat, **chosen)
   params = networks.random_params(config)
   if side.work == "train":
     call = networks.train_call(networks.start_training(graph, config, params, side.batch_size))
@@ -154,10 +155,11 @@ def in_jax(side: Side) -> Running:
 
 def in_torch(side: Side) -> Running:
   import torch
-  import torch_networks
   from transformers import SegGptForImageSegmentation
   from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
   from transformers.utils.logging import disable_progress_bar
+
+  from benchmarks import torch_networks
 
   disable_progress_bar()
   torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -215,8 +217,7 @@ def in_torch(side: Side) -> Running:
 
 def write_weights(variant: str, folder: Path) -> dict[str, int]:
   """Writes the weights that all sides have; returns the operations of each kind of work on a canvas."""
-  import networks
-
+  from benchmarks import networks
   from seggpt_jax.model import torch_files
   from seggpt_jax.model.config import VARIANTS
   from seggpt_jax.training import cost

@@ -1,6 +1,6 @@
 """How long a run waits for its first batch and what it remembers, for 1,000 and for 100,000 small images.
 
-  python benchmarks/startup.py
+  python -m benchmarks.startup
 
 Each figure is of a process of its own that does what train.py does with data before the first step: finds the samples,
 checks them, pairs them and makes a batch of eight. Time counts from before the data is looked at, memory is the growth
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import report
 from absl import app, flags
 from PIL import Image
 from tqdm import tqdm
+
+from benchmarks import report
 
 _COUNTS = flags.DEFINE_list("counts", ["1000", "100000"], "Numbers of images.")
 _KEEP = flags.DEFINE_bool("keep", False, "Also writes the figures to benchmarks/results/startup.json.")

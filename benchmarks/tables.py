@@ -1,6 +1,6 @@
 """Writes the tables of docs/speed.md from what the benchmarks have kept in benchmarks/results.
 
-  python benchmarks/tables.py
+  python -m benchmarks.tables
 
 All that stands between the two marks is made here; a benchmark that has kept nothing is left out.
 """
@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import report
-
+from benchmarks import report
 from seggpt_jax.files import write_whole
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
@@ -101,7 +100,7 @@ def model_tables(results: dict[str, Any]) -> str:
 
 
 DECODE_HEAD = head(
-  "colours",
+  "colors",
   "seggpt_jax",
   "least .. most",
   "a loop with cdist, PyTorch",
@@ -116,12 +115,12 @@ def decode_line(row: dict[str, Any]) -> str:
   ours, theirs = row["seconds"]["seggpt_jax"], row["seconds"]["torch"]
   times = [cell for seconds in (ours, theirs) for cell in (duration(statistics.median(seconds)), spread(seconds))]
   return line(
-    str(row["colours"]) + disturbed(row), *times, f"{row['ratio']:.3f}", " and ".join(map(str, row["wrong"].values()))
+    str(row["colors"]) + disturbed(row), *times, f"{row['ratio']:.3f}", " and ".join(map(str, row["wrong"].values()))
   )
 
 
 def decode_tables(results: dict[str, Any]) -> str:
-  parts = ["## Decoding colours", "Four canvases of 896 x 448 pixels to labels; wrong labels, ours and theirs, are of"]
+  parts = ["## Decoding colors", "Four canvases of 896 x 448 pixels to labels; wrong labels, ours and theirs, are of"]
   parts[-1] += " those that float64 finds."
   for title, rows in by_device(results):
     parts += [title, "\n".join([DECODE_HEAD, *map(decode_line, rows)])]

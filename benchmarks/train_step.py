@@ -1,8 +1,8 @@
 """Runs training steps of a network with random weights and says how fast, how near to the chip's peak, in what memory.
 
-  python benchmarks/train_step.py --variant=vit_large --batch_sizes=1 --steps=3                 # two cores, 24 GB
-  python benchmarks/train_step.py --variant=vit_large --batch_sizes=1 --steps=3 --adapter=none,lora,prompt
-  python benchmarks/train_step.py --variant=vit_large --batch_sizes=4,8,16 --dtype=bfloat16     # one accelerator
+  python -m benchmarks.train_step --variant=vit_large --batch_sizes=1 --steps=3                 # two cores, 24 GB
+  python -m benchmarks.train_step --variant=vit_large --batch_sizes=1 --steps=3 --adapter=none,lora,prompt
+  python -m benchmarks.train_step --variant=vit_large --batch_sizes=4,8,16 --dtype=bfloat16     # one accelerator
 
 The step is that of train.py (AdamW, labels painted and predictions scored on the device) on one device and one batch of
 noise. Each batch size runs in a process of its own, so that its peak is its own. Peaks are the device's where it counts
@@ -18,8 +18,9 @@ import sys
 import time
 from typing import Any
 
-import report
 from absl import app, flags
+
+from benchmarks import report
 
 _VARIANT = flags.DEFINE_string("variant", "vit_large", "Architecture, a key of seggpt_jax.model.config.VARIANTS.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1"], "Canvases in a step.")
@@ -34,19 +35,19 @@ _CHILD = flags.DEFINE_bool(
 
 
 def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str, adapter: str) -> dict[str, Any]:
-  """Seconds of the compiling step and of the mean one after it, peak memory, utilisation, trained parameters."""
+  """Seconds of the compiling step and of the mean one after it, peak memory, utilization, trained parameters."""
   import jax
-  import networks
   import numpy as np
 
-  from seggpt_jax.model import weights
+  from benchmarks import networks
+  from seggpt_jax.model import parameters
   from seggpt_jax.model.adapters import KINDS
   from seggpt_jax.model.config import VARIANTS
-  from seggpt_jax.training.cost import model_flops_utilisation
+  from seggpt_jax.training.cost import model_flops_utilization
   from seggpt_jax.training.watch import peak_memory
 
   config = VARIANTS[variant]
-  graph, _ = weights.abstract(config, dtype=dtype, remat=remat)
+  graph, _ = parameters.abstract(config, dtype=dtype, remat=remat)
   beside = KINDS[adapter]() if adapter != "none" else None
   state, step, batch, frozen = networks.start_training(
     graph, config, networks.random_params(config), batch_size, beside
@@ -69,7 +70,7 @@ def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str, a
     "pairs_per_second": batch_size / times[1],
     "memory_gb": peak_memory(),
     # The count is of a network that is trained as a whole.
-    "utilisation": None if frozen else model_flops_utilisation(config, batch_size / times[1], jax.devices()[:1]),
+    "utilization": None if frozen else model_flops_utilization(config, batch_size / times[1], jax.devices()[:1]),
   }
 
 
@@ -94,11 +95,11 @@ def main(argv: list[str]) -> None:
       continue
     found = json.loads(done.stdout.splitlines()[-1])
     results.append({**options, "batch_size": size, **found})
-    utilisation = "" if found["utilisation"] is None else f"{found['utilisation']:.1%}"
+    utilization = "" if found["utilization"] is None else f"{found['utilization']:.1%}"
     print(
       f"| {adapter} | {found['trained_parameters']:,} | {remat} | {size} | {found['first_step_seconds']:.1f} s "
       f"| {found['step_seconds']:.3g} s | {found['pairs_per_second']:.3g} "
-      f"| {found['memory_gb']:.1f} GB | {utilisation} |",
+      f"| {found['memory_gb']:.1f} GB | {utilization} |",
       flush=True,
     )
   if _KEEP.value and results:

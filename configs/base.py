@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
   config = default_config()
   config.model.init_from = "weights/vit_large"
   config.data.path = "data"
-  # Learns a folder sooner than random colours for all classes and keeps reading the prompt, unlike a fixed palette:
+  # Learns a folder sooner than random colors for all classes and keeps reading the prompt, unlike a fixed palette:
   # measured at small scale, docs/small.md.
   config.data.palette = "black_background"
   config.optim.decay_all = True

@@ -7,7 +7,7 @@ network and running the network never loads what reads data.
 import importlib
 
 _HOME = {
-  "Approach": "seggpt_jax.inference.predictor",
+  "InferenceOptions": "seggpt_jax.inference.options",
   "Prediction": "seggpt_jax.inference.prediction",
   "Predictor": "seggpt_jax.inference.predictor",
   "SegGPT": "seggpt_jax.model.seggpt",
@@ -18,7 +18,7 @@ _HOME = {
 _ROOMS = ("canvas", "palette")
 
 __all__ = [
-  "Approach",
+  "InferenceOptions",
   "Prediction",
   "Predictor",
   "SegGPT",

@@ -1,6 +1,6 @@
 """The canvas: a prompt stacked over a query.
 
-In: uint8 pixels of a prompt and a query, or batches of them. Out: canvases `[B, 2S, S, 3]`, normalised or not, and
+In: uint8 pixels of a prompt and a query, or batches of them. Out: canvases `[B, 2S, S, 3]`, normalized or not, and
 the patch masks that say which patches of the target canvas the network has to paint. Every size lives here.
 """
 
@@ -32,7 +32,7 @@ def _per_channel(values: Sequence[float], ndim: int) -> AnyArray:
   return jnp.reshape(jnp.asarray(values, jnp.float32), (1,) * (ndim - 1) + (3,))
 
 
-def normalise(
+def normalize(
   pixels: Num[AnyArray, "*b 3"],
   mean: Sequence[float] = IMAGENET_MEAN,
   std: Sequence[float] = IMAGENET_STD,
@@ -42,14 +42,14 @@ def normalise(
   return (pixels.astype(jnp.float32) / 255.0 - mean) / std
 
 
-def unnormalise(
-  colours: Float[AnyArray, "*b 3"],
+def unnormalize(
+  colors: Float[AnyArray, "*b 3"],
   mean: Sequence[float] = IMAGENET_MEAN,
   std: Sequence[float] = IMAGENET_STD,
 ) -> Float[AnyArray, "*b 3"]:
-  """Inverse of `normalise`, clipped to 0..255 and left as float32."""
-  mean, std = (_per_channel(values, colours.ndim) for values in (mean, std))
-  return jnp.clip((colours.astype(jnp.float32) * std + mean) * 255.0, 0.0, 255.0)
+  """Inverse of `normalize`, clipped to 0..255 and left as float32."""
+  mean, std = (_per_channel(values, colors.ndim) for values in (mean, std))
+  return jnp.clip((colors.astype(jnp.float32) * std + mean) * 255.0, 0.0, 255.0)
 
 
 def grid_size(canvas_size: tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import describe_adapter
 from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import SegGPTConfig
@@ -32,17 +32,17 @@ CONFIG = SegGPTConfig(
 
 
 def loud_params(config: SegGPTConfig, seed: int = 0) -> dict[str, np.ndarray]:
-  """Random, and louder than initialisation: that paints grey whatever it is shown."""
+  """Random, and louder than initialization: that paints gray whatever it is shown."""
   generator = np.random.default_rng(seed)
-  _, shapes = weights.abstract(config)
+  _, shapes = parameters.abstract(config)
   params = {name: generator.normal(0.0, 0.1, shape.shape).astype(np.float32) for name, shape in shapes.items()}
   return {name: value + np.float32(name.endswith("scale")) for name, value in params.items()}
 
 
-def learnt_params(adapter: Adapter, config: SegGPTConfig, seed: int = 1) -> dict[str, np.ndarray]:
+def learned_params(adapter: Adapter, config: SegGPTConfig, seed: int = 1) -> dict[str, np.ndarray]:
   """An adapter's parameters as after some training."""
   generator = np.random.default_rng(seed)
-  _, shapes = weights.abstract(config)
+  _, shapes = parameters.abstract(config)
   own = adapter.init(shapes, config.canvas_size, jax.random.key(seed))
   return {name: value + generator.normal(0.0, 0.3, value.shape).astype(np.float32) for name, value in own.items()}
 
@@ -66,8 +66,8 @@ def write_run(
   Returns:
     The adapter's parameters.
   """
-  params = learnt_params(adapter, config)
-  fingerprint = weights.fingerprint(weights.load_params(base))
+  params = learned_params(adapter, config)
+  fingerprint = parameters.fingerprint(weights.load_params(base))
   checkpoints = Checkpoints(folder, config, 1, adapter=describe_adapter(adapter, config, fingerprint, str(base), 3))
   checkpoints.save_best(TrainState(np.int32(7), params, {}, {}))
   checkpoints.close()

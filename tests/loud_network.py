@@ -7,7 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.model.seggpt import SegGPT
 
@@ -25,8 +25,8 @@ CONFIG = dataclasses.replace(
 
 
 def build() -> SegGPT:
-  """Louder than initialisation: that paints grey whatever it is shown."""
+  """Louder than initialization: that paints gray whatever it is shown."""
   generator = np.random.default_rng(0)
-  graph, shapes = weights.abstract(CONFIG)
+  graph, shapes = parameters.abstract(CONFIG)
   params = {name: generator.normal(0.0, 0.1, shape.shape).astype(np.float32) for name, shape in shapes.items()}
-  return weights.merge(graph, {name: jnp.asarray(value + name.endswith("scale")) for name, value in params.items()})
+  return parameters.merge(graph, {name: jnp.asarray(value + name.endswith("scale")) for name, value in params.items()})

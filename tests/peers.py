@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import SegGptConfig, SegGptForImageSegmentation
 
-from seggpt_jax.model import torch_weights, weights
+from seggpt_jax.model import parameters, torch_weights
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.loss import masked_smooth_l1
 
@@ -74,8 +74,8 @@ class Peers:
   params: dict[str, jax.Array]
 
   def forward(self, params, images, targets, patch_mask, dtype=jnp.float32, remat="none", attention="auto", **call):
-    graph, _ = weights.abstract(self.config, dtype=dtype, remat=remat, attention=attention)
-    return weights.merge(graph, params)(images, targets, patch_mask, **call)
+    graph, _ = parameters.abstract(self.config, dtype=dtype, remat=remat, attention=attention)
+    return parameters.merge(graph, params)(images, targets, patch_mask, **call)
 
   @functools.cache  # noqa: B019 - a few, and the process is a test's
   def jitted(self, **options):
@@ -84,11 +84,11 @@ class Peers:
 
   @functools.cache  # noqa: B019
   def loss_and_gradients(self, **options):
-    """A compiled function of (params, images, targets, patch_mask, **arrays): ((loss, colours), gradients)."""
+    """A compiled function of (params, images, targets, patch_mask, **arrays): ((loss, colors), gradients)."""
 
     def loss(params, images, targets, patch_mask, **arrays):
-      colours = self.forward(params, images, targets, patch_mask, **options, **arrays)
-      return masked_smooth_l1(colours, targets, patch_mask), colours
+      colors = self.forward(params, images, targets, patch_mask, **options, **arrays)
+      return masked_smooth_l1(colors, targets, patch_mask), colors
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -96,7 +96,7 @@ class Peers:
 def build(seed: int = 0, **theirs: Any) -> Peers:
   """Builds the pair for the given arguments of transformers' SegGptConfig."""
   model = SegGptForImageSegmentation(SegGptConfig(**theirs)).eval()
-  randomise(model, seed)
+  randomize(model, seed)
   return convert(model)
 
 
@@ -109,7 +109,7 @@ def convert(model: SegGptForImageSegmentation) -> Peers:
 
 
 @torch.no_grad()
-def randomise(model: torch.nn.Module, seed: int) -> None:
+def randomize(model: torch.nn.Module, seed: int) -> None:
   """Gives every parameter a value that matters: none is 0 or 1, attention is far from uniform, outputs are O(1)."""
   generator = torch.Generator().manual_seed(seed)
   for name, parameter in model.named_parameters():
@@ -154,5 +154,5 @@ def call_theirs(model: SegGptForImageSegmentation, images, targets, patch_mask, 
   )
 
 
-def colours(output) -> np.ndarray:
+def colors(output) -> np.ndarray:
   return output.pred_masks.detach().permute(0, 2, 3, 1).numpy()

@@ -24,7 +24,7 @@ def forward(
   seg_type: str = "semantic",
   prompts_per_query: int = 1,
 ) -> np.ndarray:
-  """Colours `[B, H, W, 3]` in float64."""
+  """Colors `[B, H, W, 3]` in float64."""
   weights = {name: torch.from_numpy(np.asarray(value, np.float64)) for name, value in state.items()}
   painted = []
   for first in range(0, len(images), prompts_per_query):

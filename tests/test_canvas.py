@@ -42,13 +42,13 @@ def test_upsample_mask_covers_the_pixels_of_each_patch():
   )
 
 
-def test_normalise_is_torchvisions_and_unnormalise_its_inverse():
+def test_normalize_is_torchvisions_and_unnormalize_its_inverse():
   pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
   expected = (pixels / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
-  normalised = canvas.normalise(jnp.asarray(pixels))
-  np.testing.assert_allclose(normalised, expected, atol=1e-6)
-  np.testing.assert_allclose(canvas.unnormalise(normalised), pixels, atol=1e-3)
-  assert canvas.unnormalise(normalised + 100.0).max() == 255.0
+  normalized = canvas.normalize(jnp.asarray(pixels))
+  np.testing.assert_allclose(normalized, expected, atol=1e-6)
+  np.testing.assert_allclose(canvas.unnormalize(normalized), pixels, atol=1e-3)
+  assert canvas.unnormalize(normalized + 100.0).max() == 255.0
 
 
 @pytest.mark.parametrize("size", [(60, 64), (64, 60), (0, 64), (-8, 8)])

@@ -1,4 +1,4 @@
-"""Colours and labels: a palette that cannot be decoded, or is decoded wrongly, costs masks."""
+"""Colors and labels: a palette that cannot be decoded, or is decoded wrongly, costs masks."""
 
 import itertools
 
@@ -9,19 +9,19 @@ import pytest
 from seggpt_jax import palette
 
 
-def distances(colours):
-  colours = colours.astype(float)
-  return [np.linalg.norm(a - b) for a, b in itertools.combinations(colours, 2)]
+def distances(colors):
+  colors = colors.astype(float)
+  return [np.linalg.norm(a - b) for a, b in itertools.combinations(colors, 2)]
 
 
 @pytest.mark.parametrize("mode", ["random", "black_background"])
 @pytest.mark.parametrize("num_classes", [2, 3, 7, 20])
-def test_sampled_colours_are_far_enough_apart_to_decode(mode, num_classes):
+def test_sampled_colors_are_far_enough_apart_to_decode(mode, num_classes):
   generator = np.random.default_rng(0)
   for _ in range(30):
-    colours = palette.sample_palette(generator, num_classes, mode)
-    assert colours.shape == (num_classes, 3) and colours.dtype == np.uint8
-    assert min(distances(colours)) >= palette.min_distance(num_classes)
+    colors = palette.sample_palette(generator, num_classes, mode)
+    assert colors.shape == (num_classes, 3) and colors.dtype == np.uint8
+    assert min(distances(colors)) >= palette.min_distance(num_classes)
 
 
 def test_black_background_is_black_and_the_rest_random():
@@ -32,65 +32,65 @@ def test_black_background_is_black_and_the_rest_random():
 
 def test_random_palettes_use_the_whole_cube_for_every_class():
   drawn = np.array([palette.sample_palette(np.random.default_rng(s), 2, "random") for s in range(1000)]).astype(float)
-  # A uniform colour has mean 127.5 and deviation 74; keeping the two apart pushes both outwards a little.
+  # A uniform color has mean 127.5 and deviation 74; keeping the two apart pushes both outwards a little.
   np.testing.assert_allclose(drawn.mean(axis=0), 127.5, atol=12)
   assert (drawn.std(axis=0) > 65).all()
 
 
 def test_fixed_palette_is_black_and_white_first_and_always_the_same():
-  colours = palette.fixed_palette(20)
-  np.testing.assert_array_equal(colours[:2], [[0, 0, 0], [255, 255, 255]])
-  np.testing.assert_array_equal(palette.fixed_palette(5), colours[:5])
-  assert min(distances(colours)) > 60
-  np.testing.assert_array_equal(palette.sample_palette(np.random.default_rng(3), 4, "fixed"), colours[:4])
+  colors = palette.fixed_palette(20)
+  np.testing.assert_array_equal(colors[:2], [[0, 0, 0], [255, 255, 255]])
+  np.testing.assert_array_equal(palette.fixed_palette(5), colors[:5])
+  assert min(distances(colors)) > 60
+  np.testing.assert_array_equal(palette.sample_palette(np.random.default_rng(3), 4, "fixed"), colors[:4])
 
 
 def test_soft_edges_between_two_classes_decode_to_one_of_the_two():
-  """Networks blur the seam of two colours, and so does resizing: no third class may appear along it."""
-  colours = palette.fixed_palette(8)
+  """Networks blur the seam of two colors, and so does resizing: no third class may appear along it."""
+  colors = palette.fixed_palette(8)
   blends = np.linspace(0, 1, 21)[:, None]
   for first, second in itertools.combinations(range(8), 2):
-    line = (1 - blends) * colours[first] + blends * colours[second]
-    found = palette.decode(jnp.asarray(line, jnp.float32)[None, None], colours[None])
-    nearest = np.linalg.norm(line - colours[found[0, 0]].astype(float), axis=1)
-    ends = np.minimum(*(np.linalg.norm(line - colours[k].astype(float), axis=1) for k in (first, second)))
+    line = (1 - blends) * colors[first] + blends * colors[second]
+    found = palette.decode(jnp.asarray(line, jnp.float32)[None, None], colors[None])
+    nearest = np.linalg.norm(line - colors[found[0, 0]].astype(float), axis=1)
+    ends = np.minimum(*(np.linalg.norm(line - colors[k].astype(float), axis=1) for k in (first, second)))
     np.testing.assert_allclose(nearest, ends, atol=1e-4)
 
 
 def test_unknown_mode_is_refused():
-  with pytest.raises(ValueError, match="'grey', expected one of random, black_background, fixed"):
-    palette.sample_palette(np.random.default_rng(0), 2, "grey")
+  with pytest.raises(ValueError, match="'gray', expected one of random, black_background, fixed"):
+    palette.sample_palette(np.random.default_rng(0), 2, "gray")
 
 
-def obvious_decode(colours, palettes):
-  """Distances of every pixel to every colour in float64, then argmin, which takes the first of equals."""
-  difference = colours[:, :, :, None].astype(float) - palettes[:, None, None].astype(float)
+def obvious_decode(colors, palettes):
+  """Distances of every pixel to every color in float64, then argmin, which takes the first of equals."""
+  difference = colors[:, :, :, None].astype(float) - palettes[:, None, None].astype(float)
   return np.argmin(np.linalg.norm(difference, axis=-1), axis=-1)
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 16])
-def test_decode_is_the_nearest_colour(num_classes):
+def test_decode_is_the_nearest_color(num_classes):
   generator = np.random.default_rng(0)
-  colours = generator.uniform(0, 255, (3, 17, 9, 3)).astype(np.float32)
+  colors = generator.uniform(0, 255, (3, 17, 9, 3)).astype(np.float32)
   palettes = generator.integers(0, 256, (3, num_classes, 3), np.uint8)
-  labels = palette.decode(jnp.asarray(colours), jnp.asarray(palettes))
+  labels = palette.decode(jnp.asarray(colors), jnp.asarray(palettes))
   assert labels.dtype == jnp.int32
-  np.testing.assert_array_equal(labels, obvious_decode(colours, palettes))
+  np.testing.assert_array_equal(labels, obvious_decode(colors, palettes))
 
 
 def test_decode_gives_ties_to_the_lower_index():
   palettes = np.array([[[0, 0, 0], [255, 255, 255], [0, 0, 0], [100, 0, 0]]], np.uint8)
-  colours = np.array([[[[0, 0, 0], [50, 0, 0], [255, 255, 255]]]], np.float32)
-  np.testing.assert_array_equal(palette.decode(jnp.asarray(colours), jnp.asarray(palettes)), [[[0, 0, 1]]])
+  colors = np.array([[[[0, 0, 0], [50, 0, 0], [255, 255, 255]]]], np.float32)
+  np.testing.assert_array_equal(palette.decode(jnp.asarray(colors), jnp.asarray(palettes)), [[[0, 0, 1]]])
 
 
 def test_painting_then_decoding_gives_the_labels_back_even_through_noise():
   generator = np.random.default_rng(0)
   labels = generator.integers(0, 6, (4, 8, 8), np.uint8)
   palettes = np.stack([palette.sample_palette(generator, 6) for _ in range(4)])
-  painted = palette.colour_labels(jnp.asarray(labels), jnp.asarray(palettes))
+  painted = palette.color_labels(jnp.asarray(labels), jnp.asarray(palettes))
   np.testing.assert_array_equal(painted[2], palettes[2][labels[2]])
-  # Noise of less than half the least distance cannot change the nearest colour.
+  # Noise of less than half the least distance cannot change the nearest color.
   noise = generator.uniform(-1, 1, painted.shape) * (0.49 * palette.min_distance(6) / 3**0.5)
   np.testing.assert_array_equal(
     palette.decode(painted + jnp.asarray(noise, jnp.float32), jnp.asarray(palettes)), labels

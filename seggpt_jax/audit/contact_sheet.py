@@ -52,9 +52,9 @@ def draw_samples(inspection: Inspection) -> Image.Image:
   draw = ImageDraw.Draw(sheet)
   title = f"{inspection.dataset.path}: labels read as {inspection.dataset.label_format}"
   draw.text((_MARGIN, 10), _fitted(title, width - 2 * _MARGIN, 20), _INK, _font(20))
-  for place, (text, colour) in enumerate(legend):
+  for place, (text, color) in enumerate(legend):
     x, y = _MARGIN + place % per_row * _LEGEND_WIDTH, 44 + place // per_row * 24
-    _swatch(sheet, (x, y), colour)
+    _swatch(sheet, (x, y), color)
     draw.text((x + 28, y), _fitted(text, _LEGEND_WIDTH - 40, 15), _INK, _font(15))
   y = 52 + legend_height
   for (survey, cells), count in zip(rows, lines, strict=True):
@@ -150,15 +150,15 @@ def paint_over(
       hatched = _hatches(shown.shape[:2]) & (cover >= 0.5)
       shown[hatched] = 150
       continue
-    colour = palette[class_index].astype(np.float32)
+    color = palette[class_index].astype(np.float32)
     inside = cover >= 0.5
     filled |= inside
-    shown[inside] = (1 - _BLEND) * shown[inside] + _BLEND * colour
+    shown[inside] = (1 - _BLEND) * shown[inside] + _BLEND * color
     # What has vanished by shrinking still gets its ring.
     ring = _ring((cover > 0).astype(np.uint8)) & ~inside
-    outlines[ring] = colour
+    outlines[ring] = color
     ringed |= ring
-  # Rings of any colour are seen on any image with dark around them.
+  # Rings of any color are seen on any image with dark around them.
   shown[(cv2.dilate(ringed.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & ~ringed & ~filled] *= _SHADE
   return np.where(ringed[..., None], outlines, shown).astype(np.uint8)
 
@@ -166,10 +166,10 @@ def paint_over(
 def _ring(present: UInt8[np.ndarray, "h w"]) -> np.ndarray:
   """A line around each region, and circles where all are too small to be seen."""
   ring = cv2.dilate(present, np.ones((3, 3), np.uint8))
-  _, _, stats, centres = cv2.connectedComponentsWithStats(present)
+  _, _, stats, centers = cv2.connectedComponentsWithStats(present)
   sides = stats[1:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(axis=1)
-  for centre in centres[1 : 1 + _MOST_CIRCLES] if sides.max(initial=0) < 2 * _SPECK else ():
-    x, y = np.rint(centre).astype(int).tolist()
+  for center in centers[1 : 1 + _MOST_CIRCLES] if sides.max(initial=0) < 2 * _SPECK else ():
+    x, y = np.rint(center).astype(int).tolist()
     cv2.circle(ring, (x, y), _SPECK, 1, 1)
   return ring > 0
 
@@ -188,7 +188,7 @@ def _fit(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "h2 
 def _draw_cell(sheet: Image.Image, place: tuple[int, int], cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> None:
   x, y = place
   draw = ImageDraw.Draw(sheet)
-  pictures = [None if cell.image is None else _fit(cell.image, _SIDE), _labelled(cell, palette)]
+  pictures = [None if cell.image is None else _fit(cell.image, _SIDE), _labeled(cell, palette)]
   for number, picture in enumerate(pictures):
     left = x + number * (_SIDE + _GAP)
     draw.rectangle((left, y, left + _SIDE - 1, y + _SIDE - 1), (228, 228, 228))
@@ -205,7 +205,7 @@ def _draw_cell(sheet: Image.Image, place: tuple[int, int], cell: Cell, palette: 
     draw.rectangle((x - 6, y - 6, x + _CELL[0] + 5, y + _CELL[1] + 2), None, _RED, 4)
 
 
-def _labelled(cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> np.ndarray | None:
+def _labeled(cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> np.ndarray | None:
   if cell.label is None:
     return None
   image = cell.image
@@ -217,7 +217,7 @@ def _labelled(cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> np.ndarray | N
 def _legend_entries(
   inspection: Inspection, palette: UInt8[np.ndarray, "256 3"]
 ) -> list[tuple[str, tuple[int, ...] | None]]:
-  """(text, colour) of each class that there is; None is hatched."""
+  """(text, color) of each class that there is; None is hatched."""
   surveys = list(inspection.surveys.values())
   pixels = inspection.pixels
   entries: list[tuple[str, tuple[int, ...] | None]] = []
@@ -232,13 +232,13 @@ def _legend_entries(
   return entries
 
 
-def _swatch(sheet: Image.Image, place: tuple[int, int], colour: tuple[int, ...] | None) -> None:
+def _swatch(sheet: Image.Image, place: tuple[int, int], color: tuple[int, ...] | None) -> None:
   x, y = place
-  if colour is None:
+  if color is None:
     hatched = np.where(_hatches((16, 20))[..., None], 150, 228).repeat(3, axis=2).astype(np.uint8)
     sheet.paste(Image.fromarray(hatched), (x, y + 1))
-    colour = ()
-  ImageDraw.Draw(sheet).rectangle((x, y + 1, x + 20, y + 17), colour or None, _FAINT)
+    color = ()
+  ImageDraw.Draw(sheet).rectangle((x, y + 1, x + 20, y + 17), color or None, _FAINT)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

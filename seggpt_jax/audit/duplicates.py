@@ -1,8 +1,8 @@
 """Images that are in a dataset twice: small prints of images in, pairs that show the same out.
 
-An image is printed as a difference hash of 16 x 16 bits and a thumbnail of 48 x 48 greys. Hashes are compared with one
+An image is printed as a difference hash of 16 x 16 bits and a thumbnail of 48 x 48 grays. Hashes are compared with one
 another, all with all, for they cost four words each; thumbnails only where the hashes are near. The hash alone would
-call neighbours in a volume of slices the same: slices 2 mm apart differ by 0 to 5 bits, as much as an image differs
+call neighbors in a volume of slices the same: slices 2 mm apart differ by 0 to 5 bits, as much as an image differs
 from itself resized. What remains of the thumbnails without their coarse shapes tells the two apart (tests have both).
 
 A mirrored or turned copy is not found.
@@ -21,9 +21,9 @@ _SIDE = 48
 _MARGIN = 0.2  # standard deviations: in flat parts, noise alone must not set bits
 _NEAR_BITS = 16
 # One minus the correlation of two thumbnails' fine shapes. JPEG at quality 60, half the size, brightness +-10 %: 0.020
-# at most, 0.023 for all at once; neighbouring slices: 0.038 at least.
+# at most, 0.023 for all at once; neighboring slices: 0.038 at least.
 _SAME = 0.03
-_FLAT = 0.25  # grey levels; thumbnails of less fine shape than that are not compared
+_FLAT = 0.25  # gray levels; thumbnails of less fine shape than that are not compared
 _ROWS, _COLUMNS = 256, 8192
 _MOST = 10_000
 
@@ -46,10 +46,10 @@ class NearDuplicate(NamedTuple):
 
 def print_image(image: UInt8[np.ndarray, "h w 3"]) -> Print:
   """The print of an image of any size."""
-  grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-  small = cv2.resize(grey.astype(np.float32), (_BITS + 1, _BITS), interpolation=cv2.INTER_AREA)
+  gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+  small = cv2.resize(gray.astype(np.float32), (_BITS + 1, _BITS), interpolation=cv2.INTER_AREA)
   brighter = np.diff(small, axis=1) > _MARGIN * max(float(small.std()), 1e-3)
-  thumbnail = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+  thumbnail = cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
   return Print(np.packbits(brighter).view(np.uint64), thumbnail)
 
 

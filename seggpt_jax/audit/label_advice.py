@@ -55,7 +55,7 @@ def _palette_files(inspection: Inspection) -> Iterator[Advice]:
   count = sum(n for name, n in inspection.stored.formats.items() if name.split()[-1] == "P")
   if count:
     yield Advice(
-      f"{count_text(count, 'label')} with a colour palette: what is read are the indices into it, the colours are not"
+      f"{count_text(count, 'label')} with a color palette: what is read are the indices into it, the colors are not"
     )
 
 
@@ -104,7 +104,7 @@ def _missing_classes(inspection: Inspection) -> Iterator[Advice]:
   train, val = inspection.train, inspection.val
   if val is None or not train.num_labels or not val.num_labels:
     return
-  for first, second, what in ((train, val, "are not scored"), (val, train, "are scored and never learnt")):
+  for first, second, what in ((train, val, "are not scored"), (val, train, "are scored and never learned")):
     only = np.flatnonzero((first.holding[1:IGNORE] > 0) & (second.holding[1:IGNORE] == 0)) + 1
     if only.size and second.num_empty < second.num_labels:
       named = ", ".join(class_label(inspection, int(c)) for c in only[:8])

@@ -1,4 +1,4 @@
-"""Which values or colours label files hold as they are stored, and which way of reading them fits: files in, a
+"""Which values or colors label files hold as they are stored, and which way of reading them fits: files in, a
 `LabelFormat` with the reason for it out."""
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _MOST_TABLE = 64
 
 
 class FileValues(NamedTuple):
-  """What one label file holds: colours are packed into one number each, red first."""
+  """What one label file holds: colors are packed into one number each, red first."""
 
   file_format: str
   mode: str
-  in_colour: bool
+  in_color: bool
   values: np.ndarray
   pixels: np.ndarray
 
 
 def file_values(data: bytes, where: str) -> FileValues:
-  """The values of a label file before any meaning is given to them; indices of a palette, not its colours.
+  """The values of a label file before any meaning is given to them; indices of a palette, not its colors.
 
   Raises:
     InputError: the file is unreadable, or holds floating-point values.
@@ -48,7 +48,7 @@ def file_values(data: bytes, where: str) -> FileValues:
     values = np.flatnonzero(counts)
     return FileValues(file_format, mode, False, values, counts[values])
   if mode == "F":
-    raise InputError(f"{where}: found floating-point values, expected whole numbers or colours")
+    raise InputError(f"{where}: found floating-point values, expected whole numbers or colors")
   if mode.startswith("I"):
     values, counts = np.unique(np.asarray(image), return_counts=True)
     return _largest(FileValues(file_format, mode, False, values, counts))
@@ -75,7 +75,7 @@ class StoredValues:
   Attributes:
     formats: number of files by format and mode, such as "PNG P".
     num_files: their sum.
-    pixels: number of pixels by value; keys are (in colour, value or packed colour).
+    pixels: number of pixels by value; keys are (in color, value or packed color).
     files: number of files that hold a value, likewise.
     crowded: number of files with more values than are kept.
   """
@@ -92,8 +92,8 @@ class StoredValues:
     self.num_files += 1
     self.crowded += len(found.values) >= _MOST_IN_FILE
     for value, count in zip(found.values.tolist(), found.pixels.tolist(), strict=True):
-      self.pixels[found.in_colour, value] += count
-      self.files[found.in_colour, value] += 1
+      self.pixels[found.in_color, value] += count
+      self.files[found.in_color, value] += 1
     if len(self.pixels) > _MOST:
       self.pixels = collections.Counter(dict(self.pixels.most_common(_MOST // 2)))
       self.files = collections.Counter({key: self.files[key] for key in self.pixels})
@@ -109,9 +109,9 @@ class StoredValues:
     )
 
   @property
-  def colours(self) -> bool:
-    """Whether a file holds a colour that is not a grey."""
-    return any(in_colour and not _is_grey(value) for in_colour, value in self.pixels)
+  def colors(self) -> bool:
+    """Whether a file holds a color that is not a gray."""
+    return any(in_color and not _is_gray(value) for in_color, value in self.pixels)
 
   @property
   def lossy(self) -> bool:
@@ -119,26 +119,26 @@ class StoredValues:
     return any(name.split()[0] in ("JPEG", "MPO") for name in self.formats)
 
   def table(self) -> list[tuple[Value, float, int]]:
-    """(value or colour, share of the pixels, number of files), the most frequent first."""
-    colours, total = self.colours, max(self.pixels.total(), 1)
+    """(value or color, share of the pixels, number of files), the most frequent first."""
+    colors, total = self.colors, max(self.pixels.total(), 1)
     pixels, files = collections.Counter(), collections.Counter()
-    for (in_colour, code), count in self.pixels.items():
-      value = _meant(in_colour, code, colours)
+    for (in_color, code), count in self.pixels.items():
+      value = _meant(in_color, code, colors)
       pixels[value] += count
-      files[value] += self.files[in_colour, code]
+      files[value] += self.files[in_color, code]
     return [(value, count / total, files[value]) for value, count in pixels.most_common()]
 
 
-def _is_grey(code: int) -> bool:
+def _is_gray(code: int) -> bool:
   return code >> 16 == (code >> 8 & 255) == (code & 255)
 
 
-def _meant(in_colour: bool, code: int, colours: bool) -> Value:
-  """A value, or where the dataset has colours, a colour."""
-  if in_colour:
-    colour = (code >> 16, code >> 8 & 255, code & 255)
-    return colour if colours else colour[0]
-  return (code, code, code) if colours and code <= 255 else code
+def _meant(in_color: bool, code: int, colors: bool) -> Value:
+  """A value, or where the dataset has colors, a color."""
+  if in_color:
+    color = (code >> 16, code >> 8 & 255, code & 255)
+    return color if colors else color[0]
+  return (code, code, code) if colors and code <= 255 else code
 
 
 class Guess(NamedTuple):
@@ -162,8 +162,8 @@ def guess_format(stored: StoredValues) -> Guess:
   rows = stored.table()
   if not rows:
     return Guess(LabelFormat(), 2, "no label could be read")
-  if stored.colours:
-    return _guess_colours(stored, rows)
+  if stored.colors:
+    return _guess_colors(stored, rows)
   share_of = {int(value): share for value, share, _ in rows}
   near_ends = sum(share for value, share in share_of.items() if value <= _NEAR or 255 - _NEAR <= value <= 255)
   high = sum(share for value, share in share_of.items() if 255 - _NEAR <= value <= 255)
@@ -201,17 +201,17 @@ def _guess_values(share_of: dict[int, float]) -> Guess:
   return Guess(LabelFormat("table", table=table, ignore=ignore), max(2, len(table)), reason, doubt)
 
 
-def _guess_colours(stored: StoredValues, rows: list[tuple[Value, float, int]]) -> Guess:
-  colours = [value for value, _, _ in rows]
-  reason = f"labels hold {len(colours)} colours"
-  if stored.lossy or len(colours) > _MOST_TABLE:
+def _guess_colors(stored: StoredValues, rows: list[tuple[Value, float, int]]) -> Guess:
+  colors = [value for value, _, _ in rows]
+  reason = f"labels hold {len(colors)} colors"
+  if stored.lossy or len(colors) > _MOST_TABLE:
     doubt = (
       "labels of this kind are compressed with loss or smoothed, and no table fits them: save them again without "
       "compression and antialiasing"
     )
     return Guess(LabelFormat("binary", 127), 2, reason, doubt)
-  background = (0, 0, 0) if (0, 0, 0) in colours else colours[0]
-  table = (background, *sorted(colour for colour in colours if colour != background))
+  background = (0, 0, 0) if (0, 0, 0) in colors else colors[0]
+  table = (background, *sorted(color for color in colors if color != background))
   doubt = "" if background == (0, 0, 0) else f"{background} is taken as the background, as the most frequent: is it?"
   return Guess(LabelFormat("table", table=table), max(2, len(table)), reason, doubt)
 

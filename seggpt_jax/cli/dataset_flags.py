@@ -20,9 +20,9 @@ def define_dataset_flags() -> None:
   )
   flags.DEFINE_integer("threshold", 0, "Above it binary labels are foreground; 127 for masks stored as JPEG.", 0, 255)
   flags.DEFINE_string(
-    "table", "", "With --labels=table the values or colours of classes 0, 1, ...: 0,128 or (0,0,0),(255,0,0)."
+    "table", "", "With --labels=table the values or colors of classes 0, 1, ...: 0,128 or (0,0,0),(255,0,0)."
   )
-  flags.DEFINE_string("ignore", "", "Label values or colours of pixels without a known class.")
+  flags.DEFINE_string("ignore", "", "Label values or colors of pixels without a known class.")
   flags.DEFINE_list("class_names", [], "Names of classes 1, 2, ... for masks and COCO categories.")
   flags.DEFINE_string("image_key", "image", "The image in a record of a TFDS dataset.")
   flags.DEFINE_string("label_key", "segmentation_mask", "The label in a record of a TFDS dataset.")

@@ -12,7 +12,7 @@ from absl import flags
 
 from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, parse_values
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference.predictor import Approach, Flips
+from seggpt_jax.inference.options import Flips, InferenceOptions
 from seggpt_jax.inference.queries import label_format
 from seggpt_jax.model.seggpt import SegType
 
@@ -21,7 +21,7 @@ LABELS = ("labels", "threshold", "table", "ignore")
 
 
 def define_approach_flags() -> None:
-  """Defines those of `Approach`."""
+  """Defines those of `InferenceOptions`."""
   flags.DEFINE_list(
     "split",
     "1",
@@ -36,7 +36,7 @@ def define_approach_flags() -> None:
   flags.DEFINE_enum("seg-type", "semantic", get_args(SegType), "What the prompts mark.")
 
 
-def approach_from_flags() -> Approach:
+def approach_from_flags() -> InferenceOptions:
   """What the flags describe.
 
   Raises:
@@ -47,7 +47,7 @@ def approach_from_flags() -> Approach:
     splits = [int(text) for text in split]
   except ValueError as error:
     raise InputError(f"--split: found {','.join(split)}, expected a number, or several such as 1,2,4") from error
-  return Approach(tuple(splits), *others)
+  return InferenceOptions(tuple(splits), *others)
 
 
 def define_label_flags() -> None:
@@ -56,14 +56,14 @@ def define_label_flags() -> None:
     "labels",
     None,
     LABEL_MODES,
-    "How label files are read: values are class indices, above --threshold is class 1, or the i-th value or colour of "
+    "How label files are read: values are class indices, above --threshold is class 1, or the i-th value or color of "
     "--table is class i; by default as in training.",
   )
   flags.DEFINE_integer(
     "threshold", None, "For binary labels, 0 by default or as in training; 127 suits masks stored as JPEG.", 0, 255
   )
-  flags.DEFINE_string("table", None, "For table labels: 0,128,255 or colours, (0,0,0),(255,0,0).")
-  flags.DEFINE_string("ignore", None, "Values or colours of labels that are not scored, as in --table.")
+  flags.DEFINE_string("table", None, "For table labels: 0,128,255 or colors, (0,0,0),(255,0,0).")
+  flags.DEFINE_string("ignore", None, "Values or colors of labels that are not scored, as in --table.")
 
 
 def label_format_from_flags(model_path: str | os.PathLike) -> LabelFormat:

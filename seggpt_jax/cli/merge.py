@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
   weights.check_new(output)
   stored = load_adapter(run)
   if not isinstance(stored.adapter, LoRA):
-    raise InputError(f"{run}: found a learnt prompt, expected a LoRA: a prompt is no part of the weights")
+    raise InputError(f"{run}: found a learned prompt, expected a LoRA: a prompt is no part of the weights")
   weights.save_weights(output, adapted_params(base, stored), stored.config)
   print(f"{output}: {base} with {len(stored.params) // 2} kernels updated by {run}")
 

@@ -1,4 +1,4 @@
-r"""Converts a labelled dataset of any kind to TFDS records or to a plain folder, once, before training.
+r"""Converts a labeled dataset of any kind to TFDS records or to a plain folder, once, before training.
 
   python -m seggpt_jax.data.prepare --kind=coco --path=COCO --split=train2017,val2017 --num_classes=81 \
     --outdir=OUT --format=records --dataset_name=coco

@@ -3,8 +3,8 @@
   python -m seggpt_jax.inference.retrieval --model-path weights/vit_large --dataset-dir DATASET/val \\
     --prompt-img-dir DATASET/train/images --prompt-label-dir DATASET/train/labels --top-k 5 --output mapping.json
 
-In: a folder of queries and one of labelled images. Out: JSON {query file: [prompt files, best first]}; and with
---negative-output a second one, of prompts that show what the query has not. A query that lies among the labelled images
+In: a folder of queries and one of labeled images. Out: JSON {query file: [prompt files, best first]}; and with
+--negative-output a second one, of prompts that show what the query has not. A query that lies among the labeled images
 itself, as the same file or a copy, is no prompt of its own.
 """
 
@@ -28,7 +28,7 @@ from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.files import writing
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.retrieval import ranking as prompt_choice
 from seggpt_jax.retrieval.conditions import Conditions, by_class, by_group, classes_of
 from seggpt_jax.retrieval.prompt_index import (
@@ -77,10 +77,10 @@ def choose(
 
   Args:
     queries: the queries.
-    prompts: the labelled images.
+    prompts: the labeled images.
     facts: what they hold; those without any class are never chosen.
     options: how.
-    index: of the labelled images, by whose scores they are chosen; without it they are drawn at random.
+    index: of the labeled images, by whose scores they are chosen; without it they are drawn at random.
     conditions: which prompts are positive and negative; without them all are positive.
 
   Returns:
@@ -95,7 +95,7 @@ def choose(
 
   def pick(query: Query, candidates: np.ndarray, scores: np.ndarray | None, wanted: str) -> list[str]:
     if not candidates.any():
-      raise InputError(f"{query.image}: found no labelled image that can be {wanted}, expected at least one")
+      raise InputError(f"{query.image}: found no labeled image that can be {wanted}, expected at least one")
     if scores is None:
       chosen = prompt_choice.at_random(candidates, options.top_k, options.seed, query.name)
     else:
@@ -155,7 +155,7 @@ def _command(argv: list[str]) -> None:
   labels = command_flags.label_format_from_flags(path)
   queries = list_queries(values["dataset-dir"].value)
   prompts = list_prompts(values["prompt-img-dir"].value, values["prompt-label-dir"].value)
-  # What can be wrong with the queries is better known before the labelled images are encoded than after.
+  # What can be wrong with the queries is better known before the labeled images are encoded than after.
   conditions = by_group(queries, prompts, values.groups, labels) if values.groups else None
   holds = classes_of(queries, labels) if values["by-class"].value else None
   written = [Path(name) for name in (values.output, values["negative-output"].value) if name]
@@ -166,7 +166,7 @@ def _command(argv: list[str]) -> None:
     index, facts = None, read_facts(prompts, labels)
   else:
     index = PromptIndex.build(
-      weights.load_model(path, dtype=weights.default_dtype()),
+      weights.load_model(path, dtype=parameters.default_dtype()),
       prompts,
       labels,
       cache=Path(values.cache).expanduser() if values.cache else None,
@@ -176,7 +176,7 @@ def _command(argv: list[str]) -> None:
     facts = index.facts
   empty = int((~facts.holds.any(axis=1)).sum())
   if empty:
-    print(f"{empty} of {len(prompts)} labelled images hold no class: they are no prompts")
+    print(f"{empty} of {len(prompts)} labeled images hold no class: they are no prompts")
   if holds is not None:
     conditions = by_class(holds, facts)
   options = ChoiceOptions(
@@ -220,7 +220,7 @@ if __name__ == "__main__":
   flags.DEFINE_string(
     "dataset-dir", None, "The queries: a folder with images/ and perhaps labels/, or a folder of images.", required=True
   )
-  flags.DEFINE_string("prompt-img-dir", None, "Labelled images that prompts are chosen from.", required=True)
+  flags.DEFINE_string("prompt-img-dir", None, "Labeled images that prompts are chosen from.", required=True)
   flags.DEFINE_string("prompt-label-dir", None, "Their label maps.", required=True)
   flags.DEFINE_string("output", None, "The mapping, a JSON file for infer.py's --mapping.", required=True)
   flags.DEFINE_integer("top-k", 1, "The most prompts of a query.", lower_bound=1)
@@ -234,7 +234,7 @@ if __name__ == "__main__":
     1.0,
   )
   flags.DEFINE_integer("tap", TAP, "Which of the network's feature taps is compared, 1 for the first.", lower_bound=1)
-  flags.DEFINE_string("cache", DEFAULT_CACHE, "Folder that keeps features of labelled images; empty keeps none.")
+  flags.DEFINE_string("cache", DEFAULT_CACHE, "Folder that keeps features of labeled images; empty keeps none.")
   flags.DEFINE_string(
     "groups",
     None,

@@ -1,6 +1,6 @@
-"""How one training sample is varied: a labelled image of any size in, a square of the canvas's size out.
+"""How one training sample is varied: a labeled image of any size in, a square of the canvas's size out.
 
-Geometry moves image and label alike, images resampled smoothly and labels by nearest neighbour; appearance changes the
+Geometry moves image and label alike, images resampled smoothly and labels by nearest neighbor; appearance changes the
 image alone. Everything is a pure function of the sample, a NumPy generator and an `Augmentation`.
 """
 
@@ -24,8 +24,8 @@ RESIZE_MODES = ("fixed", "shorter")
 
 _Image = UInt8[np.ndarray, "h w 3"]
 
-_GREY = np.array([0.299, 0.587, 0.114])
-_YIQ = np.array([_GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_GRAY = np.array([0.299, 0.587, 0.114])
+_YIQ = np.array([_GRAY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _RGB = np.linalg.inv(_YIQ)
 
 # A standard Gaussian as 256 equally likely values, one for each value of a random byte.
@@ -47,12 +47,12 @@ class Augmentation:
     flip_horizontal: mirror left and right with probability 1/2.
     flip_vertical: mirror top and bottom with probability 1/2.
     rotate90: turn by 0, 90, 180 or 270 degrees, each with probability 1/4.
-    brightness: factor on the colours, drawn from 1 - b .. 1 + b but not below 0; 0 is black.
-    contrast: likewise for the distance from the image's mean grey.
-    saturation: likewise for the distance of each pixel from its grey.
-    hue: turn of the colours as a fraction of the colour circle, drawn from -h..h; 0.5 reaches all hues.
+    brightness: factor on the colors, drawn from 1 - b .. 1 + b but not below 0; 0 is black.
+    contrast: likewise for the distance from the image's mean gray.
+    saturation: likewise for the distance of each pixel from its gray.
+    hue: turn of the colors as a fraction of the color circle, drawn from -h..h; 0.5 reaches all hues.
     blur: standard deviation in pixels of a Gaussian filter, drawn from 0..blur.
-    noise: standard deviation in grey levels (of 255) of Gaussian noise, drawn from 0..noise.
+    noise: standard deviation in gray levels (of 255) of Gaussian noise, drawn from 0..noise.
     jpeg_quality: lowest quality, 1..100, of a JPEG compression, drawn from q..100; 100 leaves it out.
 
   Raises:
@@ -103,7 +103,7 @@ def random_crop(sample: Sample, size: int, generator: np.random.Generator, augme
   """A random square of the resized sample; only what the square shows is resampled.
 
   The window is a whole number of source pixels, so the factor may differ from the drawn one by half a pixel's worth.
-  Where `foreground_crop` decides so, one pixel is chosen uniformly among those labelled neither 0 nor 255 and the
+  Where `foreground_crop` decides so, one pixel is chosen uniformly among those labeled neither 0 nor 255 and the
   window uniformly among those that hold it. A label that shrinks keeps a sparse grid of the window's pixels: an object
   smaller than the factor may be in the image, and not in the label.
 
@@ -133,7 +133,7 @@ def _resized_shape(shape: tuple[int, int], side: float, mode: str) -> tuple[int,
 
 
 def _foreground_pixel(label: UInt8[np.ndarray, "h w"], generator: np.random.Generator) -> tuple[int, int] | None:
-  """Row and column of a random pixel labelled neither 0 nor 255, or None if there is none."""
+  """Row and column of a random pixel labeled neither 0 nor 255, or None if there is none."""
   mask = cv2.inRange(label, 1, 254)
   # Counting by rows first spares a list of all foreground pixels, which takes longer than the rest of the chain.
   counts = np.cumsum(cv2.reduce(mask, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S) // 255)
@@ -209,13 +209,13 @@ def random_turn(sample: Sample, generator: np.random.Generator, augmentation: Au
 
 
 def random_appearance(sample: Sample, generator: np.random.Generator, augmentation: Augmentation) -> Sample:
-  """Varies the image in the order of a camera: colour, blur, noise, compression. The label stays."""
+  """Varies the image in the order of a camera: color, blur, noise, compression. The label stays."""
   image = sample["image"]
   if augmentation.brightness or augmentation.contrast or augmentation.saturation or augmentation.hue:
     strengths = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
     factors = [generator.uniform(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]
     turn = generator.uniform(-augmentation.hue, augmentation.hue)
-    image = cv2.transform(image, colour_map(float(_GREY @ cv2.mean(image)[:3]), *factors, turn))
+    image = cv2.transform(image, color_map(float(_GRAY @ cv2.mean(image)[:3]), *factors, turn))
   if augmentation.blur:
     # 1 - [0, 1): OpenCV refuses a deviation of 0.
     image = cv2.GaussianBlur(image, (0, 0), augmentation.blur * (1.0 - generator.random()))
@@ -226,33 +226,33 @@ def random_appearance(sample: Sample, generator: np.random.Generator, augmentati
   return {**sample, "image": image}
 
 
-def colour_map(
-  grey: float, brightness: float, contrast: float, saturation: float, hue: float
+def color_map(
+  gray: float, brightness: float, contrast: float, saturation: float, hue: float
 ) -> Float64[np.ndarray, "3 4"]:
   """Brightness, contrast, saturation and hue, in this order, as one affine map of RGB, which clips once at the end.
 
   The first three are as in Pillow and torchvision; hue turns the chroma plane of YIQ, which unlike a turn in HSV keeps
-  the grey of every pixel.
+  the gray of every pixel.
 
   Args:
-    grey: mean grey of the image.
-    brightness: factor on each colour.
-    contrast: factor on its distance from the mean grey.
-    saturation: factor on its distance from its own grey.
-    hue: turn as a fraction of the colour circle.
+    gray: mean gray of the image.
+    brightness: factor on each color.
+    contrast: factor on its distance from the mean gray.
+    saturation: factor on its distance from its own gray.
+    hue: turn as a fraction of the color circle.
 
   Returns:
-    Matrix for colours (r, g, b, 1) as a column.
+    Matrix for colors (r, g, b, 1) as a column.
   """
   cos, sin = saturation * math.cos(math.tau * hue), saturation * math.sin(math.tau * hue)
   chroma = _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ
-  # Chroma leaves greys alone, so the offset that contrast adds to all channels goes through it unchanged.
-  offset = np.full((3, 1), (1.0 - contrast) * brightness * grey)
+  # Chroma leaves grays alone, so the offset that contrast adds to all channels goes through it unchanged.
+  offset = np.full((3, 1), (1.0 - contrast) * brightness * gray)
   return np.concatenate([brightness * contrast * chroma, offset], axis=1)
 
 
 def add_noise(image: _Image, deviation: float, generator: np.random.Generator) -> _Image:
-  """Adds Gaussian noise of a standard deviation in grey levels, independent for every value."""
+  """Adds Gaussian noise of a standard deviation in gray levels, independent for every value."""
   # A random byte each and a table of quantiles: a tenth of the time of `standard_normal`, and nothing lies beyond 2.9
   # deviations. `cv2.randn` has hidden state.
   draws = np.frombuffer(generator.bytes(image.size), np.uint8).reshape(image.shape)

@@ -25,7 +25,7 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """Where labelled images are, and how to read them.
+  """Where labeled images are, and how to read them.
 
   Attributes:
     kind: one of `KINDS`.

@@ -148,7 +148,7 @@ def _unreadable(where: str, error: Exception) -> InputError:
 def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
   """Pixels of an image file as RGB, upright.
 
-  Greyscale is repeated over the channels, a palette's indices become its colours, 16 bits are scaled to 8 (65535 is
+  Grayscale is repeated over the channels, a palette's indices become its colors, 16 bits are scaled to 8 (65535 is
   255), CMYK is converted, alpha is dropped: what lies under transparent pixels shows.
 
   Args:

@@ -33,10 +33,10 @@ class LabelFormat:
 
   Attributes:
     mode: "index" takes values as class indices 0..254; "binary" makes class 1 of everything above the threshold;
-      "table" makes class i of the i-th value or colour of a table.
+      "table" makes class i of the i-th value or color of a table.
     threshold: for "binary", 0..255. Masks stored as JPEG hold values near 0 and near 255: 127 tells them apart.
-    table: for "table", grey values, or (red, green, blue) of 0..255 each.
-    ignore: values, or colours in a table of colours, that become IGNORE; in every mode.
+    table: for "table", gray values, or (red, green, blue) of 0..255 each.
+    ignore: values, or colors in a table of colors, that become IGNORE; in every mode.
 
   Raises:
     InputError: table and ignored values do not fit the mode or each other.
@@ -50,13 +50,13 @@ class LabelFormat:
   def __post_init__(self):
     if (self.mode == "table") != bool(self.table):
       found = f"{len(self.table)} entries with labels={self.mode}"
-      raise InputError(f"table: found {found}, expected values or colours with labels=table, and only there")
+      raise InputError(f"table: found {found}, expected values or colors with labels=table, and only there")
     if len(self.table) > IGNORE:
       raise InputError(f"table: found {len(self.table)} entries, expected at most {IGNORE}")
     for name in ("table", "ignore"):
       for value in getattr(self, name):
-        if not _is_value(value, self.colours):
-          kind = "three numbers 0..255 as in the table" if self.colours else "a whole number 0..65535"
+        if not _is_value(value, self.colors):
+          kind = "three numbers 0..255 as in the table" if self.colors else "a whole number 0..65535"
           raise InputError(f"{name}: found {value!r}, expected {kind}")
     both = [value for value in self.table if value in self.ignore or self.table.count(value) > 1]
     if both:
@@ -65,19 +65,19 @@ class LabelFormat:
   def __str__(self) -> str:
     meaning = {"index": "class indices", "binary": f"binary, foreground above {self.threshold}"}
     ignored = f", without {' '.join(map(str, self.ignore))}" if self.ignore else ""
-    return meaning.get(self.mode, f"a table of {len(self.table)} {'colours' if self.colours else 'values'}") + ignored
+    return meaning.get(self.mode, f"a table of {len(self.table)} {'colors' if self.colors else 'values'}") + ignored
 
   @property
-  def colours(self) -> bool:
-    """Whether the table is one of colours."""
+  def colors(self) -> bool:
+    """Whether the table is one of colors."""
     return bool(self.table) and not isinstance(self.table[0], int)
 
   def decode(self, data: bytes, where: str) -> UInt8[np.ndarray, "h w"]:
     """Class indices of a label file, upright as its image.
 
     Args:
-      data: the file: greyscale of 1, 8 or 16 bits, palette indices, or equal channels; for a table of colours anything
-        that has colours.
+      data: the file: grayscale of 1, 8 or 16 bits, palette indices, or equal channels; for a table of colors anything
+        that has colors.
       where: its name, for what may be wrong with it.
 
     Raises:
@@ -88,7 +88,7 @@ class LabelFormat:
       # Compression changes values by a few: class 1 is not 1 any more.
       raise InputError(f"{where}: found JPEG, expected class values in a format without loss; {BINARY_HINT}")
     image = load_upright(image, where)
-    if self.colours:
+    if self.colors:
       return self._look_up(_packed(np.asarray(image.convert("RGB"))), where)
     values = _single_channel(image, where, lossy=self.mode == "binary")
     if self.mode == "table":
@@ -116,8 +116,8 @@ class LabelFormat:
     unknown = known[order][place] != values
     if unknown.any():
       value = int(values[unknown][0])
-      named = (value >> 16, value >> 8 & 255, value & 255) if self.colours else value
-      what = "colour" if self.colours else "value"
+      named = (value >> 16, value >> 8 & 255, value & 255) if self.colors else value
+      what = "color" if self.colors else "value"
       raise InputError(
         f"{where}: found {what} {named} in {unknown.mean():.2%} of the pixels, expected one of the {len(self.table)} "
         f"in the table or an ignored one"
@@ -126,7 +126,7 @@ class LabelFormat:
 
 
 def parse_values(text: str, name: str) -> tuple[Value, ...]:
-  """Values or colours as a command line has them: `0,128,255`, or `(0,0,0),(255,0,0)`.
+  """Values or colors as a command line has them: `0,128,255`, or `(0,0,0),(255,0,0)`.
 
   Args:
     text: numbers, or triples of them, between commas; "" is none.
@@ -144,8 +144,8 @@ def parse_values(text: str, name: str) -> tuple[Value, ...]:
   return values[0] if len(values) == 1 and isinstance(values[0], tuple) and not _is_value(values[0], True) else values
 
 
-def _is_value(value: Any, colour: bool) -> bool:
-  if colour:
+def _is_value(value: Any, color: bool) -> bool:
+  if color:
     return isinstance(value, tuple) and len(value) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in value)
   return isinstance(value, int) and 0 <= value <= 65535
 
@@ -154,14 +154,14 @@ def _code(value: Value) -> int:
   return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
 
 
-def _packed(colours: UInt8[np.ndarray, "h w 3"]) -> Integer[np.ndarray, "h w"]:
-  """Each colour as one number."""
-  red, green, blue = (colours[..., c].astype(np.int32) for c in range(3))
+def _packed(colors: UInt8[np.ndarray, "h w 3"]) -> Integer[np.ndarray, "h w"]:
+  """Each color as one number."""
+  red, green, blue = (colors[..., c].astype(np.int32) for c in range(3))
   return red << 16 | green << 8 | blue
 
 
 def _single_channel(image: Image.Image, where: str, lossy: bool) -> Integer[np.ndarray, "h w"]:
-  """The values of a label image; of one with several colour channels, if they are all the same."""
+  """The values of a label image; of one with several color channels, if they are all the same."""
   if image.mode in _SINGLE_CHANNEL:
     values = np.asarray(image)
     return values.astype(np.uint8) if values.dtype == bool else values
@@ -170,7 +170,7 @@ def _single_channel(image: Image.Image, where: str, lossy: bool) -> Integer[np.n
     if lossy or (channels == channels[..., :1]).all():
       return channels[..., 1] if not lossy else np.asarray(image.convert("RGB").convert("L"))
     raise InputError(
-      f"{where}: found colours, expected a single-channel label image of class indices; colours are read with "
+      f"{where}: found colors, expected a single-channel label image of class indices; colors are read with "
       "labels=table and a table of them"
     )
   raise InputError(f"{where}: found mode {image.mode}, expected a single-channel label image of class indices")

@@ -94,7 +94,7 @@ class Pairing:
     groups_are_classes: bool = False,
   ):
     if num_samples < 2:
-      raise InputError(f"found {num_samples} labelled images, expected at least 2 to make a pair")
+      raise InputError(f"found {num_samples} labeled images, expected at least 2 to make a pair")
     self.options = options
     self._num_samples = num_samples
     self._group = np.zeros(num_samples, np.int64)

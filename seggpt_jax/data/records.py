@@ -1,4 +1,4 @@
-"""TFDS datasets in ArrayRecord format as a source: random access to millions of labelled images in few files.
+"""TFDS datasets in ArrayRecord format as a source: random access to millions of labeled images in few files.
 
 Records of any TFDS dataset with an image and a label image do; those of `record_writer` also have an index of names,
 groups and classes beside them. Nothing here needs TensorFlow.

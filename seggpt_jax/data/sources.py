@@ -1,4 +1,4 @@
-"""Random-access sources of labelled images: files in, `Sample`s of NumPy arrays out.
+"""Random-access sources of labeled images: files in, `Sample`s of NumPy arrays out.
 
 A source has a length and gives the i-th sample; nothing is read before it is asked for. Which files belong together is
 found by a layout, one function for each way in which people lay out folders; all of them end in a `FileSource`.
@@ -21,7 +21,7 @@ from seggpt_jax.errors import InputError, refuse
 
 
 class Sample(TypedDict):
-  """One labelled image: `image` uint8 [H, W, 3], `label` uint8 [H, W] (see `labels`), `name`."""
+  """One labeled image: `image` uint8 [H, W, 3], `label` uint8 [H, W] (see `labels`), `name`."""
 
   image: np.ndarray
   label: np.ndarray
@@ -30,7 +30,7 @@ class Sample(TypedDict):
 
 @runtime_checkable
 class Source(Protocol):
-  """Random access to labelled images.
+  """Random access to labeled images.
 
   Attributes:
     num_classes: N, background included; labels lie in 0..N-1 or are IGNORE.

@@ -1,7 +1,7 @@
-"""From labelled images to a training pair: pure functions of samples and a NumPy generator.
+"""From labeled images to a training pair: pure functions of samples and a NumPy generator.
 
-Image and label of a sample go through the same geometry: images are resampled smoothly, labels by nearest neighbour.
-Colours are not painted here: a pair carries its labels and its palette, and the device does the rest.
+Image and label of a sample go through the same geometry: images are resampled smoothly, labels by nearest neighbor.
+Colors are not painted here: a pair carries its labels and its palette, and the device does the rest.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def ask(sample: Sample, asked: int | None) -> Sample:
 def make_pair(
   prompts: Sequence[Sample],
   query: Sample,
-  colours: UInt8[np.ndarray, "n 3"],
+  colors: UInt8[np.ndarray, "n 3"],
   patch_mask: Bool[np.ndarray, "rows cols"],
 ) -> Pair:
   """Stacks each prompt over the query; all halves are painted with the same palette.
@@ -64,14 +64,14 @@ def make_pair(
   Args:
     prompts: K samples of the canvas square's size.
     query: likewise.
-    colours: palette.
+    colors: palette.
     patch_mask: True where the target is hidden.
   """
   count = len(prompts)
   return {
     "images": np.stack([canvas.stack(prompt["image"], query["image"]) for prompt in prompts]),
     "labels": np.stack([canvas.stack(prompt["label"], query["label"]) for prompt in prompts]),
-    "palette": np.repeat(colours[None], count, axis=0),
+    "palette": np.repeat(colors[None], count, axis=0),
     "patch_mask": np.repeat(patch_mask[None], count, axis=0),
   }
 
@@ -125,6 +125,6 @@ class EvaluationPair:
   def __call__(self, prompts: Sequence[Sample], query: Sample) -> Pair:
     size = self.canvas_size[1]
     grid = canvas.grid_size(self.canvas_size, self.patch_size)
-    colours = palette.fixed_palette(self.num_classes)
+    colors = palette.fixed_palette(self.num_classes)
     prompts = [resize(prompt, size) for prompt in prompts]
-    return make_pair(prompts, resize(query, size), colours, canvas.lower_half_mask(grid))
+    return make_pair(prompts, resize(query, size), colors, canvas.lower_half_mask(grid))

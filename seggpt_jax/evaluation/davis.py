@@ -2,7 +2,7 @@
 
 The dataset as it is unpacked: JPEGImages/480p/VIDEO/00000.jpg, Annotations/480p/VIDEO/00000.png (indices of objects,
 255 is ignored) and ImageSets/2017/val.txt. The first frame with its annotation is the prompt; all objects are found at
-once, each in its colour; recent predictions may be prompts beside it.
+once, each in its color; recent predictions may be prompts beside it.
 
 Scores are those of the official toolkit: the first and the last frame are left out, ignored pixels are background, J
 and F are means over objects of means over frames, and the objects are those of the first frame. The predictions are
@@ -30,7 +30,8 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import examples, tables
 from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.files import write_whole
-from seggpt_jax.inference.predictor import Approach, Predictor
+from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.inference.video import segment_frames
 from seggpt_jax.metrics import video_objects
@@ -155,7 +156,7 @@ class Davis:
     """Every frame but the first, by its index, with the objects that were found in it."""
     rest = (video.image(index) for index in range(1, len(video.frames)))
     prompts = [(video.image(0), first)]
-    found = segment_frames(predictor, rest, prompts, Approach(self._split), num_frames=self._num_frames)
+    found = segment_frames(predictor, rest, prompts, InferenceOptions(self._split), num_frames=self._num_frames)
     for index, prediction in enumerate(found, 1):
       yield index, prediction.labels.astype(np.uint8)
 
@@ -203,7 +204,7 @@ def _strip(video: Video, first: np.ndarray, shown: Sequence[Sequence[np.ndarray]
 
 
 def _write_objects(path: Path, labels: UInt8[np.ndarray, "h w"]) -> None:
-  """Writes indices with the colours of PASCAL VOC, which the dataset's own annotations have."""
+  """Writes indices with the colors of PASCAL VOC, which the dataset's own annotations have."""
   image = Image.fromarray(labels)
   image.putpalette(_voc_palette().tobytes())
   write_whole(path, lambda file: image.save(file, "png"))
@@ -212,8 +213,8 @@ def _write_objects(path: Path, labels: UInt8[np.ndarray, "h w"]) -> None:
 def _voc_palette() -> UInt8[np.ndarray, "256 3"]:
   """Bits 0, 3 and 6 of an index are the first bits of red, bits 1, 4 and 7 of green, 2 and 5 of blue, highest first."""
   index = np.arange(256)
-  colours = np.zeros((256, 3), np.uint8)
+  colors = np.zeros((256, 3), np.uint8)
   for place in range(3):
     for channel in range(3):
-      colours[:, channel] |= ((index >> (3 * place + channel) & 1) << (7 - place)).astype(np.uint8)
-  return colours
+      colors[:, channel] |= ((index >> (3 * place + channel) & 1) << (7 - place)).astype(np.uint8)
+  return colors

@@ -23,7 +23,7 @@ def panel(
   Args:
     image: of any size.
     labels: of the same size; IGNORE is left as it is.
-    num_objects: the largest label, which decides on the colours.
+    num_objects: the largest label, which decides on the colors.
   """
   height, width = image.shape[:2]
   scale = min(_HEIGHT / height, _WIDTH / width)
@@ -31,7 +31,7 @@ def panel(
   image = tiling.resize_image(image, size)
   if labels is not None:
     labels = tiling.resize_labels(np.where(labels == IGNORE, 0, labels), size)
-    image = outputs.overlay(image, labels, _colours(num_objects))
+    image = outputs.overlay(image, labels, _colors(num_objects))
   top, left = (_HEIGHT - size[0]) // 2, (_WIDTH - size[1]) // 2
   framed = np.full((_HEIGHT, _WIDTH, 3), 255, np.uint8)
   framed[top : top + size[0], left : left + size[1]] = image
@@ -58,5 +58,5 @@ def strip(
   return np.asarray(sheet)
 
 
-def _colours(num_objects: int) -> UInt8[np.ndarray, "n 3"]:
+def _colors(num_objects: int) -> UInt8[np.ndarray, "n 3"]:
   return _ASKED if num_objects == 1 else fixed_palette(1 + num_objects)

@@ -28,7 +28,8 @@ from seggpt_jax.evaluation.few_shot_data import FewShotData
 from seggpt_jax.evaluation.few_shot_episodes import Episode
 from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.inference import tiling
-from seggpt_jax.inference.predictor import Approach, Predictor, Prompt
+from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.inference.predictor import Predictor, Prompt
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.palette import IGNORE
 
@@ -173,7 +174,7 @@ class FewShot:
           on_the_way.append(item)
           yield item.image, item.prompts
 
-      for prediction in predictor.predict_many(pairs(), Approach(self._split)):
+      for prediction in predictor.predict_many(pairs(), InferenceOptions(self._split)):
         yield on_the_way.popleft(), prediction.labels
 
 

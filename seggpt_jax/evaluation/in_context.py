@@ -4,7 +4,7 @@
 
 In: weights and the names of families. Out: a table of foreground IoU, OUT/in_context.json with the same numbers, and
 OUT/in_context.png to look at. One kind of thing is asked for at a time, the rest is background. The same prompt is
-then given with the mask of another kind: a network that reads masks changes its answer, one that has only learnt what
+then given with the mask of another kind: a network that reads masks changes its answer, one that has only learned what
 stands out does not. Beside them stand the scores of answers that take no network.
 """
 
@@ -52,7 +52,7 @@ _COLUMNS = {
   "follows": "follows",
 }
 _PANELS = ("prompt", "its mask", "query", "truth", "1 prompt", "{k} prompts", "other mask", "prediction")
-_ASKED, _OTHER = (np.array([(0, 0, 0), colour], np.uint8) for colour in ((255, 0, 200), (0, 220, 255)))
+_ASKED, _OTHER = (np.array([(0, 0, 0), color], np.uint8) for color in ((255, 0, 200), (0, 220, 255)))
 
 
 @dataclasses.dataclass(frozen=True)

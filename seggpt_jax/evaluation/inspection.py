@@ -36,8 +36,9 @@ from seggpt_jax.evaluation.inspection_results import (
 from seggpt_jax.evaluation.report import Row, thumbnail
 from seggpt_jax.files import writing
 from seggpt_jax.inference import batch, outputs
+from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
-from seggpt_jax.inference.predictor import Approach, Predictor
+from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
 from seggpt_jax.metrics.inspection import Thresholds, foreground_iou, judge, response_rate
 
@@ -49,7 +50,7 @@ def inspect(
   *,
   thresholds: Thresholds | None = None,
   num_rows: int = 50,
-  approach: Approach | None = None,
+  approach: InferenceOptions | None = None,
   labels: LabelFormat | None = None,
 ) -> Results:
   """Runs a network on all images, with prompts of what they show and with prompts of what they lack.
@@ -90,7 +91,7 @@ def inspect(
 
 
 def _run(
-  predictor: Predictor, queries: Sequence[Query], title: str, approach: Approach | None, labels: LabelFormat
+  predictor: Predictor, queries: Sequence[Query], title: str, approach: InferenceOptions | None, labels: LabelFormat
 ) -> tqdm:
   """Pairs of `batch.Read` and `Prediction`, with a bar."""
   found = batch.segment(predictor, queries, approach, labels=labels) if queries else ()
@@ -162,8 +163,8 @@ def _command(argv: list[str]) -> None:
   for name in ("inspection.json", "report.html"):
     outputs.remove(outdir / name)
   predictor = Predictor.from_checkpoint(model, adapter=values.adapter)
-  if predictor.learnt is not None:
-    raise InputError("--adapter: found a learnt prompt, expected a LoRA: what is judged is prompted by images")
+  if predictor.learned is not None:
+    raise InputError("--adapter: found a learned prompt, expected a LoRA: what is judged is prompted by images")
   results = inspect(
     predictor,
     positives,
@@ -191,7 +192,7 @@ def _queries(values: flags.FlagValues, mapping: str) -> list[Query]:
 
 def _define_flags() -> None:
   flags.DEFINE_string("model-path", None, "Weights of convert_torch_weights.py, or a run of train.py.", required=True)
-  flags.DEFINE_string("adapter", None, "A run of train.py that learnt a LoRA for the weights.")
+  flags.DEFINE_string("adapter", None, "A run of train.py that learned a LoRA for the weights.")
   flags.DEFINE_string("dataset-dir", None, "A folder with images/ and labels/.", required=True)
   flags.DEFINE_string("prompt-img-dir", None, "Images of the prompts.", required=True)
   flags.DEFINE_string("prompt-label-dir", None, "Label maps of the prompts.", required=True)

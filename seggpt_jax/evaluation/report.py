@@ -130,7 +130,7 @@ def thumbnail(
       shown[np.asarray(mask) > 0] = index
     small = outputs.overlay(small, shown, _PALETTE)
   file = io.BytesIO()
-  # Colours at full resolution: at half, as is usual, a tint of one pixel is gone.
+  # Colors at full resolution: at half, as is usual, a tint of one pixel is gone.
   Image.fromarray(small).save(file, "jpeg", quality=_QUALITY, subsampling=0)
   return file.getvalue()
 
@@ -149,9 +149,9 @@ def bars(good: Sequence[int], bad: Sequence[int], ticks: Mapping[float | int, st
   parts = []
   for index, (fine, wrong) in enumerate(zip(good, bad, strict=True)):
     left, top = index * step + 1, bottom - (fine + wrong) * unit
-    for y, count, colour in ((top, wrong, "#d0455a"), (top + wrong * unit, fine, "#4a86c5")):
+    for y, count, color in ((top, wrong, "#d0455a"), (top + wrong * unit, fine, "#4a86c5")):
       place = f'x="{left:.1f}" y="{y:.1f}" width="{step - 2:.1f}" height="{count * unit:.1f}"'
-      parts.append(f'<rect {place} fill="{colour}"></rect>')
+      parts.append(f'<rect {place} fill="{color}"></rect>')
     if fine + wrong:
       middle = f'x="{left + step / 2 - 1:.1f}" y="{top - 4:.1f}" text-anchor="middle"'
       parts.append(f"<text {middle}>{fine + wrong}</text>")

@@ -23,8 +23,9 @@ from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import outputs, scores, tiling
+from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
-from seggpt_jax.inference.predictor import Approach, Predictor, Prompt
+from seggpt_jax.inference.predictor import Predictor, Prompt
 from seggpt_jax.inference.progress import Progress
 from seggpt_jax.inference.queries import PromptFiles, Query
 from seggpt_jax.inference.shard import Shard
@@ -70,7 +71,7 @@ def run(
   queries: Sequence[Query],
   outdir: str | os.PathLike,
   *,
-  approach: Approach | None = None,
+  approach: InferenceOptions | None = None,
   labels: LabelFormat | None = None,
   kinds: Sequence[outputs.Kind] = outputs.DEFAULT_KINDS,
   bad: dict[str, str] | None = None,
@@ -98,7 +99,7 @@ def run(
     InputError: a file cannot be read or written, a label map has another size than its image, every query is bad, or
       what is to be resumed had other settings.
   """
-  outdir, approach, labels = Path(outdir), approach or Approach(), labels or LabelFormat()
+  outdir, approach, labels = Path(outdir), approach or InferenceOptions(), labels or LabelFormat()
   shard, settings = shard or Shard(), dict(settings or {})
   outputs.check_kinds(kinds)
   with Progress(outdir, settings, resume, shard) as progress:
@@ -123,7 +124,7 @@ def _segment_and_write(
   predictor: Predictor,
   queries: Sequence[Query],
   outdir: Path,
-  approach: Approach,
+  approach: InferenceOptions,
   labels: LabelFormat,
   kinds: Sequence[outputs.Kind],
   bad: dict[str, str] | None,
@@ -159,7 +160,7 @@ def _segment_and_write(
 def segment(
   predictor: Predictor,
   queries: Sequence[Query],
-  approach: Approach | None = None,
+  approach: InferenceOptions | None = None,
   *,
   labels: LabelFormat | None = None,
   pass_over: Callable[[str, str], None] | None = None,
@@ -179,7 +180,7 @@ def segment(
   Raises:
     InputError: a file cannot be read, or a label map has another size than its image.
   """
-  approach, labels = approach or Approach(), labels or LabelFormat()
+  approach, labels = approach or InferenceOptions(), labels or LabelFormat()
   most_tiles = max(approach.splits)
   size = (most_tiles * predictor.tile_size[0], most_tiles * predictor.tile_size[1])
   most_prompts = max((len(query.prompts) for query in queries), default=0)

@@ -1,4 +1,4 @@
-"""Predictions as files: label maps, coloured label maps and pictures to look at.
+"""Predictions as files: label maps, colored label maps and pictures to look at.
 
 In: arrays of one image. Out: PNG and JSON files, each of which appears under its name only when it is whole.
 """
@@ -43,7 +43,7 @@ def overlay(
   palette: UInt8[np.ndarray, "n 3"],
   opacity: float = 0.6,
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Tints an image with the colours of its classes; the background stays as it is."""
+  """Tints an image with the colors of its classes; the background stays as it is."""
   tinted = Image.blend(Image.fromarray(image), Image.fromarray(palette[labels]), opacity)
   return np.where((labels > 0)[..., None], np.asarray(tinted), image)
 
@@ -63,7 +63,7 @@ def concat(
     truth: the query's true label map, where there is one.
 
   Returns:
-    Left to right, each panel of the query's size: the query, the prompt, the prompt's mask, the painted colours, the
+    Left to right, each panel of the query's size: the query, the prompt, the prompt's mask, the painted colors, the
     decoded labels over the query, and the truth over the query.
   """
   size, palette = query.shape[:2], prediction.palette
@@ -71,7 +71,7 @@ def concat(
   if prompt is not None:
     image, labels = prompt
     panels += [tiling.resize_image(image, size), palette[tiling.resize_labels(labels, size)]]
-  panels += [prediction.colours, overlay(query, prediction.labels, palette)]
+  panels += [prediction.colors, overlay(query, prediction.labels, palette)]
   if truth is not None:
     # The truth may hold classes that no prompt has shown.
     more = fixed_palette(1 + int(truth.max()))[len(palette) :]
@@ -134,8 +134,8 @@ def write_prediction(
     prompts: of which the first is shown.
     prediction: of the query.
     truth: the query's true label map, where there is one.
-    kinds: "label" (class indices), "color" (in the palette's colours), "concat" (everything in a row), "overlay" (the
-      colours over the image), "confidence" (`Prediction.confidence` as grey values 0..255), and "rle" (`run_lengths` in
+    kinds: "label" (class indices), "color" (in the palette's colors), "concat" (everything in a row), "overlay" (the
+      colors over the image), "confidence" (`Prediction.confidence` as gray values 0..255), and "rle" (`run_lengths` in
       rle/NAME.json).
 
   Raises:

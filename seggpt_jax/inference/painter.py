@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Num, UInt8
 from seggpt_jax import canvas
 from seggpt_jax.compilation import jit
 from seggpt_jax.inference.windows import Window, blend, paste
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.ensemble import paint_queries
 from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.typing import AnyArray
@@ -28,7 +28,7 @@ _IN_FLIGHT = 2  # batches on the device: one at work, one behind it
 @jit(static_argnames=("graph", "seg_type"))
 def paint(
   graph: nnx.GraphDef,
-  params: weights.Params,
+  params: parameters.Params,
   queries: UInt8[AnyArray, "q h w 3"],
   prompts: Num[AnyArray, "q k h w 3"],
   targets: Num[AnyArray, "q k h w 3"],
@@ -42,25 +42,25 @@ def paint(
     graph: structure of the model.
     params: its parameters.
     queries: Q images of half a canvas.
-    prompts: K images for each, likewise, 0..255; or normalised already, if they are not integers.
-    targets: their coloured masks, likewise.
-    painted: colours of the queries that are known already, where they are not masked.
+    prompts: K images for each, likewise, 0..255; or normalized already, if they are not integers.
+    targets: their colored masks, likewise.
+    painted: colors of the queries that are known already, where they are not masked.
     patch_mask: True for patches of the queries that are to be painted.
     seg_type: "semantic" or "instance".
 
   Returns:
-    The colours of the queries, 0..255.
+    The colors of the queries, 0..255.
   """
-  model = weights.merge(graph, params)
+  model = parameters.merge(graph, params)
   config = model.config
 
-  def normalised(pixels: Array) -> Array:
-    is_learnt = jnp.issubdtype(pixels.dtype, jnp.floating)
-    return pixels if is_learnt else canvas.normalise(pixels, config.image_mean, config.image_std)
+  def normalized(pixels: Array) -> Array:
+    is_learned = jnp.issubdtype(pixels.dtype, jnp.floating)
+    return pixels if is_learned else canvas.normalize(pixels, config.image_mean, config.image_std)
 
-  arrays = (normalised(pixels) for pixels in (queries, prompts, targets, painted))
-  colours = paint_queries(model, *arrays, patch_mask, seg_type)
-  return jnp.round(canvas.unnormalise(colours, config.image_mean, config.image_std)).astype(jnp.uint8)
+  arrays = (normalized(pixels) for pixels in (queries, prompts, targets, painted))
+  colors = paint_queries(model, *arrays, patch_mask, seg_type)
+  return jnp.round(canvas.unnormalize(colors, config.image_mean, config.image_std)).astype(jnp.uint8)
 
 
 class Picture:
@@ -68,8 +68,8 @@ class Picture:
 
   Args:
     pixels: the picture, `[H, W, 3]` uint8.
-    prompts: K pictures of a tile's size, `[K, h, w, 3]`, uint8 or normalised.
-    targets: their coloured masks, likewise.
+    prompts: K pictures of a tile's size, `[K, h, w, 3]`, uint8 or normalized.
+    targets: their colored masks, likewise.
     rounds: windows that together cover the picture, and in later rounds those that are painted over them.
     patch_size: side of a patch in pixels.
 
@@ -77,8 +77,8 @@ class Picture:
     prompts: as given.
     targets: as given.
     rounds_left: those that are not painted yet.
-    colours: of the picture after the last round that is done, `[H, W, 3]` uint8.
-    first_colours: of the picture after the first round.
+    colors: of the picture after the last round that is done, `[H, W, 3]` uint8.
+    first_colors: of the picture after the first round.
   """
 
   def __init__(
@@ -93,8 +93,8 @@ class Picture:
     self.prompts, self.targets = prompts, targets
     self.rounds_left = [list(windows) for windows in rounds]
     self._tiles: dict[int, np.ndarray] = {}
-    self.colours = np.zeros_like(pixels)
-    self.first_colours: np.ndarray | None = None
+    self.colors = np.zeros_like(pixels)
+    self.first_colors: np.ndarray | None = None
 
   def is_painted(self) -> bool:
     return not self.rounds_left
@@ -104,10 +104,10 @@ class Picture:
     return self.rounds_left[0]
 
   def view(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the network is shown of a window: its pixels, its colours so far, and the patches to paint."""
+    """What the network is shown of a window: its pixels, its colors so far, and the patches to paint."""
     window, (height, width) = self.windows()[index], self.prompts.shape[1:3]
     place = np.s_[window.top : window.top + height, window.left : window.left + width]
-    return self._pixels[place], self.colours[place], window.mask
+    return self._pixels[place], self.colors[place], window.mask
 
   def put(self, index: int, tile: UInt8[np.ndarray, "th tw 3"]) -> bool:
     """Takes what was painted in a window; whether that ends the round."""
@@ -117,13 +117,13 @@ class Picture:
     windows = self.rounds_left.pop(0)
     tiles = [self._tiles[index] for index in range(len(windows))]
     self._tiles = {}
-    if self.first_colours is None:
-      self.colours = blend(np.stack(tiles), windows, self.colours.shape[:2])
-      self.first_colours = self.colours
+    if self.first_colors is None:
+      self.colors = blend(np.stack(tiles), windows, self.colors.shape[:2])
+      self.first_colors = self.colors
     else:
-      self.colours = self.colours.copy()
+      self.colors = self.colors.copy()
       for window, tile in zip(windows, tiles, strict=True):
-        paste(self.colours, tile, window, self._patch_size)
+        paste(self.colors, tile, window, self._patch_size)
     return True
 
 
@@ -131,7 +131,7 @@ class Painter:
   """Sends windows of pictures through the network in batches.
 
   Args:
-    run: `paint`, but for queries, prompts, targets, painted colours and patch masks.
+    run: `paint`, but for queries, prompts, targets, painted colors and patch masks.
     max_canvases: how many go through at once; the prompts of one window always go together.
   """
 

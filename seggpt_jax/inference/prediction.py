@@ -1,6 +1,6 @@
-"""What the network says about one image: painted colours, and the labels they mean.
+"""What the network says about one image: painted colors, and the labels they mean.
 
-In: colours as the network painted them, and the palette of the prompts. Out: a `Prediction`. Images are of any size, so
+In: colors as the network painted them, and the palette of the prompts. Out: a `Prediction`. Images are of any size, so
 pixels enter compiled code in blocks of a few sizes.
 """
 
@@ -19,7 +19,7 @@ from seggpt_jax import palette as palette_lib
 from seggpt_jax.inference import tiling
 
 _LEAST_BLOCK, _MOST_BLOCK = 2**12, 2**18  # pixels decoded at a time
-_FAR = 1e4  # a colour so far from all others that it is never the nearest or the second
+_FAR = 1e4  # a color so far from all others that it is never the nearest or the second
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -28,14 +28,14 @@ class Prediction:
 
   Attributes:
     labels: class indices `[H, W]`, uint8, or uint16 when there are more than 256 classes.
-    colours: the colours the network painted, uint8 `[H, W, 3]`.
-    palette: the colour of each class, uint8 `[N, 3]`.
+    colors: the colors the network painted, uint8 `[H, W, 3]`.
+    palette: the color of each class, uint8 `[N, 3]`.
     classes: the classes that could be found, ascending: the background and those of the prompts.
     unstitched: what was painted before the seams were painted again; None where they were not.
   """
 
   labels: np.ndarray
-  colours: np.ndarray
+  colors: np.ndarray
   palette: np.ndarray
   classes: tuple[int, ...]
   unstitched: Prediction | None = None
@@ -50,19 +50,19 @@ class Prediction:
     return dict(zip(classes.tolist(), (counts / self.labels.size).tolist(), strict=True))
 
   def distances(self) -> Float[np.ndarray, "h w 2"]:
-    """How far each painted colour is from the nearest colour that is decoded to and from the second, 0..442.
+    """How far each painted color is from the nearest color that is decoded to and from the second, 0..442.
 
-    The unit is that of colours, 0..255 for each channel. With one class alone there is no second: infinite.
+    The unit is that of colors, 0..255 for each channel. With one class alone there is no second: infinite.
     """
-    distances = _in_blocks(_distances_block, self.colours, self.palette[list(self.classes)])
+    distances = _in_blocks(_distances_block, self.colors, self.palette[list(self.classes)])
     if len(self.classes) == 1:
       distances[..., 1] = np.inf
     return distances
 
   def confidence(self) -> Float[np.ndarray, "h w"]:
-    """How clearly each pixel was painted in one of the colours, 0..1.
+    """How clearly each pixel was painted in one of the colors, 0..1.
 
-    `(second - nearest) / (second + nearest)` of `distances`: 1 for exactly a palette's colour, 0 halfway between two.
+    `(second - nearest) / (second + nearest)` of `distances`: 1 for exactly a palette's color, 0 halfway between two.
     It is no probability.
     """
     nearest, second = np.moveaxis(self.distances(), -1, 0)
@@ -71,7 +71,7 @@ class Prediction:
     return (second - nearest) / (second + nearest)
 
   def _repr_png_(self) -> bytes:
-    """How a notebook shows it: the labels in their colours."""
+    """How a notebook shows it: the labels in their colors."""
     file = io.BytesIO()
     Image.fromarray(self.palette[self.labels]).save(file, "png")
     return file.getvalue()
@@ -83,43 +83,43 @@ class Prediction:
 
 
 def decode_prediction(
-  colours: UInt8[np.ndarray, "h w 3"], palette: UInt8[np.ndarray, "n 3"], classes: Integer[np.ndarray, "m"]
+  colors: UInt8[np.ndarray, "h w 3"], palette: UInt8[np.ndarray, "n 3"], classes: Integer[np.ndarray, "m"]
 ) -> Prediction:
-  """The prediction with each pixel's nearest colour among those of some classes.
+  """The prediction with each pixel's nearest color among those of some classes.
 
   Args:
-    colours: painted colours.
-    palette: the colour of each class.
+    colors: painted colors.
+    palette: the color of each class.
     classes: those that are decoded to, ascending.
   """
-  labels = classes[decode(colours, palette[classes])].astype(np.uint8 if len(palette) <= 256 else np.uint16)
-  return Prediction(labels, colours, palette, tuple(classes.tolist()))
+  labels = classes[decode(colors, palette[classes])].astype(np.uint8 if len(palette) <= 256 else np.uint16)
+  return Prediction(labels, colors, palette, tuple(classes.tolist()))
 
 
 _decode_block = jax.jit(palette_lib.decode)
 _distances_block = jax.jit(palette_lib.nearest_distances)
 
 
-def decode(colours: UInt8[np.ndarray, "h w 3"], palette: Num[np.ndarray, "n 3"]) -> Integer[np.ndarray, "h w"]:
+def decode(colors: UInt8[np.ndarray, "h w 3"], palette: Num[np.ndarray, "n 3"]) -> Integer[np.ndarray, "h w"]:
   """`palette.decode` for one image of any size without compiling for that size.
 
   Args:
-    colours: painted colours, 0..255.
-    palette: N colours, 0..255.
+    colors: painted colors, 0..255.
+    palette: N colors, 0..255.
 
   Returns:
     int32 class indices 0..N-1.
   """
-  return _in_blocks(_decode_block, colours, palette)
+  return _in_blocks(_decode_block, colors, palette)
 
 
-def _in_blocks(function: Callable, colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
-  """A function of `[B, H, W, 3]` colours and `[B, N, 3]` palettes, for one image, in as few shapes as powers of two."""
+def _in_blocks(function: Callable, colors: np.ndarray, palette: np.ndarray) -> np.ndarray:
+  """A function of `[B, H, W, 3]` colors and `[B, N, 3]` palettes, for one image, in as few shapes as powers of two."""
   rows = 1 << (len(palette) - 1).bit_length()
   filled = np.full((1, max(rows, 2), 3), _FAR, np.float32)
   filled[0, : len(palette)] = palette
-  height, width, _ = colours.shape
+  height, width, _ = colors.shape
   size = min(max(1 << (height * width - 1).bit_length(), _LEAST_BLOCK), _MOST_BLOCK)
-  blocks = tiling.pixel_blocks(colours.reshape(-1, 3), size, fill=0)
+  blocks = tiling.pixel_blocks(colors.reshape(-1, 3), size, fill=0)
   results = np.concatenate([np.asarray(function(block[None, None], filled))[0, 0] for block in blocks])
   return results[: height * width].reshape(height, width, *results.shape[1:])

@@ -1,7 +1,7 @@
-"""From an image and a few labelled prompts to the image's label map.
+"""From an image and a few labeled prompts to the image's label map.
 
-In: images of any size and prompts, each an image with its label map. Out: a `Prediction` at the image's own size. How
-an image is cut and turned on the way is an `Approach`; the network is shown windows of one size only (`painter`).
+In: images of any size and prompts, each an image with its label map. Out: a `Prediction` at the image's own size.
+`InferenceOptions` say how an image is cut and turned on the way; the network sees windows of one size only (`painter`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, get_args
 
 import jax
 import numpy as np
@@ -25,14 +24,13 @@ from seggpt_jax.inference import tiling
 from seggpt_jax.inference.painter import Painter, Picture, paint
 from seggpt_jax.inference.prediction import Prediction, decode_prediction
 from seggpt_jax.inference.windows import seam_windows, tile_windows
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
-from seggpt_jax.model.adapters import LearntPrompt
+from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.seggpt import SegGPT, SegType
 
 Pixels = np.ndarray | Image.Image | str | os.PathLike  # an array, a Pillow image, or a file
 Prompt = tuple[Pixels, Pixels]  # an image and its label map
-Flips = Literal["none", "horizontal", "vertical", "both"]
 
 _MAX_LABEL = 65_535  # what a 16-bit PNG holds
 # A CPU is no faster with larger batches, and slower where they no longer fit into its caches.
@@ -47,56 +45,6 @@ _VIEWS: dict[Flips, tuple[tuple[bool, bool], ...]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Approach:
-  """How the network is shown an image.
-
-  Attributes:
-    split: cuts the query and every prompt into `split x split` tiles. Each tile of each prompt is a prompt for each
-      tile of the query: small things come out larger, at `split**4` times the work. Of several splits the painted
-      colours are averaged before they are decoded: the whole image for what is large, tiles for what is small.
-    overlap: the share of a tile's side, 0 to 0.9, that tiles of the query have in common with the next, at least; what
-      they paint is blended. The prompts' tiles do not overlap.
-    stitch_width: paints the seams between tiles again, in windows that lie across them, in bands of this many patches
-      on each side; 0 leaves them as they are. Not together with `overlap`, which leaves no seams.
-    flips: also shows query and prompts mirrored, and averages: "horizontal" and "vertical" double the work, "both" is
-      four times as much.
-    foreground_tiles: leaves out tiles of prompts without foreground, all but those that fill up to 1, 2, 4, ... tiles.
-    seg_type: "semantic" or "instance".
-
-  Raises:
-    InputError: a value is none of these, or does not go with the others.
-  """
-
-  split: int | Sequence[int] = 1
-  overlap: float | int = 0
-  stitch_width: int = 0
-  flips: Flips = "none"
-  foreground_tiles: bool = False
-  seg_type: SegType = "semantic"
-
-  def __post_init__(self):
-    splits = self.splits
-    if not splits or len(set(splits)) < len(splits) or not all(isinstance(n, int) and n >= 1 for n in splits):
-      raise InputError(f"split: found {self.split}, expected a whole number of at least 1, or several that differ")
-    for name, kinds in (("seg_type", get_args(SegType)), ("flips", get_args(Flips))):
-      if getattr(self, name) not in kinds:
-        raise InputError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(kinds)}")
-    if not 0 <= self.overlap <= 0.9:
-      raise InputError(f"overlap: found {self.overlap}, expected 0 to 0.9, a share of a tile's side")
-    if self.stitch_width < 0:
-      raise InputError(f"stitch_width: found {self.stitch_width}, expected a number of patches, or 0")
-    if self.overlap and self.stitch_width:
-      raise InputError(f"overlap: found {self.overlap} with stitch_width {self.stitch_width}, expected one of the two")
-    for name in ("overlap", "stitch_width", "foreground_tiles"):
-      if getattr(self, name) and max(splits) == 1:
-        raise InputError(f"{name}: found {getattr(self, name)} with split 1, expected a split of at least 2")
-
-  @property
-  def splits(self) -> tuple[int, ...]:
-    return (self.split,) if isinstance(self.split, int) else tuple(self.split)
-
-
 class Predictor:
   """Segments images by example.
 
@@ -104,14 +52,14 @@ class Predictor:
     model: the network; its parameters stay where they lie.
     max_canvases: how many canvases go through the network at once. The prompts of one tile always go together, since
       the network averages over them, however many they are. 16 by default, on CPUs 4.
-    learnt: a learnt prompt, for images that come without prompts.
+    learned: a learned prompt, for images that come without prompts.
   """
 
-  def __init__(self, model: SegGPT, *, max_canvases: int | None = None, learnt: StoredAdapter | None = None):
+  def __init__(self, model: SegGPT, *, max_canvases: int | None = None, learned: StoredAdapter | None = None):
     self.config = model.config
     self.max_canvases = max_canvases or _MAX_CANVASES.get(jax.default_backend(), 16)
-    self.learnt = learnt
-    self._graph, self._params = weights.split(model)
+    self.learned = learned
+    self._graph, self._params = parameters.split(model)
 
   @classmethod
   def from_checkpoint(
@@ -126,7 +74,7 @@ class Predictor:
 
     Args:
       directory: a weights directory, or a training run (its best weights, else its newest).
-      adapter: a training run that learnt a LoRA or a prompt for these weights, or what `load_adapter` read of it.
+      adapter: a training run that learned a LoRA or a prompt for these weights, or what `load_adapter` read of it.
       dtype: compute dtype; by default float32 on CPUs and bfloat16 on accelerators.
       max_canvases: see the class.
 
@@ -134,11 +82,11 @@ class Predictor:
       InputError: no weights there, weights that do not fit their configuration, or others than the adapter's.
     """
     if dtype is None:
-      dtype = weights.default_dtype()
+      dtype = parameters.default_dtype()
     if adapter is not None:
       model, stored = load_adapted_model(directory, adapter, dtype=dtype)
-      learnt = stored if isinstance(stored.adapter, LearntPrompt) else None
-      return cls(model, max_canvases=max_canvases, learnt=learnt)
+      learned = stored if isinstance(stored.adapter, LearnedPrompt) else None
+      return cls(model, max_canvases=max_canvases, learned=learned)
     return cls(weights.load_model(directory, dtype=dtype), max_canvases=max_canvases)
 
   @property
@@ -149,8 +97,8 @@ class Predictor:
 
   def __repr__(self) -> str:
     count, (height, width) = sum(value.size for value in self._params.values()), self.tile_size
-    learnt = f", a learnt prompt of {self.learnt.num_classes} classes" if self.learnt is not None else ""
-    return f"Predictor({count:,} parameters, sees {height} x {width} pixels at once{learnt})"
+    learned = f", a learned prompt of {self.learned.num_classes} classes" if self.learned is not None else ""
+    return f"Predictor({count:,} parameters, sees {height} x {width} pixels at once{learned})"
 
   def predict(
     self,
@@ -167,18 +115,18 @@ class Predictor:
   ) -> Prediction:
     """Segments one image; `predict_many` with a single query.
 
-    The painted colours are resized bilinearly to the image's size and decoded there, which gives smooth outlines where
+    The painted colors are resized bilinearly to the image's size and decoded there, which gives smooth outlines where
     resizing labels would give steps. Only the background and the classes of the prompts are decoded to: the network
-    has never seen the colours of the others.
+    has never seen the colors of the others.
 
     Args:
       image: the query: uint8 `[H, W, 3]`, a Pillow image, or a file.
       prompts: pairs of an image, likewise, and its label map, integers `[h, w]`, a Pillow image or a file of class
-        indices; each of any size, all are ensembled, best first. None are needed by a predictor with a learnt prompt,
+        indices; each of any size, all are ensembled, best first. None are needed by a predictor with a learned prompt,
         whose place they take if given.
-      palette: the colour of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes. A
-        learnt prompt has the colours that it was trained with, and no others.
-      split: see `Approach`, as all that follow.
+      palette: the color of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes. A
+        learned prompt has the colors that it was trained with, and no others.
+      split: see `InferenceOptions`, as all that follow.
       overlap: blends tiles of the query that overlap.
       stitch_width: paints the seams between tiles again.
       flips: also looks at everything mirrored.
@@ -186,19 +134,19 @@ class Predictor:
       seg_type: "semantic" or "instance".
 
     Returns:
-      Labels and colours at the query's size.
+      Labels and colors at the query's size.
 
     Raises:
       InputError: an argument is not as described above.
     """
-    approach = Approach(split, overlap, stitch_width, flips, foreground_tiles, seg_type)
+    approach = InferenceOptions(split, overlap, stitch_width, flips, foreground_tiles, seg_type)
     (prediction,) = self.predict_many([(image, prompts)], approach, palette=palette)
     return prediction
 
   def predict_many(
     self,
     queries: Iterable[tuple[Pixels, Sequence[Prompt]]],
-    approach: Approach | None = None,
+    approach: InferenceOptions | None = None,
     *,
     palette: np.ndarray | None = None,
   ) -> Iterator[Prediction]:
@@ -218,7 +166,7 @@ class Predictor:
     Raises:
       InputError: an argument is not as described above.
     """
-    approach = approach or Approach()
+    approach = approach or InferenceOptions()
     if approach.stitch_width > min(self.tile_size) // self.config.patch_size // 2:
       most = min(self.tile_size) // self.config.patch_size // 2
       raise InputError(f"stitch_width: found {approach.stitch_width}, expected at most {most}, half a tile's patches")
@@ -241,18 +189,18 @@ class Predictor:
       yield job.finish()
 
   def _prepare(
-    self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, approach: Approach
+    self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, approach: InferenceOptions
   ) -> _Job:
     """Checks a query, and cuts it and its prompts into tiles in every way that is asked for."""
-    if not prompts and self.learnt is not None:
+    if not prompts and self.learned is not None:
       if palette is not None:
-        raise InputError("palette: found one without prompts, expected none: a learnt prompt has colours of its own")
+        raise InputError("palette: found one without prompts, expected none: a learned prompt has colors of its own")
       if approach.foreground_tiles:
         raise InputError(
-          "foreground_tiles: found without prompts, expected False: a learnt prompt is not cut into tiles"
+          "foreground_tiles: found without prompts, expected False: a learned prompt is not cut into tiles"
         )
-      prompt, target = (np.asarray(self.learnt.params[f"prompt.{part}"])[None] for part in ("image", "target"))
-      classes = np.arange(self.learnt.num_classes)
+      prompt, target = (np.asarray(self.learned.params[f"prompt.{part}"])[None] for part in ("image", "target"))
+      classes = np.arange(self.learned.num_classes)
       looks = self._looks(image, dict.fromkeys(approach.splits, (prompt, target)), approach)
       return _Job(image.shape[:2], looks, palette_lib.fixed_palette(len(classes)), classes)
     prompts = check_prompts(prompts)
@@ -271,7 +219,7 @@ class Predictor:
     return _Job(image.shape[:2], self._looks(image, tiles, approach), palette, classes)
 
   def _looks(
-    self, image: np.ndarray, tiles: dict[int, tuple[np.ndarray, np.ndarray]], approach: Approach
+    self, image: np.ndarray, tiles: dict[int, tuple[np.ndarray, np.ndarray]], approach: InferenceOptions
   ) -> list[_Look]:
     """The image in every size and direction that it is looked at, with the prompts' tiles for each size."""
     (height, width), patch_size, looks = self.tile_size, self.config.patch_size, []
@@ -312,7 +260,7 @@ class _Job:
   Attributes:
     size: height and width of the image.
     looks: at it.
-    palette: the colour of each class.
+    palette: the color of each class.
     classes: those that are decoded to.
   """
 
@@ -326,16 +274,16 @@ class _Job:
 
   def finish(self) -> Prediction:
     """Puts together and decodes what was painted."""
-    prediction = self._decoded([look.picture.colours for look in self.looks])
-    if all(look.picture.colours is look.picture.first_colours for look in self.looks):
+    prediction = self._decoded([look.picture.colors for look in self.looks])
+    if all(look.picture.colors is look.picture.first_colors for look in self.looks):
       return prediction
-    unstitched = self._decoded([look.picture.first_colours for look in self.looks])
+    unstitched = self._decoded([look.picture.first_colors for look in self.looks])
     return dataclasses.replace(prediction, unstitched=unstitched)
 
   def _decoded(self, painted: list[np.ndarray]) -> Prediction:
-    upright = [_turned(colours, look.view) for look, colours in zip(self.looks, painted, strict=True)]
-    colours = [tiling.resize_colours(pixels, self.size) for pixels in upright]
-    fused = colours[0] if len(colours) == 1 else np.round(np.mean(colours, axis=0)).astype(np.uint8)
+    upright = [_turned(colors, look.view) for look, colors in zip(self.looks, painted, strict=True)]
+    colors = [tiling.resize_colors(pixels, self.size) for pixels in upright]
+    fused = colors[0] if len(colors) == 1 else np.round(np.mean(colors, axis=0)).astype(np.uint8)
     return decode_prediction(fused, self.palette, self.classes)
 
 
@@ -382,7 +330,7 @@ def _check_palette(palette: np.ndarray | None, num_classes: int) -> np.ndarray:
   if palette is None:
     palette = palette_lib.fixed_palette(max(num_classes, 2))
     if len(palette) < num_classes:
-      raise InputError(f"palette: found none for {num_classes} classes, the fixed one has {len(palette)} colours")
+      raise InputError(f"palette: found none for {num_classes} classes, the fixed one has {len(palette)} colors")
     return palette
   if palette.ndim != 2 or palette.shape[1] != 3 or len(palette) < num_classes:
     raise InputError(f"palette: found {list(palette.shape)}, expected [N, 3] with N >= {num_classes} classes")
@@ -390,5 +338,5 @@ def _check_palette(palette: np.ndarray | None, num_classes: int) -> np.ndarray:
     raise InputError(f"palette: found values {palette.min()}..{palette.max()}, expected 0..255")
   palette = np.round(palette).astype(np.uint8)
   if len(np.unique(palette, axis=0)) < len(palette):
-    raise InputError("palette: found two classes of the same colour, expected colours 0..255 that differ")
+    raise InputError("palette: found two classes of the same color, expected colors 0..255 that differ")
   return palette

@@ -51,7 +51,7 @@ def list_queries(
 
   Args:
     dataset: a folder with images/ and perhaps labels/, a folder of images, or image files.
-    prompt_img_dir: images of the prompts; None where they are given one by one, or where a learnt prompt serves.
+    prompt_img_dir: images of the prompts; None where they are given one by one, or where a learned prompt serves.
     prompt_label_dir: their label maps.
     mapping: JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve every query.
     top_k: the most prompts that a query gets.
@@ -198,10 +198,10 @@ def _trained_format(path: Path) -> LabelFormat:
   values: dict[str, tuple[Value, ...]] = {}
   for key in ("table", "ignore"):
     stored = data.get(key, [])
-    # JSON has no tuples: colours are lists.
+    # JSON has no tuples: colors are lists.
     entries = stored if isinstance(stored, list) else [None]
     if not all(isinstance(part, int) for entry in entries for part in (entry if isinstance(entry, list) else [entry])):
-      raise InputError(f"{path}: data.{key}: found {stored!r}, expected a list of values or colours")
+      raise InputError(f"{path}: data.{key}: found {stored!r}, expected a list of values or colors")
     values[key] = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in stored)
   with naming(f"{path}: data"):
     return LabelFormat(mode, threshold, **values)

@@ -122,7 +122,7 @@ def report(metrics: Mapping[str, Any]) -> str:
   def row(title: str, *scores: float | None) -> str:
     return f"  {title:<12}" + "".join(f"{'-' if score is None else f'{score:.1%}':>12}" for score in scores)
 
-  lines = [f"{metrics['images']} labelled images", f"  {'':<12}{'IoU':>12}{'Dice':>12}{'boundary F':>12}"]
+  lines = [f"{metrics['images']} labeled images", f"  {'':<12}{'IoU':>12}{'Dice':>12}{'boundary F':>12}"]
   for entry in metrics["classes"]:
     if entry["iou"] is not None:
       lines.append(row(f"class {entry['class']}", *(entry[key] for key in ("iou", "dice", "boundary_f"))))

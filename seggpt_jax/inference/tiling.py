@@ -1,6 +1,6 @@
 """Cutting pictures into the squares the network sees, and putting what it painted together again.
 
-In: images, label maps or colours of any size, `[H, W]` or `[H, W, 3]`. Out: `split x split` tiles of the canvas
+In: images, label maps or colors of any size, `[H, W]` or `[H, W, 3]`. Out: `split x split` tiles of the canvas
 square's size, row by row, or the whole of such tiles. Pure functions of NumPy arrays.
 
 The original tool resizes to 1024, cuts, and resizes each tile again; here pictures go straight to `split` times the
@@ -21,13 +21,13 @@ def resize_image(image: UInt8[np.ndarray, "h w 3"], size: _Size) -> UInt8[np.nda
   return _resize(image, size, Image.Resampling.BICUBIC)
 
 
-def resize_colours(colours: UInt8[np.ndarray, "h w 3"], size: _Size) -> UInt8[np.ndarray, "h2 w2 3"]:
-  """Bilinear: between two painted colours there are only their mixtures, no overshoot that looks like a third."""
-  return _resize(colours, size, Image.Resampling.BILINEAR)
+def resize_colors(colors: UInt8[np.ndarray, "h w 3"], size: _Size) -> UInt8[np.ndarray, "h2 w2 3"]:
+  """Bilinear: between two painted colors there are only their mixtures, no overshoot that looks like a third."""
+  return _resize(colors, size, Image.Resampling.BILINEAR)
 
 
 def resize_labels(labels: Integer[np.ndarray, "h w"], size: _Size) -> Integer[np.ndarray, "h2 w2"]:
-  """Nearest neighbour, for integers of any width."""
+  """Nearest neighbor, for integers of any width."""
   rows, cols = (
     ((np.arange(new) + 0.5) * (old / new)).astype(np.int64) for new, old in zip(size, labels.shape, strict=True)
   )

@@ -20,8 +20,9 @@ from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import outputs, tiling
+from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
-from seggpt_jax.inference.predictor import Approach, Predictor, Prompt, check_prompts
+from seggpt_jax.inference.predictor import Predictor, Prompt, check_prompts
 from seggpt_jax.inference.video_files import probe, read_frames, write_video
 
 
@@ -29,7 +30,7 @@ def segment_frames(
   predictor: Predictor,
   frames: Iterable[UInt8[np.ndarray, "h w 3"]],
   prompts: Sequence[Prompt],
-  approach: Approach | None = None,
+  approach: InferenceOptions | None = None,
   *,
   num_frames: int = 0,
   keep_empty: bool = False,
@@ -45,7 +46,7 @@ def segment_frames(
   network is compiled for 1, 2, ... 1 + `num_frames` prompts (of one given prompt) as they gather.
 
   Args:
-    predictor: the network; a learnt prompt takes the place of prompts, without recent frames.
+    predictor: the network; a learned prompt takes the place of prompts, without recent frames.
     frames: of a video, or of anything that changes little from one to the next. A generator is not read ahead by more
       than a few batches.
     prompts: see `Predictor.predict`.
@@ -62,11 +63,11 @@ def segment_frames(
   """
   if num_frames < 0:
     raise InputError(f"num_frames: found {num_frames}, expected 0 or more")
-  approach = approach or Approach()
-  if prompts or predictor.learnt is None:
+  approach = approach or InferenceOptions()
+  if prompts or predictor.learned is None:
     prompts = [_fitted(prompt, predictor, approach) for prompt in check_prompts(prompts)]
   elif num_frames:
-    raise InputError("num_frames: found recent frames beside a learnt prompt, expected 0: they would take its place")
+    raise InputError("num_frames: found recent frames beside a learned prompt, expected 0: they would take its place")
   if not num_frames:
     yield from predictor.predict_many(((frame, prompts) for frame in frames), approach, palette=palette)
     return
@@ -78,7 +79,7 @@ def segment_frames(
       recent.append(_fitted((frame, prediction.labels), predictor, approach))
 
 
-def _fitted(prompt: tuple[np.ndarray, np.ndarray], predictor: Predictor, approach: Approach) -> Prompt:
+def _fitted(prompt: tuple[np.ndarray, np.ndarray], predictor: Predictor, approach: InferenceOptions) -> Prompt:
   """The prompt as `predict` would resize it, once and not for every frame; several splits take several sizes."""
   if len(approach.splits) > 1:
     return prompt
@@ -96,7 +97,7 @@ def run_video(
   prompt_images: Sequence[str | os.PathLike] = (),
   prompt_labels: Sequence[str | os.PathLike] = (),
   num_frames: int = 0,
-  approach: Approach | None = None,
+  approach: InferenceOptions | None = None,
   labels: LabelFormat | None = None,
   save_frames: bool = True,
 ) -> Path:
@@ -111,7 +112,7 @@ def run_video(
     path: the video.
     outdir: folder of the results; is made where it is missing.
     prompt_images: image files; none where the video's first frame is the prompt.
-    prompt_labels: a label file for each of them, or the one of the first frame; none for a learnt prompt.
+    prompt_labels: a label file for each of them, or the one of the first frame; none for a learned prompt.
     num_frames: see `segment_frames`.
     approach: likewise.
     labels: how label files are read; by default as class indices. Ignored pixels are background.

@@ -49,7 +49,7 @@ def boundary_counts(
     predicted: class indices.
     truth: class indices, same shape.
     num_classes: n, background included; 255 at most.
-    tolerance: how far apart the centres of matching pixels may be. Below 1 a share of the image's diagonal, rounded up
+    tolerance: how far apart the centers of matching pixels may be. Below 1 a share of the image's diagonal, rounded up
       to whole pixels (the default, DAVIS's, is 6 pixels at 448 x 448); from 1 on pixels, rounded up.
 
   Returns:
@@ -62,7 +62,7 @@ def boundary_counts(
     raise ValueError(f"num_classes: found {num_classes}, expected 1 to {IGNORE}")
   near = _disk(_radius(truth.shape, tolerance))
   known = (predicted >= 0) & (predicted < num_classes) & (truth >= 0) & (truth < num_classes)
-  decided = known & np.logical_and.reduce(_neighbours(known))
+  decided = known & np.logical_and.reduce(_neighbors(known))
   counts = np.zeros((num_classes, 4), np.int64)
   present = np.bincount(predicted[known], minlength=num_classes) + np.bincount(truth[known], minlength=num_classes)
   for index in np.flatnonzero(present):
@@ -91,13 +91,13 @@ def boundary_scores(counts: Int64[np.ndarray, "n 4"]) -> BoundaryScores:
 def boundary_map(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
   """The contour, one pixel wide: where a pixel differs from the one to its right, below, or right below.
 
-  The toolkit's seg2bmap at full size. In the last row and column only neighbours inside the image are asked, so the
+  The toolkit's seg2bmap at full size. In the last row and column only neighbors inside the image are asked, so the
   image's edge is no contour: a mask that fills the image has none.
   """
-  return np.logical_or.reduce([mask != neighbour for neighbour in _neighbours(mask)])
+  return np.logical_or.reduce([mask != neighbor for neighbor in _neighbors(mask)])
 
 
-def _neighbours(pixels: np.ndarray) -> list[np.ndarray]:
+def _neighbors(pixels: np.ndarray) -> list[np.ndarray]:
   """Of each pixel, those to the right, below and right below; the image's edge continues outwards."""
   padded = np.pad(pixels, ((0, 1), (0, 1)), mode="edge")
   return [padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]]
@@ -114,6 +114,6 @@ def _radius(shape: tuple[int, ...], tolerance: float | int) -> int:
 
 
 def _disk(radius: int) -> UInt8[np.ndarray, "k k"]:
-  """The pixels whose centres are at most that far from the middle one's, as a structuring element."""
+  """The pixels whose centers are at most that far from the middle one's, as a structuring element."""
   offsets = np.arange(-radius, radius + 1) ** 2
   return (offsets[:, None] + offsets[None] <= radius**2).astype(np.uint8)

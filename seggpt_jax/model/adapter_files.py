@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seggpt_jax.errors import InputError, one_line
-from seggpt_jax.model import adapters, weights
+from seggpt_jax.model import adapters, parameters, weights
 from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
@@ -27,13 +27,13 @@ from seggpt_jax.palette import IGNORE
 
 @dataclasses.dataclass(frozen=True)
 class StoredAdapter:
-  """An adapter with what it has learnt.
+  """An adapter with what it has learned.
 
   Attributes:
     adapter: what it is.
     params: its parameters.
     config: the architecture it was trained with, canvas and all.
-    fingerprint: of the weights it was trained for, see `weights.fingerprint`.
+    fingerprint: of the weights it was trained for, see `parameters.fingerprint`.
     base: where they were, as the run named them.
     num_classes: N, background included, of the labels it was trained with.
   """
@@ -71,14 +71,14 @@ def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
   path = found / "adapter" / "metadata"
   try:
     stored = _from_description(json.loads(path.read_text()))
-    _, network = weights.abstract(stored.config)
+    _, network = parameters.abstract(stored.config)
     init = functools.partial(stored.adapter.init, network, stored.config.canvas_size)
     expected = jax.eval_shape(init, jax.random.key(0))
   except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
     # What is no adapter of ours fails in as many ways as there are values.
     raise InputError(f"{path}: cannot be read as an adapter: {one_line(error)[:200]}") from error
   params = weights.read_arrays(found / "params")
-  weights.check_like(str(found), params, expected)
+  parameters.check_like(str(found), params, expected)
   return dataclasses.replace(stored, params=params)
 
 
@@ -98,7 +98,7 @@ def adapted_params(directory: str | os.PathLike, stored: StoredAdapter) -> dict[
 
   Args:
     directory: weights that the adapter was trained for.
-    stored: the adapter. A learnt prompt changes no parameter.
+    stored: the adapter. A learned prompt changes no parameter.
 
   Raises:
     InputError: no weights there, or other ones.
@@ -111,12 +111,12 @@ def adapted_params(directory: str | os.PathLike, stored: StoredAdapter) -> dict[
     if theirs[key] != value:
       raise InputError(f"{directory}: found {key} {value}, expected {theirs[key]} as the adapter was trained with")
   params = weights.load_params(directory, config)
-  weights.check_finite(str(directory), params)
-  if weights.fingerprint(params) != stored.fingerprint:
+  parameters.check_finite(str(directory), params)
+  if parameters.fingerprint(params) != stored.fingerprint:
     raise InputError(
       f"{directory}: found weights other than {stored.base}, as it was when the adapter was trained for it"
     )
-  return stored.adapter.merge(weights.resize_canvas(params, config, stored.config.canvas_size), stored.params)
+  return stored.adapter.merge(parameters.resize_canvas(params, config, stored.config.canvas_size), stored.params)
 
 
 # What a run may set for itself, whatever the weights that it starts from have.
@@ -138,6 +138,6 @@ def load_adapted_model(
     InputError: one of them is missing, or they do not belong together.
   """
   stored = adapter if isinstance(adapter, StoredAdapter) else load_adapter(adapter)
-  graph, _ = weights.abstract(stored.config, dtype=dtype, **options)
+  graph, _ = parameters.abstract(stored.config, dtype=dtype, **options)
   params = adapted_params(directory, stored)
-  return weights.merge(graph, {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}), stored
+  return parameters.merge(graph, {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}), stored

@@ -1,7 +1,7 @@
-"""Small sets of parameters beside a frozen network: LoRA, and a learnt prompt (in-context tuning).
+"""Small sets of parameters beside a frozen network: LoRA, and a learned prompt (in-context tuning).
 
 In: the network's parameters and the adapter's own few. Out: parameters for the network as it is, and canvases. Nothing
-in the network knows of adapters: a LoRA is added to the kernels it belongs to, a learnt prompt takes the place of the
+in the network knows of adapters: a LoRA is added to the kernels it belongs to, a learned prompt takes the place of the
 prompt half of the canvases. All are pure functions of arrays, to be differentiated by the adapter's parameters alone.
 """
 
@@ -30,7 +30,7 @@ class LoRA:
   """Low-rank updates of the blocks' kernels (Hu et al. 2021, arXiv 2106.09685): W + alpha / rank * A B.
 
   The sum is made once in each step and costs no more than the kernels themselves, so the network runs at its own speed,
-  and what was learnt merges into plain weights exactly.
+  and what was learned merges into plain weights exactly.
 
   Attributes:
     rank: columns of A and rows of B.
@@ -99,10 +99,10 @@ class LoRA:
 
 
 @dataclasses.dataclass(frozen=True)
-class LearntPrompt:
-  """In-context tuning (Wang et al. 2023, arXiv 2304.03284, section 3.3): an image and its target, learnt for a task.
+class LearnedPrompt:
+  """In-context tuning (Wang et al. 2023, arXiv 2304.03284, section 3.3): an image and its target, learned for a task.
 
-  Both are normalised values [S, S, 3] in the place of the prompt half of the canvases. One palette belongs to them, so
+  Both are normalized values [S, S, 3] in the place of the prompt half of the canvases. One palette belongs to them, so
   they are trained and used with the fixed one, and with the query's half hidden.
   """
 
@@ -130,24 +130,24 @@ class LearntPrompt:
   def prompt(
     self, images: Float[AnyArray, "b h w 3"], targets: Float[AnyArray, "b h w 3"], adapter: Mapping[str, Any]
   ) -> tuple[Array, Array]:
-    """The learnt prompt and its target over each query, in the place of those that the canvases have.
+    """The learned prompt and its target over each query, in the place of those that the canvases have.
 
     Args:
-      images: canvases, normalised.
+      images: canvases, normalized.
       targets: likewise.
       adapter: as of `init`.
     """
 
-    def over(learnt: Any, canvases: Any) -> Array:
+    def over(learned: Any, canvases: Any) -> Array:
       half = canvases.shape[1] // 2
-      upper = jnp.broadcast_to(jnp.asarray(learnt, canvases.dtype), (len(canvases), *learnt.shape))
+      upper = jnp.broadcast_to(jnp.asarray(learned, canvases.dtype), (len(canvases), *learned.shape))
       return jnp.concatenate([upper, jnp.asarray(canvases)[:, half:]], axis=1)
 
     return over(adapter["prompt.image"], images), over(adapter["prompt.target"], targets)
 
 
-Adapter = LoRA | LearntPrompt
-KINDS = {"lora": LoRA, "prompt": LearntPrompt}
+Adapter = LoRA | LearnedPrompt
+KINDS = {"lora": LoRA, "prompt": LearnedPrompt}
 
 
 def is_adapter_name(name: str) -> bool:

@@ -24,7 +24,7 @@ class SegGPTConfig:
     feature_taps: blocks whose outputs are concatenated for the decoder.
     decoder_dim: channels of the decoder at full resolution.
     drop_path_rate: drop path of the last block; it rises linearly from 0 at the first.
-    image_mean: channel means of images and coloured targets, 1.0 = 255.
+    image_mean: channel means of images and colored targets, 1.0 = 255.
     image_std: channel standard deviations, likewise.
   """
 

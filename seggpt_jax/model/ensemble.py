@@ -6,7 +6,7 @@ carried once beside its K prompt halves, and only attention sees whole canvases.
 decoded. That is `K + 1` halves through the linear layers in place of `2 K`, and one through the decoder in place of
 `2 K`; `SegGPT.__call__`, which takes any masks and trains, is the truth that this is tested against.
 
-In: normalised pixels and targets of K prompts and of the query. Out: the query's painted colours.
+In: normalized pixels and targets of K prompts and of the query. Out: the query's painted colors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seggpt_jax import canvas
-from seggpt_jax.model.attention.dispatch import dispatch as attention
+from seggpt_jax.model.attention import dispatch as attention
 from seggpt_jax.model.seggpt import Block, SegGPT, SegType, pair_streams, part_streams
 from seggpt_jax.typing import AnyArray
 
@@ -40,15 +40,15 @@ def paint_queries(
 
   Args:
     model: the network.
-    queries: Q images of half a canvas, normalised.
+    queries: Q images of half a canvas, normalized.
     prompts: K images for each, likewise.
-    prompt_targets: their coloured masks, likewise.
+    prompt_targets: their colored masks, likewise.
     painted: the target of the query as far as it is known, likewise; what lies under `patch_mask` is not read.
     patch_mask: True for patches of the query's target that are hidden.
     seg_type: "semantic" or "instance".
 
   Returns:
-    Normalised colours of the queries, float32.
+    Normalized colors of the queries, float32.
   """
   q, k = prompts.shape[:2]
   patch, (rows, cols) = model.config.patch_size, patch_mask.shape[1:]

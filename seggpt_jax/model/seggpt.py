@@ -1,4 +1,4 @@
-"""SegGPT (arXiv 2304.03284) in Flax NNX: canvases in, painted colours out.
+"""SegGPT (arXiv 2304.03284) in Flax NNX: canvases in, painted colors out.
 
 The network is the one the released code really runs, traps included: every block attends globally (the window list
 of the original's constructor is mis-nested and selects nothing), the relative position logits use the unscaled query,
@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from seggpt_jax import canvas
-from seggpt_jax.model.attention.dispatch import dispatch as attention_lib
+from seggpt_jax.model.attention import dispatch as attention_lib
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.layers import Conv3x3, Linear, gelu
 from seggpt_jax.typing import AnyArray
@@ -43,7 +43,7 @@ _SAVEABLE = {
 def bicubic_resize_matrix(out_size: int, in_size: int) -> Float[np.ndarray, "o i"]:
   """The matrix of PyTorch's `F.interpolate(mode="bicubic", align_corners=False)` along one axis.
 
-  Keys' kernel with a = -0.75, half-pixel centres, edges repeated, no antialiasing; `jax.image.resize` has a = -0.5
+  Keys' kernel with a = -0.75, half-pixel centers, edges repeated, no antialiasing; `jax.image.resize` has a = -0.5
   and antialiases, which gives other numbers.
   """
   a = -0.75
@@ -172,7 +172,7 @@ class Block(nnx.Module):
 
 
 class DecoderHead(nnx.Module):
-  """3x3 convolution, layer norm over channels, GELU and a 1x1 convolution to colours, at full resolution."""
+  """3x3 convolution, layer norm over channels, GELU and a 1x1 convolution to colors, at full resolution."""
 
   def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
     dim = config.decoder_dim
@@ -187,7 +187,7 @@ class DecoderHead(nnx.Module):
 class SegGPT(nnx.Module):
   """The whole network.
 
-  Parameters are float32; `dtype` is what is computed in, softmax and the returned colours are float32 always.
+  Parameters are float32; `dtype` is what is computed in, softmax and the returned colors are float32 always.
 
   Args:
     config: the architecture.
@@ -197,7 +197,7 @@ class SegGPT(nnx.Module):
     attention: an implementation of `attention.py`, "auto" for the best one that the default backend compiles.
     batch_sharding: how the batch is spread over a mesh, or None on one device. With split parameters it is needed: left
       to itself, XLA gathers whole batches to split their channels, for twice the work and memory.
-    rngs: initialises the parameters: linear layers by fan-in and fan-out, tokens and positions with deviation 0.02.
+    rngs: initializes the parameters: linear layers by fan-in and fan-out, tokens and positions with deviation 0.02.
   """
 
   def __init__(
@@ -326,8 +326,8 @@ class SegGPT(nnx.Module):
     """Paints the masked part of the target canvases.
 
     Args:
-      images: canvases, prompt over query, normalised.
-      targets: coloured masks of the same canvases, normalised; what lies under `patch_mask` is not read.
+      images: canvases, prompt over query, normalized.
+      targets: colored masks of the same canvases, normalized; what lies under `patch_mask` is not read.
       patch_mask: True for patches whose target is hidden.
       seg_type: "semantic", "instance", or one 0 (semantic) or 1 (instance) for each canvas.
       prompts_per_query: K; B must be a multiple, and the K canvases of one query consecutive.
@@ -335,7 +335,7 @@ class SegGPT(nnx.Module):
       key: randomness of drop path.
 
     Returns:
-      Normalised colours, float32, for the whole canvas.
+      Normalized colors, float32, for the whole canvas.
 
     Raises:
       ValueError: sides that are not multiples of the patch, a batch that is no multiple of `prompts_per_query`, an
@@ -354,7 +354,7 @@ class SegGPT(nnx.Module):
     return self.decode(self.encode(tokens, prompts_per_query, None if deterministic else key))
 
   def decode(self, features: Float[Array, "b rows cols taps"]) -> Float[Array, "b h w 3"]:
-    """From what `encode` returns to normalised colours, float32."""
+    """From what `encode` returns to normalized colors, float32."""
     pixels = self._spread(canvas.unpatchify(self.decoder_embed(features), self.config.patch_size))
     return self.decoder_pred(pixels).astype(jnp.float32)
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.config import SegGPTConfig
 
 Layout = Literal["baai", "hf"]
@@ -153,7 +153,7 @@ def from_torch(source: str, tensors: Mapping[str, np.ndarray], hints: Mapping[st
       f"{len(unexpected)} unexpected ({_some(unexpected)})"
     )
   config = _infer_config(source, {entry.name: tensors[getattr(entry, layout)].shape for entry in table}, hints)
-  _, expected = weights.abstract(config)
+  _, expected = parameters.abstract(config)
   params: Tensors = {}
   for entry in table:
     name = getattr(entry, layout)

@@ -1,4 +1,4 @@
-"""Labelled images as files to be stored: image bytes as they are where that is possible, labels as PNG."""
+"""Labeled images as files to be stored: image bytes as they are where that is possible, labels as PNG."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def _assemble(unfinished: Path, name: str, counts: Mapping[str, int], features: 
     builder=identity,
     features=features,
     disable_shuffling=True,
-    description="Labelled images. segmentation_mask holds class indices, 0 is the background, 255 is ignored.",
+    description="Labeled images. segmentation_mask holds class indices, 0 is the background, 255 is ignored.",
   )
   info.set_file_format("array_record")
   info.set_splits(tfds.core.SplitDict(infos))

@@ -1,6 +1,6 @@
-"""Which labelled images are positive prompts of a query and which are negative: by groups or by classes of both.
+"""Which labeled images are positive prompts of a query and which are negative: by groups or by classes of both.
 
-In: queries, labelled images and what their names or labels say. Out: `Conditions`, a table for each of the two.
+In: queries, labeled images and what their names or labels say. Out: `Conditions`, a table for each of the two.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def by_group(queries: Sequence[Query], prompts: Sequence[PromptFiles], spec: str
 
   Args:
     queries: the queries.
-    prompts: the labelled images.
+    prompts: the labeled images.
     spec: "prefix:SEP", "csv:FILE" or "classes", see `groups.group_names`.
     labels: how labels are read, for "classes".
 
@@ -63,7 +63,7 @@ def by_group(queries: Sequence[Query], prompts: Sequence[PromptFiles], spec: str
   there = set(names[count:])
   for query, name in zip(queries, names, strict=False):
     if name not in there:
-      raise InputError(f"{query.image}: found no labelled image of its group {name!r}, expected at least one")
+      raise InputError(f"{query.image}: found no labeled image of its group {name!r}, expected at least one")
   return Conditions(table[:count], table[count:], [f"group {name!r}" for name in names[:count]])
 
 
@@ -91,7 +91,7 @@ def by_class(holds: Bool[np.ndarray, "queries classes"], facts: Facts) -> Condit
 
   Args:
     holds: of the queries, see `classes_of`.
-    facts: of the labelled images.
+    facts: of the labeled images.
   """
   return Conditions(holds, facts.holds, [f"classes {'+'.join(map(str, np.flatnonzero(held)))}" for held in holds])
 

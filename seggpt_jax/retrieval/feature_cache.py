@@ -1,4 +1,4 @@
-"""Features of labelled images in a file, so that they are computed once.
+"""Features of labeled images in a file, so that they are computed once.
 
 In and out: what is kept of each image, by its path, in one .npz file. Whether it is still true is told by a stamp of
 size and time of the image's and the label's files and of how labels are read.
@@ -22,7 +22,7 @@ from seggpt_jax.inference.queries import PromptFiles
 
 
 class StoredFeatures(NamedTuple):
-  """What is kept of a labelled image.
+  """What is kept of a labeled image.
 
   Attributes:
     stamp: as of `stamp_of`.
@@ -40,7 +40,7 @@ class StoredFeatures(NamedTuple):
 
 
 def place_of(prompt: PromptFiles) -> str:
-  """Under which name a labelled image is kept."""
+  """Under which name a labeled image is kept."""
   return os.path.abspath(prompt.image)
 
 

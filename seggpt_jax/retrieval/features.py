@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, UInt8
 from seggpt_jax import canvas
 from seggpt_jax.compilation import jit
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.typing import AnyArray
 
@@ -36,7 +36,7 @@ _BEST_SHARE = 0.05  # of a query's patches, whose mean says whether something is
 
 
 class Features(NamedTuple):
-  """Of a batch of images; nothing is normalised yet, since what is centred has to be centred first.
+  """Of a batch of images; nothing is normalized yet, since what is centered has to be centered first.
 
   Attributes:
     image: the mean over all patches.
@@ -67,7 +67,7 @@ class Encoder:
     self.config, self.tap = model.config, tap
     self.batch_size = _BATCH.get(jax.default_backend(), 16)
     self._dtype = model.dtype
-    self._graph, self._params = weights.split(model)
+    self._graph, self._params = parameters.split(model)
 
   @property
   def size(self) -> tuple[int, int]:
@@ -85,7 +85,7 @@ class Encoder:
   def identity(self) -> str:
     """By which features are known as its own: a digest of the weights and of everything else that they depend on."""
     made_by = (_VERSION, self.tap, str(self._dtype), json.dumps(self.config.to_dict()))
-    parts = (*map(str, made_by), weights.fingerprint(self._params))
+    parts = (*map(str, made_by), parameters.fingerprint(self._params))
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
   def __call__(
@@ -110,7 +110,7 @@ class Encoder:
 @jit(static_argnames=("graph", "tap"))
 def encode(
   graph: nnx.GraphDef,
-  params: weights.Params,
+  params: parameters.Params,
   images: UInt8[AnyArray, "b h w 3"],
   shares: Float[AnyArray, "b rows cols"],
   tap: int,
@@ -124,9 +124,9 @@ def encode(
     shares: of foreground in each patch.
     tap: 1 for the first.
   """
-  model = weights.merge(graph, params)
+  model = parameters.merge(graph, params)
   config = model.config
-  pixels = canvas.normalise(images, config.image_mean, config.image_std)
+  pixels = canvas.normalize(images, config.image_mean, config.image_std)
   canvases = jnp.concatenate([pixels, pixels], axis=1)
   hidden = jnp.ones((images.shape[0], *config.grid), bool)
   tokens = model.embed(canvases, jnp.zeros_like(canvases), hidden, "semantic", 1)
@@ -138,7 +138,7 @@ def encode(
   return Features(jnp.mean(patches, axis=(1, 2)), foreground, patches)
 
 
-def normalised(vectors: Float[AnyArray, "*b d"]) -> Float[Array, "*b d"]:
+def normalized(vectors: Float[AnyArray, "*b d"]) -> Float[Array, "*b d"]:
   """Scaled to length 1; 0 stays 0."""
   length = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
   return vectors / jnp.maximum(length, 1e-12)
@@ -152,14 +152,14 @@ def presence(
 
   Args:
     patches: tokens of the queries.
-    foregrounds: of the prompts, centred and normalised, in equal blocks as of `in_blocks`.
-    mean: what centres the queries' patches likewise.
+    foregrounds: of the prompts, centered and normalized, in equal blocks as of `in_blocks`.
+    mean: what centers the queries' patches likewise.
 
   Returns:
     The mean of the best twentieth of a query's patch cosines with the prompt, -1..1.
   """
   batch, rows, cols, width = patches.shape
-  tokens = normalised(patches.reshape(batch, rows * cols, width) - mean[None, None])
+  tokens = normalized(patches.reshape(batch, rows * cols, width) - mean[None, None])
   best = max(round(_BEST_SHARE * rows * cols), 1)
 
   def of_block(block: Array) -> Array:

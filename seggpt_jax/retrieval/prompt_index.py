@@ -1,7 +1,7 @@
-"""Labelled images that can be searched for the prompts that suit a query.
+"""Labeled images that can be searched for the prompts that suit a query.
 
 In: image and label files, and the network whose encoder compares them. Out: a `PromptIndex`, which scores every prompt
-for an image. Features of labelled images are computed once: they are kept in a file for each network and folder, and of
+for an image. Features of labeled images are computed once: they are kept in a file for each network and folder, and of
 a file that changes, or is new, they are computed anew.
 """
 
@@ -29,7 +29,7 @@ from seggpt_jax.inference import tiling
 from seggpt_jax.inference.queries import PromptFiles
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.retrieval.feature_cache import StoredFeatures, place_of, read_features, stamp_of, write_features
-from seggpt_jax.retrieval.features import Encoder, Features, in_blocks, normalised, presence
+from seggpt_jax.retrieval.features import Encoder, Features, in_blocks, normalized, presence
 from seggpt_jax.retrieval.ranking import most_relevant
 
 # What did best on synthetic boards with the packaged weights (docs/inference.md); taps 1 to 3 and weights up to 0.1 are
@@ -54,7 +54,7 @@ class Match(NamedTuple):
 
 
 class Facts(NamedTuple):
-  """What is known of N labelled images, beside their features.
+  """What is known of N labeled images, beside their features.
 
   Attributes:
     digests: of the image files, by which copies are known.
@@ -66,7 +66,7 @@ class Facts(NamedTuple):
 
 
 def list_prompts(prompt_img_dir: str | os.PathLike, prompt_label_dir: str | os.PathLike) -> list[PromptFiles]:
-  """The labelled images of two folders, by name.
+  """The labeled images of two folders, by name.
 
   Raises:
     InputError: a folder is missing or empty, or an image has no label.
@@ -84,7 +84,7 @@ def digest(data: bytes) -> str:
 
 
 def read_facts(files: Sequence[PromptFiles], labels: LabelFormat) -> Facts:
-  """What is known of labelled images without a network.
+  """What is known of labeled images without a network.
 
   Raises:
     InputError: a file cannot be read.
@@ -114,15 +114,15 @@ def foreground_shares(label: UInt8[np.ndarray, "h w"], grid: tuple[int, int]) ->
 
 
 class PromptIndex:
-  """Labelled images and how they compare with others; see `build`.
+  """Labeled images and how they compare with others; see `build`.
 
   A prompt's score for a query is `(1 - w) * likeness + w * presence`. Likeness is the cosine of the two images'
-  features, scaled: 1 for the same image, 0 for what two labelled images have on average. Presence is how well the
-  prompt's foreground is found in the query, a cosine after subtraction of the labelled images' mean. Images without
+  features, scaled: 1 for the same image, 0 for what two labeled images have on average. Presence is how well the
+  prompt's foreground is found in the query, a cosine after subtraction of the labeled images' mean. Images without
   foreground are no prompts and are never found.
 
   Attributes:
-    files: of the labelled images.
+    files: of the labeled images.
     facts: what they hold.
   """
 
@@ -137,11 +137,11 @@ class PromptIndex:
   ):
     self.encoder, self.files, self.facts = encoder, list(files), facts
     self._weight, self._mean = foreground_weight, images.mean(axis=0)
-    self._images = np.asarray(normalised(images))
+    self._images = np.asarray(normalized(images))
     # The mean cosine of all pairs is the square of the mean's length: no table of pairs.
     self._spread = max(1.0 - float(np.sum(self._images.mean(axis=0) ** 2)), _LEAST_SPREAD)
     # Those of images without foreground mean nothing, but these are never found.
-    self._foregrounds = jnp.asarray(in_blocks(np.asarray(normalised(foregrounds - self._mean))))
+    self._foregrounds = jnp.asarray(in_blocks(np.asarray(normalized(foregrounds - self._mean))))
 
   @classmethod
   def build(
@@ -154,11 +154,11 @@ class PromptIndex:
     tap: int = TAP,
     foreground_weight: float | int = FOREGROUND_WEIGHT,
   ) -> PromptIndex:
-    """Encodes labelled images, but for those whose features are known.
+    """Encodes labeled images, but for those whose features are known.
 
     Args:
       model: the network.
-      files: the labelled images.
+      files: the labeled images.
       labels: how label files are read; as class indices by default.
       cache: folder in which features are kept; None keeps none.
       tap: of the network's feature taps, 1 for the first.
@@ -191,16 +191,16 @@ class PromptIndex:
     return cls(encoder, files, facts, images, foregrounds, foreground_weight)
 
   def likeness_to(self, index: int) -> Float[np.ndarray, "n"]:
-    """Of every labelled image to one of them."""
+    """Of every labeled image to one of them."""
     return self._likeness(self._images[index])
 
   def _likeness(self, image: Float[np.ndarray, "d"]) -> Float[np.ndarray, "n"]:
-    """Of every labelled image to one with this feature, which is of length 1."""
+    """Of every labeled image to one with this feature, which is of length 1."""
     return 1.0 - (1.0 - self._images @ image) / self._spread
 
   def scores(self, features: Features) -> Float[np.ndarray, "b n"]:
-    """Of every labelled image for a batch of queries."""
-    likeness = np.stack([self._likeness(image) for image in np.asarray(normalised(features.image))])
+    """Of every labeled image for a batch of queries."""
+    likeness = np.stack([self._likeness(image) for image in np.asarray(normalized(features.image))])
     if self._weight == 0:
       return likeness
     found = np.asarray(presence(features.patches, self._foregrounds, self._mean))[:, : len(self.files)]
@@ -213,7 +213,7 @@ class PromptIndex:
       images: of any size; a generator may as well read them from files.
 
     Yields:
-      The scores of all labelled images for each of them.
+      The scores of all labeled images for each of them.
     """
     batch: list[np.ndarray] = []
     for image in images:
@@ -244,7 +244,7 @@ class PromptIndex:
 def _encode(
   encoder: Encoder, files: Sequence[PromptFiles], labels: LabelFormat, stamps: dict[str, str]
 ) -> Iterator[tuple[PromptFiles, StoredFeatures]]:
-  """Reads and encodes labelled images, with a bar."""
+  """Reads and encodes labeled images, with a bar."""
 
   def read(prompt: PromptFiles) -> tuple[np.ndarray, np.ndarray, str, np.ndarray]:
     data = read_bytes(prompt.image)

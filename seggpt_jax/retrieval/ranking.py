@@ -1,4 +1,4 @@
-"""Which of the labelled images prompt a query: scores and conditions in, indices out. Pure functions of arrays."""
+"""Which of the labeled images prompt a query: scores and conditions in, indices out. Pure functions of arrays."""
 
 from __future__ import annotations
 

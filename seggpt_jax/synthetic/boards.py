@@ -1,8 +1,8 @@
-"""Synthetic printed-circuit boards with labelled defects, drawn with NumPy and Pillow.
+"""Synthetic printed-circuit boards with labeled defects, drawn with NumPy and Pillow.
 
   python -m seggpt_jax.data.boards DIRECTORY --num_train 512 --num_val 64 --size 128 --scale 2
 
-In: a seed (or a NumPy generator) and the size of the picture. Out: a colour picture of a bare
+In: a seed (or a NumPy generator) and the size of the picture. Out: a color picture of a bare
 board, uint8 [size, size, 3], and its label, uint8 [size, size], which is 0 where the copper is as
 designed and the class of the defect where copper is missing or in excess.
 
@@ -107,8 +107,8 @@ _METALS = ((196, 112, 66), (188, 190, 186), (214, 174, 84))  # Copper, tin, gold
 _LAMINATES = ((96, 92, 52), (58, 48, 34), (24, 62, 40), (28, 40, 66))
 
 
-def _random_colours(generator: np.random.Generator) -> np.ndarray:
-  """Returns the colours of substrate, trace, pad and drill, float32 [4, 3], about 0 to 255."""
+def _random_colors(generator: np.random.Generator) -> np.ndarray:
+  """Returns the colors of substrate, trace, pad and drill, float32 [4, 3], about 0 to 255."""
   style = generator.choice(("mask", "bare", "bright", "dark"), p=(0.45, 0.3, 0.15, 0.1))
   metal = np.array(_METALS[generator.integers(3)], float)
   if style == "mask":  # Solder mask covers the traces, which shine through; pads are bare.
@@ -117,14 +117,14 @@ def _random_colours(generator: np.random.Generator) -> np.ndarray:
   elif style == "bare":
     board = np.array(_LAMINATES[generator.integers(len(_LAMINATES))], float)
     trace = metal
-  else:  # Grey as in optical inspection: bright copper on dark, or the inverse.
+  else:  # Gray as in optical inspection: bright copper on dark, or the inverse.
     low, high = np.full(3, generator.uniform(25, 70)), np.full(3, generator.uniform(165, 225))
     board, trace = (low, high) if style == "bright" else (high, low)
   if style in ("bright", "dark"):
     return np.stack((board, trace, trace, board)).astype(np.float32)
   drill = np.full(3, generator.uniform(5, 25))
-  colours = np.stack((board, trace, metal, drill)) + generator.uniform(-10, 10, (4, 3))
-  return colours.astype(np.float32)
+  colors = np.stack((board, trace, metal, drill)) + generator.uniform(-10, 10, (4, 3))
+  return colors.astype(np.float32)
 
 
 def _coverage(fine: np.ndarray) -> np.ndarray:
@@ -141,11 +141,11 @@ def _random_texture(generator: np.random.Generator, size: int, cells: int) -> np
 
 def _render(generator: np.random.Generator, copper: np.ndarray, pads: np.ndarray, drills: np.ndarray) -> np.ndarray:
   """Paints the materials, then lights, blurs and adds the noise of a camera."""
-  colours = _random_colours(generator)
+  colors = _random_colors(generator)
   metal, bare, hole = _coverage(copper), _coverage(copper & pads), _coverage(drills)
   size = len(metal)
   parts = np.stack((1 - metal - hole, metal - bare, bare, hole), -1)
-  image = parts @ colours
+  image = parts @ colors
   y, x = np.mgrid[-0.5 : 0.5 : size * 1j, -0.5 : 0.5 : size * 1j].astype(np.float32)
   slope = generator.uniform(-0.3, 0.3, 2).astype(np.float32)
   light = generator.uniform(0.85, 1.12) + slope[0] * x + slope[1] * y
@@ -244,7 +244,7 @@ class BoardSource:
 def write_boards(directory: str | os.PathLike[str], num_train: int, num_val: int, seed: int, **options) -> None:
   """Writes boards as PNG files {train,val}/{images,labels}/NAME.png.
 
-  Labels are grey-scale files that hold class indices. The directory appears only once all
+  Labels are gray-scale files that hold class indices. The directory appears only once all
   files are written.
 
   Args:

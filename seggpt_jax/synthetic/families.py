@@ -5,7 +5,7 @@ same kind differs from family to family and from draw to draw: material, shape, 
 relation to what lies around. `difficulty` runs from 0 (few large regions that look alike in all pictures) to 1 (small
 ones, many kinds, other backgrounds and other light from picture to picture).
 
-The families that measure what was learnt are in `held_out.py`; nothing here may draw what they draw.
+The families that measure what was learned are in `held_out.py`; nothing here may draw what they draw.
 """
 
 from __future__ import annotations
@@ -80,17 +80,17 @@ def _pave(kinds: np.ndarray, squares: list[np.ndarray]) -> np.ndarray:
 
 
 def _places(generator: np.random.Generator, radii: list[float], size: int) -> list[tuple[float, float]]:
-  """Centres for discs that overlap as little as a few tries allow."""
-  centres: list[tuple[float, float]] = []
+  """Centers for discs that overlap as little as a few tries allow."""
+  centers: list[tuple[float, float]] = []
   for radius in radii:
     tries = generator.uniform(0.7 * min(radius, size / 2), size - 0.7 * min(radius, size / 2), (8, 2))
-    if centres:
-      gaps = np.linalg.norm(tries[:, None] - np.array(centres), axis=-1) - np.array(radii[: len(centres)])
+    if centers:
+      gaps = np.linalg.norm(tries[:, None] - np.array(centers), axis=-1) - np.array(radii[: len(centers)])
       best = int(np.argmax(gaps.min(axis=1)))
     else:
       best = 0
-    centres.append((float(tries[best, 0]), float(tries[best, 1])))
-  return centres
+    centers.append((float(tries[best, 0]), float(tries[best, 1])))
+  return centers
 
 
 def regions(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
@@ -124,11 +124,11 @@ def objects(generator: np.random.Generator, size: int, count: int, difficulty: f
     each = generator.integers(1, 2 + round(2 * difficulty), num)
     things = generator.permutation(np.repeat(np.arange(num), each)).tolist()
     radii = [size * _between(generator, (0.22, 0.36), (0.09, 0.26), difficulty) for _ in things]
-    for kind, radius, centre in zip(things, radii, _places(generator, radii, size), strict=True):
+    for kind, radius, center in zip(things, radii, _places(generator, radii, size), strict=True):
       material = materials[kind] if cue != "shape" else random_material(generator, [background])
       outline = outlines[kind] if cue != "material" else shapes.random_outline(generator)
       turn = generator.uniform(0, 2 * np.pi) if cue == "material" or difficulty > 0.3 else generator.normal(0, 0.2)
-      mask = shapes.fill(outline, size, centre, radius, turn)
+      mask = shapes.fill(outline, size, center, radius, turn)
       _put(image, kinds, mask, vary(material, generator, difficulty).paint(generator, size), kind + 1)
     images.append(image)
     labels.append(kinds)
@@ -148,20 +148,20 @@ def parts(generator: np.random.Generator, size: int, count: int, difficulty: flo
     image, kinds = square.copy(), np.zeros((size, size), np.uint8)
     paint = [vary(material, generator, difficulty).paint(generator, size) for material in (body, core, rim)]
     if loose:
-      for centre in generator.uniform(0, size, (int(generator.integers(1, 4)), 2)):
-        mask = shapes.fill(inner, size, tuple(centre), size * generator.uniform(0.08, 0.16))
+      for center in generator.uniform(0, size, (int(generator.integers(1, 4)), 2)):
+        mask = shapes.fill(inner, size, tuple(center), size * generator.uniform(0.08, 0.16))
         _put(image, kinds, mask, paint[1], 0)
     radii = [size * _between(generator, (0.3, 0.42), (0.16, 0.32), difficulty)] * int(
       generator.integers(1, 2 + round(2 * difficulty))
     )
-    for radius, centre in zip(radii, _places(generator, radii, size), strict=True):
+    for radius, center in zip(radii, _places(generator, radii, size), strict=True):
       turn = generator.uniform(0, 2 * np.pi)
-      mask = shapes.fill(outline, size, centre, radius, turn)
+      mask = shapes.fill(outline, size, center, radius, turn)
       if has_rim:
         _put(image, kinds, shapes.dilate(mask, band), paint[2], 3)
       _put(image, kinds, mask, paint[0], 1)
       offset = generator.normal(0, 0.15 * radius, 2)
-      _put(image, kinds, shapes.fill(inner, size, tuple(centre + offset), radius * share, turn), paint[1], 2)
+      _put(image, kinds, shapes.fill(inner, size, tuple(center + offset), radius * share, turn), paint[1], 2)
     images.append(image)
     labels.append(kinds)
   return Scenes(images, labels)
@@ -181,8 +181,8 @@ def particles(generator: np.random.Generator, size: int, count: int, difficulty:
     many = int(generator.integers(3, 8 + round(6 * difficulty)))
     for kind in generator.permutation(np.repeat(np.arange(num), many)).tolist():
       radius = size * scale[kind] * generator.uniform(0.8, 1.25)
-      centre = tuple(generator.uniform(0, size, 2))
-      mask = shapes.fill(outlines[kind], size, centre, radius, generator.uniform(0, 2 * np.pi))
+      center = tuple(generator.uniform(0, size, 2))
+      mask = shapes.fill(outlines[kind], size, center, radius, generator.uniform(0, 2 * np.pi))
       _put(image, kinds, mask, paint[kind], kind + 1)
     images.append(image)
     labels.append(kinds)
@@ -307,7 +307,7 @@ def stains(generator: np.random.Generator, size: int, count: int, difficulty: fl
 
 
 def fabrics(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Patches of one colour and several patterns: colour tells nothing."""
+  """Patches of one color and several patterns: color tells nothing."""
   num = 2 + int(generator.random() < 0.4 * difficulty)
   ground = random_material(generator, contrast=1.6)
   materials = [ground]
@@ -323,8 +323,8 @@ def fabrics(generator: np.random.Generator, size: int, count: int, difficulty: f
         height = smooth_noise(generator, size, generator.uniform(1.2, 2.5))
         kinds[height > np.quantile(height, generator.uniform(0.55, 0.8))] = kind + 1
       else:
-        centre = tuple(generator.uniform(0.25, 0.75, 2) * size)
-        mask = shapes.fill(outline, size, centre, size * generator.uniform(0.25, 0.4), generator.uniform(0, 6.3))
+        center = tuple(generator.uniform(0.25, 0.75, 2) * size)
+        mask = shapes.fill(outline, size, center, size * generator.uniform(0.25, 0.4), generator.uniform(0, 6.3))
         kinds[mask] = kind + 1
     squares = [vary(material, generator, 0.3 * difficulty).paint(generator, size) for material in materials]
     images.append((_pave(kinds, squares) + light).astype(np.float32))

@@ -2,7 +2,7 @@
 
 Each resembles something that people segment: cells under a microscope, fields from the air, a slice of a brain, a
 circuit board, fruit on a cloth, weathered concrete. They are functions like those of `families.py` and share none of
-its drawing, nor its random materials: what helps here has to be learnt as a rule, not as a look. The difficulty is
+its drawing, nor its random materials: what helps here has to be learned as a rule, not as a look. The difficulty is
 ignored, since a measure should not move; `tasks.draw_episode` varies the light with it.
 """
 
@@ -21,7 +21,7 @@ from seggpt_jax.synthetic.materials import coordinates, smooth_noise
 
 _LEAST, _MOST = 0.015, 0.4  # share of a picture that each kind covers
 
-_Paint = np.ndarray | np.float32  # [size, size, 3], [size, size, 1], [3] or one grey, 0..255
+_Paint = np.ndarray | np.float32  # [size, size, 3], [size, size, 1], [3] or one gray, 0..255
 
 
 class _Picture:
@@ -54,22 +54,22 @@ def _scenes(draw: Callable[[], _Picture], count: int, num_kinds: int) -> Scenes:
   return Scenes([picture.image for picture in pictures], [picture.kinds for picture in pictures])
 
 
-def _colour(hue: float, saturation: float, value: float) -> Float[np.ndarray, "3"]:
-  """A colour 0..255 from numbers 0..1; the hue goes round."""
+def _color(hue: float, saturation: float, value: float) -> Float[np.ndarray, "3"]:
+  """A color 0..255 from numbers 0..1; the hue goes round."""
   return 255 * np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value), np.float32)
 
 
 def _grain(generator: np.random.Generator, size: int, cells: float, amount: float) -> Float[np.ndarray, "size size 1"]:
-  """Smooth grey noise to be added to a picture."""
+  """Smooth gray noise to be added to a picture."""
   return amount * smooth_noise(generator, size, cells)[..., None]
 
 
 def _frame(
-  size: int, centre: np.ndarray, radii: tuple[float, float], angle: float
+  size: int, center: np.ndarray, radii: tuple[float, float], angle: float
 ) -> tuple[Float[np.ndarray, "size size"], Float[np.ndarray, "size size"]]:
-  """Coordinates in which the ellipse about `centre` is the unit circle; all lengths in sides of the picture."""
+  """Coordinates in which the ellipse about `center` is the unit circle; all lengths in sides of the picture."""
   y, x = coordinates(size)
-  y, x = y - np.float32(centre[1]), x - np.float32(centre[0])
+  y, x = y - np.float32(center[1]), x - np.float32(center[0])
   cos, sin = np.cos(angle), np.sin(angle)
   return ((x * cos + y * sin) / radii[0]).astype(np.float32), ((y * cos - x * sin) / radii[1]).astype(np.float32)
 
@@ -95,39 +95,39 @@ def _line(size: int, points: np.ndarray, width: float) -> Float[np.ndarray, "siz
 
 
 def _apart(generator: np.random.Generator, radii: np.ndarray) -> Float[np.ndarray, "n 2"]:
-  """Centres (x, y), 0..1, of discs that touch as little as a few throws allow."""
-  centres = np.zeros((0, 2))
+  """Centers (x, y), 0..1, of discs that touch as little as a few throws allow."""
+  centers = np.zeros((0, 2))
   for index, radius in enumerate(radii):
     throws = generator.uniform(0.5 * radius, 1 - 0.5 * radius, (30, 2))
-    gaps = np.linalg.norm(throws[:, None] - centres, axis=-1) - radii[:index] - radius
+    gaps = np.linalg.norm(throws[:, None] - centers, axis=-1) - radii[:index] - radius
     # The first that is free, not the freest: those would all lie at the edge.
     free = gaps.min(axis=1, initial=1.0)
-    centres = np.concatenate([centres, throws[[np.argmax(free > 0) if free.max() > 0 else np.argmax(free)]]])
-  return centres
+    centers = np.concatenate([centers, throws[[np.argmax(free > 0) if free.max() > 0 else np.argmax(free)]]])
+  return centers
 
 
 def cells(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
   """Stained cells under a microscope: large round ones, small slender ones, and the nuclei of both."""
   hue = generator.random()
   stains = {
-    1: _colour(hue, generator.uniform(0.2, 0.35), generator.uniform(0.8, 0.9)),
-    2: _colour(hue + generator.uniform(0.25, 0.75), generator.uniform(0.4, 0.6), generator.uniform(0.7, 0.85)),
-    3: _colour(hue + generator.uniform(-0.1, 0.1), generator.uniform(0.5, 0.8), generator.uniform(0.25, 0.45)),
+    1: _color(hue, generator.uniform(0.2, 0.35), generator.uniform(0.8, 0.9)),
+    2: _color(hue + generator.uniform(0.25, 0.75), generator.uniform(0.4, 0.6), generator.uniform(0.7, 0.85)),
+    3: _color(hue + generator.uniform(-0.1, 0.1), generator.uniform(0.5, 0.8), generator.uniform(0.25, 0.45)),
   }
-  ground = _colour(generator.random(), 0.06, generator.uniform(0.9, 0.97))
+  ground = _color(generator.random(), 0.06, generator.uniform(0.9, 0.97))
 
   def draw() -> _Picture:
     picture = _Picture(ground + _grain(generator, size, 3.0, 4.0) + _grain(generator, size, size / 2, 2.0), size)
     num = generator.integers((2, 5), (5, 9))
     kinds = np.repeat((1, 2), num)
     radii = generator.uniform(0.85, 1.15, num.sum()) * np.array([0.15, 0.1])[kinds - 1]
-    for kind, radius, centre in zip(kinds, radii, _apart(generator, radii), strict=True):
+    for kind, radius, center in zip(kinds, radii, _apart(generator, radii), strict=True):
       angle, slender = generator.uniform(0, np.pi), generator.uniform(0.75, 1.0) if kind == 1 else 0.5
-      u, v = _frame(size, centre, (radius, slender * radius), angle)
+      u, v = _frame(size, center, (radius, slender * radius), angle)
       turn = np.arctan2(v, u)
       bumps = sum(generator.normal(0, 0.06) * np.cos(k * turn + generator.uniform(0, 6.3)) for k in (2, 3, 5))
       distance = np.hypot(u, v) * (1 + bumps)
-      # Cells are thicker, thus darker, towards the rim.
+      # Cells are thicker, thus darker, toward the rim.
       picture.put(_inside(distance, 0.2), stains[kind] * (1 - 0.25 * np.clip(distance, 0, 1)[..., None] ** 4), kind)
       du, dv = generator.normal(0, 0.12, 2)
       nucleus = np.hypot(u - du, v - dv) / generator.uniform(0.45, 0.55)
@@ -139,12 +139,12 @@ def cells(generator: np.random.Generator, size: int, count: int, difficulty: flo
 
 def fields(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
   """Farmland from the air: two crops in furrowed fields between meadows, a road, houses with shadows, a pond."""
-  meadow, hues = _colour(0.24, 0.45, 0.6), np.array([0.13, 0.055, 0.33]) + generator.uniform(-0.03, 0.03, 3)
+  meadow, hues = _color(0.24, 0.45, 0.6), np.array([0.13, 0.055, 0.33]) + generator.uniform(-0.03, 0.03, 3)
   # Ripe corn, bare soil and dark leaves: two of the three.
-  crops = generator.permutation([_colour(hues[0], 0.5, 0.8), _colour(hues[1], 0.45, 0.5), _colour(hues[2], 0.55, 0.35)])
-  road = _colour(0.1, generator.uniform(0.0, 0.15), generator.uniform(0.65, 0.85))
-  roof = _colour(generator.uniform(-0.02, 0.04), generator.uniform(0.5, 0.8), generator.uniform(0.6, 0.9))
-  water = _colour(generator.uniform(0.52, 0.6), generator.uniform(0.4, 0.6), generator.uniform(0.3, 0.55))
+  crops = generator.permutation([_color(hues[0], 0.5, 0.8), _color(hues[1], 0.45, 0.5), _color(hues[2], 0.55, 0.35)])
+  road = _color(0.1, generator.uniform(0.0, 0.15), generator.uniform(0.65, 0.85))
+  roof = _color(generator.uniform(-0.02, 0.04), generator.uniform(0.5, 0.8), generator.uniform(0.6, 0.9))
+  water = _color(generator.uniform(0.52, 0.6), generator.uniform(0.4, 0.6), generator.uniform(0.3, 0.55))
   sun = generator.uniform(0, 2 * np.pi)
 
   def draw() -> _Picture:
@@ -155,10 +155,10 @@ def fields(generator: np.random.Generator, size: int, count: int, difficulty: fl
     row = np.floor(v + generator.random(16)[column]).astype(int)
     of_parcel, along = generator.integers(0, 3, (16, 16)), generator.random((16, 16)) < 0.5
     edge = np.minimum(u - column, 1 + column - u) > 0.04
-    for kind, colour in enumerate(crops[:2], 1):
+    for kind, color in enumerate(crops[:2], 1):
       furrows = np.sin(2 * np.pi * 7 * np.where(along[row, column], u, v))[..., None]
       cover = ((of_parcel[row, column] == kind) & edge).astype(np.float32)
-      picture.put(cover, colour * (1 + 0.12 * furrows) + _grain(generator, size, 20.0, 5.0), kind)
+      picture.put(cover, color * (1 + 0.12 * furrows) + _grain(generator, size, 20.0, 5.0), kind)
     radii = np.array([0.18] + [0.085] * int(generator.integers(4, 7)))
     pond, *houses = _apart(generator, radii)
     distance = np.hypot(*_frame(size, pond, (radii[0], radii[0]), 0.0)) + 0.25 * smooth_noise(generator, size, 6.0)
@@ -166,8 +166,8 @@ def fields(generator: np.random.Generator, size: int, count: int, difficulty: fl
     path = np.stack([np.linspace(-1, 1, 12), 0.12 * np.sin(np.linspace(0, 4, 12) + generator.uniform(0, 6.3))], -1)
     spin = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     picture.put(_line(size, path @ spin + generator.uniform(0.25, 0.75, 2), 0.07), road, 3)
-    for centre in houses:
-      wall = np.array([(-1, -0.7), (1, -0.7), (1, 0.7), (-1, 0.7)]) * generator.uniform(0.06, 0.075) @ spin + centre
+    for center in houses:
+      wall = np.array([(-1, -0.7), (1, -0.7), (1, 0.7), (-1, 0.7)]) * generator.uniform(0.06, 0.075) @ spin + center
       picture.shade(0.6 * _polygon(size, wall + 0.03 * np.array([np.cos(sun), np.sin(sun)])), np.float32(0))
       picture.put(_polygon(size, wall), roof, 4)
       # The half of the roof beyond its ridge is darker.
@@ -178,7 +178,7 @@ def fields(generator: np.random.Generator, size: int, count: int, difficulty: fl
 
 
 def tissue(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """A slice of a brain: cortex, white matter, ventricles and a lesion, in the greys of one kind of scan."""
+  """A slice of a brain: cortex, white matter, ventricles and a lesion, in the grays of one kind of scan."""
   order = np.array([0.55, 0.78, 0.2]) if generator.random() < 0.5 else np.array([0.68, 0.42, 0.95])
   cortex, white, fluid = 255 * (order + generator.uniform(-0.05, 0.05, 3))
   lesion = 255 * (1.0 if fluid < 128 else 0.08)
@@ -188,8 +188,8 @@ def tissue(generator: np.random.Generator, size: int, count: int, difficulty: fl
   def draw() -> _Picture:
     picture = _Picture(np.float32(12), size)
     long = generator.uniform(0.36, 0.5)
-    centre = generator.uniform(0.36, 0.64, 2)
-    u, v = _frame(size, centre, (long * generator.uniform(0.75, 0.9), long), generator.normal(0, 0.5))
+    center = generator.uniform(0.36, 0.64, 2)
+    u, v = _frame(size, center, (long * generator.uniform(0.75, 0.9), long), generator.normal(0, 0.5))
     u, v = u + 0.05 * smooth_noise(generator, size, 3.0), v + 0.05 * smooth_noise(generator, size, 3.0)
     distance, turn = np.hypot(u, v), np.arctan2(v, u)
     picture.shade(_inside(distance, 0.05), np.float32(skull))
@@ -216,10 +216,10 @@ def tissue(generator: np.random.Generator, size: int, count: int, difficulty: fl
 def circuit(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
   """A printed circuit: traces under solder mask, bare metal (pads and the ends of parts), and dark parts."""
   hue = generator.choice([0.36, 0.6, 0.0, 0.78, 0.5]) + generator.uniform(-0.03, 0.03)
-  board = _colour(hue, generator.uniform(0.6, 0.85), generator.uniform(0.25, 0.4))
+  board = _color(hue, generator.uniform(0.6, 0.85), generator.uniform(0.25, 0.4))
   trace = 1.35 * board + 30
-  metal = _colour(0.11, generator.uniform(0.05, 0.6), generator.uniform(0.75, 0.9))
-  part, scale = _colour(0.08, generator.uniform(0, 0.5), generator.uniform(0.1, 0.3)), size / 96 * 1.3
+  metal = _color(0.11, generator.uniform(0.05, 0.6), generator.uniform(0.75, 0.9))
+  part, scale = _color(0.08, generator.uniform(0, 0.5), generator.uniform(0.1, 0.3)), size / 96 * 1.3
 
   def draw() -> _Picture:
     picture = _Picture(board + _grain(generator, size, size / 2, 3.0), size)
@@ -232,24 +232,24 @@ def circuit(generator: np.random.Generator, size: int, count: int, difficulty: f
     picture.put(pads, metal + _grain(generator, size, 10.0, 8.0), 2)
     picture.put(drills, np.float32(15), 0)
     radii = generator.uniform(0.09, 0.15, generator.integers(2, 4))
-    for radius, centre in zip(radii, _apart(generator, radii), strict=True):
+    for radius, center in zip(radii, _apart(generator, radii), strict=True):
       half = radius * np.array([1.0, generator.uniform(0.5, 0.8)])[:: generator.choice([-1, 1])]
       corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * half
       ends = corners * np.where(half == half.max(), 1.35, 0.8)
-      picture.put(_polygon(size, ends + centre), 0.9 * metal, 2)
-      picture.put(_polygon(size, corners + centre), part + _grain(generator, size, size / 2, 3.0), 3)
+      picture.put(_polygon(size, ends + center), 0.9 * metal, 2)
+      picture.put(_polygon(size, corners + center), part + _grain(generator, size, size / 2, 3.0), 3)
     return picture
 
   return _scenes(draw, count, 3)
 
 
 def fruits(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Fruit of three sorts on a checked cloth: told apart by colour, size and how long they are."""
+  """Fruit of three sorts on a checked cloth: told apart by color, size and how long they are."""
   hues = generator.permutation([0.0, 0.08, 0.15, 0.27, 0.45, 0.8])[:3] + generator.uniform(-0.02, 0.02, 3)
-  skins = [_colour(hue, generator.uniform(0.7, 0.95), generator.uniform(0.65, 0.95)) for hue in hues]
+  skins = [_color(hue, generator.uniform(0.7, 0.95), generator.uniform(0.65, 0.95)) for hue in hues]
   sizes, slender = generator.uniform(0.11, 0.16, 3), generator.choice([1.0, 0.65, 0.85], 3)
-  cloth = _colour(generator.random(), generator.uniform(0.1, 0.5), generator.uniform(0.75, 0.95))
-  thread, pitch = _colour(generator.random(), generator.uniform(0.1, 0.5), 0.6), generator.uniform(10, 18)
+  cloth = _color(generator.random(), generator.uniform(0.1, 0.5), generator.uniform(0.75, 0.95))
+  thread, pitch = _color(generator.random(), generator.uniform(0.1, 0.5), 0.6), generator.uniform(10, 18)
   light = generator.uniform(0, 2 * np.pi)
 
   def draw() -> _Picture:
@@ -262,11 +262,11 @@ def fruits(generator: np.random.Generator, size: int, count: int, difficulty: fl
     sorts = generator.permutation(np.repeat([0, 1, 2], generator.integers(1, 4, 3)))
     radii = sizes[sorts] * generator.uniform(0.9, 1.1, len(sorts))
     sun = 0.45 * np.array([np.cos(light), np.sin(light)])
-    for sort, radius, centre in zip(sorts, radii, _apart(generator, 0.9 * radii), strict=True):
+    for sort, radius, center in zip(sorts, radii, _apart(generator, 0.9 * radii), strict=True):
       angle = generator.uniform(0, np.pi)
-      shadow = np.hypot(*_frame(size, centre - 0.6 * radius * sun, (radius * 1.05, radius * slender[sort]), angle))
+      shadow = np.hypot(*_frame(size, center - 0.6 * radius * sun, (radius * 1.05, radius * slender[sort]), angle))
       picture.shade(0.5 * _inside(shadow, 0.5), np.float32(20))
-      u, v = _frame(size, centre, (radius, radius * slender[sort]), angle)
+      u, v = _frame(size, center, (radius, radius * slender[sort]), angle)
       # Where the light comes from in the fruit's own frame.
       du, dv = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) @ sun
       lit = np.hypot(u - du, v - dv)
@@ -296,17 +296,17 @@ def _crack(
 
 def _clumps(generator: np.random.Generator, size: int, num: int, ragged: float) -> Bool[np.ndarray, "size size"]:
   """Ragged spots here and there."""
-  centres, near = generator.uniform(0, 1, (num, 2)), np.full((size, size), np.inf)
-  for centre in centres:
-    near = np.minimum(near, np.hypot(*_frame(size, centre, tuple(generator.uniform(0.1, 0.22, 2)), 0.0)))
+  centers, near = generator.uniform(0, 1, (num, 2)), np.full((size, size), np.inf)
+  for center in centers:
+    near = np.minimum(near, np.hypot(*_frame(size, center, tuple(generator.uniform(0.1, 0.22, 2)), 0.0)))
   return near + ragged * smooth_noise(generator, size, size / 6) < 1
 
 
 def concrete(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
   """Weathered concrete: branching cracks, rust that runs down, moss."""
-  ground = _colour(generator.uniform(0.05, 0.6), generator.uniform(0.0, 0.12), generator.uniform(0.55, 0.8))
-  rust = _colour(generator.uniform(0.03, 0.08), generator.uniform(0.6, 0.9), generator.uniform(0.4, 0.65))
-  moss = _colour(generator.uniform(0.2, 0.35), generator.uniform(0.4, 0.7), generator.uniform(0.25, 0.5))
+  ground = _color(generator.uniform(0.05, 0.6), generator.uniform(0.0, 0.12), generator.uniform(0.55, 0.8))
+  rust = _color(generator.uniform(0.03, 0.08), generator.uniform(0.6, 0.9), generator.uniform(0.4, 0.65))
+  moss = _color(generator.uniform(0.2, 0.35), generator.uniform(0.4, 0.7), generator.uniform(0.25, 0.5))
   width, pores = generator.uniform(0.025, 0.04), generator.uniform(0, 40)
   heading = generator.uniform(0, 2 * np.pi)
 

@@ -1,6 +1,6 @@
 """Materials: what a surface looks like, as a recipe that can be painted again and again.
 
-Two paintings of one material share colours, pattern, scale and direction, and no pixel. All of it is plain NumPy on
+Two paintings of one material share colors, pattern, scale and direction, and no pixel. All of it is plain NumPy on
 small squares, tens of microseconds each, so that tasks can be drawn as fast as a network learns from them.
 """
 
@@ -38,7 +38,7 @@ def smooth_noise(generator: np.random.Generator, size: int, cells: float) -> Flo
 
 @functools.cache
 def coordinates(size: int) -> tuple[Float[np.ndarray, "size 1"], Float[np.ndarray, "1 size"]]:
-  """y and x of pixel centres, 0..1."""
+  """y and x of pixel centers, 0..1."""
   axis = ((np.arange(size) + 0.5) / size).astype(np.float32)
   return axis[:, None], axis[None, :]
 
@@ -49,40 +49,40 @@ class Material:
 
   Attributes:
     pattern: one of `PATTERNS`.
-    colours: the two colours that the pattern goes between, 0..255, [2, 3].
+    colors: the two colors that the pattern goes between, 0..255, [2, 3].
     frequency: periods or hills along a side of the square.
     angle: direction in radians.
-    sharpness: 0 blends the colours smoothly, 1 switches between them.
+    sharpness: 0 blends the colors smoothly, 1 switches between them.
     roughness: standard deviation of pixel noise, in 0..255.
   """
 
   pattern: str
-  colours: Float[np.ndarray, "2 3"]
+  colors: Float[np.ndarray, "2 3"]
   frequency: float
   angle: float
   sharpness: float
   roughness: float
 
   @property
-  def colour(self) -> Float[np.ndarray, "3"]:
-    """Mean colour."""
-    return self.colours.mean(axis=0)
+  def color(self) -> Float[np.ndarray, "3"]:
+    """Mean color."""
+    return self.colors.mean(axis=0)
 
   def paint(self, generator: np.random.Generator, size: int) -> Float[np.ndarray, "size size 3"]:
     """A new square of this material, 0..255, not clipped."""
     if self.pattern == "flat":
-      square = np.broadcast_to(self.colours.mean(axis=0), (size, size, 3))
+      square = np.broadcast_to(self.colors.mean(axis=0), (size, size, 3))
     else:
       share = self._pattern(generator, size)
       # From a soft wave to a hard edge.
       share = np.clip((share - 0.5) * (1.0 + 6.0 * self.sharpness) + 0.5, 0.0, 1.0)
-      square = self.colours[0] + share[..., None] * (self.colours[1] - self.colours[0])
+      square = self.colors[0] + share[..., None] * (self.colors[1] - self.colors[0])
     if self.roughness:
       square = square + generator.standard_normal((size, size, 1), dtype=np.float32) * np.float32(self.roughness)
     return square.astype(np.float32)
 
   def _pattern(self, generator: np.random.Generator, size: int) -> Float[np.ndarray, "size size"]:
-    """How much of the second colour is in each pixel, about 0..1."""
+    """How much of the second color is in each pixel, about 0..1."""
     if self.pattern == "clouds":
       return 0.5 + 0.3 * smooth_noise(generator, size, self.frequency)
     if self.pattern == "grain":
@@ -112,28 +112,28 @@ def random_material(
   apart_from: tuple[Material, ...] | list[Material] = (),
   contrast: float = 1.0,
 ) -> Material:
-  """A material drawn at random, its mean colour away from those of others.
+  """A material drawn at random, its mean color away from those of others.
 
   Args:
     generator: source of randomness.
-    apart_from: materials it has to be told apart from by colour: of a few random colours the farthest one is taken.
-    contrast: scales the difference between its own two colours.
+    apart_from: materials it has to be told apart from by color: of a few random colors the farthest one is taken.
+    contrast: scales the difference between its own two colors.
   """
-  colours = generator.uniform(10, 245, (8 if apart_from else 1, 3))
+  colors = generator.uniform(10, 245, (8 if apart_from else 1, 3))
   if generator.random() < 0.3:
-    # Much of what is inspected is grey.
-    colours = colours.mean(axis=1, keepdims=True) + generator.uniform(-6, 6, 3) + 1.4 * (colours[:, :1] - 127.5)
-    colours = np.clip(colours, 5, 250)
+    # Much of what is inspected is gray.
+    colors = colors.mean(axis=1, keepdims=True) + generator.uniform(-6, 6, 3) + 1.4 * (colors[:, :1] - 127.5)
+    colors = np.clip(colors, 5, 250)
   if apart_from:
-    others = np.stack([other.colour for other in apart_from])
-    colour = colours[np.argmax(np.linalg.norm(colours[:, None] - others, axis=-1).min(axis=1))]
+    others = np.stack([other.color for other in apart_from])
+    color = colors[np.argmax(np.linalg.norm(colors[:, None] - others, axis=-1).min(axis=1))]
   else:
-    colour = colours[0]
+    color = colors[0]
   direction = generator.standard_normal(3) * 0.5 + generator.choice((-1.0, 1.0))
   offset = direction * generator.uniform(8, 32) * contrast
   return Material(
     pattern=str(generator.choice(PATTERNS)),
-    colours=np.stack([colour - offset, colour + offset]).astype(np.float32),
+    colors=np.stack([color - offset, color + offset]).astype(np.float32),
     frequency=float(np.exp(generator.uniform(np.log(2.5), np.log(12)))),
     angle=float(generator.uniform(0, np.pi)),
     sharpness=float(generator.random() ** 2),
@@ -144,7 +144,7 @@ def random_material(
 def random_materials(
   generator: np.random.Generator, count: int, contrast: float = 1.0, apart_from: tuple[Material, ...] = ()
 ) -> list[Material]:
-  """Several materials with mean colours apart from one another, and from those of others."""
+  """Several materials with mean colors apart from one another, and from those of others."""
   materials: list[Material] = []
   for _ in range(count):
     materials.append(random_material(generator, [*apart_from, *materials], contrast))
@@ -152,7 +152,7 @@ def random_materials(
 
 
 def vary(material: Material, generator: np.random.Generator, amount: float) -> Material:
-  """The same material under other light: colours, scale and direction shift a little.
+  """The same material under other light: colors, scale and direction shift a little.
 
   Args:
     material: what is varied.
@@ -164,14 +164,14 @@ def vary(material: Material, generator: np.random.Generator, amount: float) -> M
   shift = generator.standard_normal(3) * 10 + generator.standard_normal() * 10
   return dataclasses.replace(
     material,
-    colours=(material.colours + amount * shift).astype(np.float32),
+    colors=(material.colors + amount * shift).astype(np.float32),
     frequency=material.frequency * float(np.exp(0.2 * amount * generator.standard_normal())),
     angle=material.angle + 0.3 * amount * float(generator.standard_normal()),
   )
 
 
 def retextured(material: Material, generator: np.random.Generator) -> Material:
-  """Another material of the very same colours: only the pattern tells them apart."""
+  """Another material of the very same colors: only the pattern tells them apart."""
   others = [pattern for pattern in ("clouds", "stripes", "checks", "dots", "grain") if pattern != material.pattern]
   return dataclasses.replace(
     material,

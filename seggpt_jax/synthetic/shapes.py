@@ -98,7 +98,7 @@ def random_outlines(generator: np.random.Generator, count: int) -> list[Outline]
 def fill(
   outline: Outline,
   size: int,
-  centre: tuple[float, float],
+  center: tuple[float, float],
   radius: float,
   angle: float = 0.0,
 ) -> Bool[np.ndarray, "size size"]:
@@ -107,7 +107,7 @@ def fill(
   Args:
     outline: what is drawn.
     size: side of the square in pixels.
-    centre: x and y in pixels.
+    center: x and y in pixels.
     radius: of the disc that holds it, in pixels.
     angle: radians by which it is turned.
   """
@@ -115,9 +115,9 @@ def fill(
   image = Image.new("L", (size, size))
   draw = ImageDraw.Draw(image)
   points = outline.points @ turn * radius
-  draw.polygon((points + centre).ravel().tolist(), fill=1)
+  draw.polygon((points + center).ravel().tolist(), fill=1)
   if outline.hole:
-    draw.polygon((points * outline.hole + centre).ravel().tolist(), fill=0)
+    draw.polygon((points * outline.hole + center).ravel().tolist(), fill=0)
   return np.asarray(image) > 0
 
 

@@ -1,6 +1,6 @@
 """In-context tasks without end: pairs in which only the prompt's mask says what is wanted.
 
-A task draws pictures of one family, picks some of the kinds of things in them as classes and colours everything else
+A task draws pictures of one family, picks some of the kinds of things in them as classes and colors everything else
 background. The i-th pair depends on (seed, i) alone, so a pretraining run can stop anywhere and go on; how hard it is
 grows with i.
 """
@@ -54,7 +54,7 @@ class Episode:
 
 
 def _light(generator: np.random.Generator, image: np.ndarray, amount: float) -> UInt8[np.ndarray, "h w 3"]:
-  """Brightness, contrast, a colour cast, blur and noise of one picture."""
+  """Brightness, contrast, a color cast, blur and noise of one picture."""
   gain = 1 + amount * generator.normal(0, 0.12) + amount * generator.normal(0, 0.05, 3)
   image = (image - 127.5) * gain.astype(np.float32) + np.float32(127.5 + amount * generator.normal(0, 14))
   if generator.random() < 0.3:
@@ -106,10 +106,10 @@ def _another_view(generator: np.random.Generator, episode: Episode, difficulty: 
   )
 
 
-def _without_colour(generator: np.random.Generator, episode: Episode) -> Episode:
-  """All pictures in grey, as X-rays and microscopes show them; the channels are mixed at random, alike in all."""
-  grey = episode.images @ generator.dirichlet((2.0, 3.0, 1.0)).astype(np.float32)
-  images = np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=-1)
+def _without_color(generator: np.random.Generator, episode: Episode) -> Episode:
+  """All pictures in gray, as X-rays and microscopes show them; the channels are mixed at random, alike in all."""
+  gray = episode.images @ generator.dirichlet((2.0, 3.0, 1.0)).astype(np.float32)
+  images = np.repeat(np.round(gray).astype(np.uint8)[..., None], 3, axis=-1)
   return dataclasses.replace(episode, images=images)
 
 
@@ -132,7 +132,7 @@ class Tasks:
   def draw(self, index: int, generator: np.random.Generator) -> tuple[list[Sample], Sample]:
     """Prompts and query of the task at this place in the curriculum."""
     reach = min(index / self.ramp, 1.0) if self.ramp else 1.0
-    # Easy ones stay among the others: what was learnt from them is not to be unlearnt.
+    # Easy ones stay among the others: what was learned from them is not to be unlearned.
     difficulty = reach * generator.random() ** 0.5
     weights = np.array([easy + (hard - easy) * difficulty for _, easy, hard in families.FAMILIES.values()])
     while True:
@@ -141,7 +141,7 @@ class Tasks:
       if generator.random() < 0.3 - 0.25 * difficulty:
         episode = _another_view(generator, episode, difficulty)
       if generator.random() < 0.2 * difficulty:
-        episode = _without_colour(generator, episode)
+        episode = _without_color(generator, episode)
       # Now and then what is asked for is not there, and the answer is background.
       absent = generator.random() < 0.06 * difficulty
       if absent:

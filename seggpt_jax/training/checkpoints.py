@@ -1,11 +1,11 @@
 """Checkpoints of a training run, all through Orbax: written in the background, visible only when whole.
 
-RUN/checkpoints/STEP    params and config (a weights directory), optimiser state, scores; STEP says where the data is
+RUN/checkpoints/STEP    params and config (a weights directory), optimizer state, scores; STEP says where the data is
 RUN/best/STEP           params and config of the best validation mIoU so far
 RUN/damaged/STEP        checkpoints that could not be read, moved out of the way
 
 Where an average of the parameters is kept, the params of best are the averaged ones that were scored; those of
-checkpoints are the raw ones, and the average lies beside the optimiser state. Of a run with an adapter only the
+checkpoints are the raw ones, and the average lies beside the optimizer state. Of a run with an adapter only the
 adapter's params are kept, with an item `adapter` that describes it in the place of config.
 """
 
@@ -27,7 +27,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from seggpt_jax.errors import InputError, one_line
-from seggpt_jax.model import adapters, weights
+from seggpt_jax.model import adapters, parameters
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.step import TrainState
 
@@ -140,12 +140,12 @@ class Checkpoints:
     if not self._best.save(step, args=ocp.args.Composite(**self._weights(state.averaged))):
       raise RuntimeError(f"{self._best.directory}: step {step} was not kept, found {self._best.all_steps()} there")
 
-  def _weights(self, params: weights.Params) -> dict[str, Any]:
+  def _weights(self, params: parameters.Params) -> dict[str, Any]:
     """The two items that are written of parameters."""
     kept = self._kept(params)
     return {"params": ocp.args.PyTreeSave(kept), self._label: ocp.args.JsonSave(self._description)}
 
-  def _kept(self, params: weights.Params) -> weights.Params:
+  def _kept(self, params: parameters.Params) -> parameters.Params:
     """All parameters, or an adapter's alone."""
     return {n: p for n, p in params.items() if self._label == "config" or adapters.is_adapter_name(n)}
 

@@ -25,7 +25,7 @@ class Chip:
     flops: floating-point operations per second of dense bfloat16 matrix products.
     memory_bandwidth: bytes per second to and from its memory.
     memory: bytes of memory.
-    link: bytes per second that it can send to its neighbours, over all links together.
+    link: bytes per second that it can send to its neighbors, over all links together.
     node: how many devices those links reach.
     network: bytes per second that it can send beyond them.
   """
@@ -47,7 +47,7 @@ class Chip:
 
     Args:
       group: devices that take part.
-      stride: distance of neighbours among them, in devices; the devices of a node are numbered consecutively.
+      stride: distance of neighbors among them, in devices; the devices of a node are numbered consecutively.
     """
     if group * stride <= self.node:
       return self.link
@@ -55,7 +55,7 @@ class Chip:
 
 
 CHIPS: tuple[Chip, ...] = (
-  # TPU pods: the links reach all chips of a pod, 256 on v5e and v6e; beyond is not modelled.
+  # TPU pods: the links reach all chips of a pod, 256 on v5e and v6e; beyond is not modeled.
   Chip("TPU v4", ("TPU v4",), 275e12, 1228e9, 32e9, 2400e9 / 8, 4096, 2400e9 / 8),
   Chip("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 16e9, 1600e9 / 8, 256, 1600e9 / 8),
   Chip("TPU v5p", ("TPU v5", "TPU v5p"), 459e12, 2765e9, 95e9, 4800e9 / 8, 8960, 4800e9 / 8),

@@ -18,7 +18,7 @@ from seggpt_jax.data.labels import LABEL_MODES
 from seggpt_jax.data.pipeline import BAD_FILES
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.model.adapters import KINDS as ADAPTERS
-from seggpt_jax.model.adapters import LORA_TARGETS, Adapter, LearntPrompt, LoRA
+from seggpt_jax.model.adapters import LORA_TARGETS, Adapter, LearnedPrompt, LoRA
 from seggpt_jax.model.attention.dispatch import IMPLEMENTATIONS
 from seggpt_jax.model.seggpt import Remat
 from seggpt_jax.palette import PALETTE_MODES
@@ -28,8 +28,8 @@ from seggpt_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 def default_config() -> ConfigDict:
   """The original's values where it has them."""
   config = ConfigDict()
-  config.seed = 0  # of initialisation, data order, augmentation and drop path
-  config.num_steps = 6700  # optimiser steps; two cosine cycles
+  config.seed = 0  # of initialization, data order, augmentation and drop path
+  config.num_steps = 6700  # optimizer steps; two cosine cycles
   config.batch_size = 4  # pairs in a step over all devices (original: 4 on each)
   config.accumulate = 1  # parts a batch is computed in one after the other, to save memory; the step is the same
 
@@ -37,7 +37,7 @@ def default_config() -> ConfigDict:
   model.init_from = ""  # weights directory or training run to start from; "" starts from random weights
   model.variant = "vit_large"  # architecture of a random start: vit_large, small, tiny
   model.square = 0  # side S of prompt and query in pixels; 0 is what the weights or the variant have
-  model.image_mean = ()  # channel means of images and coloured targets, 1.0 = 255; () is what the weights have
+  model.image_mean = ()  # channel means of images and colored targets, 1.0 = 255; () is what the weights have
   model.image_std = ()  # standard deviations, likewise
   model.drop_path_rate = 0.1  # of the last block, rising linearly from 0
   model.dtype = "auto"  # what is computed in: float32, bfloat16; auto is bfloat16 on accelerators
@@ -62,8 +62,8 @@ def default_config() -> ConfigDict:
   data.class_names = ()  # of classes 1, 2, ...: which masks or COCO categories to take; () takes all
   data.labels = "binary"  # binary (above the threshold is class 1), index, or table (the table's i-th is class i)
   data.threshold = 0  # for binary; JPEG masks hold noise near 0 and 255 and want 127
-  data.table = ()  # for table: values (0, 128, 255), or colours ((0, 0, 0), (255, 0, 0))
-  data.ignore = ()  # values or colours of labels that count neither in the loss nor in a score
+  data.table = ()  # for table: values (0, 128, 255), or colors ((0, 0, 0), (255, 0, 0))
+  data.ignore = ()  # values or colors of labels that count neither in the loss nor in a score
   # which sample prompts which
   data.groups = ""  # prefix:SEPARATOR, folder, field:KEY, csv:FILE or classes; "" makes one group of all
   data.same_group = 1.0  # share of positive pairs whose prompt is of the query's group
@@ -85,9 +85,9 @@ def default_config() -> ConfigDict:
   data.brightness = 0.1  # factor drawn from 1 - b .. 1 + b
   data.contrast = 0.1
   data.saturation = 0.1
-  data.hue = 0.0  # shift drawn from -h..h of the colour circle
+  data.hue = 0.0  # shift drawn from -h..h of the color circle
   data.blur = 0.5  # Gaussian standard deviation in pixels, drawn from 0..blur
-  data.noise = 0.0  # standard deviation of noise in grey levels, drawn from 0..noise
+  data.noise = 0.0  # standard deviation of noise in gray levels, drawn from 0..noise
   data.jpeg_quality = 100  # quality of compression drawn from q..100; 100 is none
   data.num_threads = -1  # reading and transforming ahead, in each process; -1 is one for each core, 16 at most
   data.num_workers = 0  # worker processes; 0 reads in the training process
@@ -111,7 +111,7 @@ def default_config() -> ConfigDict:
   optim.ema = 0.0  # decay of an average of the parameters, which is what is evaluated and kept as best; 0 is none
 
   config.adapter = adapter = ConfigDict()
-  adapter.kind = "none"  # what is trained beside a frozen network: none (all of it), lora, or prompt: a learnt one
+  adapter.kind = "none"  # what is trained beside a frozen network: none (all of it), lora, or prompt: a learned one
   adapter.rank = 8  # for lora: of the update of each kernel
   adapter.alpha = 8.0  # for lora: the update is scaled by alpha / rank
   adapter.targets = LORA_TARGETS  # for lora: which kernels of each block
@@ -268,8 +268,8 @@ def adapter_of(config: ConfigDict) -> Adapter | None:
     targets = tuple(name.strip() for text in config.adapter.targets for name in text.split(","))
     with naming("config.adapter"):
       return LoRA(config.adapter.rank, float(config.adapter.alpha), targets)
-  # A learnt prompt answers with colours of its own, to queries that are hidden as at inference.
+  # A learned prompt answers with colors of its own, to queries that are hidden as at inference.
   for key, expected in (("palette", "fixed"), ("lower_half_share", 1.0), ("prompts", 1), ("negative", 0.0)):
     if config.data[key] != expected:
       raise InputError(f"config.data.{key}: found {config.data[key]}, expected {expected} with adapter.kind=prompt")
-  return LearntPrompt()
+  return LearnedPrompt()

@@ -1,11 +1,11 @@
 """How much arithmetic a step is, counted from the architecture, and how much of a chip's peak a run makes use of.
 
 Only matrix products and the convolution are counted, a multiplication and an addition as two operations: that is what
-peak rates are about. Norms, softmax, GELU, the loss, decoding and the optimiser are of the order of 1 % at full size.
+peak rates are about. Norms, softmax, GELU, the loss, decoding and the optimizer are of the order of 1 % at full size.
 Not counted either is what does not grow with the batch, such as resizing the position embedding.
 
 Two counts differ on purpose. The model's operations are those of the formula, once forward and twice backward;
-utilisation is quoted on them, so that it does not rise by doing needless work. What a step executes is more: `remat`
+utilization is quoted on them, so that it does not rise by doing needless work. What a step executes is more: `remat`
 computes some or all of the blocks anew, and the folded attention multiplies with one-hot vectors.
 """
 
@@ -131,7 +131,7 @@ def _times(product: Product, remat: Remat) -> int:
   return (2 if product.first else 3) + (anew and product.needed_again)
 
 
-def model_flops_utilisation(config: SegGPTConfig, canvases_per_second: float, devices: Sequence[Any]) -> float | None:
+def model_flops_utilization(config: SegGPTConfig, canvases_per_second: float, devices: Sequence[Any]) -> float | None:
   """The share, 0..1, of the devices' peak rate that the model's own operations make up (MFU, arXiv 2204.02311, B).
 
   Args:
@@ -140,7 +140,7 @@ def model_flops_utilisation(config: SegGPTConfig, canvases_per_second: float, de
     devices: those that share the step, of `jax.devices()`.
 
   Returns:
-    The utilisation of bfloat16's peak, whatever is computed in; None when a device is not in `chips.CHIPS`, as CPUs
+    The utilization of bfloat16's peak, whatever is computed in; None when a device is not in `chips.CHIPS`, as CPUs
     are not.
   """
   chips = [find_chip(device.device_kind) for device in devices]

@@ -171,7 +171,7 @@ def _open(data: ConfigDict, name: str) -> Source:
 
 
 def _values(values: tuple) -> tuple:
-  """Colours as tuples, whatever sequences a configuration holds."""
+  """Colors as tuples, whatever sequences a configuration holds."""
   return tuple(value if isinstance(value, int) else tuple(value) for value in values)
 
 

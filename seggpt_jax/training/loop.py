@@ -22,14 +22,14 @@ from seggpt_jax.data import pipeline
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import refuse_remote, write_whole, writing
 from seggpt_jax.metrics.iou import iou_from_confusion, mean_iou
-from seggpt_jax.model import packaged, weights
+from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.adapter_files import describe_adapter
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import sharding
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.config import adapter_of, check_config
-from seggpt_jax.training.cost import model_flops_utilisation
+from seggpt_jax.training.cost import model_flops_utilization
 from seggpt_jax.training.ending import orderly
 from seggpt_jax.training.feed import Feed
 from seggpt_jax.training.inputs import BadFiles, Inputs, open_inputs
@@ -39,7 +39,7 @@ from seggpt_jax.training.step import StepOutput, TrainState, init_state, make_ev
 from seggpt_jax.training.trace import StepTrace
 from seggpt_jax.training.watch import EarlyStopping, Watch, peak_memory
 
-# What a resumed run cannot change: what it learns, and the form of its optimiser's state.
+# What a resumed run cannot change: what it learns, and the form of its optimizer's state.
 _FIXED = (
   "data.source",
   "data.num_classes",
@@ -97,7 +97,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   options = {"dtype": _dtype(config), "remat": config.model.remat, "attention": config.model.attention}
   if mesh.size > 1:
     options["batch_sharding"] = sharding.batch_sharding(mesh)
-  graph, abstract_params = weights.abstract(model_config, **options)
+  graph, abstract_params = parameters.abstract(model_config, **options)
   adapter = adapter_of(config)
   if adapter is not None:
     init_adapter = functools.partial(adapter.init, abstract_params, model_config.canvas_size)
@@ -120,7 +120,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
   if adapter is not None:
     # Adapters need the base weights twice, to be known by and to be added to.
     stored = weights.load_params(config.model.init_from)
-    fingerprint = weights.fingerprint(stored)
+    fingerprint = parameters.fingerprint(stored)
     described = describe_adapter(adapter, model_config, fingerprint, config.model.init_from, config.data.num_classes)
   checkpoints = Checkpoints(workdir, model_config, config.keep_checkpoints, config.keep_every, described)
   best, since_best = -1.0, 0
@@ -193,14 +193,14 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
         numbers = {**watch.summary(), "lr": float(schedule(step - 1)), "pairs_per_second": rate}
         numbers |= {"data_wait": feed.waited(), "memory_gb": peak_memory()}
         # The count is of a network that is trained as a whole.
-        utilisation = None if frozen else model_flops_utilisation(model_config, prompts * rate, jax.devices())
-        monitor.log(step, "train", numbers if utilisation is None else {**numbers, "mfu": utilisation})
+        utilization = None if frozen else model_flops_utilization(model_config, prompts * rate, jax.devices())
+        monitor.log(step, "train", numbers if utilization is None else {**numbers, "mfu": utilization})
       if config.panel_every and step % config.panel_every == 0:
-        monitor.panels(step, "train", batch, _local(output.colours), model_config)
+        monitor.panels(step, "train", batch, _local(output.colors), model_config)
       if step % config.eval_every == 0 or step == config.num_steps:
-        result, batch, colours = _evaluate(config, inputs.evaluation, mesh, eval_step, state, bad_files)
+        result, batch, colors = _evaluate(config, inputs.evaluation, mesh, eval_step, state, bad_files)
         monitor.log(step, "val", result)
-        monitor.panels(step, "val", batch, colours, model_config)
+        monitor.panels(step, "val", batch, colors, model_config)
         monitor.curves()
         better = result["miou"] > best
         stopping.add(better)
@@ -253,7 +253,7 @@ def _changed_since(workdir: str | os.PathLike, config: ConfigDict) -> list[str]:
     if key in changed:
       raise InputError(
         f"config.{key}: found {now[key]}, expected {before[key]} as the run in {workdir} has; "
-        "take another --workdir for another task or another optimiser"
+        "take another --workdir for another task or another optimizer"
       )
   return changed
 
@@ -292,13 +292,13 @@ def _architecture(config: ConfigDict) -> SegGPTConfig:
 
 def _initial_params(
   config: ConfigDict, model_config: SegGPTConfig, where: dict[str, NamedSharding], stored: dict[str, np.ndarray] | None
-) -> weights.Params:
+) -> parameters.Params:
   """Random parameters or those of `init_from`, which `stored` holds if they are read already; float32, placed."""
   if not config.model.init_from:
-    return jax.jit(lambda: weights.split(SegGPT(model_config, rngs=nnx.Rngs(config.seed)))[1], out_shardings=where)()
+    return jax.jit(lambda: parameters.split(SegGPT(model_config, rngs=nnx.Rngs(config.seed)))[1], out_shardings=where)()
   source = weights.load_config(config.model.init_from)
   stored = weights.load_params(config.model.init_from, source) if stored is None else stored
-  params = weights.resize_canvas(stored, source, model_config.canvas_size)
+  params = parameters.resize_canvas(stored, source, model_config.canvas_size)
   return {name: _place(value, where[name]) for name, value in params.items()}
 
 
@@ -323,7 +323,7 @@ def _evaluate(
   state: TrainState,
   bad_files: BadFiles,
 ) -> tuple[dict[str, float], pipeline.Batch, np.ndarray]:
-  """Loss, mIoU and IoU of each class on the fixed validation pairs; the first batch and its colours for a panel."""
+  """Loss, mIoU and IoU of each class on the fixed validation pairs; the first batch and its colors for a panel."""
   batches = pipeline.evaluation_batches(
     pairs,
     # No more at once than in training.
@@ -341,7 +341,7 @@ def _evaluate(
     # The pixels that the batch's loss is the mean over.
     counts.append(int(np.asarray(output.confusion).sum()))
     if index == 0:
-      shown = batch, _local(output.colours)
+      shown = batch, _local(output.colors)
   bad_files.settle()
   loss = float(np.average(losses, weights=counts)) if any(counts) else float("nan")
   result = {"loss": loss, "miou": float(mean_iou(confusion))}
@@ -350,7 +350,7 @@ def _evaluate(
 
 
 def _dtype(config: ConfigDict) -> jnp.dtype:
-  return weights.default_dtype() if config.model.dtype == "auto" else jnp.dtype(config.model.dtype)
+  return parameters.default_dtype() if config.model.dtype == "auto" else jnp.dtype(config.model.dtype)
 
 
 def _place(value: np.ndarray, where: NamedSharding) -> jax.Array:

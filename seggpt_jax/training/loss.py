@@ -1,6 +1,6 @@
 """The loss SegGPT is trained with: smooth L1 on the hidden patches of the target canvas.
 
-In: painted and true colours, both normalised, and which patches were hidden. Out: one float32 scalar.
+In: painted and true colors, both normalized, and which patches were hidden. Out: one float32 scalar.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ def smooth_l1(difference: Float[Array, "*b"], beta: float = BETA) -> Float[Array
 
 
 def masked_smooth_l1(
-  colours: Float[AnyArray, "b h w 3"],
+  colors: Float[AnyArray, "b h w 3"],
   targets: Float[AnyArray, "b h w 3"],
   patch_mask: Bool[AnyArray, "b rows cols"],
   valid: Shaped[AnyArray, "b h w"] | Shaped[AnyArray, "b h w 3"] | None = None,
 ) -> Float[Array, ""]:
-  """The mean smooth L1 over the hidden pixels that count, with each of the three colour channels a value.
+  """The mean smooth L1 over the hidden pixels that count, with each of the three color channels a value.
 
   Args:
-    colours: what the network painted, normalised.
-    targets: the true coloured canvases, normalised.
+    colors: what the network painted, normalized.
+    targets: the true colored canvases, normalized.
     patch_mask: True for hidden patches; only these are scored. The patch size follows from the shapes.
     valid: pixels, or single channels of pixels, that count: bool, or a weight where 1 counts fully. By default all.
 
@@ -38,12 +38,12 @@ def masked_smooth_l1(
     A float32 scalar. It is 0 when nothing is scored: a device's share of a batch can consist of invalid pixels only,
     and one NaN would spoil every parameter of the run.
   """
-  patch_size = colours.shape[1] // patch_mask.shape[1]
+  patch_size = colors.shape[1] // patch_mask.shape[1]
   mask = canvas.upsample_mask(patch_mask, patch_size)[..., None].astype(jnp.float32)
   if valid is not None:
     valid = valid if valid.ndim == 4 else valid[..., None]
     mask = mask * valid.astype(jnp.float32)
-  mask = jnp.broadcast_to(mask, colours.shape)
-  loss = smooth_l1(colours.astype(jnp.float32) - targets.astype(jnp.float32)) * mask
+  mask = jnp.broadcast_to(mask, colors.shape)
+  loss = smooth_l1(colors.astype(jnp.float32) - targets.astype(jnp.float32)) * mask
   total = jnp.sum(mask)
   return jnp.sum(loss) / jnp.where(total > 0, total, 1.0)

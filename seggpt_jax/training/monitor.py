@@ -23,7 +23,7 @@ from seggpt_jax.files import write_whole
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.curves import draw_curves
 
-_IGNORED = np.uint8(96)  # grey, darker than what is hidden
+_IGNORED = np.uint8(96)  # gray, darker than what is hidden
 
 
 class Monitor:
@@ -71,11 +71,11 @@ class Monitor:
     else:
       self._bar.write(f"step {step}: {split} loss {values['loss']:.4f}, mIoU {values['miou']:.3f}")
 
-  def panels(self, step: int, split: str, batch: Batch, colours: np.ndarray, config: SegGPTConfig) -> None:
+  def panels(self, step: int, split: str, batch: Batch, colors: np.ndarray, config: SegGPTConfig) -> None:
     """Writes RUN/panels/SPLIT_STEP.png, one row for each pair, and the same to TensorBoard."""
     if not self._enabled:
       return
-    picture = panels(batch, colours, config)
+    picture = panels(batch, colors, config)
     path = self._workdir / "panels" / f"{split}_{step:07d}.png"
     write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"))
     self._events.add(step, summary.image(split, picture, dataformats="HWC"))
@@ -139,25 +139,25 @@ def _drop_lines_after(path: Path, step: int) -> None:
 
 
 def panels(
-  batch: Batch, colours: Float[np.ndarray, "b h w 3"], config: SegGPTConfig, limit: int = 4
+  batch: Batch, colors: Float[np.ndarray, "b h w 3"], config: SegGPTConfig, limit: int = 4
 ) -> UInt8[np.ndarray, "height width 3"]:
   """Five canvases side by side for each pair: image, masked target, target, raw prediction, decoded prediction.
 
   Args:
     batch: the pairs.
-    colours: what the network painted for them, 0..255.
+    colors: what the network painted for them, 0..255.
     config: the architecture, for the patch size.
     limit: at most so many pairs, one row each.
   """
   rows = []
-  for index in range(min(limit, len(colours))):
+  for index in range(min(limit, len(colors))):
     images, labels, patch_mask = batch["images"][index], batch["labels"][index], batch["patch_mask"][index]
-    colour_of = batch["palette"][index]
+    color_of = batch["palette"][index]
     hidden = np.asarray(canvas.upsample_mask(patch_mask[None], config.patch_size))[0]
-    target = np.where((labels == palette.IGNORE)[..., None], _IGNORED, colour_of[labels % len(colour_of)])
-    decoded = colour_of[np.asarray(palette.decode(colours[index : index + 1], colour_of[None]))[0]]
+    target = np.where((labels == palette.IGNORE)[..., None], _IGNORED, color_of[labels % len(color_of)])
+    decoded = color_of[np.asarray(palette.decode(colors[index : index + 1], color_of[None]))[0]]
     masked = np.where(hidden[..., None], np.uint8(128), target)
-    parts = [images, masked, target, np.round(colours[index]).astype(np.uint8), decoded]
+    parts = [images, masked, target, np.round(colors[index]).astype(np.uint8), decoded]
     gap = np.full((images.shape[0], 4, 3), 255, np.uint8)
     rows.append(np.concatenate([p for part in parts for p in (part, gap)][:-1], axis=1))
   gap = np.full((4, rows[0].shape[1], 3), 255, np.uint8)

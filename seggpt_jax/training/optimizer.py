@@ -26,7 +26,7 @@ _LAYERS: tuple[tuple[str, str], ...] = (
   (r"^(?:lora\.)?blocks\.(\d+)\.", "block"),
   (r"^(norm|decoder_embed|decoder_pred)\.", "last"),
 )
-# Only what multiplies features is decayed. Towards zero, a norm's scale would switch off what it scales, and a position
+# Only what multiplies features is decayed. Toward zero, a norm's scale would switch off what it scales, and a position
 # or a token would lose what it says.
 _DECAYED: tuple[tuple[str, bool], ...] = (
   (r"\.kernel(\.[ab])?$", True),
@@ -69,7 +69,7 @@ def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any],
   descend = OPTIMIZERS[optim.name](schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay)
   factors = rate_factors(params, optim.layer_decay)
   undecayed = frozenset() if optim.decay_all else frozenset(name for name in params if not is_decayed(name))
-  # Always a chain of two, so that clipping can be switched without another form of optimiser state.
+  # Always a chain of two, so that clipping can be switched without another form of optimizer state.
   clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
   transform = optax.chain(clip, _by_name(descend, factors, undecayed))
   frozen = (
@@ -147,7 +147,7 @@ def muon(schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float)
   both with Nesterov's momentum.
 
   Updates have the root mean square of Adam's, so that both take the same learning rate. A tiny SegGPT left
-  the plateau on which it paints everything in one colour after 200 to 300 steps with it (docs/small.md).
+  the plateau on which it paints everything in one color after 200 to 300 steps with it (docs/small.md).
   """
 
   def dimensions(params: Mapping[str, Any]) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
@@ -244,7 +244,7 @@ def frozen_names(patterns: Collection[str], names: Collection[str]) -> frozenset
 def _by_name(
   inner: optax.GradientTransformation, factors: Mapping[str, float], undecayed: Collection[str]
 ) -> optax.GradientTransformation:
-  """A whole optimiser, with its updates scaled by name, and parameters that its weight decay does not reach.
+  """A whole optimizer, with its updates scaled by name, and parameters that its weight decay does not reach.
 
   Scaling what comes out, with AdamW as with Muon, scales the step and the decoupled decay alike, as a learning rate of
   its own would; the moments never see it. AdamW and Muon look at parameters for their decay alone (Muon has no mask

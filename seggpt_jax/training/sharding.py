@@ -1,6 +1,6 @@
 """Where arrays live: a mesh ("data", "fsdp") and one table of rules for the parameters.
 
-A batch is split over both axes, so every device gets its own pairs. Parameters, and with them gradients and optimiser
+A batch is split over both axes, so every device gets its own pairs. Parameters, and with them gradients and optimizer
 state, are split over "fsdp" and copied over "data"; `jax.jit` puts in the gathers and reductions.
 """
 
@@ -89,7 +89,7 @@ def param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedShardi
 
 
 def tree_sharding(mesh: Mesh, tree: Any) -> Any:
-  """The shardings of a tree that holds parameters under their names at any depth, such as an optimiser state."""
+  """The shardings of a tree that holds parameters under their names at any depth, such as an optimizer state."""
 
   def leaf(path: tuple[Any, ...], value: Any) -> NamedSharding:
     names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]

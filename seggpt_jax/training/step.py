@@ -1,6 +1,6 @@
 """One training step and one evaluation step as pure, jitted functions of (state, batch).
 
-The batch comes as small integers; painting, normalising and scoring happen on the device. The old state is donated:
+The batch comes as small integers; painting, normalizing and scoring happen on the device. The old state is donated:
 its buffers become the new one's. A batch may be computed in micro-batches, one after the other; the step is the same.
 """
 
@@ -22,7 +22,7 @@ from seggpt_jax.metrics.iou import confusion_counts
 from seggpt_jax.model import adapters
 from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.model.weights import Params, merge
+from seggpt_jax.model.parameters import Params, merge
 from seggpt_jax.training import sharding
 from seggpt_jax.training.loss import masked_smooth_l1
 
@@ -46,7 +46,7 @@ class TrainState(NamedTuple):
   Attributes:
     step: number of steps done.
     params: all parameters, float32.
-    opt_state: the optimiser's, of the trained parameters alone.
+    opt_state: the optimizer's, of the trained parameters alone.
     ema: float32 average of the trained parameters; {} where none is kept.
   """
 
@@ -67,14 +67,14 @@ class StepOutput(NamedTuple):
   Attributes:
     loss: masked smooth L1 of the batch.
     confusion: pixel counts on the hidden patches, rows truth, columns decoded prediction.
-    colours: what the network painted, 0..255, [B, 2S, S, 3]; of the whole batch, in its order, also when it was
+    colors: what the network painted, 0..255, [B, 2S, S, 3]; of the whole batch, in its order, also when it was
       computed in micro-batches.
     gradient_norm: global norm of the trained parameters' gradients, before any clipping; None in an evaluation.
   """
 
   loss: Float[Array, ""]
   confusion: Int[Array, "n n"]
-  colours: Float[Array, "b h w 3"]
+  colors: Float[Array, "b h w 3"]
   gradient_norm: Float[Array, ""] | None = None
 
 
@@ -116,15 +116,15 @@ def _forward(
   prompts_per_query: int,
   adapter: Adapter | None,
 ) -> tuple[Float[Array, ""], Float[Array, "b h w 3"]]:
-  """Loss and normalised colours of a batch; drop path is on when there is a key."""
+  """Loss and normalized colors of a batch; drop path is on when there is a key."""
   mean, std = config.image_mean, config.image_std
-  images = canvas.normalise(batch["images"], mean, std)
-  targets = canvas.normalise(palette.colour_labels(batch["labels"], batch["palette"]), mean, std)
+  images = canvas.normalize(batch["images"], mean, std)
+  targets = canvas.normalize(palette.color_labels(batch["labels"], batch["palette"]), mean, std)
   params, own = apply_adapter(adapter, params)
   if adapter is not None:
     images, targets = adapter.prompt(images, targets, own)
   model = merge(graph, params)
-  colours = model(
+  colors = model(
     images,
     targets,
     batch["patch_mask"],
@@ -133,7 +133,7 @@ def _forward(
     key=key,
   )
   valid = batch["valid"][:, None, None] & (batch["labels"] != palette.IGNORE)
-  return masked_smooth_l1(colours, targets, batch["patch_mask"], valid), colours
+  return masked_smooth_l1(colors, targets, batch["patch_mask"], valid), colors
 
 
 def _hidden(config: SegGPTConfig, batch: Mapping[str, Array]) -> Bool[Array, "b h w"]:
@@ -141,14 +141,14 @@ def _hidden(config: SegGPTConfig, batch: Mapping[str, Array]) -> Bool[Array, "b 
   return canvas.upsample_mask(batch["patch_mask"], config.patch_size) & batch["valid"][:, None, None]
 
 
-def _score(config: SegGPTConfig, batch: Mapping[str, Array], loss: Array, colours: Array) -> StepOutput:
-  """Decodes the colours and counts hits on the hidden patches."""
-  colours = canvas.unnormalise(colours, config.image_mean, config.image_std)
+def _score(config: SegGPTConfig, batch: Mapping[str, Array], loss: Array, colors: Array) -> StepOutput:
+  """Decodes the colors and counts hits on the hidden patches."""
+  colors = canvas.unnormalize(colors, config.image_mean, config.image_std)
   labels = batch["labels"].astype(jnp.int32)
-  decoded = palette.decode(colours, batch["palette"])
+  decoded = palette.decode(colors, batch["palette"])
   # Ignored pixels are of no class, so they are not counted.
   confusion = confusion_counts(decoded, labels, batch["palette"].shape[1], _hidden(config, batch))
-  return StepOutput(loss, confusion, colours)
+  return StepOutput(loss, confusion, colors)
 
 
 def _shares(config: SegGPTConfig, batches: Mapping[str, Array]) -> Float[Array, "a"]:
@@ -184,9 +184,9 @@ def make_train_step(
   """The jitted training step.
 
   Args:
-    graph: structure of the network, of `weights.split`.
+    graph: structure of the network, of `parameters.split`.
     config: its architecture.
-    optimizer: optax transformation that the state was initialised with.
+    optimizer: optax transformation that the state was initialized with.
     mesh: where batches are spread.
     state_sharding: a sharding for each leaf of the state.
     prompts_per_query: K; the K canvases of a query are consecutive in a batch.
@@ -206,8 +206,8 @@ def make_train_step(
     trained: Params, fixed: Params, batch: Mapping[str, Array], key: PRNGKeyArray
   ) -> tuple[Params, StepOutput]:
     value_and_grad = jax.value_and_grad(lambda trained: forward({**fixed, **trained}, batch, key), has_aux=True)
-    (loss, colours), gradients = value_and_grad(trained)
-    return gradients, _score(config, batch, loss, colours)
+    (loss, colors), gradients = value_and_grad(trained)
+    return gradients, _score(config, batch, loss, colors)
 
   def accumulated(
     trained: Params, fixed: Params, batch: Mapping[str, Array], key: PRNGKeyArray
@@ -227,8 +227,8 @@ def make_train_step(
     }
     elements = jnp.arange(accumulate), _shares(config, batches), batches
     gradients, outputs = jax.lax.scan(add, zeros, elements)
-    colours = sharding.join_batch(mesh, outputs.colours)
-    return gradients, StepOutput(jnp.sum(outputs.loss), jnp.sum(outputs.confusion, axis=0), colours)
+    colors = sharding.join_batch(mesh, outputs.colors)
+    return gradients, StepOutput(jnp.sum(outputs.loss), jnp.sum(outputs.confusion, axis=0), colors)
 
   def train_step(state: TrainState, batch: Mapping[str, Array], key: PRNGKeyArray) -> tuple[TrainState, StepOutput]:
     trained = {name: value for name, value in state.params.items() if name not in frozen}

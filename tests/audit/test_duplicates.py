@@ -26,8 +26,8 @@ def slice_of_volume(depth):
   radius = np.hypot(x, y) / np.sqrt(max(1 - depth**2, 0.05))
   waves = np.random.default_rng(0).uniform(-1, 1, (40, 4)) * (40, 40, 22, 6)
   folds = sum(np.sin(a * x + b * y + c * depth + phase) for a, b, c, phase in waves) / 5
-  grey = np.where(radius < 0.9, 130 + 45 * folds, 0)
-  return np.repeat(np.clip(cv2.GaussianBlur(grey, (0, 0), 1), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+  gray = np.where(radius < 0.9, 130 + 45 * folds, 0)
+  return np.repeat(np.clip(cv2.GaussianBlur(gray, (0, 0), 1), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_every_copy_is_found_and_nothing_else(images, change):
 
 
 def test_blank_images_are_no_copies_of_one_another():
-  blank = [print_image(np.full((40, 50, 3), grey, np.uint8)) for grey in (0, 0, 90)]
+  blank = [print_image(np.full((40, 50, 3), gray, np.uint8)) for gray in (0, 0, 90)]
   assert near_duplicates(blank, blank) == ([], 0)
   assert near_duplicates([], blank) == ([], 0)
 

@@ -25,7 +25,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.training.config import check_config
 
 SIZE = 48
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 def picture(seed, shape=(SIZE, SIZE)):
@@ -221,7 +221,7 @@ def test_max_images_reads_a_spread_of_them_and_says_so(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- labels
 
 
-def colours(i):
+def colors(i):
   label = np.zeros((SIZE, SIZE, 3), np.uint8)
   label[:20], label[30:] = (200, 0, 0), (0, 120, 0) if i % 2 else (0, 0, 90)
   return label
@@ -254,7 +254,7 @@ def with_values(*values):
     (with_values(0, 1, 3), LabelFormat("index"), 4),
     (with_values(255), LabelFormat("binary"), 2),
     (with_values(1), LabelFormat("index"), 2),
-    (colours, LabelFormat("table", table=((0, 0, 0), (0, 0, 90), (0, 120, 0), (200, 0, 0))), 4),
+    (colors, LabelFormat("table", table=((0, 0, 0), (0, 0, 90), (0, 120, 0), (200, 0, 0))), 4),
     (lambda i: np.repeat(blob(1 + i % 2)[..., None], 3, axis=2), LabelFormat("index"), 3),
     (palette_image, LabelFormat("index"), 3),
   ],
@@ -284,7 +284,7 @@ def test_jpeg_labels_and_their_noise_want_a_threshold(tmp_path):
 
 
 def test_a_palette_is_said_not_to_count(tmp_path):
-  assert "18 labels with a colour palette" in advised(inspected(write(tmp_path, palette_image)))
+  assert "18 labels with a color palette" in advised(inspected(write(tmp_path, palette_image)))
 
 
 def test_given_flags_that_do_not_fit_are_answered_with_those_that_do(tmp_path):

@@ -1,18 +1,12 @@
 """What is read off a compiled program: a wrong count of bytes would make every predicted network time wrong."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from collectives import Collective, count_loops, find_collectives
-
-sys.path.pop(0)
+from benchmarks.collectives import Collective, count_loops, find_collectives
 
 
 def compiled(function, into, out, *shapes):

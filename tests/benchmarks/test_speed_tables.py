@@ -8,11 +8,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import report
-import tables
-
-sys.path.pop(0)
+from benchmarks import report, tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,7 +90,7 @@ def test_devices_stand_under_their_own_machine():
 
 def test_the_model_is_measured_beside_transformers():
   options = ["--variants=tiny", "--batch_sizes=1", "--rounds=1", "--ways=eager", "--work=forward"]
-  line = [sys.executable, "benchmarks/model.py", *options, "--least_seconds=0"]
+  line = [sys.executable, "-m", "benchmarks.model", *options, "--least_seconds=0"]
   environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
   done = subprocess.run(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
   rows = [line for line in done.stdout.splitlines() if line.startswith("| tiny |")]

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import torch_files, torch_weights, weights
+from seggpt_jax.model import parameters, torch_files, torch_weights, weights
 from seggpt_jax.model.config import SegGPTConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = SegGPTConfig(
   canvas_size=(32, 16),
   patch_size=8,
@@ -36,7 +36,7 @@ def convert(*args) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def params() -> dict[str, np.ndarray]:
   generator = np.random.default_rng(0)
-  _, shapes = weights.abstract(CONFIG)
+  _, shapes = parameters.abstract(CONFIG)
   return {name: generator.standard_normal(shape.shape, np.float32) for name, shape in shapes.items()}
 
 
@@ -65,7 +65,7 @@ def test_there_and_back(params, checkpoint, tmp_path):
   assert rows["unexpected"] == ["1", "extra.weight"]
   assert lines[-2:] == ["depth 4, width 16, heads 2, canvas 32 x 16", f"written: {ours}"]
   assert weights.load_config(ours) == CONFIG
-  loaded = weights.split(weights.load_model(ours))[1]
+  loaded = parameters.split(weights.load_model(ours))[1]
   assert loaded.keys() == params.keys()
   for name, value in params.items():
     np.testing.assert_array_equal(loaded[name], value)

@@ -7,14 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import adapter_runs
 import numpy as np
 import pytest
-from adapter_runs import CONFIG
 
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model import weights
-from seggpt_jax.model.adapters import LearntPrompt, LoRA
+from seggpt_jax.model.adapters import LearnedPrompt, LoRA
+from tests import adapter_runs
+from tests.adapter_runs import CONFIG
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,10 +50,10 @@ def test_merged_weights_segment_as_the_two_did(folder):
   prompts = [(image, generator.integers(0, 3, (16, 16)))]
   beside = Predictor.from_checkpoint(folder / "base", adapter=folder / "lora").predict(query, prompts)
   merged = Predictor.from_checkpoint(folder / "below" / "merged").predict(query, prompts)
-  np.testing.assert_array_equal(merged.colours, beside.colours)
+  np.testing.assert_array_equal(merged.colors, beside.colors)
   np.testing.assert_array_equal(merged.labels, beside.labels)
   plain = Predictor.from_checkpoint(folder / "base").predict(query, prompts)
-  assert np.abs(plain.colours.astype(int) - merged.colours).mean() > 1
+  assert np.abs(plain.colors.astype(int) - merged.colors).mean() > 1
 
 
 def test_an_output_that_cannot_be_is_said_before_anything_is_read(folder):
@@ -67,10 +67,10 @@ def test_an_output_that_cannot_be_is_said_before_anything_is_read(folder):
 
 
 def test_what_does_not_merge_is_refused_and_nothing_is_left(folder):
-  adapter_runs.write_run(folder / "prompt", LearntPrompt(), CONFIG, folder / "base")
+  adapter_runs.write_run(folder / "prompt", LearnedPrompt(), CONFIG, folder / "base")
   weights.save_weights(folder / "other", adapter_runs.loud_params(CONFIG, seed=1), CONFIG)
   output = folder / "merged"
-  assert "found a learnt prompt, expected a LoRA" in refused(merge(folder / "base", folder / "prompt", output))
+  assert "found a learned prompt, expected a LoRA" in refused(merge(folder / "base", folder / "prompt", output))
   assert f"found weights other than {folder / 'base'}" in refused(merge(folder / "other", folder / "lora", output))
   assert "found no adapter in it" in refused(merge(folder / "base", folder / "base", output))
   assert "expected three: WEIGHTS RUN OUTPUT" in refused(merge(folder / "base"))

@@ -27,8 +27,8 @@ QUERIES = {"red_q0": (1,), "blue_q3": (3,), "blue_q4": (3,)}
 
 
 def picture(number: int, seed: int = 0) -> np.ndarray:
-  colours = np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)
-  image = np.asarray(Image.fromarray(colours).resize((40, 32), Image.Resampling.BICUBIC)).astype(int)
+  colors = np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)
+  image = np.asarray(Image.fromarray(colors).resize((40, 32), Image.Resampling.BICUBIC)).astype(int)
   return np.clip(image + np.random.default_rng([number, seed]).integers(-3, 4, image.shape), 0, 255).astype(np.uint8)
 
 
@@ -83,7 +83,7 @@ def test_infer_takes_the_mapping_and_features_are_kept_where_caches_are(folders,
   done = command(folders, weights_directory, "--top_k", "3", "--output", "out/mapping.json")
   assert done.returncode == 0, done.stderr
   assert "6/6" in done.stderr  # the bar
-  assert "1 of 6 labelled images hold no class" in done.stdout
+  assert "1 of 6 labeled images hold no class" in done.stdout
   written = json.loads((folders / "out" / "mapping.json").read_text())
   expected, _ = chosen(folders, model, top_k=3)
   assert written == {f"{q}.png": [f"{p}.png" for p in files] for q, files in expected.items()}
@@ -158,7 +158,7 @@ def test_groups_from_a_table_and_one_that_no_prompt_has(folders):
     same = [p.image.stem[-1] in "135" for p in prompts]
     assert (found.prompts & own).any(axis=1).tolist() == [s == (query.name[-1] in "135") for s in same]
   table.write_text(table.read_text().replace("red_q0,even", "red_q0,new"))
-  with pytest.raises(InputError, match=r"red_q0\.png: found no labelled image of its group 'new'"):
+  with pytest.raises(InputError, match=r"red_q0\.png: found no labeled image of its group 'new'"):
     by_group(queries, prompts, f"csv:{table}", LabelFormat())
   with pytest.raises(InputError, match="--groups: found 'folder', expected prefix:SEP, csv:FILE or classes"):
     by_group(queries, prompts, "folder", LabelFormat())
@@ -173,14 +173,14 @@ def test_queries_without_what_is_asked_of_them_are_named(folders, model):
     with pytest.raises(InputError, match=r"images/empty\.png: found no label for it"):
       chosen(folders, model, conditions=conditions)
   write(folders / "data", "empty", picture(7), (9,))
-  with pytest.raises(InputError, match=r"empty\.png: found no labelled image that can be .* one of its classes 9"):
+  with pytest.raises(InputError, match=r"empty\.png: found no labeled image that can be .* one of its classes 9"):
     chosen(folders, model, conditions="by_class")
 
 
 @pytest.mark.parametrize(
   ("options", "says"),
   [
-    (["--groups=prefix:-"], "blue_q3.png: found no labelled image of its group 'blue_q3'"),
+    (["--groups=prefix:-"], "blue_q3.png: found no labeled image of its group 'blue_q3'"),
     (["--groups=classes", "--by-class"], "--groups, --by-class: found both"),
     (["--strategy=random", "--diversity=0.5"], "--diversity: found with --strategy=random"),
     (["--prompt-img-dir=bare"], "bare: found no images"),

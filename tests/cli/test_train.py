@@ -10,7 +10,7 @@ import pytest
 
 from seggpt_jax.synthetic.boards import write_boards
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def command(script, *args):

@@ -179,14 +179,14 @@ def test_resampled_labels_stay_under_their_pixels(seed, width, length, size, mod
 
 @properties
 @given(SHAPES, SIZES)
-def test_label_resize_takes_the_pixel_nearest_to_the_centre(shape, size):
+def test_label_resize_takes_the_pixel_nearest_to_the_center(shape, size):
   label = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
   given_sample = {"image": np.zeros((*shape, 3), np.uint8), "label": label, "name": ""}
   resized = augment.random_crop(given_sample, size, np.random.default_rng(0), Augmentation())["label"]
-  # The i-th of `size` centres lies at (i + 1/2) n / size; on a border between two pixels both are nearest.
-  centres = [(2 * np.arange(size) + 1) * n for n in shape]
+  # The i-th of `size` centers lies at (i + 1/2) n / size; on a border between two pixels both are nearest.
+  centers = [(2 * np.arange(size) + 1) * n for n in shape]
   candidates = [
-    label[np.ix_((centres[0] - y) // (2 * size), (centres[1] - x) // (2 * size))] for y in (0, 1) for x in (0, 1)
+    label[np.ix_((centers[0] - y) // (2 * size), (centers[1] - x) // (2 * size))] for y in (0, 1) for x in (0, 1)
   ]
   assert np.any(resized == np.stack(candidates), axis=0).all()
 
@@ -379,31 +379,31 @@ def test_each_part_of_appearance_has_an_effect(part):
   assert (changed["image"] != sample()["image"]).any()
 
 
-GREY = np.array([0.299, 0.587, 0.114])
+GRAY = np.array([0.299, 0.587, 0.114])
 
 
 @properties
 @given(SEEDS, st.sampled_from(["Brightness", "Contrast", "Color"]), st.floats(0.0, 1.5))
-def test_each_colour_factor_is_that_of_pillow(seed, name, factor):
-  # Reference: Pillow's ImageEnhance, which cuts fractions off and rounds the mean grey.
+def test_each_color_factor_is_that_of_pillow(seed, name, factor):
+  # Reference: Pillow's ImageEnhance, which cuts fractions off and rounds the mean gray.
   image = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
   factors = {"Brightness": 1.0, "Contrast": 1.0, "Color": 1.0, name: factor}
-  changed = cv2.transform(image, augment.colour_map(float((image @ GREY).mean()), *factors.values(), 0.0))
+  changed = cv2.transform(image, augment.color_map(float((image @ GRAY).mean()), *factors.values(), 0.0))
   reference = np.asarray(getattr(ImageEnhance, name)(Image.fromarray(image)).enhance(factor))
   assert np.abs(changed.astype(int) - reference).max() <= 2
 
 
 @properties
 @given(SEEDS, *(st.floats(0.7, 1.3),) * 3)
-def test_the_folded_colours_are_the_factors_one_after_the_other(seed, brightness, contrast, saturation):
-  # Reference: the steps in float64, on values that none of them clips. The result is rounded to whole grey levels and
+def test_the_folded_colors_are_the_factors_one_after_the_other(seed, brightness, contrast, saturation):
+  # Reference: the steps in float64, on values that none of them clips. The result is rounded to whole gray levels and
   # the map's entries to 1/1024 by OpenCV.
   image = np.random.default_rng(seed).integers(80, 140, (20, 30, 3), np.uint8)
-  folded = augment.colour_map((image @ GREY).mean().item(), brightness, contrast, saturation, 0.0)
+  folded = augment.color_map((image @ GRAY).mean().item(), brightness, contrast, saturation, 0.0)
   changed = cv2.transform(image, folded)
   expected = image * brightness
-  expected = contrast * expected + (1 - contrast) * (expected @ GREY).mean()
-  expected = saturation * expected + (1 - saturation) * (expected @ GREY)[..., None]
+  expected = contrast * expected + (1 - contrast) * (expected @ GRAY).mean()
+  expected = saturation * expected + (1 - saturation) * (expected @ GRAY)[..., None]
   assert np.abs(changed - expected).max() <= 0.75
 
 
@@ -416,23 +416,23 @@ def test_brightness_covers_its_range_and_no_more():
   assert 80 <= min(values) < 83 and 117 < max(values) <= 120 and abs(np.mean(values) - 100) < 3
 
 
-def test_contrast_keeps_the_mean_grey_and_saturation_every_grey():
+def test_contrast_keeps_the_mean_gray_and_saturation_every_gray():
   image = np.random.default_rng(0).integers(90, 160, (40, 40, 3), np.uint8)
   given_sample = {"image": image, "label": image[..., 0], "name": ""}
   for seed in range(10):
     changed = augment.random_appearance(given_sample, np.random.default_rng(seed), Augmentation(contrast=0.5))
-    assert (changed["image"] @ GREY).mean() == pytest.approx((image @ GREY).mean(), abs=0.5)
+    assert (changed["image"] @ GRAY).mean() == pytest.approx((image @ GRAY).mean(), abs=0.5)
     for augmentation in (Augmentation(saturation=0.5), Augmentation(hue=0.5)):
       changed = augment.random_appearance(given_sample, np.random.default_rng(seed), augmentation)
-      np.testing.assert_allclose(changed["image"] @ GREY, image @ GREY, atol=1)
+      np.testing.assert_allclose(changed["image"] @ GRAY, image @ GRAY, atol=1)
 
 
-def test_hue_goes_around_the_circle_and_leaves_greys():
+def test_hue_goes_around_the_circle_and_leaves_grays():
   red = np.array([200, 100, 100, 1.0])
   for hue in (-0.5, 0.1, 1 / 3):
-    np.testing.assert_allclose(augment.colour_map(100.0, 1.0, 1.0, 1.0, hue) @ [70, 70, 70, 1], 70, atol=1e-9)
-  once = augment.colour_map(100.0, 1.0, 1.0, 1.0, 1 / 3)
-  # A third of the circle leads from a reddish colour to one whose largest part is another, and three of them back.
+    np.testing.assert_allclose(augment.color_map(100.0, 1.0, 1.0, 1.0, hue) @ [70, 70, 70, 1], 70, atol=1e-9)
+  once = augment.color_map(100.0, 1.0, 1.0, 1.0, 1 / 3)
+  # A third of the circle leads from a reddish color to one whose largest part is another, and three of them back.
   assert np.argmax(once @ red) != 0
   np.testing.assert_allclose(np.linalg.matrix_power(once[:, :3], 3) @ red[:3], red[:3], atol=1e-9)
 
@@ -446,15 +446,15 @@ def test_blur_has_the_width_asked_for():
     image = augment.random_appearance(given_sample, np.random.default_rng(seed), Augmentation(blur=2.0))["image"]
     weights = image[20, :, 0] / image[20, :, 0].sum()
     widths.append(np.sqrt(weights @ (np.arange(41) - 20) ** 2))
-  # Rounding to grey levels cuts the tails off.
+  # Rounding to gray levels cuts the tails off.
   assert min(widths) < 0.1 and 1.6 < max(widths) <= 2.0
 
 
 @pytest.mark.parametrize("deviation", [1.0, 4.0, 20.0])
 def test_noise_is_gaussian_and_does_not_repeat(deviation):
-  grey = np.full((256, 256, 3), 128, np.uint8)
-  noise = augment.add_noise(grey, deviation, np.random.default_rng(0)).astype(float) - 128
-  # 200000 values: the mean has a deviation of 0.0023. Rounding to grey levels adds a variance of 1/12.
+  gray = np.full((256, 256, 3), 128, np.uint8)
+  noise = augment.add_noise(gray, deviation, np.random.default_rng(0)).astype(float) - 128
+  # 200000 values: the mean has a deviation of 0.0023. Rounding to gray levels adds a variance of 1/12.
   assert abs(noise.mean()) < 0.012 * deviation
   assert noise.std() == pytest.approx(np.sqrt(deviation**2 + 1 / 12), rel=0.02)
   assert np.mean(noise**4) / np.mean(noise**2) ** 2 == pytest.approx(3.0, abs=0.2)
@@ -488,7 +488,7 @@ def test_compression_is_that_of_a_jpeg_file(quality):
 @properties
 @given(SHAPES, SIZES, SEEDS, AUGMENTATIONS)
 def test_appearance_does_not_change_where_the_crop_is_or_how_it_lies(shape, size, seed, augmentation):
-  # Labels with and without appearance are the same: switching colours on must not reshuffle what geometry draws.
+  # Labels with and without appearance are the same: switching colors on must not reshuffle what geometry draws.
   plain = dict.fromkeys(APPEARANCE, 0.0) | {"jpeg_quality": 100}
   first = augment.augment(sample(shape), size, np.random.default_rng(seed), augmentation)
   again = augment.augment(sample(shape), size, np.random.default_rng(seed), dataclasses.replace(augmentation, **plain))

@@ -93,7 +93,7 @@ def test_named_categories_alone_are_classes(tmp_path):
   assert source.classes(0) == (1,)
 
 
-def test_grey_and_cmyk_images_are_read(tmp_path):
+def test_gray_and_cmyk_images_are_read(tmp_path):
   """COCO holds both."""
   write(tmp_path, [], [{"id": i, "file_name": f"{i}.jpg", "height": 16, "width": 20} for i in range(2)])
   Image.fromarray(np.full((16, 20), 9, np.uint8)).save(tmp_path / "val/0.jpg")

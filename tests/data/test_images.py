@@ -12,7 +12,7 @@ from seggpt_jax.data.images import list_images, read_image
 from seggpt_jax.errors import InputError
 
 GENERATOR = np.random.default_rng(0)
-GREY = GENERATOR.integers(0, 256, (5, 7), np.uint8)
+GRAY = GENERATOR.integers(0, 256, (5, 7), np.uint8)
 RGB = GENERATOR.integers(0, 256, (5, 7, 3), np.uint8)
 
 
@@ -23,14 +23,14 @@ def refused(match, make):
 
 
 def test_images_of_any_mode_become_rgb(tmp_path):
-  rgb = np.stack([GREY] * 3, axis=-1)
-  Image.fromarray(GREY).save(tmp_path / "L.png")
-  Image.fromarray(GREY).save(tmp_path / "L.gif")
-  Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "I16.png")
-  Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "I16.tif")
-  Image.fromarray(GREY.astype(np.int32) * 257).save(tmp_path / "I.tif")
-  Image.fromarray(np.dstack([GREY, GREY])).save(tmp_path / "LA.png")
-  Image.fromarray(np.dstack([rgb, GREY])).save(tmp_path / "RGBA.png")
+  rgb = np.stack([GRAY] * 3, axis=-1)
+  Image.fromarray(GRAY).save(tmp_path / "L.png")
+  Image.fromarray(GRAY).save(tmp_path / "L.gif")
+  Image.fromarray(GRAY.astype(np.uint16) * 257).save(tmp_path / "I16.png")
+  Image.fromarray(GRAY.astype(np.uint16) * 257).save(tmp_path / "I16.tif")
+  Image.fromarray(GRAY.astype(np.int32) * 257).save(tmp_path / "I.tif")
+  Image.fromarray(np.dstack([GRAY, GRAY])).save(tmp_path / "LA.png")
+  Image.fromarray(np.dstack([rgb, GRAY])).save(tmp_path / "RGBA.png")
   Image.fromarray(rgb).save(tmp_path / "RGB.tif", compression="tiff_lzw")
   Image.fromarray(rgb).convert("CMYK").save(tmp_path / "CMYK.tif")
   Image.fromarray(rgb).save(tmp_path / "RGB.webp", lossless=True)
@@ -38,14 +38,14 @@ def test_images_of_any_mode_become_rgb(tmp_path):
     np.testing.assert_allclose(read_image(path), rgb, atol=1, err_msg=path.name)
 
 
-def test_a_palette_becomes_its_colours_also_with_transparency(tmp_path):
-  colours = np.array([[200, 10, 30], [0, 90, 255]], np.uint8)
-  picture = Image.fromarray((GREY > 127).astype(np.uint8))
-  picture.putpalette(colours.tobytes())
+def test_a_palette_becomes_its_colors_also_with_transparency(tmp_path):
+  colors = np.array([[200, 10, 30], [0, 90, 255]], np.uint8)
+  picture = Image.fromarray((GRAY > 127).astype(np.uint8))
+  picture.putpalette(colors.tobytes())
   picture.save(tmp_path / "p.png")
   picture.save(tmp_path / "t.png", transparency=0)
   for name in "pt":
-    np.testing.assert_array_equal(read_image(tmp_path / f"{name}.png"), colours[(GREY > 127).astype(int)])
+    np.testing.assert_array_equal(read_image(tmp_path / f"{name}.png"), colors[(GRAY > 127).astype(int)])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -84,7 +84,7 @@ def test_images_are_turned_upright(tmp_path, ending, orientation):
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif", "bmp"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95])
 def test_a_file_that_is_cut_off_is_refused_wherever_it_ends(tmp_path, ending, share):
-  """Decoders like to fill up what is missing with grey, and a network would learn it."""
+  """Decoders like to fill up what is missing with gray, and a network would learn it."""
   path = tmp_path / f"a.{ending}"
   Image.fromarray(GENERATOR.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
   whole = path.read_bytes()
@@ -137,7 +137,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypa
 def folder(directory):
   directory.mkdir()
   for name in ("b", "a", "c"):
-    Image.fromarray(GREY).save(directory / f"{name}.png")
+    Image.fromarray(GRAY).save(directory / f"{name}.png")
   return directory
 
 
@@ -147,7 +147,7 @@ def test_images_are_listed_by_name_and_other_files_left_alone(tmp_path):
   (images / ".hidden.png").write_text("not an image")
   assert list(list_images(images)) == ["a", "b", "c"]
   (images / "below").mkdir()
-  Image.fromarray(GREY).save(images / "below" / "a.JPG")
+  Image.fromarray(GRAY).save(images / "below" / "a.JPG")
   assert list(list_images(images)) == ["a", "b", "c"]
   assert list(list_images(images, recursive=True)) == ["a", "b", "below/a", "c"]
 
@@ -157,7 +157,7 @@ def test_what_cannot_be_listed_is_refused(tmp_path):
   (tmp_path / "empty").mkdir()
   refused("empty: found no images", lambda: list_images(tmp_path / "empty"))
   images = folder(tmp_path / "images")
-  Image.fromarray(GREY).save(images / "a.bmp")
+  Image.fromarray(GRAY).save(images / "a.bmp")
   refused(r"a.png: found a.bmp beside it, expected one file for each name", lambda: list_images(images))
 
 
@@ -179,7 +179,7 @@ def test_remote_folders_are_listed_and_read(tmp_path):
     Bucket().pipe(f"s3://bucket/images/{path.name}", path.read_bytes())
   found = list_images("s3://bucket/images")
   assert found["b"] == "s3://bucket/images/b.png" and list(found) == ["a", "b", "c"]
-  np.testing.assert_array_equal(read_image(found["b"])[..., 0], GREY)
+  np.testing.assert_array_equal(read_image(found["b"])[..., 0], GRAY)
   refused("s3://bucket/nowhere: folder not found", lambda: list_images("s3://bucket/nowhere"))
   refused("s3://bucket/x.png: not found", lambda: read_image("s3://bucket/x.png"))
 

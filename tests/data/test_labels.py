@@ -10,7 +10,7 @@ from seggpt_jax.errors import InputError
 INDEX = LabelFormat()
 GENERATOR = np.random.default_rng(0)
 LABELS = GENERATOR.integers(0, 3, (5, 7), np.uint8)
-COLOURS = ((0, 0, 0), (255, 0, 0), (0, 128, 64))
+COLORS = ((0, 0, 0), (255, 0, 0), (0, 128, 64))
 
 
 def refused(match, make):
@@ -64,35 +64,35 @@ def test_16_bit_label_beyond_255_is_refused(save):
 
 
 def test_channels_that_are_all_the_same_are_one(save):
-  """Drawing programs save grey masks as colours."""
+  """Drawing programs save gray masks as colors."""
   for channels in (3, 4):
     repeated = np.repeat(LABELS[..., None], channels, axis=-1)
     np.testing.assert_array_equal(read_labels(save(repeated), INDEX), LABELS)
     np.testing.assert_array_equal(read_labels(save(repeated * 100), LabelFormat("binary", 127)), LABELS == 2)
   refused(
-    "found colours, expected a single-channel",
-    lambda: read_labels(save(np.array(COLOURS)[LABELS].astype(np.uint8)), INDEX),
+    "found colors, expected a single-channel",
+    lambda: read_labels(save(np.array(COLORS)[LABELS].astype(np.uint8)), INDEX),
   )
   refused("found mode CMYK", lambda: read_labels(save(Image.fromarray(LABELS).convert("CMYK"), "l.tif"), INDEX))
 
 
-def test_a_table_of_colours(save):
-  path = save(np.array(COLOURS, np.uint8)[LABELS])
-  np.testing.assert_array_equal(read_labels(path, LabelFormat("table", table=COLOURS)), LABELS)
-  # Any order, and colours that do not count.
-  swapped = LabelFormat("table", table=(COLOURS[2], COLOURS[0]), ignore=(COLOURS[1],))
+def test_a_table_of_colors(save):
+  path = save(np.array(COLORS, np.uint8)[LABELS])
+  np.testing.assert_array_equal(read_labels(path, LabelFormat("table", table=COLORS)), LABELS)
+  # Any order, and colors that do not count.
+  swapped = LabelFormat("table", table=(COLORS[2], COLORS[0]), ignore=(COLORS[1],))
   np.testing.assert_array_equal(read_labels(path, swapped), np.array([1, IGNORE, 0])[LABELS])
-  unknown = LabelFormat("table", table=COLOURS[:2])
+  unknown = LabelFormat("table", table=COLORS[:2])
   share = f"{(LABELS == 2).mean():.2%}"
   refused(
-    rf"found colour \(0, 128, 64\) in {share} of the pixels, expected one of the 2", lambda: read_labels(path, unknown)
+    rf"found color \(0, 128, 64\) in {share} of the pixels, expected one of the 2", lambda: read_labels(path, unknown)
   )
 
 
-def test_palette_files_in_a_table_of_colours_are_their_colours(save):
+def test_palette_files_in_a_table_of_colors_are_their_colors(save):
   image = Image.fromarray(LABELS)
-  image.putpalette(np.array(COLOURS[::-1], np.uint8).tobytes())
-  np.testing.assert_array_equal(read_labels(save(image), LabelFormat("table", table=COLOURS)), 2 - LABELS)
+  image.putpalette(np.array(COLORS[::-1], np.uint8).tobytes())
+  np.testing.assert_array_equal(read_labels(save(image), LabelFormat("table", table=COLORS)), 2 - LABELS)
 
 
 def test_a_table_of_values(save):

@@ -1,4 +1,4 @@
-"""Pairing: who prompts whom decides what is learnt, so shares and conditions have to hold, at any size."""
+"""Pairing: who prompts whom decides what is learned, so shares and conditions have to hold, at any size."""
 
 import tracemalloc
 
@@ -112,7 +112,7 @@ def test_what_the_samples_allow_is_said():
 
 
 def test_too_little_to_pair_is_refused():
-  with pytest.raises(InputError, match="found 1 labelled images, expected at least 2"):
+  with pytest.raises(InputError, match="found 1 labeled images, expected at least 2"):
     Pairing(1, PairingOptions())
   with pytest.raises(InputError, match="found no sample with any class but the background"):
     Pairing(8, PairingOptions(negative=0.1), classes=np.zeros((8, 3), bool))

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import loud_network
 import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters, weights
+from tests import loud_network
 
 
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory):
   directory = tmp_path_factory.mktemp("weights") / "tiny"
-  weights.save_weights(directory, weights.split(loud_network.build())[1], loud_network.CONFIG)
+  weights.save_weights(directory, parameters.split(loud_network.build())[1], loud_network.CONFIG)
   return directory
 
 
@@ -27,7 +27,7 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 @pytest.fixture(scope="session")
 def fss(tmp_path_factory):
-  """Three classes of ten images, some masks in colour as a few of the dataset's are."""
+  """Three classes of ten images, some masks in color as a few of the dataset's are."""
   root = tmp_path_factory.mktemp("fss")
   generator = np.random.default_rng(1)
   for name in ("abacus", "zebra", "mug"):

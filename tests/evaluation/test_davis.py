@@ -28,7 +28,7 @@ class StandIn(Predictor):
   """Says that nothing has moved since the first frame, and counts its prompts."""
 
   def __init__(self):
-    self.learnt, self.num_prompts = None, []
+    self.learned, self.num_prompts = None, []
 
   @property
   def tile_size(self):

@@ -20,7 +20,7 @@ def test_a_panel_shows_the_whole_image_with_its_mask():
   assert not tinted[:, :96].any() and tinted[24 + 30 : 24 + 96, 96:].all() and not tinted[: 24 + 18].any()
 
 
-def test_several_objects_have_their_own_colours():
+def test_several_objects_have_their_own_colors():
   labels = np.repeat(np.arange(4, dtype=np.uint8), 12)[None].repeat(36, axis=0)
   panel = examples.panel(np.zeros((36, 48, 3), np.uint8), labels, 3)
   assert len(np.unique(panel.reshape(-1, 3), axis=0)) == 4

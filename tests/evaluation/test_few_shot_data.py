@@ -33,7 +33,7 @@ def test_every_image_of_fss_is_a_query_once(fss):
   # By name, as glob sorts them; prompts are drawn by number.
   assert [data.source.name(episode.query) for episode in episodes[:3]] == ["abacus/1", "abacus/10", "abacus/2"]
   assert [data.source.name(sample) for sample in data.pools[2]] == [f"mug/{number}" for number in range(1, 11)]
-  for number in (1, 3):  # the third is a mask in colour
+  for number in (1, 3):  # the third is a mask in color
     _, mask = data.read(data.pools[3][number - 1], 3)
     stored = np.asarray(Image.open(fss / "zebra" / f"{number}.png").convert("L"))
     np.testing.assert_array_equal(mask, stored > 127)

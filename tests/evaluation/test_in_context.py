@@ -17,7 +17,7 @@ from PIL import Image
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import in_context
 from seggpt_jax.inference.predictor import Prediction, Predictor
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.synthetic.held_out import HELD_OUT
 
@@ -178,11 +178,11 @@ def command(*options):
 
 @pytest.fixture(scope="module")
 def weights_directory(tmp_path_factory):
-  """A tiny network of random weights, louder than initialisation: that paints grey whatever it is shown."""
+  """A tiny network of random weights, louder than initialization: that paints gray whatever it is shown."""
   small = {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64, "merge_block": 0, "feature_taps": (0, 1)}
   config = dataclasses.replace(VARIANTS["tiny"], **small)
   generator = np.random.default_rng(0)
-  _, shapes = weights.abstract(config)
+  _, shapes = parameters.abstract(config)
   params = {name: jnp.asarray(generator.normal(0, 0.1, shape.shape), jnp.float32) for name, shape in shapes.items()}
   directory = tmp_path_factory.mktemp("weights") / "tiny"
   weights.save_weights(directory, params, config)

@@ -32,14 +32,14 @@ def write(path: Path, pixels: np.ndarray) -> None:
   Image.fromarray(pixels).save(path)
 
 
-def sample(generator, colour, num=1, size=(60, 80)):
-  """A grey picture with discs of a colour, and where they are as 0 and 255."""
+def sample(generator, color, num=1, size=(60, 80)):
+  """A gray picture with discs of a color, and where they are as 0 and 255."""
   rows, cols = np.mgrid[: size[0], : size[1]]
   mask = np.zeros(size, bool)
   for _ in range(num):
     mask |= (rows - generator.integers(10, 50)) ** 2 + (cols - generator.integers(10, 70)) ** 2 < 90
   image = generator.integers(90, 110, (*size, 3), np.uint8)
-  image[mask] = colour
+  image[mask] = color
   return image, (mask * 255).astype(np.uint8)
 
 
@@ -51,8 +51,8 @@ def folders(tmp_path_factory):
     image, mask = sample(generator, (220, 30, 30), 0 if name == "empty" else 2)
     write(root / "data" / "images" / f"{name}.png", image)
     write(root / "data" / "labels" / f"{name}.png", mask)
-  for name, colour in (("red1", (220, 30, 30)), ("red2", (220, 30, 30)), ("blue", (30, 30, 220))):
-    image, mask = sample(generator, colour)
+  for name, color in (("red1", (220, 30, 30)), ("red2", (220, 30, 30)), ("blue", (30, 30, 220))):
+    image, mask = sample(generator, color)
     write(root / "prompts" / "images" / f"{name}.png", image)
     write(root / "prompts" / "labels" / f"{name}.png", mask)
   for name, prompts in (("positive", ["red1.png", "red2.png"]), ("negative", ["blue.png"])):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import loud_network
 import pytest
-from image_folders import make_folders
 
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
+from tests import loud_network
+from tests.inference.image_folders import make_folders
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def model() -> SegGPT:
 @pytest.fixture(scope="session")
 def weights_directory(model, tmp_path_factory):
   directory = tmp_path_factory.mktemp("weights") / "tiny"
-  weights.save_weights(directory, weights.split(model)[1], model.config)
+  weights.save_weights(directory, parameters.split(model)[1], model.config)
   return directory
 
 

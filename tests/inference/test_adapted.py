@@ -1,4 +1,4 @@
-"""What an adapter learnt reaches the masks: of the predictor, and of the command people run."""
+"""What an adapter learned reaches the masks: of the predictor, and of the command people run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import adapter_runs
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,11 +21,12 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import outputs, queries
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import load_adapter
-from seggpt_jax.model.adapters import LearntPrompt, LoRA
+from seggpt_jax.model.adapters import LearnedPrompt, LoRA
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.palette import fixed_palette
+from tests import adapter_runs
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32  # of the square that the model of these tests sees
@@ -35,15 +35,15 @@ MASKS = {"labels": "binary", "threshold": 127}
 
 @pytest.fixture(scope="module")
 def runs(weights_directory, config, tmp_path_factory):
-  """Runs with a LoRA and with a learnt prompt, trained on masks of 0 and 255; their parameters."""
+  """Runs with a LoRA and with a learned prompt, trained on masks of 0 and 255; their parameters."""
   folder = tmp_path_factory.mktemp("runs")
-  for name, adapter in (("lora", LoRA(rank=4, alpha=2.0)), ("prompt", LearntPrompt())):
+  for name, adapter in (("lora", LoRA(rank=4, alpha=2.0)), ("prompt", LearnedPrompt())):
     adapter_runs.write_run(folder / name, adapter, config, weights_directory, MASKS)
   return folder
 
 
 @pytest.fixture(scope="module")
-def learnt(weights_directory, runs):
+def learned(weights_directory, runs):
   return Predictor.from_checkpoint(weights_directory, adapter=runs / "prompt")
 
 
@@ -55,95 +55,95 @@ def a_prompt(seed=100):
   return picture(seed), np.random.default_rng(seed).integers(0, 3, (SIZE, SIZE))
 
 
-def paint_directly(model, query, learnt_params):
-  """The canvases of training with a learnt prompt, painted by the model itself; colours of the query as float."""
-  images = canvas.normalise(jnp.asarray(np.concatenate([np.zeros_like(query), query])[None]))
-  images, targets = LearntPrompt().prompt(images, jnp.zeros_like(images), learnt_params)
+def paint_directly(model, query, learned_params):
+  """The canvases of training with a learned prompt, painted by the model itself; colors of the query as float."""
+  images = canvas.normalize(jnp.asarray(np.concatenate([np.zeros_like(query), query])[None]))
+  images, targets = LearnedPrompt().prompt(images, jnp.zeros_like(images), learned_params)
   mask = canvas.lower_half_mask(model.config.grid)[None]
   painted = nnx.jit(SegGPT.__call__)(model, images, targets, jnp.asarray(mask))
-  return np.asarray(canvas.unnormalise(painted[0, SIZE:]))
+  return np.asarray(canvas.unnormalize(painted[0, SIZE:]))
 
 
 # ------------------------------------------------------------------------------------------------------- the predictor
 
 
 def test_a_lora_is_added_to_the_weights(weights_directory, runs, config):
-  """Against kernels summed in NumPy, float64; colours within one step of 0..255."""
+  """Against kernels summed in NumPy, float64; colors within one step of 0..255."""
   stored = load_adapter(runs / "lora")
   params = weights.load_params(weights_directory)
   for name in params:
     if f"lora.{name}.a" in stored.params:
       a, b = (stored.params[f"lora.{name}.{part}"].astype(np.float64) for part in "ab")
       params[name] = params[name] + 2.0 / 4 * a @ b
-  graph, _ = weights.abstract(config)
-  summed = Predictor(weights.merge(graph, {name: jnp.asarray(v, jnp.float32) for name, v in params.items()}))
+  graph, _ = parameters.abstract(config)
+  summed = Predictor(parameters.merge(graph, {name: jnp.asarray(v, jnp.float32) for name, v in params.items()}))
   adapted = Predictor.from_checkpoint(weights_directory, adapter=runs / "lora")
   query, prompts = picture(0), [a_prompt()]
-  found = adapted.predict(query, prompts).colours.astype(int)
-  np.testing.assert_allclose(found, summed.predict(query, prompts).colours, atol=1)
-  plain = Predictor.from_checkpoint(weights_directory).predict(query, prompts).colours
+  found = adapted.predict(query, prompts).colors.astype(int)
+  np.testing.assert_allclose(found, summed.predict(query, prompts).colors, atol=1)
+  plain = Predictor.from_checkpoint(weights_directory).predict(query, prompts).colors
   assert np.abs(found - plain).mean() > 1
   with pytest.raises(InputError, match="prompts: found none"):
     adapted.predict(query)
 
 
-def test_a_learnt_prompt_answers_queries_that_come_alone(model, runs, learnt):
+def test_a_learned_prompt_answers_queries_that_come_alone(model, runs, learned):
   query = picture(1)
-  prediction = learnt.predict(query)
+  prediction = learned.predict(query)
   expected = paint_directly(model, query, load_adapter(runs / "prompt").params)
-  np.testing.assert_allclose(prediction.colours, expected, atol=0.51)  # rounded to whole colours
-  assert np.std(prediction.colours) > 10  # or nothing was compared
+  np.testing.assert_allclose(prediction.colors, expected, atol=0.51)  # rounded to whole colors
+  assert np.std(prediction.colors) > 10  # or nothing was compared
   np.testing.assert_array_equal(prediction.palette, fixed_palette(3))
   assert prediction.classes == (0, 1, 2)
-  distance = np.linalg.norm(prediction.colours[:, :, None] - fixed_palette(3).astype(float), axis=-1)
+  distance = np.linalg.norm(prediction.colors[:, :, None] - fixed_palette(3).astype(float), axis=-1)
   np.testing.assert_array_equal(prediction.labels, np.argmin(distance, axis=-1))
 
 
-def test_every_tile_of_a_query_meets_the_learnt_prompt(model, runs, learnt):
+def test_every_tile_of_a_query_meets_the_learned_prompt(model, runs, learned):
   query = picture(2, 2 * SIZE, 2 * SIZE)
   own = load_adapter(runs / "prompt").params
   rows = [
     np.concatenate([paint_directly(model, query[y : y + SIZE, x : x + SIZE], own) for x in (0, SIZE)], axis=1)
     for y in (0, SIZE)
   ]
-  np.testing.assert_allclose(learnt.predict(query, split=2).colours, np.concatenate(rows), atol=0.51)
-  assert learnt.predict(picture(2, 17, 91)).labels.shape == (17, 91)
+  np.testing.assert_allclose(learned.predict(query, split=2).colors, np.concatenate(rows), atol=0.51)
+  assert learned.predict(picture(2, 17, 91)).labels.shape == (17, 91)
 
 
-def test_a_prompt_that_is_given_takes_the_place_of_the_learnt_one(weights_directory, learnt):
+def test_a_prompt_that_is_given_takes_the_place_of_the_learned_one(weights_directory, learned):
   query, prompts = picture(3), [a_prompt()]
   plain = Predictor.from_checkpoint(weights_directory).predict(query, prompts)
-  np.testing.assert_array_equal(learnt.predict(query, prompts).colours, plain.colours)
+  np.testing.assert_array_equal(learned.predict(query, prompts).colors, plain.colors)
 
 
-def test_a_palette_cannot_be_had_of_a_learnt_prompt(learnt):
+def test_a_palette_cannot_be_had_of_a_learned_prompt(learned):
   own = np.array([[10, 200, 30], [240, 20, 90], [0, 0, 0]])
   with pytest.raises(InputError, match="palette: found one without prompts, expected none"):
-    learnt.predict(picture(0), palette=own)
-  np.testing.assert_array_equal(learnt.predict(picture(0), [a_prompt()], palette=own).palette, own)
+    learned.predict(picture(0), palette=own)
+  np.testing.assert_array_equal(learned.predict(picture(0), [a_prompt()], palette=own).palette, own)
 
 
-def test_a_learnt_prompt_has_no_tiles_to_leave_out(learnt):
+def test_a_learned_prompt_has_no_tiles_to_leave_out(learned):
   with pytest.raises(InputError, match="foreground_tiles: found without prompts"):
-    learnt.predict(picture(0), split=2, foreground_tiles=True)
+    learned.predict(picture(0), split=2, foreground_tiles=True)
 
 
-def test_an_adapter_is_read_once(weights_directory, runs, learnt, tmp_path):
+def test_an_adapter_is_read_once(weights_directory, runs, learned, tmp_path):
   shutil.copytree(runs / "prompt", tmp_path / "run")
   stored = load_adapter(tmp_path / "run")
   shutil.rmtree(tmp_path / "run")
   predictor = Predictor.from_checkpoint(weights_directory, adapter=stored)
-  np.testing.assert_array_equal(predictor.predict(picture(4)).colours, learnt.predict(picture(4)).colours)
+  np.testing.assert_array_equal(predictor.predict(picture(4)).colors, learned.predict(picture(4)).colors)
 
 
-def test_pictures_without_a_prompt_have_no_panels_of_it(learnt, tmp_path):
+def test_pictures_without_a_prompt_have_no_panels_of_it(learned, tmp_path):
   query = picture(5, 20, 30)
-  prediction, truth = learnt.predict(query), np.ones((20, 30), np.uint8)
+  prediction, truth = learned.predict(query), np.ones((20, 30), np.uint8)
   outputs.write_prediction(tmp_path, "a", query, [], prediction, truth)
   panels = np.split(np.asarray(Image.open(tmp_path / "concat" / "a.png")), 4, axis=1)
   expected = [
     query,
-    prediction.colours,
+    prediction.colors,
     *(outputs.overlay(query, x, fixed_palette(3)) for x in (prediction.labels, truth)),
   ]
   for found, panel in zip(panels, expected, strict=True):
@@ -200,17 +200,17 @@ def test_the_command_segments_with_a_lora(folders, weights_directory, runs):
     query = np.asarray(Image.open(folders / "data" / "images" / f"{name}.png"))
     expected = predictor.predict(query, [(image, (label > 127).astype(np.uint8))])
     np.testing.assert_array_equal(written(folders, "label", name), expected.labels)
-    np.testing.assert_array_equal(written(folders, "concat", name)[:, 3 * 31 : 4 * 31], expected.colours)
+    np.testing.assert_array_equal(written(folders, "concat", name)[:, 3 * 31 : 4 * 31], expected.colors)
   assert len(json.loads((folders / "out" / "metrics.json").read_text())["classes"]) == 2
 
 
-def test_the_command_segments_with_a_learnt_prompt_and_no_other(folders, weights_directory, runs, learnt):
+def test_the_command_segments_with_a_learned_prompt_and_no_other(folders, weights_directory, runs, learned):
   done = command(folders, "--model-path", weights_directory, "--adapter", runs / "prompt")
   assert done.returncode == 0, done.stderr
   assert "every query is prompted by" not in done.stdout
   for name, panels in (("a", 4), ("b", 3)):
     query = np.asarray(Image.open(folders / "data" / "images" / f"{name}.png"))
-    expected = learnt.predict(query)
+    expected = learned.predict(query)
     np.testing.assert_array_equal(written(folders, "label", name), expected.labels)
     np.testing.assert_array_equal(written(folders, "color", name), fixed_palette(3)[expected.labels])
     assert written(folders, "concat", name).shape == (40, panels * 31, 3)
@@ -224,9 +224,9 @@ def test_the_command_segments_with_a_learnt_prompt_and_no_other(folders, weights
 @pytest.mark.parametrize(
   "run, options, words",
   [
-    ("prompt", ("--top-k", "1"), "--top-k: found beside a learnt prompt, which serves every query, expected none"),
-    ("prompt", ("--mapping", "mapping.json"), "--mapping: found beside a learnt prompt"),
-    ("prompt", PROMPTS, "--prompt-img-dir: found beside a learnt prompt"),
+    ("prompt", ("--top-k", "1"), "--top-k: found beside a learned prompt, which serves every query, expected none"),
+    ("prompt", ("--mapping", "mapping.json"), "--mapping: found beside a learned prompt"),
+    ("prompt", PROMPTS, "--prompt-img-dir: found beside a learned prompt"),
     ("lora", (), "--prompt-img-dir: missing"),
     ("best", PROMPTS, "best: found no adapter in it"),
   ],

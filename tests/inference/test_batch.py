@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from image_folders import SIZES, command, find, infer, write, write_mapping
 from PIL import Image
 from pycocotools import mask as mask_module
 
@@ -16,6 +15,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.inference import batch, outputs
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.shard import Shard
+from tests.inference.image_folders import SIZES, command, find, infer, write, write_mapping
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_the_command_writes_what_the_predictor_says_and_scores_it(folders, weigh
     height, width = SIZES[name]
     assert panels.shape == (height, width * (5 if name == "c" else 6), 3)
     np.testing.assert_array_equal(panels[:, :width], query)
-    np.testing.assert_array_equal(panels[:, 3 * width : 4 * width], expected.colours)
+    np.testing.assert_array_equal(panels[:, 3 * width : 4 * width], expected.colors)
 
   metrics = json.loads((out / "metrics.json").read_text())
   per_image, whole = slow_metrics(folders, "ab", 3)

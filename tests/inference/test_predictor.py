@@ -16,12 +16,13 @@ from seggpt_jax.inference import painter as painter_lib
 from seggpt_jax.inference import prediction as prediction_lib
 from seggpt_jax.inference import predictor as predictor_lib
 from seggpt_jax.inference import tiling
+from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.painter import Picture
 from seggpt_jax.inference.prediction import Prediction
-from seggpt_jax.inference.predictor import Approach, Predictor
+from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.tiling import cut
 from seggpt_jax.inference.windows import Window, blend, tile_windows
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.seggpt import SegGPT
 
 SIZE = 32  # of the square that the model of these tests sees
@@ -43,15 +44,15 @@ def make_prompts(count, num_classes=3, height=SIZE, width=SIZE):
   ]
 
 
-def call_directly(model, query, prompts, colours):
-  """One canvas for each prompt, painted by the model itself; colours of the query as float."""
+def call_directly(model, query, prompts, colors):
+  """One canvas for each prompt, painted by the model itself; colors of the query as float."""
   images = np.stack([np.concatenate([image, query]) for image, _ in prompts])
-  targets = np.stack([np.concatenate([colours[labels], np.zeros_like(query)]) for _, labels in prompts])
+  targets = np.stack([np.concatenate([colors[labels], np.zeros_like(query)]) for _, labels in prompts])
   mask = np.broadcast_to(canvas.lower_half_mask(model.config.grid), (len(prompts), *model.config.grid))
-  images, targets = (canvas.normalise(jnp.asarray(x)) for x in (images, targets))
+  images, targets = (canvas.normalize(jnp.asarray(x)) for x in (images, targets))
   run = nnx.jit(SegGPT.__call__, static_argnames="prompts_per_query")
   painted = run(model, images, targets, jnp.asarray(mask), prompts_per_query=len(prompts))
-  return np.asarray(canvas.unnormalise(painted[0, SIZE:]))
+  return np.asarray(canvas.unnormalize(painted[0, SIZE:]))
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -59,17 +60,17 @@ def test_an_ensemble_of_prompts_is_one_call_of_the_network(model, predictor, cou
   query, prompts = picture(0), make_prompts(count)
   expected = call_directly(model, query, prompts, palette.fixed_palette(3))
   prediction = predictor.predict(query, prompts)
-  np.testing.assert_allclose(prediction.colours, expected, atol=0.51)  # rounded to whole colours
-  assert np.std(prediction.colours) > 10  # or nothing was compared
+  np.testing.assert_allclose(prediction.colors, expected, atol=0.51)  # rounded to whole colors
+  assert np.std(prediction.colors) > 10  # or nothing was compared
 
 
-def test_labels_are_the_nearest_colours_of_classes_that_prompts_show(predictor):
+def test_labels_are_the_nearest_colors_of_classes_that_prompts_show(predictor):
   query = picture(1)
   prompts = [(image, labels * 3) for image, labels in make_prompts(2, num_classes=2)]  # classes 0 and 3
   prediction = predictor.predict(query, prompts)
   assert prediction.palette.shape == (4, 3)
   assert prediction.classes == (0, 3)
-  distance = np.linalg.norm(prediction.colours[:, :, None] - prediction.palette[[0, 3]].astype(float), axis=-1)
+  distance = np.linalg.norm(prediction.colors[:, :, None] - prediction.palette[[0, 3]].astype(float), axis=-1)
   np.testing.assert_array_equal(prediction.labels, np.array([0, 3])[np.argmin(distance, axis=-1)])
   assert set(np.unique(prediction.labels)) == {0, 3}
 
@@ -78,7 +79,7 @@ def test_the_order_of_the_prompts_does_not_matter_below_the_seam(predictor):
   """The decoder's 3x3 convolution lets the first prompt's canvas into the first row of pixels, as in the original."""
   query, prompts = picture(2), make_prompts(3)
   first, last = predictor.predict(query, prompts), predictor.predict(query, prompts[::-1])
-  np.testing.assert_allclose(first.colours[1:].astype(int), last.colours[1:].astype(int), atol=1)
+  np.testing.assert_allclose(first.colors[1:].astype(int), last.colors[1:].astype(int), atol=1)
 
 
 def test_split_prompts_every_tile_with_all_tiles_of_all_prompts(model, predictor):
@@ -93,20 +94,20 @@ def test_split_prompts_every_tile_with_all_tiles_of_all_prompts(model, predictor
   expected = np.concatenate([np.concatenate(painted[:2], axis=1), np.concatenate(painted[2:], axis=1)])
   for max_canvases in (1, 16):  # one tile at a time, and two
     prediction = Predictor(model, max_canvases=max_canvases).predict(query, prompts, split=2)
-    np.testing.assert_allclose(prediction.colours, expected, atol=0.51)
+    np.testing.assert_allclose(prediction.colors, expected, atol=0.51)
 
 
 @pytest.mark.parametrize("max_canvases", [1, 8, 100])
 def test_many_at_once_are_what_each_is_alone(model, max_canvases):
-  """Images, prompts and their numbers of all kinds; colours within one step, for sums in another order."""
+  """Images, prompts and their numbers of all kinds; colors within one step, for sums in another order."""
   queries = [(picture(seed, 30 + seed, 50), make_prompts(1 + seed % 3)) for seed in range(11)]
   one = Predictor(model)
   for split in (1, 2):
-    found = list(Predictor(model, max_canvases=max_canvases).predict_many(iter(queries), Approach(split)))
+    found = list(Predictor(model, max_canvases=max_canvases).predict_many(iter(queries), InferenceOptions(split)))
     assert len(found) == len(queries)
     for (image, prompts), prediction in zip(queries, found, strict=True):
       alone = one.predict(image, prompts, split=split)
-      assert np.abs(prediction.colours.astype(int) - alone.colours).max() <= 1
+      assert np.abs(prediction.colors.astype(int) - alone.colors).max() <= 1
       assert np.mean(prediction.labels != alone.labels) <= 1e-3
 
 
@@ -145,10 +146,10 @@ def test_images_are_read_as_they_are_needed(predictor):
 
 def test_several_splits_are_averaged_before_they_are_decoded(predictor):
   query, prompts = picture(9, 50, 70), make_prompts(2)
-  colours = [predictor.predict(query, prompts, split=split).colours for split in (1, 2, 3)]
+  colors = [predictor.predict(query, prompts, split=split).colors for split in (1, 2, 3)]
   fused = predictor.predict(query, prompts, split=(1, 2, 3))
-  assert np.abs(fused.colours - np.mean(colours, axis=0)).max() <= 1.5
-  nearest = palette.decode(jnp.asarray(fused.colours)[None], jnp.asarray(fused.palette)[None])[0]
+  assert np.abs(fused.colors - np.mean(colors, axis=0)).max() <= 1.5
+  nearest = palette.decode(jnp.asarray(fused.colors)[None], jnp.asarray(fused.palette)[None])[0]
   np.testing.assert_array_equal(fused.labels, nearest)
   for wrong in ((), (1, 1), (0,)):
     with pytest.raises(InputError, match=r"split: found .* expected a whole number of at least 1, or several"):
@@ -161,8 +162,8 @@ def test_any_size_in_the_same_size_out(predictor, height, width, split):
   prediction = predictor.predict(picture(4, height, width), prompts, split=split)
   assert prediction.labels.shape == (height, width)
   assert prediction.labels.dtype == np.uint8
-  assert prediction.colours.shape == (height, width, 3)
-  assert prediction.colours.dtype == np.uint8
+  assert prediction.colors.shape == (height, width, 3)
+  assert prediction.colors.dtype == np.uint8
 
 
 def test_new_image_sizes_compile_nothing(predictor):
@@ -174,13 +175,13 @@ def test_new_image_sizes_compile_nothing(predictor):
   assert (painter_lib.paint.compiled()._cache_size(), prediction_lib._decode_block._cache_size()) == compiled
 
 
-@pytest.mark.parametrize("num_colours", [1, 2, 5])
-def test_decoding_in_blocks_is_decoding(num_colours):
-  generator = np.random.default_rng(num_colours)
-  colours = generator.integers(0, 256, (700, 801, 3), np.uint8)  # more than two blocks
-  entries = generator.integers(0, 256, (num_colours, 3), np.uint8)
-  expected = palette.decode(jnp.asarray(colours)[None], jnp.asarray(entries)[None])[0]
-  np.testing.assert_array_equal(prediction_lib.decode(colours, entries), expected)
+@pytest.mark.parametrize("num_colors", [1, 2, 5])
+def test_decoding_in_blocks_is_decoding(num_colors):
+  generator = np.random.default_rng(num_colors)
+  colors = generator.integers(0, 256, (700, 801, 3), np.uint8)  # more than two blocks
+  entries = generator.integers(0, 256, (num_colors, 3), np.uint8)
+  expected = palette.decode(jnp.asarray(colors)[None], jnp.asarray(entries)[None])[0]
+  np.testing.assert_array_equal(prediction_lib.decode(colors, entries), expected)
 
 
 def test_more_than_256_classes_keep_their_indices(predictor):
@@ -191,31 +192,31 @@ def test_more_than_256_classes_keep_their_indices(predictor):
   assert set(np.unique(prediction.labels)) <= {0, 300}
 
 
-def test_colours_of_a_palette_of_ones_own_are_what_the_network_sees(model, predictor):
+def test_colors_of_a_palette_of_ones_own_are_what_the_network_sees(model, predictor):
   query, prompts = picture(7), make_prompts(1, num_classes=2)
   own = np.array([[10, 200, 30], [240, 20, 90]])
   prediction = predictor.predict(query, prompts, palette=own)
   np.testing.assert_array_equal(prediction.palette, own)
   expected = call_directly(model, query, prompts, own.astype(np.uint8))
-  np.testing.assert_allclose(prediction.colours, expected, atol=0.51)
+  np.testing.assert_allclose(prediction.colors, expected, atol=0.51)
 
 
 def test_semantic_and_instance_are_different_questions(predictor):
   query, prompts = picture(8), make_prompts(1)
-  semantic = predictor.predict(query, prompts).colours
-  assert (semantic != predictor.predict(query, prompts, seg_type="instance").colours).any()
+  semantic = predictor.predict(query, prompts).colors
+  assert (semantic != predictor.predict(query, prompts, seg_type="instance").colors).any()
 
 
 def test_the_weights_on_disk_give_the_same_answer(weights_directory, predictor):
   query, prompts = picture(9), make_prompts(1)
   loaded = Predictor.from_checkpoint(weights_directory)
-  np.testing.assert_array_equal(loaded.predict(query, prompts).colours, predictor.predict(query, prompts).colours)
+  np.testing.assert_array_equal(loaded.predict(query, prompts).colors, predictor.predict(query, prompts).colors)
 
 
 def test_bfloat16_is_close_and_can_be_asked_for(weights_directory, predictor):
   query, prompts = picture(9), make_prompts(1)
-  half = Predictor.from_checkpoint(weights_directory, dtype=jnp.bfloat16).predict(query, prompts).colours
-  difference = np.abs(half.astype(float) - predictor.predict(query, prompts).colours)
+  half = Predictor.from_checkpoint(weights_directory, dtype=jnp.bfloat16).predict(query, prompts).colors
+  difference = np.abs(half.astype(float) - predictor.predict(query, prompts).colors)
   assert 0 < np.mean(difference) < 2
 
 
@@ -236,9 +237,9 @@ def test_overlapping_tiles_are_windows_of_the_picture(model, predictor):
   seen = [query[w.top : w.top + SIZE, w.left : w.left + SIZE] for w in windows]
   painted = [np.round(call_directly(model, tile, pairs, palette.fixed_palette(3))).astype(np.uint8) for tile in seen]
   expected = blend(np.stack(painted), windows, query.shape[:2])
-  found = predictor.predict(query, prompts, split=2, overlap=0.5).colours
+  found = predictor.predict(query, prompts, split=2, overlap=0.5).colors
   assert np.abs(found.astype(int) - expected).max() <= 1
-  assert np.abs(found.astype(int) - predictor.predict(query, prompts, split=2).colours).mean() > 1
+  assert np.abs(found.astype(int) - predictor.predict(query, prompts, split=2).colors).mean() > 1
 
 
 @pytest.mark.parametrize("flips, views", [("horizontal", 2), ("vertical", 2), ("both", 4)])
@@ -247,13 +248,13 @@ def test_mirror_images_are_averaged_upright(predictor, flips, views):
 
   def mirrored(axes):
     pairs = [(np.flip(image, axes), np.flip(labels, axes)) for image, labels in prompts]
-    return np.flip(predictor.predict(np.flip(query, axes), pairs).colours, axes)
+    return np.flip(predictor.predict(np.flip(query, axes), pairs).colors, axes)
 
   axes = {"horizontal": [(), (1,)], "vertical": [(), (0,)], "both": [(), (1,), (0,), (0, 1)]}[flips]
   assert len(axes) == views
   expected = np.mean([mirrored(each) for each in axes], axis=0)
   found = predictor.predict(query, prompts, flips=flips)
-  assert np.abs(found.colours - expected).max() <= 1.5
+  assert np.abs(found.colors - expected).max() <= 1.5
   assert found.unstitched is None
 
 
@@ -261,33 +262,33 @@ def test_prompt_tiles_without_foreground_can_be_left_out(model, predictor):
   query, (image, _) = picture(3), make_prompts(1, height=2 * SIZE, width=2 * SIZE)[0]
   labels = np.zeros((2 * SIZE, 2 * SIZE), int)
   labels[SIZE + 3 : SIZE + 20, 5:25] = 1  # in the third of four tiles
-  found = predictor.predict(query, [(image, labels)], split=2, foreground_tiles=True).colours
+  found = predictor.predict(query, [(image, labels)], split=2, foreground_tiles=True).colors
   tile = image[SIZE:, :SIZE], labels[SIZE:, :SIZE]
   quarters = tiling.image_tiles(query, 2, (SIZE, SIZE))
   painted = [call_directly(model, quarter, [tile], palette.fixed_palette(2)) for quarter in quarters]
-  resized = tiling.resize_colours(tiling.join(np.round(painted).astype(np.uint8)), query.shape[:2])
+  resized = tiling.resize_colors(tiling.join(np.round(painted).astype(np.uint8)), query.shape[:2])
   assert np.abs(found.astype(int) - resized).max() <= 1
 
 
-def test_confidence_is_one_on_a_colour_and_zero_between_two():
-  colours = np.array([[[0, 0, 0], [255, 255, 255], [250, 0, 0]]], np.uint8)
+def test_confidence_is_one_on_a_color_and_zero_between_two():
+  colors = np.array([[[0, 0, 0], [255, 255, 255], [250, 0, 0]]], np.uint8)
   entries = np.array([[0, 0, 0], [255, 255, 255], [0, 255, 0]], np.uint8)
-  prediction = prediction_lib.decode_prediction(colours, entries, np.array([0, 1]))
+  prediction = prediction_lib.decode_prediction(colors, entries, np.array([0, 1]))
   np.testing.assert_allclose(prediction.distances()[0, 2], [250, np.hypot(255, np.hypot(255, 5))], rtol=1e-6)
   far = np.hypot(255, np.hypot(255, 5))
   np.testing.assert_allclose(prediction.confidence(), [[1, 1, (far - 250) / (far + 250)]], atol=1e-6)
   halfway, two = np.array([[[0, 100, 0]]], np.uint8), np.array([[0, 0, 0], [0, 200, 0]], np.uint8)
   tie = prediction_lib.decode_prediction(halfway, two, np.arange(2))
   assert tie.confidence() == 0 and tie.labels == 0
-  alone = prediction_lib.decode_prediction(colours, entries, np.array([0]))
+  alone = prediction_lib.decode_prediction(colors, entries, np.array([0]))
   assert (alone.confidence() == 1).all() and np.isinf(alone.distances()[..., 1]).all()
 
 
-def test_distances_of_many_colours_are_the_two_least():
+def test_distances_of_many_colors_are_the_two_least():
   generator = np.random.default_rng(0)
-  colours, entries = (generator.integers(0, 256, shape, np.uint8) for shape in ((70, 81, 3), (7, 3)))
-  prediction = prediction_lib.decode_prediction(colours, entries, np.arange(7))
-  distance = np.linalg.norm(colours[:, :, None].astype(float) - entries, axis=-1)
+  colors, entries = (generator.integers(0, 256, shape, np.uint8) for shape in ((70, 81, 3), (7, 3)))
+  prediction = prediction_lib.decode_prediction(colors, entries, np.arange(7))
+  distance = np.linalg.norm(colors[:, :, None].astype(float) - entries, axis=-1)
   np.testing.assert_allclose(prediction.distances(), np.sort(distance, axis=-1)[..., :2], rtol=1e-5)
 
 
@@ -301,7 +302,7 @@ def test_files_and_pillow_images_are_taken_as_arrays_are(predictor, tmp_path):
   opened = [Image.open(tmp_path / f"{name}.png") for name in ("query", "image", "labels")]
   for q, i, l in (opened, [tmp_path / "query.png", str(tmp_path / "image.png"), tmp_path / "labels.png"]):  # noqa: E741
     found = predictor.predict(q, [(i, l)])
-    np.testing.assert_array_equal(found.colours, expected.colours)
+    np.testing.assert_array_equal(found.colors, expected.colors)
     np.testing.assert_array_equal(found.labels, expected.labels)
   with pytest.raises(InputError, match=r"gone\.png: not found"):
     predictor.predict(tmp_path / "gone.png", [(image, labels)])
@@ -313,7 +314,7 @@ def test_files_and_pillow_images_are_taken_as_arrays_are(predictor, tmp_path):
 
 def test_weights_that_are_not_numbers_are_named(config, model, tmp_path):
   """A diverged training must not pass for an empty line."""
-  params = {name: np.array(value) for name, value in weights.split(model)[1].items()}
+  params = {name: np.array(value) for name, value in parameters.split(model)[1].items()}
   params["blocks.1.mlp.fc1.kernel"][3, 4] = np.nan
   weights.save_weights(tmp_path / "weights", params, config)
   with pytest.raises(InputError, match=r"weights: blocks\.1\.mlp\.fc1\.kernel holds 1 values that are not finite"):

@@ -7,11 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
-from image_folders import command, find, write, write_mapping
 
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import queries
+from tests.inference.image_folders import command, find, write, write_mapping
 
 
 def test_without_a_mapping_the_first_prompts_by_name_serve_every_query(folders):

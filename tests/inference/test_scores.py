@@ -20,7 +20,7 @@ def test_a_truth_with_classes_that_no_prompt_shows_counts_against_the_prediction
   assert (summary["miou"], summary["foreground_miou"]) == (0.375, 0.0)
   prediction = Prediction(zeros, np.zeros((2, 2, 3), np.uint8), palette.fixed_palette(2), (0, 1))
   truth = np.full((2, 2), 5, np.uint8)
-  picture = outputs.concat(prediction.colours, (prediction.colours, zeros), prediction, truth)
+  picture = outputs.concat(prediction.colors, (prediction.colors, zeros), prediction, truth)
   assert picture.shape == (2, 12, 3)
 
 

@@ -1,7 +1,7 @@
 """Tiles, stitching and the ensemble against a slow, obvious implementation of the same.
 
 The network is that of tests/reference.py, float64, one query at a time; all else is written here with loops, from the
-description of the original tool. Colours are rounded to 0..255 on the way, so a painted colour may be one step away.
+description of the original tool. Colors are rounded to 0..255 on the way, so a painted color may be one step away.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import functools
 
 import numpy as np
 import pytest
-import reference
 from PIL import Image
 
 from seggpt_jax import palette
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.model import torch_weights, weights
+from seggpt_jax.model import parameters, torch_weights, weights
 from seggpt_jax.synthetic.boards import BoardSource
+from tests import reference
 
 
 class SlowPredictor:
@@ -24,20 +24,20 @@ class SlowPredictor:
 
   def __init__(self, model):
     self.config = model.config
-    params = {name: np.array(value) for name, value in weights.split(model)[1].items()}
+    params = {name: np.array(value) for name, value in parameters.split(model)[1].items()}
     self.state = torch_weights.to_torch(params, self.config.depth, "baai")
 
   def paint(self, query, painted, patch_mask, prompts):
-    """The colours of one query of a tile's size, of which the masked patches are painted."""
+    """The colors of one query of a tile's size, of which the masked patches are painted."""
     config, side = self.config, len(query)
 
-    def normalised(pixels):
+    def normalized(pixels):
       return (pixels / 255.0 - np.array(config.image_mean)) / np.array(config.image_std)
 
-    images = np.stack([normalised(np.concatenate([image, query])) for image, _ in prompts])
-    targets = np.stack([normalised(np.concatenate([colours, painted])) for _, colours in prompts])
+    images = np.stack([normalized(np.concatenate([image, query])) for image, _ in prompts])
+    targets = np.stack([normalized(np.concatenate([colors, painted])) for _, colors in prompts])
     mask = np.concatenate([np.zeros_like(patch_mask), patch_mask])
-    colours = reference.forward(
+    colors = reference.forward(
       self.state,
       images,
       targets,
@@ -46,21 +46,21 @@ class SlowPredictor:
       feature_taps=config.feature_taps,
       prompts_per_query=len(prompts),
     )[0, side:]
-    colours = (colours * np.array(config.image_std) + np.array(config.image_mean)) * 255
-    return np.round(np.clip(colours, 0, 255)).astype(np.uint8)
+    colors = (colors * np.array(config.image_std) + np.array(config.image_mean)) * 255
+    return np.round(np.clip(colors, 0, 255)).astype(np.uint8)
 
   def predict(self, image, prompts, split, stitch_width=0):
-    """Colours and labels of an image; with a stitch width also those before the seams were painted again."""
+    """Colors and labels of an image; with a stitch width also those before the seams were painted again."""
     side, patch = self.config.canvas_size[1], self.config.patch_size
     whole, cells = split * side, side // patch
     entries = palette.fixed_palette(1 + max(int(labels.max()) for _, labels in prompts))
     tiles = []
     for pixels, labels in prompts:
-      pixels, colours = resized(pixels, whole, Image.BICUBIC), entries[resized(labels, whole, Image.NEAREST)]
+      pixels, colors = resized(pixels, whole, Image.BICUBIC), entries[resized(labels, whole, Image.NEAREST)]
       for top in range(0, whole, side):
         for left in range(0, whole, side):
           place = np.s_[top : top + side, left : left + side]
-          tiles.append((pixels[place], colours[place]))
+          tiles.append((pixels[place], colors[place]))
     query = resized(image, whole, Image.BICUBIC)
     painted = np.zeros_like(query)
     for top in range(0, whole, side):
@@ -96,9 +96,9 @@ class SlowPredictor:
         painted[place][pixel_mask] = again[pixel_mask]
 
   def decoded(self, painted, size, entries):
-    colours = np.asarray(Image.fromarray(painted).resize(size[::-1], Image.BILINEAR))
-    distance = np.linalg.norm(colours[:, :, None].astype(float) - entries[None, None], axis=-1)
-    return colours, np.argmin(distance, axis=-1)
+    colors = np.asarray(Image.fromarray(painted).resize(size[::-1], Image.BILINEAR))
+    distance = np.linalg.norm(colors[:, :, None].astype(float) - entries[None, None], axis=-1)
+    return colors, np.argmin(distance, axis=-1)
 
 
 def resized(pixels, side, resampling):
@@ -117,10 +117,10 @@ def boards(count):
 
 
 def check(prediction, expected, classes):
-  colours, labels = expected
+  colors, labels = expected
   assert np.mean(prediction.labels == labels) >= 0.999
   # Where the network is undecided, a step of rounding in what a window sees can grow; that is rare.
-  assert np.mean(np.abs(prediction.colours.astype(int) - colours) > 1) < 0.005
+  assert np.mean(np.abs(prediction.colors.astype(int) - colors) > 1) < 0.005
   assert len(np.unique(labels)) == classes  # or nothing was told apart
 
 

@@ -39,10 +39,10 @@ def test_tiles_of_an_odd_picture_have_the_network_size():
   assert tiling.label_tiles(noise(37, 53), 3, (16, 16)).shape == (9, 16, 16)
 
 
-def test_resizing_painted_colours_never_makes_a_colour_beyond_the_painted_ones():
+def test_resizing_painted_colors_never_makes_a_color_beyond_the_painted_ones():
   edge = np.zeros((8, 8, 3), np.uint8) + 100
   edge[:, 4:] = 180
-  resized = tiling.resize_colours(edge, (33, 29))
+  resized = tiling.resize_colors(edge, (33, 29))
   assert resized.min() == 100
   assert resized.max() == 180
 

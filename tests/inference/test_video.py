@@ -16,8 +16,9 @@ from PIL import Image
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import outputs
+from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
-from seggpt_jax.inference.predictor import Approach, Predictor
+from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.video import run_video, segment_frames
 from seggpt_jax.inference.video_files import probe, read_frames, write_video
 
@@ -26,7 +27,7 @@ NTSC = Fraction(30000, 1001)
 
 
 def moving_square(num_frames, size=(32, 48)):
-  """Grey, with a red square that goes from left to right."""
+  """Gray, with a red square that goes from left to right."""
   for index in range(num_frames):
     frame = np.full((*size, 3), 90, np.uint8)
     left = index * (size[1] - 8) // max(num_frames - 1, 1)
@@ -125,26 +126,28 @@ def test_a_video_becomes_a_playable_one_with_a_label_map_for_each_frame(predicto
 @pytest.mark.parametrize("split", [1, 2, (1, 2)])
 def test_recent_frames_prompt_the_next_with_their_own_predictions(predictor, prompt, split):
   frames = list(moving_square(5))
-  found = list(segment_frames(predictor, iter(frames), [prompt], Approach(split), num_frames=2, keep_empty=True))
+  found = list(
+    segment_frames(predictor, iter(frames), [prompt], InferenceOptions(split), num_frames=2, keep_empty=True)
+  )
   recent = []
   for frame, prediction in zip(frames, found, strict=True):
     expected = predictor.predict(frame, [prompt, *recent[-2:]], split=split)
-    np.testing.assert_array_equal(prediction.colours, expected.colours)
+    np.testing.assert_array_equal(prediction.colors, expected.colors)
     np.testing.assert_array_equal(prediction.labels, expected.labels)
     assert prediction.classes == (0, 1, 3)
     recent.append((frame, prediction.labels))
   alone = predictor.predict(frames[-1], [prompt], split=split)
-  assert not np.array_equal(alone.colours, found[-1].colours)
+  assert not np.array_equal(alone.colors, found[-1].colors)
 
 
 def test_without_recent_frames_each_frame_is_as_predicted_alone(predictor, prompt):
   frames = list(moving_square(6))
   palette = np.array([(10, 20, 30), (200, 0, 0), (0, 0, 250), (0, 240, 0)])
-  found = list(segment_frames(predictor, frames, [prompt], Approach(seg_type="instance"), palette=palette))
+  found = list(segment_frames(predictor, frames, [prompt], InferenceOptions(seg_type="instance"), palette=palette))
   for frame, prediction in zip(frames, found, strict=True):
     expected = predictor.predict(frame, [prompt], palette=palette, seg_type="instance")
     # Batches of other sizes round differently.
-    assert np.abs(prediction.colours.astype(int) - expected.colours).max() <= 1
+    assert np.abs(prediction.colors.astype(int) - expected.colors).max() <= 1
 
 
 def test_frames_in_which_nothing_was_found_do_not_crowd_out_those_that_show_the_thing(model, prompt):
@@ -178,13 +181,13 @@ def test_odd_sides_are_filled_up_by_repeating_the_last_row_and_column(tmp_path):
   assert shown[0][:, -1].min() > 235 and probe(tmp_path / "odd.mp4").rate == 10
 
 
-def test_colours_survive_writing_and_reading(tmp_path):
-  """Players are told which of the two ways of storing colour it is."""
-  colours = [(220, 30, 30), (20, 200, 40), (30, 40, 210), (255, 255, 255), (0, 0, 0)]
-  write_video(tmp_path / "colours.mp4", (np.full((16, 16, 3), colour, np.uint8) for colour in colours), 25)
-  for colour, shown in zip(colours, read_frames(tmp_path / "colours.mp4"), strict=True):
-    assert np.abs(shown.astype(int) - colour).max() <= 8
-  with av.open(tmp_path / "colours.mp4") as container:
+def test_colors_survive_writing_and_reading(tmp_path):
+  """Players are told which of the two ways of storing color it is."""
+  colors = [(220, 30, 30), (20, 200, 40), (30, 40, 210), (255, 255, 255), (0, 0, 0)]
+  write_video(tmp_path / "colors.mp4", (np.full((16, 16, 3), color, np.uint8) for color in colors), 25)
+  for color, shown in zip(colors, read_frames(tmp_path / "colors.mp4"), strict=True):
+    assert np.abs(shown.astype(int) - color).max() <= 8
+  with av.open(tmp_path / "colors.mp4") as container:
     context = container.streams.video[0].codec_context
     assert (context.name, context.pix_fmt, int(context.colorspace)) == ("h264", "yuv420p", 1)
 

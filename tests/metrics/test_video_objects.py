@@ -12,13 +12,13 @@ from seggpt_jax.metrics import video_objects
 
 
 def contour(mask):
-  """Pixels that differ from a neighbour to the right, below or right below, as far as there is one."""
+  """Pixels that differ from a neighbor to the right, below or right below, as far as there is one."""
   height, width = mask.shape
   found = np.zeros(mask.shape, bool)
   for y in range(height):
     for x in range(width):
       for dy, dx in ((0, 1), (1, 0), (1, 1)):
-        # On the last row and column the missing neighbour is that along the edge.
+        # On the last row and column the missing neighbor is that along the edge.
         other = mask[min(y + dy, height - 1), min(x + dx, width - 1)]
         found[y, x] |= mask[y, x] != other
   return found

@@ -1,8 +1,9 @@
 """Pairs of equal networks, built once."""
 
-import peers as peers_lib
 import pytest
 import torch
+
+from tests import peers as peers_lib
 
 torch.set_num_threads(1)  # operations are tiny, and tests run side by side
 

@@ -7,17 +7,17 @@ import json
 import re
 import shutil
 
-import adapter_runs
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from adapter_runs import CONFIG
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import load_adapted_model, load_adapter
-from seggpt_jax.model.adapters import LearntPrompt, LoRA
+from seggpt_jax.model.adapters import LearnedPrompt, LoRA
+from tests import adapter_runs
+from tests.adapter_runs import CONFIG
 
 
 @pytest.fixture
@@ -41,37 +41,37 @@ def change(run, **values):
 
 def test_weights_are_known_by_their_values_not_by_how_they_are_kept():
   params = {name: np.float16(value).astype(np.float32) for name, value in adapter_runs.loud_params(CONFIG).items()}
-  known = weights.fingerprint(params)
+  known = parameters.fingerprint(params)
   assert re.fullmatch("[0-9a-f]{32}", known)
   half = {name: value.astype(np.float16) for name, value in reversed(params.items())}
   on_device = {name: jnp.asarray(value) for name, value in params.items()}
   strided = {name: np.asfortranarray(value) for name, value in params.items()}
-  assert [weights.fingerprint(same) for same in (half, on_device, strided)] == [known] * 3
+  assert [parameters.fingerprint(same) for same in (half, on_device, strided)] == [known] * 3
   name = "blocks.1.attn.qkv.kernel"
   moved = params[name].copy()
   moved[3, 5] = np.nextafter(moved[3, 5], np.float32(np.inf))
   renamed = {"other" if key == name else key: value for key, value in params.items()}
   others = [params | {name: moved}, params | {name: params[name].T}, params | {name: params[name][None]}, renamed]
-  assert known not in [weights.fingerprint(other) for other in others]
+  assert known not in [parameters.fingerprint(other) for other in others]
 
 
 def test_weights_with_the_same_values_elsewhere_are_the_adapter_s(base, run, tmp_path):
   shutil.move(base, tmp_path / "moved")
   model, _ = load_adapted_model(tmp_path / "moved", run)
-  plain = weights.split(weights.load_model(tmp_path / "moved"))[1]
-  changed = [name for name, value in weights.split(model)[1].items() if (value != plain[name]).any()]
+  plain = parameters.split(weights.load_model(tmp_path / "moved"))[1]
+  changed = [name for name, value in parameters.split(model)[1].items() if (value != plain[name]).any()]
   assert len(changed) == 4 * CONFIG.depth
 
 
 def test_an_adapter_of_another_canvas_knows_its_weights_too(base, tmp_path):
   config = dataclasses.replace(CONFIG, canvas_size=(64, 32))
-  for adapter in (LoRA(rank=2), LearntPrompt()):
+  for adapter in (LoRA(rank=2), LearnedPrompt()):
     adapter_runs.write_run(tmp_path / type(adapter).__name__, adapter, config, base)
     model, _ = load_adapted_model(base, tmp_path / type(adapter).__name__)
     assert model.config.canvas_size == (64, 32)
 
 
-@pytest.mark.parametrize("adapter", [LoRA(rank=4), LearntPrompt()])
+@pytest.mark.parametrize("adapter", [LoRA(rank=4), LearnedPrompt()])
 def test_other_weights_of_the_same_architecture_are_refused(base, tmp_path, adapter):
   adapter_runs.write_run(tmp_path / "run", adapter, CONFIG, base)
   weights.save_weights(tmp_path / "other", adapter_runs.loud_params(CONFIG, seed=1), CONFIG)
@@ -121,8 +121,8 @@ def test_a_description_that_is_none_is_named_in_one_line(run, text):
   assert str(error.value).startswith(f"{path}: cannot be read as an adapter: ") and "\n" not in str(error.value)
 
 
-def test_the_shape_of_a_learnt_prompt_is_checked(base, tmp_path):
-  adapter_runs.write_run(tmp_path / "run", LearntPrompt(), CONFIG, base)
+def test_the_shape_of_a_learned_prompt_is_checked(base, tmp_path):
+  adapter_runs.write_run(tmp_path / "run", LearnedPrompt(), CONFIG, base)
   change(tmp_path / "run", config=lambda config: config | {"canvas_size": [64, 32]})
   with pytest.raises(InputError, match=re.escape("prompt.image has shape (16, 16, 3), expected (32, 32, 3)")):
     load_adapter(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Adapters: nothing changes at first, only their few parameters learn, and what they learnt merges exactly."""
+"""Adapters: nothing changes at first, only their few parameters learn, and what they learned merges exactly."""
 
 import dataclasses
 import functools
@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import adapters, weights
-from seggpt_jax.model.adapters import LearntPrompt, LoRA
+from seggpt_jax.model import adapters, parameters
+from seggpt_jax.model.adapters import LearnedPrompt, LoRA
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.model.seggpt import SegGPT
 
@@ -31,7 +31,7 @@ CONFIG = dataclasses.replace(
 
 @functools.cache
 def graph_and_params():
-  return weights.split(SegGPT(CONFIG, rngs=nnx.Rngs(0)))
+  return parameters.split(SegGPT(CONFIG, rngs=nnx.Rngs(0)))
 
 
 def canvases(seed=0, count=2):
@@ -43,7 +43,7 @@ def canvases(seed=0, count=2):
 def run(adapter, own, batch):
   graph, params = graph_and_params()
   images, targets, mask = batch
-  return weights.merge(graph, adapter.merge(params, own))(*adapter.prompt(images, targets, own), mask)
+  return parameters.merge(graph, adapter.merge(params, own))(*adapter.prompt(images, targets, own), mask)
 
 
 def trained(own, seed=5):
@@ -56,7 +56,7 @@ def test_a_new_lora_changes_nothing():
   graph, params = graph_and_params()
   own = LoRA(rank=4).init(params, CONFIG.canvas_size, jax.random.key(0))
   batch = canvases()
-  np.testing.assert_array_equal(run(LoRA(rank=4), own, batch), weights.merge(graph, params)(*batch))
+  np.testing.assert_array_equal(run(LoRA(rank=4), own, batch), parameters.merge(graph, params)(*batch))
 
 
 @pytest.mark.parametrize("targets", [("qkv",), ("fc1", "fc2"), adapters.LORA_TARGETS])
@@ -78,14 +78,14 @@ def test_a_lora_is_the_product_of_its_factors_on_the_kernels_asked_for_and_nowhe
 
 
 def test_a_lora_has_few_parameters():
-  _, shapes = weights.abstract(VARIANTS["vit_large"])
+  _, shapes = parameters.abstract(VARIANTS["vit_large"])
   own = jax.eval_shape(lambda key: LoRA(rank=8).init(shapes, (896, 448), key), jax.random.key(0))
   count = sum(value.size for value in own.values())
   assert count == 24 * 8 * ((1024 + 3072) + (1024 + 1024) + (1024 + 4096) + (4096 + 1024))
   assert count < 0.01 * sum(value.size for value in shapes.values())
 
 
-@pytest.mark.parametrize("adapter", [LoRA(rank=4), LearntPrompt()], ids=["lora", "prompt"])
+@pytest.mark.parametrize("adapter", [LoRA(rank=4), LearnedPrompt()], ids=["lora", "prompt"])
 def test_the_network_stays_frozen_while_every_part_of_the_adapter_learns(adapter):
   _, params = graph_and_params()
   own = trained(adapter.init(params, CONFIG.canvas_size, jax.random.key(0)))
@@ -95,21 +95,21 @@ def test_the_network_stays_frozen_while_every_part_of_the_adapter_learns(adapter
     assert float(jnp.abs(gradient).max()) > 0, name
 
 
-def test_a_learnt_prompt_takes_the_prompt_s_place_and_shows_its_target():
+def test_a_learned_prompt_takes_the_prompt_s_place_and_shows_its_target():
   _, params = graph_and_params()
-  own = LearntPrompt().init(params, CONFIG.canvas_size, jax.random.key(0))
+  own = LearnedPrompt().init(params, CONFIG.canvas_size, jax.random.key(0))
   images, targets, mask = canvases()
-  new_images, new_targets = LearntPrompt().prompt(images, targets, own)
+  new_images, new_targets = LearnedPrompt().prompt(images, targets, own)
   for new, old, name in ((new_images, images, "image"), (new_targets, targets, "target")):
     np.testing.assert_array_equal(new[:, 32:], old[:, 32:])
     np.testing.assert_array_equal(new[:, :32], np.stack([own[f"prompt.{name}"]] * 2))
   # Whatever prompts the batch came with, the answer is the same.
   other = canvases(seed=1)
   mixed = (images.at[:, :32].set(other[0][:, :32]), targets.at[:, :32].set(other[1][:, :32]), mask)
-  np.testing.assert_array_equal(run(LearntPrompt(), own, mixed), run(LearntPrompt(), own, (images, targets, mask)))
+  np.testing.assert_array_equal(run(LearnedPrompt(), own, mixed), run(LearnedPrompt(), own, (images, targets, mask)))
 
 
-@pytest.mark.parametrize("adapter", [LoRA(4, 2.0, ("qkv", "fc2")), LearntPrompt()])
+@pytest.mark.parametrize("adapter", [LoRA(4, 2.0, ("qkv", "fc2")), LearnedPrompt()])
 def test_adapters_are_kept_as_json(adapter):
   assert adapters.from_dict(json.loads(json.dumps(adapters.to_dict(adapter)))) == adapter
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seggpt_jax.model.attention.dispatch import blockwise as blockwise_attention
-from seggpt_jax.model.attention.dispatch import dispatch as attention
-from seggpt_jax.model.attention.dispatch import flash as flash_attention
+from seggpt_jax.model.attention import blockwise as blockwise_attention
+from seggpt_jax.model.attention import dispatch as attention
+from seggpt_jax.model.attention import flash as flash_attention
 from seggpt_jax.model.config import VARIANTS
 
 # cuDNN's and the TPU's run here without their devices: the same operands, by XLA and step by step.

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seggpt_jax.model import ensemble, weights
+from seggpt_jax.model import ensemble, parameters
 from seggpt_jax.model.seggpt import SegGPT
 
 
 def model(peers):
-  return weights.merge(weights.abstract(peers.config)[0], peers.params)
+  return parameters.merge(parameters.abstract(peers.config)[0], peers.params)
 
 
 def draw(config, queries, prompts, seed=0):
-  """Pixels of queries and prompts, targets of both, and a patch mask with holes; all but the mask normalised."""
+  """Pixels of queries and prompts, targets of both, and a patch mask with holes; all but the mask normalized."""
   generator, half = np.random.default_rng(seed), (config.canvas_size[0] // 2, config.canvas_size[1])
   shapes = [(queries, *half, 3), *[(queries, prompts, *half, 3)] * 2, (queries, *half, 3)]
   mask = generator.random((queries, config.grid[0] // 2, config.grid[1])) < 0.7
@@ -32,15 +32,15 @@ def on_canvases(network: SegGPT, queries, prompts, targets, painted, mask, seg_t
     return jnp.asarray(np.concatenate([upper, lower], axis=2).reshape(-1, 2 * lower.shape[2], *lower.shape[3:]))
 
   hidden = stacked(np.zeros((*prompts.shape[:2], *mask.shape[1:]), bool), mask)
-  colours = network(
+  colors = network(
     stacked(prompts, queries), stacked(targets, painted), hidden, seg_type=seg_type, prompts_per_query=count
   )
-  return np.asarray(colours)[::count, queries.shape[1] :]
+  return np.asarray(colors)[::count, queries.shape[1] :]
 
 
 @pytest.mark.parametrize("queries, prompts, seg_type", [(3, 1, "semantic"), (2, 3, "instance"), (1, 9, "semantic")])
 def test_queries_are_painted_as_on_whole_canvases(peers, queries, prompts, seg_type):
-  """float32, 3e-5 of the largest colour; nine prompts attend in two portions."""
+  """float32, 3e-5 of the largest color; nine prompts attend in two portions."""
   drawn = draw(peers.config, queries, prompts)
   expected = on_canvases(model(peers), *drawn, seg_type)
   found = np.asarray(ensemble.paint_queries(model(peers), *drawn, seg_type))
@@ -57,11 +57,11 @@ def test_one_query_does_not_see_another(peers):
 
 def test_a_query_is_computed_once_for_all_its_prompts(peers):
   """Operations as the compiler counts them: well below those of the canvases, of which half are the query's."""
-  graph, params = weights.split(model(peers))
+  graph, params = parameters.split(model(peers))
   drawn = draw(peers.config, 1, 8)
 
   def count(function):
-    compiled = jax.jit(lambda params: function(weights.merge(graph, params))).lower(params).compile()
+    compiled = jax.jit(lambda params: function(parameters.merge(graph, params))).lower(params).compile()
     return compiled.cost_analysis()["flops"]
 
   def canvases(network):

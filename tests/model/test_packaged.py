@@ -9,7 +9,7 @@ import pytest
 import seggpt_jax
 from seggpt_jax.cli.pack import main
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import packaged, weights
+from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.synthetic import held_out, tasks
 
@@ -21,7 +21,7 @@ def test_the_small_weights_are_there_and_small():
   config = weights.load_config("small")
   assert dataclasses.asdict(config) == dataclasses.asdict(VARIANTS["small"])
   params = weights.load_params("small", config)
-  weights.check_shapes("small", params, config)
+  parameters.check_shapes("small", params, config)
   assert all(value.dtype == np.float16 for value in params.values())
 
 
@@ -29,8 +29,8 @@ def test_load_model_takes_the_name():
   model = seggpt_jax.load_model("small")
   height, width = model.config.canvas_size
   images = jnp.zeros((1, height, width, 3))
-  colours = model(images, images, jnp.ones((1, *model.config.grid), bool))
-  assert colours.shape == (1, height, width, 3) and colours.dtype == jnp.float32
+  colors = model(images, images, jnp.ones((1, *model.config.grid), bool))
+  assert colors.shape == (1, height, width, 3) and colors.dtype == jnp.float32
 
 
 def test_the_small_weights_read_the_prompt():
@@ -65,7 +65,7 @@ def test_a_folder_of_that_name_goes_before(tmp_path, monkeypatch):
 def test_packing_rounds_to_half_precision(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(packaged, "_folder", lambda: tmp_path / "packaged")
   config = VARIANTS["tiny"]
-  _, shapes = weights.abstract(config)
+  _, shapes = parameters.abstract(config)
   generator = np.random.default_rng(0)
   params = {name: generator.standard_normal(shape.shape, np.float32) for name, shape in shapes.items()}
   weights.save_weights(tmp_path / "weights", params, config)

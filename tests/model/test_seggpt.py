@@ -7,18 +7,18 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peers as peers_lib
 import pytest
-import reference
 import torch
 from flax import nnx
 from jax.ad_checkpoint import print_saved_residuals
 
-from seggpt_jax.model import seggpt, torch_weights, weights
-from seggpt_jax.model.attention.dispatch import relative_positions
+from seggpt_jax.model import parameters, seggpt, torch_weights
+from seggpt_jax.model.attention import relative_positions
+from tests import peers as peers_lib
+from tests import reference
 
 
-def reference_colours(peers, images, targets, patch_mask, **call):
+def reference_colors(peers, images, targets, patch_mask, **call):
   # A copy: to_torch empties what it is given.
   state = torch_weights.to_torch({n: np.asarray(p) for n, p in peers.params.items()}, peers.config.depth, "baai")
   config = peers.config
@@ -46,20 +46,20 @@ def assert_gradients_close(found, wanted, tolerance):
 def test_equals_transformers(peers, seg_type):
   """Converted weights paint what they paint in transformers, and train as they do there.
 
-  Reference: transformers on the CPU. Float32: colours within 1e-4 where they are O(1), loss within 1e-5 of itself,
+  Reference: transformers on the CPU. Float32: colors within 1e-4 where they are O(1), loss within 1e-5 of itself,
   the gradient of every parameter within 1e-3 of its norm.
   """
   inputs = peers_lib.canvases(peers.config, batch=2)
   peers.theirs.zero_grad()
   output = peers_lib.call_theirs(peers.theirs, *inputs, embedding_type=seg_type)
   output.loss.backward()
-  wanted = peers_lib.colours(output)
+  wanted = peers_lib.colors(output)
   assert 0.3 < wanted.std() < 3.0
 
   is_instance = jnp.full(2, seg_type == "instance", jnp.int32)
-  (loss, colours), gradients = peers.loss_and_gradients()(peers.params, *inputs, seg_type=is_instance)
+  (loss, colors), gradients = peers.loss_and_gradients()(peers.params, *inputs, seg_type=is_instance)
 
-  np.testing.assert_allclose(colours, wanted, atol=1e-4, rtol=0)
+  np.testing.assert_allclose(colors, wanted, atol=1e-4, rtol=0)
   np.testing.assert_allclose(loss, output.loss.item(), rtol=1e-5)
   named = dict(peers.theirs.named_parameters())
   theirs = {
@@ -100,7 +100,7 @@ def test_seg_type_of_each_canvas(oblong):
 
 
 def test_hidden_targets_are_not_read(oblong):
-  """The answer cannot leak in: what lies under the patch mask does not change a single bit of the colours."""
+  """The answer cannot leak in: what lies under the patch mask does not change a single bit of the colors."""
   images, targets, mask = peers_lib.canvases(oblong.config, batch=1)
   run = oblong.jitted()
   hidden = np.repeat(np.repeat(mask, 8, axis=1), 8, axis=2)[..., None]
@@ -135,7 +135,7 @@ def test_canvas_of_another_size(oblong, canvas_size):
   """Larger, smaller and differently shaped canvases run on the stored tables, resized.
 
   References: transformers built for that canvas, which refuses any other, with the relative positions resized by
-  PyTorch beforehand, and the float64 reference, which resizes on its own. Float32, 1e-4 where colours are O(1).
+  PyTorch beforehand, and the float64 reference, which resizes on its own. Float32, 1e-4 where colors are O(1).
   """
   config = dict(peers_lib.TINY["oblong"], image_size=list(canvas_size))
   theirs = type(oblong.theirs)(type(oblong.theirs.config)(**config)).eval()
@@ -147,12 +147,12 @@ def test_canvas_of_another_size(oblong, canvas_size):
   theirs.load_state_dict(state)
   inputs = peers_lib.canvases(oblong.config, batch=1, canvas_size=canvas_size)
 
-  colours = oblong.jitted()(oblong.params, *inputs)
+  colors = oblong.jitted()(oblong.params, *inputs)
 
   with torch.no_grad():
-    wanted = peers_lib.colours(peers_lib.call_theirs(theirs, *inputs, embedding_type="semantic"))
-  np.testing.assert_allclose(colours, wanted, atol=1e-4, rtol=0)
-  np.testing.assert_allclose(colours, reference_colours(oblong, *inputs), atol=1e-4, rtol=0)
+    wanted = peers_lib.colors(peers_lib.call_theirs(theirs, *inputs, embedding_type="semantic"))
+  np.testing.assert_allclose(colors, wanted, atol=1e-4, rtol=0)
+  np.testing.assert_allclose(colors, reference_colors(oblong, *inputs), atol=1e-4, rtol=0)
 
 
 # ---------------------------------------------------------------------------------------------------- feature ensemble
@@ -163,7 +163,7 @@ def test_feature_ensemble(square, prompts):
   """Several prompts are ensembled as the method says, and queries that share a batch do not see each other.
 
   Three queries, together and alone. Reference: the float64 network, one query after another. Float32, 1e-4 where
-  colours are O(1). Together against alone: 5e-6, not bitwise, because XLA orders the sums of a matrix product by its
+  colors are O(1). Together against alone: 5e-6, not bitwise, because XLA orders the sums of a matrix product by its
   size.
   """
   images, targets, _ = peers_lib.canvases(square.config, batch=prompts * 3)
@@ -176,12 +176,12 @@ def test_feature_ensemble(square, prompts):
     query = slice(first, first + prompts)
     alone.append(run(square.params, images[query], targets[query], mask[query]))
   alone = np.concatenate(alone)
-  wanted = reference_colours(square, images, targets, mask, prompts_per_query=prompts)
+  wanted = reference_colors(square, images, targets, mask, prompts_per_query=prompts)
   np.testing.assert_allclose(together, wanted, atol=1e-4, rtol=0)
   np.testing.assert_allclose(alone, wanted, atol=1e-4, rtol=0)
   np.testing.assert_allclose(together, alone, atol=5e-6, rtol=0)
   if prompts > 1:
-    not_ensembled = reference_colours(square, images[:prompts], targets[:prompts], mask[:prompts])
+    not_ensembled = reference_colors(square, images[:prompts], targets[:prompts], mask[:prompts])
     assert np.abs(together[:prompts] - not_ensembled).max() > 0.1
 
 
@@ -198,8 +198,8 @@ def test_transformers_ensembles_across_the_streams(square):
     output = peers_lib.call_theirs(
       square.theirs, images, targets, mask, embedding_type="semantic", feature_ensemble=True
     )
-  wanted = reference_colours(square, images, targets, mask, prompts_per_query=2)
-  assert np.abs(peers_lib.colours(output) - wanted).max() > 1e-2
+  wanted = reference_colors(square, images, targets, mask, prompts_per_query=2)
+  assert np.abs(peers_lib.colors(output) - wanted).max() > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_wrong_calls_say_what_is_wrong(oblong, change, message):
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
-  """Regularisation is what the original's is: samples go as a whole and the expectation stays.
+  """Regularization is what the original's is: samples go as a whole and the expectation stays.
 
   Reference: a Bernoulli variable of 0.7 over 4000 samples; the mean of x / 0.7 lies within 4 deviations of 1.
   """
@@ -297,20 +297,20 @@ def test_remat_keeps_no_attention(oblong, capsys):
 
 
 def test_bfloat16_is_close(oblong):
-  """Mixed precision on accelerators: same parameters, float32 colours out, near the float32 network's.
+  """Mixed precision on accelerators: same parameters, float32 colors out, near the float32 network's.
 
-  Reference: ours in float32. bfloat16 has 8 bits: colours within 2 % of their norm after 3 blocks, loss within
+  Reference: ours in float32. bfloat16 has 8 bits: colors within 2 % of their norm after 3 blocks, loss within
   0.5 %, gradients within 6 % in total.
   """
   inputs = peers_lib.canvases(oblong.config, batch=2)
   seg_type = jnp.array([0, 1])
-  (loss, colours), gradients = oblong.loss_and_gradients()(oblong.params, *inputs, seg_type=seg_type)
+  (loss, colors), gradients = oblong.loss_and_gradients()(oblong.params, *inputs, seg_type=seg_type)
   in_bfloat16 = oblong.loss_and_gradients(dtype=jnp.bfloat16)
-  (loss16, colours16), gradients16 = in_bfloat16(oblong.params, *inputs, seg_type=seg_type)
-  assert colours16.dtype == jnp.float32
+  (loss16, colors16), gradients16 = in_bfloat16(oblong.params, *inputs, seg_type=seg_type)
+  assert colors16.dtype == jnp.float32
   assert all(gradient.dtype == jnp.float32 for gradient in gradients16.values())
   flat, flat16 = (np.concatenate([np.ravel(g[n]) for n in gradients]) for g in (gradients, gradients16))
-  assert relative_norm(colours16, colours) < 0.02
+  assert relative_norm(colors16, colors) < 0.02
   np.testing.assert_allclose(loss16, loss, rtol=0.005)
   assert relative_norm(flat16, flat) < 0.06
 
@@ -333,7 +333,7 @@ def test_initial_parameters():
     feature_taps=(0,),
     decoder_dim=8,
   )
-  _, params = weights.split(seggpt.SegGPT(config, rngs=nnx.Rngs(0)))
+  _, params = parameters.split(seggpt.SegGPT(config, rngs=nnx.Rngs(0)))
   for name, value in params.items():
     assert value.dtype == jnp.float32
     if name.endswith(".scale"):
@@ -352,7 +352,7 @@ def test_initial_parameters():
 def test_vit_large_equals_transformers():
   """The released size itself: a mistake that only shows in 24 blocks of 1568 tokens would show here.
 
-  Reference: transformers, float32 on the CPU, random weights. Colours within 1e-4 of their largest value. Prints the
+  Reference: transformers, float32 on the CPU, random weights. Colors within 1e-4 of their largest value. Prints the
   difference, the scale and the times.
   """
   started = time.perf_counter()
@@ -360,15 +360,15 @@ def test_vit_large_equals_transformers():
     peers = peers_lib.build()
     inputs = peers_lib.canvases(peers.config, batch=1)
     built = time.perf_counter()
-    wanted = peers_lib.colours(peers_lib.call_theirs(peers.theirs, *inputs, embedding_type="semantic"))
+    wanted = peers_lib.colors(peers_lib.call_theirs(peers.theirs, *inputs, embedding_type="semantic"))
   theirs = time.perf_counter()
   compiled = peers.jitted().lower(peers.params, *inputs).compile()
   ready = time.perf_counter()
-  colours = np.asarray(compiled(peers.params, *inputs))
+  colors = np.asarray(compiled(peers.params, *inputs))
   ours = time.perf_counter()
-  difference, scale = np.abs(colours - wanted).max(), np.abs(wanted).max()
+  difference, scale = np.abs(colors - wanted).max(), np.abs(wanted).max()
   print(
-    f"ViT-L: difference {difference:.2e}, largest colour {scale:.3f}, deviation {wanted.std():.3f}; build "
+    f"ViT-L: difference {difference:.2e}, largest color {scale:.3f}, deviation {wanted.std():.3f}; build "
     f"{built - started:.1f} s, transformers {theirs - built:.1f} s, compile {ready - theirs:.1f} s, ours "
     f"{ours - ready:.1f} s"
   )

@@ -10,7 +10,6 @@ import shutil
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import peers as peers_lib
 import pytest
 import safetensors.torch
 import torch
@@ -19,8 +18,9 @@ from transformers import SegGptForImageSegmentation
 import seggpt_jax.model.torch_files as torch_files
 import seggpt_jax.model.torch_weights as torch_weights
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.config import SegGPTConfig
+from tests import peers as peers_lib
 
 
 def baai_state(peers, dtype=torch.float32):
@@ -155,7 +155,7 @@ def test_release_is_inferred_in_full():
   The tensors have no memory behind them: one zero, repeated.
   """
   config = SegGPTConfig()
-  _, shapes = weights.abstract(config)
+  _, shapes = parameters.abstract(config)
   tensors = {
     entry.baai: np.broadcast_to(
       np.float32(0), entry.to_torch(np.broadcast_to(np.int8(0), shapes[entry.name].shape)).shape
@@ -198,7 +198,7 @@ def test_baai_and_back(square, tmp_path, dtype, suffix):
 def test_transformers_and_back(peers, tmp_path, dtype):
   """hf -> ours -> hf, and transformers' from_pretrained loads it and paints the same, taps and merge block included.
 
-  Reference: the model it came from; parameters bit for bit, colours within 1e-6 (float32; the same code).
+  Reference: the model it came from; parameters bit for bit, colors within 1e-6 (float32; the same code).
   """
   theirs = SegGptForImageSegmentation(peers.theirs.config).eval()
   theirs.load_state_dict(peers.theirs.state_dict())
@@ -212,7 +212,7 @@ def test_transformers_and_back(peers, tmp_path, dtype):
   if dtype == torch.float32:
     inputs = peers_lib.canvases(peers.config, batch=1)
     with torch.no_grad():
-      before, after = (peers_lib.colours(peers_lib.call_theirs(m, *inputs)) for m in (theirs, back.eval()))
+      before, after = (peers_lib.colors(peers_lib.call_theirs(m, *inputs)) for m in (theirs, back.eval()))
     np.testing.assert_allclose(after, before, atol=1e-6, rtol=0)
 
 
@@ -245,23 +245,23 @@ def test_our_directory(square, tmp_path, dtype):
   weights.save_weights(tmp_path / "w", params, square.config)
   assert weights.load_config(tmp_path / "w") == square.config
   assert_same(weights.load_params(tmp_path / "w"), params)
-  _graph, loaded = weights.split(weights.load_model(tmp_path / "w"))
+  _graph, loaded = parameters.split(weights.load_model(tmp_path / "w"))
   assert_same(loaded, {name: value.astype(np.float32) for name, value in params.items()})
   with pytest.raises(InputError, match="found something there already"):
     weights.save_weights(tmp_path / "w", params, square.config)
 
 
 def test_loaded_model_paints_as_transformers(square, tmp_path):
-  """The whole way a user goes: file, converter, load_model, colours. Float32, 1e-4 where colours are O(1)."""
+  """The whole way a user goes: file, converter, load_model, colors. Float32, 1e-4 where colors are O(1)."""
   torch.save({"model": baai_state(square)}, tmp_path / "in.pth")
   conversion = torch_files.read(tmp_path / "in.pth")
   weights.save_weights(tmp_path / "w", conversion.params, square.config)
   inputs = peers_lib.canvases(square.config, batch=1)
-  _graph, params = weights.split(weights.load_model(tmp_path / "w"))
-  colours = square.jitted()(params, *map(jnp.asarray, inputs))
+  _graph, params = parameters.split(weights.load_model(tmp_path / "w"))
+  colors = square.jitted()(params, *map(jnp.asarray, inputs))
   with torch.no_grad():
-    wanted = peers_lib.colours(peers_lib.call_theirs(square.theirs, *inputs, embedding_type="semantic"))
-  np.testing.assert_allclose(colours, wanted, atol=1e-4, rtol=0)
+    wanted = peers_lib.colors(peers_lib.call_theirs(square.theirs, *inputs, embedding_type="semantic"))
+  np.testing.assert_allclose(colors, wanted, atol=1e-4, rtol=0)
 
 
 # ------------------------------------------------------------------------------------------------------- refusals

@@ -11,7 +11,7 @@ from flax import nnx
 
 from seggpt_jax import canvas
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.retrieval.features import Encoder, encode, in_blocks, presence
 
@@ -29,7 +29,7 @@ def test_features_are_means_over_the_tokens_of_the_query_half(model, config, ima
   shares[2] = 0
   found = encoder(images, shares)
 
-  pixels = canvas.normalise(images)
+  pixels = canvas.normalize(images)
   both = jnp.concatenate([pixels, pixels], axis=1)
   tokens = model.embed(both, jnp.zeros_like(both), np.ones((3, *config.grid), bool), "semantic", 1)
   rows, width = config.grid[0] // 2, config.width
@@ -56,11 +56,11 @@ def test_a_tap_that_the_network_has_not_is_refused(model):
 
 
 def test_features_are_known_by_what_they_depend_on(model, config):
-  graph, params = weights.split(model)
-  other = weights.merge(graph, {**params, "norm.bias": params["norm.bias"] + 1})
-  recoloured = dataclasses.replace(config, image_mean=(0.5, 0.5, 0.5))
-  rebuilt = weights.merge(weights.split(nnx.eval_shape(lambda: SegGPT(recoloured, rngs=nnx.Rngs(0))))[0], params)
-  same = weights.merge(graph, dict(params))
+  graph, params = parameters.split(model)
+  other = parameters.merge(graph, {**params, "norm.bias": params["norm.bias"] + 1})
+  recolored = dataclasses.replace(config, image_mean=(0.5, 0.5, 0.5))
+  rebuilt = parameters.merge(parameters.split(nnx.eval_shape(lambda: SegGPT(recolored, rngs=nnx.Rngs(0))))[0], params)
+  same = parameters.merge(graph, dict(params))
   names = [Encoder(m, tap).identity for m, tap in ((model, 1), (model, 2), (other, 1), (rebuilt, 1))]
   assert len(set(names)) == 4
   assert Encoder(same, 1).identity == names[0]

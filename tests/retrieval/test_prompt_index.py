@@ -1,4 +1,4 @@
-"""Searching labelled images: what is found, and when features are computed anew."""
+"""Searching labeled images: what is found, and when features are computed anew."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.retrieval import features, prompt_index
 from seggpt_jax.retrieval.prompt_index import PromptIndex, foreground_shares, list_prompts
 
@@ -22,7 +22,7 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
 
 def picture(seed: int) -> np.ndarray:
-  """Colours that vary slowly, as those of photographs do."""
+  """Colors that vary slowly, as those of photographs do."""
   small = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
   return np.asarray(Image.fromarray(small).resize((50, 40), Image.Resampling.BICUBIC))
 
@@ -89,8 +89,8 @@ def test_of_two_prompts_that_differ_in_the_mask_alone_the_one_whose_foreground_i
   add(tmp_path, "left", both, half("left"))
   add(tmp_path, "right", both, half("right"))
   index = PromptIndex.build(model, files(tmp_path), foreground_weight=1)
-  for name, colour in (("left", (200, 40, 30)), ("right", (30, 90, 210))):
-    query = np.full((40, 50, 3), colour, np.uint8)
+  for name, color in (("left", (200, 40, 30)), ("right", (30, 90, 210))):
+    query = np.full((40, 50, 3), color, np.uint8)
     assert index.nearest(query)[0].files.image.stem == name
   blind = PromptIndex.build(model, files(tmp_path), foreground_weight=0)
   first, second = blind.nearest(both, top_k=2)
@@ -137,8 +137,8 @@ def test_kept_features_are_used_until_a_file_changes(folder, model, tmp_path, en
 
 
 def test_kept_features_of_other_weights_are_not_used(folder, model, tmp_path, encoded):
-  graph, params = weights.split(model)
-  other = weights.merge(graph, {**params, "norm.bias": params["norm.bias"] + 1})
+  graph, params = parameters.split(model)
+  other = parameters.merge(graph, {**params, "norm.bias": params["norm.bias"] + 1})
   for network, tap in ((model, 1), (other, 1), (model, 2)):
     encoded.clear()
     PromptIndex.build(network, files(folder), cache=tmp_path / "cache", tap=tap)

@@ -109,7 +109,7 @@ def test_source_depends_on_seed_and_index_only():
 
 def test_boards_and_splits_differ():
   items = [boards.BoardSource(12, seed=0, size=64, split=split) for split in boards.SPLITS]
-  # Compared without colour and light, which could differ on boards of the same layout.
+  # Compared without color and light, which could differ on boards of the same layout.
   images = [source[i]["image"].mean(-1) for source in items for i in range(12)]
   images = np.stack([((i - i.mean()) / i.std()).ravel() for i in images])
   alike = images @ images.T / images.shape[1]

@@ -7,13 +7,13 @@ from seggpt_jax.synthetic import materials, shapes
 
 
 @pytest.mark.parametrize("pattern", materials.PATTERNS)
-def test_paintings_of_a_material_share_colours_and_no_pixels(pattern):
-  colours = np.array([[40, 60, 80], [80, 100, 120]], np.float32)
-  material = materials.Material(pattern, colours, frequency=6.0, angle=0.3, sharpness=0.5, roughness=2.0)
+def test_paintings_of_a_material_share_colors_and_no_pixels(pattern):
+  colors = np.array([[40, 60, 80], [80, 100, 120]], np.float32)
+  material = materials.Material(pattern, colors, frequency=6.0, angle=0.3, sharpness=0.5, roughness=2.0)
   first, second = (material.paint(np.random.default_rng(seed), 64) for seed in (0, 1))
   assert first.shape == (64, 64, 3) and first.dtype == np.float32
   assert not np.array_equal(first, second)
-  # Between its two colours, but for the roughness.
+  # Between its two colors, but for the roughness.
   assert first.min() > 40 - 12 and first.max() < 120 + 12
   assert np.abs(first.mean(axis=(0, 1)) - second.mean(axis=(0, 1))).max() < 25
 
@@ -24,11 +24,11 @@ def test_smooth_noise_has_unit_variance_and_no_mean():
   np.testing.assert_allclose(fields.mean(axis=0), 0.0, atol=0.2)
 
 
-def test_materials_drawn_together_differ_in_colour():
+def test_materials_drawn_together_differ_in_color():
   distances = []
   for seed in range(100):
     first, second = materials.random_materials(np.random.default_rng(seed), 2)
-    distances.append(np.linalg.norm(first.colour - second.colour))
+    distances.append(np.linalg.norm(first.color - second.color))
   assert np.quantile(distances, 0.05) > 60
 
 
@@ -37,7 +37,7 @@ def test_a_retextured_material_differs_in_its_pattern_alone():
   material = materials.random_material(generator)
   other = materials.retextured(material, generator)
   assert other.pattern != material.pattern
-  np.testing.assert_array_equal(other.colours, material.colours)
+  np.testing.assert_array_equal(other.colors, material.colors)
 
 
 def test_varying_by_nothing_changes_nothing():

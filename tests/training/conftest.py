@@ -1,14 +1,8 @@
 """A dataset for runs of the nano network."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).parent))
-
-import nano
+from benchmarks import nano
 
 
 @pytest.fixture(scope="session")

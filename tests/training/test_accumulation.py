@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from seggpt_jax import canvas, palette
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import sharding
@@ -53,7 +53,7 @@ def make_batch(seed, size=32):
 
 @functools.cache
 def graph_and_params():
-  return weights.split(SegGPT(CONFIG, rngs=nnx.Rngs(0)))
+  return parameters.split(SegGPT(CONFIG, rngs=nnx.Rngs(0)))
 
 
 def build(data, fsdp, optimizer, prompts=1, frozen=(), ema=0.0, accumulate=1):
@@ -89,7 +89,7 @@ def test_micro_batches_add_up_to_the_batch(devices, accumulate, prompts):
     np.testing.assert_allclose(output.loss, expected.loss, rtol=1e-5)
     np.testing.assert_allclose(output.gradient_norm, expected.gradient_norm, rtol=1e-5)
     # The whole batch in its order; and of its pixels all but those on the border between two classes.
-    np.testing.assert_allclose(output.colours, expected.colours, atol=0.02)
+    np.testing.assert_allclose(output.colors, expected.colors, atol=0.02)
     assert np.abs(output.confusion - expected.confusion).sum() <= 2e-3 * expected.confusion.sum()
   start = graph_and_params()[1]
   for name, value in params.items():
@@ -131,10 +131,10 @@ def test_frozen_parameters_stay_averages_follow_and_the_norm_is_that_of_the_grad
 
   def loss(part):
     batch = {key: jnp.asarray(value) for key, value in make_batch(0).items()}
-    targets = canvas.normalise(palette.colour_labels(batch["labels"], batch["palette"]))
-    model = weights.merge(graph, {**params, **part})
-    colours = model(canvas.normalise(batch["images"]), targets, batch["patch_mask"])
-    return masked_smooth_l1(colours, targets, batch["patch_mask"], batch["labels"] != palette.IGNORE)
+    targets = canvas.normalize(palette.color_labels(batch["labels"], batch["palette"]))
+    model = parameters.merge(graph, {**params, **part})
+    colors = model(canvas.normalize(batch["images"]), targets, batch["patch_mask"])
+    return masked_smooth_l1(colors, targets, batch["patch_mask"], batch["labels"] != palette.IGNORE)
 
   gradients = jax.jit(jax.grad(loss))({name: params[name] for name in trained})
   norm = np.sqrt(sum(np.sum(np.square(np.asarray(value, np.float64))) for value in gradients.values()))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 
-import adapter_runs
-import nano
 import numpy as np
 import pytest
 
+from benchmarks import nano
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import weights
 from seggpt_jax.model.adapter_files import load_adapted_model, load_adapter
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import loop
+from tests import adapter_runs
 
 
 @pytest.fixture

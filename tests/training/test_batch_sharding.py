@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import sharding
 
@@ -20,15 +20,15 @@ CANVASES = 2  # on each device
 
 @functools.cache
 def compiled(data, fsdp):
-  """The gradient of the network's mean colour, its parameters split over "fsdp"."""
+  """The gradient of the network's mean color, its parameters split over "fsdp"."""
   mesh = Mesh(np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp), ("data", "fsdp"))
   spread, shape = sharding.batch_sharding(mesh), jax.ShapeDtypeStruct
-  graph, params = weights.abstract(CONFIG, remat="full", batch_sharding=spread)
+  graph, params = parameters.abstract(CONFIG, remat="full", batch_sharding=spread)
   where = sharding.tree_sharding(mesh, params)
   size = CANVASES * data * fsdp
 
   def loss(params, canvases, mask):
-    return jnp.mean(weights.merge(graph, params)(canvases, canvases, mask))
+    return jnp.mean(parameters.merge(graph, params)(canvases, canvases, mask))
 
   gradient = jax.jit(jax.grad(loss), in_shardings=(where, spread, spread), out_shardings=where)
   canvases = shape((size, *CONFIG.canvas_size, 3), jnp.float32)

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training import sharding
 from seggpt_jax.training.checkpoints import Checkpoints
@@ -37,7 +37,7 @@ CONFIG = SegGPTConfig(
 def state_at(step, mesh=None):
   """Parameters around the step's number, which do not compress to nothing."""
   generator = np.random.default_rng(step)
-  shapes = {name: leaf.shape for name, leaf in weights.abstract(CONFIG)[1].items()}
+  shapes = {name: leaf.shape for name, leaf in parameters.abstract(CONFIG)[1].items()}
   params = {name: generator.uniform(step - 0.4, step + 0.4, shape).astype(np.float32) for name, shape in shapes.items()}
   state = TrainState(jnp.asarray(step, jnp.int32), params, optax.adamw(1e-3).init(params))
   mesh = mesh or sharding.make_mesh(-1, 1)
@@ -180,8 +180,7 @@ FILL = """
 import sys
 from pathlib import Path
 folder = Path(sys.argv[1]); steps = int(sys.argv[2])
-sys.path.insert(0, "tests/training")
-import test_checkpoints as own
+from tests.training import test_checkpoints as own
 from seggpt_jax.training.checkpoints import Checkpoints
 checkpoints = Checkpoints(folder, own.CONFIG, keep=2)
 try:
@@ -246,8 +245,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path):
 @pytest.mark.usefixtures("can_mount")
 def test_training_on_a_full_disk_ends_with_status_2(tmp_path):
   """train.py itself, whose metrics and pictures want room too."""
-  sys.path.insert(0, str(ROOT / "benchmarks"))
-  import nano
+  from benchmarks import nano
 
   nano.write_dataset(tmp_path / "data")
   (tmp_path / "run").mkdir()

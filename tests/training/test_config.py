@@ -1,4 +1,4 @@
-"""The configuration: a misspelt key or a value that cannot be meant must not cost a night of training."""
+"""The configuration: a misspelled key or a value that cannot be meant must not cost a night of training."""
 
 import importlib.util
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_every_config_of_the_repository_is_known_and_says_how_to_run_it(path):
 @pytest.mark.parametrize(
   ("key", "value", "message"),
   [
-    ("data.palette", "grey", "config.data.palette: found 'grey', expected one of random, black_background, fixed"),
+    ("data.palette", "gray", "config.data.palette: found 'gray', expected one of random, black_background, fixed"),
     ("data.labels", "rgb", "config.data.labels: found 'rgb'"),
     ("model.dtype", "float16", "config.model.dtype: found 'float16'"),
     ("model.attention", "flash", "config.model.attention: found 'flash', expected one of auto, reference, folded"),

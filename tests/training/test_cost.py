@@ -1,4 +1,4 @@
-"""A utilisation is only as good as the count under it: checked against the compiler's own count."""
+"""A utilization is only as good as the count under it: checked against the compiler's own count."""
 
 import dataclasses
 import types
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import cost
 from seggpt_jax.training.chips import CHIPS, find_chip
@@ -17,13 +17,13 @@ BATCH = 4
 
 def counted(config, attention, kind):
   """XLA's count for the lowered program of each canvas."""
-  graph, params = weights.abstract(config, attention=attention, remat="none" if kind == "forward" else kind)
+  graph, params = parameters.abstract(config, attention=attention, remat="none" if kind == "forward" else kind)
   height, width = config.canvas_size
   canvases = jax.ShapeDtypeStruct((BATCH, height, width, 3), jnp.float32)
   mask = jax.ShapeDtypeStruct((BATCH, *config.grid), jnp.bool_)
 
   def forward(params, canvases, mask):
-    return jnp.sum(weights.merge(graph, params)(canvases, canvases, mask))
+    return jnp.sum(parameters.merge(graph, params)(canvases, canvases, mask))
 
   function = forward if kind == "forward" else jax.grad(forward)
   return jax.jit(function).lower(params, canvases, mask).cost_analysis()["flops"] / BATCH
@@ -56,17 +56,17 @@ def test_blocks_before_the_merge_count_twice():
   assert cost.forward_flops(late) - cost.forward_flops(early) == pytest.approx(blocks)
 
 
-def test_utilisation_is_of_the_model_and_of_all_devices():
+def test_utilization_is_of_the_model_and_of_all_devices():
   """At the peak of one H200 it is 1; the same rate from two of them is 0.5."""
   config = VARIANTS["vit_large"]
   h200 = types.SimpleNamespace(device_kind="NVIDIA H200")
   rate = 989e12 / cost.train_flops(config)
-  assert cost.model_flops_utilisation(config, rate, [h200]) == pytest.approx(1.0)
-  assert cost.model_flops_utilisation(config, rate, [h200] * 2) == pytest.approx(0.5)
+  assert cost.model_flops_utilization(config, rate, [h200]) == pytest.approx(1.0)
+  assert cost.model_flops_utilization(config, rate, [h200] * 2) == pytest.approx(0.5)
 
 
 def test_nothing_is_said_about_chips_that_are_not_known():
-  assert cost.model_flops_utilisation(VARIANTS["tiny"], 8.0, jax.devices()) is None
+  assert cost.model_flops_utilization(VARIANTS["tiny"], 8.0, jax.devices()) is None
   for kind in ("cpu", "NVIDIA H100 PCIe", "NVIDIA H200 NVL", "TPU v4 lite", "TPU v3"):
     assert find_chip(kind) is None, kind
 

@@ -6,11 +6,11 @@ import shutil
 import signal
 import time
 
-import launching
 import pytest
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.training import distributed
+from tests.training import launching
 
 # Evaluations with checkpoints, so that best weights and a checkpoint are often written at the same time.
 SAME = ["--config.model.drop_path_rate=0.1", "--config.num_steps=20", "--config.eval_every=5"]

@@ -15,7 +15,7 @@ from jax import export
 from jax.sharding import Mesh
 
 from seggpt_jax.inference.painter import paint
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import sharding
 from seggpt_jax.training.optimizer import adamw
@@ -42,7 +42,7 @@ def train_program(data, fsdp, batch_size):
   mesh = mesh_of(data, fsdp)
   spread = sharding.batch_sharding(mesh) if mesh.size > 1 else None
   options = {"dtype": jnp.bfloat16, "remat": "full", "attention": "folded"}
-  graph, params = weights.abstract(CONFIG, batch_sharding=spread, **options)
+  graph, params = parameters.abstract(CONFIG, batch_sharding=spread, **options)
   optimizer = adamw(lambda step: 1e-4, b1=0.9, b2=0.999, weight_decay=0.01)
   state = jax.eval_shape(lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), params)
   where = TrainState(
@@ -64,7 +64,7 @@ def train_program(data, fsdp, batch_size):
 @functools.cache
 def predict_program(data, fsdp):
   """The exported prediction: two queries with two prompts each, four canvases."""
-  graph, params = weights.abstract(CONFIG, dtype=jnp.bfloat16, attention="folded")
+  graph, params = parameters.abstract(CONFIG, dtype=jnp.bfloat16, attention="folded")
   params = placed(params, sharding.tree_sharding(mesh_of(data, fsdp), params))
   half = shape((2, CONFIG.canvas_size[0] // 2, CONFIG.canvas_size[1], 3), jnp.uint8)
   prompts = shape((2, *half.shape), jnp.uint8)
@@ -103,15 +103,15 @@ def test_the_full_size_training_step_is_a_program_for_tpu_and_cuda(data, fsdp, b
   assert exported.platforms == PLATFORMS and exported.nr_devices == data * fsdp
   new_state, output = jax.tree.unflatten(exported.out_tree, exported.out_avals)
   assert described(new_state) == described(state)
-  colours = shape((batch_size, *CONFIG.canvas_size, 3), jnp.float32)
-  expected = StepOutput(shape((), jnp.float32), shape((CLASSES, CLASSES), jnp.int32), colours, shape((), jnp.float32))
+  colors = shape((batch_size, *CONFIG.canvas_size, 3), jnp.float32)
+  expected = StepOutput(shape((), jnp.float32), shape((CLASSES, CLASSES), jnp.int32), colors, shape((), jnp.float32))
   assert described(output) == described(expected)
   check_products(exported, least=10 * CONFIG.depth)
 
 
 @pytest.mark.parametrize(("data", "fsdp", "batch_size"), [(1, 1, 4), (1, 8, 8)])
 def test_the_program_writes_the_new_state_over_the_old_one(data, fsdp, batch_size):
-  """Without that, parameters and optimiser state would be in memory twice: 4.4 GB more on one device."""
+  """Without that, parameters and optimizer state would be in memory twice: 4.4 GB more on one device."""
   exported, state = train_program(data, fsdp, batch_size)
   module = exported.mlir_module()
   main = next(line for line in module.splitlines() if "func.func public @main" in line)

@@ -1,4 +1,4 @@
-"""What a run is given: each kind of dataset reaches the canvas, and data that cannot be learnt from stops it early."""
+"""What a run is given: each kind of dataset reaches the canvas, and data that cannot be learned from stops it early."""
 
 import numpy as np
 import pytest
@@ -110,11 +110,11 @@ def test_class_folders_are_groups_with_a_meaning_of_their_own(config, tmp_path):
   refused("config.data.groups: found 'prefix:_', expected folder", lambda: opened(config, tmp_path))
 
 
-def test_a_table_of_colours_with_an_ignored_one(config, tmp_path):
-  colours = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], np.uint8)
+def test_a_table_of_colors_with_an_ignored_one(config, tmp_path):
+  colors = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], np.uint8)
   for split in ("train", "val"):
     for path in (tmp_path / "data" / split / "labels").iterdir():
-      write(path, colours[label(0, 1, 2)])
+      write(path, colors[label(0, 1, 2)])
   config.data.labels = "table"
   config.data.table = ((0, 0, 0), (255, 0, 0))
   config.data.ignore = ((0, 0, 255),)

@@ -5,13 +5,13 @@ import signal
 import threading
 import time
 
-import launching
 import numpy as np
 import pytest
 
 from seggpt_jax.model import weights
 from seggpt_jax.training import sharding
 from seggpt_jax.training.interruption import listening
+from tests.training import launching
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """kill -9: where this fails a resumed run is another run than the one that was paid for."""
 
-import kills
+from benchmarks import kills
 
 
 def test_a_run_that_is_killed_three_times_is_bit_for_bit_the_one_left_alone(tmp_path):

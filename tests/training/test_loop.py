@@ -14,7 +14,7 @@ from flax import nnx
 from PIL import Image
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import adapter_files, weights
+from seggpt_jax.model import adapter_files, parameters, weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.synthetic.boards import write_boards
@@ -93,8 +93,8 @@ def test_a_run_leaves_what_the_contract_promises(config, tmp_path):
   image = jnp.zeros((1, 64, 32, 3))
   mask = jnp.ones((1, 8, 4), bool)
   model = weights.load_model(tmp_path / "checkpoints" / "12")
-  graph, _ = weights.abstract(weights.load_config(tmp_path))
-  expected = weights.merge(graph, params)(image, image, mask)
+  graph, _ = parameters.abstract(weights.load_config(tmp_path))
+  expected = parameters.merge(graph, params)(image, image, mask)
   np.testing.assert_array_equal(model(image, image, mask), expected)
   assert weights.load_model(tmp_path / "best").config == weights.load_config(tmp_path)
 
@@ -162,9 +162,9 @@ def test_a_run_with_several_prompts_negative_pairs_and_bad_files_resumes_bit_for
 
 
 def test_frozen_averaged_and_accumulated_training_resumes_bit_for_bit(config, tmp_path, monkeypatch):
-  """On devices that share parameters. What is frozen is as it was and in no optimiser state; best holds averages."""
+  """On devices that share parameters. What is frozen is as it was and in no optimizer state; best holds averages."""
   architecture = dataclasses.replace(SMALL, depth=2, feature_taps=(0, 1))
-  params = weights.split(SegGPT(architecture, rngs=nnx.Rngs(3)))[1]
+  params = parameters.split(SegGPT(architecture, rngs=nnx.Rngs(3)))[1]
   weights.save_weights(tmp_path / "start", params, architecture)
   config.model.init_from = str(tmp_path / "start")
   config.model.drop_path_rate, config.model.remat = 0.2, "none"
@@ -214,7 +214,7 @@ def saved_state(directory):
     return checkpointer.restore(directory / "params"), checkpointer.restore(directory / "optimizer")
 
 
-def test_resuming_with_another_form_of_optimiser_state_is_refused(config, tmp_path):
+def test_resuming_with_another_form_of_optimizer_state_is_refused(config, tmp_path):
   """Also where the run is from before there were these keys; it is told that its weight decay changes."""
   values = json.loads(config.to_json())
   for key in ("schedule", "layer_decay", "decay_all", "freeze", "ema"):
@@ -282,7 +282,7 @@ def test_some_steps_are_traced(config, tmp_path, capfd):
 )
 def test_an_adapter_learns_beside_a_frozen_network_and_only_it_is_kept(config, tmp_path, kind, changes):
   config.update_from_flattened_dict(changes)
-  before = weights.split(SegGPT(SMALL, rngs=nnx.Rngs(0)))[1]
+  before = parameters.split(SegGPT(SMALL, rngs=nnx.Rngs(0)))[1]
   weights.save_weights(tmp_path / "base", before, SMALL)
   config.num_steps = config.eval_every = config.checkpoint_every = 4
   config.model.init_from = str(tmp_path / "base")
@@ -311,9 +311,9 @@ def test_an_adapter_learns_beside_a_frozen_network_and_only_it_is_kept(config, t
   for name, value in whole.params.items():
     np.testing.assert_array_equal(parts.params[name], value, err_msg=name)
     assert (first.params[name] != value).any(), name
-  # Beside the weights the network is the same, but for what was learnt.
+  # Beside the weights the network is the same, but for what was learned.
   model, stored = adapter_files.load_adapted_model(tmp_path / "base", tmp_path / "whole")
-  for name, value in weights.split(model)[1].items():
+  for name, value in parameters.split(model)[1].items():
     updated = f"lora.{name}.a" in stored.params
     assert bool((np.asarray(value) != np.asarray(before[name])).any()) == updated, name
   with pytest.raises(InputError, match="found an adapter, which is not a network by itself"):
@@ -449,7 +449,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
 
 
 def test_the_tiny_network_learns_to_paint_what_it_is_shown(config, boards, tmp_path):
-  """Not a benchmark: halves of black and white that follow the image's brightness, learnt in 60 steps."""
+  """Not a benchmark: halves of black and white that follow the image's brightness, learned in 60 steps."""
   for split in ("train", "val"):
     for kind in ("images", "labels"):
       (tmp_path / "data" / split / kind).mkdir(parents=True)
@@ -491,7 +491,7 @@ def test_pretraining_on_tasks_needs_no_folder_and_resumes_bit_for_bit(config, tm
 
 
 @pytest.mark.parametrize(("key", "value"), [("optim.name", "muon"), ("data.source", "tasks")])
-def test_resuming_with_another_optimiser_or_source_is_refused(config, tmp_path, key, value):
+def test_resuming_with_another_optimizer_or_source_is_refused(config, tmp_path, key, value):
   config.num_steps = 1
   loop.train(config, tmp_path)
   config.update_from_flattened_dict({key: value})

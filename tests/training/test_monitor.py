@@ -12,7 +12,7 @@ CONFIG = VARIANTS["tiny"]
 HEIGHT, WIDTH = CONFIG.canvas_size
 
 
-def batch_and_colours(size=2):
+def batch_and_colors(size=2):
   generator = np.random.default_rng(0)
   batch = {
     "images": generator.integers(0, 256, (size, HEIGHT, WIDTH, 3), np.uint8),
@@ -25,8 +25,8 @@ def batch_and_colours(size=2):
 
 
 def test_a_panel_is_image_masked_target_target_prediction_and_decoded_prediction():
-  batch, colours = batch_and_colours()
-  picture = panels(batch, colours, CONFIG)
+  batch, colors = batch_and_colors()
+  picture = panels(batch, colors, CONFIG)
   assert picture.shape == (2 * HEIGHT + 4, 5 * WIDTH + 4 * 4, 3)
   image, masked, target, raw, decoded = (picture[:HEIGHT, k * (WIDTH + 4) :][:, :WIDTH] for k in range(5))
   palette = batch["palette"][0]
@@ -34,8 +34,8 @@ def test_a_panel_is_image_masked_target_target_prediction_and_decoded_prediction
   np.testing.assert_array_equal(target, palette[batch["labels"][0]])
   np.testing.assert_array_equal(masked[: HEIGHT // 2], target[: HEIGHT // 2])
   assert (masked[HEIGHT // 2 :] == 128).all()
-  np.testing.assert_array_equal(raw, np.round(colours[0]).astype(np.uint8))
-  nearest = np.linalg.norm(colours[0][:, :, None] - palette.astype(float), axis=-1).argmin(axis=-1)
+  np.testing.assert_array_equal(raw, np.round(colors[0]).astype(np.uint8))
+  nearest = np.linalg.norm(colors[0][:, :, None] - palette.astype(float), axis=-1).argmin(axis=-1)
   np.testing.assert_array_equal(decoded, palette[nearest])
 
 
@@ -47,7 +47,7 @@ def test_metrics_panels_and_events_are_files(tmp_path):
   monitor = Monitor(tmp_path, num_steps=10, step=0, enabled=True)
   monitor.log(5, "train", {"loss": 0.5, "miou": 0.25, "lr": 1e-4, "pairs_per_second": 7.0})
   monitor.log(5, "val", {"loss": 0.75, "miou": 0.5, "iou_0": 0.5, "iou_1": float("nan")})
-  monitor.panels(5, "val", *batch_and_colours(), CONFIG)
+  monitor.panels(5, "val", *batch_and_colors(), CONFIG)
   monitor.close()
   train, val = read(tmp_path / "metrics.jsonl")
   assert train == {"step": 5, "split": "train", "loss": 0.5, "miou": 0.25, "lr": 1e-4, "pairs_per_second": 7.0}
@@ -67,7 +67,7 @@ def test_other_processes_write_nothing(tmp_path):
   monitor = Monitor(tmp_path, num_steps=10, step=0, enabled=False)
   monitor.advance()
   monitor.log(1, "train", {"loss": 0.5, "miou": 0.25, "lr": 1e-4, "pairs_per_second": 7.0})
-  monitor.panels(1, "train", *batch_and_colours(), CONFIG)
+  monitor.panels(1, "train", *batch_and_colors(), CONFIG)
   monitor.say("nothing")
   monitor.close()
   assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Optimiser and schedule: a fine-tuning recipe carried over from PyTorch has to walk the same path."""
+"""Optimizer and schedule: a fine-tuning recipe carried over from PyTorch has to walk the same path."""
 
 import dataclasses
 import math
@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import peers as peers_lib
 import pytest
 import torch
 from jax.sharding import Mesh
 
 from seggpt_jax import canvas
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import sharding
 from seggpt_jax.training.config import default_config
@@ -29,6 +28,7 @@ from seggpt_jax.training.optimizer import (
   rate_factors,
 )
 from seggpt_jax.training.step import TrainState, make_train_step
+from tests import peers as peers_lib
 
 BASE = {"peak": 1e-4, "first_cycle": 5000, "cycle_mult": 1.2, "warmup": 500, "decay": 0.5, "minimum": 1e-8}
 
@@ -90,7 +90,7 @@ def test_a_cosine_no_longer_than_its_warmup_is_refused():
 
 
 def tiny_params():
-  return weights.abstract(VARIANTS["tiny"])[1]
+  return parameters.abstract(VARIANTS["tiny"])[1]
 
 
 # Of every parameter outside the blocks and of each in a block: its layer among the tiny network's six blocks, and
@@ -152,7 +152,7 @@ def test_every_parameter_has_its_layer_and_its_decay():
 
 
 @pytest.mark.parametrize(("name", "decay_all"), [("adamw", False), ("adamw", True), ("muon", False)])
-def test_layer_decay_and_decay_mask_reach_every_parameter_of_both_optimisers(name, decay_all):
+def test_layer_decay_and_decay_mask_reach_every_parameter_of_both_optimizers(name, decay_all):
   """Two steps, with decay and without, on ones and the same gradients: 1e-5 relative, float32 rounding.
 
   The difference between them is rate * factor * weight_decay where there is decay, and zero elsewhere.
@@ -208,7 +208,7 @@ def test_twenty_steps_of_adamw_follow_pytorch():
   """Losses of 20 steps against transformers' network under torch.optim.AdamW: float32, 1e-3 relative; drop path off."""
   pair = peers_lib.build(**{**peers_lib.TINY["square"], "drop_path_rate": 0.0})
   config = dataclasses.replace(pair.config, drop_path_rate=0.0)
-  graph, _ = weights.abstract(config)
+  graph, _ = parameters.abstract(config)
   # Both warm-ups and both halves of a cosine within 20 steps, at a rate that changes the loss by much.
   recipe = {**BASE, "peak": 2e-3, "first_cycle": 12, "warmup": 3}
   schedule = cosine_cycles(num_steps=20, **recipe)
@@ -242,7 +242,7 @@ def test_twenty_steps_of_adamw_follow_pytorch():
   for index in range(20):
     batch = batches[index % 3]
     painted = np.stack([c[label] for c, label in zip(batch["palette"], batch["labels"], strict=True)])
-    images, targets = (np.asarray(canvas.normalise(np.asarray(pixels))) for pixels in (batch["images"], painted))
+    images, targets = (np.asarray(canvas.normalize(np.asarray(pixels))) for pixels in (batch["images"], painted))
     for group in torch_optimizer.param_groups:
       group["lr"] = rates[index]
     loss = peers_lib.call_theirs(pair.theirs, images, targets, batch["patch_mask"], embedding_type="semantic").loss

@@ -5,14 +5,14 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import sharding
 
 
 def test_all_but_one_percent_of_vit_large_is_split_over_fsdp():
   mesh = sharding.make_mesh(data=2, fsdp=4)
-  _, params = weights.abstract(VARIANTS["vit_large"])
+  _, params = parameters.abstract(VARIANTS["vit_large"])
   whole = sum(value.size for value in params.values())
   copied = sum(
     value.size for name, value in params.items() if sharding.param_sharding(mesh, name, value.shape).is_fully_replicated
@@ -35,7 +35,7 @@ def test_the_mesh_takes_all_devices_or_says_what_is_wrong():
     sharding.make_mesh(data=-1, fsdp=3)
 
 
-def test_optimiser_state_lies_where_its_parameters_lie():
+def test_optimizer_state_lies_where_its_parameters_lie():
   mesh = sharding.make_mesh(data=1, fsdp=8)
   kernel = jax.ShapeDtypeStruct((32, 64), "float32")
   tree = ({"mu": {"blocks.0.attn.qkv.kernel": kernel}}, jax.ShapeDtypeStruct((), "int32"))

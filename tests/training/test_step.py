@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from seggpt_jax import canvas, palette
 from seggpt_jax.metrics.iou import confusion_counts
-from seggpt_jax.model import weights
+from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import sharding
@@ -50,7 +50,7 @@ def make_batch(seed=0, size=8):
 
 @functools.cache
 def graph_and_params():
-  return weights.split(SegGPT(CONFIG, rngs=nnx.Rngs(0)))
+  return parameters.split(SegGPT(CONFIG, rngs=nnx.Rngs(0)))
 
 
 def setup(mesh):
@@ -98,7 +98,7 @@ def test_every_mesh_gives_the_losses_of_one_device(data, fsdp):
     assert error < 2e-2, name
 
 
-def test_fsdp_really_splits_parameters_and_optimiser_state():
+def test_fsdp_really_splits_parameters_and_optimizer_state():
   mesh = mesh_of(1, 8)
   _, state = setup(mesh)
   bytes_whole = sum(value.nbytes for value in jax.tree.leaves((state.params, state.opt_state)))
@@ -125,7 +125,7 @@ def test_remat_saves_memory_on_cpus_too():
   }
   temporary = {}
   for remat in ("none", "full"):
-    graph, params = weights.abstract(config, remat=remat, attention="folded")
+    graph, params = parameters.abstract(config, remat=remat, attention="folded")
     state = jax.eval_shape(functools.partial(init_state, optimizer), params)
     step = make_train_step(graph, config, optimizer, mesh, jax.tree.map(lambda _: sharding.replicated(mesh), state))
     compiled = step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))).compile()
@@ -149,10 +149,10 @@ def test_the_step_reports_the_loss_and_the_hits_of_the_network_itself():
     params, sharding.put_batch(mesh, batch)
   )
   painted = np.stack([c[label] for c, label in zip(batch["palette"], batch["labels"], strict=True)])
-  images, targets = (canvas.normalise(jnp.asarray(pixels)) for pixels in (batch["images"], painted))
-  colours = weights.merge(graph, params)(images, targets, jnp.asarray(batch["patch_mask"]))
-  np.testing.assert_allclose(output.loss, masked_smooth_l1(colours, targets, batch["patch_mask"]), rtol=1e-4)
-  decoded = palette.decode(canvas.unnormalise(colours), jnp.asarray(batch["palette"]))
+  images, targets = (canvas.normalize(jnp.asarray(pixels)) for pixels in (batch["images"], painted))
+  colors = parameters.merge(graph, params)(images, targets, jnp.asarray(batch["patch_mask"]))
+  np.testing.assert_allclose(output.loss, masked_smooth_l1(colors, targets, batch["patch_mask"]), rtol=1e-4)
+  decoded = palette.decode(canvas.unnormalize(colors), jnp.asarray(batch["palette"]))
   hidden = np.repeat(np.repeat(batch["patch_mask"], 8, axis=1), 8, axis=2)
   expected = confusion_counts(decoded, batch["labels"].astype(np.int32), 3, hidden)
   assert output.confusion.sum() == hidden.sum()
@@ -187,12 +187,12 @@ def test_ignored_pixels_count_neither_in_the_loss_nor_in_the_scores():
     results.append(step(params, sharding.put_batch(mesh, changed)))
   assert results[0].confusion.sum() == (hidden & ~ignored).sum()
   # The network sees nothing of hidden targets, so what it paints is the same and can be scored by hand.
-  np.testing.assert_allclose(results[0].colours, results[1].colours, atol=1e-3)
+  np.testing.assert_allclose(results[0].colors, results[1].colors, atol=1e-3)
   painted = np.stack([c[label] for c, label in zip(batch["palette"], batch["labels"], strict=True)])
-  colours, targets = canvas.normalise(results[0].colours), canvas.normalise(jnp.asarray(painted))
-  size = np.abs(np.asarray(colours - targets))[hidden & ~ignored]
+  colors, targets = canvas.normalize(results[0].colors), canvas.normalize(jnp.asarray(painted))
+  size = np.abs(np.asarray(colors - targets))[hidden & ~ignored]
   expected = np.where(size < 0.01, 50 * size * size, size - 0.005).mean()
-  # Colours were cut at 0 and 255 on the way out; few are beyond.
+  # Colors were cut at 0 and 255 on the way out; few are beyond.
   np.testing.assert_allclose(results[0].loss, expected, rtol=2e-2)
   assert abs(float(results[0].loss) - float(results[1].loss)) > 1e-3
 
@@ -208,10 +208,10 @@ def test_the_prompts_of_a_query_are_averaged_and_other_queries_left_alone():
   where = sharding.tree_sharding(mesh, params)
   together = make_eval_step(graph, CONFIG, mesh, where, prompts_per_query=2)(params, sharding.put_batch(mesh, batch))
   alone = make_eval_step(graph, CONFIG, mesh, where)(params, sharding.put_batch(mesh, batch))
-  assert np.abs(together.colours - alone.colours).max() > 1
+  assert np.abs(together.colors - alone.colors).max() > 1
   for query in (slice(0, 2), slice(2, 4)):
     part = {key: value[query] for key, value in batch.items()}
     step = make_eval_step(graph, CONFIG, mesh, where, prompts_per_query=2)
     np.testing.assert_allclose(
-      together.colours[query], step(params, sharding.put_batch(mesh, part)).colours, rtol=1e-4, atol=1e-2
+      together.colors[query], step(params, sharding.put_batch(mesh, part)).colors, rtol=1e-4, atol=1e-2
     )

@@ -1,0 +1,62 @@
+"""How an image is shown to the network: tiles, overlap, seams, mirrored copies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from seggpt_jax.errors import InputError
+from seggpt_jax.model.seggpt import SegType
+
+Flips = Literal["none", "horizontal", "vertical", "both"]
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceOptions:
+  """How the network is shown an image.
+
+  Attributes:
+    split: cuts the query and every prompt into `split x split` tiles. Each tile of each prompt is a prompt for each
+      tile of the query: small things come out larger, at `split**4` times the work. Of several splits the painted
+      colors are averaged before they are decoded: the whole image for what is large, tiles for what is small.
+    overlap: the share of a tile's side, 0 to 0.9, that tiles of the query have in common with the next, at least; what
+      they paint is blended. The prompts' tiles do not overlap.
+    stitch_width: paints the seams between tiles again, in windows that lie across them, in bands of this many patches
+      on each side; 0 leaves them as they are. Not together with `overlap`, which leaves no seams.
+    flips: also shows query and prompts mirrored, and averages: "horizontal" and "vertical" double the work, "both" is
+      four times as much.
+    foreground_tiles: leaves out tiles of prompts without foreground, all but those that fill up to 1, 2, 4, ... tiles.
+    seg_type: "semantic" or "instance".
+
+  Raises:
+    InputError: a value is none of these, or does not go with the others.
+  """
+
+  split: int | Sequence[int] = 1
+  overlap: float | int = 0
+  stitch_width: int = 0
+  flips: Flips = "none"
+  foreground_tiles: bool = False
+  seg_type: SegType = "semantic"
+
+  def __post_init__(self):
+    splits = self.splits
+    if not splits or len(set(splits)) < len(splits) or not all(isinstance(n, int) and n >= 1 for n in splits):
+      raise InputError(f"split: found {self.split}, expected a whole number of at least 1, or several that differ")
+    for name, kinds in (("seg_type", get_args(SegType)), ("flips", get_args(Flips))):
+      if getattr(self, name) not in kinds:
+        raise InputError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(kinds)}")
+    if not 0 <= self.overlap <= 0.9:
+      raise InputError(f"overlap: found {self.overlap}, expected 0 to 0.9, a share of a tile's side")
+    if self.stitch_width < 0:
+      raise InputError(f"stitch_width: found {self.stitch_width}, expected a number of patches, or 0")
+    if self.overlap and self.stitch_width:
+      raise InputError(f"overlap: found {self.overlap} with stitch_width {self.stitch_width}, expected one of the two")
+    for name in ("overlap", "stitch_width", "foreground_tiles"):
+      if getattr(self, name) and max(splits) == 1:
+        raise InputError(f"{name}: found {getattr(self, name)} with split 1, expected a split of at least 2")
+
+  @property
+  def splits(self) -> tuple[int, ...]:
+    return (self.split,) if isinstance(self.split, int) else tuple(self.split)
