@@ -72,6 +72,18 @@ def jit(function: Callable | None = None, **arguments: Any) -> Callable:
   return call
 
 
+def compile_notice(what: str, depth: int, *, training: bool) -> str:
+  """Returns the line that a command prints before the first call of a compiled program.
+
+  Args:
+    what: name of the program, such as "the training step".
+    depth: number of blocks of the network.
+    training: whether the program includes the backward pass.
+  """
+  seconds = 4 + depth * (1.5 if training else 0.4)
+  return f"compiling {what}, about {seconds:.0f} seconds the first time"
+
+
 def keep_programs() -> None:
   """Keeps compiled programs on disk for later runs: ViT-Large compiles in seconds instead of minutes.
 

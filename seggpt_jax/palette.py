@@ -45,6 +45,21 @@ def fixed_palette(num_classes: int) -> UInt8[np.ndarray, "n 3"]:
   return _spread_colors()[:num_classes].copy()
 
 
+def display_palette(num_classes: int) -> UInt8[np.ndarray, "n 3"]:
+  """Returns colors for pictures that people look at: black background, then colors that are visible on any image.
+
+  The network never sees these colors; it is shown `fixed_palette` or `sample_palette`.
+
+  Args:
+    num_classes: number of classes, background included, 1 to 256.
+  """
+  # Okabe and Ito, "Color Universal Design" (2008), ordered so that the first few differ most.
+  first = [(0, 0, 0), (230, 159, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233)]
+  rest = [color for color in _spread_colors()[2:].tolist() if 90 < sum(color) < 675]
+  colors = np.array(first + rest, np.uint8)
+  return np.resize(colors, (max(num_classes, len(colors)), 3))[:num_classes].copy()
+
+
 def min_distance(num_classes: int) -> float:
   """The least Euclidean distance between two colors that `sample_palette` asks for.
 
