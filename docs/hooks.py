@@ -29,9 +29,12 @@ def on_page_markdown(markdown: str, **_) -> str:
 
 def _output(arguments: str) -> str:
   """Returns what `seggpt ARGUMENTS` prints, as a code block."""
-  command = [sys.executable, "-m", "seggpt_jax.cli.main", *shlex.split(arguments)]
+  # The `seggpt` script may belong to another environment than the one that builds the site.
+  command = [sys.executable, "-c", "from seggpt_jax.cli.main import main; main()", *shlex.split(arguments)]
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
   text = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+  if not text:
+    raise ValueError(f"seggpt {arguments}: printed nothing, expected its help")
   return f"```text\n{text.strip()}\n```"
 
 
@@ -62,5 +65,5 @@ def _allowed(key) -> str:
 
 
 def _meaning(key) -> str:
-  text = f"{key.meaning} ({key.applies})" if key.applies else key.meaning
+  text = f"{key.meaning} (only {key.applies})" if key.applies else key.meaning
   return text.replace("|", "\\|")
