@@ -74,7 +74,7 @@ class _Scripted(Predictor):
 
 
 def test_a_long_video_runs_in_constant_memory_and_every_frame_comes_out(predictor, tmp_path, prompt):
-  """Of 300 frames, only the few on their way are in memory at any time."""
+  """Only a few of 300 frames are in memory at any time."""
   write_video(tmp_path / "long.mp4", moving_square(300), NTSC)
   for num_frames, most in ((0, 20), (2, 4)):
     alive, peak = weakref.WeakSet(), []
