@@ -65,7 +65,7 @@ def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any],
   Raises:
     InputError: values that do not fit each other or the network; names the key.
   """
-  schedule = SCHEDULES[optim.schedule](optim, num_steps)
+  schedule = make_schedule(optim, num_steps)
   descend = OPTIMIZERS[optim.name](schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay)
   factors = rate_factors(params, optim.layer_decay)
   undecayed = frozenset() if optim.decay_all else frozenset(name for name in params if not is_decayed(name))
@@ -76,6 +76,41 @@ def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any],
     frozenset(name for name in params if not is_adapter_name(name)) if adapter else frozen_names(optim.freeze, params)
   )
   return Optimizer(transform, schedule, frozen)
+
+
+def make_schedule(optim: ConfigDict, num_steps: int) -> optax.Schedule:
+  """Returns the learning-rate schedule that config.optim describes: step, counted from 0 -> learning rate.
+
+  Args:
+    optim: config.optim.
+    num_steps: steps of the whole run.
+
+  Raises:
+    InputError: a warm-up that is too long; names the key.
+  """
+  if optim.schedule == "cosine":
+    return one_cosine(optim.peak, warmup=optim.warmup, minimum=optim.minimum, num_steps=num_steps)
+  first_cycle, warmup = cycle_steps(optim.first_cycle, optim.warmup, num_steps)
+  return cosine_cycles(
+    optim.peak,
+    first_cycle,
+    cycle_mult=optim.cycle_mult,
+    warmup=warmup,
+    decay=optim.decay,
+    minimum=optim.minimum,
+    num_steps=num_steps,
+  )
+
+
+def cycle_steps(first_cycle: int, warmup: int, num_steps: int) -> tuple[int, int]:
+  """Returns the steps of the first cycle and of its warm-up.
+
+  Args:
+    first_cycle: config.optim.first_cycle; 0 makes one cycle that reaches the minimum right after the last step.
+    warmup: config.optim.warmup; where the cycle follows the run, the warm-up takes at most a tenth of it.
+    num_steps: steps of the whole run.
+  """
+  return (first_cycle, warmup) if first_cycle else (num_steps + 1, min(warmup, num_steps // 10))
 
 
 def cosine_cycles(
@@ -167,20 +202,7 @@ def muon(schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float)
 
 
 OPTIMIZERS = {"adamw": adamw, "muon": muon}
-SCHEDULES = {
-  "cycles": lambda optim, num_steps: cosine_cycles(
-    optim.peak,
-    optim.first_cycle,
-    cycle_mult=optim.cycle_mult,
-    warmup=optim.warmup,
-    decay=optim.decay,
-    minimum=optim.minimum,
-    num_steps=num_steps,
-  ),
-  "cosine": lambda optim, num_steps: one_cosine(
-    optim.peak, warmup=optim.warmup, minimum=optim.minimum, num_steps=num_steps
-  ),
-}
+SCHEDULES = ("cycles", "cosine")
 
 
 def layer_of(name: str, depth: int) -> int:

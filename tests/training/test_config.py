@@ -65,11 +65,13 @@ def test_configs_of_the_repository_decay_as_their_results_did():
 def test_unknown_and_missing_keys_of_a_config_file_are_refused():
   config = default_config()
   config.data.flip_horizontally = True
-  with pytest.raises(InputError, match=r"config.data.flip_horizontally: unknown key, expected one of flip_horizontal,"):
+  with pytest.raises(
+    InputError, match=r"config.data.flip_horizontally: unknown key, expected one such as data.flip_horizontal,"
+  ):
     check_config(config)
   del config.data.flip_horizontally
   config.optim.xyz = 1
-  with pytest.raises(InputError, match=r"config.optim.xyz: unknown key, expected one of b1, b2, clip_norm"):
+  with pytest.raises(InputError, match=r"config.optim.xyz: unknown key, expected one such as optim\.\w+"):
     check_config(config)
   config = default_config()
   del config.data.blur
