@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-# Each subcommand is the module of this name in seggpt_jax/cli.
+# Each subcommand is the module in seggpt_jax/cli of this name, or of the name in _MODULES.
 COMMANDS = {
   "inspect": "Check a dataset: what it holds, what is wrong with it, and how to train on it.",
   "prepare": "Convert a dataset to image folders or to ArrayRecord, and divide it into train and val.",
@@ -18,11 +18,14 @@ COMMANDS = {
   "infer": "Segment images or a video by example.",
   "retrieve": "Choose the best prompts for every image, for `seggpt infer --mapping`.",
   "evaluate": "Run a public benchmark: FSS-1000, PASCAL-5i, COCO-20i or DAVIS 2017.",
+  "evaluate-inspection": "Judge a network as an inspection line would: catch rate and yield rate.",
+  "evaluate-in-context": "Measure segmentation by example on families of pictures that no training has used.",
   "convert": "Convert weights from PyTorch or Hugging Face to JAX, and back.",
   "merge": "Merge a LoRA into the weights it was trained for.",
   "boards": "Draw a dataset of synthetic circuit boards with defects.",
   "demo": "Segment circuit boards by example, fine-tune, segment again, and draw a picture.",
 }
+_MODULES = {"evaluate-inspection": "inspection", "evaluate-in-context": "in_context"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     print(f"seggpt-jax {seggpt_jax.__version__}")
   elif name in COMMANDS:
-    run(f"seggpt_jax.cli.{name}", f"seggpt {name}", rest)
+    run(f"seggpt_jax.cli.{_MODULES.get(name, name)}", f"seggpt {name}", rest)
   else:
     nearest = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5) or list(COMMANDS)
     print(f"error: {name}: unknown command, expected {_alternatives(nearest)} (seggpt --help)", file=sys.stderr)

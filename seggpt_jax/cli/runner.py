@@ -131,7 +131,8 @@ def _check_arguments(found: Sequence[str], names: Sequence[str]) -> list[str]:
   if found and not names:
     raise InputError(f"found argument {found[0]!r}, expected only flags (--help)")
   if len(found) != len(names):
-    raise InputError(f"found {len(found)} arguments, expected {len(names)}: {' '.join(names)} (--help)")
+    count = f"{len(found)} argument{'' if len(found) == 1 else 's'}"
+    raise InputError(f"found {count}, expected {len(names)}: {' '.join(names)} (--help)")
   for name, value in zip(names, found, strict=True):
     if not value:
       raise InputError(f"{name}: found an empty value, expected a path")

@@ -23,6 +23,7 @@ from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
 from seggpt_jax.training import distributed
+from seggpt_jax.training.config import flatten
 from seggpt_jax.training.loop import train
 
 more_help = config_help
@@ -42,7 +43,7 @@ class _ConfigParser(flags.ArgumentParser):
 
 def _check_keys(config: ConfigDict, argv: list[str]) -> None:
   """Raises InputError if the command line sets a key that the config does not have, or sets one before --config."""
-  known = [key for key, _ in _flatten(config)]
+  known = list(flatten(config))
   config_seen = False
   for argument in argv:
     config_seen |= re.match(r"--?config(=|$)", argument) is not None
@@ -61,13 +62,6 @@ def _nearest(key: str, known: list[str]) -> str:
   same_name = [name for name in known if name.rpartition(".")[2] == last]
   near = difflib.get_close_matches(key, known, n=3) or same_name or difflib.get_close_matches(key, known, n=3, cutoff=0)
   return " or ".join(f"--config.{name}" for name in near)
-
-
-def _flatten(config: ConfigDict, prefix: str = "") -> list[tuple[str, object]]:
-  pairs: list[tuple[str, object]] = []
-  for key, value in config.items():
-    pairs += _flatten(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [(f"{prefix}{key}", value)]
-  return pairs
 
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:

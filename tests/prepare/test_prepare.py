@@ -62,7 +62,7 @@ def command(path, out, output, *more):
   flags = [f"--path={path}", "--num_classes=2", "--labels=binary", "--threshold=127", f"--outdir={out}"]
   environment = {**os.environ, "PYTHONPATH": os.path.dirname(seggpt_jax.__path__[0]), "JAX_PLATFORMS": "cpu"}
   return subprocess.Popen(
-    [sys.executable, "-m", "seggpt_jax.data.prepare", *flags, f"--format={output}", *more],
+    [sys.executable, "-m", "seggpt_jax", "prepare", *flags, f"--format={output}", *more],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -268,7 +268,7 @@ def test_the_settings_are_kept(data, tmp_path):
 
 @pytest.mark.parametrize(
   "more, match",
-  [(["--split=train,train"], "split:"), (["--table=a"], "table: found 'a'"), (["x"], "found 'x'")],
+  [(["--split=train,train"], "--split:"), (["--table=a"], "--table: found 'a'"), (["x"], "found argument 'x'")],
 )
 def test_wrong_flags_are_one_line(data, tmp_path, more, match):
   process = command(data, tmp_path / "out", "folder", *more)
