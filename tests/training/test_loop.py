@@ -18,7 +18,7 @@ from seggpt_jax.model import adapter_files, parameters, weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.synthetic.boards import write_boards
-from seggpt_jax.training import loop, resume, setup
+from seggpt_jax.training import loop, setup
 from seggpt_jax.training.config import default_config
 from seggpt_jax.training.step_recorder import StepRecorder
 
@@ -218,28 +218,6 @@ def saved_state(directory):
   """Parameters of a step directory, and all that lies beside them."""
   with ocp.PyTreeCheckpointer() as checkpointer:
     return checkpointer.restore(directory / "params"), checkpointer.restore(directory / "optimizer")
-
-
-def test_resuming_with_another_form_of_optimizer_state_is_refused(config, tmp_path):
-  """Also where the run is from before there were these keys; it is told that its weight decay changes."""
-  values = json.loads(config.to_json())
-  for key in ("schedule", "layer_decay", "decay_all", "freeze", "ema"):
-    del values["optim"][key]
-  del values["accumulate"]
-  (tmp_path / "checkpoints" / "1").mkdir(parents=True)
-  (tmp_path / "config.json").write_text(json.dumps(values))
-  for key, value, message in (
-    ("ema", 0.9, r"config.optim.ema: found 0.9, expected 0.0 as the run in"),
-    ("freeze", ("pos_embed",), r"config.optim.freeze: found \['pos_embed'\], expected \[\] as the run in"),
-  ):
-    changed = config.copy_and_resolve_references()
-    changed.optim[key] = value
-    with pytest.raises(InputError, match=message):
-      loop.train(changed, tmp_path)
-  assert resume.changed_keys(tmp_path, config) == ["optim.decay_all"]
-  (tmp_path / "config.json").write_text("{")
-  with pytest.raises(InputError, match=r"config.json: found no JSON \(.*\), expected the run's configuration"):
-    loop.train(config, tmp_path)
 
 
 def test_a_finished_run_is_evaluated_again_and_left_as_it_is(config, tmp_path):
