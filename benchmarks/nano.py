@@ -1,4 +1,4 @@
-"""A network and a run so small that they can be killed, or spread over processes, many times in a minute."""
+"""Defines a tiny network and run that can be killed, or run on several processes, many times in a minute."""
 
 from pathlib import Path
 
@@ -24,6 +24,7 @@ VARIANTS["nano"] = SegGPTConfig(
 
 
 def get_config() -> ConfigDict:
+  """Returns the configuration of the tiny run, without its data.path."""
   config = default_config()
   config.model.variant = "nano"
   config.model.remat = "none"
@@ -42,13 +43,13 @@ def get_config() -> ConfigDict:
 
 
 def write_dataset(folder: Path, num_train: int = 24, num_val: int = 8, side: int = 24) -> None:
-  """A folder dataset of noise with rectangles of classes 1 and 2.
+  """Writes a folder dataset of noise with rectangles of classes 1 and 2.
 
   Args:
-    folder: is made.
-    num_train: images to train on.
-    num_val: images to validate with.
-    side: of the images in pixels.
+    folder: folder to create.
+    num_train: number of training images.
+    num_val: number of validation images.
+    side: side of the images in pixels.
   """
   generator = np.random.default_rng(0)
   for split, count in (("train", num_train), ("val", num_val)):

@@ -1,4 +1,4 @@
-"""A run with an adapter goes on beside the weights it began with, wherever they are, and beside no others."""
+"""A run with an adapter resumes only with the base weights it started from, wherever they are stored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests import adapter_runs
 
 @pytest.fixture
 def config(nano_data, tmp_path):
-  """Two steps of a LoRA beside weights in tmp_path/base."""
+  """Two steps of a LoRA for weights in tmp_path/base."""
   weights.save_weights(tmp_path / "base", adapter_runs.loud_params(VARIANTS["nano"]), VARIANTS["nano"])
   config = nano.get_config()
   config.num_steps, config.batch_size, config.eval_every = 2, 8, 2

@@ -1,4 +1,4 @@
-"""What a run is given: each kind of dataset reaches the canvas, and data that cannot be learned from stops it early."""
+"""The data of a run: every kind of dataset reaches the canvas, and data without foreground stops a run early."""
 
 import numpy as np
 import pytest
@@ -24,13 +24,13 @@ def image():
 
 
 def label(*values):
-  """Equal stripes of the values, from left to right."""
+  """Returns a label with equal stripes of the values, from left to right."""
   return np.repeat(np.array(values, np.uint8), 24 // len(values))[None].repeat(20, axis=0)
 
 
 @pytest.fixture
 def config(tmp_path):
-  """A folder with six training images a0, a1, a2, b0, b1, b2 of two groups, and the same to validate with."""
+  """A folder with six images a_0, a_1, a_2, b_0, b_1, b_2 of two groups for training, and six for validation."""
   for split in ("train", "val"):
     for name in ("a_0", "a_1", "a_2", "b_0", "b_1", "b_2"):
       write(tmp_path / "data" / split / "images" / f"{name}.png", image())
@@ -125,7 +125,7 @@ def test_a_table_of_colors_with_an_ignored_one(config, tmp_path):
 
 
 def test_training_labels_without_foreground_are_refused(config, tmp_path):
-  """Such a run would learn to paint background, and look fine while it does."""
+  """Such a run would learn to predict background everywhere, with a good loss."""
   config.data.threshold = 255
   match = "found nothing but background in the 6 labels of train, read as binary, foreground above 255"
   refused(match, lambda: opened(config, tmp_path))
