@@ -71,11 +71,6 @@ def with_value(key: str, *choices: Any) -> tuple[Condition]:
   return (Condition(f"with {key}={words}", lambda values: values[key] in choices),)
 
 
-def with_any(key: str) -> tuple[Condition]:
-  """Returns the condition that another key has a value other than zero or nothing."""
-  return (Condition(f"with {key}", lambda values: bool(values[key])),)
-
-
 def without(key: str) -> tuple[Condition]:
   """Returns the condition that another key is zero or empty."""
   return (Condition(f"without {key}", lambda values: not values[key]),)

@@ -17,7 +17,7 @@ from seggpt_jax.model.adapters import LORA_TARGETS
 from seggpt_jax.model.attention.dispatch import IMPLEMENTATIONS
 from seggpt_jax.model.seggpt import Remat
 from seggpt_jax.palette import PALETTE_MODES
-from seggpt_jax.training.keys import Condition, Key, with_any, with_value, without
+from seggpt_jax.training.keys import Condition, Key, with_value, without
 from seggpt_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 # Tasks are drawn at random: no files are read for them. COCO annotations are polygons: there are no label images.
@@ -32,6 +32,13 @@ _HAS_GROUPS = (
 )
 _HIDES_AT_RANDOM = (
   Condition("with data.lower_half_share below 1", lambda values: values["data.lower_half_share"] < 1),
+)
+# A single cycle as long as the run is what optim.schedule=cosine has anyway, so 0 does not contradict it.
+_CYCLES = (
+  Condition(
+    "with optim.schedule=cycles",
+    lambda values: values["optim.schedule"] == "cycles" or values["optim.first_cycle"] == 0,
+  ),
 )
 _SEVERAL_CYCLES = (
   *with_value("optim.schedule", "cycles"),
@@ -148,7 +155,6 @@ KEYS: tuple[Key, ...] = (
     "binary",
     "Meaning of label values: binary (above the threshold is class 1), index, or table (its i-th value is class i).",
     choices=LABEL_MODES,
-    conditions=_READS_LABELS,
   ),
   Key(
     "data.threshold",
@@ -285,7 +291,7 @@ KEYS: tuple[Key, ...] = (
     5000,
     "Steps of the first cycle, warm-up included; 0 makes one cycle as long as the run.",
     0,
-    conditions=with_value("optim.schedule", "cycles"),
+    conditions=_CYCLES,
   ),
   Key(
     "optim.cycle_mult",
@@ -314,7 +320,6 @@ KEYS: tuple[Key, ...] = (
     "optim.decay_all",
     False,
     "Decay biases, norms, positions and tokens too (original: True).",
-    conditions=with_any("optim.weight_decay"),
   ),
   Key(
     "optim.freeze",

@@ -123,7 +123,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike) -> Run:
   monitor.say(f"{f'resumed at step {start}' if start else 'new run'}: {_describe(config, model_config, mesh)}")
   if changed:
     monitor.say(f"changed since the run was last started: {', '.join(changed)}")
-  for line in (*checkpoints.lines, *inputs.lines):
+  for line in (*checkpoints.warnings, *inputs.notes):
     monitor.say(line)
   bad_files = BadFiles(inputs.sources, config.data.bad_share, monitor.say)
   prompts, where = config.data.prompts, plan.state_sharding
@@ -226,7 +226,7 @@ def _open_state(
       base = _initial_params(config, model_config, where.params, stored)
       state = state._replace(params={**base, **state.params})
     return checkpoints, state, progress
-  checkpoints.begin()
+  checkpoints.start_fresh()
   params = _initial_params(config, model_config, where.params, stored)
   if plan.adapter is not None:
     params |= jax.jit(plan.init_adapter)(jax.random.key(config.seed))

@@ -40,7 +40,7 @@ def managed_shutdown(monitor: Monitor, checkpoints: Checkpoints, mesh: Mesh) -> 
   Raises:
     InputError: the disk is full.
   """
-  with checkpoints.watching_disk(), listen_for_signals(mesh) as interruption, contextlib.ExitStack() as closing:
+  with checkpoints.explain_full_disk(), listen_for_signals(mesh) as interruption, contextlib.ExitStack() as closing:
     closing.callback(checkpoints.close)
     closing.callback(monitor.close)
     try:

@@ -19,7 +19,7 @@ from tests.loud_network import loud_params
 
 @pytest.fixture
 def config(nano_data, tmp_path):
-  """Two steps of a LoRA beside weights in tmp_path/base."""
+  """Two steps of a LoRA for weights in tmp_path/base."""
   weights.save_weights(tmp_path / "base", loud_params(VARIANTS["nano"]), VARIANTS["nano"])
   config = nano.get_config()
   config.num_steps, config.batch_size, config.eval_every = 2, 8, 2

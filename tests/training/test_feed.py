@@ -1,4 +1,4 @@
-"""The feed: a batch ahead on the devices must be the batch that its step is of."""
+"""The device feed: a batch that is copied ahead must reach its own step."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from seggpt_jax.training.feed import DeviceFeed
 
 
 class Numbered:
-  """Sample i is full of i; one may be bad."""
+  """A source whose sample i is filled with the value i; one sample may be bad."""
 
   num_classes = 2
 
@@ -51,7 +51,7 @@ def batches(bad=-1, start=0):
 
 
 def put(batch):
-  """What the devices hold; a CPU may share the host's memory, so the arrays are compared by value."""
+  """Copies a batch to the devices; a CPU may share the host's memory, so the arrays are compared by value."""
   assert tuple(batch) == DEVICE_KEYS
   return jax.tree.map(jnp.asarray, dict(batch))
 
@@ -75,7 +75,7 @@ def test_batches_come_in_their_order_prepared_or_not(ahead):
 
 
 def test_a_bad_batch_ahead_is_told_when_it_is_its_turn():
-  """The step before it is still to be recorded."""
+  """The step before it has yet to be recorded."""
   feed = DeviceFeed(batches(bad=7), put)
   count = 0
   with pytest.raises(InputError, match=r"7.png: cannot be read"):

@@ -1,4 +1,4 @@
-"""What a run writes down: numbers that can be plotted and pictures that can be looked at."""
+"""The monitor: numbers that can be plotted and pictures that can be looked at."""
 
 import json
 

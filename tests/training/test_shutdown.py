@@ -1,4 +1,4 @@
-"""Signals: where these fail a user loses the steps since the last checkpoint, or cannot end a run."""
+"""Signals: if these fail, a user loses the steps since the last checkpoint or cannot end a run."""
 
 import os
 import signal
@@ -65,7 +65,7 @@ def wait_for_step(process, workdir, step):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_stopped_run_has_saved_its_last_step_and_goes_on_bit_for_bit(nano_data, tmp_path, number, status):
-  """The signal goes to the worker processes too, as those of a terminal and of SLURM do."""
+  """The signal also reaches the worker processes, as one from a terminal or from SLURM does."""
   run, arguments = tmp_path / "run", ["--config.checkpoint_every=1000", "--config.data.num_workers=1"]
   process = launching.start(nano_data, run, *arguments, "--config.num_steps=100000", start_new_session=True)
   wait_for_step(process, run, 5)
