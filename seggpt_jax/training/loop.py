@@ -27,12 +27,13 @@ from seggpt_jax.model.adapter_files import describe_adapter
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import sharding
+from seggpt_jax.training.bad_files import SharedBadFiles
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.config import adapter_of, check_config
 from seggpt_jax.training.cost import model_flops_utilization
 from seggpt_jax.training.ending import orderly
 from seggpt_jax.training.feed import Feed
-from seggpt_jax.training.inputs import BadFiles, Inputs, open_inputs
+from seggpt_jax.training.inputs import Inputs, open_inputs
 from seggpt_jax.training.monitor import Meter, Monitor
 from seggpt_jax.training.optimizer import make_optimizer
 from seggpt_jax.training.step import StepOutput, TrainState, init_state, make_eval_step, make_train_step
@@ -159,7 +160,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     monitor.say(line)
   # Each step takes one batch, so its number is also the position in the data.
   feed = Feed(_training_batches(config, inputs.training, start), functools.partial(sharding.put_batch, mesh))
-  bad_files = BadFiles(inputs.sources, config.data.bad_share, monitor.say)
+  bad_files = SharedBadFiles(inputs.sources, config.data.bad_share, monitor.say)
   key, meter = jax.random.key(config.seed), Meter()
   watch = Watch(config.data.num_classes, functools.partial(_names, inputs), checkpoints.describe_newest)
   trace = StepTrace(Path(workdir) / "profile", start, config.profile_steps, monitor.say)
@@ -321,7 +322,7 @@ def _evaluate(
   mesh: Mesh,
   eval_step: Callable[..., StepOutput],
   state: TrainState,
-  bad_files: BadFiles,
+  bad_files: SharedBadFiles,
 ) -> tuple[dict[str, float], pipeline.Batch, np.ndarray]:
   """Loss, mIoU and IoU of each class on the fixed validation pairs; the first batch and its colors for a panel."""
   batches = pipeline.evaluation_batches(

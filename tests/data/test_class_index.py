@@ -6,7 +6,8 @@ from PIL import Image
 
 from seggpt_jax.data.class_index import has_foreground, scan_classes
 from seggpt_jax.data.labels import IGNORE, LabelFormat
-from seggpt_jax.data.sources import FileSource, folder_layout
+from seggpt_jax.data.layouts import folder_layout
+from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 
 HELD = [(), (1,), (2, 3), (), (1, 3)]

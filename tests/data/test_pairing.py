@@ -65,8 +65,8 @@ def test_negative_pairs_ask_for_a_class_that_the_query_lacks():
   negatives = [draw for draw in found if draw.negative]
   assert abs(len(negatives) / 2000 - 0.5) < 0.04
   for draw in negatives:
-    assert CLASSES[draw.prompts[0], draw.asked] and not CLASSES[draw.query, draw.asked]
-  assert all(draw.asked is None for draw in found if not draw.negative)
+    assert CLASSES[draw.prompts[0], draw.target_class] and not CLASSES[draw.query, draw.target_class]
+  assert all(draw.target_class is None for draw in found if not draw.negative)
   # What has every class cannot be the query of one.
   classes = np.ones((8, 2), bool)
   assert not any(draw.negative for draw in draws(classes=classes, negative=1.0))
@@ -78,7 +78,7 @@ def test_groups_that_are_classes_prompt_negative_pairs_from_other_groups():
   assert abs(np.mean([draw.negative for draw in found]) - 0.5) < 0.04
   for draw in found:
     same = GROUPS[draw.query] == GROUPS[draw.prompts[0]]
-    assert draw.asked is None and (not same if draw.negative else same or draw.query == 7)
+    assert draw.target_class is None and (not same if draw.negative else same or draw.query == 7)
 
 
 def test_balanced_queries_hold_each_class_equally_often():

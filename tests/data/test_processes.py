@@ -20,7 +20,8 @@ from seggpt_jax.data.augment import Augmentation
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.pairing import Pairing, PairingOptions
 from seggpt_jax.data.pipeline import SourceTrainingPairs, training_batches
-from seggpt_jax.data.sources import FileSource, folder_layout
+from seggpt_jax.data.layouts import folder_layout
+from seggpt_jax.data.sources import FileSource
 from seggpt_jax.data.transforms import TrainingPair
 
 folder, out, index, count, steps, workers, pause = sys.argv[1:]

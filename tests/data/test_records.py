@@ -13,13 +13,15 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from seggpt_jax.data.bad_files import BadFile
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.layouts import folder_layout
 from seggpt_jax.data.records import RecordSource
 from seggpt_jax.data.sample_index import SampleIndex
-from seggpt_jax.data.sources import FileSource, folder_layout
+from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
-from seggpt_jax.prepare.encoding import BadSample, encode_sample, encoded_samples
+from seggpt_jax.prepare.encoding import encode_sample, encoded_samples
 from seggpt_jax.prepare.record_writer import write_records
 
 INDEX = LabelFormat()
@@ -328,13 +330,13 @@ def test_a_stopped_run_goes_on_with_the_shard_it_was_at(files, version, tmp_path
 def test_bad_samples_are_left_out_and_listed(files, tmp_path):
   def some(start):
     for i, sample in enumerate(stream(files)(start)):
-      yield BadSample(sample.name, "torn") if i % 2 else sample
+      yield BadFile(sample.name, "torn") if i % 2 else sample
 
   version = write_records(tmp_path, "mine", {"train": some}, 3, shard_bytes=3000)
   source = RecordSource(version, "train", 3, INDEX)
   assert [source.name(i) for i in range(len(source))] == [files.name(i) for i in range(0, 10, 2)]
   assert source._index["train"].bad.tolist() == [f"{files.name(i)}: torn" for i in range(1, 10, 2)]
-  nothing = {"train": lambda start: (BadSample("a", "torn") for _ in range(3 - start))}
+  nothing = {"train": lambda start: (BadFile("a", "torn") for _ in range(3 - start))}
   refused("train: found no sample that can be used", lambda: write_records(tmp_path, "none", nothing, 3))
 
 

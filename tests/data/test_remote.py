@@ -92,4 +92,4 @@ def test_what_records_hold_is_told_from_a_bucket(bucket, folder, tmp_path):
   source = RecordSource(str(bucket), "train", 2, LabelFormat())
   assert [source.name(i) for i in range(4)] == [truth.name(i) for i in range(4)]
   assert source.field(3, "group") == "g1" and source.classes(0) == (1,)
-  assert source._runs[0].filename.startswith("gs://bucket/data/mine/1.0.0/mine-train.array_record")
+  assert source._slices[0].filename.startswith("gs://bucket/data/mine/1.0.0/mine-train.array_record")

@@ -9,7 +9,8 @@ from PIL import Image
 from seggpt_jax.data import sources
 from seggpt_jax.data.datasets import KINDS, Dataset, open_dataset
 from seggpt_jax.data.labels import IGNORE, LabelFormat
-from seggpt_jax.data.sources import FileSource, Source, class_folder_layout, folder_layout, mask_layout
+from seggpt_jax.data.layouts import class_folder_layout, folder_layout, mask_layout
+from seggpt_jax.data.sources import FileSource, Source
 from seggpt_jax.errors import InputError
 
 GENERATOR = np.random.default_rng(0)

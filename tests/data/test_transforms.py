@@ -99,11 +99,11 @@ def test_several_prompts_share_the_query_the_palette_and_the_mask():
   assert (pair["images"][0, :32] != pair["images"][1, :32]).any()
 
 
-def test_only_what_is_asked_for_stays_in_a_label():
+def test_one_class_of_a_label_is_kept():
   given = sample()
   given["label"][:5] = IGNORE
-  asked = transforms.ask(given, 2)["label"]
-  assert (asked[:5] == IGNORE).all()
-  np.testing.assert_array_equal(asked[5:], np.where(given["label"][5:] == 2, 2, 0))
-  assert transforms.ask(given, None) is given
-  assert set(np.unique(transforms.ask(given, 0)["label"])) == {0, IGNORE}
+  kept = transforms.keep_class(given, 2)["label"]
+  assert (kept[:5] == IGNORE).all()
+  np.testing.assert_array_equal(kept[5:], np.where(given["label"][5:] == 2, 2, 0))
+  assert transforms.keep_class(given, None) is given
+  assert set(np.unique(transforms.keep_class(given, 0)["label"])) == {0, IGNORE}

@@ -76,11 +76,11 @@ def test_the_command_converts_and_says_what_comes_next(data, tmp_path, output):
   text, errors = process.communicate(timeout=60)
   assert process.returncode == 0, errors
   assert "Traceback" not in errors and "WARNING" not in errors
-  assert f"--config.data.source={'tfds' if output == 'records' else 'folder'}" in text and "train.py" in text
+  assert f"--config.data.source={'tfds' if output == 'records' else 'folder'}" in text and "seggpt train" in text
   for split in ("train", "val"):
     same(written(tmp_path / "out", output, split), open_dataset(settings(data).dataset, split))
   again, _ = command(data, tmp_path / "out", output).communicate(timeout=60)
-  assert "finished by an earlier run" in again and "train.py" in again
+  assert "finished by an earlier run" in again and "seggpt train" in again
   expected = ["prepare.json", "train", "val"] if output == "folder" else ["mine", "prepare.json"]
   assert sorted(os.listdir(tmp_path / "out")) == expected
 
