@@ -8,8 +8,10 @@ import os
 import numpy as np
 
 from seggpt_jax.data import layouts
+from seggpt_jax.data.coco import CocoSource
 from seggpt_jax.data.images import remote_or_local
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.records import RecordSource
 from seggpt_jax.data.sources import FileSource, Item, Source, Subset
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand
@@ -68,14 +70,9 @@ def open_dataset(dataset: Dataset, split: str, limit: int = -1) -> Source:
 
 def _open(dataset: Dataset, split: str) -> Source:
   path = expand(dataset.path)
-  # Imported here because both need optional packages.
   if dataset.kind == "coco":
-    from seggpt_jax.data.coco import CocoSource
-
     return CocoSource(path, split, dataset.num_classes, dataset.class_names)
   if dataset.kind == "tfds":
-    from seggpt_jax.data.records import RecordSource
-
     return RecordSource(path, split, dataset.num_classes, dataset.label_format, dataset.image_key, dataset.label_key)
   return FileSource(list_items(dataset, split), dataset.num_classes, dataset.label_format)
 

@@ -22,7 +22,7 @@ from typing import Any
 from seggpt_jax.data.bad_files import BadFile, BadFiles
 from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.errors import InputError, one_line
-from seggpt_jax.files import writing
+from seggpt_jax.files import expand, writing
 from seggpt_jax.prepare.encoding import EncodedSample
 
 VERSION = "1.0.0"
@@ -53,7 +53,7 @@ def write_records(
   Raises:
     InputError: the folder cannot be written to, or a split has no usable sample.
   """
-  dataset = Path(directory) / name
+  dataset = Path(expand(directory)) / name
   whole, unfinished = dataset / VERSION, dataset / "incomplete"
   if not whole.exists():
     for folder in ("shards", VERSION):

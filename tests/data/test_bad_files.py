@@ -34,9 +34,7 @@ def test_more_than_the_allowed_share_is_refused():
   bad.add("a", split="val")
   bad.check()
   bad.add("b", split="val")
-  with pytest.raises(
-    InputError, match=r"config.data.bad_share: found 2 bad files of 5 in val, expected at most 20.00"
-  ):
+  with pytest.raises(InputError, match=r"config.data.bad_share: found 2 bad files of 5 in val, expected at most 20.00"):
     bad.check()
 
 
