@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
   scores_before = infer("small", boards, mapping, before)
   run(
     *("train.py", "--config", "configs/demo.py", "--workdir", str(training), f"--config.data.path={boards}"),
-    *(f"--config.num_steps={steps}", f"--config.optim.first_cycle={max(steps, 20) + 1}"),
+    f"--config.num_steps={steps}",
   )
   scores_after = infer(training, boards, mapping, after)
   picture(boards, before, after, dict(itertools.islice(prompts.items(), 5))).save(workdir / "demo.png")

@@ -24,7 +24,7 @@ def config(nano_data, tmp_path):
   config = nano.get_config()
   config.num_steps, config.batch_size, config.eval_every = 2, 8, 2
   config.data.path = str(nano_data)
-  config.model.init_from = str(tmp_path / "base")
+  config.model.init_from, config.model.variant = str(tmp_path / "base"), "vit_large"
   config.adapter.kind, config.adapter.rank = "lora", 2
   return config
 

@@ -110,9 +110,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, damage):
   state, progress = checkpoints.restore(abstract(state_at(0)))
   assert int(state.step) == 4 and progress["epoch"] == 4
   np.testing.assert_array_equal(state.params["mask_token"], state_at(4).params["mask_token"])
-  (line,) = checkpoints.lines
+  (line,) = checkpoints.warnings
   assert "warning: checkpoint" in line and f"{run}/checkpoints/6 is damaged" in line
-  assert f"going on from {run}/checkpoints/4" in line and "\n" not in line
+  assert f"resuming from {run}/checkpoints/4" in line and "\n" not in line
   assert steps_in(run / "checkpoints") == [2, 4] and steps_in(run / "damaged") == [6]
   # The run comes to step 6 again and can write it.
   checkpoints.save(state_at(6), {"epoch": 6, "best_miou": 0.5})
@@ -184,7 +184,7 @@ from tests.training import test_checkpoints as own
 from seggpt_jax.training.checkpoints import Checkpoints
 checkpoints = Checkpoints(folder, own.CONFIG, keep=2)
 try:
-  with checkpoints.watching_disk():
+  with checkpoints.explain_full_disk():
     try:
       for step in range(1, steps):
         checkpoints.save(own.state_at(step), {"epoch": step, "best_miou": 0.5})

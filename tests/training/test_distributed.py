@@ -58,7 +58,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(nano_data, tmp_pa
   os.kill(running[1].pid, signal.SIGTERM)
   assert [process.wait(timeout=90) for process in running] == [0, 0]
   (step,) = launching.steps_in(run / "checkpoints")
-  assert f"stopped by SIGTERM at step {step}, run the same line to go on" in output(run, 0)
+  assert f"stopped by SIGTERM at step {step}, rerun the same command to resume" in output(run, 0)
 
 
 def test_a_bad_file_that_one_process_meets_ends_all_within_two_minutes(nano_data, tmp_path):

@@ -11,7 +11,7 @@ from seggpt_jax.data.pairing import Pairing, PairingOptions
 from seggpt_jax.data.pipeline import DEVICE_KEYS, SourceTrainingPairs, training_batches
 from seggpt_jax.data.transforms import TrainingPair
 from seggpt_jax.errors import InputError
-from seggpt_jax.training.feed import Feed
+from seggpt_jax.training.feed import DeviceFeed
 
 
 class Numbered:
@@ -59,29 +59,29 @@ def put(batch):
 def taken(feed, count, ahead):
   found = []
   for _ in range(count):
-    placed, batch = feed.take()
+    placed, batch = feed.next_batch()
     found.append(batch["samples"].tolist())
     np.testing.assert_array_equal(placed["images"], batch["images"])
     if ahead:
-      feed.prepare()
+      feed.prefetch()
   return found
 
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_batches_come_in_their_order_prepared_or_not(ahead):
-  expected = taken(Feed(batches(), put), 9, ahead=False)
-  assert taken(Feed(batches(), put), 4, ahead) == expected[:4]
-  assert taken(Feed(batches(start=4), put), 5, ahead) == expected[4:]
+  expected = taken(DeviceFeed(batches(), put), 9, ahead=False)
+  assert taken(DeviceFeed(batches(), put), 4, ahead) == expected[:4]
+  assert taken(DeviceFeed(batches(start=4), put), 5, ahead) == expected[4:]
 
 
 def test_a_bad_batch_ahead_is_told_when_it_is_its_turn():
   """The step before it is still to be recorded."""
-  feed = Feed(batches(bad=7), put)
+  feed = DeviceFeed(batches(bad=7), put)
   count = 0
   with pytest.raises(InputError, match=r"7.png: cannot be read"):
     for _ in range(7):
-      feed.take()
+      feed.next_batch()
       count += 1
-      feed.prepare()
-  good = Feed(batches(), put)
+      feed.prefetch()
+  good = DeviceFeed(batches(), put)
   assert count == next(i for i, samples in enumerate(taken(good, 7, ahead=False)) if 7 in np.array(samples))

@@ -62,7 +62,7 @@ def refused(match, make):
 def test_a_folder_becomes_canvases_of_the_model_s_size(config, tmp_path):
   inputs, batch = batch_of(config, tmp_path)
   assert batch["images"].shape == (6, *TINY.canvas_size, 3) and set(np.unique(batch["labels"])) == {0, 1}
-  assert inputs.lines == () and len(inputs.evaluation) == 6
+  assert inputs.notes == () and len(inputs.evaluation) == 6
 
 
 def test_prompts_come_from_the_query_s_group(config, tmp_path):
@@ -70,7 +70,7 @@ def test_prompts_come_from_the_query_s_group(config, tmp_path):
   inputs, batch = batch_of(config, tmp_path)
   names = [[inputs.sources["train"].name(int(i))[0] for i in pair] for pair in batch["samples"]]
   assert all(prompt == query for prompt, query in names)
-  assert inputs.lines == ("train: 6 samples, 2 groups", "val: 6 samples, 2 groups")
+  assert inputs.notes == ("train: 6 samples, 2 groups", "val: 6 samples, 2 groups")
   pairs = [inputs.evaluation(i)["samples"][0] for i in range(6)]
   assert all(int(prompt) // 3 == int(query) // 3 for prompt, query in pairs)
   config.data.same_group = 0.0
@@ -83,7 +83,7 @@ def test_prompts_come_from_the_query_s_group(config, tmp_path):
 def test_negative_pairs_read_the_labels_once_for_a_run(config, tmp_path):
   config.data.negative = 1.0
   inputs, batch = batch_of(config, tmp_path)
-  assert "1 classes to ask for, 3 samples that can be the query of a negative pair" in inputs.lines[0]
+  assert "1 classes to ask for, 3 samples that can be the query of a negative pair" in inputs.notes[0]
   negative = batch["samples"][:, 1] >= 3
   square = TINY.canvas_size[1]
   assert (batch["labels"][negative][:, square:] == 0).all()
@@ -136,7 +136,7 @@ def test_several_prompts(config, tmp_path):
   config.data.prompts = 3
   _, batch = batch_of(config, tmp_path, size=2)
   assert batch["images"].shape[0] == 6
-  config.data.source, config.data.num_classes = "tasks", 3
+  config.data.source, config.data.path, config.data.num_classes = "tasks", "data", 3
   _, batch = batch_of(config, tmp_path, size=2)
   assert batch["images"].shape[0] == 6
 
