@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from seggpt_jax.data.augment import Augmentation
@@ -27,49 +26,6 @@ from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.synthetic.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
 
 _AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
-
-
-class BadFiles:
-  """Keeps account of bad files that are passed over.
-
-  Args:
-    sources: the samples by split.
-    most: share of a split's samples that may be bad.
-    say: is told of each once.
-  """
-
-  def __init__(self, sources: Mapping[str, Source], most: float, say: Callable[[str], None]):
-    self._sources, self._most, self._say = sources, most, say
-    self._found: dict[str, set[int]] = {split: set() for split in sources}
-    self._unsettled: dict[str, list[np.ndarray]] = {}
-
-  def add(self, split: str, indices: np.ndarray) -> None:
-    """Notes samples that a batch of this process passed over, -1 for none."""
-    self._unsettled.setdefault(split, []).append(indices)
-
-  def settle(self) -> None:
-    """Counts what all processes have noted since the last call; all of them call it after the same batches.
-
-    Raises:
-      InputError: too many of them.
-    """
-    for split, noted in sorted(self._unsettled.items()):
-      indices = np.unique(multihost_utils.process_allgather(np.stack(noted)))
-      self._count(split, set(indices[indices >= 0].tolist()))
-    self._unsettled.clear()
-
-  def _count(self, split: str, indices: set[int]) -> None:
-    if not indices or not indices - self._found[split]:
-      return
-    source, found = self._sources[split], self._found[split]
-    for index in sorted(indices - found):
-      found.add(index)
-      self._say(f"passed over: {split} {source.name(index)} cannot be read ({len(found)} so far)")
-    if len(found) > self._most * len(source):
-      raise InputError(
-        f"config.data.bad_share: found {len(found)} bad files of {len(source)} in {split}, expected at most "
-        f"{self._most:.2%}; `python -m seggpt_jax.data.inspect` lists them"
-      )
 
 
 @dataclasses.dataclass(frozen=True)

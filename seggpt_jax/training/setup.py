@@ -26,10 +26,11 @@ from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import resume, sharding
+from seggpt_jax.training.bad_files import SharedBadFiles
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.config import adapter_of, check_config, expand_paths
 from seggpt_jax.training.feed import DeviceFeed
-from seggpt_jax.training.inputs import BadFiles, Inputs, open_inputs
+from seggpt_jax.training.inputs import Inputs, open_inputs
 from seggpt_jax.training.monitor import Monitor
 from seggpt_jax.training.optimizer import Optimizer, make_optimizer
 from seggpt_jax.training.profiler import StepProfiler
@@ -76,7 +77,7 @@ class Run:
   validate: Validator
   best: BestScore
   feed: DeviceFeed
-  bad_files: BadFiles
+  bad_files: SharedBadFiles
   recorder: StepRecorder
   profiler: StepProfiler
   checkpoints: Checkpoints
@@ -125,7 +126,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike) -> Run:
     monitor.say(f"changed since the run was last started: {', '.join(changed)}")
   for line in (*checkpoints.warnings, *inputs.notes):
     monitor.say(line)
-  bad_files = BadFiles(inputs.sources, config.data.bad_share, monitor.say)
+  bad_files = SharedBadFiles(inputs.sources, config.data.bad_share, monitor.say)
   prompts, where = config.data.prompts, plan.state_sharding
   learning = {"frozen": plan.optimizer.frozen, "accumulate": config.accumulate, "ema": config.optim.ema}
   transform, adapter = plan.optimizer.transform, plan.adapter

@@ -15,7 +15,7 @@ from seggpt_jax.data import pipeline
 from seggpt_jax.metrics.iou import iou_from_confusion, mean_iou
 from seggpt_jax.model.parameters import Params
 from seggpt_jax.training import sharding
-from seggpt_jax.training.inputs import BadFiles
+from seggpt_jax.training.bad_files import SharedBadFiles
 from seggpt_jax.training.step import StepOutput
 
 
@@ -35,7 +35,7 @@ class Validator:
   pairs: pipeline.EvaluationPairs
   mesh: Mesh
   eval_step: Callable[..., StepOutput]
-  bad_files: BadFiles
+  bad_files: SharedBadFiles
 
   def __call__(self, params: Params) -> tuple[dict[str, float], pipeline.Batch, np.ndarray]:
     """Returns loss, mIoU and IoU of each class, and the first batch with its predicted colors for a panel."""

@@ -7,8 +7,9 @@ from PIL import Image
 from seggpt_jax.data.pipeline import training_batches
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.config import VARIANTS
+from seggpt_jax.training.bad_files import SharedBadFiles
 from seggpt_jax.training.config import check_config, default_config
-from seggpt_jax.training.inputs import BadFiles, open_inputs
+from seggpt_jax.training.inputs import open_inputs
 
 TINY = VARIANTS["tiny"]
 GENERATOR = np.random.default_rng(0)
@@ -153,7 +154,7 @@ def test_bad_files_stop_the_run_or_are_passed_over_up_to_a_share(config, tmp_pat
   inputs, batch = batch_of(config, tmp_path, size=12)
   assert 1 in batch["bad"] and 1 not in batch["samples"]
   said = []
-  account = BadFiles(inputs.sources, 0.2, said.append)
+  account = SharedBadFiles(inputs.sources, 0.2, said.append)
   for split in ("train", "train", "val"):
     account.add(split, batch["bad"])
   account.settle()
