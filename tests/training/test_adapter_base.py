@@ -1,4 +1,4 @@
-"""A run with an adapter goes on beside the weights it began with, wherever they are, and beside no others."""
+"""A run with an adapter resumes only with the base weights it started from, wherever they are stored."""
 
 from __future__ import annotations
 
