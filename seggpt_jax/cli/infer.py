@@ -109,7 +109,7 @@ def main() -> None:
     Predictor.from_checkpoint(values.model_path, adapter=adapter),
     _find_queries(learned, bad),
     values.outdir,
-    approach=options,
+    options=options,
     labels=labels,
     kinds=values.save,
     bad=bad,
@@ -175,7 +175,7 @@ def _segment_video(adapter: StoredAdapter | None, options: InferenceOptions, lab
     prompt_images=values.prompt_image,
     prompt_labels=values.prompt_label,
     num_frames=values.num_frames,
-    approach=options,
+    options=options,
     labels=labels,
     save_frames=values.save_frames,
   )
