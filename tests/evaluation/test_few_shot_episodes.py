@@ -58,8 +58,8 @@ def test_no_query_prompts_itself_and_all_prompts_show_its_class(shots):
 
 def test_a_quick_look_is_spread_over_all_episodes():
   episodes = few_shot_episodes.in_turn(QUERIES, POOLS, 10, 1, 0)
-  assert few_shot_episodes.spread(episodes, None) == few_shot_episodes.spread(episodes, 99) == episodes
-  assert few_shot_episodes.spread(episodes, 5) == episodes[::2]
+  assert few_shot_episodes.evenly_spread(episodes, None) == few_shot_episodes.evenly_spread(episodes, 99) == episodes
+  assert few_shot_episodes.evenly_spread(episodes, 5) == episodes[::2]
 
 
 def test_a_class_without_enough_images_is_named():
