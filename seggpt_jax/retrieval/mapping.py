@@ -26,15 +26,8 @@ from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.retrieval import ranking
 from seggpt_jax.retrieval.conditions import Conditions, by_class, by_group, classes_of
-from seggpt_jax.retrieval.prompt_index import (
-  FOREGROUND_WEIGHT,
-  TAP,
-  Facts,
-  PromptIndex,
-  digest,
-  list_prompts,
-  read_facts,
-)
+from seggpt_jax.retrieval.labeled_images import Facts, digest, list_prompts, read_facts
+from seggpt_jax.retrieval.prompt_index import FOREGROUND_WEIGHT, TAP, PromptIndex
 
 _THREADS = 4
 _AHEAD = 16  # queries that are read before they are needed

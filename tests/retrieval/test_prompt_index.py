@@ -12,8 +12,9 @@ from PIL import Image
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import parameters
-from seggpt_jax.retrieval import features, prompt_index
-from seggpt_jax.retrieval.prompt_index import PromptIndex, foreground_shares, list_prompts
+from seggpt_jax.retrieval import features
+from seggpt_jax.retrieval.labeled_images import foreground_shares, list_prompts, read_facts
+from seggpt_jax.retrieval.prompt_index import PromptIndex
 
 
 def write(path: Path, pixels: np.ndarray) -> None:
@@ -181,7 +182,7 @@ def test_missing_files_are_named(folder, model):
 
 def test_facts_are_the_same_with_and_without_a_network(folder, model):
   add(folder, "p1", picture(1), half("right") * 7)
-  facts = prompt_index.read_facts(files(folder), LabelFormat())
+  facts = read_facts(files(folder), LabelFormat())
   encoded_facts = PromptIndex.build(model, files(folder)).facts
   assert facts.digests == encoded_facts.digests
   np.testing.assert_array_equal(facts.holds, encoded_facts.holds)
