@@ -27,22 +27,20 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-import dataclasses
-
 import pytest
 
 
 @pytest.fixture(scope="session")
 def config():
-  """The tiny network with tiles of 32 x 32 pixels, which is enough for 4 x 4 patches."""
-  from benchmarks.nano import NANO
+  """The architecture of `model`."""
+  from tests.loud_network import LOUD
 
-  return dataclasses.replace(NANO, canvas_size=(64, 32))
+  return LOUD
 
 
 @pytest.fixture(scope="session")
 def model(config):
-  """A network with random parameters that predicts more than gray."""
+  """A tiny network that predicts more than gray."""
   from tests.loud_network import loud_network
 
   return loud_network(config)
@@ -53,6 +51,6 @@ def weights_directory(model, tmp_path_factory):
   """The weights of `model` on disk."""
   from seggpt_jax.model import parameters, weights
 
-  directory = tmp_path_factory.mktemp("weights") / "nano"
+  directory = tmp_path_factory.mktemp("weights") / "loud"
   weights.save_weights(directory, parameters.split(model)[1], model.config)
   return directory

@@ -1,4 +1,4 @@
-"""Searching labeled images: what is found, and when features are computed anew."""
+"""The prompt index: which labeled images it finds, and when it computes features again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
 
 def picture(seed: int) -> np.ndarray:
-  """Colors that vary slowly, as those of photographs do."""
+  """Returns an image whose colors vary slowly, like a photograph's."""
   small = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
   return np.asarray(Image.fromarray(small).resize((50, 40), Image.Resampling.BICUBIC))
 
@@ -84,7 +84,7 @@ def test_likeness_is_1_to_itself_and_0_between_two_on_average(folder, model):
   np.testing.assert_allclose(next(index.score_many([picture(4)])), table[4], atol=1e-4)
 
 
-def test_of_two_prompts_that_differ_in_the_mask_alone_the_one_whose_foreground_is_there_is_found(tmp_path, model):
+def test_the_prompt_whose_foreground_is_in_the_query_is_found(tmp_path, model):
   both = np.zeros((40, 50, 3), np.uint8)
   both[:, :25], both[:, 25:] = (200, 40, 30), (30, 90, 210)
   add(tmp_path, "left", both, half("left"))
