@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw
 
-from seggpt_jax.inference import outputs, tiling
+from seggpt_jax.inference import pictures, tiling
 from seggpt_jax.palette import IGNORE, display_palette
 
 _HEIGHT, _WIDTH, _GAP, _TITLE = 144, 192, 4, 14
@@ -30,7 +30,7 @@ def panel(
   image = tiling.resize_image(image, size)
   if labels is not None:
     labels = tiling.resize_labels(np.where(labels == IGNORE, 0, labels), size)
-    image = outputs.overlay(image, labels, display_palette(1 + num_objects))
+    image = pictures.overlay(image, labels, display_palette(1 + num_objects))
   top, left = (_HEIGHT - size[0]) // 2, (_WIDTH - size[1]) // 2
   framed = np.full((_HEIGHT, _WIDTH, 3), 255, np.uint8)
   framed[top : top + size[0], left : left + size[1]] = image

@@ -217,6 +217,6 @@ def _mean_over_families(rows: Sequence[dict[str, float | None]]) -> dict[str, fl
 
 
 if __name__ == "__main__":
-  import runpy
+  from seggpt_jax.cli.main import run_alias
 
-  runpy.run_module("seggpt_jax.cli.in_context", run_name="__main__")
+  run_alias("seggpt_jax.evaluation.in_context", "evaluate-in-context")

@@ -205,6 +205,6 @@ def _prompt_names(queries: Sequence[Query]) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-  import runpy
+  from seggpt_jax.cli.main import run_alias
 
-  runpy.run_module("seggpt_jax.cli.inspection", run_name="__main__")
+  run_alias("seggpt_jax.evaluation.inspection", "evaluate-inspection")

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from seggpt_jax.inference import outputs, tiling
+from seggpt_jax.inference import pictures, tiling
 from seggpt_jax.palette import display_palette
 
 _PALETTE = display_palette(256)
@@ -126,7 +126,7 @@ def thumbnail(
     for index in np.unique(labels[labels > 0]):
       mask = Image.fromarray((labels == index).astype(np.float32)).resize(size[::-1], Image.Resampling.BOX)
       shown[np.asarray(mask) > 0] = index
-    small = outputs.overlay(small, shown, _PALETTE)
+    small = pictures.overlay(small, shown, _PALETTE)
   file = io.BytesIO()
   # Colors at full resolution: at half, which is the default, the tint of a single pixel would be lost.
   Image.fromarray(small).save(file, "jpeg", quality=_JPEG_QUALITY, subsampling=0)

@@ -6,7 +6,6 @@ In: queries and labeled images, with their names or labels. Out: `Conditions`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +13,11 @@ from jaxtyping import Bool
 
 from seggpt_jax.data.groups import group_names
 from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
+from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.data.sources import FileSource, Item
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.queries import PromptFiles, Query
 from seggpt_jax.retrieval.labeled_images import Facts, held_classes
-
-_THREADS = 4
 
 
 class Conditions(NamedTuple):
@@ -79,8 +77,8 @@ def classes_of(queries: Sequence[Query], labels: LabelFormat) -> Bool[np.ndarray
     InputError: a query has no label, or the label cannot be read or holds no class.
   """
   _check_truths(queries, "--by-class")
-  with ThreadPoolExecutor(_THREADS) as pool:
-    holds = np.stack(list(pool.map(lambda query: held_classes(read_labels(query.truth, labels)), queries)))
+  found = read_ahead(lambda query: held_classes(read_labels(query.truth, labels)), queries)
+  holds = np.stack([future.result() for _, future in found])
   for query, held in zip(queries, holds, strict=True):
     if not held.any():
       raise InputError(f"{query.truth}: found no class in it, expected one to choose prompts by (--by-class)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +15,9 @@ from tqdm import tqdm
 
 from seggpt_jax.data.images import list_images, read_bytes
 from seggpt_jax.data.labels import IGNORE, LabelFormat, classes_in, read_labels
+from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.queries import PromptFiles
-
-_THREADS = 4
 
 
 class Facts(NamedTuple):
@@ -57,8 +55,8 @@ def read_facts(files: Sequence[PromptFiles], labels: LabelFormat) -> Facts:
   def read(prompt: PromptFiles) -> tuple[str, np.ndarray]:
     return digest(read_bytes(prompt.image)), held_classes(read_labels(prompt.labels, labels))
 
-  with ThreadPoolExecutor(_THREADS) as pool:
-    found = list(tqdm(pool.map(read, files), "read", len(files), unit="image"))
+  results = (future.result() for _, future in read_ahead(read, files))
+  found = list(tqdm(results, "read", len(files), unit="image"))
   return Facts([name for name, _ in found], np.stack([held for _, held in found]))
 
 

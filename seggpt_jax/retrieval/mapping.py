@@ -29,7 +29,6 @@ from seggpt_jax.retrieval.conditions import Conditions, by_class, by_group, clas
 from seggpt_jax.retrieval.labeled_images import Facts, digest, list_prompts, read_facts
 from seggpt_jax.retrieval.prompt_index import FOREGROUND_WEIGHT, TAP, PromptIndex
 
-_THREADS = 4
 _AHEAD = 16  # queries that are read before they are needed
 DEFAULT_CACHE = "~/.cache/seggpt_jax"
 
@@ -180,7 +179,7 @@ def _scored(queries: Sequence[Query], index: PromptIndex | None) -> Iterator[tup
     data = read_bytes(query.image)
     return digest(data), None if index is None else decode_image(data, str(query.image))
 
-  found = (future.result() for _, future in read_ahead(read, queries, threads=_THREADS, ahead=_AHEAD))
+  found = (future.result() for _, future in read_ahead(read, queries, ahead=_AHEAD))
   if index is None:
     yield from found
     return

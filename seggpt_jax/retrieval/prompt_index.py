@@ -7,12 +7,10 @@ computed again only for new and changed files.
 
 from __future__ import annotations
 
-import collections
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +19,7 @@ from tqdm import tqdm
 
 from seggpt_jax.data.images import decode_image, read_bytes
 from seggpt_jax.data.labels import LabelFormat, read_labels
+from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import tiling
@@ -34,10 +33,7 @@ from seggpt_jax.retrieval.ranking import most_relevant
 # The best values on synthetic boards with the packaged weights (docs/retrieval.md). Taps 1 to 3 and weights up to 0.1
 # differ little; the last tap and larger weights are worse.
 TAP, FOREGROUND_WEIGHT = 2, 0.1
-_THREADS = 4
 _MIN_SPREAD = 1e-6  # avoids a division by zero if all images are the same
-
-_Given, _Made = TypeVar("_Given"), TypeVar("_Made")
 
 
 class Match(NamedTuple):
@@ -191,8 +187,8 @@ def _encode(
     return tiling.resize_image(image, encoder.size), shares, digest(data), held_classes(label)
 
   bar = tqdm(total=len(files), desc="encode prompts", unit="image", disable=not files)
-  with bar, ThreadPoolExecutor(_THREADS) as pool:
-    coming = read_ahead(pool, read, files, 2 * encoder.batch_size)
+  coming = (future.result() for _, future in read_ahead(read, files, ahead=2 * encoder.batch_size))
+  with bar:
     for start in range(0, len(files), encoder.batch_size):
       batch = files[start : start + encoder.batch_size]
       images, shares, digests, holds = zip(*(next(coming) for _ in batch), strict=True)
@@ -201,16 +197,3 @@ def _encode(
       for prompt, name, held, image, foreground in zip(batch, digests, holds, *features, strict=True):
         yield prompt, StoredFeatures(stamps[cache_key(prompt)], name, held, image, foreground)
         bar.update()
-
-
-def read_ahead(
-  pool: ThreadPoolExecutor, read: Callable[[_Given], _Made], items: Sequence[_Given], ahead: int
-) -> Iterator[_Made]:
-  """`map` in threads that is at most so many items ahead."""
-  coming: collections.deque[Future[_Made]] = collections.deque()
-  for item in items:
-    coming.append(pool.submit(read, item))
-    if len(coming) > ahead:
-      yield coming.popleft().result()
-  while coming:
-    yield coming.popleft().result()

@@ -167,7 +167,7 @@ def test_a_family_that_shows_nothing_in_common_is_named():
 
 def command(*options):
   return subprocess.run(
-    [sys.executable, "-m", "seggpt_jax.evaluation.in_context", *map(str, options)],
+    [sys.executable, "-m", "seggpt_jax", "evaluate-in-context", *map(str, options)],
     capture_output=True,
     text=True,
     cwd=ROOT,
@@ -213,7 +213,7 @@ def test_the_command_prints_a_table_and_writes_numbers_and_a_picture(larger_weig
   [
     (["--families", "galaxies"], ["--families", "'galaxies'", "cells"]),
     (["--families", "cells"], ["nowhere: not found"]),
-    (["--num_prompts", "0"], ["num_prompts"]),
+    (["--num_prompts", "0"], ["--num-prompts=0"]),
     (["more"], ["'more'"]),
   ],
 )
