@@ -3,7 +3,7 @@
   python -m benchmarks.growth --keep
   python -m benchmarks.growth --variant=vit_large --grows=canvas --keep
 
-- prompts: one query with more and more prompts, `ensemble.paint_queries`. Operations are counted as if whole canvases
+- prompts: one query with more and more prompts, `ensemble.predict_queries`. Operations are counted as if whole canvases
   were computed, which is more than is done.
 - forward and train: more and more canvases, with `SegGPT.__call__` and the training step.
 - canvas: a forward pass of one canvas of half, three quarters and all of the network's size, by number of tokens.
