@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from transformers import SegGptForImageSegmentation
 from benchmarks import report
 from seggpt_jax import canvas, palette
 from seggpt_jax.compilation import jit
+from seggpt_jax.data.sources import Sample
 from seggpt_jax.inference import batch, tiling
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
@@ -81,8 +82,8 @@ def on_canvases(model, prompts) -> _Program:
   def run(params, images, targets):
     images, targets = (canvas.normalize(x, config.image_mean, config.image_std) for x in (images, targets))
     mask = jnp.broadcast_to(canvas.lower_half_mask(config.grid), (len(images), *config.grid))
-    painted = parameters.merge(graph, params)(images, targets, mask, prompts_per_query=len(images))
-    return jnp.round(canvas.unnormalize(painted[0, side:], config.image_mean, config.image_std)).astype(jnp.uint8)
+    predicted = parameters.merge(graph, params)(images, targets, mask, prompts_per_query=len(images))
+    return jnp.round(canvas.unnormalize(predicted[0, side:], config.image_mean, config.image_std)).astype(jnp.uint8)
 
   def segment(query):
     tiles, images, targets = tiles_of(query, prompts, side)
@@ -106,20 +107,20 @@ def in_torch(model, prompts) -> _Program:
     return (torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
   @torch.no_grad()
-  def paint(tile, images, targets):
+  def predict(tile, images, targets):
     query = normalized(np.broadcast_to(tile, images.shape))
-    painted = theirs(
+    predicted = theirs(
       pixel_values=query,
       prompt_pixel_values=normalized(images),
       prompt_masks=normalized(targets),
       feature_ensemble=True,
       embedding_type="semantic",  # the default is "instance"
     ).pred_masks[0, :, side:]
-    return torch.round((painted * std[0] + mean[0]).clip(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+    return torch.round((predicted * std[0] + mean[0]).clip(0, 1) * 255).byte().permute(1, 2, 0).numpy()
 
   def segment(query):
     tiles, images, targets = tiles_of(query, prompts, side)
-    return decode_tiles([paint(tile, images, targets) for tile in tiles], query.shape[:2])
+    return decode_tiles([predict(tile, images, targets) for tile in tiles], query.shape[:2])
 
   return one_by_one(segment)
 
@@ -135,6 +136,23 @@ def in_batches(predictor: Predictor, prompts: tuple[PromptFiles, ...]) -> _Progr
   return program
 
 
+def write_images(samples: Sequence[Sample], folder: Path) -> list[Path]:
+  """Writes the images of samples as PNG files and returns their paths."""
+  paths = [folder / f"{index:04d}.png" for index in range(len(samples))]
+  for path, sample in zip(paths, samples, strict=True):
+    Image.fromarray(sample["image"]).save(path)
+  return paths
+
+
+def write_prompts(prompts: Sequence[tuple[np.ndarray, np.ndarray]], folder: Path) -> tuple[PromptFiles, ...]:
+  """Writes images and label maps of prompts as PNG files."""
+  files = tuple(PromptFiles(folder / f"p{n}.png", folder / f"p{n}_label.png") for n in range(len(prompts)))
+  for paths, (image, label) in zip(files, prompts, strict=True):
+    Image.fromarray(image).save(paths.image)
+    Image.fromarray(label.astype(np.uint8)).save(paths.labels)
+  return files
+
+
 def main(_: list[str]) -> None:
   source = BoardSource(_NUM_QUERIES.value + _NUM_PROMPTS.value, 0, size=_SIZE.value, scale=3.0, labels="etched")
   samples = [source[index] for index in range(len(source))]
@@ -142,16 +160,10 @@ def main(_: list[str]) -> None:
   model = weights.load_model("small")
   predictor = Predictor(model)
   with tempfile.TemporaryDirectory() as name:
-    folder, paths = Path(name), []
-    for index, sample in enumerate(samples[_NUM_PROMPTS.value :]):
-      paths.append(folder / f"{index:04d}.png")
-      Image.fromarray(sample["image"]).save(paths[-1])
-    prompt_files = tuple(PromptFiles(folder / f"p{n}.png", folder / f"p{n}_label.png") for n in range(len(prompts)))
-    for files, (image, label) in zip(prompt_files, prompts, strict=True):
-      Image.fromarray(image).save(files.image)
-      Image.fromarray(label.astype(np.uint8)).save(files.labels)
+    folder = Path(name)
+    paths = write_images(samples[_NUM_PROMPTS.value :], folder)
     programs: dict[str, _Program] = {
-      "many": in_batches(predictor, prompt_files),
+      "many": in_batches(predictor, write_prompts(prompts, folder)),
       "single": one_by_one(lambda image: predictor.predict(image, prompts, split=_SPLIT.value).labels),
       "canvases": on_canvases(model, prompts),
       "transformers": in_torch(model, prompts),

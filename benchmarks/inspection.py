@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks import report
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.evaluation.inspection import inspect
-from seggpt_jax.evaluation.inspection_results import write
+from seggpt_jax.evaluation.inspection_results import Results, write
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
@@ -140,18 +140,24 @@ def main(_: list[str]) -> None:
       folders = (folder / "train" / "images", folder / "train" / "labels")
       positive, negative = (list_queries(folder / "val", *folders, path, top_k) for path in paths[name])
       results = inspect(predictor, positive, negative, options=options)
-      found = results.inspection
-      small = [iou for name, iou in results.ious.items() if _stained_share(folder, name) < 0.04]
-      large = [iou for name, iou in results.ious.items() if _stained_share(folder, name) >= 0.04]
-      row |= {"mean_iou": found.mean_iou}
-      row |= {"small_iou": float(np.mean(small)), "large_iou": float(np.mean(large))}
-      row |= {"catch_rate": found.catch_rate, "yield_rate": found.yield_rate, "pes": found.pes}
+      row |= scores(results, folder)
       rows.append(row)
       cells = (f"{value:.3f}" if isinstance(value, float) else f"{value:>22}" for value in row.values())
       print(" | ".join(cells), flush=True)
       report.write("inspection", {"machine": report.machine(["jax"]), "arguments": arguments, "rows": rows})
       if _REPORT.value:
         write(results, _REPORT.value, {"model_path": _MODEL_PATH.value, **row}, f"Stained boards, split {row['split']}")
+
+
+def scores(results: Results, folder: Path) -> dict[str, float]:
+  """Returns the rates, and the mean IoU of all stains, of small ones (below 4 % of the picture) and of large ones."""
+  found = results.inspection
+  is_small = {name: _stained_share(folder, name) < 0.04 for name in results.ious}
+  small, large = (
+    float(np.mean([iou for name, iou in results.ious.items() if is_small[name] == wanted])) for wanted in (True, False)
+  )
+  rates = {"catch_rate": found.catch_rate, "yield_rate": found.yield_rate, "pes": found.pes}
+  return {"mean_iou": found.mean_iou, "small_iou": small, "large_iou": large, **rates}
 
 
 def _done(arguments: dict[str, Any]) -> list[dict[str, Any]]:

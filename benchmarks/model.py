@@ -65,7 +65,7 @@ _KEY = ("device", "variant", "dtype", "batch_size", "work", "side")
 _SPAWN = multiprocessing.get_context("spawn")
 
 
-class Player:
+class SideProcess:
   """The handle of a side that runs in its own process.
 
   Attributes:
@@ -129,21 +129,21 @@ def sides_of(variant: str, dtype: str, batch_size: int, work: str, weights: Path
   return found + [sides.Side(f"transformers {way}", way, dtype=dtype, **setting) for way in _WAYS.value]
 
 
-def play(asked: list[sides.Side]) -> list[Player]:
+def measure(chosen: list[sides.Side]) -> list[SideProcess]:
   """Starts all sides and lets them take turns."""
-  players: list[Player] = []
+  processes: list[SideProcess] = []
   try:
-    for side in asked:
-      players.append(Player(side))  # one after the other, because compilers time their choices
+    for side in chosen:
+      processes.append(SideProcess(side))  # one after the other, because compilers time their choices
     for turn in range(_ROUNDS.value):
       # Back and forth, so that no side always runs after the same one.
-      for player in players if turn % 2 == 0 else reversed(players):
-        if player.error is None:
-          player.take_turn()
+      for process in processes if turn % 2 == 0 else reversed(processes):
+        if process.error is None:
+          process.take_turn()
   finally:
-    for player in players:
-      player.finish()
-  return players
+    for process in processes:
+      process.finish()
+  return processes
 
 
 def difference(output: np.ndarray | None, ours: np.ndarray | None) -> float | None:
@@ -153,28 +153,28 @@ def difference(output: np.ndarray | None, ours: np.ndarray | None) -> float | No
   return float(np.abs(output - ours).max() / np.abs(ours).max())
 
 
-def rows_of(players: list[Player], flops: int, peak: tuple[float, float], device: str) -> list[dict[str, Any]]:
+def rows_of(processes: list[SideProcess], flops: int, peak: tuple[float, float], device: str) -> list[dict[str, Any]]:
   """Returns a row for each side. A peer's row has the time ratio of each seggpt_jax side to the peer, by rounds."""
-  ours = [player for player in players if player.side.way == "jax"]
+  ours = [process for process in processes if process.side.way == "jax"]
   rows = []
-  for player in players:
-    side = player.side
-    row = {"device": device, "variant": side.variant, "dtype": players[0].side.dtype, "batch_size": side.batch_size}
+  for process in processes:
+    side = process.side
+    row = {"device": device, "variant": side.variant, "dtype": processes[0].side.dtype, "batch_size": side.batch_size}
     row |= {"work": side.work, "side": side.name}
-    if player.error is not None:
-      rows.append({**row, "error": player.error})
+    if process.error is not None:
+      rows.append({**row, "error": process.error})
       continue
     ratios = {
-      one.side.name: statistics.median(a.seconds / b.seconds for a, b in zip(one.turns, player.turns, strict=True))
+      one.side.name: statistics.median(a.seconds / b.seconds for a, b in zip(one.turns, process.turns, strict=True))
       for one in ours
-      if player not in ours and one.error is None
+      if process not in ours and one.error is None
     }
     row |= {
-      "seconds": [turn.seconds for turn in player.turns],
-      "others": max(peak[1], *(turn.others for turn in player.turns)),
+      "seconds": [turn.seconds for turn in process.turns],
+      "others": max(peak[1], *(turn.others for turn in process.turns)),
     }
-    row |= {"memory": player.memory, "flops": flops * side.batch_size, "peak": peak[0]}
-    row |= {"ratios": ratios, "difference": None if player is ours[0] else difference(player.output, ours[0].output)}
+    row |= {"memory": process.memory, "flops": flops * side.batch_size, "peak": peak[0]}
+    row |= {"ratios": ratios, "difference": None if process is ours[0] else difference(process.output, ours[0].output)}
     rows.append(row)
   return rows
 
@@ -213,8 +213,8 @@ def main(argv: list[str]) -> None:
       weights = Path(folder) / variant
       flops = pool.submit(sides.write_weights, variant, weights).result()
       for dtype, batch_size, work in itertools.product(_DTYPES.value, batch_sizes, _WORK.value):
-        players = play(sides_of(variant, dtype, batch_size, work, weights))
-        found = rows_of(players, flops[work], peaks[dtype], device)
+        processes = measure(sides_of(variant, dtype, batch_size, work, weights))
+        found = rows_of(processes, flops[work], peaks[dtype], device)
         print("\n".join(map(tables.model_line, found)), flush=True)
         rows += found
         if _KEEP.value:

@@ -82,9 +82,9 @@ def train_call(training: Training) -> Callable[[], None]:
 def canvases(config: SegGPTConfig, batch_size: int) -> tuple[jax.Array, jax.Array]:
   """Returns images and colored targets of a batch of noise, normalized."""
   batch = noise.training_batch(config.canvas_size, config.patch_size, batch_size)
-  painted = palette.color_labels(batch["labels"], batch["palette"])
+  colored = palette.color_labels(batch["labels"], batch["palette"])
   images, targets = (
-    canvas.normalize(pixels, config.image_mean, config.image_std) for pixels in (jnp.asarray(batch["images"]), painted)
+    canvas.normalize(pixels, config.image_mean, config.image_std) for pixels in (jnp.asarray(batch["images"]), colored)
   )
   return images, targets
 

@@ -165,8 +165,8 @@ def in_torch(side: Side) -> Running:
   def predict() -> torch.Tensor:
     one_by_one = range(side.batch_size)
     half = size[0] // 2
-    painted = [run(**{name: value[i : i + 1] for name, value in shown.items()}).pred_masks for i in one_by_one]
-    return torch.cat(painted)[:, :, half:]
+    colors = [run(**{name: value[i : i + 1] for name, value in shown.items()}).pred_masks for i in one_by_one]
+    return torch.cat(colors)[:, :, half:]
 
   work = {"train": train, "forward": forward, "predict": predict}[side.work]
 

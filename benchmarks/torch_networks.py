@@ -12,10 +12,10 @@ def peers_input(
   batch: Mapping[str, np.ndarray], mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, torch.Tensor]:
   """Returns a batch in the format of transformers: colored, normalized, channels first, canvases in halves."""
-  painted = np.stack([palette[labels] for palette, labels in zip(batch["palette"], batch["labels"], strict=True)])
+  colored = np.stack([palette[labels] for palette, labels in zip(batch["palette"], batch["labels"], strict=True)])
   images, targets = (
     torch.from_numpy(((pixels / 255 - np.asarray(mean)) / np.asarray(std)).astype(np.float32)).permute(0, 3, 1, 2)
-    for pixels in (batch["images"], painted)
+    for pixels in (batch["images"], colored)
   )
   half = images.shape[2] // 2
   return {

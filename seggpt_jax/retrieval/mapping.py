@@ -35,7 +35,7 @@ DEFAULT_CACHE = "~/.cache/seggpt_jax"
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceOptions:
-  """How prompts are chosen among the candidates of a query.
+  """Options for choosing prompts among the candidates of a query.
 
   Attributes:
     top_k: maximum number of prompts per query.
