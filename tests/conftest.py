@@ -33,9 +33,9 @@ import pytest
 @pytest.fixture(scope="session")
 def config():
   """The architecture of `model`."""
-  from benchmarks.nano import NANO
+  from tests.loud_network import LOUD
 
-  return NANO
+  return LOUD
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +51,6 @@ def weights_directory(model, tmp_path_factory):
   """The weights of `model` on disk."""
   from seggpt_jax.model import parameters, weights
 
-  directory = tmp_path_factory.mktemp("weights") / "nano"
+  directory = tmp_path_factory.mktemp("weights") / "loud"
   weights.save_weights(directory, parameters.split(model)[1], model.config)
   return directory

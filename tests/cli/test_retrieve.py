@@ -17,8 +17,9 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.retrieval.conditions import by_class, by_group, classes_of
+from seggpt_jax.retrieval.labeled_images import list_prompts
 from seggpt_jax.retrieval.mapping import ChoiceOptions, choose
-from seggpt_jax.retrieval.prompt_index import PromptIndex, list_prompts
+from seggpt_jax.retrieval.prompt_index import PromptIndex
 
 ROOT = Path(__file__).parents[2]
 # Prompts by name: their classes. Queries likewise; each looks like the prompt of the same number.
