@@ -17,27 +17,6 @@ from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.step import TrainState
 
-CONFIG = SegGPTConfig(
-  canvas_size=(32, 16),
-  patch_size=8,
-  posemb_size=2,
-  width=16,
-  depth=2,
-  num_heads=2,
-  mlp_dim=32,
-  merge_block=0,
-  feature_taps=(0, 1),
-  decoder_dim=8,
-)
-
-
-def loud_params(config: SegGPTConfig, seed: int = 0) -> dict[str, np.ndarray]:
-  """Random, and louder than initialization: that paints gray whatever it is shown."""
-  generator = np.random.default_rng(seed)
-  _, shapes = parameters.abstract(config)
-  params = {name: generator.normal(0.0, 0.1, shape.shape).astype(np.float32) for name, shape in shapes.items()}
-  return {name: value + np.float32(name.endswith("scale")) for name, value in params.items()}
-
 
 def learned_params(adapter: Adapter, config: SegGPTConfig, seed: int = 1) -> dict[str, np.ndarray]:
   """An adapter's parameters as after some training."""
