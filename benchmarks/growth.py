@@ -3,8 +3,8 @@
   python -m benchmarks.growth --keep
   python -m benchmarks.growth --variant=vit_large --grows=canvas --keep
 
-- prompts: one query with more and more of them, `ensemble.paint_queries`; its operations are counted as those of whole
-  canvases, though it does less.
+- prompts: one query with more and more of them, `ensemble.predict_queries`; its operations are counted as those of
+  whole canvases, though it does less.
 - forward and train: more and more canvases, `SegGPT.__call__` and train.py's step.
 - canvas: a forward pass of one canvas of half, three quarters and all of the network's size, by its tokens.
 

@@ -23,7 +23,7 @@ What was found odd:
   gathers activations of the whole batch and splits their channels. Small on 1x8: 104 instead of 48 GFLOP on each
   device.
 - Image canvases stacked before all target canvases, as in the original, moved activations between devices even on
-  data-parallel meshes, 23 MB a step on 8x1 and 1,400 MB on 256x1; that is why `seggpt.pair_streams` stacks otherwise.
+  data-parallel meshes, 23 MB a step on 8x1 and 1,400 MB on 256x1; that is why `seggpt.stack_streams` stacks otherwise.
 - 1x256 splits little: no kernel of the small network but the decoder's has a side that 256 divides.
 - The CPU compiler drops the barriers of remat unless told not to (`_COMPILER_OPTIONS` in training/step.py): 77 instead
   of 5.8 GB of temporaries for ViT-L on 1x1.

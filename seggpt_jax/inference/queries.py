@@ -15,7 +15,7 @@ from pathlib import Path
 from seggpt_jax.data.images import list_images
 from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, LabelMode, Value
 from seggpt_jax.errors import InputError, naming
-from seggpt_jax.model.weights import find_items, find_weights
+from seggpt_jax.model.weights import find_adapter, find_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,7 @@ def label_format(
   Raises:
     InputError: no weights there, values that do not fit the mode, or a run whose config.json cannot be read.
   """
-  found = find_items(Path(model_path), ("params", "adapter")) or find_weights(model_path)
+  found = find_adapter(Path(model_path)) or find_weights(model_path)
   configs = (folder / "config.json" for folder in (Path(model_path), *found.absolute().parents[:2]))
   trained = next((_trained_format(path) for path in configs if path.is_file()), LabelFormat())
   mode = labels or trained.mode

@@ -13,7 +13,7 @@ import pytest
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model import weights
 from seggpt_jax.model.adapters import LearnedPrompt, LoRA
-from tests import adapter_runs
+from tests import adapter_runs, tiny_network
 from tests.adapter_runs import CONFIG
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def folder(tmp_path):
-  weights.save_weights(tmp_path / "base", adapter_runs.loud_params(CONFIG), CONFIG)
+  weights.save_weights(tmp_path / "base", tiny_network.random_params(CONFIG), CONFIG)
   adapter_runs.write_run(tmp_path / "lora", LoRA(rank=4, alpha=2.0), CONFIG, tmp_path / "base")
   return tmp_path
 
@@ -61,14 +61,14 @@ def test_an_output_that_cannot_be_is_said_before_anything_is_read(folder):
   (folder / "file").write_text("")
   (folder / "link").symlink_to(folder / "nowhere")
   for taken in ("base", "file", "link"):
-    assert f"{folder / taken}: found something there already" in refused(merge("lost", "lost", folder / taken))
-  assert f"{folder / 'file'} is no folder" in refused(merge("lost", "lost", folder / "file" / "below"))
+    assert f"{folder / taken}: already exists" in refused(merge("lost", "lost", folder / taken))
+  assert f"{folder / 'file'} is not a folder" in refused(merge("lost", "lost", folder / "file" / "below"))
   assert (folder / "file").read_text() == ""
 
 
 def test_what_does_not_merge_is_refused_and_nothing_is_left(folder):
   adapter_runs.write_run(folder / "prompt", LearnedPrompt(), CONFIG, folder / "base")
-  weights.save_weights(folder / "other", adapter_runs.loud_params(CONFIG, seed=1), CONFIG)
+  weights.save_weights(folder / "other", tiny_network.random_params(CONFIG, seed=1), CONFIG)
   output = folder / "merged"
   assert "found a learned prompt, expected a LoRA" in refused(merge(folder / "base", folder / "prompt", output))
   assert f"found weights other than {folder / 'base'}" in refused(merge(folder / "other", folder / "lora", output))

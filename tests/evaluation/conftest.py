@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.model import parameters, weights
-from tests import loud_network
+from tests import tiny_network
 
 
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory):
   directory = tmp_path_factory.mktemp("weights") / "tiny"
-  weights.save_weights(directory, parameters.split(loud_network.build())[1], loud_network.CONFIG)
+  weights.save_weights(directory, parameters.split(tiny_network.build())[1], tiny_network.CONFIG)
   return directory
 
 

@@ -7,18 +7,18 @@ import pytest
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
-from tests import loud_network
+from tests import tiny_network
 from tests.inference.image_folders import make_folders
 
 
 @pytest.fixture(scope="session")
 def config() -> SegGPTConfig:
-  return loud_network.CONFIG
+  return tiny_network.CONFIG
 
 
 @pytest.fixture(scope="session")
 def model() -> SegGPT:
-  return loud_network.build()
+  return tiny_network.build()
 
 
 @pytest.fixture(scope="session")
