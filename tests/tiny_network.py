@@ -24,7 +24,10 @@ CONFIG = dataclasses.replace(
 
 
 def random_params(config: SegGPTConfig, seed: int = 0) -> dict[str, np.ndarray]:
-  """Returns random parameters, larger than initial ones, with which the network would predict gray for any input."""
+  """Returns random parameters, larger than initial ones.
+
+  With its initial parameters, the network predicts gray for any input.
+  """
   generator = np.random.default_rng(seed)
   _, shapes = parameters.abstract(config)
   params = {name: generator.normal(0.0, 0.1, shape.shape).astype(np.float32) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""PyTorch's interpolation along one axis, as matrices: what released weights were resized with in training."""
+"""PyTorch's interpolation along one axis, as matrices. Training resized the tables in released weights in this way."""
 
 from __future__ import annotations
 

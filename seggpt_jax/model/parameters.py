@@ -127,8 +127,8 @@ def resize_canvas(
 ) -> dict[str, np.ndarray]:
   """Resizes the tables of relative positions for another canvas, linearly as PyTorch's SegGPT does.
 
-  The network also does this by itself, at every call with canvases of another size. A fine-tuning needs it done once,
-  so that it trains tables of its own canvas size.
+  The network also resizes them at every call with canvases of another size. Fine-tuning needs it done once, so that the
+  trained tables have the size of the canvases.
 
   Args:
     params: parameters.

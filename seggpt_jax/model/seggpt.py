@@ -72,9 +72,9 @@ def ensemble_features(x: Float[Array, "b rows cols d"], prompts_per_query: int) 
 
 
 def stack_streams(x: Float[AnyArray, "b *rest"], y: Float[AnyArray, "b *rest"], group: int) -> Float[Array, "b2 *rest"]:
-  """Stacks image and target streams along the batch, by turns `group` canvases of one and the same of the other.
+  """Stacks image and target streams along the batch, in alternating groups of `group` canvases.
 
-  Stacking all of one stream before all of the other would move canvases between the devices that share the batch.
+  With all image canvases before all target canvases, devices that share the batch would have to exchange canvases.
   """
   groups = [z.reshape(-1, 1, group, *z.shape[1:]) for z in (x, y)]
   return jnp.concatenate(groups, axis=1).reshape(-1, *x.shape[1:])

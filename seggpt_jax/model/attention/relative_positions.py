@@ -1,7 +1,7 @@
 """Relative positions of a grid of patches, from one table for rows and one for columns.
 
 In: tables with one embedding for each signed distance, queries, keys. Out: the logits that relative positions add, or
-queries and keys that are extended such that their plain products are the whole logits.
+queries and keys that are extended such that their plain products are the logits.
 """
 
 from __future__ import annotations
