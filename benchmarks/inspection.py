@@ -20,7 +20,6 @@ from absl import app, flags
 from PIL import Image
 
 from benchmarks import report
-from seggpt_jax.cli.retrieve import ChoiceOptions, choose
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.evaluation.inspection import inspect
 from seggpt_jax.evaluation.inspection_results import write
@@ -29,6 +28,7 @@ from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.retrieval.conditions import by_group
+from seggpt_jax.retrieval.mapping import ChoiceOptions, choose
 from seggpt_jax.retrieval.prompt_index import PromptIndex, list_prompts, read_facts
 from seggpt_jax.synthetic.boards import generate_board
 

@@ -17,19 +17,6 @@ from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.step import TrainState
 
-CONFIG = SegGPTConfig(
-  canvas_size=(32, 16),
-  patch_size=8,
-  posemb_size=2,
-  width=16,
-  depth=2,
-  num_heads=2,
-  mlp_dim=32,
-  merge_block=0,
-  feature_taps=(0, 1),
-  decoder_dim=8,
-)
-
 
 def learned_params(adapter: Adapter, config: SegGPTConfig, seed: int = 1) -> dict[str, np.ndarray]:
   """Returns an adapter's parameters as they may be after some training."""

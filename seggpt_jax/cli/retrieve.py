@@ -1,148 +1,24 @@
-"""Chooses prompts for every query and writes them as the mapping that infer.py reads.
+"""Chooses prompts for every query and writes them as the mapping that `seggpt infer` reads.
 
   python -m seggpt_jax.inference.retrieval --model-path weights/vit_large --dataset-dir DATASET/val \\
     --prompt-img-dir DATASET/train/images --prompt-label-dir DATASET/train/labels --top-k 5 --output mapping.json
 
-In: a folder of queries and one of labeled images. Out: JSON {query file: [prompt files, best first]}; and with
---negative-output a second one, of prompts that show what the query has not. A query that lies among the labeled images
-itself, as the same file or a copy, is no prompt of its own.
+In: a folder of queries and one of labeled images. Out: JSON {query file: [prompt files, best first]}, and with
+--negative-output a second file of prompts that show nothing that the query shows. A query that is among the labeled
+images itself, as the same file or a copy, never prompts itself.
 """
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from seggpt_jax.cli import inference_flags as command_flags
 from seggpt_jax.compilation import keep_programs
-from seggpt_jax.data.images import decode_image, read_bytes
 from seggpt_jax.errors import InputError, run_main
-from seggpt_jax.files import writing
-from seggpt_jax.inference import outputs
-from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
-from seggpt_jax.model import parameters, weights
-from seggpt_jax.retrieval import ranking as prompt_choice
-from seggpt_jax.retrieval.conditions import Conditions, by_class, by_group, classes_of
-from seggpt_jax.retrieval.prompt_index import (
-  FOREGROUND_WEIGHT,
-  TAP,
-  Facts,
-  PromptIndex,
-  digest,
-  list_prompts,
-  read_ahead,
-  read_facts,
-)
-
-_THREADS = 4
-_AHEAD = 16  # queries that are read before they are needed
-DEFAULT_CACHE = "~/.cache/seggpt_jax"
-
-
-@dataclasses.dataclass(frozen=True)
-class ChoiceOptions:
-  """How prompts are chosen among those that may be.
-
-  Attributes:
-    top_k: the most prompts of a query.
-    diversity: see `prompt_choice.most_relevant`.
-    negatives: "hardest", the negative prompts with the highest score; "random"; or None, which chooses none.
-    seed: of what is random.
-  """
-
-  top_k: int = 1
-  diversity: float | int = 0.0
-  negatives: str | None = None
-  seed: int = 0
-
-
-def choose(
-  queries: Sequence[Query],
-  prompts: Sequence[PromptFiles],
-  facts: Facts,
-  options: ChoiceOptions,
-  *,
-  index: PromptIndex | None = None,
-  conditions: Conditions | None = None,
-) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-  """Chooses the prompts of every query. Scores are held for one batch of queries at a time.
-
-  Args:
-    queries: the queries.
-    prompts: the labeled images.
-    facts: what they hold; those without any class are never chosen.
-    options: how.
-    index: of the labeled images, by whose scores they are chosen; without it they are drawn at random.
-    conditions: which prompts are positive and negative; without them all are positive.
-
-  Returns:
-    Two mappings {query file: [prompt files, best first]}, of positive and of negative prompts; the latter is empty
-    unless it is asked for.
-
-  Raises:
-    InputError: a query cannot be read, or has no prompt that may be chosen.
-  """
-  shows, digests = facts.holds.any(axis=1), np.array(facts.digests)
-  paths = np.array([os.path.realpath(prompt.image) for prompt in prompts])
-
-  def pick(query: Query, candidates: np.ndarray, scores: np.ndarray | None, wanted: str) -> list[str]:
-    if not candidates.any():
-      raise InputError(f"{query.image}: found no labeled image that can be {wanted}, expected at least one")
-    if scores is None:
-      chosen = prompt_choice.at_random(candidates, options.top_k, options.seed, query.name)
-    else:
-      chosen = prompt_choice.most_relevant(scores, candidates, options.top_k, options.diversity, index.likeness_to)
-    return [prompts[place].image.name for place in chosen]
-
-  positive: dict[str, list[str]] = {}
-  negative: dict[str, list[str]] = {}
-  bar = tqdm(_scored(queries, index), "choose", len(queries), unit="query")
-  for number, (query, (name, scores)) in enumerate(zip(queries, bar, strict=True)):
-    key, others = query.image.name, shows & (digests != name) & (paths != os.path.realpath(query.image))
-    if conditions is None:
-      positive[key] = pick(query, others, scores, "its prompt")
-      continue
-    common = conditions.prompts[:, conditions.queries[number]].any(axis=1)
-    strange, asked = conditions.prompts.any(axis=1) & ~common, conditions.names[number]
-    positive[key] = pick(query, others & common, scores, f"its prompt: one of its {asked}")
-    if options.negatives:
-      scores = None if options.negatives == "random" else scores
-      negative[key] = pick(query, others & strange, scores, f"its negative prompt: one not of its {asked}")
-  return positive, negative
-
-
-def _scored(queries: Sequence[Query], index: PromptIndex | None) -> Iterator[tuple[str, np.ndarray | None]]:
-  """The digest of each query's file, and the scores of all prompts for it if there is an index."""
-  digests: collections.deque[str] = collections.deque()
-
-  def read(query: Query) -> tuple[str, np.ndarray | None]:
-    data = read_bytes(query.image)
-    return digest(data), None if index is None else decode_image(data, str(query.image))
-
-  with ThreadPoolExecutor(_THREADS) as pool:
-    coming = read_ahead(pool, read, queries, _AHEAD)
-    if index is None:
-      yield from coming
-      return
-
-    def images() -> Iterator[np.ndarray]:
-      for name, image in coming:
-        digests.append(name)
-        yield image
-
-    for scores in index.score_many(images()):
-      yield digests.popleft(), scores
-
-
-# ------------------------------------------------------------------------------------------------------- the command
+from seggpt_jax.retrieval.mapping import DEFAULT_CACHE, ChoiceOptions, write_mappings
+from seggpt_jax.retrieval.prompt_index import FOREGROUND_WEIGHT, TAP
 
 
 def _command(argv: list[str]) -> None:
@@ -151,44 +27,28 @@ def _command(argv: list[str]) -> None:
     raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
   values = flags.FLAGS
   _check_flags()
-  path = values["model-path"].value
-  labels = command_flags.label_format_from_flags(path)
-  queries = list_queries(values["dataset-dir"].value)
-  prompts = list_prompts(values["prompt-img-dir"].value, values["prompt-label-dir"].value)
-  # What can be wrong with the queries is better known before the labeled images are encoded than after.
-  conditions = by_group(queries, prompts, values.groups, labels) if values.groups else None
-  holds = classes_of(queries, labels) if values["by-class"].value else None
-  written = [Path(name) for name in (values.output, values["negative-output"].value) if name]
-  for output in written:
-    with writing(output.parent):
-      output.parent.mkdir(parents=True, exist_ok=True)
-  if values.strategy == "random":
-    index, facts = None, read_facts(prompts, labels)
-  else:
-    index = PromptIndex.build(
-      weights.load_model(path, dtype=parameters.default_dtype()),
-      prompts,
-      labels,
-      cache=Path(values.cache).expanduser() if values.cache else None,
-      tap=values.tap,
-      foreground_weight=values["foreground-weight"].value,
-    )
-    facts = index.facts
-  empty = int((~facts.holds.any(axis=1)).sum())
-  if empty:
-    print(f"{empty} of {len(prompts)} labeled images hold no class: they are no prompts")
-  if holds is not None:
-    conditions = by_class(holds, facts)
-  options = ChoiceOptions(
-    top_k=values["top-k"].value,
-    diversity=values.diversity,
-    negatives=values.negatives if len(written) > 1 else None,
-    seed=values.seed,
+  negative_output = values["negative-output"].value
+  write_mappings(
+    values["model-path"].value,
+    values["dataset-dir"].value,
+    values["prompt-img-dir"].value,
+    values["prompt-label-dir"].value,
+    values.output,
+    labels=command_flags.label_format_from_flags(values["model-path"].value),
+    options=ChoiceOptions(
+      top_k=values["top-k"].value,
+      diversity=values.diversity,
+      negatives=values.negatives if negative_output else None,
+      seed=values.seed,
+    ),
+    groups=values.groups,
+    share_class=values["by-class"].value,
+    negative_output=negative_output,
+    by_likeness=values.strategy == "retrieval",
+    cache=values.cache,
+    tap=values.tap,
+    foreground_weight=values["foreground-weight"].value,
   )
-  mappings = choose(queries, prompts, facts, options, index=index, conditions=conditions)
-  for output, mapping in zip(written, mappings, strict=False):
-    outputs.write_json(output, mapping)
-  print(f"written: {', '.join(map(str, written))}")
 
 
 def _check_flags() -> None:

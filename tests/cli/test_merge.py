@@ -10,19 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.nano import NANO
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model import weights
 from seggpt_jax.model.adapters import LearnedPrompt, LoRA
-from tests import adapter_runs, tiny_network
-from tests.adapter_runs import CONFIG
+from tests import adapter_runs
+from tests.loud_network import loud_params
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def folder(tmp_path):
-  weights.save_weights(tmp_path / "base", tiny_network.random_params(CONFIG), CONFIG)
-  adapter_runs.write_run(tmp_path / "lora", LoRA(rank=4, alpha=2.0), CONFIG, tmp_path / "base")
+  weights.save_weights(tmp_path / "base", loud_params(NANO), NANO)
+  adapter_runs.write_run(tmp_path / "lora", LoRA(rank=4, alpha=2.0), NANO, tmp_path / "base")
   return tmp_path
 
 
@@ -44,7 +45,7 @@ def refused(done):
 def test_merged_weights_segment_as_the_two_did(folder):
   done = merge(folder / "base", folder / "lora", folder / "below" / "merged")
   assert done.returncode == 0, done.stderr
-  assert f"with {4 * CONFIG.depth} kernels updated" in done.stdout
+  assert f"with {4 * NANO.depth} kernels updated" in done.stdout
   generator = np.random.default_rng(0)
   query, image = generator.integers(0, 256, (2, 16, 16, 3), np.uint8)
   prompts = [(image, generator.integers(0, 3, (16, 16)))]
@@ -67,8 +68,8 @@ def test_an_output_that_cannot_be_is_said_before_anything_is_read(folder):
 
 
 def test_what_does_not_merge_is_refused_and_nothing_is_left(folder):
-  adapter_runs.write_run(folder / "prompt", LearnedPrompt(), CONFIG, folder / "base")
-  weights.save_weights(folder / "other", tiny_network.random_params(CONFIG, seed=1), CONFIG)
+  adapter_runs.write_run(folder / "prompt", LearnedPrompt(), NANO, folder / "base")
+  weights.save_weights(folder / "other", loud_params(NANO, seed=1), NANO)
   output = folder / "merged"
   assert "found a learned prompt, expected a LoRA" in refused(merge(folder / "base", folder / "prompt", output))
   assert f"found weights other than {folder / 'base'}" in refused(merge(folder / "other", folder / "lora", output))

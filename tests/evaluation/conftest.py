@@ -1,4 +1,4 @@
-"""Small datasets in the layouts of the benchmarks, and the smallest network that paints something."""
+"""Small datasets in the layouts of the benchmarks."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-from seggpt_jax.model import parameters, weights
-from tests import tiny_network
-
-
-@pytest.fixture(scope="session")
-def small_weights(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("weights") / "tiny"
-  weights.save_weights(directory, parameters.split(tiny_network.build())[1], tiny_network.CONFIG)
-  return directory
 
 
 def save(path: Path, pixels: np.ndarray) -> None:

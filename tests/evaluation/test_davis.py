@@ -157,8 +157,8 @@ def test_what_is_missing_or_does_not_fit_is_named(davis, tmp_path):
     Davis(root)
 
 
-def test_the_command_follows_objects_with_a_network(small_weights, davis, tmp_path):
-  options = ["--benchmark", "davis2017", "--model-path", small_weights, "--data-dir", davis, "--num-frames", 1]
+def test_the_command_follows_objects_with_a_network(weights_directory, davis, tmp_path):
+  options = ["--benchmark", "davis2017", "--model-path", weights_directory, "--data-dir", davis, "--num-frames", 1]
   done = subprocess.run(
     [sys.executable, "evaluate.py", *map(str, options), "--outdir", str(tmp_path)],
     capture_output=True,

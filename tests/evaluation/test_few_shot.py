@@ -158,9 +158,18 @@ def command(*options):
   )
 
 
-def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice(small_weights, voc, tmp_path):
-  options = ["--benchmark", "pascal5i", "--model-path", small_weights, "--data-dir", voc, "--outdir", tmp_path / "out"]
-  options += ["--fold", "0,3", "--shots", 2, "--episodes", 6]
+def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice(weights_directory, voc, tmp_path):
+  options = [
+    "--benchmark",
+    "pascal5i",
+    "--model-path",
+    weights_directory,
+    "--data-dir",
+    voc,
+    "--outdir",
+    tmp_path / "out",
+  ]
+  options += ["--outdir", tmp_path / "out", "--fold", "0,3", "--shots", 2, "--episodes", 6]
   done = command(*options)
   assert done.returncode == 0, done.stderr
   assert "episode/s" in done.stderr and "mIoU=" in done.stderr  # the bar, with its rate and the score so far
@@ -195,8 +204,8 @@ def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice
     (["--benchmark", "pascal5i", "--shard", "3/2"], ["--shard: found '3/2'", "2/4"]),
   ],
 )
-def test_wrong_input_ends_the_command_with_status_2_and_one_line(small_weights, voc, tmp_path, options, words):
-  done = command("--model-path", small_weights, "--data-dir", voc, *options, "--outdir", tmp_path / "out")
+def test_wrong_input_ends_the_command_with_status_2_and_one_line(weights_directory, voc, tmp_path, options, words):
+  done = command("--model-path", weights_directory, "--data-dir", voc, *options, "--outdir", tmp_path / "out")
   assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
   assert all(word in done.stderr for word in words), done.stderr
   assert not (tmp_path / "out").exists()

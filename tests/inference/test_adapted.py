@@ -26,7 +26,8 @@ from seggpt_jax.model.adapter_files import load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt, LoRA
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.palette import fixed_palette
-from tests import adapter_runs, tiny_network
+from tests import adapter_runs
+from tests.loud_network import loud_params
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32  # of the square that the model of these tests sees
@@ -241,7 +242,7 @@ def test_flags_that_do_not_go_with_an_adapter_end_the_command_with_one_line(
 
 
 def test_other_weights_than_the_adapter_s_end_the_command_with_one_line(folders, weights_directory, runs, config):
-  weights.save_weights(folders / "other", tiny_network.random_params(config, seed=9), config)
+  weights.save_weights(folders / "other", loud_params(config, seed=9), config)
   done = command(folders, "--model-path", "other", "--adapter", runs / "prompt")
   assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
   assert re.search(f"error: other: found weights other than {weights_directory}", done.stderr)

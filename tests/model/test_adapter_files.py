@@ -12,23 +12,24 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from benchmarks.nano import NANO
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import load_adapted_model, load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt, LoRA
-from tests import adapter_runs, tiny_network
-from tests.adapter_runs import CONFIG
+from tests import adapter_runs
+from tests.loud_network import loud_params
 
 
 @pytest.fixture
 def base(tmp_path):
-  weights.save_weights(tmp_path / "base", tiny_network.random_params(CONFIG), CONFIG)
+  weights.save_weights(tmp_path / "base", loud_params(NANO), NANO)
   return tmp_path / "base"
 
 
 @pytest.fixture
 def run(base, tmp_path):
-  adapter_runs.write_run(tmp_path / "run", LoRA(rank=4), CONFIG, base)
+  adapter_runs.write_run(tmp_path / "run", LoRA(rank=4), NANO, base)
   return tmp_path / "run"
 
 
@@ -40,7 +41,7 @@ def change(run, **values):
 
 
 def test_the_fingerprint_depends_on_values_and_not_on_their_storage():
-  params = {name: np.float16(value).astype(np.float32) for name, value in tiny_network.random_params(CONFIG).items()}
+  params = {name: np.float16(value).astype(np.float32) for name, value in loud_params(NANO).items()}
   known = parameters.fingerprint(params)
   assert re.fullmatch("[0-9a-f]{32}", known)
   half = {name: value.astype(np.float16) for name, value in reversed(params.items())}
@@ -60,11 +61,11 @@ def test_an_adapter_works_with_its_weights_in_another_place(base, run, tmp_path)
   model, _ = load_adapted_model(tmp_path / "moved", run)
   plain = parameters.split(weights.load_model(tmp_path / "moved"))[1]
   changed = [name for name, value in parameters.split(model)[1].items() if (value != plain[name]).any()]
-  assert len(changed) == 4 * CONFIG.depth
+  assert len(changed) == 4 * NANO.depth
 
 
 def test_an_adapter_with_another_canvas_size_works_with_its_weights(base, tmp_path):
-  config = dataclasses.replace(CONFIG, canvas_size=(64, 32))
+  config = dataclasses.replace(NANO, canvas_size=(64, 32))
   for adapter in (LoRA(rank=2), LearnedPrompt()):
     adapter_runs.write_run(tmp_path / type(adapter).__name__, adapter, config, base)
     model, _ = load_adapted_model(base, tmp_path / type(adapter).__name__)
@@ -73,8 +74,8 @@ def test_an_adapter_with_another_canvas_size_works_with_its_weights(base, tmp_pa
 
 @pytest.mark.parametrize("adapter", [LoRA(rank=4), LearnedPrompt()])
 def test_other_weights_of_the_same_architecture_are_refused(base, tmp_path, adapter):
-  adapter_runs.write_run(tmp_path / "run", adapter, CONFIG, base)
-  weights.save_weights(tmp_path / "other", tiny_network.random_params(CONFIG, seed=1), CONFIG)
+  adapter_runs.write_run(tmp_path / "run", adapter, NANO, base)
+  weights.save_weights(tmp_path / "other", loud_params(NANO, seed=1), NANO)
   with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'other'}: found weights other than {base}")):
     load_adapted_model(tmp_path / "other", tmp_path / "run")
   shutil.rmtree(base)
@@ -122,7 +123,7 @@ def test_an_unreadable_description_is_named_in_one_line(run, text):
 
 
 def test_the_shape_of_a_learned_prompt_is_checked(base, tmp_path):
-  adapter_runs.write_run(tmp_path / "run", LearnedPrompt(), CONFIG, base)
+  adapter_runs.write_run(tmp_path / "run", LearnedPrompt(), NANO, base)
   change(tmp_path / "run", config=lambda config: config | {"canvas_size": [64, 32]})
   with pytest.raises(InputError, match=re.escape("prompt.image has shape (16, 16, 3), expected (32, 32, 3)")):
     load_adapter(tmp_path / "run")

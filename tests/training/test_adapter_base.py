@@ -14,13 +14,13 @@ from seggpt_jax.model import weights
 from seggpt_jax.model.adapter_files import load_adapted_model, load_adapter
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import loop
-from tests import tiny_network
+from tests.loud_network import loud_params
 
 
 @pytest.fixture
 def config(nano_data, tmp_path):
   """Two steps of a LoRA beside weights in tmp_path/base."""
-  weights.save_weights(tmp_path / "base", tiny_network.random_params(VARIANTS["nano"]), VARIANTS["nano"])
+  weights.save_weights(tmp_path / "base", loud_params(VARIANTS["nano"]), VARIANTS["nano"])
   config = nano.get_config()
   config.num_steps, config.batch_size, config.eval_every = 2, 8, 2
   config.data.path = str(nano_data)
