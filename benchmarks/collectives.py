@@ -8,6 +8,8 @@ import re
 
 import numpy as np
 
+from seggpt_jax.training.chips import Chip
+
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
@@ -38,6 +40,22 @@ class Collective:
     if self.kind == "all-reduce":  # a reduce-scatter, then an all-gather
       return 2 * share * self.payload
     return self.payload if self.kind == "collective-permute" else share * self.payload
+
+
+def bandwidth(chip: Chip, group: int, stride: int = 1) -> float:
+  """Returns the bytes per second that each device of a group can send at best in a collective of the group.
+
+  Within a node that is the rate of the link. A group over several nodes is limited by the network cards; all cards of
+  its members in a node share the work, as in rings that enter and leave a node at every card.
+
+  Args:
+    chip: the devices.
+    group: number of devices that take part.
+    stride: distance of neighbors among them, in devices; the devices of a node are numbered consecutively.
+  """
+  if group * stride <= chip.node:
+    return chip.link
+  return min(chip.link, chip.network * max(1, chip.node // stride))
 
 
 def find_collectives(program: str) -> list[Collective]:

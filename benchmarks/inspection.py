@@ -137,7 +137,7 @@ def main(_: list[str]) -> None:
         continue
       folders = (folder / "train" / "images", folder / "train" / "labels")
       positive, negative = (list_queries(folder / "val", *folders, path, top_k) for path in paths[name])
-      results = inspect(predictor, positive, negative, approach=approach)
+      results = inspect(predictor, positive, negative, options=approach)
       found = results.inspection
       small = [iou for name, iou in results.ious.items() if _share(folder, name) < 0.04]
       large = [iou for name, iou in results.ious.items() if _share(folder, name) >= 0.04]

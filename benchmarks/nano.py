@@ -50,7 +50,7 @@ def write_dataset(folder: Path, num_train: int = 24, num_val: int = 8, side: int
   """Writes a folder dataset of noise with rectangles of classes 1 and 2.
 
   Args:
-    folder: folder of the dataset, which is created.
+    folder: folder to create.
     num_train: number of training images.
     num_val: number of validation images.
     side: side of the images in pixels.

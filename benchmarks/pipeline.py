@@ -29,9 +29,10 @@ from seggpt_jax import canvas, palette
 from seggpt_jax.data import augment as augmentations
 from seggpt_jax.data.cached import CachedSource
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.layouts import folder_layout
 from seggpt_jax.data.pairing import Pairing, PairingOptions
 from seggpt_jax.data.pipeline import DEVICE_KEYS, SourceTrainingPairs, training_batches
-from seggpt_jax.data.sources import FileSource, Sample, Source, folder_layout
+from seggpt_jax.data.sources import FileSource, Sample, Source
 from seggpt_jax.data.transforms import TrainingPair
 
 _SECONDS = flags.DEFINE_float("seconds", 2.0, "Length of a round.")

@@ -42,8 +42,9 @@ from absl import app, flags
 from tqdm import tqdm
 
 from benchmarks import report
-from benchmarks.collectives import KINDS, Collective
-from seggpt_jax.model.config import VARIANTS
+from benchmarks.collectives import KINDS, Collective, bandwidth
+from seggpt_jax.model.config import VARIANTS, SegGPTConfig
+from seggpt_jax.model.seggpt import Remat
 from seggpt_jax.training import cost
 from seggpt_jax.training.chips import CHIPS, Chip
 
@@ -72,6 +73,24 @@ def compile_step(variant: str, data: int, fsdp: int, canvases: int, spread: bool
   return found
 
 
+def train_bytes(config: SegGPTConfig, attention: str = "folded", remat: Remat = "none", itemsize: int = 2) -> int:
+  """Returns the bytes that the matrix products of a training step move to and from memory for each canvas.
+
+  Every product reads its factors and writes its result once, and everything between products costs nothing. A real
+  program moves more, unless it fuses products (as flash attention does, whose scores stay on the chip; "folded" writes
+  and reads them whole). The weights count for each canvas, as if each were a batch; with several canvases on a device
+  that is too much by a few percent.
+
+  Args:
+    config: architecture of the network.
+    attention: "reference" or "folded", see `cost.products`.
+    remat: parts of the blocks that the backward pass recomputes.
+    itemsize: bytes of a number, 2 for bfloat16.
+  """
+  elements = (p.elements * cost.times_in_training(p, remat) for p in cost.products(config, attention))
+  return itemsize * sum(elements)
+
+
 def predict(variant: str, found: dict[str, Any], canvases: int, chip: Chip) -> dict[str, float]:
   """Seconds that each resource is busy for at the least, by the vendor's peak rates."""
   config = VARIANTS[variant]
@@ -79,8 +98,8 @@ def predict(variant: str, found: dict[str, Any], canvases: int, chip: Chip) -> d
   sent = [(Collective(*one), count) for *one, count in found["collectives"]]
   return {
     "compute": canvases * cost.train_flops(config, "folded", remat="full") / chip.flops,
-    "memory": (canvases * cost.train_bytes(config, remat="full") + state_bytes) / chip.memory_bandwidth,
-    "network": sum(count * c.sent / chip.bandwidth(c.group, c.stride) for c, count in sent),
+    "memory": (canvases * train_bytes(config, remat="full") + state_bytes) / chip.memory_bandwidth,
+    "network": sum(count * c.sent / bandwidth(chip, c.group, c.stride) for c, count in sent),
   }
 
 

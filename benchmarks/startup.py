@@ -84,7 +84,7 @@ def write_records(files: Path, directory: Path) -> Path:
   options = {"kind": "folder", "path": files, "num_classes": 2, "labels": "index", "groups": "prefix:_"}
   options |= {"outdir": directory, "format": "records", "dataset_name": "tiny"}
   flags_ = [f"--{name}={value}" for name, value in options.items()]
-  subprocess.run([sys.executable, "-m", "seggpt_jax.data.prepare", *flags_], check=True, stdout=subprocess.DEVNULL)
+  subprocess.run([sys.executable, "-m", "seggpt_jax", "prepare", *flags_], check=True, stdout=subprocess.DEVNULL)
   return directory / "tiny"
 
 

@@ -44,7 +44,7 @@ def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str, a
   from seggpt_jax.model.adapters import KINDS
   from seggpt_jax.model.config import VARIANTS
   from seggpt_jax.training.cost import model_flops_utilization
-  from seggpt_jax.training.watch import peak_memory
+  from seggpt_jax.training.step_recorder import peak_memory
 
   config = VARIANTS[variant]
   graph, _ = parameters.abstract(config, dtype=dtype, remat=remat)

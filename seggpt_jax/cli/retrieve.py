@@ -1,6 +1,6 @@
-"""Chooses prompts for every query and writes them as the mapping that `seggpt infer` reads.
+r"""Chooses prompts for every query and writes them as the mapping that `seggpt infer` reads.
 
-  python -m seggpt_jax.inference.retrieval --model-path weights/vit_large --dataset-dir DATASET/val \\
+  seggpt retrieve --model-path weights/vit_large --dataset-dir DATASET/val \
     --prompt-img-dir DATASET/train/images --prompt-label-dir DATASET/train/labels --top-k 5 --output mapping.json
 
 In: a folder of queries and one of labeled images. Out: JSON {query file: [prompt files, best first]}, and with
@@ -14,98 +14,108 @@ import os
 
 from absl import flags
 
-from seggpt_jax.cli import inference_flags as command_flags
+from seggpt_jax.cli.help_text import flag_name
+from seggpt_jax.cli.inference_flags import trained_label_format
+from seggpt_jax.cli.label_flags import define_label_flags
+from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.runner import is_given
 from seggpt_jax.compilation import keep_programs
-from seggpt_jax.errors import InputError, run_main
+from seggpt_jax.errors import InputError
 from seggpt_jax.retrieval.mapping import DEFAULT_CACHE, ChoiceOptions, write_mappings
 from seggpt_jax.retrieval.prompt_index import FOREGROUND_WEIGHT, TAP
 
 
-def _command(argv: list[str]) -> None:
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of the command."""
+  return {
+    "Images and results": [
+      define_path("model_path", "Weights directory, training run, or packaged name: small.", required=True),
+      define_path("dataset_dir", "Queries: a folder with images/ and perhaps labels/, or of images.", required=True),
+      define_path("prompt_img_dir", "Labeled images that prompts are chosen from.", required=True),
+      define_path("prompt_label_dir", "Label maps of these images.", required=True),
+      define_path("output", "JSON file to write, for `seggpt infer --mapping`.", required=True),
+    ],
+    "Choice": [
+      flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each query.", lower_bound=1),
+      flags.DEFINE_enum("strategy", "retrieval", ["retrieval", "random"], "Choose by likeness, or at random."),
+      flags.DEFINE_float("diversity", 0.0, "How much the prompts of one query must differ, 0 to 1.", 0.0, 1.0),
+      flags.DEFINE_float(
+        "foreground_weight",
+        FOREGROUND_WEIGHT,
+        "Weight, 0 to 1, of how well a prompt's foreground is found in the query, beside the likeness of the images.",
+        0.0,
+        1.0,
+      ),
+      flags.DEFINE_integer("tap", TAP, "Which feature tap of the network is compared, from 1.", lower_bound=1),
+      define_path(
+        "cache",
+        "Folder for features of labeled images; empty keeps none.",
+        default=DEFAULT_CACHE,
+        allow_empty=True,
+      ),
+      flags.DEFINE_integer("seed", 0, "Seed of random choices.", lower_bound=0),
+    ],
+    "Positive and negative prompts": [
+      flags.DEFINE_string(
+        "groups",
+        None,
+        "Prompts from the query's own group: prefix:SEP (the name up to the last SEP), csv:FILE (columns name,group) "
+        "or classes (the same set of classes).",
+      ),
+      flags.DEFINE_bool("by_class", False, "Prompts that share a class with the query's label."),
+      define_path("negative_output", "Second mapping: prompts of other groups, or without the query's classes."),
+      flags.DEFINE_enum(
+        "negatives", "hardest", ["hardest", "random"], "Negative prompts: those most like the query, or any."
+      ),
+    ],
+    **define_label_flags("as in training, else index"),
+  }
+
+
+def main() -> None:
+  """Chooses prompts for the queries that the flags name."""
   keep_programs()
-  if len(argv) > 1:
-    raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
   values = flags.FLAGS
   _check_flags()
-  negative_output = values["negative-output"].value
   write_mappings(
-    values["model-path"].value,
-    values["dataset-dir"].value,
-    values["prompt-img-dir"].value,
-    values["prompt-label-dir"].value,
+    values.model_path,
+    values.dataset_dir,
+    values.prompt_img_dir,
+    values.prompt_label_dir,
     values.output,
-    labels=command_flags.label_format_from_flags(values["model-path"].value),
+    labels=trained_label_format(values.model_path),
     options=ChoiceOptions(
-      top_k=values["top-k"].value,
+      top_k=values.top_k,
       diversity=values.diversity,
-      negatives=values.negatives if negative_output else None,
+      negatives=values.negatives if values.negative_output else None,
       seed=values.seed,
     ),
     groups=values.groups,
-    share_class=values["by-class"].value,
-    negative_output=negative_output,
+    share_class=values.by_class,
+    negative_output=values.negative_output,
     by_likeness=values.strategy == "retrieval",
     cache=values.cache,
     tap=values.tap,
-    foreground_weight=values["foreground-weight"].value,
+    foreground_weight=values.foreground_weight,
   )
 
 
 def _check_flags() -> None:
-  """Refuses flags that would silently do nothing."""
+  """Raises InputError for flags that would have no effect beside the others."""
   values = flags.FLAGS
-  for name in ("model-path", "prompt-img-dir", "prompt-label-dir", "dataset-dir", "output"):
-    if values[name].value == "":
-      raise InputError(f"--{name}: found an empty value, expected a path")
-  if values.groups and values["by-class"].value:
+  if values.groups and values.by_class:
     raise InputError("--groups, --by-class: found both, expected one of them")
-  negative, conditional = values["negative-output"].value, values.groups or values["by-class"].value
-  if negative and not conditional:
+  negative = values.negative_output
+  if negative and not (values.groups or values.by_class):
     raise InputError("--negative-output: found without --groups or --by-class, expected one that says what is negative")
   if negative and os.path.abspath(negative) == os.path.abspath(values.output):
     raise InputError(f"--negative-output: found {negative}, expected another file than --output")
-  if values["negatives"].present and not negative:
+  if is_given("negatives") and not negative:
     raise InputError("--negatives: found without --negative-output, expected both or none")
-  is_random = values.strategy == "random"
-  useless = ("cache", "tap", "foreground-weight", "diversity", "negatives") if is_random else ()
-  if not is_random and values.negatives != "random":
-    useless = ("seed",)
-  for name in useless:
-    if values[name].present:
-      raise InputError(f"--{name}: found with --strategy={values.strategy}, expected only where it makes a difference")
-
-
-if __name__ == "__main__":
-  flags.DEFINE_string("model-path", None, "Weights of convert_torch_weights.py, or a run of train.py.", required=True)
-  flags.DEFINE_string(
-    "dataset-dir", None, "The queries: a folder with images/ and perhaps labels/, or a folder of images.", required=True
-  )
-  flags.DEFINE_string("prompt-img-dir", None, "Labeled images that prompts are chosen from.", required=True)
-  flags.DEFINE_string("prompt-label-dir", None, "Their label maps.", required=True)
-  flags.DEFINE_string("output", None, "The mapping, a JSON file for infer.py's --mapping.", required=True)
-  flags.DEFINE_integer("top-k", 1, "The most prompts of a query.", lower_bound=1)
-  flags.DEFINE_enum("strategy", "retrieval", ["retrieval", "random"], "By likeness, or drawn, to compare with.")
-  flags.DEFINE_float("diversity", 0.0, "0..1: how much prompts of one query have to differ from each other.", 0.0, 1.0)
-  flags.DEFINE_float(
-    "foreground-weight",
-    FOREGROUND_WEIGHT,
-    "0..1: how much it counts whether a prompt's foreground is found in the query, beside the likeness of the images.",
-    0.0,
-    1.0,
-  )
-  flags.DEFINE_integer("tap", TAP, "Which of the network's feature taps is compared, 1 for the first.", lower_bound=1)
-  flags.DEFINE_string("cache", DEFAULT_CACHE, "Folder that keeps features of labeled images; empty keeps none.")
-  flags.DEFINE_string(
-    "groups",
-    None,
-    "Prompts of the query's own group: prefix:SEP (the name up to the last SEP), csv:FILE (columns name,group) or "
-    "classes (the same set of classes).",
-  )
-  flags.DEFINE_bool("by-class", False, "Prompts that share a class with the query's label.")
-  flags.DEFINE_string("negative-output", None, "Second mapping: prompts of other groups, or of none of its classes.")
-  flags.DEFINE_enum("negatives", "hardest", ["hardest", "random"], "Which of them: those most like the query, or any.")
-  flags.DEFINE_integer("seed", 0, "Of what is random.", lower_bound=0)
-  command_flags.define_label_flags()
-  command_flags.define_aliases()
-  flags.adopt_module_key_flags(command_flags)  # for --help
-  run_main(_command)
+  if values.strategy == "random":
+    without_effect = ("cache", "tap", "foreground_weight", "diversity", "negatives")
+  else:
+    without_effect = () if values.negatives == "random" else ("seed",)
+  for name in without_effect:
+    if is_given(name):
+      raise InputError(f"{flag_name(name)}: found with --strategy={values.strategy}, where it has no effect")

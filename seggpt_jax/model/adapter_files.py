@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.files import expand
 from seggpt_jax.model import adapters, parameters, weights
 from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import SegGPTConfig
@@ -76,7 +77,7 @@ def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
   Raises:
     InputError: no adapter is found, or it is damaged.
   """
-  found = weights.find_adapter(Path(directory))
+  found = weights.find_adapter(Path(expand(directory)))
   if found is None:
     raise InputError(f"{directory}: found no adapter in it, expected a training run with config.adapter.kind set")
   path = found / "adapter" / "metadata"

@@ -24,7 +24,7 @@ import safetensors.numpy
 from absl import logging
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import writing
+from seggpt_jax.files import expand, writing
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.torch_weights import Conversion, Layout, Tensors, from_torch, to_torch
 
@@ -39,7 +39,7 @@ def read(path: str | os.PathLike) -> Conversion:
   Raises:
     InputError: the path is not found, cannot be read, is not a SegGPT, or is a pickle whose loading could run code.
   """
-  path = Path(path)
+  path = Path(expand(path))
   if not path.exists():
     raise InputError(
       f"{path}: not found, expected a .pth, .pt, .bin or .safetensors file or a Hugging Face model directory"
@@ -215,7 +215,7 @@ def write(path: str | os.PathLike, params: dict[str, np.ndarray], config: SegGPT
   Raises:
     InputError: the path exists, or its ending does not fit the layout.
   """
-  path = Path(path)
+  path = Path(expand(path))
   if path.exists():
     raise InputError(f"{path}: already exists; choose a new path")
   if layout == "baai" and path.suffix not in (".pth", ".pt", ".safetensors"):

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from seggpt_jax.errors import InputError, one_line
-from seggpt_jax.files import writing
+from seggpt_jax.files import expand, writing
 from seggpt_jax.model import packaged, parameters
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
@@ -36,7 +36,7 @@ def check_new(directory: str | os.PathLike) -> None:
   Raises:
     InputError: the path exists already, or cannot be written.
   """
-  path = Path(os.path.abspath(directory))
+  path = Path(os.path.abspath(expand(directory)))
   if os.path.lexists(path):
     raise InputError(f"{directory}: already exists; choose a new path")
   above = next(parent for parent in path.parents if os.path.lexists(parent))
@@ -56,7 +56,7 @@ def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config
     InputError: the directory exists already, or cannot be written.
   """
   check_new(directory)
-  path = epath.Path(os.path.abspath(directory))
+  path = epath.Path(os.path.abspath(expand(directory)))
   # Small files, because encoded arrays stay in memory until their file is full.
   items = ocp.args.Composite(
     params=ocp.args.PyTreeSave(dict(params), ocdbt_target_data_file_size=32_000_000),
@@ -109,7 +109,7 @@ def find_weights(name: str | os.PathLike) -> Path:
   Raises:
     InputError: no weights are found.
   """
-  path = Path(name)
+  path = Path(expand(name))
   if file := packaged.find(name):
     return file
   if not path.exists():
@@ -133,7 +133,7 @@ def find_weights(name: str | os.PathLike) -> Path:
 
 def has_weights(name: str | os.PathLike) -> bool:
   """Returns True if `find_weights` finds weights under a name or path."""
-  return packaged.find(name) is not None or find_checkpoint(Path(name), _WEIGHTS) is not None
+  return packaged.find(name) is not None or find_checkpoint(Path(expand(name)), _WEIGHTS) is not None
 
 
 def load_config(name: str | os.PathLike) -> SegGPTConfig:

@@ -115,7 +115,7 @@ def test_the_command_writes_its_files_and_prints_a_report(tmp_path):
 
 
 def run_command(*arguments):
-  command = [sys.executable, "-m", "seggpt_jax.data.inspect", *map(str, arguments)]
+  command = [sys.executable, "-m", "seggpt_jax", "inspect", *map(str, arguments)]
   return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
 
 
@@ -413,7 +413,7 @@ def test_records_are_read_as_they_are(tmp_path):
   pytest.importorskip("seggpt_jax.data.prepare")
   write(tmp_path / "folder")
   flags = ("--num_classes=3", "--labels=index", "--format=records", "--groups=prefix:a", f"--outdir={tmp_path}/records")
-  command = [sys.executable, "-m", "seggpt_jax.data.prepare", f"--path={tmp_path}/folder", *flags]
+  command = [sys.executable, "-m", "seggpt_jax", "prepare", f"--path={tmp_path}/folder", *flags]
   subprocess.run(command, check=True, capture_output=True)
   assert guess_kind(str(tmp_path / "records")) == "tfds"
   inspection = inspected(tmp_path / "records", kind="tfds", groups="field:name")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks.collectives import Collective, count_loops, find_collectives
+from benchmarks.collectives import Collective, bandwidth, count_loops, find_collectives
+from seggpt_jax.training.chips import CHIPS
 
 
 def compiled(function, into, out, *shapes):
@@ -66,3 +67,11 @@ def test_what_cannot_be_read_is_said():
   with pytest.raises(ValueError, match="replica_groups"):
     find_collectives("%a = f32[4]{0} all-reduce(%x), replica_groups=mesh['a'=8] {'a':(1)2}")
   assert count_loops("%w = (s32[]) while(%t), condition=%c, body=%b") == 1
+
+
+def test_collectives_over_nodes_are_as_fast_as_their_network_cards():
+  h200 = next(chip for chip in CHIPS if chip.name == "H200")
+  assert bandwidth(h200, 8) == 450e9
+  assert bandwidth(h200, 256) == 400e9  # eight cards of 50 GB/s in every node
+  assert bandwidth(h200, 32, stride=8) == 50e9  # one member, one card
+  assert bandwidth(next(chip for chip in CHIPS if chip.name == "TPU v5e"), 256) == 200e9

@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 def merge(*arguments):
   return subprocess.run(
-    [sys.executable, "-m", "seggpt_jax.model.merge", *arguments],
+    [sys.executable, "-m", "seggpt_jax", "merge", *arguments],
     capture_output=True,
     text=True,
     env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -74,5 +74,5 @@ def test_what_does_not_merge_is_refused_and_nothing_is_left(folder):
   assert "found a learned prompt, expected a LoRA" in refused(merge(folder / "base", folder / "prompt", output))
   assert f"found weights other than {folder / 'base'}" in refused(merge(folder / "other", folder / "lora", output))
   assert "found no adapter in it" in refused(merge(folder / "base", folder / "base", output))
-  assert "expected three: WEIGHTS RUN OUTPUT" in refused(merge(folder / "base"))
+  assert "expected 3: WEIGHTS RUN OUTPUT" in refused(merge(folder / "base"))
   assert sorted(path.name for path in folder.iterdir()) == ["base", "lora", "other", "prompt"]

@@ -50,7 +50,7 @@ def folders(tmp_path):
   return tmp_path
 
 
-def command(folders, weights_directory, *options, program=("-m", "seggpt_jax.inference.retrieval")):
+def command(folders, weights_directory, *options, program=("-m", "seggpt_jax", "retrieve")):
   prompts = folders / "prompts"
   return subprocess.run(
     [

@@ -228,7 +228,7 @@ def test_the_command_writes_numbers_and_page(folders, tmp_path):
 
   def command(*options):
     return subprocess.run(
-      [sys.executable, "-m", "seggpt_jax.evaluation.inspection", *arguments, *options],
+      [sys.executable, "-m", "seggpt_jax", "evaluate-inspection", *arguments, *options],
       capture_output=True,
       text=True,
       env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -12,12 +12,11 @@ from PIL import Image
 
 from seggpt_jax import canvas, palette
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference import painter as painter_lib
+from seggpt_jax.inference import batching, tiling
 from seggpt_jax.inference import prediction as prediction_lib
 from seggpt_jax.inference import predictor as predictor_lib
-from seggpt_jax.inference import tiling
+from seggpt_jax.inference.batching import TiledImage
 from seggpt_jax.inference.options import InferenceOptions
-from seggpt_jax.inference.painter import Picture
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.tiling import cut
@@ -116,18 +115,18 @@ def test_many_at_once_are_what_each_is_alone(model, max_canvases):
   [(1, 50, 16, [1]), (4, 4, 16, [4]), (9, 2, 16, [8, 1]), (16, 1, 7, [4, 4, 4, 4]), (7, 3, 16, [4, 2, 1])],
 )
 def test_tiles_go_in_few_sizes_of_batches_within_the_limit(tiles, prompts, most, expected):
-  batches = []
+  sizes = []
 
   def run(queries, *rest):
-    batches.append(len(queries))
+    sizes.append(len(queries))
     return queries
 
-  painter = painter_lib.Painter(run, most)
+  batches = batching.BatchedForward(run, most)
   windows = [Window(0, left, np.ones((1, 1), bool)) for left in range(tiles)]
-  tiled = Picture(picture(0, 1, tiles), *[np.zeros((prompts, 1, 1, 3), np.uint8)] * 2, [windows], 1)
-  painter.add(tiled)
-  painter.finish()
-  assert batches == expected and tiled.is_painted()
+  tiled = TiledImage(picture(0, 1, tiles), *[np.zeros((prompts, 1, 1, 3), np.uint8)] * 2, [windows], 1)
+  batches.add(tiled)
+  batches.finish()
+  assert sizes == expected and tiled.finished
 
 
 def test_images_are_read_as_they_are_needed(predictor):
@@ -141,7 +140,7 @@ def test_images_are_read_as_they_are_needed(predictor):
       yield picture(seed % 5), make_prompts(1)
 
   for done, _ in enumerate(predictor.predict_many(queries()), start=1):
-    assert read - done <= 2 * predictor_lib._MOST_WAITING
+    assert read - done <= 2 * predictor_lib._MAX_PENDING
 
 
 def test_several_splits_are_averaged_before_they_are_decoded(predictor):
@@ -169,10 +168,10 @@ def test_any_size_in_the_same_size_out(predictor, height, width, split):
 def test_new_image_sizes_compile_nothing(predictor):
   prompts = make_prompts(1)
   predictor.predict(picture(5, 40, 600), prompts)
-  compiled = painter_lib.paint.compiled()._cache_size(), prediction_lib._decode_block._cache_size()
+  compiled = batching.predict_colors.compiled()._cache_size(), prediction_lib._decode_block._cache_size()
   for height in range(41, 46):
     predictor.predict(picture(5, height, 600), prompts)
-  assert (painter_lib.paint.compiled()._cache_size(), prediction_lib._decode_block._cache_size()) == compiled
+  assert (batching.predict_colors.compiled()._cache_size(), prediction_lib._decode_block._cache_size()) == compiled
 
 
 @pytest.mark.parametrize("num_colors", [1, 2, 5])
@@ -264,7 +263,7 @@ def test_prompt_tiles_without_foreground_can_be_left_out(model, predictor):
   labels[SIZE + 3 : SIZE + 20, 5:25] = 1  # in the third of four tiles
   found = predictor.predict(query, [(image, labels)], split=2, foreground_tiles=True).colors
   tile = image[SIZE:, :SIZE], labels[SIZE:, :SIZE]
-  quarters = tiling.image_tiles(query, 2, (SIZE, SIZE))
+  quarters = cut(tiling.resize_image(query, (2 * SIZE, 2 * SIZE)), 2)
   painted = [call_directly(model, quarter, [tile], palette.fixed_palette(2)) for quarter in quarters]
   resized = tiling.resize_colors(tiling.join(np.round(painted).astype(np.uint8)), query.shape[:2])
   assert np.abs(found.astype(int) - resized).max() <= 1
@@ -307,7 +306,7 @@ def test_files_and_pillow_images_are_taken_as_arrays_are(predictor, tmp_path):
   with pytest.raises(InputError, match=r"gone\.png: not found"):
     predictor.predict(tmp_path / "gone.png", [(image, labels)])
   shown = Image.open(io.BytesIO(expected._repr_png_()))
-  np.testing.assert_array_equal(shown, expected.palette[expected.labels])
+  np.testing.assert_array_equal(shown, palette.display_palette(3)[expected.labels])
   np.testing.assert_array_equal(expected.mask(1), expected.labels == 1)
   assert repr(predictor) == "Predictor(93,699 parameters, sees 32 x 32 pixels at once)"
 
@@ -358,4 +357,4 @@ def test_wrong_input_is_one_line_that_says_what_was_expected(predictor, argument
 
 def test_prompts_already_of_the_network_size_are_taken_as_they_are():
   image = picture(0, 64, 64)
-  np.testing.assert_array_equal(tiling.join(tiling.image_tiles(image, 2, (32, 32))), image)
+  np.testing.assert_array_equal(tiling.join(cut(tiling.resize_image(image, (64, 64)), 2)), image)

@@ -69,7 +69,7 @@ def test_packing_rounds_to_half_precision(tmp_path, monkeypatch, capsys):
   generator = np.random.default_rng(0)
   params = {name: generator.standard_normal(shape.shape, np.float32) for name, shape in shapes.items()}
   weights.save_weights(tmp_path / "weights", params, config)
-  main(["pack", str(tmp_path / "weights"), "mine"])
+  main(str(tmp_path / "weights"), "mine")
   assert "mine.safetensors: 2." in capsys.readouterr().out
   assert packaged.names() == ["mine"]
   assert weights.load_config("mine") == config
@@ -81,9 +81,3 @@ def test_what_half_precision_cannot_hold_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r"norm\.scale: found values beyond the range of float16"):
     packaged.write(tmp_path / "x.safetensors", {"norm.scale": np.array([1e6])}, VARIANTS["tiny"])
   assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("arguments", [[], ["one"], ["one", "two", "three"]])
-def test_packing_wants_two_arguments(arguments):
-  with pytest.raises(InputError, match="expected two: RUN_OR_WEIGHTS NAME"):
-    main(["pack", *arguments])
