@@ -62,8 +62,8 @@ def test_an_output_that_cannot_be_is_said_before_anything_is_read(folder):
   (folder / "file").write_text("")
   (folder / "link").symlink_to(folder / "nowhere")
   for taken in ("base", "file", "link"):
-    assert f"{folder / taken}: found something there already" in refused(merge("lost", "lost", folder / taken))
-  assert f"{folder / 'file'} is no folder" in refused(merge("lost", "lost", folder / "file" / "below"))
+    assert f"{folder / taken}: already exists" in refused(merge("lost", "lost", folder / taken))
+  assert f"{folder / 'file'} is not a folder" in refused(merge("lost", "lost", folder / "file" / "below"))
   assert (folder / "file").read_text() == ""
 
 
