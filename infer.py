@@ -140,7 +140,7 @@ def _segment_video(adapter: StoredAdapter | None, approach: InferenceOptions, la
     prompt_images=_PROMPT_IMAGE.value,
     prompt_labels=_PROMPT_LABEL.value,
     num_frames=_NUM_FRAMES.value,
-    approach=approach,
+    options=approach,
     labels=labels,
     save_frames=_SAVE_FRAMES.value,
   )
@@ -164,7 +164,7 @@ def main(argv: list[str]) -> None:
     Predictor.from_checkpoint(_MODEL_PATH.value, adapter=adapter),
     _find_queries(learned, bad),
     _OUTDIR.value,
-    approach=approach,
+    options=approach,
     labels=labels,
     kinds=_SAVE.value,
     bad=bad,

@@ -58,10 +58,11 @@ def one_by_one(labels_of: Callable[[np.ndarray], np.ndarray]) -> _Way:
 
 def tiles_of(image: np.ndarray, prompts, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Tiles of the query, and images and colored masks of all tiles of the prompts, 0..255."""
-  split, size = _SPLIT.value, (side, side)
-  images = np.concatenate([tiling.image_tiles(pixels, split, size) for pixels, _ in prompts])
-  labels = np.concatenate([tiling.label_tiles(labels, split, size) for _, labels in prompts])
-  return tiling.image_tiles(image, split, size), images, palette.fixed_palette(2)[labels]
+  split = _SPLIT.value
+  size = split * side, split * side
+  images = np.concatenate([tiling.cut(tiling.resize_image(pixels, size), split) for pixels, _ in prompts])
+  labels = np.concatenate([tiling.cut(tiling.resize_labels(labels, size), split) for _, labels in prompts])
+  return tiling.cut(tiling.resize_image(image, size), split), images, palette.fixed_palette(2)[labels]
 
 
 def joined(painted: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
@@ -124,11 +125,11 @@ def in_torch(model, prompts) -> _Way:
 
 def in_batches(predictor: Predictor, prompts: tuple[PromptFiles, ...]) -> _Way:
   """What infer.py runs."""
-  approach = InferenceOptions(_SPLIT.value)
+  options = InferenceOptions(_SPLIT.value)
 
   def way(paths, folder):
     queries = [Query(path.stem, path, None, prompts) for path in paths]
-    batch.run(predictor, queries, folder, approach=approach, kinds=["label"])
+    batch.run(predictor, queries, folder, options=options, kinds=["label"])
 
   return way
 

@@ -14,7 +14,6 @@ import collections
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from seggpt_jax.cli import inference_flags as command_flags
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.images import decode_image, read_bytes
+from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError, run_main
 from seggpt_jax.files import writing
 from seggpt_jax.inference import outputs
@@ -38,11 +38,9 @@ from seggpt_jax.retrieval.prompt_index import (
   PromptIndex,
   digest,
   list_prompts,
-  read_ahead,
   read_facts,
 )
 
-_THREADS = 4
 _AHEAD = 16  # queries that are read before they are needed
 DEFAULT_CACHE = "~/.cache/seggpt_jax"
 
@@ -127,19 +125,18 @@ def _scored(queries: Sequence[Query], index: PromptIndex | None) -> Iterator[tup
     data = read_bytes(query.image)
     return digest(data), None if index is None else decode_image(data, str(query.image))
 
-  with ThreadPoolExecutor(_THREADS) as pool:
-    coming = read_ahead(pool, read, queries, _AHEAD)
-    if index is None:
-      yield from coming
-      return
+  coming = (future.result() for _, future in read_ahead(read, queries, ahead=_AHEAD))
+  if index is None:
+    yield from coming
+    return
 
-    def images() -> Iterator[np.ndarray]:
-      for name, image in coming:
-        digests.append(name)
-        yield image
+  def images() -> Iterator[np.ndarray]:
+    for name, image in coming:
+      digests.append(name)
+      yield image
 
-    for scores in index.score_many(images()):
-      yield digests.popleft(), scores
+  for scores in index.score_many(images()):
+    yield digests.popleft(), scores
 
 
 # ------------------------------------------------------------------------------------------------------- the command

@@ -12,10 +12,8 @@ pixels (others use 417 or 473), which is the easier task; and the listings, see 
 from __future__ import annotations
 
 import collections
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,17 +21,17 @@ import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 from tqdm import tqdm
 
+from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.evaluation import examples, few_shot_episodes, tables
 from seggpt_jax.evaluation.few_shot_data import FewShotData
 from seggpt_jax.evaluation.few_shot_episodes import Episode
 from seggpt_jax.evaluation.parts import Finished
-from seggpt_jax.inference import tiling
 from seggpt_jax.inference.options import InferenceOptions
-from seggpt_jax.inference.predictor import Predictor, Prompt
+from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.prompts import Prompt
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.palette import IGNORE
 
-_THREADS = 4  # that read files
 _AHEAD = 16  # episodes that are read before they are needed
 _EXAMPLES = 4  # of each fold, evenly spread, by the first process
 
@@ -151,31 +149,21 @@ class FewShot:
 
   def _answers(self, predictor: Predictor, episodes: Sequence[Episode]) -> Iterator[tuple[_Read, np.ndarray]]:
     """Every episode with the labels that were predicted, in order."""
-    size = (self._split * predictor.tile_size[0], self._split * predictor.tile_size[1])
-    on_the_way = collections.deque[_Read]()
-
-    def read_prompt(sample: int, asked: int) -> Prompt:
-      image, mask = self._data.read(sample, asked)
-      # As small as the network takes it: many episodes wait at a time.
-      return tiling.resize_image(image, size), tiling.resize_labels(np.where(mask == IGNORE, 0, mask), size)
+    waiting = collections.deque[_Read]()
 
     def read(episode: Episode) -> _Read:
-      asked = episode.class_index
-      image, truth = self._data.read(episode.query, asked)
-      return _Read(episode, image, truth, [read_prompt(prompt, asked) for prompt in episode.prompts])
+      image, truth = self._data.read(episode.query, episode.class_index)
+      prompts = [self._data.read(prompt, episode.class_index) for prompt in episode.prompts]
+      # Prepared here because prompts of the network's size take little memory while many episodes wait.
+      return _Read(episode, image, truth, [predictor.prepare_prompt(*prompt, split=self._split) for prompt in prompts])
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    def pairs() -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
+      for _, coming in read_ahead(read, episodes, ahead=_AHEAD):
+        waiting.append(coming.result())
+        yield waiting[-1].image, waiting[-1].prompts
 
-      def pairs() -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
-        coming, rest = collections.deque[Future[_Read]](), iter(episodes)
-        for _ in episodes:
-          coming.extend(pool.submit(read, episode) for episode in itertools.islice(rest, _AHEAD - len(coming)))
-          item = coming.popleft().result()
-          on_the_way.append(item)
-          yield item.image, item.prompts
-
-      for prediction in predictor.predict_many(pairs(), InferenceOptions(self._split)):
-        yield on_the_way.popleft(), prediction.labels
+    for prediction in predictor.predict_many(pairs(), InferenceOptions(self._split)):
+      yield waiting.popleft(), prediction.labels
 
 
 class ClassCounts:

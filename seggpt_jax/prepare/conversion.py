@@ -20,6 +20,7 @@ from seggpt_jax.data.bad_files import LIST_FILE, BadFile, BadFiles
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.groups import divide, group_names
 from seggpt_jax.data.labels import IGNORE
+from seggpt_jax.data.ledger import exclusive
 from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.data.sources import EncodedSource, Subset
 from seggpt_jax.errors import InputError
@@ -27,7 +28,7 @@ from seggpt_jax.files import expand, writing
 from seggpt_jax.prepare.encoding import EncodedSample, encoded_samples
 from seggpt_jax.prepare.folder_writer import delete_journal, has_finished_samples, write_folder
 from seggpt_jax.prepare.record_writer import VERSION, write_records
-from seggpt_jax.prepare.restart import NOTE, alone, check_same, read_note, save_note
+from seggpt_jax.prepare.restart import NOTE, check_same, read_note, save_note
 
 FORMATS = ("records", "folder")
 
@@ -112,7 +113,7 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
   wanted = _as_json(settings)
   with writing(directory):
     directory.mkdir(parents=True, exist_ok=True)
-  with alone(directory):
+  with exclusive(directory):
     earlier = read_note(directory)
     check_same(directory, earlier.get("settings", wanted), wanted)
     if earlier.get("finished") and _output_exists(directory, settings, earlier["samples"]):

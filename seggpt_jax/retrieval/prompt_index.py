@@ -7,13 +7,11 @@ a file that changes, or is new, they are computed anew.
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +21,7 @@ from tqdm import tqdm
 
 from seggpt_jax.data.images import decode_image, list_images, read_bytes
 from seggpt_jax.data.labels import IGNORE, LabelFormat, classes_in, read_labels
+from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import tiling
@@ -35,10 +34,7 @@ from seggpt_jax.retrieval.ranking import most_relevant
 # What did best on synthetic boards with the packaged weights (docs/inference.md); taps 1 to 3 and weights up to 0.1 are
 # hardly apart, the last tap and larger weights are worse.
 TAP, FOREGROUND_WEIGHT = 2, 0.1
-_THREADS = 4
 _LEAST_SPREAD = 1e-6  # of images that are all the same
-
-_Given, _Made = TypeVar("_Given"), TypeVar("_Made")
 
 
 class Match(NamedTuple):
@@ -93,8 +89,8 @@ def read_facts(files: Sequence[PromptFiles], labels: LabelFormat) -> Facts:
   def read(prompt: PromptFiles) -> tuple[str, np.ndarray]:
     return digest(read_bytes(prompt.image)), holds_in(read_labels(prompt.labels, labels))
 
-  with ThreadPoolExecutor(_THREADS) as pool:
-    found = list(tqdm(pool.map(read, files), "read", len(files), unit="image"))
+  coming = (future.result() for _, future in read_ahead(read, files))
+  found = list(tqdm(coming, "read", len(files), unit="image"))
   return Facts([name for name, _ in found], np.stack([held for _, held in found]))
 
 
@@ -254,8 +250,8 @@ def _encode(
     return tiling.resize_image(image, encoder.size), shares, digest(data), holds_in(label)
 
   bar = tqdm(total=len(files), desc="encode prompts", unit="image", disable=not files)
-  with bar, ThreadPoolExecutor(_THREADS) as pool:
-    coming = read_ahead(pool, read, files, 2 * encoder.batch_size)
+  coming = (future.result() for _, future in read_ahead(read, files, ahead=2 * encoder.batch_size))
+  with bar:
     for start in range(0, len(files), encoder.batch_size):
       batch = files[start : start + encoder.batch_size]
       images, shares, digests, holds = zip(*(next(coming) for _ in batch), strict=True)
@@ -264,16 +260,3 @@ def _encode(
       for prompt, name, held, image, foreground in zip(batch, digests, holds, *features, strict=True):
         yield prompt, StoredFeatures(stamps[place_of(prompt)], name, held, image, foreground)
         bar.update()
-
-
-def read_ahead(
-  pool: ThreadPoolExecutor, read: Callable[[_Given], _Made], items: Sequence[_Given], ahead: int
-) -> Iterator[_Made]:
-  """`map` in threads that is at most so many items ahead."""
-  coming: collections.deque[Future[_Made]] = collections.deque()
-  for item in items:
-    coming.append(pool.submit(read, item))
-    if len(coming) > ahead:
-      yield coming.popleft().result()
-  while coming:
-    yield coming.popleft().result()

@@ -126,7 +126,9 @@ def test_videos_are_shared_and_not_done_twice(davis, tmp_path):
   shared = parts.run(Davis(davis), StandIn, tmp_path, Shard(1, 2))
   assert shared == parts.run(Davis(davis), StandIn, tmp_path / "whole")
   assert shared == parts.run(Davis(davis), lambda: pytest.fail("loaded"), tmp_path)
-  with pytest.raises(InputError, match=r"swan\.json: found num_frames 0, expected 4 as now"):
+  with pytest.raises(
+    InputError, match=r"swan\.json: found num_frames=0 of an earlier run, expected 4 as asked for now"
+  ):
     parts.run(Davis(davis, num_frames=4), StandIn, tmp_path)
 
 

@@ -181,7 +181,7 @@ def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice
   assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "parts").iterdir()}
   other = command(*options, "--seed", 1)
   assert (other.returncode, len(other.stderr.splitlines())) == (2, 1)
-  assert "found seed 0, expected 1 as now; choose another --outdir" in other.stderr
+  assert "found seed=0 of an earlier run, expected 1 as asked for now; choose another --outdir" in other.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from PIL import Image
 import seggpt_jax
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.ledger import exclusive
 from seggpt_jax.errors import InputError
 from seggpt_jax.prepare.conversion import Settings, prepare
-from seggpt_jax.prepare.restart import alone
 
 
 def make(path, count, size=24, splits=("train", "val")):
@@ -128,7 +128,7 @@ def test_output_that_was_moved_away_is_written_again(data, tmp_path, output):
 def test_two_runs_do_not_mix(data, tmp_path):
   with open(tmp_path / "prepare.json", "w") as file:
     json.dump({}, file)
-  with alone(tmp_path):
+  with exclusive(tmp_path):
     refused("found a run at work in it", lambda: prepare(settings(data), tmp_path))
   prepare(settings(data), tmp_path)
 

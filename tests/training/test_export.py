@@ -14,7 +14,6 @@ import pytest
 from jax import export
 from jax.sharding import Mesh
 
-from seggpt_jax.inference.painter import paint
 from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import sharding
@@ -69,7 +68,7 @@ def predict_program(data, fsdp):
   half = shape((2, CONFIG.canvas_size[0] // 2, CONFIG.canvas_size[1], 3), jnp.uint8)
   prompts = shape((2, *half.shape), jnp.uint8)
   mask = shape((2, CONFIG.grid[0] // 2, CONFIG.grid[1]), jnp.bool_)
-  return export.export(paint.compiled(), platforms=PLATFORMS)(
+  return export.export(predict_colors.compiled(), platforms=PLATFORMS)(
     graph, params, half, prompts, prompts, half, mask, "semantic"
   )
 
