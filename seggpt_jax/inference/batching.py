@@ -98,7 +98,7 @@ class TiledImage:
 
   @property
   def finished(self) -> bool:
-    """Whether all rounds are finished."""
+    """True once all rounds are finished."""
     return not self.rounds_left
 
   @property

@@ -321,7 +321,7 @@ class _PendingPrediction:
 
   @property
   def finished(self) -> bool:
-    """Whether the network has predicted all views."""
+    """True once the network has predicted all views."""
     return all(view.tiled.finished for view in self.views)
 
   def decode(self) -> Prediction:
