@@ -422,6 +422,6 @@ def test_wrong_input_is_one_line_that_says_what_was_expected(predictor, argument
   assert "\n" not in str(error.value)
 
 
-def test_prompts_already_of_the_network_size_are_taken_as_they_are():
+def test_images_of_the_right_size_are_not_resized():
   image = picture(0, 64, 64)
   np.testing.assert_array_equal(tiling.join(cut(tiling.resize_image(image, (64, 64)), 2)), image)
