@@ -21,7 +21,8 @@ from seggpt_jax.inference import pictures, tiling
 from seggpt_jax.palette import display_palette
 
 _PALETTE = display_palette(256)
-_JPEG_QUALITY = 80
+# A tinted picture needs the higher quality: at 80 the color of a single pixel is almost lost.
+_QUALITY, _QUALITY_TINTED = 80, 92
 _CHART = 480, 110  # width and height of the bars in pixels
 
 _PAGE = Template("""<!DOCTYPE html>
@@ -129,7 +130,7 @@ def thumbnail(
     small = pictures.overlay(small, shown, _PALETTE)
   file = io.BytesIO()
   # Colors at full resolution: at half, which is the default, the tint of a single pixel would be lost.
-  Image.fromarray(small).save(file, "jpeg", quality=_JPEG_QUALITY, subsampling=0)
+  Image.fromarray(small).save(file, "jpeg", quality=_QUALITY if labels is None else _QUALITY_TINTED, subsampling=0)
   return file.getvalue()
 
 
