@@ -18,7 +18,7 @@ from seggpt_jax import canvas
 from seggpt_jax.compilation import jit
 from seggpt_jax.inference.windows import Window, blend, paste
 from seggpt_jax.model import parameters
-from seggpt_jax.model.ensemble import paint_queries
+from seggpt_jax.model.ensemble import predict_queries
 from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.typing import AnyArray
 
@@ -59,7 +59,7 @@ def predict_colors(
     return pixels if is_learned else canvas.normalize(pixels, config.image_mean, config.image_std)
 
   arrays = (normalized(pixels) for pixels in (queries, prompts, targets, known))
-  colors = paint_queries(model, *arrays, patch_mask, seg_type)
+  colors = predict_queries(model, *arrays, patch_mask, seg_type)
   return jnp.round(canvas.unnormalize(colors, config.image_mean, config.image_std)).astype(jnp.uint8)
 
 
@@ -78,7 +78,7 @@ class TiledImage:
     targets: as given.
     rounds_left: rounds that are not finished.
     colors: predicted colors after the last finished round, `[H, W, 3]` uint8.
-    unstitched_colors: predicted colors after the first round; None before its end.
+    unstitched_colors: predicted colors after the first round.
   """
 
   def __init__(
@@ -93,12 +93,12 @@ class TiledImage:
     self.prompts, self.targets = prompts, targets
     self.rounds_left = [list(windows) for windows in rounds]
     self._tiles: dict[int, np.ndarray] = {}
-    self.colors = np.zeros_like(pixels)
-    self.unstitched_colors: np.ndarray | None = None
+    self._in_first_round = True
+    self.colors = self.unstitched_colors = np.zeros_like(pixels)
 
   @property
   def finished(self) -> bool:
-    """Whether all rounds are finished."""
+    """True once all rounds are finished."""
     return not self.rounds_left
 
   @property
@@ -120,9 +120,9 @@ class TiledImage:
     windows = self.rounds_left.pop(0)
     tiles = [self._tiles[index] for index in range(len(windows))]
     self._tiles = {}
-    if self.unstitched_colors is None:
-      self.colors = blend(np.stack(tiles), windows, self.colors.shape[:2])
-      self.unstitched_colors = self.colors
+    if self._in_first_round:
+      self._in_first_round = False
+      self.colors = self.unstitched_colors = blend(np.stack(tiles), windows, self.colors.shape[:2])
     else:
       self.colors = self.colors.copy()
       for window, tile in zip(windows, tiles, strict=True):
