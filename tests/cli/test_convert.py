@@ -134,7 +134,7 @@ def test_existing_output_is_kept(checkpoint, tmp_path):
   """Nobody loses a fine-tuned model by naming it as the output."""
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "precious").write_text("untouched")
-  assert "found something there already" in refused(checkpoint, tmp_path / "out")
+  assert "already exists; choose a new path" in refused(checkpoint, tmp_path / "out")
   assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["untouched"]
 
 
