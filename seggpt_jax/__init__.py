@@ -73,4 +73,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
   """Lists the public names, and not the machinery."""
-  return [*__all__, "__version__", "__doc__"]
+  return [*__all__, "__version__"]

@@ -30,7 +30,7 @@ from seggpt_jax.synthetic.boards import LABELINGS
 
 _CLASSES = LABELINGS["etched"]
 
-# XLA on CPUs asks for its memory again in every step; glibc should keep that memory (docs/training.md).
+# XLA on CPUs asks for its memory again in every step; glibc should keep that memory (docs/performance.md).
 _KEEP_MEMORY = {
   "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
   "MALLOC_ARENA_MAX": "1",

@@ -59,7 +59,7 @@ def run(module: str, program: str, arguments: Sequence[str] | None = None) -> No
   """Runs the command that a module defines, and exits.
 
   Args:
-    module: full name of the module, see `runner.Command`.
+    module: full name of the module; `runner` says what it has to define.
     program: the command as people type it, for its help: `seggpt train`.
     arguments: its arguments; by default those of the command line.
   """

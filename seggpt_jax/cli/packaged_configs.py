@@ -63,11 +63,13 @@ def load(text: str) -> ConfigDict:
   except InputError:
     raise
   except SyntaxError as error:
+    where = path if error.filename == os.path.abspath(path) else error.filename
     raise InputError(
-      f"--config: {error.filename} line {error.lineno} is not Python: {error.msg}, expected a config file"
+      f"--config: {where} line {error.lineno} is not Python: {error.msg}, expected a config file"
     ) from error
   except Exception as error:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == os.path.abspath(path)]
     where = f"{path} line {lines[-1]}" if lines else path
     raise InputError(f"--config: {where} fails: {type(error).__name__}: {error}") from error
   if not isinstance(config, ConfigDict):

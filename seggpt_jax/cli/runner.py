@@ -1,5 +1,13 @@
 """Runs one command: parses its flags, prints its help, and turns every outcome into an exit status.
 
+A command is a module of this package with
+
+- a docstring, the text of its help;
+- `ARGUMENTS`, names of the arguments that are no flags, all of them paths (optional);
+- `define_flags()`, which defines the flags and returns them in groups, by the titles that the help shows;
+- `main(*arguments)`, which does the work, with one value for each of `ARGUMENTS`;
+- `more_help()`, further text for the end of the help (optional).
+
 Status 0: done. 2: the user's input is wrong; one line on stderr says how. 130: interrupted. 1: anything else, with a
 traceback.
 """
@@ -12,7 +20,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn, Protocol
+from types import ModuleType
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -20,20 +29,6 @@ from seggpt_jax.cli.help_text import command_help, flag_name
 from seggpt_jax.errors import InputError, one_line
 
 _HELP = {"-h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort"}
-
-
-class Command(Protocol):
-  """The module of a command. Its docstring is the text of its help.
-
-  Attributes:
-    ARGUMENTS: names of the arguments that are no flags, all of them paths; optional.
-  """
-
-  def define_flags(self) -> dict[str, list[flags.FlagHolder]]:
-    """Defines the flags of the command and returns them in groups, by the titles that the help shows."""
-
-  def main(self, *arguments: str) -> None:
-    """Does the work, with the values of the flags and one value for each of `ARGUMENTS`."""
 
 
 def is_given(name: str) -> bool:
@@ -51,7 +46,7 @@ def naming_flags() -> Iterator[None]:
     raise InputError(f"{flag_name(name)}:{rest}" if colon and name in flags.FLAGS else str(error)) from error
 
 
-def run(command: Command, program: str, arguments: Sequence[str]) -> NoReturn:
+def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn:
   """Runs a command and exits.
 
   Only warnings and errors are logged unless `--verbosity` is given: at absl's default, Orbax logs dozens of lines for

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from seggpt_jax.evaluation.in_context import Answers, Question, answer, choose_families, draw_question, evaluate
 from seggpt_jax.files import writing
-from seggpt_jax.inference import outputs
+from seggpt_jax.inference import outputs, pictures
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.palette import display_palette
 from seggpt_jax.synthetic.families import Family
@@ -69,7 +69,7 @@ def run(
   arguments = {"model_path": str(model_path), "families": list(chosen), "num_episodes": num_episodes, **settings}
   arguments["size"] = predictor.tile_size[1]
   outputs.write_json(folder / "in_context.json", {"arguments": arguments, **results})
-  outputs.write_png(folder / "in_context.png", picture(predictor, chosen, **settings))
+  pictures.write_png(folder / "in_context.png", picture(predictor, chosen, **settings))
   print(f"written: {folder}")
 
 
@@ -128,11 +128,11 @@ def _panels(question: Question, answers: Answers) -> list[np.ndarray]:
   prompt, query = question.episode.images[0], question.query
   return [
     prompt,
-    outputs.overlay(prompt, question.mask(question.asked, 0), _ASKED),
+    pictures.overlay(prompt, question.mask(question.asked, 0), _ASKED),
     query,
-    outputs.overlay(query, question.mask(question.asked), _ASKED),
-    outputs.overlay(query, answers.one_prompt, _ASKED),
-    outputs.overlay(query, answers.ensemble, _ASKED),
-    outputs.overlay(prompt, question.mask(question.other, 0), _OTHER),
-    outputs.overlay(query, answers.swapped, _OTHER),
+    pictures.overlay(query, question.mask(question.asked), _ASKED),
+    pictures.overlay(query, answers.one_prompt, _ASKED),
+    pictures.overlay(query, answers.ensemble, _ASKED),
+    pictures.overlay(prompt, question.mask(question.other, 0), _OTHER),
+    pictures.overlay(query, answers.swapped, _OTHER),
   ]

@@ -20,7 +20,7 @@ from PIL import Image
 from seggpt_jax.data import ledger
 from seggpt_jax.evaluation import tables
 from seggpt_jax.files import writing
-from seggpt_jax.inference import outputs
+from seggpt_jax.inference import outputs, pictures
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.shard import Shard
 
@@ -107,7 +107,7 @@ def run(
   for name in unfinished:
     values, strip = benchmark.run(predictor, name, outdir)
     if strip is not None:
-      outputs.write_png(folder / f"{name}.png", strip)
+      pictures.write_png(folder / f"{name}.png", strip)
     # Written last, because this file marks the part as finished.
     ledger.write_note(folder / f"{name}.json", {"settings": dict(benchmark.settings), **values})
   # Shards take turns, so taking turns again restores the order of the list of videos.
@@ -125,7 +125,7 @@ def _finish(benchmark: Benchmark, outdir: Path, names: Sequence[str]) -> dict[st
   results = {"benchmark": benchmark.name, "settings": dict(benchmark.settings), **results}
   strips = [path for name in names if (path := outdir / "parts" / f"{name}.png").exists()][:_MAX_STRIPS]
   if strips:
-    outputs.write_png(outdir / "examples.png", np.concatenate([np.asarray(Image.open(path)) for path in strips]))
+    pictures.write_png(outdir / "examples.png", np.concatenate([np.asarray(Image.open(path)) for path in strips]))
   outputs.write_text(outdir / "results.md", tables.markdown(table))
   outputs.write_json(outdir / "results.json", results)
   return results

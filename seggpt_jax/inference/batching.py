@@ -78,7 +78,7 @@ class TiledImage:
     targets: as given.
     rounds_left: rounds that are not finished.
     colors: predicted colors after the last finished round, `[H, W, 3]` uint8.
-    unstitched_colors: predicted colors after the first round; None before its end.
+    unstitched_colors: predicted colors after the first round.
   """
 
   def __init__(
@@ -93,12 +93,12 @@ class TiledImage:
     self.prompts, self.targets = prompts, targets
     self.rounds_left = [list(windows) for windows in rounds]
     self._tiles: dict[int, np.ndarray] = {}
-    self.colors = np.zeros_like(pixels)
-    self.unstitched_colors: np.ndarray | None = None
+    self._in_first_round = True
+    self.colors = self.unstitched_colors = np.zeros_like(pixels)
 
   @property
   def finished(self) -> bool:
-    """Whether all rounds are finished."""
+    """True once all rounds are finished."""
     return not self.rounds_left
 
   @property
@@ -120,9 +120,9 @@ class TiledImage:
     windows = self.rounds_left.pop(0)
     tiles = [self._tiles[index] for index in range(len(windows))]
     self._tiles = {}
-    if self.unstitched_colors is None:
-      self.colors = blend(np.stack(tiles), windows, self.colors.shape[:2])
-      self.unstitched_colors = self.colors
+    if self._in_first_round:
+      self._in_first_round = False
+      self.colors = self.unstitched_colors = blend(np.stack(tiles), windows, self.colors.shape[:2])
     else:
       self.colors = self.colors.copy()
       for window, tile in zip(windows, tiles, strict=True):

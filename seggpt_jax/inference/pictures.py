@@ -16,7 +16,7 @@ def overlay(
   image: UInt8[np.ndarray, "h w 3"],
   labels: Integer[np.ndarray, "h w"],
   palette: UInt8[np.ndarray, "n 3"],
-  opacity: float = 0.6,
+  opacity: float | int = 0.6,
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Tints an image with the colors of its classes. The background stays as it is.
 

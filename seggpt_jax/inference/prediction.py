@@ -89,7 +89,9 @@ class Prediction:
     """Returns the labels in `palette.display_palette`, the colors for people."""
     return palette_lib.display_palette(len(self.palette))[self.labels]
 
-  def overlay(self, image: UInt8[np.ndarray, "h w 3"] | None = None, alpha: float = 0.6) -> UInt8[np.ndarray, "h w 3"]:
+  def overlay(
+    self, image: UInt8[np.ndarray, "h w 3"] | None = None, alpha: float | int = 0.6
+  ) -> UInt8[np.ndarray, "h w 3"]:
     """Draws the classes in display colors over the image. The background stays as it is.
 
     Args:

@@ -237,23 +237,11 @@ class Predictor:
     self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
   ) -> _PendingPrediction:
     """Checks a query, and cuts it and its prompts into tiles for every split and mirrored copy."""
-    prepare = self._learned_tiles if not prompts and self.learned is not None else self._prompt_tiles
-    tiles, palette, classes = prepare(prompts, palette, options)
+    if not prompts and self.learned is not None:
+      tiles, palette, classes = _learned_tiles(self.learned, palette, options)
+    else:
+      tiles, palette, classes = self._prompt_tiles(prompts, palette, options)
     return _PendingPrediction(image, self._views(image, tiles, options), palette, classes)
-
-  def _learned_tiles(
-    self, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
-  ) -> tuple[_PromptTiles, np.ndarray, np.ndarray]:
-    """Returns the learned prompt for each split, its palette and its classes."""
-    if palette is not None:
-      raise InputError("palette: found one without prompts, expected none: a learned prompt has colors of its own")
-    if options.foreground_tiles:
-      raise InputError(
-        "foreground_tiles: found without prompts, expected False: a learned prompt is not cut into tiles"
-      )
-    prompt, target = (np.asarray(self.learned.params[f"prompt.{part}"])[None] for part in ("image", "target"))
-    classes = np.arange(self.learned.num_classes)
-    return dict.fromkeys(options.splits, (prompt, target)), palette_lib.fixed_palette(len(classes)), classes
 
   def _prompt_tiles(
     self, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
@@ -282,12 +270,25 @@ class Predictor:
       if options.stitch_width and split > 1:
         rounds += seam_windows(split, self.tile_size, patch_size, options.stitch_width)
       for axes in _MIRRORED_AXES[options.flips]:
-        arrays = [np.flip(pixels, axes) for pixels in (resized, *prompts)]
-        views.append(_View(TiledImage(*arrays, rounds, patch_size), axes))
+        pixels, images, targets = (np.flip(array, axes) for array in (resized, *prompts))
+        views.append(_View(TiledImage(pixels, images, targets, rounds, patch_size), axes))
     return views
 
 
 _PromptTiles = dict[int, tuple[np.ndarray, np.ndarray]]  # by split: images and colored masks of the prompts' tiles
+
+
+def _learned_tiles(
+  learned: StoredAdapter, palette: np.ndarray | None, options: InferenceOptions
+) -> tuple[_PromptTiles, np.ndarray, np.ndarray]:
+  """Returns the learned prompt for each split, its palette and its classes."""
+  if palette is not None:
+    raise InputError("palette: found one without prompts, expected none: a learned prompt has colors of its own")
+  if options.foreground_tiles:
+    raise InputError("foreground_tiles: found without prompts, expected False: a learned prompt is not cut into tiles")
+  image, target = (np.asarray(learned.params[f"prompt.{part}"])[None] for part in ("image", "target"))
+  classes = np.arange(learned.num_classes)
+  return dict.fromkeys(options.splits, (image, target)), palette_lib.fixed_palette(len(classes)), classes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -321,7 +322,7 @@ class _PendingPrediction:
 
   @property
   def finished(self) -> bool:
-    """Whether the network has predicted all views."""
+    """True once the network has predicted all views."""
     return all(view.tiled.finished for view in self.views)
 
   def decode(self) -> Prediction:

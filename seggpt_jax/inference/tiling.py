@@ -28,6 +28,8 @@ def resize_colors(colors: UInt8[np.ndarray, "h w 3"], size: _Size) -> UInt8[np.n
 
 def resize_labels(labels: Integer[np.ndarray, "h w"], size: _Size) -> Integer[np.ndarray, "h2 w2"]:
   """Resizes labels to the nearest neighbor, for integers of any width."""
+  if labels.shape == size:
+    return labels
   rows, cols = (
     ((np.arange(new) + 0.5) * (old / new)).astype(np.int64) for new, old in zip(size, labels.shape, strict=True)
   )

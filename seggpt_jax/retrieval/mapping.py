@@ -26,24 +26,16 @@ from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.retrieval import ranking
 from seggpt_jax.retrieval.conditions import Conditions, by_class, by_group, classes_of
-from seggpt_jax.retrieval.prompt_index import (
-  FOREGROUND_WEIGHT,
-  TAP,
-  Facts,
-  PromptIndex,
-  digest,
-  list_prompts,
-  read_facts,
-)
+from seggpt_jax.retrieval.labeled_images import Facts, digest, list_prompts, read_facts
+from seggpt_jax.retrieval.prompt_index import FOREGROUND_WEIGHT, TAP, PromptIndex
 
-_THREADS = 4
 _AHEAD = 16  # queries that are read before they are needed
 DEFAULT_CACHE = "~/.cache/seggpt_jax"
 
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceOptions:
-  """How prompts are chosen among the candidates of a query.
+  """Options for choosing prompts among the candidates of a query.
 
   Attributes:
     top_k: maximum number of prompts per query.
@@ -187,7 +179,7 @@ def _scored(queries: Sequence[Query], index: PromptIndex | None) -> Iterator[tup
     data = read_bytes(query.image)
     return digest(data), None if index is None else decode_image(data, str(query.image))
 
-  found = (future.result() for _, future in read_ahead(read, queries, threads=_THREADS, ahead=_AHEAD))
+  found = (future.result() for _, future in read_ahead(read, queries, ahead=_AHEAD))
   if index is None:
     yield from found
     return

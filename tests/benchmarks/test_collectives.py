@@ -1,4 +1,4 @@
-"""What is read off a compiled program: a wrong count of bytes would make every predicted network time wrong."""
+"""Collectives of a compiled program: a wrong number of bytes would make every predicted network time wrong."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def test_a_gather_carries_the_whole_array():
   assert find_collectives(program) == [Collective("all-gather", 16 * 8 * 4, 4, 1)]
 
 
-def test_a_sum_over_the_outer_axis_joins_devices_that_lie_apart():
+def test_a_sum_over_the_outer_axis_joins_distant_devices():
   program = compiled(lambda x: x.sum(0), [("data",)], (), (16, 8))
   assert find_collectives(program) == [Collective("all-reduce", 8 * 4, 2, 4)]
 
@@ -55,13 +55,13 @@ def test_every_form_of_a_line_is_read(line, expected):
   assert find_collectives(line) == [expected]
 
 
-def test_what_a_ring_sends():
+def test_bytes_that_a_ring_sends():
   assert Collective("all-reduce", 800, 8, 1).sent == 1400
   assert Collective("all-gather", 800, 8, 1).sent == 700
   assert Collective("collective-permute", 800, 2, 1).sent == 800
 
 
-def test_what_cannot_be_read_is_said():
+def test_unknown_forms_are_refused():
   with pytest.raises(ValueError, match="asynchronous"):
     find_collectives("%a = f32[4]{0} all-reduce-start(%x), replica_groups={{0,1}}")
   with pytest.raises(ValueError, match="replica_groups"):

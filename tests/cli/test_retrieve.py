@@ -1,4 +1,4 @@
-"""The command that writes mappings: which prompts are in them, that infer.py takes them, and what is refused."""
+"""Tests of `seggpt retrieve`: the prompts it chooses, that `seggpt infer` reads its mappings, and what it refuses."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.retrieval.conditions import by_class, by_group, classes_of
+from seggpt_jax.retrieval.labeled_images import list_prompts
 from seggpt_jax.retrieval.mapping import ChoiceOptions, choose
-from seggpt_jax.retrieval.prompt_index import PromptIndex, list_prompts
+from seggpt_jax.retrieval.prompt_index import PromptIndex
 
 ROOT = Path(__file__).parents[2]
 # Prompts by name: their classes. Queries likewise; each looks like the prompt of the same number.
@@ -66,7 +67,7 @@ def command(folders, weights_directory, *options, program=("-m", "seggpt_jax", "
 
 
 def chosen(folders, model, **options):
-  """Both mappings, without endings, as the command makes them."""
+  """Returns both mappings as the command makes them, without file endings."""
   conditions = options.pop("conditions", None)
   queries = list_queries(folders / "data")
   prompts = list_prompts(folders / "prompts" / "images", folders / "prompts" / "labels")

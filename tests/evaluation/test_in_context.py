@@ -1,4 +1,4 @@
-"""The measure of reading the prompt: it has to give full marks to who reads, and none to who copies or ignores."""
+"""In-context scores: high for a predictor that uses the prompt, low for one that copies or ignores it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEYS = {"one_prompt", "ensemble", "copy", "constant", "swapped", "swapped_vs_old
 
 
 class StandIn(Predictor):
-  """Answers by a rule of (query, prompts) -> mask, without a network."""
+  """A predictor without a network that applies a rule (query, prompts) -> mask."""
 
   def __init__(self, rule):
     self.rule, self.num_prompts = rule, []
@@ -54,7 +54,7 @@ def questions():
 
 @pytest.fixture(scope="module")
 def oracle(questions):
-  """Knows by heart which mask of the query belongs to which mask of the prompt."""
+  """A predictor that knows the true mask of every query for every mask of its prompt."""
   truths = {
     (question.query.tobytes(), question.mask(kind, 0).tobytes()): question.mask(kind)
     for of_family in questions.values()
@@ -64,18 +64,18 @@ def oracle(questions):
   return StandIn(lambda image, prompts: truths[image.tobytes(), prompts[0][1].tobytes()])
 
 
-def test_who_reads_the_prompt_gets_full_marks(oracle):
+def test_a_predictor_that_uses_the_prompt_scores_1(oracle):
   results = in_context.evaluate(oracle, HELD_OUT, **SETTINGS)
   assert list(results["families"]) == list(HELD_OUT)
   for row in (*results["families"].values(), results["mean"]):
     assert row.keys() == KEYS
     assert (row["one_prompt"], row["ensemble"], row["swapped"], row["follows"]) == (1.0, 1.0, 1.0, 1.0)
-    # Kinds never overlap.
+    # Kinds do not overlap.
     assert (row["swapped_vs_old"], row["standard_error"]) == (0.0, 0.0)
   assert sorted(set(oracle.num_prompts)) == [1, PROMPTS]
 
 
-def test_who_copies_the_mask_scores_what_the_baseline_says(questions):
+def test_a_predictor_that_copies_the_mask_scores_the_copy_baseline(questions):
   results = in_context.evaluate(StandIn(lambda image, prompts: prompts[0][1]), HELD_OUT, **SETTINGS)
   for name, row in results["families"].items():
     assert row["one_prompt"] == row["ensemble"] == row["copy"] < 0.4
@@ -89,7 +89,7 @@ def test_who_copies_the_mask_scores_what_the_baseline_says(questions):
   np.testing.assert_allclose(results["mean"]["copy"], mean, rtol=1e-6)
 
 
-def test_who_looks_at_nothing_scores_the_constant_or_naught():
+def test_a_predictor_that_ignores_pictures_scores_the_constant_baseline_or_0():
   results = in_context.evaluate(StandIn(lambda image, _: np.ones(image.shape[:2], np.uint8)), HELD_OUT, **SETTINGS)
   for row in results["families"].values():
     assert row["one_prompt"] == row["constant"] < 0.5
@@ -97,7 +97,7 @@ def test_who_looks_at_nothing_scores_the_constant_or_naught():
   assert (silent["mean"]["one_prompt"], silent["mean"]["swapped"], silent["mean"]["follows"]) == (0.0, 0.0, 0.0)
 
 
-def test_who_sticks_to_what_was_asked_first_does_not_follow(questions):
+def test_a_predictor_that_ignores_the_other_mask_does_not_follow(questions):
   first = {q.query.tobytes(): q.mask(q.asked) for of_family in questions.values() for q in of_family}
   mean = in_context.evaluate(StandIn(lambda image, _: first[image.tobytes()]), HELD_OUT, **SETTINGS)["mean"]
   assert (mean["one_prompt"], mean["swapped"], mean["swapped_vs_old"], mean["follows"]) == (1.0, 0.0, 1.0, 0.0)

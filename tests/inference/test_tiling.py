@@ -1,4 +1,4 @@
-"""A tile in the wrong place puts a mask on the wrong part of the picture."""
+"""Tiles: a tile in the wrong place would put a mask on the wrong part of the image."""
 
 from __future__ import annotations
 
