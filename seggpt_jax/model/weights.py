@@ -122,8 +122,8 @@ def find_weights(name: str | os.PathLike) -> Path:
     return found
   if find_adapter(path):
     raise InputError(
-      f"{name}: found an adapter, which is no network by itself, expected weights; pass the adapter with --adapter, or "
-      "merge the two with `seggpt merge`"
+      f"{name}: found an adapter, which is not a network by itself, expected weights; pass the adapter with --adapter, "
+      "or merge the two with `seggpt merge`"
     )
   raise InputError(
     f"{name}: found no `params` and `config` in it, expected a weights directory or a training run "
