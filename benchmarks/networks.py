@@ -109,5 +109,5 @@ def predict_call(
   )
   queries = images[::num_prompts, side:]
   mask = jnp.ones((num_queries, rows // 2, cols), bool)
-  run = compilation.jit(lambda params, *arrays: ensemble.paint_queries(parameters.merge(graph, params), *arrays))
+  run = compilation.jit(lambda params, *arrays: ensemble.predict_queries(parameters.merge(graph, params), *arrays))
   return lambda: jax.block_until_ready(run(params, queries, prompts, prompt_targets, jnp.zeros_like(queries), mask))

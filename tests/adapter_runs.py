@@ -1,4 +1,4 @@
-"""What train.py leaves of a run with an adapter, written by its own checkpoints, without the training."""
+"""Run directories of adapters, written with the trainer's own checkpoints but without training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from seggpt_jax.training.step import TrainState
 
 
 def learned_params(adapter: Adapter, config: SegGPTConfig, seed: int = 1) -> dict[str, np.ndarray]:
-  """An adapter's parameters as after some training."""
+  """Returns an adapter's parameters as they may be after some training."""
   generator = np.random.default_rng(seed)
   _, shapes = parameters.abstract(config)
   own = adapter.init(shapes, config.canvas_size, jax.random.key(seed))
@@ -33,14 +33,14 @@ def write_run(
   base: str | os.PathLike,
   data: dict[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
-  """A run of three classes with best weights at step 7.
+  """Writes a run of three classes whose best step is 7.
 
   Args:
-    folder: is made.
-    adapter: what was trained.
-    config: the architecture it was trained with.
-    base: the weights it was trained for.
-    data: of its configuration.
+    folder: the new run directory.
+    adapter: the adapter that was trained.
+    config: the architecture that it was trained with.
+    base: the weights that it was trained for.
+    data: section `data` of the run's configuration.
 
   Returns:
     The adapter's parameters.

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from seggpt_jax.data.images import decode_image, read_bytes, remote_or_local
 from seggpt_jax.data.labels import IGNORE
 from seggpt_jax.data.sources import Sample, check_size
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, one_line
 
 # Polygons are arrays of x0, y0, x1, y1, ... in pixels. Run lengths are an array, or bytes if they are compressed.
 Outline = tuple[np.ndarray, ...] | np.ndarray | bytes
@@ -166,8 +166,7 @@ def _pack(entry: dict[str, Any], where: str) -> Any:
       raise ValueError("none")
   except (KeyError, ValueError, TypeError) as error:
     raise InputError(
-      f"{where}: annotation {entry.get('id')}: found segmentation {' '.join(str(error).split())}, expected polygons or "
-      "run lengths"
+      f"{where}: annotation {entry.get('id')}: found segmentation {one_line(error)}, expected polygons or run lengths"
     ) from error
   return _Annotation(entry["image_id"], entry["category_id"], bool(entry.get("iscrowd", 0)), outline, size)
 

@@ -102,7 +102,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
   try:
     return epath.Path(expand(path)).read_bytes()
   except FileNotFoundError as error:
-    raise InputError(f"{path}: not found, expected an image") from error
+    raise InputError(f"{path}: not found, expected a file") from error
   except OSError as error:
     raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 

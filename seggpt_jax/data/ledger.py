@@ -92,8 +92,8 @@ class Ledger:
   """Finished items, one JSON line for each. Close it, or use it in a `with` statement.
 
   Args:
-    folder: existing folder with one file of lines for each process.
-    name: name of this process's file, without ending.
+    path: file of this process, in an existing folder. The file may exist.
+    pattern: glob pattern of the files of all processes in that folder; None if there is only this file.
 
   Attributes:
     finished: the entries of all processes when the ledger was opened, and this process's entries since, by item.
@@ -102,9 +102,9 @@ class Ledger:
     InputError: a file cannot be read or written.
   """
 
-  def __init__(self, folder: Path, name: str):
-    self._folder, self._path = folder, folder / f"{name}.jsonl"
-    self.finished = read_entries(folder)
+  def __init__(self, path: Path, pattern: str | None = None):
+    self._path, self._pattern = path, pattern or path.name
+    self.finished = self.read_all()
     with writing(self._path):
       self._file = open(self._path, "a+b")  # noqa: SIM115 - closed by `close`
       _end_torn_line(self._file)
@@ -124,7 +124,7 @@ class Ledger:
 
   def read_all(self) -> dict[str, dict[str, Any]]:
     """Reads the entries of all processes again; see `read_entries`."""
-    return read_entries(self._folder)
+    return read_entries(self._path.parent, self._pattern)
 
   def close(self) -> None:
     self._file.close()
@@ -136,14 +136,18 @@ class Ledger:
     self.close()
 
 
-def read_entries(folder: Path) -> dict[str, dict[str, Any]]:
+def read_entries(folder: Path, pattern: str = "*.jsonl") -> dict[str, dict[str, Any]]:
   """Reads the entries of all processes by item. Skips a line that a kill or a full disk has cut off.
+
+  Args:
+    folder: folder with the files of all processes; it may be missing.
+    pattern: glob pattern of the files.
 
   Raises:
     InputError: a line is whole but no entry.
   """
   entries = {}
-  for path in sorted(folder.glob("*.jsonl")):
+  for path in sorted(folder.glob(pattern)):
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
       try:
         entry = json.loads(line) if line else None

@@ -187,10 +187,11 @@ class Pairing:
     parts = [f"{self._num_samples} samples"]
     if self._num_groups > 1:
       alone = int((np.bincount(self._group) == 1).sum())
-      parts.append(f"{self._num_groups} groups" + (f" ({alone} of one sample, prompted from others)" if alone else ""))
+      single = f" ({alone} with a single sample, whose prompts come from other groups)" if alone else ""
+      parts.append(f"{self._num_groups} groups{single}")
     if self.options.needs_classes:
       able = int((np.diff(self._starts) < len(self._known_classes)).sum())
-      parts.append(f"{len(self._known_classes)} {'groups' if self._groups_are_classes else 'classes'} to ask for")
+      parts.append("each group is a class" if self._groups_are_classes else f"{len(self._known_classes)} classes")
       if self.options.negative:
         parts.append(f"{able} samples that can be the query of a negative pair")
     return ", ".join(parts)

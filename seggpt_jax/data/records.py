@@ -99,7 +99,7 @@ class RecordSource:
       return self._index[split].name(position) if key == "name" else self._index[split].group(position)
     feature = self._features.get(key)
     if feature is None or feature.is_image:
-      raise InputError(f"{self._path}: found no field {key!r}, expected one of {self._listed()}, but no image")
+      raise InputError(f"{self._path}: found no field {key!r}, expected one of {self._listed(images=False)}")
     stored = self._record(index)[key]
     kind = stored.WhichOneof("kind")
     values = getattr(stored, kind).value if kind else ()
@@ -175,8 +175,10 @@ class RecordSource:
   def _where(self, index: int, key: str) -> str:
     return f"{self._path}: {self._split}[{index}] {key}"
 
-  def _listed(self) -> str:
-    return ", ".join(f"{key} ({feature.kind})" for key, feature in sorted(self._features.items()))
+  def _listed(self, images: bool = True) -> str:
+    """Lists the features of a record, with or without images."""
+    known = sorted(self._features.items())
+    return ", ".join(f"{key} ({feature.kind})" for key, feature in known if images or not feature.is_image)
 
 
 def _instruction(part: FileSlice) -> Any:

@@ -18,7 +18,7 @@ from seggpt_jax import canvas
 from seggpt_jax.compilation import jit
 from seggpt_jax.inference.windows import Window, blend, paste
 from seggpt_jax.model import parameters
-from seggpt_jax.model.ensemble import paint_queries
+from seggpt_jax.model.ensemble import predict_queries
 from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.typing import AnyArray
 
@@ -59,7 +59,7 @@ def predict_colors(
     return pixels if is_learned else canvas.normalize(pixels, config.image_mean, config.image_std)
 
   arrays = (normalized(pixels) for pixels in (queries, prompts, targets, known))
-  colors = paint_queries(model, *arrays, patch_mask, seg_type)
+  colors = predict_queries(model, *arrays, patch_mask, seg_type)
   return jnp.round(canvas.unnormalize(colors, config.image_mean, config.image_std)).astype(jnp.uint8)
 
 

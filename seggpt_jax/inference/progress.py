@@ -48,7 +48,7 @@ def open_progress(outdir: Path, settings: Mapping[str, Any], resume: bool, shard
       for path in folder.glob("*.jsonl"):
         path.unlink()
   ledger.write_note(outdir / _SETTINGS, settings)
-  return Ledger(folder, str(shard))
+  return Ledger(own, "*.jsonl")
 
 
 def overwrite_notice(outdir: Path, settings: Mapping[str, Any]) -> str | None:

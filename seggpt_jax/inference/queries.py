@@ -15,7 +15,7 @@ from pathlib import Path
 from seggpt_jax.data.images import list_images
 from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, LabelMode, Value
 from seggpt_jax.errors import InputError, naming
-from seggpt_jax.model.weights import find_items, find_weights
+from seggpt_jax.model.weights import find_adapter, find_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +203,7 @@ def label_format(
     InputError: there are no weights, the values do not fit the mode, or the run's config.json cannot be read.
   """
   model_path = os.path.expanduser(model_path)
-  found = find_items(Path(model_path), ("params", "adapter")) or find_weights(model_path)
+  found = find_adapter(Path(model_path)) or find_weights(model_path)
   configs = (folder / "config.json" for folder in (Path(model_path), *found.absolute().parents[:2]))
   trained = next((_trained_format(path) for path in configs if path.is_file()), LabelFormat())
   mode = labels or trained.mode
@@ -221,7 +221,7 @@ def _trained_format(path: Path) -> LabelFormat:
   """Reads the label format from the config.json of a training run.
 
   Raises:
-    InputError: the file was not written by train.py.
+    InputError: the file was not written by training.
   """
   try:
     stored = json.loads(path.read_text())

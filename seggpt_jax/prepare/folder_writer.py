@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from seggpt_jax.data.bad_files import BadFile, BadFiles
+from seggpt_jax.data.ledger import Ledger, read_entries
 from seggpt_jax.data.sample_index import SampleIndex
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole, writing
@@ -46,21 +46,18 @@ def write_folder(
         f"{split}: found the name {name!r}, expected no dot in its folders or at its start; --format=records accepts it"
       )
   journal = _journal(directory, split)
-  with writing(journal):
-    # Bad samples are tried again, because their files may have been repaired.
-    known = [entry for entry in _read(journal) if "bad" not in entry]
-    if journal.exists():
+  if journal.exists():
+    with writing(directory / split):
       _remove_torn(directory / split)
-    done = {entry["name"] for entry in known}
-    with open(journal, "a", encoding="utf-8") as file:
-      for sample in samples([i for i, name in enumerate(names) if name not in done]):
-        known.append(_write(directory / split, sample))
-        # The line break comes first, so that a line cut off by an earlier stop cannot damage this one.
-        file.write(f"\n{json.dumps(known[-1])}")
-        file.flush()
-  good = [entry for entry in known if "bad" not in entry]
+  with Ledger(journal) as ledger:
+    # Bad samples are tried again, because their files may have been repaired.
+    done = {name for name, entry in ledger.finished.items() if "bad" not in entry}
+    for sample in samples([i for i, name in enumerate(names) if name not in done]):
+      ledger.add(**_write(directory / split, sample))
+    entries = list(ledger.finished.values())
+  good = [entry for entry in entries if "bad" not in entry]
   bad = BadFiles()
-  for entry in known:
+  for entry in entries:
     if "bad" in entry:
       bad.add(entry["name"], entry["bad"])
   if not good:
@@ -71,7 +68,8 @@ def write_folder(
 
 def has_finished_samples(directory: Path, split: str) -> bool:
   """Returns True if the journal of a split lists a finished sample."""
-  return any("bad" not in entry for entry in _read(_journal(directory, split)))
+  entries = read_entries(directory, _journal(directory, split).name)
+  return any("bad" not in entry for entry in entries.values())
 
 
 def delete_journal(directory: Path, split: str) -> None:
@@ -81,18 +79,6 @@ def delete_journal(directory: Path, split: str) -> None:
 
 def _journal(directory: Path, split: str) -> Path:
   return directory / f".journal-{split}"
-
-
-def _read(journal: Path) -> list[dict[str, Any]]:
-  entries = []
-  if not journal.exists():
-    return entries
-  for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
-    try:
-      entries.append(json.loads(line))
-    except ValueError:
-      continue  # an earlier run stopped while it wrote this line
-  return entries
 
 
 def _remove_torn(directory: Path) -> None:

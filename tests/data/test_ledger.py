@@ -17,23 +17,23 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_finished_items_are_read_back_by_every_process(tmp_path):
-  with Ledger(tmp_path, "one") as first, Ledger(tmp_path, "two") as second:
+  with Ledger(tmp_path / "one.jsonl", "*.jsonl") as first, Ledger(tmp_path / "two.jsonl", "*.jsonl") as second:
     first.add("a", pixels=3)
     second.add("b", bad="broken")
     assert first.finished == {"a": {"name": "a", "pixels": 3}}
     assert first.read_all() == second.read_all() == {**first.finished, "b": {"name": "b", "bad": "broken"}}
-  with Ledger(tmp_path, "one") as again:
+  with Ledger(tmp_path / "one.jsonl", "*.jsonl") as again:
     again.add("b", pixels=4)
   assert ledger.read_entries(tmp_path)["a"]["pixels"] == 3
 
 
 @pytest.mark.parametrize("torn", [b'{"name": "b", "pix', b'{"name": "b', b"{", b"\xff\xfe"])
 def test_a_line_that_a_kill_has_cut_off_does_not_spoil_the_next(tmp_path, torn):
-  with Ledger(tmp_path, "one") as first:
+  with Ledger(tmp_path / "one.jsonl", "*.jsonl") as first:
     first.add("a")
   with open(tmp_path / "one.jsonl", "ab") as file:
     file.write(torn)
-  with Ledger(tmp_path, "one") as second:
+  with Ledger(tmp_path / "one.jsonl", "*.jsonl") as second:
     assert second.finished.keys() == {"a"}
     second.add("c")
   assert ledger.read_entries(tmp_path).keys() == {"a", "c"}
@@ -42,7 +42,7 @@ def test_a_line_that_a_kill_has_cut_off_does_not_spoil_the_next(tmp_path, torn):
 def test_a_whole_line_of_another_program_is_named(tmp_path):
   (tmp_path / "one.jsonl").write_text('{"name": "a"}\n[1, 2]\n')
   with pytest.raises(InputError, match=r"one\.jsonl line 2: found no object with a name"):
-    Ledger(tmp_path, "one")
+    Ledger(tmp_path / "one.jsonl", "*.jsonl")
 
 
 def test_a_note_is_read_back_and_other_files_are_named(tmp_path):

@@ -105,7 +105,7 @@ def test_the_same_generator_draws_the_same():
 def test_the_description_says_which_pairs_are_possible():
   pairing = Pairing(8, PairingOptions(negative=0.1), GROUPS, CLASSES)
   assert pairing.describe() == (
-    "8 samples, 3 groups (1 of one sample, prompted from others), 3 classes to ask for, "
+    "8 samples, 3 groups (1 with a single sample, whose prompts come from other groups), 3 classes, "
     "8 samples that can be the query of a negative pair"
   )
   assert Pairing(8, PairingOptions()).describe() == "8 samples"

@@ -83,7 +83,7 @@ def test_prompts_come_from_the_query_s_group(config, tmp_path):
 def test_negative_pairs_read_the_labels_once_for_a_run(config, tmp_path):
   config.data.negative = 1.0
   inputs, batch = batch_of(config, tmp_path)
-  assert "1 classes to ask for, 3 samples that can be the query of a negative pair" in inputs.notes[0]
+  assert "1 classes, 3 samples that can be the query of a negative pair" in inputs.notes[0]
   negative = batch["samples"][:, 1] >= 3
   square = TINY.canvas_size[1]
   assert (batch["labels"][negative][:, square:] == 0).all()
