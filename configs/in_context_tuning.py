@@ -1,7 +1,7 @@
 """Learns a prompt: an image and its target for one task, in front of a frozen network (arXiv 2304.03284, section 3.3).
 
-  python train.py --config configs/in_context_tuning.py --workdir runs/prompt --config.data.path=DATASET
-  python infer.py --model-path weights/vit_large --adapter runs/prompt --dataset-dir DATASET/val --outdir OUT
+  seggpt train --config in_context_tuning --workdir runs/prompt --config.data.path=DATASET
+  seggpt infer --model-path weights/vit_large --adapter runs/prompt --dataset-dir DATASET/val --outdir OUT
 
 On a laptop add --config.model.init_from=small --config.data.resize=112.
 """
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
   config.model.init_from = "weights/vit_large"
   config.model.drop_path_rate = 0.0
   config.adapter.kind = "prompt"
-  # Its colors are its own, and queries are hidden as at inference.
+  # A learned prompt has one palette, and its queries are hidden as at inference.
   config.data.palette = "fixed"
   config.data.lower_half_share = 1.0
   config.optim.schedule = "cosine"

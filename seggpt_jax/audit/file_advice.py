@@ -28,7 +28,7 @@ def _usable(inspection: Inspection) -> Iterator[Advice]:
     )
   elif num_train < _FEW_TRAIN:
     yield Advice(
-      f"{train.split} has only {num_train} usable samples: try `infer.py` with them as prompts before training"
+      f"{train.split} has only {num_train} usable samples: try `seggpt infer` with them as prompts before training"
     )
   if val is None:
     yield Advice(f"only {train.split} was looked at: training also needs a part to validate with, data.val_split")
@@ -75,7 +75,7 @@ def _prepare_line(inspection: Inspection, outdir: str, **changes: Any) -> str:
   flags |= {"bad_files": "skip"} if bad else {}
   flags |= {**changes, "format": "folder", "outdir": f"{dataset.path.rstrip('/')}_{outdir}"}
   values = " ".join(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())
-  return f"python -m seggpt_jax.data.prepare {values}"
+  return f"seggpt prepare {values}"
 
 
 def _unmatched(inspection: Inspection) -> Iterator[Advice]:
@@ -151,7 +151,7 @@ def _leaks(inspection: Inspection) -> Iterator[Advice]:
     yield Advice(
       f"{count_text(len(groups.shared), 'group')} in more than one split ({named}): scores will look better than they "
       f"are; move each to one, or put all samples in {inspection.train.split} and have them divided with "
-      f"`python -m seggpt_jax.data.prepare` and --groups={shlex.quote(groups.spec)}"
+      f"`seggpt prepare` and --groups={shlex.quote(groups.spec)}"
     )
 
 

@@ -129,7 +129,7 @@ def _small(inspection: Inspection) -> Iterator[Advice]:
     tiles = min(max(math.ceil(_PATCH / min(small.values())), 2), 4)
     yield Advice(
       f"regions are small: of the {SQUARE} pixels of a side that the network sees at once they take some {named}, and "
-      f"a patch has {_PATCH}; segment in tiles, `infer.py --split={tiles}`, and keep data.resize at 1024 or more"
+      f"a patch has {_PATCH}; segment in tiles, `seggpt infer --split={tiles}`, and keep data.resize at 1024 or more"
     )
 
 
