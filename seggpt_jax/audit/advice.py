@@ -1,4 +1,4 @@
-"""What a person should do about a dataset before training on it: an inspection in, sentences with keys to set out."""
+"""What a person should do about a dataset before training on it: an findings in, sentences with keys to set out."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import shlex
 from pathlib import Path
 
 from seggpt_jax.audit import file_advice, label_advice
-from seggpt_jax.audit.findings import Inspection, describe_format
+from seggpt_jax.audit.findings import Findings, describe_format
 from seggpt_jax.audit.sentence import Advice
 
 
-def advise(inspection: Inspection) -> list[Advice]:
+def advise(findings: Findings) -> list[Advice]:
   """All advice that the facts call for, what hinders training first."""
-  found = [advice for rule in (*file_advice.RULES, *label_advice.RULES) for advice in rule(inspection)]
+  found = [advice for rule in (*file_advice.RULES, *label_advice.RULES) for advice in rule(findings)]
   return sorted(found, key=lambda advice: not advice.fatal)
 
 
-def train_line(inspection: Inspection, advice: list[Advice]) -> str:
+def train_line(findings: Findings, advice: list[Advice]) -> str:
   """The command that trains with everything set that was found."""
-  keys = describe_format(inspection)
+  keys = describe_format(findings)
   for each in advice:
     keys |= each.keys
   values = " ".join(f"--config.data.{key}={shlex.quote(str(value))}" for key, value in keys.items())

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from seggpt_jax.audit.findings import Inspection
+from seggpt_jax.audit.findings import Findings
 from seggpt_jax.audit.report import percent
 from seggpt_jax.audit.sample_files import SampleFiles
 from seggpt_jax.audit.sentence import class_label
@@ -38,11 +38,11 @@ class Cell(NamedTuple):
   problem: bool
 
 
-def draw_samples(inspection: Inspection) -> Image.Image:
+def draw_samples(findings: Findings) -> Image.Image:
   """The sheet: a legend of the classes, then up to 12 samples of each split."""
   palette = fixed_palette(256)
-  rows = [(survey, _read_cells(inspection, survey)) for survey in inspection.surveys.values()]
-  legend = _legend_entries(inspection, palette)
+  rows = [(survey, _read_cells(findings, survey)) for survey in findings.surveys.values()]
+  legend = _legend_entries(findings, palette)
   per_row = (_COLUMNS * (_CELL[0] + _MARGIN)) // _LEGEND_WIDTH
   legend_height = -(-len(legend) // per_row) * 24
   lines = [max(-(-len(cells) // _COLUMNS), 1) for _, cells in rows]
@@ -50,7 +50,7 @@ def draw_samples(inspection: Inspection) -> Image.Image:
   height = 52 + legend_height + sum(40 + count * (_CELL[1] + _MARGIN) for count in lines)
   sheet = Image.new("RGB", (width, height), _PAPER)
   draw = ImageDraw.Draw(sheet)
-  title = f"{inspection.dataset.path}: labels read as {inspection.dataset.label_format}"
+  title = f"{findings.dataset.path}: labels read as {findings.dataset.label_format}"
   draw.text((_MARGIN, 10), _fitted(title, width - 2 * _MARGIN, 20), _INK, _font(20))
   for place, (text, color) in enumerate(legend):
     x, y = _MARGIN + place % per_row * _LEGEND_WIDTH, 44 + place // per_row * 24
@@ -96,12 +96,12 @@ def choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
   return sorted(chosen)
 
 
-def _read_cells(inspection: Inspection, survey: Survey) -> list[Cell]:
-  files = inspection.files[survey.split]
-  return [_read_cell(inspection, files, survey, position) for position in choose_samples(survey)]
+def _read_cells(findings: Findings, survey: Survey) -> list[Cell]:
+  files = findings.files[survey.split]
+  return [_read_cell(findings, files, survey, position) for position in choose_samples(survey)]
 
 
-def _read_cell(inspection: Inspection, files: SampleFiles, survey: Survey, position: int) -> Cell:
+def _read_cell(findings: Findings, files: SampleFiles, survey: Survey, position: int) -> Cell:
   sample = survey.samples[position]
   image = label = None
   problem = ""
@@ -111,12 +111,12 @@ def _read_cell(inspection: Inspection, files: SampleFiles, survey: Survey, posit
     problem = _short(error)
   try:
     size = None if image is None else image.shape[:2]
-    label = files.label(sample.index, size, inspection.dataset.label_format, [])
+    label = files.label(sample.index, size, findings.dataset.label_format, [])
   except InputError as error:
     problem = problem or _short(error)
   if image is not None and label is not None and image.shape[:2] != label.shape:
     problem = f"image {image.shape[1]} x {image.shape[0]}, label {label.shape[1]} x {label.shape[0]}"
-  named = ", ".join(class_label(inspection, c) for c in sample.classes or ())
+  named = ", ".join(class_label(findings, c) for c in sample.classes or ())
   below = problem or (f"classes {named}" if named else "no foreground")
   return Cell(image, label, sample.name, below, bool(problem))
 
@@ -215,17 +215,17 @@ def _labeled(cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> np.ndarray | No
 
 
 def _legend_entries(
-  inspection: Inspection, palette: UInt8[np.ndarray, "256 3"]
+  findings: Findings, palette: UInt8[np.ndarray, "256 3"]
 ) -> list[tuple[str, tuple[int, ...] | None]]:
   """(text, color) of each class that there is; None is hatched."""
-  surveys = list(inspection.surveys.values())
-  pixels = inspection.pixels
+  surveys = list(findings.surveys.values())
+  pixels = findings.pixels
   entries: list[tuple[str, tuple[int, ...] | None]] = []
   for class_index in np.flatnonzero(pixels[:IGNORE]).tolist():
     shares = ", ".join(
       f"{s.split} {percent(s.pixels[class_index] / max(s.pixels.sum(), 1))}" for s in surveys if s.num_labels
     )
-    name = "0 background" if class_index == 0 else class_label(inspection, class_index)
+    name = "0 background" if class_index == 0 else class_label(findings, class_index)
     entries.append((f"{name}: {shares} of pixels", tuple(palette[class_index].tolist())))
   if pixels[IGNORE]:
     entries.append((f"ignored: {percent(pixels[IGNORE] / pixels.sum())} of pixels", None))

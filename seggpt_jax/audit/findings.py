@@ -54,7 +54,7 @@ class Groups(NamedTuple):
 
 
 @dataclasses.dataclass
-class Inspection:
+class Findings:
   """Everything that was found.
 
   Attributes:
@@ -105,9 +105,9 @@ class Inspection:
     return int(np.flatnonzero(self.pixels[:IGNORE]).max(initial=1)) + 1
 
 
-def inspect_dataset(
+def audit_dataset(
   dataset: Dataset, splits: Sequence[str], given: frozenset[str], groups: str = "", max_images: int = 0
-) -> Inspection:
+) -> Findings:
   """Reads a dataset.
 
   Args:
@@ -128,7 +128,7 @@ def inspect_dataset(
   if not any(len(each) for each in files.values()) and " for it, " not in str(unmatched):
     raise InputError(_nothing_there(dataset, unmatched))
   surveys, guess, label_format = _surveys(dataset, files, unmatched, "labels" in given, max_images)
-  inspection = Inspection(
+  findings = Findings(
     dataclasses.replace(dataset, label_format=label_format),
     given,
     surveys,
@@ -139,13 +139,13 @@ def inspect_dataset(
     max_images,
     files,
   )
-  num_classes = max(inspection.num_found, guess.num_classes if guess and label_format == guess.label_format else 2)
+  num_classes = max(findings.num_found, guess.num_classes if guess and label_format == guess.label_format else 2)
   if dataset.kind in ("coco", "masks"):
-    num_classes = max(num_classes, 1 + len(inspection.class_names))
+    num_classes = max(num_classes, 1 + len(findings.class_names))
   if "num_classes" in given:
     num_classes = dataset.num_classes
-  inspection.dataset = dataclasses.replace(inspection.dataset, num_classes=num_classes)
-  return inspection
+  findings.dataset = dataclasses.replace(findings.dataset, num_classes=num_classes)
+  return findings
 
 
 def _nothing_there(dataset: Dataset, unmatched: dict[str, list[str]]) -> str:
@@ -244,13 +244,13 @@ def _copies(surveys: dict[str, Survey]) -> list[Copies]:
   return found
 
 
-def describe_format(inspection: Inspection) -> dict[str, Any]:
+def describe_format(findings: Findings) -> dict[str, Any]:
   """The keys of the configuration's `data` that say what and how to read, without those at their defaults."""
-  dataset, label_format = inspection.dataset, inspection.dataset.label_format
+  dataset, label_format = findings.dataset, findings.dataset.label_format
   keys: dict[str, Any] = {"path": dataset.path}
   if dataset.kind != "folder":
     keys["source"] = dataset.kind
-  for key, survey in zip(("train_split", "val_split"), inspection.surveys.values(), strict=False):
+  for key, survey in zip(("train_split", "val_split"), findings.surveys.values(), strict=False):
     if survey.split != key.removesuffix("_split"):
       keys[key] = survey.split
   keys["labels"] = label_format.mode

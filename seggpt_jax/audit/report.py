@@ -1,4 +1,4 @@
-"""An inspection as facts for a file, and those facts as text for a person."""
+"""An findings as facts for a file, and those facts as text for a person."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from seggpt_jax.audit.findings import Groups, Inspection
+from seggpt_jax.audit.findings import Findings, Groups
 from seggpt_jax.audit.label_advice import SQUARE
 from seggpt_jax.audit.sentence import class_label, count_text
 from seggpt_jax.audit.survey import PROBLEMS, Survey
@@ -19,13 +19,13 @@ _SHOWN_VALUES = 32
 _NAMED = 5
 
 
-def as_facts(inspection: Inspection) -> dict[str, Any]:
+def as_facts(findings: Findings) -> dict[str, Any]:
   """What JSON can hold: numbers, names and shares of 0..1; sizes are width, height."""
-  dataset, guess = inspection.dataset, inspection.guess
+  dataset, guess = findings.dataset, findings.guess
   return {
     "path": dataset.path,
     "kind": dataset.kind,
-    "max_images": inspection.max_images,
+    "max_images": findings.max_images,
     "labels": {
       "read_as": str(dataset.label_format),
       "mode": dataset.label_format.mode,
@@ -33,16 +33,16 @@ def as_facts(inspection: Inspection) -> dict[str, Any]:
       "table": list(dataset.label_format.table),
       "ignore": list(dataset.label_format.ignore),
       "num_classes": dataset.num_classes,
-      "assumed": "labels" not in inspection.given,
+      "assumed": "labels" not in findings.given,
       "reason": guess.reason if guess else "",
     },
-    "splits": {split: _split_facts(inspection, survey) for split, survey in inspection.surveys.items()},
-    "groups": _group_facts(inspection.groups) if inspection.groups else None,
-    "near_duplicates": [each._asdict() for each in inspection.copies],
+    "splits": {split: _split_facts(findings, survey) for split, survey in findings.surveys.items()},
+    "groups": _group_facts(findings.groups) if findings.groups else None,
+    "near_duplicates": [each._asdict() for each in findings.copies],
   }
 
 
-def _split_facts(inspection: Inspection, survey: Survey) -> dict[str, Any]:
+def _split_facts(findings: Findings, survey: Survey) -> dict[str, Any]:
   rows = survey.values.table()
   total = max(int(survey.pixels.sum()), 1)
   return {
@@ -59,15 +59,15 @@ def _split_facts(inspection: Inspection, survey: Survey) -> dict[str, Any]:
     "copies": survey.copies(),
     "values": [{"value": v, "pixels": share, "files": files} for v, share, files in rows[:_SHOWN_VALUES]],
     "num_values": len(rows),
-    "classes": [_class_facts(inspection, survey, c) for c in range(_num_shown(inspection))],
+    "classes": [_class_facts(findings, survey, c) for c in range(_num_shown(findings))],
     "num_labels": survey.num_labels,
     "num_without_foreground": survey.num_empty,
     "ignored": float(survey.pixels[IGNORE] / total),
   }
 
 
-def _num_shown(inspection: Inspection) -> int:
-  return max(inspection.dataset.num_classes, inspection.num_found)
+def _num_shown(findings: Findings) -> int:
+  return max(findings.dataset.num_classes, findings.num_found)
 
 
 def _size_facts(sizes: Counter) -> dict[str, Any]:
@@ -78,11 +78,11 @@ def _size_facts(sizes: Counter) -> dict[str, Any]:
   return {"different": len(sizes)} | {name: [width, height] for name, (height, width) in named.items()}
 
 
-def _class_facts(inspection: Inspection, survey: Survey, class_index: int) -> dict[str, Any]:
+def _class_facts(findings: Findings, survey: Survey, class_index: int) -> dict[str, Any]:
   regions = survey.regions.get(class_index)
   return {
     "class": class_index,
-    "name": class_label(inspection, class_index).partition(" ")[2] or ("background" if not class_index else ""),
+    "name": class_label(findings, class_index).partition(" ")[2] or ("background" if not class_index else ""),
     "pixels": float(survey.pixels[class_index] / max(survey.pixels.sum(), 1)),
     "samples": float(survey.holding[class_index] / max(survey.num_labels, 1)),
     "num_regions": regions.num_regions if regions else 0,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from seggpt_jax.audit.findings import Inspection
+from seggpt_jax.audit.findings import Findings
 
 
 class Advice(NamedTuple):
@@ -27,7 +27,7 @@ def count_text(count: int, what: str = "file") -> str:
   return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def class_label(inspection: Inspection, class_index: int) -> str:
+def class_label(findings: Findings, class_index: int) -> str:
   """A class as people know it."""
-  names = inspection.class_names
+  names = findings.class_names
   return f"{class_index} {names[class_index - 1]}" if 0 < class_index <= len(names) else str(class_index)
