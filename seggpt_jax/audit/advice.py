@@ -1,4 +1,4 @@
-"""What a person should do about a dataset before training on it: an findings in, sentences with keys to set out."""
+"""Advice on a dataset before training: findings in, sentences with config keys out."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from seggpt_jax.audit.sentence import Advice
 
 
 def advise(findings: Findings) -> list[Advice]:
-  """All advice that the facts call for, what hinders training first."""
+  """Returns all advice that the findings call for, problems that stop training first."""
   found = [advice for rule in (*file_advice.RULES, *label_advice.RULES) for advice in rule(findings)]
   return sorted(found, key=lambda advice: not advice.fatal)
 
 
 def train_line(findings: Findings, advice: list[Advice]) -> str:
-  """The command that trains with everything set that was found."""
+  """Returns the training command with all keys set that the audit found."""
   keys = describe_format(findings)
   for each in advice:
     keys |= each.keys
   values = " ".join(f"--config.data.{key}={shlex.quote(str(value))}" for key, value in keys.items())
-  # The released weights have to be converted once; the small ones come with the package.
+  # Converted released weights are better; the small ones come with the package.
   config = "base" if Path("weights/vit_large").is_dir() or not Path("configs/small.py").is_file() else "small"
   return f"python train.py --config configs/{config}.py --workdir runs/mine {values}"

@@ -1,4 +1,4 @@
-"""An findings as facts for a file, and those facts as text for a person."""
+"""The report of an audit: findings as facts for a JSON file, and those facts as text for the terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMED = 5
 
 
 def as_facts(findings: Findings) -> dict[str, Any]:
-  """What JSON can hold: numbers, names and shares of 0..1; sizes are width, height."""
+  """Returns the findings as JSON values: numbers, names and shares 0..1; sizes are [width, height]."""
   dataset, guess = findings.dataset, findings.guess
   return {
     "path": dataset.path,
@@ -112,7 +112,7 @@ def _group_facts(groups: Groups) -> dict[str, Any]:
 
 
 def as_text(facts: dict[str, Any]) -> str:
-  """Facts with advice and the training command, for a terminal."""
+  """Returns facts with advice and the training command as text for the terminal."""
   lines = [f"{facts['path']}  ({facts['kind']})"]
   if facts["max_images"]:
     lines.append(f"at most {facts['max_images']} images of each split were read, evenly spread")
@@ -139,7 +139,7 @@ def _split_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
   if facts["label_formats"]:
     yield f"  labels     {_counted(facts['label_formats'])}"
   if facts["turned_by_exif"]:
-    yield f"  EXIF       {count_text(facts['turned_by_exif'], 'image')} turned by a tag"
+    yield f"  EXIF       {count_text(facts['turned_by_exif'], 'image')} rotated by a tag"
   if facts["sixteen_bit_peaks"]:
     low, median, high = facts["sixteen_bit_peaks"]
     yield f"  16 bits    largest values {low} to {high}, median {median}, of 65535"
@@ -184,8 +184,8 @@ def _label_lines(facts: dict[str, Any]) -> Iterator[str]:
       yield f"  and {more} more values"
     yield ""
   labels = facts["labels"]
-  assumed = f"assumed, for {labels['reason']}" if labels["reason"] else "as the dataset has them"
-  how = assumed if labels["assumed"] else "as the flags say"
+  assumed = f"guessed: {labels['reason']}" if labels["reason"] else "as the dataset stores them"
+  how = assumed if labels["assumed"] else "set by flags"
   yield f"LABELS READ AS {labels['read_as']}, {labels['num_classes']} classes ({how})"
 
 
@@ -208,12 +208,12 @@ def _class_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
 
 
 def percent(share: float) -> str:
-  """A share of 0..1, of small ones three decimals."""
+  """Formats a share 0..1 as a percentage, small ones with three decimals."""
   return "0" if not share else f"{share:.1%}" if share >= 0.01 else f"{share:.3%}" if share >= 1e-5 else "< 0.001%"
 
 
 def _area(share: float) -> str:
-  """A region's share of the image, and how long its side is in the square that the network sees."""
+  """Formats the area of a region: its share of the image, and its side in pixels of the network's square."""
   return f"{percent(share)} ({SQUARE * math.sqrt(share):.3g} px)"
 
 
@@ -230,7 +230,7 @@ def _group_lines(groups: dict[str, Any]) -> Iterator[str]:
 
 
 def _copy_lines(facts: dict[str, Any]) -> Iterator[str]:
-  yield "NEAR-DUPLICATES (difference 0 is the same; turned and mirrored copies are not looked for)"
+  yield "NEAR-DUPLICATES (difference 0: identical; rotated and mirrored copies are not searched)"
   for copies in facts["near_duplicates"]:
     where = f"{copies['second']} in {copies['first']}"
     yield f"  {copies['num_copied']} of {copies['num_compared']} images of {where}"
@@ -243,7 +243,7 @@ def _advice_lines(facts: dict[str, Any]) -> Iterator[str]:
     yield "ADVICE"
     yield from (f"  {number}. {text}" for number, text in enumerate(facts["advice"], 1))
     yield ""
-    yield "TO TRAIN, with all of that set or mended:" if not facts["ready"] else "TO TRAIN, with all of that set:"
+    yield "TO TRAIN, once the problems are fixed:" if not facts["ready"] else "TO TRAIN, with these keys set:"
   else:
-    yield "Nothing is wrong. TO TRAIN:"
+    yield "No problems found. TO TRAIN:"
   yield f"  {facts['train']}"

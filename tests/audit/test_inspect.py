@@ -404,9 +404,9 @@ def test_coco_annotations_are_read_as_they_are(tmp_path):
   assert guess_kind(str(tmp_path)) == "coco"
   findings = inspected(tmp_path, kind="coco")
   assert findings.dataset.num_classes == 3 and findings.train.holding[1] == 11
-  assert "4.png" in findings.train.problems["unreadable"][0] and "data.source=coco" in advised(
-    findings
-  ) + train_line(findings, [])
+  assert "4.png" in findings.train.problems["unreadable"][0] and "data.source=coco" in advised(findings) + train_line(
+    findings, []
+  )
 
 
 def test_records_are_read_as_they_are(tmp_path):
