@@ -23,5 +23,5 @@ def train_line(findings: Findings, advice: list[Advice]) -> str:
     keys |= each.keys
   values = " ".join(f"--config.data.{key}={shlex.quote(str(value))}" for key, value in keys.items())
   # Converted released weights are better; the small ones come with the package.
-  config = "base" if Path("weights/vit_large").is_dir() or not Path("configs/small.py").is_file() else "small"
-  return f"python train.py --config configs/{config}.py --workdir runs/mine {values}"
+  config = "base" if Path("weights/vit_large").is_dir() else "small"
+  return f"seggpt train --config {config} --workdir runs/mine {values}"

@@ -1,4 +1,4 @@
-"""Advice on the files of a dataset: what is missing, damaged, of another size, there twice or in two splits."""
+"""Advice on the files of a dataset: missing, damaged, of the wrong size, duplicated, or shared by two splits."""
 
 from __future__ import annotations
 
@@ -20,49 +20,55 @@ _DARK = 65535 // 4
 
 def _usable(findings: Findings) -> Iterator[Advice]:
   train, val = findings.train, findings.val
-  # Scaled to all samples where only some were read; those read in another way than is right may be good.
+  # Estimates for the whole split where only some samples were read. Labels read in the wrong format may still be good.
   num_train, num_val = (0 if each is None else _num_good(findings, each) for each in (train, val))
   if num_train < 2:
     yield Advice(
-      f"{train.split} has {count_text(num_train, 'usable sample')}: training will refuse, a pair needs two", {}, True
+      f"{train.split} has {count_text(num_train, 'usable sample')}: training stops, since a pair needs two", {}, True
     )
   elif num_train < _FEW_TRAIN:
     yield Advice(
-      f"{train.split} has only {num_train} usable samples: try `infer.py` with them as prompts before training"
+      f"{train.split} has only {num_train} usable samples: try `seggpt infer` with them as prompts before you train"
     )
   if val is None:
-    yield Advice(f"only {train.split} was looked at: training also needs a part to validate with, data.val_split")
+    yield Advice(f"only {train.split} was read; training also needs a validation split, data.val_split")
   elif 2 <= num_val < _FEW_VAL:
-    yield Advice(f"{val.split} has only {num_val} usable samples: its scores will jump, compare none closely")
+    yield Advice(
+      f"{val.split} has only {num_val} usable samples: its scores are noisy; do not compare runs by small differences"
+    )
   elif num_val < 2:
-    text = f"{val.split} has {count_text(num_val, 'usable sample')}: training will refuse, it needs two to validate"
+    text = f"{val.split} has {count_text(num_val, 'usable sample')}: training stops, since validation needs two"
     if not val.num_samples and num_train >= 4 and train.split == "train" and findings.dataset.kind != "tfds":
       text += f"; divide {train.split} and inspect the result"
-      text += "" if findings.groups else " (here by single images; name --groups if several show one thing)"
+      text += (
+        ""
+        if findings.groups
+        else " (this command divides by image; set --groups if several images show the same object)"
+      )
       text += f": {_divide_line(findings)}"
     yield Advice(text, {}, True)
 
 
 def _num_good(findings: Findings, survey: Survey) -> int:
-  """Samples that can be used, once their labels are read in the right way if there is one."""
+  """Estimates how many samples are usable once their labels are read in the right format."""
   good = survey.num_usable if findings.guess is None else survey.num_intact
   return round(good * survey.num_samples / max(len(survey.samples), 1))
 
 
 def _divide_line(findings: Findings) -> str:
-  """The command that makes two parts of one."""
-  # The whole of each name: without groups that are known, every image is one of its own.
+  """Returns the command that divides the training split."""
+  # prefix:/ takes whole names, so every image is a group by itself.
   groups = findings.groups.spec if findings.groups is not None else "prefix:/"
   return _prepare_line(findings, "divided", split=findings.train.split, groups=groups, val_share=0.2)
 
 
 def _shrink_line(findings: Findings) -> str:
-  """The command that makes smaller copies."""
+  """Returns the command that makes smaller copies."""
   return _prepare_line(findings, "1024", split=",".join(findings.surveys), shorter_side=1024)
 
 
 def _prepare_line(findings: Findings, outdir: str, **changes: Any) -> str:
-  """The command that makes another dataset of this one, with the labels as they are read here."""
+  """Returns the command that converts this dataset, with labels read as in the audit."""
   dataset, label_format = findings.dataset, findings.dataset.label_format
   flags: dict[str, Any] = {"kind": dataset.kind, "path": dataset.path}
   flags |= {"num_classes": dataset.num_classes, "labels": label_format.mode}
@@ -75,17 +81,17 @@ def _prepare_line(findings: Findings, outdir: str, **changes: Any) -> str:
   flags |= {"bad_files": "skip"} if bad else {}
   flags |= {**changes, "format": "folder", "outdir": f"{dataset.path.rstrip('/')}_{outdir}"}
   values = " ".join(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())
-  return f"python -m seggpt_jax.data.prepare {values}"
+  return f"seggpt prepare {values}"
 
 
 def _unmatched(findings: Findings) -> Iterator[Advice]:
   for survey in findings.surveys.values():
     problems = survey.problems["unmatched"]
     if problems and survey.num_samples:
-      what = f"{count_text(len(problems))} of {survey.split} without a partner or out of place: training will refuse"
-      yield Advice(f"{what} until they are removed or their partners are there", fatal=True)
+      what = f"{count_text(len(problems))} of {survey.split} without a partner or out of place: training stops"
+      yield Advice(f"{what} until you remove them or add their partners", fatal=True)
     elif problems and survey is findings.train:
-      yield Advice(f"{survey.split} cannot be used: {problems[0]}", fatal=True)
+      yield Advice(f"{survey.split} is unusable: {problems[0]}", fatal=True)
 
 
 def _bad(findings: Findings) -> Iterator[Advice]:
@@ -105,13 +111,13 @@ def _sizes(findings: Findings) -> Iterator[Advice]:
   turned = [each for each in problems if "EXIF" in each]
   if turned:
     yield Advice(
-      f"{count_text(len(turned), 'label')} with width and height of the image exchanged: the image is turned by an "
-      "EXIF tag and its label is not; turn the labels, or save images upright and drop the tag",
+      f"{count_text(len(turned), 'label')} with width and height exchanged: an EXIF tag rotates the image but not "
+      "its label; rotate the labels, or save the images upright without the tag",
       fatal=True,
     )
   if len(problems) > len(turned):
     count = count_text(len(problems) - len(turned), "label")
-    yield Advice(f"{count} of another size than the image: save them again in the image's size", fatal=True)
+    yield Advice(f"{count} of another size than their image: save them again at the size of the image", fatal=True)
 
 
 def _large(findings: Findings) -> Iterator[Advice]:
@@ -124,7 +130,7 @@ def _large(findings: Findings) -> Iterator[Advice]:
     keys = {"cache_mb": math.ceil(4 * pixels / 2**20)}
     text = (
       f"{large} of {count} images have more than 4 million pixels and are slow to read: keep them decoded in memory if "
-      f"there is as much, {key_text(keys)}, or make smaller copies: {_shrink_line(findings)}"
+      f"there is enough, {key_text(keys)}, or make smaller copies: {_shrink_line(findings)}"
     )
     yield Advice(text, keys if keys["cache_mb"] <= 4096 else {})
 
@@ -133,8 +139,8 @@ def _dark(findings: Findings) -> Iterator[Advice]:
   peaks = [peak for survey in findings.surveys.values() for peak in survey.peaks]
   if peaks and np.median(peaks) < _DARK:
     yield Advice(
-      f"images of 16 bits reach only {max(peaks)} of 65535 (half of them {np.median(peaks):.0f}), which is read as "
-      f"{max(peaks) / 257:.0f} of 255: nearly black; stretch their values to 0..65535 or save them with 8 bits"
+      f"images of 16 bits reach only {max(peaks)} of 65535 (half of them {np.median(peaks):.0f}), which is "
+      f"{max(peaks) / 257:.0f} of 255 and nearly black; stretch their values to 0..65535 or save them with 8 bits"
     )
 
 
@@ -143,15 +149,15 @@ def _leaks(findings: Findings) -> Iterator[Advice]:
   if groups is None:
     return
   for problem in groups.problems[:3]:
-    yield Advice(f"groups cannot be told: {problem}")
+    yield Advice(f"groups cannot be determined: {problem}")
   if len({group for sizes in groups.sizes.values() for group in sizes}) == 1:
-    yield Advice(f"--groups={shlex.quote(groups.spec)} makes one group of all samples: it says nothing")
+    yield Advice(f"--groups={shlex.quote(groups.spec)} puts all samples into one group; choose another rule")
   elif groups.shared:
     named = ", ".join(groups.shared[:5])
     yield Advice(
       f"{count_text(len(groups.shared), 'group')} in more than one split ({named}): scores will look better than they "
-      f"are; move each to one, or put all samples in {findings.train.split} and have them divided with "
-      f"`python -m seggpt_jax.data.prepare` and --groups={shlex.quote(groups.spec)}"
+      f"are; move each to one split, or put all samples in {findings.train.split} and divide them with "
+      f"`seggpt prepare` and --groups={shlex.quote(groups.spec)}"
     )
 
 
@@ -160,15 +166,15 @@ def _copies(findings: Findings) -> Iterator[Advice]:
     if copies.num_copied:
       first, second, _ = copies.pairs[0]
       yield Advice(
-        f"{copies.num_copied} of {copies.num_compared} images of {copies.second} are in {copies.first} too, or nearly "
+        f"{copies.num_copied} of {copies.num_compared} images of {copies.second} are also in {copies.first}, or nearly the same "
         f"({second} is {first}): remove them from one, or scores will look better than they are"
       )
   for survey in findings.surveys.values():
     same = survey.copies()
     if same:
       yield Advice(
-        f"{count_text(sum(len(each) - 1 for each in same), 'image')} of {survey.split} there more than once "
-        f"({' = '.join(same[0][:3])}): remove the copies, or are their labels to be joined?"
+        f"{count_text(sum(len(each) - 1 for each in same), 'image')} of {survey.split} occur more than once "
+        f"({' = '.join(same[0][:3])}): remove the copies, or merge their labels if they show different objects"
       )
 
 

@@ -1,4 +1,4 @@
-"""Advice on the labels of a dataset: what their values mean, and whether classes are rare, small or missing."""
+"""Advice on the labels of a dataset: how to read them, and classes that are rare, small or missing."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from seggpt_jax.audit.findings import Findings
 from seggpt_jax.audit.sentence import Advice, class_label, count_text, key_text
 from seggpt_jax.palette import IGNORE
 
-# Of configs/base.py: the network sees squares of 448 pixels in patches of 16, cut out of samples resized to 1024.
+# configs/base.py: the network sees squares of 448 pixels in patches of 16, cut from samples resized to 1024.
 SQUARE = 448
 _PATCH = 16
-_RARE = 0.1  # of the samples
-_SMALL_SHARE = 0.05  # of the pixels
+_RARE = 0.1  # share of the samples
+_SMALL_SHARE = 0.05  # share of the pixels
 
 
 def _meaning(findings: Findings) -> Iterator[Advice]:
-  """How labels are to be read."""
+  """Advises on the label format."""
   dataset, guess, given = findings.dataset, findings.guess, "labels" in findings.given
   refused = [each for survey in findings.surveys.values() for each in survey.problems["meaning"]]
   if guess is None:
@@ -34,7 +34,9 @@ def _meaning(findings: Findings) -> Iterator[Advice]:
     if not plain or doubt:
       yield Advice(f"{guess.reason}; set {key_text(keys)}{doubt}", keys)
     if refused:
-      yield Advice(f"{count_text(len(refused), 'label')} cannot be read like the others, as {refused[0]}", fatal=True)
+      yield Advice(
+        f"{count_text(len(refused), 'label')} cannot be read in this format, the first: {refused[0]}", fatal=True
+      )
   elif refused or (guess.label_format.mode == "binary" and dataset.label_format.mode == "index"):
     yield Advice(
       f"{guess.reason}, which data.labels={dataset.label_format.mode} does not fit; set {key_text(keys)}", keys
@@ -55,7 +57,7 @@ def _palette_files(findings: Findings) -> Iterator[Advice]:
   count = sum(n for name, n in findings.stored.formats.items() if name.split()[-1] == "P")
   if count:
     yield Advice(
-      f"{count_text(count, 'label')} with a color palette: what is read are the indices into it, the colors are not"
+      f"{count_text(count, 'label')} with a color palette: the indices into the palette are read, not its colors"
     )
 
 
@@ -65,7 +67,7 @@ def _too_many_classes(findings: Findings) -> Iterator[Advice]:
     keys = {"num_classes": found}
     text = f"labels hold class {found - 1}, beyond num_classes={expected}: set {key_text(keys)}"
     if 255 not in findings.dataset.label_format.ignore and found > 200:
-      text += ", or data.ignore if that value marks pixels to ignore"
+      text += ", or set data.ignore if that value marks pixels to ignore"
     yield Advice(text, keys, fatal=True)
 
 
@@ -74,30 +76,30 @@ def _foreground(findings: Findings) -> Iterator[Advice]:
   if not train.num_labels:
     return
   if train.num_empty == train.num_labels:
-    text = f"no label of {train.split} holds any foreground, read as {findings.dataset.label_format}"
-    yield Advice(f"{text}: training will refuse", fatal=True)
+    text = f"no label of {train.split} shows any foreground, read as {findings.dataset.label_format}"
+    yield Advice(f"{text}: training stops", fatal=True)
   elif train.num_empty > 0.5 * train.num_labels:
     keys = {"balanced": True, "negative": 0.1}
     yield Advice(
-      f"{train.num_empty / train.num_labels:.0%} of {train.split} are without foreground: fine if such images are what "
-      f"the network is to see; to train mostly on the others, set {key_text(keys)}",
+      f"{train.num_empty / train.num_labels:.0%} of {train.split} have no foreground: fine if the network should "
+      f"see such images; to train mostly on the others, set {key_text(keys)}",
       keys,
     )
   val = findings.val
   if val is not None and val.num_labels and val.num_empty == val.num_labels:
-    yield Advice(f"no label of {val.split} holds any foreground: its scores will say nothing")
+    yield Advice(f"no label of {val.split} shows any foreground: its scores mean nothing")
 
 
 def _rare(findings: Findings) -> Iterator[Advice]:
   train = findings.train
   if train.num_empty > 0.5 * train.num_labels:
-    return  # said already
+    return  # `_foreground` reports it
   shares = train.holding[1:IGNORE] / max(train.num_labels, 1)
   rare = (np.flatnonzero((shares > 0) & (shares < _RARE) & (shares < 0.25 * shares.max())) + 1).tolist()
   if rare:
     keys = {"balanced": True}
     named = ", ".join(f"{class_label(findings, c)} in {shares[c - 1]:.1%}" for c in rare[:5])
-    yield Advice(f"rare classes ({named} of the samples): set {key_text(keys)} to draw all equally often", keys)
+    yield Advice(f"rare classes ({named} of the samples): set {key_text(keys)} to draw all classes equally often", keys)
 
 
 def _missing_classes(findings: Findings) -> Iterator[Advice]:
@@ -120,7 +122,7 @@ def _small(findings: Findings) -> Iterator[Advice]:
   if train.regions and foreground / filled < _SMALL_SHARE:
     keys = {"foreground_crop": 0.5}
     yield Advice(
-      f"foreground is {foreground / filled:.2%} of the samples that have some: most random crops would miss it; set "
+      f"foreground is {foreground / filled:.2%} of the samples that show any: most random crops miss it; set "
       f"{key_text(keys)}",
       keys,
     )
@@ -128,8 +130,8 @@ def _small(findings: Findings) -> Iterator[Advice]:
     named = ", ".join(f"class {class_label(findings, c)}: {side:.0f}" for c, side in list(small.items())[:5])
     tiles = min(max(math.ceil(_PATCH / min(small.values())), 2), 4)
     yield Advice(
-      f"regions are small: of the {SQUARE} pixels of a side that the network sees at once they take some {named}, and "
-      f"a patch has {_PATCH}; segment in tiles, `infer.py --split={tiles}`, and keep data.resize at 1024 or more"
+      f"regions are small: their sides in pixels, where the network sees {SQUARE} at once in patches of {_PATCH}, are "
+      f"{named}; segment in tiles with `seggpt infer --split={tiles}`, and keep data.resize at 1024 or more"
     )
 
 
@@ -137,7 +139,7 @@ def _ignored(findings: Findings) -> Iterator[Advice]:
   pixels = findings.pixels
   share = pixels[IGNORE] / max(pixels.sum(), 1)
   if share > 0.5:
-    yield Advice(f"{share:.0%} of the pixels are ignored: only the rest teaches and is scored")
+    yield Advice(f"{share:.0%} of the pixels are ignored: only the rest is trained on and scored")
 
 
 RULES: tuple[Callable[[Findings], Iterator[Advice]], ...] = (
