@@ -1,9 +1,15 @@
-# Everything a fresh clone needs: Python 3.11 or newer and make.
+# Everything a fresh clone needs: Python 3.11 or newer and make. Each target installs what it uses into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean
+# Tests that compile no network: seconds each. `make test` runs all of them.
+FAST := tests/audit tests/data tests/metrics tests/prepare tests/synthetic tests/test_canvas.py tests/test_palette.py
+
+.PHONY: help demo test check lint types fast docs format clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
 demo: .venv/.demo  ## segment synthetic circuit boards by example, fine-tune, segment again, draw a picture
 	$(BIN)/python demo.py $(DEMO)
@@ -11,12 +17,27 @@ demo: .venv/.demo  ## segment synthetic circuit boards by example, fine-tune, se
 test: .venv/.test  ## the whole test suite, on two processes
 	$(BIN)/python -m pytest -n 2 $(TESTS)
 
-lint: .venv/.test
+check: lint types fast  ## lint, types and the fast tests: run this before every commit
+
+lint: .venv/.test  ## style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-clean:
-	rm -rf .venv demo_run
+types: .venv/.test  ## type-check the public face
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+fast: .venv/.test  ## the tests that compile no network
+	$(BIN)/python -m pytest -n 2 $(FAST)
+
+docs: .venv/.docs  ## build the documentation site into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+format: .venv/.test  ## fix style and formatting in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment, the demo's results and the built site
+	rm -rf .venv demo_run site
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "found Python %d.%d, expected 3.11 or newer: make PYTHON=python3.12 ..." % sys.version_info[:2])'
@@ -26,7 +47,11 @@ clean:
 	$(INSTALL) --editable '.[demo]'
 	touch $@
 
-# PyTorch first: it is the one package whose CPU build has to be asked for by its exact version.
+.venv/.docs: .venv/bin/python pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[docs]'
+	touch $@
+
+# PyTorch first: it is the one package whose CPU build has to be requested by its exact version.
 .venv/.test: .venv/bin/python pyproject.toml constraints.txt
 	$(INSTALL) torch
 	$(INSTALL) --editable '.[demo,test]'

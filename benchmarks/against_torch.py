@@ -1,10 +1,10 @@
-"""Trains a tiny network twice, with train.py's loop and with a plain PyTorch loop, and draws both losses.
+"""Trains a tiny network twice, with our training loop and with a plain PyTorch loop, and draws both losses.
 
   python -m benchmarks.against_torch --keep
 
-The peer is transformers' SegGPT with the same weights under torch.optim.AdamW, the learning rate set from the
-original's formula, fed the very batches that the training pipeline makes of generated circuit boards (painted and
-normalized here in NumPy). float32, no drop path, CPU. Status 1 if the losses end more than 2 % apart.
+The peer is transformers' SegGPT with the same weights and torch.optim.AdamW. Its learning rate follows the original
+formula. It gets the same batches, which the training pipeline makes of generated circuit boards; they are colored and
+normalized here with NumPy. float32, no drop path, CPU. The exit status is 1 if the losses end more than 2 % apart.
 """
 
 from __future__ import annotations
@@ -36,17 +36,16 @@ from seggpt_jax.training.curves import read_metrics
 from seggpt_jax.training.inputs import open_inputs
 from seggpt_jax.training.loop import train
 
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 200, "Steps.", lower_bound=1)
-_KEEP = flags.DEFINE_bool("keep", False, "Also writes benchmarks/results/against_torch.json and the picture in docs.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 200, "Number of steps.", lower_bound=1)
+_KEEP = flags.DEFINE_bool("keep", False, "Also write benchmarks/results/against_torch.json and the picture in docs.")
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "against_torch.png"
 TOLERANCE = 0.02
-# The losses at the end are means over so many steps: a single one is as noisy as its batch.
-LAST = 20
+LAST = 20  # steps that the final loss is averaged over, because a single one is as noisy as its batch
 
 
 def recipe(folder: Path, num_steps: int) -> ConfigDict:
-  """Boards with one palette, which a random start learns within a few hundred steps; two cycles and two warm-ups."""
+  """Returns a config that learns boards from random weights in a few hundred steps, with two cycles and warm-ups."""
   config = default_config()
   config.num_steps = num_steps
   config.batch_size = 8
@@ -69,7 +68,7 @@ def recipe(folder: Path, num_steps: int) -> ConfigDict:
 
 
 def learning_rates(optim: ConfigDict, num_steps: int) -> Iterator[float]:
-  """The original's cosine annealing with warm restarts, with plain counters."""
+  """Yields the learning rates of the original's cosine annealing with warm restarts, computed with plain counters."""
   in_cycle, length, top = 0, optim.first_cycle, optim.peak
   for _ in range(num_steps):
     if in_cycle < optim.warmup:
@@ -84,7 +83,7 @@ def learning_rates(optim: ConfigDict, num_steps: int) -> Iterator[float]:
 
 
 def torch_losses(config: ConfigDict, weights_directory: Path) -> list[float]:
-  """The loss of each step of the peer."""
+  """Trains the peer and returns the loss of each step."""
   network = SegGptForImageSegmentation.from_pretrained(weights_directory).train()
   optim = config.optim
   optimizer = torch.optim.AdamW(
@@ -109,7 +108,7 @@ def torch_losses(config: ConfigDict, weights_directory: Path) -> list[float]:
 
 
 def draw(ours: np.ndarray, theirs: np.ndarray, path: Path) -> None:
-  """Both losses over each other, and how far they are apart."""
+  """Draws both losses, and their relative difference."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(11, 4), layout="constrained")

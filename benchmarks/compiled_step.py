@@ -1,9 +1,9 @@
-"""Compiles one training step for a mesh of simulated devices and prints what the compiler says of it, as JSON.
+"""Compiles one training step for a mesh of simulated devices and prints what the compiler reports, as JSON.
 
   python -m benchmarks.compiled_step --variant=small --data=1 --fsdp=8
 
-A process of its own for each mesh, since the number of simulated devices is fixed when JAX starts. Only shapes go in:
-no parameter is ever held and nothing runs.
+Each mesh needs a new process, because the number of simulated devices is fixed when JAX starts. The step is compiled
+from shapes; no parameter is allocated and nothing runs.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from absl import app, flags
 from benchmarks import collectives
 
 _VARIANT = flags.DEFINE_string("variant", "small", "Architecture, a key of seggpt_jax.model.config.VARIANTS.")
-_DATA = flags.DEFINE_integer("data", 1, "Size of the mesh's axis that copies parameters.")
-_FSDP = flags.DEFINE_integer("fsdp", 1, "Size of the mesh's axis that splits them.")
-_CANVASES = flags.DEFINE_integer("canvases", 4, "Canvases on each device.")
-_SPREAD = flags.DEFINE_bool("spread", True, "Tells the network how its batch is spread (SegGPT's `batch_sharding`).")
+_DATA = flags.DEFINE_integer("data", 1, "Size of the mesh axis that replicates parameters.")
+_FSDP = flags.DEFINE_integer("fsdp", 1, "Size of the mesh axis that shards parameters.")
+_CANVASES = flags.DEFINE_integer("canvases", 4, "Number of canvases on each device.")
+_SPREAD = flags.DEFINE_bool("spread", True, "Give the network the sharding of its batch (`batch_sharding`).")
 
 
 def lower_step(variant: str, data: int, fsdp: int, canvases: int, spread: bool):
-  """The lowered step with AdamW, bfloat16 and remat, and its abstract state with shardings."""
-  import jax  # here, since the number of devices has to be set before
+  """Returns the lowered step with AdamW, bfloat16 and remat, its abstract state, and the shardings of the state."""
+  import jax  # imported here, after the number of devices is set
   import jax.numpy as jnp
 
   from seggpt_jax.model import parameters
@@ -56,6 +56,7 @@ def lower_step(variant: str, data: int, fsdp: int, canvases: int, spread: bool):
 
 
 def bytes_per_device(tree: Any, where: Any) -> int:
+  """Returns the bytes that a sharded tree takes on one device."""
   import jax
   import numpy as np
 

@@ -1,10 +1,10 @@
-"""Painted colors to labels: `palette.decode`, jitted, beside a loop of torch.cdist and argmin over the batch.
+"""Times decoding of colors to labels: jitted `palette.decode` against a loop of torch.cdist and argmin.
 
   python -m benchmarks.decode --keep
 
-Four canvases of the released network's size, float32 colors 0..255 in memory: each pixel near its class' color, as
-networks paint. Both run on the same device and with all its cores, and take turns. Labels are compared with those that
-float64 finds, ties to the lower index. Status 1 if one of ours is another.
+The input is four canvases of the released network's size in memory, float32 colors 0..255, each near the color of its
+class. Both sides run on the same device with all cores, and take turns. Labels are compared with those from float64,
+ties to the lower index. The exit status is 1 if any label of `palette.decode` differs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 
-# PyTorch is on the same device.
+# Leaves memory on the device for PyTorch.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -22,20 +22,20 @@ import numpy as np
 import torch
 from absl import app, flags
 
-from benchmarks import report, sides, tables
+from benchmarks import report, tables, timing
 from seggpt_jax import palette
 
-_COLORS = flags.DEFINE_list("colors", ["2", "4", "16"], "Sizes of palettes.")
-_ROUNDS = flags.DEFINE_integer("rounds", 10, "Turns of each.", 1)
-_LEAST_SECONDS = flags.DEFINE_float("least_seconds", 0.2, "How long a turn lasts at least.")
-_KEEP = flags.DEFINE_bool("keep", False, "Also writes the figures to benchmarks/results/decode.json.")
+_COLORS = flags.DEFINE_list("colors", ["2", "4", "16"], "Numbers of colors in a palette.")
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "Number of turns of each side.", 1)
+_LEAST_SECONDS = flags.DEFINE_float("least_seconds", 0.2, "Minimum length of a turn.")
+_KEEP = flags.DEFINE_bool("keep", False, "Also write the results to benchmarks/results/decode.json.")
 
 _KEY = ("device", "colors")
 BATCH, HEIGHT, WIDTH = 4, 896, 448
 
 
-def painted(num_colors: int) -> tuple[np.ndarray, np.ndarray]:
-  """Colors `[B, H, W, 3]` and the palettes `[B, N, 3]` that they were painted with, float32."""
+def noisy_colors(num_colors: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns noisy colors `[B, H, W, 3]` and their palettes `[B, N, 3]`, float32."""
   generator = np.random.default_rng(num_colors)
   palettes = np.stack([palette.sample_palette(generator, num_colors) for _ in range(BATCH)]).astype(np.float32)
   labels = generator.integers(0, num_colors, (BATCH, HEIGHT, WIDTH))
@@ -45,14 +45,14 @@ def painted(num_colors: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def exact(colors: np.ndarray, palettes: np.ndarray) -> np.ndarray:
-  """Labels by float64, one palette color after the other."""
+  """Returns the labels computed in float64, one palette color after the other."""
   wide = palettes.astype(np.float64)
   distances = [((colors - wide[:, None, None, index]) ** 2).sum(-1) for index in range(wide.shape[1])]
   return np.argmin(distances, axis=0)
 
 
 def with_cdist(colors: torch.Tensor, palettes: torch.Tensor) -> torch.Tensor:
-  """The usual way: all distances of a sample, then the least."""
+  """Decodes in the usual way: all distances of a sample, then the smallest."""
   labels = []
   for pixels, known in zip(colors, palettes, strict=True):
     labels.append(torch.cdist(pixels.reshape(-1, 3), known).argmin(-1).reshape(pixels.shape[:2]))
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
   device, decode, rows = report.device(jax.devices()[0].device_kind), jax.jit(palette.decode), []
   print(f"{device}\n\n{tables.DECODE_HEAD}", flush=True)
   for num_colors in map(int, _COLORS.value):
-    colors, palettes = painted(num_colors)
+    colors, palettes = noisy_colors(num_colors)
     ours = jnp.asarray(colors), jnp.asarray(palettes)
     theirs = [torch.from_numpy(array).to("cuda" if on_gpu else "cpu") for array in (colors, palettes)]
 
@@ -83,10 +83,7 @@ def main(argv: list[str]) -> None:
 
     ways, truth = {"seggpt_jax": in_jax, "torch": in_torch}, exact(colors, palettes)
     found = {"seggpt_jax": np.asarray(in_jax()), "torch": in_torch().cpu().numpy()}  # compiled, and warm
-    turns = {name: [] for name in ways}
-    for _ in range(_ROUNDS.value):
-      for name, call in ways.items():
-        turns[name].append(sides.take_turn(call, _LEAST_SECONDS.value))
+    turns = timing.take_turns(ways, _ROUNDS.value, _LEAST_SECONDS.value)
     seconds = {name: [turn.seconds for turn in taken] for name, taken in turns.items()}
     row = {"device": device, "colors": num_colors, "seconds": seconds}
     row["others"] = max(turn.others for taken in turns.values() for turn in taken)

@@ -1,14 +1,14 @@
-"""How the time of ours grows with prompts, with the batch and with the canvas.
+"""Times how cost grows with the number of prompts, the batch size and the canvas size.
 
   python -m benchmarks.growth --keep
   python -m benchmarks.growth --variant=vit_large --grows=canvas --keep
 
-- prompts: one query with more and more of them, `ensemble.paint_queries`; its operations are counted as those of whole
-  canvases, though it does less.
-- forward and train: more and more canvases, `SegGPT.__call__` and train.py's step.
-- canvas: a forward pass of one canvas of half, three quarters and all of the network's size, by its tokens.
+- prompts: one query with more and more prompts, `ensemble.predict_queries`. Operations are counted as if whole canvases
+  were computed, which is more than is done.
+- forward and train: more and more canvases, with `SegGPT.__call__` and the training step.
+- canvas: a forward pass of one canvas of half, three quarters and all of the network's size, by number of tokens.
 
-Random weights. All sizes of a kind take turns.
+Weights are random. All sizes of a kind take turns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from benchmarks import networks, report, sides, tables
+from benchmarks import networks, report, tables, timing
 from seggpt_jax.files import write_whole
 from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
@@ -32,14 +32,14 @@ from seggpt_jax.training import cost
 KINDS = ("prompts", "forward", "train", "canvas")
 
 _VARIANT = flags.DEFINE_enum("variant", "small", list(VARIANTS), "Architecture.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What is computed in.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
 _GROWS = flags.DEFINE_list("grows", list(KINDS), "What grows.")
-_PROMPTS = flags.DEFINE_list("prompts", ["1", "2", "4", "8", "16"], "Prompts of a query.")
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "2", "4", "8", "16", "32", "64"], "Canvases.")
-_SCALES = flags.DEFINE_list("scales", ["0.5", "0.75", "1"], "Parts of the network's canvas.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each size.", 1)
-_LEAST_SECONDS = flags.DEFINE_float("least_seconds", 0.3, "How long a turn lasts at least.")
-_KEEP = flags.DEFINE_bool("keep", False, "Also writes benchmarks/results/growth.json and the picture in docs.")
+_PROMPTS = flags.DEFINE_list("prompts", ["1", "2", "4", "8", "16"], "Numbers of prompts per query.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "2", "4", "8", "16", "32", "64"], "Numbers of canvases.")
+_SCALES = flags.DEFINE_list("scales", ["0.5", "0.75", "1"], "Sides of the canvas, relative to the network's.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of turns of each size.", 1)
+_LEAST_SECONDS = flags.DEFINE_float("least_seconds", 0.3, "Minimum length of a turn.")
+_KEEP = flags.DEFINE_bool("keep", False, "Also write benchmarks/results/growth.json and the picture in docs.")
 
 _KEY = ("device", "variant", "dtype", "grows", "size")
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "growth.png"
@@ -47,13 +47,13 @@ PICTURE = Path(__file__).parents[1] / "docs" / "images" / "growth.png"
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """A size of one kind.
+  """One size of a kind of work.
 
   Attributes:
-    name: in tables.
-    units: how much there is of what grows.
-    flops: operations of a call, by the formula.
-    make: compiles the call.
+    name: name in tables.
+    units: number of prompts, canvases or tokens.
+    flops: operations of a call, from the formula in cost.py.
+    make: function that returns the call.
   """
 
   name: str
@@ -63,13 +63,13 @@ class Size:
 
 
 def scaled(config: SegGPTConfig, scale: float) -> SegGPTConfig:
-  """The same network for another canvas, of whole patches."""
+  """Returns the architecture with another canvas size, in whole patches."""
   side = config.patch_size * round(scale * config.canvas_size[1] / config.patch_size)
   return dataclasses.replace(config, canvas_size=(2 * side, side))
 
 
 def kinds(config: SegGPTConfig, dtype: str) -> Iterator[tuple[str, list[Size]]]:
-  """What grows, and its sizes."""
+  """Yields each kind of growth with its sizes."""
 
   def network(config: SegGPTConfig):
     return parameters.abstract(config, dtype=dtype)[0], config, networks.random_params(config)
@@ -107,16 +107,13 @@ def kinds(config: SegGPTConfig, dtype: str) -> Iterator[tuple[str, list[Size]]]:
 
 
 def measure(sizes: list[Size]) -> list[dict[str, Any]]:
-  """A row for each size, with the exponent of its time since the one before."""
+  """Returns a row for each size, with the exponent of growth from the size before."""
   calls = [size.make() for size in sizes]
   for call in calls:
     call()  # compiled, and warm
-  turns = [[] for _ in sizes]
-  for _ in range(_ROUNDS.value):
-    for call, taken in zip(calls, turns, strict=True):
-      taken.append(sides.take_turn(call, _LEAST_SECONDS.value))
+  turns = timing.take_turns(dict(enumerate(calls)), _ROUNDS.value, _LEAST_SECONDS.value)
   rows: list[dict[str, Any]] = []
-  for size, taken in zip(sizes, turns, strict=True):
+  for size, taken in zip(sizes, turns.values(), strict=True):
     row = {"size": size.name, "units": size.units, "flops": size.flops, "seconds": [turn.seconds for turn in taken]}
     row |= {"others": max(turn.others for turn in taken), "exponent": None}
     if rows:
@@ -127,7 +124,7 @@ def measure(sizes: list[Size]) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-  """A line for each kind; dashed where it would grow in proportion."""
+  """Draws a line for each kind, and a dashed line for growth in proportion."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(11, 4), layout="constrained")

@@ -1,21 +1,21 @@
-"""Images per second, from files to files, beside transformers' SegGPT and plainer ways of ours.
+"""Measures images per second, from files to files, against transformers' SegGPT and simpler programs.
 
   python -m benchmarks.inference --num_queries=64 --num_prompts=2 --split=2
 
-The same packaged weights, boards and tiles for all; each tile of a query is one ensemble of all tiles of all prompts:
-- many: what infer.py runs, `batch.run` on all queries,
+All use the same packaged weights, boards and tiles. Each tile of a query is one ensemble of all tiles of all prompts:
+- many: `batch.run` on all queries, like `seggpt infer`,
 - single: `Predictor.predict` on one query after the other,
 - canvases: the network on whole canvases (`SegGPT.__call__`, jitted), one tile after the other,
 - transformers: the same in eager PyTorch, `feature_ensemble=True`.
-All start from PNG files and end with label maps in PNG files; `batch.run` reads the prompts too. They take turns on
-shares of the queries, so that a machine that is slower for a while is so for all.
+All read PNG files and write label maps as PNG files; `batch.run` also reads the prompts. They take turns on shares of
+the queries, so that a machine that is slower for a while slows all of them.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from transformers import SegGptForImageSegmentation
 from benchmarks import report
 from seggpt_jax import canvas, palette
 from seggpt_jax.compilation import jit
+from seggpt_jax.data.sources import Sample
 from seggpt_jax.inference import batch, tiling
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
@@ -35,43 +36,45 @@ from seggpt_jax.inference.queries import PromptFiles, Query
 from seggpt_jax.model import parameters, torch_files, weights
 from seggpt_jax.synthetic.boards import BoardSource
 
-_NUM_QUERIES = flags.DEFINE_integer("num_queries", 64, "Images to segment.", 1)
-_NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 2, "Prompts of each.", 1)
-_SPLIT = flags.DEFINE_integer("split", 2, "Tiles along each side.", 1)
+_NUM_QUERIES = flags.DEFINE_integer("num_queries", 64, "Number of images to segment.", 1)
+_NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 2, "Number of prompts per image.", 1)
+_SPLIT = flags.DEFINE_integer("split", 2, "Number of tiles along each side.", 1)
 _SIZE = flags.DEFINE_integer("size", 192, "Side of the images in pixels.", 8)
-_TURNS = flags.DEFINE_integer("turns", 4, "How often each way has its turn.", 1)
+_TURNS = flags.DEFINE_integer("turns", 4, "Number of turns of each program.", 1)
 
-_Way = Callable[[list[Path], Path], None]  # images to label maps of the same names in a folder
+_Program = Callable[[list[Path], Path], None]  # writes label maps of images, by their names, to a folder
 
 
-def one_by_one(labels_of: Callable[[np.ndarray], np.ndarray]) -> _Way:
-  """Reads, segments and writes one image after the other."""
+def one_by_one(segment: Callable[[np.ndarray], np.ndarray]) -> _Program:
+  """Returns a program that reads, segments and writes one image after the other."""
 
-  def way(paths: list[Path], folder: Path) -> None:
+  def program(paths: list[Path], folder: Path) -> None:
     folder.mkdir()
     for path in paths:
-      labels = labels_of(np.asarray(Image.open(path).convert("RGB")))
+      labels = segment(np.asarray(Image.open(path).convert("RGB")))
       Image.fromarray(labels.astype(np.uint8)).save(folder / path.name)
 
-  return way
+  return program
 
 
 def tiles_of(image: np.ndarray, prompts, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Tiles of the query, and images and colored masks of all tiles of the prompts, 0..255."""
-  split, size = _SPLIT.value, (side, side)
-  images = np.concatenate([tiling.image_tiles(pixels, split, size) for pixels, _ in prompts])
-  labels = np.concatenate([tiling.label_tiles(labels, split, size) for _, labels in prompts])
-  return tiling.image_tiles(image, split, size), images, palette.fixed_palette(2)[labels]
+  """Returns the query's tiles, and images and colored masks of all tiles of the prompts, 0..255."""
+  split = _SPLIT.value
+  size = split * side, split * side
+  images = np.concatenate([tiling.cut(tiling.resize_image(pixels, size), split) for pixels, _ in prompts])
+  labels = np.concatenate([tiling.cut(tiling.resize_labels(labels, size), split) for _, labels in prompts])
+  return tiling.cut(tiling.resize_image(image, size), split), images, palette.fixed_palette(2)[labels]
 
 
-def joined(painted: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-  colors = tiling.resize_colors(tiling.join(np.stack(painted)), size)
+def decode_tiles(tiles: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+  """Joins tiles of predicted colors, resizes them and returns the labels."""
+  colors = tiling.resize_colors(tiling.join(np.stack(tiles)), size)
   distance = np.linalg.norm(colors[:, :, None].astype(np.float32) - palette.fixed_palette(2), axis=-1)
   return np.argmin(distance, axis=-1)
 
 
-def on_canvases(model, prompts) -> _Way:
-  """The network as it is written, a tile at a time."""
+def on_canvases(model, prompts) -> _Program:
+  """Returns a program that runs the jitted network on whole canvases, one tile at a time."""
   config, (graph, params) = model.config, parameters.split(model)
   side = config.canvas_size[1]
 
@@ -79,20 +82,20 @@ def on_canvases(model, prompts) -> _Way:
   def run(params, images, targets):
     images, targets = (canvas.normalize(x, config.image_mean, config.image_std) for x in (images, targets))
     mask = jnp.broadcast_to(canvas.lower_half_mask(config.grid), (len(images), *config.grid))
-    painted = parameters.merge(graph, params)(images, targets, mask, prompts_per_query=len(images))
-    return jnp.round(canvas.unnormalize(painted[0, side:], config.image_mean, config.image_std)).astype(jnp.uint8)
+    predicted = parameters.merge(graph, params)(images, targets, mask, prompts_per_query=len(images))
+    return jnp.round(canvas.unnormalize(predicted[0, side:], config.image_mean, config.image_std)).astype(jnp.uint8)
 
-  def labels_of(query):
+  def segment(query):
     tiles, images, targets = tiles_of(query, prompts, side)
     targets = np.concatenate([targets, np.zeros_like(targets)], axis=1)
     stacked = (np.concatenate([images, np.broadcast_to(tile, images.shape)], axis=1) for tile in tiles)
-    return joined([np.asarray(run(params, images, targets)) for images in stacked], query.shape[:2])
+    return decode_tiles([np.asarray(run(params, images, targets)) for images in stacked], query.shape[:2])
 
-  return one_by_one(labels_of)
+  return one_by_one(segment)
 
 
-def in_torch(model, prompts) -> _Way:
-  """Transformers' network with the same weights, a tile at a time."""
+def in_torch(model, prompts) -> _Program:
+  """Returns a program that runs transformers' network with the same weights, one tile at a time."""
   config, side = model.config, model.config.canvas_size[1]
   with tempfile.TemporaryDirectory() as folder:
     params = {name: np.array(value) for name, value in parameters.split(model)[1].items()}
@@ -104,33 +107,50 @@ def in_torch(model, prompts) -> _Way:
     return (torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
   @torch.no_grad()
-  def paint(tile, images, targets):
+  def predict(tile, images, targets):
     query = normalized(np.broadcast_to(tile, images.shape))
-    painted = theirs(
+    predicted = theirs(
       pixel_values=query,
       prompt_pixel_values=normalized(images),
       prompt_masks=normalized(targets),
       feature_ensemble=True,
-      embedding_type="semantic",  # by default it takes the other
+      embedding_type="semantic",  # the default is "instance"
     ).pred_masks[0, :, side:]
-    return torch.round((painted * std[0] + mean[0]).clip(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+    return torch.round((predicted * std[0] + mean[0]).clip(0, 1) * 255).byte().permute(1, 2, 0).numpy()
 
-  def labels_of(query):
+  def segment(query):
     tiles, images, targets = tiles_of(query, prompts, side)
-    return joined([paint(tile, images, targets) for tile in tiles], query.shape[:2])
+    return decode_tiles([predict(tile, images, targets) for tile in tiles], query.shape[:2])
 
-  return one_by_one(labels_of)
+  return one_by_one(segment)
 
 
-def in_batches(predictor: Predictor, prompts: tuple[PromptFiles, ...]) -> _Way:
-  """What infer.py runs."""
-  approach = InferenceOptions(_SPLIT.value)
+def in_batches(predictor: Predictor, prompts: tuple[PromptFiles, ...]) -> _Program:
+  """Returns the program that `seggpt infer` runs."""
+  options = InferenceOptions(_SPLIT.value)
 
-  def way(paths, folder):
+  def program(paths, folder):
     queries = [Query(path.stem, path, None, prompts) for path in paths]
-    batch.run(predictor, queries, folder, approach=approach, kinds=["label"])
+    batch.run(predictor, queries, folder, options=options, kinds=["label"])
 
-  return way
+  return program
+
+
+def write_images(samples: Sequence[Sample], folder: Path) -> list[Path]:
+  """Writes the images of samples as PNG files and returns their paths."""
+  paths = [folder / f"{index:04d}.png" for index in range(len(samples))]
+  for path, sample in zip(paths, samples, strict=True):
+    Image.fromarray(sample["image"]).save(path)
+  return paths
+
+
+def write_prompts(prompts: Sequence[tuple[np.ndarray, np.ndarray]], folder: Path) -> tuple[PromptFiles, ...]:
+  """Writes images and label maps of prompts as PNG files."""
+  files = tuple(PromptFiles(folder / f"p{n}.png", folder / f"p{n}_label.png") for n in range(len(prompts)))
+  for paths, (image, label) in zip(files, prompts, strict=True):
+    Image.fromarray(image).save(paths.image)
+    Image.fromarray(label.astype(np.uint8)).save(paths.labels)
+  return files
 
 
 def main(_: list[str]) -> None:
@@ -140,34 +160,28 @@ def main(_: list[str]) -> None:
   model = weights.load_model("small")
   predictor = Predictor(model)
   with tempfile.TemporaryDirectory() as name:
-    folder, paths = Path(name), []
-    for index, sample in enumerate(samples[_NUM_PROMPTS.value :]):
-      paths.append(folder / f"{index:04d}.png")
-      Image.fromarray(sample["image"]).save(paths[-1])
-    prompt_files = tuple(PromptFiles(folder / f"p{n}.png", folder / f"p{n}_label.png") for n in range(len(prompts)))
-    for files, (image, label) in zip(prompt_files, prompts, strict=True):
-      Image.fromarray(image).save(files.image)
-      Image.fromarray(label.astype(np.uint8)).save(files.labels)
-    ways: dict[str, _Way] = {
-      "many": in_batches(predictor, prompt_files),
+    folder = Path(name)
+    paths = write_images(samples[_NUM_PROMPTS.value :], folder)
+    programs: dict[str, _Program] = {
+      "many": in_batches(predictor, write_prompts(prompts, folder)),
       "single": one_by_one(lambda image: predictor.predict(image, prompts, split=_SPLIT.value).labels),
       "canvases": on_canvases(model, prompts),
       "transformers": in_torch(model, prompts),
     }
-    for key, way in ways.items():
-      way(paths[:2], folder / f"{key}_warm")  # compiled, and warm
-    seconds, labels = dict.fromkeys(ways, 0.0), {key: {} for key in ways}
+    for key, program in programs.items():
+      program(paths[:2], folder / f"{key}_warm")  # compiles
+    seconds, labels = dict.fromkeys(programs, 0.0), {key: {} for key in programs}
     for turn, share in enumerate(np.array_split(np.arange(len(paths)), _TURNS.value)):
-      for key, way in ways.items():
+      for key, program in programs.items():
         out = folder / f"{key}_{turn}"
         start = time.perf_counter()
-        way([paths[index] for index in share], out)
+        program([paths[index] for index in share], out)
         seconds[key] += time.perf_counter() - start
         found = out / "label" if key == "many" else out
         labels[key] |= {path.name: np.asarray(Image.open(path)) for path in sorted(found.glob("*.png"))}
   rates = {key: len(paths) / spent for key, spent in seconds.items()}
   differ = {}
-  for key in ways:
+  for key in programs:
     differ[key] = float(np.mean([np.mean(labels["many"][path.name] != labels[key][path.name]) for path in paths]))
     faster = f"many is {rates['many'] / rates[key]:4.2f} x"
     print(f"{key:<13}{rates[key]:7.2f} images/s   {faster}   labels differ in {differ[key]:.4%} of pixels")

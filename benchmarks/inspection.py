@@ -1,10 +1,10 @@
-"""What the choices of inference are worth on an inspection line: catch rate, yield rate and PES on stained boards.
+"""Compares inference options on an inspection line: catch rate, yield rate and PES on stained circuit boards.
 
   python -m benchmarks.inspection --model_path=small
 
-Circuit boards with one kind of stain each: flux residue, a burn, a scratch or a sticker, from a hundredth to a fifth of
-the picture. A query's positive prompts have its kind of stain, its negative ones another. Rows: the split, several
-fused, prompts chosen by likeness or at random, one prompt or five.
+Each board has one kind of stain: flux residue, a burn, a scratch or a sticker, on 1 % to 20 % of the picture. Positive
+prompts of a query have the same kind of stain, negative prompts another. Rows differ in the split, in the prompts
+(chosen by likeness or at random), and in their number.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from absl import app, flags
 from PIL import Image
 
 from benchmarks import report
-from seggpt_jax.cli.retrieve import ChoiceOptions, choose
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.evaluation.inspection import inspect
-from seggpt_jax.evaluation.inspection_results import write
+from seggpt_jax.evaluation.inspection_results import Results, write
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.retrieval.conditions import by_group
-from seggpt_jax.retrieval.prompt_index import PromptIndex, list_prompts, read_facts
+from seggpt_jax.retrieval.labeled_images import list_prompts, read_facts
+from seggpt_jax.retrieval.mapping import ChoiceOptions, choose
+from seggpt_jax.retrieval.prompt_index import PromptIndex
 from seggpt_jax.synthetic.boards import generate_board
 
-_MODEL_PATH = flags.DEFINE_string("model_path", "small", "Weights, or a run of train.py.")
-_NUM_QUERIES = flags.DEFINE_integer("num_queries", 48, "Boards to inspect.", 4)
-_NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 160, "Boards to choose prompts from.", 20)
+_MODEL_PATH = flags.DEFINE_string("model_path", "small", "Weights directory, training run, or packaged name.")
+_NUM_QUERIES = flags.DEFINE_integer("num_queries", 48, "Number of boards to inspect.", 4)
+_NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 160, "Number of boards to choose prompts from.", 20)
 _SIZE = flags.DEFINE_integer("size", 192, "Side of a board in pixels.", 32)
-_BOARDS = flags.DEFINE_string("boards", None, "Folder to keep the boards in; else they are thrown away.")
-_REPORT = flags.DEFINE_string("report", None, "Folder for the report of the row that was run last.")
+_BOARDS = flags.DEFINE_string("boards", None, "Folder for the boards; by default a temporary one.")
+_REPORT = flags.DEFINE_string("report", None, "Folder for the report of the last row.")
 
-# How the network is shown a board, what chose the prompts, and how many there are.
-WAYS = (
+# Inference options, how prompts are chosen, and their number.
+ROWS = (
   (InferenceOptions(1), "likeness", 1),
   (InferenceOptions(1), "likeness", 5),
   (InferenceOptions(1), "random", 1),
@@ -58,7 +59,7 @@ KINDS = ("flux", "burn", "scratch", "sticker")
 
 
 def stain(kind: str, generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, float]:
-  """Where a stain is, its color 0..255 and its opacity."""
+  """Draws a stain; returns its mask, its color 0..255 and its opacity."""
   area = size**2 * 10 ** generator.uniform(-2, np.log10(0.2))
   mask, center = np.zeros((size, size), np.uint8), generator.uniform(0.2, 0.8, 2) * size
   if kind == "scratch":
@@ -86,7 +87,7 @@ def stain(kind: str, generator: np.random.Generator, size: int) -> tuple[np.ndar
 
 
 def stained_board(kind: str, generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-  """The picture of a board and its label: 1 where the stain is."""
+  """Draws a board with a stain; returns the image and its label, which is 1 on the stain."""
   image = generate_board(generator, size, count=(0, 0), scale=2.0).image.astype(float)
   mask, color, opacity = stain(kind, generator, size)
   share = opacity * cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.7)[..., None]
@@ -95,6 +96,7 @@ def stained_board(kind: str, generator: np.random.Generator, size: int) -> tuple
 
 
 def write_boards(folder: Path) -> None:
+  """Writes boards to choose prompts from to train/ and boards to inspect to val/."""
   for split, count in (("train", _NUM_PROMPTS.value), ("val", _NUM_QUERIES.value)):
     for part in ("images", "labels"):
       (folder / split / part).mkdir(parents=True, exist_ok=True)
@@ -106,13 +108,13 @@ def write_boards(folder: Path) -> None:
 
 
 def mappings(folder: Path, strategies: dict[str, PromptIndex | None]) -> dict[str, list[Path]]:
-  """Positive and negative mapping files with five prompts for each query, by what chose them."""
+  """Writes positive and negative mapping files with five prompts per query; returns them for each strategy."""
   labels, queries = LabelFormat(), list_queries(folder / "val")
   prompts = list_prompts(folder / "train" / "images", folder / "train" / "labels")
   facts, conditions = read_facts(prompts, labels), by_group(queries, prompts, "prefix:_", labels)
   paths = {}
   for name, index in strategies.items():
-    # Negative prompts at random for both: the nearest of other kinds are another question.
+    # Negative prompts are random for both strategies, so that only the positive prompts differ.
     options = ChoiceOptions(top_k=5, negatives="random")
     chosen = choose(queries, prompts, facts, options, index=index, conditions=conditions)
     paths[name] = [folder / f"{name}_{sign}.json" for sign in ("positive", "negative")]
@@ -130,20 +132,15 @@ def main(_: list[str]) -> None:
     model = weights.load_model(_MODEL_PATH.value, dtype=parameters.default_dtype())
     paths = mappings(folder, {"likeness": PromptIndex.build(model, prompts), "random": None})
     predictor, rows = Predictor(model), _done(arguments)
-    for approach, name, top_k in WAYS:
-      tiles = " with foreground" if approach.foreground_tiles else ""
-      row = {"split": ",".join(map(str, approach.splits)) + tiles, "prompts": f"{top_k} {name}"}
+    for options, name, top_k in ROWS:
+      tiles = " with foreground" if options.foreground_tiles else ""
+      row = {"split": ",".join(map(str, options.splits)) + tiles, "prompts": f"{top_k} {name}"}
       if any(row.items() <= done.items() for done in rows):
         continue
       folders = (folder / "train" / "images", folder / "train" / "labels")
       positive, negative = (list_queries(folder / "val", *folders, path, top_k) for path in paths[name])
-      results = inspect(predictor, positive, negative, approach=approach)
-      found = results.inspection
-      small = [iou for name, iou in results.ious.items() if _share(folder, name) < 0.04]
-      large = [iou for name, iou in results.ious.items() if _share(folder, name) >= 0.04]
-      row |= {"mean_iou": found.mean_iou}
-      row |= {"small_iou": float(np.mean(small)), "large_iou": float(np.mean(large))}
-      row |= {"catch_rate": found.catch_rate, "yield_rate": found.yield_rate, "pes": found.pes}
+      results = inspect(predictor, positive, negative, options=options)
+      row |= scores(results, folder)
       rows.append(row)
       cells = (f"{value:.3f}" if isinstance(value, float) else f"{value:>22}" for value in row.values())
       print(" | ".join(cells), flush=True)
@@ -152,14 +149,25 @@ def main(_: list[str]) -> None:
         write(results, _REPORT.value, {"model_path": _MODEL_PATH.value, **row}, f"Stained boards, split {row['split']}")
 
 
+def scores(results: Results, folder: Path) -> dict[str, float]:
+  """Returns the rates, and the mean IoU of all stains, of small ones (below 4 % of the picture) and of large ones."""
+  found = results.inspection
+  is_small = {name: _stained_share(folder, name) < 0.04 for name in results.ious}
+  small, large = (
+    float(np.mean([iou for name, iou in results.ious.items() if is_small[name] == wanted])) for wanted in (True, False)
+  )
+  rates = {"catch_rate": found.catch_rate, "yield_rate": found.yield_rate, "pes": found.pes}
+  return {"mean_iou": found.mean_iou, "small_iou": small, "large_iou": large, **rates}
+
+
 def _done(arguments: dict[str, Any]) -> list[dict[str, Any]]:
-  """The rows that are there already: some take many minutes."""
+  """Returns the rows of an earlier run with the same arguments, because some take many minutes."""
   path = report.RESULTS / "inspection.json"
   stored = json.loads(path.read_text()) if path.exists() else {}
   return stored["rows"] if stored.get("arguments") == arguments else []
 
 
-def _share(folder: Path, name: str) -> float:
+def _stained_share(folder: Path, name: str) -> float:
   return float(np.mean(np.asarray(Image.open(folder / "val" / "labels" / f"{name}.png")) > 0))
 
 

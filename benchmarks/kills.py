@@ -2,8 +2,8 @@
 
   python -m benchmarks.kills --kills=20 --num_steps=300
 
-Runs the network of nano.py on a generated folder on the CPU. Last and best weights, optimizer state and metrics.jsonl
-(without times) have to be the same bit for bit; status 1 if they are not.
+It trains the network of nano.py on a generated dataset on the CPU. Last and best weights, optimizer state and
+metrics.jsonl (without times) have to be the same bit for bit; the exit status is 1 if they are not.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from absl import app, flags
 
 from benchmarks import nano
 
-_KILLS = flags.DEFINE_integer("kills", 20, "How often.", lower_bound=1)
+_KILLS = flags.DEFINE_integer("kills", 20, "Number of kills.", lower_bound=1)
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 300, "Steps of the run.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
 
 ROOT = Path(__file__).parents[1]
-# Of the lines of metrics.jsonl: what two runs never share.
+# Values in metrics.jsonl that differ between any two runs.
 _TIMED = ("pairs_per_second", "data_wait", "memory_gb")
 
 
 def start(data: Path, run: Path, num_steps: int) -> subprocess.Popen:
+  """Starts or resumes a run in a process; its output goes to RUN.log."""
   line = [sys.executable, "train.py", "--config", "benchmarks/nano.py", "--workdir", str(run)]
   line += [f"--config.data.path={data}", f"--config.num_steps={num_steps}"]
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
@@ -43,33 +44,34 @@ def start(data: Path, run: Path, num_steps: int) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, run: Path) -> None:
+  """Waits for a run and raises an error with the end of its log if it failed."""
   if process.wait() != 0:
     raise RuntimeError(f"status {process.returncode}: {run.with_suffix('.log').read_text()[-2000:]}")
 
 
 def logged(run: Path) -> int:
-  """Lines of metrics.jsonl, which are about as many as steps."""
+  """Returns the number of lines in metrics.jsonl, which is about the number of steps."""
   path = run / "metrics.jsonl"
   return path.read_text().count("\n") if path.exists() else 0
 
 
 def kill_until_done(data: Path, run: Path, num_steps: int, kills: int, generator: np.random.Generator) -> list[str]:
-  """Kills as often as asked, some before the first step, most between steps, spread over the whole run.
+  """Kills a run again and again, at moments spread over all of it and some before the first step, then finishes it.
 
   Args:
-    data: the dataset's folder.
-    run: the run's folder.
+    data: folder of the dataset.
+    run: run directory.
     num_steps: steps of the run.
-    kills: how often it is killed before it may finish.
-    generator: draws the moments.
+    kills: number of kills before the run may finish.
+    generator: random generator of the moments.
 
   Returns:
-    What was found at each kill.
+    For each kill a line with the state that it left behind.
   """
-  told = []
+  found = []
   for kill in range(kills):
     process = start(data, run, num_steps)
-    # Not past the share of the steps that this kill stands for, or there would be nothing left to kill.
+    # Each kill gets an equal part of the run, so that there is always something left to kill.
     goal = int(num_steps * (kill + generator.random()) / (kills + 1))
     while process.poll() is None and logged(run) < goal:
       time.sleep(0.002)
@@ -80,19 +82,20 @@ def kill_until_done(data: Path, run: Path, num_steps: int, kills: int, generator
     process.wait()
     folder = run / "checkpoints"
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    told.append(f"kill {kill + 1}: {logged(run)} lines logged, checkpoints {', '.join(names) or 'none'}")
-    print(told[-1], flush=True)
+    found.append(f"kill {kill + 1}: {logged(run)} lines logged, checkpoints {', '.join(names) or 'none'}")
+    print(found[-1], flush=True)
   finish(start(data, run, num_steps), run)
-  return told
+  return found
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
+  """Returns the lines of metrics.jsonl without times and memory."""
   lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
   return [{key: value for key, value in line.items() if key not in _TIMED} for line in lines]
 
 
 def differences(first: Path, second: Path, step: int) -> list[str]:
-  """Names of what is not the same bit for bit."""
+  """Returns the names of files and arrays of two runs that are not the same bit for bit."""
   found = [] if metrics(first) == metrics(second) else ["metrics.jsonl"]
   best = [sorted(path.name for path in (run / "best").iterdir()) for run in (first, second)]
   if best[0] != best[1]:
@@ -111,7 +114,7 @@ def _flat(tree: Any) -> list[tuple[Any, Any]]:
 
 
 def compare(folder: Path, num_steps: int, kills: int, seed: int) -> list[str]:
-  """Both runs in a folder; what differs between them."""
+  """Does both runs in a folder and returns their differences."""
   nano.write_dataset(folder / "data")
   whole, killed = folder / "whole", folder / "killed"
   finish(start(folder / "data", whole, num_steps), whole)

@@ -1,24 +1,25 @@
-"""Forward passes, training steps and peak memory, ours beside transformers' SegGPT in PyTorch, in one run.
+"""Compares forward passes, training steps and peak memory with transformers' SegGPT in PyTorch, in one run.
 
   python -m benchmarks.model --peer=transformers                             # the small network, float32
   python -m benchmarks.model --variants=vit_large --batch_sizes=1,4 --dtypes=bfloat16 --keep      # an accelerator
   python -m benchmarks.model --work=predict --dtypes=bfloat16 --batch_sizes=16 --keep
 
-The same random weights and the same canvases of noise for all sides. Each side has a process of its own, compiles
-first, and then they take turns, one call at a time finished. Nothing else may run meanwhile: turns do not make up for
-it, since threads that wait for each other while spinning, as PyTorch's do, lose far more to another process than ours.
-What others took of the processors is measured in each turn; on CPUs such rows are void, and not kept.
+All sides have the same random weights and the same canvases of noise. Each side runs in its own process and compiles
+first. Then the sides take turns, one call at a time. Nothing else must run meanwhile, and turns do not compensate for
+it: threads that spin while they wait for each other, like PyTorch's, lose far more to another process than JAX's. Each
+turn measures how much of the processors other processes used; on CPUs such rows are void and not written.
 
 - forward: `SegGPT.__call__`, jitted; the peer under `torch.no_grad()`.
-- train: train.py's step, from uint8 and with the score it logs; the peer's is forward with its loss, backward and
-  torch.optim.AdamW. No drop path.
-- predict: batched inference of ours, one prompt for each query, in --dtypes; the peer as the original is used, one
+- train: the step of a training run, from uint8 and with the score that it logs; the peer's is forward with its loss,
+  backward and torch.optim.AdamW. There is no drop path.
+- predict: batched inference with one prompt for each query, in --dtypes; the peer works like the original code, one
   query after the other in float32, eager.
 
-Parameters are float32; the peer's bfloat16 is torch.autocast, as ours is. float32 is float32: no TF32. The agreement of
-what the networks painted is printed beside the times. The sides' memory is taken at the same time, though each gives
-back what it can between turns; what fails for lack of it may do with fewer sides. A share of peak is of the fastest of
-some large matrix products in that dtype, of either library, in the same run; operations are those of the formula.
+Parameters are float32, and bfloat16 is a compute dtype on both sides (torch.autocast in PyTorch). float32 never means
+TF32. The difference between the predicted colors is printed beside the times. All sides hold memory at the same time,
+although each frees what it can between turns; if one fails, try fewer sides. The share of peak is relative to the
+fastest of some large matrix products in that dtype, with either library, in the same run. Operations come from the
+formula in cost.py.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from benchmarks import report, sides, tables
+from benchmarks import matmul_peaks, report, sides, tables, timing
 
-_PEER = flags.DEFINE_enum("peer", "transformers", ["transformers", "none"], "Whom to compare with.")
+_PEER = flags.DEFINE_enum("peer", "transformers", ["transformers", "none"], "Network to compare with.")
 _VARIANTS = flags.DEFINE_list("variants", ["small"], "Architectures, keys of seggpt_jax.model.config.VARIANTS.")
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1"], "Canvases in a batch.")
-_DTYPES = flags.DEFINE_list("dtypes", ["float32"], "What is computed in: float32, bfloat16.")
-_WORK = flags.DEFINE_list("work", ["forward", "train"], "What is done: forward, train, predict.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side.", 1)
-_LEAST_SECONDS = flags.DEFINE_float("least_seconds", 0.3, "How long a turn lasts at least.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1"], "Numbers of canvases in a batch.")
+_DTYPES = flags.DEFINE_list("dtypes", ["float32"], "Compute dtypes: float32, bfloat16.")
+_WORK = flags.DEFINE_list("work", ["forward", "train"], "Kinds of work: forward, train, predict.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of turns of each side.", 1)
+_LEAST_SECONDS = flags.DEFINE_float("least_seconds", 0.3, "Minimum length of a turn.")
 _WAYS = flags.DEFINE_list("ways", ["eager", "compile"], "How the peer runs: eager, compile.")
-_REMAT = flags.DEFINE_list("remat", ["none"], "What ours computes anew in training: none, dots, full.")
-_ATTENTION = flags.DEFINE_list("attention", [], "Ways of ours to attend, see SegGPT; without it, its default.")
-_KEEP = flags.DEFINE_bool("keep", False, "Also writes the figures to benchmarks/results/model.json.")
+_REMAT = flags.DEFINE_list("remat", ["none"], "Rematerialization of seggpt_jax in training: none, dots, full.")
+_ATTENTION = flags.DEFINE_list("attention", [], "Attention implementations of seggpt_jax; else its default.")
+_KEEP = flags.DEFINE_bool("keep", False, "Also write the results to benchmarks/results/model.json.")
 
 for _flag, _known in (
   (_DTYPES, {"float32", "bfloat16"}),
@@ -64,21 +65,21 @@ _KEY = ("device", "variant", "dtype", "batch_size", "work", "side")
 _SPAWN = multiprocessing.get_context("spawn")
 
 
-class Player:
-  """A side in its process, as its questioner sees it.
+class SideProcess:
+  """The handle of a side that runs in its own process.
 
   Attributes:
-    side: what it is.
-    error: what it failed with, in a line; it is not to be asked any more then.
-    output: what its network painted.
-    turns: those that it took.
-    memory: peak in bytes, once it is over.
+    side: settings of the side.
+    error: error of the side in one line, after which it has ended; else None.
+    output: predicted colors of its network.
+    turns: turns that it has taken.
+    memory: peak memory in bytes, after `finish`.
   """
 
   def __init__(self, side: sides.Side):
     self.side = side
     self.error: str | None = None
-    self.turns: list[sides.Turn] = []
+    self.turns: list[timing.Turn] = []
     self.memory: int | None = None
     self._pipe, theirs = _SPAWN.Pipe()
     self._process = _SPAWN.Process(target=sides.serve, args=(theirs, side))
@@ -111,11 +112,11 @@ class Player:
 
 
 def sides_of(variant: str, dtype: str, batch_size: int, work: str, weights: Path) -> list[sides.Side]:
-  """Ours in every way that is asked for, and the peer in its ways."""
+  """Returns the sides to compare: seggpt_jax with each setting from the flags, and the peer."""
   setting = {"variant": variant, "work": work, "batch_size": batch_size, "weights": weights}
   setting |= {"least_seconds": _LEAST_SECONDS.value}
   found = []
-  # Without a backward pass there is nothing to compute anew.
+  # Rematerialization matters only with a backward pass.
   for remat, attention in itertools.product(_REMAT.value if work == "train" else ["none"], _ATTENTION.value or [None]):
     name = " ".join(
       ["seggpt_jax", *([f"remat={remat}"] if remat != "none" else []), *([attention] if attention else [])]
@@ -128,59 +129,64 @@ def sides_of(variant: str, dtype: str, batch_size: int, work: str, weights: Path
   return found + [sides.Side(f"transformers {way}", way, dtype=dtype, **setting) for way in _WAYS.value]
 
 
-def play(asked: list[sides.Side]) -> list[Player]:
-  """Lets all sides measure in turn."""
-  players: list[Player] = []
+def measure(chosen: list[sides.Side]) -> list[SideProcess]:
+  """Starts all sides and lets them take turns."""
+  processes: list[SideProcess] = []
   try:
-    for side in asked:
-      players.append(Player(side))  # one after the other: compilers time what they choose from
+    for side in chosen:
+      processes.append(SideProcess(side))  # one after the other, because compilers time their choices
     for turn in range(_ROUNDS.value):
-      # Back and forth, so that none always follows the same one.
-      for player in players if turn % 2 == 0 else reversed(players):
-        if player.error is None:
-          player.take_turn()
+      # Back and forth, so that no side always runs after the same one.
+      for process in processes if turn % 2 == 0 else reversed(processes):
+        if process.error is None:
+          process.take_turn()
   finally:
-    for player in players:
-      player.finish()
-  return players
+    for process in processes:
+      process.finish()
+  return processes
 
 
 def difference(output: np.ndarray | None, ours: np.ndarray | None) -> float | None:
-  """The largest, relative to the largest value."""
+  """Returns the largest difference, relative to the largest value; None in training or after an error."""
   if output is None or ours is None:
     return None
   return float(np.abs(output - ours).max() / np.abs(ours).max())
 
 
-def rows_of(players: list[Player], flops: int, peak: tuple[float, float], device: str) -> list[dict[str, Any]]:
-  """What is kept of each side; a peer's row has each way of ours over the peer, by rounds."""
-  ours = [player for player in players if player.side.way == "jax"]
+def rows_of(processes: list[SideProcess], flops: int, peak: tuple[float, float], device: str) -> list[dict[str, Any]]:
+  """Returns a row for each side. A peer's row has the time ratio of each seggpt_jax side to the peer, by rounds."""
+  ours = [process for process in processes if process.side.way == "jax"]
   rows = []
-  for player in players:
-    side = player.side
-    row = {"device": device, "variant": side.variant, "dtype": players[0].side.dtype, "batch_size": side.batch_size}
+  for process in processes:
+    side = process.side
+    row = {"device": device, "variant": side.variant, "dtype": processes[0].side.dtype, "batch_size": side.batch_size}
     row |= {"work": side.work, "side": side.name}
-    if player.error is not None:
-      rows.append({**row, "error": player.error})
+    if process.error is not None:
+      rows.append({**row, "error": process.error})
       continue
     ratios = {
-      one.side.name: statistics.median(a.seconds / b.seconds for a, b in zip(one.turns, player.turns, strict=True))
+      one.side.name: statistics.median(a.seconds / b.seconds for a, b in zip(one.turns, process.turns, strict=True))
       for one in ours
-      if player not in ours and one.error is None
+      if process not in ours and one.error is None
     }
     row |= {
-      "seconds": [turn.seconds for turn in player.turns],
-      "others": max(peak[1], *(turn.others for turn in player.turns)),
+      "seconds": [turn.seconds for turn in process.turns],
+      "others": max(peak[1], *(turn.others for turn in process.turns)),
     }
-    row |= {"memory": player.memory, "flops": flops * side.batch_size, "peak": peak[0]}
-    row |= {"ratios": ratios, "difference": None if player is ours[0] else difference(player.output, ours[0].output)}
+    row |= {"memory": process.memory, "flops": flops * side.batch_size, "peak": peak[0]}
+    row |= {"ratios": ratios, "difference": None if process is ours[0] else difference(process.output, ours[0].output)}
     rows.append(row)
   return rows
 
 
-def matmul_peaks(pool: ProcessPoolExecutor) -> tuple[str, dict[str, tuple[float, float]]]:
-  """The device, and for each dtype the operations per second of the best matrix product and what others took then."""
-  products = [sides.jax_product] + ([sides.torch_product] if _PEER.value != "none" else [])
+def measure_peaks(pool: ProcessPoolExecutor) -> tuple[str, dict[str, tuple[float, float]]]:
+  """Measures the peak of the device for each dtype.
+
+  Returns:
+    The name of the device; and by dtype, operations per second of the best matrix product, and the share of the
+    processors that other processes used.
+  """
+  products = [matmul_peaks.jax_product] + ([matmul_peaks.torch_product] if _PEER.value != "none" else [])
   peaks = {}
   for dtype in _DTYPES.value:
     found = [pool.submit(product, dtype).result() for product in products]
@@ -193,22 +199,22 @@ def matmul_peaks(pool: ProcessPoolExecutor) -> tuple[str, dict[str, tuple[float,
 
 def main(argv: list[str]) -> None:
   del argv
-  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peer is on the same device
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves memory for the peer
   batch_sizes, rows = list(map(int, _BATCH_SIZES.value)), []
-  # A process for each task, which leaves nothing on the device.
+  # A new process for each task, which leaves nothing on the device.
   with (
     tempfile.TemporaryDirectory() as folder,
     ProcessPoolExecutor(1, mp_context=_SPAWN, max_tasks_per_child=1) as pool,
   ):
-    device, peaks = matmul_peaks(pool)
+    device, peaks = measure_peaks(pool)
     print(f"{device}: {', '.join(f'{dtype} {rate / 1e12:.3g} TFLOP/s' for dtype, (rate, _) in peaks.items())}\n")
     print(tables.MODEL_HEAD, flush=True)
     for variant in _VARIANTS.value:
       weights = Path(folder) / variant
       flops = pool.submit(sides.write_weights, variant, weights).result()
       for dtype, batch_size, work in itertools.product(_DTYPES.value, batch_sizes, _WORK.value):
-        players = play(sides_of(variant, dtype, batch_size, work, weights))
-        found = rows_of(players, flops[work], peaks[dtype], device)
+        processes = measure(sides_of(variant, dtype, batch_size, work, weights))
+        found = rows_of(processes, flops[work], peaks[dtype], device)
         print("\n".join(map(tables.model_line, found)), flush=True)
         rows += found
         if _KEEP.value:

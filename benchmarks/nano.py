@@ -1,4 +1,7 @@
-"""A network and a run so small that they can be killed, or spread over processes, many times in a minute."""
+"""The one tiny network of tests and benchmarks, and a run of it that takes seconds.
+
+The run can be killed, or spread over processes, many times in a minute: `train.py --config benchmarks/nano.py`.
+"""
 
 from pathlib import Path
 
@@ -9,7 +12,8 @@ from PIL import Image
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.training.config import default_config
 
-VARIANTS["nano"] = SegGPTConfig(
+# The smallest SegGPT that has every part of the large one.
+NANO = VARIANTS["nano"] = SegGPTConfig(
   canvas_size=(32, 16),
   patch_size=8,
   posemb_size=2,
@@ -24,6 +28,7 @@ VARIANTS["nano"] = SegGPTConfig(
 
 
 def get_config() -> ConfigDict:
+  """Returns the configuration of a short run that logs every step and saves every fifth one."""
   config = default_config()
   config.model.variant = "nano"
   config.model.remat = "none"
@@ -42,13 +47,13 @@ def get_config() -> ConfigDict:
 
 
 def write_dataset(folder: Path, num_train: int = 24, num_val: int = 8, side: int = 24) -> None:
-  """A folder dataset of noise with rectangles of classes 1 and 2.
+  """Writes a folder dataset of noise with rectangles of classes 1 and 2.
 
   Args:
-    folder: is made.
-    num_train: images to train on.
-    num_val: images to validate with.
-    side: of the images in pixels.
+    folder: folder to create.
+    num_train: number of training images.
+    num_val: number of validation images.
+    side: side of the images in pixels.
   """
   generator = np.random.default_rng(0)
   for split, count in (("train", num_train), ("val", num_val)):

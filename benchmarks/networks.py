@@ -1,4 +1,4 @@
-"""Our network with random weights as benchmarks run it: its forward pass, inference, and train.py's step."""
+"""Networks with random weights for benchmarks: forward pass, inference and training step."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from seggpt_jax.training.step import TrainState, init_state, make_train_step
 
 
 class Training(NamedTuple):
-  """What train.py's loop repeats.
+  """A training run before its first step.
 
   Attributes:
-    state: before the first step.
-    step: (state, batch, key) -> (state, output).
-    batch: of noise, on the device.
+    state: state of the run.
+    step: function (state, batch, key) -> (state, output).
+    batch: batch of noise on the device.
     frozen: names of the parameters that are not trained.
   """
 
@@ -39,21 +39,21 @@ class Training(NamedTuple):
 
 
 def random_params(config: SegGPTConfig) -> parameters.Params:
-  """The same parameters each time."""
+  """Returns random parameters, the same ones in every call."""
   return jax.jit(lambda: parameters.split(SegGPT(config, rngs=nnx.Rngs(0)))[1])()
 
 
 def start_training(
   graph: nnx.GraphDef, config: SegGPTConfig, params: parameters.Params, batch_size: int, adapter: Adapter | None = None
 ) -> Training:
-  """Training on one device with AdamW, of all parameters or of an adapter alone.
+  """Prepares training on one device with AdamW, of all parameters or of an adapter only.
 
   Args:
     graph: structure of the network.
-    config: its architecture.
-    params: its parameters; they are donated.
-    batch_size: canvases in a step.
-    adapter: made here and trained in place of the network.
+    config: architecture of the network.
+    params: parameters of the network, which are donated.
+    batch_size: number of canvases in a step.
+    adapter: adapter to initialize and train instead of the network.
   """
   mesh, optimizer = sharding.make_mesh(1, 1), adamw(lambda step: 1e-4, b1=0.9, b2=0.999, weight_decay=0.01)
   if adapter is not None:
@@ -68,7 +68,7 @@ def start_training(
 
 
 def train_call(training: Training) -> Callable[[], None]:
-  """A function that takes the next step and waits for it."""
+  """Returns a function that takes the next step and waits for the result."""
   state, key = training.state, jax.random.key(0)
 
   def call() -> None:
@@ -80,17 +80,17 @@ def train_call(training: Training) -> Callable[[], None]:
 
 
 def canvases(config: SegGPTConfig, batch_size: int) -> tuple[jax.Array, jax.Array]:
-  """Images and painted targets of a batch of noise, normalized."""
+  """Returns images and colored targets of a batch of noise, normalized."""
   batch = noise.training_batch(config.canvas_size, config.patch_size, batch_size)
-  painted = palette.color_labels(batch["labels"], batch["palette"])
+  colored = palette.color_labels(batch["labels"], batch["palette"])
   images, targets = (
-    canvas.normalize(pixels, config.image_mean, config.image_std) for pixels in (jnp.asarray(batch["images"]), painted)
+    canvas.normalize(pixels, config.image_mean, config.image_std) for pixels in (jnp.asarray(batch["images"]), colored)
   )
   return images, targets
 
 
 def forward_call(graph: nnx.GraphDef, config: SegGPTConfig, params: parameters.Params, batch_size: int):
-  """A function that paints the lower halves of canvases and waits for all of their colors."""
+  """Returns a function that predicts the lower halves of canvases and waits for the colors."""
   images, targets = canvases(config, batch_size)
   mask = jnp.asarray(np.broadcast_to(canvas.lower_half_mask(config.grid), (batch_size, *config.grid)))
   run = compilation.jit(lambda params, *arrays: parameters.merge(graph, params)(*arrays))
@@ -100,7 +100,7 @@ def forward_call(graph: nnx.GraphDef, config: SegGPTConfig, params: parameters.P
 def predict_call(
   graph: nnx.GraphDef, config: SegGPTConfig, params: parameters.Params, num_queries: int, num_prompts: int = 1
 ):
-  """A function that paints queries, each with its own prompts, and waits for their colors."""
+  """Returns a function that predicts queries, each with its own prompts, and waits for the colors."""
   rows, cols = config.grid
   side = config.canvas_size[0] // 2
   images, targets = canvases(config, num_queries * num_prompts)
@@ -109,5 +109,5 @@ def predict_call(
   )
   queries = images[::num_prompts, side:]
   mask = jnp.ones((num_queries, rows // 2, cols), bool)
-  run = compilation.jit(lambda params, *arrays: ensemble.paint_queries(parameters.merge(graph, params), *arrays))
+  run = compilation.jit(lambda params, *arrays: ensemble.predict_queries(parameters.merge(graph, params), *arrays))
   return lambda: jax.block_until_ready(run(params, queries, prompts, prompt_targets, jnp.zeros_like(queries), mask))

@@ -1,4 +1,4 @@
-"""Batches as the training pipeline makes them, of noise: for what is only to be timed. NumPy alone."""
+"""Makes batches of noise in the format of the training pipeline, for timing. Imports NumPy only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def training_batch(canvas_size: tuple[int, int], patch_size: int, batch_size: int) -> dict[str, np.ndarray]:
-  """The same numbers each time; two classes, three quarters of the patches masked."""
+  """Returns a batch with two classes and three quarters of the patches masked, the same one in every call."""
   generator = np.random.default_rng(0)
   height, width = canvas_size
   return {

@@ -1,10 +1,11 @@
-"""Training pairs per second: from 1024-pixel images, decoded or as JPEG files, to canvases of 896 x 448.
+"""Measures training pairs per second, from 1024-pixel images, decoded or as JPEG files, to canvases of 896 x 448.
 
   python -m benchmarks.pipeline
 
-Each figure is the median of several rounds, and the peer's rounds alternate with ours. The peer takes the steps of the
-original fine-tuning tool one after another on whole images, with Pillow and NumPy, and paints and normalizes on the
-host; its loader was measured at 9.6 pairs per second and core. Ours is what train.py reads with configs/base.py.
+Each result is the median of several rounds, and the peer's rounds alternate with ours. The peer applies the steps of
+the original fine-tuning tool one after another to whole images, with Pillow and NumPy, and colors and normalizes on the
+host. The original loader was measured at 9.6 pairs per second and core. Our pipeline has the settings of
+configs/base.py.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ from seggpt_jax import canvas, palette
 from seggpt_jax.data import augment as augmentations
 from seggpt_jax.data.cached import CachedSource
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.layouts import folder_layout
 from seggpt_jax.data.pairing import Pairing, PairingOptions
 from seggpt_jax.data.pipeline import DEVICE_KEYS, SourceTrainingPairs, training_batches
-from seggpt_jax.data.sources import FileSource, Sample, Source, folder_layout
+from seggpt_jax.data.sources import FileSource, Sample, Source
 from seggpt_jax.data.transforms import TrainingPair
 
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "Length of a round.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds of each figure.", 1)
-_KEEP = flags.DEFINE_bool("keep", False, "Also writes the figures to benchmarks/results/pipeline.json.")
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "Length of a round in seconds.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of rounds per result.", 1)
+_KEEP = flags.DEFINE_bool("keep", False, "Also write the results to benchmarks/results/pipeline.json.")
 
 SIDE, CANVAS, PATCH = 1024, (896, 448), 16
 BASE = augmentations.Augmentation(
@@ -61,7 +63,7 @@ EVERYTHING = augmentations.Augmentation(
 
 
 def photographs(count: int) -> list[Sample]:
-  """Smooth noise with blobs as labels: JPEG and PNG files of it are as large as those of photographs."""
+  """Returns smooth noise with blobs as labels, whose JPEG and PNG files are as large as those of photographs."""
   samples: list[Sample] = []
   for seed in range(count):
     generator = np.random.default_rng(seed)
@@ -74,7 +76,7 @@ def photographs(count: int) -> list[Sample]:
 
 
 def as_files(samples: list[Sample], directory: Path) -> FileSource:
-  """The samples as JPEG images and PNG labels."""
+  """Writes samples as JPEG images and PNG labels, and opens them."""
   for kind in ("images", "labels"):
     (directory / kind).mkdir()
   for sample in samples:
@@ -86,14 +88,14 @@ def as_files(samples: list[Sample], directory: Path) -> FileSource:
 def ours(
   source: Source, augmentation: augmentations.Augmentation = BASE, num_threads: int = 0, num_workers: int = 0
 ) -> Iterator[Any]:
-  """The pipeline of a training run."""
+  """Returns the batches of our training pipeline."""
   transform = TrainingPair(CANVAS, PATCH, 2, "black_background", 0.75, 0.0, augmentation)
   pairs = SourceTrainingPairs(source, Pairing(len(source), PairingOptions()), transform)
   return training_batches(pairs, batch_size=1, seed=0, num_threads=num_threads, num_workers=num_workers)
 
 
 def peer(source: Source) -> Iterator[Any]:
-  """The original tool's steps in its order, each on the whole picture."""
+  """Yields pairs made by the steps of the original tool in their order, each on the whole image."""
   generator, square = np.random.default_rng(0), CANVAS[1]
 
   def vary(sample: Sample, colors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +123,7 @@ def peer(source: Source) -> Iterator[Any]:
 
 
 def rate(batches: Iterator[Any], seconds: float) -> float:
-  """Pairs per second."""
+  """Returns pairs per second."""
   started, count = time.perf_counter(), 0
   while time.perf_counter() - started < seconds:
     next(batches)
@@ -130,7 +132,7 @@ def rate(batches: Iterator[Any], seconds: float) -> float:
 
 
 def compare(pipelines: dict[str, Callable[[], Iterator[Any]]]) -> dict[str, float]:
-  """The median rate of each, their rounds taken in turn."""
+  """Returns the median rate of each pipeline, with rounds in turn."""
   running = {name: make() for name, make in pipelines.items()}
   for batches in running.values():
     for _ in range(4):
@@ -140,7 +142,7 @@ def compare(pipelines: dict[str, Callable[[], Iterator[Any]]]) -> dict[str, floa
 
 
 def milliseconds(function: Callable[[], Any], repeats: int = 60) -> float:
-  """The median time of a call, for generators that draw something else each time."""
+  """Returns the median milliseconds of a call, whose work can differ each time."""
   times = []
   for _ in range(repeats):
     started = time.perf_counter()
@@ -150,7 +152,7 @@ def milliseconds(function: Callable[[], Any], repeats: int = 60) -> float:
 
 
 def parts(samples: list[Sample], files: FileSource) -> dict[str, float]:
-  """Milliseconds for both samples of a pair in each step, with everything switched on."""
+  """Returns the milliseconds that each step takes for both samples of a pair, with all transforms."""
   generator, square = np.random.default_rng(0), CANVAS[1]
   cycle = itertools.cycle(samples)
 
@@ -191,7 +193,7 @@ def main(argv: list[str]) -> None:
   results: dict[str, Any] = {"machine": report.machine(["numpy", "opencv-python-headless", "pillow", "grain"])}
   with tempfile.TemporaryDirectory() as directory:
     files = as_files(samples, Path(directory))
-    # All of them stay in the cache, and are in it before the first round.
+    # Fills the cache before the first round; it is large enough for all samples.
     decoded = CachedSource(files, 2**30)
     for index in range(len(decoded)):
       decoded[index]
@@ -226,14 +228,14 @@ def main(argv: list[str]) -> None:
 
 
 def show(results: dict[str, Any]) -> None:
-  """The figures as tables."""
+  """Prints the results as tables."""
   about = results["machine"]
   print(f"{about['processor']}, {about['cores']} cores\n\npairs per second on one core")
   rates = results["pairs_per_second_and_core"]
   for name, value in rates.items():
     against = rates["peer, JPEG files" if "JPEG" in name else "peer, decoded"]
     print(f"  {name:40s} {value:8.1f}   {value / against:5.1f} x the peer")
-  print("\nmilliseconds per pair, and share of the steps of a pair with every transform on")
+  print("\nmilliseconds per pair, and share of all steps with every transform")
   times = results["milliseconds_per_pair"]
   counted = {n: t for n, t in times.items() if n not in ("crop", "crop that holds foreground")}
   for name, value in times.items():

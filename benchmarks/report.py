@@ -1,4 +1,4 @@
-"""What every benchmark says beside its numbers: on what machine, with which versions, when."""
+"""Writes the results of benchmarks with the machine, the versions and the date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine(packages: Sequence[str]) -> dict[str, Any]:
-  """Processor, cores this process may use, and versions."""
+  """Returns the processor, the number of cores that this process can use, versions of packages, and the date."""
   names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
   return {
     "processor": names[0] if names else platform.processor(),
@@ -29,7 +29,7 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
 
 
 def device(kind: str) -> str:
-  """A device as tables name it, from what JAX or PyTorch calls it."""
+  """Returns the name of a device in tables, from its name in JAX or PyTorch."""
   return f"CPU, {len(os.sched_getaffinity(0))} cores" if kind == "cpu" else kind
 
 
@@ -38,7 +38,7 @@ def _lines(path: str) -> list[str]:
 
 
 def write(name: str, results: dict[str, Any]) -> Path:
-  """Keeps results beside the benchmarks, as benchmarks/results/NAME.json."""
+  """Writes results to benchmarks/results/NAME.json; returns the file."""
   path = RESULTS / f"{name}.json"
   write_whole(path, lambda file: file.write((json.dumps(results, indent=2) + "\n").encode()))
   return path
@@ -47,22 +47,32 @@ def write(name: str, results: dict[str, Any]) -> Path:
 def merge_rows(
   old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], key: Sequence[str]
 ) -> list[dict[str, Any]]:
-  """Rows with the new ones in place of those that have the same key; others stay, and in their order."""
+  """Returns the old rows in their order, with new rows replacing those of the same key, and then the other new rows."""
   rows = {tuple(row[name] for name in key): row for row in (*old, *new)}
   return list(rows.values())
 
 
 def is_disturbed(row: dict[str, Any]) -> bool:
-  """Whether it is of a CPU that others took more of, in some turn, than a quiet machine does by itself."""
-  return row["device"].startswith("CPU") and row.get("others", 0.0) > 0.1  # what failed has none
+  """Returns whether a row was measured on a CPU that other processes used noticeably at the same time."""
+  return row["device"].startswith("CPU") and row.get("others", 0.0) > 0.1  # rows of failures have no "others"
 
 
 def keep_rows(
   name: str, rows: Sequence[dict[str, Any]], key: Sequence[str], device: str, packages: Sequence[str]
 ) -> bool:
-  """Keeps rows beside those of other settings and devices, with the machine that each device was last measured on.
+  """Writes rows beside those of other settings and devices, with the machine of each device's last measurement.
 
-  On CPUs rows are kept only if nothing else was at work while they were measured; says whether they were.
+  Rows of a CPU are not written if other processes used it at the same time.
+
+  Args:
+    name: name of the results file.
+    rows: new rows.
+    key: columns that identify a row; a new row replaces an old one of the same key.
+    device: name of the device in tables.
+    packages: packages whose versions are recorded.
+
+  Returns:
+    Whether the rows were written.
   """
   if any(map(is_disturbed, rows)):
     print(f"not kept: other processes took up to {max(row.get('others', 0.0) for row in rows):.0%} of the processors")

@@ -1,7 +1,7 @@
-"""One side of a comparison in a process of its own, so that its peak memory is its own.
+"""Runs one side of a comparison in a separate process, so that its peak memory can be measured.
 
-A side builds a network, runs it once, which compiles it, and then measures whenever it is asked. Neither JAX nor
-PyTorch is imported before a side needs it.
+A side builds a network, runs it once to compile it, and then takes a turn whenever it is asked. Neither JAX nor PyTorch
+is imported before a side needs it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,24 +16,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import noise
+from benchmarks import noise, timing
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-  """What is built.
+  """Settings of one side.
 
   Attributes:
-    name: in tables.
-    way: "jax", "eager" or "compile".
+    name: name in tables.
+    way: "jax" for seggpt_jax, "eager" or "compile" for PyTorch.
     variant: architecture, a key of seggpt_jax.model.config.VARIANTS.
-    dtype: what is computed in, float32 or bfloat16; parameters are float32.
+    dtype: compute dtype, float32 or bfloat16; parameters are float32.
     work: "forward", "train" or "predict".
-    batch_size: canvases.
-    least_seconds: how long a turn lasts at least.
-    weights: Hugging Face directory of `write_weights`.
-    remat: of ours.
-    attention: of ours; None for what is its default.
+    batch_size: number of canvases.
+    least_seconds: minimum length of a turn.
+    weights: Hugging Face directory from `write_weights`.
+    remat: rematerialization of seggpt_jax: none, dots or full.
+    attention: attention implementation of seggpt_jax; None for the default.
   """
 
   name: str
@@ -50,13 +49,13 @@ class Side:
 
 
 class Running(NamedTuple):
-  """A side that is built.
+  """A network that is ready to be timed.
 
   Attributes:
-    call: does its work once and returns when the result is there.
-    output: what the network painted, `[B, H, W, 3]`, or None in training.
-    rest: gives back what memory it can until its next turn.
-    device_memory: the peak in bytes, None where the device does not tell.
+    call: function that does the work once and returns when the result is there.
+    output: function that returns the predicted colors `[B, H, W, 3]`, or None in training.
+    rest: function that frees memory until the next turn.
+    device_memory: function that returns the peak in bytes, or None if the device does not report it.
   """
 
   call: Callable[[], Any]
@@ -65,59 +64,32 @@ class Running(NamedTuple):
   device_memory: Callable[[], int | None]
 
 
-def timed(call: Callable[[], Any], least_seconds: float) -> float:
-  """Seconds of a call, repeated for so long."""
-  count, began = 0, time.perf_counter()
-  while count == 0 or time.perf_counter() - began < least_seconds:
-    call()
-    count += 1
-  return (time.perf_counter() - began) / count
-
-
-class Turn(NamedTuple):
-  """Seconds of a call, and the share 0..1 of all processors that other processes took meanwhile."""
-
-  seconds: float
-  others: float
-
-
-def take_turn(call: Callable[[], Any], least_seconds: float) -> Turn:
-  """Measures, and watches whether the machine was busy with something else."""
-  before = _processor_seconds()
-  seconds = timed(call, least_seconds)
-  busy, own, whole = (after - start for after, start in zip(_processor_seconds(), before, strict=True))
-  return Turn(seconds, max(busy - own, 0.0) / max(whole, 1e-9))
-
-
-def _processor_seconds() -> tuple[float, float, float]:
-  """Of all processors: busy, busy with this process, and in all; since they were started."""
-  first = Path("/proc/stat").read_text().splitlines()[0]
-  user, nice, system, idle, waiting, *interrupts = (int(n) / os.sysconf("SC_CLK_TCK") for n in first.split()[1:8])
-  busy = user + nice + system + sum(interrupts)
-  return busy, time.process_time(), busy + idle + waiting
-
-
 def serve(pipe: Connection, side: Side) -> None:
-  """Sends the output, then a `Turn` for every True that comes, and the peak memory in bytes for a False.
+  """Runs a side in this process.
 
-  What fails is sent as text, and ends it.
+  Sends the output, then a `Turn` for every True that it receives, and the peak memory in bytes for a False. An error is
+  sent as text and ends the side.
+
+  Args:
+    pipe: connection to the process that compares.
+    side: settings of the side.
   """
   try:
     running = in_jax(side) if side.way == "jax" else in_torch(side)
     running.call()
     pipe.send(running.output())
     running.rest()
-    # From here on the high-water mark of memory is of the work alone, not of compiling it.
+    # Resets the high-water mark of memory, so that it does not include compilation.
     Path("/proc/self/clear_refs").write_text("5")
     while pipe.recv():
       if running.device_memory() is not None:
-        running.call()  # takes its memory back from the device
-      pipe.send(take_turn(running.call, side.least_seconds))
+        running.call()  # allocates again what `rest` has freed
+      pipe.send(timing.take_turn(running.call, side.least_seconds))
       running.rest()
     pipe.send(running.device_memory() or _high_water_mark())
   except EOFError:
-    pass  # nobody asks any more
-  except Exception as error:  # Out of memory, or no compiler: each library has its own errors, and the others go on.
+    pass  # the comparing process has ended
+  except Exception as error:  # out of memory, no compiler, ...; the other sides continue
     lines = [line for line in str(error).splitlines() if line.strip()]
     pipe.send(": ".join([type(error).__name__, *lines[:1]]))
 
@@ -135,7 +107,7 @@ def in_jax(side: Side) -> Running:
   from seggpt_jax.model.config import VARIANTS
 
   if side.dtype == "float32":
-    # Else GPUs and TPUs multiply in fewer bits, which PyTorch does not.
+    # By default GPUs and TPUs multiply float32 in fewer bits in JAX, but not in PyTorch.
     jax.config.update("jax_default_matmul_precision", "highest")
   config = dataclasses.replace(VARIANTS[side.variant], drop_path_rate=0.0)
   chosen = {} if side.attention is None else {"attention": side.attention}
@@ -193,8 +165,8 @@ def in_torch(side: Side) -> Running:
   def predict() -> torch.Tensor:
     one_by_one = range(side.batch_size)
     half = size[0] // 2
-    painted = [run(**{name: value[i : i + 1] for name, value in shown.items()}).pred_masks for i in one_by_one]
-    return torch.cat(painted)[:, :, half:]
+    colors = [run(**{name: value[i : i + 1] for name, value in shown.items()}).pred_masks for i in one_by_one]
+    return torch.cat(colors)[:, :, half:]
 
   work = {"train": train, "forward": forward, "predict": predict}[side.work]
 
@@ -212,11 +184,14 @@ def in_torch(side: Side) -> Running:
   )
 
 
-# ----------------------------------------------------------------------------- done once, in a process of its own
-
-
 def write_weights(variant: str, folder: Path) -> dict[str, int]:
-  """Writes the weights that all sides have; returns the operations of each kind of work on a canvas."""
+  """Writes random weights as a Hugging Face directory, which all sides read.
+
+  Call it in a process of its own, which leaves nothing on the device.
+
+  Returns:
+    Floating point operations per canvas for each kind of work.
+  """
   from benchmarks import networks
   from seggpt_jax.model import torch_files
   from seggpt_jax.model.config import VARIANTS
@@ -227,39 +202,3 @@ def write_weights(variant: str, folder: Path) -> dict[str, int]:
   torch_files.write(folder, params, config, "hf")
   forward = cost.forward_flops(config)
   return {"forward": forward, "predict": forward, "train": cost.train_flops(config)}
-
-
-def jax_product(dtype: str) -> tuple[str, float, float]:
-  """The device, the operations per second of a large matrix product on it, and what others took of the processors."""
-  import jax
-  import jax.numpy as jnp
-
-  device = jax.devices()[0]
-  size = 4096 if device.platform == "cpu" else 8192
-  factor = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
-  precision = "highest" if dtype == "float32" else None
-  product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
-  return device.device_kind, *_best(lambda: product(factor, factor).block_until_ready(), size)
-
-
-def torch_product(dtype: str) -> tuple[str, float, float]:
-  """As of `jax_product`."""
-  import torch
-
-  on_gpu = torch.cuda.is_available()
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
-  size = 8192 if on_gpu else 4096
-  factor = torch.randn(size, size, device="cuda" if on_gpu else "cpu", dtype=getattr(torch, dtype))
-
-  def call() -> None:
-    factor @ factor
-    if on_gpu:
-      torch.cuda.synchronize()
-
-  return torch.cuda.get_device_name() if on_gpu else "cpu", *_best(call, size)
-
-
-def _best(call: Callable[[], Any], size: int) -> tuple[float, float]:
-  timed(call, 0.0)  # compiled, and warm
-  fastest = min(take_turn(call, 0.1) for _ in range(5))
-  return 2 * size**3 / fastest.seconds, fastest.others

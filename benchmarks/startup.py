@@ -1,10 +1,10 @@
-"""How long a run waits for its first batch and what it remembers, for 1,000 and for 100,000 small images.
+"""Measures how long a run waits for its first batch, and how much memory that takes, for 1,000 and 100,000 images.
 
   python -m benchmarks.startup
 
-Each figure is of a process of its own that does what train.py does with data before the first step: finds the samples,
-checks them, pairs them and makes a batch of eight. Time counts from before the data is looked at, memory is the growth
-of the process from there to its peak.
+Each measurement is a new process that does what a training run does with data before the first step: it finds the
+samples, checks them, pairs them and makes a batch of eight. Time counts from before the dataset is opened. Memory is
+the growth of the process from there to its peak.
 """
 
 from __future__ import annotations
@@ -21,42 +21,15 @@ from absl import app, flags
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks import report
+from benchmarks import children, report
 
 _COUNTS = flags.DEFINE_list("counts", ["1000", "100000"], "Numbers of images.")
-_KEEP = flags.DEFINE_bool("keep", False, "Also writes the figures to benchmarks/results/startup.json.")
+_KEEP = flags.DEFINE_bool("keep", False, "Also write the results to benchmarks/results/startup.json.")
 
 SIDE = 32
 KINDS = {"folder": "files", "tfds": "records"}
 
-CHILD = """
-import time
-began = time.perf_counter()
-import json, sys
-from absl import flags
-flags.FLAGS.mark_as_parsed()
-import jax
-from seggpt_jax.data.pipeline import training_batches
-from seggpt_jax.model.config import VARIANTS
-from seggpt_jax.training.config import default_config
-from seggpt_jax.training.inputs import open_inputs
-
-def memory(key):
-  return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(key))
-
-kind, path, workdir, changes = sys.argv[1:]
-config = default_config()
-config.data.source, config.data.path, config.data.labels, config.data.resize = kind, path, "index", 0
-config.update_from_flattened_dict(json.loads(changes))
-before, started = memory("VmRSS"), time.perf_counter()
-inputs = open_inputs(config, VARIANTS["tiny"], workdir)
-batches = training_batches(inputs.training, batch_size=8, seed=0, num_threads=2, num_workers=0)
-next(batches)
-now = time.perf_counter()
-print(json.dumps({"seconds": now - started, "with_imports": now - began, "megabytes": memory("VmHWM") - before}))
-"""
-
-# What a run may ask for beyond the default, and has to be found out about each sample.
+# Settings that need something of each sample before the first step.
 CHANGES: dict[str, dict[str, Any]] = {
   "free pairing": {},
   "pairing by group": {"data.groups": "prefix:_"},
@@ -65,7 +38,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def write_files(directory: Path, num_train: int) -> None:
-  """Images of 32 x 32 pixels with labels, in groups of a hundred; 16 to validate with."""
+  """Writes images of 32 x 32 pixels with labels, in groups of a hundred, and 16 for validation."""
   generator = np.random.default_rng(0)
   for split, count in (("train", num_train), ("val", 16)):
     for kind in ("images", "labels"):
@@ -80,19 +53,18 @@ def write_files(directory: Path, num_train: int) -> None:
 
 
 def write_records(files: Path, directory: Path) -> Path:
-  """The same as a sharded ArrayRecord, by the command a user types."""
+  """Converts the dataset to sharded ArrayRecord with the command that users type; returns its folder."""
   options = {"kind": "folder", "path": files, "num_classes": 2, "labels": "index", "groups": "prefix:_"}
   options |= {"outdir": directory, "format": "records", "dataset_name": "tiny"}
   flags_ = [f"--{name}={value}" for name, value in options.items()]
-  subprocess.run([sys.executable, "-m", "seggpt_jax.data.prepare", *flags_], check=True, stdout=subprocess.DEVNULL)
+  subprocess.run([sys.executable, "-m", "seggpt_jax", "prepare", *flags_], check=True, stdout=subprocess.DEVNULL)
   return directory / "tiny"
 
 
 def measure(kind: str, path: Path, changes: dict[str, Any]) -> dict[str, float]:
+  """Returns seconds, seconds with imports, and MB until the first batch."""
   with tempfile.TemporaryDirectory() as workdir:
-    arguments = (kind, str(path), workdir, json.dumps(changes))
-    done = subprocess.run([sys.executable, "-c", CHILD, *arguments], check=True, stdout=subprocess.PIPE, text=True)
-  return json.loads(done.stdout.splitlines()[-1])
+    return children.run_module("first_batch", kind, str(path), workdir, json.dumps(changes))
 
 
 def main(argv: list[str]) -> None:

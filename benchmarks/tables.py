@@ -1,8 +1,8 @@
-"""Writes the tables of docs/speed.md from what the benchmarks have kept in benchmarks/results.
+"""Writes the tables of docs/speed.md from the files in benchmarks/results.
 
   python -m benchmarks.tables
 
-All that stands between the two marks is made here; a benchmark that has kept nothing is left out.
+Everything between the two marks on the page is generated here. Benchmarks without a file are left out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def line(*cells: str) -> str:
 
 
 def duration(seconds: float) -> str:
-  """Three digits, in the unit that fits."""
+  """Returns a duration with three digits, in s, ms or µs."""
   for unit, length in (("s", 1.0), ("ms", 1e-3)):
     if seconds >= length:
       return f"{number(seconds / length)} {unit}"
@@ -37,7 +37,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-  """Three digits, and none of 1e+03."""
+  """Returns a number with three digits, never in the form 1e+03."""
   return f"{value:.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
@@ -46,7 +46,7 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 def disturbed(row: dict[str, Any]) -> str:
-  """What is said beside a time that is not to be trusted."""
+  """Returns a remark for times of a row that was disturbed by other processes; else an empty text."""
   return f" (void: others took {row['others']:.0%} of the processors)" if report.is_disturbed(row) else ""
 
 
@@ -57,7 +57,7 @@ MODEL_HEAD = head(
 
 
 def model_line(row: dict[str, Any]) -> str:
-  """A row of model.json."""
+  """Returns the table line of a row in model.json."""
   setting = [row["variant"], row["dtype"], str(row["batch_size"]), row["work"], row["side"]]
   if "error" in row:
     return line(*setting, row["error"].replace("|", "/"), *[""] * 7)
@@ -77,7 +77,7 @@ def model_line(row: dict[str, Any]) -> str:
 
 
 def by_device(results: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-  """The rows of each device under a line that says what it is."""
+  """Returns the rows of each device, with a line that describes the device."""
   return [
     (about(device, machine), [row for row in results["rows"] if row["device"] == device])
     for device, machine in results["machines"].items()
@@ -111,7 +111,7 @@ DECODE_HEAD = head(
 
 
 def decode_line(row: dict[str, Any]) -> str:
-  """A row of decode.json."""
+  """Returns the table line of a row in decode.json."""
   ours, theirs = row["seconds"]["seggpt_jax"], row["seconds"]["torch"]
   times = [cell for seconds in (ours, theirs) for cell in (duration(statistics.median(seconds)), spread(seconds))]
   return line(
@@ -120,8 +120,8 @@ def decode_line(row: dict[str, Any]) -> str:
 
 
 def decode_tables(results: dict[str, Any]) -> str:
-  parts = ["## Decoding colors", "Four canvases of 896 x 448 pixels to labels; wrong labels, ours and theirs, are of"]
-  parts[-1] += " those that float64 finds."
+  parts = ["## Decoding colors", "Four canvases of 896 x 448 pixels are decoded to labels. A label is wrong if float64"]
+  parts[-1] += " gives another one; the numbers are of both sides."
   for title, rows in by_device(results):
     parts += [title, "\n".join([DECODE_HEAD, *map(decode_line, rows)])]
   return "\n\n".join(parts)
@@ -131,7 +131,7 @@ GROWTH_HEAD = head("what grows", "to", "median", "for each", "GFLOP", "GFLOP/s",
 
 
 def growth_line(row: dict[str, Any]) -> str:
-  """A row of growth.json."""
+  """Returns the table line of a row in growth.json."""
   seconds = statistics.median(row["seconds"])
   exponent = "" if row["exponent"] is None else f"{row['exponent']:.2f}"
   times = (duration(seconds) + disturbed(row), duration(seconds / row["units"]))
@@ -143,7 +143,7 @@ def growth_line(row: dict[str, Any]) -> str:
 def growth_tables(results: dict[str, Any]) -> str:
   parts = [
     "## How cost grows",
-    "The exponent is of the time, between a size and the one before: at 1, twice the size takes twice the time.",
+    "The exponent describes how time grows from one size to the next: at 1, twice the size takes twice the time.",
     "![Seconds over prompts, canvases and tokens, both logarithmic](images/growth.png)",
   ]
   for title, rows in by_device(results):
@@ -154,7 +154,7 @@ def growth_tables(results: dict[str, Any]) -> str:
 
 
 def attention_line(row: dict[str, Any]) -> str:
-  """A row of attention.json."""
+  """Returns the table line of a row in attention.json."""
   setting = [row["grid_of"], row["dtype"], str(row["batch"]), row["implementation"]]
   if "problem" in row:
     return line(*setting, row["problem"].replace("|", "/"), *[""] * 3)
@@ -167,8 +167,9 @@ def attention_tables(results: dict[str, Any]) -> str:
   return "\n\n".join(
     [
       "## Attention",
-      "The attention of one block, by each way to compute it (`model/attention.py`). An error is that of the norm,\n"
-      "relative to the formula in float32, the largest of output and gradients; memory is beside operands and results.",
+      "The attention of one block, with each implementation in `model/attention`. The error is the norm of the\n"
+      "difference to the formula in float32, relative to its norm, and the largest over output and gradients. Memory\n"
+      "is temporary memory, without operands and results.",
       about(results["machine"]["device"], {k: v for k, v in results["machine"].items() if k != "device"}),
       "\n".join([head(*columns), *map(attention_line, results["rows"])]),
     ]
@@ -202,13 +203,13 @@ TABLES = {
 
 
 def generate(results: Path) -> str:
-  """All tables of the results in a folder."""
+  """Returns all tables of the results in a folder."""
   paths = {name: results / f"{name}.json" for name in TABLES}
   return "\n\n".join(make(json.loads(paths[name].read_text())) for name, make in TABLES.items() if paths[name].exists())
 
 
 def fill(page: str, tables: str) -> str:
-  """The page with the tables between its marks."""
+  """Returns the page with the tables between its marks."""
   before, rest = page.split(BEGIN)
   after = rest.split(END)[1]
   return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"

@@ -1,4 +1,4 @@
-"""The peer: transformers' SegGPT in PyTorch, given the very batches that ours is given."""
+"""Converts batches of the training pipeline for transformers' SegGPT in PyTorch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 def peers_input(
   batch: Mapping[str, np.ndarray], mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, torch.Tensor]:
-  """A batch of the pipeline as transformers takes it: painted, normalized, channels first, in halves."""
-  painted = np.stack([palette[labels] for palette, labels in zip(batch["palette"], batch["labels"], strict=True)])
+  """Returns a batch in the format of transformers: colored, normalized, channels first, canvases in halves."""
+  colored = np.stack([palette[labels] for palette, labels in zip(batch["palette"], batch["labels"], strict=True)])
   images, targets = (
     torch.from_numpy(((pixels / 255 - np.asarray(mean)) / np.asarray(std)).astype(np.float32)).permute(0, 3, 1, 2)
-    for pixels in (batch["images"], painted)
+    for pixels in (batch["images"], colored)
   )
   half = images.shape[2] // 2
   return {

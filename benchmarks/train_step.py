@@ -1,12 +1,12 @@
-"""Runs training steps of a network with random weights and says how fast, how near to the chip's peak, in what memory.
+"""Times training steps of a network with random weights, with peak memory and utilization of the chip.
 
   python -m benchmarks.train_step --variant=vit_large --batch_sizes=1 --steps=3                 # two cores, 24 GB
   python -m benchmarks.train_step --variant=vit_large --batch_sizes=1 --steps=3 --adapter=none,lora,prompt
   python -m benchmarks.train_step --variant=vit_large --batch_sizes=4,8,16 --dtype=bfloat16     # one accelerator
 
-The step is that of train.py (AdamW, labels painted and predictions scored on the device) on one device and one batch of
-noise. Each batch size runs in a process of its own, so that its peak is its own. Peaks are the device's where it counts
-them, else the process' resident memory.
+The step is the one of a training run: AdamW, with labels colored and predictions scored on the device. It runs on one
+device with one batch of noise. Each batch size runs in a new process, so that its peak memory can be measured. Peak
+memory is the device's where it is reported, else the resident memory of the process.
 """
 
 from __future__ import annotations
@@ -14,28 +14,25 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
-import sys
 import time
 from typing import Any
 
 from absl import app, flags
 
-from benchmarks import report
+from benchmarks import children, report
 
 _VARIANT = flags.DEFINE_string("variant", "vit_large", "Architecture, a key of seggpt_jax.model.config.VARIANTS.")
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1"], "Canvases in a step.")
-_STEPS = flags.DEFINE_integer("steps", 10, "Steps to measure, after one that compiles.", lower_bound=1)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What is computed in.")
-_REMAT = flags.DEFINE_list("remat", ["full"], "What is computed anew: full, dots, none.")
-_ADAPTER = flags.DEFINE_list("adapter", ["none"], "What is trained: none (all of the network), lora, prompt.")
-_KEEP = flags.DEFINE_bool("keep", False, "Also writes the figures to benchmarks/results/train_step.json.")
-_CHILD = flags.DEFINE_bool(
-  "child", False, "Measures in this process and prints JSON: what each process is called with."
-)
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1"], "Numbers of canvases in a step.")
+_STEPS = flags.DEFINE_integer("steps", 10, "Number of steps to time, after one that compiles.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
+_REMAT = flags.DEFINE_list("remat", ["full"], "Rematerialization: full, dots, none.")
+_ADAPTER = flags.DEFINE_list("adapter", ["none"], "Adapters: none (trains the whole network), lora, prompt.")
+_KEEP = flags.DEFINE_bool("keep", False, "Also write the results to benchmarks/results/train_step.json.")
+_CHILD = flags.DEFINE_bool("child", False, "Measure in this process and print JSON; set for the new processes.")
 
 
 def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str, adapter: str) -> dict[str, Any]:
-  """Seconds of the compiling step and of the mean one after it, peak memory, utilization, trained parameters."""
+  """Returns seconds of the first step and of a step after it, peak memory, utilization and trained parameters."""
   import jax
   import numpy as np
 
@@ -44,13 +41,13 @@ def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str, a
   from seggpt_jax.model.adapters import KINDS
   from seggpt_jax.model.config import VARIANTS
   from seggpt_jax.training.cost import model_flops_utilization
-  from seggpt_jax.training.watch import peak_memory
+  from seggpt_jax.training.step_recorder import peak_memory
 
   config = VARIANTS[variant]
   graph, _ = parameters.abstract(config, dtype=dtype, remat=remat)
-  beside = KINDS[adapter]() if adapter != "none" else None
+  trained_adapter = KINDS[adapter]() if adapter != "none" else None
   state, step, batch, frozen = networks.start_training(
-    graph, config, networks.random_params(config), batch_size, beside
+    graph, config, networks.random_params(config), batch_size, trained_adapter
   )
   trained = sum(value.size for name, value in state.params.items() if name not in frozen)
   key, times = jax.random.key(0), []
@@ -69,7 +66,7 @@ def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str, a
     "step_seconds": times[1],
     "pairs_per_second": batch_size / times[1],
     "memory_gb": peak_memory(),
-    # The count is of a network that is trained as a whole.
+    # The formula counts the operations of training the whole network.
     "utilization": None if frozen else model_flops_utilization(config, batch_size / times[1], jax.devices()[:1]),
   }
 
@@ -87,13 +84,13 @@ def main(argv: list[str]) -> None:
   for adapter, remat, size in settings:
     options = {"variant": _VARIANT.value, "steps": _STEPS.value, "dtype": _DTYPE.value}
     options |= {"adapter": adapter, "remat": remat}
-    flags_ = [f"--{name}={value}" for name, value in options.items()]
-    line = [sys.executable, __file__, "--child", f"--batch_sizes={size}", *flags_]
-    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-      print(f"| {adapter} | | {remat} | {size} | ended with status {done.returncode} | | | | |", flush=True)
+    try:
+      found = children.run_module(
+        "train_step", "--child", f"--batch_sizes={size}", *(f"--{name}={value}" for name, value in options.items())
+      )
+    except subprocess.CalledProcessError as error:
+      print(f"| {adapter} | | {remat} | {size} | ended with status {error.returncode} | | | | |", flush=True)
       continue
-    found = json.loads(done.stdout.splitlines()[-1])
     results.append({**options, "batch_size": size, **found})
     utilization = "" if found["utilization"] is None else f"{found['utilization']:.1%}"
     print(

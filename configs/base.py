@@ -3,7 +3,7 @@
   python convert_torch_weights.py seggpt_vit_large.pth weights/vit_large
   python train.py --config configs/base.py --workdir runs/mine --config.data.path=DATASET
 
-DATASET holds {train,val}/{images,labels}. What each value means stands in seggpt_jax/training/config.py.
+DATASET holds {train,val}/{images,labels}. seggpt_jax/training/schema.py explains every key.
 """
 
 from ml_collections import ConfigDict
@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
   config = default_config()
   config.model.init_from = "weights/vit_large"
   config.data.path = "data"
-  # Learns a folder sooner than random colors for all classes and keeps reading the prompt, unlike a fixed palette:
-  # measured at small scale, docs/small.md.
+  # It learns a dataset sooner than random colors for all classes and, unlike a fixed palette, keeps reading the prompt
+  # (measured at small scale, docs/small.md).
   config.data.palette = "black_background"
   config.optim.decay_all = True
   return config

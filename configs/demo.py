@@ -1,4 +1,4 @@
-"""The demo's run: the packaged small SegGPT fine-tuned on synthetic boards with the classes board and copper.
+"""Fine-tunes the packaged small SegGPT on synthetic boards with the classes board and copper, for the demo.
 
 python -m seggpt_jax.data.boards demo_run/boards --num_train 400 --size 96 --scale 2 --most 2 --labels etched
 python train.py --config configs/demo.py --workdir demo_run/run --config.data.path=demo_run/boards
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
   config.optim.name = "muon"
   config.optim.decay_all = True
   config.optim.peak = 1.5e-3
-  config.optim.first_cycle = 201
+  config.optim.first_cycle = 0  # one cosine over the run, however long it is
   config.optim.warmup = 20
   config.eval_every = 100
   config.eval_pairs = 32

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
   config.model.init_from = "weights/vit_large"
   config.model.drop_path_rate = 0.0
   config.adapter.kind = "prompt"
-  # Its colors are its own, and queries are hidden as at inference.
+  # A learned prompt has one palette, and its queries are hidden as at inference.
   config.data.palette = "fixed"
   config.data.lower_half_share = 1.0
   config.optim.schedule = "cosine"

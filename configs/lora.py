@@ -4,7 +4,7 @@
   python infer.py --model-path weights/vit_large --adapter runs/lora --dataset-dir DATASET/val --outdir OUT \\
     --prompt-img-dir DATASET/train/images --prompt-label-dir DATASET/train/labels
 
-`python -m seggpt_jax.model.merge weights/vit_large runs/lora weights/mine` makes plain weights of the two. On a laptop
+`python -m seggpt_jax.model.merge weights/vit_large runs/lora weights/mine` merges both into plain weights. On a laptop
 add --config.model.init_from=small --config.data.resize=112.
 """
 

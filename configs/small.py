@@ -1,4 +1,4 @@
-"""Fine-tunes the packaged small SegGPT on a folder of your own: minutes on a laptop.
+"""Fine-tunes the packaged small SegGPT on your own dataset, in minutes on a laptop.
 
 python train.py --config configs/small.py --workdir runs/mine --config.data.path=DATASET --config.data.num_classes=3
 """
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   config.optim.name = "muon"
   config.optim.decay_all = True
   config.optim.peak = 1.5e-3
-  config.optim.first_cycle = 501
+  config.optim.first_cycle = 0  # one cosine over the run, however long it is
   config.optim.warmup = 20
   config.eval_every = 100
   config.panel_every = 100

@@ -1,21 +1,52 @@
-"""SegGPT (segmentation by example) in JAX: convert the PyTorch weights, fine-tune, segment.
+"""SegGPT (segmentation by example) in JAX: fine-tune on your own images, segment, measure.
 
-The names below are the public face; each is imported when it is first used, so that reading data never loads the
-network and running the network never loads what reads data.
+  import seggpt_jax
+
+  predictor = seggpt_jax.Predictor.from_checkpoint("small")
+  prediction = predictor.predict(image, [(prompt_image, prompt_labels)])
+  prediction.labels
+
+Each name is imported when it is first used, so that `import seggpt_jax` is fast and reading data never starts JAX:
+
+  Predictor         segments images by example: the class to start with
+  Prediction        the result of `Predictor.predict`: labels, colors, confidence
+  InferenceOptions  options of a prediction: tiles, overlap, mirrored copies
+  load_model        loads a network from weights, a training run, or a packaged name
+  SegGPT            the network, a Flax NNX module: canvases in, colors out
+  SegGPTConfig      the architecture of a network
+  masked_smooth_l1  the training loss
+  canvas            module: puts prompt and query on one canvas, and hides patches
+  palette           module: turns class indices into colors and colors into class indices
 """
 
-import importlib
+from __future__ import annotations
 
-_HOME = {
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+  from seggpt_jax import canvas, palette
+  from seggpt_jax.inference.options import InferenceOptions
+  from seggpt_jax.inference.prediction import Prediction
+  from seggpt_jax.inference.predictor import Predictor
+  from seggpt_jax.model.config import SegGPTConfig
+  from seggpt_jax.model.seggpt import SegGPT
+  from seggpt_jax.model.weights import load_model
+  from seggpt_jax.training.loss import masked_smooth_l1
+
+_MODULES = {
   "InferenceOptions": "seggpt_jax.inference.options",
   "Prediction": "seggpt_jax.inference.prediction",
   "Predictor": "seggpt_jax.inference.predictor",
   "SegGPT": "seggpt_jax.model.seggpt",
   "SegGPTConfig": "seggpt_jax.model.config",
+  "canvas": "seggpt_jax.canvas",
   "load_model": "seggpt_jax.model.weights",
   "masked_smooth_l1": "seggpt_jax.training.loss",
+  "palette": "seggpt_jax.palette",
 }
-_ROOMS = ("canvas", "palette")
 
 __all__ = [
   "InferenceOptions",
@@ -30,9 +61,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-  if name in _ROOMS:
-    return importlib.import_module(f"seggpt_jax.{name}")
-  if name in _HOME:
-    return getattr(importlib.import_module(_HOME[name]), name)
-  raise AttributeError(f"module 'seggpt_jax' has no attribute {name!r}")
+def __getattr__(name: str) -> object:
+  """Imports a public name when it is first used."""
+  if name not in _MODULES:
+    raise AttributeError(f"module 'seggpt_jax' has no attribute {name!r}")
+  module = importlib.import_module(_MODULES[name])
+  value = module if _MODULES[name] == f"seggpt_jax.{name}" else getattr(module, name)
+  globals()[name] = value
+  return value
+
+
+def __dir__() -> list[str]:
+  """Lists the public names, and not the machinery."""
+  return [*__all__, "__version__"]

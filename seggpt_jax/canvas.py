@@ -1,7 +1,7 @@
-"""The canvas: a prompt stacked over a query.
+"""Canvases: a prompt image stacked over a query image.
 
-In: uint8 pixels of a prompt and a query, or batches of them. Out: canvases `[B, 2S, S, 3]`, normalized or not, and
-the patch masks that say which patches of the target canvas the network has to paint. Every size lives here.
+In: uint8 pixels of prompts and queries. Out: canvases `[B, 2S, S, 3]`, raw or normalized, and patch masks, which mark
+the patches of the target canvas that the network has to predict.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def stack(prompt: Shaped[np.ndarray, "s s *c"], query: Shaped[np.ndarray, "s s *
 
 
 def query_half(canvas: Shaped[AnyArray, "*b h w c"]) -> Shaped[AnyArray, "*b s w c"]:
-  """The lower half of a canvas with channels, where the query lies."""
+  """Returns the query: the lower half of a canvas whose last axis is channels."""
   return canvas[..., canvas.shape[-3] // 2 :, :, :]
 
 
@@ -37,7 +37,16 @@ def normalize(
   mean: Sequence[float] = IMAGENET_MEAN,
   std: Sequence[float] = IMAGENET_STD,
 ) -> Float[AnyArray, "*b 3"]:
-  """Pixels 0..255 -> float32 with the given channel mean and standard deviation (both in units of 1.0 = 255)."""
+  """Normalizes pixels to zero mean and unit standard deviation.
+
+  Args:
+    pixels: RGB values, 0..255.
+    mean: channel means, where 1.0 stands for 255.
+    std: channel standard deviations, in the same unit.
+
+  Returns:
+    float32 values of the same shape.
+  """
   mean, std = (_per_channel(values, pixels.ndim) for values in (mean, std))
   return (pixels.astype(jnp.float32) / 255.0 - mean) / std
 
@@ -47,23 +56,20 @@ def unnormalize(
   mean: Sequence[float] = IMAGENET_MEAN,
   std: Sequence[float] = IMAGENET_STD,
 ) -> Float[AnyArray, "*b 3"]:
-  """Inverse of `normalize`, clipped to 0..255 and left as float32."""
+  """Inverts `normalize` and clips to 0..255; the result stays float32."""
   mean, std = (_per_channel(values, colors.ndim) for values in (mean, std))
   return jnp.clip((colors.astype(jnp.float32) * std + mean) * 255.0, 0.0, 255.0)
 
 
 def grid_size(canvas_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-  """Rows and columns of patches on a canvas.
+  """Returns the number of rows and columns of patches on a canvas.
 
   Args:
     canvas_size: height and width in pixels.
     patch_size: side of a patch in pixels.
 
-  Returns:
-    (rows, columns).
-
   Raises:
-    ValueError: a side of the canvas is not a positive multiple of the patch.
+    ValueError: a side of the canvas is not a positive multiple of the patch size.
   """
   height, width = canvas_size
   if height < 1 or width < 1 or height % patch_size or width % patch_size:
@@ -74,7 +80,7 @@ def grid_size(canvas_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 
 def lower_half_mask(grid: tuple[int, int]) -> Bool[np.ndarray, "rows cols"]:
-  """The patch mask of evaluation and inference: the query's target is hidden, the prompt's is shown."""
+  """Returns the patch mask of evaluation and inference, which hides the query's target and shows the prompt's."""
   rows, cols = grid
   mask = np.zeros((rows, cols), bool)
   mask[rows // 2 :] = True
@@ -84,15 +90,15 @@ def lower_half_mask(grid: tuple[int, int]) -> Bool[np.ndarray, "rows cols"]:
 def random_patch_mask(
   generator: np.random.Generator, grid: tuple[int, int], mask_ratio: float
 ) -> Bool[np.ndarray, "rows cols"]:
-  """The patch mask of training: exactly `round(mask_ratio * patches)` patches of the whole canvas.
+  """Draws a patch mask for training, which hides exactly `round(mask_ratio * patches)` patches of the whole canvas.
 
   Args:
     generator: source of randomness.
     grid: rows and columns of patches.
-    mask_ratio: share of patches to mask, 0..1; the original fine-tuning tool takes 0.75.
+    mask_ratio: share of patches to hide, 0..1; the original fine-tuning tool uses 0.75.
 
   Returns:
-    True where the target is hidden.
+    Mask that is True where the target is hidden.
   """
   rows, cols = grid
   mask = np.zeros(rows * cols, bool)
@@ -101,7 +107,7 @@ def random_patch_mask(
 
 
 def patchify(canvas: Num[AnyArray, "b h w c"], patch_size: int) -> Num[AnyArray, "b rows cols values"]:
-  """Cuts canvases into patches; each is laid out row by row with channels last, `patch_size**2 * C` values."""
+  """Cuts canvases into patches of `patch_size**2 * C` values: row by row, channels last."""
   batch, height, width, channels = canvas.shape
   rows, cols = grid_size((height, width), patch_size)
   tiles = jnp.reshape(canvas, (batch, rows, patch_size, cols, patch_size, channels))
@@ -109,7 +115,7 @@ def patchify(canvas: Num[AnyArray, "b h w c"], patch_size: int) -> Num[AnyArray,
 
 
 def unpatchify(patches: Num[AnyArray, "b rows cols values"], patch_size: int) -> Num[AnyArray, "b h w c"]:
-  """Inverse of `patchify`: a pixel shuffle with channels last."""
+  """Inverts `patchify`: a pixel shuffle with channels last."""
   batch, rows, cols, values = patches.shape
   channels = values // patch_size**2
   tiles = jnp.reshape(patches, (batch, rows, cols, patch_size, patch_size, channels))
@@ -117,5 +123,5 @@ def unpatchify(patches: Num[AnyArray, "b rows cols values"], patch_size: int) ->
 
 
 def upsample_mask(patch_mask: Shaped[AnyArray, "b rows cols"], patch_size: int) -> Shaped[AnyArray, "b h w"]:
-  """Repeats every patch's value over its pixels."""
+  """Repeats the value of every patch over its pixels."""
   return jnp.repeat(jnp.repeat(patch_mask, patch_size, axis=1), patch_size, axis=2)

@@ -1,6 +1,7 @@
-"""How programs are compiled: what XLA is told where its own choice is slow, and where compiled programs are kept.
+"""Compilation: options for XLA where its own choice is slow, and the folder where compiled programs are kept.
 
-The network's programs go through `jit` or take `options`; commands call `keep_programs` before the first of them.
+Functions that run the network are compiled with `jit` or with `options`. Commands call `keep_programs` before they
+compile anything.
 """
 
 from __future__ import annotations
@@ -14,22 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
-# XLA's CPU compiler hands matrix products to a library (YNNPACK) that takes 1.3 to 2.2 times as long as the one it used
-# before (Eigen) for products of the sizes of this network, and fuses softmax into them in a way that writes broadcasts
-# to memory.
+# XLA's CPU compiler hands matrix products to a library (YNNPACK) that takes 1.3 to 2.2 times as long as its predecessor
+# (Eigen) for products of this network's sizes. It also fuses softmax into them in a way that writes broadcasts to
+# memory. Seen with jaxlib 0.10; the option can go once YNNPACK is as fast.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+# Seconds of the first call, compilation and one execution, for networks of 8 and of 24 blocks on two CPU cores: the
+# variants "small" (batch 8 in training) and "vit_large" (batch 1). `benchmarks.train_step` prints the training times.
+_MEASURED_DEPTHS = (8, 24)
+_FORWARD_SECONDS = (3, 11)
+_TRAINING_SECONDS = (12, 60)
 
 
 def options(backend: str) -> dict[str, Any]:
-  """Compiler options, for `jax.jit`'s `compiler_options`.
+  """Returns the options to compile with, for `jax.jit`'s `compiler_options`.
+
+  Options that this version of XLA does not know are left out, with one warning each.
 
   Args:
-    backend: as of `jax.default_backend()`.
-
-  Returns:
-    A new dictionary; an option that this version of XLA does not know is left out, and that is logged once.
+    backend: platform name, as `jax.default_backend()` returns it.
   """
   return dict(_known_options(backend))
 
@@ -51,11 +58,13 @@ def _known_options(backend: str) -> dict[str, Any]:
 
 
 def jit(function: Callable | None = None, **arguments: Any) -> Callable:
-  """`jax.jit` with the `options` of the default platform, which is only asked for at the first call.
+  """Compiles a function with `jax.jit` and the `options` of the default backend.
+
+  The backend is looked up at the first call, so decorating a function starts no device.
 
   Args:
-    function: what is compiled; without it, the result is a decorator.
-    **arguments: of `jax.jit`.
+    function: the function to compile; without it, the result is a decorator.
+    **arguments: further arguments of `jax.jit`.
   """
   if function is None:
     return functools.partial(jit, **arguments)
@@ -75,21 +84,24 @@ def jit(function: Callable | None = None, **arguments: Any) -> Callable:
 def compile_notice(what: str, depth: int, *, training: bool) -> str:
   """Returns the line that a command prints before the first call of a compiled program.
 
+  The estimate is interpolated between measurements of a small and of a large network. It holds for the first time only:
+  later runs read the program from the folder of `keep_programs`.
+
   Args:
     what: name of the program, such as "the training step".
     depth: number of blocks of the network.
     training: whether the program includes the backward pass.
   """
-  seconds = 4 + depth * (1.5 if training else 0.4)
+  seconds = np.interp(depth, _MEASURED_DEPTHS, _TRAINING_SECONDS if training else _FORWARD_SECONDS)
   return f"compiling {what}, about {seconds:.0f} seconds the first time"
 
 
 def keep_programs() -> None:
-  """Keeps compiled programs on disk for later runs: ViT-Large compiles in seconds instead of minutes.
+  """Keeps compiled programs on disk for later runs, so that the next run loads them instead of compiling.
 
-  They go to JAX_COMPILATION_CACHE_DIR where that is set (to nothing: nowhere), else to seggpt_jax in the user's cache
-  folder, apart for each kind of processor: machines that share a home need not share instructions. Programs that
-  compile within a second are not kept.
+  The folder is JAX_COMPILATION_CACHE_DIR if that is set (an empty value turns keeping off), else seggpt_jax in the
+  user's cache folder. There, each kind of processor has its own subfolder, because machines that share a home folder
+  may not share instructions. Programs that compile within a second are not kept.
   """
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
@@ -98,7 +110,7 @@ def keep_programs() -> None:
 
 
 def _processor() -> str:
-  """A short name for what this machine's processor can do."""
+  """Returns a short hash of the instructions that this machine's processor supports."""
   described, cpuinfo = [platform.machine(), platform.processor()], Path("/proc/cpuinfo")
   if cpuinfo.exists():
     described += sorted({line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))})

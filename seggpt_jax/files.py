@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are whole."""
+"""Paths and atomic writes: `~` is expanded here, and a file appears under its name only once it is complete."""
 
 from __future__ import annotations
 
@@ -12,9 +12,25 @@ from typing import Any, BinaryIO
 from seggpt_jax.errors import InputError
 
 
+def expand(path: str | os.PathLike) -> str:
+  """Replaces a leading `~` or `~user` with the home directory. Remote addresses such as gs://BUCKET stay as they are.
+
+  Args:
+    path: local path or remote address.
+  """
+  return os.path.expanduser(os.fspath(path))
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-  """Turns what the system says against writing there (no folder, no permission, disk full) into an InputError."""
+  """Turns an operating system error (missing folder, no permission, disk full) into an InputError that names the path.
+
+  Args:
+    path: file or folder that is written inside the context.
+
+  Raises:
+    InputError: the operating system refused to write.
+  """
   try:
     yield
   except OSError as error:
@@ -22,30 +38,34 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 
 def refuse_remote(key: str, path: str | os.PathLike) -> None:
-  """Refuses gs:// and the like where files are appended to and moved.
+  """Refuses gs:// and similar addresses where files are appended to and renamed.
+
+  Args:
+    key: flag or config key that the path comes from, for the error message.
+    path: the path.
 
   Raises:
-    InputError: the path has a scheme.
+    InputError: the path is a remote address.
   """
   if "://" in str(path):
     raise InputError(
-      f"{key}: found {path}, expected a folder of a file system, which all hosts share if there are many"
+      f"{key}: found {path}, expected a folder of a file system; with several hosts, one that all of them share"
     )
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-  """Writes a file beside its place and moves it there; makes the folder where it is missing.
+  """Writes a temporary file in the same folder, then renames it. A missing folder is created.
 
   Args:
     path: the file.
-    write: is given the open file.
+    write: function that writes the content to the open file.
 
   Raises:
-    InputError: it cannot be written.
+    InputError: the file cannot be written.
   """
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the process' number: on hosts that share a folder, each process may be the first of its container.
+    # A process number would not be unique: hosts that share a folder may each run their first process in a container.
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
       with open(unfinished, "wb") as file:

@@ -1,12 +1,14 @@
-"""Colors and labels: SegGPT reads and paints masks as colors, people keep them as class indices.
+"""Palettes: SegGPT reads and predicts masks as colors, people keep them as class indices.
 
-In: label maps with values 0..N-1 and a palette `[N, 3]` of colors 0..255. Out: colored targets, or labels decoded
-from the colors a network painted. Class 0 is the background everywhere.
+In: label maps with values 0..N-1 and a palette `[N, 3]` of colors 0..255. Out: colored targets, or labels decoded from
+predicted colors. Class 0 is always the background. The network sees `fixed_palette` or `sample_palette`; pictures for
+people use `display_palette`.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,57 +16,99 @@ from jaxtyping import Array, Float, Integer, Num, UInt8
 
 from seggpt_jax.typing import AnyArray
 
-IGNORE = 255  # the label of pixels whose class is not known; palettes have at most 255 colors
+IGNORE = 255  # label of pixels whose class is unknown
 
 PALETTE_MODES = ("random", "black_background", "fixed")
 
 
-@functools.cache
-def _spread_colors() -> UInt8[np.ndarray, "256 3"]:
-  """The corners of the color cube, then always the color of a 9 x 9 x 9 lattice that is farthest from all before.
+_MAX_COLORS = 256
 
-  A blend of two corners is never nearest to a third: soft edges between two classes decode to one of the two. From the
-  ninth color on that cannot be had.
-  """
+# Black, then eight colors for the classes that occur most. Class 1 is Okabe and Ito's vermilion. The other seven were
+# found by a search over a 16 x 16 x 16 lattice of colors of medium luminance, for the largest least CIELAB distance
+# among the eight, both for normal vision and as people without red, green or blue cones see them (Machado et al. 2009).
+_DISPLAY_COLORS = (
+  (0, 0, 0),
+  (213, 94, 0),
+  (51, 17, 255),
+  (0, 221, 187),
+  (255, 153, 255),
+  (136, 51, 68),
+  (0, 119, 153),
+  (204, 187, 119),
+  (255, 0, 255),
+)
+
+
+def _color_lattice() -> Float[np.ndarray, "729 3"]:
+  """Returns 9 x 9 x 9 evenly spaced colors."""
   levels = np.linspace(0, 255, 9).round()
-  lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-  # Black and white first, then red, blue, green, yellow, magenta, cyan.
-  chosen = [255.0 * np.array(c) for c in np.array([0, 7, 4, 1, 2, 6, 5, 3])[:, None] >> np.array([2, 1, 0]) & 1]
-  nearest = np.min([np.linalg.norm(lattice - color, axis=1) for color in chosen], axis=0)
-  while len(chosen) < 256:
-    chosen.append(lattice[np.argmax(nearest)])
-    nearest = np.minimum(nearest, np.linalg.norm(lattice - chosen[-1], axis=1))
+  return np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def _extend_palette(
+  first: Iterable[tuple[int, int, int]], candidates: Float[np.ndarray, "m 3"]
+) -> UInt8[np.ndarray, "256 3"]:
+  """Extends a list of colors to 256: the next color is always the candidate farthest from all colors before it."""
+  chosen = [np.asarray(color, np.float64) for color in first]
+  nearest = np.min([np.linalg.norm(candidates - color, axis=1) for color in chosen], axis=0)
+  while len(chosen) < _MAX_COLORS:
+    chosen.append(candidates[np.argmax(nearest)])
+    nearest = np.minimum(nearest, np.linalg.norm(candidates - chosen[-1], axis=1))
   return np.array(chosen).astype(np.uint8)
 
 
-def fixed_palette(num_classes: int) -> UInt8[np.ndarray, "n 3"]:
-  """The palette of inference and of mode "fixed": black, white for the first class, red for the next.
+@functools.cache
+def _fixed_colors() -> UInt8[np.ndarray, "256 3"]:
+  # A blend of two corners of the color cube is never nearest to a third corner, so the first eight classes have no
+  # seams of a third class between them. No ninth color has that property.
+  corners = [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 0, 255), (0, 255, 0), (255, 255, 0), (255, 0, 255)]
+  return _extend_palette([*corners, (0, 255, 255)], _color_lattice())
 
-  A palette of fewer classes is the beginning of one of more; 256 at most.
+
+@functools.cache
+def _display_colors() -> UInt8[np.ndarray, "256 3"]:
+  lattice = _color_lattice()
+  luminance = relative_luminance(lattice)
+  return _extend_palette(_DISPLAY_COLORS, lattice[(luminance > 0.03) & (luminance < 0.64)])
+
+
+def relative_luminance(colors: Num[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b"]:
+  """Returns the relative luminance of sRGB colors as WCAG 2 defines it: 0 for black, 1 for white.
+
+  Args:
+    colors: RGB values, 0..255.
   """
-  return _spread_colors()[:num_classes].copy()
+  values = np.asarray(colors) / 255.0
+  linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+  return linear @ np.array([0.2126, 0.7152, 0.0722])
+
+
+def fixed_palette(num_classes: int) -> UInt8[np.ndarray, "n 3"]:
+  """Returns the palette of inference and of mode "fixed": black, white, red, blue, and so on.
+
+  Args:
+    num_classes: number of classes, background included, up to 256. A smaller palette is the start of a larger one.
+  """
+  return _fixed_colors()[:num_classes].copy()
 
 
 def display_palette(num_classes: int) -> UInt8[np.ndarray, "n 3"]:
-  """Returns colors for pictures that people look at: black background, then colors that are visible on any image.
+  """Returns colors for pictures that people look at: a black background, then colors that stand out on any image.
 
-  The network never sees these colors; it is shown `fixed_palette` or `sample_palette`.
+  No class is nearly black or nearly white. The first eight classes are also distinct for color-blind people. The
+  network never sees these colors.
 
   Args:
-    num_classes: number of classes, background included, 1 to 256.
+    num_classes: number of classes, background included, up to 256. A smaller palette is the start of a larger one.
   """
-  # Okabe and Ito, "Color Universal Design" (2008), ordered so that the first few differ most.
-  first = [(0, 0, 0), (230, 159, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233)]
-  rest = [color for color in _spread_colors()[2:].tolist() if 90 < sum(color) < 675]
-  colors = np.array(first + rest, np.uint8)
-  return np.resize(colors, (max(num_classes, len(colors)), 3))[:num_classes].copy()
+  return _display_colors()[:num_classes].copy()
 
 
 def min_distance(num_classes: int) -> float:
-  """The least Euclidean distance between two colors that `sample_palette` asks for.
+  """Returns the least Euclidean distance between two colors of `sample_palette`.
 
-  N points can be spread over the color cube about 255 / N^(1/3) apart; 0.6 of that is reached by rejection
-  sampling within a few dozen draws and is still far above the noise of a trained network's colors.
+  N points can be placed about 255 / N^(1/3) apart in the color cube. Rejection sampling reaches 0.6 of that within a
+  few dozen draws, which is still far above the noise in the colors of a trained network.
   """
   return 0.6 * 255.0 / num_classes ** (1 / 3)
 
@@ -72,19 +116,20 @@ def min_distance(num_classes: int) -> float:
 def sample_palette(generator: np.random.Generator, num_classes: int, mode: str = "random") -> UInt8[np.ndarray, "n 3"]:
   """Draws the colors of one training pair.
 
-  Random colors for all classes keep the network reading the prompt; a fixed black and white pair was found to
-  collapse to all black in long fine-tunings of the released weights.
+  Random colors for all classes keep the network reading the prompt. With a fixed black and white pair, long
+  fine-tunings of the released weights were found to collapse to all black.
 
   Args:
     generator: source of randomness.
-    num_classes: N, background included.
-    mode: "random" (all classes), "black_background" (black for class 0, random for the others) or "fixed".
+    num_classes: number of classes N, background included.
+    mode: "random" (random colors for all classes), "black_background" (black for class 0, random colors for the
+      others) or "fixed" (`fixed_palette`).
 
   Returns:
-    N colors, any two at least `min_distance(N)` apart unless the mode is "fixed".
+    N colors, each two at least `min_distance(N)` apart unless the mode is "fixed".
 
   Raises:
-    ValueError: unknown mode.
+    ValueError: the mode is unknown.
   """
   if mode == "fixed":
     return fixed_palette(num_classes)
@@ -93,7 +138,7 @@ def sample_palette(generator: np.random.Generator, num_classes: int, mode: str =
   least = min_distance(num_classes)
   colors = [np.zeros(3)] if mode == "black_background" else []
   while len(colors) < num_classes:
-    # Early colors can leave no room for the last ones: then all are drawn anew.
+    # The first colors can leave no room for the last ones; in that case all colors are drawn again.
     candidates = generator.integers(0, 256, (32, 3)).astype(np.float64)
     distances = [np.linalg.norm(candidates - c[None], axis=1) for c in colors]
     nearest = np.min(distances, axis=0) if colors else np.full(32, np.inf)
@@ -106,21 +151,29 @@ def sample_palette(generator: np.random.Generator, num_classes: int, mode: str =
 
 
 def color_labels(labels: Integer[AnyArray, "b h w"], palettes: Num[AnyArray, "b n 3"]) -> Float[Array, "b h w 3"]:
-  """Paints label maps, each with its own palette: the colored target, 0..255 as float32. IGNORE looks like class 0."""
+  """Colors each label map with its own palette.
+
+  Args:
+    labels: class indices; IGNORE gets the color of class 0.
+    palettes: N colors for each label map, 0..255.
+
+  Returns:
+    float32 colors, 0..255.
+  """
   batch = labels.shape[0]
   index = jnp.where(labels == IGNORE, 0, labels.astype(jnp.int32)).reshape(batch, -1, 1)
-  painted = jnp.take_along_axis(palettes.astype(jnp.float32), index, axis=1)
-  return painted.reshape(*labels.shape, 3)
+  colors = jnp.take_along_axis(palettes.astype(jnp.float32), index, axis=1)
+  return colors.reshape(*labels.shape, 3)
 
 
 def decode(colors: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, "b n 3"]) -> Integer[Array, "b h w"]:
-  """The index of the nearest palette color in Euclidean distance, ties to the lower index.
+  """Returns the index of the palette color nearest to each pixel in Euclidean distance, ties to the lower index.
 
-  One pass over the palette with a running minimum: nothing of size `[B, H, W, N]` is ever held, and the compiler
-  fuses all of it into one loop over the pixels.
+  One pass over the palette keeps a running minimum. No array of size `[B, H, W, N]` exists, and the compiler fuses
+  everything into one loop over the pixels.
 
   Args:
-    colors: painted colors, 0..255.
+    colors: predicted colors, 0..255.
     palette: N colors for each sample, 0..255.
 
   Returns:
@@ -135,11 +188,14 @@ def decode(colors: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, "b n 3"]) ->
 
 
 def nearest_distances(colors: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, "b n 3"]) -> Float[Array, "b h w 2"]:
-  """The Euclidean distances to the nearest palette color and to the second nearest; equal where two are as near.
+  """Returns each pixel's Euclidean distances to the nearest and to the second nearest palette color.
 
   Args:
-    colors: painted colors, 0..255.
+    colors: predicted colors, 0..255.
     palette: N >= 2 colors for each sample, 0..255.
+
+  Returns:
+    float32 distances, nearest first; the two are equal where two palette colors are equally near.
   """
   least, second = _squared_distance(colors, palette, 0), jnp.full(colors.shape[:-1], jnp.inf)
   for index in range(1, palette.shape[1]):
@@ -150,8 +206,8 @@ def nearest_distances(colors: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, "
 
 
 def _squared_distance(colors, palette, index: int) -> Float[AnyArray, "b h w"]:
-  """Of every pixel from one color of its palette, float32."""
-  # Squared differences, not |c|^2 - 2cp: exact for whole numbers, so that ties are ties.
+  """Returns the squared distance of every pixel from one color of its palette, float32."""
+  # Squared differences are exact for whole numbers, so ties are ties. The expansion |c|^2 - 2cp is not.
   colors, palette = colors.astype(jnp.float32), palette.astype(jnp.float32)
   red, green, blue = (colors[..., c] - palette[:, None, None, index, c] for c in range(3))
   return red * red + green * green + blue * blue

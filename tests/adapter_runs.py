@@ -1,4 +1,4 @@
-"""What train.py leaves of a run with an adapter, written by its own checkpoints, without the training."""
+"""Run directories of adapters, written with the trainer's own checkpoints but without training."""
 
 from __future__ import annotations
 
@@ -17,30 +17,9 @@ from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.step import TrainState
 
-CONFIG = SegGPTConfig(
-  canvas_size=(32, 16),
-  patch_size=8,
-  posemb_size=2,
-  width=16,
-  depth=2,
-  num_heads=2,
-  mlp_dim=32,
-  merge_block=0,
-  feature_taps=(0, 1),
-  decoder_dim=8,
-)
-
-
-def loud_params(config: SegGPTConfig, seed: int = 0) -> dict[str, np.ndarray]:
-  """Random, and louder than initialization: that paints gray whatever it is shown."""
-  generator = np.random.default_rng(seed)
-  _, shapes = parameters.abstract(config)
-  params = {name: generator.normal(0.0, 0.1, shape.shape).astype(np.float32) for name, shape in shapes.items()}
-  return {name: value + np.float32(name.endswith("scale")) for name, value in params.items()}
-
 
 def learned_params(adapter: Adapter, config: SegGPTConfig, seed: int = 1) -> dict[str, np.ndarray]:
-  """An adapter's parameters as after some training."""
+  """Returns an adapter's parameters as they may be after some training."""
   generator = np.random.default_rng(seed)
   _, shapes = parameters.abstract(config)
   own = adapter.init(shapes, config.canvas_size, jax.random.key(seed))
@@ -54,14 +33,14 @@ def write_run(
   base: str | os.PathLike,
   data: dict[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
-  """A run of three classes with best weights at step 7.
+  """Writes a run of three classes whose best step is 7.
 
   Args:
-    folder: is made.
-    adapter: what was trained.
-    config: the architecture it was trained with.
-    base: the weights it was trained for.
-    data: of its configuration.
+    folder: the new run directory.
+    adapter: the adapter that was trained.
+    config: the architecture that it was trained with.
+    base: the weights that it was trained for.
+    data: section `data` of the run's configuration.
 
   Returns:
     The adapter's parameters.

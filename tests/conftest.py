@@ -26,3 +26,31 @@ from hypothesis import settings
 # The same examples every time: a suite that fails once in twenty runs tells nobody anything. First calls compile.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def config():
+  """The architecture of `model`."""
+  from tests.loud_network import LOUD
+
+  return LOUD
+
+
+@pytest.fixture(scope="session")
+def model(config):
+  """A tiny network that predicts more than gray."""
+  from tests.loud_network import loud_network
+
+  return loud_network(config)
+
+
+@pytest.fixture(scope="session")
+def weights_directory(model, tmp_path_factory):
+  """The weights of `model` on disk."""
+  from seggpt_jax.model import parameters, weights
+
+  directory = tmp_path_factory.mktemp("weights") / "loud"
+  weights.save_weights(directory, parameters.split(model)[1], model.config)
+  return directory

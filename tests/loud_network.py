@@ -1,4 +1,7 @@
-"""The smallest SegGPT that has every part of the large one, with random parameters that paint something."""
+"""Networks with random parameters that predict more than gray.
+
+At the values of initialization a network predicts gray whatever it is shown; these parameters are larger.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,24 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.nano import NANO
 from seggpt_jax.model import parameters
-from seggpt_jax.model.config import VARIANTS
+from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 
-CONFIG = dataclasses.replace(
-  VARIANTS["tiny"],
-  canvas_size=(64, 32),
-  posemb_size=4,
-  width=32,
-  depth=2,
-  num_heads=2,
-  mlp_dim=64,
-  merge_block=0,
-  feature_taps=(0, 1),
-)
+# `NANO` with tiles of 32 x 32 pixels, and wide enough that random parameters predict several classes.
+LOUD = dataclasses.replace(NANO, canvas_size=(64, 32), posemb_size=4, width=32, mlp_dim=64, decoder_dim=16)
 
 
-def build() -> SegGPT:
-  """Louder than initialization: that paints gray whatever it is shown."""
-  generator = np.random.default_rng(0)
-  graph, shapes = parameters.abstract(CONFIG)
+def loud_params(config: SegGPTConfig, seed: int = 0) -> dict[str, np.ndarray]:
+  """Returns random float32 parameters, with the scales of normalization around 1."""
+  generator = np.random.default_rng(seed)
+  _, shapes = parameters.abstract(config)
   params = {name: generator.normal(0.0, 0.1, shape.shape).astype(np.float32) for name, shape in shapes.items()}
-  return parameters.merge(graph, {name: jnp.asarray(value + name.endswith("scale")) for name, value in params.items()})
+  return {name: value + np.float32(name.endswith("scale")) for name, value in params.items()}
+
+
+def loud_network(config: SegGPTConfig = LOUD) -> SegGPT:
+  """Returns a network with the parameters of `loud_params`."""
+  params = {name: jnp.asarray(value) for name, value in loud_params(config).items()}
+  return parameters.merge(parameters.abstract(config)[0], params)

@@ -1,4 +1,4 @@
-"""Transformers' SegGPT with every parameter random, and ours with the same parameters: two networks to compare."""
+"""Pairs of equal networks: transformers' SegGPT with random parameters, and ours with the same parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.loss import masked_smooth_l1
 
 TINY = {
-  # An 8 x 4 grid; the merge after block 2 and four taps, as in the release.
+  # An 8 x 4 grid, with the merge after block 2 and four taps as in the release.
   "square": {
     "image_size": [64, 32],
     "patch_size": 8,
@@ -30,7 +30,7 @@ TINY = {
     "merge_index": 2,
     "intermediate_hidden_state_indices": [2, 3, 4, 5],
   },
-  # A 6 x 3 grid, enlarged from 2 x 2 positions, of patches of 16; two taps.
+  # A 6 x 3 grid of patches of 16, with 2 x 2 stored positions and two taps.
   "coarse": {
     "image_size": [96, 48],
     "patch_size": 16,
@@ -43,7 +43,7 @@ TINY = {
     "merge_index": 1,
     "intermediate_hidden_state_indices": [1, 3],
   },
-  # A 10 x 6 grid, reduced from 11 x 11 positions, whose halves are not square.
+  # A 10 x 6 grid with 11 x 11 stored positions. Its halves are not square.
   "oblong": {
     "image_size": [80, 48],
     "patch_size": 8,
@@ -61,12 +61,12 @@ TINY = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Peers:
-  """The same network twice.
+  """One network in two implementations.
 
   Attributes:
     theirs: transformers' model, in evaluation mode.
     config: our architecture, as the converter inferred it.
-    params: our parameters, as the converter made them.
+    params: our parameters, as the converter returned them.
   """
 
   theirs: SegGptForImageSegmentation
@@ -77,14 +77,14 @@ class Peers:
     graph, _ = parameters.abstract(self.config, dtype=dtype, remat=remat, attention=attention)
     return parameters.merge(graph, params)(images, targets, patch_mask, **call)
 
-  @functools.cache  # noqa: B019 - a few, and the process is a test's
+  @functools.cache  # noqa: B019 - there are few peers, and the process is short
   def jitted(self, **options):
-    """`forward` compiled, as a function of (params, images, targets, patch_mask, **arrays)."""
+    """Returns `forward` compiled, as a function of (params, images, targets, patch_mask, **arrays)."""
     return jax.jit(functools.partial(self.forward, **options))
 
   @functools.cache  # noqa: B019
   def loss_and_gradients(self, **options):
-    """A compiled function of (params, images, targets, patch_mask, **arrays): ((loss, colors), gradients)."""
+    """Returns a compiled function of (params, images, targets, patch_mask, **arrays): ((loss, colors), gradients)."""
 
     def loss(params, images, targets, patch_mask, **arrays):
       colors = self.forward(params, images, targets, patch_mask, **options, **arrays)
@@ -110,7 +110,7 @@ def convert(model: SegGptForImageSegmentation) -> Peers:
 
 @torch.no_grad()
 def randomize(model: torch.nn.Module, seed: int) -> None:
-  """Gives every parameter a value that matters: none is 0 or 1, attention is far from uniform, outputs are O(1)."""
+  """Sets random parameters: none is 0 or 1, attention is far from uniform, and outputs are O(1)."""
   generator = torch.Generator().manual_seed(seed)
   for name, parameter in model.named_parameters():
     noise = torch.empty_like(parameter).normal_(generator=generator)
@@ -128,7 +128,7 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
 
 
 def canvases(config: SegGPTConfig, batch: int, seed: int = 0, canvas_size: tuple[int, int] | None = None):
-  """Random images, targets and a random patch mask that hides about half of all patches."""
+  """Draws images, targets and a patch mask that hides about half of all patches."""
   generator = np.random.default_rng(seed)
   height, width = canvas_size or config.canvas_size
   images, targets = generator.standard_normal((2, batch, height, width, 3)).astype(np.float32)
@@ -141,7 +141,7 @@ def channels_first(array: np.ndarray) -> torch.Tensor:
 
 
 def call_theirs(model: SegGptForImageSegmentation, images, targets, patch_mask, **call: Any):
-  """Transformers' output for our inputs, with the loss of the targets."""
+  """Returns transformers' output for our inputs, with the loss of the targets."""
   x, y = channels_first(images), channels_first(targets)
   half = x.shape[2] // 2
   return model(

@@ -1,7 +1,7 @@
-"""SegGPT once more, slow and obvious: PyTorch in float64, one query after another, straight from a BAAI state dict.
+"""A slow and obvious SegGPT: PyTorch in float64, one query after another, straight from a BAAI state dict.
 
-Written from the description of the network, as the truth where transformers is none: several queries in a batch, the
-feature ensemble, and canvases of another size than the stored one.
+It is written from the description of the network. Tests use it as the reference where transformers cannot be one:
+several queries in a batch, the feature ensemble, and canvases of another size than the stored one.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ def forward(
   seg_type: str = "semantic",
   prompts_per_query: int = 1,
 ) -> np.ndarray:
-  """Colors `[B, H, W, 3]` in float64."""
+  """Predicts colors `[B, H, W, 3]` in float64."""
   weights = {name: torch.from_numpy(np.asarray(value, np.float64)) for name, value in state.items()}
-  painted = []
+  colors = []
   for first in range(0, len(images), prompts_per_query):
     prompts = slice(first, first + prompts_per_query)
     arrays = (torch.from_numpy(np.array(a[prompts], np.float64)) for a in (images, targets))
     mask = torch.from_numpy(np.array(patch_mask[prompts]))
-    painted.append(_one_query(weights, *arrays, mask, merge_block, feature_taps, seg_type))
-  return torch.cat(painted).numpy()
+    colors.append(_one_query(weights, *arrays, mask, merge_block, feature_taps, seg_type))
+  return torch.cat(colors).numpy()
 
 
 def _one_query(weights, images, targets, mask, merge_block, feature_taps, seg_type):
-  """All canvases of one query: `[K, H, W, 3]`."""
+  """Predicts the colors of all canvases of one query, `[K, H, W, 3]`."""
 
   def embed(canvas):
     weight, bias = weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"]
@@ -72,7 +72,7 @@ def _layer_norm(weights, name, x):
 
 
 def _block(weights, block, x):
-  """One block on one stream; the query half of the attention output is averaged over the prompts."""
+  """Runs one block on one stream; the query half of the attention output is averaged over the prompts."""
   attended = _attention(weights, f"{block}attn.", _layer_norm(weights, f"{block}norm1", x))
   half = x.shape[1] // 2
   attended[:, half:] = attended[:, half:].mean(dim=0)
@@ -105,7 +105,7 @@ def _resized(rel_pos, size):
 
 
 def _decode(weights, features):
-  """Linear, pixel shuffle, 3x3 convolution, layer norm over channels, GELU, 1x1 convolution."""
+  """Decodes features: linear, pixel shuffle, 3x3 convolution, layer norm over channels, GELU, 1x1 convolution."""
   channels = weights["decoder_pred.0.weight"].shape[0]
   canvases, rows, cols, _ = features.shape
   values = _linear(weights, "decoder_embed", features)

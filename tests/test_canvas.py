@@ -1,4 +1,4 @@
-"""Canvas geometry: whoever gets these wrong trains on masks that do not lie where the patches are."""
+"""Canvas geometry: a mistake here trains on masks that do not match the patches."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,8 @@
-"""Colors and labels: a palette that cannot be decoded, or is decoded wrongly, costs masks."""
+"""Palettes: colors that cannot be told apart, by the decoder or by a person, make masks useless."""
 
 import itertools
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_black_background_is_black_and_the_rest_random():
 
 def test_random_palettes_use_the_whole_cube_for_every_class():
   drawn = np.array([palette.sample_palette(np.random.default_rng(s), 2, "random") for s in range(1000)]).astype(float)
-  # A uniform color has mean 127.5 and deviation 74; keeping the two apart pushes both outwards a little.
+  # A uniform color has mean 127.5 and deviation 74. The least distance moves both colors outwards a little.
   np.testing.assert_allclose(drawn.mean(axis=0), 127.5, atol=12)
   assert (drawn.std(axis=0) > 65).all()
 
@@ -46,7 +47,7 @@ def test_fixed_palette_is_black_and_white_first_and_always_the_same():
 
 
 def test_soft_edges_between_two_classes_decode_to_one_of_the_two():
-  """Networks blur the seam of two colors, and so does resizing: no third class may appear along it."""
+  """Networks and resizing blur the seam between two colors. No third class may appear along it."""
   colors = palette.fixed_palette(8)
   blends = np.linspace(0, 1, 21)[:, None]
   for first, second in itertools.combinations(range(8), 2):
@@ -57,13 +58,58 @@ def test_soft_edges_between_two_classes_decode_to_one_of_the_two():
     np.testing.assert_allclose(nearest, ends, atol=1e-4)
 
 
+def seen_by(colors):
+  """Returns CIELAB values of colors for normal vision and for people without red, green or blue cones.
+
+  The matrices are Machado et al.'s for severity 1.0 ("A Physiologically-based Model for Simulation of Color Vision
+  Deficiency", 2009), applied to linear RGB.
+  """
+  values = np.asarray(colors) / 255.0
+  linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+  vision = np.array(
+    [
+      np.eye(3),
+      [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+      [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+      [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    ]
+  )
+  seen = np.clip(np.einsum("vij,nj->vni", vision, linear), 0, 1).astype(np.float32)
+  return np.stack([cv2.cvtColor(rgb[None], cv2.COLOR_LRGB2LAB)[0] for rgb in seen])
+
+
+def test_the_first_eight_display_colors_are_distinct_also_for_color_blind_people():
+  """A CIELAB distance of 2.3 is just noticeable; these are at least 25 apart, and 50 for normal vision."""
+  lab = seen_by(palette.display_palette(9)[1:])
+  for values, least in zip(lab, (50, 25, 25, 25), strict=True):
+    assert min(distances(values)) > least
+  assert min(distances(palette.display_palette(9))) > 100
+
+
+def test_display_colors_are_distinct_and_visible_on_black_and_on_white():
+  """Class 1 was white and invisible on pale images. Contrast ratios as WCAG 2 defines them."""
+  colors = palette.display_palette(256)
+  assert colors.shape == (256, 3) and colors.dtype == np.uint8
+  assert len(np.unique(colors, axis=0)) == 256
+  np.testing.assert_array_equal(colors[0], 0)
+  luminance = palette.relative_luminance(colors[1:])
+  on_white, on_black = 1.05 / (luminance + 0.05), (luminance + 0.05) / 0.05
+  assert on_white.min() > 1.5 and on_black.min() > 1.5
+  assert on_white[0] > 3 and on_black[0] > 3
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 9, 30])
+def test_a_smaller_display_palette_is_the_start_of_a_larger_one(num_classes):
+  np.testing.assert_array_equal(palette.display_palette(num_classes), palette.display_palette(256)[:num_classes])
+
+
 def test_unknown_mode_is_refused():
   with pytest.raises(ValueError, match="'gray', expected one of random, black_background, fixed"):
     palette.sample_palette(np.random.default_rng(0), 2, "gray")
 
 
 def obvious_decode(colors, palettes):
-  """Distances of every pixel to every color in float64, then argmin, which takes the first of equals."""
+  """Decodes with the distances of all pixels to all colors in float64 and argmin, which takes the first of equals."""
   difference = colors[:, :, :, None].astype(float) - palettes[:, None, None].astype(float)
   return np.argmin(np.linalg.norm(difference, axis=-1), axis=-1)
 
@@ -84,14 +130,14 @@ def test_decode_gives_ties_to_the_lower_index():
   np.testing.assert_array_equal(palette.decode(jnp.asarray(colors), jnp.asarray(palettes)), [[[0, 0, 1]]])
 
 
-def test_painting_then_decoding_gives_the_labels_back_even_through_noise():
+def test_coloring_then_decoding_gives_the_labels_back_even_through_noise():
   generator = np.random.default_rng(0)
   labels = generator.integers(0, 6, (4, 8, 8), np.uint8)
   palettes = np.stack([palette.sample_palette(generator, 6) for _ in range(4)])
-  painted = palette.color_labels(jnp.asarray(labels), jnp.asarray(palettes))
-  np.testing.assert_array_equal(painted[2], palettes[2][labels[2]])
+  colored = palette.color_labels(jnp.asarray(labels), jnp.asarray(palettes))
+  np.testing.assert_array_equal(colored[2], palettes[2][labels[2]])
   # Noise of less than half the least distance cannot change the nearest color.
-  noise = generator.uniform(-1, 1, painted.shape) * (0.49 * palette.min_distance(6) / 3**0.5)
+  noise = generator.uniform(-1, 1, colored.shape) * (0.49 * palette.min_distance(6) / 3**0.5)
   np.testing.assert_array_equal(
-    palette.decode(painted + jnp.asarray(noise, jnp.float32), jnp.asarray(palettes)), labels
+    palette.decode(colored + jnp.asarray(noise, jnp.float32), jnp.asarray(palettes)), labels
   )

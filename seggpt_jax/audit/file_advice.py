@@ -166,8 +166,8 @@ def _copies(findings: Findings) -> Iterator[Advice]:
     if copies.num_copied:
       first, second, _ = copies.pairs[0]
       yield Advice(
-        f"{copies.num_copied} of {copies.num_compared} images of {copies.second} are also in {copies.first}, or nearly the same "
-        f"({second} is {first}): remove them from one, or scores will look better than they are"
+        f"{copies.num_copied} of {copies.num_compared} images of {copies.second} are also in {copies.first}, or "
+        f"nearly the same ({second} is {first}): remove them from one, or scores will look better than they are"
       )
   for survey in findings.surveys.values():
     same = survey.copies()

@@ -1,0 +1,1 @@
+"""The `seggpt` command: one module for each subcommand, which parses flags and calls one function."""

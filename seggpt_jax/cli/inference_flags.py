@@ -1,7 +1,4 @@
-"""The flags that commands with prompts have in common: how images are shown to the network, how label files are read.
-
-Like those of the original tool they have hyphens; underscores are understood too.
-"""
+"""The flags of `InferenceOptions`, and how label files are read beside trained weights."""
 
 from __future__ import annotations
 
@@ -10,81 +7,65 @@ from typing import get_args
 
 from absl import flags
 
-from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, parse_values
+from seggpt_jax.cli.label_flags import label_values
+from seggpt_jax.cli.runner import naming_flags
+from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.options import Flips, InferenceOptions
 from seggpt_jax.inference.queries import label_format
 from seggpt_jax.model.seggpt import SegType
 
-APPROACH = ("split", "overlap", "stitch-width", "flips", "foreground-tiles", "seg-type")
-LABELS = ("labels", "threshold", "table", "ignore")
+OPTION_NAMES = ("split", "overlap", "stitch_width", "flips", "foreground_tiles", "seg_type")
 
 
-def define_approach_flags() -> None:
-  """Defines those of `InferenceOptions`."""
-  flags.DEFINE_list(
-    "split",
-    "1",
-    "Cuts queries and prompts into n x n tiles, for small things; of several, such as 1,2,4, the mean decides.",
-  )
-  flags.DEFINE_float(
-    "overlap", 0.0, "The share of a tile's side, 0 to 0.9, that tiles of the query overlap by; they are blended."
-  )
-  flags.DEFINE_integer("stitch-width", 0, "Paints the seams between tiles again, this many patches on each side.")
-  flags.DEFINE_enum("flips", "none", get_args(Flips), "Also looks at mirror images.")
-  flags.DEFINE_bool("foreground-tiles", False, "Leaves out tiles of prompts without foreground.")
-  flags.DEFINE_enum("seg-type", "semantic", get_args(SegType), "What the prompts mark.")
+def define_option_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of `InferenceOptions` and returns them as one group."""
+  holders = [
+    flags.DEFINE_list(
+      "split",
+      "1",
+      "Cut queries and prompts into N x N tiles, so that small objects are seen larger. With several numbers, such as "
+      "1,2,4, the predictions are averaged.",
+    ),
+    flags.DEFINE_float(
+      "overlap", 0.0, "Share of a tile's side, 0 to 0.9, that neighboring tiles of a query overlap by; blended."
+    ),
+    flags.DEFINE_integer(
+      "stitch_width", 0, "Predict the seams between tiles again, in bands of this many patches on each side of a seam."
+    ),
+    flags.DEFINE_enum("flips", "none", get_args(Flips), "Average predictions over mirrored copies."),
+    flags.DEFINE_bool("foreground_tiles", False, "Leave out tiles of prompts that have no foreground."),
+    flags.DEFINE_enum("seg_type", "semantic", get_args(SegType), "Whether prompts mark a class or single instances."),
+  ]
+  return {"Tiles and averaging": holders}
 
 
-def approach_from_flags() -> InferenceOptions:
-  """What the flags describe.
+def options_from_flags() -> InferenceOptions:
+  """Returns the options that the flags describe.
 
   Raises:
-    InputError: they do not fit together.
+    InputError: the flags do not go together.
   """
-  split, *others = (flags.FLAGS[name].value for name in APPROACH)
+  split, *others = (flags.FLAGS[name].value for name in OPTION_NAMES)
   try:
     splits = [int(text) for text in split]
   except ValueError as error:
     raise InputError(f"--split: found {','.join(split)}, expected a number, or several such as 1,2,4") from error
-  return InferenceOptions(tuple(splits), *others)
+  with naming_flags():
+    return InferenceOptions(tuple(splits), *others)
 
 
-def define_label_flags() -> None:
-  """Defines those of `LabelFormat`."""
-  flags.DEFINE_enum(
-    "labels",
-    None,
-    LABEL_MODES,
-    "How label files are read: values are class indices, above --threshold is class 1, or the i-th value or color of "
-    "--table is class i; by default as in training.",
-  )
-  flags.DEFINE_integer(
-    "threshold", None, "For binary labels, 0 by default or as in training; 127 suits masks stored as JPEG.", 0, 255
-  )
-  flags.DEFINE_string("table", None, "For table labels: 0,128,255 or colors, (0,0,0),(255,0,0).")
-  flags.DEFINE_string("ignore", None, "Values or colors of labels that are not scored, as in --table.")
-
-
-def label_format_from_flags(model_path: str | os.PathLike) -> LabelFormat:
-  """How label files are read, which is also printed; see `queries.label_format`.
+def trained_label_format(model_path: str | os.PathLike) -> LabelFormat:
+  """Returns how label files are read, by the flags or else as in training, and prints it.
 
   Args:
-    model_path: weights, a training run, or an adapter's.
+    model_path: weights, a training run, or the run of an adapter.
 
   Raises:
-    InputError: the flags do not fit together.
+    InputError: the flags do not go together.
   """
-  mode, threshold, *values = (flags.FLAGS[name].value for name in LABELS)
-  table, ignore = (
-    None if value is None else parse_values(value, f"--{name}") for name, value in zip(LABELS[2:], values, strict=True)
-  )
-  labels = label_format(model_path, mode, threshold, table, ignore)
+  values = label_values()
+  with naming_flags():
+    labels = label_format(model_path, values["labels"], values["threshold"], values["table"], values["ignore"])
   print(f"labels are read as {labels}")
   return labels
-
-
-def define_aliases() -> None:
-  """Lets every flag with hyphens be written with underscores, which is absl's habit."""
-  for name in [name for name in flags.FLAGS if "-" in name]:
-    flags.DEFINE_alias(name.replace("-", "_"), name)

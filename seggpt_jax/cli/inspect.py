@@ -1,11 +1,10 @@
-r"""Tells everything about a segmentation dataset that decides whether training will work.
+"""Checks a segmentation dataset before training, and prints a report with advice and the command that trains on it.
 
-  python -m seggpt_jax.data.inspect --path DATASET
-  python -m seggpt_jax.data.inspect --path DATASET --groups=prefix:_ --labels=index --num_classes=3 --outdir=OUT
+  seggpt inspect --path DATASET
+  seggpt inspect --path DATASET --groups=prefix:_ --labels=index --num-classes=3 --outdir=OUT
 
-Prints a report with advice, and writes it to OUT/inspect.json and samples with their labels to OUT/inspect.png. How the
-dataset is laid out and its labels are meant is found out where no flag says it; so is the number of classes. Wrong
-files stop nothing: all of them are listed.
+Writes the report to OUT/inspect.json and samples with their labels to OUT/inspect.png. Layout, label format and number
+of classes are found out unless flags give them. Unreadable files do not stop the command: all of them are listed.
 """
 
 from __future__ import annotations
@@ -21,26 +20,38 @@ from seggpt_jax.audit.contact_sheet import draw_samples
 from seggpt_jax.audit.findings import audit_dataset
 from seggpt_jax.audit.report import as_facts, as_text
 from seggpt_jax.audit.sample_files import guess_kind
-from seggpt_jax.cli import dataset_flags
 from seggpt_jax.cli.dataset_flags import dataset_from_flags, define_dataset_flags, parse_splits
-from seggpt_jax.data.labels import IGNORE
-from seggpt_jax.errors import InputError, run_main
+from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.runner import is_given
+from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole
 
+_GUESSED = ("kind", "num_classes", "labels", "threshold", "table", "ignore")
 
-def _command(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
+
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of the command."""
+  return {
+    **define_dataset_flags(guess=True),
+    "Inspection": [
+      flags.DEFINE_list("split", ["train", "val"], "Splits to inspect, the one to train on first."),
+      flags.DEFINE_string("groups", "", "How samples form groups: prefix:SEP, folder, field:KEY, csv:FILE or classes."),
+      flags.DEFINE_integer("max_images", 0, "Read only this many images of each split, evenly spread; 0 reads all.", 0),
+      define_path("outdir", "Folder for inspect.json and inspect.png.", default="inspect"),
+    ],
+  }
+
+
+def main() -> None:
+  """Inspects the dataset that the flags name."""
   values = flags.FLAGS
+  given = frozenset(name for name in _GUESSED if is_given(name))
+  if "labels" not in given and (alone := given & {"threshold", "table", "ignore"}):
+    raise InputError(f"--{min(alone)}: found without --labels, expected --labels with it")
   dataset = dataset_from_flags()
-  names = ("kind", "num_classes", "labels", "threshold", "table", "ignore")
-  given = frozenset(name for name in names if flags.FLAGS[name].present)
-  if "labels" not in given and given & {"threshold", "table", "ignore"}:
-    raise InputError(f"--{min(given & {'threshold', 'table', 'ignore'})}: found it alone, expected --labels with it")
   if "kind" not in given:
     dataset = dataclasses.replace(dataset, kind=guess_kind(dataset.path))
-  splits = parse_splits(values.split)
-  findings = audit_dataset(dataset, splits, given, values.groups, values.max_images)
+  findings = audit_dataset(dataset, parse_splits(values.split), given, values.groups, values.max_images)
   advice = advise(findings)
   facts = as_facts(findings)
   facts["advice"] = [each.text for each in advice]
@@ -53,15 +64,3 @@ def _command(argv: list[str]) -> None:
   write_whole(outdir / "inspect.png", lambda file: sheet.save(file, "PNG"))
   print(as_text(facts))
   print(f"\nwritten: {outdir / 'inspect.json'}, {outdir / 'inspect.png'}")
-
-
-if __name__ == "__main__":
-  define_dataset_flags()
-  flags.adopt_module_key_flags(dataset_flags)
-  # The number of classes is found out where it is not given.
-  flags.FLAGS.set_default("num_classes", IGNORE)
-  flags.DEFINE_list("split", ["train", "val"], "Parts to inspect, the one to train on first.")
-  flags.DEFINE_string("groups", "", "What a group is: prefix:SEP, folder, field:KEY, csv:FILE or classes.")
-  flags.DEFINE_string("outdir", "inspect", "Folder of inspect.json and inspect.png.")
-  flags.DEFINE_integer("max_images", 0, "Read only so many of each split, evenly spread; 0 reads all.", 0)
-  run_main(_command)

@@ -1,27 +1,30 @@
-"""Merges a LoRA into the weights it was trained for: plain weights, as any others.
+"""Merges a LoRA into the weights it was trained for, and writes plain weights.
 
-python -m seggpt_jax.model.merge WEIGHTS RUN OUTPUT
+seggpt merge weights/vit_large runs/lora weights/mine
 """
 
 from __future__ import annotations
 
-from seggpt_jax.errors import InputError, run_main
+from absl import flags
+
+from seggpt_jax.errors import InputError
 from seggpt_jax.model import weights
 from seggpt_jax.model.adapter_files import adapted_params, load_adapter
 from seggpt_jax.model.adapters import LoRA
 
+ARGUMENTS = ("WEIGHTS", "RUN", "OUTPUT")
 
-def main(argv: list[str]) -> None:
-  if len(argv) != 4:
-    raise InputError(f"found {len(argv) - 1} arguments, expected three: WEIGHTS RUN OUTPUT")
-  _, base, run, output = argv
+
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines no flags: the command has none."""
+  return {}
+
+
+def main(base: str, run: str, output: str) -> None:
+  """Merges the adapter of a run into its base weights."""
   weights.check_new(output)
   stored = load_adapter(run)
   if not isinstance(stored.adapter, LoRA):
-    raise InputError(f"{run}: found a learned prompt, expected a LoRA: a prompt is no part of the weights")
+    raise InputError(f"{run}: found a learned prompt, expected a LoRA: a prompt cannot be merged into weights")
   weights.save_weights(output, adapted_params(base, stored), stored.config)
   print(f"{output}: {base} with {len(stored.params) // 2} kernels updated by {run}")
-
-
-if __name__ == "__main__":
-  run_main(main)

@@ -1,18 +1,25 @@
-"""Takes the weights of a training run into the package, where `load_model(NAME)` finds them.
+"""Copies the weights of a training run into the package, where `load_model(NAME)` finds them; for maintainers.
 
-python -m seggpt_jax.model.pack RUN small
+python -m seggpt_jax.cli.pack runs/small_96 small
 """
 
 from __future__ import annotations
 
-from seggpt_jax.errors import InputError, run_main
+from absl import flags
+
+from seggpt_jax.cli.main import run
 from seggpt_jax.model import packaged, weights
 
+ARGUMENTS = ("RUN_OR_WEIGHTS", "NAME")
 
-def main(argv: list[str]) -> None:
-  if len(argv) != 3:
-    raise InputError(f"found {len(argv) - 1} arguments, expected two: RUN_OR_WEIGHTS NAME")
-  _, source, name = argv
+
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines no flags: the command has none."""
+  return {}
+
+
+def main(source: str, name: str) -> None:
+  """Copies weights into the package under a name."""
   config = weights.load_config(source)
   path = packaged.path_of(name)
   packaged.write(path, weights.load_params(source, config), config)
@@ -20,4 +27,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  run_main(main)
+  run("seggpt_jax.cli.pack", "python -m seggpt_jax.cli.pack")

@@ -1,4 +1,4 @@
-"""A source that remembers: decoded samples are kept up to a number of bytes, the least recently used go first."""
+"""A source that keeps decoded samples in memory, up to a number of bytes. The least recently used are dropped first."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from seggpt_jax.data.sources import Sample, Source
 
 
 class CachedSource:
-  """Keeps decoded samples of another source; see `Source`. Safe to read from several threads.
+  """Keeps decoded samples of another source. Implements `Source`; several threads may read it.
 
   Args:
-    source: where samples come from.
-    limit: bytes of pixels and labels to keep at most, in each process that reads.
+    source: the samples.
+    limit: largest number of bytes of images and labels to keep, in each process that reads.
   """
 
   def __init__(self, source: Source, limit: int):
@@ -40,7 +40,7 @@ class CachedSource:
         self._samples.move_to_end(index)
         return self._samples[index]
     sample = self._source[index]
-    # Whoever reads it next gets the same arrays.
+    # Read-only, because later readers get the same arrays.
     for array in (sample["image"], sample["label"]):
       array.flags.writeable = False
     with self._lock:
@@ -64,7 +64,7 @@ class CachedSource:
     return self._source.field(index, key)
 
   def __getstate__(self) -> dict:
-    """Worker processes start with an empty one."""
+    """Returns the state for a worker process, which starts with an empty cache."""
     return {"_source": self._source, "_limit": self._limit}
 
   def __setstate__(self, state: dict) -> None:

@@ -1,8 +1,8 @@
-"""Which classes each sample of a source holds, found out once: label files in, one table out."""
+"""The classes in each sample of a source: label files in, one table out, which can be kept in a file."""
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -13,35 +13,35 @@ from jaxtyping import Bool
 from tqdm import tqdm
 
 from seggpt_jax.data.labels import classes_in
+from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import write_whole
+from seggpt_jax.files import expand, write_whole
 
 _THREADS = os.cpu_count() or 1
-_BLOCK = 1024
 
 
 def sample_classes(source: Source, index: int) -> tuple[int, ...]:
-  """The classes of one sample but the background, from what the source knows or from its label.
+  """Returns the foreground classes in one sample. The label is read if the source does not know them.
 
   Raises:
-    InputError: the label has to be read and cannot be.
+    InputError: the label cannot be read.
   """
   known = source.classes(index)
   return classes_in(source.label(index)) if known is None else known
 
 
 def has_foreground(source: Source, skip: Callable[[InputError], None] | None = None) -> bool:
-  """Whether any sample holds a class; looks no further than the first one that does.
+  """Returns True if any sample has a foreground class. The search stops at the first one.
 
   Args:
     source: the samples.
-    skip: is told of labels that cannot be read; without it they are raised.
+    skip: called with the error of each label that cannot be read; None raises the first one.
 
   Raises:
-    InputError: a label cannot be read.
+    InputError: a label cannot be read, and `skip` is None.
   """
-  # Golden-ratio steps visit each sample once and are soon everywhere: empty images often come in runs.
+  # Golden-ratio steps visit each sample once and soon cover the whole range. Empty images often come in long sequences.
   count = len(source)
   step = next(s for s in range(max(round(count * 0.618), 1), 2 * count + 2) if np.gcd(s, count) == 1)
   for place in tqdm(range(count), desc="looking for foreground", unit="label", delay=2.0, leave=False):
@@ -58,19 +58,20 @@ def has_foreground(source: Source, skip: Callable[[InputError], None] | None = N
 def scan_classes(
   source: Source, cache: str | os.PathLike | None = None, skip: Callable[[InputError], None] | None = None
 ) -> Bool[np.ndarray, "samples classes"]:
-  """Which classes each sample holds; reads every label, unless the source knows.
+  """Finds the foreground classes in every sample. All labels are read if the source does not know them.
 
   Args:
     source: the samples.
-    cache: a file to keep the table in. It is used again as long as the samples' names and the number of classes are
-      those it was made of; delete it after changing labels.
-    skip: is told of labels that cannot be read, whose samples then hold nothing; without it they are raised.
+    cache: file that keeps the table. It is reused while the samples' names and the number of classes stay the same;
+      delete it after changing labels. None keeps nothing.
+    skip: called with the error of each label that cannot be read, whose sample then has no classes; None raises the
+      first one.
 
   Returns:
-    A table with the background's column, which stays False.
+    A table that is True where a sample has a class. Column 0, the background, is False.
 
   Raises:
-    InputError: a label cannot be read, or the cache cannot be written.
+    InputError: a label cannot be read and `skip` is None, or the cache cannot be written.
   """
   count = len(source)
   table = np.zeros((count, source.num_classes), bool)
@@ -82,29 +83,20 @@ def scan_classes(
   for index in range(count):
     names.update(source.name(index).encode() + b"\0")
   made_of = f"{source.num_classes} {names.hexdigest()}"
-  if cache is not None and Path(cache).exists():
+  cache = None if cache is None else Path(expand(cache))
+  if cache is not None and cache.exists():
     with np.load(cache) as stored:
       if str(stored["made_of"]) == made_of:
         return stored["table"]
-
-  def read(index: int) -> InputError | None:
-    try:
-      table[index, list(sample_classes(source, index))] = True
-    except InputError as error:
-      return error
-    return None
-
-  bar = tqdm(total=count, desc="reading labels", unit="label", delay=2.0, leave=False)
-  with bar, concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    # A block at a time: a future weighs more than the result of its sample.
-    for start in range(0, count, _BLOCK):
-      for error in pool.map(read, range(start, min(start + _BLOCK, count))):
-        bar.update()
-        if error is None:
-          continue
+  results = read_ahead(lambda i: sample_classes(source, i), range(count), threads=_THREADS, ahead=16 * _THREADS)
+  with contextlib.closing(results):
+    for index, result in tqdm(results, desc="reading labels", unit="label", total=count, delay=2.0, leave=False):
+      try:
+        table[index, list(result.result())] = True
+      except InputError as error:
         if skip is None:
-          raise error
+          raise
         skip(error)
   if cache is not None:
-    write_whole(Path(cache), lambda file: np.savez_compressed(file, table=table, made_of=np.array(made_of)))
+    write_whole(cache, lambda file: np.savez_compressed(file, table=table, made_of=np.array(made_of)))
   return table

@@ -1,4 +1,4 @@
-"""Images with COCO annotations: polygons and run lengths in one JSON file in, samples out."""
+"""COCO datasets as a source: one JSON file with polygons and run lengths in, samples out."""
 
 from __future__ import annotations
 
@@ -13,44 +13,46 @@ from jaxtyping import UInt8
 from seggpt_jax.data.images import decode_image, read_bytes, remote_or_local
 from seggpt_jax.data.labels import IGNORE
 from seggpt_jax.data.sources import Sample, check_size
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, one_line
 
-# Polygons as arrays of x0, y0, x1, y1, ... in pixels; run lengths uncompressed as an array, compressed as bytes.
+# Polygons are arrays of x0, y0, x1, y1, ... in pixels. Run lengths are an array, or bytes if they are compressed.
 Outline = tuple[np.ndarray, ...] | np.ndarray | bytes
 
 
 class _Annotation(NamedTuple):
-  """An object, as it comes out of the file; its class replaces the category later."""
+  """An object as the file describes it, with its category."""
 
   image_id: int | str
   category_id: int | str
   crowd: bool
   outline: Outline
-  size: tuple[int, int] | None  # height and width that run lengths are of
+  size: tuple[int, int] | None  # height and width that run lengths refer to
 
 
 class _Object(NamedTuple):
+  """An object with its class."""
+
   class_index: int
   crowd: bool
   outline: Outline
 
 
 class CocoSource:
-  """Samples of a COCO dataset; see `sources.Source`.
+  """Samples of a COCO dataset. Implements `EncodedSource`.
 
   The annotations are `annotations/instances_SPLIT.json` with the images in `SPLIT/`, or `SPLIT/_annotations.coco.json`
-  with the images beside it. Categories sorted by id are classes 1, 2, ... Of overlapping objects the smaller is on top.
-  Crowd regions are IGNORE where no object lies. Images without annotations are background. A sample's name is its
-  image's file name without ending.
+  with the images beside it. Categories sorted by id become classes 1, 2, ... Where objects overlap, the smaller one is
+  on top. Crowd regions are IGNORE where they have no object on top. Images without annotations are all background. A
+  sample's name is the file name of its image without extension.
 
   Args:
-    path: the folder, local or remote.
-    split: name of the part, such as train2017.
-    num_classes: N, background included.
-    class_names: categories that are classes 1, 2, ...; all others are background. () takes all categories.
+    path: folder, local or remote.
+    split: part of the dataset, such as train2017.
+    num_classes: number of classes, background included.
+    class_names: categories that become classes 1, 2, ...; all others are background. () takes all categories.
 
   Raises:
-    InputError: the annotations are missing, damaged, of more classes than N, or pycocotools is not installed.
+    InputError: the annotations are missing, damaged or have too many classes, or pycocotools is not installed.
   """
 
   def __init__(self, path: str | os.PathLike, split: str, num_classes: int, class_names: Sequence[str] = ()):
@@ -76,7 +78,7 @@ class CocoSource:
   def __getitem__(self, index: int) -> Sample:
     image = decode_image(*self.encoded_image(index))
     label = self.label(index)
-    # What differs is the size in the annotations, not a file of its own.
+    # The size in the annotations is wrong, so the message names the annotation file.
     check_size(label, image.shape[:2], f"{self._where}: {self._entry(index)['file_name']}")
     return {"image": image, "label": label, "name": self.name(index)}
 
@@ -111,7 +113,7 @@ class CocoSource:
 
 
 def _mask_module():
-  """pycocotools.mask: what the annotations mean is what it makes of them."""
+  """Returns pycocotools.mask, which defines the meaning of COCO outlines."""
   try:
     from pycocotools import mask
   except ImportError as error:
@@ -120,6 +122,7 @@ def _mask_module():
 
 
 def _annotation_file(path: str | os.PathLike, split: str) -> str:
+  """Finds the annotation file of a split."""
   directory = remote_or_local(path)
   places = [directory / "annotations" / f"instances_{split}.json", directory / split / "_annotations.coco.json"]
   for place in places:
@@ -129,7 +132,7 @@ def _annotation_file(path: str | os.PathLike, split: str) -> str:
 
 
 def _parse(where: str) -> dict[str, Any]:
-  """The file, its annotations packed while it is parsed: as Python lists the outlines would take ten times as much."""
+  """Parses the file and packs its annotations on the way, because outlines as lists would need ten times the memory."""
   try:
     content = json.loads(read_bytes(where), object_hook=lambda entry: _pack(entry, where))
   except (ValueError, RecursionError) as error:
@@ -145,7 +148,7 @@ def _parse(where: str) -> dict[str, Any]:
 
 
 def _pack(entry: dict[str, Any], where: str) -> Any:
-  """An annotation as arrays; anything else as it is."""
+  """Turns an annotation into arrays and leaves every other JSON object as it is."""
   if "image_id" not in entry or "category_id" not in entry:
     return entry
   found = entry.get("segmentation")
@@ -163,8 +166,7 @@ def _pack(entry: dict[str, Any], where: str) -> Any:
       raise ValueError("none")
   except (KeyError, ValueError, TypeError) as error:
     raise InputError(
-      f"{where}: annotation {entry.get('id')}: found segmentation {' '.join(str(error).split())}, expected polygons or "
-      "run lengths"
+      f"{where}: annotation {entry.get('id')}: found segmentation {one_line(error)}, expected polygons or run lengths"
     ) from error
   return _Annotation(entry["image_id"], entry["category_id"], bool(entry.get("iscrowd", 0)), outline, size)
 
@@ -172,7 +174,7 @@ def _pack(entry: dict[str, Any], where: str) -> Any:
 def _classes(
   categories: list[dict[str, Any]], num_classes: int, class_names: Sequence[str], where: str
 ) -> dict[int | str, int]:
-  """Class of each category id, 0 for those that are background."""
+  """Returns the class of each category id, 0 for categories that are background."""
   names = {category["id"]: str(category["name"]) for category in categories}
   if class_names:
     for name in class_names:
@@ -191,7 +193,7 @@ def _classes(
 
 
 def _by_name(images: Any, where: str) -> dict[str, dict[str, Any]]:
-  """Entries of images by the file's name without ending, sorted."""
+  """Returns the entries of images by file name without extension, sorted."""
   found: dict[str, dict[str, Any]] = {}
   for image in images:
     file_name, height, width = image["file_name"], image["height"], image["width"]
@@ -207,7 +209,7 @@ def _by_name(images: Any, where: str) -> dict[str, dict[str, Any]]:
 def _by_image(
   annotations: list[Any], images: dict[Any, dict[str, Any]], class_of: dict[int | str, int], where: str
 ) -> dict[int | str, list[_Object]]:
-  """Objects of each image; those of the background are left out."""
+  """Returns the objects of each image, without those of background categories."""
   objects: dict[int | str, list[_Object]] = {}
   for annotation in annotations:
     if not isinstance(annotation, _Annotation):
@@ -229,19 +231,19 @@ def _by_image(
 
 
 def _draw(objects: Sequence[_Object], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-  """Label map of the objects of one image of that height and width."""
+  """Draws the objects of one image into a label map of the given height and width."""
   mask = _mask_module()
   encoded = [_run_lengths(each.outline, size) for each in objects]
   areas = [float(mask.area(each)) for each in encoded]
   label = np.zeros(size, np.uint8)
-  # Crowds lie under everything, small objects on large ones.
+  # Crowds come first, then objects from large to small, because later ones cover earlier ones.
   for i in sorted(range(len(objects)), key=lambda i: (not objects[i].crowd, -areas[i])):
     label[mask.decode(encoded[i]) > 0] = IGNORE if objects[i].crowd else objects[i].class_index
   return label
 
 
 def _run_lengths(outline: Outline, size: tuple[int, int]) -> dict[str, Any]:
-  """Compressed run lengths, as pycocotools has them."""
+  """Returns an outline as compressed run lengths in the form that pycocotools uses."""
   mask = _mask_module()
   if isinstance(outline, bytes):
     return {"counts": outline, "size": list(size)}

@@ -1,4 +1,4 @@
-"""A dataset by the name of its kind and its path: what a configuration or a command line says in, a `Source` out."""
+"""Datasets by kind and path: the values of a config or a command line in, a `Source` out."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import os
 
 import numpy as np
 
-from seggpt_jax.data import sources
+from seggpt_jax.data import layouts
+from seggpt_jax.data.coco import CocoSource
 from seggpt_jax.data.images import remote_or_local
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.records import RecordSource
 from seggpt_jax.data.sources import FileSource, Item, Source, Subset
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import expand
 
 KINDS = {
   "folder": "SPLIT/images/NAME.* and SPLIT/labels/NAME.*",
@@ -19,22 +22,22 @@ KINDS = {
   "masks": "one mask file for each class or instance: SPLIT/images/NAME.* and SPLIT/labels/NAME/*.png, "
   "SPLIT/labels/CLASS/NAME.*, or SPLIT/NAME/{images,masks}/*.png",
   "coco": "annotations/instances_SPLIT.json with SPLIT/*.jpg, or SPLIT/_annotations.coco.json beside its images",
-  "tfds": "a TFDS dataset in ArrayRecord format, for example of `python -m seggpt_jax.data.prepare`",
+  "tfds": "a TFDS dataset in ArrayRecord format, for example one that `seggpt prepare` wrote",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """Where labeled images are, and how to read them.
+  """Location of labeled images and how to read them.
 
   Attributes:
     kind: one of `KINDS`.
-    path: the folder, local or remote.
-    num_classes: N, background included.
-    label_format: how labels are read.
-    class_names: of classes 1, 2, ... for masks and COCO categories; () takes them as they come.
-    image_key: the image in a record of a TFDS dataset.
-    label_key: the label, likewise.
+    path: folder, local or remote.
+    num_classes: number of classes, background included.
+    label_format: meaning of the label files.
+    class_names: names of classes 1, 2, ... for masks and COCO categories; () takes all of them.
+    image_key: key of the image in a record of a TFDS dataset.
+    label_key: key of the label in a record of a TFDS dataset.
   """
 
   kind: str
@@ -47,15 +50,15 @@ class Dataset:
 
 
 def open_dataset(dataset: Dataset, split: str, limit: int = -1) -> Source:
-  """One split of a dataset; only names are read.
+  """Opens one split of a dataset. File names are read, images and labels are not.
 
   Args:
-    dataset: what and where.
-    split: name of the part, such as train or val.
-    limit: take only the first so many samples by name; -1 takes all.
+    dataset: location and format.
+    split: part of the dataset, such as train or val.
+    limit: number of samples to take, first by name; -1 takes all.
 
   Raises:
-    InputError: it is not there, or its files do not fit together.
+    InputError: the dataset is missing, or its files do not fit together.
   """
   if dataset.kind not in KINDS:
     raise InputError(f"dataset: found kind {dataset.kind!r}, expected one of {', '.join(KINDS)}")
@@ -66,34 +69,28 @@ def open_dataset(dataset: Dataset, split: str, limit: int = -1) -> Source:
 
 
 def _open(dataset: Dataset, split: str) -> Source:
-  dataset = dataclasses.replace(dataset, path=os.path.expanduser(dataset.path))
+  path = expand(dataset.path)
   if dataset.kind == "coco":
-    from seggpt_jax.data.coco import CocoSource
-
-    return CocoSource(dataset.path, split, dataset.num_classes, dataset.class_names)
+    return CocoSource(path, split, dataset.num_classes, dataset.class_names)
   if dataset.kind == "tfds":
-    from seggpt_jax.data.records import RecordSource
-
-    return RecordSource(
-      dataset.path, split, dataset.num_classes, dataset.label_format, dataset.image_key, dataset.label_key
-    )
+    return RecordSource(path, split, dataset.num_classes, dataset.label_format, dataset.image_key, dataset.label_key)
   return FileSource(list_items(dataset, split), dataset.num_classes, dataset.label_format)
 
 
 def list_items(dataset: Dataset, split: str, problems: list[str] | None = None) -> list[Item]:
-  """The files of one split of a dataset in folders.
+  """Lists the files of one split of a dataset.
 
   Args:
-    dataset: of one of the kinds that are folders of files.
-    split: name of the part.
-    problems: is given what is wrong with files, which then are left out instead of refused.
+    dataset: a dataset of kind folder, class_folders or masks.
+    split: part of the dataset.
+    problems: list for descriptions of files that do not fit, which are then left out; None raises at the first one.
 
   Raises:
-    InputError: files are not there or do not fit together.
+    InputError: files are missing or do not fit together.
   """
-  directory = os.path.join(dataset.path, split)
+  directory = os.path.join(expand(dataset.path), split)
   if dataset.kind == "class_folders":
-    return sources.class_folder_layout(directory, problems)
+    return layouts.class_folder_layout(directory, problems)
   if dataset.kind == "masks":
-    return sources.mask_layout(directory, dataset.class_names, problems)
-  return sources.folder_layout(directory, problems)
+    return layouts.mask_layout(directory, dataset.class_names, problems)
+  return layouts.folder_layout(directory, problems)

@@ -1,10 +1,9 @@
-"""Which samples belong together, such as the images of one patient: names of groups, and a division by whole groups."""
+"""Groups of samples that belong together, such as the images of one patient, and a split that keeps groups whole."""
 
 from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,26 +15,29 @@ from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError
 
 SPECS = (
-  "prefix:SEP (the name up to the last SEP), folder (the folder in the name), field:KEY (of a record), "
-  "csv:FILE (columns name,group), classes (which a sample holds)"
+  "prefix:SEP (the name up to the last SEP), folder (the folder in the name), field:KEY (a field of the record), "
+  "csv:FILE (columns name,group), classes (the set of classes in the sample)"
 )
 
 
 def group_names(source: Source, spec: str) -> list[str]:
-  """The group of every sample.
+  """Returns the name of each sample's group.
 
   Args:
     source: the samples.
-    spec: "" puts all in one group "". "prefix:SEP" takes the last part of the name up to the last SEP, or all of it;
-      "folder" what stands before it. "field:KEY" is `source.field`. "csv:FILE" has a header and columns name and group.
-      "classes" is the set of classes but the background, such as "1+3"; where the source does not know them, labels are
-      read.
+    spec: rule for the group of the sample `street/p7_0001`:
+      "": one group for all samples, with the name "".
+      "prefix:_": `p7`, the file name up to the last separator, or all of it if it has none.
+      "folder": `street`, the part before the file name.
+      "field:KEY": `source.field(index, KEY)`.
+      "csv:FILE": the entry of a CSV file with a header and the columns name and group.
+      "classes": the foreground classes in the sample, such as "1+3". Labels are read if the source does not know them.
 
   Returns:
-    One name for each sample; equal ones are one object.
+    One name for each sample. Equal names are the same object.
 
   Raises:
-    InputError: the specification is none of these, or says nothing for a sample.
+    InputError: the rule has another form, or gives no group for a sample.
   """
   kind, _, argument = spec.partition(":")
   if spec == "":
@@ -56,7 +58,7 @@ def group_names(source: Source, spec: str) -> list[str]:
 
 
 def _interned(names) -> list[str]:
-  """Equal strings become one: a million samples of a hundred groups hold a hundred strings."""
+  """Returns the names with equal strings as one object: a million samples in 100 groups then need 100 strings."""
   known: dict[str, str] = {}
   return [known.setdefault(name, name) for name in names]
 
@@ -69,7 +71,7 @@ def _prefix(name: str, separator: str) -> str:
 
 def _listed(source: Source, path: str) -> list[str]:
   try:
-    rows = csv.DictReader(read_bytes(os.path.expanduser(path)).decode("utf-8-sig").splitlines())
+    rows = csv.DictReader(read_bytes(path).decode("utf-8-sig").splitlines())
     columns = rows.fieldnames or []
     if not {"name", "group"} <= set(columns):
       raise InputError(f"{path}: found columns {', '.join(columns)}, expected name and group")
@@ -96,15 +98,15 @@ def _class_sets(source: Source) -> list[str]:
 
 
 def divide(groups: Sequence[str], share: float, seed: int) -> Bool[np.ndarray, "n"]:
-  """Chooses whole groups at random whose samples come as close as can be to a share of all.
+  """Chooses whole groups at random so that their samples come as close as possible to a share of all samples.
 
   Args:
-    groups: the group of each sample.
-    share: between 0 and 1.
-    seed: same groups, share and seed: same choice.
+    groups: group of each sample.
+    share: share of the samples to choose, between 0 and 1.
+    seed: seed of the choice; the same groups, share and seed give the same choice.
 
   Returns:
-    Which samples are of the chosen groups; at least one group is, and one is not.
+    Mask of the samples in chosen groups. At least one group is chosen, and at least one is not.
 
   Raises:
     InputError: the share is not between 0 and 1, or there are fewer than two groups.
@@ -115,7 +117,7 @@ def divide(groups: Sequence[str], share: float, seed: int) -> Bool[np.ndarray, "
   if len(names) < 2:
     raise InputError(
       f"groups: found {'one group' if len(names) else 'no sample'}, expected at least two to divide; name samples' "
-      f"groups by one of {SPECS}"
+      f"groups with one of {SPECS}"
     )
   order = np.random.default_rng(seed).permutation(len(names))
   unit = math.gcd(*sizes.tolist())
@@ -123,7 +125,8 @@ def divide(groups: Sequence[str], share: float, seed: int) -> Bool[np.ndarray, "
   total, samples = int(sizes.sum()), len(groups)
   target = min(max(round(share * samples), 1), samples - 1) / unit
   nearest = min(max(math.floor(target + 0.5), 1), total - 1)
-  # A subset sum: which sums can be reached, and by which group last. Ends as soon as none can be nearer.
+  # Subset sum: `reached` marks the sums that can be reached and `last` the group added last. The loop ends early once
+  # the nearest possible sum is reached.
   last = np.full(total + 1, -1)
   reached = np.zeros(total + 1, bool)
   reached[0] = True

@@ -1,6 +1,6 @@
 """Image files of any kind, local or remote: a path or bytes in, upright RGB pixels out.
 
-Training, inference and preparation read pixels through here, so a file means the same thing everywhere.
+Training, inference and preparation all read images with this module, so that a file means the same everywhere.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from seggpt_jax.errors import InputError, refuse
+from seggpt_jax.files import expand
 
 _UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -29,8 +30,8 @@ def _extensions() -> frozenset[str]:
 
 
 def _walk(directory: str, recursive: bool, prefix: str = "") -> Iterator[tuple[str, str]]:
-  """(path below the directory without ending, path) of every image file."""
-  # Path objects for each of 100,000 files would take longer than all else before the first step.
+  """Yields the name (relative path without extension) and the path of every image file."""
+  # Strings, because path objects for 100,000 files take longer than everything else before the first step.
   local = os.path.isdir(directory)
   for file in sorted(os.listdir(directory) if local else (path.name for path in epath.Path(directory).iterdir())):
     if file.startswith("."):
@@ -45,16 +46,19 @@ def _walk(directory: str, recursive: bool, prefix: str = "") -> Iterator[tuple[s
 def list_images(
   directory: str | os.PathLike, recursive: bool = False, problems: list[str] | None = None
 ) -> dict[str, str]:
-  """The image files of a folder by name without ending, sorted.
+  """Lists the image files of a folder, sorted by name.
 
   Args:
-    directory: local, or a remote one such as gs://BUCKET/FOLDER.
-    recursive: also those of folders in it, under names such as `street/0001`; folders with a dot in their name are not
-      looked into.
-    problems: is given what is wrong, which then is not raised; of two files for one name the first stays.
+    directory: local folder, or a remote one such as gs://BUCKET/FOLDER.
+    recursive: True also lists subfolders, with names such as `street/0001`. Folders with a dot in their name are
+      skipped.
+    problems: list for descriptions of what is wrong; None raises instead. Of two files with one name the first is kept.
+
+  Returns:
+    Path of each image by its name, which is the relative path without extension.
 
   Raises:
-    InputError: no such folder, no images in it, or two files that differ only in their ending.
+    InputError: the folder is missing or has no images, or two files differ only in their extension.
   """
   directory = remote_or_local(directory)
   if not directory.is_dir():
@@ -71,14 +75,17 @@ def list_images(
 
 
 def remote_or_local(path: str | os.PathLike) -> epath.Path:
-  """A path object, with ~ expanded; for gs://, s3:// and the like its file system is loaded.
+  """Returns a path object for a local path, with `~` expanded, or for a remote address such as gs:// or s3://.
+
+  Args:
+    path: local path or remote address; it need not exist.
 
   Raises:
-    InputError: what reads that kind of remote path is not installed.
+    InputError: the remote address cannot be reached, or the package for such addresses is not installed.
   """
-  path = epath.Path(path).expanduser()
+  path = epath.Path(expand(path))
   try:
-    path.exists()  # the first access loads the file system
+    path.exists()  # the first access loads the package of the remote file system
   except ImportError as error:
     raise InputError(f"{path}: cannot be reached, expected the package for such paths: {error}") from error
   except OSError as error:
@@ -87,36 +94,35 @@ def remote_or_local(path: str | os.PathLike) -> epath.Path:
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-  """The content of a file, local or remote.
+  """Reads a file, local or remote.
 
   Raises:
-    InputError: it is missing or cannot be read.
+    InputError: the file is missing or cannot be read.
   """
   try:
-    return epath.Path(path).read_bytes()
+    return epath.Path(expand(path)).read_bytes()
   except FileNotFoundError as error:
-    raise InputError(f"{path}: not found, expected an image") from error
+    raise InputError(f"{path}: not found, expected a file") from error
   except OSError as error:
     raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def open_image(data: bytes, where: str) -> Image.Image:
-  """The header of an image file; nothing is decoded yet.
+  """Reads the header of an image file and decodes nothing yet.
 
   Args:
-    data: the file.
-    where: its name, for what may be wrong with it.
+    data: content of the file.
+    where: name of the file, for error messages.
 
   Raises:
-    InputError: it is no image, has several pages, or more pixels than Pillow takes for a decompression bomb (179
-      million).
+    InputError: the file is not an image, has several pages, or has more pixels than Pillow accepts (179 million).
   """
   try:
     with warnings.catch_warnings():
-      # From half of that number on Pillow warns; aerial images are that large.
+      # Pillow warns from half of its limit on, which aerial images often exceed.
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)
       image = Image.open(io.BytesIO(data))
-    # Phones store a preview as the second picture of a JPEG (MPO); pages of a TIFF or GIF are another matter.
+    # Phones store a preview as the second picture of a JPEG (MPO). Pages of a TIFF or GIF are all real pictures.
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
       raise InputError(f"{where}: found {image.n_frames} pages, expected a file with one picture")
   except _UNREADABLE as error:
@@ -125,7 +131,11 @@ def open_image(data: bytes, where: str) -> Image.Image:
 
 
 def load_upright(image: Image.Image, where: str) -> Image.Image:
-  """Decodes what `open_image` opened, turned as its EXIF tag says.
+  """Decodes an image that `open_image` opened and rotates it as its EXIF tag says.
+
+  Args:
+    image: the opened image.
+    where: name of the file, for error messages.
 
   Raises:
     InputError: the file is damaged or cut off.
@@ -146,21 +156,21 @@ def _unreadable(where: str, error: Exception) -> InputError:
 
 
 def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
-  """Pixels of an image file as RGB, upright.
+  """Decodes an image file to upright RGB pixels.
 
-  Grayscale is repeated over the channels, a palette's indices become its colors, 16 bits are scaled to 8 (65535 is
-  255), CMYK is converted, alpha is dropped: what lies under transparent pixels shows.
+  Grayscale is repeated over the channels, palette indices become colors, 16 bits are scaled to 8 (65535 becomes 255),
+  CMYK is converted, and alpha is dropped: transparent pixels show the color that is stored for them.
 
   Args:
-    data: the file.
-    where: its name, for what may be wrong with it.
+    data: content of the file.
+    where: name of the file, for error messages.
 
   Raises:
-    InputError: it is unreadable, damaged, cut off, has several pages or floating-point values; names it.
+    InputError: the file is unreadable, damaged, cut off, has several pages, or has floating-point values.
   """
   image = open_image(data, where)
   if image.format == "JPEG" and image.mode in ("RGB", "L"):
-    # The same pixels as Pillow's, in half the time. OpenCV gives nothing for a file that is cut off; Pillow says why.
+    # OpenCV gives the same pixels as Pillow in half the time. It returns None for a damaged file; Pillow says why.
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if pixels is not None:
       return pixels
@@ -168,14 +178,14 @@ def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def upright_pixels(image: Image.Image, where: str) -> UInt8[np.ndarray, "h w 3"]:
-  """Pixels of a Pillow image, as `decode_image` gives those of a file.
+  """Converts a Pillow image to upright RGB pixels, with the rules of `decode_image`.
 
   Args:
-    image: opened, decoded or not.
-    where: its name, for what may be wrong with it.
+    image: the image, decoded or only opened.
+    where: name of the image, for error messages.
 
   Raises:
-    InputError: it is damaged, cut off, or has floating-point values; names it.
+    InputError: the image is damaged, cut off, or has floating-point values.
   """
   image = load_upright(image, where)
   if image.mode in _SIXTEEN_BIT or image.mode == "I":
@@ -189,9 +199,9 @@ def upright_pixels(image: Image.Image, where: str) -> UInt8[np.ndarray, "h w 3"]
 
 
 def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
-  """`decode_image` of a file.
+  """Reads an image file, local or remote, as upright RGB pixels; see `decode_image`.
 
   Raises:
-    InputError: the file is missing or unreadable; names it.
+    InputError: the file is missing or cannot be read as an image.
   """
   return decode_image(read_bytes(path), os.fspath(path))

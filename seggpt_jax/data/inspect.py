@@ -1,6 +1,6 @@
-"""Alias: this command is now `seggpt_jax.cli.inspect`."""
+"""Alias: `python -m seggpt_jax.data.inspect` is now `seggpt inspect`."""
 
-import runpy
+from seggpt_jax.cli.main import run_alias
 
 if __name__ == "__main__":
-  runpy.run_module("seggpt_jax.cli.inspect", run_name="__main__")
+  run_alias("seggpt_jax.data.inspect", "inspect")

@@ -1,7 +1,7 @@
-"""Label files: bytes in, class indices out.
+"""The meaning of label files: bytes in, class indices out. All code that reads label files uses this module.
 
-A label map is uint8 [H, W]: class indices 0..254, 0 is the background, and IGNORE where a pixel has no known class and
-counts neither in the loss nor in a score.
+A label map is uint8 [H, W] with class indices 0..254. Class 0 is the background. IGNORE (255) marks pixels of unknown
+class, which count neither in the loss nor in a score.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ LABEL_MODES = ("index", "binary", "table")
 Value = int | tuple[int, ...]
 
 BINARY_HINT = "masks of 0 and 255 are read with labels=binary, and 127 as the threshold if they are JPEG"
+# Compression changes pixel values by a few, so class 1 may no longer be stored as 1.
+LOSSY_FORMATS = ("JPEG", "MPO")
 _SINGLE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelFormat:
-  """What the values of label files mean.
+  """The meaning of the values in label files.
 
   Attributes:
-    mode: "index" takes values as class indices 0..254; "binary" makes class 1 of everything above the threshold;
-      "table" makes class i of the i-th value or color of a table.
-    threshold: for "binary", 0..255. Masks stored as JPEG hold values near 0 and near 255: 127 tells them apart.
-    table: for "table", gray values, or (red, green, blue) of 0..255 each.
-    ignore: values, or colors in a table of colors, that become IGNORE; in every mode.
+    mode: "index": values are class indices 0..254. "binary": values above `threshold` are class 1, the others
+      background. "table": the i-th entry of `table` is class i.
+    threshold: for "binary", 0..255. Masks stored as JPEG have values near 0 and near 255, which 127 separates.
+    table: for "table", gray values 0..65535, or colors (red, green, blue) with 0..255 each.
+    ignore: values that become IGNORE, in every mode; colors if the table has colors.
 
   Raises:
-    InputError: table and ignored values do not fit the mode or each other.
+    InputError: `table` or `ignore` does not fit the mode, or they contradict each other.
   """
 
   mode: LabelMode = "index"
@@ -69,27 +71,37 @@ class LabelFormat:
 
   @property
   def colors(self) -> bool:
-    """Whether the table is one of colors."""
+    """True if the table has colors rather than gray values."""
     return bool(self.table) and not isinstance(self.table[0], int)
 
   def decode(self, data: bytes, where: str) -> UInt8[np.ndarray, "h w"]:
-    """Class indices of a label file, upright as its image.
+    """Decodes a label file to class indices, upright like its image.
 
     Args:
-      data: the file: grayscale of 1, 8 or 16 bits, palette indices, or equal channels; for a table of colors anything
-        that has colors.
-      where: its name, for what may be wrong with it.
+      data: content of the file: grayscale with 1, 8 or 16 bits, palette indices, or color channels that are all equal;
+        with a table of colors, any image that has colors.
+      where: name of the file, for error messages.
 
     Raises:
-      InputError: the file is unreadable, or holds what the mode does not allow; names it.
+      InputError: the file is unreadable, or has values that the format does not allow.
     """
-    image = open_image(data, where)
-    if self.mode != "binary" and image.format in ("JPEG", "MPO"):
-      # Compression changes values by a few: class 1 is not 1 any more.
+    return self.decode_image(open_image(data, where), where)
+
+  def decode_image(self, image: Image.Image, where: str) -> UInt8[np.ndarray, "h w"]:
+    """Converts a Pillow image to class indices, with the rules of `decode`.
+
+    Args:
+      image: the label image, decoded or only opened.
+      where: name of the image, for error messages.
+
+    Raises:
+      InputError: the image is damaged, or has values that the format does not allow.
+    """
+    if self.mode != "binary" and image.format in LOSSY_FORMATS:
       raise InputError(f"{where}: found JPEG, expected class values in a format without loss; {BINARY_HINT}")
     image = load_upright(image, where)
     if self.colors:
-      return self._look_up(_packed(np.asarray(image.convert("RGB"))), where)
+      return self._look_up(pack_colors(np.asarray(image.convert("RGB"))), where)
     values = _single_channel(image, where, lossy=self.mode == "binary")
     if self.mode == "table":
       return self._look_up(values, where)
@@ -108,7 +120,7 @@ class LabelFormat:
     return labels
 
   def _look_up(self, values: np.ndarray, where: str) -> UInt8[np.ndarray, "h w"]:
-    """Places in the table, by binary search."""
+    """Returns the position of each value in the table, found by binary search."""
     known = np.array([_code(value) for value in (*self.table, *self.ignore)])
     classes = np.array([*range(len(self.table)), *[IGNORE] * len(self.ignore)], np.uint8)
     order = np.argsort(known)
@@ -116,7 +128,7 @@ class LabelFormat:
     unknown = known[order][place] != values
     if unknown.any():
       value = int(values[unknown][0])
-      named = (value >> 16, value >> 8 & 255, value & 255) if self.colors else value
+      named = unpack_color(value) if self.colors else value
       what = "color" if self.colors else "value"
       raise InputError(
         f"{where}: found {what} {named} in {unknown.mean():.2%} of the pixels, expected one of the {len(self.table)} "
@@ -126,21 +138,21 @@ class LabelFormat:
 
 
 def parse_values(text: str, name: str) -> tuple[Value, ...]:
-  """Values or colors as a command line has them: `0,128,255`, or `(0,0,0),(255,0,0)`.
+  """Parses values or colors from a command line, such as `0,128,255` or `(0,0,0),(255,0,0)`.
 
   Args:
-    text: numbers, or triples of them, between commas; "" is none.
-    name: of the flag, for what may be wrong with it.
+    text: numbers or triples of numbers, separated by commas; "" means none.
+    name: name of the flag, for error messages.
 
   Raises:
-    InputError: it is neither.
+    InputError: the text has another form.
   """
   try:
-    # The comma makes a tuple of a single value.
+    # The comma makes a tuple even of a single value.
     values = ast.literal_eval(f"({text},)") if text.strip() else ()
   except (ValueError, SyntaxError, TypeError) as error:
     raise InputError(f"{name}: found {text!r}, expected values such as 0,128,255 or (0,0,0),(255,0,0)") from error
-  # All of it may stand in brackets of its own.
+  # The whole list may be in parentheses.
   return values[0] if len(values) == 1 and isinstance(values[0], tuple) and not _is_value(values[0], True) else values
 
 
@@ -154,21 +166,28 @@ def _code(value: Value) -> int:
   return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
 
 
-def _packed(colors: UInt8[np.ndarray, "h w 3"]) -> Integer[np.ndarray, "h w"]:
-  """Each color as one number."""
+def pack_colors(colors: UInt8[np.ndarray, "h w 3"]) -> Integer[np.ndarray, "h w"]:
+  """Returns each color as one number: red << 16 | green << 8 | blue."""
   red, green, blue = (colors[..., c].astype(np.int32) for c in range(3))
   return red << 16 | green << 8 | blue
 
 
+def unpack_color(code: int) -> tuple[int, int, int]:
+  """Returns (red, green, blue) of a number from `pack_colors`."""
+  return code >> 16, code >> 8 & 255, code & 255
+
+
 def _single_channel(image: Image.Image, where: str, lossy: bool) -> Integer[np.ndarray, "h w"]:
-  """The values of a label image; of one with several color channels, if they are all the same."""
+  """Returns the values of a label image with one channel. Color channels must be equal, unless `lossy` is True."""
   if image.mode in _SINGLE_CHANNEL:
     values = np.asarray(image)
     return values.astype(np.uint8) if values.dtype == bool else values
   if image.mode in ("RGB", "RGBA", "LA", "La", "RGBX"):
+    if lossy:
+      return np.asarray(image.convert("RGB").convert("L"))
     channels = np.asarray(image.convert("RGB"))
-    if lossy or (channels == channels[..., :1]).all():
-      return channels[..., 1] if not lossy else np.asarray(image.convert("RGB").convert("L"))
+    if (channels == channels[..., :1]).all():
+      return channels[..., 1]
     raise InputError(
       f"{where}: found colors, expected a single-channel label image of class indices; colors are read with "
       "labels=table and a table of them"
@@ -177,22 +196,35 @@ def _single_channel(image: Image.Image, where: str, lossy: bool) -> Integer[np.n
 
 
 def read_labels(path: str | os.PathLike, label_format: LabelFormat) -> UInt8[np.ndarray, "h w"]:
-  """`LabelFormat.decode` of a file.
+  """Reads a label file, local or remote, as class indices; see `LabelFormat.decode`.
+
+  Args:
+    path: the file.
+    label_format: meaning of its values.
 
   Raises:
-    InputError: the file is missing, unreadable or holds what the format does not allow; names it.
+    InputError: the file is missing, unreadable, or has values that the format does not allow.
   """
   return label_format.decode(read_bytes(path), os.fspath(path))
 
 
 def classes_in(label: UInt8[np.ndarray, "h w"]) -> tuple[int, ...]:
-  """The classes but the background that a label map holds, ascending."""
+  """Returns the foreground classes in a label map, ascending."""
   present = np.bincount(label.ravel(), minlength=IGNORE + 1) > 0
   return tuple((1 + np.flatnonzero(present[1:IGNORE])).tolist())
 
 
 def check_classes(label: UInt8[np.ndarray, "h w"], num_classes: int, where: str) -> None:
-  """Raises InputError, naming the file, for a class beyond the number of classes that is not IGNORE."""
+  """Checks that every pixel of a label map is a known class or IGNORE.
+
+  Args:
+    label: the label map.
+    num_classes: number of classes, background included.
+    where: name of the label file, for the error message.
+
+  Raises:
+    InputError: a pixel has a value of `num_classes` or above that is not IGNORE.
+  """
   largest = int(label.max(initial=0))
   if largest >= num_classes:
     largest = int(label.max(initial=0, where=label != IGNORE))

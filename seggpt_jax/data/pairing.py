@@ -1,8 +1,8 @@
-"""Which samples prompt which. Indices in, indices out: O(N) memory, no list of pairs is ever held.
+"""The choice of prompts: index of a query in, indices of its prompts out. Memory is O(N); there is no list of pairs.
 
-What is known of the samples without their pixels is a group for each (`groups.group_names`) and the classes that each
-holds (`class_index.scan_classes`). A pair is positive, with a prompt of the query's group, of one of its classes, of
-both or of neither; or negative: the prompt shows a class that the query has not, and the answer is background.
+Pairing needs no pixels, only the group of each sample (`groups.group_names`) and its classes
+(`class_index.scan_classes`). In a positive pair the prompts share the query's group, one of its classes, both, or
+neither. In a negative pair the prompts show a class that the query lacks, and the correct answer is all background.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from seggpt_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class PairingOptions:
-  """How prompts are chosen.
+  """Options for the choice of prompts.
 
   Attributes:
-    same_group: share of the positive pairs whose prompts are of the query's group.
-    same_class: share of the positive pairs whose prompts hold a class that the query holds, drawn uniformly from its
-      classes. Both conditions can meet in one pair.
-    negative: share of negative pairs, among the queries that lack a class which others hold.
-    balanced: draw a class uniformly, then a query that holds it, instead of each sample once an epoch.
-    num_prompts: K, different ones as far as there are enough.
+    same_group: share of the positive pairs, 0 to 1, whose prompts come from the query's group.
+    same_class: share of the positive pairs, 0 to 1, whose prompts have one of the query's classes, which is drawn
+      uniformly. `same_group` may apply to the same pair.
+    negative: share of negative pairs, 0 to 1, among queries that lack a class which other samples have.
+    balanced: True draws a class uniformly and then a query that has it; False uses each sample once an epoch.
+    num_prompts: number of prompts K of each query, all different if there are enough samples.
   """
 
   same_group: float = 1.0
@@ -38,7 +38,7 @@ class PairingOptions:
 
   @property
   def needs_classes(self) -> bool:
-    """Whether it has to be known which classes the samples hold."""
+    """True if the classes of each sample must be known."""
     return bool(self.same_class or self.negative or self.balanced)
 
 
@@ -46,27 +46,27 @@ class Draw(NamedTuple):
   """A query with its prompts.
 
   Attributes:
-    query: index of the sample.
-    prompts: indices of K samples.
-    negative: the query has nothing of what is asked for.
-    asked: for a negative pair, the one class of the prompts that is asked for; None is all they show.
+    query: index of the query.
+    prompts: indices of the K prompts.
+    negative: True if the query has none of the classes that the prompts show.
+    target_class: for a negative pair, the only class to keep in the labels; None keeps all classes of the prompts.
   """
 
   query: int
   prompts: tuple[int, ...]
   negative: bool = False
-  asked: int | None = None
+  target_class: int | None = None
 
 
-class _Members:
-  """Samples by an integer key, as two sorted arrays."""
+class _SamplesByKey:
+  """Samples sorted by an integer key, in two arrays."""
 
   def __init__(self, keys: Integer[np.ndarray, "n"], samples: Integer[np.ndarray, "n"]):
     order = np.lexsort((samples, keys))
     self._keys, self.samples = keys[order], samples[order].astype(np.int32)
 
   def between(self, first: int, last: int) -> Integer[np.ndarray, "m"]:
-    """A view of the samples with keys first..last, in order of key and sample."""
+    """Returns a view of the samples with keys first..last, ordered by key, then by sample."""
     return self.samples[np.searchsorted(self._keys, first) : np.searchsorted(self._keys, last, side="right")]
 
 
@@ -74,15 +74,15 @@ class Pairing:
   """Draws prompts for queries.
 
   Args:
-    num_samples: at least 2.
-    options: how.
-    groups: the group of each sample; None makes one of all.
-    classes: which classes each sample holds, the background's column included but not used; None if not known.
-    groups_are_classes: the groups are what there is to ask for, one thing in each, whatever the labels call it; as in
-      folders PRODUCT/DEFECT.
+    num_samples: number of samples, at least 2.
+    options: options for the choice of prompts.
+    groups: group of each sample; None puts all samples into one group.
+    classes: table that is True where a sample has a class; column 0, the background, is not used. None if not known.
+    groups_are_classes: True if each group has one class of its own, whatever number the labels give it, as in folders
+      PRODUCT/DEFECT.
 
   Raises:
-    InputError: too few samples, or the options ask for what is not there.
+    InputError: there are too few samples, or no sample has a class and the options need one.
   """
 
   def __init__(
@@ -102,7 +102,7 @@ class Pairing:
       self._group = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)
     self._num_groups = int(self._group.max()) + 1
     everyone = np.arange(num_samples)
-    self._by_group = _Members(self._group, everyone)
+    self._by_group = _SamplesByKey(self._group, everyone)
     self._groups_are_classes = groups_are_classes
     if groups_are_classes:
       sample, class_index = everyone, self._group
@@ -116,20 +116,20 @@ class Pairing:
     self._known_classes = np.unique(class_index)
     if options.needs_classes and not len(self._known_classes):
       raise InputError("found no sample with any class but the background, expected some to pair by class")
-    # Two orders of the same pairs: the classes of a sample, and the samples of a class, group by group.
+    # The same (sample, class) pairs in two orders: classes by sample, and samples by class and group.
     self._class_index, self._starts = class_index.astype(np.int32), np.searchsorted(sample, np.arange(num_samples + 1))
-    self._by_class = _Members(class_index * self._num_groups + self._group[sample], sample)
+    self._by_class = _SamplesByKey(class_index * self._num_groups + self._group[sample], sample)
 
   @property
   def num_samples(self) -> int:
     return self._num_samples
 
   def __call__(self, index: int, generator: np.random.Generator) -> Draw:
-    """The pair for the i-th place.
+    """Draws the i-th pair.
 
     Args:
-      index: the query, unless the options are balanced.
-      generator: source of randomness.
+      index: index of the query; not used if the options are balanced.
+      generator: source of all random numbers.
     """
     query = index
     if self.options.balanced:
@@ -137,13 +137,13 @@ class Pairing:
     if generator.random() < self.options.negative:
       absent = np.setdiff1d(self._known_classes, self._classes_of(query), assume_unique=True)
       if len(absent):
-        asked = int(generator.choice(absent))
-        prompts = self._choose(generator, self._of_class(asked), query)
-        return Draw(query, prompts, negative=True, asked=None if self._groups_are_classes else asked)
+        target = int(generator.choice(absent))
+        prompts = self._choose(generator, self._of_class(target), query)
+        return Draw(query, prompts, negative=True, target_class=None if self._groups_are_classes else target)
     return Draw(query, self._positive(query, generator))
 
   def _positive(self, query: int, generator: np.random.Generator) -> tuple[int, ...]:
-    """Prompts under both conditions, else under the one on classes, else on groups, else any."""
+    """Draws prompts of the same class and group; if there are none, of the class, then of the group, then any."""
     same_class, same_group = generator.random(2) < (self.options.same_class, self.options.same_group)
     classes, group = self._classes_of(query), int(self._group[query])
     candidates = []
@@ -155,7 +155,7 @@ class Pairing:
     if same_group:
       candidates.append(self._by_group.between(group, group))
     candidates.append(self._by_group.samples)
-    # The query may be among them, so two are needed for one prompt.
+    # The query may be a candidate, so one prompt needs two candidates.
     enough = next((found for found in candidates if len(found) > 1), self._by_group.samples)
     return self._choose(generator, enough, query)
 
@@ -163,15 +163,15 @@ class Pairing:
     return self._class_index[self._starts[index] : self._starts[index + 1]]
 
   def _of_class(self, class_index: int, group: int | None = None) -> Integer[np.ndarray, "m"]:
-    """The samples that hold a class, of one group or all."""
+    """Returns the samples that have a class, in one group or in all groups."""
     first, last = (0, self._num_groups - 1) if group is None else (group, group)
     return self._by_class.between(class_index * self._num_groups + first, class_index * self._num_groups + last)
 
   def _choose(
     self, generator: np.random.Generator, candidates: Integer[np.ndarray, "m"], query: int
   ) -> tuple[int, ...]:
-    """K of the candidates but the query, different ones if there are enough."""
-    # One class in one group is sorted by sample, several groups are not: the query is looked for where it can be.
+    """Draws K of the candidates except the query, all different if there are enough."""
+    # A linear search, because candidates from several groups are not sorted by sample.
     place = np.flatnonzero(candidates == query)
     others = len(candidates) - len(place)
     count = self.options.num_prompts
@@ -183,14 +183,15 @@ class Pairing:
     return tuple(int(candidates[i]) for i in chosen)
 
   def describe(self) -> str:
-    """One line on what the samples allow, for the person who set the options."""
+    """Returns one line that tells the user which pairs the samples allow."""
     parts = [f"{self._num_samples} samples"]
     if self._num_groups > 1:
       alone = int((np.bincount(self._group) == 1).sum())
-      parts.append(f"{self._num_groups} groups" + (f" ({alone} of one sample, prompted from others)" if alone else ""))
+      single = f" ({alone} with a single sample, whose prompts come from other groups)" if alone else ""
+      parts.append(f"{self._num_groups} groups{single}")
     if self.options.needs_classes:
       able = int((np.diff(self._starts) < len(self._known_classes)).sum())
-      parts.append(f"{len(self._known_classes)} {'groups' if self._groups_are_classes else 'classes'} to ask for")
+      parts.append("each group is a class" if self._groups_are_classes else f"{len(self._known_classes)} classes")
       if self.options.negative:
         parts.append(f"{able} samples that can be the query of a negative pair")
     return ", ".join(parts)

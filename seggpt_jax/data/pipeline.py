@@ -1,7 +1,7 @@
-"""The grain dataset: shard, shuffle, pair, transform, batch, prefetch. Sources in, batches of uint8 out.
+"""The input pipeline: sources in, batches of uint8 out. Grain shards, shuffles, batches and prefetches.
 
-Samples and randomness of the i-th pair depend on (seed, i) alone; threads and worker processes change nothing. The
-training iterator's position can be saved and set, so that a run goes on in the middle of an epoch.
+The samples and the random numbers of the i-th pair depend on (seed, i) alone, not on threads or worker processes.
+Training can therefore resume in the middle of an epoch: it skips the batches that earlier steps used.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ import numpy as np
 
 from seggpt_jax.data.pairing import Draw, Pairing
 from seggpt_jax.data.sources import Sample, Source
-from seggpt_jax.data.transforms import EvaluationPair, Pair, TrainingPair, ask
+from seggpt_jax.data.transforms import EvaluationPair, Pair, TrainingPair, keep_class
 from seggpt_jax.data.worker import follow_parent
 from seggpt_jax.errors import InputError
 
-# Grain's filter writes a paragraph of its own into the message of an error.
+# Grain's traceback filter adds a paragraph of its own to every error (seen in grain 0.2.18).
 grain.config.update("py_traceback_filtering", "off")
 
-# As good as endless; grain's own endless repetition overflows with a batch size of 1.
+# Practically endless. Grain's own endless repetition overflows with a batch size of 1.
 _ENDLESS = 2**40
-# Pairs drawn in place of one with a bad file, before it is thought that something else is wrong.
+# Pairs to draw until one has only good files. If all of these are bad, something else is wrong.
 _TRIES = 8
 
-BadFiles = Literal["error", "skip"]
+BadFilePolicy = Literal["error", "skip"]
 BAD_FILES = ("error", "skip")
 
 
 class Batch(TypedDict):
-  """The canvases of B pairs, those of one pair in a row. What the device gets:
+  """The canvases of B pairs with K prompts each; the canvases of one pair are consecutive.
 
-  `images` uint8 [B*K, 2S, S, 3], `labels` uint8 [B*K, 2S, S], `palette` uint8 [B*K, N, 3], `patch_mask` bool
-  [B*K, rows, cols], and `valid` bool [B*K]: False for what only fills up the last batch.
+  The device gets `images` uint8 [B*K, 2S, S, 3], `labels` uint8 [B*K, 2S, S], `palette` uint8 [B*K, N, 3], `patch_mask`
+  bool [B*K, rows, cols], and `valid` bool [B*K], which is False for canvases that only fill up the last batch.
 
-  What stays on the host: `samples` int32 [B*K, 2], the prompt and the query of each canvas, and `bad` int32 [B, 8], the
-  samples whose files could not be read and were passed over, -1 for none; both are -1 for pairs that have no files.
+  The host keeps `samples` int32 [B*K, 2], the indices of prompt and query of each canvas, and `bad` int32 [B, 8], the
+  indices of samples that were skipped because their files cannot be read, -1 for none. Both are -1 for pairs without
+  files.
   """
 
   images: np.ndarray
@@ -55,10 +56,10 @@ DEVICE_KEYS = ("images", "labels", "palette", "patch_mask", "valid")
 
 @runtime_checkable
 class TrainingPairs(Protocol):
-  """What training pairs are made from.
+  """Makes training pairs.
 
   Attributes:
-    epoch: number of pairs after which they start again in another order; None if they never do.
+    epoch: number of pairs in an epoch, after which they repeat in another order; None if they never repeat.
   """
 
   epoch: int | None
@@ -76,7 +77,7 @@ class EvaluationPairs(Protocol):
 
 
 class _BadSampleError(Exception):
-  """A sample's file is bad."""
+  """A file of the sample with this index cannot be used."""
 
   def __init__(self, index: int, error: InputError):
     super().__init__(str(error))
@@ -84,32 +85,33 @@ class _BadSampleError(Exception):
 
 
 def _read(source: Source, draw: Draw) -> tuple[list[Sample], Sample]:
-  """Prompts and query, with what is not asked for taken out of their labels.
+  """Reads prompts and query and removes classes from their labels as the draw demands.
 
   Raises:
-    _BadSampleError: a file is bad.
+    _BadSampleError: a file cannot be used.
   """
   samples = []
   for index in (*draw.prompts, draw.query):
     try:
-      samples.append(ask(source[index], draw.asked))
+      samples.append(keep_class(source[index], draw.target_class))
     except InputError as error:
       raise _BadSampleError(index, error) from error
   *prompts, query = samples
-  if draw.negative and draw.asked is None:
-    query = ask(query, 0)
+  if draw.negative and draw.target_class is None:
+    query = keep_class(query, 0)
   return prompts, query
 
 
 def _read_or_skip(
-  source: Source, pairing: Pairing, bad_files: BadFiles, index: int, generator: np.random.Generator
+  source: Source, pairing: Pairing, bad_files: BadFilePolicy, index: int, generator: np.random.Generator
 ) -> tuple[list[Sample], Sample, dict[str, np.ndarray]]:
-  """Prompts, query, and what a batch tells the host about them.
+  """Reads prompts and query. With "skip", a pair with a bad file is replaced by another random pair.
 
-  With "skip", another pair is drawn at random in place of one with a bad file.
+  Returns:
+    Prompts, query, and the entries `samples` and `bad` of the batch.
 
   Raises:
-    InputError: a file is bad and not to be skipped, or all tries met bad files.
+    InputError: a file is bad and the policy is "error", or every attempt met a bad file.
   """
   bad = np.full(_TRIES, -1, np.int32)
   for attempt in range(_TRIES):
@@ -131,49 +133,52 @@ def _read_or_skip(
 
 @dataclasses.dataclass(frozen=True)
 class SourceTrainingPairs:
-  """Pairs of a source's samples; each sample is the query once an epoch, unless the pairing is balanced.
+  """Training pairs from a source. Each sample is the query once an epoch, unless the pairing is balanced.
 
   Attributes:
     source: the samples.
-    pairing: draws their prompts.
-    transform: varies and stacks them.
-    bad_files: "error" stops at a bad file, "skip" draws another pair in its place, which the batch tells.
+    pairing: draws prompts for each query.
+    transform: augments the samples and stacks them.
+    bad_files: "error" raises at a bad file; "skip" draws another pair and lists the bad sample in `bad` of the batch.
   """
 
   source: Source
   pairing: Pairing
   transform: TrainingPair
-  bad_files: BadFiles = "error"
+  bad_files: BadFilePolicy = "error"
 
   @property
   def epoch(self) -> int:
     return len(self.source)
 
   def __call__(self, index: int, generator: np.random.Generator) -> Pair:
-    prompts, query, told = _read_or_skip(self.source, self.pairing, self.bad_files, index, generator)
-    return {**self.transform(prompts, query, generator), **told}
+    prompts, query, indices = _read_or_skip(self.source, self.pairing, self.bad_files, index, generator)
+    return {**self.transform(prompts, query, generator), **indices}
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceEvaluationPairs:
-  """Sample i as the query, with prompts drawn by a generator seeded by i. Attributes as in `SourceTrainingPairs`."""
+  """Evaluation pairs from a source: sample i is the query, and a generator with seed i draws its prompts.
+
+  The attributes are those of `SourceTrainingPairs`.
+  """
 
   source: Source
   pairing: Pairing
   transform: EvaluationPair
-  bad_files: BadFiles = "error"
+  bad_files: BadFilePolicy = "error"
 
   def __len__(self) -> int:
     return len(self.source)
 
   def __call__(self, index: int) -> Pair:
     generator = np.random.default_rng(index)
-    prompts, query, told = _read_or_skip(self.source, self.pairing, self.bad_files, index, generator)
-    return {**self.transform(prompts, query), **told}
+    prompts, query, indices = _read_or_skip(self.source, self.pairing, self.bad_files, index, generator)
+    return {**self.transform(prompts, query), **indices}
 
 
 def _complete(pair: Pair, valid: bool = True) -> Pair:
-  """Adds what a batch has beyond the pair."""
+  """Adds the entries that a batch has and a pair lacks."""
   count = len(pair["images"])
   unknown = {"samples": np.full((count, 2), -1, np.int32), "bad": np.full((1, _TRIES), -1, np.int32)}
   return {**unknown, **pair, "valid": np.full(count, valid)}
@@ -194,30 +199,27 @@ def training_batches(
   process_count: int = 1,
   start: int = 0,
 ) -> Iterator[Batch]:
-  """Endless batches of training pairs; the i-th is the same whatever reads it.
+  """Returns an endless iterator over batches of training pairs. The number of threads and workers does not change them.
 
   Args:
-    pairs: makes the i-th pair; where it has epochs, each of them goes through all its pairs in an order of its own.
-    batch_size: pairs in a batch of this process.
-    seed: of order, pairing and augmentation.
-    num_threads: threads reading and transforming ahead in each process.
-    num_workers: worker processes; 0 reads in this one, which is best for small images and few cores.
-    process_index: which share of the pairs this process reads.
-    process_count: number of shares.
-    start: batches that are left out, as they were taken before.
-
-  Returns:
-    An iterator.
+    pairs: makes the i-th pair. If it has epochs, each epoch uses all pairs once, in a different order.
+    batch_size: number of pairs in a batch of this process.
+    seed: seed of order, pairing and augmentation.
+    num_threads: number of threads in each process that read and transform ahead.
+    num_workers: number of worker processes; 0 reads in this process, which is best for small images and few cores.
+    process_index: index of this training process, 0..process_count-1.
+    process_count: number of training processes, which share the pairs of each step.
+    start: number of batches to skip because earlier steps used them.
   """
   if pairs.epoch is None:
     order = grain.MapDataset.range(_ENDLESS).seed(seed)
   else:
     order = grain.MapDataset.range(pairs.epoch).seed(seed).shuffle().repeat(_ENDLESS // pairs.epoch)
   dataset = order.random_map(pairs).map(_complete)
-  # Batched by index, before threads and workers divide the work: each of them makes whole batches, so that it does not
-  # matter how many there are.
+  # Batching comes before threads and workers divide the work. Each of them then makes whole batches, so their number
+  # does not change any batch.
   batches = dataset.batch(batch_size, batch_fn=_concatenate)
-  # Each process takes consecutive pairs of a step, so that all together are in the same order whatever their number.
+  # Each process takes consecutive pairs of a step, so that the number of processes does not change their order.
   batches = batches[start * process_count + process_index :: process_count]
   iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
   if num_workers:
@@ -233,17 +235,14 @@ def evaluation_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[Batch]:
-  """The same pairs every time.
+  """Yields batches of evaluation pairs, the same ones every time.
 
   Args:
     pairs: makes the i-th pair.
-    batch_size: pairs in a batch of this process; the last one is filled up with pairs that are not `valid`.
-    num_pairs: how many, spread evenly; -1 takes all.
-    process_index: which share of the pairs this process reads.
-    process_count: number of shares; all shares give the same number of batches.
-
-  Yields:
-    Batches.
+    batch_size: number of pairs in a batch of this process. Repeated pairs, marked not `valid`, fill up the last batch.
+    num_pairs: number of pairs to use, evenly spaced; -1 uses all.
+    process_index: index of this process, 0..process_count-1.
+    process_count: number of processes; all of them get the same number of batches.
   """
   count = len(pairs) if num_pairs < 0 else min(num_pairs, len(pairs))
   chosen = np.linspace(0, len(pairs), count, endpoint=False).astype(int)

@@ -1,6 +1,6 @@
-"""Alias: this command is now `seggpt_jax.cli.prepare`."""
+"""Alias: `python -m seggpt_jax.data.prepare` is now `seggpt prepare`."""
 
-import runpy
+from seggpt_jax.cli.main import run_alias
 
 if __name__ == "__main__":
-  runpy.run_module("seggpt_jax.cli.prepare", run_name="__main__")
+  run_alias("seggpt_jax.data.prepare", "prepare")

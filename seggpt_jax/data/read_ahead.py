@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,8 +13,8 @@ _Result = TypeVar("_Result")
 
 def read_ahead(
   read: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int = 4, ahead: int = 8
-) -> Iterator[tuple[_Item, Future[_Result]]]:
-  """Calls a function on items in threads, in order, a bounded number of items ahead.
+) -> Generator[tuple[_Item, Future[_Result]], None, None]:
+  """Calls a function on items in threads, in order, a bounded number of items ahead of the caller.
 
   Args:
     read: the function, called once for each item.
@@ -24,7 +24,8 @@ def read_ahead(
 
   Yields:
     Each item with the future of its result. `result()` raises what `read` raised, so that the caller decides whether
-    one bad item ends the work.
+    one bad item ends the work. Close the generator to cancel what is still waiting, for example with
+    `contextlib.closing`.
   """
   with ThreadPoolExecutor(threads) as pool:
     coming: collections.deque[tuple[_Item, Future[_Result]]] = collections.deque()

@@ -1,4 +1,4 @@
-"""What is known of every sample of a split without reading it: names, groups, classes; arrays in one .npz file."""
+"""The index of a split: names, groups and classes of all samples as arrays in one .npz file, known without reading."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from seggpt_jax.files import write_whole
 
 
 class SampleIndex(NamedTuple):
-  """Names, groups and classes of N samples; a million of them take some 50 MB.
+  """Names, groups and classes of N samples. A million samples take about 50 MB.
 
   Attributes:
-    text: all names, UTF-8, one after the other.
-    ends: where each name ends in it.
-    group_names: the G groups, sorted.
-    group_of: index of each sample's group.
-    holds: which classes a sample holds; column 0 is the background.
-    bad: files that were left out, with the reason.
+    text: all names as UTF-8 bytes, concatenated.
+    ends: position in `text` where each name ends.
+    group_names: names of the groups, sorted.
+    group_of: index of each sample's group in `group_names`.
+    holds: table that is True where a sample has a class; column 0 is the background.
+    bad: one line for each sample that was left out, with its name and the reason.
   """
 
   text: UInt8[np.ndarray, "t"]
@@ -37,7 +37,7 @@ class SampleIndex(NamedTuple):
   bad: np.ndarray
 
   def __len__(self) -> int:
-    # Not the number of attributes, which a tuple would say.
+    # The length of a named tuple would be the number of its attributes.
     return self.ends.shape[0]
 
   @classmethod
@@ -49,7 +49,15 @@ class SampleIndex(NamedTuple):
     num_classes: int,
     bad: Sequence[str] = (),
   ) -> SampleIndex:
-    """The index of samples in their order."""
+    """Builds the index from the names, groups and foreground classes of the samples, in their order.
+
+    Args:
+      names: name of each sample.
+      groups: group of each sample.
+      classes: foreground classes of each sample.
+      num_classes: number of classes, background included.
+      bad: one line for each sample that was left out.
+    """
     encoded = [name.encode() for name in names]
     unique, group_of = np.unique(np.array(groups, str), return_inverse=True)
     holds = np.zeros((len(names), num_classes), bool)
@@ -66,7 +74,7 @@ class SampleIndex(NamedTuple):
 
   @classmethod
   def join(cls, parts: Sequence[SampleIndex]) -> SampleIndex:
-    """The index of samples that follow one another."""
+    """Concatenates indices whose samples follow one another."""
     starts = np.cumsum([0, *(part.text.shape[0] for part in parts)])
     groups = np.concatenate([part.group_names[part.group_of] for part in parts])
     unique, group_of = np.unique(groups, return_inverse=True)
@@ -80,34 +88,36 @@ class SampleIndex(NamedTuple):
     )
 
   def name(self, index: int) -> str:
+    """Returns the name of a sample."""
     start = self.ends[index - 1] if index else 0
     return self.text[start : self.ends[index]].tobytes().decode()
 
   def group(self, index: int) -> str:
+    """Returns the group of a sample."""
     return str(self.group_names[self.group_of[index]])
 
   def classes(self, index: int) -> tuple[int, ...]:
-    """The classes but the background."""
+    """Returns the foreground classes of a sample."""
     return tuple((1 + np.flatnonzero(self.holds[index, 1:])).tolist())
 
   def shares(self) -> list[float]:
-    """Share of the samples that hold each class but the background."""
+    """Returns, for each foreground class, the share of the samples that have it."""
     return self.holds[:, 1:].mean(axis=0).tolist() if len(self) else [0.0] * (self.holds.shape[1] - 1)
 
   def save(self, path: Path) -> None:
-    """Writes the file, whole.
+    """Writes the index to a file.
 
     Raises:
-      InputError: it cannot be written.
+      InputError: the file cannot be written.
     """
     write_whole(path, lambda file: np.savez_compressed(file, **self._asdict()))
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> SampleIndex:
-    """Reads what `save` wrote, local or remote.
+    """Reads an index that `save` wrote, local or remote.
 
     Raises:
-      InputError: it is missing or damaged.
+      InputError: the file is missing or damaged.
     """
     data = read_bytes(path)
     try:
@@ -115,3 +125,8 @@ class SampleIndex(NamedTuple):
         return cls(**{key: file[key] for key in cls._fields})
     except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
       raise InputError(f"{path}: cannot be read as an index of samples: {error}") from error
+
+
+def index_name(split: str) -> str:
+  """Returns the name of the file with the index of a split. The file is stored beside the split's records."""
+  return f"samples-{split}.npz"

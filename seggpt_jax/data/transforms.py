@@ -1,7 +1,7 @@
-"""From labeled images to a training pair: pure functions of samples and a NumPy generator.
+"""Labeled images in, canvases of a pair out: pure functions of samples and a NumPy generator.
 
-Image and label of a sample go through the same geometry: images are resampled smoothly, labels by nearest neighbor.
-Colors are not painted here: a pair carries its labels and its palette, and the device does the rest.
+Image and label of a sample go through the same geometry; images are resampled smoothly, labels by nearest neighbor. A
+pair carries labels and a palette. The device turns them into colors.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from seggpt_jax.data.sources import Sample
 
 
 class Pair(TypedDict):
-  """A query with each of its K prompts over it: K canvases before they are painted, small integers for the device.
+  """K canvases: a query below each of its K prompts, as small integers for the device.
 
-  `images` uint8 [K, 2S, S, 3], `labels` uint8 [K, 2S, S], `palette` uint8 [K, N, 3], `patch_mask` bool [K, rows, cols];
-  palette and patch mask are the same K times.
+  The entries are `images` uint8 [K, 2S, S, 3], `labels` uint8 [K, 2S, S], `palette` uint8 [K, N, 3] and `patch_mask`
+  bool [K, rows, cols]. The K palettes are equal, and so are the K patch masks.
   """
 
   images: np.ndarray
@@ -34,7 +34,7 @@ class Pair(TypedDict):
 
 
 def resize(sample: Sample, size: int) -> Sample:
-  """Resizes to a square of `size` pixels, bicubic for the image and nearest for the label."""
+  """Resizes a sample to a square of `size` pixels: bicubic for the image, nearest neighbor for the label."""
   if sample["image"].shape[:2] == (size, size):
     return sample
   image = Image.fromarray(sample["image"]).resize((size, size), Image.Resampling.BICUBIC)
@@ -42,15 +42,12 @@ def resize(sample: Sample, size: int) -> Sample:
   return {**sample, "image": np.asarray(image), "label": np.asarray(label)}
 
 
-def ask(sample: Sample, asked: int | None) -> Sample:
-  """Leaves one class of a label and makes background of the others; None leaves them all.
-
-  What is to be ignored stays so.
-  """
-  if asked is None:
+def keep_class(sample: Sample, class_index: int | None) -> Sample:
+  """Keeps one class of a label and turns the others into background. IGNORE stays; None keeps all classes."""
+  if class_index is None:
     return sample
   label = sample["label"]
-  return {**sample, "label": np.where((label == asked) | (label == IGNORE), label, np.uint8(0))}
+  return {**sample, "label": np.where((label == class_index) | (label == IGNORE), label, np.uint8(0))}
 
 
 def make_pair(
@@ -59,13 +56,13 @@ def make_pair(
   colors: UInt8[np.ndarray, "n 3"],
   patch_mask: Bool[np.ndarray, "rows cols"],
 ) -> Pair:
-  """Stacks each prompt over the query; all halves are painted with the same palette.
+  """Stacks each prompt above the query; all canvases get the same palette and patch mask.
 
   Args:
-    prompts: K samples of the canvas square's size.
-    query: likewise.
-    colors: palette.
-    patch_mask: True where the target is hidden.
+    prompts: K samples with image and label of the canvas's width and half its height.
+    query: a sample of the same size.
+    colors: palette of the N classes.
+    patch_mask: True for patches whose target colors are hidden from the network.
   """
   count = len(prompts)
   return {
@@ -78,17 +75,18 @@ def make_pair(
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPair:
-  """Makes a training pair of a query and its prompts.
+  """Makes a training pair from a query and its prompts.
 
   Attributes:
-    canvas_size: height and width in pixels.
-    patch_size: in pixels.
-    num_classes: N, background included.
-    palette_mode: see `palette.sample_palette`.
-    mask_ratio: share of all patches that is hidden.
-    lower_half_share: probability that a pair hides the query's half instead, as evaluation does. The released weights
-      are best fine-tuned with 0; a start from random weights needs it to learn to read the prompt at all.
-    augmentation: how samples are varied.
+    canvas_size: height and width of the canvas in pixels.
+    patch_size: side of a patch in pixels.
+    num_classes: number of classes, background included.
+    palette_mode: mode of `palette.sample_palette`.
+    mask_ratio: share of the patches that are hidden, 0 to 1.
+    lower_half_share: probability, 0 to 1, that a pair instead hides all of the query's half, as evaluation does. Use 0
+      to fine-tune the released weights. Training from random weights learns to read the prompt only with a value above
+      0.
+    augmentation: random changes to each sample.
   """
 
   canvas_size: tuple[int, int]
@@ -116,7 +114,13 @@ class TrainingPair:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationPair:
-  """Makes a pair as inference does: whole images, the fixed palette, the query's half hidden."""
+  """Makes a pair as inference does: whole images, the fixed palette, and the query's half hidden.
+
+  Attributes:
+    canvas_size: height and width of the canvas in pixels.
+    patch_size: side of a patch in pixels.
+    num_classes: number of classes, background included.
+  """
 
   canvas_size: tuple[int, int]
   patch_size: int

@@ -1,4 +1,4 @@
-"""How a process that reads for another one lives and dies: with it, and not by signals meant for it."""
+"""Lifetime of a worker process: it ends with its parent, and not by signals that are meant for the parent."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import threading
 
 
 def follow_parent(index: int, count: int) -> None:
-  """Makes this worker deaf to what stops the training process, and ends it when that one is gone.
+  """Makes this worker ignore SIGINT and SIGTERM, and ends it when its parent ends.
 
-  Ctrl-C and a scheduler's SIGTERM reach workers too; the training process still has a step to finish with them. And one
-  that is killed cannot tell its workers, which would wait for it for ever.
+  Ctrl-C and a scheduler's SIGTERM reach workers too, but the training process still needs them to finish a step. A
+  killed training process cannot stop its workers, which would otherwise wait forever.
 
   Args:
-    index: which worker this is.
-    count: how many there are.
+    index: index of this worker, unused; grain passes it.
+    count: number of workers, unused; grain passes it.
   """
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)

@@ -1,12 +1,12 @@
-"""DAVIS 2017, semi-supervised: a network and the videos of the validation set in, J and F out.
+"""Evaluates on DAVIS 2017, semi-supervised: a network and the videos of the validation set in, J and F out.
 
-The dataset as it is unpacked: JPEGImages/480p/VIDEO/00000.jpg, Annotations/480p/VIDEO/00000.png (indices of objects,
-255 is ignored) and ImageSets/2017/val.txt. The first frame with its annotation is the prompt; all objects are found at
-once, each in its color; recent predictions may be prompts beside it.
+The dataset has JPEGImages/480p/VIDEO/00000.jpg, Annotations/480p/VIDEO/00000.png (object indices, 255 is ignored) and
+ImageSets/2017/val.txt. The first frame with its annotation is the prompt. All objects are segmented at once, each with
+its own color. Recent predictions can be additional prompts.
 
-Scores are those of the official toolkit: the first and the last frame are left out, ignored pixels are background, J
-and F are means over objects of means over frames, and the objects are those of the first frame. The predictions are
-written as it reads them, OUT/VIDEO/00000.png with the palette of the dataset, so that it can check them.
+Scores follow the official toolkit: the first and the last frame are left out, ignored pixels are background, J and F
+are means over objects of means over frames, and only the objects of the first frame count. Predictions are written in
+the format that the toolkit reads, OUT/VIDEO/00000.png with the palette of the dataset, so that it can verify them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import examples, tables
+from seggpt_jax.evaluation.dataset_folders import existing_folder, read_lines
 from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.files import write_whole
 from seggpt_jax.inference.options import InferenceOptions
@@ -39,8 +40,8 @@ from seggpt_jax.metrics import video_objects
 _LABELS = LabelFormat(ignore=(IGNORE,))
 _SCORES = {"J": "j", "F": "f"}
 _STATISTICS = video_objects.Statistics._fields
-_EXAMPLES = 3  # frames of each video
-_NUM_VIDEOS = 30  # of the validation set
+_EXAMPLES = 3  # pictures of each video
+_NUM_VIDEOS = 30  # in the validation set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,37 +56,33 @@ class Video:
     return read_image(self.frames[index])
 
   def objects(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    """The indices of objects in a frame; ignored pixels are background.
+    """Reads the object indices of a frame; ignored pixels become background.
 
     Raises:
-      InputError: the annotation cannot be read; names it.
+      InputError: the annotation cannot be read; names the file.
     """
     labels = read_labels(self.annotations[index], _LABELS)
     return np.where(labels == IGNORE, np.uint8(0), labels)
 
 
 def list_videos(directory: str | os.PathLike, resolution: str = "480p") -> list[Video]:
-  """The videos of the validation set, in the order of its list.
+  """Returns the videos of the validation set, in the order of its list.
 
   Args:
-    directory: the folder with JPEGImages/, Annotations/ and ImageSets/ in it, or one with DAVIS/ in it.
+    directory: the folder that contains JPEGImages/, Annotations/ and ImageSets/, or a folder that contains it as
+      DAVIS/.
     resolution: 480p or Full-Resolution.
 
   Raises:
     InputError: a folder, the list or a file is missing.
   """
-  root = Path(directory).expanduser()
-  if not root.is_dir():
-    raise InputError(f"{directory}: folder not found, expected the dataset (--data-dir)")
+  root = existing_folder(directory)
   if not (root / "JPEGImages").is_dir() and (root / "DAVIS").is_dir():
     root = root / "DAVIS"
-  chosen = root / "ImageSets" / "2017" / "val.txt"
-  try:
-    names = chosen.read_text().split()
-  except (OSError, UnicodeDecodeError) as error:
-    raise InputError(f"{chosen}: cannot be read ({error}), expected the names of videos") from error
+  path = root / "ImageSets" / "2017" / "val.txt"
+  names = read_lines(path)
   if not names:
-    raise InputError(f"{chosen}: found nothing in it, expected the names of videos")
+    raise InputError(f"{path}: found nothing in it, expected the names of videos")
   return [_video(root, resolution, name) for name in names]
 
 
@@ -101,16 +98,16 @@ def _video(root: Path, resolution: str, name: str) -> Video:
 
 
 class Davis:
-  """The benchmark; see `parts.Benchmark`. A part is a video.
+  """The benchmark, see `parts.Benchmark`. A part is a video.
 
   Args:
-    directory: see `list_videos`.
-    model: what tells the network from others, for the settings.
-    num_frames: so many recent predictions are prompts beside the first frame.
-    split: see `Predictor.predict`.
+    directory: folder of the dataset, see `list_videos`.
+    model: path of the weights, which is recorded in the settings.
+    num_frames: number of recent predictions that are prompts beside the first frame.
+    split: number of tiles along each side, see `InferenceOptions`.
 
   Raises:
-    InputError: as of `list_videos`.
+    InputError: a folder, the list or a file of the dataset is missing.
   """
 
   name = "davis2017"
@@ -135,7 +132,7 @@ class Davis:
     check_size(first, video.image(0).shape[:2], video.annotations[0])
     num_objects = int(first.max())
     if not num_objects:
-      raise InputError(f"{video.annotations[0]}: found no object, expected those to follow")
+      raise InputError(f"{video.annotations[0]}: found no object, expected at least one to follow")
     _write_objects(outdir / video.name / f"{Path(video.frames[0]).stem}.png", first)
     wanted = np.linspace(0, len(video.frames) - 1, _EXAMPLES + 1).round().astype(int)[1:]
     with tqdm(total=len(video.frames) - 1, desc=video.name, unit="frame") as bar:
@@ -153,7 +150,7 @@ class Davis:
     return Finished({"counts": np.stack(counts[:-1]).tolist()}, _strip(video, first, shown))
 
   def _followed(self, predictor: Predictor, video: Video, first: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Every frame but the first, by its index, with the objects that were found in it."""
+    """Yields the index of every frame but the first, with the predicted object indices."""
     rest = (video.image(index) for index in range(1, len(video.frames)))
     prompts = [(video.image(0), first)]
     found = segment_frames(predictor, rest, prompts, InferenceOptions(self._split), num_frames=self._num_frames)
@@ -170,7 +167,7 @@ class Davis:
           for title, field in _SCORES.items()
         }
     means = {
-      f"{title} {statistic}": float(np.mean([of[title][statistic] for of in objects.values()]))
+      f"{title} {statistic}": float(np.mean([scores[title][statistic] for scores in objects.values()]))
       for title in _SCORES
       for statistic in _STATISTICS
     }
@@ -179,12 +176,12 @@ class Davis:
 
   def _table(self, rows: Mapping[str, float], num_objects: int) -> tables.Table:
     recent = f" and {self._num_frames} recent predictions" if self._num_frames else ""
-    notes = [f"In per cent; {num_objects} objects in {len(self._videos)} videos, without their first and last frames."]
+    notes = [f"In percent; {num_objects} objects in {len(self._videos)} videos, without their first and last frames."]
     published = None
-    # That of the whole validation set is no figure for a part of it.
+    # The published figure is of the whole validation set.
     if len(self._videos) == _NUM_VIDEOS:
       published = tables.published(self.name, "J mean", 1)
-      notes.append("With how many recent predictions the published J was measured is not known here.")
+      notes.append("It is not known how many recent predictions the published J was measured with.")
     return tables.Table(
       title=f"{self.name}, the first frame{recent} as prompts",
       columns=["measured"],
@@ -195,23 +192,26 @@ class Davis:
 
 
 def _strip(video: Video, first: np.ndarray, shown: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-  """Two rows: the prompt with some frames and their truth, then what was predicted."""
+  """Draws two rows of frames after the prompt: with their truth, then with the predictions."""
   prompt = examples.panel(video.image(0), first, int(first.max()))
-  # Videos shorter than that show some frames again.
+  # All strips have the same width: a short video repeats its last frame.
   shown = [*shown, *[shown[-1]] * (_EXAMPLES - len(shown))]
   rows = [[prompt, *(pair[row] for pair in shown)] for row in range(2)]
   return examples.strip(rows, [f"{video.name}: first frame, truth", f"{video.name}: first frame, prediction"])
 
 
 def _write_objects(path: Path, labels: UInt8[np.ndarray, "h w"]) -> None:
-  """Writes indices with the colors of PASCAL VOC, which the dataset's own annotations have."""
+  """Writes object indices as a PNG with the palette of the dataset's annotations, which is the one of PASCAL VOC."""
   image = Image.fromarray(labels)
   image.putpalette(_voc_palette().tobytes())
   write_whole(path, lambda file: image.save(file, "png"))
 
 
 def _voc_palette() -> UInt8[np.ndarray, "256 3"]:
-  """Bits 0, 3 and 6 of an index are the first bits of red, bits 1, 4 and 7 of green, 2 and 5 of blue, highest first."""
+  """Returns the palette of PASCAL VOC.
+
+  Bits 0, 3 and 6 of an index are the highest bits of red, bits 1, 4 and 7 of green, bits 2 and 5 of blue.
+  """
   index = np.arange(256)
   colors = np.zeros((256, 3), np.uint8)
   for place in range(3):

@@ -1,21 +1,22 @@
-"""Few-shot segmentation on FSS-1000, PASCAL-5i and COCO-20i: a network and a dataset in, mIoU and FB-IoU out.
+"""Evaluates few-shot segmentation on FSS-1000, PASCAL-5i and COCO-20i: network and dataset in, mIoU and FB-IoU out.
 
-The protocol is that of HSNet's published test code (arXiv 2104.01538): 1000 episodes for each fold, or every image of
-FSS-1000; one class is asked for, all else is background; pixels of intersection and union are summed over all episodes
-of a class; mIoU is the mean over the fold's classes; FB-IoU is the mean of foreground and background, each summed over
-all classes. Ignored pixels count in neither. The mean over folds is what papers report.
+The protocol is the one of HSNet's published test code (arXiv 2104.01538):
+- 1000 episodes for each fold, or one for every image of FSS-1000.
+- Each episode asks for one class; everything else is background.
+- Pixels of intersection and union are summed over all episodes of a class. Ignored pixels are not counted.
+- mIoU is the mean over the fold's classes. FB-IoU is the mean of foreground and background IoU, each from pixels summed
+  over all classes.
+- Papers report the mean over folds.
 
-What differs: predictions are scored at the query's own size, where HSNet shrinks truth and prediction to 400 x 400
-pixels (others use 417 or 473), which is the easier task; and the listings, see `few_shot_data`.
+There are two differences. Predictions are scored at the query's own size; HSNet shrinks truth and prediction to 400 x
+400 pixels (others to 417 or 473), which is easier. The listings can differ, see `few_shot_data`.
 """
 
 from __future__ import annotations
 
 import collections
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,23 +24,23 @@ import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 from tqdm import tqdm
 
+from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.evaluation import examples, few_shot_episodes, tables
 from seggpt_jax.evaluation.few_shot_data import FewShotData
 from seggpt_jax.evaluation.few_shot_episodes import Episode
 from seggpt_jax.evaluation.parts import Finished
-from seggpt_jax.inference import tiling
 from seggpt_jax.inference.options import InferenceOptions
-from seggpt_jax.inference.predictor import Predictor, Prompt
+from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.prompts import Prompt
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.palette import IGNORE
 
-_THREADS = 4  # that read files
 _AHEAD = 16  # episodes that are read before they are needed
-_EXAMPLES = 4  # of each fold, evenly spread, by the first process
+_EXAMPLES = 4  # pictures of each fold, drawn by the first process
 
 
 class _Read(NamedTuple):
-  """An episode as it is in memory."""
+  """An episode with its images in memory."""
 
   episode: Episode
   image: np.ndarray
@@ -48,20 +49,20 @@ class _Read(NamedTuple):
 
 
 class FewShot:
-  """One of the few-shot benchmarks; see `parts.Benchmark`.
+  """A few-shot benchmark, see `parts.Benchmark`. A part is a shard's share of a fold.
 
   Args:
     name: fss1000, pascal5i or coco20i.
     data: the dataset.
-    model: what tells the network from others, for the settings.
-    folds: which; those of the dataset by default.
-    shots: prompts of each query, ensembled.
-    seed: of the episodes; the field's is 0.
-    count: only so many episodes of each fold, evenly spread.
-    split: see `Predictor.predict`.
+    model: path of the weights, which is recorded in the settings.
+    folds: folds to run; all folds of the dataset by default.
+    shots: number of prompts per query, which are ensembled.
+    seed: seed of the episodes; published results use 0.
+    count: number of episodes per fold, evenly spread; all by default.
+    split: number of tiles along each side, see `InferenceOptions`.
 
   Raises:
-    InputError: there is no such fold, or a class of one has too few images.
+    InputError: there is no such fold, or one of its classes has too few images.
   """
 
   def __init__(
@@ -119,7 +120,7 @@ class FewShot:
     counts = {fold: ClassCounts() for fold in self._episodes}
     for part in finished.values():
       counts[part["fold"]].add_values(part["classes"])
-    folds = {fold: self._scores(of) for fold, of in counts.items()}
+    folds = {fold: self._scores(fold_counts) for fold, fold_counts in counts.items()}
     means = {score: float(np.mean([scores[score] for scores in folds.values()])) for score in ("miou", "fb_iou")}
     return {**means, "folds": {str(fold): scores for fold, scores in folds.items()}, "table": self._table(folds, means)}
 
@@ -131,97 +132,87 @@ class FewShot:
     return {"miou": counts.mean_iou(), "fb_iou": counts.fb_iou(), "classes": classes}
 
   def _table(self, folds: Mapping[int, Mapping[str, Any]], means: Mapping[str, float]) -> tables.Table:
-    # Of what is published, only means over all folds are known.
-    whole = len(folds) == len(self._data.folds)
-    columns = {"mean": means} if whole else {}
+    # Published figures are means over all folds.
+    all_folds = len(folds) == len(self._data.folds)
+    columns = {"mean": means} if all_folds else {}
     if len(self._data.folds) > 1:
       columns = {**{f"fold {fold}": scores for fold, scores in folds.items()}, **columns}
+    comparable = all_folds and self._data.comparable
+    num_episodes = sum(map(len, self._episodes.values()))
     return tables.Table(
       title=f"{self.name}, {self._shots} prompt{'s' if self._shots > 1 else ''} for each query",
       columns=list(columns),
       rows={
-        title: [scores[key] for scores in columns.values()] for title, key in (("mIoU", "miou"), ("FB-IoU", "fb_iou"))
+        "mIoU": [scores["miou"] for scores in columns.values()],
+        "FB-IoU": [scores["fb_iou"] for scores in columns.values()],
       },
-      published={"mIoU": tables.published(self.name, "mIoU", self._shots) if whole and self._data.comparable else None},
-      notes=[
-        f"In per cent; {sum(map(len, self._episodes.values()))} episodes, scored at the size of each query.",
-        *self._notes,
-      ],
+      published={"mIoU": tables.published(self.name, "mIoU", self._shots) if comparable else None},
+      notes=[f"In percent; {num_episodes} episodes, scored at the size of each query.", *self._notes],
     )
 
   def _answers(self, predictor: Predictor, episodes: Sequence[Episode]) -> Iterator[tuple[_Read, np.ndarray]]:
-    """Every episode with the labels that were predicted, in order."""
-    size = (self._split * predictor.tile_size[0], self._split * predictor.tile_size[1])
-    on_the_way = collections.deque[_Read]()
-
-    def read_prompt(sample: int, asked: int) -> Prompt:
-      image, mask = self._data.read(sample, asked)
-      # As small as the network takes it: many episodes wait at a time.
-      return tiling.resize_image(image, size), tiling.resize_labels(np.where(mask == IGNORE, 0, mask), size)
+    """Yields every episode with the predicted labels, in order."""
+    waiting = collections.deque[_Read]()
 
     def read(episode: Episode) -> _Read:
-      asked = episode.class_index
-      image, truth = self._data.read(episode.query, asked)
-      return _Read(episode, image, truth, [read_prompt(prompt, asked) for prompt in episode.prompts])
+      image, truth = self._data.read(episode.query, episode.class_index)
+      prompts = [self._data.read(prompt, episode.class_index) for prompt in episode.prompts]
+      # Prepared here because prompts of the network's size take little memory while many episodes wait.
+      return _Read(episode, image, truth, [predictor.prepare_prompt(*prompt, split=self._split) for prompt in prompts])
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    def pairs() -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
+      for _, coming in read_ahead(read, episodes, ahead=_AHEAD):
+        waiting.append(coming.result())
+        yield waiting[-1].image, waiting[-1].prompts
 
-      def pairs() -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
-        coming, rest = collections.deque[Future[_Read]](), iter(episodes)
-        for _ in episodes:
-          coming.extend(pool.submit(read, episode) for episode in itertools.islice(rest, _AHEAD - len(coming)))
-          item = coming.popleft().result()
-          on_the_way.append(item)
-          yield item.image, item.prompts
-
-      for prediction in predictor.predict_many(pairs(), InferenceOptions(self._split)):
-        yield on_the_way.popleft(), prediction.labels
+    for prediction in predictor.predict_many(pairs(), InferenceOptions(self._split)):
+      yield waiting.popleft(), prediction.labels
 
 
 class ClassCounts:
-  """Pixels of intersection and union of each class, summed over its episodes; sums of processes add up exactly."""
+  """Pixels of intersection and union of each class, summed over episodes; counts of several processes can be added."""
 
   def __init__(self) -> None:
     self._sums: dict[int, np.ndarray] = {}
     self._episodes = collections.Counter[int]()
 
   def add(self, class_index: int, counts: Int64[np.ndarray, "2 2"], episodes: int = 1) -> None:
-    """Takes counts as of `episode_counts`, or sums of such."""
+    """Adds the counts of one or several episodes, from `episode_counts`."""
     self._sums[class_index] = self._sums.get(class_index, 0) + counts
     self._episodes[class_index] += episodes
 
   def add_values(self, values: Mapping[str, Mapping[str, Any]]) -> None:
-    """Takes what `values` returned, perhaps in another process."""
-    for key, of in values.items():
-      self.add(int(key), np.array([of["intersection"], of["union"]], np.int64), of["episodes"])
+    """Adds what `values` returned, possibly in another process."""
+    for key, entry in values.items():
+      self.add(int(key), np.array([entry["intersection"], entry["union"]], np.int64), entry["episodes"])
 
   def values(self) -> dict[str, dict[str, Any]]:
-    """Everything as plain values: of each class episodes, and background and foreground of intersection and union."""
+    """Returns plain values for each class: episodes, and intersection and union, each as [background, foreground]."""
     return {
       str(index): {"episodes": self._episodes[index], "intersection": sums[0].tolist(), "union": sums[1].tolist()}
       for index, sums in sorted(self._sums.items())
     }
 
   def ious(self) -> dict[int, float]:
-    """The foreground's IoU of each class that has episodes."""
+    """Returns the foreground IoU of each class that has episodes."""
     return {index: _ratio(*sums[:, 1]) for index, sums in sorted(self._sums.items())}
 
   def mean_iou(self) -> float:
-    """The mean of `ious`."""
+    """Returns the mean of `ious`."""
     return float(np.mean(list(self.ious().values())))
 
   def fb_iou(self) -> float:
-    """The mean of the IoU of background and foreground, whatever the class."""
+    """Returns the mean of background IoU and foreground IoU, from pixels summed over all classes."""
     (background, foreground), (all_background, all_foreground) = np.sum(list(self._sums.values()), axis=0)
     return (_ratio(background, all_background) + _ratio(foreground, all_foreground)) / 2
 
 
 def episode_counts(predicted: Integer[np.ndarray, "h w"], truth: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "2 2"]:
-  """Pixels of background and foreground (columns) in the intersection and the union (rows) of two masks.
+  """Counts pixels in the intersection and the union (rows) of two masks, of background and of foreground (columns).
 
   Args:
-    predicted: 0 and 1.
-    truth: 0, 1 and IGNORE, whose pixels are not counted.
+    predicted: mask of 0 and 1.
+    truth: mask of 0, 1 and IGNORE; ignored pixels are not counted.
   """
   known = truth != IGNORE
   ours, theirs = (predicted == 1) & known, truth == 1
@@ -230,7 +221,7 @@ def episode_counts(predicted: Integer[np.ndarray, "h w"], truth: UInt8[np.ndarra
 
 
 def _ratio(intersection: np.int64, union: np.int64) -> float:
-  # As the field counts: nothing there and nothing found is no success.
+  # Published code counts 0 if neither truth nor prediction has any pixel.
   return float(intersection) / max(float(union), 1.0)
 
 

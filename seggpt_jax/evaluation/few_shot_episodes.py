@@ -1,9 +1,9 @@
-"""Which prompts serve which query in the few-shot benchmarks: a dataset's listing in, episodes out.
+"""Draws the episodes of the few-shot benchmarks: a dataset's listing in, queries with their prompts out.
 
-Drawn as the published code of HSNet (Min et al., 2021, arXiv 2104.01538) draws them when it tests, which the field has
-taken over: NumPy's legacy generator with one seed for each fold, one draw for each prompt, drawn again when it is the
-query. So a prompt may come twice among several, and the episodes of a listing are the published ones as long as the
-listing is in the published order. Pure functions of their arguments.
+Episodes are drawn like in the published test code of HSNet (Min et al., 2021, arXiv 2104.01538), which others have
+adopted: NumPy's legacy generator with one seed for each fold, one draw for each prompt, and a new draw if the prompt is
+the query. Hence a query can have the same prompt twice. If the listing is in the published order, the episodes are the
+published ones. All functions depend on their arguments only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from seggpt_jax.errors import InputError
 
 
 class Episode(NamedTuple):
-  """A query and its prompts, as places in the dataset, and the class that is asked for."""
+  """A query and its prompts, as indices into the dataset, and the class that is asked for."""
 
   class_index: int
   query: int
@@ -28,14 +28,14 @@ class Episode(NamedTuple):
 def in_turn(
   queries: Sequence[tuple[int, int]], pools: Mapping[int, Sequence[int]], count: int, shots: int, seed: int
 ) -> list[Episode]:
-  """Every query in its turn, again from the first when they run out; prompts at random.
+  """Returns episodes whose queries come in turn, starting over at the end, with prompts drawn at random.
 
   Args:
-    queries: (sample, class), in order.
-    pools: of each class the samples that prompts are drawn from, in order.
-    count: of episodes.
-    shots: prompts of each.
-    seed: of the draws.
+    queries: (sample, class) pairs in order.
+    pools: samples of each class that prompts are drawn from, in order.
+    count: number of episodes.
+    shots: number of prompts per episode.
+    seed: seed of the draws.
   """
   generator = np.random.RandomState(seed)
   episodes = []
@@ -48,14 +48,14 @@ def in_turn(
 def at_random(
   classes: Sequence[int], pools: Mapping[int, Sequence[int]], count: int, shots: int, seed: int
 ) -> list[Episode]:
-  """A class, one of its samples as the query, and prompts, all at random.
+  """Returns episodes whose class, query and prompts are all drawn at random.
 
   Args:
-    classes: those of the fold, in order.
-    pools: see `in_turn`.
-    count: likewise.
-    shots: likewise.
-    seed: likewise.
+    classes: classes of the fold, in order.
+    pools: samples of each class that queries and prompts are drawn from, in order.
+    count: number of episodes.
+    shots: number of prompts per episode.
+    seed: seed of the draws.
   """
   generator = np.random.RandomState(seed)
   episodes = []
@@ -66,15 +66,19 @@ def at_random(
   return episodes
 
 
-def spread(episodes: Sequence[Episode], count: int | None) -> list[Episode]:
-  """So many of them, evenly spread, for a quick look; None takes all."""
+def evenly_spread(episodes: Sequence[Episode], count: int | None) -> list[Episode]:
+  """Returns a number of episodes, evenly spread over all of them; None for all."""
   if count is None or count >= len(episodes):
     return list(episodes)
   return [episodes[index * len(episodes) // count] for index in range(count)]
 
 
 def check_pools(classes: Sequence[int], pools: Mapping[int, Sequence[int]], shots: int, names: Mapping[int, str]):
-  """Raises InputError, naming the class, where one has too few samples for a query and its prompts."""
+  """Checks that every class has enough samples for a query and its prompts.
+
+  Raises:
+    InputError: a class has too few; names the class.
+  """
   for index in classes:
     if len(pools.get(index, ())) <= shots:
       raise InputError(
@@ -84,11 +88,11 @@ def check_pools(classes: Sequence[int], pools: Mapping[int, Sequence[int]], shot
 
 
 def digest(episodes: Sequence[Episode], names: Sequence[str]) -> str:
-  """A short name for exactly these episodes of these samples, by which parts of one run know each other.
+  """Returns a short hash of the episodes, which tells runs with other episodes apart.
 
   Args:
-    episodes: the episodes.
-    names: of all samples.
+    episodes: episodes of a fold.
+    names: names of all samples of the dataset.
   """
   listing = hashlib.sha256()
   for episode in episodes:
@@ -107,6 +111,6 @@ def _prompts(generator: np.random.RandomState, pool: Sequence[int], query: int, 
 
 
 def _draw(generator: np.random.RandomState, count: int) -> int:
-  # Without replacement, though it is a single one: that takes other numbers from the generator than with, and the
-  # published episodes are drawn so.
+  # `replace=False` makes no difference for a single draw, but it takes other numbers from the generator, and the
+  # published episodes are drawn with it.
   return int(generator.choice(count, 1, replace=False)[0])

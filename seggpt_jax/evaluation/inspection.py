@@ -1,30 +1,25 @@
 """Judges a network as an inspection line would: defects that are caught, and good parts that are left alone.
 
-  python -m seggpt_jax.evaluation.inspection --model-path weights/vit_large --dataset-dir boards \\
-    --prompt-img-dir prompts/images --prompt-label-dir prompts/labels --mapping positive.json \\
-    --negative-mapping negative.json --outdir OUT
-
-In: images with labels, and prompts of what they show (positive) and of what they lack (negative). Out: a table,
-OUT/inspection.json with all numbers, and OUT/report.html with pictures, the worst first. Every class but 0 counts as
-foreground, whichever is predicted for which.
+In: images with labels, prompts of classes that an image shows (positive) and of classes that it does not show
+(negative). Out: catch rate, yield rate and PES, the result of every image, and pictures of the worst ones. Every class
+but 0 counts as foreground; predicting one class for another is no mistake here.
 """
 
 from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
-from seggpt_jax.cli import inference_flags as command_flags
-from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
-from seggpt_jax.errors import InputError, run_main
+from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.inspection_results import (
   Results,
   negative_words,
@@ -43,6 +38,67 @@ from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
 from seggpt_jax.metrics.inspection import Thresholds, foreground_iou, judge, response_rate
 
 
+def run(
+  model_path: str | os.PathLike,
+  dataset_dir: str | os.PathLike,
+  prompt_img_dir: str | os.PathLike,
+  prompt_label_dir: str | os.PathLike,
+  outdir: str | os.PathLike,
+  *,
+  mapping: str | os.PathLike | None = None,
+  negative_mapping: str | os.PathLike | None = None,
+  adapter: str | os.PathLike | None = None,
+  top_k: int = 1,
+  thresholds: Thresholds | None = None,
+  num_rows: int = 50,
+  options: InferenceOptions | None = None,
+  labels: LabelFormat | None = None,
+  arguments: Mapping[str, Any] | None = None,
+) -> None:
+  """Inspects a dataset on disk, prints the rates, and writes inspection.json and report.html.
+
+  Args:
+    model_path: weights directory, training run or packaged name.
+    dataset_dir: folder with images/ and labels/.
+    prompt_img_dir: folder of the prompts' images.
+    prompt_label_dir: folder of the prompts' label maps.
+    outdir: folder for the results, which is created if it is missing.
+    mapping: JSON file {image: [prompt files, best first]} of positive prompts; without it the first prompts by name
+      serve every image.
+    negative_mapping: the same of negative prompts; without it there is no yield rate.
+    adapter: training run of a LoRA for the weights.
+    top_k: maximum number of prompts per image.
+    thresholds: see `inspect`.
+    num_rows: see `inspect`.
+    options: see `inspect`.
+    labels: see `inspect`.
+    arguments: plain values to record in inspection.json.
+
+  Raises:
+    InputError: a file is missing or cannot be read or written, or the adapter is a learned prompt.
+  """
+  list_mapped = functools.partial(
+    list_queries, dataset_dir, prompt_img_dir, prompt_label_dir, top_k=top_k, mapped_only=True
+  )
+  positives = list_mapped(mapping)
+  negatives = [] if negative_mapping is None else list_mapped(negative_mapping)
+  outdir = Path(outdir)
+  with writing(outdir):
+    outdir.mkdir(parents=True, exist_ok=True)
+  for name in ("inspection.json", "report.html"):
+    outputs.remove(outdir / name)
+  predictor = Predictor.from_checkpoint(model_path, adapter=adapter)
+  if predictor.learned is not None:
+    raise InputError("--adapter: found a learned prompt, expected a LoRA: an inspection is prompted by images")
+  results = inspect(
+    predictor, positives, negatives, thresholds=thresholds, num_rows=num_rows, options=options, labels=labels
+  )
+  write(results, outdir, arguments or {}, f"Inspection of {dataset_dir}")
+  for name, words in summary(results.inspection).items():
+    print(f"{name:<11}{words}")
+  print(f"written: {outdir}/report.html, {outdir}/inspection.json")
+
+
 def inspect(
   predictor: Predictor,
   positives: Sequence[Query],
@@ -50,22 +106,22 @@ def inspect(
   *,
   thresholds: Thresholds | None = None,
   num_rows: int = 50,
-  approach: InferenceOptions | None = None,
+  options: InferenceOptions | None = None,
   labels: LabelFormat | None = None,
 ) -> Results:
-  """Runs a network on all images, with prompts of what they show and with prompts of what they lack.
+  """Segments all images with positive prompts, then with negative prompts, and scores both.
 
   Args:
     predictor: the network.
-    positives: images with labels and with prompts of what they show, as of `list_queries`.
-    negatives: images with prompts of what they lack.
-    thresholds: what is a catch and what a correct yield; by default those of `Thresholds`.
-    num_rows: of how many images of both runs pictures are kept.
-    approach: how each image is shown to the network; whole by default.
-    labels: how label files are read; by default as class indices. Ignored pixels are not scored.
+    positives: images with labels and positive prompts, from `list_queries`.
+    negatives: images with negative prompts.
+    thresholds: limits of a catch and of a correct yield; the defaults of `Thresholds` if None.
+    num_rows: number of worst images, for positive and for negative prompts, whose pictures are kept.
+    options: how each image is shown to the network; whole by default.
+    labels: format of the label files; class indices by default. Ignored pixels are not scored.
 
   Raises:
-    InputError: an image has no labels to be judged by, or a file cannot be read; names it.
+    InputError: an image with positive prompts has no label, or a file cannot be read; names the file.
   """
   thresholds, labels = thresholds or Thresholds(), labels or LabelFormat()
   for query in positives:
@@ -74,11 +130,11 @@ def inspect(
   show = functools.partial(_pictures, prompt_picture=functools.lru_cache(_prompt_picture), labels=labels)
   positive, negative = _Worst(num_rows, show), _Worst(num_rows, show)
   ious: dict[str, float] = {}
-  for item, prediction in _run(predictor, positives, "positive prompts", approach, labels):
+  for item, prediction in _predictions(predictor, positives, "positive prompts", options, labels):
     iou = ious[item.query.name] = foreground_iou(prediction.labels, item.truth)
     positive.add(positive_order(iou), item, prediction, *positive_words(iou, thresholds))
   rates: dict[str, float] = {}
-  for item, prediction in _run(predictor, negatives, "negative prompts", approach, labels):
+  for item, prediction in _predictions(predictor, negatives, "negative prompts", options, labels):
     rate = rates[item.query.name] = response_rate(prediction.labels)
     negative.add(-rate, item, prediction, *negative_words(rate, thresholds))
   return Results(
@@ -90,20 +146,20 @@ def inspect(
   )
 
 
-def _run(
-  predictor: Predictor, queries: Sequence[Query], title: str, approach: InferenceOptions | None, labels: LabelFormat
+def _predictions(
+  predictor: Predictor, queries: Sequence[Query], title: str, options: InferenceOptions | None, labels: LabelFormat
 ) -> tqdm:
-  """Pairs of `batch.Read` and `Prediction`, with a bar."""
-  found = batch.segment(predictor, queries, approach, labels=labels) if queries else ()
+  """Returns an iterator over pairs of `batch.Read` and `Prediction` that shows a progress bar."""
+  found = batch.segment(predictor, queries, options, labels=labels) if queries else ()
   return tqdm(found, desc=title, unit="image", total=len(queries), disable=not queries)
 
 
 class _Worst:
-  """The rows of the worst images, so that pictures of all others need not be kept.
+  """The report rows of the worst images; pictures of other images are dropped at once.
 
   Args:
-    num_rows: how many.
-    show: makes the pictures of one.
+    num_rows: maximum number of rows.
+    show: function that makes the pictures of an image.
   """
 
   def __init__(self, num_rows: int, show: Callable[[batch.Read, Prediction], list[tuple[str, bytes]]]):
@@ -111,7 +167,7 @@ class _Worst:
     self._kept: list[tuple[float, str, Row]] = []  # the worst first
 
   def add(self, order: float, item: batch.Read, prediction: Prediction, score: str, mark: str) -> None:
-    """Keeps an image if it is among the worst; the lower the order, the worse it is."""
+    """Keeps an image if it is among the worst; a lower order is worse."""
     place = (order, item.query.name)
     if len(self._kept) == self._num_rows and (not self._kept or place > self._kept[-1][:2]):
       return
@@ -139,7 +195,7 @@ def _pictures(
 
 
 def _prompt_picture(files: PromptFiles, labels: LabelFormat) -> bytes:
-  """In its own size and shape: the one that the network is given is a square."""
+  # Read again from the file: the prompt that the network was given is a square of its tile size.
   label = read_labels(files.labels, labels)
   return thumbnail(read_image(files.image), np.where(label == IGNORE, 0, label))
 
@@ -148,69 +204,7 @@ def _prompt_names(queries: Sequence[Query]) -> dict[str, list[str]]:
   return {query.name: [files.image.name for files in query.prompts] for query in queries}
 
 
-def _command(argv: list[str]) -> None:
-  keep_programs()
-  if len(argv) > 1:
-    raise InputError(f"found argument {argv[1]!r}, expected only flags (--help explains)")
-  values = flags.FLAGS
-  thresholds = Thresholds(values["catch-iou"].value, values["yield-response"].value, values["catch-weight"].value)
-  approach = command_flags.approach_from_flags()
-  model, outdir = values["model-path"].value, Path(values.outdir)
-  labels = command_flags.label_format_from_flags(values.adapter or model)
-  positives, negatives = (_queries(values, name) for name in ("mapping", "negative-mapping"))
-  with writing(outdir):
-    outdir.mkdir(parents=True, exist_ok=True)
-  for name in ("inspection.json", "report.html"):
-    outputs.remove(outdir / name)
-  predictor = Predictor.from_checkpoint(model, adapter=values.adapter)
-  if predictor.learned is not None:
-    raise InputError("--adapter: found a learned prompt, expected a LoRA: what is judged is prompted by images")
-  results = inspect(
-    predictor,
-    positives,
-    negatives,
-    thresholds=thresholds,
-    num_rows=values.rows,
-    approach=approach,
-    labels=labels,
-  )
-  names = ("model-path", "adapter", "dataset-dir", "mapping", "negative-mapping", "top-k", *command_flags.APPROACH)
-  arguments = {name: values[name].value for name in names} | {"labels": str(labels)}
-  write(results, outdir, arguments, f"Inspection of {values['dataset-dir'].value}")
-  for name, words in summary(results.inspection).items():
-    print(f"{name:<11}{words}")
-  print(f"written: {outdir}/report.html, {outdir}/inspection.json")
-
-
-def _queries(values: flags.FlagValues, mapping: str) -> list[Query]:
-  """Those of one mapping; without one, all images are positive."""
-  path, folders = values[mapping].value, [values[f"prompt-{kind}-dir"].value for kind in ("img", "label")]
-  if path is None and mapping == "negative-mapping":
-    return []
-  return list_queries(values["dataset-dir"].value, *folders, path, values["top-k"].value, mapped_only=True)
-
-
-def _define_flags() -> None:
-  flags.DEFINE_string("model-path", None, "Weights of convert_torch_weights.py, or a run of train.py.", required=True)
-  flags.DEFINE_string("adapter", None, "A run of train.py that learned a LoRA for the weights.")
-  flags.DEFINE_string("dataset-dir", None, "A folder with images/ and labels/.", required=True)
-  flags.DEFINE_string("prompt-img-dir", None, "Images of the prompts.", required=True)
-  flags.DEFINE_string("prompt-label-dir", None, "Label maps of the prompts.", required=True)
-  what = "JSON file {image: [prompt files, best first]} of prompts that show what the image"
-  flags.DEFINE_string("mapping", None, f"{what} shows; without it the first prompts by name serve all images.")
-  flags.DEFINE_string("negative-mapping", None, f"{what} lacks, for the yield rate.")
-  flags.DEFINE_string("outdir", None, "Folder for inspection.json and report.html.", required=True)
-  flags.DEFINE_integer("top-k", 1, "The most prompts that an image gets.", 1)
-  flags.DEFINE_float("catch-iou", Thresholds.catch_iou, "The least IoU of a catch.")
-  flags.DEFINE_float("yield-response", Thresholds.yield_response, "The response rate below which a yield is correct.")
-  flags.DEFINE_float("catch-weight", Thresholds.catch_weight, "The catch rate's part in PES.")
-  flags.DEFINE_integer("rows", 50, "Images with pictures in each part of the report, the worst ones.", 0)
-  command_flags.define_approach_flags()
-  command_flags.define_label_flags()
-  command_flags.define_aliases()
-  flags.adopt_module_key_flags(command_flags)  # for --help
-
-
 if __name__ == "__main__":
-  _define_flags()
-  run_main(_command)
+  from seggpt_jax.cli.main import run_alias
+
+  run_alias("seggpt_jax.evaluation.inspection", "evaluate-inspection")

@@ -1,4 +1,4 @@
-"""What an inspection found: as plain values, as words, and as a page with pictures.
+"""Results of an inspection, as plain values, as words, and as a page with pictures.
 
 In: IoUs, response rates and rows of pictures. Out: inspection.json and report.html.
 """
@@ -18,20 +18,20 @@ from seggpt_jax.evaluation.report import Row, Section, bars, page
 from seggpt_jax.inference import outputs
 from seggpt_jax.metrics.inspection import Inspection, Thresholds
 
-_BINS = 20  # of IoU
-_PER_DECADE, _DECADES = 3, 6  # bins of response rates
+_IOU_BINS = 20
+_BINS_PER_DECADE, _DECADES = 3, 6  # of response rates
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """What a network did.
+  """The results of one network.
 
   Attributes:
-    inspection: the counts and rates.
-    ious: of each image under positive prompts, by name; NaN without foreground in truth and prediction.
-    response_rates: of each image under negative prompts, by name.
-    prompts: files of the prompts of each image, by name, of the positive and of the negative run.
-    rows: pictures of the worst images of both runs, the worst first.
+    inspection: counts and rates.
+    ious: IoU of each image with positive prompts, by name; NaN if truth and prediction have no foreground.
+    response_rates: response rate of each image with negative prompts, by name.
+    prompts: file names of each image's prompts, by name, positive and negative.
+    rows: pictures of the worst images with positive and with negative prompts, the worst first.
   """
 
   inspection: Inspection
@@ -41,7 +41,7 @@ class Results:
   rows: tuple[Sequence[Row], Sequence[Row]]
 
   def values(self) -> dict[str, Any]:
-    """Plain values for JSON: None where a rate or an IoU is not defined."""
+    """Returns plain values for JSON, with None where a rate or an IoU is not defined."""
     found, limits = self.inspection, self.inspection.thresholds
     rates = {name: _plain(getattr(found, name)) for name in ("mean_iou", "catch_rate", "yield_rate", "pes")}
     counts = {
@@ -64,24 +64,24 @@ class Results:
 
 
 def positive_order(iou: float) -> float:
-  """By this number the worst come first, and those without an IoU last."""
+  """Returns a sort key that puts the worst images first and images without an IoU last."""
   return math.inf if math.isnan(iou) else iou
 
 
 def positive_words(iou: float, thresholds: Thresholds) -> tuple[str, str]:
-  """Score and mark of an image under positive prompts."""
+  """Returns the score in words and the mark of an image with positive prompts."""
   if math.isnan(iou):
     return "no foreground in truth and prediction", ""
   return f"IoU {iou:.3f}", "" if iou >= thresholds.catch_iou else "missed"
 
 
 def negative_words(rate: float, thresholds: Thresholds) -> tuple[str, str]:
-  """Likewise under negative prompts."""
+  """Returns the score in words and the mark of an image with negative prompts."""
   return f"response rate {rate:.6f}", "" if rate < thresholds.yield_response else "over-call"
 
 
 def summary(inspection: Inspection) -> dict[str, str]:
-  """The numbers as words, for a table."""
+  """Returns the rates in words, by their names."""
 
   def percent(rate: float) -> str:
     return "-" if math.isnan(rate) else f"{rate:.1%}"
@@ -99,7 +99,7 @@ def summary(inspection: Inspection) -> dict[str, str]:
 
 
 def report_page(results: Results, title: str = "Inspection") -> str:
-  """OUT/report.html."""
+  """Returns the page with charts, tables and pictures as HTML."""
   sections = []
   if results.ious:
     sections.append(_catches(results))
@@ -112,27 +112,27 @@ def _catches(results: Results) -> Section:
   limits = results.inspection.thresholds
   defined = [iou for iou in results.ious.values() if not math.isnan(iou)]
   good, bad = ([iou for iou in defined if (iou >= limits.catch_iou) == caught] for caught in (True, False))
-  ticks = {index: f"{index / _BINS:g}" for index in range(0, _BINS + 1, 4)}
+  ticks = {index: f"{index / _IOU_BINS:g}" for index in range(0, _IOU_BINS + 1, 4)}
   worst = sorted(results.ious.items(), key=lambda entry: (positive_order(entry[1]), entry[0]))
   return Section(
     "Catches",
-    "Each image with prompts of what it shows: IoU of the foreground. Misses are red.",
-    bars(_counts(good, _BINS, 1), _counts(bad, _BINS, 1), ticks, limits.catch_iou * _BINS),
+    "Each image with prompts of a class that it shows: IoU of the foreground. Misses are red.",
+    bars(_counts(good, _IOU_BINS, 1), _counts(bad, _IOU_BINS, 1), ticks, limits.catch_iou * _IOU_BINS),
     results.rows[0],
     [(name, *positive_words(iou, limits)) for name, iou in worst],
   )
 
 
 def _yields(results: Results) -> Section:
-  limits, bins = results.inspection.thresholds, _PER_DECADE * _DECADES
+  limits, bins = results.inspection.thresholds, _BINS_PER_DECADE * _DECADES
   rates = results.response_rates.values()
-  good, bad = ([_place(r) for r in rates if (r < limits.yield_response) == correct] for correct in (True, False))
-  ticks: dict[float | int, str] = {_PER_DECADE * n: f"{10.0 ** (n - _DECADES):g}" for n in range(1, _DECADES + 1)}
+  good, bad = ([_position(r) for r in rates if (r < limits.yield_response) == correct] for correct in (True, False))
+  ticks: dict[float | int, str] = {_BINS_PER_DECADE * n: f"{10.0 ** (n - _DECADES):g}" for n in range(1, _DECADES + 1)}
   worst = sorted(results.response_rates.items(), key=lambda entry: (-entry[1], entry[0]))
   return Section(
     "Yields",
-    "Each image with prompts of what it lacks: the share of its pixels that is called. Over-calls are red.",
-    bars(_counts(good, bins, bins), _counts(bad, bins, bins), ticks | {0: "0"}, _place(limits.yield_response)),
+    "Each image with prompts of a class that it does not show: share of foreground pixels. Over-calls are red.",
+    bars(_counts(good, bins, bins), _counts(bad, bins, bins), ticks | {0: "0"}, _position(limits.yield_response)),
     results.rows[1],
     [(name, *negative_words(rate, limits)) for name, rate in worst],
   )
@@ -142,19 +142,19 @@ def _counts(values: Sequence[float], bins: int, most: int) -> list[int]:
   return np.histogram(values, bins, (0, most))[0].tolist()
 
 
-def _place(rate: float | int) -> float:
-  """Where a response rate lies on the logarithmic axis, in bins; all that is near 0 at its left end."""
-  return _PER_DECADE * max(math.log10(rate) + _DECADES if rate > 0 else 0.0, 0.0)
+def _position(rate: float | int) -> float:
+  """Returns the position of a response rate on the logarithmic axis, in bins; 0 for all rates near 0."""
+  return _BINS_PER_DECADE * max(math.log10(rate) + _DECADES if rate > 0 else 0.0, 0.0)
 
 
 def write(results: Results, outdir: str | os.PathLike, arguments: Mapping[str, Any], title: str = "Inspection") -> None:
   """Writes OUT/inspection.json and OUT/report.html.
 
   Args:
-    results: of `inspect`.
-    outdir: is made where it is missing.
-    arguments: plain values that say how the numbers came about.
-    title: of the page.
+    results: results of `inspection.inspect`.
+    outdir: folder for the files, which is created if it is missing.
+    arguments: plain values that say how the results were made.
+    title: title of the page.
 
   Raises:
     InputError: the folder cannot be written to.

@@ -1,7 +1,7 @@
-"""A web page about a run in one file: a summary, charts, and pictures of each image, the worst first.
+"""Makes a web page in one file: a summary, charts, and pictures of single images, the worst first.
 
-In: texts, numbers and pictures. Out: HTML that holds its pictures and needs nothing else, neither scripts nor a
-network. All texts are escaped here.
+In: texts, numbers and pictures. Out: HTML that contains its pictures and needs neither scripts nor a network. All texts
+are escaped here.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from seggpt_jax.inference import outputs, tiling
-from seggpt_jax.palette import fixed_palette
+from seggpt_jax.inference import pictures, tiling
+from seggpt_jax.palette import display_palette
 
-# Class 1 is pink, which few things are: the white that the network is shown would not be seen over a bright picture.
-_PALETTE = fixed_palette(256)
-_PALETTE[[1, 6]] = (255, 0, 200), (255, 255, 255)
-_QUALITY = 80
-_CHART = 480, 110  # width and height of the bars
+_PALETTE = display_palette(256)
+_JPEG_QUALITY = 80
+_CHART = 480, 110  # width and height of the bars in pixels
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -59,13 +57,13 @@ $sections
 
 @dataclass(frozen=True)
 class Row:
-  """What is shown of one image.
+  """The pictures of one image.
 
   Attributes:
-    name: of the image.
-    score: what it reached.
-    mark: what went wrong, empty if nothing did.
-    pictures: titles with what `thumbnail` gives.
+    name: name of the image.
+    score: its score in words.
+    mark: mistake in words, such as "missed"; empty if there is none.
+    pictures: titles, each with a JPEG from `thumbnail`.
   """
 
   name: str
@@ -76,13 +74,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-  """One kind of question to all images.
+  """A section of the page, with one score for every image.
 
   Attributes:
-    title: of the section.
-    note: what the reader has to know.
-    chart: as of `bars`.
-    rows: those with pictures.
+    title: heading.
+    note: explanation for the reader.
+    chart: SVG from `bars`.
+    rows: images with pictures, the worst first.
     scores: name, score and mark of every image, the worst first.
   """
 
@@ -94,12 +92,12 @@ class Section:
 
 
 def page(title: str, summary: Mapping[str, str], sections: Sequence[Section]) -> str:
-  """The whole page.
+  """Returns the page.
 
   Args:
     title: heading.
-    summary: a table of names and values.
-    sections: below it.
+    summary: names and values of the table at the top.
+    sections: sections below the table.
   """
   lines = (f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in summary.items())
   return _PAGE.substitute(
@@ -110,14 +108,14 @@ def page(title: str, summary: Mapping[str, str], sections: Sequence[Section]) ->
 def thumbnail(
   image: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"] | None = None, side: int = 256
 ) -> bytes:
-  """A small picture as JPEG, tinted where it has labels.
+  """Returns a small picture as JPEG, tinted where there are labels.
 
-  However small a region is, at least one pixel shows it: defects are often lost when pictures are shrunk.
+  Every region stays visible in at least one pixel, however small it is: defects are easily lost when pictures shrink.
 
   Args:
-    image: of any size; small ones are not enlarged.
-    labels: class indices 0..254, if they are to be seen.
-    side: the longer one of the result, in pixels.
+    image: image of any size; small ones are not enlarged.
+    labels: class indices 0..254 to draw over the image.
+    side: maximum of the result's height and width, in pixels.
   """
   height, width = image.shape[:2]
   scale = min(side / max(height, width), 1.0)
@@ -128,33 +126,33 @@ def thumbnail(
     for index in np.unique(labels[labels > 0]):
       mask = Image.fromarray((labels == index).astype(np.float32)).resize(size[::-1], Image.Resampling.BOX)
       shown[np.asarray(mask) > 0] = index
-    small = outputs.overlay(small, shown, _PALETTE)
+    small = pictures.overlay(small, shown, _PALETTE)
   file = io.BytesIO()
-  # Colors at full resolution: at half, as is usual, a tint of one pixel is gone.
-  Image.fromarray(small).save(file, "jpeg", quality=_QUALITY, subsampling=0)
+  # Colors at full resolution: at half, which is the default, the tint of a single pixel would be lost.
+  Image.fromarray(small).save(file, "jpeg", quality=_JPEG_QUALITY, subsampling=0)
   return file.getvalue()
 
 
 def bars(good: Sequence[int], bad: Sequence[int], ticks: Mapping[float | int, str], limit: float | int) -> str:
-  """A histogram as SVG, what is bad in red on top of what is good.
+  """Returns a histogram as SVG, with the counts of bad images in red on top of the counts of good ones.
 
   Args:
-    good: the counts of each bin.
-    bad: likewise.
-    ticks: what to write below the axis, by its place in bins from the left.
-    limit: where a dashed line stands, likewise.
+    good: number of good images in each bin.
+    bad: number of bad images in each bin.
+    ticks: labels below the axis, by their position in bins from the left.
+    limit: position of a dashed line, in bins from the left.
   """
   (width, height), most = _CHART, max(*(g + b for g, b in zip(good, bad, strict=True)), 1)
   step, unit, bottom = width / len(good), height / most, height + 16
   parts = []
-  for index, (fine, wrong) in enumerate(zip(good, bad, strict=True)):
-    left, top = index * step + 1, bottom - (fine + wrong) * unit
-    for y, count, color in ((top, wrong, "#d0455a"), (top + wrong * unit, fine, "#4a86c5")):
+  for index, (num_good, num_bad) in enumerate(zip(good, bad, strict=True)):
+    left, top = index * step + 1, bottom - (num_good + num_bad) * unit
+    for y, count, color in ((top, num_bad, "#d0455a"), (top + num_bad * unit, num_good, "#4a86c5")):
       place = f'x="{left:.1f}" y="{y:.1f}" width="{step - 2:.1f}" height="{count * unit:.1f}"'
       parts.append(f'<rect {place} fill="{color}"></rect>')
-    if fine + wrong:
+    if num_good + num_bad:
       middle = f'x="{left + step / 2 - 1:.1f}" y="{top - 4:.1f}" text-anchor="middle"'
-      parts.append(f"<text {middle}>{fine + wrong}</text>")
+      parts.append(f"<text {middle}>{num_good + num_bad}</text>")
   line = f'x1="{limit * step:.1f}" x2="{limit * step:.1f}" y1="10" y2="{bottom}"'
   parts.append(f'<line {line} stroke="#222" stroke-dasharray="3 3"></line>')
   for index, tick in ticks.items():

@@ -1,6 +1,6 @@
-"""What a benchmark measured beside what was published: numbers in, a Markdown table out.
+"""Tables that compare a benchmark's results with published ones: numbers in, Markdown out.
 
-Only figures whose source was seen are here; for the others the table has a blank.
+Only published figures whose source was checked are listed here; the other cells stay blank.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _TRANSFORMERS = "the documentation of transformers, model SegGPT"
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-  """A figure of the released weights in per cent, and who says so."""
+  """A published figure of the released weights in percent, and its source."""
 
   value: float
   source: str
 
 
-# By benchmark, score and number of prompts; 0 stands for several: the sources call that few-shot.
+# By benchmark, score and number of prompts. 0 means several prompts: the sources say few-shot, without a number.
 _PUBLISHED = {
   ("coco20i", "mIoU", 1): Published(56.1, _TRANSFORMERS),
   ("coco20i", "mIoU", 0): Published(67.9, _PAPER),
@@ -32,14 +32,14 @@ _PUBLISHED = {
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Rows of shares.
+  """A table of scores.
 
   Attributes:
-    title: what was run.
-    columns: over the shares.
-    rows: of each score the shares, 0..1, one for each column; None is blank.
-    published: of each score what was published, if anything.
-    notes: sentences under the table.
+    title: heading above the table.
+    columns: titles of the columns.
+    rows: values of each score, 0 to 1, one for each column; None leaves a cell blank.
+    published: published figure of each score, or None.
+    notes: sentences below the table.
   """
 
   title: str
@@ -50,12 +50,12 @@ class Table:
 
 
 def published(benchmark: str, score: str, prompts: int) -> Published | None:
-  """The published figure for so many prompts, if its source is known."""
+  """Returns the published figure for a number of prompts, or None if there is no known source."""
   return _PUBLISHED.get((benchmark, score, prompts if prompts == 1 else 0))
 
 
 def markdown(table: Table) -> str:
-  """The table in per cent, with the sources of what was published under it."""
+  """Returns the table in percent as Markdown, with the sources of the published figures below it."""
   lines = [f"# {table.title}", "", _row(["", *table.columns, "published"]), _row(["---"] * (len(table.columns) + 2))]
   sources = list(dict.fromkeys(entry.source for entry in table.published.values() if entry))
   for score, shares in table.rows.items():

@@ -1,4 +1,4 @@
-"""How an image is shown to the network: tiles, overlap, seams, mirrored copies."""
+"""Options of inference: tiles, overlap, stitched seams, mirrored copies."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Flips = Literal["none", "horizontal", "vertical", "both"]
 
 @dataclasses.dataclass(frozen=True)
 class InferenceOptions:
-  """How the network is shown an image.
+  """Options for how the network is shown an image.
 
   Attributes:
-    split: cuts the query and every prompt into `split x split` tiles. Each tile of each prompt is a prompt for each
-      tile of the query: small things come out larger, at `split**4` times the work. Of several splits the painted
-      colors are averaged before they are decoded: the whole image for what is large, tiles for what is small.
-    overlap: the share of a tile's side, 0 to 0.9, that tiles of the query have in common with the next, at least; what
-      they paint is blended. The prompts' tiles do not overlap.
-    stitch_width: paints the seams between tiles again, in windows that lie across them, in bands of this many patches
-      on each side; 0 leaves them as they are. Not together with `overlap`, which leaves no seams.
-    flips: also shows query and prompts mirrored, and averages: "horizontal" and "vertical" double the work, "both" is
-      four times as much.
-    foreground_tiles: leaves out tiles of prompts without foreground, all but those that fill up to 1, 2, 4, ... tiles.
+    split: cuts the query and every prompt into `split x split` tiles, so that small objects appear larger. Each tile of
+      each prompt is a prompt for each tile of the query, which is `split**4` times the work. With several splits, the
+      predicted colors are averaged before they are decoded: the whole image finds large objects, tiles find small ones.
+    overlap: smallest share of a tile's side, 0..0.9, by which neighboring tiles of the query overlap. Their colors are
+      blended. The prompts' tiles do not overlap.
+    stitch_width: predicts the seams between tiles again, in windows across the seams, in bands of this many patches on
+      each side; 0 leaves the seams as they are. Not allowed with `overlap`, which leaves no seams.
+    flips: averages predictions over mirrored copies. "horizontal" and "vertical" double the work, "both" is four times
+      as much.
+    foreground_tiles: leaves out tiles of prompts without foreground, except those that fill up to 1, 2, 4, ... tiles.
     seg_type: "semantic" or "instance".
 
   Raises:
-    InputError: a value is none of these, or does not go with the others.
+    InputError: a value is not one of these, or is not allowed with another.
   """
 
   split: int | Sequence[int] = 1
@@ -59,4 +59,5 @@ class InferenceOptions:
 
   @property
   def splits(self) -> tuple[int, ...]:
+    """All splits, as a tuple."""
     return (self.split,) if isinstance(self.split, int) else tuple(self.split)

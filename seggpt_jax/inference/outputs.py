@@ -1,6 +1,6 @@
-"""Predictions as files: label maps, colored label maps and pictures to look at.
+"""Predictions as files: label maps, colored label maps, and pictures to look at.
 
-In: arrays of one image. Out: PNG and JSON files, each of which appears under its name only when it is whole.
+In: arrays of one image. Out: PNG and JSON files, each written whole or not at all.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Integer, UInt8
-from PIL import Image
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole, writing
 from seggpt_jax.inference import tiling
+from seggpt_jax.inference.pictures import overlay, titled_row, write_png
 from seggpt_jax.inference.prediction import Prediction
-from seggpt_jax.palette import fixed_palette
+from seggpt_jax.palette import display_palette
 
 Kind = Literal["label", "color", "concat", "overlay", "confidence", "rle"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -27,25 +27,21 @@ DEFAULT_KINDS: tuple[Kind, ...] = ("label", "color", "concat")
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
-  """Raises InputError for what cannot be written of a prediction, or not without a package that is missing."""
+  """Checks the kinds of results that a user asked for.
+
+  Args:
+    kinds: names of kinds.
+
+  Raises:
+    InputError: there are none, one is unknown, or one needs a package that is not installed.
+  """
   for kind in kinds:
     if kind not in KINDS:
       raise InputError(f"--save: found {kind!r}, expected some of {', '.join(KINDS)}")
   if not kinds:
     raise InputError(f"--save: found nothing, expected some of {', '.join(KINDS)}")
   if "rle" in kinds:
-    _mask_module()
-
-
-def overlay(
-  image: UInt8[np.ndarray, "h w 3"],
-  labels: Integer[np.ndarray, "h w"],
-  palette: UInt8[np.ndarray, "n 3"],
-  opacity: float = 0.6,
-) -> UInt8[np.ndarray, "h w 3"]:
-  """Tints an image with the colors of its classes; the background stays as it is."""
-  tinted = Image.blend(Image.fromarray(image), Image.fromarray(palette[labels]), opacity)
-  return np.where((labels > 0)[..., None], np.asarray(tinted), image)
+    _import_mask_module()
 
 
 def concat(
@@ -53,45 +49,47 @@ def concat(
   prompt: tuple[np.ndarray, np.ndarray] | None,
   prediction: Prediction,
   truth: Integer[np.ndarray, "h w"] | None = None,
-) -> UInt8[np.ndarray, "h w2 3"]:
-  """Everything about one image in a row.
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+  """Draws everything about one image in a row of panels with titles.
 
   Args:
     query: the image.
-    prompt: the first prompt, of any size; None if there is none to see.
-    prediction: of the query.
-    truth: the query's true label map, where there is one.
+    prompt: image and labels of the first prompt, of any size; None for a learned prompt.
+    prediction: the prediction for the query.
+    truth: the query's true label map, if known.
 
   Returns:
-    Left to right, each panel of the query's size: the query, the prompt, the prompt's mask, the painted colors, the
-    decoded labels over the query, and the truth over the query.
+    Left to right, each panel as large as the query: the query, the prompt, the prompt's mask, the network's own colors,
+    the prediction over the query, and the truth over the query.
   """
-  size, palette = query.shape[:2], prediction.palette
-  panels = [query]
+  size = query.shape[:2]
+  # The truth may hold classes that no prompt has shown.
+  largest = 0 if truth is None else int(truth.max())
+  colors = display_palette(max(len(prediction.palette), 1 + largest))
+  panels = [("query", query)]
   if prompt is not None:
     image, labels = prompt
-    panels += [tiling.resize_image(image, size), palette[tiling.resize_labels(labels, size)]]
-  panels += [prediction.colors, overlay(query, prediction.labels, palette)]
+    panels.append(("prompt", tiling.resize_image(image, size)))
+    panels.append(("prompt mask", colors[tiling.resize_labels(labels, size)]))
+  panels += [("raw colors", prediction.colors), ("prediction", overlay(query, prediction.labels, colors))]
   if truth is not None:
-    # The truth may hold classes that no prompt has shown.
-    more = fixed_palette(1 + int(truth.max()))[len(palette) :]
-    panels.append(overlay(query, truth, np.concatenate([palette, more])))
-  return np.concatenate(panels, axis=1)
+    panels.append(("truth", overlay(query, truth, colors)))
+  return titled_row(panels)
 
 
 def run_lengths(prediction: Prediction, name: str) -> list[dict[str, Any]]:
-  """A prediction as COCO's results have it: one entry for each class that was found, but the background.
+  """Describes a prediction as COCO results: one entry for each class that was found, except the background.
 
   Args:
-    prediction: of an image.
-    name: of the image.
+    prediction: the prediction for an image.
+    name: name of the image.
 
   Returns:
-    Plain values: `image_id` (the name), `category_id` (the class index), `segmentation` (compressed run lengths with
+    JSON values: `image_id` (the name), `category_id` (the class index), `segmentation` (compressed run lengths with
     their `size`, height and width), `area` in pixels, `bbox` (left, top, width, height), and as `score` the mean
-    confidence of its pixels, 0..1.
+    confidence of the class's pixels, 0..1.
   """
-  mask_module, confidence, entries = _mask_module(), prediction.confidence(), []
+  mask_module, confidence, entries = _import_mask_module(), prediction.confidence(), []
   for index in np.unique(prediction.labels[prediction.labels > 0]).tolist():
     mask = prediction.mask(index)
     encoded = mask_module.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -108,7 +106,7 @@ def run_lengths(prediction: Prediction, name: str) -> list[dict[str, Any]]:
   return entries
 
 
-def _mask_module():
+def _import_mask_module():
   try:
     from pycocotools import mask
   except ImportError as error:
@@ -125,16 +123,16 @@ def write_prediction(
   truth: Integer[np.ndarray, "h w"] | None = None,
   kinds: Sequence[Kind] = DEFAULT_KINDS,
 ) -> None:
-  """Writes KIND/NAME.png for each kind; where seams were painted again, those go to stitch/KIND/NAME.png.
+  """Writes KIND/NAME.png for each kind of result. Predictions with stitched seams go to stitch/KIND/NAME.png.
 
   Args:
-    directory: of the results.
-    name: of the query.
+    directory: folder of the results.
+    name: name of the query.
     query: the image.
-    prompts: of which the first is shown.
-    prediction: of the query.
-    truth: the query's true label map, where there is one.
-    kinds: "label" (class indices), "color" (in the palette's colors), "concat" (everything in a row), "overlay" (the
+    prompts: images and labels; "concat" shows the first.
+    prediction: the prediction for the query.
+    truth: the query's true label map, if known.
+    kinds: "label" (class indices), "color" (the classes in display colors), "concat" (see `concat`), "overlay" (display
       colors over the image), "confidence" (`Prediction.confidence` as gray values 0..255), and "rle" (`run_lengths` in
       rle/NAME.json).
 
@@ -148,32 +146,22 @@ def write_prediction(
 
 
 def _write(directory, name, query, prompts, prediction, truth, kinds) -> None:
-  pictures = {
+  draw = {
     "label": lambda: prediction.labels,
-    "color": lambda: prediction.palette[prediction.labels],
+    "color": prediction.colored,
     "concat": lambda: concat(query, prompts[0] if prompts else None, prediction, truth),
-    "overlay": lambda: overlay(query, prediction.labels, prediction.palette),
+    "overlay": lambda: prediction.overlay(query),
     "confidence": lambda: np.round(255 * prediction.confidence()).astype(np.uint8),
   }
   for kind in kinds:
     if kind == "rle":
       write_json(directory / kind / f"{name}.json", run_lengths(prediction, name))
     else:
-      write_png(directory / kind / f"{name}.png", pictures[kind]())
-
-
-def write_png(path: Path, pixels: np.ndarray) -> None:
-  """Writes `[H, W]` uint8 or uint16, or `[H, W, 3]` uint8.
-
-  Raises:
-    InputError: the folder cannot be written to.
-  """
-  # The least compression: the default takes longer than the network on large pictures, for a tenth of the size.
-  write_whole(path, lambda file: Image.fromarray(pixels).save(file, "png", compress_level=1))
+      write_png(directory / kind / f"{name}.png", draw[kind]())
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes plain values.
+  """Writes JSON values, indented.
 
   Raises:
     InputError: the folder cannot be written to.
@@ -191,10 +179,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove(path: Path) -> None:
-  """Removes a file if it is there.
+  """Removes a file if it exists.
 
   Raises:
-    InputError: it cannot be removed.
+    InputError: the file cannot be removed.
   """
   with writing(path):
     path.unlink(missing_ok=True)

@@ -1,14 +1,16 @@
-"""What the network says about one image: painted colors, and the labels they mean.
+"""The result for one image: the colors that the network predicted, and the labels decoded from them.
 
-In: colors as the network painted them, and the palette of the prompts. Out: a `Prediction`. Images are of any size, so
-pixels enter compiled code in blocks of a few sizes.
+In: predicted colors and the palette of the prompts. Out: a `Prediction`. Images have any size, so pixels enter compiled
+code in blocks of a few sizes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,22 +18,23 @@ from jaxtyping import Bool, Float, Integer, Num, UInt8
 from PIL import Image
 
 from seggpt_jax import palette as palette_lib
-from seggpt_jax.inference import tiling
+from seggpt_jax.inference import pictures, tiling
 
-_LEAST_BLOCK, _MOST_BLOCK = 2**12, 2**18  # pixels decoded at a time
-_FAR = 1e4  # a color so far from all others that it is never the nearest or the second
+_MIN_BLOCK, _MAX_BLOCK = 2**12, 2**18  # pixels decoded at a time
+_FAR = 1e4  # a color so far from all others that it is never the nearest or the second nearest
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
-  """What the network says about one image; everything has the image's own size.
+  """The result for one image. All arrays have the image's size.
 
   Attributes:
-    labels: class indices `[H, W]`, uint8, or uint16 when there are more than 256 classes.
-    colors: the colors the network painted, uint8 `[H, W, 3]`.
-    palette: the color of each class, uint8 `[N, 3]`.
+    labels: class indices `[H, W]`, uint8, or uint16 with more than 256 classes.
+    colors: the colors that the network predicted, uint8 `[H, W, 3]`.
+    palette: the color that stood for each class in the network's prompts, uint8 `[N, 3]`.
     classes: the classes that could be found, ascending: the background and those of the prompts.
-    unstitched: what was painted before the seams were painted again; None where they were not.
+    unstitched: the prediction before the seams between tiles were predicted again; None if they were not.
+    image: the image itself, uint8 `[H, W, 3]`; None if it was not kept.
   """
 
   labels: np.ndarray
@@ -39,20 +42,21 @@ class Prediction:
   palette: np.ndarray
   classes: tuple[int, ...]
   unstitched: Prediction | None = None
+  image: np.ndarray | None = None
 
   def mask(self, class_index: int) -> Bool[np.ndarray, "h w"]:
-    """Where that class was found."""
+    """Returns True where a class was found."""
     return self.labels == class_index
 
   def shares(self) -> dict[int, float]:
-    """The share of the image's pixels, 0..1, of each class that was found."""
+    """Returns the share of the image's pixels, 0..1, of each class that was found."""
     classes, counts = np.unique(self.labels, return_counts=True)
     return dict(zip(classes.tolist(), (counts / self.labels.size).tolist(), strict=True))
 
   def distances(self) -> Float[np.ndarray, "h w 2"]:
-    """How far each painted color is from the nearest color that is decoded to and from the second, 0..442.
+    """Returns the distances, 0..442, of each predicted color to the nearest and the second nearest class color.
 
-    The unit is that of colors, 0..255 for each channel. With one class alone there is no second: infinite.
+    Distances are Euclidean, in units of color values 0..255. With a single class, the second distance is infinite.
     """
     distances = _in_blocks(_distances_block, self.colors, self.palette[list(self.classes)])
     if len(self.classes) == 1:
@@ -60,20 +64,49 @@ class Prediction:
     return distances
 
   def confidence(self) -> Float[np.ndarray, "h w"]:
-    """How clearly each pixel was painted in one of the colors, 0..1.
+    """Returns how close each predicted color is to the color of its class, 0..1.
 
-    `(second - nearest) / (second + nearest)` of `distances`: 1 for exactly a palette's color, 0 halfway between two.
-    It is no probability.
+    It is `(second - nearest) / (second + nearest)` of `distances`: 1 for exactly a class color, 0 halfway between two.
+    It is not a probability.
     """
     nearest, second = np.moveaxis(self.distances(), -1, 0)
     if len(self.classes) == 1:
       return np.ones_like(nearest)
     return (second - nearest) / (second + nearest)
 
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes the labels as a PNG file of class indices: 8 bits, or 16 bits with more than 256 classes.
+
+    Args:
+      path: path of the file; its folder is created if missing.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    pictures.write_png(Path(path).expanduser(), self.labels)
+
+  def colored(self) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the labels in `palette.display_palette`, the colors for people."""
+    return palette_lib.display_palette(len(self.palette))[self.labels]
+
+  def overlay(
+    self, image: UInt8[np.ndarray, "h w 3"] | None = None, alpha: float | int = 0.6
+  ) -> UInt8[np.ndarray, "h w 3"]:
+    """Draws the classes in display colors over the image. The background stays as it is.
+
+    Args:
+      image: image to draw on, of the size of the labels; by default the one that was segmented, or black if it was not
+        kept.
+      alpha: opacity of the colors, 0..1.
+    """
+    if image is None:
+      image = np.zeros_like(self.colors) if self.image is None else self.image
+    return pictures.overlay(image, self.labels, palette_lib.display_palette(len(self.palette)), alpha)
+
   def _repr_png_(self) -> bytes:
-    """How a notebook shows it: the labels in their colors."""
+    """Returns the colored labels as a PNG file, which notebooks show."""
     file = io.BytesIO()
-    Image.fromarray(self.palette[self.labels]).save(file, "png")
+    Image.fromarray(self.colored()).save(file, "png")
     return file.getvalue()
 
   def __repr__(self) -> str:
@@ -83,17 +116,21 @@ class Prediction:
 
 
 def decode_prediction(
-  colors: UInt8[np.ndarray, "h w 3"], palette: UInt8[np.ndarray, "n 3"], classes: Integer[np.ndarray, "m"]
+  colors: UInt8[np.ndarray, "h w 3"],
+  palette: UInt8[np.ndarray, "n 3"],
+  classes: Integer[np.ndarray, "m"],
+  image: UInt8[np.ndarray, "h w 3"] | None = None,
 ) -> Prediction:
-  """The prediction with each pixel's nearest color among those of some classes.
+  """Decodes each pixel to the class with the nearest color.
 
   Args:
-    colors: painted colors.
+    colors: predicted colors.
     palette: the color of each class.
-    classes: those that are decoded to, ascending.
+    classes: classes to decode to, ascending.
+    image: the image itself, kept with the prediction.
   """
   labels = classes[decode(colors, palette[classes])].astype(np.uint8 if len(palette) <= 256 else np.uint16)
-  return Prediction(labels, colors, palette, tuple(classes.tolist()))
+  return Prediction(labels, colors, palette, tuple(classes.tolist()), image=image)
 
 
 _decode_block = jax.jit(palette_lib.decode)
@@ -101,10 +138,10 @@ _distances_block = jax.jit(palette_lib.nearest_distances)
 
 
 def decode(colors: UInt8[np.ndarray, "h w 3"], palette: Num[np.ndarray, "n 3"]) -> Integer[np.ndarray, "h w"]:
-  """`palette.decode` for one image of any size without compiling for that size.
+  """Applies `palette.decode` to one image of any size without compiling for that size.
 
   Args:
-    colors: painted colors, 0..255.
+    colors: predicted colors, 0..255.
     palette: N colors, 0..255.
 
   Returns:
@@ -114,12 +151,12 @@ def decode(colors: UInt8[np.ndarray, "h w 3"], palette: Num[np.ndarray, "n 3"]) 
 
 
 def _in_blocks(function: Callable, colors: np.ndarray, palette: np.ndarray) -> np.ndarray:
-  """A function of `[B, H, W, 3]` colors and `[B, N, 3]` palettes, for one image, in as few shapes as powers of two."""
+  """Applies a function of colors `[B, H, W, 3]` and palettes `[B, N, 3]` to one image, in shapes of powers of two."""
   rows = 1 << (len(palette) - 1).bit_length()
   filled = np.full((1, max(rows, 2), 3), _FAR, np.float32)
   filled[0, : len(palette)] = palette
   height, width, _ = colors.shape
-  size = min(max(1 << (height * width - 1).bit_length(), _LEAST_BLOCK), _MOST_BLOCK)
+  size = min(max(1 << (height * width - 1).bit_length(), _MIN_BLOCK), _MAX_BLOCK)
   blocks = tiling.pixel_blocks(colors.reshape(-1, 3), size, fill=0)
   results = np.concatenate([np.asarray(function(block[None, None], filled))[0, 0] for block in blocks])
   return results[: height * width].reshape(height, width, *results.shape[1:])

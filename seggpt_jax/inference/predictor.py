@@ -1,7 +1,7 @@
-"""From an image and a few labeled prompts to the image's label map.
+"""Segmentation by example: an image and a few labeled prompts in, the image's label map out.
 
-In: images of any size and prompts, each an image with its label map. Out: a `Prediction` at the image's own size.
-`InferenceOptions` say how an image is cut and turned on the way; the network sees windows of one size only (`painter`).
+In: images of any size and prompts, each an image with its label map. Out: a `Prediction` of the image's own size.
+`InferenceOptions` choose tiles, overlap and mirrored copies. The network sees windows of one size only (`batching`).
 """
 
 from __future__ import annotations
@@ -14,44 +14,64 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
-from PIL import Image
 
 from seggpt_jax import palette as palette_lib
-from seggpt_jax.data.images import read_image, upright_pixels
-from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import tiling
-from seggpt_jax.inference.painter import Painter, Picture, paint
+from seggpt_jax.inference.batching import BatchedForward, TiledImage, predict_colors
+from seggpt_jax.inference.options import Flips, InferenceOptions
 from seggpt_jax.inference.prediction import Prediction, decode_prediction
+from seggpt_jax.inference.prompts import (
+  Pixels,
+  PreparedPrompt,
+  Prompt,
+  as_image,
+  check_palette,
+  load_prompt,
+  load_prompts,
+)
 from seggpt_jax.inference.windows import seam_windows, tile_windows
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
 from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.seggpt import SegGPT, SegType
 
-Pixels = np.ndarray | Image.Image | str | os.PathLike  # an array, a Pillow image, or a file
-Prompt = tuple[Pixels, Pixels]  # an image and its label map
-
-_MAX_LABEL = 65_535  # what a 16-bit PNG holds
-# A CPU is no faster with larger batches, and slower where they no longer fit into its caches.
+# A CPU is no faster with larger batches, and slower once they exceed its caches.
 _MAX_CANVASES = {"cpu": 4}
-_MOST_WAITING = 64  # images whose windows wait for others with as many prompts
-# Whether rows and columns of pixels are turned round, for each way that an image is looked at.
-_VIEWS: dict[Flips, tuple[tuple[bool, bool], ...]] = {
-  "none": ((False, False),),
-  "horizontal": ((False, False), (False, True)),
-  "vertical": ((False, False), (True, False)),
-  "both": ((False, False), (False, True), (True, False), (True, True)),
+_MAX_PENDING = 64  # images whose windows wait for others with as many prompts
+# Axes to mirror, for each copy of an image.
+_MIRRORED_AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
+  "none": ((),),
+  "horizontal": ((), (-2,)),
+  "vertical": ((), (-3,)),
+  "both": ((), (-2,), (-3,), (-3, -2)),
 }
 
 
 class Predictor:
   """Segments images by example.
 
+  Example:
+
+    import numpy as np
+    import seggpt_jax
+
+    predictor = seggpt_jax.Predictor.from_checkpoint("small")  # weights that come with the package
+    generator = np.random.default_rng(0)
+    prompt_image = generator.integers(0, 256, (120, 160, 3), np.uint8)  # or a file, or a Pillow image
+    prompt_labels = np.zeros((120, 160), np.uint8)  # class indices: 0 is the background
+    prompt_labels[30:60, 40:90] = 1
+    image = generator.integers(0, 256, (200, 300, 3), np.uint8)
+
+    prediction = predictor.predict(image, [(prompt_image, prompt_labels)])
+    prediction.labels  # class indices, [200, 300]
+    prediction.overlay()  # the classes in color over the image, [200, 300, 3]
+    prediction.save("labels.png")
+
   Args:
-    model: the network; its parameters stay where they lie.
-    max_canvases: how many canvases go through the network at once. The prompts of one tile always go together, since
-      the network averages over them, however many they are. 16 by default, on CPUs 4.
+    model: the network. Its parameters stay on their current devices.
+    max_canvases: largest number of canvases that go through the network at once; 16 by default, on CPUs 4. The prompts
+      of one tile always go together, because the network averages over them.
     learned: a learned prompt, for images that come without prompts.
   """
 
@@ -70,28 +90,31 @@ class Predictor:
     dtype=None,
     max_canvases: int | None = None,
   ) -> Predictor:
-    """Loads the weights of convert_torch_weights.py or train.py.
+    """Loads weights from disk, or those that come with the package.
 
     Args:
-      directory: a weights directory, or a training run (its best weights, else its newest).
-      adapter: a training run that learned a LoRA or a prompt for these weights, or what `load_adapter` read of it.
+      directory: a weights directory, a training run (its best weights, or else its newest), or a packaged name.
+      adapter: a training run that learned a LoRA or a prompt for these weights, or the result of `load_adapter`.
       dtype: compute dtype; by default float32 on CPUs and bfloat16 on accelerators.
-      max_canvases: see the class.
+      max_canvases: largest number of canvases that go through the network at once; 16 by default, on CPUs 4.
 
     Raises:
-      InputError: no weights there, weights that do not fit their configuration, or others than the adapter's.
+      InputError: there are no weights, they do not fit their configuration, or they are not those of the adapter.
     """
+    directory = os.path.expanduser(directory)
     if dtype is None:
       dtype = parameters.default_dtype()
-    if adapter is not None:
-      model, stored = load_adapted_model(directory, adapter, dtype=dtype)
-      learned = stored if isinstance(stored.adapter, LearnedPrompt) else None
-      return cls(model, max_canvases=max_canvases, learned=learned)
-    return cls(weights.load_model(directory, dtype=dtype), max_canvases=max_canvases)
+    if adapter is None:
+      return cls(weights.load_model(directory, dtype=dtype), max_canvases=max_canvases)
+    if not isinstance(adapter, StoredAdapter):
+      adapter = os.path.expanduser(adapter)
+    model, stored = load_adapted_model(directory, adapter, dtype=dtype)
+    learned = stored if isinstance(stored.adapter, LearnedPrompt) else None
+    return cls(model, max_canvases=max_canvases, learned=learned)
 
   @property
   def tile_size(self) -> tuple[int, int]:
-    """Height and width in pixels of what the network sees at once: half a canvas."""
+    """Height and width in pixels of the network's input: half a canvas."""
     height, width = self.config.canvas_size
     return height // 2, width
 
@@ -99,6 +122,22 @@ class Predictor:
     count, (height, width) = sum(value.size for value in self._params.values()), self.tile_size
     learned = f", a learned prompt of {self.learned.num_classes} classes" if self.learned is not None else ""
     return f"Predictor({count:,} parameters, sees {height} x {width} pixels at once{learned})"
+
+  def prepare_prompt(self, image: Pixels, labels: Pixels, *, split: int = 1) -> PreparedPrompt:
+    """Checks a prompt and resizes it to the network's input, so that it can serve many images at little memory.
+
+    `predict` and `predict_many` prepare the prompts that they are given, so this is never required.
+
+    Args:
+      image: the prompt's image: uint8 `[h, w, 3]`, a Pillow image, or a file.
+      labels: its label map: integers `[h, w]`, a Pillow image, or a file of class indices. Ignored pixels (label 255)
+        become background.
+      split: the largest split that the prompt is used with.
+
+    Raises:
+      InputError: the prompt is not an image with an integer label map of the same size.
+    """
+    return load_prompt((image, labels), "prompt").resized(self._split_size(split))
 
   def predict(
     self,
@@ -113,230 +152,189 @@ class Predictor:
     foreground_tiles: bool = False,
     seg_type: SegType = "semantic",
   ) -> Prediction:
-    """Segments one image; `predict_many` with a single query.
+    """Segments one image.
 
-    The painted colors are resized bilinearly to the image's size and decoded there, which gives smooth outlines where
-    resizing labels would give steps. Only the background and the classes of the prompts are decoded to: the network
-    has never seen the colors of the others.
+    The predicted colors are resized bilinearly to the image's size and decoded there, which gives smooth outlines where
+    resizing labels would give steps. Colors are decoded to the background and the classes of the prompts only: the
+    network has not seen the colors of other classes.
 
     Args:
       image: the query: uint8 `[H, W, 3]`, a Pillow image, or a file.
-      prompts: pairs of an image, likewise, and its label map, integers `[h, w]`, a Pillow image or a file of class
-        indices; each of any size, all are ensembled, best first. None are needed by a predictor with a learned prompt,
-        whose place they take if given.
-      palette: the color of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes. A
-        learned prompt has the colors that it was trained with, and no others.
-      split: see `InferenceOptions`, as all that follow.
-      overlap: blends tiles of the query that overlap.
-      stitch_width: paints the seams between tiles again.
-      flips: also looks at everything mirrored.
+      prompts: pairs of an image and its label map, best first; the network averages over them. The image is given as
+        the query is; the label map as integers `[h, w]`, a Pillow image, or a file of class indices. Ignored pixels
+        (label 255) are background. Each pair has any size, or comes from `prepare_prompt`. Optional with a learned
+        prompt; explicit prompts override it.
+      palette: the color of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes. Not
+        allowed with a learned prompt, which has the colors it was trained with.
+      split: number of tiles along each side, or several numbers; see `InferenceOptions`.
+      overlap: share of a tile's side that tiles overlap by, 0..0.9.
+      stitch_width: number of patches on each side of a seam that are predicted again.
+      flips: mirrored copies to average over.
       foreground_tiles: leaves out tiles of prompts without foreground.
       seg_type: "semantic" or "instance".
 
     Returns:
-      Labels and colors at the query's size.
+      Labels and colors of the query's size.
 
     Raises:
       InputError: an argument is not as described above.
     """
-    approach = InferenceOptions(split, overlap, stitch_width, flips, foreground_tiles, seg_type)
-    (prediction,) = self.predict_many([(image, prompts)], approach, palette=palette)
+    options = InferenceOptions(split, overlap, stitch_width, flips, foreground_tiles, seg_type)
+    (prediction,) = self.predict_many([(image, prompts)], options, palette=palette)
     return prediction
 
   def predict_many(
     self,
     queries: Iterable[tuple[Pixels, Sequence[Prompt]]],
-    approach: InferenceOptions | None = None,
+    options: InferenceOptions | None = None,
     *,
     palette: np.ndarray | None = None,
   ) -> Iterator[Prediction]:
-    """Segments many images, a batch of windows at a time, whichever images they are of.
+    """Segments many images. Tiles of different images share batches if they have the same number of prompts.
 
-    The device works while the next queries are read and the last ones are decoded, so `queries` may as well be a
-    generator that reads files. In a batch are windows with the same number of prompts.
+    The device works while the next queries are read and the last predictions are decoded, so `queries` may be a
+    generator that reads files.
 
     Args:
-      queries: pairs of an image and its prompts, as of `predict`.
-      approach: how each is shown to the network; whole by default.
-      palette: see `predict`.
+      queries: pairs of an image and its prompts; see `predict`.
+      options: tiles, overlap and mirrored copies; one tile for the whole image by default.
+      palette: the color of each class; see `predict`.
 
     Yields:
-      The prediction of each query, in their order, a few batches behind what was read.
+      The prediction for each query, in order, a few batches after it was read.
 
     Raises:
       InputError: an argument is not as described above.
     """
-    approach = approach or InferenceOptions()
-    if approach.stitch_width > min(self.tile_size) // self.config.patch_size // 2:
-      most = min(self.tile_size) // self.config.patch_size // 2
-      raise InputError(f"stitch_width: found {approach.stitch_width}, expected at most {most}, half a tile's patches")
-    palette = None if palette is None else np.asarray(palette)
-    painter = Painter(
-      functools.partial(paint, self._graph, self._params, seg_type=approach.seg_type), self.max_canvases
-    )
-    jobs: collections.deque[_Job] = collections.deque()
-    for image, prompts in queries:
-      job = self._prepare(_as_image("image", image), prompts, palette, approach)
-      jobs.append(job)
-      for look in job.looks:
-        painter.add(look.picture)
-      if len(jobs) > _MOST_WAITING:
-        painter.flush()
-      while jobs and jobs[0].is_painted():
-        yield jobs.popleft().finish()
-    painter.finish()
-    for job in jobs:
-      yield job.finish()
-
-  def _prepare(
-    self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, approach: InferenceOptions
-  ) -> _Job:
-    """Checks a query, and cuts it and its prompts into tiles in every way that is asked for."""
-    if not prompts and self.learned is not None:
-      if palette is not None:
-        raise InputError("palette: found one without prompts, expected none: a learned prompt has colors of its own")
-      if approach.foreground_tiles:
-        raise InputError(
-          "foreground_tiles: found without prompts, expected False: a learned prompt is not cut into tiles"
-        )
-      prompt, target = (np.asarray(self.learned.params[f"prompt.{part}"])[None] for part in ("image", "target"))
-      classes = np.arange(self.learned.num_classes)
-      looks = self._looks(image, dict.fromkeys(approach.splits, (prompt, target)), approach)
-      return _Job(image.shape[:2], looks, palette_lib.fixed_palette(len(classes)), classes)
-    prompts = check_prompts(prompts)
-    palette = _check_palette(palette, 1 + max(int(labels.max()) for _, labels in prompts))
-    tiles, classes = {}, np.zeros(1, np.int32)
-    for split in approach.splits:
-      images = np.concatenate([tiling.image_tiles(pixels, split, self.tile_size) for pixels, _ in prompts])
-      labels = np.concatenate(
-        [tiling.label_tiles(labels.astype(np.int32), split, self.tile_size) for _, labels in prompts]
+    options = options or InferenceOptions()
+    max_width = min(self.tile_size) // self.config.patch_size // 2
+    if options.stitch_width > max_width:
+      raise InputError(
+        f"stitch_width: found {options.stitch_width}, expected at most {max_width}, half a tile's patches"
       )
+    palette = None if palette is None else np.asarray(palette)
+    run = functools.partial(predict_colors, self._graph, self._params, seg_type=options.seg_type)
+    batches = BatchedForward(run, self.max_canvases)
+    pending: collections.deque[_PendingPrediction] = collections.deque()
+    for image, prompts in queries:
+      pending.append(self._start(as_image(image, "image"), prompts, palette, options))
+      for view in pending[-1].views:
+        batches.add(view.tiled)
+      if len(pending) > _MAX_PENDING:
+        batches.flush()
+      while pending and pending[0].finished:
+        yield pending.popleft().decode()
+    batches.finish()
+    for prediction in pending:
+      yield prediction.decode()
+
+  def _split_size(self, split: int) -> tuple[int, int]:
+    """Height and width in pixels of `split x split` tiles."""
+    height, width = self.tile_size
+    return split * height, split * width
+
+  def _start(
+    self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
+  ) -> _PendingPrediction:
+    """Checks a query, and cuts it and its prompts into tiles for every split and mirrored copy."""
+    if not prompts and self.learned is not None:
+      tiles, palette, classes = _learned_tiles(self.learned, palette, options)
+    else:
+      tiles, palette, classes = self._prompt_tiles(prompts, palette, options)
+    return _PendingPrediction(image, self._views(image, tiles, options), palette, classes)
+
+  def _prompt_tiles(
+    self, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
+  ) -> tuple[_PromptTiles, np.ndarray, np.ndarray]:
+    """Returns the prompts' tiles and their colors for each split, the palette, and the classes to decode to."""
+    loaded = load_prompts(prompts)
+    palette = check_palette(palette, 1 + max(int(prompt.labels.max()) for prompt in loaded))
+    tiles, classes = {}, np.zeros(1, np.int32)
+    for split in options.splits:
+      resized = [prompt.resized(self._split_size(split)) for prompt in loaded]
+      images = np.concatenate([tiling.cut(prompt.image, split) for prompt in resized])
+      labels = np.concatenate([tiling.cut(prompt.labels, split) for prompt in resized])
       classes = np.union1d(classes, labels)
-      if approach.foreground_tiles:
+      if options.foreground_tiles:
         kept = tiling.foreground_tiles(labels)
         images, labels = images[kept], labels[kept]
       tiles[split] = images, palette[labels]
-    return _Job(image.shape[:2], self._looks(image, tiles, approach), palette, classes)
+    return tiles, palette, classes
 
-  def _looks(
-    self, image: np.ndarray, tiles: dict[int, tuple[np.ndarray, np.ndarray]], approach: InferenceOptions
-  ) -> list[_Look]:
-    """The image in every size and direction that it is looked at, with the prompts' tiles for each size."""
-    (height, width), patch_size, looks = self.tile_size, self.config.patch_size, []
+  def _views(self, image: np.ndarray, tiles: _PromptTiles, options: InferenceOptions) -> list[_View]:
+    """Returns the image at every split, with every mirroring, each with its prompts."""
+    patch_size, views = self.config.patch_size, []
     for split, prompts in tiles.items():
-      resized = tiling.resize_image(image, (split * height, split * width))
-      rounds = [tile_windows(split, self.tile_size, patch_size, approach.overlap)]
-      if approach.stitch_width and split > 1:
-        rounds += seam_windows(split, self.tile_size, patch_size, approach.stitch_width)
-      for view in _VIEWS[approach.flips]:
-        seen = [_turned(pixels, view) for pixels in (resized, *prompts)]
-        looks.append(_Look(Picture(*seen, rounds, patch_size), view))
-    return looks
+      resized = tiling.resize_image(image, self._split_size(split))
+      rounds = [tile_windows(split, self.tile_size, patch_size, options.overlap)]
+      if options.stitch_width and split > 1:
+        rounds += seam_windows(split, self.tile_size, patch_size, options.stitch_width)
+      for axes in _MIRRORED_AXES[options.flips]:
+        pixels, images, targets = (np.flip(array, axes) for array in (resized, *prompts))
+        views.append(_View(TiledImage(pixels, images, targets, rounds, patch_size), axes))
+    return views
 
 
-def _turned(pixels: np.ndarray, view: tuple[bool, bool]) -> np.ndarray:
-  """`[..., H, W, 3]` with rows and columns turned round or not."""
-  axes = tuple(axis for axis, turn in zip((-3, -2), view, strict=True) if turn)
-  return np.flip(pixels, axes) if axes else pixels
+_PromptTiles = dict[int, tuple[np.ndarray, np.ndarray]]  # by split: images and colored masks of the prompts' tiles
+
+
+def _learned_tiles(
+  learned: StoredAdapter, palette: np.ndarray | None, options: InferenceOptions
+) -> tuple[_PromptTiles, np.ndarray, np.ndarray]:
+  """Returns the learned prompt for each split, its palette and its classes."""
+  if palette is not None:
+    raise InputError("palette: found one without prompts, expected none: a learned prompt has colors of its own")
+  if options.foreground_tiles:
+    raise InputError("foreground_tiles: found without prompts, expected False: a learned prompt is not cut into tiles")
+  image, target = (np.asarray(learned.params[f"prompt.{part}"])[None] for part in ("image", "target"))
+  classes = np.arange(learned.num_classes)
+  return dict.fromkeys(options.splits, (image, target)), palette_lib.fixed_palette(len(classes)), classes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Look:
-  """An image as it is shown to the network once.
+class _View:
+  """An image at one split and with one mirroring.
 
   Attributes:
-    picture: in one of the sizes, in one direction.
-    view: whether its rows and columns are turned round.
+    tiled: the image on its way through the network.
+    axes: the mirrored axes.
   """
 
-  picture: Picture
-  view: tuple[bool, bool]
+  tiled: TiledImage
+  axes: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Job:
-  """What becomes a prediction.
+class _PendingPrediction:
+  """A query on its way through the network.
 
   Attributes:
-    size: height and width of the image.
-    looks: at it.
+    image: the query.
+    views: the image at every split and with every mirroring.
     palette: the color of each class.
-    classes: those that are decoded to.
+    classes: the classes to decode to.
   """
 
-  size: tuple[int, int]
-  looks: list[_Look]
+  image: np.ndarray
+  views: list[_View]
   palette: np.ndarray
   classes: np.ndarray
 
-  def is_painted(self) -> bool:
-    return all(look.picture.is_painted() for look in self.looks)
+  @property
+  def finished(self) -> bool:
+    """True once the network has predicted all views."""
+    return all(view.tiled.finished for view in self.views)
 
-  def finish(self) -> Prediction:
-    """Puts together and decodes what was painted."""
-    prediction = self._decoded([look.picture.colors for look in self.looks])
-    if all(look.picture.colors is look.picture.first_colors for look in self.looks):
+  def decode(self) -> Prediction:
+    """Averages the predicted views and decodes them."""
+    prediction = self._decode([view.tiled.colors for view in self.views])
+    if all(view.tiled.colors is view.tiled.unstitched_colors for view in self.views):
       return prediction
-    unstitched = self._decoded([look.picture.first_colors for look in self.looks])
+    unstitched = self._decode([view.tiled.unstitched_colors for view in self.views])
     return dataclasses.replace(prediction, unstitched=unstitched)
 
-  def _decoded(self, painted: list[np.ndarray]) -> Prediction:
-    upright = [_turned(colors, look.view) for look, colors in zip(self.looks, painted, strict=True)]
-    colors = [tiling.resize_colors(pixels, self.size) for pixels in upright]
+  def _decode(self, predicted: list[np.ndarray]) -> Prediction:
+    upright = [np.flip(colors, view.axes) for view, colors in zip(self.views, predicted, strict=True)]
+    colors = [tiling.resize_colors(pixels, self.image.shape[:2]) for pixels in upright]
     fused = colors[0] if len(colors) == 1 else np.round(np.mean(colors, axis=0)).astype(np.uint8)
-    return decode_prediction(fused, self.palette, self.classes)
-
-
-def _as_image(name: str, image: Pixels) -> np.ndarray:
-  """uint8 `[H, W, 3]` of an array, a Pillow image or a file."""
-  if isinstance(image, str | os.PathLike):
-    return read_image(image)
-  if isinstance(image, Image.Image):
-    return upright_pixels(image, name)
-  image = np.asarray(image)
-  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-    raise InputError(f"{name}: found {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
-  return image
-
-
-def _as_labels(labels: Pixels) -> np.ndarray:
-  return read_labels(labels, LabelFormat()) if isinstance(labels, str | os.PathLike) else np.asarray(labels)
-
-
-def check_prompts(prompts: Sequence[Prompt]) -> list[tuple[np.ndarray, np.ndarray]]:
-  """The prompts as arrays.
-
-  Raises:
-    InputError: there are none, or one is not an image with integer labels of its size.
-  """
-  if not len(prompts):
-    raise InputError("prompts: found none, expected at least one pair of image and label map")
-  checked = []
-  for index, prompt in enumerate(prompts):
-    if len(prompt) != 2:
-      raise InputError(f"prompts[{index}]: found {len(prompt)} arrays, expected a pair of image and label map")
-    image, labels = _as_image(f"prompts[{index}] image", prompt[0]), _as_labels(prompt[1])
-    name = f"prompts[{index}] labels"
-    if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool) or labels.shape != image.shape[:2]:
-      expected = f"integers {list(image.shape[:2])} as its image has"
-      raise InputError(f"{name}: found {labels.dtype} {list(labels.shape)}, expected {expected}")
-    if labels.min() < 0 or labels.max() > _MAX_LABEL:
-      raise InputError(f"{name}: found values {labels.min()}..{labels.max()}, expected 0..{_MAX_LABEL}")
-    checked.append((image, labels))
-  return checked
-
-
-def _check_palette(palette: np.ndarray | None, num_classes: int) -> np.ndarray:
-  if palette is None:
-    palette = palette_lib.fixed_palette(max(num_classes, 2))
-    if len(palette) < num_classes:
-      raise InputError(f"palette: found none for {num_classes} classes, the fixed one has {len(palette)} colors")
-    return palette
-  if palette.ndim != 2 or palette.shape[1] != 3 or len(palette) < num_classes:
-    raise InputError(f"palette: found {list(palette.shape)}, expected [N, 3] with N >= {num_classes} classes")
-  if palette.min() < 0 or palette.max() > 255:
-    raise InputError(f"palette: found values {palette.min()}..{palette.max()}, expected 0..255")
-  palette = np.round(palette).astype(np.uint8)
-  if len(np.unique(palette, axis=0)) < len(palette):
-    raise InputError("palette: found two classes of the same color, expected colors 0..255 that differ")
-  return palette
+    return decode_prediction(fused, self.palette, self.classes, self.image)

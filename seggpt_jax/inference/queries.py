@@ -1,7 +1,7 @@
-"""What a run of infer.py reads: which images, which prompts serve each, and how label files are read.
+"""The files of an inference run: the images to segment, the prompts of each, and the format of label files.
 
-In: paths, and a mapping if there is one. Out: a `Query` for each image, all of whose files are known to be there,
-before anything is read or computed. Files belong together by their name without ending.
+In: paths, and perhaps a mapping. Out: a `Query` for each image. All of its files exist, which is checked before any
+image is read. Files belong together if their names without ending are the same.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from seggpt_jax.data.images import list_images
 from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, LabelMode, Value
 from seggpt_jax.errors import InputError, naming
-from seggpt_jax.model.weights import find_items, find_weights
+from seggpt_jax.model.weights import find_adapter, find_weights
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptFiles:
-  """A prompt on disk."""
+  """The files of a prompt: its image and its label map."""
 
   image: Path
   labels: Path
@@ -28,7 +28,14 @@ class PromptFiles:
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-  """An image to segment: its files, and its prompts, best first."""
+  """An image to segment.
+
+  Attributes:
+    name: file name without ending.
+    image: image file.
+    truth: file of the true label map; None if there is none.
+    prompts: files of its prompts, best first.
+  """
 
   name: str
   image: Path
@@ -47,29 +54,28 @@ def list_queries(
   prompts: Sequence[PromptFiles] = (),
   mapped_only: bool = False,
 ) -> list[Query]:
-  """Finds all files of a run and checks that they are there, before anything is read or computed.
+  """Finds all files of a run and checks that they exist.
 
   Args:
     dataset: a folder with images/ and perhaps labels/, a folder of images, or image files.
-    prompt_img_dir: images of the prompts; None where they are given one by one, or where a learned prompt serves.
-    prompt_label_dir: their label maps.
-    mapping: JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve every query.
-    top_k: the most prompts that a query gets.
-    bad: where given, queries whose prompts are missing are left out, and told here by name with the reason.
-    prompts: as of `given_prompts`, for every query; in place of the folders.
-    mapped_only: whether the mapping says which images are queries; without it, it has to know all of them.
+    prompt_img_dir: folder with the prompts' images; None with `prompts` or with a learned prompt.
+    prompt_label_dir: folder with the prompts' label maps.
+    mapping: JSON file {query file: [prompt files, best first]}. Without it, the first prompts by name serve every
+      query.
+    top_k: largest number of prompts for each query.
+    bad: if given, queries whose prompts are missing are left out, and their reasons added here by name.
+    prompts: prompts for every query, from `given_prompts`, in place of the folders.
+    mapped_only: segments only the images that the mapping names. Otherwise the mapping must name all images.
 
   Returns:
-    One for each image of the dataset, or of the mapping, by name.
+    The queries, in the order of their names.
 
   Raises:
-    InputError: a folder or file is missing, or the mapping does not fit the files; names it.
+    InputError: a folder or file is missing, or the mapping does not fit the files.
   """
-  images, truths = _dataset(dataset)
+  images, truths = _list_dataset(dataset)
   if prompt_img_dir is None or prompt_label_dir is None:
     return [Query(stem, path, truths.get(stem), tuple(prompts)) for stem, path in images.items()]
-  known = {"image": _list(prompt_img_dir), "label": _list(prompt_label_dir)}
-  folders = {"image": prompt_img_dir, "label": prompt_label_dir}
   chosen = None if mapping is None else read_mapping(mapping)
   if mapped_only and chosen is not None:
     unknown = [stem for stem in chosen if stem not in images]
@@ -77,24 +83,17 @@ def list_queries(
       found = f"key {unknown[0]!r}" if unknown else "no keys"
       raise InputError(f"{mapping}: found {found}, expected names of images in {dataset}")
     images = {stem: path for stem, path in images.items() if stem in chosen}
-
-  def find(stem: str, said_by: str) -> PromptFiles:
-    for kind, files in known.items():
-      if stem not in files:
-        raise InputError(f"{said_by}: found no prompt {kind} for it, expected {Path(folders[kind]) / stem}.*")
-    return PromptFiles(known["image"][stem], known["label"][stem])
-
-  def prompts_of(stem: str, path: Path) -> tuple[PromptFiles, ...]:
-    if chosen is None:
-      return tuple(find(name, str(file)) for name, file in list(known["image"].items())[:top_k])
-    if stem not in chosen:
-      raise InputError(f"{mapping}: found no key {path.name!r}, expected one for every image of {dataset}")
-    return tuple(find(Path(file).stem, f"{mapping}: {path.name}: {file}") for file in chosen[stem][:top_k])
-
+  folders = _PromptFolders(prompt_img_dir, prompt_label_dir)
   queries = []
   for stem, path in images.items():
     try:
-      queries.append(Query(stem, path, truths.get(stem), prompts_of(stem, path)))
+      if chosen is None:
+        files = folders.first(top_k)
+      elif stem in chosen:
+        files = tuple(folders.find(Path(file).stem, f"{mapping}: {path.name}: {file}") for file in chosen[stem][:top_k])
+      else:
+        raise InputError(f"{mapping}: found no key {path.name!r}, expected one for every image of {dataset}")
+      queries.append(Query(stem, path, truths.get(stem), files))
     except InputError as error:
       if bad is None:
         raise
@@ -104,8 +103,47 @@ def list_queries(
   return queries
 
 
+class _PromptFolders:
+  """A folder of prompt images and one of their label maps.
+
+  Raises:
+    InputError: a folder is missing or empty.
+  """
+
+  def __init__(self, images: str | os.PathLike, labels: str | os.PathLike):
+    self._folders = {"image": Path(images).expanduser(), "label": Path(labels).expanduser()}
+    self._files = {kind: _list_files(folder) for kind, folder in self._folders.items()}
+
+  def find(self, stem: str, where: str) -> PromptFiles:
+    """Returns the files of a prompt.
+
+    Args:
+      stem: name of the prompt without ending.
+      where: origin of the name, for error messages.
+
+    Raises:
+      InputError: a file is missing.
+    """
+    for kind, files in self._files.items():
+      if stem not in files:
+        raise InputError(f"{where}: found no prompt {kind} for it, expected {self._folders[kind] / stem}.*")
+    return PromptFiles(self._files["image"][stem], self._files["label"][stem])
+
+  def first(self, count: int) -> tuple[PromptFiles, ...]:
+    """Returns the first prompts by name.
+
+    Raises:
+      InputError: a label file is missing.
+    """
+    return tuple(self.find(stem, str(file)) for stem, file in list(self._files["image"].items())[:count])
+
+
 def given_prompts(images: Sequence[str], labels: Sequence[str]) -> tuple[PromptFiles, ...]:
-  """Prompts named one by one, best first.
+  """Pairs the image files and label files of `--prompt-image` and `--prompt-label`.
+
+  Args:
+    images: image files, best first.
+    labels: a label file for each.
 
   Raises:
     InputError: a file is missing, or the numbers differ.
@@ -113,35 +151,36 @@ def given_prompts(images: Sequence[str], labels: Sequence[str]) -> tuple[PromptF
   if len(images) != len(labels):
     raise InputError(f"--prompt-label: found {len(labels)} files, expected {len(images)}, one for each --prompt-image")
   return tuple(
-    PromptFiles(_file("--prompt-image", image), _file("--prompt-label", label))
+    PromptFiles(_check_file("--prompt-image", image), _check_file("--prompt-label", label))
     for image, label in zip(images, labels, strict=True)
   )
 
 
-def _file(flag: str, path: str) -> Path:
-  if not Path(path).is_file():
-    raise InputError(f"{flag}: {path}: {'is a folder' if Path(path).is_dir() else 'not found'}, expected an image file")
-  return Path(path)
+def _check_file(flag: str, name: str) -> Path:
+  path = Path(name).expanduser()
+  if not path.is_file():
+    raise InputError(f"{flag}: {path}: {'is a folder' if path.is_dir() else 'not found'}, expected an image file")
+  return path
 
 
-def _list(directory: str | os.PathLike) -> dict[str, Path]:
+def _list_files(directory: str | os.PathLike) -> dict[str, Path]:
   return {name: Path(path) for name, path in list_images(directory).items()}
 
 
-def _dataset(dataset: str | os.PathLike | Sequence[str]) -> tuple[dict[str, Path], dict[str, Path]]:
-  """Images and label maps by name without ending."""
+def _list_dataset(dataset: str | os.PathLike | Sequence[str]) -> tuple[dict[str, Path], dict[str, Path]]:
+  """Returns the images and the label maps of a dataset, by name without ending."""
   if not isinstance(dataset, str | os.PathLike):
     files: dict[str, Path] = {}
-    for path in (_file("--image", image) for image in dataset):
+    for path in (_check_file("--image", image) for image in dataset):
       if path.stem in files:
         raise InputError(f"--image: found {path} beside {files[path.stem]}, expected names that differ")
       files[path.stem] = path
     return files, {}
-  directory = Path(dataset)
+  directory = Path(dataset).expanduser()
   if not (directory / "images").is_dir():
-    return _list(directory), {}
+    return _list_files(directory), {}
   labels = directory / "labels"
-  return _list(directory / "images"), _list(labels) if labels.is_dir() else {}
+  return _list_files(directory / "images"), _list_files(labels) if labels.is_dir() else {}
 
 
 def label_format(
@@ -151,19 +190,20 @@ def label_format(
   table: tuple[Value, ...] | None = None,
   ignore: tuple[Value, ...] | None = None,
 ) -> LabelFormat:
-  """How label files are read: as asked for, else as the run that the weights come from read them, else as indices.
+  """Returns the format of label files: from flags, or else from the training run of the weights, or else indices.
 
   Args:
-    model_path: weights or a training run, also one of an adapter.
-    labels: what was asked for, if anything.
-    threshold: likewise.
-    table: likewise.
-    ignore: likewise.
+    model_path: weights or a training run; also the run of an adapter.
+    labels: value of `--labels`, if given.
+    threshold: value of `--threshold`, if given.
+    table: value of `--table`, if given.
+    ignore: value of `--ignore`, if given.
 
   Raises:
-    InputError: no weights there, values that do not fit the mode, or a run whose config.json cannot be read.
+    InputError: there are no weights, the values do not fit the mode, or the run's config.json cannot be read.
   """
-  found = find_items(Path(model_path), ("params", "adapter")) or find_weights(model_path)
+  model_path = os.path.expanduser(model_path)
+  found = find_adapter(Path(model_path)) or find_weights(model_path)
   configs = (folder / "config.json" for folder in (Path(model_path), *found.absolute().parents[:2]))
   trained = next((_trained_format(path) for path in configs if path.is_file()), LabelFormat())
   mode = labels or trained.mode
@@ -178,18 +218,18 @@ def label_format(
 
 
 def _trained_format(path: Path) -> LabelFormat:
-  """How the run of this config.json reads labels.
+  """Reads the label format from the config.json of a training run.
 
   Raises:
-    InputError: it is none of train.py; names it.
+    InputError: the file was not written by train.py.
   """
   try:
     stored = json.loads(path.read_text())
   except (OSError, ValueError) as error:
-    raise InputError(f"{path}: cannot be read as JSON ({error}), expected the run's configuration") from error
+    raise InputError(f"{path}: cannot be read as JSON ({error}), expected the config of a training run") from error
   data = stored.get("data", {}) if isinstance(stored, dict) else None
   if not isinstance(data, dict):
-    raise InputError(f"{path}: found no object with an object `data` in it, expected the run's configuration")
+    raise InputError(f"{path}: found no object with an object `data` in it, expected the config of a training run")
   mode, threshold = data.get("labels", "index"), data.get("threshold", 0)
   if mode not in LABEL_MODES:
     raise InputError(f"{path}: data.labels: found {mode!r}, expected one of {', '.join(LABEL_MODES)}")
@@ -198,7 +238,7 @@ def _trained_format(path: Path) -> LabelFormat:
   values: dict[str, tuple[Value, ...]] = {}
   for key in ("table", "ignore"):
     stored = data.get(key, [])
-    # JSON has no tuples: colors are lists.
+    # Colors are lists, because JSON has no tuples.
     entries = stored if isinstance(stored, list) else [None]
     if not all(isinstance(part, int) for entry in entries for part in (entry if isinstance(entry, list) else [entry])):
       raise InputError(f"{path}: data.{key}: found {stored!r}, expected a list of values or colors")
@@ -208,19 +248,20 @@ def _trained_format(path: Path) -> LabelFormat:
 
 
 def read_mapping(path: str | os.PathLike) -> dict[str, list[str]]:
-  """Which prompts serve which query.
+  """Reads the prompts of each query from a mapping.
 
   Args:
     path: JSON file {query file: [prompt files, best first]}.
 
   Returns:
-    The prompt files of each query, under the query's name without ending.
+    The prompt files of each query, by name of the query without ending.
 
   Raises:
-    InputError: the file is missing, no JSON, or of another form.
+    InputError: the file is missing, is not JSON, or has another form.
   """
+  path = Path(path).expanduser()
   try:
-    mapping = json.loads(Path(path).read_text())
+    mapping = json.loads(path.read_text())
   except FileNotFoundError as error:
     raise InputError(f"{path}: not found, expected a JSON file {{query file: [prompt files, best first]}}") from error
   except (OSError, ValueError) as error:

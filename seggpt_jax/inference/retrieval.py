@@ -1,6 +1,6 @@
-"""Alias: this command is now `seggpt_jax.cli.retrieve`."""
+"""Alias: `python -m seggpt_jax.inference.retrieval` is now `seggpt retrieve`."""
 
-import runpy
+from seggpt_jax.cli.main import run_alias
 
 if __name__ == "__main__":
-  runpy.run_module("seggpt_jax.cli.retrieve", run_name="__main__")
+  run_alias("seggpt_jax.inference.retrieval", "retrieve")

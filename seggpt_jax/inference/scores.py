@@ -1,8 +1,7 @@
-"""The scores of a run: IoU, Dice and boundary F of each class, and the IoU of each image.
+"""Scores of a run: IoU, Dice and boundary F of each class, and the IoU of each image.
 
-In: predicted and true class indices of one image after the other, or what earlier runs counted of theirs. Out: the
-plain values of metrics.json, and the short table that is printed. All scores but those of single images come from
-counts that were summed over all images.
+In: predicted and true class indices of one image after another, or the counts that an earlier run stored. Out: the JSON
+values of metrics.json, and the short table that is printed. Scores of a class come from counts summed over all images.
 """
 
 from __future__ import annotations
@@ -22,20 +21,24 @@ from seggpt_jax.palette import IGNORE
 
 _BLOCK = 2**18  # pixels counted at a time
 
-Counts = dict[str, list[list[int]]]  # of one image, as JSON has it
+Counts = dict[str, list[list[int]]]  # counts of one image as JSON values
 
 
 def count(predicted: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"]) -> Counts:
-  """Counts one image, but for its ignored pixels.
+  """Counts the pixels of one image, except ignored pixels.
+
+  Args:
+    predicted: predicted class indices.
+    truth: true class indices, 255 for ignored pixels.
 
   Returns:
     `confusion`, a list of [true class, predicted class, pixels], and `boundary`, a list of [class, matched predicted,
-    predicted, matched true, true] pixels of contours; entries of zeros are left out.
+    predicted, matched true, true] pixels of contours. Entries with only zeros are left out.
   """
   truth = np.where(truth == IGNORE, -1, truth.astype(np.int32))
   n = 1 + max(1, int(predicted.max()), int(truth.max()))
   confusion = confusion_counts(predicted, truth, n)
-  # Contours are counted for as many classes as a palette has.
+  # A palette has no more classes than that.
   boundary = boundary_counts(predicted, truth, min(n, IGNORE))
   rows, cols = np.nonzero(confusion)
   return {
@@ -45,14 +48,23 @@ def count(predicted: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w
 
 
 class Scores:
-  """The counts of all images of a run, and the IoU of each."""
+  """The summed counts of a run's images, and the IoU of each image.
+
+  Attributes:
+    per_image: IoU of each class, by name of the image.
+  """
 
   def __init__(self):
     self._confusion, self._boundary = np.zeros((2, 2), np.int64), np.zeros((2, 4), np.int64)
     self.per_image: dict[str, list[float | None]] = {}
 
   def add(self, name: str, counts: Mapping[str, Sequence[Sequence[int]]]) -> None:
-    """Adds what `count` found in an image; a class beyond those seen so far enlarges the table."""
+    """Adds the counts of an image.
+
+    Args:
+      name: name of the image.
+      counts: counts from `count`. A class beyond those seen so far enlarges the table.
+    """
     classes = [index for entry in counts["confusion"] for index in entry[:2]] + [row[0] for row in counts["boundary"]]
     n = max([len(self._confusion), *(1 + index for index in classes)])
     confusion = np.zeros((n, n), np.int64)
@@ -65,15 +77,15 @@ class Scores:
     self.per_image[name] = _plain(iou.iou_from_confusion(confusion))
 
   def summary(self, unscored: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything as plain values; None is the score of a class that neither truth nor prediction has.
+    """Computes all scores as JSON values. The score of a class that neither truth nor prediction has is None.
 
     Args:
       unscored: names of images without labels.
 
     Returns:
       `images` (their number), `unscored` (names), `miou`, `dice` and `boundary_f` (means over classes of the summed
-      counts), the same as `foreground_...` (without class 0), `classes` (one entry for each: scores and pixel counts),
-      and `per_image`: IoU of each class and their mean, by name.
+      counts), the same as `foreground_...` (without class 0), `classes` (scores and pixel counts of each class), and
+      `per_image` (IoU of each class and their mean, by name).
     """
     table = {
       "iou": _plain(iou.iou_from_confusion(self._confusion)),
@@ -83,7 +95,7 @@ class Scores:
     n = len(self._confusion)
     means = {("miou" if key == "iou" else key): _mean(values) for key, values in table.items()}
     means |= {f"foreground_{'miou' if key == 'iou' else key}": _mean(values[1:]) for key, values in table.items()}
-    # An image counted before the table was enlarged has none of the later classes.
+    # Images that were counted before the table was enlarged have no later classes.
     per_image = {name: scores + [None] * (n - len(scores)) for name, scores in self.per_image.items()}
     return {
       "images": len(per_image),
@@ -109,15 +121,28 @@ _count_block = jax.jit(iou.confusion_counts, static_argnames="num_classes")
 def confusion_counts(
   predicted: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"], num_classes: int
 ) -> Int[np.ndarray, "n n"]:
-  """`iou.confusion_counts` for one image of any size without compiling for that size; int64."""
-  # -1 is no class, so what fills up the last block is not counted.
+  """Applies `iou.confusion_counts` to one image of any size without compiling for that size.
+
+  Args:
+    predicted: predicted class indices.
+    truth: true class indices; negative values are not counted.
+    num_classes: number of classes.
+
+  Returns:
+    int64 pixel counts by true class (rows) and predicted class (columns).
+  """
+  # The last block is filled with -1, which is not counted.
   blocks = (tiling.pixel_blocks(labels.reshape(-1).astype(np.int32), _BLOCK, fill=-1) for labels in (predicted, truth))
   counts = [_count_block(p, t, num_classes=num_classes) for p, t in zip(*blocks, strict=True)]
   return np.sum([np.asarray(table, np.int64) for table in counts], axis=0)
 
 
 def report(metrics: Mapping[str, Any]) -> str:
-  """The numbers of a run as a short table."""
+  """Formats the scores of a run as a short table.
+
+  Args:
+    metrics: scores from `Scores.summary`.
+  """
 
   def row(title: str, *scores: float | None) -> str:
     return f"  {title:<12}" + "".join(f"{'-' if score is None else f'{score:.1%}':>12}" for score in scores)

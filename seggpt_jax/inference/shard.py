@@ -1,4 +1,4 @@
-"""Shares of a run that several processes work on, each for itself: they have no more in common than a folder."""
+"""Shares of the work for processes that have nothing in common but a folder of results."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """One process' share of the work: with `2/4`, the second item of each four.
+  """The share of one process. `2/4` is the second of every four items.
 
   Attributes:
-    index: 1 .. count.
-    count: of processes.
+    index: number of the process, 1 .. count.
+    count: number of processes.
   """
 
   index: int = 1
@@ -26,22 +26,22 @@ class Shard:
 
   @classmethod
   def parse(cls, text: str) -> Shard:
-    """Reads `2/4`.
+    """Reads a shard such as `2/4`.
 
     Raises:
-      InputError: it is of another form.
+      InputError: the text has another form.
     """
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
       raise InputError(f"--shard: found {text!r}, expected i/n such as 2/4, with i from 1 to n")
     return cls(int(found[1]), int(found[2]))
 
-  def of(self, items: Sequence[T]) -> Sequence[T]:
-    """The items of this share."""
+  def select(self, items: Sequence[T]) -> Sequence[T]:
+    """Returns the items of this shard."""
     return items[self.index - 1 :: self.count]
 
   def all(self) -> list[Shard]:
-    """Those of all processes."""
+    """Returns the shards of all processes."""
     return [Shard(index, self.count) for index in range(1, self.count + 1)]
 
   def __str__(self) -> str:

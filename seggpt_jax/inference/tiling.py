@@ -1,10 +1,10 @@
-"""Cutting pictures into the squares the network sees, and putting what it painted together again.
+"""Resizing images and labels, and cutting them into the tiles that the network sees.
 
-In: images, label maps or colors of any size, `[H, W]` or `[H, W, 3]`. Out: `split x split` tiles of the canvas
-square's size, row by row, or the whole of such tiles. Pure functions of NumPy arrays.
+In: images, label maps or colors of any size, `[H, W]` or `[H, W, 3]`. Out: the same at another size, as `split x split`
+tiles row by row, or tiles put together again. Pure functions of NumPy arrays.
 
-The original tool resizes to 1024, cuts, and resizes each tile again; here pictures go straight to `split` times the
-tile's size, which gives the same field of view and samples them once.
+The original tool resizes to 1024, cuts, and resizes each tile again. Here images are resized once, to `split` times the
+tile's size, which gives the same field of view.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ _Size = tuple[int, int]  # height, width
 
 
 def resize_image(image: UInt8[np.ndarray, "h w 3"], size: _Size) -> UInt8[np.ndarray, "h2 w2 3"]:
-  """Bicubic with antialiasing, as training resizes images."""
+  """Resizes an image bicubically with antialiasing, as training does."""
   return _resize(image, size, Image.Resampling.BICUBIC)
 
 
 def resize_colors(colors: UInt8[np.ndarray, "h w 3"], size: _Size) -> UInt8[np.ndarray, "h2 w2 3"]:
-  """Bilinear: between two painted colors there are only their mixtures, no overshoot that looks like a third."""
+  """Resizes predicted colors bilinearly: bicubic overshoot between two colors could look like a third."""
   return _resize(colors, size, Image.Resampling.BILINEAR)
 
 
 def resize_labels(labels: Integer[np.ndarray, "h w"], size: _Size) -> Integer[np.ndarray, "h2 w2"]:
-  """Nearest neighbor, for integers of any width."""
+  """Resizes labels to the nearest neighbor, for integers of any width."""
+  if labels.shape == size:
+    return labels
   rows, cols = (
     ((np.arange(new) + 0.5) * (old / new)).astype(np.int64) for new, old in zip(size, labels.shape, strict=True)
   )
@@ -42,7 +44,7 @@ def _resize(pixels: np.ndarray, size: _Size, resampling: Image.Resampling) -> np
 
 
 def cut(pixels: Shaped[np.ndarray, "h w *c"], split: int) -> Shaped[np.ndarray, "tiles th tw *c"]:
-  """Cuts into `split x split` equal tiles, row by row.
+  """Cuts an array into `split x split` equal tiles, row by row.
 
   Args:
     pixels: `[H, W]` or `[H, W, C]`, both sides multiples of `split`.
@@ -57,7 +59,7 @@ def cut(pixels: Shaped[np.ndarray, "h w *c"], split: int) -> Shaped[np.ndarray, 
 
 
 def join(tiles: Shaped[np.ndarray, "tiles th tw *c"]) -> Shaped[np.ndarray, "h w *c"]:
-  """Inverse of `cut`."""
+  """Puts tiles from `cut` together again."""
   count, height, width, *channels = tiles.shape
   split = round(count**0.5)
   rows = tiles.reshape(split, split, height, width, *channels)
@@ -65,10 +67,16 @@ def join(tiles: Shaped[np.ndarray, "tiles th tw *c"]) -> Shaped[np.ndarray, "h w
 
 
 def foreground_tiles(labels: Integer[np.ndarray, "tiles th tw"]) -> Bool[np.ndarray, "tiles"]:
-  """Which tiles of prompts to keep when those without foreground are not wanted: True for at least one.
+  """Chooses the prompt tiles to keep when tiles without foreground are left out. Keeps at least one.
 
-  Those with the most foreground come first. To be compiled for few numbers of prompts, a network is given 1, 2, 4, ...
-  of them: the number of tiles with foreground, rounded up as long as there are others to fill up with.
+  The number of tiles with foreground is rounded up to a power of two, as far as there are tiles, so that the network is
+  compiled for few numbers of prompts. The tiles with the most foreground are kept.
+
+  Args:
+    labels: labels of all tiles of all prompts.
+
+  Returns:
+    True for tiles to keep.
   """
   share = np.mean(labels > 0, axis=(1, 2))
   count = min(1 << (max(int(np.sum(share > 0)), 1) - 1).bit_length(), len(labels))
@@ -77,20 +85,15 @@ def foreground_tiles(labels: Integer[np.ndarray, "tiles th tw"]) -> Bool[np.ndar
   return kept
 
 
-def image_tiles(image: UInt8[np.ndarray, "h w 3"], split: int, tile: _Size) -> UInt8[np.ndarray, "tiles th tw 3"]:
-  """Resizes an image to `split` tiles of the given size along each side and cuts it."""
-  return cut(resize_image(image, (split * tile[0], split * tile[1])), split)
-
-
-def label_tiles(labels: Integer[np.ndarray, "h w"], split: int, tile: _Size) -> Integer[np.ndarray, "tiles th tw"]:
-  """Likewise for a label map."""
-  return cut(resize_labels(labels, (split * tile[0], split * tile[1])), split)
-
-
 def pixel_blocks(pixels: Shaped[np.ndarray, "n *c"], size: int, fill: int) -> Shaped[np.ndarray, "blocks size *c"]:
-  """Cuts a row of pixels into equal blocks, the last one filled up.
+  """Cuts a row of pixels into blocks of equal size.
 
-  Compiled functions that work pixel by pixel take these, so that they are compiled once and not for each image size.
+  Compiled functions that work pixel by pixel take blocks, so that they are not compiled for each image size.
+
+  Args:
+    pixels: the pixels.
+    size: number of pixels in a block.
+    fill: value for the rest of the last block.
   """
   count = -(-len(pixels) // size)
   padded = np.full((count * size, *pixels.shape[1:]), fill, pixels.dtype)

@@ -1,7 +1,7 @@
-"""Video files: frames out of any video that FFmpeg decodes, frames into an MP4 that every player shows.
+"""Video files: reads frames from any video that FFmpeg decodes, writes frames to an MP4 file that every player shows.
 
-In: a path, or frames, uint8 `[H, W, 3]` RGB. Out: frames one at a time, or a file that appears under its name only when
-it is whole. Never more than a few frames are held. PyAV is loaded on first use: `pip install 'seggpt-jax[video]'`.
+In: a path, or frames, uint8 `[H, W, 3]` RGB. Out: frames one at a time, or a file that is written whole or not at all.
+Only a few frames are in memory at a time. PyAV is loaded on first use: `pip install 'seggpt-jax[video]'`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from seggpt_jax.files import write_whole
 
 _Frame = UInt8[np.ndarray, "h w 3"]
 
-_DEFAULT_RATE = Fraction(25)  # for the few containers that do not tell
-_SLACK = 1.0, 0.05  # seconds, and share of the length, by which containers are wrong about it
+_DEFAULT_RATE = Fraction(25)  # frames per second, for the few containers without a rate
+_SLACK = 1.0, 0.05  # error of the length in containers: seconds, and share of the length
 _BT709 = 1  # the same number for primaries, transfer and matrix
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-  """What is known of a video before it is decoded.
+  """Properties of a video that are known before it is decoded.
 
   Attributes:
-    rate: frames per second, the mean where it varies.
+    rate: frames per second; the mean if the rate varies.
     size: height and width of the first frame, upright.
-    num_frames: as the container says or as follows from the length; None where neither is there.
+    num_frames: number of frames, from the container or from the length; None if both are unknown.
   """
 
   rate: Fraction
@@ -46,10 +46,10 @@ class VideoInfo:
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
-  """Reads the header and the first frame.
+  """Reads the header and the first frame of a video.
 
   Raises:
-    InputError: as `read_frames`.
+    InputError: the file is missing, is not a video, or has no video stream or no frames; PyAV is not installed.
   """
   with _opened(path) as (container, stream):
     first = next(_decoded(path, container, stream), None)
@@ -61,30 +61,30 @@ def probe(path: str | os.PathLike) -> VideoInfo:
 
 
 def read_frames(path: str | os.PathLike) -> Iterator[_Frame]:
-  """Decodes a video's first video stream, one frame after another, turned as its rotation says.
+  """Decodes the first video stream of a file, one frame at a time, and applies its rotation.
 
   Raises:
-    InputError: the file is missing, is no video, has no video stream, or breaks off; PyAV is not installed.
+    InputError: the file is missing, is not a video, has no video stream, or is cut off; PyAV is not installed.
   """
   with _opened(path) as (container, stream):
     yield from _decoded(path, container, stream)
 
 
 def write_video(path: str | os.PathLike, frames: Iterable[_Frame], rate: Fraction | float | int) -> int:
-  """Writes H.264 in MP4, of constant rate.
+  """Writes H.264 video of constant rate to an MP4 file.
 
-  Such video has even sides: a frame of odd height or width repeats its last row or column.
+  Such video must have even sides, so a frame of odd height or width repeats its last row or column.
 
   Args:
-    path: of the file; its folder is made where it is missing.
-    frames: at least one, all of one size.
+    path: path of the file; its folder is created if missing.
+    frames: at least one frame; all frames have the same size.
     rate: frames per second.
 
   Returns:
     The number of frames.
 
   Raises:
-    InputError: no frames, frames of several sizes, or the file cannot be written; PyAV is not installed.
+    InputError: there are no frames, they differ in size, or the file cannot be written; PyAV is not installed.
   """
   av, frames = _pyav(), iter(frames)
   first = next(frames, None)
@@ -118,7 +118,7 @@ def _pyav() -> ModuleType:
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
-  """The container and its first video stream."""
+  """Opens a file; gives its container and its first video stream."""
   av = _pyav()
   try:
     container = av.open(os.fspath(path))
@@ -138,7 +138,7 @@ def _decoded(path: str | os.PathLike, container: Any, stream: Any) -> Iterator[_
   av, count, end = _pyav(), 0, None
   frames = container.decode(stream)
   while True:
-    # Only what decoding says is caught: an error of whoever takes the frames is not the file's.
+    # Only decoding is guarded, because an error of the caller who takes the frames is not the file's.
     try:
       frame = next(frames, None)
     except (av.FFmpegError, OSError) as error:
@@ -148,25 +148,25 @@ def _decoded(path: str | os.PathLike, container: Any, stream: Any) -> Iterator[_
       break
     count, end = count + 1, frame.time
     yield _upright(frame)
-  # Of a Matroska or AVI file that was cut off FFmpeg decodes what there is, without a word.
+  # FFmpeg decodes a Matroska or AVI file that was cut off without an error.
   promised = _promised_end(stream)
   if end is not None and promised is not None and end < promised - max(_SLACK[0], _SLACK[1] * promised):
     raise InputError(f"{path}: breaks off after {count} frames, at {end:.1f} s, expected {promised:.1f} s as it says")
 
 
 def _promised_end(stream: Any) -> float | None:
-  """When the last frame ends, in seconds, if the container knows."""
+  """Returns the time in seconds at which the last frame ends; None if the container does not say."""
   if stream.container.format.name == "avi" and stream.frames and stream.average_rate:
-    return float(stream.frames / stream.average_rate)  # its duration is a guess from the size of the file
+    return float(stream.frames / stream.average_rate)  # FFmpeg guesses an AVI's duration from the size of the file
   if stream.duration is not None:
     return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
-  # Matroska has no field for it; most programs leave a note.
+  # Matroska has no field for the duration of a stream; most programs write a tag.
   note = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
   return None if note is None else 3600 * int(note[1]) + 60 * int(note[2]) + float(note[3])
 
 
 def _upright(frame: Any) -> _Frame:
-  """RGB pixels; phones store portraits lying down, with the angle beside them, counter-clockwise as rot90 turns."""
+  """Returns RGB pixels, turned by the frame's rotation (counter-clockwise, as rot90 turns), which phones store."""
   pixels = frame.to_ndarray(format="rgb24")
   return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
 
@@ -175,7 +175,7 @@ def _add_stream(container: Any, size: tuple[int, int], rate: Fraction) -> Any:
   height, width = (side + side % 2 for side in size)
   stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
   stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-  # Without this, players take small pictures for BT.601 and large ones for BT.709.
+  # Otherwise players take small frames for BT.601 and large ones for BT.709.
   context = stream.codec_context
   context.color_primaries = context.color_trc = context.colorspace = _BT709
   context.color_range = 1  # limited

@@ -1,7 +1,8 @@
-"""Windows on a picture: which parts of it the network paints, and how what it painted becomes one picture.
+"""Windows: the parts of an image that the network predicts one by one, and the image put together from them.
 
-In: how a picture of `split x split` tiles is covered. Out: the windows, and the picture put together from their tiles.
-All sizes are in pixels of that picture but where patches are named. Pure functions of NumPy arrays.
+In: number of tiles, overlap, and width of stitched seams. Out: windows that cover the image, and the image put together
+from their predicted tiles. Sizes are in pixels of the resized image, unless patches are named. Pure functions of NumPy
+arrays.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ _Size = tuple[int, int]  # height, width
 
 
 class Window(NamedTuple):
-  """A tile-sized part of a picture that the network paints, or a band of.
+  """A part of an image, of a tile's size, that the network predicts.
 
   Attributes:
-    top: its first row of pixels.
-    left: its first column.
-    mask: True for the patches that are painted, `[rows, cols]` of a tile.
+    top: first row of pixels.
+    left: first column of pixels.
+    mask: True for the patches that are predicted, `[rows, cols]` of a tile.
   """
 
   top: int
@@ -31,14 +32,14 @@ class Window(NamedTuple):
 
 
 def tile_windows(split: int, tile: _Size, patch_size: int, overlap: float | int = 0) -> list[Window]:
-  """The windows that cover a picture of `split x split` tiles, row by row.
+  """Returns the windows that cover an image of `split x split` tiles, row by row.
 
   Args:
-    split: tiles along each side.
+    split: number of tiles along each side.
     tile: height and width of a tile in pixels.
     patch_size: side of a patch in pixels.
-    overlap: the share of a tile's side, 0 to below 1, that it has in common with the next, at least; there are as many
-      windows more as that takes.
+    overlap: smallest share of a tile's side, at least 0 and below 1, by which neighboring windows overlap. It adds
+      windows.
   """
   count = 1 + math.ceil((split - 1) / (1 - overlap) - 1e-9)
   tops, lefts = (np.linspace(0, (split - 1) * side, count).round().astype(int).tolist() for side in tile)
@@ -47,24 +48,24 @@ def tile_windows(split: int, tile: _Size, patch_size: int, overlap: float | int 
 
 
 def seam_windows(split: int, tile: _Size, patch_size: int, width: int) -> tuple[list[Window], list[Window]]:
-  """The windows that see both sides of the seams between tiles; each paints only a band along its seam.
+  """Returns windows that see both sides of the seams between tiles. Only a band along the seam is predicted in each.
 
-  First those across an edge between two tiles: `width` patches on each side of the edge are painted, all along it. Then
-  those in the middle of four tiles, where such bands meet: the cross of the two bands. (The square in which they meet
-  hides so few patches that a network makes nothing of use of it.) For a split of 2 these are the five windows of the
-  original tool, which has no others.
+  Windows across an edge between two tiles come first: `width` patches on each side of the edge are predicted, along the
+  whole edge. Windows in the middle of four tiles follow, where bands meet: the cross of the two bands is predicted. The
+  square in which the bands meet would hide too few patches for a useful prediction. For a split of 2, these are the
+  five windows of the original tool, which has no others.
 
   Args:
-    split: tiles along each side, 2 at least.
+    split: number of tiles along each side, at least 2.
     tile: height and width of a tile in pixels.
     patch_size: side of a patch in pixels.
-    width: patches on each side of a seam, at most half a tile's.
+    width: number of patches on each side of a seam, at most half of a tile's.
 
   Returns:
-    The windows across edges, those of vertical seams first, and the windows around corners.
+    The windows across edges (vertical seams first), and the windows around corners.
   """
   rows, cols = tile[0] // patch_size, tile[1] // patch_size
-  # Where a tile has an odd number of patches its middle is none's edge: the seam then lies beside it.
+  # With an odd number of patches, the middle of a tile is inside a patch; the seam is then at the edge before it.
   before = (rows // 2) * patch_size, (cols // 2) * patch_size
   vertical, horizontal = np.zeros((2, rows, cols), bool)
   vertical[:, cols // 2 - width : cols // 2 + width] = True
@@ -81,16 +82,16 @@ def seam_windows(split: int, tile: _Size, patch_size: int, width: int) -> tuple[
 def blend(
   tiles: UInt8[np.ndarray, "tiles th tw c"], windows: Sequence[Window], size: _Size
 ) -> UInt8[np.ndarray, "h w c"]:
-  """Puts overlapping tiles together: where several have painted, the one whose middle is nearer weighs more.
+  """Puts overlapping tiles together. Where tiles overlap, each weighs more toward its middle.
 
   Args:
-    tiles: what was painted in each window.
-    windows: which together cover the picture, a full grid of them row by row.
-    size: height and width of the picture.
+    tiles: predicted colors of each window.
+    windows: a full grid of windows, row by row, that covers the image.
+    size: height and width of the image.
   """
   weights = []
   for length, starts in ((tiles.shape[1], {w.top for w in windows}), (tiles.shape[2], {w.left for w in windows})):
-    # From an edge to where the next tile ends the weight rises in a straight line: two tiles' add up to one.
+    # Weights rise linearly across the overlap, so that those of two tiles add up to one.
     common = length - min(np.diff(sorted(starts)), default=length)
     position = np.minimum(np.arange(length), np.arange(length)[::-1]) + 0.5
     weights.append(np.minimum(position / max(common, 0.5), 1.0))
@@ -104,8 +105,15 @@ def blend(
 
 
 def paste(
-  picture: UInt8[np.ndarray, "h w c"], tile: UInt8[np.ndarray, "th tw c"], window: Window, patch_size: int
+  image: UInt8[np.ndarray, "h w c"], tile: UInt8[np.ndarray, "th tw c"], window: Window, patch_size: int
 ) -> None:
-  """Writes the painted patches of a window into the picture."""
+  """Writes the predicted patches of a window into an image, in place.
+
+  Args:
+    image: the image.
+    tile: predicted colors of the window.
+    window: place and mask of the window.
+    patch_size: side of a patch in pixels.
+  """
   mask = window.mask.repeat(patch_size, axis=0).repeat(patch_size, axis=1)
-  picture[window.top : window.top + len(mask), window.left : window.left + mask.shape[1]][mask] = tile[mask]
+  image[window.top : window.top + len(mask), window.left : window.left + mask.shape[1]][mask] = tile[mask]

@@ -1,0 +1,1 @@
+"""Scores of predicted labels, as pure functions of arrays."""

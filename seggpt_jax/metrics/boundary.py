@@ -1,11 +1,12 @@
-"""How well predicted contours follow the true ones: the boundary F-measure of DAVIS, from counts.
+"""The boundary F-measure of DAVIS: how well predicted contours follow the true ones.
 
 In: predicted and true class indices of an image. Out: four pixel counts for each class, and from them precision,
-recall and F. Counts of images and processes add up, so the F of a set is that of the summed counts; DAVIS itself
-reports the mean over frames, which is `boundary_scores` of each frame and then the mean.
+recall and F. Counts of images and processes add up, so the F of a set is the F of the summed counts. DAVIS itself
+reports the mean over frames: apply `boundary_scores` to each frame and average.
 
-The measure is from Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR
-2016, as the toolkit of DAVIS 2017 (arXiv 1704.00675) computes it, with dilation in place of bipartite matching.
+The measure is defined by Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object
+Segmentation", CVPR 2016. This is the version of the DAVIS 2017 toolkit (arXiv 1704.00675), which uses dilation in place
+of bipartite matching.
 """
 
 from __future__ import annotations
@@ -36,27 +37,29 @@ def boundary_counts(
   num_classes: int,
   tolerance: float | int = 0.008,
 ) -> Int64[np.ndarray, "n 4"]:
-  """Counts the boundary pixels of each class, and those that the other map has a boundary pixel near to.
+  """Counts the boundary pixels of each class, and how many of them have a boundary pixel of the other map nearby.
 
-  A pixel is ignored when its predicted or its true class is not in 0..n-1: `palette.IGNORE`, and the same pixels that
-  `iou.confusion_counts` leaves out. Whether a pixel is a boundary pixel depends on up to four pixels (`boundary_map`).
-  With one of the four ignored it is a boundary pixel of neither map: neither counted, nor a match for others. So what
-  is predicted in ignored pixels changes nothing, and their rim is no contour. The toolkit makes ignored pixels
-  background in both masks instead; then the rim is a contour of both, which matches itself. Where labels have an
-  ignored band along all contours, as in PASCAL VOC, nothing of the truth is left to count: there, use the IoU.
+  A pixel is ignored if its predicted or its true class is not in 0..n-1. These are pixels with `palette.IGNORE` and all
+  others that `iou.confusion_counts` leaves out. Up to four pixels decide about a boundary pixel (`boundary_map`). If
+  one of the four is ignored, the pixel is a boundary pixel of neither map: it is not counted and matches nothing. So
+  predictions in ignored pixels change nothing, and the edge of an ignored region is no contour.
+
+  The toolkit makes ignored pixels background in both masks instead, so the edge of an ignored region is a contour of
+  both, which matches itself. Labels with an ignored band along all contours, as in PASCAL VOC, leave no true contour to
+  count. For such labels, use the IoU.
 
   Args:
     predicted: class indices.
     truth: class indices, same shape.
-    num_classes: n, background included; 255 at most.
-    tolerance: how far apart the centers of matching pixels may be. Below 1 a share of the image's diagonal, rounded up
-      to whole pixels (the default, DAVIS's, is 6 pixels at 448 x 448); from 1 on pixels, rounded up.
+    num_classes: n, background included, 1..255.
+    tolerance: largest distance between the centers of matching pixels, rounded up to whole pixels. Values below 1 are a
+      share of the image's diagonal (the default, the one of DAVIS, is 6 pixels at 448 x 448); others are pixels.
 
   Returns:
     One row for each class: matched predicted, predicted, matched true and true boundary pixels.
 
   Raises:
-    ValueError: more than 255 classes, or a tolerance that is negative or not finite.
+    ValueError: `num_classes` is not in 1..255, or the tolerance is negative or not finite.
   """
   if not 1 <= num_classes <= IGNORE:
     raise ValueError(f"num_classes: found {num_classes}, expected 1 to {IGNORE}")
@@ -72,16 +75,16 @@ def boundary_counts(
 
 
 def boundary_scores(counts: Int64[np.ndarray, "n 4"]) -> BoundaryScores:
-  """Precision, recall and F of each class, from counts as of `boundary_counts` or sums of such.
+  """Computes precision, recall and F of each class from counts of `boundary_counts`, or from sums of them.
 
-  A class without a boundary in truth and prediction has NaN in all three: it is absent, fills its images, or is hidden
-  by ignored pixels. (The toolkit has 1 there.) With boundaries in one of the two only, as in the toolkit, precision
-  or recall is 1 for the side that has none, the other is 0, and so is F.
+  A class without a boundary in truth and prediction scores NaN in all three (1 in the toolkit). Such a class is absent,
+  fills its images, or is hidden by ignored pixels. If only one of the two has boundaries, F is 0, as in the toolkit;
+  precision or recall is 1 for the side without boundaries and 0 for the other.
   """
   matched_predicted, predicted, matched_truth, truth = counts.astype(np.float64).T
   precision, recall = (
-    np.where(all_of > 0, matched / np.maximum(all_of, 1), 1.0)
-    for matched, all_of in ((matched_predicted, predicted), (matched_truth, truth))
+    np.where(total > 0, matched / np.maximum(total, 1), 1.0)
+    for matched, total in ((matched_predicted, predicted), (matched_truth, truth))
   )
   f = 2 * precision * recall / np.where(precision + recall > 0, precision + recall, 1.0)
   absent = predicted + truth == 0
@@ -89,16 +92,19 @@ def boundary_scores(counts: Int64[np.ndarray, "n 4"]) -> BoundaryScores:
 
 
 def boundary_map(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-  """The contour, one pixel wide: where a pixel differs from the one to its right, below, or right below.
+  """Returns the contour of a mask, one pixel wide: pixels that differ from the one to the right, below, or right below.
 
-  The toolkit's seg2bmap at full size. In the last row and column only neighbors inside the image are asked, so the
-  image's edge is no contour: a mask that fills the image has none.
+  This is the toolkit's seg2bmap at full size. Pixels in the last row and column are compared with neighbors inside the
+  image only, so the image's edge is no contour, and a mask that fills the image has no contour.
   """
   return np.logical_or.reduce([mask != neighbor for neighbor in _neighbors(mask)])
 
 
 def _neighbors(pixels: np.ndarray) -> list[np.ndarray]:
-  """Of each pixel, those to the right, below and right below; the image's edge continues outwards."""
+  """Returns the image shifted so that each pixel holds its neighbor to the right, below, and right below.
+
+  The last row and column continue beyond the edge of the image.
+  """
   padded = np.pad(pixels, ((0, 1), (0, 1)), mode="edge")
   return [padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]]
 
@@ -114,6 +120,6 @@ def _radius(shape: tuple[int, ...], tolerance: float | int) -> int:
 
 
 def _disk(radius: int) -> UInt8[np.ndarray, "k k"]:
-  """The pixels whose centers are at most that far from the middle one's, as a structuring element."""
+  """Returns a structuring element of the pixels whose centers are at most `radius` from the middle pixel's."""
   offsets = np.arange(-radius, radius + 1) ** 2
   return (offsets[:, None] + offsets[None] <= radius**2).astype(np.uint8)

@@ -1,8 +1,8 @@
-"""What an inspection line is judged by: defects that are caught, and good parts that are left alone.
+"""Scores of an inspection line: how many defects it catches, and how many good parts it leaves alone.
 
-In: for each image one number, the IoU under a positive prompt (of a class that the query has) or the response rate
-under a negative prompt (of a class that the query lacks). Out: catch rate, yield rate, and PES, their weighted mean.
-Results of several processes add up.
+In: one number for each image. With a positive prompt, of a class that the query has, it is the IoU. With a negative
+prompt, of a class that the query lacks, it is the response rate. Out: catch rate, yield rate, and PES, their weighted
+mean. Results of several processes add up.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from seggpt_jax.palette import IGNORE
 
 @dataclass(frozen=True)
 class Thresholds:
-  """When an image counts as caught or as left alone, and what each is worth. All are 0..1, else an InputError.
+  """Limits for a catch and for a correct yield, and the weight of each in PES, all 0..1.
 
   Attributes:
     catch_iou: the least IoU of a catch.
-    yield_response: the response rate below which a yield is correct; at 1024 x 1024 the default is 250 pixels.
-    catch_weight: the catch rate's part in PES; the yield rate has the rest.
+    yield_response: the response rate below which a yield is correct; the default is 250 pixels at 1024 x 1024.
+    catch_weight: weight of the catch rate in PES; the yield rate has the rest.
+
+  Raises:
+    InputError: a value is not in 0..1.
   """
 
   catch_iou: float | int = 0.3
@@ -39,16 +42,16 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Inspection:
-  """The counts of a set of images, and the rates that follow. `Inspection(thresholds)` is that of no images.
+  """Counts of a set of images, and the rates that follow from them. `Inspection(thresholds)` stands for no images.
 
   Attributes:
-    thresholds: what was counted by.
-    caught: images whose IoU is a catch.
-    positives: images with an IoU.
-    undefined: images without an IoU: no foreground in truth and prediction. They are in no rate.
-    iou_sum: of the images with an IoU.
-    correct_yields: images whose response rate is a correct yield.
-    negatives: images with a response rate.
+    thresholds: the limits that were applied.
+    caught: number of images whose IoU is a catch.
+    positives: number of images with an IoU.
+    undefined: number of images without an IoU, because truth and prediction have no foreground. No rate counts them.
+    iou_sum: sum of all IoUs.
+    correct_yields: number of images whose response rate is a correct yield.
+    negatives: number of images with a response rate.
   """
 
   thresholds: Thresholds = field(default_factory=Thresholds)
@@ -61,29 +64,33 @@ class Inspection:
 
   @property
   def mean_iou(self) -> float:
-    """The mean over images, where every image weighs the same; NaN when none has an IoU."""
+    """Mean IoU over images, all of equal weight; NaN if none has an IoU."""
     return _ratio(self.iou_sum, self.positives)
 
   @property
   def catch_rate(self) -> float:
-    """The share of images that are caught, 0..1; NaN when none has an IoU."""
+    """Share of images that are caught, 0..1; NaN if none has an IoU."""
     return _ratio(self.caught, self.positives)
 
   @property
   def yield_rate(self) -> float:
-    """The share of images that are correct yields, 0..1; NaN when none has a response rate."""
+    """Share of images that are correct yields, 0..1; NaN if none has a response rate."""
     return _ratio(self.correct_yields, self.negatives)
 
   @property
   def pes(self) -> float:
-    """catch_weight * catch rate + (1 - catch_weight) * yield rate, 0..1; NaN when a rate that weighs is NaN."""
+    """Weighted mean of catch rate and yield rate, 0..1; NaN if a rate of positive weight is NaN."""
     weight = self.thresholds.catch_weight
-    # A rate of no weight may be missing: 0 * NaN would be NaN.
+    # Rates of weight 0 are skipped, because 0 * NaN is NaN.
     weighted = [(weight, self.catch_rate), (1 - weight, self.yield_rate)]
     return float(sum(share * rate for share, rate in weighted if share > 0))
 
   def __add__(self, other: Inspection) -> Inspection:
-    """The result of both sets of images; a ValueError when they were counted by different thresholds."""
+    """Returns the result of both sets of images.
+
+    Raises:
+      ValueError: the two have different thresholds.
+    """
     if self.thresholds != other.thresholds:
       raise ValueError(f"thresholds: found {other.thresholds} beside {self.thresholds}, expected the same")
     counts = [key.name for key in fields(self) if key.name != "thresholds"]
@@ -96,14 +103,15 @@ def judge(
   """Counts catches and correct yields.
 
   Args:
-    ious: of every image under a positive prompt, as of `foreground_iou`. NaN, an image without foreground in truth and
-      prediction, is neither caught nor missed: there was nothing to catch. Images without defects belong under
-      negative prompts: here a single predicted pixel makes one a miss, of IoU 0.
-    response_rates: of every image under a negative prompt, as of `response_rate`.
-    thresholds: the defaults of `Thresholds` if not given.
+    ious: `foreground_iou` of every image with a positive prompt. NaN stands for an image without foreground in truth
+      and prediction, which is neither caught nor missed. Give images without defects a negative prompt: here, one
+      predicted pixel would make them a miss with IoU 0.
+    response_rates: `response_rate` of every image with a negative prompt.
+    thresholds: limits to apply; by default `Thresholds()`.
 
   Raises:
-    InputError: no image at all (a process without images has `Inspection(thresholds)`), or a number outside 0..1.
+    InputError: there are no images (use `Inspection(thresholds)` for a process without any), or a number is outside
+      0..1.
   """
   thresholds = thresholds or Thresholds()
   ious = [float(iou) for iou in ious]
@@ -125,14 +133,17 @@ def judge(
 def foreground_iou(
   predicted: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"], class_index: int | None = None
 ) -> float:
-  """The IoU of one image's foreground, 0..1; NaN when neither truth nor prediction has any.
+  """Computes the IoU of one image's foreground.
 
-  Pixels that are `palette.IGNORE` or negative in either are not counted.
+  Pixels that are `palette.IGNORE` or negative in truth or prediction are not counted.
 
   Args:
     predicted: class indices.
     truth: class indices, same shape.
-    class_index: the class that is foreground; by default all are but class 0, whichever is predicted for which.
+    class_index: the foreground class. By default all classes but 0 are foreground, without distinction.
+
+  Returns:
+    The IoU, 0..1; NaN if neither truth nor prediction has foreground.
   """
   known = (predicted >= 0) & (predicted != IGNORE) & (truth >= 0) & (truth != IGNORE)
   ours, theirs = (_foreground(labels, class_index) & known for labels in (predicted, truth))
@@ -140,11 +151,14 @@ def foreground_iou(
 
 
 def response_rate(predicted: Integer[np.ndarray, "h w"], class_index: int | None = None) -> float:
-  """Predicted foreground pixels over the pixels of the image, 0..1; a ValueError for an image without pixels.
+  """Returns the share of an image's pixels that are predicted as foreground, 0..1.
 
   Args:
     predicted: class indices.
-    class_index: the class that is foreground, as in `foreground_iou`.
+    class_index: the foreground class; by default all classes but 0.
+
+  Raises:
+    ValueError: the image has no pixels.
   """
   if not predicted.size:
     raise ValueError(f"predicted: found shape {predicted.shape}, expected at least one pixel")

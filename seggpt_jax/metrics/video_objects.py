@@ -1,9 +1,11 @@
-"""How well objects are followed through a video: the scores of DAVIS 2017, semi-supervised.
+"""Scores of objects in a video, as DAVIS 2017 defines them for semi-supervised segmentation.
 
-In: predicted and true object indices of frames. Out: for each object and frame six pixel counts, from them J (IoU) and
-F (boundary F-measure), and of each object's frames mean, recall and decay. As the toolkit of DAVIS 2017 (arXiv
-1704.00675) computes them: an object that neither truth nor prediction has in a frame scores 1 there, recall is the
-share of frames above 0.5, decay is the mean of the first quarter of the frames less that of the last.
+In: predicted and true object indices of frames. Out: six pixel counts for each object and frame, from them J (IoU) and
+F (boundary F-measure), and mean, recall and decay over the frames of each object.
+
+The scores follow the DAVIS 2017 toolkit (arXiv 1704.00675). An object that neither truth nor prediction has in a frame
+scores 1 in that frame. Recall is the share of frames above 0.5. Decay is the mean of the first quarter of the frames
+less the mean of the last quarter.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from jaxtyping import Float64, Int64, Integer
 
 from seggpt_jax.metrics.boundary import boundary_counts, boundary_scores
 
-INTERSECTION, UNION = range(2)  # the first columns of the counts; those of `boundary.boundary_counts` follow
+INTERSECTION, UNION = range(2)  # first columns of the counts, before the four of `boundary.boundary_counts`
 
 
 class ObjectScores(NamedTuple):
@@ -26,7 +28,7 @@ class ObjectScores(NamedTuple):
 
 
 class Statistics(NamedTuple):
-  """What is said of an object's frames."""
+  """Mean, recall and decay of a score over the frames of an object."""
 
   mean: float
   recall: float
@@ -40,11 +42,11 @@ def object_counts(
 
   Args:
     predicted: 0 is background, 1..n are objects.
-    truth: likewise. What is ignored has to be background here, as the toolkit has it.
-    num_objects: n; larger indices are background.
+    truth: object indices, same shape. Ignored pixels must be background, as in the toolkit.
+    num_objects: n; larger indices count as background.
 
   Returns:
-    One row for each object: intersection and union, then as of `boundary.boundary_counts`.
+    One row for each object: intersection, union, and the four counts of `boundary.boundary_counts`.
   """
   predicted, truth = (np.where(labels > num_objects, 0, labels).astype(np.int64) for labels in (predicted, truth))
   n = 1 + num_objects
@@ -56,7 +58,7 @@ def object_counts(
 
 
 def object_scores(counts: Int64[np.ndarray, "frames objects 6"]) -> ObjectScores:
-  """J and F, from the counts of frames."""
+  """Computes J and F from the counts of frames."""
   both, either = counts[..., INTERSECTION], counts[..., UNION]
   j = np.where(either > 0, both / np.maximum(either, 1), 1.0)
   f = boundary_scores(counts[..., 2:].reshape(-1, 4)).f.reshape(j.shape)
@@ -64,13 +66,13 @@ def object_scores(counts: Int64[np.ndarray, "frames objects 6"]) -> ObjectScores
 
 
 def statistics(scores: Float64[np.ndarray, "frames"]) -> Statistics:
-  """Mean, recall and decay over an object's frames; NaN where there are none.
+  """Computes mean, recall and decay over an object's frames; NaN if there are no frames.
 
-  Quarters share the frames at their ends, as in the toolkit.
+  Neighboring quarters share the frame between them, as in the toolkit.
   """
   if not len(scores):
     return Statistics(np.nan, np.nan, np.nan)
-  # Rounded half to even but for the tiny addend, by which a half goes up.
+  # NumPy rounds a half to even; with the tiny addend, a half is rounded up as in the toolkit.
   ends = np.round(np.linspace(1, len(scores), 5) + 1e-10).astype(int) - 1
   first, last = (scores[start : end + 1].mean() for start, end in (ends[:2], ends[3:]))
   return Statistics(float(scores.mean()), float((scores > 0.5).mean()), float(first - last))

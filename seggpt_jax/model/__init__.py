@@ -1,0 +1,1 @@
+"""The network: architecture, attention, parameters, weights on disk, conversion from PyTorch, and adapters."""

@@ -1,7 +1,7 @@
-"""Adapters on disk: what a run of train.py with an adapter leaves, beside the weights it was trained for.
+"""Adapters on disk, as a training run with an adapter writes them, and their use with the weights they belong to.
 
-RUN/best/STEP and RUN/checkpoints/STEP hold `params`, the few of the adapter, and `adapter`: what it is and of which
-architecture and weights.
+`best/STEP` and `checkpoints/STEP` in the run directory hold two items: `params`, the adapter's parameters, and
+`adapter`, a description as JSON: the adapter's settings, and the architecture and weights that it was trained for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.files import expand
 from seggpt_jax.model import adapters, parameters, weights
 from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import SegGPTConfig
@@ -27,15 +28,15 @@ from seggpt_jax.palette import IGNORE
 
 @dataclasses.dataclass(frozen=True)
 class StoredAdapter:
-  """An adapter with what it has learned.
+  """A trained adapter.
 
   Attributes:
-    adapter: what it is.
-    params: its parameters.
-    config: the architecture it was trained with, canvas and all.
-    fingerprint: of the weights it was trained for, see `parameters.fingerprint`.
-    base: where they were, as the run named them.
-    num_classes: N, background included, of the labels it was trained with.
+    adapter: the adapter's kind and settings.
+    params: the adapter's parameters.
+    config: the architecture that it was trained with, including the canvas size.
+    fingerprint: content hash of the weights that it was trained for, see `parameters.fingerprint`.
+    base: path or name of those weights, as the run's configuration had it.
+    num_classes: number of classes in the training labels, background included.
   """
 
   adapter: Adapter
@@ -49,7 +50,15 @@ class StoredAdapter:
 def describe_adapter(
   adapter: Adapter, config: SegGPTConfig, fingerprint: str, base: str, num_classes: int
 ) -> dict[str, Any]:
-  """What is stored beside an adapter's parameters, as JSON; see `StoredAdapter`."""
+  """Returns the description that is stored beside an adapter's parameters, as values for JSON.
+
+  Args:
+    adapter: the adapter's kind and settings.
+    config: the architecture that it is trained with.
+    fingerprint: content hash of the weights that it is trained for.
+    base: path or name of those weights.
+    num_classes: number of classes in the training labels, background included.
+  """
   return {
     "adapter": adapters.to_dict(adapter),
     "config": config.to_dict(),
@@ -60,14 +69,17 @@ def describe_adapter(
 
 
 def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
-  """Reads an adapter: of a run of train.py with one (its best step, else its newest), or of one of its steps.
+  """Reads an adapter.
+
+  Args:
+    directory: a run directory (its best step, else its newest), or the directory of one step.
 
   Raises:
-    InputError: there is none, or it is damaged.
+    InputError: no adapter is found, or it is damaged.
   """
-  found = weights.find_items(Path(directory), ("params", "adapter"))
+  found = weights.find_adapter(Path(expand(directory)))
   if found is None:
-    raise InputError(f"{directory}: found no adapter in it, expected a run of train.py with config.adapter.kind set")
+    raise InputError(f"{directory}: found no adapter in it, expected a training run with config.adapter.kind set")
   path = found / "adapter" / "metadata"
   try:
     stored = _from_description(json.loads(path.read_text()))
@@ -75,15 +87,15 @@ def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
     init = functools.partial(stored.adapter.init, network, stored.config.canvas_size)
     expected = jax.eval_shape(init, jax.random.key(0))
   except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-    # What is no adapter of ours fails in as many ways as there are values.
+    # A description with wrong values can fail in any of these ways.
     raise InputError(f"{path}: cannot be read as an adapter: {one_line(error)[:200]}") from error
   params = weights.read_arrays(found / "params")
-  parameters.check_like(str(found), params, expected)
+  parameters.check_shapes(str(found), params, expected)
   return dataclasses.replace(stored, params=params)
 
 
 def _from_description(values: dict[str, Any]) -> StoredAdapter:
-  """Inverse of `describe_adapter`, without parameters."""
+  """Inverts `describe_adapter`; the result has no parameters."""
   adapter, config = adapters.from_dict(values["adapter"]), SegGPTConfig.from_dict(values["config"])
   fingerprint, base, num_classes = (values[key] for key in ("fingerprint", "base", "num_classes"))
   if not (isinstance(num_classes, int) and 2 <= num_classes <= IGNORE):
@@ -92,24 +104,24 @@ def _from_description(values: dict[str, Any]) -> StoredAdapter:
 
 
 def adapted_params(directory: str | os.PathLike, stored: StoredAdapter) -> dict[str, Any]:
-  """The parameters of weights with an adapter in them: those of a network of the adapter's own configuration.
-
-  Only the values of the weights have to be those it was trained for; they may lie elsewhere.
+  """Reads weights and merges an adapter into them.
 
   Args:
-    directory: weights that the adapter was trained for.
+    directory: name or path of the weights that the adapter was trained for. They may have moved since: only their
+      values count.
     stored: the adapter. A learned prompt changes no parameter.
 
+  Returns:
+    Parameters of a network with the adapter's configuration.
+
   Raises:
-    InputError: no weights there, or other ones.
+    InputError: no weights are found, or the adapter was trained for others.
   """
   config = weights.load_config(directory)
-  theirs, ours = stored.config.to_dict(), config.to_dict()
-  for key in _OF_THE_RUN:
-    theirs.pop(key), ours.pop(key)
-  for key, value in ours.items():
-    if theirs[key] != value:
-      raise InputError(f"{directory}: found {key} {value}, expected {theirs[key]} as the adapter was trained with")
+  expected = stored.config.to_dict()
+  for key, value in config.to_dict().items():
+    if key not in _SET_BY_RUNS and expected[key] != value:
+      raise InputError(f"{directory}: found {key} {value}, expected {expected[key]} as the adapter was trained with")
   params = weights.load_params(directory, config)
   parameters.check_finite(str(directory), params)
   if parameters.fingerprint(params) != stored.fingerprint:
@@ -119,25 +131,27 @@ def adapted_params(directory: str | os.PathLike, stored: StoredAdapter) -> dict[
   return stored.adapter.merge(parameters.resize_canvas(params, config, stored.config.canvas_size), stored.params)
 
 
-# What a run may set for itself, whatever the weights that it starts from have.
-_OF_THE_RUN = ("canvas_size", "drop_path_rate", "image_mean", "image_std")
+# Values that a run may set itself, so they may differ from those of the weights that it starts from.
+_SET_BY_RUNS = ("canvas_size", "drop_path_rate", "image_mean", "image_std")
 
 
 def load_adapted_model(
   directory: str | os.PathLike, adapter: str | os.PathLike | StoredAdapter, *, dtype=jnp.float32, **options: Any
 ) -> tuple[SegGPT, StoredAdapter]:
-  """`weights.load_model` with an adapter in it.
+  """Loads a SegGPT with an adapter merged into it.
 
   Args:
-    directory: weights, a training run, or the name of packaged weights.
-    adapter: where one lies, see `load_adapter`, or one that has been read.
+    directory: a weights directory, a training run, or the name of packaged weights.
+    adapter: the directory of an adapter, see `load_adapter`, or what `load_adapter` returned.
     dtype: compute dtype.
     **options: further options of `SegGPT`.
 
+  Returns:
+    The model, and the adapter.
+
   Raises:
-    InputError: one of them is missing, or they do not belong together.
+    InputError: weights or adapter are not found, or do not belong together.
   """
   stored = adapter if isinstance(adapter, StoredAdapter) else load_adapter(adapter)
-  graph, _ = parameters.abstract(stored.config, dtype=dtype, **options)
   params = adapted_params(directory, stored)
-  return parameters.merge(graph, {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}), stored
+  return parameters.build_model(stored.config, params, dtype=dtype, **options), stored

@@ -1,8 +1,8 @@
-"""Small sets of parameters beside a frozen network: LoRA, and a learned prompt (in-context tuning).
+"""Adapters, which train a few parameters beside a frozen network: LoRA, and a learned prompt (in-context tuning).
 
-In: the network's parameters and the adapter's own few. Out: parameters for the network as it is, and canvases. Nothing
-in the network knows of adapters: a LoRA is added to the kernels it belongs to, a learned prompt takes the place of the
-prompt half of the canvases. All are pure functions of arrays, to be differentiated by the adapter's parameters alone.
+In: the network's parameters and the adapter's. Out: parameters for an unchanged network, and canvases. The network
+does not know about adapters: a LoRA is added to the network's kernels, a learned prompt replaces the prompt half of
+the canvases. Everything is a pure function of arrays, differentiated with respect to the adapter's parameters only.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.typing import AnyArray
-
-Params = dict[str, Any]
+from seggpt_jax.typing import AnyArray, Params
 
 LORA_TARGETS = ("qkv", "proj", "fc1", "fc2")
 
@@ -29,16 +27,16 @@ LORA_TARGETS = ("qkv", "proj", "fc1", "fc2")
 class LoRA:
   """Low-rank updates of the blocks' kernels (Hu et al. 2021, arXiv 2106.09685): W + alpha / rank * A B.
 
-  The sum is made once in each step and costs no more than the kernels themselves, so the network runs at its own speed,
-  and what was learned merges into plain weights exactly.
+  The sum is computed once per step and costs no more memory than the kernels, so the network runs at its usual speed.
+  A trained LoRA merges into plain weights exactly.
 
   Attributes:
-    rank: columns of A and rows of B.
-    alpha: scale of the update; with alpha = rank it is A B itself.
-    targets: which kernels of every block: qkv and proj of the attention, fc1 and fc2 of the MLP.
+    rank: number of columns of A and of rows of B.
+    alpha: scale of the update; with alpha = rank the update is A B.
+    targets: kernels to update in every block: qkv and proj of the attention, fc1 and fc2 of the MLP.
 
   Raises:
-    InputError: values that cannot be meant.
+    InputError: a value is out of range, or a target is unknown.
   """
 
   rank: int = 8
@@ -57,12 +55,15 @@ class LoRA:
     return [name for name in params if pattern.fullmatch(name)]
 
   def init(self, params: Mapping[str, Any], canvas_size: tuple[int, int], key: PRNGKeyArray) -> Params:
-    """A uniform as Kaiming's, B zero: at first the network is what it was.
+    """Draws A from Kaiming's uniform distribution and sets B to zero, so that the network is unchanged at first.
 
     Args:
-      params: the network's, or their shapes.
-      canvas_size: height and width in pixels; not needed here.
-      key: of A.
+      params: the network's parameters, or their shapes.
+      canvas_size: height and width in pixels; not used.
+      key: random key for A.
+
+    Returns:
+      The adapter's parameters.
     """
     del canvas_size
     adapter: Params = {}
@@ -76,16 +77,16 @@ class LoRA:
     return adapter
 
   def merge(self, params: Mapping[str, Any], adapter: Mapping[str, Any]) -> Params:
-    """The network's parameters with the updates added.
+    """Returns the network's parameters with the updates added.
 
     Args:
-      params: the network's.
-      adapter: as of `init`.
+      params: the network's parameters.
+      adapter: the adapter's parameters.
     """
     merged = dict(params)
     for name in self._kernels(params):
       a, b = (jnp.asarray(adapter[f"lora.{name}.{part}"]) for part in "ab")
-      # In full precision: what is merged for a step and what is merged for good are the same numbers.
+      # In full precision, so that a training step and the merged weights use the same numbers.
       update = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
       merged[name] = jnp.asarray(params[name]) + self.alpha / self.rank * update
     return merged
@@ -93,26 +94,29 @@ class LoRA:
   def prompt(
     self, images: Float[AnyArray, "b h w 3"], targets: Float[AnyArray, "b h w 3"], adapter: Mapping[str, Any]
   ) -> tuple[Array, Array]:
-    """The canvases as they are."""
+    """Returns the canvases unchanged."""
     del adapter
     return jnp.asarray(images), jnp.asarray(targets)
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnedPrompt:
-  """In-context tuning (Wang et al. 2023, arXiv 2304.03284, section 3.3): an image and its target, learned for a task.
+  """In-context tuning (Wang et al. 2023, arXiv 2304.03284, section 3.3): a prompt image and its target, both learned.
 
-  Both are normalized values [S, S, 3] in the place of the prompt half of the canvases. One palette belongs to them, so
-  they are trained and used with the fixed one, and with the query's half hidden.
+  Both are normalized values [S, S, 3] that replace the prompt half of the canvases. The learned target contains the
+  colors of one palette, so it is trained and used with the fixed palette. The query's half is always hidden.
   """
 
   def init(self, params: Mapping[str, Any], canvas_size: tuple[int, int], key: PRNGKeyArray) -> Params:
-    """Noise of the images' own scale.
+    """Draws an image and a target of normal noise, which has the scale of normalized images.
 
     Args:
-      params: the network's; not needed here.
+      params: the network's parameters; not used.
       canvas_size: height and width in pixels.
-      key: of the noise.
+      key: random key for the noise.
+
+    Returns:
+      The adapter's parameters.
     """
     del params
     shape = (canvas_size[0] // 2, canvas_size[1], 3)
@@ -123,27 +127,30 @@ class LearnedPrompt:
     }
 
   def merge(self, params: Mapping[str, Any], adapter: Mapping[str, Any]) -> Params:
-    """The network's parameters as they are."""
+    """Returns the network's parameters unchanged."""
     del adapter
     return dict(params)
 
   def prompt(
     self, images: Float[AnyArray, "b h w 3"], targets: Float[AnyArray, "b h w 3"], adapter: Mapping[str, Any]
   ) -> tuple[Array, Array]:
-    """The learned prompt and its target over each query, in the place of those that the canvases have.
+    """Replaces the upper halves of images and targets by the learned prompt and its target.
 
     Args:
-      images: canvases, normalized.
-      targets: likewise.
-      adapter: as of `init`.
+      images: normalized canvases.
+      targets: normalized target canvases.
+      adapter: the adapter's parameters.
+
+    Returns:
+      Images and targets with the learned prompt.
     """
 
-    def over(learned: Any, canvases: Any) -> Array:
+    def replace_upper(learned: Any, canvases: Any) -> Array:
       half = canvases.shape[1] // 2
       upper = jnp.broadcast_to(jnp.asarray(learned, canvases.dtype), (len(canvases), *learned.shape))
       return jnp.concatenate([upper, jnp.asarray(canvases)[:, half:]], axis=1)
 
-    return over(adapter["prompt.image"], images), over(adapter["prompt.target"], targets)
+    return replace_upper(adapter["prompt.image"], images), replace_upper(adapter["prompt.target"], targets)
 
 
 Adapter = LoRA | LearnedPrompt
@@ -151,21 +158,21 @@ KINDS = {"lora": LoRA, "prompt": LearnedPrompt}
 
 
 def is_adapter_name(name: str) -> bool:
-  """Whether a parameter is an adapter's, by its name."""
+  """Returns True if a parameter of this name belongs to an adapter and not to the network."""
   return name.startswith(("lora.", "prompt."))
 
 
 def to_dict(adapter: Adapter) -> dict[str, Any]:
-  """An adapter as JSON keeps it."""
+  """Returns an adapter's kind and attributes as a dictionary for JSON."""
   kind = next(name for name, cls in KINDS.items() if isinstance(adapter, cls))
   return {"kind": kind, **dataclasses.asdict(adapter)}
 
 
 def from_dict(values: Mapping[str, Any]) -> Adapter:
-  """Inverse of `to_dict`.
+  """Inverts `to_dict`.
 
   Raises:
-    InputError: no adapter that is known.
+    InputError: the kind or an attribute is unknown.
   """
   values = dict(values)
   kind = values.pop("kind", None)

@@ -1,4 +1,4 @@
-"""The architecture as data: what has to be known to build a SegGPT, and nothing about how it is run."""
+"""The architecture of a SegGPT as data, without options of how it is run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class SegGPTConfig:
   """Architecture of a SegGPT; the defaults are the released ViT-Large.
 
   Attributes:
-    canvas_size: height and width in pixels of prompt over query; the relative positions are stored for this size.
+    canvas_size: height and width of a canvas in pixels; the relative positions are stored for this size.
     patch_size: side of a patch in pixels.
-    posemb_size: side of the stored position embedding's grid (14 x 14 plus a class token that is never used).
+    posemb_size: side of the grid of the stored position embedding, which also has a class token that is never used.
     width: channels of a token.
     depth: number of blocks.
     num_heads: attention heads.
@@ -23,9 +23,9 @@ class SegGPTConfig:
     merge_block: the block after which image and target streams are averaged into one.
     feature_taps: blocks whose outputs are concatenated for the decoder.
     decoder_dim: channels of the decoder at full resolution.
-    drop_path_rate: drop path of the last block; it rises linearly from 0 at the first.
-    image_mean: channel means of images and colored targets, 1.0 = 255.
-    image_std: channel standard deviations, likewise.
+    drop_path_rate: drop path rate of the last block; the rate rises linearly from 0 at the first block.
+    image_mean: channel means of images and colored targets, where 1.0 stands for 255.
+    image_std: channel standard deviations, in the same unit.
   """
 
   canvas_size: tuple[int, int] = (896, 448)
@@ -59,18 +59,19 @@ class SegGPTConfig:
 
   @property
   def head_dim(self) -> int:
+    """Channels of an attention head."""
     return self.width // self.num_heads
 
   def to_dict(self) -> dict[str, Any]:
-    """Plain values for JSON."""
+    """Returns the attributes as plain values for JSON."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> SegGPTConfig:
-    """Inverse of `to_dict`.
+    """Inverts `to_dict`.
 
     Raises:
-      ValueError: a key is not an attribute of the configuration.
+      ValueError: a key is not an attribute of the configuration, or the values contradict each other.
     """
     known = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(values) - known)
@@ -82,7 +83,7 @@ class SegGPTConfig:
 VARIANTS: dict[str, SegGPTConfig] = {
   # seggpt_vit_large_patch16_input896x448: the released weights, 370.7 M parameters.
   "vit_large": SegGPTConfig(),
-  # 1.1 M parameters: tests, and the demo on a laptop.
+  # 1.1 M parameters, for tests.
   "tiny": SegGPTConfig(
     canvas_size=(128, 64),
     patch_size=8,
@@ -96,7 +97,7 @@ VARIANTS: dict[str, SegGPTConfig] = {
     decoder_dim=16,
     drop_path_rate=0.0,
   ),
-  # 3.2 M parameters: the weights that come with the package.
+  # 3.2 M parameters, for the weights that come with the package.
   "small": SegGPTConfig(
     canvas_size=(192, 96),
     patch_size=8,

@@ -1,4 +1,4 @@
-"""Linear layer, convolution and GELU: the numbers of Flax and JAX, at less cost once they are compiled."""
+"""Linear layer, convolution and GELU that compute what Flax and JAX compute, but faster once compiled."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from seggpt_jax.typing import AnyArray
 class Linear(nnx.Linear):
   """A linear layer over flattened leading axes.
 
-  The gradient of the kernel then sums over one axis, a plain matrix product; over several, XLA first copies both
-  factors into another layout on some devices.
+  The gradient of the kernel then is a plain matrix product. With several leading axes, XLA first copies both factors
+  into another layout on some devices.
   """
 
   def __call__(self, x: Float[AnyArray, "*b i"]) -> Float[Array, "*b o"]:
-    y = _whole_gradient(super().__call__(x.reshape(-1, x.shape[-1])))
+    y = _materialize_gradient(super().__call__(x.reshape(-1, x.shape[-1])))
     return y.reshape(*x.shape[:-1], -1)
 
 
@@ -41,51 +41,52 @@ def _plain_convolution(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o
 _convolve = jax.custom_vjp(_plain_convolution)
 
 
-def _convolve_backward(kept, gradient):
-  """Both gradients; on CPUs as convolutions of images with kernels.
+def _convolve_backward(saved, gradient):
+  """Returns the gradients of image and kernel; on CPUs, both are ordinary NHWC convolutions.
 
-  JAX names other dimensions as images and kernels instead. XLA's CPU compiler puts those in order, but not inside a
-  loop, where micro-batches are: there they took 30 times as long.
+  JAX's own gradients permute the dimensions instead. XLA's CPU compiler transposes those back, but not inside a loop,
+  which is where micro-batches run. There, the gradients took 30 times as long.
   """
 
-  def by_name(x, kernel, gradient):
+  def jax_gradients(x, kernel, gradient):
     return jax.vjp(_plain_convolution, x, kernel)[1](gradient)
 
-  def in_order(x, kernel, gradient):
-    of_x = _plain_convolution(gradient, jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
-    # The batch is what is summed over, as channels are in the forward pass.
+  def nhwc_gradients(x, kernel, gradient):
+    d_x = _plain_convolution(gradient, jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
+    # The gradient of the kernel sums over the batch as the forward pass sums over channels, so the two swap places.
     inputs, outputs = jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(gradient, (1, 2, 0, 3))
-    of_kernel = jax.lax.conv_general_dilated(
+    d_kernel = jax.lax.conv_general_dilated(
       inputs, outputs, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    return of_x, jnp.transpose(of_kernel, (1, 2, 0, 3))
+    return d_x, jnp.transpose(d_kernel, (1, 2, 0, 3))
 
-  return jax.lax.platform_dependent(*kept, gradient, cpu=in_order, default=by_name)
+  return jax.lax.platform_dependent(*saved, gradient, cpu=nhwc_gradients, default=jax_gradients)
 
 
 _convolve.defvjp(lambda x, kernel: (_plain_convolution(x, kernel), (x, kernel)), _convolve_backward)
 
 
 @jax.custom_vjp
-def _whole_gradient(x: Float[Array, "t c"]) -> Float[Array, "t c"]:
-  """The identity; its gradient is written to memory before it is used, on CPUs.
+def _materialize_gradient(x: Float[Array, "t c"]) -> Float[Array, "t c"]:
+  """Returns its input; on CPUs, its gradient is written to memory before it is used.
 
-  A bias' gradient is a sum over columns, and XLA's CPU compiler would compute what is summed, GELU's gradient say,
-  anew in a loop over columns: half of a step's time.
+  The gradient of a bias is a sum over columns. XLA's CPU compiler would recompute the summands, such as the gradient
+  of GELU, in a loop over columns, which took half of a step's time.
   """
   return x
 
 
-def _whole_gradient_backward(_, gradient):
+def _materialize_gradient_backward(_, gradient):
   return (jax.lax.platform_dependent(gradient, cpu=jax.lax.optimization_barrier, default=lambda x: x),)
 
 
-_whole_gradient.defvjp(lambda x: (x, None), _whole_gradient_backward)
+_materialize_gradient.defvjp(lambda x: (x, None), _materialize_gradient_backward)
 
 
 def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-  """The exact (erf) GELU."""
-  # JAX's goes by erfc, which keeps the negative tail in 16 bits but costs several times erf; float32 can do without.
+  """Computes the exact (erf) GELU."""
+  # JAX uses erfc, which keeps the negative tail accurate in 16 bits but costs several times as much as erf. float32 is
+  # accurate with erf.
   return _gelu(x) if x.dtype == jnp.float32 else jax.nn.gelu(x, approximate=False)
 
 
@@ -99,7 +100,7 @@ def _normal_distribution(x):
 
 
 def _gelu_backward(x, gradient):
-  # Only x is kept: erf again is cheaper than writing it down and reading it.
+  # Only x is saved: recomputing erf is cheaper than writing it to memory and reading it back.
   density = jnp.exp(-0.5 * x * x) * np.float32(1.0 / np.sqrt(2.0 * np.pi))
   return (gradient * (_normal_distribution(x) + x * density),)
 

@@ -1,6 +1,6 @@
-"""Alias: this command is now `seggpt_jax.cli.merge`."""
+"""Alias: `python -m seggpt_jax.model.merge` is now `seggpt merge`."""
 
-import runpy
+from seggpt_jax.cli.main import run_alias
 
 if __name__ == "__main__":
-  runpy.run_module("seggpt_jax.cli.merge", run_name="__main__")
+  run_alias("seggpt_jax.model.merge", "merge")

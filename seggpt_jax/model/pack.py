@@ -1,6 +1,9 @@
-"""Alias: this command is now `seggpt_jax.cli.pack`."""
+"""Alias: `python -m seggpt_jax.model.pack` is now `python -m seggpt_jax.cli.pack`."""
 
-import runpy
+import sys
+
+from seggpt_jax.cli.main import run
 
 if __name__ == "__main__":
-  runpy.run_module("seggpt_jax.cli.pack", run_name="__main__")
+  print("note: `python -m seggpt_jax.model.pack` is now `python -m seggpt_jax.cli.pack`", file=sys.stderr)
+  run("seggpt_jax.cli.pack", "python -m seggpt_jax.cli.pack")

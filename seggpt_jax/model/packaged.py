@@ -1,7 +1,7 @@
-"""The weights that come with the package: one float16 safetensors file each, its architecture in the file's header.
+"""Weights that come with the package, each a float16 safetensors file with the architecture in its header.
 
-`load_model("small")`, `--model-path small` and `--config.model.init_from=small` find them; `model/pack.py` puts them
-there.
+`load_model("small")`, `--model-path small` and `--config.model.init_from=small` find them by name. `cli/pack.py` adds
+new ones.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ def _folder() -> Path:
 
 
 def names() -> list[str]:
-  """What can be loaded by name."""
+  """Returns the names of all packaged weights."""
   return sorted(path.stem for path in _folder().glob(f"*{_SUFFIX}"))
 
 
 def path_of(name: str) -> Path:
-  """Where the weights of that name lie, or would lie."""
+  """Returns the file for packaged weights of a name, whether or not it exists."""
   return _folder() / f"{name}{_SUFFIX}"
 
 
 def find(name: str | os.PathLike) -> Path | None:
-  """The packaged file of that name; None if there is none, or if a file or folder of that name hides it."""
+  """Returns the packaged file of a name, or None if there is none or if a file or folder of that name exists."""
   return path_of(os.fspath(name)) if os.fspath(name) in names() and not Path(name).exists() else None
 
 
 def read_config(path: Path) -> SegGPTConfig:
-  """The architecture in a packaged file."""
+  """Reads the architecture from a packaged file."""
   with safetensors.safe_open(path, framework="numpy") as file:
     return SegGPTConfig.from_dict(json.loads(file.metadata()["config"]))
 
 
 def read_params(path: Path) -> dict[str, np.ndarray]:
-  """The parameters in a packaged file, float16."""
+  """Reads the float16 parameters from a packaged file."""
   return safetensors.numpy.load_file(path)
 
 
 def write(path: Path, params: Mapping[str, Any], config: SegGPTConfig) -> None:
-  """Writes a packaged file, parameters rounded to float16.
+  """Writes a packaged file, with the parameters rounded to float16.
 
   Raises:
     ValueError: a parameter is too large for float16.
   """
-  with np.errstate(over="ignore"):  # said below, by name
+  with np.errstate(over="ignore"):  # the loop below raises an error that names the parameter
     halves = {name: np.asarray(value).astype(np.float16) for name, value in params.items()}
   for name, value in halves.items():
     if not np.isfinite(value).all():

@@ -1,7 +1,7 @@
-"""The parameters of a SegGPT as one flat dictionary: split, merge, compare, resize.
+"""The parameters of a SegGPT as one flat dictionary: split, merge, check, fingerprint, resize.
 
-Everywhere outside the network itself parameters are this flat dictionary: one pytree for jit, the optimizer, sharding
-rules, checkpoints and conversion.
+Everywhere outside the network, parameters are this flat dictionary from dotted names to arrays. It is one pytree for
+jit, the optimizer, sharding rules, checkpoints and conversion. Reading and writing it is done in `weights.py`.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ import numpy as np
 from flax import nnx
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.model.attention.relative_positions import linear_resize_matrix
 from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.model.interpolation import linear_resize_matrix
 from seggpt_jax.model.seggpt import SegGPT
-
-Params = dict[str, Any]  # jax.Array, np.ndarray, or only its ShapeDtypeStruct
+from seggpt_jax.typing import Params
 
 
 def default_dtype() -> jnp.dtype:
-  """What is computed in unless asked otherwise: float32 on CPUs, bfloat16 on accelerators."""
+  """Returns the default compute dtype: float32 on CPUs, bfloat16 on accelerators."""
   return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
 
 
 def split(model: SegGPT) -> tuple[nnx.GraphDef, Params]:
-  """The model's structure (static, hashable) and its parameters under dotted names."""
+  """Splits a model into its structure (static, hashable) and its parameters under dotted names."""
   graph, state = nnx.split(model)
   return graph, {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
 def merge(graph: nnx.GraphDef, params: Mapping[str, Any]) -> SegGPT:
-  """Inverse of `split`; cheap enough to stand inside jit."""
+  """Inverts `split`; cheap enough to be called inside jit."""
 
   def path(name: str) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdigit() else part for part in name.split("."))
@@ -45,17 +44,38 @@ def merge(graph: nnx.GraphDef, params: Mapping[str, Any]) -> SegGPT:
 
 
 def abstract(config: SegGPTConfig, **options: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-  """`split` of a model that was never initialized: structure, and shapes instead of parameters."""
+  """Returns what `split` would return, with shapes in place of parameters and without initializing any.
+
+  Args:
+    config: the architecture.
+    **options: options of `SegGPT`, such as `dtype`.
+  """
   return split(nnx.eval_shape(lambda: SegGPT(config, rngs=nnx.Rngs(0), **options)))
 
 
-def check_shapes(source: str, params: Mapping[str, Any], config: SegGPTConfig) -> None:
-  """Raises InputError, naming `source`, unless the parameters are exactly those of the architecture."""
-  check_like(source, params, abstract(config)[1])
+def build_model(config: SegGPTConfig, params: Mapping[str, Any], **options: Any) -> SegGPT:
+  """Returns a SegGPT with the given parameters, converted to float32 and put on the default device.
+
+  Args:
+    config: the architecture.
+    params: its parameters, of any dtype.
+    **options: further options of `SegGPT`, such as `dtype`.
+  """
+  graph, _ = abstract(config, **options)
+  return merge(graph, {name: jnp.asarray(value, jnp.float32) for name, value in params.items()})
 
 
-def check_like(source: str, params: Mapping[str, Any], expected: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-  """Raises InputError, naming `source`, unless the parameters have exactly these names and shapes."""
+def check_shapes(source: str, params: Mapping[str, Any], expected: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+  """Checks that parameters have exactly the expected names and shapes.
+
+  Args:
+    source: where the parameters come from, for the error.
+    params: parameters.
+    expected: names and shapes, as the second result of `abstract`.
+
+  Raises:
+    InputError: a name is missing, unexpected, or has another shape.
+  """
   for kind, names in (("missing", expected.keys() - params.keys()), ("unexpected", params.keys() - expected.keys())):
     if names:
       raise InputError(f"{source}: {len(names)} {kind} parameters, first {sorted(names)[0]!r}")
@@ -65,9 +85,17 @@ def check_like(source: str, params: Mapping[str, Any], expected: Mapping[str, ja
 
 
 def check_finite(source: str, params: Mapping[str, np.ndarray]) -> None:
-  """Raises InputError, naming `source`, for parameters that are not all numbers, as a training leaves that diverged."""
+  """Checks that all parameters are finite, which they are not after a training that diverged.
+
+  Args:
+    source: where the parameters come from, for the error.
+    params: parameters on the host.
+
+  Raises:
+    InputError: a parameter holds infinite values or NaN.
+  """
   for name, value in params.items():
-    # A sum is quick and catches them all; only where it is not finite they are counted, for it may have overflowed.
+    # A sum is quick and finds every such value. It may also overflow, so only the count decides.
     if not np.isfinite(np.sum(value, dtype=np.float32)):
       count = int(np.sum(~np.isfinite(value.astype(np.float32))))
       if count:
@@ -75,13 +103,13 @@ def check_finite(source: str, params: Mapping[str, np.ndarray]) -> None:
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:
-  """By which parameters are known again wherever they lie: a digest of their names, shapes and values as float32.
+  """Returns a content hash that identifies parameters wherever they are stored.
 
-  It is of parameters as they are stored, before they are resized for a canvas. One after the other is made float32 and
-  read, a second or two for the released weights.
+  The hash covers names, shapes and values as float32. It identifies parameters as they are stored, before they are
+  resized for another canvas. It takes a second or two for the released weights.
 
   Args:
-    params: parameters, on the host or not.
+    params: parameters, on the host or on a device.
 
   Returns:
     32 hexadecimal digits.
@@ -97,15 +125,15 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 def resize_canvas(
   params: Mapping[str, np.ndarray], config: SegGPTConfig, canvas_size: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-  """The same network for another canvas: its relative positions are resized linearly, as PyTorch's SegGPT does.
+  """Resizes the tables of relative positions for another canvas, linearly as PyTorch's SegGPT does.
 
-  The network does this by itself at every call with canvases of another size; a fine-tuning wants it done once, so
-  that the tables it trains are those of its own canvas.
+  The network also resizes them at every call with canvases of another size. Fine-tuning needs it done once, so that the
+  trained tables have the size of the canvases.
 
   Args:
     params: parameters.
     config: their architecture.
-    canvas_size: height and width in pixels.
+    canvas_size: height and width of the other canvas in pixels.
 
   Returns:
     Parameters for that canvas.

@@ -1,8 +1,8 @@
-"""SegGPT (arXiv 2304.03284) in Flax NNX: canvases in, painted colors out.
+"""SegGPT (arXiv 2304.03284) in Flax NNX: canvases in, predicted colors out.
 
-The network is the one the released code really runs, traps included: every block attends globally (the window list
-of the original's constructor is mis-nested and selects nothing), the relative position logits use the unscaled query,
-and the final layer norm is shared by all four feature taps.
+The network computes what the released code computes, which differs from what that code seems to say. Every block
+attends globally, because the list of windowed blocks in the original's constructor is mis-nested and selects none. The
+relative position logits use the unscaled query. All four feature taps share the final layer norm.
 
 Dimensions: B canvases, rows x cols patches (the grid), D channels, K prompts for one query.
 """
@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from seggpt_jax import canvas
 from seggpt_jax.model.attention import dispatch as attention_lib
 from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.model.interpolation import bicubic_resize_matrix
 from seggpt_jax.model.layers import Conv3x3, Linear, gelu
 from seggpt_jax.typing import AnyArray
 
@@ -29,37 +30,25 @@ Remat = Literal["none", "dots", "full"]
 
 _trunc_normal = nnx.initializers.truncated_normal(stddev=0.02)
 _normal = nnx.initializers.normal(stddev=0.02)
-# The original's normal of deviation 0.02 fits a width of 1024; narrow networks hardly learn from it, and this is nearly
-# the same at that width.
+# The original draws from a normal of deviation 0.02. Xavier's deviation is nearly the same at the original's width of
+# 1024; narrow networks hardly learn with 0.02.
 _xavier_uniform = nnx.initializers.xavier_uniform()
 _LAYER_NORM_EPSILON = 1e-6
-# What each way to remat keeps of a block for the backward pass, beside its input.
+# What each kind of rematerialization keeps of a block for the backward pass, beside the block's input.
 _SAVEABLE = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers, not attention's products
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
-def bicubic_resize_matrix(out_size: int, in_size: int) -> Float[np.ndarray, "o i"]:
-  """The matrix of PyTorch's `F.interpolate(mode="bicubic", align_corners=False)` along one axis.
-
-  Keys' kernel with a = -0.75, half-pixel centers, edges repeated, no antialiasing; `jax.image.resize` has a = -0.5
-  and antialiases, which gives other numbers.
-  """
-  a = -0.75
-  position = (np.arange(out_size) + 0.5) * (in_size / out_size) - 0.5
-  base = np.floor(position).astype(int)
-  matrix = np.zeros((out_size, in_size))
-  for offset in range(-1, 3):
-    distance = np.abs(position - (base + offset))
-    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-    far = ((distance - 5) * distance + 8) * distance * a - 4 * a
-    np.add.at(matrix, (np.arange(out_size), np.clip(base + offset, 0, in_size - 1)), np.where(distance <= 1, near, far))
-  return matrix.astype(np.float32)
-
-
 def drop_path(x: Float[Array, "b *rest"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "b *rest"]:
-  """Stochastic depth (arXiv 1603.09382): zeroes whole samples and scales up the others; identity without a key."""
+  """Zeroes random samples and scales up the others (stochastic depth, arXiv 1603.09382).
+
+  Args:
+    x: the output of a residual branch.
+    rate: probability that a sample is dropped, 0..1.
+    key: random key; without one, nothing is dropped.
+  """
   if key is None or rate == 0.0:
     return x
   keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
@@ -67,32 +56,32 @@ def drop_path(x: Float[Array, "b *rest"], rate: float, key: PRNGKeyArray | None)
 
 
 def ensemble_features(x: Float[Array, "b rows cols d"], prompts_per_query: int) -> Float[Array, "b rows cols d"]:
-  """SegGPT's feature ensemble: the query half of the grid becomes its mean over the K prompts of the same query.
+  """Replaces the query half of the grid by its mean over the K prompts of the same query (the feature ensemble).
 
   The K canvases of a query are consecutive along the batch. While image and target streams are stacked along the
-  batch, consecutive groups of K never straddle the two streams (`pair_streams`), so each is averaged within itself.
+  batch, no group of K consecutive canvases contains both (`stack_streams`), so each stream has its own mean.
   """
   if prompts_per_query == 1:
     return x
   batch, rows, cols, width = x.shape
   prompt, query = x[:, : rows // 2], x[:, rows // 2 :]
   groups = query.reshape(batch // prompts_per_query, prompts_per_query, rows // 2, cols, width)
-  # The mean in float32: K can be in the hundreds when an image is cut into tiles.
+  # The mean is taken in float32, because K can be in the hundreds when an image is cut into tiles.
   mean = jnp.mean(groups, axis=1, keepdims=True, dtype=jnp.float32).astype(x.dtype)
   return jnp.concatenate([prompt, jnp.broadcast_to(mean, groups.shape).reshape(query.shape)], axis=1)
 
 
-def pair_streams(x: Float[AnyArray, "b *rest"], y: Float[AnyArray, "b *rest"], group: int) -> Float[Array, "b2 *rest"]:
-  """Stacks image and target streams along the batch: K canvases of the one, the same K of the other, and so on.
+def stack_streams(x: Float[AnyArray, "b *rest"], y: Float[AnyArray, "b *rest"], group: int) -> Float[Array, "b2 *rest"]:
+  """Stacks image and target streams along the batch, in alternating groups of `group` canvases.
 
-  All of the one and then all of the other would have to be moved between the devices that the batch is spread over.
+  With all image canvases before all target canvases, devices that share the batch would have to exchange canvases.
   """
   groups = [z.reshape(-1, 1, group, *z.shape[1:]) for z in (x, y)]
   return jnp.concatenate(groups, axis=1).reshape(-1, *x.shape[1:])
 
 
-def part_streams(x: Float[Array, "b2 *rest"], group: int) -> tuple[Float[Array, "b *rest"], Float[Array, "b *rest"]]:
-  """Inverse of `pair_streams`."""
+def unstack_streams(x: Float[Array, "b2 *rest"], group: int) -> tuple[Float[Array, "b *rest"], Float[Array, "b *rest"]]:
+  """Inverts `stack_streams`."""
   groups = x.reshape(-1, 2, group, *x.shape[1:])
   return groups[:, 0].reshape(-1, *x.shape[1:]), groups[:, 1].reshape(-1, *x.shape[1:])
 
@@ -123,15 +112,23 @@ class Attention(nnx.Module):
     return self.proj(self.attend(self.qkv(x)))
 
   def attend(self, qkv: Float[Array, "b rows cols d3"]) -> Float[Array, "b rows cols d"]:
-    """Attention between the linear layers: from queries, keys and values side by side to the heads side by side."""
-    batch, rows, cols, width = qkv.shape
+    """Computes attention between the two linear layers.
+
+    Args:
+      qkv: queries, keys and values of all heads, side by side.
+
+    Returns:
+      The outputs of all heads, side by side.
+    """
+    size, rows, cols, width = qkv.shape
     attend = functools.partial(attention_lib.IMPLEMENTATIONS[self.implementation], grid=(rows, cols))
     if self.batch_sharding is not None and self.batch_sharding.mesh.size > 1:
-      # Loops over canvases and kernels are not split up by the partitioner: each device runs them on its own canvases.
-      mesh, split, whole = self.batch_sharding.mesh, self.batch_sharding.spec, jax.sharding.PartitionSpec()
-      attend = jax.shard_map(attend, mesh=mesh, in_specs=(split, whole, whole), out_specs=split, check_vma=False)
-    y = attend(qkv.reshape(batch, rows * cols, 3, self.num_heads, -1), self.rel_pos_h[...], self.rel_pos_w[...])
-    return y.reshape(batch, rows, cols, width // 3)
+      # XLA's partitioner cannot split loops over canvases and custom kernels, so each device runs them on its canvases.
+      mesh, batch, replicated = self.batch_sharding.mesh, self.batch_sharding.spec, jax.sharding.PartitionSpec()
+      specs = (batch, replicated, replicated)
+      attend = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=batch, check_vma=False)
+    y = attend(qkv.reshape(size, rows * cols, 3, self.num_heads, -1), self.rel_pos_h[...], self.rel_pos_w[...])
+    return y.reshape(size, rows, cols, width // 3)
 
 
 class Mlp(nnx.Module):
@@ -143,7 +140,7 @@ class Mlp(nnx.Module):
     self.fc2 = linear(config.mlp_dim, config.width)
 
   def __call__(self, x: Float[Array, "b rows cols d"]) -> Float[Array, "b rows cols d"]:
-    # GELU again in the backward pass, where its gradient is computed anyway, for the memory of its widest result.
+    # The backward pass recomputes GELU, whose gradient it needs anyway, and so saves the memory of the widest result.
     return jax.checkpoint(lambda hidden: self.fc2(gelu(hidden)))(self.fc1(x))
 
 
@@ -185,19 +182,20 @@ class DecoderHead(nnx.Module):
 
 
 class SegGPT(nnx.Module):
-  """The whole network.
+  """The SegGPT network.
 
-  Parameters are float32; `dtype` is what is computed in, softmax and the returned colors are float32 always.
+  Parameters are float32. The softmax and the returned colors are float32 too, whatever the compute dtype is.
 
   Args:
     config: the architecture.
     dtype: compute dtype, float32 or bfloat16.
-    remat: what of each block is computed anew in the backward pass instead of being kept: "none"; "dots", all but the
+    remat: what the backward pass recomputes of each block instead of keeping it: "none"; "dots", everything but the
       results of linear layers, which are most of the arithmetic and little of the memory; or "full", everything.
-    attention: an implementation of `attention.py`, "auto" for the best one that the default backend compiles.
-    batch_sharding: how the batch is spread over a mesh, or None on one device. With split parameters it is needed: left
-      to itself, XLA gathers whole batches to split their channels, for twice the work and memory.
-    rngs: initializes the parameters: linear layers by fan-in and fan-out, tokens and positions with deviation 0.02.
+    attention: name of an attention implementation, or "auto" for the best one that the default backend compiles.
+    batch_sharding: sharding of the batch over a mesh; None on one device. It is needed with sharded parameters, because
+      XLA would otherwise gather whole batches to split their channels, for twice the work and memory.
+    rngs: random numbers for the initial parameters. Linear layers use Xavier's uniform distribution, tokens and
+      position embeddings a deviation of 0.02.
   """
 
   def __init__(
@@ -227,7 +225,7 @@ class SegGPT(nnx.Module):
     self.segment_token_y = token()
     self.type_token_cls = token()
     self.type_token_ins = token()
-    # The class token in front is never used; it is kept so that checkpoints go back as they came.
+    # The class token at the front is never used. It is kept so that a checkpoint converts back unchanged.
     self.pos_embed = nnx.Param(_trunc_normal(rngs.params(), (1, config.posemb_size**2 + 1, width), jnp.float32))
     block = functools.partial(
       Block,
@@ -249,7 +247,7 @@ class SegGPT(nnx.Module):
     self.decoder_pred = DecoderHead(config, dtype=dtype, rngs=rngs)
 
   def position_embedding(self, grid: tuple[int, int]) -> Float[Array, "1 rows cols d"]:
-    """The stored position embedding, without its class token, resized to the grid as PyTorch's bicubic does."""
+    """Returns the position embedding without its class token, resized to the grid as PyTorch's bicubic does."""
     size = self.config.posemb_size
     posemb = self.pos_embed[...][:, 1:].reshape(size, size, -1)
     if grid != (size, size):
@@ -258,7 +256,7 @@ class SegGPT(nnx.Module):
     return posemb[None]
 
   def type_token(self, seg_type: SegType | Int[AnyArray, "b"]) -> Float[AnyArray, "_ 1 1 d"]:
-    """The token of "semantic" or "instance", or of each canvas by 0 and 1."""
+    """Returns the type token of "semantic" or "instance", or one for each canvas from an array of 0 and 1."""
     if isinstance(seg_type, str):
       if seg_type not in ("semantic", "instance"):
         raise ValueError(f"seg_type: found {seg_type!r}, expected 'semantic', 'instance' or an array of 0 and 1")
@@ -266,8 +264,8 @@ class SegGPT(nnx.Module):
     is_instance = jnp.asarray(seg_type).reshape(-1, 1, 1, 1) == 1
     return jnp.where(is_instance, self.type_token_ins[...], self.type_token_cls[...])
 
-  def _spread(self, x: Float[Array, "b *rest"]) -> Float[Array, "b *rest"]:
-    """Keeps activations, and the gradients that come back, split along the batch."""
+  def _batch_sharded(self, x: Float[Array, "b *rest"]) -> Float[Array, "b *rest"]:
+    """Keeps activations and their gradients sharded along the batch."""
     return x if self.batch_sharding is None else jax.lax.with_sharding_constraint(x, self.batch_sharding)
 
   def embed(
@@ -278,22 +276,31 @@ class SegGPT(nnx.Module):
     seg_type: SegType | Int[AnyArray, "b"],
     prompts_per_query: int,
   ) -> Float[Array, "b2 rows cols d"]:
-    """Image and target tokens as `pair_streams` stacks them."""
+    """Returns the tokens of images and targets, stacked by `stack_streams`; see `__call__` for the arguments."""
     patch = self.config.patch_size
-    # One product for both streams.
-    patches = canvas.patchify(pair_streams(images, targets, prompts_per_query).astype(self.dtype), patch)
-    tokens = self._spread(self.patch_embed(self._spread(patches)))
-    x, y = part_streams(tokens, prompts_per_query)
+    # Stacked first, so that both streams share one matrix product.
+    patches = canvas.patchify(stack_streams(images, targets, prompts_per_query).astype(self.dtype), patch)
+    tokens = self._batch_sharded(self.patch_embed(self._batch_sharded(patches)))
+    x, y = unstack_streams(tokens, prompts_per_query)
     y = jnp.where(patch_mask[..., None], self.mask_token[...].astype(self.dtype), y)
     shared = self.position_embedding(x.shape[1:3]) + self.type_token(seg_type)
     x = x + (self.segment_token_x[...] + shared).astype(self.dtype)
     y = y + (self.segment_token_y[...] + shared).astype(self.dtype)
-    return pair_streams(x, y, prompts_per_query)
+    return stack_streams(x, y, prompts_per_query)
 
   def encode(
     self, tokens: Float[Array, "b2 rows cols d"], prompts_per_query: int, key: PRNGKeyArray | None
   ) -> Float[Array, "b rows cols taps"]:
-    """Runs the blocks; returns the normed outputs of the feature taps, concatenated over channels."""
+    """Runs the blocks.
+
+    Args:
+      tokens: the result of `embed`.
+      prompts_per_query: K.
+      key: random key for drop path; without one, there is no drop path.
+
+    Returns:
+      The normalized outputs of the feature taps, concatenated over channels.
+    """
     rates = np.linspace(0.0, self.config.drop_path_rate, self.config.depth).tolist()
     features = []
     x = tokens
@@ -304,9 +311,10 @@ class SegGPT(nnx.Module):
       )
       if self.remat != "none":
         run = jax.checkpoint(run, policy=_SAVEABLE[self.remat])
-      x = self._spread(run(params, self._spread(x), None if key is None else jax.random.fold_in(key, index)))
+      block_key = None if key is None else jax.random.fold_in(key, index)
+      x = self._batch_sharded(run(params, self._batch_sharded(x), block_key))
       if index == self.config.merge_block:
-        image_stream, target_stream = part_streams(x, prompts_per_query)
+        image_stream, target_stream = unstack_streams(x, prompts_per_query)
         x = (image_stream + target_stream) * 0.5
       if index in self.config.feature_taps:
         features.append(self.norm(x))
@@ -323,23 +331,23 @@ class SegGPT(nnx.Module):
     deterministic: bool = True,
     key: PRNGKeyArray | None = None,
   ) -> Float[Array, "b h w 3"]:
-    """Paints the masked part of the target canvases.
+    """Predicts the colors of target canvases.
 
     Args:
-      images: canvases, prompt over query, normalized.
-      targets: colored masks of the same canvases, normalized; what lies under `patch_mask` is not read.
+      images: normalized canvases, prompt over query.
+      targets: normalized colored masks of the same canvases; not read where `patch_mask` is True.
       patch_mask: True for patches whose target is hidden.
-      seg_type: "semantic", "instance", or one 0 (semantic) or 1 (instance) for each canvas.
-      prompts_per_query: K; B must be a multiple, and the K canvases of one query consecutive.
-      deterministic: False switches drop path on, which then needs `key`.
-      key: randomness of drop path.
+      seg_type: "semantic", "instance", or an array with 0 (semantic) or 1 (instance) for each canvas.
+      prompts_per_query: K. The batch size must be a multiple of it, and the K canvases of one query consecutive.
+      deterministic: False turns on drop path, which needs `key`.
+      key: random key for drop path.
 
     Returns:
-      Normalized colors, float32, for the whole canvas.
+      Normalized float32 colors of the whole canvas.
 
     Raises:
-      ValueError: sides that are not multiples of the patch, a batch that is no multiple of `prompts_per_query`, an
-        odd number of patch rows with several prompts, or `key` missing.
+      ValueError: a side of the canvas is no multiple of the patch size, the batch size is no multiple of
+        `prompts_per_query`, the number of patch rows is odd with several prompts, or `key` is missing.
     """
     rows, cols = canvas.grid_size(images.shape[1:3], self.config.patch_size)
     if patch_mask.shape[1:] != (rows, cols):
@@ -354,12 +362,12 @@ class SegGPT(nnx.Module):
     return self.decode(self.encode(tokens, prompts_per_query, None if deterministic else key))
 
   def decode(self, features: Float[Array, "b rows cols taps"]) -> Float[Array, "b h w 3"]:
-    """From what `encode` returns to normalized colors, float32."""
-    pixels = self._spread(canvas.unpatchify(self.decoder_embed(features), self.config.patch_size))
+    """Turns the features of `encode` into normalized float32 colors."""
+    pixels = self._batch_sharded(canvas.unpatchify(self.decoder_embed(features), self.config.patch_size))
     return self.decoder_pred(pixels).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("prompts_per_query", "drop_path_rate"))
 def _run_block(graph, params, x, key, *, prompts_per_query, drop_path_rate):
-  """One block as a function of its parameters: equal blocks are traced once, and remat has a pure function."""
+  """Runs one block as a function of its parameters, so that equal blocks are traced once and remat can wrap it."""
   return nnx.merge(graph, params)(x, key, prompts_per_query=prompts_per_query, drop_path_rate=drop_path_rate)

@@ -1,7 +1,7 @@
-"""PyTorch SegGPT checkpoints on disk, in all the layouts that are about.
+"""PyTorch checkpoints of SegGPT on disk: reading all layouts in use, and writing two of them.
 
 In: a `.pth`/`.pt`/`.bin` pickle, a `.safetensors` file or a Hugging Face directory. Out: a `Conversion`, whose arrays
-are views of the memory-mapped file: nothing is copied until it is written. And back.
+are views of the memory-mapped file, so nothing is copied until it is written. `write` goes back to PyTorch.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ import safetensors.numpy
 from absl import logging
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import writing
+from seggpt_jax.files import expand, writing
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.torch_weights import Conversion, Layout, Tensors, from_torch, to_torch
 
-# Key under which a written .pth carries what shapes cannot tell (feature taps, mean, ...); other loaders ignore it.
+# Key in files that we write, for values that shapes do not determine (feature taps, mean, ...). Others ignore the key.
 CONFIG_KEY = "seggpt_jax_config"
-WRAPPERS = ("model", "model_state_dict", "state_dict")
+_WRAPPERS = ("model", "model_state_dict", "state_dict")
 
 
 def read(path: str | os.PathLike) -> Conversion:
   """Reads any SegGPT checkpoint: a pickle, a safetensors file, or a Hugging Face directory.
 
   Raises:
-    InputError: not found, not readable, not a SegGPT, or a pickle that holds more than tensors.
+    InputError: the path is not found, cannot be read, is not a SegGPT, or is a pickle whose loading could run code.
   """
-  path = Path(path)
+  path = Path(expand(path))
   if not path.exists():
     raise InputError(
       f"{path}: not found, expected a .pth, .pt, .bin or .safetensors file or a Hugging Face model directory"
@@ -68,7 +68,7 @@ def _read_hf_directory(path: Path) -> Conversion:
 
 
 def _read_json(path: Path, key: str | None = None) -> dict[str, Any]:
-  """The JSON object in a file, or the one under a key of it."""
+  """Reads a JSON object from a file, or the object under one of its keys."""
   try:
     content = json.loads(path.read_text())
   except (OSError, ValueError) as error:
@@ -80,7 +80,7 @@ def _read_json(path: Path, key: str | None = None) -> dict[str, Any]:
 
 
 def _hf_hints(config: Mapping[str, Any]) -> dict[str, Any]:
-  """What transformers' config.json knows and shapes do not tell; what it leaves out is as in the release."""
+  """Returns the values that shapes do not determine from transformers' config.json, or else those of the release."""
   release = SegGPTConfig()
   return {
     ours: config.get(theirs, getattr(release, ours))
@@ -93,7 +93,7 @@ def _hf_hints(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> tuple[Tensors, dict[str, Any]]:
-  """A state dict and the configuration hints beside it."""
+  """Reads a state dict, and the configuration stored beside it."""
   if path.suffix == ".safetensors":
     return _read_safetensors(path)
   return _read_pickle(path)
@@ -104,9 +104,9 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     with safetensors.safe_open(path, framework="numpy") as file:
       hints = json.loads((file.metadata() or {}).get(CONFIG_KEY, "{}"))
     header_size = int.from_bytes(path.open("rb").read(8), "little")
-    # Views of a memory map instead of `get_tensor`'s copies: a page is read when it is written out, then dropped.
+    # Views of a memory map, not the copies of `get_tensor`: a page is read when it is written out, and then dropped.
     header = json.loads(path.open("rb").read(8 + header_size)[8:])
-    # Copy-on-write, since PyTorch warns about arrays that cannot be written to.
+    # Copy-on-write, because PyTorch warns about arrays that are not writable.
     data = np.memmap(path, np.uint8, "c", offset=8 + header_size) if len(header) > 1 else np.zeros(0, np.uint8)
     tensors = {
       name: data[slice(*entry["data_offsets"])].view(_SAFETENSORS_DTYPES[entry["dtype"]]).reshape(entry["shape"])
@@ -132,12 +132,12 @@ _SAFETENSORS_DTYPES = {
 
 def _torch():
   try:
-    import torch  # an extra: only pickles need it
+    import torch  # an optional dependency, needed only for pickles
 
     return torch
   except ImportError as error:
     raise InputError(
-      "PyTorch is not installed, and .pth files are read and written with it: pip install 'seggpt-jax[torch]'"
+      "PyTorch is not installed, but is needed for .pth files: pip install 'seggpt-jax[torch]'"
     ) from error
 
 
@@ -147,9 +147,9 @@ def _read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
     is_zip = file.read(4) == b"PK\x03\x04"
   try:
     with torch.serialization.safe_globals(_harmless_globals()), warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # about pickles it cannot read, which the error below says better
+      warnings.simplefilter("ignore")  # about unreadable pickles; the errors below are clearer
       content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-  except Exception as error:  # Bytes that are no pickle make the unpickler fail in any way there is.
+  except Exception as error:  # the unpickler can raise anything for bytes that are no pickle
     refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
     if refused:
       raise InputError(
@@ -161,11 +161,13 @@ def _read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
       f"({type(error).__name__}{reason and ': ' + reason})"
     ) from error
   if not is_zip:
-    logging.warning("%s: in PyTorch's format from before 1.6, which cannot be mapped: it was read into memory", path)
+    logging.warning(
+      "%s: PyTorch's format from before 1.6 cannot be memory-mapped, so the file was read as a whole", path
+    )
   hints: dict[str, Any] = {}
   if isinstance(content, dict):
     hints = content.get(CONFIG_KEY, {})
-    content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+    content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
   if not isinstance(content, Mapping):
     raise InputError(f"{path}: found a {type(content).__name__}, expected a dictionary of tensors")
   tensors = {
@@ -183,7 +185,10 @@ def _checked_hints(path: Path, hints: Any) -> dict[str, Any]:
 
 
 def _harmless_globals() -> list[Any]:
-  """What training scripts like to save beside the weights, and what only holds values: arguments and NumPy scalars."""
+  """Returns classes that training scripts save beside the weights and that cannot run code.
+
+  These are the arguments of a script and NumPy scalars.
+  """
   scalar = np.float64(0).__reduce__()[0]
   dtypes = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
   numpy_1 = (scalar, "numpy.core.multiarray.scalar")
@@ -198,20 +203,21 @@ def _to_numpy(tensor) -> np.ndarray:
   return tensor.numpy()
 
 
-# ---------------------------------------------------------------------------------------------------------- writing
-
-
 def write(path: str | os.PathLike, params: dict[str, np.ndarray], config: SegGPTConfig, layout: Layout) -> None:
-  """Writes PyTorch weights: a file for `baai` (.pth, .pt or .safetensors), a directory for `hf`.
+  """Writes PyTorch weights, which appear under their name only when they are complete.
 
-  Whatever is written appears under its name only when it is whole. `params` is emptied on the way.
+  Args:
+    path: a .pth, .pt or .safetensors file for layout "baai", a directory for layout "hf".
+    params: our parameters. They are removed one by one, so that memory never holds two copies of the network.
+    config: their architecture.
+    layout: layout of the names.
 
   Raises:
     InputError: the path exists, or its ending does not fit the layout.
   """
-  path = Path(path)
+  path = Path(expand(path))
   if path.exists():
-    raise InputError(f"{path}: found something there already, expected a path that does not exist")
+    raise InputError(f"{path}: already exists; choose a new path")
   if layout == "baai" and path.suffix not in (".pth", ".pt", ".safetensors"):
     raise InputError(f"{path}: expected a file name ending in .pth, .pt or .safetensors for --to baai")
   if layout == "hf" and path.suffix in (".pth", ".pt", ".safetensors"):
@@ -220,17 +226,17 @@ def write(path: str | os.PathLike, params: dict[str, np.ndarray], config: SegGPT
     path.parent.mkdir(parents=True, exist_ok=True)
   tensors = to_torch(params, config.depth, layout)
   with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-    whole = Path(scratch) / path.name
+    unfinished = Path(scratch) / path.name
     if layout == "hf":
-      whole.mkdir()
-      safetensors.numpy.save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
-      (whole / "config.json").write_text(json.dumps(_hf_config(config, tensors), indent=2) + "\n")
+      unfinished.mkdir()
+      safetensors.numpy.save_file(tensors, unfinished / "model.safetensors", metadata={"format": "pt"})
+      (unfinished / "config.json").write_text(json.dumps(_hf_config(config, tensors), indent=2) + "\n")
     elif path.suffix == ".safetensors":
       metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())}
-      safetensors.numpy.save_file(tensors, whole, metadata=metadata)
+      safetensors.numpy.save_file(tensors, unfinished, metadata=metadata)
     else:
-      _write_pickle(whole, tensors, config)
-    os.replace(whole, path)
+      _write_pickle(unfinished, tensors, config)
+    os.replace(unfinished, path)
 
 
 def _write_pickle(path: Path, tensors: Tensors, config: SegGPTConfig) -> None:

@@ -1,7 +1,8 @@
-"""PyTorch state dicts <-> our parameters: names, shapes and the architecture they imply.
+"""Conversion between PyTorch state dicts and our parameters.
 
-In: a state dict as NumPy arrays, in BAAI's or transformers' names. Out: views of the same arrays under our names and
-the architecture, inferred from shapes. And back, bit for bit. Reading and writing files is done in `torch_files.py`.
+In: a state dict as NumPy arrays, with BAAI's or transformers' names. Out: views of the same arrays under our names, and
+the architecture, inferred from their shapes. The way back is exact, bit for bit. `torch_files.py` reads and writes the
+files.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ Tensors = dict[str, np.ndarray]
 
 
 class Entry(NamedTuple):
-  """One parameter in the three worlds, and how its array turns into ours and back."""
+  """Names of one parameter in the three layouts, and the functions that convert its array.
+
+  Attributes:
+    name: our name.
+    baai: name in BAAI's release.
+    hf: name in Hugging Face transformers.
+    to_ours: converts an array from PyTorch's shape to ours.
+    to_torch: converts an array from our shape to PyTorch's.
+  """
 
   name: str
   baai: str
@@ -66,7 +75,7 @@ def _pointwise_to_torch(array: np.ndarray) -> np.ndarray:
 
 
 def entries(depth: int) -> list[Entry]:
-  """The name table for a SegGPT of the given depth."""
+  """Returns the table of all parameters of a SegGPT with the given number of blocks."""
   table: list[Entry] = []
 
   def add(name, baai, hf, to_ours=_same, to_torch=_same):
@@ -114,13 +123,13 @@ def entries(depth: int) -> list[Entry]:
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-  """What a checkpoint turned into.
+  """A converted checkpoint.
 
   Attributes:
-    params: arrays under our names, in the checkpoint's dtype; views of the file where that was possible.
+    params: arrays under our names, in the checkpoint's dtype; views of the file where possible.
     config: the architecture.
-    layout: whose names the checkpoint had.
-    unexpected: names in the checkpoint that no parameter of a SegGPT has; they are left behind.
+    layout: layout of the checkpoint's names.
+    unexpected: names in the checkpoint that are not parameters of a SegGPT; they are left out.
   """
 
   params: Tensors
@@ -133,12 +142,12 @@ def from_torch(source: str, tensors: Mapping[str, np.ndarray], hints: Mapping[st
   """Renames and transposes a state dict, after checking that it is a SegGPT's.
 
   Args:
-    source: what to call the checkpoint in errors.
+    source: name of the checkpoint for errors.
     tensors: the state dict, in either layout.
-    hints: attributes of `SegGPTConfig` that are known, over those inferred from shapes.
+    hints: known attributes of `SegGPTConfig`, which override those inferred from shapes.
 
   Raises:
-    InputError: parameters are missing or have the wrong shape; names them.
+    InputError: parameters are missing or have the wrong shape. The message names them.
   """
   tensors = _strip_wrappers(tensors)
   layout: Layout = "hf" if any(name.startswith("model.") for name in tensors) else "baai"
@@ -165,15 +174,21 @@ def from_torch(source: str, tensors: Mapping[str, np.ndarray], hints: Mapping[st
 
 
 def to_torch(params: dict[str, np.ndarray], depth: int, layout: Layout) -> Tensors:
-  """Our parameters -> a state dict in PyTorch's shapes and the layout's names, contiguous, dtype kept.
+  """Converts our parameters to a state dict in PyTorch's shapes and the layout's names.
 
-  `params` is emptied on the way, so that memory never holds two copies of the network.
+  Args:
+    params: our parameters. They are removed one by one, so that memory never holds two copies of the network.
+    depth: number of blocks.
+    layout: layout of the names.
+
+  Returns:
+    Contiguous arrays of unchanged dtype.
   """
   return {getattr(e, layout): np.ascontiguousarray(e.to_torch(params.pop(e.name))) for e in entries(depth)}
 
 
 def _strip_wrappers(tensors: Mapping[str, np.ndarray]) -> Tensors:
-  """Removes what DistributedDataParallel and torch.compile put in front of names, in whatever order."""
+  """Removes the prefixes that DistributedDataParallel and torch.compile add to names, in any order."""
   return {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in tensors.items()}
 
 
@@ -183,14 +198,14 @@ def _some(names: Iterable[str], count: int = 4) -> str:
 
 
 def _infer_config(source: str, shapes: Mapping[str, tuple[int, ...]], hints: Mapping[str, Any]) -> SegGPTConfig:
-  """The architecture from the shapes in PyTorch's order, under our names."""
+  """Infers the architecture from PyTorch's shapes under our names."""
   try:
     width, _, patch, _ = shapes["patch_embed.kernel"]
     distances_h, head_dim = shapes["blocks.0.attn.rel_pos_h"]
     distances_w, _ = shapes["blocks.0.attn.rel_pos_w"]
     depth = sum(name.endswith(".norm1.scale") for name in shapes)
     num_taps = shapes["decoder_embed.kernel"][1] // width
-    # Quarter depths (5, 11, 17, 23 of 24), and the merge no later than the first tap, which holds one stream.
+    # Taps at equal distances (5, 11, 17, 23 of 24). The first tap needs one merged stream, so the merge is not later.
     taps = tuple((k + 1) * depth // num_taps - 1 for k in range(num_taps))
     inferred = {
       "canvas_size": ((distances_h + 1) // 2 * patch, (distances_w + 1) // 2 * patch),
@@ -213,11 +228,18 @@ def _infer_config(source: str, shapes: Mapping[str, tuple[int, ...]], hints: Map
 
 
 def summary(params: Mapping[str, np.ndarray], unexpected: Iterable[str] = ()) -> str:
-  """The table the converter prints: tensors, parameters and dtype of each part, then what was left over."""
+  """Returns the table that the converter prints.
+
+  Args:
+    params: converted parameters.
+    unexpected: names that were left out.
+
+  Returns:
+    Lines with tensors, parameters and dtype of each part of the network, then the number of names left out.
+  """
   parts: dict[str, list] = collections.defaultdict(lambda: [0, 0, set()])
   for name, array in params.items():
-    part = ".".join(name.split(".")[:1])
-    for key in (part, "mapped"):
+    for key in (name.split(".")[0], "mapped"):
       parts[key][0] += 1
       parts[key][1] += int(np.prod(array.shape))
       parts[key][2].add(str(array.dtype))

@@ -1,4 +1,4 @@
-"""Settings in, a converted dataset out: finds what is to be written, and what an earlier run has left to do."""
+"""Conversion of a dataset: settings in, folders or records out. A stopped conversion resumes with the same settings."""
 
 from __future__ import annotations
 
@@ -16,36 +16,39 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from seggpt_jax.data.bad_files import LIST_FILE, BadFile, BadFiles
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.groups import divide, group_names
 from seggpt_jax.data.labels import IGNORE
-from seggpt_jax.data.records import index_name
-from seggpt_jax.data.sample_index import SampleIndex
+from seggpt_jax.data.ledger import exclusive
+from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.data.sources import EncodedSource, Subset
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import write_whole, writing
-from seggpt_jax.prepare.encoding import BadSample, EncodedSample, encoded_samples
-from seggpt_jax.prepare.folder_writer import forget, has_begun, write_folder
+from seggpt_jax.files import expand, writing
+from seggpt_jax.prepare.encoding import EncodedSample, encoded_samples
+from seggpt_jax.prepare.folder_writer import delete_journal, has_finished_samples, write_folder
 from seggpt_jax.prepare.record_writer import VERSION, write_records
-from seggpt_jax.prepare.restart import NOTE, alone, check_same, read_note, save_note
+from seggpt_jax.prepare.restart import NOTE, check_same, read_note, save_note
 
 FORMATS = ("records", "folder")
-BAD_FILE = "bad_files.txt"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What decides what is written.
+  """Everything that decides what is written.
 
   Attributes:
-    dataset: what is read.
-    splits: its parts.
+    dataset: the dataset to read.
+    splits: parts of the dataset to convert.
     output: one of `FORMATS`.
-    val_share: share of the samples of train that become val, as whole groups; 0 leaves the parts as they are.
-    groups: see `groups.group_names`.
-    seed: of the choice of groups.
-    name: of a dataset of records.
-    shorter_side: in pixels, of images that are shrunk; 0 shrinks none.
+    val_share: share of the train samples, 0 to 1, that become val, as whole groups; 0 keeps the parts as they are.
+    groups: rule for the group of a sample, see `groups.group_names`.
+    seed: seed of the choice of groups.
+    name: name of a dataset of records.
+    shorter_side: largest shorter side in pixels; larger images are shrunk to it, 0 shrinks none.
+
+  Raises:
+    InputError: the settings contradict each other.
   """
 
   dataset: Dataset
@@ -68,7 +71,7 @@ class Settings:
 
 
 class Part(NamedTuple):
-  """One part of the dataset that is written."""
+  """One part of the dataset to write, with the group of each of its samples."""
 
   split: str
   source: EncodedSource
@@ -76,7 +79,7 @@ class Part(NamedTuple):
 
 
 class Written(NamedTuple):
-  """What was written of a part."""
+  """One part of the dataset that was written."""
 
   split: str
   index: SampleIndex
@@ -84,37 +87,38 @@ class Written(NamedTuple):
 
 
 def _written_name(split: str) -> str:
-  """train for train[:90%]; TFDS takes only letters, digits and underscores."""
+  """Returns the name for a split that TFDS accepts, such as train for train[:90%]."""
   return re.sub(r"\W", "_", re.split(r"[\[+]", split)[0])
 
 
 def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = False, num_workers: int = 2) -> str:
-  """Writes the dataset, or what an earlier run with the same settings left to do.
+  """Writes the dataset, or the part of it that an earlier run with the same settings has not written.
 
   Args:
-    settings: what to write.
-    outdir: local folder, new, empty or of such a run.
-    skip_bad: leaves out samples that cannot be used and lists them in OUTDIR/bad_files.txt.
-    num_workers: threads that decode and compress.
+    settings: what to read and what to write.
+    outdir: local folder: new, empty, or that of an earlier run with the same settings.
+    skip_bad: True leaves out samples that cannot be used and lists them in OUTDIR/bad_files.txt; False stops at the
+      first.
+    num_workers: number of threads that decode and compress.
 
   Returns:
-    What was written, as text for people.
+    A report of what was written, for the user.
 
   Raises:
-    InputError: the dataset cannot be read, or the folder holds something else.
+    InputError: the dataset cannot be read, or the folder has other content.
   """
-  directory = Path(outdir)
+  directory = Path(expand(outdir))
   if "://" in str(outdir):
-    raise InputError(f"outdir: found {outdir}, expected a local folder; copy it to its place when it is done")
+    raise InputError(f"outdir: found {outdir}, expected a local folder; copy it to its place when it is finished")
   wanted = _as_json(settings)
   with writing(directory):
     directory.mkdir(parents=True, exist_ok=True)
-  with alone(directory):
+  with exclusive(directory):
     earlier = read_note(directory)
     check_same(directory, earlier.get("settings", wanted), wanted)
-    if earlier.get("finished") and _is_there(directory, settings, earlier["samples"]):
+    if earlier.get("finished") and _output_exists(directory, settings, earlier["samples"]):
       for split in earlier["samples"]:
-        forget(directory, split)
+        delete_journal(directory, split)
       return f"{directory}: finished by an earlier run, nothing to do\n{earlier['finished']}"
     parts = plan(settings)
     samples = {part.split: _digest(part) for part in parts}
@@ -124,20 +128,23 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
     try:
       written = write(parts, settings, directory, skip_bad, num_workers)
     except InputError:
-      _withdraw(directory, settings, parts)
+      _clean_up(directory, settings, parts)
       raise
-    bad = [f"{each.split}: {line}" for each in written for line in each.index.bad.tolist()]
+    bad = BadFiles()
+    for each in written:
+      for line in each.index.bad.tolist():
+        bad.add(line, split=each.split)
     if bad:
-      write_whole(directory / BAD_FILE, lambda file: file.write("".join(f"{line}\n" for line in bad).encode()))
+      bad.write(directory / LIST_FILE)
     report = _report(written, bad, settings, directory)
     save_note(directory, {"settings": wanted, "samples": samples, "finished": report})
     for part in parts:
-      forget(directory, part.split)
+      delete_journal(directory, part.split)
   return report
 
 
 def plan(settings: Settings) -> list[Part]:
-  """The parts that are written; groups are never on both sides of a division."""
+  """Returns the parts to write. If train is divided into train and val, no group is in both."""
   parts = []
   for split in settings.splits:
     source = open_dataset(settings.dataset, split)
@@ -156,8 +163,8 @@ def _subset(part: Part, split: str, indices: np.ndarray) -> Part:
 
 def _samples(
   part: Part, positions: Sequence[int], skip_bad: bool, num_workers: int, shorter_side: int
-) -> Iterator[EncodedSample | BadSample]:
-  """Samples at positions, with a bar that shows the rate and the time left."""
+) -> Iterator[EncodedSample | BadFile]:
+  """Returns an iterator over the samples at the given positions that shows a progress bar."""
   stream = encoded_samples(part.source, positions, part.groups, num_workers, skip_bad, shorter_side)
   total = len(part.source)
   return iter(tqdm(stream, desc=part.split, unit="sample", total=total, initial=total - len(positions)))
@@ -189,7 +196,7 @@ def _write_folder(
   for part in parts:
     names = [part.source.name(i) for i in range(len(part.source))]
 
-    def samples(positions: Sequence[int], part: Part = part) -> Iterator[EncodedSample | BadSample]:
+    def samples(positions: Sequence[int], part: Part = part) -> Iterator[EncodedSample | BadFile]:
       return _samples(part, positions, skip_bad, num_workers, settings.shorter_side)
 
     written.append(
@@ -202,36 +209,35 @@ def _write_folder(
 
 
 def _as_json(settings: Settings) -> dict[str, Any]:
-  """The settings as they come back from a file."""
+  """Returns the settings as they look after writing them to a JSON file and reading them back."""
   values = dataclasses.asdict(settings)
   dataset = values.pop("dataset")
   if "://" not in dataset["path"]:
-    dataset["path"] = os.path.abspath(dataset["path"])
+    dataset["path"] = os.path.abspath(expand(dataset["path"]))
   return json.loads(json.dumps({**dataset, **values}))
 
 
-def _is_there(directory: Path, settings: Settings, splits: Iterable[str]) -> bool:
-  """Whether what an earlier run wrote has not been moved away."""
+def _output_exists(directory: Path, settings: Settings, splits: Iterable[str]) -> bool:
+  """Returns True if the output of an earlier run is still in the folder."""
   places = [f"{settings.name}/{VERSION}"] if settings.output == "records" else splits
   return all((directory / place).is_dir() for place in places)
 
 
-def _withdraw(directory: Path, settings: Settings, parts: Sequence[Part]) -> None:
-  """Leaves the folder as it was if nothing was finished: wrong flags are mended and the command is run again."""
+def _clean_up(directory: Path, settings: Settings, parts: Sequence[Part]) -> None:
+  """Restores the folder if no sample was finished, so that the user can correct the flags and run the command again."""
   unfinished = directory / settings.name / "incomplete"
-  begun = [*unfinished.glob("shards/*.npz"), *(part for part in parts if has_begun(directory, part.split))]
-  if begun:
+  if any(unfinished.glob("shards/*.npz")) or any(has_finished_samples(directory, part.split) for part in parts):
     return
   shutil.rmtree(unfinished, ignore_errors=True)
   with contextlib.suppress(OSError):
     unfinished.parent.rmdir()
   for part in parts:
-    forget(directory, part.split)
+    delete_journal(directory, part.split)
   (directory / NOTE).unlink(missing_ok=True)
 
 
 def _digest(part: Part) -> str:
-  """Tells whether the samples are still the same when a run goes on."""
+  """Returns a text that identifies the samples and their groups, to compare them when a run is resumed."""
   digest = hashlib.sha256()
   for i in range(len(part.source)):
     digest.update(f"{part.source.name(i)}\0{part.groups[i]}\0".encode())
@@ -241,23 +247,23 @@ def _digest(part: Part) -> str:
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def _report(written: Iterable[Written], bad: Sequence[str], settings: Settings, directory: Path) -> str:
+def _report(written: Iterable[Written], bad: BadFiles, settings: Settings, directory: Path) -> str:
   lines = [f"{'split':<8}{'samples':>9}{'groups':>8}{'MB':>10}  classes by share of samples"]
   for split, index, num_bytes in written:
     shares = " ".join(f"{1 + i}:{share:.0%}" for i, share in enumerate(index.shares()))
     groups = len(index.group_names) if settings.groups else "-"
     lines.append(f"{split:<8}{len(index):>9}{groups:>8}{num_bytes / 1e6:>10.1f}  {shares}")
   if bad:
-    lines.append(f"left out: {len(bad)} bad files, listed in {directory / BAD_FILE}")
-    lines += [f"  {line}" for line in bad[:10]] + (["  ..."] if len(bad) > 10 else [])
+    lines.append(f"left out: {len(bad)} bad files, listed in {directory / LIST_FILE}")
+    lines += [f"  {line}" for line in bad.lines()[:10]] + (["  ..."] if len(bad) > 10 else [])
   records = settings.output == "records"
   source = f"--config.data.source={'tfds' if records else 'folder'}"
   path = f"--config.data.path={directory / settings.name if records else directory}"
-  # Records say themselves what is ignored.
+  # Records need no flag for ignored pixels, because their index says that 255 is ignored.
   labels = "--config.data.labels=index" + ("" if records else f" --config.data.ignore={IGNORE}")
   lines += [
     "next:",
-    f"  python train.py --config configs/base.py --workdir runs/{settings.name} {source} {path} \\",
+    f"  seggpt train --config base --workdir runs/{settings.name} {source} {path} \\",
     f"    {labels} --config.data.num_classes={settings.dataset.num_classes}",
   ]
   return "\n".join(lines)

@@ -1,13 +1,13 @@
 """Writes samples as a TFDS dataset in ArrayRecord format, without TensorFlow.
 
-TFDS' own builders gather a split in memory and need TensorFlow from 1 GB on. Here each shard is written as its samples
-come; one that is finished stays, so a run that is stopped goes on from there. The dataset appears under its name only
-when it is whole.
+TFDS' own builders collect a split in memory and need TensorFlow for more than 1 GB. Here samples are written to a shard
+as they arrive. Finished shards are kept, so that a stopped run can resume. The dataset appears under its name only when
+it is complete.
 
   DIRECTORY/NAME/1.0.0/dataset_info.json, features.json
   DIRECTORY/NAME/1.0.0/NAME-SPLIT.array_record-00000-of-00004
-  DIRECTORY/NAME/1.0.0/samples-SPLIT.npz          names, groups and classes: `sample_index`
-  DIRECTORY/NAME/incomplete/                      until it is whole
+  DIRECTORY/NAME/1.0.0/samples-SPLIT.npz          names, groups and classes, see `sample_index`
+  DIRECTORY/NAME/incomplete/                      unfinished work
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from seggpt_jax.data.records import index_name
-from seggpt_jax.data.sample_index import SampleIndex
-from seggpt_jax.errors import InputError
-from seggpt_jax.files import writing
-from seggpt_jax.prepare.encoding import BadSample, EncodedSample
+from seggpt_jax.data.bad_files import BadFile, BadFiles
+from seggpt_jax.data.sample_index import SampleIndex, index_name
+from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.files import expand, writing
+from seggpt_jax.prepare.encoding import EncodedSample
 
 VERSION = "1.0.0"
 SHARD_BYTES = 256 << 20
-# Gives the samples of a split from a position on, one for each position.
-Samples = Callable[[int], Iterator[EncodedSample | BadSample]]
+# A function that takes a position and yields the samples of a split from there on, one for each position.
+Samples = Callable[[int], Iterator[EncodedSample | BadFile]]
 
 
 def write_records(
@@ -38,22 +38,22 @@ def write_records(
   num_classes: int,
   shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-  """Writes a dataset, or what is missing of it after a run that was stopped.
+  """Writes a dataset, or the part of it that a stopped run has not written.
 
   Args:
-    directory: local folder for the folder of the dataset.
-    name: of the dataset: lower case letters, digits and underscores.
-    splits: samples by split; those of a run that goes on have to be the same.
-    num_classes: N, background included.
-    shard_bytes: a shard is closed when it holds so many.
+    directory: local folder in which the dataset's folder is created.
+    name: name of the dataset: lower case letters, digits and underscores.
+    splits: samples by split; a resumed run needs the same samples as before.
+    num_classes: number of classes, background included.
+    shard_bytes: size in bytes from which on a shard is closed.
 
   Returns:
-    The version's folder.
+    Folder of the version.
 
   Raises:
     InputError: the folder cannot be written to, or a split has no usable sample.
   """
-  dataset = Path(directory) / name
+  dataset = Path(expand(directory)) / name
   whole, unfinished = dataset / VERSION, dataset / "incomplete"
   if not whole.exists():
     for folder in ("shards", VERSION):
@@ -89,7 +89,11 @@ def _shard_file(folder: Path, split: str, number: int) -> Path:
 
 
 def _write_shards(folder: Path, split: str, samples: Samples, num_classes: int, shard_bytes: int, features: Any) -> int:
-  """Writes the shards that are missing; the index of a shard is written last and says that it is finished."""
+  """Writes the missing shards of a split. The index of a shard is written last and marks it as finished.
+
+  Returns:
+    The number of shards.
+  """
   number = position = 0
   while (done := _shard_file(folder, split, number).with_suffix(".npz")).exists():
     index = SampleIndex.load(done)
@@ -107,21 +111,21 @@ def _write_shards(folder: Path, split: str, samples: Samples, num_classes: int, 
 
 
 def _write_shard(
-  path: Path, stream: Iterable[EncodedSample | BadSample], num_classes: int, shard_bytes: int, features: Any
+  path: Path, stream: Iterable[EncodedSample | BadFile], num_classes: int, shard_bytes: int, features: Any
 ) -> SampleIndex | None:
-  """One shard, in place of what a run that was stopped may have left; None if there are no more samples."""
+  """Writes one shard and replaces an unfinished one. Returns its index, or None if there are no more samples."""
   from array_record.python.array_record_module import ArrayRecordWriter
 
-  written, good, bad = 0, [], []
+  written, good, bad = 0, [], BadFiles()
   with writing(path):
     path.unlink(missing_ok=True)
   writer = None
   try:
     for sample in stream:
-      if isinstance(sample, BadSample):
-        bad.append(f"{sample.name}: {sample.reason}")
+      if isinstance(sample, BadFile):
+        bad.add(sample.name, sample.reason)
         continue
-      writer = writer or ArrayRecordWriter(os.fspath(path), "group_size:1")  # one record can be read alone
+      writer = writer or ArrayRecordWriter(os.fspath(path), "group_size:1")  # so that one record can be read alone
       record = features.serialize_example(
         {
           "image": io.BytesIO(sample.image),
@@ -138,15 +142,15 @@ def _write_shard(
     if writer is not None:
       writer.close()
   except RuntimeError as error:
-    raise InputError(f"{path}: cannot be written: {' '.join(str(error).split())}") from error
+    raise InputError(f"{path}: cannot be written: {one_line(error)}") from error
   if not good and not bad:
     return None
   names, groups, classes = zip(*good, strict=True) if good else ((), (), ())
-  return SampleIndex.of(names, groups, classes, num_classes, bad)
+  return SampleIndex.of(names, groups, classes, num_classes, bad.lines())
 
 
 def _assemble(unfinished: Path, name: str, counts: Mapping[str, int], features: Any) -> None:
-  """Names the shards as TFDS does and describes them; may be done again after it was stopped half-way."""
+  """Renames the shards as TFDS names them and writes the header. A call that was stopped half-way can be repeated."""
   import tensorflow_datasets as tfds
 
   folder = unfinished / VERSION

@@ -1,12 +1,11 @@
-"""Which labeled images are positive prompts of a query and which are negative: by groups or by classes of both.
+"""Decides which labeled images are positive and which are negative prompts of a query, by groups or by classes.
 
-In: queries, labeled images and what their names or labels say. Out: `Conditions`, a table for each of the two.
+In: queries and labeled images, with their names or labels. Out: `Conditions`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -14,22 +13,22 @@ from jaxtyping import Bool
 
 from seggpt_jax.data.groups import group_names
 from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
+from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.data.sources import FileSource, Item
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.queries import PromptFiles, Query
-from seggpt_jax.retrieval.prompt_index import Facts, holds_in
-
-_THREADS = 4
+from seggpt_jax.retrieval.labeled_images import Facts, held_classes
 
 
 class Conditions(NamedTuple):
-  """What a prompt has to have to be a positive or a negative one.
+  """The keys of queries and prompts; a key is a class or a group.
+
+  A prompt is positive for a query if the two have a key in common. It is negative if it has keys, but none in common.
 
   Attributes:
-    queries: which keys, classes or groups, each query has.
-    prompts: likewise each prompt. It is positive if it has a key in common with the query, negative if it has keys and
-      none in common.
-    names: what the keys of each query are called, for errors.
+    queries: whether each query has each key.
+    prompts: whether each prompt has each key.
+    names: the keys of each query in words, for errors.
   """
 
   queries: Bool[np.ndarray, "queries keys"]
@@ -38,48 +37,48 @@ class Conditions(NamedTuple):
 
 
 def by_group(queries: Sequence[Query], prompts: Sequence[PromptFiles], spec: str, labels: LabelFormat) -> Conditions:
-  """Conditions by group: positive prompts are of the query's own group.
+  """Returns conditions by group: positive prompts are in the query's group.
 
   Args:
-    queries: the queries.
-    prompts: the labeled images.
+    queries: images to choose prompts for.
+    prompts: labeled images to choose from.
     spec: "prefix:SEP", "csv:FILE" or "classes", see `groups.group_names`.
-    labels: how labels are read, for "classes".
+    labels: format of the label files, for "classes".
 
   Raises:
-    InputError: the specification is another one, or says nothing for an image, or a query's group has no prompt.
+    InputError: the specification is none of these, an image has no group, or no labeled image is in a query's group.
   """
   if spec.partition(":")[0] not in ("prefix", "csv", "classes"):
     raise InputError(f"--groups: found {spec!r}, expected prefix:SEP, csv:FILE or classes")
   if spec == "classes":
     _check_truths(queries, "--groups=classes")
-  of_queries = [Item(query.name, str(query.image), str(query.truth or "")) for query in queries]
-  of_prompts = [Item(prompt.image.stem, str(prompt.image), str(prompt.labels)) for prompt in prompts]
-  names = [name for items in (of_queries, of_prompts) for name in group_names(FileSource(items, IGNORE, labels), spec)]
-  known, group_of = np.unique(names, return_inverse=True)
-  table = np.zeros((len(names), len(known)), bool)
-  table[np.arange(len(names)), group_of] = True
-  count = len(queries)
-  there = set(names[count:])
-  for query, name in zip(queries, names, strict=False):
-    if name not in there:
+  query_items = [Item(query.name, str(query.image), str(query.truth or "")) for query in queries]
+  prompt_items = [Item(prompt.image.stem, str(prompt.image), str(prompt.labels)) for prompt in prompts]
+  query_groups, prompt_groups = (
+    list(group_names(FileSource(items, IGNORE, labels), spec)) for items in (query_items, prompt_items)
+  )
+  known = set(prompt_groups)
+  for query, name in zip(queries, query_groups, strict=True):
+    if name not in known:
       raise InputError(f"{query.image}: found no labeled image of its group {name!r}, expected at least one")
-  return Conditions(table[:count], table[count:], [f"group {name!r}" for name in names[:count]])
+  keys = np.unique(prompt_groups)
+  query_keys, prompt_keys = (np.array(groups)[:, None] == keys for groups in (query_groups, prompt_groups))
+  return Conditions(query_keys, prompt_keys, [f"group {name!r}" for name in query_groups])
 
 
 def classes_of(queries: Sequence[Query], labels: LabelFormat) -> Bool[np.ndarray, "queries classes"]:
-  """Which classes the queries' labels hold.
+  """Returns whether each query's label holds each class.
 
   Args:
-    queries: the queries.
-    labels: how labels are read.
+    queries: images with labels.
+    labels: format of the label files.
 
   Raises:
-    InputError: a query has no label, it cannot be read, or holds no class.
+    InputError: a query has no label, or the label cannot be read or holds no class.
   """
   _check_truths(queries, "--by-class")
-  with ThreadPoolExecutor(_THREADS) as pool:
-    holds = np.stack(list(pool.map(lambda query: holds_in(read_labels(query.truth, labels)), queries)))
+  found = read_ahead(lambda query: held_classes(read_labels(query.truth, labels)), queries)
+  holds = np.stack([future.result() for _, future in found])
   for query, held in zip(queries, holds, strict=True):
     if not held.any():
       raise InputError(f"{query.truth}: found no class in it, expected one to choose prompts by (--by-class)")
@@ -87,11 +86,11 @@ def classes_of(queries: Sequence[Query], labels: LabelFormat) -> Bool[np.ndarray
 
 
 def by_class(holds: Bool[np.ndarray, "queries classes"], facts: Facts) -> Conditions:
-  """Conditions by class: positive prompts share a class with the query, negative ones hold none of its classes.
+  """Returns conditions by class: positive prompts share a class with the query, negative ones none.
 
   Args:
-    holds: of the queries, see `classes_of`.
-    facts: of the labeled images.
+    holds: classes of the queries, from `classes_of`.
+    facts: contents of the labeled images.
   """
   return Conditions(holds, facts.holds, [f"classes {'+'.join(map(str, np.flatnonzero(held)))}" for held in holds])
 

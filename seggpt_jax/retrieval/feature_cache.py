@@ -1,7 +1,7 @@
-"""Features of labeled images in a file, so that they are computed once.
+"""Keeps features of labeled images in an .npz file, so that they are computed once.
 
-In and out: what is kept of each image, by its path, in one .npz file. Whether it is still true is told by a stamp of
-size and time of the image's and the label's files and of how labels are read.
+Each entry has the path of its image as key and a stamp. The stamp changes with the size and time of the image and label
+files and with the format that labels are read in; an entry whose stamp differs is out of date.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from seggpt_jax.inference.queries import PromptFiles
 
 
 class StoredFeatures(NamedTuple):
-  """What is kept of a labeled image.
+  """The entry of a labeled image.
 
   Attributes:
-    stamp: as of `stamp_of`.
-    digest: of the image's file.
-    holds: which classes the label holds.
+    stamp: result of `stamp_of`.
+    digest: digest of the image file.
+    holds: whether the label holds each class.
     image: feature of the image.
     foreground: feature of its foreground.
   """
@@ -39,13 +39,13 @@ class StoredFeatures(NamedTuple):
   foreground: np.ndarray
 
 
-def place_of(prompt: PromptFiles) -> str:
-  """Under which name a labeled image is kept."""
+def cache_key(prompt: PromptFiles) -> str:
+  """Returns the key of a labeled image's entry, its absolute path."""
   return os.path.abspath(prompt.image)
 
 
 def stamp_of(prompt: PromptFiles, labels: LabelFormat) -> str:
-  """What tells whether features are still those of the files.
+  """Returns a text that differs if the image, the label or the label format has changed.
 
   Raises:
     InputError: a file is missing.
@@ -61,17 +61,17 @@ def stamp_of(prompt: PromptFiles, labels: LabelFormat) -> str:
 
 
 def write_features(path: Path, kept: dict[str, StoredFeatures]) -> None:
-  """Writes the file, whole.
+  """Writes entries by their keys; the file appears only when it is complete.
 
   Raises:
-    InputError: it cannot be written.
+    InputError: the file cannot be written.
   """
   columns = {key: np.array([getattr(entry, key) for entry in kept.values()]) for key in StoredFeatures._fields}
   write_whole(path, lambda file: np.savez(file, place=np.array(list(kept)), **columns))
 
 
 def read_features(path: Path) -> dict[str, StoredFeatures]:
-  """What `write_features` wrote, by `place_of`.
+  """Reads the entries that `write_features` wrote, by their keys.
 
   Raises:
     InputError: the file is damaged.
@@ -83,5 +83,5 @@ def read_features(path: Path) -> dict[str, StoredFeatures]:
       return {place: StoredFeatures(*row) for place, row in zip(file["place"].tolist(), rows, strict=True)}
   except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
     raise InputError(
-      f"{path}: cannot be read as features, damaged ({one_line(error)[:100]}): delete it and they are computed anew"
+      f"{path}: cannot be read as features, damaged ({one_line(error)[:100]}): delete it to compute them again"
     ) from error

@@ -1,10 +1,10 @@
-"""What the network's own encoder says about images, for comparing them.
+"""Computes features of images with the network's encoder, to compare images.
 
-In: uint8 images of half a canvas, and what share of each patch is foreground. Out: float32 vectors, one for each image
+In: uint8 images of half a canvas, and the share of foreground in each patch. Out: float32 vectors, one for each image
 and one for its foreground, and the tokens of the patches, which stay on the device.
 
-The image stands in both halves of the canvas, as its own prompt, with every target hidden by the mask token and the
-token of semantic segmentation: what is read is the image alone, in the place where queries lie.
+The image fills both halves of the canvas. All targets are hidden by mask tokens, with the token of semantic
+segmentation, so that the features depend on the image only. They are read from the query's half.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from seggpt_jax.model import parameters
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.typing import AnyArray
 
-# To be raised whenever the same weights and files give other features than before: stored ones are then not used again.
+# Increase it whenever the same weights and files give other features than before; cached features are then ignored.
 _VERSION = 1
-# As for predictions: a CPU is no faster with larger batches.
+# CPUs are not faster with larger batches.
 _BATCH = {"cpu": 4}
 _BLOCK = 256  # prompts that are compared at a time
-_BEST_SHARE = 0.05  # of a query's patches, whose mean says whether something is found in it
+_BEST_SHARE = 0.05  # share of a query's patches that decides how well a foreground is found in it
 
 
 class Features(NamedTuple):
-  """Of a batch of images; nothing is normalized yet, since what is centered has to be centered first.
+  """The features of a batch of images, not normalized, because some have to be centered first.
 
   Attributes:
-    image: the mean over all patches.
-    foreground: the mean weighted by the share of foreground in each patch; 0 where there is none.
-    patches: the tokens of the query half.
+    image: mean over all patches.
+    foreground: mean weighted by the share of foreground in each patch; 0 without foreground.
+    patches: tokens of the query's half.
   """
 
   image: Float[Array, "b d"]
@@ -50,11 +50,11 @@ class Features(NamedTuple):
 
 
 class Encoder:
-  """A network as a maker of features; one compiled program for all batches.
+  """Computes features with a network, in one compiled program for all batches.
 
   Args:
-    model: the network; its parameters stay where they lie.
-    tap: which of its feature taps is read, 1 for the first. What lies behind it is not computed.
+    model: the network. Its parameters stay on their current devices.
+    tap: feature tap to read, 1 for the first. Blocks after the tap are not computed.
 
   Raises:
     InputError: the network has no such tap.
@@ -71,19 +71,19 @@ class Encoder:
 
   @property
   def size(self) -> tuple[int, int]:
-    """Height and width in pixels of the images it takes."""
+    """Height and width of the input images in pixels."""
     height, width = self.config.canvas_size
     return height // 2, width
 
   @property
   def grid(self) -> tuple[int, int]:
-    """Rows and columns of patches of an image."""
+    """Rows and columns of patches in an image."""
     rows, cols = self.config.grid
     return rows // 2, cols
 
   @functools.cached_property
   def identity(self) -> str:
-    """By which features are known as its own: a digest of the weights and of everything else that they depend on."""
+    """A digest of the weights and of everything else that the features depend on."""
     made_by = (_VERSION, self.tap, str(self._dtype), json.dumps(self.config.to_dict()))
     parts = (*map(str, made_by), parameters.fingerprint(self._params))
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
@@ -91,16 +91,16 @@ class Encoder:
   def __call__(
     self, images: UInt8[np.ndarray, "n h w 3"], shares: Float[np.ndarray, "n rows cols"] | None = None
   ) -> Features:
-    """Features of up to `batch_size` images.
+    """Computes the features of up to `batch_size` images.
 
     Args:
-      images: of `size`.
-      shares: of foreground in each patch, 0..1; by default none.
+      images: images of `size`.
+      shares: share of foreground in each patch, 0 to 1; 0 by default.
     """
     count = len(images)
     if shares is None:
       shares = np.zeros((count, *self.grid), np.float32)
-    # A batch that is not full is filled up with black: another size would be compiled anew.
+    # A smaller batch is filled up with black images, because another size would be compiled again.
     fill = ((0, self.batch_size - count), (0, 0), (0, 0))
     images, shares = np.pad(images, (*fill, (0, 0))), np.pad(shares, fill)
     found = encode(self._graph, self._params, images, shares.astype(np.float32), self.tap)
@@ -115,14 +115,14 @@ def encode(
   shares: Float[AnyArray, "b rows cols"],
   tap: int,
 ) -> Features:
-  """Runs the network as far as a feature tap and pools what comes out.
+  """Runs the network up to a feature tap and pools its tokens.
 
   Args:
-    graph: structure of the model.
-    params: its parameters.
-    images: of half a canvas.
-    shares: of foreground in each patch.
-    tap: 1 for the first.
+    graph: structure of the network.
+    params: parameters of the network.
+    images: images of half a canvas.
+    shares: share of foreground in each patch, 0 to 1.
+    tap: feature tap, 1 for the first.
   """
   model = parameters.merge(graph, params)
   config = model.config
@@ -139,7 +139,7 @@ def encode(
 
 
 def normalized(vectors: Float[AnyArray, "*b d"]) -> Float[Array, "*b d"]:
-  """Scaled to length 1; 0 stays 0."""
+  """Returns vectors scaled to length 1; zero vectors stay zero."""
   length = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
   return vectors / jnp.maximum(length, 1e-12)
 
@@ -148,31 +148,31 @@ def normalized(vectors: Float[AnyArray, "*b d"]) -> Float[Array, "*b d"]:
 def presence(
   patches: Float[AnyArray, "b rows cols d"], foregrounds: Float[AnyArray, "blocks p d"], mean: Float[AnyArray, "d"]
 ) -> Float[Array, "b prompts"]:
-  """How well the foreground of each prompt is found in each query.
+  """Measures how well the foreground of each prompt is found in each query.
 
   Args:
     patches: tokens of the queries.
-    foregrounds: of the prompts, centered and normalized, in equal blocks as of `in_blocks`.
-    mean: what centers the queries' patches likewise.
+    foregrounds: foreground features of the prompts, centered and normalized, in blocks from `in_blocks`.
+    mean: mean that is subtracted from the tokens, the same as for the foregrounds.
 
   Returns:
-    The mean of the best twentieth of a query's patch cosines with the prompt, -1..1.
+    The mean of the largest twentieth of the cosines between a query's patches and a prompt, -1 to 1.
   """
   batch, rows, cols, width = patches.shape
   tokens = normalized(patches.reshape(batch, rows * cols, width) - mean[None, None])
   best = max(round(_BEST_SHARE * rows * cols), 1)
 
-  def of_block(block: Array) -> Array:
+  def best_cosines(block: Array) -> Array:
     cosines = jnp.einsum("bnd,pd->bpn", tokens, block)
     return jnp.mean(jax.lax.top_k(cosines, best)[0], axis=-1)
 
-  # One block after the other: cosines of all patches with all prompts at once would be gigabytes.
-  found = jax.lax.map(of_block, foregrounds)
+  # One block after the other, because the cosines of all patches with all prompts can take gigabytes.
+  found = jax.lax.map(best_cosines, foregrounds)
   return jnp.moveaxis(found, 0, 1).reshape(batch, -1)
 
 
 def in_blocks(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "blocks p d"]:
-  """Cut into blocks for `presence`, the last one filled up with 0."""
+  """Cuts vectors into equal blocks for `presence`; the last block is filled up with zeros."""
   count, width = vectors.shape
   blocks = -(-count // _BLOCK)
   return np.pad(vectors, ((0, blocks * _BLOCK - count), (0, 0))).reshape(blocks, _BLOCK, width)

@@ -1,4 +1,4 @@
-"""Which of the labeled images prompt a query: scores and conditions in, indices out. Pure functions of arrays."""
+"""Chooses prompts for a query from scores: arrays in, indices out."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ def most_relevant(
   diversity: float | int,
   likeness_to: Callable[[int], Float[np.ndarray, "n"]],
 ) -> list[int]:
-  """Maximal marginal relevance (Carbonell and Goldstein, 1998): prompts that suit the query and are not all alike.
+  """Chooses prompts by maximal marginal relevance (Carbonell and Goldstein, 1998): suitable, but not all alike.
 
-  The first is the one with the highest score. Each further one has the highest
-  `(1 - diversity) * score - diversity * likeness`, where likeness is that to the most alike of those chosen, and at
-  least 0: images that are less alike than two are on average count as equally different. Of equals the first is taken.
+  The first prompt has the highest score. Each further one has the highest
+  `(1 - diversity) * score - diversity * likeness`, where `likeness` is the largest likeness to a prompt chosen before,
+  and at least 0: images that are less alike than the average pair count as equally different. The first of several
+  equal ones is taken.
 
   Args:
-    scores: of all prompts for the query.
-    candidates: which of them may be chosen.
-    top_k: the most that are chosen.
-    diversity: 0 goes by scores alone, 1, from the second on, by likeness alone.
-    likeness_to: gives the likeness of all prompts to one.
+    scores: score of each prompt for the query.
+    candidates: whether each prompt can be chosen.
+    top_k: maximum number of prompts.
+    diversity: 0 to 1. 0 uses scores only; 1 uses likeness only, from the second prompt on.
+    likeness_to: function that returns the likeness of all prompts to one of them.
 
   Returns:
-    Indices, best first; as many as there are candidates, if they are fewer.
+    Indices, best first; fewer than `top_k` if there are fewer candidates.
   """
   if diversity == 0:
     allowed = np.flatnonzero(candidates)
@@ -47,13 +48,13 @@ def most_relevant(
 
 
 def at_random(candidates: Bool[np.ndarray, "n"], top_k: int, seed: int, name: str) -> list[int]:
-  """Candidates drawn uniformly without repetition.
+  """Draws candidates uniformly, without repetition.
 
   Args:
-    candidates: which may be chosen.
-    top_k: the most that are chosen.
-    seed: same seed, name and candidates: same choice.
-    name: of the query; its choice depends on no other query's.
+    candidates: whether each prompt can be chosen.
+    top_k: maximum number of prompts.
+    seed: seed of the draw. The same seed, name and candidates give the same prompts.
+    name: name of the query, which makes its draw independent of other queries.
   """
   generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
   return generator.permutation(np.flatnonzero(candidates))[:top_k].tolist()

@@ -1,7 +1,5 @@
 """Synthetic printed-circuit boards with labeled defects, drawn with NumPy and Pillow.
 
-  python -m seggpt_jax.data.boards DIRECTORY --num_train 512 --num_val 64 --size 128 --scale 2
-
 In: a seed (or a NumPy generator) and the size of the picture. Out: a color picture of a bare
 board, uint8 [size, size, 3], and its label, uint8 [size, size], which is 0 where the copper is as
 designed and the class of the defect where copper is missing or in excess.
@@ -18,12 +16,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from absl import flags
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from seggpt_jax.errors import InputError, run_main
+from seggpt_jax.errors import InputError
 from seggpt_jax.files import writing
 from seggpt_jax.synthetic.board_defects import DEFECTS, place_defects
 from seggpt_jax.synthetic.board_layout import FINE, draw_layout, middle
@@ -282,41 +279,3 @@ def _write_source(source: BoardSource, directory: pathlib.Path) -> None:
     item = source[index]
     for key, folder in folders.items():
       Image.fromarray(item[key]).save(folder / f"{item['name']}.png")
-
-
-def _command(argv: list[str]) -> None:
-  if len(argv) != 2:
-    raise InputError(f"found {len(argv) - 1} arguments, expected DIRECTORY (--help explains)")
-  values = flags.FLAGS
-  if not argv[1]:
-    raise InputError("DIRECTORY: found an empty name, expected where to write")
-  try:
-    write_boards(
-      argv[1],
-      values.num_train,
-      values.num_val,
-      values.seed,
-      size=values.size,
-      scale=values.scale,
-      count=(1, values.most),
-      labels=values.labels,
-      one_kind=values.one_kind,
-    )
-  except InputError:
-    raise
-  except (ValueError, RuntimeError) as error:
-    raise InputError(str(error)) from error
-  print(f"written: {argv[1]}")
-
-
-if __name__ == "__main__":
-  flags.DEFINE_integer("num_train", 512, "Boards for training.", 1)
-  flags.DEFINE_integer("num_val", 64, "Boards for validation.", 1)
-  flags.DEFINE_integer("size", 256, "Side of a board in pixels.")
-  flags.DEFINE_float("scale", 1.0, "Magnification, at least 1: the same picture shows a smaller part of the board.")
-  flags.DEFINE_integer("most", 3, "Defects on a board at most; there is at least one.", 1)
-  flags.DEFINE_integer("seed", 0, "Seed of all boards.", 0)
-  flags.DEFINE_bool("one_kind", False, "One kind of defect on each board, by which it is named: groups by prefix:_.")
-  names = "; ".join(f"{labels}: {', '.join(classes)}" for labels, classes in LABELINGS.items())
-  flags.DEFINE_enum("labels", "defect", list(LABELINGS), f"Classes from 0 on: {names}.")
-  run_main(_command)

@@ -1,12 +1,13 @@
-"""Checkpoints of a training run, all through Orbax: written in the background, visible only when whole.
+"""Writes and reads the checkpoints of a training run with Orbax, in the background; they appear only when complete.
 
-RUN/checkpoints/STEP    params and config (a weights directory), optimizer state, scores; STEP says where the data is
+RUN/checkpoints/STEP    params and config (a weights directory), optimizer state and scores; STEP is also the position
+                        in the data
 RUN/best/STEP           params and config of the best validation mIoU so far
 RUN/damaged/STEP        checkpoints that could not be read, moved out of the way
 
-Where an average of the parameters is kept, the params of best are the averaged ones that were scored; those of
-checkpoints are the raw ones, and the average lies beside the optimizer state. Of a run with an adapter only the
-adapter's params are kept, with an item `adapter` that describes it in the place of config.
+With a moving average of the parameters, `best` holds the averaged parameters, which are the ones that are scored. A
+checkpoint holds the raw ones, and the average beside the optimizer state. A run with an adapter stores the adapter's
+parameters only, with an item `adapter` that describes them instead of `config`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.step import TrainState
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# How long a process that fails waits for what it was writing together with others, which may be gone.
+# A process that fails waits this long for checkpoints that it was writing with others, which may have ended.
 _LAST_WRITE_SECONDS = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kept:
-  """Orbax's policy of what is kept: the newest steps, and for good each multiple of `every`, if that is not 0."""
+class _PreservationPolicy:
+  """Tells Orbax to keep the `newest` steps, and all multiples of `every` for good unless that is 0."""
 
   newest: int
   every: int
@@ -52,13 +53,13 @@ class _Kept:
 
 
 def _options(name: str, **kept: Any) -> ocp.CheckpointManagerOptions:
-  """Those of one manager of a run."""
-  # Two managers may write the same step at the same time; without a prefix many processes would wait for one another at
-  # points of the same names, and fail.
-  own_names = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
-  # Killed runs leave unfinished folders behind, which would fill the disk.
+  """Returns the options of one of the checkpoint managers of a run."""
+  # Both managers may write the same step at the same time. Without a prefix their barriers would have the same names,
+  # and several processes would fail.
+  barriers = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
+  # Killed runs leave incomplete folders behind, which would fill the disk.
   return ocp.CheckpointManagerOptions(
-    enable_async_checkpointing=True, cleanup_tmp_directories=True, multiprocessing_options=own_names, **kept
+    enable_async_checkpointing=True, cleanup_tmp_directories=True, multiprocessing_options=barriers, **kept
   )
 
 
@@ -66,14 +67,14 @@ class Checkpoints:
   """Saves and restores the state of a run.
 
   Args:
-    workdir: the run's folder.
-    config: the architecture, stored with every checkpoint.
-    keep: how many of the newest steps to keep.
-    keep_every: steps that are multiples of it are kept for good; 0 for none.
-    adapter: of a run with one, what `adapter_files.describe_adapter` says of it.
+    workdir: run directory.
+    config: architecture, stored with every checkpoint.
+    keep: number of newest steps to keep.
+    keep_every: steps that are multiples of this are kept for good; 0 keeps none.
+    adapter: description of the adapter by `adapter_files.describe_adapter`; None without an adapter.
 
   Attributes:
-    lines: what the person who started the run should know about its checkpoints.
+    warnings: lines for the person who started the run.
   """
 
   def __init__(
@@ -85,14 +86,14 @@ class Checkpoints:
     adapter: Mapping[str, Any] | None = None,
   ):
     self._root = epath.Path(os.path.abspath(workdir))
-    # Weights say what network they are of, an adapter also what it is.
+    # Weights are described by their network, an adapter also by its own form.
     self._label, description = ("config", config.to_dict()) if adapter is None else ("adapter", adapter)
-    self._description = json.loads(json.dumps(description))  # as it comes back from a file
+    self._description = json.loads(json.dumps(description))  # as a file returns it
     weights_handlers = {"params": ocp.PyTreeCheckpointHandler, self._label: ocp.JsonCheckpointHandler}
-    self.lines: list[str] = []
+    self.warnings: list[str] = []
     self._steps = ocp.CheckpointManager(
       self._root / "checkpoints",
-      options=_options("checkpoints", preservation_policy=_Kept(keep, keep_every)),
+      options=_options("checkpoints", preservation_policy=_PreservationPolicy(keep, keep_every)),
       item_handlers={
         **{item: handler() for item, handler in weights_handlers.items()},
         "optimizer": ocp.PyTreeCheckpointHandler(),
@@ -106,21 +107,20 @@ class Checkpoints:
     )
 
   def latest_step(self) -> int | None:
-    """The newest checkpoint, or None."""
+    """Returns the step of the newest checkpoint, or None."""
     return self._steps.latest_step()
 
-  def begin(self) -> None:
-    """To be called at the start of a run that has no checkpoint to restore.
-
-    One that ended before its first checkpoint may have left best weights, which would stay whatever came after them.
-    """
+  def start_fresh(self) -> None:
+    """Deletes best weights that a run without any checkpoint has left; new ones might never beat their score."""
     for step in self._best.all_steps():
       self._best.delete(step)
 
   def save(self, state: TrainState, progress: Mapping[str, Any]) -> None:
-    """Starts writing a checkpoint of this step; `progress` is whatever else the run has to remember, as JSON.
+    """Starts writing a checkpoint in the background. An error is raised by the next call or by `close`.
 
-    What went wrong with the one before, which was written in the background, is raised here or by `close`.
+    Args:
+      state: state of the run, with its step.
+      progress: other values to restore, which JSON can hold.
     """
     step = int(state.step)
     if step == self._steps.latest_step():
@@ -135,35 +135,35 @@ class Checkpoints:
     )
 
   def save_best(self, state: TrainState) -> None:
-    """Starts writing the weights of this step as the best so far; the former best goes when they are whole."""
+    """Starts writing the weights of this step as the best; the former best is deleted when they are complete."""
     step = int(state.step)
     if not self._best.save(step, args=ocp.args.Composite(**self._weights(state.averaged))):
       raise RuntimeError(f"{self._best.directory}: step {step} was not kept, found {self._best.all_steps()} there")
 
   def _weights(self, params: parameters.Params) -> dict[str, Any]:
-    """The two items that are written of parameters."""
+    """Returns the two items that store parameters: the arrays and their description."""
     kept = self._kept(params)
     return {"params": ocp.args.PyTreeSave(kept), self._label: ocp.args.JsonSave(self._description)}
 
   def _kept(self, params: parameters.Params) -> parameters.Params:
-    """All parameters, or an adapter's alone."""
+    """Returns all parameters, or only those of the adapter if there is one."""
     return {n: p for n, p in params.items() if self._label == "config" or adapters.is_adapter_name(n)}
 
   def restore(self, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """Reads the newest checkpoint that can be read, on any number of devices.
+    """Reads the newest checkpoint that is not damaged, on any number of devices.
 
-    Newer ones are damaged: they are moved to RUN/damaged, and `lines` says so. Best weights of later steps are dropped:
-    the run will come to them again.
+    Damaged checkpoints after it are moved to RUN/damaged, with a line in `warnings`. Best weights of later steps are
+    deleted, since the run will reach those steps again.
 
     Args:
-      abstract_state: shape, dtype and sharding of each leaf.
+      abstract_state: shape, dtype and sharding of each leaf of the state.
 
     Returns:
-      The state on its devices, without the parameters that an adapter leaves as they are, and the progress saved with
-      it; without its "best_miou" if those weights are gone.
+      The state on its devices, and the progress stored with it. With an adapter the state lacks the parameters of the
+      network. The progress lacks "best_miou" if the best weights are gone.
 
     Raises:
-      InputError: the checkpoint is of another architecture, or none can be read; nothing has been moved.
+      InputError: the checkpoint belongs to another architecture, or all are damaged; nothing has been moved.
     """
     damaged: dict[int, str] = {}
     for step in sorted(self._steps.all_steps(), reverse=True):
@@ -175,7 +175,7 @@ class Checkpoints:
       names = ", ".join(str(self._steps.directory / str(step)) for step in damaged)
       raise InputError(
         f"{names}: damaged, expected at least one whole checkpoint ({max(damaged)}: {damaged[max(damaged)]}); "
-        "take another --workdir to begin anew"
+        "choose another --workdir to start over"
       )
     if damaged:
       self._move_away(damaged, step)
@@ -187,31 +187,29 @@ class Checkpoints:
     return state, progress
 
   def _read(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]] | str:
-    """The state and progress of one step, or what is wrong with them on this or on another process."""
+    """Returns the state and progress of one step, or the damage found on this or on another process."""
     directory = self._steps.directory / str(step)
     try:
       found = self._read_here(directory, abstract_state)
     except jax.errors.JaxRuntimeError:
-      raise  # of the devices, such as their memory, not of the files
+      raise  # the devices failed, for example for lack of memory, not the files
     except Exception as error:
-      # Files that are missing, cut short or hold something else give errors of all kinds, from Orbax even a bare
-      # Exception. Nothing is moved unless another checkpoint can be read, so no mistake costs anything.
+      # Files that are missing, truncated or garbled raise all kinds of errors, from Orbax even a bare Exception. It is
+      # safe to catch them all: nothing is moved unless another checkpoint can be read.
       found = one_line(error)[:200] or type(error).__name__
-    # Each process reads other parts of the arrays. Orbax's handlers are used without their manager, which would make
-    # the processes wait for one that has failed.
-    if not isinstance(found, str) and _anywhere(False):
-      return "a part that another process reads is damaged"
-    if isinstance(found, str):
-      _anywhere(True)
-      return found
+    # Each process reads other parts of the arrays. Orbax's handlers are used without a manager, which would make the
+    # processes wait for one that has failed.
+    damaged_here = isinstance(found, str)
+    if _on_any_process(damaged_here):
+      return found if damaged_here else "a part that another process reads is damaged"
     self._refuse_another_model(directory, found[2])
     return found[:2]
 
   def _read_here(
     self, directory: epath.Path, abstract_state: TrainState
   ) -> tuple[TrainState | None, dict[str, Any], dict[str, Any]]:
-    """State (None if it is that of another network), progress, and what the weights are said to be."""
-    for item in ("params", "optimizer", "progress"):  # and what the weights are, below
+    """Returns state (None for another network), progress, and the description of the weights, on this process."""
+    for item in ("params", "optimizer", "progress"):
       if not (directory / item).exists():
         raise FileNotFoundError(f"found no {item} in it")
     label = next((item for item in (self._label, "config", "adapter") if (directory / item).exists()), None)
@@ -235,6 +233,7 @@ class Checkpoints:
     return jax.block_until_ready(state), progress, stored
 
   def _refuse_another_model(self, directory: epath.Path, stored: Mapping[str, Any]) -> None:
+    """Raises an InputError unless the stored description is the one of this run."""
     if stored != self._description:
       theirs, ours = _flat(stored), _flat(self._description)
       key = next((key for key in ours if theirs.get(key) != ours[key]), "its description")
@@ -245,45 +244,44 @@ class Checkpoints:
         )
       raise InputError(
         f"{directory}: checkpoint of another model: {key} is {theirs.get(key)}, expected {ours.get(key)} by the "
-        "config; resume with the config of that run or take another --workdir"
+        "config; resume with the config of that run or choose another --workdir"
       )
 
   def _move_away(self, damaged: Mapping[int, str], whole: int) -> None:
-    """Steps that are damaged would be in the way when the run comes to them again."""
+    """Moves damaged steps to RUN/damaged, so that the run can write these steps again."""
     folder = self._root / "damaged"
     for step, reason in damaged.items():
       place, again = folder / str(step), 1
       while place.exists():
         again += 1
         place = folder / f"{step}_{again}"
-      # All processes have found the name before one of them takes it.
-      _together(f"damaged {step}")
+      # Every process must have chosen the name before the first one uses it.
+      _wait_for_all(f"damaged {step}")
       if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (self._steps.directory / str(step)).rename(place)
-      self.lines.append(
+      self.warnings.append(
         f"warning: checkpoint {self._steps.directory / str(step)} is damaged ({reason}), moved to {place}; "
-        f"going on from {self._steps.directory / str(whole)}"
+        f"resuming from {self._steps.directory / str(whole)}"
       )
-    _together("damaged moved")
+    _wait_for_all("damaged moved")
     self._steps.reload()
 
   def describe_newest(self) -> str:
-    """The newest checkpoint in words, to go on from, once what is being written is whole."""
+    """Waits for the checkpoint being written and returns the newest one in words."""
     self._steps.wait_until_finished()
     return self._describe_whole()
 
   def _describe_whole(self) -> str:
+    """Returns the newest complete checkpoint in words."""
     steps = [int(path.name) for path in self._steps.directory.iterdir() if path.name.isdigit()]
-    return (
-      f"the newest whole checkpoint is {self._steps.directory / str(max(steps))}"
-      if steps
-      else ("there is no checkpoint yet")
-    )
+    if not steps:
+      return "there is no checkpoint yet"
+    return f"the newest whole checkpoint is {self._steps.directory / str(max(steps))}"
 
   @contextlib.contextmanager
-  def watching_disk(self) -> Iterator[None]:
-    """Turns what is raised on a full disk, by whatever writes to the run's folder, into one line.
+  def explain_full_disk(self) -> Iterator[None]:
+    """Turns any error that a full disk causes inside the context into one line.
 
     Raises:
       InputError: the disk is full.
@@ -294,23 +292,25 @@ class Checkpoints:
       if not _is_full(error):
         raise
       newest = self._describe_whole()
-      raise InputError(f"{self._root}: the disk is full, {newest}; make room and run the same line to go on") from error
+      raise InputError(
+        f"{self._root}: the disk is full, {newest}; make room and rerun the same command to resume"
+      ) from error
 
   def close(self) -> None:
-    """Waits until everything is on disk.
+    """Waits until all checkpoints are on disk.
 
     Raises:
-      Exception: what went wrong with it.
+      Exception: one could not be written.
     """
     with contextlib.ExitStack() as closing:
       closing.callback(self._steps.close)
       closing.callback(self._best.close)
 
   def abandon(self) -> None:
-    """For a process that fails among others: gives what is being written a moment, and waits for nobody else."""
+    """Waits for checkpoints for a limited time; for a process that fails while others, which it cannot join, go on."""
 
     def wait(manager: ocp.CheckpointManager) -> None:
-      with contextlib.suppress(Exception):  # the process is ending on another error
+      with contextlib.suppress(Exception):  # the process already ends with another error
         manager.wait_until_finished()
 
     waiting = [threading.Thread(target=wait, args=(each,), daemon=True) for each in (self._steps, self._best)]
@@ -321,17 +321,25 @@ class Checkpoints:
 
 
 def _beside_params(state: TrainState) -> dict[str, Any]:
-  """The item that holds the rest of a state; without an average where none is kept, as runs of old have it."""
+  """Returns the item that holds all of a state but the parameters.
+
+  It has an entry for the average only if there is one, so that checkpoints of older versions keep their form.
+  """
   beside = {"step": state.step, "opt_state": state.opt_state}
   return beside | {"ema": state.ema} if state.ema else beside
 
 
 def _read_description(path: epath.Path, ours: Mapping[str, Any]) -> dict[str, Any]:
-  """What a checkpoint says its weights are. An adapter's base goes by its values: the path to it is always ours."""
+  """Returns the description of weights in a checkpoint, as far as it identifies them.
+
+  Args:
+    path: file that holds it.
+    ours: description of this run. Its values replace those that may differ: the drop path rate, which is a matter of
+      training, and the path of an adapter's base weights, which are identified by their fingerprint.
+  """
   stored = json.loads(path.read_text())
   if not isinstance(stored, dict) or not all(isinstance(stored.get(key, {}), dict) for key in ("config", "adapter")):
     raise ValueError(f"found no description of weights in {path.parent.name}")
-  # How often blocks are dropped in training is the run's affair, not the network's.
   network, our_network = stored.get("config", stored), ours.get("config", ours)
   if "drop_path_rate" in network:
     network["drop_path_rate"] = our_network["drop_path_rate"]
@@ -340,24 +348,25 @@ def _read_description(path: epath.Path, ours: Mapping[str, Any]) -> dict[str, An
 
 
 def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
-  """What an adapter is and of which network, side by side."""
+  """Returns the values of a description, of network and adapter together, without nesting."""
   inner = {**description.get("config", {}), **description.get("adapter", {})}
   return {**inner, **{key: value for key, value in description.items() if not isinstance(value, dict)}}
 
 
-def _anywhere(value: bool) -> bool:
-  """Whether it holds on any process."""
+def _on_any_process(value: bool) -> bool:
+  """Returns whether the value is True on any process; all processes have to call this."""
   return bool(np.any(multihost_utils.process_allgather(np.array(value)))) if jax.process_count() > 1 else value
 
 
-def _together(name: str) -> None:
+def _wait_for_all(name: str) -> None:
+  """Waits until all processes have come to this point."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
 
 def _is_full(error: BaseException | None) -> bool:
-  """Whether an error, or one that it came from, is that of a full disk or quota; TensorStore only says so in words."""
-  seen = []  # an error that was raised again somewhere else can come from itself
+  """Returns whether an error or one of its causes is a full disk or quota. TensorStore only tells by the message."""
+  seen = []  # causes can form a circle where an error was raised again
   while error is not None and error not in seen:
     if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
       return True

@@ -1,4 +1,4 @@
-"""What accelerators can do at best, by the name that JAX gives them: the vendors' own figures, never measured ones.
+"""Lists the peak rates of accelerators by their JAX device kind: figures of the vendors, none of them measured.
 
 Sources:
 - TPU v4, v5e, v5p, v6e: Google's pages cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: peak bf16 of a chip, HBM capacity
@@ -20,13 +20,13 @@ class Chip:
   """One accelerator as JAX counts devices; on TPU v4 and v5p that is a chip of two cores.
 
   Attributes:
-    name: as people call it.
-    kinds: what `jax.Device.device_kind` begins with; the longest match wins.
+    name: common name.
+    kinds: beginnings of `jax.Device.device_kind`; the longest match wins.
     flops: floating-point operations per second of dense bfloat16 matrix products.
     memory_bandwidth: bytes per second to and from its memory.
     memory: bytes of memory.
     link: bytes per second that it can send to its neighbors, over all links together.
-    node: how many devices those links reach.
+    node: number of devices that those links reach.
     network: bytes per second that it can send beyond them.
   """
 
@@ -39,42 +39,28 @@ class Chip:
   node: int
   network: float
 
-  def bandwidth(self, group: int, stride: int = 1) -> float:
-    """Bytes per second that each device of a group can send in a collective of the group, at best.
-
-    Within a node that is the link. A group over several nodes is held up by the network cards, and all those of its
-    members in a node work for it together: so it is with rings that enter and leave a node at every card.
-
-    Args:
-      group: devices that take part.
-      stride: distance of neighbors among them, in devices; the devices of a node are numbered consecutively.
-    """
-    if group * stride <= self.node:
-      return self.link
-    return min(self.link, self.network * max(1, self.node // stride))
-
 
 CHIPS: tuple[Chip, ...] = (
-  # TPU pods: the links reach all chips of a pod, 256 on v5e and v6e; beyond is not modeled.
+  # TPU pods: the links reach all chips of a pod, 256 on v5e and v6e; more than one pod is not modeled.
   Chip("TPU v4", ("TPU v4",), 275e12, 1228e9, 32e9, 2400e9 / 8, 4096, 2400e9 / 8),
   Chip("TPU v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 16e9, 1600e9 / 8, 256, 1600e9 / 8),
   Chip("TPU v5p", ("TPU v5", "TPU v5p"), 459e12, 2765e9, 95e9, 4800e9 / 8, 8960, 4800e9 / 8),
   Chip("TPU v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1638e9, 32e9, 3200e9 / 8, 256, 3200e9 / 8),
   Chip("A100 80 GB", ("NVIDIA A100-SXM4-80GB",), 312e12, 2039e9, 80e9, 300e9, 8, 200e9 / 8),
   Chip("A100 40 GB", ("NVIDIA A100-SXM4-40GB",), 312e12, 1555e9, 40e9, 300e9, 8, 200e9 / 8),
-  # "HBM3" tells the SXM board from the PCIe card, which is slower and not in the table.
+  # "HBM3" is only in the name of the SXM board; the PCIe card is slower and not in the table.
   Chip("H100", ("NVIDIA H100 80GB HBM3",), 989e12, 3350e9, 80e9, 450e9, 8, 400e9 / 8),
   Chip("H200", ("NVIDIA H200",), 989e12, 4800e9, 141e9, 450e9, 8, 400e9 / 8),
   Chip("B200", ("NVIDIA B200",), 2250e12, 8000e9, 180e9, 900e9, 8, 400e9 / 8),
 )
 
-# Chips whose name begins like that of one in the table and that are slower.
-_OTHERS = ("TPU v4 lite", "NVIDIA H200 NVL")
+# Slower chips whose names begin like one in the table.
+_SLOWER = ("TPU v4 lite", "NVIDIA H200 NVL")
 
 
 def find_chip(device_kind: str) -> Chip | None:
-  """The chip that JAX calls `device_kind`; None when it is not in the table, as a CPU is not."""
-  if device_kind.startswith(_OTHERS):
+  """Returns the chip with this device kind, or None when it is not in the table, such as a CPU."""
+  if device_kind.startswith(_SLOWER):
     return None
   matches = [(len(kind), chip) for chip in CHIPS for kind in chip.kinds if device_kind.startswith(kind)]
   return max(matches, key=lambda match: match[0])[1] if matches else None

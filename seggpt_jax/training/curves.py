@@ -1,4 +1,4 @@
-"""RUN/metrics.jsonl as a picture: loss, mIoU and learning rate over the steps of a run."""
+"""Draws RUN/metrics.jsonl: loss, mIoU and learning rate over the steps of a run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from seggpt_jax.files import write_whole
 
 
 def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int, float]]]]:
-  """The numbers of a run by split and key, each as (step, value); what is not a number is left out,
-  and so are lines that are damaged.
+  """Returns the numbers of a run by split and key, each as (step, value).
+
+  Values that are not numbers and lines that are damaged are left out.
 
   Args:
-    path: RUN/metrics.jsonl.
+    path: path of RUN/metrics.jsonl.
   """
   series: dict[str, dict[str, list[tuple[int, float]]]] = {}
   for line in Path(path).read_text(errors="replace").splitlines():
@@ -23,7 +24,7 @@ def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int,
       entry: dict[str, Any] = json.loads(line)
       step, split = entry.pop("step"), entry.pop("split")
     except (ValueError, KeyError, TypeError, AttributeError):
-      continue  # cut short, or nothing of ours
+      continue  # the line was cut short, or is not from us
     for key, value in entry.items():
       if value is not None:
         series.setdefault(split, {}).setdefault(key, []).append((step, value))
@@ -34,13 +35,13 @@ def draw_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
   """Draws loss, mIoU with the IoU of each class, and learning rate.
 
   Args:
-    metrics: RUN/metrics.jsonl.
-    path: the PNG file.
+    metrics: path of RUN/metrics.jsonl.
+    path: PNG file to write.
 
   Raises:
-    InputError: it cannot be written.
+    InputError: the file cannot be written.
   """
-  # The object interface: nothing global is touched, and no display is asked for.
+  # Unlike pyplot, the object interface has no global state and needs no display.
   from matplotlib.figure import Figure
 
   series = read_metrics(metrics)
@@ -50,7 +51,7 @@ def draw_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
     for split, marker in (("train", ""), ("val", "o")):
       points = series.get(split, {}).get(key, [])
       if points:
-        # A curve of thousands of points is its own noise: thin, and what validation says on top.
+        # A training curve of thousands of points is noisy: it is thin, and drawn below that of the validation.
         axis.plot(*zip(*points, strict=True), marker=marker, markersize=4, linewidth=1.0, label=split, zorder=2)
     axis.set(title=title, xlabel="step")
     axis.grid(alpha=0.3)

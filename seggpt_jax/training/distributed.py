@@ -1,4 +1,4 @@
-"""Many processes that train one network: how they find each other, and how they end when one of them fails."""
+"""Runs one training on many processes: they find each other, and all of them end when one fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from seggpt_jax.errors import InputError, one_line
 
 MODES = ("off", "auto", "explicit")
 
-# A process that has vanished is noticed after so long, where its connections do not tell at once.
+# A process that has vanished is noticed after this time at the latest; its closed connections often tell sooner.
 _HEARTBEAT_SECONDS = 60
 _CLUSTERS = "a Cloud TPU slice, SLURM (srun), Open MPI 4 (mpirun) or an indexed Kubernetes Job"
 
@@ -26,23 +26,23 @@ def start(
   process_id: int | None = None,
   timeout_seconds: int = 300,
 ) -> None:
-  """Joins the other processes; has to come before anything that uses a device.
+  """Joins the other processes; has to be called before any device is used.
 
   Args:
-    mode: off for one process; auto to ask the cluster what JAX has to know; explicit to be told it here.
-    coordinator_address: HOST:PORT where process 0 listens; JAX_COORDINATOR_ADDRESS if it is not given.
-    num_processes: how many there are.
-    process_id: which of them this is, from 0.
-    timeout_seconds: how long to wait for the others.
+    mode: "off" for one process, "auto" to let JAX ask the cluster, or "explicit" to use the other arguments.
+    coordinator_address: HOST:PORT where process 0 listens; by default the value of JAX_COORDINATOR_ADDRESS.
+    num_processes: number of processes.
+    process_id: number of this process, from 0.
+    timeout_seconds: longest time to wait for the other processes.
 
   Raises:
-    InputError: what is given does not go together, or the others are not found.
+    InputError: the arguments do not fit each other, or the other processes are not found.
   """
   given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
   _check(mode, given)
   if mode == "off":
     return
-  # It would take SIGTERM away from `interruption`, which lets all processes stop after the same step.
+  # JAX's service would take SIGTERM away from `shutdown`, which lets all processes stop after the same step.
   jax.config.update("jax_enable_preemption_service", False)
   if mode == "explicit":
     given |= {"cluster_detection_method": "deactivate"}
@@ -52,7 +52,7 @@ def start(
     )
   except ValueError as error:
     raise InputError(
-      f"--distributed={mode}: found no cluster that JAX knows ({error}), expected {_CLUSTERS}; or say it with "
+      f"--distributed={mode}: found no cluster that JAX knows ({error}), expected {_CLUSTERS}; or use "
       "--distributed=explicit --coordinator_address=HOST:PORT --num_processes=N --process_id=I"
     ) from error
   except RuntimeError as error:
@@ -61,6 +61,7 @@ def start(
 
 
 def _check(mode: str, given: dict[str, str | int | None]) -> None:
+  """Raises an InputError for flags that do not fit each other."""
   if mode not in MODES:
     raise InputError(f"--distributed: found {mode!r}, expected one of {', '.join(MODES)}")
   if mode != "explicit":
@@ -88,10 +89,10 @@ def _check(mode: str, given: dict[str, str | int | None]) -> None:
 
 @contextlib.contextmanager
 def failing_alone() -> Iterator[None]:
-  """Lets a process that fails among others end at once, with its status: 2 for an InputError, 1 for all else.
+  """Ends a failing process at once if there are others, with status 2 for an InputError and 1 for any other error.
 
-  JAX would make it wait at exit until all processes are done, which wait for it in turn. When it is gone the others'
-  next exchange fails, or else the missing heartbeat ends them.
+  Without this, JAX would make it wait at exit for the other processes, which in turn wait for it. Once it is gone, the
+  next exchange of the others fails, or the missing heartbeat ends them.
   """
   try:
     yield
@@ -102,7 +103,7 @@ def failing_alone() -> Iterator[None]:
     if isinstance(error, InputError):
       print(f"error: {who}: {one_line(error)}", file=sys.stderr)
     elif _lost_another(error):
-      print(f"error: {who}: another process is gone, its own output says why", file=sys.stderr)
+      print(f"error: {who}: another process has ended; its own output says why", file=sys.stderr)
     else:
       traceback.print_exc()
       print(f"error: {who} ended on the error above", file=sys.stderr)
@@ -112,6 +113,7 @@ def failing_alone() -> Iterator[None]:
 
 
 def _lost_another(error: Exception) -> bool:
+  """Returns whether an error says that another process is gone, which JAX only tells by the message."""
   text = str(error)
   return isinstance(error, RuntimeError) and any(
     sign in text for sign in ("Gloo", "gloo", "closed by peer", "reset by peer", "heartbeat", "coordination service")

@@ -1,4 +1,4 @@
-"""Batches on their way to the devices: the next one is put there while the step before it runs."""
+"""Copies batches to the devices ahead of time: the next batch is copied while a step runs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from seggpt_jax.errors import InputError
 DeviceBatch = Mapping[str, Array]
 
 
-class Feed:
+class DeviceFeed:
   """Takes batches from a pipeline and puts them on the devices ahead of time.
 
-  Copies to a device are asynchronous, so `prepare` right after a step was dispatched costs the device nothing, and
-  after a pause for numbers or pictures the next step can begin at once.
+  Copies to a device are asynchronous, so `prefetch` right after a step was dispatched costs the device nothing. After
+  a pause for numbers or pictures the next step can begin at once.
 
   Args:
-    batches: the pipeline.
-    put: places the arrays of a batch on the devices.
+    batches: batches of the pipeline.
+    put: copies the arrays of a batch to the devices.
   """
 
   def __init__(self, batches: Iterator[Batch], put: Callable[[Mapping[str, Any]], DeviceBatch]):
@@ -32,13 +32,13 @@ class Feed:
     self._error: InputError | None = None
     self._waited, self._since = 0.0, time.perf_counter()
 
-  def prepare(self) -> None:
-    """Reads the next batch and starts its copy to the devices; what goes wrong with it is for `take` to tell."""
+  def prefetch(self) -> None:
+    """Reads the next batch and starts copying it; an error in it is kept until `next_batch`."""
     started = time.perf_counter()
     try:
       batch = next(self._batches)
     except InputError as error:
-      # The step before it has not been recorded yet.
+      # The current step has yet to be recorded and saved, so the error has to wait.
       self._error = error
       return
     finally:
@@ -46,22 +46,22 @@ class Feed:
     placed = self._put({key: batch[key] for key in DEVICE_KEYS})
     self._ready.append((placed, batch))
 
-  def take(self) -> tuple[DeviceBatch, Batch]:
-    """The next batch, on the devices and on the host.
+  def next_batch(self) -> tuple[DeviceBatch, Batch]:
+    """Returns the next batch, on the devices and on the host.
 
     Raises:
       InputError: one of its files is bad.
     """
     if not self._ready and self._error is None:
-      self.prepare()
+      self.prefetch()
     if not self._ready:
       raise self._error
     return self._ready.popleft()
 
-  def waited(self) -> float:
-    """The share of the time since the last call, 0..1, that the host stood waiting for batches.
+  def wait_share(self) -> float:
+    """Returns the share of the time since the last call, 0..1, that the host has waited for batches.
 
-    A device may have been at work meanwhile: only when the share nears 1 is it kept waiting too.
+    A device may have been busy meanwhile. It is kept waiting too only when the share comes close to 1.
     """
     now = time.perf_counter()
     share = self._waited / max(now - self._since, 1e-9)

@@ -1,4 +1,4 @@
-"""What a run trains on and is validated with: a configuration in, pairs out, checked as far as a few samples tell."""
+"""Opens the data of a run: a configuration in, pairs for training and validation out, after a look at a few samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from seggpt_jax.data.augment import Augmentation
@@ -29,76 +28,33 @@ from seggpt_jax.synthetic.tasks import TaskEvaluationPairs, Tasks, TaskTrainingP
 _AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
 
 
-class BadFiles:
-  """Keeps account of bad files that are passed over.
-
-  Args:
-    sources: the samples by split.
-    most: share of a split's samples that may be bad.
-    say: is told of each once.
-  """
-
-  def __init__(self, sources: Mapping[str, Source], most: float, say: Callable[[str], None]):
-    self._sources, self._most, self._say = sources, most, say
-    self._found: dict[str, set[int]] = {split: set() for split in sources}
-    self._unsettled: dict[str, list[np.ndarray]] = {}
-
-  def add(self, split: str, indices: np.ndarray) -> None:
-    """Notes samples that a batch of this process passed over, -1 for none."""
-    self._unsettled.setdefault(split, []).append(indices)
-
-  def settle(self) -> None:
-    """Counts what all processes have noted since the last call; all of them call it after the same batches.
-
-    Raises:
-      InputError: too many of them.
-    """
-    for split, noted in sorted(self._unsettled.items()):
-      indices = np.unique(multihost_utils.process_allgather(np.stack(noted)))
-      self._count(split, set(indices[indices >= 0].tolist()))
-    self._unsettled.clear()
-
-  def _count(self, split: str, indices: set[int]) -> None:
-    if not indices or not indices - self._found[split]:
-      return
-    source, found = self._sources[split], self._found[split]
-    for index in sorted(indices - found):
-      found.add(index)
-      self._say(f"passed over: {split} {source.name(index)} cannot be read ({len(found)} so far)")
-    if len(found) > self._most * len(source):
-      raise InputError(
-        f"config.data.bad_share: found {len(found)} bad files of {len(source)} in {split}, expected at most "
-        f"{self._most:.2%}; `python -m seggpt_jax.data.inspect` lists them"
-      )
-
-
 @dataclasses.dataclass(frozen=True)
 class Inputs:
   """The pairs of a run.
 
   Attributes:
-    training: what is trained on.
-    evaluation: what is validated with.
-    sources: the samples of train and val by those names; none if they have no files.
-    lines: what the person who started the run should know about them.
+    training: training pairs.
+    evaluation: validation pairs.
+    sources: samples under "train" and "val"; empty for tasks, which have no files.
+    notes: lines on the data for the person who started the run.
   """
 
   training: TrainingPairs
   evaluation: EvaluationPairs
   sources: Mapping[str, Source]
-  lines: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
 
 
 def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | os.PathLike) -> Inputs:
-  """Finds the data and checks it before the first step.
+  """Opens the data and checks it before the first step.
 
   Args:
-    config: see `training.config`.
-    model_config: the architecture, for the canvas.
-    workdir: the run's folder, where a table of the samples' classes is kept if it is needed.
+    config: configuration of the run.
+    model_config: architecture, for the canvas.
+    workdir: run directory; a table of the samples' classes is stored there if the pairing needs one.
 
   Raises:
-    InputError: something about the data is wrong: a file, its labels, or no foreground in any of them.
+    InputError: a file or label is wrong, or no label holds any foreground.
   """
   data, square = config.data, model_config.canvas_size[1]
   evaluation = EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes)
@@ -123,23 +79,23 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     )
   splits = {name: _open(data, name) for name in ("train", "val")}
   options = PairingOptions(data.same_group, data.same_class, data.negative, data.balanced, data.prompts)
-  pairings, lines = {}, []
+  pairings, notes = {}, []
   for name, source in splits.items():
     chosen = options if name == "train" else dataclasses.replace(options, negative=0.0, balanced=False)
-    pairings[name] = _pairing(data, name, source, chosen, Path(workdir), lines)
+    pairings[name] = _pairing(data, name, source, chosen, Path(workdir), notes)
     if pairings[name].describe() != f"{len(source)} samples":
-      lines.append(f"{name}: {pairings[name].describe()}")
+      notes.append(f"{name}: {pairings[name].describe()}")
   train = CachedSource(splits["train"], data.cache_mb * 2**20) if data.cache_mb else splits["train"]
   return Inputs(
     SourceTrainingPairs(train, pairings["train"], training, data.bad_files),
     SourceEvaluationPairs(splits["val"], pairings["val"], evaluation, data.bad_files),
     splits,
-    tuple(lines),
+    tuple(notes),
   )
 
 
 def _open(data: ConfigDict, name: str) -> Source:
-  """One split, with a few of its samples read and some foreground seen."""
+  """Opens one split, reads a few of its samples and makes sure that there is some foreground."""
   with naming("config.data"):
     label_format = LabelFormat(data.labels, data.threshold, _values(data.table), _values(data.ignore))
   if not data.path or not remote_or_local(data.path).is_dir():
@@ -152,7 +108,7 @@ def _open(data: ConfigDict, name: str) -> Source:
     data.path,
     data.num_classes,
     label_format,
-    # On a command line crack,hole is one string.
+    # A command line passes crack,hole as one string.
     tuple(name for names in data.class_names for name in names.split(",")),
     data.image_key,
     data.label_key,
@@ -171,17 +127,17 @@ def _open(data: ConfigDict, name: str) -> Source:
 
 
 def _values(values: tuple) -> tuple:
-  """Colors as tuples, whatever sequences a configuration holds."""
+  """Returns label values or colors with each color as a tuple; a configuration may hold lists."""
   return tuple(value if isinstance(value, int) else tuple(value) for value in values)
 
 
 def _skip(data: ConfigDict) -> Callable[[InputError], None] | None:
-  """What is done about labels that cannot be read before the first step: nothing, since their samples are met later."""
+  """Returns a function that ignores unreadable labels if bad files are skipped; they count once they are drawn."""
   return None if data.bad_files == "error" else lambda error: None
 
 
 def _peek(source: Source, bad_files: str, count: int = 16) -> None:
-  """Reads a few samples, so that what is wrong with all of them is said before anything is written."""
+  """Reads a few samples, so that a mistake in all of them is reported before anything is written."""
   indices = np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
   errors = []
   for index in indices:
@@ -196,9 +152,18 @@ def _peek(source: Source, bad_files: str, count: int = 16) -> None:
 
 
 def _pairing(
-  data: ConfigDict, name: str, source: Source, options: PairingOptions, workdir: Path, lines: list[str]
+  data: ConfigDict, name: str, source: Source, options: PairingOptions, workdir: Path, notes: list[str]
 ) -> Pairing:
-  """Groups and classes of the samples as far as the options need them."""
+  """Returns the pairing of a split, with the groups and classes of its samples where the options need them.
+
+  Args:
+    data: config.data.
+    name: "train" or "val".
+    source: samples of the split.
+    options: choice of prompts.
+    workdir: run directory, for the table of classes.
+    notes: collects lines for the person who started the run.
+  """
   spec = data.groups
   if data.source == "class_folders":
     if spec not in ("", "folder"):
@@ -221,6 +186,6 @@ def _pairing(
     skip = None if data.bad_files == "error" else unread.append
     classes = scan_classes(source, workdir / f"classes_{name}.npz", skip)
   if unread:
-    lines.append(f"{name}: {len(unread)} labels cannot be read and are passed over, the first: {unread[0]}")
+    notes.append(f"{name}: {len(unread)} labels cannot be read and are passed over, the first: {unread[0]}")
   with naming(f"{data.path}: {data[name + '_split']}"):
     return Pairing(len(source), options, groups, classes)

@@ -1,6 +1,6 @@
-"""The loss SegGPT is trained with: smooth L1 on the hidden patches of the target canvas.
+"""Computes the loss of SegGPT: smooth L1 on the hidden patches of the target canvas.
 
-In: painted and true colors, both normalized, and which patches were hidden. Out: one float32 scalar.
+Input: predicted and true colors, both normalized, and the mask of hidden patches. Output: one float32 scalar.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BETA = 0.01
 
 
 def smooth_l1(difference: Float[Array, "*b"], beta: float = BETA) -> Float[Array, "*b"]:
-  """PyTorch's `smooth_l1_loss` of each difference: a parabola below `beta`, a straight line above."""
+  """Returns PyTorch's `smooth_l1_loss` of each difference: a parabola below `beta`, a straight line above."""
   size = jnp.abs(difference)
   return jnp.where(size < beta, 0.5 * size * size / beta, size - 0.5 * beta)
 
@@ -26,17 +26,17 @@ def masked_smooth_l1(
   patch_mask: Bool[AnyArray, "b rows cols"],
   valid: Shaped[AnyArray, "b h w"] | Shaped[AnyArray, "b h w 3"] | None = None,
 ) -> Float[Array, ""]:
-  """The mean smooth L1 over the hidden pixels that count, with each of the three color channels a value.
+  """Returns the mean smooth L1 over all color channels of the hidden, valid pixels.
 
   Args:
-    colors: what the network painted, normalized.
-    targets: the true colored canvases, normalized.
+    colors: predicted colors, normalized.
+    targets: true colored canvases, normalized.
     patch_mask: True for hidden patches; only these are scored. The patch size follows from the shapes.
-    valid: pixels, or single channels of pixels, that count: bool, or a weight where 1 counts fully. By default all.
+    valid: pixels or single channels that count: bool, or a weight where 1 counts fully. By default all.
 
   Returns:
-    A float32 scalar. It is 0 when nothing is scored: a device's share of a batch can consist of invalid pixels only,
-    and one NaN would spoil every parameter of the run.
+    A float32 scalar. It is 0 when no pixel is scored: a batch can consist of invalid pixels only, and one NaN would
+    spoil every parameter of the run.
   """
   patch_size = colors.shape[1] // patch_mask.shape[1]
   mask = canvas.upsample_mask(patch_mask, patch_size)[..., None].astype(jnp.float32)

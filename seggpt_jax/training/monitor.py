@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar, RUN/metrics.jsonl, TensorBoard events and image panels."""
+"""Shows a run: a progress bar, RUN/metrics.jsonl, TensorBoard events, curves and image panels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
 from PIL import Image
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
@@ -17,23 +16,21 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from seggpt_jax import canvas, palette
 from seggpt_jax.data.pipeline import Batch
 from seggpt_jax.files import write_whole
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.curves import draw_curves
-
-_IGNORED = np.uint8(96)  # gray, darker than what is hidden
+from seggpt_jax.training.panels import draw_panels
 
 
 class Monitor:
-  """Writes the numbers and pictures of a run; on all processes but the first it does nothing.
+  """Writes the numbers and pictures of a run; does nothing on all processes but the first.
 
   Args:
-    workdir: the run's folder.
+    workdir: run directory.
     num_steps: steps of the whole run.
-    step: steps done already; what an earlier run logged beyond it is dropped, since it will be logged again.
-    enabled: False on all processes but the first.
+    step: steps done already; lines of later steps are dropped from the log, since the run will log them again.
+    enabled: whether this is the first process.
   """
 
   def __init__(self, workdir: str | os.PathLike, num_steps: int, step: int, enabled: bool):
@@ -50,12 +47,12 @@ class Monitor:
     )
 
   def advance(self, steps: int = 1) -> None:
-    """Moves the bar."""
+    """Moves the progress bar."""
     if self._enabled:
       self._bar.update(steps)
 
   def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
-    """Records numbers of one split at one step; of the training split they also stand beside the bar."""
+    """Records the numbers of one split at one step; those of the training split are also shown beside the bar."""
     if not self._enabled:
       return
     clean = {key: None if np.isnan(value) else float(f"{value:.6g}") for key, value in values.items()}
@@ -72,39 +69,48 @@ class Monitor:
       self._bar.write(f"step {step}: {split} loss {values['loss']:.4f}, mIoU {values['miou']:.3f}")
 
   def panels(self, step: int, split: str, batch: Batch, colors: np.ndarray, config: SegGPTConfig) -> None:
-    """Writes RUN/panels/SPLIT_STEP.png, one row for each pair, and the same to TensorBoard."""
+    """Writes RUN/panels/SPLIT_STEP.png with one row for each pair, and the same picture to TensorBoard.
+
+    Args:
+      step: number of the step.
+      split: "train" or "val".
+      batch: the pairs.
+      colors: their predicted colors, 0..255, [B, 2S, S, 3].
+      config: architecture of the network.
+    """
     if not self._enabled:
       return
-    picture = panels(batch, colors, config)
+    picture = draw_panels(batch, colors, config)
     path = self._workdir / "panels" / f"{split}_{step:07d}.png"
     write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"))
     self._events.add(step, summary.image(split, picture, dataformats="HWC"))
 
   def curves(self) -> None:
-    """Draws what was logged so far as RUN/curves.png."""
+    """Draws the numbers logged so far as RUN/curves.png."""
     if self._enabled and self._metrics.exists():
       draw_curves(self._metrics, self._workdir / "curves.png")
 
   def say(self, message: str) -> None:
-    """A line above the bar."""
+    """Prints a line above the bar."""
     if self._enabled:
       self._bar.write(message)
 
   def close(self) -> None:
+    """Closes the bar and the event file."""
     if self._enabled:
       self._bar.close()
       self._events.close()
 
 
 class _Events:
-  """TensorBoard's file.
+  """The event file for TensorBoard.
 
-  tensorboardX's SummaryWriter has a thread for it, which dies on a full disk; the training would then wait for its
-  queue for ever.
+  tensorboardX's SummaryWriter is not used: it writes from a thread that dies on a full disk, and the training would
+  then wait for its queue forever (seen in tensorboardX 2.6).
 
   Args:
-    folder: where the file goes.
-    step: later ones in older files are hidden.
+    folder: folder for the file.
+    step: steps done already; TensorBoard hides later steps of older files.
   """
 
   def __init__(self, folder: Path, step: int):
@@ -114,8 +120,8 @@ class _Events:
       Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.SessionStatus.START))
     )
 
-  def add(self, step: int, what: Summary) -> None:
-    self._writer.write_event(Event(wall_time=time.time(), step=step, summary=what))
+  def add(self, step: int, value: Summary) -> None:
+    self._writer.write_event(Event(wall_time=time.time(), step=step, summary=value))
 
   def flush(self) -> None:
     self._writer.flush()
@@ -125,6 +131,7 @@ class _Events:
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
+  """Removes the lines of later steps from metrics.jsonl."""
   if not path.exists():
     return
   kept = []
@@ -132,50 +139,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
     try:
       before = json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):
-      continue  # the half line of a run that was killed while writing it, or nothing of ours
+      continue  # a run was killed while it wrote this line, or the line is not from us
     if before:
       kept.append(line + "\n")
   write_whole(path, lambda file: file.write("".join(kept).encode()))
-
-
-def panels(
-  batch: Batch, colors: Float[np.ndarray, "b h w 3"], config: SegGPTConfig, limit: int = 4
-) -> UInt8[np.ndarray, "height width 3"]:
-  """Five canvases side by side for each pair: image, masked target, target, raw prediction, decoded prediction.
-
-  Args:
-    batch: the pairs.
-    colors: what the network painted for them, 0..255.
-    config: the architecture, for the patch size.
-    limit: at most so many pairs, one row each.
-  """
-  rows = []
-  for index in range(min(limit, len(colors))):
-    images, labels, patch_mask = batch["images"][index], batch["labels"][index], batch["patch_mask"][index]
-    color_of = batch["palette"][index]
-    hidden = np.asarray(canvas.upsample_mask(patch_mask[None], config.patch_size))[0]
-    target = np.where((labels == palette.IGNORE)[..., None], _IGNORED, color_of[labels % len(color_of)])
-    decoded = color_of[np.asarray(palette.decode(colors[index : index + 1], color_of[None]))[0]]
-    masked = np.where(hidden[..., None], np.uint8(128), target)
-    parts = [images, masked, target, np.round(colors[index]).astype(np.uint8), decoded]
-    gap = np.full((images.shape[0], 4, 3), 255, np.uint8)
-    rows.append(np.concatenate([p for part in parts for p in (part, gap)][:-1], axis=1))
-  gap = np.full((4, rows[0].shape[1], 3), 255, np.uint8)
-  return np.concatenate([r for row in rows for r in (row, gap)][:-1], axis=0)
-
-
-class Meter:
-  """Pairs per second since it was last read."""
-
-  def __init__(self):
-    self._pairs, self._since = 0, time.perf_counter()
-
-  def add(self, pairs: int) -> None:
-    self._pairs += pairs
-
-  def rate(self) -> float:
-    """Pairs per second since the last call."""
-    now = time.perf_counter()
-    rate = self._pairs / max(now - self._since, 1e-9)
-    self._pairs, self._since = 0, now
-    return rate

@@ -1,7 +1,7 @@
-"""How parameters are changed: the values of config.optim in, an optax transformation out.
+"""Builds the optimizer: the values of config.optim in, an optax transformation out.
 
-AdamW or Muon; a learning rate in cosine cycles or one cosine, layer by layer smaller if wished; weight decay where it
-belongs; and which parameters are not trained at all.
+This covers AdamW or Muon, a learning rate in cosine cycles or a single cosine, layer-wise learning-rate decay, weight
+decay for matrices only, and frozen parameters.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from ml_collections import ConfigDict
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.adapters import is_adapter_name
 
-# First match wins, and every parameter has to match: one that is new needs a thought about its layer and its decay.
+# The first match wins. Every parameter has to match a row: whoever adds one has to decide on its layer and its decay.
 # The layers are those of BEiT's and MAE's fine-tuning (arXiv 2106.08254, 2111.06377): the embedding is layer 0, block i
-# is layer i + 1, what follows the blocks is the last.
+# is layer i + 1, everything after the blocks is the last layer.
 _LAYERS: tuple[tuple[str, str], ...] = (
   (r"^(patch_embed\.|pos_embed$|mask_token$|segment_token_[xy]$|type_token_(cls|ins)$)", "first"),
   (r"^prompt\.", "first"),
   (r"^(?:lora\.)?blocks\.(\d+)\.", "block"),
   (r"^(norm|decoder_embed|decoder_pred)\.", "last"),
 )
-# Only what multiplies features is decayed. Toward zero, a norm's scale would switch off what it scales, and a position
-# or a token would lose what it says.
+# Only parameters that multiply features are decayed. A norm's scale near zero would switch off its features, and a
+# position or a token near zero would carry no information.
 _DECAYED: tuple[tuple[str, bool], ...] = (
   (r"\.kernel(\.[ab])?$", True),
   (r"^prompt\.", False),
@@ -40,11 +40,11 @@ _DECAYED: tuple[tuple[str, bool], ...] = (
 
 
 class Optimizer(NamedTuple):
-  """What `make_optimizer` makes of config.optim.
+  """The optimizer of a run.
 
   Attributes:
-    transform: acts on the trained parameters alone.
-    schedule: step, counted from 0 -> learning rate, of the last layer if they differ.
+    transform: optax transformation of the trained parameters alone.
+    schedule: step, counted from 0 -> learning rate; that of the last layer if layers differ.
     frozen: names of the parameters that are not trained.
   """
 
@@ -54,28 +54,63 @@ class Optimizer(NamedTuple):
 
 
 def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any], adapter: bool = False) -> Optimizer:
-  """Everything that config.optim says about the way parameters change, except for their average.
+  """Returns the optimizer that config.optim describes; the moving average of parameters is not part of it.
 
   Args:
     optim: config.optim.
     num_steps: steps of the whole run.
-    params: all parameters of the network, and of an adapter, or only their shapes, under their names.
-    adapter: whether there is one, beside which everything is frozen.
+    params: all parameters of the network and of an adapter, or only their shapes, by name.
+    adapter: whether there is an adapter, beside which the whole network is frozen.
 
   Raises:
-    InputError: values that do not fit each other or the network; names the key.
+    InputError: values do not fit each other or the network; names the key.
   """
-  schedule = SCHEDULES[optim.schedule](optim, num_steps)
+  schedule = make_schedule(optim, num_steps)
   descend = OPTIMIZERS[optim.name](schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay)
   factors = rate_factors(params, optim.layer_decay)
   undecayed = frozenset() if optim.decay_all else frozenset(name for name in params if not is_decayed(name))
-  # Always a chain of two, so that clipping can be switched without another form of optimizer state.
+  # Always a chain of two, so that switching clipping does not change the form of the optimizer state.
   clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
   transform = optax.chain(clip, _by_name(descend, factors, undecayed))
   frozen = (
     frozenset(name for name in params if not is_adapter_name(name)) if adapter else frozen_names(optim.freeze, params)
   )
   return Optimizer(transform, schedule, frozen)
+
+
+def make_schedule(optim: ConfigDict, num_steps: int) -> optax.Schedule:
+  """Returns the learning-rate schedule that config.optim describes: step, counted from 0 -> learning rate.
+
+  Args:
+    optim: config.optim.
+    num_steps: steps of the whole run.
+
+  Raises:
+    InputError: a warm-up that is too long; names the key.
+  """
+  if optim.schedule == "cosine":
+    return one_cosine(optim.peak, warmup=optim.warmup, minimum=optim.minimum, num_steps=num_steps)
+  first_cycle, warmup = cycle_steps(optim.first_cycle, optim.warmup, num_steps)
+  return cosine_cycles(
+    optim.peak,
+    first_cycle,
+    cycle_mult=optim.cycle_mult,
+    warmup=warmup,
+    decay=optim.decay,
+    minimum=optim.minimum,
+    num_steps=num_steps,
+  )
+
+
+def cycle_steps(first_cycle: int, warmup: int, num_steps: int) -> tuple[int, int]:
+  """Returns the steps of the first cycle and of its warm-up.
+
+  Args:
+    first_cycle: config.optim.first_cycle; 0 makes one cycle that reaches the minimum right after the last step.
+    warmup: config.optim.warmup; where the cycle follows the run, the warm-up takes at most a tenth of it.
+    num_steps: steps of the whole run.
+  """
+  return (first_cycle, warmup) if first_cycle else (num_steps + 1, min(warmup, num_steps // 10))
 
 
 def cosine_cycles(
@@ -88,22 +123,22 @@ def cosine_cycles(
   minimum: float,
   num_steps: int,
 ) -> optax.Schedule:
-  """Cosine annealing with warm restarts (arXiv 1608.03983), each cycle with a linear warm-up and a lower peak.
+  """Returns cosine annealing with warm restarts (arXiv 1608.03983), each cycle with a linear warm-up and a lower peak.
 
   Args:
     peak: learning rate at the end of the first warm-up.
     first_cycle: steps of the first cycle, warm-up included.
-    cycle_mult: the part after the warm-up grows by this factor from cycle to cycle.
+    cycle_mult: factor on the length of the part after the warm-up, from cycle to cycle.
     warmup: steps of linear warm-up in every cycle.
     decay: factor on the peak from cycle to cycle.
     minimum: learning rate at both ends of a cycle.
-    num_steps: steps of the whole run; as many cycles as they take.
+    num_steps: steps of the whole run, which determine the number of cycles.
 
   Returns:
     Step, counted from 0 -> learning rate.
 
   Raises:
-    InputError: a first cycle no longer than its warm-up.
+    InputError: the first cycle is not longer than its warm-up.
   """
   if first_cycle <= warmup:
     raise InputError(
@@ -121,16 +156,16 @@ def cosine_cycles(
       }
     )
     total += length
-    # As the original's scheduler rounds it.
+    # The original's scheduler rounds down too.
     length = int((length - warmup) * cycle_mult) + warmup
   return optax.sgdr_schedule(cycles)
 
 
 def one_cosine(peak: float, *, warmup: int, minimum: float, num_steps: int) -> optax.Schedule:
-  """A linear warm-up from `minimum` to `peak`, then half a cosine that is back at `minimum` after `num_steps`.
+  """Returns a linear warm-up from `minimum` to `peak`, then half a cosine back to `minimum` after `num_steps`.
 
   Raises:
-    InputError: a run no longer than its warm-up.
+    InputError: the run is not longer than its warm-up.
   """
   if num_steps <= warmup:
     raise InputError(f"config.optim.warmup: found {warmup}, expected less than config.num_steps = {num_steps}")
@@ -138,21 +173,20 @@ def one_cosine(peak: float, *, warmup: int, minimum: float, num_steps: int) -> o
 
 
 def adamw(schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:
-  """AdamW (arXiv 1711.05101) as PyTorch has it: decoupled decay, scaled by the learning rate."""
+  """Returns AdamW (arXiv 1711.05101) as PyTorch has it: decoupled decay, scaled by the learning rate."""
   return optax.adamw(schedule, b1=b1, b2=b2, eps=1e-8, weight_decay=weight_decay)
 
 
 def muon(schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:
-  """Muon (arXiv 2502.16982): orthogonal updates for the matrices of the blocks, AdamW for everything else;
-  both with Nesterov's momentum.
+  """Returns Muon (arXiv 2502.16982) with Nesterov momentum: orthogonal updates for matrices of blocks, else AdamW.
 
-  Updates have the root mean square of Adam's, so that both take the same learning rate. A tiny SegGPT left
-  the plateau on which it paints everything in one color after 200 to 300 steps with it (docs/small.md).
+  Updates have the root mean square of Adam's, so that both take the same learning rate. With Muon a tiny SegGPT left
+  the plateau on which it predicts one color everywhere after 200 to 300 steps (docs/small.md).
   """
 
   def dimensions(params: Mapping[str, Any]) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
     matrices = optax.contrib.MuonDimensionNumbers()
-    # Not the embedding and the decoder, whose one side are pixels, nor the tables of positions.
+    # Embedding and decoder are left out since one of their sides are pixels, and so are the tables of positions.
     return {name: matrices if name.startswith("blocks.") and name.endswith(".kernel") else None for name in params}
 
   return optax.contrib.muon(
@@ -167,27 +201,14 @@ def muon(schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float)
 
 
 OPTIMIZERS = {"adamw": adamw, "muon": muon}
-SCHEDULES = {
-  "cycles": lambda optim, num_steps: cosine_cycles(
-    optim.peak,
-    optim.first_cycle,
-    cycle_mult=optim.cycle_mult,
-    warmup=optim.warmup,
-    decay=optim.decay,
-    minimum=optim.minimum,
-    num_steps=num_steps,
-  ),
-  "cosine": lambda optim, num_steps: one_cosine(
-    optim.peak, warmup=optim.warmup, minimum=optim.minimum, num_steps=num_steps
-  ),
-}
+SCHEDULES = ("cycles", "cosine")
 
 
 def layer_of(name: str, depth: int) -> int:
-  """The layer of a parameter, 0 (the embedding) to `depth` + 1 (what follows the blocks).
+  """Returns the layer of a parameter, from 0 (the embedding) to `depth` + 1 (everything after the blocks).
 
   Raises:
-    ValueError: a parameter that the table does not know.
+    ValueError: the table does not know the parameter.
   """
   for pattern, layer in _LAYERS:
     if match := re.search(pattern, name):
@@ -196,10 +217,10 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def is_decayed(name: str) -> bool:
-  """Whether weight decay is for this parameter: for matrices and convolutions.
+  """Returns whether weight decay applies to a parameter, which it does for matrices and convolutions.
 
   Raises:
-    ValueError: a parameter that the table does not know.
+    ValueError: the table does not know the parameter.
   """
   for pattern, decayed in _DECAYED:
     if re.search(pattern, name):
@@ -208,10 +229,10 @@ def is_decayed(name: str) -> bool:
 
 
 def rate_factors(names: Collection[str], layer_decay: float) -> dict[str, float]:
-  """Layer-wise learning-rate decay (arXiv 2106.08254): what each parameter's learning rate is multiplied by.
+  """Returns the factor on each parameter's learning rate, for layer-wise decay (arXiv 2106.08254).
 
   Args:
-    names: of all parameters of a network, which tell how many layers it has.
+    names: names of all parameters of a network, which also determine its number of layers.
     layer_decay: factor from a layer to the one below it; the last layer has 1.
   """
   depth = max(int(name.split(".")[1]) for name in names if name.startswith("blocks.")) + 1
@@ -219,10 +240,10 @@ def rate_factors(names: Collection[str], layer_decay: float) -> dict[str, float]
 
 
 def frozen_names(patterns: Collection[str], names: Collection[str]) -> frozenset[str]:
-  """The names in which one of the regular expressions is found.
+  """Returns the names in which one of the regular expressions is found.
 
   Raises:
-    InputError: a pattern that is none or fits no name, or nothing is left to train.
+    InputError: a pattern is invalid or fits no name, or no parameter is left to train.
   """
   frozen: set[str] = set()
   for pattern in patterns:
@@ -244,12 +265,17 @@ def frozen_names(patterns: Collection[str], names: Collection[str]) -> frozenset
 def _by_name(
   inner: optax.GradientTransformation, factors: Mapping[str, float], undecayed: Collection[str]
 ) -> optax.GradientTransformation:
-  """A whole optimizer, with its updates scaled by name, and parameters that its weight decay does not reach.
+  """Returns an optimizer with its updates scaled by parameter name, and some parameters exempt from weight decay.
 
-  Scaling what comes out, with AdamW as with Muon, scales the step and the decoupled decay alike, as a learning rate of
-  its own would; the moments never see it. AdamW and Muon look at parameters for their decay alone (Muon has no mask
-  for the part that is AdamW's), so those shown as zeros do not decay. The state has the form of the inner one: both
-  can be changed from one start of a run to the next.
+  Scaling an update of AdamW or Muon scales the step and the decoupled decay alike, as a separate learning rate would,
+  and leaves the moments alone. Both optimizers read parameters only for weight decay, so parameters shown to them as
+  zeros do not decay. (optax's Muon has no decay mask for its AdamW part.) The state has the form of the inner one, so
+  factors and exemptions may change between two starts of a run.
+
+  Args:
+    inner: AdamW or Muon.
+    factors: factor on the update of each parameter.
+    undecayed: names of parameters without weight decay.
   """
 
   def update(

@@ -1,7 +1,7 @@
-"""Where arrays live: a mesh ("data", "fsdp") and one table of rules for the parameters.
+"""Places arrays on devices: a mesh ("data", "fsdp") and one table of rules for the parameters.
 
-A batch is split over both axes, so every device gets its own pairs. Parameters, and with them gradients and optimizer
-state, are split over "fsdp" and copied over "data"; `jax.jit` puts in the gathers and reductions.
+A batch is split over both axes, so every device gets different pairs. Parameters, gradients and optimizer state are
+split over "fsdp" and copied over "data"; `jax.jit` inserts the gathers and reductions.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seggpt_jax.errors import InputError
 
-# First match wins; the dimensions after a name are the parameter's. A dimension that the fsdp axis does not divide is
-# left whole. Everything else (norms, biases, tokens, relative positions: under 1 % of the network) is copied.
+# The first match wins; a specification lists the dimensions of the parameter. A dimension that the fsdp axis does not
+# divide is not split. All other parameters (norms, biases, tokens, relative positions: under 1 % of the network) are
+# copied.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
-  (r"(qkv|fc1)\.kernel$", PartitionSpec(None, "fsdp")),  # [in, out]: split what the block widens to
-  (r"(proj|fc2)\.kernel$", PartitionSpec("fsdp", None)),  # ... and what it narrows from
+  (r"(qkv|fc1)\.kernel$", PartitionSpec(None, "fsdp")),  # [in, out]: split the wide output
+  (r"(proj|fc2)\.kernel$", PartitionSpec("fsdp", None)),  # [in, out]: split the wide input
   (r"(patch_embed|decoder_embed)\.kernel$", PartitionSpec(None, "fsdp")),
   (r"", PartitionSpec()),
 )
 
 
 def make_mesh(data: int, fsdp: int) -> Mesh:
-  """The mesh over all devices.
+  """Returns the mesh of all devices.
 
   Args:
-    data: size of the axis that copies parameters; -1 takes what is left.
-    fsdp: size of the axis that splits them.
+    data: size of the axis that copies parameters; -1 takes all devices that `fsdp` leaves.
+    fsdp: size of the axis that splits parameters.
 
   Raises:
     InputError: the sizes do not multiply to the number of devices.
@@ -45,18 +46,19 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding that copies an array to all devices."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Splits the leading dimension over all devices."""
+  """Returns the sharding that splits the leading dimension over all devices."""
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def cut_batch(mesh: Mesh, batch: Mapping[str, jax.Array], count: int) -> dict[str, jax.Array]:
   """Cuts each array of a batch, [N, ...], into micro-batches, [count, N / count, ...], inside jit.
 
-  Each device cuts its own share of the batch, consecutive parts of it, so that a micro-batch again lies on all devices
+  Each device cuts its own share of the batch into consecutive parts. So every micro-batch is spread over all devices,
   and nothing is sent between them.
   """
 
@@ -70,7 +72,7 @@ def cut_batch(mesh: Mesh, batch: Mapping[str, jax.Array], count: int) -> dict[st
 
 
 def join_batch(mesh: Mesh, parts: jax.Array) -> jax.Array:
-  """Inverse of `cut_batch` for one array."""
+  """Joins one array of micro-batches, as the inverse of `cut_batch`."""
   count, size, *rest = parts.shape
   parts = jax.lax.with_sharding_constraint(parts, _micro_batch_sharding(mesh))
   shares = jnp.swapaxes(parts.reshape(count, mesh.size, size // mesh.size, *rest), 0, 1)
@@ -82,14 +84,14 @@ def _micro_batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
-  """The sharding that the table gives to one parameter."""
+  """Returns the sharding of one parameter by the table of rules."""
   spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
   fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=False)]
   return NamedSharding(mesh, PartitionSpec(*fits))
 
 
 def tree_sharding(mesh: Mesh, tree: Any) -> Any:
-  """The shardings of a tree that holds parameters under their names at any depth, such as an optimizer state."""
+  """Returns the shardings of a tree with parameter names as keys at any depth, such as an optimizer state."""
 
   def leaf(path: tuple[Any, ...], value: Any) -> NamedSharding:
     names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
@@ -99,6 +101,6 @@ def tree_sharding(mesh: Mesh, tree: Any) -> Any:
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-  """This process's share of a batch -> arrays of the whole batch, spread over the mesh."""
+  """Turns this process's share of a batch into arrays of the whole batch, split over the mesh."""
   sharding = batch_sharding(mesh)
   return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}

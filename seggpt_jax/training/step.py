@@ -1,7 +1,8 @@
-"""One training step and one evaluation step as pure, jitted functions of (state, batch).
+"""Builds the training step and the evaluation step: pure, jitted functions of (state, batch).
 
-The batch comes as small integers; painting, normalizing and scoring happen on the device. The old state is donated:
-its buffers become the new one's. A batch may be computed in micro-batches, one after the other; the step is the same.
+A batch arrives as small integers; coloring, normalizing and scoring happen on the device. The old state is donated: its
+buffers become those of the new state. A batch may be computed in micro-batches, one after the other, with the same
+result.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ from seggpt_jax.training.loss import masked_smooth_l1
 
 
 def _compiler_options(mesh: Mesh) -> dict[str, Any]:
+  """Returns the options of XLA for the devices of a mesh."""
   platform = mesh.devices.flat[0].platform
-  found = compilation.options(platform)
+  options = compilation.options(platform)
   if platform == "cpu":
-    # XLA's CPU compiler drops the barriers that make remat wait for the gradient it is for, and computes all blocks
-    # anew at once: 19 instead of 1.5 GB beside the state for ViT-L and one canvas. Other compilers know their barriers.
-    found["xla_disable_hlo_passes"] = "cse_barrier_expander"
-    # Several devices of a CPU are its cores, and one core for each is enough: all cores for all get in each other's
-    # way.
-    found["xla_cpu_multi_thread_eigen"] = len(mesh.local_devices) == 1
-  return found
+    # XLA's CPU compiler drops the barriers with which remat waits for the gradient, and recomputes all blocks at once:
+    # ViT-L and one canvas then take 19 instead of 1.5 GB beside the state. Other compilers keep the barriers.
+    options["xla_disable_hlo_passes"] = "cse_barrier_expander"
+    # Several devices of a CPU are its cores. One thread for each is enough: more get in each other's way.
+    options["xla_cpu_multi_thread_eigen"] = len(mesh.local_devices) == 1
+  return options
 
 
 class TrainState(NamedTuple):
-  """What a step changes. A tree of shapes or of shardings takes the same form.
+  """The state that a step changes. Trees of its shapes or shardings have the same form.
 
   Attributes:
     step: number of steps done.
     params: all parameters, float32.
-    opt_state: the optimizer's, of the trained parameters alone.
-    ema: float32 average of the trained parameters; {} where none is kept.
+    opt_state: state of the optimizer, for the trained parameters alone.
+    ema: float32 moving average of the trained parameters; {} if there is none.
   """
 
   step: Int[Array, ""]
@@ -57,19 +58,18 @@ class TrainState(NamedTuple):
 
   @property
   def averaged(self) -> Params:
-    """The parameters to evaluate and to keep as best: averages where there are any."""
+    """Parameters to evaluate and to keep as best: averages where there are any."""
     return {**self.params, **self.ema}
 
 
 class StepOutput(NamedTuple):
-  """What a step tells, all still on the device.
+  """The results of a step, still on the device.
 
   Attributes:
     loss: masked smooth L1 of the batch.
-    confusion: pixel counts on the hidden patches, rows truth, columns decoded prediction.
-    colors: what the network painted, 0..255, [B, 2S, S, 3]; of the whole batch, in its order, also when it was
-      computed in micro-batches.
-    gradient_norm: global norm of the trained parameters' gradients, before any clipping; None in an evaluation.
+    confusion: pixel counts on the hidden patches; rows are the truth, columns the decoded prediction.
+    colors: predicted colors, 0..255, [B, 2S, S, 3], of the whole batch in its order.
+    gradient_norm: global norm of the gradients of all trained parameters, before clipping; None in an evaluation.
   """
 
   loss: Float[Array, ""]
@@ -81,13 +81,13 @@ class StepOutput(NamedTuple):
 def init_state(
   optimizer: optax.GradientTransformation, params: Params, *, frozen: Collection[str] = (), ema: bool = False
 ) -> TrainState:
-  """The state before the first step.
+  """Returns the state before the first step.
 
   Args:
-    optimizer: as for `make_train_step`.
-    params: all parameters; the average starts as a copy of the trained ones.
+    optimizer: transformation of the trained parameters.
+    params: all parameters; the moving average starts as a copy of the trained ones.
     frozen: names of the parameters that are not trained.
-    ema: whether an average is kept.
+    ema: whether to keep a moving average.
   """
   trained = {name: value for name, value in params.items() if name not in frozen}
   average = {name: jnp.array(value, jnp.float32, copy=True) for name, value in trained.items()} if ema else {}
@@ -95,11 +95,11 @@ def init_state(
 
 
 def apply_adapter(adapter: Adapter | None, params: Mapping[str, Any]) -> tuple[Params, Params]:
-  """The network's parameters, with what an adapter adds to them, and the adapter's own.
+  """Returns the network's parameters with the adapter merged in, and the adapter's own parameters.
 
   Args:
-    adapter: None if there is none.
-    params: those of the network and of the adapter together.
+    adapter: adapter, or None.
+    params: parameters of network and adapter together.
   """
   if adapter is None:
     return dict(params), {}
@@ -116,7 +116,7 @@ def _forward(
   prompts_per_query: int,
   adapter: Adapter | None,
 ) -> tuple[Float[Array, ""], Float[Array, "b h w 3"]]:
-  """Loss and normalized colors of a batch; drop path is on when there is a key."""
+  """Returns loss and normalized colors of a batch; drop path is on when there is a key."""
   mean, std = config.image_mean, config.image_std
   images = canvas.normalize(batch["images"], mean, std)
   targets = canvas.normalize(palette.color_labels(batch["labels"], batch["palette"]), mean, std)
@@ -137,22 +137,22 @@ def _forward(
 
 
 def _hidden(config: SegGPTConfig, batch: Mapping[str, Array]) -> Bool[Array, "b h w"]:
-  """The pixels that are hidden from the network, but for canvases that only fill up a batch."""
+  """Returns the mask of pixels hidden from the network, without canvases that only fill up a batch."""
   return canvas.upsample_mask(batch["patch_mask"], config.patch_size) & batch["valid"][:, None, None]
 
 
 def _score(config: SegGPTConfig, batch: Mapping[str, Array], loss: Array, colors: Array) -> StepOutput:
-  """Decodes the colors and counts hits on the hidden patches."""
+  """Decodes the colors and counts pixels of the hidden patches by class."""
   colors = canvas.unnormalize(colors, config.image_mean, config.image_std)
   labels = batch["labels"].astype(jnp.int32)
   decoded = palette.decode(colors, batch["palette"])
-  # Ignored pixels are of no class, so they are not counted.
+  # Ignored pixels have a label that is no class, so `confusion_counts` leaves them out.
   confusion = confusion_counts(decoded, labels, batch["palette"].shape[1], _hidden(config, batch))
   return StepOutput(loss, confusion, colors)
 
 
-def _shares(config: SegGPTConfig, batches: Mapping[str, Array]) -> Float[Array, "a"]:
-  """The share of each micro-batch in the pixels that the whole batch's loss is the mean over."""
+def _loss_weights(config: SegGPTConfig, batches: Mapping[str, Array]) -> Float[Array, "a"]:
+  """Returns the share of each micro-batch in the pixels over which the loss of the whole batch is averaged."""
 
   def count(batch: Mapping[str, Array]) -> Array:
     return jnp.sum(_hidden(config, batch) & (batch["labels"] != palette.IGNORE))
@@ -162,8 +162,10 @@ def _shares(config: SegGPTConfig, batches: Mapping[str, Array]) -> Float[Array, 
 
 
 def _update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) -> Params:
-  """Exponential moving average; with no more than (1 + t) / (10 + t) of its past after t steps, as usual, so that
-  it forgets where it started."""
+  """Returns the next exponential moving average.
+
+  After t steps at most (1 + t) / (10 + t) of the former average remains, as usual, so that it forgets the start.
+  """
   past = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
   return {name: past * average + (1.0 - past) * params[name] for name, average in ema.items()}
 
@@ -181,51 +183,53 @@ def make_train_step(
   ema: float = 0.0,
   adapter: Adapter | None = None,
 ) -> Callable[[TrainState, Mapping[str, Array], PRNGKeyArray], tuple[TrainState, StepOutput]]:
-  """The jitted training step.
+  """Returns the jitted training step.
 
   Args:
-    graph: structure of the network, of `parameters.split`.
-    config: its architecture.
+    graph: structure of the network, from `parameters.split`.
+    config: architecture of the network.
     optimizer: optax transformation that the state was initialized with.
-    mesh: where batches are spread.
+    mesh: devices that share a batch.
     state_sharding: a sharding for each leaf of the state.
     prompts_per_query: K; the K canvases of a query are consecutive in a batch.
     frozen: names of parameters that are not trained; no gradients are computed for them.
-    accumulate: number of micro-batches that a batch is computed in; its queries are a multiple of this times the
-      devices. Gradients are those of the whole batch, but for drop path, which draws anew in each micro-batch.
-    ema: decay of the average of the trained parameters, if the state has one.
-    adapter: whose parameters stand among those of the state.
+    accumulate: number of micro-batches of a batch; the number of queries is a multiple of this times the devices.
+      Gradients are those of the whole batch, except that drop path draws anew in each micro-batch.
+    ema: decay of the moving average, if the state has one.
+    adapter: adapter whose parameters are in the state; None without one.
 
   Returns:
-    (state, batch, key) -> (state, output). The state passed in is donated; the key is the run's, and each step
-    draws its own from it.
+    (state, batch, key) -> (state, output). The state passed in is donated. The key is that of the run; each step
+    derives its own key from it.
   """
   forward = functools.partial(_forward, graph, config, prompts_per_query=prompts_per_query, adapter=adapter)
 
-  def gradients_of(
+  def whole_batch(
     trained: Params, fixed: Params, batch: Mapping[str, Array], key: PRNGKeyArray
   ) -> tuple[Params, StepOutput]:
+    """Returns gradients and output of a batch."""
     value_and_grad = jax.value_and_grad(lambda trained: forward({**fixed, **trained}, batch, key), has_aux=True)
     (loss, colors), gradients = value_and_grad(trained)
     return gradients, _score(config, batch, loss, colors)
 
-  def accumulated(
+  def micro_batches(
     trained: Params, fixed: Params, batch: Mapping[str, Array], key: PRNGKeyArray
   ) -> tuple[Params, StepOutput]:
+    """Returns gradients and output of a batch that is computed in parts."""
     batches = sharding.cut_batch(mesh, batch, accumulate)
 
     def add(total: Params, element: tuple[Array, Array, Mapping[str, Array]]) -> tuple[Params, StepOutput]:
-      index, share, batch = element
-      gradients, output = gradients_of(trained, fixed, batch, jax.random.fold_in(key, index))
-      # Means over unlike numbers of pixels: each counts for its share of them.
-      total = jax.tree.map(lambda total, gradient: total + share * gradient, total, gradients)
-      return total, output._replace(loss=share * output.loss)
+      index, weight, batch = element
+      gradients, output = whole_batch(trained, fixed, batch, jax.random.fold_in(key, index))
+      # Losses are means over different numbers of pixels, so each is weighted by its number.
+      total = jax.tree.map(lambda total, gradient: total + weight * gradient, total, gradients)
+      return total, output._replace(loss=weight * output.loss)
 
     zeros = {
       name: jax.lax.with_sharding_constraint(jnp.zeros_like(value), state_sharding.params[name])
       for name, value in trained.items()
     }
-    elements = jnp.arange(accumulate), _shares(config, batches), batches
+    elements = jnp.arange(accumulate), _loss_weights(config, batches), batches
     gradients, outputs = jax.lax.scan(add, zeros, elements)
     colors = sharding.join_batch(mesh, outputs.colors)
     return gradients, StepOutput(jnp.sum(outputs.loss), jnp.sum(outputs.confusion, axis=0), colors)
@@ -233,7 +237,7 @@ def make_train_step(
   def train_step(state: TrainState, batch: Mapping[str, Array], key: PRNGKeyArray) -> tuple[TrainState, StepOutput]:
     trained = {name: value for name, value in state.params.items() if name not in frozen}
     fixed = {name: value for name, value in state.params.items() if name in frozen}
-    differentiate = gradients_of if accumulate == 1 else accumulated
+    differentiate = whole_batch if accumulate == 1 else micro_batches
     gradients, output = differentiate(trained, fixed, batch, jax.random.fold_in(key, state.step))
     updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
     trained = optax.apply_updates(trained, updates)
@@ -241,11 +245,11 @@ def make_train_step(
     state = TrainState(state.step + 1, {**fixed, **trained}, opt_state, average)
     return state, output._replace(gradient_norm=optax.tree.norm(gradients))
 
-  whole, spread = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  replicated, batch_sharded = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   return jax.jit(
     train_step,
-    in_shardings=(state_sharding, spread, whole),
-    out_shardings=(state_sharding, StepOutput(whole, whole, spread, whole)),
+    in_shardings=(state_sharding, batch_sharded, replicated),
+    out_shardings=(state_sharding, StepOutput(replicated, replicated, batch_sharded, replicated)),
     donate_argnums=0,
     compiler_options=_compiler_options(mesh),
   )
@@ -259,15 +263,24 @@ def make_eval_step(
   prompts_per_query: int = 1,
   adapter: Adapter | None = None,
 ) -> Callable[[Params, Mapping[str, Array]], StepOutput]:
-  """The jitted evaluation step, (params, batch) -> output, without drop path."""
+  """Returns the jitted evaluation step, (params, batch) -> output, without drop path.
+
+  Args:
+    graph: structure of the network, from `parameters.split`.
+    config: architecture of the network.
+    mesh: devices that share a batch.
+    params_sharding: a sharding for each parameter.
+    prompts_per_query: K; the K canvases of a query are consecutive in a batch.
+    adapter: adapter whose parameters are among `params`; None without one.
+  """
 
   def eval_step(params: Params, batch: Mapping[str, Array]) -> StepOutput:
     return _score(config, batch, *_forward(graph, config, params, batch, None, prompts_per_query, adapter))
 
-  whole, spread = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  replicated, batch_sharded = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   return jax.jit(
     eval_step,
-    in_shardings=(params_sharding, spread),
-    out_shardings=StepOutput(whole, whole, spread),
+    in_shardings=(params_sharding, batch_sharded),
+    out_shardings=StepOutput(replicated, replicated, batch_sharded),
     compiler_options=_compiler_options(mesh),
   )

@@ -73,10 +73,12 @@ def advised(findings):
 
 
 def read_config(line):
-  """The configuration that a train.py line makes, checked as a run checks it."""
-  python, script, *arguments = shlex.split(line)
-  assert (python, script) == ("python", "train.py")
-  arguments = [each.replace("configs/", f"{ROOT}/configs/") for each in arguments]
+  """The configuration that a training command makes, checked as a run checks it."""
+  program, command, *arguments = shlex.split(line)
+  assert (program, command) == ("seggpt", "train")
+  arguments[arguments.index("--config") + 1] = str(
+    ROOT / "configs" / f"{arguments[arguments.index('--config') + 1]}.py"
+  )
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file("config", flag_values=values)
   flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -108,14 +110,14 @@ def test_the_command_writes_its_files_and_prints_a_report(tmp_path):
   (root / "train" / "images" / "a01.png").write_bytes(b"nothing")
   run = run_command("--path", root, "--outdir", tmp_path / "out")
   assert run.returncode == 0, run.stderr
-  assert "STORED VALUES" in run.stdout and "python train.py --config" in run.stdout and "a01.png" in run.stdout
+  assert "STORED VALUES" in run.stdout and "seggpt train --config" in run.stdout and "a01.png" in run.stdout
   facts = json.loads((tmp_path / "out" / "inspect.json").read_text())
   assert facts["labels"]["num_classes"] == 3 and len(facts["splits"]["train"]["problems"]["unreadable"]) == 1
   assert Image.open(tmp_path / "out" / "inspect.png").width > 500
 
 
 def run_command(*arguments):
-  command = [sys.executable, "-m", "seggpt_jax.data.inspect", *map(str, arguments)]
+  command = [sys.executable, "-m", "seggpt_jax", "inspect", *map(str, arguments)]
   return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
 
 
@@ -175,7 +177,7 @@ def test_a_label_that_an_image_with_exif_turns_away_from_is_explained(tmp_path):
 def test_few_images_are_called_few_and_a_missing_val_gets_the_line_that_divides(tmp_path):
   write(tmp_path, num_train=5, num_val=0)
   text = advised(inspected(tmp_path))
-  assert "only 5 usable samples" in text and "python -m seggpt_jax.data.prepare --kind=folder" in text
+  assert "only 5 usable samples" in text and "seggpt prepare --kind=folder" in text
   assert "its scores will jump" in advised(inspected(write(tmp_path, num_val=3)))
 
 
@@ -198,7 +200,7 @@ def test_large_images_want_memory_or_smaller_copies(tmp_path):
       save(tmp_path / "train" / folder / f"{name}.png", pixels, compress_level=1)
   text = advised(inspected(tmp_path))
   assert "data.cache_mb=33" in text
-  arguments = shlex.split(text[text.index("python -m seggpt_jax.data.prepare") :].splitlines()[0])[1:]
+  arguments = ["-m", "seggpt_jax", *shlex.split(text[text.index("seggpt prepare") :].splitlines()[0])[1:]]
   assert "--shorter_side=1024" in arguments
   subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, capture_output=True)
   assert Image.open(f"{tmp_path}_1024/train/images/a00.png").size == (1024, 1075)
@@ -326,7 +328,7 @@ def test_small_regions_want_crops_and_tiles(tmp_path):
     return label
 
   text = advised(inspected(write(tmp_path, speck)))
-  assert "data.foreground_crop=0.5" in text and "infer.py --split=2" in text
+  assert "data.foreground_crop=0.5" in text and "seggpt infer --split=2" in text
 
 
 def test_mostly_ignored_pixels(tmp_path):
@@ -410,10 +412,9 @@ def test_coco_annotations_are_read_as_they_are(tmp_path):
 
 
 def test_records_are_read_as_they_are(tmp_path):
-  pytest.importorskip("seggpt_jax.data.prepare")
   write(tmp_path / "folder")
   flags = ("--num_classes=3", "--labels=index", "--format=records", "--groups=prefix:a", f"--outdir={tmp_path}/records")
-  command = [sys.executable, "-m", "seggpt_jax.data.prepare", f"--path={tmp_path}/folder", *flags]
+  command = [sys.executable, "-m", "seggpt_jax", "prepare", f"--path={tmp_path}/folder", *flags]
   subprocess.run(command, check=True, capture_output=True)
   assert guess_kind(str(tmp_path / "records")) == "tfds"
   findings = inspected(tmp_path / "records", kind="tfds", groups="field:name")
@@ -422,11 +423,10 @@ def test_records_are_read_as_they_are(tmp_path):
 
 
 def test_the_line_that_divides_works(tmp_path):
-  pytest.importorskip("seggpt_jax.data.prepare")
   write(tmp_path / "data", lambda i: blob(255), num_train=20, num_val=0)
   (tmp_path / "data/train/labels/a03.png").write_bytes(b"no label")
-  line = advised(inspected(tmp_path / "data")).partition("python -m")[2].splitlines()[0]
-  subprocess.run([sys.executable, "-m", *shlex.split(line)], check=True, capture_output=True)
+  line = advised(inspected(tmp_path / "data")).partition("seggpt prepare")[2].splitlines()[0]
+  subprocess.run([sys.executable, "-m", "seggpt_jax", "prepare", *shlex.split(line)], check=True, capture_output=True)
   assert "usable" not in advised(inspected(tmp_path / "data_divided", splits=("train",)))
 
 

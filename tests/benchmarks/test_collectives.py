@@ -1,4 +1,4 @@
-"""What is read off a compiled program: a wrong count of bytes would make every predicted network time wrong."""
+"""Collectives of a compiled program: a wrong number of bytes would make every predicted network time wrong."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks.collectives import Collective, count_loops, find_collectives
+from benchmarks.collectives import Collective, bandwidth, count_loops, find_collectives
+from seggpt_jax.training.chips import CHIPS
 
 
 def compiled(function, into, out, *shapes):
@@ -22,7 +23,7 @@ def test_a_gather_carries_the_whole_array():
   assert find_collectives(program) == [Collective("all-gather", 16 * 8 * 4, 4, 1)]
 
 
-def test_a_sum_over_the_outer_axis_joins_devices_that_lie_apart():
+def test_a_sum_over_the_outer_axis_joins_distant_devices():
   program = compiled(lambda x: x.sum(0), [("data",)], (), (16, 8))
   assert find_collectives(program) == [Collective("all-reduce", 8 * 4, 2, 4)]
 
@@ -54,15 +55,23 @@ def test_every_form_of_a_line_is_read(line, expected):
   assert find_collectives(line) == [expected]
 
 
-def test_what_a_ring_sends():
+def test_bytes_that_a_ring_sends():
   assert Collective("all-reduce", 800, 8, 1).sent == 1400
   assert Collective("all-gather", 800, 8, 1).sent == 700
   assert Collective("collective-permute", 800, 2, 1).sent == 800
 
 
-def test_what_cannot_be_read_is_said():
+def test_unknown_forms_are_refused():
   with pytest.raises(ValueError, match="asynchronous"):
     find_collectives("%a = f32[4]{0} all-reduce-start(%x), replica_groups={{0,1}}")
   with pytest.raises(ValueError, match="replica_groups"):
     find_collectives("%a = f32[4]{0} all-reduce(%x), replica_groups=mesh['a'=8] {'a':(1)2}")
   assert count_loops("%w = (s32[]) while(%t), condition=%c, body=%b") == 1
+
+
+def test_collectives_over_nodes_are_as_fast_as_their_network_cards():
+  h200 = next(chip for chip in CHIPS if chip.name == "H200")
+  assert bandwidth(h200, 8) == 450e9
+  assert bandwidth(h200, 256) == 400e9  # eight cards of 50 GB/s in every node
+  assert bandwidth(h200, 32, stride=8) == 50e9  # one member, one card
+  assert bandwidth(next(chip for chip in CHIPS if chip.name == "TPU v5e"), 256) == 200e9

@@ -1,4 +1,4 @@
-"""The numbers on docs/speed.md: nobody should be able to write one there by hand, or lose those of another machine."""
+"""The tables of docs/speed.md: all numbers come from result files, and no run removes another machine's results."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def test_the_page_holds_what_the_results_say():
   assert tables.fill(page, tables.generate(report.RESULTS)) == page
 
 
-def test_a_line_of_the_model():
+def test_a_row_of_the_model_table():
   cells = [cell.strip() for cell in tables.model_line(row(difference=2.4e-6)).strip("|").split("|")]
   assert cells == [
     *("tiny", "float32", "2", "train", "transformers eager", "200 ms", "100 ms .. 400 ms", "10"),
@@ -34,7 +34,7 @@ def test_a_line_of_the_model():
   ]
 
 
-def test_a_failure_has_a_line_of_the_same_width():
+def test_a_failure_has_a_row_of_the_same_width():
   failed = {name: row()[name] for name in ("device", "variant", "dtype", "batch_size", "work", "side")}
   line = tables.model_line(failed | {"error": "OutOfMemoryError: a | b"})
   assert "OutOfMemoryError: a / b" in line
@@ -69,12 +69,12 @@ def test_disturbed_rows_are_not_kept_on_a_cpu(tmp_path, monkeypatch):
   made = tables.generate(tmp_path)
   assert "void" not in made
   assert "void: others took 90%" in tables.model_line(row(others=0.9))
-  assert "| 0.50 |" not in tables.model_line(row(others=0.9))  # nobody is to quote such a ratio
+  assert "| 0.50 |" not in tables.model_line(row(others=0.9))  # the ratio is not reliable
   assert made.index("CPU, 2 cores (") < made.index("NVIDIA H200 (")
   assert made.count("| tiny |") == 2
 
 
-def test_what_failed_is_kept_beside_what_did_not(tmp_path, monkeypatch):
+def test_failures_are_kept_beside_results(tmp_path, monkeypatch):
   monkeypatch.setattr(report, "RESULTS", tmp_path)
   failed = {"device": "CPU, 2 cores", "variant": "tiny", "dtype": "float32", "batch_size": 2, "work": "train"}
   failed |= {"side": "transformers compile", "error": "InvalidCxxCompiler"}
@@ -82,7 +82,7 @@ def test_what_failed_is_kept_beside_what_did_not(tmp_path, monkeypatch):
   assert "InvalidCxxCompiler" in tables.generate(tmp_path)
 
 
-def test_devices_stand_under_their_own_machine():
+def test_rows_are_grouped_by_device():
   results = {"machines": {"CPU, 2 cores": MACHINE, "NVIDIA H200": MACHINE}, "rows": [row(device="NVIDIA H200"), row()]}
   made = tables.model_tables(results)
   assert made.index("CPU, 2 cores (P") < made.index("| tiny |") < made.index("NVIDIA H200 (P")

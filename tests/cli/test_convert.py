@@ -140,7 +140,7 @@ def test_existing_output_is_kept(checkpoint, tmp_path):
 
 @pytest.mark.parametrize(
   ("args", "message"),
-  [(["one"], "found 1 arguments, expected INPUT and OUTPUT"), (["--to", "tf", "a", "b"], "--to=tf")],
+  [(["one"], "found 1 argument, expected 2: INPUT OUTPUT"), (["--to", "tf", "a", "b"], "--to=tf")],
 )
 def test_wrong_command_line(args, message):
   """Wrong flags end in the same one line."""

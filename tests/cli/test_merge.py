@@ -10,25 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.nano import NANO
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model import weights
 from seggpt_jax.model.adapters import LearnedPrompt, LoRA
 from tests import adapter_runs
-from tests.adapter_runs import CONFIG
+from tests.loud_network import loud_params
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def folder(tmp_path):
-  weights.save_weights(tmp_path / "base", adapter_runs.loud_params(CONFIG), CONFIG)
-  adapter_runs.write_run(tmp_path / "lora", LoRA(rank=4, alpha=2.0), CONFIG, tmp_path / "base")
+  weights.save_weights(tmp_path / "base", loud_params(NANO), NANO)
+  adapter_runs.write_run(tmp_path / "lora", LoRA(rank=4, alpha=2.0), NANO, tmp_path / "base")
   return tmp_path
 
 
 def merge(*arguments):
   return subprocess.run(
-    [sys.executable, "-m", "seggpt_jax.model.merge", *arguments],
+    [sys.executable, "-m", "seggpt_jax", "merge", *arguments],
     capture_output=True,
     text=True,
     env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -44,7 +45,7 @@ def refused(done):
 def test_merged_weights_segment_as_the_two_did(folder):
   done = merge(folder / "base", folder / "lora", folder / "below" / "merged")
   assert done.returncode == 0, done.stderr
-  assert f"with {4 * CONFIG.depth} kernels updated" in done.stdout
+  assert f"with {4 * NANO.depth} kernels updated" in done.stdout
   generator = np.random.default_rng(0)
   query, image = generator.integers(0, 256, (2, 16, 16, 3), np.uint8)
   prompts = [(image, generator.integers(0, 3, (16, 16)))]
@@ -61,17 +62,17 @@ def test_an_output_that_cannot_be_is_said_before_anything_is_read(folder):
   (folder / "file").write_text("")
   (folder / "link").symlink_to(folder / "nowhere")
   for taken in ("base", "file", "link"):
-    assert f"{folder / taken}: found something there already" in refused(merge("lost", "lost", folder / taken))
-  assert f"{folder / 'file'} is no folder" in refused(merge("lost", "lost", folder / "file" / "below"))
+    assert f"{folder / taken}: already exists" in refused(merge("lost", "lost", folder / taken))
+  assert f"{folder / 'file'} is not a folder" in refused(merge("lost", "lost", folder / "file" / "below"))
   assert (folder / "file").read_text() == ""
 
 
 def test_what_does_not_merge_is_refused_and_nothing_is_left(folder):
-  adapter_runs.write_run(folder / "prompt", LearnedPrompt(), CONFIG, folder / "base")
-  weights.save_weights(folder / "other", adapter_runs.loud_params(CONFIG, seed=1), CONFIG)
+  adapter_runs.write_run(folder / "prompt", LearnedPrompt(), NANO, folder / "base")
+  weights.save_weights(folder / "other", loud_params(NANO, seed=1), NANO)
   output = folder / "merged"
   assert "found a learned prompt, expected a LoRA" in refused(merge(folder / "base", folder / "prompt", output))
   assert f"found weights other than {folder / 'base'}" in refused(merge(folder / "other", folder / "lora", output))
   assert "found no adapter in it" in refused(merge(folder / "base", folder / "base", output))
-  assert "expected three: WEIGHTS RUN OUTPUT" in refused(merge(folder / "base"))
+  assert "expected 3: WEIGHTS RUN OUTPUT" in refused(merge(folder / "base"))
   assert sorted(path.name for path in folder.iterdir()) == ["base", "lora", "other", "prompt"]

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.cli.retrieve import ChoiceOptions, choose
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.retrieval.conditions import by_class, by_group, classes_of
-from seggpt_jax.retrieval.prompt_index import PromptIndex, list_prompts
+from seggpt_jax.retrieval.labeled_images import list_prompts
+from seggpt_jax.retrieval.mapping import ChoiceOptions, choose
+from seggpt_jax.retrieval.prompt_index import PromptIndex
 
 ROOT = Path(__file__).parents[2]
 # Prompts by name: their classes. Queries likewise; each looks like the prompt of the same number.
@@ -50,7 +51,7 @@ def folders(tmp_path):
   return tmp_path
 
 
-def command(folders, weights_directory, *options, program=("-m", "seggpt_jax.inference.retrieval")):
+def command(folders, weights_directory, *options, program=("-m", "seggpt_jax", "retrieve")):
   prompts = folders / "prompts"
   return subprocess.run(
     [
@@ -83,7 +84,7 @@ def test_infer_takes_the_mapping_and_features_are_kept_where_caches_are(folders,
   done = command(folders, weights_directory, "--top_k", "3", "--output", "out/mapping.json")
   assert done.returncode == 0, done.stderr
   assert "6/6" in done.stderr  # the bar
-  assert "1 of 6 labeled images hold no class" in done.stdout
+  assert "1 of 6 labeled images hold no class and cannot be prompts" in done.stdout
   written = json.loads((folders / "out" / "mapping.json").read_text())
   expected, _ = chosen(folders, model, top_k=3)
   assert written == {f"{q}.png": [f"{p}.png" for p in files] for q, files in expected.items()}

@@ -55,7 +55,7 @@ def test_train_resume_and_segment(boards, tmp_path):
     ([], "--config: missing"),
     (["--config", "configs/small.py"], "--workdir: missing"),
     (["--config", "configs/none.py", "--workdir", "run"], "--config: file configs/none.py not found"),
-    (["--config", "configs/small.py", "--workdir", "run", "--config.data.foo=1"], "unknown key 'foo'"),
+    (["--config", "configs/small.py", "--workdir", "run", "--config.data.foo=1"], "--config.data.foo: unknown key"),
     (["--config", "configs/small.py", "--workdir", "run", "--config.num_steps=many"], "--config.num_steps=many"),
     (["--config", "configs/small.py", "--workdir", "run", "extra"], "found argument 'extra'"),
     (["--nosuchflag"], "nosuchflag"),

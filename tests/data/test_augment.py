@@ -1,4 +1,4 @@
-"""Augmentation: a pixel and its label must never part, and a seed must mean one sample."""
+"""Augmentation: a label must stay with its pixel, and a seed must always give the same sample."""
 
 import dataclasses
 import io
@@ -42,14 +42,14 @@ APPEARANCE = ("brightness", "contrast", "saturation", "hue", "blur", "noise")
 
 
 def sample(shape=(40, 56), seed=0, labels=(0, 1, 2, 255)):
-  """The image says in each of its pixels which row and column it was, and what its label is."""
+  """Returns a sample whose image stores row, column and label of each pixel in its three channels."""
   y, x = np.mgrid[: shape[0], : shape[1]]
   label = np.random.default_rng(seed).choice(np.array(labels, np.uint8), shape)
   return {"image": np.stack([y, x, label * 60], axis=-1).astype(np.uint8), "label": label, "name": f"sample{seed}"}
 
 
 def as_view(whole, kind):
-  """The same pixels in memory as other code may hand them over."""
+  """Returns the same pixels with another memory layout, as other code may pass them."""
   image, label = whole["image"], whole["label"]
   if kind == "strided":
     image, label = np.repeat(image, 2, axis=1)[:, ::2], np.repeat(label, 2, axis=1)[:, ::2]
@@ -72,12 +72,12 @@ def assert_together(changed):
   np.testing.assert_array_equal(changed["image"][..., 2], (changed["label"] * 60).astype(np.uint8))
 
 
-# The whole chain: a training run dies in the middle of the night over one odd picture, or trains on wrong labels.
+# The whole chain: without these tests, one odd image could end a long training run, or labels could be wrong.
 
 
 @properties
 @given(SHAPES, SIZES, SEEDS, AUGMENTATIONS, st.sampled_from(["strided", "reversed", "transposed", "read-only"]))
-def test_any_picture_gives_the_square_and_no_new_labels_whatever_its_memory(shape, size, seed, augmentation, kind):
+def test_any_image_gives_a_square_without_new_labels(shape, size, seed, augmentation, kind):
   given_sample = {**sample(shape), "weight": 3}
   before = {key: np.copy(given_sample[key]) for key in ("image", "label")}
   changed = augment.augment(given_sample, size, np.random.default_rng(seed), augmentation)
@@ -86,22 +86,22 @@ def test_any_picture_gives_the_square_and_no_new_labels_whatever_its_memory(shap
     assert changed[key].dtype == np.uint8 and changed[key].flags.c_contiguous
   assert set(np.unique(changed["label"])) <= set(np.unique(given_sample["label"]))
   assert changed["name"] == "sample0" and changed["weight"] == 3
-  # The same seed is the same sample, also from other memory, and the sample itself is as it was.
+  # The same seed gives the same result from any memory layout, and the input is not changed.
   assert_equal(changed, augment.augment(as_view(given_sample, kind), size, np.random.default_rng(seed), augmentation))
   assert_equal(given_sample, before)
 
 
 @properties
 @given(SIZES, SEEDS)
-def test_off_means_that_nothing_changes(size, seed):
+def test_default_options_change_nothing(size, seed):
   given_sample, generator = sample((size, size)), np.random.default_rng(seed)
   assert_equal(augment.augment(given_sample, size, generator, Augmentation()), given_sample)
   for step in (augment.random_flip, augment.random_turn, augment.random_appearance):
     assert_equal(step(given_sample, generator, Augmentation()), given_sample)
 
 
-def test_a_square_cut_from_a_picture_is_one_piece_of_memory():
-  # Stacking a batch of strided views would be slow, and other code may need to hand it on as it is.
+def test_a_crop_is_contiguous():
+  # Strided views would make stacking a batch slow, and some code accepts only contiguous arrays.
   augmentation = Augmentation(resize=40, resize_mode="shorter")
   cut = augment.augment(sample(), 32, np.random.default_rng(0), augmentation)
   assert cut["image"].flags.c_contiguous and cut["label"].flags.c_contiguous
@@ -113,8 +113,8 @@ def test_another_seed_gives_another_sample():
   assert len({image.tobytes() for image in changed}) == 20
 
 
-def test_samples_made_at_once_in_threads_are_those_made_alone():
-  # A reproducible run would be lost to hidden random state.
+def test_threads_do_not_change_samples():
+  # Hidden random state would make runs impossible to reproduce.
   augmentation = Augmentation(64, "shorter", (0.5, 2.0), 0.5, True, True, True, 0.5, 0.5, 0.5, 0.1, 2.0, 9.0, 30)
 
   def make(seed):
@@ -126,7 +126,7 @@ def test_samples_made_at_once_in_threads_are_those_made_alone():
     assert_equal(made, make(seed))
 
 
-def test_a_mistyped_mode_is_refused_where_it_is_written():
+def test_an_unknown_resize_mode_is_refused():
   with pytest.raises(ValueError, match="found 'short', expected one of fixed, shorter"):
     Augmentation(resize_mode="short")
 
@@ -136,7 +136,7 @@ def test_a_mistyped_mode_is_refused_where_it_is_written():
 
 @properties
 @given(SHAPES, SIZES, SEEDS)
-def test_at_the_original_size_the_crop_is_pixels_of_the_picture_mirrored_beyond_it(shape, size, seed):
+def test_without_resizing_a_crop_has_the_pixels_of_the_image_mirrored_at_its_borders(shape, size, seed):
   given_sample = sample(shape)
   augmentation = Augmentation(resize=min(shape), resize_mode="shorter")
   cropped = augment.random_crop(given_sample, size, np.random.default_rng(seed), augmentation)
@@ -149,7 +149,7 @@ def test_at_the_original_size_the_crop_is_pixels_of_the_picture_mirrored_beyond_
 
 
 def stripes(seed, width, length):
-  """Four stripes of two labels, upright or lying, and an image that is bright where the label is 3."""
+  """Returns four vertical or horizontal stripes of two labels, with an image that is bright where the label is 3."""
   generator = np.random.default_rng(seed)
   label = np.kron(generator.choice(np.array([0, 3], np.uint8), 4)[:, None], np.ones((width, length), np.uint8))
   label = label.T.copy() if generator.random() < 0.5 else label
@@ -165,12 +165,12 @@ def stripes(seed, width, length):
   st.sampled_from(augment.RESIZE_MODES),
   st.floats(0.5, 8.0),
 )
-def test_resampled_labels_stay_under_their_pixels(seed, width, length, size, mode, factor):
-  # Labels that sit beside their objects would teach the network to draw them there.
+def test_resampled_labels_stay_aligned_with_their_image(seed, width, length, size, mode, factor):
+  # Shifted labels would teach the network to predict shifted masks.
   augmentation = Augmentation(resize=size, resize_mode=mode, scale=(factor, factor))
   cropped = augment.random_crop(stripes(seed, width, length), size, np.random.default_rng(seed), augmentation)
-  # An edge between pixels may be resampled to either side of it: a pixel next to a change of label is not compared, nor
-  # one at the border, where the change may be just outside.
+  # Resampling may move an edge to either side, so pixels next to a change of label are not compared. Pixels at the
+  # border are not compared either, because a change may be just outside.
   square = np.ones((3, 3), np.uint8)
   inside = (cv2.dilate(cropped["label"], square) == cv2.erode(cropped["label"], square))[1:-1, 1:-1]
   image, label = cropped["image"][1:-1, 1:-1, 0], cropped["label"][1:-1, 1:-1]
@@ -183,7 +183,7 @@ def test_label_resize_takes_the_pixel_nearest_to_the_center(shape, size):
   label = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
   given_sample = {"image": np.zeros((*shape, 3), np.uint8), "label": label, "name": ""}
   resized = augment.random_crop(given_sample, size, np.random.default_rng(0), Augmentation())["label"]
-  # The i-th of `size` centers lies at (i + 1/2) n / size; on a border between two pixels both are nearest.
+  # The i-th of `size` centers is at (i + 1/2) n / size. If that is a border between two pixels, both are nearest.
   centers = [(2 * np.arange(size) + 1) * n for n in shape]
   candidates = [
     label[np.ix_((centers[0] - y) // (2 * size), (centers[1] - x) // (2 * size))] for y in (0, 1) for x in (0, 1)
@@ -207,9 +207,9 @@ def test_label_resize_takes_the_pixel_nearest_to_the_center(shape, size):
     ((400, 46), 0.45),
   ],
 )
-def test_resized_images_look_as_pillow_resizes_them(shape, tolerance):
-  # Reference: Pillow's antialiased bicubic, which evaluation uses; tolerance as a share of the image's own deviation.
-  # Averages, from a factor of 2 on, differ by their shape; aliasing would differ by more than the image itself.
+def test_resized_images_match_those_of_pillow(shape, tolerance):
+  # Reference: Pillow's antialiased bicubic, which evaluation uses. The tolerance is a share of the image's standard
+  # deviation. It is larger from a factor of 2 on, because the filters differ; aliasing would exceed 1.
   image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8), (0, 0), 0.7)
   given_sample = {"image": image, "label": image[..., 0], "name": ""}
   resized = augment.random_crop(given_sample, 47, np.random.default_rng(0), Augmentation())["image"]
@@ -218,12 +218,12 @@ def test_resized_images_look_as_pillow_resizes_them(shape, tolerance):
   assert difference.std() < tolerance * reference.std() and abs(difference.mean()) < 0.5
 
 
-def test_fixed_squeezes_to_a_square_and_shorter_keeps_the_aspect():
+def test_fixed_resizes_to_a_square_and_shorter_keeps_the_aspect_ratio():
   ramp = {"image": sample((60, 120))["image"], "label": sample((60, 120))["label"], "name": ""}
   for mode, step_x in (("fixed", 1.0), ("shorter", 0.5)):
     augmentation = Augmentation(resize=120, resize_mode=mode)
     image = augment.random_crop(ramp, 40, np.random.default_rng(0), augmentation)["image"].astype(float)
-    # Source pixels that a step of one pixel in the result covers.
+    # The mean difference is the number of source pixels for each pixel of the result.
     assert np.diff(image[5:-5, 20, 0]).mean() == pytest.approx(0.5, abs=0.05)
     assert np.diff(image[20, 5:-5, 1]).mean() == pytest.approx(step_x, abs=0.05)
 
@@ -237,11 +237,11 @@ def test_scale_is_drawn_evenly_between_smaller_and_larger():
     image = augment.random_crop(given_sample, 40, np.random.default_rng(seed), augmentation)["image"]
     steps.append((int(image[0, -5, 0]) - int(image[0, 4, 0])) / 31)
   assert 0.45 < min(steps) < 0.55 and 1.9 < max(steps) < 2.1
-  # Log-uniform: as often above 1 as below; 150 with a deviation of 8.7.
+  # Log-uniform: half of the 300 factors are above 1, with a standard deviation of 8.7.
   assert abs(np.sum(np.array(steps) > 1) - 150) < 40
 
 
-def test_free_crops_reach_every_place():
+def test_crops_reach_every_position():
   augmentation = Augmentation(resize=40, resize_mode="shorter")
   corners = [
     tuple(augment.random_crop(sample(), 36, np.random.default_rng(seed), augmentation)["image"][0, 0, :2].tolist())
@@ -250,7 +250,7 @@ def test_free_crops_reach_every_place():
   assert set(corners) == {(y, x) for y in range(5) for x in range(21)}
 
 
-def test_a_picture_smaller_than_the_crop_lies_anywhere_in_it():
+def test_an_image_smaller_than_the_crop_can_be_anywhere_in_it():
   augmentation = Augmentation(resize=12, resize_mode="shorter")
   first = set()
   for seed in range(200):
@@ -259,13 +259,13 @@ def test_a_picture_smaller_than_the_crop_lies_anywhere_in_it():
   assert first == {0, 1, 2, 3, 4}
 
 
-# Foreground: a user with small objects would train on empty pictures.
+# Foreground: without these crops, a user with small objects would train mostly on empty images.
 
 
 @properties
 @given(SHAPES, SIZES, SEEDS, st.sampled_from(augment.RESIZE_MODES), st.floats(1.0, 5.0), st.integers(1, 254))
-def test_a_foreground_crop_holds_foreground(shape, size, seed, mode, factor, kind):
-  # Enlarged, so that every pixel of the window is in the result.
+def test_a_foreground_crop_contains_foreground(shape, size, seed, mode, factor, kind):
+  # The image is enlarged, so every pixel of the window is in the result.
   generator = np.random.default_rng(seed)
   label = generator.choice(np.array([0, 255], np.uint8), shape)
   label[generator.integers(shape[0]), generator.integers(shape[1])] = kind
@@ -277,8 +277,8 @@ def test_a_foreground_crop_holds_foreground(shape, size, seed, mode, factor, kin
 
 @properties
 @given(SEEDS, st.floats(1.0, 6.0))
-def test_a_foreground_crop_of_a_shrunk_picture_shows_the_object(seed, factor):
-  # The label may lose an object below its grid; the window holds it, so the image has it.
+def test_a_foreground_crop_of_a_shrunk_image_shows_the_object(seed, factor):
+  # A shrunk label may lose an object of one pixel, but the window contains it, so the image must show it.
   generator = np.random.default_rng(seed)
   label = np.zeros((90, 120), np.uint8)
   label[generator.integers(90), generator.integers(120)] = 1
@@ -287,7 +287,7 @@ def test_a_foreground_crop_of_a_shrunk_picture_shows_the_object(seed, factor):
   assert augment.random_crop(given_sample, 12, generator, augmentation)["image"].any()
 
 
-def test_foreground_pixels_are_chosen_evenly_and_ignored_ones_never():
+def test_foreground_pixels_are_chosen_uniformly_and_ignored_ones_never():
   label = np.full((50, 50), 255, np.uint8)
   places = [(0, 0), (0, 49), (25, 20), (49, 30)]
   for kind, place in enumerate(places, 1):
@@ -298,12 +298,12 @@ def test_foreground_pixels_are_chosen_evenly_and_ignored_ones_never():
   for seed in range(400):
     found = np.unique(augment.random_crop(given_sample, 9, np.random.default_rng(seed), augmentation)["label"])
     counts[found[found < 255]] += 1
-  # 100 each, deviation 8.7; the corner as often as the middle.
+  # Expected: 100 each, with a standard deviation of 8.7; a corner as often as the middle.
   assert counts.sum() == 400 and counts[0] == 0 and (abs(counts[1:] - 100) < 35).all()
 
 
 @pytest.mark.parametrize("value", [0, 255])
-def test_without_foreground_the_crop_is_free(value):
+def test_without_foreground_the_crop_can_be_anywhere(value):
   given_sample = {**sample(), "label": np.full((40, 56), value, np.uint8)}
   augmentation = Augmentation(resize=40, resize_mode="shorter", foreground_crop=1.0)
   places = {
@@ -313,22 +313,22 @@ def test_without_foreground_the_crop_is_free(value):
   assert len(places) > 50
 
 
-def test_the_probability_of_a_foreground_crop_is_that_asked_for():
+def test_foreground_crops_have_the_given_probability():
   label = np.zeros((100, 100), np.uint8)
   label[50, 50] = 1
   given_sample = {"image": np.zeros((100, 100, 3), np.uint8), "label": label, "name": ""}
   augmentation = Augmentation(resize=100, foreground_crop=0.5)
   crops = [augment.random_crop(given_sample, 2, np.random.default_rng(seed), augmentation) for seed in range(400)]
-  # 200, deviation 10.
+  # Expected: 200, with a standard deviation of 10.
   assert abs(sum(crop["label"].any() for crop in crops) - 200) < 50
 
 
-# Flips and turns.
+# Flips and rotations.
 
 
 @properties
 @given(SHAPES, SEEDS)
-def test_flips_and_turns_move_image_and_label_alike(shape, seed):
+def test_flips_and_rotations_move_image_and_label_together(shape, seed):
   given_sample, generator = sample(shape), np.random.default_rng(seed)
   flipped = augment.random_flip(given_sample, generator, Augmentation(flip_horizontal=True, flip_vertical=True))
   assert_together(flipped)
@@ -338,7 +338,7 @@ def test_flips_and_turns_move_image_and_label_alike(shape, seed):
   assert any(np.array_equal(turned["image"], np.rot90(given_sample["image"], turns)) for turns in range(4))
 
 
-def test_each_flip_and_each_turn_is_as_frequent_as_the_others():
+def test_all_flips_and_rotations_are_equally_frequent():
   both = Augmentation(flip_horizontal=True, flip_vertical=True, rotate90=True)
   flips, turns = np.zeros(4), np.zeros(4)
   for seed in range(400):
@@ -346,12 +346,12 @@ def test_each_flip_and_each_turn_is_as_frequent_as_the_others():
     flips[2 * (corner[0] > 0) + (corner[1] > 0)] += 1
     corner = augment.random_turn(sample(), np.random.default_rng(seed), both)["image"][0, 0]
     turns[2 * (corner[0] > 0) + (corner[1] > 0)] += 1
-  # 100 each, deviation 8.7.
+  # Expected: 100 each, with a standard deviation of 8.7.
   np.testing.assert_allclose([flips, turns], 100, atol=35)
 
 
 @pytest.mark.parametrize(("flag", "channel"), [("flip_vertical", 0), ("flip_horizontal", 1)])
-def test_one_flip_alone_leaves_the_other_axis(flag, channel):
+def test_a_flip_changes_only_its_axis(flag, channel):
   corners = np.array(
     [
       augment.random_flip(sample(), np.random.default_rng(seed), Augmentation(**{flag: True}))["image"][0, 0, :2]
@@ -366,7 +366,7 @@ def test_one_flip_alone_leaves_the_other_axis(flag, channel):
 
 @properties
 @given(SHAPES, SEEDS, AUGMENTATIONS)
-def test_appearance_leaves_the_label_and_the_shape(shape, seed, augmentation):
+def test_appearance_keeps_label_and_shape(shape, seed, augmentation):
   given_sample = sample(shape)
   changed = augment.random_appearance(given_sample, np.random.default_rng(seed), augmentation)
   assert changed["label"] is given_sample["label"]
@@ -374,7 +374,7 @@ def test_appearance_leaves_the_label_and_the_shape(shape, seed, augmentation):
 
 
 @pytest.mark.parametrize("part", APPEARANCE)
-def test_each_part_of_appearance_has_an_effect(part):
+def test_every_appearance_option_has_an_effect(part):
   changed = augment.random_appearance(sample(), np.random.default_rng(1), Augmentation(**{part: 0.9}))
   assert (changed["image"] != sample()["image"]).any()
 
@@ -384,8 +384,8 @@ GRAY = np.array([0.299, 0.587, 0.114])
 
 @properties
 @given(SEEDS, st.sampled_from(["Brightness", "Contrast", "Color"]), st.floats(0.0, 1.5))
-def test_each_color_factor_is_that_of_pillow(seed, name, factor):
-  # Reference: Pillow's ImageEnhance, which cuts fractions off and rounds the mean gray.
+def test_color_factors_match_pillow(seed, name, factor):
+  # Reference: Pillow's ImageEnhance, which truncates and rounds the mean gray.
   image = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
   factors = {"Brightness": 1.0, "Contrast": 1.0, "Color": 1.0, name: factor}
   changed = cv2.transform(image, augment.color_map(float((image @ GRAY).mean()), *factors.values(), 0.0))
@@ -395,9 +395,9 @@ def test_each_color_factor_is_that_of_pillow(seed, name, factor):
 
 @properties
 @given(SEEDS, *(st.floats(0.7, 1.3),) * 3)
-def test_the_folded_colors_are_the_factors_one_after_the_other(seed, brightness, contrast, saturation):
-  # Reference: the steps in float64, on values that none of them clips. The result is rounded to whole gray levels and
-  # the map's entries to 1/1024 by OpenCV.
+def test_the_color_map_equals_the_factors_applied_in_turn(seed, brightness, contrast, saturation):
+  # Reference: the single steps in float64, on values that no step clips. OpenCV rounds the result to whole gray levels
+  # and the entries of the map to 1/1024.
   image = np.random.default_rng(seed).integers(80, 140, (20, 30, 3), np.uint8)
   folded = augment.color_map((image @ GRAY).mean().item(), brightness, contrast, saturation, 0.0)
   changed = cv2.transform(image, folded)
@@ -407,7 +407,7 @@ def test_the_folded_colors_are_the_factors_one_after_the_other(seed, brightness,
   assert np.abs(changed - expected).max() <= 0.75
 
 
-def test_brightness_covers_its_range_and_no_more():
+def test_brightness_covers_exactly_its_range():
   flat = {"image": np.full((8, 8, 3), 100, np.uint8), "label": np.zeros((8, 8), np.uint8), "name": ""}
   values = [
     augment.random_appearance(flat, np.random.default_rng(seed), Augmentation(brightness=0.2))["image"][0, 0, 0]
@@ -427,17 +427,17 @@ def test_contrast_keeps_the_mean_gray_and_saturation_every_gray():
       np.testing.assert_allclose(changed["image"] @ GRAY, image @ GRAY, atol=1)
 
 
-def test_hue_goes_around_the_circle_and_leaves_grays():
+def test_hue_rotates_colors_and_keeps_grays():
   red = np.array([200, 100, 100, 1.0])
   for hue in (-0.5, 0.1, 1 / 3):
     np.testing.assert_allclose(augment.color_map(100.0, 1.0, 1.0, 1.0, hue) @ [70, 70, 70, 1], 70, atol=1e-9)
   once = augment.color_map(100.0, 1.0, 1.0, 1.0, 1 / 3)
-  # A third of the circle leads from a reddish color to one whose largest part is another, and three of them back.
+  # A third of the circle changes which channel of a reddish color is largest. Three thirds give the color back.
   assert np.argmax(once @ red) != 0
   np.testing.assert_allclose(np.linalg.matrix_power(once[:, :3], 3) @ red[:3], red[:3], atol=1e-9)
 
 
-def test_blur_has_the_width_asked_for():
+def test_blur_has_the_given_width():
   point = np.zeros((41, 41, 3), np.uint8)
   point[20, 20] = 255
   given_sample = {"image": point, "label": point[..., 0], "name": ""}
@@ -446,7 +446,7 @@ def test_blur_has_the_width_asked_for():
     image = augment.random_appearance(given_sample, np.random.default_rng(seed), Augmentation(blur=2.0))["image"]
     weights = image[20, :, 0] / image[20, :, 0].sum()
     widths.append(np.sqrt(weights @ (np.arange(41) - 20) ** 2))
-  # Rounding to gray levels cuts the tails off.
+  # Rounding to gray levels cuts off the tails.
   assert min(widths) < 0.1 and 1.6 < max(widths) <= 2.0
 
 
@@ -454,16 +454,16 @@ def test_blur_has_the_width_asked_for():
 def test_noise_is_gaussian_and_does_not_repeat(deviation):
   gray = np.full((256, 256, 3), 128, np.uint8)
   noise = augment.add_noise(gray, deviation, np.random.default_rng(0)).astype(float) - 128
-  # 200000 values: the mean has a deviation of 0.0023. Rounding to gray levels adds a variance of 1/12.
+  # The mean of 200,000 values has a standard deviation of 0.0023. Rounding to gray levels adds a variance of 1/12.
   assert abs(noise.mean()) < 0.012 * deviation
   assert noise.std() == pytest.approx(np.sqrt(deviation**2 + 1 / 12), rel=0.02)
   assert np.mean(noise**4) / np.mean(noise**2) ** 2 == pytest.approx(3.0, abs=0.2)
-  # No shift of the picture resembles the picture, and no channel another.
+  # The noise does not correlate with any shift of itself, and no channel correlates with another.
   spectrum = np.fft.fft2((noise - noise.mean(axis=(0, 1))), axes=(0, 1))
   for other in range(3):
     likeness = np.fft.ifft2(spectrum[..., 0] * spectrum[..., other].conj()).real / (256**2 * noise.var())
     likeness[0, 0] -= float(other == 0)
-    # Deviation 1/256; the largest of 65536.
+    # Each correlation has a standard deviation of 1/256; this is the largest of 65,536.
     assert np.abs(likeness).max() < 6 / 256
 
 
@@ -474,9 +474,9 @@ def test_noise_at_black_and_white_is_clipped():
 
 
 @pytest.mark.parametrize("quality", [20, 60, 95])
-def test_compression_is_that_of_a_jpeg_file(quality):
-  # Reference: Pillow's JPEG of the same quality and chroma subsampling. Channels in the wrong order would give blue
-  # the fineness that belongs to luma.
+def test_compression_matches_a_jpeg_file(quality):
+  # Reference: Pillow's JPEG with the same quality and chroma subsampling. With channels in the wrong order, blue would
+  # keep the detail that belongs to luma.
   noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
   image = cv2.GaussianBlur(noise, (0, 0), 1.5)
   file = io.BytesIO()
@@ -487,8 +487,8 @@ def test_compression_is_that_of_a_jpeg_file(quality):
 
 @properties
 @given(SHAPES, SIZES, SEEDS, AUGMENTATIONS)
-def test_appearance_does_not_change_where_the_crop_is_or_how_it_lies(shape, size, seed, augmentation):
-  # Labels with and without appearance are the same: switching colors on must not reshuffle what geometry draws.
+def test_appearance_does_not_change_crop_flip_and_rotation(shape, size, seed, augmentation):
+  # Labels are the same with and without appearance: changing colors must not change what geometry draws.
   plain = dict.fromkeys(APPEARANCE, 0.0) | {"jpeg_quality": 100}
   first = augment.augment(sample(shape), size, np.random.default_rng(seed), augmentation)
   again = augment.augment(sample(shape), size, np.random.default_rng(seed), dataclasses.replace(augmentation, **plain))

@@ -1,4 +1,4 @@
-"""The cache: it saves decoding, never more memory than it was given, and no sample may come back changed."""
+"""The cache: samples are decoded once, memory stays within the limit, and cached samples cannot change."""
 
 import pickle
 import threading
@@ -13,7 +13,7 @@ SIZE = 10 * 10 * 4
 
 
 class Counting:
-  """Sample i is full of i; reads are counted."""
+  """A source whose sample i is filled with i, and which counts its reads."""
 
   num_classes = 3
 
@@ -44,13 +44,13 @@ class Counting:
     return key
 
 
-def test_what_was_read_lately_is_kept_within_the_limit():
+def test_recent_samples_are_kept_within_the_limit():
   source = Counting()
   cached = CachedSource(source, 3 * SIZE)
   assert isinstance(cached, Source)
   for index in (0, 1, 2, 0, 3, 0, 1):
     assert (cached[index]["image"] == index).all()
-  # 0 was used again before 3 came, so 1 had to go.
+  # Sample 0 was used again before sample 3 was read, so sample 1 was dropped.
   assert source.reads == [0, 1, 2, 3, 1]
 
 
@@ -60,7 +60,7 @@ def test_a_sample_larger_than_the_cache_is_read_each_time():
   assert cached[4]["name"] == cached[4]["name"] == "4" and source.reads == [4, 4]
 
 
-def test_kept_samples_cannot_be_changed():
+def test_cached_samples_cannot_be_changed():
   cached = CachedSource(Counting(), 3 * SIZE)
   with pytest.raises(ValueError, match="read-only"):
     cached[0]["image"][:] = 7

@@ -1,4 +1,4 @@
-"""The table of classes: negative and balanced pairs rest on it, and a wrong one would be believed for the whole run."""
+"""The table of classes: negative and balanced pairs depend on it, and nothing else would reveal a wrong one."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ from PIL import Image
 
 from seggpt_jax.data.class_index import has_foreground, scan_classes
 from seggpt_jax.data.labels import IGNORE, LabelFormat
-from seggpt_jax.data.sources import FileSource, folder_layout
+from seggpt_jax.data.layouts import folder_layout
+from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 
 HELD = [(), (1,), (2, 3), (), (1, 3)]
@@ -45,7 +46,7 @@ def test_classes_are_read_once_and_kept_in_a_file(folder, tmp_path):
   assert sorted(reads) == [0, 1, 2, 3, 4]
   np.testing.assert_array_equal(scan_classes(opened(folder, reads), tmp_path / "classes.npz"), EXPECTED)
   assert len(reads) == 5
-  # Other samples: read again.
+  # After renaming a sample, all labels are read again.
   for kind in ("images", "labels"):
     (folder / kind / "0.png").rename(folder / kind / "9.png")
   np.testing.assert_array_equal(
@@ -54,7 +55,7 @@ def test_classes_are_read_once_and_kept_in_a_file(folder, tmp_path):
   assert len(reads) == 10
 
 
-def test_a_source_that_knows_is_not_read(folder):
+def test_no_label_is_read_if_the_source_knows_its_classes(folder):
   class Knowing(FileSource):
     def classes(self, index):
       return HELD[index]
@@ -67,7 +68,7 @@ def test_a_source_that_knows_is_not_read(folder):
   assert has_foreground(source)
 
 
-def test_a_label_that_cannot_be_read_is_named_or_passed_over(folder):
+def test_a_label_that_cannot_be_read_is_named_or_skipped(folder):
   (folder / "labels" / "2.png").write_bytes(b"")
   with pytest.raises(InputError, match=r"labels/2.png: cannot be read"):
     scan_classes(opened(folder))

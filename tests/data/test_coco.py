@@ -1,4 +1,4 @@
-"""COCO annotations: what pycocotools makes of an outline is what is trained on, and a damaged file is named."""
+"""COCO annotations: labels are the outlines as pycocotools reads them, and errors name the damaged file."""
 
 import json
 import pickle
@@ -25,7 +25,7 @@ def annotation(image_id, category_id, segmentation, iscrowd=0, **more):
 
 
 def write(path, annotations, images=None, layout="coco", categories=None):
-  """A split `val` with images 20 wide and 16 high."""
+  """Writes a split `val` with images 20 pixels wide and 16 high."""
   images = images or [{"id": i, "file_name": f"{name}.png", "height": 16, "width": 20} for i, name in enumerate("ab")]
   categories = categories or [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
   place = path / "annotations/instances_val.json" if layout == "coco" else path / "val/_annotations.coco.json"
@@ -49,7 +49,7 @@ def test_polygons_become_classes_in_the_order_of_their_ids(tmp_path, layout):
   write(tmp_path, [annotation(0, 7, SMALL), annotation(0, 3, SQUARE)], layout=layout)
   source = open_dataset(Dataset("coco", str(tmp_path), 3), "val")
   sample = source[0]
-  # The small dog lies on the large cat although it comes first.
+  # The small dog is on top of the large cat although it comes first in the file.
   expected = np.where(drawn(SMALL), 2, np.where(drawn(SQUARE), 1, 0))
   np.testing.assert_array_equal(sample["label"], expected)
   assert sample["image"].shape == (16, 20, 3) and sample["name"] == source.name(0) == "a"
@@ -86,7 +86,7 @@ def test_crowds_are_ignored_where_no_object_lies(tmp_path):
   assert source.classes(0) == (1,)
 
 
-def test_named_categories_alone_are_classes(tmp_path):
+def test_only_named_categories_become_classes(tmp_path):
   write(tmp_path, [annotation(0, 7, SMALL), annotation(0, 3, SQUARE)])
   source = CocoSource(tmp_path, "val", 2, ("dog",))
   np.testing.assert_array_equal(source.label(0), drawn(SMALL))
@@ -94,7 +94,7 @@ def test_named_categories_alone_are_classes(tmp_path):
 
 
 def test_gray_and_cmyk_images_are_read(tmp_path):
-  """COCO holds both."""
+  """COCO contains both kinds of image."""
   write(tmp_path, [], [{"id": i, "file_name": f"{i}.jpg", "height": 16, "width": 20} for i in range(2)])
   Image.fromarray(np.full((16, 20), 9, np.uint8)).save(tmp_path / "val/0.jpg")
   Image.fromarray(np.full((16, 20, 3), 9, np.uint8)).convert("CMYK").save(tmp_path / "val/1.jpg")

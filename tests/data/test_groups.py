@@ -1,4 +1,4 @@
-"""Groups: images of one patient on both sides of a division would make the validation score a lie."""
+"""Groups: images of one patient in both train and val would make the validation score too good."""
 
 import time
 
@@ -12,7 +12,7 @@ from seggpt_jax.errors import InputError
 
 
 class Named:
-  """A source of names and labels."""
+  """A source with names and labels but no images."""
 
   num_classes = 5
 
@@ -65,7 +65,7 @@ def test_classes_are_a_group_whether_known_or_read(known):
   assert group_names(source, "classes") == ["1+3", "1+3", "", "2"]
 
 
-def test_a_list_names_the_groups(tmp_path):
+def test_a_csv_file_names_the_groups(tmp_path):
   path = tmp_path / "groups.csv"
   path.write_text(
     "\ufeffpatient,name,group\n" + "".join(f"1,{name},g{i}\n" for i, name in enumerate(NAMES)) + "1,z,g9\n"
@@ -89,7 +89,7 @@ def refused(match, make):
     ("", "found columns , expected name and group"),
   ],
 )
-def test_wrong_lists(tmp_path, text, match):
+def test_wrong_csv_files_are_refused(tmp_path, text, match):
   (tmp_path / "g.csv").write_text(text)
   refused(match, lambda: group_names(Named(NAMES), f"csv:{tmp_path / 'g.csv'}"))
 

@@ -1,4 +1,4 @@
-"""Image files of any kind: what a camera, scanner or archive wrote has a defined meaning, or is refused by name."""
+"""Image files of any kind: every file has one defined meaning, or is refused with an error that names it."""
 
 from typing import ClassVar
 
@@ -50,8 +50,8 @@ def test_a_palette_becomes_its_colors_also_with_transparency(tmp_path):
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2, "quality": 40}])
-def test_jpegs_are_what_pillow_makes_of_them(tmp_path, mode, options):
-  """Whichever decoder is the faster one, results must not depend on it."""
+def test_jpegs_are_decoded_as_pillow_decodes_them(tmp_path, mode, options):
+  """OpenCV decodes some files and Pillow others; the result must not depend on the decoder."""
   Image.fromarray(GENERATOR.integers(0, 256, (33, 50, 3), np.uint8)).convert(mode).save(tmp_path / "a.jpg", **options)
   np.testing.assert_array_equal(
     read_image(tmp_path / "a.jpg"), np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB"))
@@ -63,7 +63,7 @@ def test_jpegs_are_what_pillow_makes_of_them(tmp_path, mode, options):
 def test_images_are_turned_upright(tmp_path, ending, orientation):
   exif = Image.Exif()
   exif[0x0112] = orientation
-  # Smooth, so that JPEG keeps it.
+  # A smooth image, so that JPEG compression changes it little.
   y, x = np.mgrid[:40, :64]
   pixels = np.stack([4 * y, 3 * x, 2 * (x + y)], axis=-1).astype(np.uint8)
   Image.fromarray(pixels).save(tmp_path / f"a.{ending}", exif=exif)
@@ -84,7 +84,7 @@ def test_images_are_turned_upright(tmp_path, ending, orientation):
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif", "bmp"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95])
 def test_a_file_that_is_cut_off_is_refused_wherever_it_ends(tmp_path, ending, share):
-  """Decoders like to fill up what is missing with gray, and a network would learn it."""
+  """Many decoders fill the missing part with gray, which a network would learn."""
   path = tmp_path / f"a.{ending}"
   Image.fromarray(GENERATOR.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
   whole = path.read_bytes()
@@ -92,7 +92,7 @@ def test_a_file_that_is_cut_off_is_refused_wherever_it_ends(tmp_path, ending, sh
   refused(rf"a.{ending}: cannot be read as an image", lambda: read_image(path))
 
 
-def test_what_is_no_image_is_refused(tmp_path):
+def test_files_that_are_not_images_are_refused(tmp_path):
   (tmp_path / "a.png").write_text("hello")
   refused(
     "a.png: cannot be read as an image: found no format that Pillow knows", lambda: read_image(tmp_path / "a.png")
@@ -116,7 +116,7 @@ def test_a_phone_s_jpeg_with_a_preview_is_its_first_picture(tmp_path):
 
 
 def test_floating_point_and_large_integers_are_refused(tmp_path):
-  """There is no telling which value is white."""
+  """Such files do not say which value is white."""
   Image.fromarray(GENERATOR.random((5, 7), np.float32)).save(tmp_path / "F.tif")
   refused("F.tif: found floating-point values", lambda: read_image(tmp_path / "F.tif"))
   Image.fromarray(np.full((5, 7), 70000, np.int32)).save(tmp_path / "I.tif")
@@ -129,7 +129,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypa
   refused(
     r"bomb.png: cannot be read as an image: .*90000 pixels.*exceeds limit", lambda: read_image(tmp_path / "bomb.png")
   )
-  # Large, not absurd: read without a word.
+  # A large image within the limit is read without a warning.
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300 * 300 - 1)
   assert read_image(tmp_path / "bomb.png").shape == (300, 300, 3)
 
@@ -152,7 +152,7 @@ def test_images_are_listed_by_name_and_other_files_left_alone(tmp_path):
   assert list(list_images(images, recursive=True)) == ["a", "b", "below/a", "c"]
 
 
-def test_what_cannot_be_listed_is_refused(tmp_path):
+def test_folders_that_cannot_be_listed_are_refused(tmp_path):
   refused("nowhere: folder not found", lambda: list_images(tmp_path / "nowhere"))
   (tmp_path / "empty").mkdir()
   refused("empty: found no images", lambda: list_images(tmp_path / "empty"))
@@ -162,7 +162,7 @@ def test_what_cannot_be_listed_is_refused(tmp_path):
 
 
 class Bucket(MemoryFileSystem):
-  """A bucket, played by a file system in memory under the bucket's kind of address."""
+  """A bucket simulated by a file system in memory."""
 
   protocol = "s3"
   store: ClassVar[dict] = {}

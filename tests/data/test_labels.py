@@ -1,4 +1,4 @@
-"""Label files: a value that is misread is trained on, so each has one meaning, or is refused by name."""
+"""Label files: a misread value would be trained on, so every value has one meaning or an error that names the file."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def save(tmp_path):
 
 
 def test_binary_labels_of_a_jpeg_need_the_threshold(save):
-  """JPEG turns 0 and 255 into values near them: above 0 would make foreground of background."""
+  """JPEG changes 0 and 255 to values near them, so a threshold of 0 would turn background into foreground."""
   mask = np.zeros((32, 32), np.uint8)
   mask[8:21, 5:18] = 255
   path = save(mask, "mask.jpg", quality=60)
@@ -40,7 +40,7 @@ def test_binary_labels_of_a_jpeg_need_the_threshold(save):
   np.testing.assert_array_equal(read_labels(path, LabelFormat("binary", 0)), stored > 0)
 
 
-def test_class_indices_cannot_be_jpeg_nor_masks_of_255(save):
+def test_class_indices_are_refused_in_jpeg_and_above_254(save):
   mask = np.zeros((16, 16), np.uint8)
   mask[4:9] = 255
   jpeg, png = save(mask, "mask.jpg"), save(mask, "mask.png")
@@ -63,8 +63,8 @@ def test_16_bit_label_beyond_255_is_refused(save):
   refused("found label value -1", lambda: read_labels(save(np.full((4, 4), -1, np.int32), "label.tif"), INDEX))
 
 
-def test_channels_that_are_all_the_same_are_one(save):
-  """Drawing programs save gray masks as colors."""
+def test_equal_channels_are_read_as_one(save):
+  """Drawing programs save gray masks as color images."""
   for channels in (3, 4):
     repeated = np.repeat(LABELS[..., None], channels, axis=-1)
     np.testing.assert_array_equal(read_labels(save(repeated), INDEX), LABELS)
@@ -79,7 +79,7 @@ def test_channels_that_are_all_the_same_are_one(save):
 def test_a_table_of_colors(save):
   path = save(np.array(COLORS, np.uint8)[LABELS])
   np.testing.assert_array_equal(read_labels(path, LabelFormat("table", table=COLORS)), LABELS)
-  # Any order, and colors that do not count.
+  # The table may have any order, and some colors may be ignored.
   swapped = LabelFormat("table", table=(COLORS[2], COLORS[0]), ignore=(COLORS[1],))
   np.testing.assert_array_equal(read_labels(path, swapped), np.array([1, IGNORE, 0])[LABELS])
   unknown = LabelFormat("table", table=COLORS[:2])
@@ -95,8 +95,19 @@ def test_palette_files_in_a_table_of_colors_are_their_colors(save):
   np.testing.assert_array_equal(read_labels(save(image), LabelFormat("table", table=COLORS)), 2 - LABELS)
 
 
+def test_pillow_images_are_read_like_files(save):
+  """The Python API takes images that a program has in memory."""
+  image = Image.fromarray(LABELS)
+  image.putpalette(np.array(COLORS, np.uint8).tobytes())
+  np.testing.assert_array_equal(INDEX.decode_image(image, "label"), LABELS)
+  np.testing.assert_array_equal(LabelFormat("table", table=COLORS).decode_image(image, "label"), LABELS)
+  opened = Image.open(save(LABELS, "label.jpg"))
+  refused("^mine: found JPEG, expected class values", lambda: INDEX.decode_image(opened, "mine"))
+  refused("^mine: found colors", lambda: INDEX.decode_image(image.convert("RGB"), "mine"))
+
+
 def test_a_table_of_values(save):
-  """As datasets have them whose classes do not begin at 0: 1 is the animal, 2 the background, 3 its border."""
+  """Classes need not begin at 0: here 1 is the animal, 2 the background, and 3 the border, which is ignored."""
   path = save(LABELS + np.uint8(1))
   found = read_labels(path, LabelFormat("table", table=(2, 1), ignore=(3,)))
   np.testing.assert_array_equal(found, np.array([1, 0, IGNORE])[LABELS])
@@ -125,7 +136,7 @@ def test_ignored_values_in_index_and_binary_labels(save):
     ("found 256 entries, expected at most 255", {"mode": "table", "table": tuple(range(256))}),
   ],
 )
-def test_a_format_that_cannot_be_meant_is_refused(match, values):
+def test_a_contradictory_format_is_refused(match, values):
   refused(match, lambda: LabelFormat(**values))
 
 
@@ -146,11 +157,11 @@ def test_values_on_a_command_line(text, values):
 
 
 @pytest.mark.parametrize("text", ["red", "(1,2", "1;2", "__import__('os')"])
-def test_what_is_no_list_of_values_is_refused(text):
+def test_text_that_is_not_a_list_of_values_is_refused(text):
   refused("--table: found", lambda: parse_values(text, "--table"))
 
 
-def test_classes_beyond_their_number_are_refused_but_not_what_is_ignored():
+def test_too_large_classes_are_refused_and_ignored_pixels_are_not():
   check_classes(np.array([[0, 2, IGNORE]], np.uint8), 3, "a.png")
   refused(
     r"a.png: found label value 2, expected 0..1", lambda: check_classes(np.array([[0, 2, 255]], np.uint8), 2, "a.png")

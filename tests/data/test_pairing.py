@@ -1,4 +1,4 @@
-"""Pairing: who prompts whom decides what is learned, so shares and conditions have to hold, at any size."""
+"""Pairing: the choice of prompts decides what a network learns, so shares and conditions must hold at any size."""
 
 import tracemalloc
 
@@ -9,7 +9,7 @@ from seggpt_jax.data.pairing import Pairing, PairingOptions
 from seggpt_jax.errors import InputError
 
 GROUPS = ["a"] * 4 + ["b"] * 3 + ["c"]
-# Columns: background, class 1, 2, 3. Sample 7 holds nothing.
+# Columns: background, class 1, 2, 3. Sample 7 has no class.
 CLASSES = np.array([[0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]] * 2, bool)
 CLASSES[7] = False
 
@@ -21,42 +21,42 @@ def draws(count=400, index=None, **options):
   return [pairing(i % 8 if index is None else index, np.random.default_rng(i)) for i in range(count)]
 
 
-def test_free_pairing_reaches_every_other_sample_alike_and_never_itself():
+def test_without_options_all_other_samples_are_equally_frequent_prompts():
   counts = np.zeros((8, 8), int)
   for draw in draws(5600):
     counts[draw.query, draw.prompts[0]] += 1
   assert (counts.diagonal() == 0).all()
-  # 100 each, deviation 9.3.
+  # Expected: 100 each, with a standard deviation of 9.3.
   assert counts[~np.eye(8, dtype=bool)].min() > 60 and counts.max() < 140
 
 
-def test_prompts_of_the_query_s_group():
+def test_prompts_from_the_group_of_the_query():
   for draw in draws(groups=GROUPS):
     if draw.query != 7:
       assert GROUPS[draw.prompts[0]] == GROUPS[draw.query]
-  # Alone in its group: prompted by the others.
+  # Sample 7 is alone in its group, so its prompts come from other groups.
   assert {draw.prompts[0] for draw in draws(groups=GROUPS, index=7)} == set(range(7))
   shares = np.mean([GROUPS[d.prompts[0]] == "a" for d in draws(4000, index=0, groups=GROUPS, same_group=0.5)])
-  # Half of the time for certain, else 3 of 7.
+  # Half of the prompts must come from the group, and 3 of 7 of the others do by chance.
   assert abs(shares - (0.5 + 0.5 * 3 / 7)) < 0.03
 
 
-def test_prompts_with_a_class_of_the_query_s():
+def test_prompts_with_a_class_of_the_query():
   for draw in draws(classes=CLASSES, same_class=1.0):
-    # Class 3 is in one sample only.
+    # Only one sample has class 3.
     if draw.query not in (3, 7):
       assert (CLASSES[draw.query] & CLASSES[draw.prompts[0]]).any()
-  # Class 1 or 2 equally often: {0, 4, 5} or {2, 5, 6}.
+  # Classes 1 and 2 are drawn equally often: prompts come from {0, 4, 5} or {2, 5, 6}.
   counts = np.bincount([d.prompts[0] for d in draws(6000, index=1, classes=CLASSES, same_class=1.0)], minlength=8)
   np.testing.assert_allclose(counts / 6000, np.array([1, 0, 1, 0, 1, 2, 1, 0]) / 6, atol=0.03)
 
 
-def test_both_conditions_meet_in_one_pair():
+def test_group_and_class_conditions_can_apply_to_one_pair():
   for draw in draws(classes=CLASSES, groups=GROUPS, same_class=1.0):
     if draw.query in (0, 1, 2):
       prompt = draw.prompts[0]
       assert GROUPS[prompt] == GROUPS[draw.query] and (CLASSES[draw.query] & CLASSES[prompt]).any()
-  # Sample 3 is the only one of its group with class 3, and no other has it but those of other groups: none here.
+  # No other sample has class 3, so the prompts of sample 3 only share its group.
   assert {d.prompts[0] for d in draws(index=3, classes=CLASSES, groups=GROUPS, same_class=1.0)} == {0, 1, 2}
 
 
@@ -65,30 +65,30 @@ def test_negative_pairs_ask_for_a_class_that_the_query_lacks():
   negatives = [draw for draw in found if draw.negative]
   assert abs(len(negatives) / 2000 - 0.5) < 0.04
   for draw in negatives:
-    assert CLASSES[draw.prompts[0], draw.asked] and not CLASSES[draw.query, draw.asked]
-  assert all(draw.asked is None for draw in found if not draw.negative)
-  # What has every class cannot be the query of one.
+    assert CLASSES[draw.prompts[0], draw.target_class] and not CLASSES[draw.query, draw.target_class]
+  assert all(draw.target_class is None for draw in found if not draw.negative)
+  # A sample with every class cannot be the query of a negative pair.
   classes = np.ones((8, 2), bool)
   assert not any(draw.negative for draw in draws(classes=classes, negative=1.0))
 
 
 def test_groups_that_are_classes_prompt_negative_pairs_from_other_groups():
-  """In folders PRODUCT/DEFECT class 1 is another thing in each."""
+  """In folders PRODUCT/DEFECT, class 1 means something different in each folder."""
   found = draws(2000, groups=GROUPS, groups_are_classes=True, negative=0.5)
   assert abs(np.mean([draw.negative for draw in found]) - 0.5) < 0.04
   for draw in found:
     same = GROUPS[draw.query] == GROUPS[draw.prompts[0]]
-    assert draw.asked is None and (not same if draw.negative else same or draw.query == 7)
+    assert draw.target_class is None and (not same if draw.negative else same or draw.query == 7)
 
 
-def test_balanced_queries_hold_each_class_equally_often():
+def test_balanced_queries_have_each_class_equally_often():
   rare = np.zeros((8, 3), bool)
   rare[:7, 1], rare[7, 2] = True, True
   queries = np.bincount([draw.query for draw in draws(4000, classes=rare, balanced=True)], minlength=8)
   assert abs(queries[7] / 4000 - 0.5) < 0.04 and queries[:7].min() > 0.05 * 4000
 
 
-def test_several_prompts_are_different_ones_as_far_as_there_are_enough():
+def test_several_prompts_are_different_if_there_are_enough():
   for draw in draws(groups=GROUPS, num_prompts=3):
     assert len(draw.prompts) == 3 and draw.query not in draw.prompts
     if GROUPS[draw.query] == "a":
@@ -102,10 +102,10 @@ def test_the_same_generator_draws_the_same():
   assert draws(**dict(options)) == draws(**dict(options))
 
 
-def test_what_the_samples_allow_is_said():
+def test_the_description_says_which_pairs_are_possible():
   pairing = Pairing(8, PairingOptions(negative=0.1), GROUPS, CLASSES)
   assert pairing.describe() == (
-    "8 samples, 3 groups (1 of one sample, prompted from others), 3 classes to ask for, "
+    "8 samples, 3 groups (1 with a single sample, whose prompts come from other groups), 3 classes, "
     "8 samples that can be the query of a negative pair"
   )
   assert Pairing(8, PairingOptions()).describe() == "8 samples"
@@ -119,7 +119,7 @@ def test_too_little_to_pair_is_refused():
 
 
 def test_memory_grows_with_the_samples_not_with_the_pairs():
-  """A list of all pairs of 100,000 images would be 80 GB."""
+  """A list of all pairs of 100,000 images would take 80 GB."""
   count = 100_000
   generator = np.random.default_rng(0)
   groups = [f"g{i % 500}" for i in range(count)]

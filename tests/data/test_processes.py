@@ -1,4 +1,4 @@
-"""The pipeline in processes of its own, as hosts and killed runs are: the same pairs, each once, and none lost."""
+"""The pipeline in several processes and after a kill: every pair of an epoch is read once, and none is lost."""
 
 import json
 import signal
@@ -20,7 +20,8 @@ from seggpt_jax.data.augment import Augmentation
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.pairing import Pairing, PairingOptions
 from seggpt_jax.data.pipeline import SourceTrainingPairs, training_batches
-from seggpt_jax.data.sources import FileSource, folder_layout
+from seggpt_jax.data.layouts import folder_layout
+from seggpt_jax.data.sources import FileSource
 from seggpt_jax.data.transforms import TrainingPair
 
 folder, out, index, count, steps, workers, pause = sys.argv[1:]
@@ -69,7 +70,7 @@ def read(folder, out, **options):
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder, tmp_path_factory):
-  """Three epochs in one process."""
+  """The lines of three epochs read in one process."""
   return read(folder, tmp_path_factory.mktemp("whole") / "out.jsonl")
 
 
@@ -77,7 +78,7 @@ def pairs(lines):
   return [tuple(pair) for line in lines for pair in line["samples"]]
 
 
-def test_two_processes_read_each_pair_of_an_epoch_once_and_the_same_as_one(folder, uninterrupted, tmp_path):
+def test_two_processes_together_read_the_pairs_of_one_process(folder, uninterrupted, tmp_path):
   outs = [tmp_path / f"{index}.jsonl" for index in range(2)]
   running = [start(folder, out, index, count=2) for index, out in enumerate(outs)]
   assert [process.wait(timeout=120) for process in running] == [0, 0]
@@ -91,8 +92,8 @@ def test_two_processes_read_each_pair_of_an_epoch_once_and_the_same_as_one(folde
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_reader_goes_on_bit_for_bit(folder, uninterrupted, tmp_path, workers):
-  """kill -9 in the middle of an epoch; digests are of every byte of a batch."""
+def test_a_killed_reader_resumes_bit_for_bit(folder, uninterrupted, tmp_path, workers):
+  """The process is killed with SIGKILL in the middle of an epoch. Digests cover every byte of a batch."""
   out = tmp_path / "out.jsonl"
   process = start(folder, out, workers=workers, pause=0.1)
   while not out.exists() or out.read_text().count("\n") < 8:

@@ -1,4 +1,4 @@
-"""TFDS records: the same pixels as from files, from any process, and a clear word when a dataset does not fit."""
+"""TFDS records: the same pixels as from files, in any process, and a clear error for a dataset that does not fit."""
 
 import io
 import itertools
@@ -13,13 +13,15 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from seggpt_jax.data.bad_files import BadFile
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.layouts import folder_layout
 from seggpt_jax.data.records import RecordSource
 from seggpt_jax.data.sample_index import SampleIndex
-from seggpt_jax.data.sources import FileSource, folder_layout
+from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
-from seggpt_jax.prepare.encoding import BadSample, encode_sample, encoded_samples
+from seggpt_jax.prepare.encoding import encode_sample, encoded_samples
 from seggpt_jax.prepare.record_writer import write_records
 
 INDEX = LabelFormat()
@@ -48,7 +50,7 @@ def folder(tmp_path_factory):
     image = image.convert("CMYK") if i == 4 else image.convert("L") if i == 5 else image
     image.save(path / "images" / f"p{i // 4}_{i}.{ending}", **({"exif": exif} if turned else {}))
     label = generator.choice(np.array([0, 1, 2, 9] if i else [0, 1], np.uint8), (20, 24))
-    # In a label file as in an image, the tag turns; here only the image has one.
+    # EXIF tags rotate label files too. Here only the image has a tag, so the stored label is already rotated.
     Image.fromarray(np.rot90(label, 3) if turned else label).save(path / "labels" / f"p{i // 4}_{i}.png")
   return path
 
@@ -78,7 +80,7 @@ def same(source, files):
 
 
 def test_records_hold_what_the_files_held(version, files):
-  """Ignored pixels too, without ignore=(255,) said again."""
+  """Ignored pixels are known from the index, without ignore=(255,)."""
   same(RecordSource(version, "train", 3, INDEX), files)
   assert len(list(version.glob("mine-train.array_record-*-of-*"))) > 1
   assert not list(version.parent.glob("incomplete*"))
@@ -92,7 +94,7 @@ def test_names_groups_and_classes_are_known_without_reading(version, files, tmp_
 
 
 def test_image_files_stay_as_they_are(folder, files):
-  """Compressing a JPEG again would change what is trained on."""
+  """Compressing a JPEG again would change the training data."""
   kept = [encode_sample(files, i).image == files.encoded_image(i)[0] for i in range(10)]
   assert kept == [True, False, True, False, False, *[True] * 5]
 
@@ -157,7 +159,7 @@ def test_many_threads_read_at_once(version, files):
 
 
 def pets(data_dir):
-  """A dataset as tensorflow_datasets makes it, with trimaps 1, 2, 3 as those of oxford_iiit_pet."""
+  """Builds a dataset with tensorflow_datasets whose labels are trimaps 1, 2, 3, as in oxford_iiit_pet."""
   generator = np.random.default_rng(1)
 
   class Pets(tfds.core.GeneratorBasedBuilder):
@@ -230,7 +232,7 @@ def refused(match, make):
   assert "\n" not in str(caught.value)
 
 
-def test_wrong_keys_and_splits_say_what_there_is(foreign):
+def test_errors_about_keys_and_splits_list_the_known_ones(foreign):
   def open_(split="train", image="photo", label="extra/trimap"):
     return RecordSource(foreign, split, 2, TRIMAP, image, label)
 
@@ -242,7 +244,8 @@ def test_wrong_keys_and_splits_say_what_there_is(foreign):
   refused(r"found no split 'val', expected one of train \(6\), test \(2\)", lambda: open_("val"))
   refused("found no split 'train.:x.'", lambda: open_("train[:x]"))
   refused("found no records in 'train.:0.'", lambda: open_("train[:0]"))
-  refused(f"found no field 'photo', expected one of {listed}", lambda: open_().field(0, "photo"))
+  fields = r"age \(.*\), boxes \(Sequence\), file_name \(Text\), species \(ClassLabel\)$"
+  refused(f"found no field 'photo', expected one of {fields}", lambda: open_().field(0, "photo"))
   refused(r"3.2.0: train\[2\] boxes: found \d values, expected one", lambda: open_().field(2, "boxes"))
 
 
@@ -290,8 +293,8 @@ def test_damaged_index(version, tmp_path):
   refused("samples-train.npz: cannot be read as an index", lambda: RecordSource(path, "train", 3, INDEX))
 
 
-def test_our_records_are_read_in_one_way_only(version):
-  """Read as masks, every class would become class 1."""
+def test_records_of_seggpt_prepare_must_be_read_as_indices(version):
+  """If such labels were read as masks, every class would become class 1."""
   refused(
     "found labels=binary, expected labels=index", lambda: RecordSource(version, "train", 3, LabelFormat("binary"))
   )
@@ -299,11 +302,11 @@ def test_our_records_are_read_in_one_way_only(version):
 
 
 class StoppedError(Exception):
-  """The process ends here."""
+  """Raised where a test simulates the end of the process."""
 
 
 @pytest.mark.parametrize("stop", range(0, 10, 2))
-def test_a_stopped_run_goes_on_with_the_shard_it_was_at(files, version, tmp_path, stop):
+def test_a_stopped_run_resumes_at_its_unfinished_shard(files, version, tmp_path, stop):
   started = []
 
   def stopping(start):
@@ -328,18 +331,18 @@ def test_a_stopped_run_goes_on_with_the_shard_it_was_at(files, version, tmp_path
 def test_bad_samples_are_left_out_and_listed(files, tmp_path):
   def some(start):
     for i, sample in enumerate(stream(files)(start)):
-      yield BadSample(sample.name, "torn") if i % 2 else sample
+      yield BadFile(sample.name, "torn") if i % 2 else sample
 
   version = write_records(tmp_path, "mine", {"train": some}, 3, shard_bytes=3000)
   source = RecordSource(version, "train", 3, INDEX)
   assert [source.name(i) for i in range(len(source))] == [files.name(i) for i in range(0, 10, 2)]
   assert source._index["train"].bad.tolist() == [f"{files.name(i)}: torn" for i in range(1, 10, 2)]
-  nothing = {"train": lambda start: (BadSample("a", "torn") for _ in range(3 - start))}
+  nothing = {"train": lambda start: (BadFile("a", "torn") for _ in range(3 - start))}
   refused("train: found no sample that can be used", lambda: write_records(tmp_path, "none", nothing, 3))
 
 
-def test_a_run_stopped_while_it_puts_the_shards_in_place_goes_on(files, version, tmp_path, monkeypatch):
-  """Each step of the last second of hours of work."""
+def test_a_run_stopped_while_renaming_shards_resumes(files, version, tmp_path, monkeypatch):
+  """The run may stop at any of the last renames, after hours of work."""
   replace, steps = os.replace, []
   for stop in itertools.count(1):
     steps.clear()
@@ -364,7 +367,7 @@ def test_a_run_stopped_while_it_puts_the_shards_in_place_goes_on(files, version,
   assert stop > 5
 
 
-def test_names_of_any_script_are_kept(tmp_path):
+def test_names_in_any_script_are_kept(tmp_path):
   names, groups = ["straße/é", "", "猫_01"], ["a", "b", "a"]
   parts = [SampleIndex.of(names, groups, [(1,), (), (2, 1)], 3, ["bad: torn"]), SampleIndex.of(["x"], ["0"], [(2,)], 3)]
   SampleIndex.join(parts).save(tmp_path / "i.npz")

@@ -1,4 +1,4 @@
-"""Datasets in a bucket: files are read where they are, and only what is written here has to be local."""
+"""Datasets in a bucket: files are read from there without a local copy."""
 
 import json
 
@@ -18,7 +18,7 @@ from seggpt_jax.prepare.record_writer import write_records
 
 
 class Bucket(MemoryFileSystem):
-  """Google storage as far as paths go; what it holds is in memory."""
+  """A bucket with addresses of Google Cloud Storage and its content in memory."""
 
   protocol = ("gs", "gcs")
 
@@ -39,7 +39,7 @@ def bucket(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-  """Four images with labels 0 and 1 in train/."""
+  """A dataset of four images with labels 0 and 1 in train/."""
   generator = np.random.default_rng(0)
   for kind in ("images", "labels"):
     (tmp_path / "local/train" / kind / "x").mkdir(parents=True)
@@ -83,8 +83,8 @@ def test_coco_is_read_from_a_bucket(bucket, folder):
   same(CocoSource(str(bucket), "images", 2), CocoSource(folder, "images", 2))
 
 
-def test_what_records_hold_is_told_from_a_bucket(bucket, folder, tmp_path):
-  """Records themselves are read by array_record's own client, which needs the real Google storage."""
+def test_header_and_index_of_records_are_read_from_a_bucket(bucket, folder, tmp_path):
+  """Only the header and the index are tested, because array_record reads records from the real service."""
   truth = open_dataset(Dataset("folder", str(folder), 2), "train")
   groups = ["g0", "g0", "g1", "g1"]
   stream = {"train": lambda start: encoded_samples(truth, range(start, 4), groups, 2, False)}
@@ -92,4 +92,4 @@ def test_what_records_hold_is_told_from_a_bucket(bucket, folder, tmp_path):
   source = RecordSource(str(bucket), "train", 2, LabelFormat())
   assert [source.name(i) for i in range(4)] == [truth.name(i) for i in range(4)]
   assert source.field(3, "group") == "g1" and source.classes(0) == (1,)
-  assert source._runs[0].filename.startswith("gs://bucket/data/mine/1.0.0/mine-train.array_record")
+  assert source._slices[0].filename.startswith("gs://bucket/data/mine/1.0.0/mine-train.array_record")

@@ -1,4 +1,4 @@
-"""Layouts of folders and what is read from them: what is wrong with a user's files is said by name, not trained on."""
+"""Folder layouts and file sources: an error names the file that is wrong, so that no wrong label is trained on."""
 
 import pickle
 
@@ -9,7 +9,8 @@ from PIL import Image
 from seggpt_jax.data import sources
 from seggpt_jax.data.datasets import KINDS, Dataset, open_dataset
 from seggpt_jax.data.labels import IGNORE, LabelFormat
-from seggpt_jax.data.sources import FileSource, Source, class_folder_layout, folder_layout, mask_layout
+from seggpt_jax.data.layouts import class_folder_layout, folder_layout, mask_layout
+from seggpt_jax.data.sources import FileSource, Source
 from seggpt_jax.errors import InputError
 
 GENERATOR = np.random.default_rng(0)
@@ -23,7 +24,7 @@ def write(path, pixels):
 
 
 def mask(*columns, value=255):
-  """4 x 6 pixels with foreground in some columns."""
+  """Returns a mask of 4 x 6 pixels with foreground in the given columns."""
   values = np.zeros((4, 6), np.uint8)
   values[:, list(columns)] = value
   return values
@@ -40,7 +41,7 @@ def refused(match, make):
 
 @pytest.fixture
 def folder(tmp_path):
-  """Three images of 6 x 4 pixels with labels 0..2."""
+  """A folder of three images of 6 x 4 pixels with labels 0..2."""
   for name in "abc":
     write(tmp_path / "images" / f"{name}.png", GENERATOR.integers(0, 256, (4, 6, 3), np.uint8))
     write(tmp_path / "labels" / f"{name}.png", GENERATOR.integers(0, 3, (4, 6), np.uint8))
@@ -70,7 +71,7 @@ def test_image_and_label_may_have_different_endings(folder):
   assert opened(folder)[0]["image"].shape == (4, 6, 3)
 
 
-def test_folders_in_the_folders_become_part_of_the_name(folder):
+def test_subfolders_become_part_of_the_name(folder):
   write(folder / "images" / "street" / "a.png", IMAGE)
   write(folder / "labels" / "street" / "a.png", mask(1, value=2))
   source = opened(folder)
@@ -105,8 +106,8 @@ def test_label_of_another_size(folder):
   refused(r"labels/a.png: found 6 x 5 pixels, expected 6 x 4 as its image has$", lambda: opened(folder)[0])
 
 
-def test_a_label_that_was_not_turned_with_its_image_gets_a_hint(folder):
-  """Cameras store how they were held; drawing programs turn the picture and forget it."""
+def test_a_label_not_rotated_with_its_image_gets_a_hint(folder):
+  """Cameras store the orientation in a tag, and drawing programs often rotate the pixels and drop the tag."""
   exif = Image.Exif()
   exif[0x0112] = 6
   Image.fromarray(IMAGE).save(folder / "images" / "a.png", exif=exif)
@@ -159,7 +160,7 @@ def test_a_folder_of_masks_for_each_image(tmp_path):
   refused(r"images/b.png: found no masks for it, expected a folder", lambda: masks_of(tmp_path))
 
 
-def test_the_longest_class_name_that_fits_is_meant(tmp_path):
+def test_the_longest_matching_class_name_wins(tmp_path):
   write(tmp_path / "images" / "a.png", IMAGE)
   write(tmp_path / "labels" / "a" / "crack_wide_1.png", mask(0))
   write(tmp_path / "labels" / "a" / "crack_1.png", mask(1))
@@ -168,7 +169,7 @@ def test_the_longest_class_name_that_fits_is_meant(tmp_path):
   refused("cracked.png: found no class", lambda: masks_of(tmp_path, 3, ("crack", "crack_wide")))
 
 
-def test_a_folder_for_each_image_as_nuclei_come(tmp_path):
+def test_a_folder_for_each_image(tmp_path):
   for name in ("cell7", "cell9"):
     write(tmp_path / name / "images" / f"{name}.png", IMAGE)
     write(tmp_path / name / "masks" / "0001.png", mask(0))
@@ -200,7 +201,7 @@ def test_masks_are_read_as_binary_only(tmp_path):
   )
 
 
-def test_ignored_pixels_of_a_mask_give_way_to_classes(tmp_path):
+def test_classes_cover_ignored_pixels_of_other_masks(tmp_path):
   write(tmp_path / "images" / "a.png", IMAGE)
   first = mask(0)
   first[:, 1:3] = 128
@@ -227,8 +228,8 @@ def test_datasets_are_opened_by_kind(folder):
 # ----------------------------------------------------------------------------------------------------------- problems
 
 
-def test_layouts_list_all_that_is_wrong_where_they_are_asked_to(folder):
-  """An inspection would else show a person one file at a time."""
+def test_layouts_list_all_problems(folder):
+  """Otherwise `seggpt inspect` could report only one wrong file at a time."""
   (folder / "labels" / "a.png").unlink()
   (folder / "images" / "b.png").unlink()
   write(folder / "images" / "c.bmp", IMAGE)
@@ -238,7 +239,7 @@ def test_layouts_list_all_that_is_wrong_where_they_are_asked_to(folder):
   refused("c.png: found c.bmp beside it", lambda: folder_layout(folder))
 
 
-def test_mask_layouts_list_all_that_is_wrong(tmp_path):
+def test_mask_layouts_list_all_problems(tmp_path):
   for name in "ab":
     write(tmp_path / name / "images" / "x.png", IMAGE)
   write(tmp_path / "a" / "masks" / "dent_1.png", mask(1))

@@ -1,4 +1,4 @@
-"""Transforms: image and label have to move together, and a pair has to be what training expects."""
+"""Transforms: image and label must move together, and a pair must have the form that training expects."""
 
 import numpy as np
 import pytest
@@ -10,20 +10,20 @@ from seggpt_jax.palette import IGNORE, fixed_palette
 
 
 def sample(seed=0, height=40, width=56):
-  """The image says where each of its pixels came from, and which class it has."""
+  """Returns a sample whose image stores row, column and class of each pixel in its three channels."""
   y, x = np.mgrid[:height, :width]
   label = np.random.default_rng(seed).integers(0, 3, (height, width)).astype(np.uint8)
   image = np.stack([y, x, label * 100], axis=-1).astype(np.uint8)
   return {"image": image, "label": label, "name": f"sample{seed}"}
 
 
-def test_resize_keeps_labels_classes_and_aligned_with_the_image():
+def test_resize_keeps_the_classes_of_labels_and_their_place():
   label = np.zeros((40, 40), np.uint8)
   label[10:30, 5:20] = 2
   image = np.repeat((label * 100)[..., None], 3, axis=-1)
   resized = transforms.resize({"image": image, "label": label, "name": ""}, 64)
   assert resized["image"].shape == (64, 64, 3) and set(np.unique(resized["label"])) == {0, 2}
-  # Edges may differ by the resampling of one pixel, no more.
+  # Only pixels at edges may differ, because of resampling.
   disagree = np.abs(resized["image"][..., 0].astype(int) - resized["label"] * 100.0) > 100
   assert disagree.mean() < 0.01
 
@@ -63,11 +63,11 @@ def test_patch_masks_have_the_exact_ratio_or_are_the_lower_half():
     is_half = mask.sum() == 16
     assert mask.sum() == 24 or (is_half and mask[4:].all())
     halves += is_half
-  # 150, deviation 8.7.
+  # Expected: 150, with a standard deviation of 8.7.
   assert abs(halves - 150) < 44
 
 
-def test_the_same_generator_gives_the_same_pair_and_another_another():
+def test_the_generator_decides_the_pair():
   make = training_pair(augmentation=Augmentation(36, flip_horizontal=True, brightness=0.1, blur=0.5))
   first, again, other = (make([sample(0)], sample(1), np.random.default_rng(seed)) for seed in (5, 5, 6))
   for key in first:
@@ -99,11 +99,11 @@ def test_several_prompts_share_the_query_the_palette_and_the_mask():
   assert (pair["images"][0, :32] != pair["images"][1, :32]).any()
 
 
-def test_only_what_is_asked_for_stays_in_a_label():
+def test_one_class_of_a_label_is_kept():
   given = sample()
   given["label"][:5] = IGNORE
-  asked = transforms.ask(given, 2)["label"]
-  assert (asked[:5] == IGNORE).all()
-  np.testing.assert_array_equal(asked[5:], np.where(given["label"][5:] == 2, 2, 0))
-  assert transforms.ask(given, None) is given
-  assert set(np.unique(transforms.ask(given, 0)["label"])) == {0, IGNORE}
+  kept = transforms.keep_class(given, 2)["label"]
+  assert (kept[:5] == IGNORE).all()
+  np.testing.assert_array_equal(kept[5:], np.where(given["label"][5:] == 2, 2, 0))
+  assert transforms.keep_class(given, None) is given
+  assert set(np.unique(transforms.keep_class(given, 0)["label"])) == {0, IGNORE}

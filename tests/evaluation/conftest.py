@@ -1,4 +1,4 @@
-"""Small datasets in the layouts of the benchmarks, and the smallest network that paints something."""
+"""Small datasets in the layouts of the benchmarks."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.model import parameters, weights
-from tests import loud_network
-
-
-@pytest.fixture(scope="session")
-def small_weights(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("weights") / "tiny"
-  weights.save_weights(directory, parameters.split(loud_network.build())[1], loud_network.CONFIG)
-  return directory
-
 
 def save(path: Path, pixels: np.ndarray) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +17,7 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 @pytest.fixture(scope="session")
 def fss(tmp_path_factory):
-  """Three classes of ten images, some masks in color as a few of the dataset's are."""
+  """Three classes of ten images each; one mask of each class is in color, like some masks of the dataset."""
   root = tmp_path_factory.mktemp("fss")
   generator = np.random.default_rng(1)
   for name in ("abacus", "zebra", "mug"):
@@ -40,7 +30,7 @@ def fss(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def voc(tmp_path_factory):
-  """VOC2012 with 50 images of various sizes; every class is in several, and every label has ignored pixels."""
+  """VOC2012 with 50 images of different sizes. Each class is in several images; each label has ignored pixels."""
   root = tmp_path_factory.mktemp("voc") / "VOCdevkit" / "VOC2012"
   generator = np.random.default_rng(2)
   names = [f"2007_{index:06}" for index in range(50)]
@@ -61,7 +51,7 @@ _COCO_IDS = [index for index in range(1, 91) if index not in (12, 26, 29, 30, 45
 
 @pytest.fixture(scope="session")
 def coco(tmp_path_factory):
-  """val2014 with three images of each class of fold 1; over the object of the first lies one of class 80."""
+  """val2014 with three images of each class of fold 1. An object of class 80 covers the object of the first image."""
   root = tmp_path_factory.mktemp("coco")
   generator = np.random.default_rng(3)
   images, annotations = [], []
@@ -71,7 +61,7 @@ def coco(tmp_path_factory):
     images.append({"id": 500 + index, "file_name": name, "height": 20, "width": 24})
     boxes = [(_COCO_IDS[1 + 4 * (index % 20)], (2, 2, 14, 12))]
     if index == 0:
-      # As large, and later: nothing is left of the object below.
+      # The same size and later in the list, so that nothing is left of the object below.
       boxes.append((_COCO_IDS[-1], (2, 2, 14, 12)))
     for category, (left, top, right, bottom) in boxes:
       polygon = [[left, top, right, top, right, bottom, left, bottom]]
@@ -85,7 +75,7 @@ def coco(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def davis(tmp_path_factory):
-  """Two videos of two objects and one; squares that move, and vanish in one frame."""
+  """A video with two objects and one with a single object: moving squares, one of which vanishes in one frame."""
   root = tmp_path_factory.mktemp("davis") / "DAVIS"
   generator = np.random.default_rng(4)
   for name, frames, objects in (("bear", 5, 2), ("swan", 7, 1)):

@@ -1,4 +1,4 @@
-"""Videos as DAVIS lays them out, scored as its toolkit scores them, with files that it can read."""
+"""DAVIS: videos in its layout, scores like its toolkit's, and prediction files that the toolkit can read."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ROOT = Path(__file__).parents[2]
 
 
 class StandIn(Predictor):
-  """Says that nothing has moved since the first frame, and counts its prompts."""
+  """A predictor that returns the objects of the first frame for every frame and records the number of prompts."""
 
   def __init__(self):
     self.learned, self.num_prompts = None, []
 
   @property
   def tile_size(self):
-    return 24, 30  # so that prompts arrive as they are
+    return 24, 30  # the size of the frames, so that prompts are not resized
 
   def predict(self, image, prompts=(), **options):
     return next(iter(self.predict_many([(image, prompts)], **options)))
@@ -50,7 +50,7 @@ def annotation(davis, name, index):
 
 
 def f_measure(found, true):
-  """By dilation with SciPy; on frames as small as these the tolerance is one pixel."""
+  """Returns F computed by dilation with SciPy; the tolerance is one pixel on frames of this size."""
 
   def contour(mask):
     shifted = [
@@ -82,7 +82,7 @@ def test_the_scores_are_means_over_objects_of_means_over_inner_frames(davis, tmp
     assert found == pytest.approx(expected, abs=1e-12)
     assert results["scores"][f"{title} mean"] == pytest.approx(np.mean(list(expected.values())))
   assert results["scores"]["J&F mean"] == pytest.approx((np.mean(list(j.values())) + np.mean(list(f.values()))) / 2)
-  # What stands still falls behind.
+  # The scores decay because the objects move and the predictions do not.
   assert results["scores"]["J decay"] > 0.2
   table = (tmp_path / "results.md").read_text()
   # The published figure is of 30 videos.
@@ -126,7 +126,9 @@ def test_videos_are_shared_and_not_done_twice(davis, tmp_path):
   shared = parts.run(Davis(davis), StandIn, tmp_path, Shard(1, 2))
   assert shared == parts.run(Davis(davis), StandIn, tmp_path / "whole")
   assert shared == parts.run(Davis(davis), lambda: pytest.fail("loaded"), tmp_path)
-  with pytest.raises(InputError, match=r"swan\.json: found num_frames 0, expected 4 as now"):
+  with pytest.raises(
+    InputError, match=r"swan\.json: found num_frames=0 of an earlier run, expected 4 as asked for now"
+  ):
     parts.run(Davis(davis, num_frames=4), StandIn, tmp_path)
 
 
@@ -157,8 +159,8 @@ def test_what_is_missing_or_does_not_fit_is_named(davis, tmp_path):
     Davis(root)
 
 
-def test_the_command_follows_objects_with_a_network(small_weights, davis, tmp_path):
-  options = ["--benchmark", "davis2017", "--model-path", small_weights, "--data-dir", davis, "--num-frames", 1]
+def test_the_command_follows_objects_with_a_network(weights_directory, davis, tmp_path):
+  options = ["--benchmark", "davis2017", "--model-path", weights_directory, "--data-dir", davis, "--num-frames", 1]
   done = subprocess.run(
     [sys.executable, "evaluate.py", *map(str, options), "--outdir", str(tmp_path)],
     capture_output=True,

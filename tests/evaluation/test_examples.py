@@ -1,4 +1,4 @@
-"""Pictures that show what the numbers are of."""
+"""Pictures beside the numbers of a benchmark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_a_panel_shows_the_whole_image_with_its_mask():
   framed = (plain == 40).all(axis=-1)
   assert framed.sum() == 96 * 192 and (plain[~framed] == 255).all()
   tinted = (masked != plain).any(axis=-1)
-  # The right half, but for what is ignored.
+  # The right half without the ignored rows.
   assert not tinted[:, :96].any() and tinted[24 + 30 : 24 + 96, 96:].all() and not tinted[: 24 + 18].any()
 
 

@@ -1,4 +1,4 @@
-"""Numbers that go beside published ones: counted as the field counts, and the same from one process or from many."""
+"""Few-shot scores: counted like in published code, and equal from one process and from many."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class StandIn(Predictor):
-  """Finds the bright half of every image, and remembers what it was asked."""
+  """A predictor that segments the bright pixels of every image and records its inputs."""
 
   def __init__(self):
     self.asked = []
@@ -39,21 +39,21 @@ class StandIn(Predictor):
 
 
 def by_hand(data, episodes):
-  """mIoU and FB-IoU with plain loops over pixels."""
+  """Returns mIoU, FB-IoU and IoU by class, computed with plain loops over pixels."""
   sums = {}
   for episode in episodes:
     image, truth = data.read(episode.query, episode.class_index)
-    of = sums.setdefault(episode.class_index, [[0, 0], [0, 0]])
+    pixels = sums.setdefault(episode.class_index, [[0, 0], [0, 0]])
     for red, true in zip(image[..., 0].ravel().tolist(), truth.ravel().tolist(), strict=True):
       if true == 255:
         continue
       found = int(red > 127)
       for label in (0, 1):
-        of[label][0] += found == label and true == label
-        of[label][1] += found == label or true == label
-  miou = np.mean([of[1][0] / of[1][1] for of in sums.values()])
-  fb = [sum(of[label][0] for of in sums.values()) / sum(of[label][1] for of in sums.values()) for label in (0, 1)]
-  return miou, np.mean(fb), {index: of[1][0] / of[1][1] for index, of in sums.items()}
+        pixels[label][0] += found == label and true == label
+        pixels[label][1] += found == label or true == label
+  ious = {index: foreground[0] / foreground[1] for index, (_, foreground) in sums.items()}
+  totals = np.sum(list(sums.values()), axis=0)
+  return np.mean(list(ious.values())), np.mean(totals[:, 0] / totals[:, 1]), ious
 
 
 @pytest.mark.parametrize("name", ["fss1000", "pascal5i"])
@@ -82,7 +82,7 @@ def test_the_network_is_asked_about_each_episode_in_order_with_its_prompts(voc, 
     np.testing.assert_array_equal(image, data.read(episode.query, episode.class_index)[0])
     assert len(prompts) == 2
     for pixels, labels in prompts:
-      # As large as the network takes them, and only the class that is asked for.
+      # Resized to the tile size, with only the class that is asked for.
       assert pixels.shape == (16, 16, 3) and set(np.unique(labels)) == {0, 1}
 
 
@@ -99,14 +99,14 @@ def test_shards_add_up_exactly(voc, tmp_path):
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "shared" / name).read_bytes()
 
 
-def test_more_processes_than_episodes_is_no_mistake(fss, tmp_path):
+def test_there_can_be_more_processes_than_episodes(fss, tmp_path):
   for index in (1, 2, 3, 4):
     benchmark = FewShot("fss1000", few_shot_data.fss1000(fss), count=2)
     results = parts.run(benchmark, StandIn, tmp_path, Shard(index, 4))
   assert results["folds"]["0"]["classes"].keys() == {"abacus", "mug"}
 
 
-def test_ignored_pixels_and_empty_masks_count_as_the_field_counts_them():
+def test_ignored_pixels_and_empty_masks_count_like_in_published_code():
   truth = np.array([[0, 1, 255], [1, 0, 255]], np.uint8)
   found = np.array([[1, 1, 1], [0, 0, 0]], np.uint8)
   np.testing.assert_array_equal(episode_counts(found, truth), [[1, 1], [3, 3]])
@@ -125,7 +125,7 @@ def test_counts_beyond_32_bits_stay_exact():
   assert again.values() == counts.values()
 
 
-def test_only_what_was_measured_alike_is_put_beside_the_published_figure(voc, fss, tmp_path):
+def test_the_published_figure_is_shown_only_for_comparable_runs(voc, fss, tmp_path):
   data = few_shot_data.pascal5i(voc)
   parts.run(FewShot("pascal5i", data, folds=[0], count=8, shots=2), StandIn, tmp_path / "one")
   table = (tmp_path / "one" / "results.md").read_text()
@@ -158,9 +158,18 @@ def command(*options):
   )
 
 
-def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice(small_weights, voc, tmp_path):
-  options = ["--benchmark", "pascal5i", "--model-path", small_weights, "--data-dir", voc, "--outdir", tmp_path / "out"]
-  options += ["--fold", "0,3", "--shots", 2, "--episodes", 6]
+def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice(weights_directory, voc, tmp_path):
+  options = [
+    "--benchmark",
+    "pascal5i",
+    "--model-path",
+    weights_directory,
+    "--data-dir",
+    voc,
+    "--outdir",
+    tmp_path / "out",
+  ]
+  options += ["--outdir", tmp_path / "out", "--fold", "0,3", "--shots", 2, "--episodes", 6]
   done = command(*options)
   assert done.returncode == 0, done.stderr
   assert "episode/s" in done.stderr and "mIoU=" in done.stderr  # the bar, with its rate and the score so far
@@ -181,7 +190,7 @@ def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice
   assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "parts").iterdir()}
   other = command(*options, "--seed", 1)
   assert (other.returncode, len(other.stderr.splitlines())) == (2, 1)
-  assert "found seed 0, expected 1 as now; choose another --outdir" in other.stderr
+  assert "found seed=0 of an earlier run, expected 1 as asked for now; choose another --outdir" in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -195,8 +204,8 @@ def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice
     (["--benchmark", "pascal5i", "--shard", "3/2"], ["--shard: found '3/2'", "2/4"]),
   ],
 )
-def test_wrong_input_ends_the_command_with_status_2_and_one_line(small_weights, voc, tmp_path, options, words):
-  done = command("--model-path", small_weights, "--data-dir", voc, *options, "--outdir", tmp_path / "out")
+def test_wrong_input_ends_the_command_with_status_2_and_one_line(weights_directory, voc, tmp_path, options, words):
+  done = command("--model-path", weights_directory, "--data-dir", voc, *options, "--outdir", tmp_path / "out")
   assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
   assert all(word in done.stderr for word in words), done.stderr
   assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The folders as people have them: the right images under the right class, or a line that says what is missing."""
+"""Few-shot datasets on disk: the right images for each class, or an error that names what is missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from seggpt_jax.evaluation import few_shot_data
 
 
 def check(data, fold, shots, expected):
-  """Episodes keep to their class and are the same again."""
+  """Checks that episodes stay within their class and are reproducible; returns them."""
   episodes = data.episodes(fold, shots)
   assert len(episodes) == expected and episodes == data.episodes(fold, shots)
   for episode in episodes[:60]:
@@ -30,7 +30,7 @@ def test_every_image_of_fss_is_a_query_once(fss):
   data = few_shot_data.fss1000(fss)
   assert data.class_names == {1: "abacus", 2: "mug", 3: "zebra"}
   episodes = check(data, 0, 5, 30)
-  # By name, as glob sorts them; prompts are drawn by number.
+  # Queries are sorted by name, prompts by number.
   assert [data.source.name(episode.query) for episode in episodes[:3]] == ["abacus/1", "abacus/10", "abacus/2"]
   assert [data.source.name(sample) for sample in data.pools[2]] == [f"mug/{number}" for number in range(1, 11)]
   for number in (1, 3):  # the third is a mask in color
@@ -60,7 +60,7 @@ def test_folds_of_pascal_have_five_classes_each_and_queries_come_in_turn(voc):
     episodes = check(data, fold, 1, 1000)
     turn = data.queries[fold]
     assert turn == sorted(turn) and len(turn) < 50
-    # All are asked for as often, give or take one.
+    # Every query comes equally often, within one.
     assert [(episode.query, episode.class_index) for episode in episodes[: 2 * len(turn)]] == turn * 2
   with pytest.raises(InputError, match="--fold: found 4, expected some of 0, 1, 2, 3"):
     data.episodes(4, 1)
@@ -93,7 +93,7 @@ def test_folds_of_coco_have_every_fourth_class_and_images_show_what_lies_on_top(
   assert sorted(c for classes in data.folds.values() for c in classes) == list(range(1, 81))
   assert data.folds[1] == list(range(2, 81, 4)) and data.class_names[2] == "bicycle"
   assert data.class_names[78] == "teddy bear" and len(data.class_names) == 80
-  # Of the first image only what lies on top is left.
+  # In the first image only the upper object is visible.
   assert 0 not in data.pools[2] and data.pools[80] == [0] and len(data.pools[6]) == 3
   episodes = check(data, 1, 1, 1000)
   assert len({episode.class_index for episode in episodes}) == 20

@@ -1,4 +1,4 @@
-"""Episodes decide what a number means: drawn as the field draws them, or nothing compares."""
+"""Few-shot episodes: drawn like in published code, otherwise results are not comparable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUERIES = [(10, 3), (20, 7), (11, 3)]
 
 def test_in_turn_draws_as_the_published_code_does():
   episodes = few_shot_episodes.in_turn(QUERIES, POOLS, 8, shots=2, seed=0)
-  # The published loop, over names and with NumPy's global generator.
+  # The published loop, which draws names with NumPy's global generator.
   np.random.seed(0)
   for index, episode in enumerate(episodes):
     query, asked = QUERIES[index % 3]
@@ -58,8 +58,8 @@ def test_no_query_prompts_itself_and_all_prompts_show_its_class(shots):
 
 def test_a_quick_look_is_spread_over_all_episodes():
   episodes = few_shot_episodes.in_turn(QUERIES, POOLS, 10, 1, 0)
-  assert few_shot_episodes.spread(episodes, None) == few_shot_episodes.spread(episodes, 99) == episodes
-  assert few_shot_episodes.spread(episodes, 5) == episodes[::2]
+  assert few_shot_episodes.evenly_spread(episodes, None) == few_shot_episodes.evenly_spread(episodes, 99) == episodes
+  assert few_shot_episodes.evenly_spread(episodes, 5) == episodes[::2]
 
 
 def test_a_class_without_enough_images_is_named():

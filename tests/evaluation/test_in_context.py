@@ -1,25 +1,25 @@
-"""The measure of reading the prompt: it has to give full marks to who reads, and none to who copies or ignores."""
+"""In-context scores: high for a predictor that uses the prompt, low for one that copies or ignores it."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation import in_context
+from seggpt_jax.evaluation import in_context, in_context_report
 from seggpt_jax.inference.predictor import Prediction, Predictor
-from seggpt_jax.model import parameters, weights
+from seggpt_jax.model import weights
 from seggpt_jax.model.config import VARIANTS
+from seggpt_jax.palette import fixed_palette
 from seggpt_jax.synthetic.held_out import HELD_OUT
+from tests.loud_network import loud_params
 
 ROOT = Path(__file__).parents[2]
 SIZE, EPISODES, PROMPTS = 48, 6, 3
@@ -28,7 +28,7 @@ KEYS = {"one_prompt", "ensemble", "copy", "constant", "swapped", "swapped_vs_old
 
 
 class StandIn(Predictor):
-  """Answers by a rule of (query, prompts) -> mask, without a network."""
+  """A predictor without a network that applies a rule (query, prompts) -> mask."""
 
   def __init__(self, rule):
     self.rule, self.num_prompts = rule, []
@@ -41,7 +41,7 @@ class StandIn(Predictor):
     self.num_prompts.append(len(prompts))
     labels = self.rule(image, prompts)
     assert labels.shape == image.shape[:2] and labels.dtype == np.uint8
-    return Prediction(labels, image, in_context._ASKED, (0, 1))
+    return Prediction(labels, image, fixed_palette(2), (0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def questions():
 
 @pytest.fixture(scope="module")
 def oracle(questions):
-  """Knows by heart which mask of the query belongs to which mask of the prompt."""
+  """A predictor that knows the true mask of every query for every mask of its prompt."""
   truths = {
     (question.query.tobytes(), question.mask(kind, 0).tobytes()): question.mask(kind)
     for of_family in questions.values()
@@ -64,18 +64,18 @@ def oracle(questions):
   return StandIn(lambda image, prompts: truths[image.tobytes(), prompts[0][1].tobytes()])
 
 
-def test_who_reads_the_prompt_gets_full_marks(oracle):
+def test_a_predictor_that_uses_the_prompt_scores_1(oracle):
   results = in_context.evaluate(oracle, HELD_OUT, **SETTINGS)
   assert list(results["families"]) == list(HELD_OUT)
   for row in (*results["families"].values(), results["mean"]):
     assert row.keys() == KEYS
     assert (row["one_prompt"], row["ensemble"], row["swapped"], row["follows"]) == (1.0, 1.0, 1.0, 1.0)
-    # Kinds never overlap.
+    # Kinds do not overlap.
     assert (row["swapped_vs_old"], row["standard_error"]) == (0.0, 0.0)
   assert sorted(set(oracle.num_prompts)) == [1, PROMPTS]
 
 
-def test_who_copies_the_mask_scores_what_the_baseline_says(questions):
+def test_a_predictor_that_copies_the_mask_scores_the_copy_baseline(questions):
   results = in_context.evaluate(StandIn(lambda image, prompts: prompts[0][1]), HELD_OUT, **SETTINGS)
   for name, row in results["families"].items():
     assert row["one_prompt"] == row["ensemble"] == row["copy"] < 0.4
@@ -89,7 +89,7 @@ def test_who_copies_the_mask_scores_what_the_baseline_says(questions):
   np.testing.assert_allclose(results["mean"]["copy"], mean, rtol=1e-6)
 
 
-def test_who_looks_at_nothing_scores_the_constant_or_naught():
+def test_a_predictor_that_ignores_pictures_scores_the_constant_baseline_or_0():
   results = in_context.evaluate(StandIn(lambda image, _: np.ones(image.shape[:2], np.uint8)), HELD_OUT, **SETTINGS)
   for row in results["families"].values():
     assert row["one_prompt"] == row["constant"] < 0.5
@@ -97,7 +97,7 @@ def test_who_looks_at_nothing_scores_the_constant_or_naught():
   assert (silent["mean"]["one_prompt"], silent["mean"]["swapped"], silent["mean"]["follows"]) == (0.0, 0.0, 0.0)
 
 
-def test_who_sticks_to_what_was_asked_first_does_not_follow(questions):
+def test_a_predictor_that_ignores_the_other_mask_does_not_follow(questions):
   first = {q.query.tobytes(): q.mask(q.asked) for of_family in questions.values() for q in of_family}
   mean = in_context.evaluate(StandIn(lambda image, _: first[image.tobytes()]), HELD_OUT, **SETTINGS)["mean"]
   assert (mean["one_prompt"], mean["swapped"], mean["swapped_vs_old"], mean["follows"]) == (1.0, 0.0, 1.0, 0.0)
@@ -124,14 +124,14 @@ def test_with_one_prompt_and_one_episode_there_is_no_ensemble_and_no_error():
   assert standin.num_prompts == [1, 1]
   assert results["mean"]["ensemble"] == results["mean"]["one_prompt"]
   assert results["mean"]["standard_error"] is None
-  table = in_context.report(results, 1).splitlines()
+  table = in_context_report.table(results, 1).splitlines()
   assert [line.split()[0] for line in table[1:]] == ["cells", "mean"]
   assert table[1].split()[2] == "-"
 
 
 def test_the_picture_shows_what_was_asked_and_what_was_answered(oracle, questions):
   families = {name: HELD_OUT[name] for name in ("cells", "fruits")}
-  sheet = in_context.picture(oracle, families, num_prompts=PROMPTS)
+  sheet = in_context_report.picture(oracle, families, num_prompts=PROMPTS)
   side = 2 * SIZE
   assert sheet.shape == (16 + 4 * (side + 4), 64 + 8 * (side + 4), 3)
   third_row = [sheet[16 + 2 * (side + 4) :][:side, 64 + column * (side + 4) :][:, :side] for column in range(8)]
@@ -167,7 +167,7 @@ def test_a_family_that_shows_nothing_in_common_is_named():
 
 def command(*options):
   return subprocess.run(
-    [sys.executable, "-m", "seggpt_jax.evaluation.in_context", *map(str, options)],
+    [sys.executable, "-m", "seggpt_jax", "evaluate-in-context", *map(str, options)],
     capture_output=True,
     text=True,
     cwd=ROOT,
@@ -177,27 +177,22 @@ def command(*options):
 
 
 @pytest.fixture(scope="module")
-def weights_directory(tmp_path_factory):
-  """A tiny network of random weights, louder than initialization: that paints gray whatever it is shown."""
-  small = {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64, "merge_block": 0, "feature_taps": (0, 1)}
-  config = dataclasses.replace(VARIANTS["tiny"], **small)
-  generator = np.random.default_rng(0)
-  _, shapes = parameters.abstract(config)
-  params = {name: jnp.asarray(generator.normal(0, 0.1, shape.shape), jnp.float32) for name, shape in shapes.items()}
+def larger_weights(tmp_path_factory):
+  """Weights whose pictures are large enough for two kinds of things."""
   directory = tmp_path_factory.mktemp("weights") / "tiny"
-  weights.save_weights(directory, params, config)
+  weights.save_weights(directory, loud_params(VARIANTS["tiny"]), VARIANTS["tiny"])
   return directory
 
 
-def test_the_command_prints_a_table_and_writes_numbers_and_a_picture(weights_directory, tmp_path):
+def test_the_command_prints_a_table_and_writes_numbers_and_a_picture(larger_weights, tmp_path):
   options = ["--families", "cells,levels", "--num_episodes", 2, "--num_prompts", 2, "--output", tmp_path / "out"]
-  done = command("--model_path", weights_directory, *options)
+  done = command("--model_path", larger_weights, *options)
   assert done.returncode == 0, done.stderr
   assert "episode/s" in done.stderr  # the bar, with its rate
   assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["in_context.json", "in_context.png"]
   results = json.loads((tmp_path / "out" / "in_context.json").read_text())
   assert results["arguments"] == {
-    "model_path": str(weights_directory),
+    "model_path": str(larger_weights),
     "families": ["cells", "levels"],
     "num_episodes": 2,
     "num_prompts": 2,
@@ -218,7 +213,7 @@ def test_the_command_prints_a_table_and_writes_numbers_and_a_picture(weights_dir
   [
     (["--families", "galaxies"], ["--families", "'galaxies'", "cells"]),
     (["--families", "cells"], ["nowhere: not found"]),
-    (["--num_prompts", "0"], ["num_prompts"]),
+    (["--num_prompts", "0"], ["--num-prompts=0"]),
     (["more"], ["'more'"]),
   ],
 )

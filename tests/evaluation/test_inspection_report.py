@@ -1,4 +1,4 @@
-"""The inspection: numbers a line is accepted by, and the page that shows where it fails."""
+"""The inspection: its rates, and the page that shows the worst images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
 
 def sample(generator, color, num=1, size=(60, 80)):
-  """A gray picture with discs of a color, and where they are as 0 and 255."""
+  """Returns a gray image with discs of a color, and their mask of 0 and 255."""
   rows, cols = np.mgrid[: size[0], : size[1]]
   mask = np.zeros(size, bool)
   for _ in range(num):
@@ -45,7 +45,7 @@ def sample(generator, color, num=1, size=(60, 80)):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-  """Queries with red discs, the last without any, prompts of red discs and one of blue ones."""
+  """Queries with red discs, of which the last has none; two prompts with red discs and one with blue discs."""
   root, generator = tmp_path_factory.mktemp("inspection"), np.random.default_rng(0)
   for name in NAMES:
     image, mask = sample(generator, (220, 30, 30), 0 if name == "empty" else 2)
@@ -74,7 +74,7 @@ def predictor():
 
 @pytest.fixture(scope="module")
 def results(folders, predictor):
-  """What the packaged network does."""
+  """The results of the packaged network."""
   both = (queries(folders, name) for name in ("positive", "negative"))
   return inspection.inspect(predictor, *both, num_rows=3, labels=LabelFormat("binary", 127))
 
@@ -84,7 +84,7 @@ def read(path):
 
 
 class Page(html.parser.HTMLParser):
-  """Every element is closed in its turn; keeps texts and attributes."""
+  """A parser that checks that all elements are closed in order, and keeps texts and attributes."""
 
   def __init__(self, text):
     super().__init__()
@@ -120,7 +120,7 @@ def test_the_numbers_are_those_of_judging_by_hand(folders, predictor, results):
     either = (found | truth).sum()
     ious[name] = (found & truth).sum() / either if either else math.nan
     rates[name] = (predictor.predict(image, [prompt("blue")]).labels > 0).mean()
-  # Batches of other sizes round differently: single pixels may.
+  # Rounding depends on the batch size, so that single pixels can differ.
   for name in NAMES:
     np.testing.assert_allclose(results.ious[name], ious[name], atol=0.01)
     np.testing.assert_allclose(results.response_rates[name], rates[name], atol=0.001)
@@ -195,7 +195,7 @@ def test_bars_stand_on_the_axis_with_the_bad_on_top():
 
 
 def test_images_without_foreground_are_in_no_rate_and_come_last():
-  """There was nothing to catch, and JSON has no NaN."""
+  """Such an image has nothing to catch; its IoU is null in JSON, which has no NaN."""
   ious = {"x": math.nan, "y": 0.5}
   found = inspection.Results(inspection.judge(ious.values()), ious, {}, ({"x": [], "y": []}, {}), ([], []))
   values = found.values()
@@ -228,7 +228,7 @@ def test_the_command_writes_numbers_and_page(folders, tmp_path):
 
   def command(*options):
     return subprocess.run(
-      [sys.executable, "-m", "seggpt_jax.evaluation.inspection", *arguments, *options],
+      [sys.executable, "-m", "seggpt_jax", "evaluate-inspection", *arguments, *options],
       capture_output=True,
       text=True,
       env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""Work that is shared and interrupted: nothing twice, nothing mixed, no table from a part of the work."""
+"""A benchmark shared by processes and interrupted: nothing runs twice, runs do not mix, no table of unfinished work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seggpt_jax.inference.shard import Shard
 
 
 class Sums:
-  """A benchmark without network: every part is a number, and one fails when it is told to."""
+  """A benchmark without a network: every part is a number, and chosen parts fail."""
 
   name = "sums"
 
@@ -42,7 +42,7 @@ def run(benchmark, outdir, shard="1/1"):
   return parts.run(benchmark, lambda: "network", outdir, Shard.parse(shard))
 
 
-def test_a_run_goes_on_after_the_parts_that_are_done(tmp_path):
+def test_a_stopped_run_resumes_after_its_finished_parts(tmp_path):
   first, second = Sums(fails=["part-3"]), Sums()
   with pytest.raises(InputError, match="part-3: broken"):
     run(first, tmp_path)
@@ -50,7 +50,7 @@ def test_a_run_goes_on_after_the_parts_that_are_done(tmp_path):
   assert run(second, tmp_path) == {"benchmark": "sums", "settings": {"model": "a"}, "total": 10}
   assert (first.done, second.done) == (["part-0", "part-1", "part-2"], ["part-3", "part-4"])
   assert json.loads((tmp_path / "results.json").read_text())["total"] == 10
-  # Where there is nothing to do, no network is loaded.
+  # With all parts finished, the network is not loaded.
   assert parts.run(Sums(), lambda: pytest.fail("loaded"), tmp_path)["total"] == 10
 
 
@@ -59,15 +59,17 @@ def test_the_last_of_several_processes_makes_the_table(tmp_path):
   assert run(Sums(), tmp_path, "1/3") is None
   assert run(Sums(), tmp_path, "3/3")["total"] == 10
   sheet = np.asarray(Image.open(tmp_path / "examples.png"))
-  np.testing.assert_array_equal(sheet[::2, 0, 0], [0, 2, 3, 4])  # in the order of the parts, whoever did them
+  np.testing.assert_array_equal(sheet[::2, 0, 0], [0, 2, 3, 4])  # in the order of the parts, whichever process ran them
   assert "| total | 10.0 |  |" in (tmp_path / "results.md").read_text()
 
 
 def test_parts_of_another_run_are_not_mixed_in(tmp_path):
   run(Sums(fails=["part-1"], seed=0), tmp_path, "1/3")
-  with pytest.raises(InputError, match=r"part-0\.json: found seed 0, expected 1 as now; choose another --outdir"):
+  with pytest.raises(
+    InputError, match=r"part-0\.json: found seed=0 of an earlier run, expected 1 .*; choose another --outdir"
+  ):
     run(Sums(seed=1), tmp_path)
-  with pytest.raises(InputError, match=r"part-0\.json: found seed 0, expected None as now"):
+  with pytest.raises(InputError, match=r"part-0\.json: found seed=0 of an earlier run, expected None as asked for now"):
     run(Sums(), tmp_path)
   (tmp_path / "parts" / "part-0.json").write_text("{")
   with pytest.raises(InputError, match=r"part-0\.json: cannot be read .* delete it"):

@@ -1,4 +1,4 @@
-"""A number beside another one has to say where the other is from."""
+"""Tables of results: every published figure has its source."""
 
 from __future__ import annotations
 

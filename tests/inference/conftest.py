@@ -1,31 +1,10 @@
-"""The smallest network in memory and on disk, and folders to run it on."""
+"""Folders to run a network on."""
 
 from __future__ import annotations
 
 import pytest
 
-from seggpt_jax.model import parameters, weights
-from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.model.seggpt import SegGPT
-from tests import loud_network
 from tests.inference.image_folders import make_folders
-
-
-@pytest.fixture(scope="session")
-def config() -> SegGPTConfig:
-  return loud_network.CONFIG
-
-
-@pytest.fixture(scope="session")
-def model() -> SegGPT:
-  return loud_network.build()
-
-
-@pytest.fixture(scope="session")
-def weights_directory(model, tmp_path_factory):
-  directory = tmp_path_factory.mktemp("weights") / "tiny"
-  weights.save_weights(directory, parameters.split(model)[1], model.config)
-  return directory
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Folders of queries and prompts as people have them, and the command on them."""
+"""Folders of queries and prompts as users have them, and functions that run the command on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
 
 def make_folders(directory: Path) -> Path:
-  """Three queries, the last one without a label, and three prompts of three classes."""
+  """Writes three queries, the last one without a label, and three prompts of three classes."""
   generator = np.random.default_rng(0)
 
   def picture(*size):
@@ -51,7 +51,7 @@ def write_mapping(folders, mapping):
 
 
 def infer(folders, *options):
-  """The command with these flags and --outdir."""
+  """Runs the command with flags and --outdir."""
   return subprocess.run(
     [sys.executable, ROOT / "infer.py", "--outdir", folders / "out", *options],
     capture_output=True,
@@ -63,7 +63,7 @@ def infer(folders, *options):
 
 
 def command(folders, weights_directory, *options):
-  """The command on the dataset, with the folders of prompts."""
+  """Runs the command on the dataset, with the folders of prompts."""
   prompts = folders / "prompts"
   return infer(
     folders,

@@ -1,4 +1,4 @@
-"""What an adapter learned reaches the masks: of the predictor, and of the command people run."""
+"""Adapters in inference: what they learned must reach the masks of the predictor and of the command."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from PIL import Image
 from seggpt_jax import canvas
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference import outputs, queries
+from seggpt_jax.inference import outputs, pictures, queries
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt, LoRA
 from seggpt_jax.model.seggpt import SegGPT
-from seggpt_jax.palette import fixed_palette
+from seggpt_jax.palette import display_palette, fixed_palette
 from tests import adapter_runs
+from tests.loud_network import loud_params
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32  # of the square that the model of these tests sees
@@ -35,7 +36,7 @@ MASKS = {"labels": "binary", "threshold": 127}
 
 @pytest.fixture(scope="module")
 def runs(weights_directory, config, tmp_path_factory):
-  """Runs with a LoRA and with a learned prompt, trained on masks of 0 and 255; their parameters."""
+  """A folder with a run that learned a LoRA and one that learned a prompt, both trained on masks of 0 and 255."""
   folder = tmp_path_factory.mktemp("runs")
   for name, adapter in (("lora", LoRA(rank=4, alpha=2.0)), ("prompt", LearnedPrompt())):
     adapter_runs.write_run(folder / name, adapter, config, weights_directory, MASKS)
@@ -56,7 +57,7 @@ def a_prompt(seed=100):
 
 
 def paint_directly(model, query, learned_params):
-  """The canvases of training with a learned prompt, painted by the model itself; colors of the query as float."""
+  """Predicts the query half of a training canvas with a learned prompt by calling the model; colors as float."""
   images = canvas.normalize(jnp.asarray(np.concatenate([np.zeros_like(query), query])[None]))
   images, targets = LearnedPrompt().prompt(images, jnp.zeros_like(images), learned_params)
   mask = canvas.lower_half_mask(model.config.grid)[None]
@@ -68,7 +69,7 @@ def paint_directly(model, query, learned_params):
 
 
 def test_a_lora_is_added_to_the_weights(weights_directory, runs, config):
-  """Against kernels summed in NumPy, float64; colors within one step of 0..255."""
+  """Reference: kernels summed in NumPy, float64; colors within one step of 0..255."""
   stored = load_adapter(runs / "lora")
   params = weights.load_params(weights_directory)
   for name in params:
@@ -92,7 +93,7 @@ def test_a_learned_prompt_answers_queries_that_come_alone(model, runs, learned):
   prediction = learned.predict(query)
   expected = paint_directly(model, query, load_adapter(runs / "prompt").params)
   np.testing.assert_allclose(prediction.colors, expected, atol=0.51)  # rounded to whole colors
-  assert np.std(prediction.colors) > 10  # or nothing was compared
+  assert np.std(prediction.colors) > 10  # otherwise nothing was compared
   np.testing.assert_array_equal(prediction.palette, fixed_palette(3))
   assert prediction.classes == (0, 1, 2)
   distance = np.linalg.norm(prediction.colors[:, :, None] - fixed_palette(3).astype(float), axis=-1)
@@ -140,12 +141,10 @@ def test_pictures_without_a_prompt_have_no_panels_of_it(learned, tmp_path):
   query = picture(5, 20, 30)
   prediction, truth = learned.predict(query), np.ones((20, 30), np.uint8)
   outputs.write_prediction(tmp_path, "a", query, [], prediction, truth)
-  panels = np.split(np.asarray(Image.open(tmp_path / "concat" / "a.png")), 4, axis=1)
-  expected = [
-    query,
-    prediction.colors,
-    *(outputs.overlay(query, x, fixed_palette(3)) for x in (prediction.labels, truth)),
-  ]
+  strip = np.asarray(Image.open(tmp_path / "concat" / "a.png"))
+  panels = np.split(strip[pictures.title_height(30) :], 4, axis=1)
+  overlays = [outputs.overlay(query, labels, display_palette(3)) for labels in (prediction.labels, truth)]
+  expected = [query, prediction.colors, *overlays]
   for found, panel in zip(panels, expected, strict=True):
     np.testing.assert_array_equal(found, panel)
 
@@ -200,7 +199,8 @@ def test_the_command_segments_with_a_lora(folders, weights_directory, runs):
     query = np.asarray(Image.open(folders / "data" / "images" / f"{name}.png"))
     expected = predictor.predict(query, [(image, (label > 127).astype(np.uint8))])
     np.testing.assert_array_equal(written(folders, "label", name), expected.labels)
-    np.testing.assert_array_equal(written(folders, "concat", name)[:, 3 * 31 : 4 * 31], expected.colors)
+    panels = written(folders, "concat", name)[pictures.title_height(31) :]
+    np.testing.assert_array_equal(panels[:, 3 * 31 : 4 * 31], expected.colors)
   assert len(json.loads((folders / "out" / "metrics.json").read_text())["classes"]) == 2
 
 
@@ -212,8 +212,8 @@ def test_the_command_segments_with_a_learned_prompt_and_no_other(folders, weight
     query = np.asarray(Image.open(folders / "data" / "images" / f"{name}.png"))
     expected = learned.predict(query)
     np.testing.assert_array_equal(written(folders, "label", name), expected.labels)
-    np.testing.assert_array_equal(written(folders, "color", name), fixed_palette(3)[expected.labels])
-    assert written(folders, "concat", name).shape == (40, panels * 31, 3)
+    np.testing.assert_array_equal(written(folders, "color", name), display_palette(3)[expected.labels])
+    assert written(folders, "concat", name).shape == (40 + pictures.title_height(31), panels * 31, 3)
   metrics = json.loads((folders / "out" / "metrics.json").read_text())
   truth = np.asarray(Image.open(folders / "data" / "labels" / "a.png")) > 127
   found = written(folders, "label", "a") == 1
@@ -241,7 +241,7 @@ def test_flags_that_do_not_go_with_an_adapter_end_the_command_with_one_line(
 
 
 def test_other_weights_than_the_adapter_s_end_the_command_with_one_line(folders, weights_directory, runs, config):
-  weights.save_weights(folders / "other", adapter_runs.loud_params(config, seed=9), config)
+  weights.save_weights(folders / "other", loud_params(config, seed=9), config)
   done = command(folders, "--model-path", "other", "--adapter", runs / "prompt")
   assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
   assert re.search(f"error: other: found weights other than {weights_directory}", done.stderr)

@@ -1,4 +1,4 @@
-"""The command people run on their folders: what it reads, what it writes, and what it says when a file is wrong."""
+"""The command that segments folders: the files it reads and writes, and its messages when a file is wrong."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pycocotools import mask as mask_module
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference import batch, outputs
+from seggpt_jax.inference import batch, outputs, pictures
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.shard import Shard
+from seggpt_jax.palette import display_palette
 from tests.inference.image_folders import SIZES, command, find, infer, write, write_mapping
 
 
@@ -24,7 +25,7 @@ def predictor(model):
 
 
 def slow_metrics(folders, names, num_classes):
-  """IoU from the files that were written, by sets of pixels: of each image, and of all images laid end to end."""
+  """Computes the IoU of each image, and of all images together, from the written files with plain sets of pixels."""
 
   def ious(predicted, truth):
     both = [np.sum((predicted == n) & (truth == n)) for n in range(num_classes)]
@@ -37,7 +38,7 @@ def slow_metrics(folders, names, num_classes):
   return per_image, ious(np.concatenate([*predicted.values()]), np.concatenate([*truth.values()]))
 
 
-def test_the_command_writes_what_the_predictor_says_and_scores_it(folders, weights_directory, predictor):
+def test_the_command_writes_and_scores_the_predictions_of_the_predictor(folders, weights_directory, predictor):
   mapping = {"a.png": ["q.png", "p.png", "r.png"], "b.png": ["r.png", "q.png"], "c.png": ["p.png"]}
   done = command(folders, weights_directory, "--mapping", write_mapping(folders, mapping), "--top_k", "2")
   assert done.returncode == 0, done.stderr
@@ -59,12 +60,15 @@ def test_the_command_writes_what_the_predictor_says_and_scores_it(folders, weigh
     labels = Image.open(out / "label" / f"{name}.png")
     assert labels.mode == "L"
     np.testing.assert_array_equal(labels, expected.labels)
-    np.testing.assert_array_equal(Image.open(out / "color" / f"{name}.png"), expected.palette[expected.labels])
-    panels = np.asarray(Image.open(out / "concat" / f"{name}.png"))
+    np.testing.assert_array_equal(Image.open(out / "color" / f"{name}.png"), display_palette(3)[expected.labels])
+    strip = np.asarray(Image.open(out / "concat" / f"{name}.png"))
     height, width = SIZES[name]
-    assert panels.shape == (height, width * (5 if name == "c" else 6), 3)
-    np.testing.assert_array_equal(panels[:, :width], query)
-    np.testing.assert_array_equal(panels[:, 3 * width : 4 * width], expected.colors)
+    titles = pictures.title_height(width)
+    assert strip.shape == (titles + height, width * (5 if name == "c" else 6), 3)
+    assert (strip[:titles].reshape(titles, -1, width, 3) < 128).any(axis=(0, 2, 3)).all()  # a title above each panel
+    np.testing.assert_array_equal(strip[titles:, :width], query)
+    np.testing.assert_array_equal(strip[titles:, 3 * width : 4 * width], expected.colors)
+    np.testing.assert_array_equal(strip[titles:, 4 * width : 5 * width], expected.overlay())
 
   metrics = json.loads((out / "metrics.json").read_text())
   per_image, whole = slow_metrics(folders, "ab", 3)
@@ -103,8 +107,8 @@ def test_a_label_of_another_size_than_its_image_is_named(folders, predictor):
     path.write_bytes(right)
 
 
-def test_bad_queries_are_passed_over_where_asked_for(folders, weights_directory):
-  """One broken file among thousands must not cost the night; nor may it go unseen."""
+def test_bad_queries_are_skipped_and_listed_with_skip_bad(folders, weights_directory):
+  """One broken file among thousands must not end a night's run, and must not go unnoticed."""
   (folders / "data" / "images" / "a.png").write_bytes(b"no picture")
   mapping = write_mapping(folders, {"a": ["p.png"], "b": ["gone.png"], "c": ["q.png"]})
   done = command(folders, weights_directory, "--mapping", mapping)
@@ -151,13 +155,13 @@ def test_a_failed_write_leaves_neither_half_a_file_nor_a_temporary_one(tmp_path)
   assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou": 0.5}
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was(folders, predictor):
-  """Of a night's 100,000 images, those before the power cut are not painted again, and all are scored."""
+def test_a_stopped_run_resumes_after_its_finished_images(folders, predictor):
+  """After a power cut, images that were finished are not segmented again, and all images are scored."""
   settings = {"split": 1}
   whole = batch.run(predictor, find(folders), folders / "out", settings=settings).metrics
   path = folders / "out" / "progress" / "1-of-1.jsonl"
   lines = path.read_bytes().splitlines(keepends=True)
-  # As a kill leaves it: one image noted, the next one's line cut off.
+  # The state after a kill: one image is noted, and the line of the next is cut off.
   path.write_bytes(lines[0] + lines[1][:9])
   for name in "ab":
     (folders / "out" / "label" / f"{name}.png").unlink()
@@ -166,9 +170,11 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(folders, predictor):
   assert sorted(path.stem for path in (folders / "out" / "label").iterdir()) == ["b", "c"]
   assert json.loads((folders / "out" / "metrics.json").read_text()) == whole
   for other in ({"split": 2}, {}, {"split": 1, "top-k": 3}):
-    with pytest.raises(InputError, match=r"--(split|top-k): found .*, expected .* as in the run that .*run\.json"):
+    with pytest.raises(
+      InputError, match=r"run\.json: found --(split|top-k)=.* of an earlier run, expected .*; repeat the"
+    ):
       batch.run(predictor, find(folders), folders / "out", resume=True, settings=other)
-  assert batch.run(predictor, find(folders), folders / "out", settings=settings).done == 3  # begun anew
+  assert batch.run(predictor, find(folders), folders / "out", settings=settings).done == 3  # started over
   assert (folders / "out" / "label" / "a.png").exists()
 
 
@@ -180,15 +186,50 @@ def test_the_command_resumes_with_the_same_flags_and_no_others(folders, weights_
   assert done.returncode == 0 and "resumed: 1 images were done, 2 are done now" in done.stdout, done.stderr
   other = command(folders, weights_directory, "--resume", "--split", "2")
   assert (other.returncode, len(other.stderr.splitlines())) == (2, 1)
-  assert "--split: found ['2'], expected ['1'] as in the run" in other.stderr
+  assert "run.json: found --split=['1'] of an earlier run, expected ['2'] as asked for now" in other.stderr
 
 
-def test_processes_that_share_a_run_come_to_the_same_scores(folders, predictor):
+def test_results_of_another_run_are_not_overwritten_without_a_word(folders, predictor, capsys):
+  """The wrong --outdir costs a night's results; one line says how to keep them, in time for Ctrl-C."""
+  settings = {"split": ["1"], "top-k": 1}
+  batch.run(predictor, find(folders), folders / "out", settings=settings)
+  assert "overwriting" not in capsys.readouterr().out
+  batch.run(predictor, find(folders), folders / "out", settings=settings, resume=True)
+  assert "overwriting" not in capsys.readouterr().out
+  for changed, words in (
+    ({**settings, "split": ["1", "2"]}, "of an earlier run with --split=1; to keep them, choose another --outdir\n"),
+    ({**settings, "split": ["1", "2"]}, "with the same settings; to keep them, use --resume, or another --outdir\n"),
+  ):
+    batch.run(predictor, find(folders), folders / "out", settings=changed)
+    said = capsys.readouterr().out
+    assert said.startswith(f"{folders / 'out'}: overwriting 3 results of an earlier run") and words in said
+    assert said.index("overwriting") < said.index("compiling the network, about")
+
+
+def test_a_home_directory_is_expanded_in_every_path(folders, weights_directory, monkeypatch):
+  """A shell leaves the `~` of --outdir=~/out to the program."""
+  monkeypatch.setenv("HOME", str(folders))
+  mapping = write_mapping(folders, {"a.png": ["~/p.png"]})
+  done = infer(
+    folders,
+    *("--model-path", weights_directory, "--mapping", f"~/{mapping.name}", "--outdir=~/there", "--skip-bad"),
+    *("--dataset-dir=~/data", "--prompt-img-dir=~/prompts/images", "--prompt-label-dir=~/prompts/labels"),
+  )
+  assert done.returncode == 0, done.stderr
+  assert (folders / "there" / "label" / "a.png").exists() and not (folders / "~").exists()
+  files = [f"--image=~/data/images/{name}.png" for name in "a"]
+  pair = ["--prompt-image=~/prompts/images/p.png", "--prompt-label=~/prompts/labels/p.png"]
+  done = infer(folders, "--model-path", weights_directory, *files, *pair, "--outdir=~/one")
+  assert done.returncode == 0, done.stderr
+  assert (folders / "one" / "label" / "a.png").exists()
+
+
+def test_processes_that_share_a_run_write_the_scores_of_a_single_process(folders, predictor):
   whole = batch.run(predictor, find(folders), folders / "whole").metrics
   second = batch.run(predictor, find(folders), folders / "out", shard=Shard(2, 2))
   assert (second.done, second.left, second.metrics) == (1, 2, None)
   assert not (folders / "out" / "metrics.json").exists()
-  with pytest.raises(InputError, match=r"2-of-2\.jsonl: found an earlier run, expected none, or --resume"):
+  with pytest.raises(InputError, match=r"2-of-2\.jsonl: found an earlier run, expected none; use --resume"):
     batch.run(predictor, find(folders), folders / "out", shard=Shard(2, 2))
   first = batch.run(predictor, find(folders), folders / "out", shard=Shard(1, 2))
   assert (first.done, first.left, first.metrics) == (2, 0, whole)
@@ -206,7 +247,7 @@ def test_bad_files_are_tried_again_when_a_run_is_resumed(folders, predictor):
   assert not (folders / "out" / batch.BAD_FILES).exists()
 
 
-def test_seams_painted_again_lie_beside_the_tiles_as_they_were(folders, weights_directory, predictor):
+def test_stitched_predictions_are_written_beside_the_unstitched_ones(folders, weights_directory, predictor):
   done = command(folders, weights_directory, "--split", "2", "--stitch-width", "1")
   assert done.returncode == 0, done.stderr
   image, prompt = (read_image(folders / kind) for kind in ("data/images/a.png", "prompts/images/p.png"))
@@ -218,11 +259,11 @@ def test_seams_painted_again_lie_beside_the_tiles_as_they_were(folders, weights_
   metrics = json.loads((folders / "out" / "metrics.json").read_text())
   assert metrics["stitched"]["per_image"].keys() == metrics["per_image"].keys() == {"a", "b"}
   assert metrics["stitched"]["miou"] != metrics["miou"]
-  assert "with the seams painted again" in (folders / "out" / "summary.txt").read_text()
+  assert "with stitched seams" in (folders / "out" / "summary.txt").read_text()
 
 
 def test_one_image_and_its_prompts_are_enough(folders, weights_directory, predictor):
-  """No folders and no mapping for somebody who only wants to try it."""
+  """Somebody who tries the command needs no folders and no mapping."""
   options = ["--model-path", weights_directory, "--image", "data/images/a.png,data/images/c.png"]
   prompts = ["--prompt-image", "prompts/images/p.png,prompts/images/q.png"]
   labels = ["--prompt-label", "prompts/labels/p.png,prompts/labels/q.png"]
@@ -242,7 +283,7 @@ def test_one_image_and_its_prompts_are_enough(folders, weights_directory, predic
     assert words in done.stderr
 
 
-def test_every_kind_of_result_says_the_same(folders, weights_directory, predictor):
+def test_every_kind_of_result_describes_the_same_prediction(folders, weights_directory, predictor):
   done = command(folders, weights_directory, "--save", "label,overlay,confidence,rle")
   assert done.returncode == 0, done.stderr
   out = folders / "out"
@@ -265,7 +306,7 @@ def test_every_kind_of_result_says_the_same(folders, weights_directory, predicto
   assert "--save: found 'masks', expected some of label, color, concat" in wrong.stderr
 
 
-def test_a_folder_that_cannot_be_written_to_is_known_before_the_work(folders, weights_directory):
+def test_a_folder_that_cannot_be_written_to_is_reported_before_the_work(folders, weights_directory):
   (folders / "out").write_text("a file")
   done = command(folders, weights_directory)
   assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

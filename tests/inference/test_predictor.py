@@ -1,8 +1,10 @@
-"""The promise of the package: an image and some examples in, a label map of the image's size out."""
+"""The predictor: an image and some examples in, a label map of the image's size out."""
 
 from __future__ import annotations
 
+import inspect
 import io
+import textwrap
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +12,14 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+import seggpt_jax
 from seggpt_jax import canvas, palette
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference import painter as painter_lib
+from seggpt_jax.inference import batching, tiling
 from seggpt_jax.inference import prediction as prediction_lib
 from seggpt_jax.inference import predictor as predictor_lib
-from seggpt_jax.inference import tiling
+from seggpt_jax.inference.batching import TiledImage
 from seggpt_jax.inference.options import InferenceOptions
-from seggpt_jax.inference.painter import Picture
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.tiling import cut
@@ -25,7 +27,7 @@ from seggpt_jax.inference.windows import Window, blend, tile_windows
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.seggpt import SegGPT
 
-SIZE = 32  # of the square that the model of these tests sees
+SIZE = 32  # height and width of a tile of the test model
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def make_prompts(count, num_classes=3, height=SIZE, width=SIZE):
 
 
 def call_directly(model, query, prompts, colors):
-  """One canvas for each prompt, painted by the model itself; colors of the query as float."""
+  """Calls the model with one canvas for each prompt; returns the query's colors as float."""
   images = np.stack([np.concatenate([image, query]) for image, _ in prompts])
   targets = np.stack([np.concatenate([colors[labels], np.zeros_like(query)]) for _, labels in prompts])
   mask = np.broadcast_to(canvas.lower_half_mask(model.config.grid), (len(prompts), *model.config.grid))
@@ -61,7 +63,7 @@ def test_an_ensemble_of_prompts_is_one_call_of_the_network(model, predictor, cou
   expected = call_directly(model, query, prompts, palette.fixed_palette(3))
   prediction = predictor.predict(query, prompts)
   np.testing.assert_allclose(prediction.colors, expected, atol=0.51)  # rounded to whole colors
-  assert np.std(prediction.colors) > 10  # or nothing was compared
+  assert np.std(prediction.colors) > 10  # otherwise nothing was compared
 
 
 def test_labels_are_the_nearest_colors_of_classes_that_prompts_show(predictor):
@@ -99,7 +101,7 @@ def test_split_prompts_every_tile_with_all_tiles_of_all_prompts(model, predictor
 
 @pytest.mark.parametrize("max_canvases", [1, 8, 100])
 def test_many_at_once_are_what_each_is_alone(model, max_canvases):
-  """Images, prompts and their numbers of all kinds; colors within one step, for sums in another order."""
+  """Images and prompts of many sizes and numbers; colors within one step, because sums have another order."""
   queries = [(picture(seed, 30 + seed, 50), make_prompts(1 + seed % 3)) for seed in range(11)]
   one = Predictor(model)
   for split in (1, 2):
@@ -116,22 +118,22 @@ def test_many_at_once_are_what_each_is_alone(model, max_canvases):
   [(1, 50, 16, [1]), (4, 4, 16, [4]), (9, 2, 16, [8, 1]), (16, 1, 7, [4, 4, 4, 4]), (7, 3, 16, [4, 2, 1])],
 )
 def test_tiles_go_in_few_sizes_of_batches_within_the_limit(tiles, prompts, most, expected):
-  batches = []
+  sizes = []
 
   def run(queries, *rest):
-    batches.append(len(queries))
+    sizes.append(len(queries))
     return queries
 
-  painter = painter_lib.Painter(run, most)
+  batches = batching.BatchedForward(run, most)
   windows = [Window(0, left, np.ones((1, 1), bool)) for left in range(tiles)]
-  tiled = Picture(picture(0, 1, tiles), *[np.zeros((prompts, 1, 1, 3), np.uint8)] * 2, [windows], 1)
-  painter.add(tiled)
-  painter.finish()
-  assert batches == expected and tiled.is_painted()
+  tiled = TiledImage(picture(0, 1, tiles), *[np.zeros((prompts, 1, 1, 3), np.uint8)] * 2, [windows], 1)
+  batches.add(tiled)
+  batches.finish()
+  assert sizes == expected and tiled.finished
 
 
 def test_images_are_read_as_they_are_needed(predictor):
-  """Else a folder of a hundred thousand would have to fit into memory."""
+  """A folder of a hundred thousand images need not fit into memory."""
   read = 0
 
   def queries():
@@ -141,7 +143,7 @@ def test_images_are_read_as_they_are_needed(predictor):
       yield picture(seed % 5), make_prompts(1)
 
   for done, _ in enumerate(predictor.predict_many(queries()), start=1):
-    assert read - done <= 2 * predictor_lib._MOST_WAITING
+    assert read - done <= 2 * predictor_lib._MAX_PENDING
 
 
 def test_several_splits_are_averaged_before_they_are_decoded(predictor):
@@ -169,10 +171,10 @@ def test_any_size_in_the_same_size_out(predictor, height, width, split):
 def test_new_image_sizes_compile_nothing(predictor):
   prompts = make_prompts(1)
   predictor.predict(picture(5, 40, 600), prompts)
-  compiled = painter_lib.paint.compiled()._cache_size(), prediction_lib._decode_block._cache_size()
+  compiled = batching.predict_colors.compiled()._cache_size(), prediction_lib._decode_block._cache_size()
   for height in range(41, 46):
     predictor.predict(picture(5, height, 600), prompts)
-  assert (painter_lib.paint.compiled()._cache_size(), prediction_lib._decode_block._cache_size()) == compiled
+  assert (batching.predict_colors.compiled()._cache_size(), prediction_lib._decode_block._cache_size()) == compiled
 
 
 @pytest.mark.parametrize("num_colors", [1, 2, 5])
@@ -192,7 +194,7 @@ def test_more_than_256_classes_keep_their_indices(predictor):
   assert set(np.unique(prediction.labels)) <= {0, 300}
 
 
-def test_colors_of_a_palette_of_ones_own_are_what_the_network_sees(model, predictor):
+def test_the_network_sees_the_colors_of_a_given_palette(model, predictor):
   query, prompts = picture(7), make_prompts(1, num_classes=2)
   own = np.array([[10, 200, 30], [240, 20, 90]])
   prediction = predictor.predict(query, prompts, palette=own)
@@ -228,7 +230,7 @@ def test_a_prediction_shows_what_it_found():
 
 
 def test_overlapping_tiles_are_windows_of_the_picture(model, predictor):
-  """Every window is painted by itself, with the prompts' tiles, and blended; so also at the picture's own seams."""
+  """Reference: every window is predicted by itself with the prompts' tiles, then all are blended."""
   query, prompts = picture(3, 2 * SIZE, 2 * SIZE), make_prompts(1, height=2 * SIZE, width=2 * SIZE)
   tiles = [(cut(image, 2), cut(labels, 2)) for image, labels in prompts]
   pairs = [pair for images, labels in tiles for pair in zip(images, labels, strict=True)]
@@ -264,10 +266,74 @@ def test_prompt_tiles_without_foreground_can_be_left_out(model, predictor):
   labels[SIZE + 3 : SIZE + 20, 5:25] = 1  # in the third of four tiles
   found = predictor.predict(query, [(image, labels)], split=2, foreground_tiles=True).colors
   tile = image[SIZE:, :SIZE], labels[SIZE:, :SIZE]
-  quarters = tiling.image_tiles(query, 2, (SIZE, SIZE))
+  quarters = cut(tiling.resize_image(query, (2 * SIZE, 2 * SIZE)), 2)
   painted = [call_directly(model, quarter, [tile], palette.fixed_palette(2)) for quarter in quarters]
   resized = tiling.resize_colors(tiling.join(np.round(painted).astype(np.uint8)), query.shape[:2])
   assert np.abs(found.astype(int) - resized).max() <= 1
+
+
+def test_ignored_pixels_of_a_prompt_are_background(predictor, tmp_path):
+  """Class 255 in the answer would be an object that nobody asked for."""
+  query, ((image, labels),) = picture(5, 40, 30), make_prompts(1)
+  ignored = labels.astype(np.uint8)
+  ignored[:9] = palette.IGNORE
+  expected = predictor.predict(query, [(image, np.where(ignored == palette.IGNORE, 0, ignored))])
+  found = predictor.predict(query, [(image, ignored)])
+  np.testing.assert_array_equal(found.colors, expected.colors)
+  np.testing.assert_array_equal(found.labels, expected.labels)
+  assert found.classes == (0, 1, 2) and len(found.palette) == 3
+
+
+def test_a_mask_of_0_and_255_is_warned_about(predictor, caplog):
+  """Such masks are common, and 255 means ignored here: the prompt would be empty without a word."""
+  image, labels = make_prompts(1, num_classes=2)[0]
+  predictor.predict(picture(5), [(image, labels * 255)])
+  assert "prompts[0] labels: found only 0 and 255" in caplog.text
+  caplog.clear()
+  predictor.predict(picture(5), [(image, labels)])
+  assert not caplog.text
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_prepared_prompts_give_the_same_prediction(predictor, split):
+  query, prompts = picture(5, 40, 30), make_prompts(2, height=50, width=71)
+  prepared = [predictor.prepare_prompt(*prompt, split=split) for prompt in prompts]
+  assert all(image.shape == (split * SIZE, split * SIZE, 3) for image, _ in prepared)
+  expected = predictor.predict(query, prompts, split=split)
+  for mixed in (prepared, [prompts[0], prepared[1]]):
+    np.testing.assert_array_equal(predictor.predict(query, mixed, split=split).colors, expected.colors)
+  with pytest.raises(InputError, match=r"prompt labels: found int64 \[50, 70\], expected integers \[50, 71\]"):
+    predictor.prepare_prompt(prompts[0][0], prompts[0][1][:, 1:])
+
+
+def test_a_prediction_is_saved_as_class_indices_and_drawn_in_colors_for_people(predictor, tmp_path):
+  query, (image, labels) = picture(5, 40, 30), make_prompts(1)[0]
+  prediction = predictor.predict(query, [(image, labels)])
+  prediction.save(tmp_path / "new" / "labels.png")
+  saved = Image.open(tmp_path / "new" / "labels.png")
+  assert saved.mode == "L"
+  np.testing.assert_array_equal(saved, prediction.labels)
+  shown, background = prediction.overlay(), prediction.labels == 0
+  assert shown.dtype == np.uint8 and shown.shape == (40, 30, 3)
+  np.testing.assert_array_equal(shown[background], query[background])
+  blend_of = 0.4 * query.astype(float) + 0.6 * palette.display_palette(3)[prediction.labels]
+  assert np.abs(shown - blend_of)[~background].max() <= 1
+  np.testing.assert_array_equal(prediction.overlay(query[::-1], alpha=0), query[::-1])
+  np.testing.assert_array_equal(prediction.overlay(alpha=1)[~background], prediction.colored()[~background])
+  many = predictor.predict(query, [(image, labels * 300)], palette=np.random.default_rng(0).integers(0, 256, (601, 3)))
+  many.save(tmp_path / "many.png")
+  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "many.png")).astype(int), many.labels)
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
+  """The example in `help(seggpt_jax.Predictor)`, with the packaged weights."""
+  monkeypatch.chdir(tmp_path)
+  text = inspect.getdoc(seggpt_jax.Predictor)
+  example = textwrap.dedent(text[text.index("Example:") + len("Example:") : text.index("Args:")])
+  values: dict = {}
+  exec(example, values)
+  np.testing.assert_array_equal(Image.open("labels.png"), values["prediction"].labels)
+  assert values["prediction"].labels.shape == (200, 300)
 
 
 def test_confidence_is_one_on_a_color_and_zero_between_two():
@@ -293,7 +359,7 @@ def test_distances_of_many_colors_are_the_two_least():
 
 
 def test_files_and_pillow_images_are_taken_as_arrays_are(predictor, tmp_path):
-  """A notebook has all three."""
+  """Notebooks have all three."""
   query, ((image, labels),) = picture(5, 40, 30), make_prompts(1)
   labels = labels.astype(np.uint8)
   expected = predictor.predict(query, [(image, labels)])
@@ -307,13 +373,13 @@ def test_files_and_pillow_images_are_taken_as_arrays_are(predictor, tmp_path):
   with pytest.raises(InputError, match=r"gone\.png: not found"):
     predictor.predict(tmp_path / "gone.png", [(image, labels)])
   shown = Image.open(io.BytesIO(expected._repr_png_()))
-  np.testing.assert_array_equal(shown, expected.palette[expected.labels])
+  np.testing.assert_array_equal(shown, palette.display_palette(3)[expected.labels])
   np.testing.assert_array_equal(expected.mask(1), expected.labels == 1)
   assert repr(predictor) == "Predictor(93,699 parameters, sees 32 x 32 pixels at once)"
 
 
 def test_weights_that_are_not_numbers_are_named(config, model, tmp_path):
-  """A diverged training must not pass for an empty line."""
+  """Weights of a diverged training are refused; their predictions would look like images without objects."""
   params = {name: np.array(value) for name, value in parameters.split(model)[1].items()}
   params["blocks.1.mlp.fc1.kernel"][3, 4] = np.nan
   weights.save_weights(tmp_path / "weights", params, config)
@@ -356,6 +422,6 @@ def test_wrong_input_is_one_line_that_says_what_was_expected(predictor, argument
   assert "\n" not in str(error.value)
 
 
-def test_prompts_already_of_the_network_size_are_taken_as_they_are():
+def test_images_of_the_right_size_are_not_resized():
   image = picture(0, 64, 64)
-  np.testing.assert_array_equal(tiling.join(tiling.image_tiles(image, 2, (32, 32))), image)
+  np.testing.assert_array_equal(tiling.join(cut(tiling.resize_image(image, (64, 64)), 2)), image)

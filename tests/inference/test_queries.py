@@ -1,4 +1,4 @@
-"""Which prompts serve which query, and how label files are read: a wrong guess would show in every mask."""
+"""The prompts of each query and the format of label files: a wrong one would show in every mask."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_missing_mapping_is_named(folders):
 
 
 def test_labels_are_read_as_in_training_unless_asked_otherwise(tmp_path):
-  """A run trained on masks of 0 and 255 is judged on the same classes without further flags."""
+  """A run that was trained on masks of 0 and 255 is scored on the same classes without further flags."""
   for folder in ("best/7", "checkpoints/9"):
     for item in ("params", "config"):
       (tmp_path / "run" / folder / item).mkdir(parents=True)

@@ -1,11 +1,11 @@
-"""The numbers of a run: those of metrics.json have to be what the files that were written deserve."""
+"""Scores: the numbers in metrics.json must be those of the written files."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from seggpt_jax import palette
-from seggpt_jax.inference import outputs, scores
+from seggpt_jax.inference import outputs, pictures, scores
 from seggpt_jax.inference.prediction import Prediction
 
 
@@ -21,7 +21,7 @@ def test_a_truth_with_classes_that_no_prompt_shows_counts_against_the_prediction
   prediction = Prediction(zeros, np.zeros((2, 2, 3), np.uint8), palette.fixed_palette(2), (0, 1))
   truth = np.full((2, 2), 5, np.uint8)
   picture = outputs.concat(prediction.colors, (prediction.colors, zeros), prediction, truth)
-  assert picture.shape == (2, 12, 3)
+  assert picture.shape == (2 + pictures.title_height(2), 12, 3)
 
 
 def test_a_picture_larger_than_a_block_is_counted_once(model):

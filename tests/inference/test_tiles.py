@@ -1,7 +1,8 @@
-"""Tiles, stitching and the ensemble against a slow, obvious implementation of the same.
+"""Tiles, stitched seams and the ensemble against a slow, simple implementation.
 
-The network is that of tests/reference.py, float64, one query at a time; all else is written here with loops, from the
-description of the original tool. Colors are rounded to 0..255 on the way, so a painted color may be one step away.
+The reference runs the network of tests/reference.py, float64, one query at a time. Everything around it is written here
+with loops, from the description of the original tool. Colors are rounded to 0..255 on the way, so a predicted color may
+be one step away.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from tests import reference
 
 
 class SlowPredictor:
-  """The same network, and everything around it with loops."""
+  """A predictor on the reference network, written with loops."""
 
   def __init__(self, model):
     self.config = model.config
     params = {name: np.array(value) for name, value in parameters.split(model)[1].items()}
     self.state = torch_weights.to_torch(params, self.config.depth, "baai")
 
-  def paint(self, query, painted, patch_mask, prompts):
-    """The colors of one query of a tile's size, of which the masked patches are painted."""
+  def run(self, query, known, patch_mask, prompts):
+    """Predicts the masked patches of one query of a tile's size; returns all of its colors."""
     config, side = self.config, len(query)
 
     def normalized(pixels):
       return (pixels / 255.0 - np.array(config.image_mean)) / np.array(config.image_std)
 
     images = np.stack([normalized(np.concatenate([image, query])) for image, _ in prompts])
-    targets = np.stack([normalized(np.concatenate([colors, painted])) for _, colors in prompts])
+    targets = np.stack([normalized(np.concatenate([colors, known])) for _, colors in prompts])
     mask = np.concatenate([np.zeros_like(patch_mask), patch_mask])
     colors = reference.forward(
       self.state,
@@ -50,7 +51,7 @@ class SlowPredictor:
     return np.round(np.clip(colors, 0, 255)).astype(np.uint8)
 
   def predict(self, image, prompts, split, stitch_width=0):
-    """Colors and labels of an image; with a stitch width also those before the seams were painted again."""
+    """Returns colors and labels of an image, and with a stitch width those after the seams were predicted again."""
     side, patch = self.config.canvas_size[1], self.config.patch_size
     whole, cells = split * side, side // patch
     entries = palette.fixed_palette(1 + max(int(labels.max()) for _, labels in prompts))
@@ -66,7 +67,7 @@ class SlowPredictor:
     for top in range(0, whole, side):
       for left in range(0, whole, side):
         place = np.s_[top : top + side, left : left + side]
-        painted[place] = self.paint(query[place], painted[place], np.ones((cells, cells), bool), tiles)
+        painted[place] = self.run(query[place], painted[place], np.ones((cells, cells), bool), tiles)
     found = [self.decoded(painted, image.shape[:2], entries)]
     if stitch_width:
       self.stitch(query, painted, tiles, split, stitch_width)
@@ -74,7 +75,7 @@ class SlowPredictor:
     return found
 
   def stitch(self, query, painted, tiles, split, width):
-    """Paints the seams again, in place: across every edge, of all of which none sees another, then at every corner."""
+    """Predicts the seams again, in place: first across all edges, independently, then around all corners."""
     side, patch = self.config.canvas_size[1], self.config.patch_size
     middle, band = side // 2, width * patch
     along, across = np.s_[:], np.s_[middle - band : middle + band]
@@ -92,7 +93,7 @@ class SlowPredictor:
           pixel_mask[across] = pixel_mask[:, across] = True
         else:
           pixel_mask[rows, cols] = True
-        again = self.paint(query[place], seen[place], pixel_mask[::patch, ::patch], tiles)
+        again = self.run(query[place], seen[place], pixel_mask[::patch, ::patch], tiles)
         painted[place][pixel_mask] = again[pixel_mask]
 
   def decoded(self, painted, size, entries):
@@ -119,9 +120,9 @@ def boards(count):
 def check(prediction, expected, classes):
   colors, labels = expected
   assert np.mean(prediction.labels == labels) >= 0.999
-  # Where the network is undecided, a step of rounding in what a window sees can grow; that is rare.
+  # Where the network is undecided, a rounding step in a window's inputs can grow, which is rare.
   assert np.mean(np.abs(prediction.colors.astype(int) - colors) > 1) < 0.005
-  assert len(np.unique(labels)) == classes  # or nothing was told apart
+  assert len(np.unique(labels)) == classes  # otherwise nothing was compared
 
 
 @pytest.mark.parametrize("num_prompts", [1, 3])
@@ -131,7 +132,7 @@ def test_an_ensemble_of_the_small_weights(num_prompts):
   check(fast.predict(query, prompts), *slow.predict(query, prompts, split=1), 2)
 
 
-def test_tiles_and_seams_painted_again_of_the_small_weights():
+def test_tiles_and_stitched_seams_of_the_small_weights():
   fast, slow = packaged()
   (query, _), prompt = boards(2)
   plain, stitched = slow.predict(query, [prompt], split=2, stitch_width=2)

@@ -1,4 +1,4 @@
-"""A tile in the wrong place puts a mask on the wrong part of the picture."""
+"""Tiles: a tile in the wrong place would put a mask on the wrong part of the image."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_labels_are_resized_as_training_does_with_pillow_and_wide_indices_surviv
 
 
 def test_tiles_of_an_odd_picture_have_the_network_size():
-  assert tiling.image_tiles(noise(37, 53, 3), 3, (16, 16)).shape == (9, 16, 16, 3)
-  assert tiling.label_tiles(noise(37, 53), 3, (16, 16)).shape == (9, 16, 16)
+  assert tiling.cut(tiling.resize_image(noise(37, 53, 3), (48, 48)), 3).shape == (9, 16, 16, 3)
+  assert tiling.cut(tiling.resize_labels(noise(37, 53), (48, 48)), 3).shape == (9, 16, 16)
 
 
 def test_resizing_painted_colors_never_makes_a_color_beyond_the_painted_ones():

@@ -1,4 +1,4 @@
-"""Which parts of a picture are painted, and that all of it is."""
+"""Windows: they cover the whole image, and the image is put together from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def noise(*shape):
 
 
 def cells(windows, size, patch_size):
-  """How often each pixel of a picture is painted."""
+  """Counts how often each pixel of an image is predicted."""
   painted = np.zeros(size, int)
   for top, left, mask in windows:
     mask = np.kron(mask, np.ones((patch_size, patch_size), int))
@@ -57,7 +57,7 @@ def test_a_blend_goes_over_from_one_tile_to_the_next_without_a_step():
 
 @pytest.mark.parametrize("split, patch_size, width", [(2, 4, 1), (2, 4, 2), (3, 4, 2), (4, 2, 1), (3, 5, 1)])
 def test_bands_cover_every_seam_and_nothing_else(split, patch_size, width):
-  """Also with an odd number of patches in a tile, whose middle is inside of one."""
+  """Includes tiles with an odd number of patches, whose middle is inside a patch."""
   side, whole = 20, split * 20
   edges, corners = seam_windows(split, (side, side), patch_size, width)
   assert (len(edges), len(corners)) == (2 * split * (split - 1), (split - 1) ** 2)

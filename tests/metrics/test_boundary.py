@@ -1,4 +1,4 @@
-"""The boundary F-measure decides between two models whose IoU is the same: off by a pixel, it picks the wrong one."""
+"""The boundary F-measure decides between models of equal IoU: an error of one pixel picks the wrong one."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TOLERANCES = st.sampled_from([0.0, 0.008, 0.1, 0.3, 1, 2, 2.5, 30])
 
 
 def blobs(shape, num_classes, seed, smooth=1.5):
-  """Smooth random regions of all classes, which touch the borders as they like."""
+  """Draws smooth random regions of all classes, some of which touch the borders."""
   noise = np.random.default_rng(seed).standard_normal((num_classes, *shape))
   return np.argmax(ndimage.gaussian_filter(noise, (0, smooth, smooth)), axis=0)
 
 
 def slow_boundary(labels, index, ignored):
-  """Pixels of whose 2 x 2 window, as far as it is in the image, some are of the class, some not, and none ignored."""
+  """Finds pixels whose 2 x 2 window, inside the image, is partly of the class and contains no ignored pixel."""
   height, width = labels.shape
   found = []
   for y in range(height):
@@ -90,7 +90,7 @@ def test_larger_blobs_with_an_ignored_block(seed):
 
 
 def test_at_full_size_pixels_match_within_six_pixels_as_in_the_toolkit():
-  """Six at 448 x 448: the diagonal's 5.07 rounded up. Distances from an exact transform that shares no code."""
+  """The tolerance at 448 x 448 is 5.07 pixels, rounded up. Reference: SciPy's exact distance transform."""
   predicted, truth = blobs((448, 448), 3, 1, smooth=20), blobs((448, 448), 3, 2, smooth=20)
   counts = boundary.boundary_counts(predicted, truth, 3)
   for index in range(3):
@@ -101,7 +101,7 @@ def test_at_full_size_pixels_match_within_six_pixels_as_in_the_toolkit():
 
 
 def test_a_square_by_hand():
-  """The contour is half a pixel up and left of the edge between the pixels: 4 x 4 pixels have a ring of 5 x 5."""
+  """The contour is half a pixel above and left of the edge between pixels: 4 x 4 pixels have a ring of 5 x 5."""
   mask = np.zeros((10, 10), bool)
   mask[3:7, 3:7] = True
   drawing = """
@@ -119,13 +119,13 @@ def test_a_square_by_hand():
   expected = np.array([[cell == "#" for cell in line.split()] for line in drawing.strip().splitlines()])
   np.testing.assert_array_equal(boundary.boundary_map(mask), expected)
   moved = np.roll(mask, 2, axis=1)
-  # Two columns apart, at a tolerance of 1: the level sides match but for an end each, and the two pixels next to them.
+  # Two columns apart with a tolerance of 1, the horizontal sides match except for their ends.
   np.testing.assert_array_equal(check(moved.astype(int), mask.astype(int), 2, 1)[1], [10, 16, 10, 16])
   np.testing.assert_array_equal(check(moved.astype(int), mask.astype(int), 2, 2)[1], [16, 16, 16, 16])
 
 
 def test_empty_and_full_masks():
-  """A class that is nowhere is no success of the model: NaN, left out of means. One that it missed is a failure: 0."""
+  """A class that is absent scores NaN and is left out of means. A class that the model missed scores 0."""
   empty, full, some = np.zeros((9, 12), int), np.ones((9, 12), int), np.zeros((9, 12), int)
   some[2:6, 3:] = 1  # touches the right border
   for alike in (empty, full):
@@ -140,7 +140,7 @@ def test_empty_and_full_masks():
 
 
 def test_the_edge_of_the_image_is_no_contour():
-  """A road that leaves the picture is cut by the picture, not by the model."""
+  """A road that leaves the image ends at the image's edge, which is not a contour that the model predicts."""
   road = np.zeros((8, 20), int)
   road[3:5] = 1
   contour = boundary.boundary_map(road == 1)
@@ -160,7 +160,7 @@ def test_what_is_predicted_in_ignored_pixels_changes_nothing(seed, tolerance):
 
 
 def test_the_rim_of_an_ignored_region_is_no_contour():
-  """Else a hole in the labels of a large object would give matches for nothing."""
+  """Otherwise a hole in the labels of a large object would count as matches."""
   truth = np.ones((20, 20), int)
   truth[5:15, 5:15] = IGNORE
   assert not boundary.boundary_counts(np.ones_like(truth), truth, 2).any()
@@ -180,7 +180,7 @@ def test_a_wider_tolerance_never_lowers_a_score_and_swapping_the_maps_swaps_the_
 
 
 def test_the_f_of_a_set_is_that_of_the_summed_counts():
-  """Two shares of one process each must give the number that a single process gives for all images."""
+  """Two processes with half of the images each must report what one process reports for all images."""
   images = [(blobs((30, 30), 2, seed), blobs((30, 30), 2, seed + 50)) for seed in range(6)]
   counts = [boundary.boundary_counts(*image, 2, 2) for image in images]
   total = np.sum(counts, axis=0)
@@ -191,7 +191,7 @@ def test_the_f_of_a_set_is_that_of_the_summed_counts():
   np.testing.assert_allclose(scores.f, [slow_f(*row) for row in total.tolist()])
 
 
-def test_what_cannot_be_meant_is_refused():
+def test_values_out_of_range_are_refused():
   labels = np.zeros((4, 4), int)
   for tolerance in (-1.0, math.nan, math.inf):
     with pytest.raises(ValueError, match="tolerance: found"):

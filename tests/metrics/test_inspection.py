@@ -1,4 +1,4 @@
-"""Whether a line adopts the model is decided on catch rate, yield rate and PES: a wrong one ships or scraps parts."""
+"""Catch rate, yield rate and PES decide if a production line adopts a model: wrong ones ship or scrap parts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def same(one: Inspection, other: Inspection):
 
 
 def test_the_published_example():
-  """Reported for 11 images: catch 0.91, yield 0.18, PES 0.546. That is 10 caught and 2 left alone."""
+  """Published for 11 images: catch 0.91, yield 0.18, PES 0.546, which are 10 catches and 2 correct yields."""
   result = judge([0.7] * 10 + [0.1], [0.0, 0.0002] + [0.01] * 9)
   assert (result.caught, result.positives, result.correct_yields, result.negatives) == (10, 11, 2, 11)
   assert result.catch_rate == pytest.approx(10 / 11) and result.yield_rate == pytest.approx(2 / 11)
@@ -43,7 +43,7 @@ def test_the_published_example():
 
 
 def test_an_image_on_the_threshold():
-  """IoU 0.3 is a catch; a response of just the threshold is no yield. Counted in pixels, so the rounding is seen."""
+  """An IoU of 0.3 is a catch, and a response rate at the threshold is no correct yield, despite rounding."""
   truth, predicted = np.zeros((2, 10), int), np.zeros((2, 10), int)
   truth[0] = predicted[0, :3] = 1
   assert judge([foreground_iou(predicted, truth)]).caught == 1
@@ -85,7 +85,7 @@ def test_labels_of_minus_one_are_ignored_like_255():
 
 
 def test_an_image_with_nothing_to_catch_is_neither_caught_nor_missed():
-  """Else good parts among the test images would raise or lower the catch rate of a model that never sees a defect."""
+  """Otherwise good parts among the test images would change the catch rate."""
   nothing = np.zeros((4, 4), int)
   assert math.isnan(foreground_iou(nothing, nothing))
   result = judge([foreground_iou(nothing, nothing), 0.5, 0.1])
@@ -99,7 +99,7 @@ def test_an_image_with_nothing_to_catch_is_neither_caught_nor_missed():
 
 
 def test_pes_without_one_of_its_rates_is_unknown_unless_that_rate_weighs_nothing():
-  """Taking a missing rate as 0 or 1 would make a number of a test that was not run."""
+  """A missing rate taken as 0 or 1 would give a score for a test that was not run."""
   assert math.isnan(judge([0.5]).pes) and math.isnan(judge([], [0.0]).pes)
   assert judge([0.5, 0.1], thresholds=Thresholds(catch_weight=1)).pes == 0.5
   assert judge([], [0.0, 0.5], Thresholds(catch_weight=0)).pes == 0.5

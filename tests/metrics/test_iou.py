@@ -1,4 +1,4 @@
-"""A wrong count here is a wrong number in every report, and in the choice of the best checkpoint."""
+"""IoU and Dice: a wrong count is a wrong number in every report and in the choice of the best checkpoint."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_counts_of_a_large_set_do_not_overflow():
 def test_dice_equals_sets_of_pixels_and_an_absent_class_is_nan_not_zero():
   generator = np.random.default_rng(2)
   predicted, truth = generator.choice([0, 1, 3], (2, 40, 30))
-  predicted[predicted == 3] = 0  # true but never predicted: 0, and counted in the mean
+  predicted[predicted == 3] = 0  # class 3 is true but never predicted: it scores 0
   confusion = iou.confusion_counts(predicted, truth, 5)
   expected = []
   for index in range(5):
@@ -91,13 +91,13 @@ def test_dice_equals_sets_of_pixels_and_an_absent_class_is_nan_not_zero():
     expected.append(2 * np.sum((predicted == index) & (truth == index)) / pixels if pixels else np.nan)
   assert np.isnan(np.array(expected)[[2, 4]]).all() and expected[3] == 0
   np.testing.assert_allclose(iou.dice_from_confusion(confusion), expected, rtol=1e-6)
-  np.testing.assert_allclose(jax.jit(iou.mean_dice)(confusion), np.nanmean(expected), rtol=1e-6)
+  np.testing.assert_allclose(jax.jit(iou.dice_from_confusion)(confusion), expected, rtol=1e-6)
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(LABELS)
 def test_dice_and_iou_are_two_scales_of_one_order(pairs):
-  """Papers compare in either; a user who converts one by 2 IoU / (1 + IoU) must find the other in the report."""
+  """Papers report either one. A user who converts IoU to Dice by 2 IoU / (1 + IoU) must get the reported Dice."""
   table = np.zeros((4, 4), np.int64)
   np.add.at(table, tuple(np.array(pairs).T), 1)
   overlap = np.asarray(iou.iou_from_confusion(table))
@@ -105,7 +105,7 @@ def test_dice_and_iou_are_two_scales_of_one_order(pairs):
 
 
 def test_many_batches_are_summed_without_wrapping_around():
-  """The test set of a production line has more than 2^31 pixels; an IoU of wrapped counts may even look plausible."""
+  """A production line's test set has more than 2^31 pixels, and an IoU of overflowed counts can look plausible."""
   batch = jax.numpy.array([[2**30, 0], [2**29, 2**30]])
   total = iou.total_confusion([batch] * 8)
   np.testing.assert_array_equal(total, [[2**33, 0], [2**32, 2**33]])

@@ -1,4 +1,4 @@
-"""The scores of DAVIS against an implementation of its own: plain loops, and dilation by SciPy."""
+"""The scores of DAVIS against a separate implementation with plain loops and SciPy's dilation."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from seggpt_jax.metrics import video_objects
 
 
 def contour(mask):
-  """Pixels that differ from a neighbor to the right, below or right below, as far as there is one."""
+  """Finds pixels that differ from a neighbor to the right, below or right below, if it exists."""
   height, width = mask.shape
   found = np.zeros(mask.shape, bool)
   for y in range(height):
     for x in range(width):
       for dy, dx in ((0, 1), (1, 0), (1, 1)):
-        # On the last row and column the missing neighbor is that along the edge.
+        # In the last row and column, the neighbor along the edge takes the place of the missing one.
         other = mask[min(y + dy, height - 1), min(x + dx, width - 1)]
         found[y, x] |= mask[y, x] != other
   return found
@@ -42,14 +42,14 @@ def iou(found, true):
 
 
 def decay(values):
-  """First quarter less last, the ends of quarters in both."""
+  """Computes the mean of the first quarter less that of the last; quarters include the frames at both ends."""
   places = [math.floor(1 + (len(values) - 1) * quarter / 4 + 0.5 + 1e-10) - 1 for quarter in (0, 1, 3, 4)]
   return np.mean(values[places[0] : places[1] + 1]) - np.mean(values[places[2] : places[3] + 1])
 
 
 @pytest.fixture(scope="module")
 def videos():
-  """Frames of three smooth objects and what was found of them; the third is missing here and there."""
+  """Predicted and true frames of three smooth objects, of which the third is missing in some frames."""
   generator = np.random.default_rng(0)
   truth, found = [], []
   for frame in range(9):
@@ -77,7 +77,7 @@ def test_j_and_f_of_every_object_in_every_frame(videos):
   ]
   np.testing.assert_allclose(scores.j, expected[0], atol=1e-12)
   np.testing.assert_allclose(scores.f, expected[1], atol=1e-12)
-  # An object that is rightly absent counts as found, one that is missed as lost.
+  # An object that is correctly absent scores 1, one that is missed scores 0.
   assert (scores.j[0, 2], scores.f[0, 2]) == (1.0, 1.0) and (scores.j[1, 2], scores.f[1, 2]) == (0.0, 0.0)
   assert 0.3 < scores.j[2, 0] < 0.99 and 0.3 < scores.f[2, 0] < 1.0
 

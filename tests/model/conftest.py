@@ -5,18 +5,18 @@ import torch
 
 from tests import peers as peers_lib
 
-torch.set_num_threads(1)  # operations are tiny, and tests run side by side
+torch.set_num_threads(1)  # operations are tiny, and several tests run at once
 
 
 @pytest.fixture(scope="session")
 def square() -> peers_lib.Peers:
-  """The tiny architecture nearest to the release."""
+  """The tiny architecture that is closest to the release."""
   return peers_lib.build(**peers_lib.TINY["square"])
 
 
 @pytest.fixture(scope="session")
 def oblong() -> peers_lib.Peers:
-  """The tiny architecture of least depth."""
+  """The tiny architecture with the fewest blocks."""
   return peers_lib.build(**peers_lib.TINY["oblong"])
 
 

@@ -1,4 +1,4 @@
-"""An adapter that is damaged, or on weights it was not trained for, is said: its masks would be wrong in silence."""
+"""Damaged adapters, and weights that an adapter was not trained for, are refused: masks would be silently wrong."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from benchmarks.nano import NANO
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import load_adapted_model, load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt, LoRA
 from tests import adapter_runs
-from tests.adapter_runs import CONFIG
+from tests.loud_network import loud_params
 
 
 @pytest.fixture
 def base(tmp_path):
-  weights.save_weights(tmp_path / "base", adapter_runs.loud_params(CONFIG), CONFIG)
+  weights.save_weights(tmp_path / "base", loud_params(NANO), NANO)
   return tmp_path / "base"
 
 
 @pytest.fixture
 def run(base, tmp_path):
-  adapter_runs.write_run(tmp_path / "run", LoRA(rank=4), CONFIG, base)
+  adapter_runs.write_run(tmp_path / "run", LoRA(rank=4), NANO, base)
   return tmp_path / "run"
 
 
 def change(run, **values):
-  """Other values in an adapter's description; a value may be a function of the one that is there."""
+  """Changes values in an adapter's description; a new value may be a function of the old one."""
   path = run / "best" / "7" / "adapter" / "metadata"
   stored = json.loads(path.read_text())
   path.write_text(json.dumps({**stored, **{k: v(stored[k]) if callable(v) else v for k, v in values.items()}}))
 
 
-def test_weights_are_known_by_their_values_not_by_how_they_are_kept():
-  params = {name: np.float16(value).astype(np.float32) for name, value in adapter_runs.loud_params(CONFIG).items()}
+def test_the_fingerprint_depends_on_values_and_not_on_their_storage():
+  params = {name: np.float16(value).astype(np.float32) for name, value in loud_params(NANO).items()}
   known = parameters.fingerprint(params)
   assert re.fullmatch("[0-9a-f]{32}", known)
   half = {name: value.astype(np.float16) for name, value in reversed(params.items())}
@@ -55,16 +56,16 @@ def test_weights_are_known_by_their_values_not_by_how_they_are_kept():
   assert known not in [parameters.fingerprint(other) for other in others]
 
 
-def test_weights_with_the_same_values_elsewhere_are_the_adapter_s(base, run, tmp_path):
+def test_an_adapter_works_with_its_weights_in_another_place(base, run, tmp_path):
   shutil.move(base, tmp_path / "moved")
   model, _ = load_adapted_model(tmp_path / "moved", run)
   plain = parameters.split(weights.load_model(tmp_path / "moved"))[1]
   changed = [name for name, value in parameters.split(model)[1].items() if (value != plain[name]).any()]
-  assert len(changed) == 4 * CONFIG.depth
+  assert len(changed) == 4 * NANO.depth
 
 
-def test_an_adapter_of_another_canvas_knows_its_weights_too(base, tmp_path):
-  config = dataclasses.replace(CONFIG, canvas_size=(64, 32))
+def test_an_adapter_with_another_canvas_size_works_with_its_weights(base, tmp_path):
+  config = dataclasses.replace(NANO, canvas_size=(64, 32))
   for adapter in (LoRA(rank=2), LearnedPrompt()):
     adapter_runs.write_run(tmp_path / type(adapter).__name__, adapter, config, base)
     model, _ = load_adapted_model(base, tmp_path / type(adapter).__name__)
@@ -73,8 +74,8 @@ def test_an_adapter_of_another_canvas_knows_its_weights_too(base, tmp_path):
 
 @pytest.mark.parametrize("adapter", [LoRA(rank=4), LearnedPrompt()])
 def test_other_weights_of_the_same_architecture_are_refused(base, tmp_path, adapter):
-  adapter_runs.write_run(tmp_path / "run", adapter, CONFIG, base)
-  weights.save_weights(tmp_path / "other", adapter_runs.loud_params(CONFIG, seed=1), CONFIG)
+  adapter_runs.write_run(tmp_path / "run", adapter, NANO, base)
+  weights.save_weights(tmp_path / "other", loud_params(NANO, seed=1), NANO)
   with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'other'}: found weights other than {base}")):
     load_adapted_model(tmp_path / "other", tmp_path / "run")
   shutil.rmtree(base)
@@ -97,7 +98,7 @@ def test_other_weights_of_the_same_architecture_are_refused(base, tmp_path, adap
     ({"adapter": {"kind": "bitfit"}}, "found kind 'bitfit'"),
     ({"num_classes": "three"}, "num_classes: found 'three', expected 2..255"),
     ({"num_classes": 0}, "num_classes: found 0, expected 2..255"),
-    # What was stored does not fit what it is said to be.
+    # The parameters do not fit the description.
     ({"adapter": {"kind": "lora", "rank": 2}}, "a has shape (16, 4), expected (16, 2)"),
     ({"adapter": {"kind": "lora", "rank": 4, "targets": ["qkv"]}}, "unexpected parameters"),
     ({"adapter": {"kind": "prompt"}}, "2 missing parameters, first 'prompt.image'"),
@@ -113,7 +114,7 @@ def test_a_damaged_adapter_is_named_in_one_line(run, values, words):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "5", "null", "{}", '{"adapter": {"kind": "lora"}}', "{'a'", "\x00\xff"])
-def test_a_description_that_is_none_is_named_in_one_line(run, text):
+def test_an_unreadable_description_is_named_in_one_line(run, text):
   path = run / "best" / "7" / "adapter" / "metadata"
   path.write_bytes(text.encode("latin1"))
   with pytest.raises(InputError) as error:
@@ -122,7 +123,7 @@ def test_a_description_that_is_none_is_named_in_one_line(run, text):
 
 
 def test_the_shape_of_a_learned_prompt_is_checked(base, tmp_path):
-  adapter_runs.write_run(tmp_path / "run", LearnedPrompt(), CONFIG, base)
+  adapter_runs.write_run(tmp_path / "run", LearnedPrompt(), NANO, base)
   change(tmp_path / "run", config=lambda config: config | {"canvas_size": [64, 32]})
   with pytest.raises(InputError, match=re.escape("prompt.image has shape (16, 16, 3), expected (32, 32, 3)")):
     load_adapter(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Adapters: nothing changes at first, only their few parameters learn, and what they learned merges exactly."""
+"""Adapters change nothing at first, train only their own parameters, and merge exactly."""
 
 import dataclasses
 import functools
@@ -47,7 +47,7 @@ def run(adapter, own, batch):
 
 
 def trained(own, seed=5):
-  """The adapter's parameters as after some training."""
+  """Returns the adapter's parameters as they may be after some training."""
   generator = np.random.default_rng(seed)
   return {name: value + jnp.asarray(generator.normal(0, 0.3, value.shape), jnp.float32) for name, value in own.items()}
 
@@ -60,8 +60,8 @@ def test_a_new_lora_changes_nothing():
 
 
 @pytest.mark.parametrize("targets", [("qkv",), ("fc1", "fc2"), adapters.LORA_TARGETS])
-def test_a_lora_is_the_product_of_its_factors_on_the_kernels_asked_for_and_nowhere_else(targets):
-  """Against NumPy, float64, 1e-6."""
+def test_a_lora_adds_the_product_of_its_factors_to_the_target_kernels_only(targets):
+  """Reference: NumPy in float64, 1e-6."""
   _, params = graph_and_params()
   lora = LoRA(rank=4, alpha=2.0, targets=targets)
   own = trained(lora.init(params, CONFIG.canvas_size, jax.random.key(0)))
@@ -103,18 +103,18 @@ def test_a_learned_prompt_takes_the_prompt_s_place_and_shows_its_target():
   for new, old, name in ((new_images, images, "image"), (new_targets, targets, "target")):
     np.testing.assert_array_equal(new[:, 32:], old[:, 32:])
     np.testing.assert_array_equal(new[:, :32], np.stack([own[f"prompt.{name}"]] * 2))
-  # Whatever prompts the batch came with, the answer is the same.
+  # The batch's own prompts do not change the prediction.
   other = canvases(seed=1)
   mixed = (images.at[:, :32].set(other[0][:, :32]), targets.at[:, :32].set(other[1][:, :32]), mask)
   np.testing.assert_array_equal(run(LearnedPrompt(), own, mixed), run(LearnedPrompt(), own, (images, targets, mask)))
 
 
 @pytest.mark.parametrize("adapter", [LoRA(4, 2.0, ("qkv", "fc2")), LearnedPrompt()])
-def test_adapters_are_kept_as_json(adapter):
+def test_adapters_survive_json(adapter):
   assert adapters.from_dict(json.loads(json.dumps(adapters.to_dict(adapter)))) == adapter
 
 
-def test_what_is_no_adapter_is_refused():
+def test_invalid_adapters_are_refused():
   with pytest.raises(InputError, match="found kind 'bitfit', expected one of lora, prompt"):
     adapters.from_dict({"kind": "bitfit"})
   with pytest.raises(InputError, match="found rank 0"):

@@ -1,4 +1,4 @@
-"""The ensemble as inference runs it against the network itself: the same, or released weights answer otherwise."""
+"""The ensemble as inference runs it, against the network on whole canvases: both must predict the same."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def model(peers):
 
 
 def draw(config, queries, prompts, seed=0):
-  """Pixels of queries and prompts, targets of both, and a patch mask with holes; all but the mask normalized."""
+  """Draws queries, prompts, the targets of both, and a patch mask with holes; all but the mask are normalized."""
   generator, half = np.random.default_rng(seed), (config.canvas_size[0] // 2, config.canvas_size[1])
   shapes = [(queries, *half, 3), *[(queries, prompts, *half, 3)] * 2, (queries, *half, 3)]
   mask = generator.random((queries, config.grid[0] // 2, config.grid[1])) < 0.7
   return *(generator.normal(size=shape).astype(np.float32) for shape in shapes), mask
 
 
-def on_canvases(network: SegGPT, queries, prompts, targets, painted, mask, seg_type):
-  """Every canvas as a whole; of each query the lower half of the first."""
+def on_canvases(network: SegGPT, queries, prompts, targets, query_targets, mask, seg_type):
+  """Runs the network on whole canvases and returns the lower half of the first canvas of each query."""
   count = prompts.shape[1]
 
   def stacked(upper, lower):
@@ -33,30 +33,30 @@ def on_canvases(network: SegGPT, queries, prompts, targets, painted, mask, seg_t
 
   hidden = stacked(np.zeros((*prompts.shape[:2], *mask.shape[1:]), bool), mask)
   colors = network(
-    stacked(prompts, queries), stacked(targets, painted), hidden, seg_type=seg_type, prompts_per_query=count
+    stacked(prompts, queries), stacked(targets, query_targets), hidden, seg_type=seg_type, prompts_per_query=count
   )
   return np.asarray(colors)[::count, queries.shape[1] :]
 
 
 @pytest.mark.parametrize("queries, prompts, seg_type", [(3, 1, "semantic"), (2, 3, "instance"), (1, 9, "semantic")])
-def test_queries_are_painted_as_on_whole_canvases(peers, queries, prompts, seg_type):
-  """float32, 3e-5 of the largest color; nine prompts attend in two portions."""
+def test_predictions_equal_those_on_whole_canvases(peers, queries, prompts, seg_type):
+  """Reference: `SegGPT.__call__`. Float32, 3e-5 of the largest color. Nine prompts attend in two portions."""
   drawn = draw(peers.config, queries, prompts)
   expected = on_canvases(model(peers), *drawn, seg_type)
-  found = np.asarray(ensemble.paint_queries(model(peers), *drawn, seg_type))
+  found = np.asarray(ensemble.predict_queries(model(peers), *drawn, seg_type))
   np.testing.assert_allclose(found, expected, atol=3e-5 * np.abs(expected).max())
 
 
 def test_one_query_does_not_see_another(peers):
   drawn = draw(peers.config, 2, 3)
-  together = np.asarray(ensemble.paint_queries(model(peers), *drawn))
+  together = np.asarray(ensemble.predict_queries(model(peers), *drawn))
   for index in range(2):
-    alone = np.asarray(ensemble.paint_queries(model(peers), *(array[index : index + 1] for array in drawn)))
+    alone = np.asarray(ensemble.predict_queries(model(peers), *(array[index : index + 1] for array in drawn)))
     np.testing.assert_allclose(alone[0], together[index], atol=3e-5 * np.abs(together).max())
 
 
 def test_a_query_is_computed_once_for_all_its_prompts(peers):
-  """Operations as the compiler counts them: well below those of the canvases, of which half are the query's."""
+  """The compiler counts far fewer operations than on whole canvases, half of which are the same query."""
   graph, params = parameters.split(model(peers))
   drawn = draw(peers.config, 1, 8)
 
@@ -69,4 +69,4 @@ def test_a_query_is_computed_once_for_all_its_prompts(peers):
     mask = np.zeros((8, *peers.config.grid), bool)
     return network(jnp.zeros(shape), jnp.zeros(shape), mask, prompts_per_query=8)
 
-  assert count(lambda network: ensemble.paint_queries(network, *drawn)) < 0.75 * count(canvases)
+  assert count(lambda network: ensemble.predict_queries(network, *drawn)) < 0.75 * count(canvases)

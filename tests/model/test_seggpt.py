@@ -1,5 +1,7 @@
-"""The network against transformers' SegGPT and against the slow reference: if one of these fails, released weights
-no longer give the released results, or fine-tuning starts from wrong gradients."""
+"""The network against transformers' SegGPT and against a slow reference.
+
+If one of these fails, released weights no longer give the released results, or fine-tuning uses wrong gradients.
+"""
 
 import dataclasses
 import time
@@ -12,14 +14,13 @@ import torch
 from flax import nnx
 from jax.ad_checkpoint import print_saved_residuals
 
-from seggpt_jax.model import parameters, seggpt, torch_weights
-from seggpt_jax.model.attention import relative_positions
+from seggpt_jax.model import interpolation, parameters, seggpt, torch_weights
 from tests import peers as peers_lib
 from tests import reference
 
 
 def reference_colors(peers, images, targets, patch_mask, **call):
-  # A copy: to_torch empties what it is given.
+  # A copy, because to_torch empties its argument.
   state = torch_weights.to_torch({n: np.asarray(p) for n, p in peers.params.items()}, peers.config.depth, "baai")
   config = peers.config
   call = {"merge_block": config.merge_block, "feature_taps": config.feature_taps, **call}
@@ -44,9 +45,9 @@ def assert_gradients_close(found, wanted, tolerance):
 
 @pytest.mark.parametrize("seg_type", ["semantic", "instance"])
 def test_equals_transformers(peers, seg_type):
-  """Converted weights paint what they paint in transformers, and train as they do there.
+  """Converted weights predict what they predict in transformers, and train as they do there.
 
-  Reference: transformers on the CPU. Float32: colors within 1e-4 where they are O(1), loss within 1e-5 of itself,
+  Reference: transformers on the CPU. Float32: colors within 1e-4 where they are O(1), loss within a relative 1e-5,
   the gradient of every parameter within 1e-3 of its norm.
   """
   inputs = peers_lib.canvases(peers.config, batch=2)
@@ -73,10 +74,9 @@ def test_equals_transformers(peers, seg_type):
 
 
 def test_attention_is_far_from_uniform(square):
-  """Guards the tests above: with attention near uniform they would pass whatever the logits were.
+  """Guards the tests above: with nearly uniform attention, they would pass for any logits.
 
-  Reference: a uniform row of 32 keys has a largest weight of 0.03 and an entropy of log 32; nearly all rows here are
-  at least three times as peaked.
+  Reference: a uniform row of 32 keys has a largest weight of 1/32. The mean of the largest weights is three times that.
   """
   inputs = peers_lib.canvases(square.config, batch=1)
   square.theirs.set_attn_implementation("eager")
@@ -87,9 +87,9 @@ def test_attention_is_far_from_uniform(square):
 
 
 def test_seg_type_of_each_canvas(oblong):
-  """A batch may mix semantic and instance samples: each paints as in a batch of its own kind.
+  """A batch may mix semantic and instance samples: each is predicted as in a batch of one kind.
 
-  Reference: the two strings. Float32, 1e-6: the same numbers in another program.
+  Reference: the two strings. Float32, 3e-6, because the compiled programs differ.
   """
   inputs = peers_lib.canvases(oblong.config, batch=3)
   by_name = {name: oblong.jitted(seg_type=name)(oblong.params, *inputs) for name in ("semantic", "instance")}
@@ -100,7 +100,7 @@ def test_seg_type_of_each_canvas(oblong):
 
 
 def test_hidden_targets_are_not_read(oblong):
-  """The answer cannot leak in: what lies under the patch mask does not change a single bit of the colors."""
+  """The answer cannot leak in: targets under the patch mask do not change a single bit of the colors."""
   images, targets, mask = peers_lib.canvases(oblong.config, batch=1)
   run = oblong.jitted()
   hidden = np.repeat(np.repeat(mask, 8, axis=1), 8, axis=2)[..., None]
@@ -115,27 +115,25 @@ def test_hidden_targets_are_not_read(oblong):
 def test_resizing_matrices(out_size, in_size):
   """Position embeddings of released weights are resized as they were in training.
 
-  Reference: torch.nn.functional.interpolate, bicubic in two dimensions and linear in one, float32, 1e-6 (5e-6 for
-  bicubic, whose weights sum to 1 over terms of up to 1.3 squared times values of up to 4).
+  Reference: torch.nn.functional.interpolate, linear in one dimension and bicubic in two. Float32, 1e-6 for linear and
+  5e-6 for bicubic, whose weights sum to 1 over terms of up to 1.3 squared times values of up to 4.
   """
   values = np.random.default_rng(0).standard_normal((in_size, in_size)).astype(np.float32)
   tensor = torch.from_numpy(values)
   linear = torch.nn.functional.interpolate(tensor.T[None], size=out_size, mode="linear")[0].T
-  np.testing.assert_allclose(
-    relative_positions.linear_resize_matrix(out_size, in_size) @ values, linear, atol=1e-6, rtol=0
-  )
+  np.testing.assert_allclose(interpolation.linear_resize_matrix(out_size, in_size) @ values, linear, atol=1e-6, rtol=0)
   size = (out_size, in_size + 1)
   bicubic = torch.nn.functional.interpolate(tensor[None, None], size=size, mode="bicubic", align_corners=False)[0, 0]
-  to_rows, to_cols = (seggpt.bicubic_resize_matrix(n, in_size) for n in size)
+  to_rows, to_cols = (interpolation.bicubic_resize_matrix(n, in_size) for n in size)
   np.testing.assert_allclose(to_rows @ values @ to_cols.T, bicubic, atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize("canvas_size", [(96, 48), (48, 24), (32, 56)])
 def test_canvas_of_another_size(oblong, canvas_size):
-  """Larger, smaller and differently shaped canvases run on the stored tables, resized.
+  """Larger, smaller and differently shaped canvases run with resized tables of relative positions.
 
-  References: transformers built for that canvas, which refuses any other, with the relative positions resized by
-  PyTorch beforehand, and the float64 reference, which resizes on its own. Float32, 1e-4 where colors are O(1).
+  References: transformers built for that canvas, with relative positions that PyTorch resized beforehand, and the
+  float64 reference, which resizes them itself. Float32, 1e-4 where colors are O(1).
   """
   config = dict(peers_lib.TINY["oblong"], image_size=list(canvas_size))
   theirs = type(oblong.theirs)(type(oblong.theirs.config)(**config)).eval()
@@ -160,11 +158,11 @@ def test_canvas_of_another_size(oblong, canvas_size):
 
 @pytest.mark.parametrize("prompts", [1, 2, 5])
 def test_feature_ensemble(square, prompts):
-  """Several prompts are ensembled as the method says, and queries that share a batch do not see each other.
+  """Several prompts are ensembled as the paper says, and queries in one batch do not influence each other.
 
-  Three queries, together and alone. Reference: the float64 network, one query after another. Float32, 1e-4 where
-  colors are O(1). Together against alone: 5e-6, not bitwise, because XLA orders the sums of a matrix product by its
-  size.
+  Three queries, in one batch and alone. Reference: the float64 network, one query after another. Float32, 1e-4 where
+  colors are O(1). In one batch against alone: 5e-6, not bitwise, because XLA's order of summation depends on the size
+  of a matrix product.
   """
   images, targets, _ = peers_lib.canvases(square.config, batch=prompts * 3)
   mask = np.zeros((prompts * 3, 8, 4), bool)
@@ -186,10 +184,10 @@ def test_feature_ensemble(square, prompts):
 
 
 def test_transformers_ensembles_across_the_streams(square):
-  """Documents a mistake elsewhere: whoever compares a feature ensemble with transformers will find a difference.
+  """Documents a bug in transformers, for readers who compare its feature ensemble with ours.
 
-  In the merge block transformers averages image and target stream together. If this fails, transformers has been
-  mended, and can be the reference of the test above.
+  In the merge block, transformers averages image and target stream together. If this test fails, transformers has been
+  fixed and can be the reference of the test above.
   """
   images, targets, _ = peers_lib.canvases(square.config, batch=2)
   mask = np.zeros((2, 8, 4), bool)
@@ -212,7 +210,7 @@ def test_transformers_ensembles_across_the_streams(square):
   ],
 )
 def test_wrong_calls_say_what_is_wrong(oblong, change, message):
-  """A wrong shape or option ends in a sentence about it, not in a broadcasting error deep inside."""
+  """A wrong shape or option raises an error that names it, not a broadcasting error deep inside."""
   images, targets, patch_mask = peers_lib.canvases(oblong.config, batch=2)
   call = {"images": images, "targets": targets, "patch_mask": patch_mask, **change}
   call["targets"] = np.zeros_like(call["images"])
@@ -225,9 +223,9 @@ def test_wrong_calls_say_what_is_wrong(oblong, change, message):
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
-  """Regularization is what the original's is: samples go as a whole and the expectation stays.
+  """Drop path zeroes whole samples and keeps the expectation, as the original's does.
 
-  Reference: a Bernoulli variable of 0.7 over 4000 samples; the mean of x / 0.7 lies within 4 deviations of 1.
+  Reference: a Bernoulli variable of 0.7 over 4000 samples. The mean of x / 0.7 is within 4 standard deviations of 1.
   """
   x = jnp.ones((4000, 2, 3))
   y = np.asarray(seggpt.drop_path(x, 0.3, jax.random.key(0)))
@@ -238,9 +236,9 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 
 
 def test_drop_path_in_the_network(oblong, monkeypatch):
-  """Drop path is on in training only, differs by key, and its rates are those of the original's blocks.
+  """Drop path is on in training only, depends on the key, and has the rates of the original's blocks.
 
-  Reference: the rates of transformers' blocks, 1e-6; twice a block, once for each residual branch.
+  Reference: the rates of transformers' blocks, 1e-6. Each block uses its rate twice, once per residual branch.
   """
   theirs = type(oblong.theirs)(type(oblong.theirs.config)(**peers_lib.TINY["oblong"], drop_path_rate=0.45))
   config = dataclasses.replace(oblong.config, drop_path_rate=0.45)
@@ -265,9 +263,9 @@ def test_drop_path_in_the_network(oblong, monkeypatch):
 
 @pytest.mark.parametrize("way", ["dots", "full"])
 def test_remat_changes_nothing(oblong, way):
-  """Saving memory in training costs time only: loss and gradients stay, drop path included.
+  """Rematerialization changes neither loss nor gradients, also with drop path.
 
-  Reference: without remat. Float32, 1e-5 of the norm of each gradient: the recomputed sums are compiled separately.
+  Reference: without remat. Float32, 1e-5 of the norm of each gradient, because recomputed sums are compiled separately.
   """
   peers = dataclasses.replace(oblong, config=dataclasses.replace(oblong.config, drop_path_rate=0.3))
   inputs = peers_lib.canvases(peers.config, batch=2)
@@ -279,9 +277,9 @@ def test_remat_changes_nothing(oblong, way):
 
 
 def test_remat_keeps_no_attention(oblong, capsys):
-  """Remat does what it is for: no block's attention weights (60 x 60 here) wait for the backward pass.
+  """With remat, no attention weights (60 x 60 here) are kept for the backward pass.
 
-  Asked of JAX, before compilation: what XLA's CPU compiler makes of it is for the training step to see to.
+  This asks JAX, before compilation. XLA's CPU compiler may undo it, which the training step prevents.
   """
   inputs = [jnp.asarray(array) for array in peers_lib.canvases(oblong.config, batch=1)]
   attention, widening = {}, {}
@@ -297,10 +295,10 @@ def test_remat_keeps_no_attention(oblong, capsys):
 
 
 def test_bfloat16_is_close(oblong):
-  """Mixed precision on accelerators: same parameters, float32 colors out, near the float32 network's.
+  """Mixed precision uses the same parameters and returns float32 colors, close to those of the float32 network.
 
-  Reference: ours in float32. bfloat16 has 8 bits: colors within 2 % of their norm after 3 blocks, loss within
-  0.5 %, gradients within 6 % in total.
+  Reference: ours in float32. bfloat16 has 8 bits, so colors agree within 2 % of their norm after 3 blocks, the loss
+  within 0.5 %, all gradients together within 6 %.
   """
   inputs = peers_lib.canvases(oblong.config, batch=2)
   seg_type = jnp.array([0, 1])
@@ -316,10 +314,10 @@ def test_bfloat16_is_close(oblong):
 
 
 def test_initial_parameters():
-  """Training from scratch needs layers that keep the scale of what goes through them: norms at one, biases at zero,
-  linear layers with Glorot and Bengio's deviation, tokens and positions with 0.02, as the original has them.
+  """Training from scratch needs layers that keep the scale of their inputs.
 
-  Deviations within 15 % where a tensor has over 1000 values.
+  Norms start at one and biases at zero. Linear layers have Glorot and Bengio's deviation, tokens and positions the
+  original's 0.02. Deviations agree within 15 % where a tensor has over 1000 values.
   """
   config = seggpt.SegGPTConfig(
     canvas_size=(64, 32),
@@ -350,7 +348,7 @@ def test_initial_parameters():
 
 @pytest.mark.slow
 def test_vit_large_equals_transformers():
-  """The released size itself: a mistake that only shows in 24 blocks of 1568 tokens would show here.
+  """The released size finds mistakes that only show with 24 blocks of 1568 tokens.
 
   Reference: transformers, float32 on the CPU, random weights. Colors within 1e-4 of their largest value. Prints the
   difference, the scale and the times.

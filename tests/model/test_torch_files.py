@@ -1,5 +1,7 @@
-"""Checkpoints in every layout that is about, there and back: if one of these fails, somebody's weights cannot be read,
-come back changed, or run code on the way."""
+"""Checkpoints in every layout in use, to JAX and back.
+
+If one of these fails, some user's weights cannot be read, come back changed, or run code while they are read.
+"""
 
 import argparse
 import json
@@ -15,22 +17,20 @@ import safetensors.torch
 import torch
 from transformers import SegGptForImageSegmentation
 
-import seggpt_jax.model.torch_files as torch_files
-import seggpt_jax.model.torch_weights as torch_weights
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import parameters, weights
+from seggpt_jax.model import parameters, torch_files, torch_weights, weights
 from seggpt_jax.model.config import SegGPTConfig
 from tests import peers as peers_lib
 
 
 def baai_state(peers, dtype=torch.float32):
-  """The pair's parameters as a BAAI state dict, renamed by the table but never through our shapes."""
+  """Returns the peers' parameters as a BAAI state dict, renamed by the table but not converted to our shapes."""
   theirs = peers.theirs.state_dict()
   return {entry.baai: theirs[entry.hf].to(dtype) for entry in torch_weights.entries(peers.config.depth)}
 
 
 def plain(config: SegGPTConfig, **changes) -> SegGPTConfig:
-  """What shapes alone can tell about an architecture."""
+  """Returns the architecture that shapes alone determine."""
   num_taps = len(config.feature_taps)
   taps = tuple((k + 1) * config.depth // num_taps - 1 for k in range(num_taps))
   values = {**config.to_dict(), "feature_taps": taps, "merge_block": min(2, taps[0]), **changes}
@@ -38,7 +38,7 @@ def plain(config: SegGPTConfig, **changes) -> SegGPTConfig:
 
 
 def assert_same(found, wanted):
-  """Bit for bit, dtype and shape included."""
+  """Compares parameters bit for bit, including dtype and shape."""
   assert found.keys() == wanted.keys()
   for name in wanted:
     a, b = np.asarray(found[name]), np.asarray(wanted[name])
@@ -47,7 +47,7 @@ def assert_same(found, wanted):
 
 
 def contiguous(params):
-  """A copy on the host, in the order of its own shape."""
+  """Returns a contiguous copy on the host."""
   return {name: np.array(value, order="C") for name, value in params.items()}
 
 
@@ -85,7 +85,7 @@ def _ordered(state):
 
 @pytest.mark.parametrize("wrap", [_bare, _release, _fork, _trained_with_arguments, _ddp, _compiled_ddp, _ordered])
 def test_pickle_layouts(square, tmp_path, wrap):
-  """Whatever a training script put around the weights, they are found.
+  """Weights are found inside anything that training scripts put around them.
 
   Reference: the parameters taken from transformers directly, bit for bit.
   """
@@ -98,7 +98,7 @@ def test_pickle_layouts(square, tmp_path, wrap):
 
 
 def test_pickle_from_before_pytorch_1_6(square, tmp_path, caplog):
-  """Old files still convert; the log says why they take more memory."""
+  """Old files still convert, and a warning explains that they take more memory."""
   path = tmp_path / "old.pth"
   torch.save({"model": baai_state(square)}, path, _use_new_zipfile_serialization=False)
   assert_same(contiguous(torch_files.read(path).params), square.params)
@@ -106,7 +106,7 @@ def test_pickle_from_before_pytorch_1_6(square, tmp_path, caplog):
 
 
 def test_safetensors_file(square, tmp_path):
-  """A file without any configuration: all comes from shapes."""
+  """A file without any configuration converts, because shapes determine the architecture."""
   path = tmp_path / "weights.safetensors"
   safetensors.torch.save_file({k: v.contiguous() for k, v in baai_state(square).items()}, path)
   conversion = torch_files.read(path)
@@ -116,7 +116,7 @@ def test_safetensors_file(square, tmp_path):
 
 @pytest.mark.parametrize("shard_size", ["5GB", "100KB"])
 def test_transformers_directory(peers, tmp_path, shard_size, capfd):
-  """What save_pretrained writes, in one file or in shards, with the taps and merge block of its config.json."""
+  """Directories of save_pretrained convert, in one file or in shards, with taps and merge block from config.json."""
   peers.theirs.save_pretrained(tmp_path / "hf", max_shard_size=shard_size)
   shards = len(list((tmp_path / "hf").glob("*.safetensors")))
   assert shards == 1 if shard_size == "5GB" else shards > 1
@@ -126,9 +126,9 @@ def test_transformers_directory(peers, tmp_path, shard_size, capfd):
 
 
 def test_architecture_from_shapes(peers):
-  """Any SegGPT converts, not the released size only; depth and taps need no configuration.
+  """A SegGPT of any size converts; depth and taps need no configuration.
 
-  Reference: the arguments transformers was built with.
+  Reference: the arguments that transformers was built with.
   """
   tensors = {name: value.numpy() for name, value in baai_state(peers).items()}
   config = torch_weights.from_torch("test", tensors, {}).config
@@ -150,9 +150,9 @@ def test_architecture_from_shapes(peers):
 
 
 def test_release_is_inferred_in_full():
-  """The released checkpoint's shapes give exactly the released architecture, taps 5, 11, 17, 23 and merge 2.
+  """The released checkpoint's shapes give exactly the released architecture, with taps 5, 11, 17, 23 and merge block 2.
 
-  The tensors have no memory behind them: one zero, repeated.
+  The tensors are broadcast from one zero, so they need no memory.
   """
   config = SegGPTConfig()
   _, shapes = parameters.abstract(config)
@@ -181,7 +181,7 @@ def through_disk(state, path):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_baai_and_back(square, tmp_path, dtype, suffix):
-  """baai -> ours -> baai: a fine-tuned model goes back into the original's code unchanged, to the bit, dtype kept."""
+  """A fine-tuned model goes baai -> ours -> baai unchanged, bit for bit and with the same dtype."""
   state = baai_state(square, dtype)
   conversion = through_disk(state, tmp_path / "in.pth")
   torch_files.write(tmp_path / f"out{suffix}", conversion.params, conversion.config, "baai")
@@ -196,9 +196,9 @@ def test_baai_and_back(square, tmp_path, dtype, suffix):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_transformers_and_back(peers, tmp_path, dtype):
-  """hf -> ours -> hf, and transformers' from_pretrained loads it and paints the same, taps and merge block included.
+  """After hf -> ours -> hf, from_pretrained loads a model that predicts the same, with the same taps and merge block.
 
-  Reference: the model it came from; parameters bit for bit, colors within 1e-6 (float32; the same code).
+  Reference: the original model. Parameters bit for bit, colors within 1e-6 in float32.
   """
   theirs = SegGptForImageSegmentation(peers.theirs.config).eval()
   theirs.load_state_dict(peers.theirs.state_dict())
@@ -218,7 +218,7 @@ def test_transformers_and_back(peers, tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_baai_to_transformers_to_baai(square, tmp_path, dtype):
-  """baai -> ours -> hf -> ours -> baai: no corner of the name table is swapped with another."""
+  """baai -> ours -> hf -> ours -> baai changes nothing: no two entries of the name table are swapped."""
   state = baai_state(square, dtype)
   conversion = through_disk(state, tmp_path / "in.pth")
   torch_files.write(tmp_path / "hf", conversion.params, conversion.config, "hf")
@@ -230,7 +230,7 @@ def test_baai_to_transformers_to_baai(square, tmp_path, dtype):
 
 
 def test_what_shapes_cannot_tell_survives(square, tmp_path):
-  """Feature taps, merge block, drop path and image mean of an unusual model come back from a file we wrote."""
+  """Feature taps, merge block, drop path and image mean of an unusual model survive in files that we write."""
   config = SegGPTConfig.from_dict({**square.config.to_dict(), "drop_path_rate": 0.25, "image_mean": [0.1, 0.2, 0.3]})
   assert config != plain(config, merge_block=0)
   for name in ("w.pth", "w.safetensors"):
@@ -240,19 +240,19 @@ def test_what_shapes_cannot_tell_survives(square, tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_our_directory(square, tmp_path, dtype):
-  """What is written is what is loaded, bit for bit; parameters become float32 whatever they are stored in."""
+  """A weights directory gives its parameters back bit for bit, and as float32 in a loaded model."""
   params = {name: np.asarray(value).astype(dtype) for name, value in square.params.items()}
   weights.save_weights(tmp_path / "w", params, square.config)
   assert weights.load_config(tmp_path / "w") == square.config
   assert_same(weights.load_params(tmp_path / "w"), params)
   _graph, loaded = parameters.split(weights.load_model(tmp_path / "w"))
   assert_same(loaded, {name: value.astype(np.float32) for name, value in params.items()})
-  with pytest.raises(InputError, match="found something there already"):
+  with pytest.raises(InputError, match="already exists; choose a new path"):
     weights.save_weights(tmp_path / "w", params, square.config)
 
 
-def test_loaded_model_paints_as_transformers(square, tmp_path):
-  """The whole way a user goes: file, converter, load_model, colors. Float32, 1e-4 where colors are O(1)."""
+def test_loaded_model_predicts_as_transformers(square, tmp_path):
+  """A user's whole path: file, converter, load_model, colors. Float32, 1e-4 where colors are O(1)."""
   torch.save({"model": baai_state(square)}, tmp_path / "in.pth")
   conversion = torch_files.read(tmp_path / "in.pth")
   weights.save_weights(tmp_path / "w", conversion.params, square.config)
@@ -268,7 +268,7 @@ def test_loaded_model_paints_as_transformers(square, tmp_path):
 
 
 def refused(path) -> str:
-  """The one line that explains why a checkpoint was refused."""
+  """Returns the message that explains why a checkpoint was refused."""
   with pytest.raises(InputError) as error:
     torch_files.read(path)
   assert str(path) in str(error.value)
@@ -276,7 +276,7 @@ def refused(path) -> str:
 
 
 def test_missing_names_are_named(square, tmp_path):
-  """Half a checkpoint is never filled up with zeros."""
+  """Missing parameters are never replaced by zeros."""
   state = baai_state(square)
   del state["blocks.3.attn.rel_pos_w"], state["norm.bias"]
   state["head.weight"] = torch.zeros(2)
@@ -287,7 +287,7 @@ def test_missing_names_are_named(square, tmp_path):
 
 
 def test_another_network_is_refused(tmp_path):
-  """A ResNet's weights are no SegGPT; the message shows what was looked for and what was there."""
+  """A ResNet's weights are refused with the names that were expected and found."""
   torch.save({"layer1.0.conv1.weight": torch.zeros(2, 2), "blocks.x.y": torch.zeros(1)}, tmp_path / "w.pth")
   assert "not a SegGPT checkpoint" in refused(tmp_path / "w.pth")
   torch.save({}, tmp_path / "empty.pth")
@@ -295,7 +295,7 @@ def test_another_network_is_refused(tmp_path):
 
 
 def test_unexpected_names_are_left_out_and_reported(square, tmp_path):
-  """A fork's additional head does not stand in the way, and does not vanish silently either."""
+  """A fork's additional head is left out, and the summary names it."""
   state = {**baai_state(square), "extra_head.weight": torch.zeros(3, 3)}
   conversion = through_disk(state, tmp_path / "w.pth")
   assert conversion.unexpected == ("extra_head.weight",)
@@ -323,20 +323,20 @@ def test_unexpected_names_are_left_out_and_reported(square, tmp_path):
   ],
 )
 def test_wrong_shapes_are_refused(square, tmp_path, name, shape):
-  """A tensor that does not fit is refused in one line, whatever is wrong with it, and never squeezed in."""
+  """A tensor of any wrong shape is refused in one line and never reshaped."""
   state = {**baai_state(square), name: torch.zeros(shape)}
   torch.save(state, tmp_path / "w.pth")
   assert "shape" in refused(tmp_path / "w.pth")
 
 
 def test_wrong_shape_is_named_in_the_checkpoint_s_terms(square, tmp_path):
-  """The message has the name and the shape the user sees in PyTorch, not ours."""
+  """The message has the name and shape that the user sees in PyTorch, not ours."""
   torch.save({**baai_state(square), "blocks.2.mlp.fc1.weight": torch.zeros(96, 47)}, tmp_path / "w.pth")
   assert "blocks.2.mlp.fc1.weight has shape (96, 47), expected (96, 48)" in refused(tmp_path / "w.pth")
 
 
 class RunsCode:
-  """What a malicious pickle holds: unpickling it calls os.system."""
+  """Content of a malicious pickle: unpickling it calls os.system."""
 
   def __init__(self, marker):
     self.marker = marker
@@ -347,7 +347,7 @@ class RunsCode:
 
 @pytest.mark.parametrize("kind", ["zip", "old", "pickle", "pickle 2"])
 def test_code_in_a_pickle_does_not_run(square, tmp_path, kind):
-  """A checkpoint off the internet cannot take over the machine: it is refused before anything in it runs."""
+  """A checkpoint from the internet cannot run code: it is refused before anything in it runs."""
   marker, path = tmp_path / "marker", tmp_path / "evil.pth"
   content = {"model": baai_state(square), "extra": RunsCode(marker)}
   if kind.startswith("pickle"):
@@ -364,7 +364,7 @@ def test_code_in_a_pickle_does_not_run(square, tmp_path, kind):
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("kind", ["cut short", "text", "empty"])
 def test_broken_files(square, tmp_path, suffix, kind):
-  """A broken download is called one, in one line."""
+  """A broken download is reported as unreadable, in one line."""
   path = tmp_path / f"w{suffix}"
   torch_files.write(path, contiguous(square.params), square.config, "baai")
   whole = path.read_bytes()
@@ -382,7 +382,7 @@ def test_a_list_is_no_checkpoint(tmp_path):
 
 
 def test_unknown_configuration_is_named(square, tmp_path):
-  """A file of a newer version says which key is not understood."""
+  """A file of a newer version is refused with the name of the unknown key."""
   torch.save({"model": baai_state(square), torch_files.CONFIG_KEY: {"windows": 3}}, tmp_path / "w.pth")
   assert "unknown key 'windows'" in refused(tmp_path / "w.pth")
   torch.save({"model": baai_state(square), torch_files.CONFIG_KEY: 3}, tmp_path / "w.pth")
@@ -390,7 +390,7 @@ def test_unknown_configuration_is_named(square, tmp_path):
 
 
 def test_broken_transformers_directories(square, tmp_path):
-  """A directory that lacks a part is refused by the name of that part."""
+  """A directory with a missing or broken file is refused with the name of that file."""
   whole = tmp_path / "whole"
   square.theirs.save_pretrained(whole, max_shard_size="100KB")
   index = "model.safetensors.index.json"
@@ -421,7 +421,7 @@ def test_broken_transformers_directories(square, tmp_path):
 
 
 def test_nothing_half_written(square, tmp_path, monkeypatch):
-  """A full disk leaves nothing under the name of the result, nor beside it."""
+  """A full disk leaves nothing behind, neither under the name of the result nor beside it."""
 
   def full(*args, **kwargs):
     raise OSError(28, "No space left on device")
@@ -434,7 +434,7 @@ def test_nothing_half_written(square, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
   ("name", "layout", "message"),
-  [("w.txt", "baai", "ending in .pth"), ("w.pth", "hf", "name of a directory"), ("", "hf", "something there already")],
+  [("w.txt", "baai", "ending in .pth"), ("w.pth", "hf", "name of a directory"), ("", "hf", "already exists")],
 )
 def test_unfit_output(square, tmp_path, name, layout, message):
   """An output name that does not fit is refused before any work."""

@@ -1,4 +1,4 @@
-"""The prepare command: what comes out is what went in, however often it was stopped on the way."""
+"""The prepare command: the output has the same samples as the input, however often the run was stopped."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from PIL import Image
 import seggpt_jax
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.ledger import exclusive
 from seggpt_jax.errors import InputError
 from seggpt_jax.prepare.conversion import Settings, prepare
-from seggpt_jax.prepare.restart import alone
 
 
 def make(path, count, size=24, splits=("train", "val")):
-  """Masks stored as JPEG, images of patients p0, p1, ... with three each."""
+  """Writes a dataset with masks stored as JPEG and three images for each patient p0, p1, ..."""
   generator = np.random.default_rng(0)
   for split in splits:
     for kind in ("images", "labels"):
@@ -58,11 +58,11 @@ def same(source, truth):
 
 
 def command(path, out, output, *more):
-  """The command line, as a user has it."""
+  """Starts the command line that a user would type."""
   flags = [f"--path={path}", "--num_classes=2", "--labels=binary", "--threshold=127", f"--outdir={out}"]
   environment = {**os.environ, "PYTHONPATH": os.path.dirname(seggpt_jax.__path__[0]), "JAX_PLATFORMS": "cpu"}
   return subprocess.Popen(
-    [sys.executable, "-m", "seggpt_jax.data.prepare", *flags, f"--format={output}", *more],
+    [sys.executable, "-m", "seggpt_jax", "prepare", *flags, f"--format={output}", *more],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -76,11 +76,11 @@ def test_the_command_converts_and_says_what_comes_next(data, tmp_path, output):
   text, errors = process.communicate(timeout=60)
   assert process.returncode == 0, errors
   assert "Traceback" not in errors and "WARNING" not in errors
-  assert f"--config.data.source={'tfds' if output == 'records' else 'folder'}" in text and "train.py" in text
+  assert f"--config.data.source={'tfds' if output == 'records' else 'folder'}" in text and "seggpt train" in text
   for split in ("train", "val"):
     same(written(tmp_path / "out", output, split), open_dataset(settings(data).dataset, split))
   again, _ = command(data, tmp_path / "out", output).communicate(timeout=60)
-  assert "finished by an earlier run" in again and "train.py" in again
+  assert "finished by an earlier run" in again and "seggpt train" in again
   expected = ["prepare.json", "train", "val"] if output == "folder" else ["mine", "prepare.json"]
   assert sorted(os.listdir(tmp_path / "out")) == expected
 
@@ -94,7 +94,7 @@ def test_image_files_are_copied_as_they_are(data, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["folder", "records"])
-def test_killed_at_any_moment_it_finishes_when_run_again(tmp_path, output):
+def test_a_run_killed_at_any_moment_can_be_resumed(tmp_path, output):
   path, out = make(tmp_path / "data", 150, 160, ("train",)), tmp_path / "out"
   for seconds in (0.02, 0.1, 0.05):
     process = command(path, out, output, "--split=train")
@@ -117,7 +117,7 @@ def test_killed_at_any_moment_it_finishes_when_run_again(tmp_path, output):
 
 
 @pytest.mark.parametrize("output", ["folder", "records"])
-def test_what_was_moved_away_is_written_again(data, tmp_path, output):
+def test_output_that_was_moved_away_is_written_again(data, tmp_path, output):
   prepare(settings(data, output), tmp_path / "out")
   (tmp_path / "out" / ("val" if output == "folder" else "mine")).rename(tmp_path / "away")
   assert "finished by an earlier run" not in prepare(settings(data, output), tmp_path / "out")
@@ -128,16 +128,16 @@ def test_what_was_moved_away_is_written_again(data, tmp_path, output):
 def test_two_runs_do_not_mix(data, tmp_path):
   with open(tmp_path / "prepare.json", "w") as file:
     json.dump({}, file)
-  with alone(tmp_path):
+  with exclusive(tmp_path):
     refused("found a run at work in it", lambda: prepare(settings(data), tmp_path))
   prepare(settings(data), tmp_path)
 
 
 class StoppedError(Exception):
-  """The process ends here."""
+  """Raised where a test simulates the end of the process."""
 
 
-def test_finished_pairs_are_not_made_again(data, tmp_path, monkeypatch):
+def test_finished_samples_are_not_written_again(data, tmp_path, monkeypatch):
   import seggpt_jax.prepare.folder_writer as folder_writer
 
   whole = folder_writer._write
@@ -163,8 +163,8 @@ def test_finished_pairs_are_not_made_again(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("output", ["folder", "records"])
-def test_patients_are_on_one_side_only(data, tmp_path, output):
-  """Else the score on val would be one on images much like those trained on."""
+def test_a_patient_is_in_train_or_val_and_not_in_both(data, tmp_path, output):
+  """Otherwise validation images would look much like training images, and the score would be too good."""
   text = prepare(settings(data, output, ("train",), val_share=0.25, groups="prefix:_"), tmp_path)
   names = {
     split: [written(tmp_path, output, split).name(i) for i in range(n)] for split, n in (("train", 9), ("val", 3))
@@ -194,14 +194,14 @@ def test_division_needs_groups_and_a_free_name(data, tmp_path):
   refused("dataset_name: found 'My Data'", lambda: settings(data, name="My Data"))
 
 
-def test_other_flags_than_the_earlier_run_had(data, tmp_path):
+def test_flags_that_differ_from_the_earlier_run_are_refused(data, tmp_path):
   prepare(settings(data), tmp_path)
   refused("prepare.json: found seed=0 of an earlier run, expected 1", lambda: prepare(settings(data, seed=1), tmp_path))
   refused("found output='folder'", lambda: prepare(settings(data, "records"), tmp_path))
 
 
 @pytest.mark.parametrize("output", ["folder", "records"])
-def test_flags_that_were_wrong_from_the_first_file_on_can_be_mended(data, tmp_path, output):
+def test_wrong_flags_can_be_corrected_if_nothing_was_written(data, tmp_path, output):
   wrong = Settings(Dataset("folder", str(data), 2), ("train", "val"), output)
   refused("found JPEG, expected class values", lambda: prepare(wrong, tmp_path / "out"))
   assert os.listdir(tmp_path / "out") == []
@@ -209,7 +209,7 @@ def test_flags_that_were_wrong_from_the_first_file_on_can_be_mended(data, tmp_pa
   same(written(tmp_path / "out", output, "val"), open_dataset(settings(data).dataset, "val"))
 
 
-def test_samples_that_changed_meanwhile(tmp_path):
+def test_samples_that_changed_since_the_earlier_run_are_refused(tmp_path):
   path = make(tmp_path / "data", 4)
   (path / "train/images/p0_0001.png").rename(tmp_path / "away.png")
   label = path / "train/labels/p0_0001.jpg"
@@ -222,7 +222,7 @@ def test_samples_that_changed_meanwhile(tmp_path):
   refused("found train='3 samples .*expected '4 samples", lambda: prepare(settings(path), tmp_path / "out"))
 
 
-def test_folders_that_hold_something_else(data, tmp_path):
+def test_folders_with_other_content_are_refused(data, tmp_path):
   (tmp_path / "thesis.txt").write_text("dear")
   refused("found thesis.txt in it, expected a new folder", lambda: prepare(settings(data), tmp_path))
   refused("expected a local folder", lambda: prepare(settings(data), "gs://bucket/out"))
@@ -231,7 +231,7 @@ def test_folders_that_hold_something_else(data, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["folder", "records"])
-def test_bad_files_stop_it_or_are_listed(tmp_path, output):
+def test_bad_files_stop_the_command_or_are_listed(tmp_path, output):
   path = make(tmp_path / "data", 6, splits=("train",))
   torn = path / "train/images/p0_0002.jpg"
   torn.write_bytes(torn.read_bytes()[:-200])
@@ -268,7 +268,7 @@ def test_the_settings_are_kept(data, tmp_path):
 
 @pytest.mark.parametrize(
   "more, match",
-  [(["--split=train,train"], "split:"), (["--table=a"], "table: found 'a'"), (["x"], "found 'x'")],
+  [(["--split=train,train"], "--split:"), (["--table=a"], "--table: found 'a'"), (["x"], "found argument 'x'")],
 )
 def test_wrong_flags_are_one_line(data, tmp_path, more, match):
   process = command(data, tmp_path / "out", "folder", *more)
@@ -278,7 +278,7 @@ def test_wrong_flags_are_one_line(data, tmp_path, more, match):
 
 @pytest.mark.parametrize("output", ["folder", "records"])
 def test_large_images_are_shrunk_with_their_labels(tmp_path, output):
-  """Photographs of 12 million pixels are decoded for every pair: most of the work, for nothing."""
+  """Decoding photographs of 12 million pixels for every pair would take most of the time of the pipeline."""
   make(tmp_path / "data", 3, size=64)
   make_small = tmp_path / "data" / "train" / "images" / "p0_0002.jpg"
   Image.open(make_small).resize((30, 20)).save(make_small)
@@ -288,7 +288,7 @@ def test_large_images_are_shrunk_with_their_labels(tmp_path, output):
   source = written(tmp_path / "out" / ("" if output == "folder" else "mine"), output, "train")
   truth = open_dataset(settings(tmp_path / "data").dataset, "train")
   assert [source[i]["image"].shape for i in range(3)] == [(32, 32, 3), (32, 32, 3), (20, 30, 3)]
-  # A pixel of the smaller label is one of the four it stands for.
+  # Every pixel of the smaller label is one of the four pixels that it replaces.
   for i in range(2):
     blocks = truth.label(i).reshape(32, 2, 32, 2)
     label = source.label(i)

@@ -1,4 +1,4 @@
-"""Features by which images are compared: pooled over the patches that they are said to be pooled over."""
+"""Features of images: pooled over the right patches, and independent of the batch."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def test_features_are_means_over_the_tokens_of_the_query_half(model, config, ima
   np.testing.assert_array_equal(found.foreground[2], 0)
 
 
-def test_an_image_has_the_same_features_in_whatever_batch(model, images):
+def test_features_do_not_depend_on_the_batch(model, images):
   encoder = Encoder(model, 1)
   before = encode.compiled()._cache_size()
   together, alone = encoder(images), encoder(images[1:2])
-  assert encode.compiled()._cache_size() <= before + 1  # one program for full batches and others
+  assert encode.compiled()._cache_size() <= before + 1  # one program for full and for smaller batches
   np.testing.assert_array_equal(together.image[1:2], alone.image)
 
 
-def test_a_tap_that_the_network_has_not_is_refused(model):
+def test_an_unknown_tap_is_refused(model):
   with pytest.raises(InputError, match=r"tap: found 3, expected 1\.\.2"):
     Encoder(model, 3)
 
 
-def test_features_are_known_by_what_they_depend_on(model, config):
+def test_the_identity_of_features_covers_everything_that_they_depend_on(model, config):
   graph, params = parameters.split(model)
   other = parameters.merge(graph, {**params, "norm.bias": params["norm.bias"] + 1})
   recolored = dataclasses.replace(config, image_mean=(0.5, 0.5, 0.5))

@@ -1,4 +1,4 @@
-"""Searching labeled images: what is found, and when features are computed anew."""
+"""The prompt index: which labeled images it finds, and when it computes features again."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from PIL import Image
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import parameters
-from seggpt_jax.retrieval import features, prompt_index
-from seggpt_jax.retrieval.prompt_index import PromptIndex, foreground_shares, list_prompts
+from seggpt_jax.retrieval import features
+from seggpt_jax.retrieval.labeled_images import foreground_shares, list_prompts, read_facts
+from seggpt_jax.retrieval.prompt_index import PromptIndex
 
 
 def write(path: Path, pixels: np.ndarray) -> None:
@@ -22,7 +23,7 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
 
 def picture(seed: int) -> np.ndarray:
-  """Colors that vary slowly, as those of photographs do."""
+  """Returns an image whose colors vary slowly, like a photograph's."""
   small = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
   return np.asarray(Image.fromarray(small).resize((50, 40), Image.Resampling.BICUBIC))
 
@@ -83,7 +84,7 @@ def test_likeness_is_1_to_itself_and_0_between_two_on_average(folder, model):
   np.testing.assert_allclose(next(index.score_many([picture(4)])), table[4], atol=1e-4)
 
 
-def test_of_two_prompts_that_differ_in_the_mask_alone_the_one_whose_foreground_is_there_is_found(tmp_path, model):
+def test_the_prompt_whose_foreground_is_in_the_query_is_found(tmp_path, model):
   both = np.zeros((40, 50, 3), np.uint8)
   both[:, :25], both[:, 25:] = (200, 40, 30), (30, 90, 210)
   add(tmp_path, "left", both, half("left"))
@@ -181,7 +182,7 @@ def test_missing_files_are_named(folder, model):
 
 def test_facts_are_the_same_with_and_without_a_network(folder, model):
   add(folder, "p1", picture(1), half("right") * 7)
-  facts = prompt_index.read_facts(files(folder), LabelFormat())
+  facts = read_facts(files(folder), LabelFormat())
   encoded_facts = PromptIndex.build(model, files(folder)).facts
   assert facts.digests == encoded_facts.digests
   np.testing.assert_array_equal(facts.holds, encoded_facts.holds)

@@ -1,4 +1,4 @@
-"""Choosing by score, by score and difference, and at random."""
+"""Choosing prompts by score, by score and diversity, and at random."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dataset for runs of the nano network."""
+"""Provides a dataset for runs of the nano network."""
 
 import pytest
 

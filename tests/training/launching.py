@@ -1,4 +1,4 @@
-"""train.py in processes of its own on the nano network, as hosts and killed runs are."""
+"""Starts train.py on the nano network in separate processes, for tests of several hosts and of killed runs."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def start(data, workdir, *arguments, devices=1, **options):
 
 
 def start_many(count, data, workdir, *arguments, devices=1):
-  """As many processes of one run; the output of process I goes to WORKDIR.I.log."""
+  """Starts several processes of one run; the output of process I goes to WORKDIR.I.log."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
@@ -33,7 +33,7 @@ def start_many(count, data, workdir, *arguments, devices=1):
 
 
 def metrics(workdir):
-  """The lines of metrics.jsonl without times and memory."""
+  """Returns the lines of metrics.jsonl without times and memory."""
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   timed = ("pairs_per_second", "data_wait", "memory_gb")
   return [{key: value for key, value in line.items() if key not in timed} for line in lines]

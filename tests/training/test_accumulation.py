@@ -36,7 +36,7 @@ CONFIG = dataclasses.replace(
 
 
 def make_batch(seed, size=32):
-  """Ignored pixels lie so unevenly that some micro-batches of every cut have none or few that count."""
+  """Returns a batch whose ignored pixels are so uneven that some micro-batches have few or no pixels that count."""
   generator = np.random.default_rng(seed)
   labels = generator.integers(0, 3, (size, 32, 16), np.uint8)
   for index in range(size):
@@ -57,7 +57,7 @@ def graph_and_params():
 
 
 def build(data, fsdp, optimizer, prompts=1, frozen=(), ema=0.0, accumulate=1):
-  """The compiled step, its mesh, and a state on it."""
+  """Returns the compiled step, its mesh, and a state on that mesh."""
   mesh = Mesh(np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp), ("data", "fsdp"))
   graph, params = graph_and_params()
   state = init_state(optimizer, params, frozen=frozen, ema=ema > 0)
@@ -71,7 +71,7 @@ def build(data, fsdp, optimizer, prompts=1, frozen=(), ema=0.0, accumulate=1):
 
 @functools.cache
 def trajectory(devices, accumulate, prompts=1):
-  """The step, the outputs of three plain steps down the gradient, and the parameters after them."""
+  """Returns the step, the outputs of three steps of plain gradient descent, and the parameters after them."""
   step, mesh, state = build(devices, 1, optax.sgd(0.05), prompts, accumulate=accumulate)
   outputs = []
   for index in range(3):
@@ -82,13 +82,13 @@ def trajectory(devices, accumulate, prompts=1):
 
 @pytest.mark.parametrize(("devices", "accumulate", "prompts"), [(1, 2, 1), (1, 4, 1), (8, 1, 1), (8, 4, 1), (8, 2, 2)])
 def test_micro_batches_add_up_to_the_batch(devices, accumulate, prompts):
-  """Against one device and the whole batch: float32, 1e-5 relative, for sums in another order; no drop path."""
+  """Reference: one device and the whole batch; float32, 1e-5 relative for sums in another order; no drop path."""
   _, outputs, params = trajectory(devices, accumulate, prompts)
   _, expected_outputs, expected_params = trajectory(1, 1, prompts)
   for output, expected in zip(outputs, expected_outputs, strict=True):
     np.testing.assert_allclose(output.loss, expected.loss, rtol=1e-5)
     np.testing.assert_allclose(output.gradient_norm, expected.gradient_norm, rtol=1e-5)
-    # The whole batch in its order; and of its pixels all but those on the border between two classes.
+    # The colors are those of the whole batch in its order. Pixels on the border between two classes may differ.
     np.testing.assert_allclose(output.colors, expected.colors, atol=0.02)
     assert np.abs(output.confusion - expected.confusion).sum() <= 2e-3 * expected.confusion.sum()
   start = graph_and_params()[1]
@@ -109,7 +109,7 @@ def test_each_device_cuts_its_own_share_and_nothing_is_sent(data, fsdp):
   batch = sharding.put_batch(mesh, {"labels": np.arange(32 * 6).reshape(32, 6)})
   cut = jax.jit(lambda batch: sharding.cut_batch(mesh, batch, 2)).lower(batch).compile()
   parts = cut(batch)["labels"]
-  # The four canvases of a device: two in each micro-batch.
+  # Each micro-batch has two of the four canvases of every device.
   np.testing.assert_array_equal(parts[0, :, 0] // 6, [i for i in range(32) if i % 4 < 2])
   assert {shard.data.shape for shard in parts.addressable_shards} == {(2, 2, 6)}
   join = jax.jit(lambda parts: sharding.join_batch(mesh, parts), out_shardings=sharding.batch_sharding(mesh))
@@ -120,7 +120,7 @@ def test_each_device_cuts_its_own_share_and_nothing_is_sent(data, fsdp):
 
 
 def test_frozen_parameters_stay_averages_follow_and_the_norm_is_that_of_the_gradients():
-  """Four steps of AdamW on devices that share parameters; averages against NumPy, float32: 1e-6 relative."""
+  """Four steps of AdamW on devices that share parameters. Reference of the averages: NumPy; float32, 1e-6 relative."""
   graph, params = graph_and_params()
   frozen = frozen_names((r"^blocks\.0\.attn", "pos_embed", "decoder_embed.kernel"), params)
   optimizer = optax.chain(optax.clip_by_global_norm(1e-3), adamw(lambda step: 1e-2, b1=0.9, b2=0.99, weight_decay=0.1))
@@ -145,7 +145,7 @@ def test_frozen_parameters_stay_averages_follow_and_the_norm_is_that_of_the_grad
     assert old.is_deleted()
     if index == 0:
       np.testing.assert_allclose(output.gradient_norm, norm, rtol=1e-5)
-    past = min(0.35, (1 + index) / (10 + index))  # 0.1, 0.18, 0.25, 0.31; the start is left behind
+    past = min(0.35, (1 + index) / (10 + index))  # 0.1, 0.18, 0.25, 0.31: the start is forgotten
     average = {name: past * value + (1 - past) * np.asarray(state.params[name]) for name, value in average.items()}
   for name, value in average.items():
     assert state.ema[name].dtype == jnp.float32
@@ -158,7 +158,7 @@ def test_frozen_parameters_stay_averages_follow_and_the_norm_is_that_of_the_grad
 
 
 def test_no_gradients_are_computed_below_what_is_trained():
-  """A third of the work of a step is the forward pass."""
+  """The forward pass is a third of the work of a step, so only little more may remain."""
   _, params = graph_and_params()
   frozen = frozen_names(("^(?!decoder_pred.head)",), params)
   work = trajectory(1, 1)[0].cost_analysis()["flops"]

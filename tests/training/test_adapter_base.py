@@ -1,4 +1,4 @@
-"""A run with an adapter goes on beside the weights it began with, wherever they are, and beside no others."""
+"""A run with an adapter resumes only with the base weights it started from, wherever they are stored."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from seggpt_jax.model import weights
 from seggpt_jax.model.adapter_files import load_adapted_model, load_adapter
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import loop
-from tests import adapter_runs
+from tests.loud_network import loud_params
 
 
 @pytest.fixture
 def config(nano_data, tmp_path):
-  """Two steps of a LoRA beside weights in tmp_path/base."""
-  weights.save_weights(tmp_path / "base", adapter_runs.loud_params(VARIANTS["nano"]), VARIANTS["nano"])
+  """Two steps of a LoRA for weights in tmp_path/base."""
+  weights.save_weights(tmp_path / "base", loud_params(VARIANTS["nano"]), VARIANTS["nano"])
   config = nano.get_config()
   config.num_steps, config.batch_size, config.eval_every = 2, 8, 2
   config.data.path = str(nano_data)
-  config.model.init_from = str(tmp_path / "base")
+  config.model.init_from, config.model.variant = str(tmp_path / "base"), "vit_large"
   config.adapter.kind, config.adapter.rank = "lora", 2
   return config
 

@@ -1,4 +1,4 @@
-"""More devices must mean less work for each: the network keeps its batch spread however its parameters are split."""
+"""More devices must mean less work for each: the network keeps its batch split, however its parameters are split."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ CANVASES = 2  # on each device
 
 @functools.cache
 def compiled(data, fsdp):
-  """The gradient of the network's mean color, its parameters split over "fsdp"."""
+  """Returns the compiled gradient of the network's mean color, with its parameters split over "fsdp"."""
   mesh = Mesh(np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp), ("data", "fsdp"))
   spread, shape = sharding.batch_sharding(mesh), jax.ShapeDtypeStruct
   graph, params = parameters.abstract(CONFIG, remat="full", batch_sharding=spread)
@@ -37,7 +37,7 @@ def compiled(data, fsdp):
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8)])
 def test_each_device_computes_its_own_canvases_only(data, fsdp):
-  """Within 5 % of one device alone; with split parameters and the batch left to the compiler it was twice as much."""
+  """The work is within 5 % of one device alone. Without `batch_sharding` it was twice as much for split parameters."""
   work = compiled(data, fsdp).cost_analysis()["flops"]
   assert work == pytest.approx(compiled(1, 1).cost_analysis()["flops"], rel=0.05)
   room = compiled(data, fsdp).memory_analysis().temp_size_in_bytes

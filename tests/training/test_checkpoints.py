@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, of other devices or on a full disk: where these fail a user loses a run."""
+"""Checkpoints that are damaged, written on other devices or on a full disk: if these fail, a user loses a run."""
 
 import os
 import shutil
@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.nano import NANO
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import parameters
 from seggpt_jax.model.config import SegGPTConfig
@@ -20,24 +21,12 @@ from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.step import TrainState
 
 ROOT = Path(__file__).parents[2]
-CONFIG = SegGPTConfig(
-  canvas_size=(32, 16),
-  patch_size=8,
-  posemb_size=2,
-  width=16,
-  depth=2,
-  num_heads=2,
-  mlp_dim=32,
-  merge_block=0,
-  feature_taps=(0, 1),
-  decoder_dim=8,
-)
 
 
 def state_at(step, mesh=None):
-  """Parameters around the step's number, which do not compress to nothing."""
+  """Returns a state whose parameters are near the number of its step, and too random to be compressed to nothing."""
   generator = np.random.default_rng(step)
-  shapes = {name: leaf.shape for name, leaf in parameters.abstract(CONFIG)[1].items()}
+  shapes = {name: leaf.shape for name, leaf in parameters.abstract(NANO)[1].items()}
   params = {name: generator.uniform(step - 0.4, step + 0.4, shape).astype(np.float32) for name, shape in shapes.items()}
   state = TrainState(jnp.asarray(step, jnp.int32), params, optax.adamw(1e-3).init(params))
   mesh = mesh or sharding.make_mesh(-1, 1)
@@ -54,7 +43,7 @@ def abstract(state):
 
 
 def write(folder, steps, **options):
-  checkpoints = Checkpoints(folder, CONFIG, **{"keep": 10, **options})
+  checkpoints = Checkpoints(folder, NANO, **{"keep": 10, **options})
   for step in steps:
     checkpoints.save(state_at(step), {"epoch": step, "best_miou": 0.5})
   checkpoints.close()
@@ -82,7 +71,7 @@ def remove_item(directory):
 
 
 def cut_arrays(directory):
-  """As a copy that broke off: the largest file of the parameters ends in the middle."""
+  """Truncates the largest file of the parameters, as a copy that was interrupted does."""
   largest = max((path for path in (directory / "params").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
   os.truncate(largest, largest.stat().st_size // 2)
 
@@ -104,26 +93,26 @@ DAMAGE = [remove_item, cut_arrays, spoil_progress, spoil_config, spoil_array_met
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run, damage):
-  """Else one bad file would end a run whose earlier checkpoints are whole."""
+  """Otherwise one bad file would end a run whose earlier checkpoints are whole."""
   damage(run / "checkpoints" / "6")
-  checkpoints = Checkpoints(run, CONFIG, keep=10)
+  checkpoints = Checkpoints(run, NANO, keep=10)
   state, progress = checkpoints.restore(abstract(state_at(0)))
   assert int(state.step) == 4 and progress["epoch"] == 4
   np.testing.assert_array_equal(state.params["mask_token"], state_at(4).params["mask_token"])
-  (line,) = checkpoints.lines
+  (line,) = checkpoints.warnings
   assert "warning: checkpoint" in line and f"{run}/checkpoints/6 is damaged" in line
-  assert f"going on from {run}/checkpoints/4" in line and "\n" not in line
+  assert f"resuming from {run}/checkpoints/4" in line and "\n" not in line
   assert steps_in(run / "checkpoints") == [2, 4] and steps_in(run / "damaged") == [6]
-  # The run comes to step 6 again and can write it.
+  # The run reaches step 6 again and can write it.
   checkpoints.save(state_at(6), {"epoch": 6, "best_miou": 0.5})
   checkpoints.close()
-  assert int(Checkpoints(run, CONFIG, keep=10).restore(abstract(state_at(0)))[0].step) == 6
+  assert int(Checkpoints(run, NANO, keep=10).restore(abstract(state_at(0)))[0].step) == 6
 
 
 def test_the_same_step_damaged_again_does_not_replace_the_first(run):
   for _ in range(2):
     spoil_progress(run / "checkpoints" / "6")
-    checkpoints = Checkpoints(run, CONFIG, keep=10)
+    checkpoints = Checkpoints(run, NANO, keep=10)
     checkpoints.restore(abstract(state_at(0)))
     checkpoints.save(state_at(6), {"best_miou": 0.5})
     checkpoints.close()
@@ -134,13 +123,13 @@ def test_where_all_are_damaged_they_are_named_and_left(run):
   for step in (2, 4, 6):
     spoil_progress(run / "checkpoints" / str(step))
   with pytest.raises(InputError, match=r"checkpoints/6, .*checkpoints/4, .*checkpoints/2: damaged") as caught:
-    Checkpoints(run, CONFIG, keep=10).restore(abstract(state_at(0)))
+    Checkpoints(run, NANO, keep=10).restore(abstract(state_at(0)))
   assert "\n" not in str(caught.value)
   assert steps_in(run / "checkpoints") == [2, 4, 6] and not (run / "damaged").exists()
 
 
 def test_another_architecture_is_refused_and_not_taken_for_damage(run):
-  other = SegGPTConfig.from_dict({**CONFIG.to_dict(), "mlp_dim": 64})
+  other = SegGPTConfig.from_dict({**NANO.to_dict(), "mlp_dim": 64})
   with pytest.raises(InputError, match=r"checkpoint of another model: mlp_dim is 32, expected 64"):
     Checkpoints(run, other, keep=10).restore(abstract(state_at(0)))
   assert steps_in(run / "checkpoints") == [2, 4, 6]
@@ -149,17 +138,17 @@ def test_another_architecture_is_refused_and_not_taken_for_damage(run):
 def test_the_newest_are_kept_and_every_so_manyth_for_good(tmp_path):
   write(tmp_path, range(1, 9), keep=2, keep_every=3)
   assert steps_in(tmp_path / "checkpoints") == [3, 6, 7, 8]
-  # Also across a restart.
+  # The same rule holds across a restart.
   write(tmp_path, (9, 10, 11), keep=2, keep_every=3)
   assert steps_in(tmp_path / "checkpoints") == [3, 6, 9, 10, 11]
 
 
 def test_what_a_killed_run_left_half_written_is_cleared(run):
-  """Else each kill would cost the room of a checkpoint."""
+  """Otherwise each kill would cost the disk space of a checkpoint."""
   half = run / "checkpoints" / "8.orbax-checkpoint-tmp"
   shutil.copytree(run / "checkpoints" / "6", half)
   shutil.rmtree(half / "progress")
-  checkpoints = Checkpoints(run, CONFIG, keep=10)
+  checkpoints = Checkpoints(run, NANO, keep=10)
   assert int(checkpoints.restore(abstract(state_at(0)))[0].step) == 6
   checkpoints.save(state_at(8), {"best_miou": 0.5})
   checkpoints.close()
@@ -169,7 +158,7 @@ def test_what_a_killed_run_left_half_written_is_cleared(run):
 @pytest.mark.parametrize(("count", "data", "fsdp"), [(1, 1, 1), (4, 2, 2), (8, 1, 8)])
 def test_a_checkpoint_of_eight_devices_is_read_on_others(run, count, data, fsdp):
   mesh = jax.make_mesh((data, fsdp), ("data", "fsdp"), devices=jax.devices()[:count])
-  state, _ = Checkpoints(run, CONFIG, keep=10).restore(abstract(state_at(0, mesh)))
+  state, _ = Checkpoints(run, NANO, keep=10).restore(abstract(state_at(0, mesh)))
   assert state.params["blocks.0.mlp.fc1.kernel"].sharding.mesh.shape == {"data": data, "fsdp": fsdp}
   expected = state_at(6).params
   for name, value in state.params.items():
@@ -182,9 +171,9 @@ from pathlib import Path
 folder = Path(sys.argv[1]); steps = int(sys.argv[2])
 from tests.training import test_checkpoints as own
 from seggpt_jax.training.checkpoints import Checkpoints
-checkpoints = Checkpoints(folder, own.CONFIG, keep=2)
+checkpoints = Checkpoints(folder, own.NANO, keep=2)
 try:
-  with checkpoints.watching_disk():
+  with checkpoints.explain_full_disk():
     try:
       for step in range(1, steps):
         checkpoints.save(own.state_at(step), {"epoch": step, "best_miou": 0.5})
@@ -201,13 +190,13 @@ except own.InputError as error:
   print("refused:", error)
 print("steps", sorted(p.name for p in (folder / "checkpoints").iterdir() if p.name.isdigit()))
 (folder / "filler").unlink()
-restored, _ = Checkpoints(folder, own.CONFIG, keep=2).restore(own.abstract(own.state_at(0)))
+restored, _ = Checkpoints(folder, own.NANO, keep=2).restore(own.abstract(own.state_at(0)))
 print("restored", int(restored.step), float(restored.params["mask_token"].mean().round()))
 """
 
 
 def small_disk(folder, command, megabytes):
-  """Runs a command with a file system of so many megabytes in the folder, in a mount namespace of its own."""
+  """Runs a command with a small file system mounted at the folder, in a separate mount namespace."""
   mount = f'mount -t tmpfs -o size={megabytes}m tmpfs {folder} && exec "$@"'
   environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
   return subprocess.run(
@@ -233,7 +222,7 @@ def can_mount(tmp_path):
 
 @pytest.mark.usefixtures("can_mount")
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path):
-  """On a file system that is full after step 2; else a run could go on for days without saving anything."""
+  """The file system is full after step 2. Otherwise a run could continue for days without saving anything."""
   done = small_disk(tmp_path, [sys.executable, "-c", FILL, str(tmp_path), "6"], 8)
   assert (
     f"refused: {tmp_path}: the disk is full, the newest whole checkpoint is {tmp_path}/checkpoints/2; make"
@@ -244,7 +233,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path):
 
 @pytest.mark.usefixtures("can_mount")
 def test_training_on_a_full_disk_ends_with_status_2(tmp_path):
-  """train.py itself, whose metrics and pictures want room too."""
+  """train.py itself also writes metrics and pictures, which need space too."""
   from benchmarks import nano
 
   nano.write_dataset(tmp_path / "data")

@@ -1,23 +1,45 @@
-"""The configuration: a misspelled key or a value that cannot be meant must not cost a night of training."""
+"""The configuration: a misspelled key, or a value that is wrong or does nothing, must not cost a night of training."""
 
 import importlib.util
+import re
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.training.config import check_config, default_config
+from seggpt_jax.training.config import check_config, default_config, expand_paths
+from seggpt_jax.training.optimizer import cosine_cycles, make_schedule
+from seggpt_jax.training.schema import KEYS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_of_the_repository_is_known_and_says_how_to_run_it(path):
+def load(path):
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_of_the_repository_is_valid_and_says_how_to_run_it(path):
+  module = load(path)
   check_config(module.get_config())
   assert f"train.py --config configs/{path.name}" in module.__doc__
+
+
+def test_both_stages_of_pretraining_are_valid():
+  get_config = load(next(path for path in CONFIGS if path.stem == "pretrain_small")).get_config
+  for square in ("64", "96"):
+    check_config(get_config(square))
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
+def test_every_key_is_explained_in_one_sentence_and_its_default_is_allowed(key):
+  assert re.fullmatch(r"[A-Z][^\n]*\.", key.meaning) and len(key.meaning) < 120
+  assert key.problem(key.default) is None
 
 
 @pytest.mark.parametrize(
@@ -39,6 +61,7 @@ def test_every_config_of_the_repository_is_known_and_says_how_to_run_it(path):
     ("data.negative", 1.5, "config.data.negative: found 1.5, expected 0 to 1"),
     ("data.bad_files", "ignore", "config.data.bad_files: found 'ignore', expected one of error, skip"),
     ("optim.schedule", "linear", "config.optim.schedule: found 'linear', expected one of cycles, cosine"),
+    ("optim.first_cycle", -1, "config.optim.first_cycle: found -1, expected at least 0"),
     ("optim.decay", 2.0, "config.optim.decay: found 2.0, expected 0 to 1"),
     ("optim.layer_decay", 0.0, "config.optim.layer_decay: found 0.0, expected 0.01 to 1"),
     ("optim.ema", 1.0, "config.optim.ema: found 1.0, expected 0 to 0.999999"),
@@ -46,32 +69,126 @@ def test_every_config_of_the_repository_is_known_and_says_how_to_run_it(path):
     ("eval_every", 0, "config.eval_every: found 0, expected at least 1"),
   ],
 )
-def test_values_that_cannot_be_meant_are_refused_by_name(key, value, message):
+def test_wrong_values_are_refused_by_name(key, value, message):
   config = default_config()
   config.update_from_flattened_dict({key: value})
   with pytest.raises(InputError, match=message):
     check_config(config)
 
 
+# For each key: a value other than the default, the values beside which it has no effect, and those beside which it has.
+WITHOUT_EFFECT = [
+  ("model.variant", "small", {"model.init_from": "small"}, {}),
+  ("data.ramp", 5, {}, {"data.source": "tasks"}),
+  ("data.path", "mine", {"data.source": "tasks"}, {}),
+  ("data.train_split", "all", {"data.source": "tasks"}, {}),
+  ("data.val_split", "test", {"data.source": "tasks"}, {}),
+  ("data.num_train", 10, {"data.source": "tasks"}, {}),
+  ("data.image_key", "picture", {}, {"data.source": "tfds"}),
+  ("data.label_key", "mask", {"data.source": "coco"}, {"data.source": "tfds"}),
+  ("data.bad_files", "skip", {"data.source": "tasks"}, {}),
+  ("data.bad_share", 0.5, {}, {"data.bad_files": "skip"}),
+  ("data.cache_mb", 10, {"data.source": "tasks"}, {}),
+  ("data.class_names", ("crack",), {}, {"data.source": "coco"}),
+  ("data.class_names", ("crack",), {"data.source": "class_folders"}, {"data.source": "masks"}),
+  ("data.threshold", 127, {"data.labels": "index"}, {"data.source": "masks"}),
+  ("data.table", (0, 255), {"data.labels": "index"}, {"data.labels": "table"}),
+  ("data.ignore", (7,), {"data.source": "tasks"}, {}),
+  ("data.groups", "folder", {"data.source": "tasks"}, {}),
+  ("data.same_group", 0.5, {}, {"data.groups": "folder"}),
+  ("data.same_class", 0.5, {"data.source": "tasks"}, {}),
+  ("data.negative", 0.5, {"data.source": "tasks"}, {}),
+  ("data.balanced", True, {"data.source": "tasks"}, {}),
+  ("data.mask_ratio", 0.5, {"data.lower_half_share": 1.0}, {"data.lower_half_share": 0.9}),
+  ("optim.first_cycle", 100, {"optim.schedule": "cosine"}, {}),
+  ("optim.cycle_mult", 2.0, {"optim.schedule": "cosine"}, {}),
+  ("optim.decay", 0.9, {"optim.first_cycle": 0}, {}),
+  ("optim.freeze", ("pos_embed",), {"adapter.kind": "lora"}, {}),
+  ("adapter.rank", 4, {}, {"adapter.kind": "lora"}),
+  ("adapter.alpha", 4.0, {"adapter.kind": "prompt"}, {"adapter.kind": "lora"}),
+  ("adapter.targets", ("qkv",), {}, {"adapter.kind": "lora"}),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "idle", "active"), WITHOUT_EFFECT)
+def test_a_key_without_effect_is_refused_with_the_reason(key, value, idle, active):
+  """Otherwise somebody would tune a number that does nothing."""
+  config = default_config()
+  config.update_from_flattened_dict(idle)
+  check_config(config)  # the default of the key is fine
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(InputError, match=f"config.{key}: found .*, expected the default .*: this key only has an effect"):
+    check_config(config)
+  config = default_config()
+  config.update_from_flattened_dict({**active, key: value})
+  check_config(config)
+
+
+@pytest.mark.parametrize(("key", "value"), [("data.source", "coco"), ("optim.schedule", "cosine")])
+def test_one_flag_beside_the_small_config_is_enough(key, value):
+  """Its own values that do nothing then do no harm."""
+  config = load(next(path for path in CONFIGS if path.stem == "small")).get_config()
+  config.update_from_flattened_dict({key: value})
+  check_config(config)
+
+
+def test_every_key_with_a_condition_is_tested_above():
+  assert {key.name for key in KEYS if key.applies} == {name for name, *_ in WITHOUT_EFFECT}
+
+
+@pytest.mark.parametrize(
+  ("name", "square", "old"),
+  [("demo", (), 201), ("small", (), 501), ("pretrain_small", ("64",), 4001), ("pretrain_small", ("96",), 1401)],
+)
+def test_learning_rates_of_the_small_configs_are_those_of_an_explicit_cycle(name, square, old):
+  """Reference: `cosine_cycles` with num_steps + 1 steps and the warm-up of the config; every step bit for bit."""
+  config = load(next(path for path in CONFIGS if path.stem == name)).get_config(*square)
+  assert config.num_steps + 1 == old
+  optim = config.optim
+  expected = cosine_cycles(
+    optim.peak, old, cycle_mult=1.2, warmup=optim.warmup, decay=0.5, minimum=optim.minimum, num_steps=config.num_steps
+  )
+  steps = np.arange(config.num_steps)
+  ours = jax.vmap(make_schedule(optim, config.num_steps))(steps)
+  np.testing.assert_array_equal(ours, jax.vmap(expected)(steps))
+
+
+@pytest.mark.parametrize("num_steps", [12, 100, 3000])
+def test_the_schedule_of_the_small_config_follows_the_number_of_steps(num_steps):
+  """A shorter run warms up in a tenth of its steps; every run ends near the minimum, without a restart."""
+  optim = load(next(path for path in CONFIGS if path.stem == "small")).get_config().optim
+  rates = np.asarray(jax.vmap(make_schedule(optim, num_steps))(np.arange(num_steps + 1)))
+  top = min(20, num_steps // 10)
+  assert rates.argmax() == top and rates.max() == pytest.approx(optim.peak)
+  assert (np.diff(rates[top:]) < 0).all() and rates[-1] < 0.05 * optim.peak
+
+
 def test_configs_of_the_repository_decay_as_their_results_did():
   for path in CONFIGS:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    optim = module.get_config().optim
+    optim = load(path).get_config().optim
     assert optim.decay_all or not optim.weight_decay, path
 
 
 def test_unknown_and_missing_keys_of_a_config_file_are_refused():
   config = default_config()
   config.data.flip_horizontally = True
-  with pytest.raises(InputError, match=r"config.data.flip_horizontally: unknown key, expected one of flip_horizontal,"):
+  expected = "config.data.flip_horizontally: unknown key, expected one such as data.flip_horizontal,"
+  with pytest.raises(InputError, match=expected):
     check_config(config)
   del config.data.flip_horizontally
   config.optim.xyz = 1
-  with pytest.raises(InputError, match=r"config.optim.xyz: unknown key, expected one of b1, b2, clip_norm"):
+  with pytest.raises(InputError, match=r"config.optim.xyz: unknown key, expected one such as optim\.\w+"):
     check_config(config)
   config = default_config()
   del config.data.blur
   with pytest.raises(InputError, match=r"config.data.blur: missing, expected a float"):
     check_config(config)
+
+
+def test_the_home_directory_is_expanded_in_paths(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/someone")
+  config = default_config()
+  config.data.path, config.model.init_from = "~/boards", "~/weights"
+  expanded = expand_paths(config)
+  assert (expanded.data.path, expanded.model.init_from) == ("/home/someone/boards", "/home/someone/weights")
+  assert config.data.path == "~/boards"  # the caller's configuration is not changed

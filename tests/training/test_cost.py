@@ -1,4 +1,4 @@
-"""A utilization is only as good as the count under it: checked against the compiler's own count."""
+"""A utilization is only as good as the count of operations: checked against the compiler's own count."""
 
 import dataclasses
 import types
@@ -10,13 +10,13 @@ import pytest
 from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import cost
-from seggpt_jax.training.chips import CHIPS, find_chip
+from seggpt_jax.training.chips import find_chip
 
 BATCH = 4
 
 
 def counted(config, attention, kind):
-  """XLA's count for the lowered program of each canvas."""
+  """Returns XLA's count for the lowered program, divided by the number of canvases."""
   graph, params = parameters.abstract(config, attention=attention, remat="none" if kind == "forward" else kind)
   height, width = config.canvas_size
   canvases = jax.ShapeDtypeStruct((BATCH, height, width, 3), jnp.float32)
@@ -33,7 +33,7 @@ def counted(config, attention, kind):
 @pytest.mark.parametrize("attention", ["reference", "folded"])
 @pytest.mark.parametrize("variant", ["tiny", "small"])
 def test_the_count_is_the_compilers(variant, attention, kind):
-  """XLA also counts what is no product, about 2 % in networks so narrow; without that, ours is never the larger."""
+  """XLA also counts other operations, about 2 % in such narrow networks, so our count is never the larger."""
   config = VARIANTS[variant]
   ours = cost.forward_flops(config, attention) if kind == "forward" else cost.train_flops(config, attention, kind)
   assert 0.97 < ours / counted(config, attention, kind) <= 1.0
@@ -44,7 +44,7 @@ def test_the_released_network_takes_1_6_teraflop_a_canvas():
   assert cost.forward_flops(config) == pytest.approx(1.6e12, rel=0.01)
   assert cost.train_flops(config) == pytest.approx(3 * cost.forward_flops(config), rel=0.01)
   assert cost.forward_flops(config, "folded") > cost.forward_flops(config)
-  # The blocks anew but for the last product of each MLP.
+  # remat recomputes all products of the blocks except the last one of each MLP.
   again = cost.train_flops(config, remat="full") - cost.train_flops(config)
   assert 0.6 < again / cost.forward_flops(config) < 0.7
 
@@ -57,7 +57,7 @@ def test_blocks_before_the_merge_count_twice():
 
 
 def test_utilization_is_of_the_model_and_of_all_devices():
-  """At the peak of one H200 it is 1; the same rate from two of them is 0.5."""
+  """The utilization is 1 at the peak of one H200, and 0.5 when two of them give the same rate."""
   config = VARIANTS["vit_large"]
   h200 = types.SimpleNamespace(device_kind="NVIDIA H200")
   rate = 989e12 / cost.train_flops(config)
@@ -77,11 +77,3 @@ def test_nothing_is_said_about_chips_that_are_not_known():
 )
 def test_chips_are_found_by_the_names_jax_has(kind, name):
   assert find_chip(kind).name == name
-
-
-def test_collectives_over_nodes_are_as_fast_as_their_network_cards():
-  h200 = next(chip for chip in CHIPS if chip.name == "H200")
-  assert h200.bandwidth(8) == 450e9
-  assert h200.bandwidth(256) == 400e9  # eight cards of 50 GB/s in every node
-  assert h200.bandwidth(32, stride=8) == 50e9  # one member, one card
-  assert next(chip for chip in CHIPS if chip.name == "TPU v5e").bandwidth(256) == 200e9

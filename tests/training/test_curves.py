@@ -1,4 +1,4 @@
-"""The learning curve: what a run says of itself at a glance has to be what it logged."""
+"""The learning curve: the picture of a run has to show the logged numbers."""
 
 import json
 

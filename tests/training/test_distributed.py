@@ -1,4 +1,4 @@
-"""Several processes: the same training as one, one end for all. Where these fail a user pays for hosts that hang."""
+"""Several processes train as one process does and all end together: if these fail, a user pays for hosts that hang."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.training import distributed
 from tests.training import launching
 
-# Evaluations with checkpoints, so that best weights and a checkpoint are often written at the same time.
+# Evaluations coincide with checkpoints, so that best weights and a checkpoint are often written at the same time.
 SAME = ["--config.model.drop_path_rate=0.1", "--config.num_steps=20", "--config.eval_every=5"]
 
 
@@ -21,7 +21,7 @@ def output(workdir, index):
 
 
 def check_same_as_one_process(counts, data, folder):
-  """Reference: one process with four devices; relative tolerance 1e-5. Each goes on from step 15 of the one before."""
+  """Reference: one process with four devices; 1e-5 relative. Each run is also resumed from step 15 of the last."""
   assert launching.start(data, folder / "1", *SAME, devices=4).wait(timeout=300) == 0
   expected, before = [line["loss"] for line in launching.metrics(folder / "1")], folder / "1"
   for count in counts:
@@ -58,7 +58,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(nano_data, tmp_pa
   os.kill(running[1].pid, signal.SIGTERM)
   assert [process.wait(timeout=90) for process in running] == [0, 0]
   (step,) = launching.steps_in(run / "checkpoints")
-  assert f"stopped by SIGTERM at step {step}, run the same line to go on" in output(run, 0)
+  assert f"stopped by SIGTERM at step {step}, rerun the same command to resume" in output(run, 0)
 
 
 def test_a_bad_file_that_one_process_meets_ends_all_within_two_minutes(nano_data, tmp_path):
@@ -113,7 +113,7 @@ def test_flags_that_do_not_go_together_are_refused(arguments, message, monkeypat
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_devices_and_another_mesh(nano_data, tmp_path):
-  """Eight devices, then one, then 2 x 2; else who loses a machine loses the run. Relative tolerance 1e-5."""
+  """Eight devices, then one, then 2 x 2: whoever loses a machine must not lose the run. 1e-5 relative."""
   common = ["--config.batch_size=8", SAME[0], SAME[2]]
   assert launching.start(nano_data, tmp_path / "whole", *common, SAME[1], devices=8).wait(timeout=300) == 0
   run = tmp_path / "parts"

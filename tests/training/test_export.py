@@ -1,7 +1,7 @@
-"""Full-size programs for accelerators, made without one: what a user would find out on the first rented machine.
+"""Full-size programs are lowered for accelerators without having one: mistakes show before a machine is rented.
 
-ViT-L in bfloat16 is traced from shapes and lowered for TPU and CUDA; nothing of its 1.5 GB is ever held and nothing
-runs. What each platform's compiler makes of it afterwards is not seen here.
+ViT-L in bfloat16 is traced from shapes and lowered for TPU and CUDA. Its 1.5 GB are never allocated and nothing runs.
+Compilation on the accelerator itself is not tested.
 """
 
 import functools
@@ -14,7 +14,7 @@ import pytest
 from jax import export
 from jax.sharding import Mesh
 
-from seggpt_jax.inference.painter import paint
+from seggpt_jax.inference.batching import predict_colors
 from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import sharding
@@ -38,7 +38,7 @@ def placed(tree, where):
 
 @functools.cache
 def train_program(data, fsdp, batch_size):
-  """The exported step, and the state it was given."""
+  """Returns the exported step and the abstract state it was traced with."""
   mesh = mesh_of(data, fsdp)
   spread = sharding.batch_sharding(mesh) if mesh.size > 1 else None
   options = {"dtype": jnp.bfloat16, "remat": "full", "attention": "folded"}
@@ -63,28 +63,28 @@ def train_program(data, fsdp, batch_size):
 
 @functools.cache
 def predict_program(data, fsdp):
-  """The exported prediction: two queries with two prompts each, four canvases."""
+  """Returns the exported prediction of two queries with two prompts each, four canvases."""
   graph, params = parameters.abstract(CONFIG, dtype=jnp.bfloat16, attention="folded")
   params = placed(params, sharding.tree_sharding(mesh_of(data, fsdp), params))
   half = shape((2, CONFIG.canvas_size[0] // 2, CONFIG.canvas_size[1], 3), jnp.uint8)
   prompts = shape((2, *half.shape), jnp.uint8)
   mask = shape((2, CONFIG.grid[0] // 2, CONFIG.grid[1]), jnp.bool_)
-  return export.export(paint.compiled(), platforms=PLATFORMS)(
+  return export.export(predict_colors.compiled(), platforms=PLATFORMS)(
     graph, params, half, prompts, prompts, half, mask, "semantic"
   )
 
 
 def products(exported):
-  """(kind, dtypes of the factors, size of the result) of each matrix product and convolution in the program."""
+  """Yields kind, dtypes of the factors and size of the result of each matrix product and convolution."""
   pattern = r"stablehlo\.(dot_general|convolution)[^\n]*? : \((.*?)\) -> tensor<(\S+?)x(?:bf16|f32)>"
   for kind, factors, result in re.findall(pattern, exported.mlir_module()):
     yield kind, tuple(re.findall(r"x(bf16|f32)>", factors)), np.prod([int(size) for size in result.split("x")])
 
 
 def check_products(exported, least):
-  """Everything of the size of an activation is multiplied in bfloat16.
+  """Checks that all products of the size of an activation are computed in bfloat16.
 
-  In float32 are only products of parameters with constants: the position embedding's resizing, which no batch enlarges.
+  Only products of parameters with constants are in float32: the resizing of the position embedding.
   """
   found = list(products(exported))
   assert sum(factors == ("bf16", "bf16") for _, factors, _ in found) >= least
@@ -111,19 +111,19 @@ def test_the_full_size_training_step_is_a_program_for_tpu_and_cuda(data, fsdp, b
 
 @pytest.mark.parametrize(("data", "fsdp", "batch_size"), [(1, 1, 4), (1, 8, 8)])
 def test_the_program_writes_the_new_state_over_the_old_one(data, fsdp, batch_size):
-  """Without that, parameters and optimizer state would be in memory twice: 4.4 GB more on one device."""
+  """Otherwise parameters and optimizer state would be in memory twice: 4.4 GB more on one device."""
   exported, state = train_program(data, fsdp, batch_size)
   module = exported.mlir_module()
   main = next(line for line in module.splitlines() if "func.func public @main" in line)
   leaves = jax.tree.leaves(state)
   for index in range(len(leaves)):
-    # Argument 0 is the platform's index, which comes with exporting for several.
+    # Argument 0 is the index of the platform, since the program is exported for several.
     argument = re.search(rf"%arg{index + 1}: tensor<.*?(?=, %arg)", main).group()
     assert f"tf.aliasing_output = {index} :" in argument, argument
 
 
 def test_the_program_splits_parameters_and_batch_over_the_devices():
-  """On eight devices with FSDP: kernels, their moments and the batch by eight, the rest copied."""
+  """On eight devices with FSDP, kernels, their moments and the batch are split by eight; the rest is copied."""
   exported, state = train_program(1, 8, 8)
   mesh = mesh_of(1, 8)
   inputs = jax.tree.unflatten(exported.in_tree, exported.in_shardings_jax(mesh))[0]

@@ -1,4 +1,4 @@
-"""The feed: a batch ahead on the devices must be the batch that its step is of."""
+"""The device feed: a batch that is copied ahead must reach its own step."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from seggpt_jax.data.pairing import Pairing, PairingOptions
 from seggpt_jax.data.pipeline import DEVICE_KEYS, SourceTrainingPairs, training_batches
 from seggpt_jax.data.transforms import TrainingPair
 from seggpt_jax.errors import InputError
-from seggpt_jax.training.feed import Feed
+from seggpt_jax.training.feed import DeviceFeed
 
 
 class Numbered:
-  """Sample i is full of i; one may be bad."""
+  """A source whose sample i is filled with the value i; one sample may be bad."""
 
   num_classes = 2
 
@@ -51,7 +51,7 @@ def batches(bad=-1, start=0):
 
 
 def put(batch):
-  """What the devices hold; a CPU may share the host's memory, so the arrays are compared by value."""
+  """Copies a batch to the devices; a CPU may share the host's memory, so the arrays are compared by value."""
   assert tuple(batch) == DEVICE_KEYS
   return jax.tree.map(jnp.asarray, dict(batch))
 
@@ -59,29 +59,29 @@ def put(batch):
 def taken(feed, count, ahead):
   found = []
   for _ in range(count):
-    placed, batch = feed.take()
+    placed, batch = feed.next_batch()
     found.append(batch["samples"].tolist())
     np.testing.assert_array_equal(placed["images"], batch["images"])
     if ahead:
-      feed.prepare()
+      feed.prefetch()
   return found
 
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_batches_come_in_their_order_prepared_or_not(ahead):
-  expected = taken(Feed(batches(), put), 9, ahead=False)
-  assert taken(Feed(batches(), put), 4, ahead) == expected[:4]
-  assert taken(Feed(batches(start=4), put), 5, ahead) == expected[4:]
+  expected = taken(DeviceFeed(batches(), put), 9, ahead=False)
+  assert taken(DeviceFeed(batches(), put), 4, ahead) == expected[:4]
+  assert taken(DeviceFeed(batches(start=4), put), 5, ahead) == expected[4:]
 
 
 def test_a_bad_batch_ahead_is_told_when_it_is_its_turn():
-  """The step before it is still to be recorded."""
-  feed = Feed(batches(bad=7), put)
+  """The step before it has yet to be recorded."""
+  feed = DeviceFeed(batches(bad=7), put)
   count = 0
   with pytest.raises(InputError, match=r"7.png: cannot be read"):
     for _ in range(7):
-      feed.take()
+      feed.next_batch()
       count += 1
-      feed.prepare()
-  good = Feed(batches(), put)
+      feed.prefetch()
+  good = DeviceFeed(batches(), put)
   assert count == next(i for i, samples in enumerate(taken(good, 7, ahead=False)) if 7 in np.array(samples))

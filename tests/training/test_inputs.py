@@ -1,4 +1,4 @@
-"""What a run is given: each kind of dataset reaches the canvas, and data that cannot be learned from stops it early."""
+"""The data of a run: every kind of dataset reaches the canvas, and data without foreground stops a run early."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,9 @@ from PIL import Image
 from seggpt_jax.data.pipeline import training_batches
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.config import VARIANTS
+from seggpt_jax.training.bad_files import SharedBadFiles
 from seggpt_jax.training.config import check_config, default_config
-from seggpt_jax.training.inputs import BadFiles, open_inputs
+from seggpt_jax.training.inputs import open_inputs
 
 TINY = VARIANTS["tiny"]
 GENERATOR = np.random.default_rng(0)
@@ -24,13 +25,13 @@ def image():
 
 
 def label(*values):
-  """Equal stripes of the values, from left to right."""
+  """Returns a label with equal stripes of the values, from left to right."""
   return np.repeat(np.array(values, np.uint8), 24 // len(values))[None].repeat(20, axis=0)
 
 
 @pytest.fixture
 def config(tmp_path):
-  """A folder with six training images a0, a1, a2, b0, b1, b2 of two groups, and the same to validate with."""
+  """A folder with six images a_0, a_1, a_2, b_0, b_1, b_2 of two groups for training, and six for validation."""
   for split in ("train", "val"):
     for name in ("a_0", "a_1", "a_2", "b_0", "b_1", "b_2"):
       write(tmp_path / "data" / split / "images" / f"{name}.png", image())
@@ -61,7 +62,7 @@ def refused(match, make):
 def test_a_folder_becomes_canvases_of_the_model_s_size(config, tmp_path):
   inputs, batch = batch_of(config, tmp_path)
   assert batch["images"].shape == (6, *TINY.canvas_size, 3) and set(np.unique(batch["labels"])) == {0, 1}
-  assert inputs.lines == () and len(inputs.evaluation) == 6
+  assert inputs.notes == () and len(inputs.evaluation) == 6
 
 
 def test_prompts_come_from_the_query_s_group(config, tmp_path):
@@ -69,7 +70,7 @@ def test_prompts_come_from_the_query_s_group(config, tmp_path):
   inputs, batch = batch_of(config, tmp_path)
   names = [[inputs.sources["train"].name(int(i))[0] for i in pair] for pair in batch["samples"]]
   assert all(prompt == query for prompt, query in names)
-  assert inputs.lines == ("train: 6 samples, 2 groups", "val: 6 samples, 2 groups")
+  assert inputs.notes == ("train: 6 samples, 2 groups", "val: 6 samples, 2 groups")
   pairs = [inputs.evaluation(i)["samples"][0] for i in range(6)]
   assert all(int(prompt) // 3 == int(query) // 3 for prompt, query in pairs)
   config.data.same_group = 0.0
@@ -82,7 +83,7 @@ def test_prompts_come_from_the_query_s_group(config, tmp_path):
 def test_negative_pairs_read_the_labels_once_for_a_run(config, tmp_path):
   config.data.negative = 1.0
   inputs, batch = batch_of(config, tmp_path)
-  assert "1 classes to ask for, 3 samples that can be the query of a negative pair" in inputs.lines[0]
+  assert "1 classes, 3 samples that can be the query of a negative pair" in inputs.notes[0]
   negative = batch["samples"][:, 1] >= 3
   square = TINY.canvas_size[1]
   assert (batch["labels"][negative][:, square:] == 0).all()
@@ -125,7 +126,7 @@ def test_a_table_of_colors_with_an_ignored_one(config, tmp_path):
 
 
 def test_training_labels_without_foreground_are_refused(config, tmp_path):
-  """Such a run would learn to paint background, and look fine while it does."""
+  """Such a run would learn to predict background everywhere, with a good loss."""
   config.data.threshold = 255
   match = "found nothing but background in the 6 labels of train, read as binary, foreground above 255"
   refused(match, lambda: opened(config, tmp_path))
@@ -135,7 +136,7 @@ def test_several_prompts(config, tmp_path):
   config.data.prompts = 3
   _, batch = batch_of(config, tmp_path, size=2)
   assert batch["images"].shape[0] == 6
-  config.data.source, config.data.num_classes = "tasks", 3
+  config.data.source, config.data.path, config.data.num_classes = "tasks", "data", 3
   _, batch = batch_of(config, tmp_path, size=2)
   assert batch["images"].shape[0] == 6
 
@@ -153,7 +154,7 @@ def test_bad_files_stop_the_run_or_are_passed_over_up_to_a_share(config, tmp_pat
   inputs, batch = batch_of(config, tmp_path, size=12)
   assert 1 in batch["bad"] and 1 not in batch["samples"]
   said = []
-  account = BadFiles(inputs.sources, 0.2, said.append)
+  account = SharedBadFiles(inputs.sources, 0.2, said.append)
   for split in ("train", "train", "val"):
     account.add(split, batch["bad"])
   account.settle()

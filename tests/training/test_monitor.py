@@ -1,4 +1,4 @@
-"""What a run writes down: numbers that can be plotted and pictures that can be looked at."""
+"""The monitor: numbers that can be plotted and pictures that can be looked at."""
 
 import json
 
@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from seggpt_jax.model.config import VARIANTS
-from seggpt_jax.training.monitor import Meter, Monitor, panels
+from seggpt_jax.training.monitor import Monitor
+from seggpt_jax.training.panels import draw_panels
 
 CONFIG = VARIANTS["tiny"]
 HEIGHT, WIDTH = CONFIG.canvas_size
@@ -26,7 +27,7 @@ def batch_and_colors(size=2):
 
 def test_a_panel_is_image_masked_target_target_prediction_and_decoded_prediction():
   batch, colors = batch_and_colors()
-  picture = panels(batch, colors, CONFIG)
+  picture = draw_panels(batch, colors, CONFIG)
   assert picture.shape == (2 * HEIGHT + 4, 5 * WIDTH + 4 * 4, 3)
   image, masked, target, raw, decoded = (picture[:HEIGHT, k * (WIDTH + 4) :][:, :WIDTH] for k in range(5))
   palette = batch["palette"][0]
@@ -71,10 +72,3 @@ def test_other_processes_write_nothing(tmp_path):
   monitor.say("nothing")
   monitor.close()
   assert not list(tmp_path.iterdir())
-
-
-def test_the_meter_counts_since_it_was_last_read():
-  meter = Meter()
-  meter.add(10)
-  assert meter.rate() > 0
-  assert meter.rate() == 0

@@ -1,4 +1,4 @@
-"""Optimizer and schedule: a fine-tuning recipe carried over from PyTorch has to walk the same path."""
+"""Optimizer and schedule: a fine-tuning recipe from PyTorch has to give the same training here."""
 
 import dataclasses
 import math
@@ -34,7 +34,7 @@ BASE = {"peak": 1e-4, "first_cycle": 5000, "cycle_mult": 1.2, "warmup": 500, "de
 
 
 def original_cycles(num_steps, peak, first_cycle, cycle_mult, warmup, decay, minimum):
-  """The cosine annealing with warm restarts of the original's configuration, step by step with plain counters."""
+  """Returns the learning rates of the original's cosine annealing with warm restarts, computed with plain counters."""
   rates, in_cycle, length, top = [], 0, first_cycle, peak
   for _ in range(num_steps):
     if in_cycle < warmup:
@@ -68,7 +68,7 @@ def test_a_cycle_no_longer_than_its_warmup_is_refused():
 
 @pytest.mark.parametrize(("peak", "warmup", "num_steps"), [(1e-3, 10, 100), (1e-4, 0, 7), (0.0, 2, 9)])
 def test_one_cosine_rises_in_a_line_and_is_down_at_the_end_of_the_run(peak, warmup, num_steps):
-  """Against the formula in float64, 1e-6 absolute of the peak; the cycles' own keys may hold anything."""
+  """Reference: the formula in float64; 1e-6 of the peak. The keys of the cycles may have any value."""
   optim = default_config().optim
   optim.update(schedule="cosine", peak=peak, minimum=1e-6, warmup=warmup, first_cycle=0, cycle_mult=0.0, decay=9.0)
   ours = jax.vmap(make_optimizer(optim, num_steps, {"blocks.0.mlp.fc1.kernel": None}).schedule)(
@@ -93,8 +93,8 @@ def tiny_params():
   return parameters.abstract(VARIANTS["tiny"])[1]
 
 
-# Of every parameter outside the blocks and of each in a block: its layer among the tiny network's six blocks, and
-# whether it is decayed.
+# Every parameter outside the blocks of the tiny network: its layer, where the six blocks are 1 to 6, and whether it is
+# decayed.
 OUTSIDE = {
   "patch_embed.kernel": (0, True),
   "patch_embed.bias": (0, False),
@@ -255,7 +255,7 @@ def test_twenty_steps_of_adamw_follow_pytorch():
 
 
 def test_muon_turns_matrices_of_blocks_and_leaves_the_rest_to_adamw():
-  """Singular values of a block's update are nearly equal, its root mean square is Adam's; others are AdamW's."""
+  """The update of a matrix has nearly equal singular values and Adam's root mean square; others are AdamW's."""
   generator = np.random.default_rng(0)
   shapes = {
     "blocks.0.mlp.fc1.kernel": (24, 96),
@@ -273,7 +273,7 @@ def test_muon_turns_matrices_of_blocks_and_leaves_the_rest_to_adamw():
   matrix = updates.pop("blocks.0.mlp.fc1.kernel")
   singular = np.linalg.svd(matrix, compute_uv=False)
   assert singular.max() / singular.min() < 2.0
-  # 0.2 is what Adam's updates have at the learning rate 1.
+  # Adam's updates have a root mean square of 0.2 at the learning rate 1.
   assert np.sqrt(np.mean(np.square(matrix))) == pytest.approx(0.2 * rate, rel=0.25)
   for name, value in updates.items():
     np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-9)

@@ -1,4 +1,4 @@
-"""The sharding table: a rule that misses its parameter costs a device its memory."""
+"""The sharding table: a rule that misses its parameter wastes memory on every device."""
 
 import jax
 import pytest

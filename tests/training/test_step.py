@@ -1,4 +1,4 @@
-"""The step on one device and on eight: a recipe must not change its meaning with the machine it runs on."""
+"""The step on one device and on eight: a recipe must give the same result on every machine."""
 
 import dataclasses
 import functools
@@ -54,7 +54,7 @@ def graph_and_params():
 
 
 def setup(mesh):
-  """The jitted step and a state spread over the mesh."""
+  """Returns the jitted step and a state on the mesh."""
   graph, params = graph_and_params()
   optimizer = adamw(lambda step: 1e-3, b1=0.9, b2=0.999, weight_decay=0.01)
   state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
@@ -70,7 +70,7 @@ def setup(mesh):
 
 @functools.cache
 def trajectory(data, fsdp):
-  """Losses and confusion counts of five steps with drop path, and the final parameters."""
+  """Returns losses and confusion counts of five steps with drop path, and the final parameters."""
   mesh = mesh_of(data, fsdp)
   step, state = setup(mesh)
   outputs = []
@@ -86,14 +86,14 @@ def trajectory(data, fsdp):
   + [pytest.param(*m, marks=pytest.mark.slow) for m in [(1, 2), (4, 1), (2, 2), (1, 4), (2, 4)]],
 )
 def test_every_mesh_gives_the_losses_of_one_device(data, fsdp):
-  """float32, 1e-5 relative: sums run in another order, nothing else differs, drop path included."""
+  """Reference: one device; float32, 1e-5 relative. Only the order of sums differs, also with drop path."""
   losses, confusions, params = trajectory(data, fsdp)
   expected_losses, expected_confusions, expected_params = trajectory(1, 1)
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
   total = sum(c.sum() for c in expected_confusions)
   assert sum(np.abs(a - b).sum() for a, b in zip(confusions, expected_confusions, strict=True)) <= 1e-3 * total
   for name, value in params.items():
-    # AdamW divides by tiny second moments at first: where a gradient is all rounding, the step's sign is too.
+    # AdamW divides by tiny second moments at first: where a gradient is rounding noise, so is the sign of the step.
     error = np.linalg.norm(value - expected_params[name]) / np.linalg.norm(expected_params[name])
     assert error < 2e-2, name
 
@@ -109,7 +109,7 @@ def test_fsdp_really_splits_parameters_and_optimizer_state():
 
 
 def test_remat_saves_memory_on_cpus_too():
-  """What XLA reserves beside the state; with the CPU compiler's own choice of passes it is the same either way."""
+  """Memory that XLA reserves beside the state. With the default passes of the CPU compiler remat saves nothing."""
   config = dataclasses.replace(CONFIG, canvas_size=(256, 128), depth=6)
   mesh, optimizer, shape = (
     mesh_of(1, 1),
@@ -142,7 +142,7 @@ def test_the_state_is_donated():
 
 
 def test_the_step_reports_the_loss_and_the_hits_of_the_network_itself():
-  """Against the network called by hand without jit: loss 1e-4 relative, counts of all but 0.1 % of pixels."""
+  """Reference: the network called without jit; loss 1e-4 relative, counts of all but 0.1 % of the pixels."""
   graph, params = graph_and_params()
   mesh, batch = mesh_of(1, 1), make_batch()
   output = make_eval_step(graph, CONFIG, mesh, sharding.tree_sharding(mesh, params))(
@@ -174,7 +174,7 @@ def test_pairs_that_only_fill_up_a_batch_count_for_nothing():
 
 
 def test_ignored_pixels_count_neither_in_the_loss_nor_in_the_scores():
-  """What they show in the picture does: only their label is unknown."""
+  """Only their label is unknown; the network still sees their image."""
   graph, params = graph_and_params()
   mesh = mesh_of(1, 1)
   step = make_eval_step(graph, CONFIG, mesh, sharding.tree_sharding(mesh, params))
@@ -186,19 +186,19 @@ def test_ignored_pixels_count_neither_in_the_loss_nor_in_the_scores():
     changed = {**batch, "labels": np.where(ignored, np.uint8(value), batch["labels"])}
     results.append(step(params, sharding.put_batch(mesh, changed)))
   assert results[0].confusion.sum() == (hidden & ~ignored).sum()
-  # The network sees nothing of hidden targets, so what it paints is the same and can be scored by hand.
+  # The network does not see hidden targets, so its prediction is the same and can be scored by hand.
   np.testing.assert_allclose(results[0].colors, results[1].colors, atol=1e-3)
   painted = np.stack([c[label] for c, label in zip(batch["palette"], batch["labels"], strict=True)])
   colors, targets = canvas.normalize(results[0].colors), canvas.normalize(jnp.asarray(painted))
   size = np.abs(np.asarray(colors - targets))[hidden & ~ignored]
   expected = np.where(size < 0.01, 50 * size * size, size - 0.005).mean()
-  # Colors were cut at 0 and 255 on the way out; few are beyond.
+  # The output clips colors to 0..255, which changes few of them.
   np.testing.assert_allclose(results[0].loss, expected, rtol=2e-2)
   assert abs(float(results[0].loss) - float(results[1].loss)) > 1e-3
 
 
 def test_the_prompts_of_a_query_are_averaged_and_other_queries_left_alone():
-  """Two queries of two prompts each against the network asked for one query at a time: 1e-4 relative."""
+  """Two queries with two prompts each. Reference: one query at a time; 1e-4 relative."""
   graph, params = graph_and_params()
   mesh, batch = mesh_of(1, 1), make_batch(size=4)
   for key in ("images", "labels"):

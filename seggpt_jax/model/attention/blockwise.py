@@ -1,7 +1,7 @@
-"""Attention with relative positions a few heads after the other, so that their scores never leave a CPU's cache.
+"""Attention a few heads at a time, so that the scores never leave a CPU's cache.
 
-In and out as in `attention.py`. The backward pass goes block by block too and makes the scores again from one number
-that is kept for each query, the logarithm of its softmax's denominator, as in flash attention (arXiv 2205.14135).
+The backward pass also goes block by block. It recomputes the scores from one number kept for each query, the logarithm
+of its softmax's denominator, as flash attention does (arXiv 2205.14135).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from seggpt_jax.model.attention.relative_positions import fit_table, one_hot_positions
 
-# The scores of a block, in bytes: what a core's second-level cache commonly holds. One head of ViT-Large has 9.8 MB and
-# is not cut further: that gained nothing.
+# Bytes of a block's scores: what a core's second-level cache commonly holds. One head of ViT-Large needs 9.8 MB and is
+# not cut further, because that gained nothing.
 _BLOCK_BYTES = 2_000_000
 
 
@@ -26,7 +26,7 @@ def blockwise(
   rel_pos_w: Float[Array, "distances_w d"],
   grid: tuple[int, int],
 ) -> Float[Array, "b t n d"]:
-  """See the module; arguments and result as of `attention.reference`."""
+  """Computes attention in blocks of as many canvases and heads as fit `_BLOCK_BYTES`."""
   rows, cols = grid
   table = jnp.concatenate([fit_table(rel_pos_h, rows), fit_table(rel_pos_w, cols)]).astype(qkv.dtype)
   return _blockwise(qkv, table, grid)
@@ -60,37 +60,37 @@ def _blockwise_backward(grid, kept, gradient):
   qkv, table, output, log_total = kept
   canvases, heads = _block_size(qkv)
 
-  def pull_back(table_gradient, block):
+  def pull_back(d_table_sum, block):
     qkv, (output, gradient), log_total = block[0], (_heads_first(x)[0] for x in block[1:3]), block[3]
     query, key, value = _heads_first(qkv)
     relative, pull_back_relative = jax.vjp(lambda query, table: _shifted_logits(query, table, grid), query, table)
     weights = jnp.exp(_keys_first_logits(query, key, relative, grid) - log_total[:, None])
-    # The softmax's gradient: of each query's weights, less their mean under the weights themselves.
+    # The gradient of a softmax: the weights' own gradient, less its mean under the weights.
     mean = jnp.sum(output.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1)
-    of_weights = jnp.einsum("hkd,hqd->hkq", value, gradient, preferred_element_type=jnp.float32)
-    of_logits = (weights * (of_weights - mean[:, None])).astype(qkv.dtype)
-    of_value = jnp.einsum("hkq,hqd->hkd", weights.astype(qkv.dtype), gradient)
+    d_weights = jnp.einsum("hkd,hqd->hkq", value, gradient, preferred_element_type=jnp.float32)
+    d_logits = (weights * (d_weights - mean[:, None])).astype(qkv.dtype)
+    d_value = jnp.einsum("hkq,hqd->hkd", weights.astype(qkv.dtype), gradient)
     scale = query.shape[-1] ** -0.5
-    of_key = jnp.einsum("hkq,hqd->hkd", of_logits, query * scale)
-    of_extended = jnp.swapaxes(jnp.einsum("hke,hkq->heq", _extended_keys(key, grid), of_logits), 1, 2)
-    of_query, of_relative = jnp.split(of_extended, [query.shape[-1]], axis=-1)
-    by_relative, of_table = pull_back_relative(of_relative)
-    found = jnp.stack([of_query * scale + by_relative, of_key, of_value])
-    return table_gradient + of_table.astype(jnp.float32), _tokens_first(found, canvases)
+    d_key = jnp.einsum("hkq,hqd->hkd", d_logits, query * scale)
+    d_extended = jnp.swapaxes(jnp.einsum("hke,hkq->heq", _extended_keys(key, grid), d_logits), 1, 2)
+    d_scaled_query, d_relative = jnp.split(d_extended, [query.shape[-1]], axis=-1)
+    d_query, d_table = pull_back_relative(d_relative)
+    d_qkv = jnp.stack([d_scaled_query * scale + d_query, d_key, d_value])
+    return d_table_sum + d_table.astype(jnp.float32), _tokens_first(d_qkv, canvases)
 
   blocks = (
     *(_cut(x, canvases, heads) for x in (qkv, output[:, :, None], gradient[:, :, None])),
     log_total,
   )
-  table_gradient, of_qkv = jax.lax.scan(pull_back, jnp.zeros(table.shape, jnp.float32), blocks)
-  return _join(of_qkv, qkv.shape), table_gradient.astype(table.dtype)
+  d_table, d_qkv = jax.lax.scan(pull_back, jnp.zeros(table.shape, jnp.float32), blocks)
+  return _join(d_qkv, qkv.shape), d_table.astype(table.dtype)
 
 
 _blockwise.defvjp(_blockwise_forward, _blockwise_backward)
 
 
 def _block_size(qkv: Float[Array, "b t 3 n d"]) -> tuple[int, int]:
-  """How many canvases and heads a block has: all heads of several canvases, or some heads of one, at least one."""
+  """Returns how many canvases and heads a block has: all heads of several canvases, or some heads of one canvas."""
   batch, tokens, _, heads, _ = qkv.shape
   most = max(1, _BLOCK_BYTES // (4 * tokens**2))
 
@@ -107,7 +107,7 @@ def _cut(x: Float[Array, "b t c n d"], canvases: int, heads: int) -> Float[Array
 
 
 def _join(x: Float[Array, "blocks m t c h d"], shape: tuple[int, ...]) -> Float[Array, "b t c n d"]:
-  """Inverse of `_cut`; `shape` is that of what was cut, but for the number of parts c."""
+  """Inverts `_cut`; `shape` is the shape of the array before the cut, whose number of parts c may differ."""
   batch, tokens, _, all_heads, dim = shape
   _, canvases, _, parts, heads, _ = x.shape
   x = x.reshape(batch // canvases, all_heads // heads, canvases, tokens, parts, heads, dim)
@@ -120,7 +120,7 @@ def _heads_first(x: Float[Array, "m t c h d"]) -> Float[Array, "c mh t d"]:
 
 
 def _tokens_first(x: Float[Array, "c mh t d"], canvases: int) -> Float[Array, "m t c h d"]:
-  """Inverse of `_heads_first`."""
+  """Inverts `_heads_first`."""
   parts, _, tokens, dim = x.shape
   return jnp.transpose(x.reshape(parts, canvases, -1, tokens, dim), (1, 3, 0, 2, 4))
 
@@ -131,10 +131,10 @@ def _extended_keys(key: Float[Array, "h t d"], grid: tuple[int, int]) -> Float[A
 
 
 def _keys_first_logits(query, key, relative, grid) -> Float[Array, "h k q"]:
-  """The logits in float32, keys before queries.
+  """Returns the logits in float32, with keys before queries.
 
-  A maximum or a sum over keys then has one query in each lane of a vector unit, and what belongs to a query is added
-  to a row as it stands: both are several times faster than along the last axis.
+  A maximum or a sum over keys then has one query in each lane of a vector unit, and a value of a query is added to a
+  whole row. Both are several times faster than along the last axis.
   """
   extended = jnp.concatenate([query * query.shape[-1] ** -0.5, relative], axis=-1)
   return jnp.einsum("hke,hqe->hkq", _extended_keys(key, grid), extended, preferred_element_type=jnp.float32)
@@ -143,24 +143,23 @@ def _keys_first_logits(query, key, relative, grid) -> Float[Array, "h k q"]:
 def _shifted_logits(
   query: Float[Array, "h t d"], table: Float[Array, "distances d"], grid: tuple[int, int]
 ) -> Float[Array, "h t positions"]:
-  """The relative logits by one product with the embeddings of all distances, of which each query then picks its own.
+  """Returns the relative logits: one product with the embeddings of all distances, then a selection for each query.
 
-  `relative_logits` has a product for every row and every column instead, and brings the queries into both orders: on
-  CPUs that costs more than it saves.
+  `relative_logits` has one product for every row and every column instead, and sorts the queries both ways. On CPUs
+  that costs more than it saves.
   """
   return _pick_distances(jnp.einsum("htd,ud->htu", query, table), grid)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _pick_distances(x: Float[Array, "h t distances"], grid: tuple[int, int]) -> Float[Array, "h t positions"]:
-  """From logits by distance to logits by row and by column of the key."""
+  """Selects logits by row and by column of the key from logits by distance."""
   picked, _ = _distance_indices(grid)
   return x.reshape(len(x), -1)[:, picked.ravel()].reshape(len(x), *picked.shape)
 
 
 def _unpick_distances(grid, _, gradient):
-  # Where a distance goes to at most one place, the gradient is another choice of elements, and no sum over scattered
-  # ones.
+  # Each distance of a query is selected at most once, so the gradient is another selection and needs no scatter-add.
   _, source = _distance_indices(grid)
   found = gradient.reshape(len(gradient), -1)[:, np.maximum(source, 0).ravel()].reshape(-1, *source.shape)
   return (jnp.where(source >= 0, found, 0),)
@@ -173,7 +172,7 @@ _pick_distances.defvjp(lambda x, grid: (_pick_distances(x, grid), None), _unpick
 def _distance_indices(
   grid: tuple[int, int],
 ) -> tuple[Int[np.ndarray, "t positions"], Int[np.ndarray, "t distances"]]:
-  """Flat indices into `[t, distances]` for each of `[t, positions]`, and back: -1 for distances outside the grid."""
+  """Returns flat indices into `[t, distances]` for `[t, positions]`, and back; -1 marks distances outside the grid."""
   rows, cols = grid
   tokens, distances = rows * cols, 2 * (rows + cols) - 2
   y, x = (part[:, None] for part in np.divmod(np.arange(tokens), cols))

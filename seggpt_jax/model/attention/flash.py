@@ -1,6 +1,6 @@
-"""Flash attention from libraries: the relative positions ride on longer queries and keys (`extend`).
+"""Flash attention from libraries, with the relative positions as part of longer queries and keys (`extend`).
 
-In and out as in `attention.py`. The scores stay on the chip, forward and backward (arXiv 2205.14135).
+The scores stay on the chip in the forward and in the backward pass (arXiv 2205.14135).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def cudnn(
   grid: tuple[int, int],
   implementation: str = "cudnn",
 ) -> Float[Array, "b t n d"]:
-  """cuDNN's flash attention by way of `jax.nn.dot_product_attention`.
+  """Runs cuDNN's flash attention through `jax.nn.dot_product_attention`.
 
-  It takes 16-bit floats and one length of queries, keys and values: a multiple of 8, at most 128, or 256 on Hopper
-  GPUs and later. Released weights have 64 + 56 + 28 = 148, so they need one of the latter.
+  cuDNN takes 16-bit floats, and queries, keys and values of one length: a multiple of 8, up to 128, or up to 256 on
+  Hopper GPUs and later. Released weights have length 64 + 56 + 28 = 148, so they need Hopper or later.
 
   Args:
-    qkv: as of `attention.reference`, like the other arguments.
-    rel_pos_h: see there.
-    rel_pos_w: see there.
-    grid: see there.
-    implementation: "xla" does the same without cuDNN.
+    qkv: queries, keys and values.
+    rel_pos_h: embeddings of distances between rows.
+    rel_pos_w: embeddings of distances between columns.
+    grid: rows and columns of patches.
+    implementation: "xla" computes the same without cuDNN, for tests.
   """
   query, key = extend(qkv, rel_pos_h, rel_pos_w, grid)
   value = qkv[:, :, 2]
@@ -49,19 +49,19 @@ def splash(
   grid: tuple[int, int],
   interpret: bool = False,
 ) -> Float[Array, "b t n d"]:
-  """The splash attention kernel of `jax.experimental.pallas`.
+  """Runs the splash attention kernel of `jax.experimental.pallas`.
 
-  Tokens are filled up to whole blocks, and lengths to whole vector registers; the tokens that fill up belong to another
-  segment, which no query looks at.
+  Tokens are padded to whole blocks and embeddings to whole vector registers. The padding tokens belong to a segment of
+  their own, which no real query attends to.
 
   Args:
-    qkv: as of `attention.reference`, like the other arguments.
-    rel_pos_h: see there.
-    rel_pos_w: see there.
-    grid: see there.
-    interpret: runs the kernel step by step on any device: for tests.
+    qkv: queries, keys and values.
+    rel_pos_h: embeddings of distances between rows.
+    rel_pos_w: embeddings of distances between columns.
+    grid: rows and columns of patches.
+    interpret: whether to run the kernel step by step on any device, for tests.
   """
-  # Imported where it is used: it is experimental, and no other machine needs it.
+  # Imported here because it is experimental and only TPUs need it.
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -96,5 +96,5 @@ def splash(
 
 
 def _pad(x: Array, axis: int, length: int) -> Array:
-  """Zeros at the end of an axis."""
+  """Pads the end of an axis with zeros."""
   return jnp.pad(x, [(0, length - size if index == axis else 0) for index, size in enumerate(x.shape)])

@@ -1,7 +1,7 @@
-"""Relative positions of a grid of patches, one table for rows and one for columns (MViTv2, arXiv 2112.01526, 4.1).
+"""Relative positions of a grid of patches, from one table for rows and one for columns.
 
-In: tables of one embedding for each signed distance, queries, keys. Out: the logits that positions add, or queries and
-keys extended such that their plain products are the whole logits.
+In: tables with one embedding for each signed distance, queries, keys. Out: the logits that relative positions add, or
+queries and keys that are extended such that their plain products are the logits.
 """
 
 from __future__ import annotations
@@ -11,21 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-
-def linear_resize_matrix(out_size: int, in_size: int) -> Float[np.ndarray, "o i"]:
-  """The matrix of PyTorch's `F.interpolate(mode="linear", align_corners=False)`."""
-  position = np.maximum((np.arange(out_size) + 0.5) * (in_size / out_size) - 0.5, 0.0)
-  lower = np.minimum(position.astype(int), in_size - 1)
-  upper = np.minimum(lower + 1, in_size - 1)
-  weight = position - lower
-  matrix = np.zeros((out_size, in_size))
-  np.add.at(matrix, (np.arange(out_size), lower), 1.0 - weight)
-  np.add.at(matrix, (np.arange(out_size), upper), weight)
-  return matrix.astype(np.float32)
+from seggpt_jax.model.interpolation import linear_resize_matrix
 
 
 def fit_table(rel_pos: Float[Array, "distances d"], size: int) -> Float[Array, "fitting d"]:
-  """The table for an axis of `size` positions; one stored for another size is resized linearly."""
+  """Returns the table for an axis of `size` positions; a table stored for another size is resized linearly."""
   distances = 2 * size - 1
   if rel_pos.shape[0] == distances:
     return rel_pos
@@ -34,14 +24,11 @@ def fit_table(rel_pos: Float[Array, "distances d"], size: int) -> Float[Array, "
 
 
 def relative_table(rel_pos: Float[Array, "distances d"], size: int) -> Float[Array, "size size d"]:
-  """The embedding of every (query, key) pair of positions along one axis.
+  """Returns the embedding of every (query, key) pair of positions along one axis, `[query, key, d]`.
 
   Args:
-    rel_pos: one embedding for each signed distance, from -(S - 1) to S - 1 for the size S it was stored for.
+    rel_pos: one embedding for each signed distance, from -(S - 1) to S - 1 for the size S that it was stored for.
     size: number of positions along the axis; a table stored for another size is resized linearly.
-
-  Returns:
-    `[query, key, d]`.
   """
   index = np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1
   return fit_table(rel_pos, size)[index]
@@ -53,7 +40,7 @@ def relative_logits(
   rel_pos_w: Float[Array, "distances_w d"],
   grid: tuple[int, int],
 ) -> tuple[Float[Array, "b t n rows"], Float[Array, "b t n cols"]]:
-  """What each query adds to the logits of all keys in a row, and of all in a column."""
+  """Returns what each query adds to the logits of all keys in each row, and to those of all keys in each column."""
   rows, cols = grid
   batch, tokens, heads, dim = query.shape
   query = query.reshape(batch, rows, cols, heads, dim)
@@ -65,7 +52,7 @@ def relative_logits(
 
 
 def one_hot_positions(grid: tuple[int, int]) -> Float[np.ndarray, "t positions"]:
-  """For each token its row and its column as one-hot vectors, side by side."""
+  """Returns the row and the column of each token as one-hot vectors, side by side."""
   rows, cols = grid
   return np.concatenate([np.repeat(np.eye(rows), cols, axis=0), np.tile(np.eye(cols), (rows, 1))], axis=1)
 
@@ -76,10 +63,10 @@ def extend(
   rel_pos_w: Float[Array, "distances_w d"],
   grid: tuple[int, int],
 ) -> tuple[Float[Array, "b t n e"], Float[Array, "b t n e"]]:
-  """Queries and keys whose plain products are the logits.
+  """Returns queries and keys whose plain products are the logits.
 
-  The query is extended by its `rows + cols` relative logits and the key by one-hot vectors of its row and column, so
-  that no bias of the size of the scores is ever formed or added. The products with ones are exact.
+  Each query is extended by its `rows + cols` relative logits, each key by one-hot vectors of its row and column. No
+  bias of the size of the scores is formed or added, and the products with ones are exact.
   """
   query, key, _ = jnp.unstack(qkv, axis=2)
   logits = relative_logits(query, rel_pos_h, rel_pos_w, grid)

@@ -1,4 +1,4 @@
-"""Signals: where these fail a user loses the steps since the last checkpoint, or cannot end a run."""
+"""Signals: if these fail, a user loses the steps since the last checkpoint or cannot end a run."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 
 from seggpt_jax.model import weights
 from seggpt_jax.training import sharding
-from seggpt_jax.training.interruption import listening
+from seggpt_jax.training.shutdown import listen_for_signals
 from tests.training import launching
 
 
@@ -21,25 +21,25 @@ def mesh():
 
 def test_a_signal_is_remembered_and_the_handlers_come_back(mesh):
   before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-  with listening(mesh) as interruption:
-    assert not interruption.asked()
+  with listen_for_signals(mesh) as interruption:
+    assert not interruption.stop_requested()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert interruption.asked()
-    assert interruption.describe(7) == "stopped by SIGTERM at step 7, run the same line to go on"
+    assert interruption.stop_requested()
+    assert interruption.describe(7) == "stopped by SIGTERM at step 7, rerun the same command to resume"
     # A second one would end the process at once.
     assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
   assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
   with pytest.raises(SystemExit) as caught:
-    interruption.leave()
+    interruption.exit_if_stopped()
   assert caught.value.code == 0
 
 
 def test_ctrl_c_still_ends_as_ctrl_c(mesh):
-  with listening(mesh) as interruption:
+  with listen_for_signals(mesh) as interruption:
     os.kill(os.getpid(), signal.SIGINT)
-    assert interruption.asked()
+    assert interruption.stop_requested()
   with pytest.raises(KeyboardInterrupt):
-    interruption.leave()
+    interruption.exit_if_stopped()
 
 
 def test_in_another_thread_nothing_is_changed(mesh):
@@ -48,8 +48,8 @@ def test_in_another_thread_nothing_is_changed(mesh):
 
   def work():
     before = signal.getsignal(signal.SIGTERM)
-    with listening(mesh) as interruption:
-      seen.extend([signal.getsignal(signal.SIGTERM) == before, interruption.asked()])
+    with listen_for_signals(mesh) as interruption:
+      seen.extend([signal.getsignal(signal.SIGTERM) == before, interruption.stop_requested()])
 
   thread = threading.Thread(target=work)
   thread.start()
@@ -65,14 +65,14 @@ def wait_for_step(process, workdir, step):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_stopped_run_has_saved_its_last_step_and_goes_on_bit_for_bit(nano_data, tmp_path, number, status):
-  """The signal goes to the worker processes too, as those of a terminal and of SLURM do."""
+  """The signal also reaches the worker processes, as one from a terminal or from SLURM does."""
   run, arguments = tmp_path / "run", ["--config.checkpoint_every=1000", "--config.data.num_workers=1"]
   process = launching.start(nano_data, run, *arguments, "--config.num_steps=100000", start_new_session=True)
   wait_for_step(process, run, 5)
   os.killpg(process.pid, number)
   assert process.wait(timeout=60) == status
   (stopped,) = launching.steps_in(run / "checkpoints")
-  said = f"stopped by {signal.Signals(number).name} at step {stopped}, run the same line to go on"
+  said = f"stopped by {signal.Signals(number).name} at step {stopped}, rerun the same command to resume"
   assert said in run.with_suffix(".log").read_text()
   steps = [f"--config.num_steps={stopped + 2}", "--config.eval_every=100000"]
   assert launching.start(nano_data, run, *arguments, *steps).wait(timeout=120) == 0

@@ -1,0 +1,54 @@
+"""Draws a dataset of synthetic circuit boards with labeled defects.
+
+  seggpt boards DIRECTORY --num-train 512 --num-val 64 --size 128 --scale 2
+
+Writes PNG files DIRECTORY/{train,val}/{images,labels}/NAME.png.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from seggpt_jax.errors import InputError
+from seggpt_jax.synthetic.boards import LABELINGS, write_boards
+
+ARGUMENTS = ("DIRECTORY",)
+
+
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of the command."""
+  names = "; ".join(f"{labels}: {', '.join(classes)}" for labels, classes in LABELINGS.items())
+  return {
+    "Boards": [
+      flags.DEFINE_integer("num_train", 512, "Number of boards for training.", 1),
+      flags.DEFINE_integer("num_val", 64, "Number of boards for validation.", 1),
+      flags.DEFINE_integer("size", 256, "Side of a board in pixels."),
+      flags.DEFINE_float("scale", 1.0, "Magnification, at least 1: larger shows a smaller part of the board."),
+      flags.DEFINE_integer("most", 3, "Largest number of defects on a board; the smallest is 1.", 1),
+      flags.DEFINE_bool("one_kind", False, "One kind of defect on each board, named in the file: --groups=prefix:_."),
+      flags.DEFINE_enum("labels", "defect", list(LABELINGS), f"Classes, from 0 on. {names}."),
+      flags.DEFINE_integer("seed", 0, "Seed of all boards.", 0),
+    ]
+  }
+
+
+def main(directory: str) -> None:
+  """Draws the boards and writes them."""
+  values = flags.FLAGS
+  try:
+    write_boards(
+      directory,
+      values.num_train,
+      values.num_val,
+      values.seed,
+      size=values.size,
+      scale=values.scale,
+      count=(1, values.most),
+      labels=values.labels,
+      one_kind=values.one_kind,
+    )
+  except InputError:
+    raise
+  except (ValueError, RuntimeError) as error:
+    raise InputError(str(error)) from error
+  print(f"written: {directory}")

@@ -1,0 +1,38 @@
+"""The list of config keys in the help of `seggpt train`, made from the schema of configs."""
+
+from __future__ import annotations
+
+from seggpt_jax.cli.help_text import entry
+from seggpt_jax.training.schema import KEYS, Key
+
+
+def config_help() -> str:
+  """Returns every key with its default, range or choices, and meaning."""
+  parts = ["Keys of the config, each set with --config.KEY=VALUE; a packaged config may set other defaults:"]
+  groups: dict[str, list[str]] = {}
+  for key in KEYS:
+    lines = groups.setdefault(key.name.rpartition(".")[0], [])
+    lines.append(entry(f"{key.name}={_text(key.default)}", _description(key)))
+  parts += ["\n".join([f"{group or 'run'}:", *lines]) for group, lines in groups.items()]
+  return "\n\n".join(parts)
+
+
+def _description(key: Key) -> str:
+  extras = [_allowed(key), f"only {key.applies}" if key.applies else ""]
+  extra = "; ".join(part for part in extras if part)
+  return f"{key.meaning} ({extra})" if extra else key.meaning
+
+
+def _allowed(key: Key) -> str:
+  """Returns the values that a key may have, as text."""
+  if key.choices:
+    return f"one of {', '.join(key.choices)}"
+  if key.minimum is not None and key.maximum is not None:
+    return f"{key.minimum} to {key.maximum}"
+  if key.minimum is not None:
+    return f"at least {key.minimum}"
+  return "" if key.maximum is None else f"at most {key.maximum}"
+
+
+def _text(default: object) -> str:
+  return str(default).replace(" ", "") if isinstance(default, tuple) else str(default)

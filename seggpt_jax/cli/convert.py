@@ -1,0 +1,49 @@
+"""Converts SegGPT weights between PyTorch and JAX.
+
+  seggpt convert seggpt_vit_large.pth weights/vit_large          # PyTorch to JAX
+  seggpt convert --to baai runs/mine finetuned.pth               # back, with the names of the original
+  seggpt convert --to hf runs/mine finetuned_hf                  # back, as a transformers directory
+
+INPUT is a .pth, .pt or .bin pickle, a .safetensors file, a Hugging Face model directory, or a weights directory or
+training run of this package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from seggpt_jax.files import writing
+from seggpt_jax.model import torch_files, torch_weights, weights
+
+ARGUMENTS = ("INPUT", "OUTPUT")
+
+
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of the command."""
+  to = flags.DEFINE_enum(
+    "to", None, ["baai", "hf"], "Write PyTorch weights instead of JAX weights, named as BAAI or Hugging Face name them."
+  )
+  return {"Output": [to]}
+
+
+def main(source: str, destination: str) -> None:
+  """Converts one file or directory to another."""
+  weights.check_new(destination)
+  with writing(destination):  # before minutes are spent on reading
+    Path(destination).absolute().parent.mkdir(parents=True, exist_ok=True)
+  if weights.has_weights(source):
+    config, unexpected = weights.load_config(source), ()
+    params = weights.load_params(source, config)
+  else:
+    conversion = torch_files.read(source)
+    params, config, unexpected = conversion.params, conversion.config, conversion.unexpected
+  print(torch_weights.summary(params, unexpected))
+  if flags.FLAGS.to:
+    torch_files.write(destination, params, config, flags.FLAGS.to)
+  else:
+    weights.save_weights(destination, params, config)
+  height, width = config.canvas_size
+  print(f"depth {config.depth}, width {config.width}, heads {config.num_heads}, canvas {height} x {width}")
+  print(f"written: {destination}")

@@ -1,0 +1,113 @@
+"""Runs a public benchmark and prints the results beside the published ones.
+
+  seggpt evaluate --benchmark pascal5i --model-path weights/vit_large --data-dir VOCdevkit --shots 1 --outdir out
+
+Writes out/results.md, out/results.json and out/examples.png. Rerun the same command to resume: finished parts are in
+out/parts. With --shard I/N, N processes that write to one folder share the work, and the last one writes the table.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from seggpt_jax.cli.help_text import flag_name
+from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.runner import is_given
+from seggpt_jax.compilation import keep_programs
+from seggpt_jax.errors import InputError
+from seggpt_jax.evaluation import few_shot_data, parts
+from seggpt_jax.evaluation.davis import Davis
+from seggpt_jax.evaluation.few_shot import FewShot
+from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.shard import Shard
+from seggpt_jax.model.weights import find_weights
+
+_FEW_SHOT, _DAVIS = ("fss1000", "pascal5i", "coco20i"), "davis2017"
+
+# The benchmarks that a flag has an effect on.
+_APPLIES = {
+  "fold": ("pascal5i", "coco20i"),
+  "shots": _FEW_SHOT,
+  "seed": _FEW_SHOT,
+  "episodes": _FEW_SHOT,
+  "classes": ("fss1000",),
+  "lists": ("pascal5i",),
+  "num_frames": (_DAVIS,),
+}
+
+
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of the command."""
+  return {
+    "Benchmark": [
+      flags.DEFINE_enum("benchmark", None, [*_FEW_SHOT, _DAVIS], "Benchmark to run.", required=True),
+      define_path("model_path", "Weights directory, training run, or packaged name: small.", required=True),
+      define_path("data_dir", "Folder of the dataset as it is unpacked.", required=True),
+      define_path("outdir", "Folder for the results.", required=True),
+      flags.DEFINE_string("shard", "1/1", "I/N: do only the I-th of N shares of the work."),
+      flags.DEFINE_integer("split", 1, "Cut queries and prompts into N x N tiles.", lower_bound=1),
+    ],
+    "Few-shot benchmarks": [
+      flags.DEFINE_list("fold", None, "With pascal5i and coco20i: any of 0,1,2,3; all by default."),
+      flags.DEFINE_integer("shots", 1, "Number of prompts for each query.", lower_bound=1),
+      flags.DEFINE_integer("seed", 0, "Seed of the episodes.", 0, 2**32 - 1),
+      flags.DEFINE_integer(
+        "episodes", None, "Number of episodes of each fold, evenly spread, for a quick look; all by default.", 1
+      ),
+      define_path("classes", "With fss1000: a file with one class on each line; all folders by default."),
+      define_path("lists", "With pascal5i: folder with the published fold0.txt to fold3.txt."),
+    ],
+    "Video benchmark": [
+      flags.DEFINE_integer(
+        "num_frames", 0, "With davis2017: number of recent predictions that are prompts beside the first frame.", 0
+      )
+    ],
+  }
+
+
+def main() -> None:
+  """Runs the benchmark that the flags name."""
+  keep_programs()
+  values = flags.FLAGS
+  for name, benchmarks in _APPLIES.items():
+    if is_given(name) and values.benchmark not in benchmarks:
+      raise InputError(f"{flag_name(name)}: found with {values.benchmark}, expected only with {', '.join(benchmarks)}")
+  shard = Shard.parse(values.shard)
+  model = str(find_weights(values.model_path).absolute())
+  if values.benchmark == _DAVIS:
+    benchmark = Davis(values.data_dir, model=model, num_frames=values.num_frames, split=values.split)
+  else:
+    benchmark = _few_shot(model)
+  outdir = Path(values.outdir)
+  results = parts.run(benchmark, lambda: Predictor.from_checkpoint(values.model_path), outdir, shard)
+  if results is None:
+    print(f"{shard} is done; the last of {shard.count} writes the table to {outdir}")
+  else:
+    print((outdir / "results.md").read_text())
+    print(f"written: {outdir}")
+
+
+def _few_shot(model: str) -> FewShot:
+  values = flags.FLAGS
+  # Checked before the labels are read, which may take minutes.
+  known = set(map(str, range(few_shot_data.NUM_FOLDS)))
+  if values.fold is not None and not (values.fold and set(values.fold) <= known):
+    raise InputError(f"--fold: found {','.join(values.fold)!r}, expected some of 0,1,2,3")
+  if values.benchmark == "fss1000":
+    data = few_shot_data.fss1000(values.data_dir, values.classes)
+  elif values.benchmark == "pascal5i":
+    data = few_shot_data.pascal5i(values.data_dir, values.lists)
+  else:
+    data = few_shot_data.coco20i(values.data_dir, Path(values.outdir) / "parts" / "classes.npz")
+  return FewShot(
+    values.benchmark,
+    data,
+    model=model,
+    folds=None if values.fold is None else [int(fold) for fold in values.fold],
+    shots=values.shots,
+    seed=values.seed,
+    count=values.episodes,
+    split=values.split,
+  )

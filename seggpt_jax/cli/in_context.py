@@ -1,0 +1,43 @@
+"""Measures how well a network segments what a prompt shows, on families of pictures that it was not trained on.
+
+  seggpt evaluate-in-context --model-path runs/mine --output OUT
+
+In: weights and the names of families. Out: a table of foreground IoU, OUT/in_context.json with the same numbers, and
+OUT/in_context.png with pictures.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.compilation import keep_programs
+from seggpt_jax.evaluation import in_context_report
+
+
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of the command."""
+  return {
+    "Evaluation": [
+      define_path("model_path", "Weights directory, training run, or packaged name: small.", required=True),
+      flags.DEFINE_list("families", "held_out", "held_out, training, or names of families."),
+      flags.DEFINE_integer("num_episodes", 40, "Number of questions per family.", 1),
+      flags.DEFINE_integer("num_prompts", 5, "Number of prompts in the ensemble.", 1),
+      flags.DEFINE_float("difficulty", 0.5, "0 to 1: lighting, and pictures of the training families.", 0.0, 1.0),
+      define_path("output", "Folder for in_context.json and in_context.png; without it, only a table is printed."),
+    ]
+  }
+
+
+def main() -> None:
+  """Evaluates the network that the flags name."""
+  keep_programs()
+  values = flags.FLAGS
+  in_context_report.run(
+    values.model_path,
+    values.families,
+    num_episodes=values.num_episodes,
+    num_prompts=values.num_prompts,
+    difficulty=values.difficulty,
+    output=values.output,
+  )

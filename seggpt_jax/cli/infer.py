@@ -1,0 +1,200 @@
+r"""Segments images and videos by example.
+
+A folder of images, with prompts from another folder:
+
+  seggpt infer --model-path weights/vit_large --prompt-img-dir prompts/images --prompt-label-dir prompts/labels \
+    --dataset-dir photos --top-k 5 --outdir out
+
+One image, or several separated by commas:
+
+  seggpt infer --model-path weights/vit_large --image query.jpg --prompt-image prompt.jpg \
+    --prompt-label prompt_label.png --outdir out
+
+A video, with the label map of its first frame:
+
+  seggpt infer --model-path weights/vit_large --video street.mp4 --prompt-label first.png --outdir out
+
+Writes out/label (class indices), out/color, out/concat (pictures to look at), out/summary.txt, and out/metrics.json
+if the dataset has labels; for a video out/street.mp4 and out/label/street. Images and labels are paired by their file
+names without the ending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from seggpt_jax.cli import inference_flags, label_flags
+from seggpt_jax.cli.help_text import flag_name
+from seggpt_jax.cli.path_flags import define_path, define_paths
+from seggpt_jax.cli.runner import is_given
+from seggpt_jax.compilation import keep_programs
+from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.errors import InputError
+from seggpt_jax.inference import batch, outputs, queries, scores, video
+from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.shard import Shard
+from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
+from seggpt_jax.model.adapters import LearnedPrompt
+
+_FOLDER_PROMPTS = ("prompt_img_dir", "prompt_label_dir", "mapping", "top_k")
+_FILE_PROMPTS = ("prompt_image", "prompt_label")
+_IMAGES_ONLY = ("save", "skip_bad", "resume", "shard")
+_VIDEO_ONLY = ("num_frames", "save_frames")
+# A resumed run must have these in common with the run that was stopped.
+_SETTINGS = (
+  *("model_path", "adapter", "dataset_dir", "image", *_FOLDER_PROMPTS, *_FILE_PROMPTS, "save"),
+  *inference_flags.OPTION_NAMES,
+  *label_flags.NAMES,
+)
+
+
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of the command."""
+  return {
+    "Network and results": [
+      define_path("model_path", "Weights directory, training run, or packaged name: small.", required=True),
+      define_path("adapter", "Training run that learned a LoRA or a prompt for these weights."),
+      define_path("outdir", "Folder for the results.", required=True),
+    ],
+    "What to segment (one of these)": [
+      define_path("dataset_dir", "Folder with images/ and perhaps labels/, or a folder of images."),
+      define_paths("image", "One image, or several separated by commas."),
+      define_path("video", "A video."),
+    ],
+    "Prompts from folders": [
+      define_path("prompt_img_dir", "Images of the prompts."),
+      define_path("prompt_label_dir", "Label maps of the prompts."),
+      define_path(
+        "mapping",
+        "JSON file {query file: [prompt files, best first]}; without it, every query gets the first prompts by name.",
+      ),
+      flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each query.", lower_bound=1),
+    ],
+    "Prompts one by one": [
+      define_paths("prompt_image", "Prompts for every query, separated by commas; for a video its first frame."),
+      define_paths("prompt_label", "Label map of each prompt image, or of the first frame of the video."),
+    ],
+    **inference_flags.define_option_flags(),
+    **label_flags.define_label_flags("as in training, else index"),
+    "Output for images": [
+      flags.DEFINE_list("save", list(outputs.DEFAULT_KINDS), f"Any of {', '.join(outputs.KINDS)}."),
+      flags.DEFINE_bool("skip_bad", False, "Skip queries with missing or unreadable files, and list them."),
+      flags.DEFINE_bool("resume", False, "Continue a run that was stopped; its settings must be the same."),
+      flags.DEFINE_string("shard", "1/1", "I/N: do only the I-th of N shares of the work."),
+    ],
+    "Output for a video": [
+      flags.DEFINE_integer("num_frames", 0, "Number of recent frames that also prompt the next frame.", 0),
+      flags.DEFINE_bool("save_frames", True, "Write the label map of every frame."),
+    ],
+  }
+
+
+def main() -> None:
+  """Segments what the flags name."""
+  keep_programs()
+  values = flags.FLAGS
+  adapter = load_adapter(values.adapter) if values.adapter else None
+  learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
+  _check_flags(learned)
+  options, shard = inference_flags.options_from_flags(), Shard.parse(values.shard)
+  labels = inference_flags.trained_label_format(values.adapter or values.model_path)
+  if values.video:
+    _segment_video(adapter, options, labels)
+    return
+  bad: dict[str, str] | None = {} if values.skip_bad else None
+  outcome = batch.run(
+    Predictor.from_checkpoint(values.model_path, adapter=adapter),
+    _find_queries(learned, bad),
+    values.outdir,
+    options=options,
+    labels=labels,
+    kinds=values.save,
+    bad=bad,
+    resume=values.resume,
+    shard=shard,
+    settings={name.replace("_", "-"): values[name].value for name in _SETTINGS if values[name].value not in (None, [])},
+  )
+  _report(outcome)
+
+
+def _check_flags(learned: bool) -> None:
+  """Raises InputError for missing flags, and for flags that would have no effect beside the others."""
+  values = flags.FLAGS
+  found = [flag_name(name) for name in ("dataset_dir", "image", "video") if values[name].value]
+  if len(found) != 1:
+    raise InputError(f"--dataset-dir, --image, --video: found {' and '.join(found) or 'none of them'}, expected one")
+  if values.video:
+    _refuse(_IMAGES_ONLY, "with --video")
+  else:
+    _refuse(_VIDEO_ONLY, "without --video")
+  if learned:
+    _refuse((*_FOLDER_PROMPTS, *_FILE_PROMPTS), "beside a learned prompt, which serves every query")
+  elif values.video or is_given("prompt_image"):
+    _refuse(_FOLDER_PROMPTS, "with --video" if values.video else "beside --prompt-image")
+    _demand("prompt_label")
+  elif is_given("prompt_label"):
+    raise InputError("--prompt-image: missing, expected an image for each --prompt-label")
+  else:
+    _demand("prompt_img_dir")
+    _demand("prompt_label_dir")
+
+
+def _refuse(names: Sequence[str], why: str) -> None:
+  for name in names:
+    if is_given(name):
+      raise InputError(f"{flag_name(name)}: found {why}, expected none")
+
+
+def _demand(name: str) -> None:
+  if not flags.FLAGS[name].value:
+    raise InputError(f"{flag_name(name)}: missing (--help)")
+
+
+def _find_queries(learned: bool, bad: dict[str, str] | None) -> list[queries.Query]:
+  values = flags.FLAGS
+  prompts = queries.given_prompts(values.prompt_image, values.prompt_label)
+  found = queries.list_queries(
+    values.dataset_dir or values.image,
+    *(values.prompt_img_dir, values.prompt_label_dir, values.mapping, values.top_k, bad),
+    prompts=prompts,
+  )
+  if not (values.mapping or learned or prompts):
+    print(f"no --mapping: every query is prompted by {', '.join(files.image.name for files in found[0].prompts)}")
+  return found
+
+
+def _segment_video(adapter: StoredAdapter | None, options: InferenceOptions, labels: LabelFormat) -> None:
+  values = flags.FLAGS
+  target = video.run_video(
+    Predictor.from_checkpoint(values.model_path, adapter=adapter),
+    values.video,
+    values.outdir,
+    prompt_images=values.prompt_image,
+    prompt_labels=values.prompt_label,
+    num_frames=values.num_frames,
+    options=options,
+    labels=labels,
+    save_frames=values.save_frames,
+  )
+  print(f"written: {target}")
+
+
+def _report(outcome: batch.Outcome) -> None:
+  """Prints what a run of images has come to."""
+  outdir = flags.FLAGS.outdir
+  if outcome.before:
+    print(f"resumed: {outcome.before} images were done, {outcome.done} are done now")
+  if outcome.metrics:
+    print(scores.report(outcome.metrics))
+    if "stitched" in outcome.metrics:
+      print(f"with the seams predicted again: {scores.report(outcome.metrics['stitched'])}")
+  if outcome.bad:
+    name, reason = next(iter(outcome.bad.items()))
+    where = f"{outdir}/{batch.BAD_FILES}" if not outcome.left else f"{batch.BAD_FILES} of the last process"
+    print(f"passed over {len(outcome.bad)} images, the first: {name}: {reason}; all are listed in {where}")
+  if outcome.left:
+    print(f"{outcome.left} images are left to other processes; the last one writes metrics.json")
+  print(f"written: {outdir}")

@@ -1,0 +1,139 @@
+"""Runs one command: parses its flags, prints its help, and turns every outcome into an exit status.
+
+A command is a module of this package with
+
+- a docstring, the text of its help;
+- `ARGUMENTS`, names of the arguments that are no flags, all of them paths (optional);
+- `define_flags()`, which defines the flags and returns them in groups, by the titles that the help shows;
+- `main(*arguments)`, which does the work, with one value for each of `ARGUMENTS`;
+- `more_help()`, further text for the end of the help (optional).
+
+Status 0: done. 2: the user's input is wrong; one line on stderr says how. 130: interrupted. 1: anything else, with a
+traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+from seggpt_jax.cli.help_text import command_help, flag_name
+from seggpt_jax.errors import InputError, one_line
+
+_HELP = {"-h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort"}
+
+
+def is_given(name: str) -> bool:
+  """Returns whether the command line sets a flag."""
+  return bool(flags.FLAGS[name].present)
+
+
+@contextlib.contextmanager
+def naming_flags() -> Iterator[None]:
+  """Turns the option at the start of an InputError into the flag that sets it: `overlap:` into `--overlap:`."""
+  try:
+    yield
+  except InputError as error:
+    name, colon, rest = str(error).partition(":")
+    raise InputError(f"{flag_name(name)}:{rest}" if colon and name in flags.FLAGS else str(error)) from error
+
+
+def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn:
+  """Runs a command and exits.
+
+  Only warnings and errors are logged unless `--verbosity` is given: at absl's default, Orbax logs dozens of lines for
+  every checkpoint.
+
+  Args:
+    command: the module of the command.
+    program: the command as people type it, for its help.
+    arguments: the command line after the name of the command.
+  """
+  groups = command.define_flags()
+  own = [holder.name for holders in groups.values() for holder in holders]
+  if _HELP & set(arguments):
+    print(command_help(command, program, groups))
+    sys.exit(0)
+  # ml_collections looks for the keys of a config in sys.argv.
+  sys.argv = [program, *_registered_names(arguments)]
+
+  def guarded(argv: list[str]) -> None:
+    if not is_given("verbosity"):
+      logging.set_verbosity(logging.WARNING)
+    try:
+      command.main(*_check_arguments(argv[1:], getattr(command, "ARGUMENTS", ())))
+    except InputError as error:
+      _exit(error)
+    except KeyboardInterrupt:
+      print("interrupted", file=sys.stderr)
+      sys.exit(130)  # 128 + SIGINT, as shells count
+
+  app.run(guarded, argv=sys.argv, flags_parser=lambda argv: _parse(argv, own))
+  sys.exit(0)
+
+
+def _registered_names(arguments: Sequence[str]) -> list[str]:
+  """Returns the arguments with every flag spelled as it is defined: hyphens and underscores mean the same."""
+  defined = {name.replace("-", "_"): name for name in flags.FLAGS}
+
+  def spell(argument: str) -> str:
+    name, equals, value = argument.lstrip("-").partition("=")
+    plain = name.replace("-", "_")
+    if not argument.startswith("-") or not name:
+      return argument
+    if plain in defined:
+      return f"--{defined[plain]}{equals}{value}"
+    positive = plain.removeprefix("no").lstrip("_")
+    return f"--no{defined[positive]}" if plain.startswith("no") and positive in defined and not equals else argument
+
+  end = arguments.index("--") if "--" in arguments else len(arguments)
+  return [*map(spell, arguments[:end]), *arguments[end:]]
+
+
+def _parse(argv: list[str], own: Sequence[str]) -> list[str]:
+  """Parses the flags; `own` are the names that a misspelled flag may have been meant for."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    if error.flagname.removeprefix("no").startswith("config.") and "config" in own:
+      _exit("--config: missing, expected it before the keys that are set, for example --config small")
+    nearest = difflib.get_close_matches(error.flagname.replace("-", "_"), own, n=3, cutoff=0.5)
+    expected = f"expected {' or '.join(map(flag_name, nearest))} (--help)" if nearest else "--help lists the flags"
+    _exit(f"--{error.flagname}: unknown flag, {expected}")
+  except (flags.Error, ValueError) as error:
+    if isinstance(error.__context__, InputError):
+      _exit(error.__context__)
+    missing = re.findall(r"Flag --([\w-]+) must have a value other than None", str(error))
+    if missing:
+      _exit(f"{', '.join(map(flag_name, missing))}: missing (--help)")
+    _exit(re.sub(r"^flag --([\w-]+)=", lambda match: f"{flag_name(match[1])}=", str(error)))
+
+
+def _check_arguments(found: Sequence[str], names: Sequence[str]) -> list[str]:
+  """Returns the arguments that are no flags, with `~` expanded.
+
+  Raises:
+    InputError: there are more or fewer than there should be, or one is empty.
+  """
+  if found and not names:
+    raise InputError(f"found argument {found[0]!r}, expected only flags (--help)")
+  if len(found) != len(names):
+    count = f"{len(found)} argument{'' if len(found) == 1 else 's'}"
+    raise InputError(f"found {count}, expected {len(names)}: {' '.join(names)} (--help)")
+  for name, value in zip(names, found, strict=True):
+    if not value:
+      raise InputError(f"{name}: found an empty value, expected a path")
+  return [os.path.expanduser(value) for value in found]
+
+
+def _exit(error: Exception | str) -> NoReturn:
+  print(f"error: {one_line(error)}", file=sys.stderr)
+  sys.exit(2)

@@ -1,0 +1,97 @@
+"""Trains or fine-tunes a network.
+
+  seggpt train --config small --workdir runs/mine --config.data.path=DATASET --config.data.num_classes=3
+  seggpt train --config base --workdir runs/mine --config.data.path=DATASET
+
+Rerun the same command to resume. Every value of the config can be set with --config.KEY=VALUE. On several hosts, start
+the same command on each of them with --distributed=auto or --distributed=explicit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from seggpt_jax.cli import packaged_configs
+from seggpt_jax.cli.config_help import config_help
+from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.compilation import keep_programs
+from seggpt_jax.errors import InputError
+from seggpt_jax.training import distributed
+from seggpt_jax.training.config import flatten
+from seggpt_jax.training.loop import train
+
+more_help = config_help
+
+
+class _ConfigParser(flags.ArgumentParser):
+  """Loads a config by name or path, and checks the keys that the command line sets in it."""
+
+  def parse(self, argument: str) -> ConfigDict:
+    config = packaged_configs.load(argument)
+    _check_keys(config, sys.argv)
+    return config.lock()
+
+  def flag_type(self) -> str:
+    return "config object"
+
+
+def _check_keys(config: ConfigDict, argv: list[str]) -> None:
+  """Raises InputError if the command line sets a key that the config does not have, or sets one before --config."""
+  known = list(flatten(config))
+  config_seen = False
+  for argument in argv:
+    config_seen |= re.match(r"--?config(=|$)", argument) is not None
+    match = re.match(r"--?(no)?config\.([^=]*)", argument)
+    if match is None:
+      continue
+    if not config_seen:
+      raise InputError(f"--config: found --config.{match[2]} before it, expected --config first")
+    if match[2] not in known:
+      raise InputError(f"--config.{match[2]}: unknown key, expected {_nearest(match[2], known)} (--help lists all)")
+
+
+def _nearest(key: str, known: list[str]) -> str:
+  """Returns the keys that a misspelled key may have been meant for, as text."""
+  last = key.rpartition(".")[2]
+  same_name = [name for name in known if name.rpartition(".")[2] == last]
+  near = difflib.get_close_matches(key, known, n=3) or same_name or difflib.get_close_matches(key, known, n=3, cutoff=0)
+  return " or ".join(f"--config.{name}" for name in near)
+
+
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of the command."""
+  names = ", ".join(packaged_configs.names())
+  config = config_flags.DEFINE_config_file("config", None, f"Packaged config ({names}) or a config file.")
+  flags.FLAGS["config"].parser = _ConfigParser()
+  return {
+    "Run": [
+      config,
+      define_path("workdir", "Run directory: checkpoints, metrics and pictures. Rerun with the same one to resume."),
+    ],
+    "Several processes": [
+      flags.DEFINE_string("distributed", "off", "off, auto (ask the cluster) or explicit (by the three flags below)."),
+      flags.DEFINE_string("coordinator_address", None, "With explicit: HOST:PORT on which process 0 listens."),
+      flags.DEFINE_integer("num_processes", None, "With explicit: the number of processes."),
+      flags.DEFINE_integer("process_id", None, "With explicit: the number of this process, from 0."),
+    ],
+  }
+
+
+def main() -> None:
+  """Trains."""
+  keep_programs()
+  values = flags.FLAGS
+  for name in ("config", "workdir"):
+    if values[name].value is None:
+      raise InputError(f"--{name}: missing, for example --config small --workdir runs/mine")
+  distributed.start(values.distributed, values.coordinator_address, values.num_processes, values.process_id)
+  with distributed.failing_alone():
+    result = train(values.config, values.workdir)
+  if jax.process_index() == 0:
+    print(f"done: {values.workdir}, validation mIoU {result.get('miou', float('nan')):.3f}")

@@ -1,0 +1,193 @@
+"""Folder layouts: a folder in, the files of each sample as a list of `Item`s out. No file is opened.
+
+Every layout function takes an optional list `problems`. With it, a file that does not fit is left out and described in
+the list; without it, the first such file raises an InputError.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from etils import epath
+
+from seggpt_jax.data.images import list_images, remote_or_local
+from seggpt_jax.data.sources import Item, Mask
+from seggpt_jax.errors import InputError, refuse
+
+_LABEL_FOLDER = {"image": "label", "images": "labels"}
+
+
+def folder_layout(directory: str | os.PathLike, problems: list[str] | None = None) -> list[Item]:
+  """Finds `images/NAME.*` and `labels/NAME.*`. NAME may contain folders, such as `street/0001`.
+
+  Args:
+    directory: folder that holds images/ and labels/.
+    problems: list for descriptions of files that do not fit.
+
+  Raises:
+    InputError: a folder is missing, or an image or label has no partner.
+  """
+  directory = remote_or_local(directory)
+  return _matched(directory / "images", directory / "labels", problems)
+
+
+def _matched(
+  images_dir: epath.Path, labels_dir: epath.Path, problems: list[str] | None, prefix: str = ""
+) -> list[Item]:
+  """Pairs images and labels of the same name. `prefix` is put in front of every name."""
+  images, labels = (list_images(folder, recursive=True, problems=problems) for folder in (images_dir, labels_dir))
+  for name, path in images.items():
+    if name not in labels:
+      refuse(f"{path}: found no label for it, expected {labels_dir / name}.*", problems)
+  for name, path in labels.items():
+    if name not in images:
+      refuse(f"{path}: found no image for it, expected {images_dir / name}.*", problems)
+  return [Item(prefix + name, path, labels[name]) for name, path in images.items() if name in labels]
+
+
+def class_folder_layout(directory: str | os.PathLike, problems: list[str] | None = None) -> list[Item]:
+  """Finds `PRODUCT/DEFECT/{image,label}` at any depth, as the original tool has them. Names are `PRODUCT/DEFECT/NAME`.
+
+  Args:
+    directory: folder that holds the product folders.
+    problems: list for descriptions of files that do not fit.
+
+  Raises:
+    InputError: no such folders are found, or an image or label has no partner.
+  """
+  directory = _existing(directory)
+  items: list[Item] = []
+
+  def visit(folder: epath.Path, prefix: str) -> None:
+    inside = _subfolders(folder)
+    images = [path for path in inside if path.name in _LABEL_FOLDER]
+    for path in images:
+      items.extend(_matched(path, folder / _LABEL_FOLDER[path.name], problems, prefix))
+    for path in inside if not images else []:
+      visit(path, f"{prefix}{path.name}/")
+
+  visit(directory, "")
+  if not items and not problems:
+    raise InputError(f"{directory}: found no folder `image` at any depth, expected PRODUCT/DEFECT/{{image,label}}")
+  return items
+
+
+def mask_layout(
+  directory: str | os.PathLike, class_names: Sequence[str] = (), problems: list[str] | None = None
+) -> list[Item]:
+  """Finds one mask file for each class or instance, arranged in one of three ways.
+
+  - `images/NAME.*` and `labels/NAME/*.png`: one folder of masks for each image.
+  - `NAME/images/*.png` and `NAME/masks/*.png`: one folder for each image, common for cell nuclei.
+  - `images/NAME.*` and `labels/CLASS/NAME.*`: one folder for each class; an image need not be in every folder.
+
+  In the first two, the beginning of a mask's file name gives its class (`crack_2.png`); without class names every mask
+  is class 1. Where masks overlap, the higher class wins, then the later name.
+
+  Args:
+    directory: folder that holds the files.
+    class_names: names of classes 1, 2, ...; with one folder for each class, the default is their sorted names.
+    problems: list for descriptions of files that do not fit.
+
+  Raises:
+    InputError: a folder or image is missing, or a mask belongs to no known image or class.
+  """
+  directory = _existing(directory)
+  if not (directory / "images").is_dir():
+    return list(_image_folders(directory, class_names, problems))
+  images, labels = list_images(directory / "images", problems=problems), _existing(directory / "labels")
+  folders = [path.name for path in _subfolders(labels)]
+  if not folders:
+    raise InputError(f"{labels}: found no folders, expected one folder of masks for each image or for each class")
+  known = set(folders) & set(images)
+  if len(known) == len(folders) or (known and problems is not None):
+    return _masks_by_image(directory / "images", images, labels, folders, class_names, problems)
+  return _masks_by_class(directory / "images", images, labels, folders, class_names, problems)
+
+
+def _masks_by_image(
+  images_dir: epath.Path,
+  images: dict[str, str],
+  labels_dir: epath.Path,
+  folders: Sequence[str],
+  class_names: Sequence[str],
+  problems: list[str] | None,
+) -> list[Item]:
+  """Reads `labels/NAME/*.png`: one folder of masks for each image."""
+  for folder in folders:
+    if folder not in images:
+      refuse(f"{labels_dir / folder}: found no image for it, expected {images_dir / folder}.*", problems)
+  for name, path in images.items():
+    if name not in folders:
+      refuse(f"{path}: found no masks for it, expected a folder {labels_dir / name}, empty if it has none", problems)
+  names = [name for name in images if name in folders]
+  return [Item(name, images[name], _masks(labels_dir / name, class_names, problems)) for name in names]
+
+
+def _masks_by_class(
+  images_dir: epath.Path,
+  images: dict[str, str],
+  labels_dir: epath.Path,
+  folders: Sequence[str],
+  class_names: Sequence[str],
+  problems: list[str] | None,
+) -> list[Item]:
+  """Reads `labels/CLASS/NAME.*`: one folder of masks for each class."""
+  class_names = list(class_names) or list(folders)
+  for folder in folders:
+    if folder not in class_names:
+      refuse(
+        f"{labels_dir / folder}: found neither an image nor a class of that name, expected one of the two", problems
+      )
+  files_of = {name: list_images(labels_dir / name, problems=problems) for name in class_names if name in folders}
+  for files in files_of.values():
+    for name, path in files.items():
+      if name not in images:
+        refuse(f"{path}: found no image for it, expected {images_dir / name}.*", problems)
+  items = []
+  for name, path in images.items():
+    masks = [Mask(1 + i, files_of[c][name]) for i, c in enumerate(class_names) if name in files_of.get(c, {})]
+    items.append(Item(name, path, tuple(masks)))
+  return items
+
+
+def _image_folders(directory: epath.Path, class_names: Sequence[str], problems: list[str] | None) -> Iterator[Item]:
+  """Reads `NAME/images` and `NAME/masks`: one folder for each image."""
+  folders = sorted(path for path in directory.iterdir() if (path / "images").is_dir())
+  if not folders:
+    raise InputError(f"{directory}: found neither images/ nor NAME/images/, expected one of them")
+  for folder in folders:
+    images = list_images(folder / "images", problems=problems)
+    if len(images) > 1:
+      refuse(f"{folder / 'images'}: found {len(images)} images, expected one, with its masks in ../masks", problems)
+    elif not (folder / "masks").is_dir():
+      refuse(f"{folder / 'masks'}: folder not found", problems)
+    elif images:
+      yield Item(folder.name, next(iter(images.values())), _masks(folder / "masks", class_names, problems))
+
+
+def _masks(folder: epath.Path, class_names: Sequence[str], problems: list[str] | None) -> tuple[Mask, ...]:
+  """Lists the masks of one image, the topmost last."""
+  if not any(not path.name.startswith(".") for path in folder.iterdir()):
+    return ()
+  masks = []
+  for name, path in list_images(folder, problems=problems).items():
+    # The longest matching name: `crack_wide_1` is class `crack_wide` even if there is a class `crack`.
+    fitting = [c for c in class_names if name == c or (name.startswith(c) and not name[len(c)].isalpha())]
+    if class_names and not fitting:
+      refuse(f"{path}: found no class for it, expected a name that begins with {', '.join(class_names)}", problems)
+      continue
+    masks.append(Mask(1 + class_names.index(max(fitting, key=len)) if fitting else 1, path))
+  return tuple(sorted(masks))
+
+
+def _subfolders(directory: epath.Path) -> list[epath.Path]:
+  return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _existing(directory: str | os.PathLike) -> epath.Path:
+  directory = remote_or_local(directory)
+  if not directory.is_dir():
+    raise InputError(f"{directory}: folder not found")
+  return directory

@@ -1,0 +1,168 @@
+"""The ledger of finished work: what a command notes in its output folder so that a stopped run can resume.
+
+In: the settings of a run and the items that it has finished. Out: what earlier runs finished in the same folder, after
+a check that their settings were the same. A note is one JSON object in a file that is replaced as a whole. A `Ledger`
+is a file of JSON lines to which one process appends, beside those of other processes that share the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from seggpt_jax.errors import InputError
+from seggpt_jax.files import write_whole, writing
+
+
+@contextlib.contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+  """Locks a folder against a second run. The system releases the lock however the process ends.
+
+  Raises:
+    InputError: another process holds the lock.
+  """
+  handle = os.open(directory, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise InputError(f"{directory}: found a run at work in it, expected none; wait for it or stop it") from error
+    except OSError:
+      pass  # a file system without locks
+    yield
+  finally:
+    os.close(handle)
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+  """Reads the JSON object that an earlier run wrote; None if there is no such file.
+
+  Raises:
+    InputError: the file holds anything else.
+  """
+  try:
+    note = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(note, dict):
+      raise ValueError(f"found a {type(note).__name__}, no object")
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: cannot be read ({error}), expected what an earlier run wrote; delete it") from error
+  return note
+
+
+def write_note(path: Path, values: Mapping[str, Any]) -> None:
+  """Writes a JSON object, in place of an earlier one.
+
+  Raises:
+    InputError: the folder cannot be written to.
+  """
+  write_whole(path, lambda file: file.write(json.dumps(dict(values), indent=2, allow_nan=False).encode() + b"\n"))
+
+
+def check_settings(
+  path: Path, stored: Mapping[str, Any], current: Mapping[str, Any], remedy: str, prefix: str = ""
+) -> None:
+  """Checks that an earlier run had the settings of this one.
+
+  Args:
+    path: file that holds the stored settings, for the message.
+    stored: settings of the earlier run, as JSON values.
+    current: settings of this run, as JSON values.
+    remedy: what the user can do about a difference.
+    prefix: text before the name of a setting, such as "--" for flags.
+
+  Raises:
+    InputError: a setting differs; names the first.
+  """
+  for key in {**stored, **current}:
+    if stored.get(key) != current.get(key):
+      raise InputError(
+        f"{path}: found {prefix}{key}={stored.get(key)!r} of an earlier run, expected {current.get(key)!r} as asked "
+        f"for now; {remedy}"
+      )
+
+
+class Ledger:
+  """Finished items, one JSON line for each. Close it, or use it in a `with` statement.
+
+  Args:
+    path: file of this process, in an existing folder. The file may exist.
+    pattern: glob pattern of the files of all processes in that folder; None if there is only this file.
+
+  Attributes:
+    finished: the entries of all processes when the ledger was opened, and this process's entries since, by item.
+
+  Raises:
+    InputError: a file cannot be read or written.
+  """
+
+  def __init__(self, path: Path, pattern: str | None = None):
+    self._path, self._pattern = path, pattern or path.name
+    self.finished = self.read_all()
+    with writing(self._path):
+      self._file = open(self._path, "a+b")  # noqa: SIM115 - closed by `close`
+      _end_torn_line(self._file)
+
+  def add(self, name: str, **values: Any) -> None:
+    """Notes an item as finished. Call it after the item's files are written.
+
+    Args:
+      name: name of the item.
+      **values: JSON values to keep with it.
+    """
+    entry = {"name": name, **values}
+    self.finished[name] = entry
+    with writing(self._path):
+      self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+      self._file.flush()
+
+  def read_all(self) -> dict[str, dict[str, Any]]:
+    """Reads the entries of all processes again; see `read_entries`."""
+    return read_entries(self._path.parent, self._pattern)
+
+  def close(self) -> None:
+    self._file.close()
+
+  def __enter__(self) -> Ledger:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+
+def read_entries(folder: Path, pattern: str = "*.jsonl") -> dict[str, dict[str, Any]]:
+  """Reads the entries of all processes by item. Skips a line that a kill or a full disk has cut off.
+
+  Args:
+    folder: folder with the files of all processes; it may be missing.
+    pattern: glob pattern of the files.
+
+  Raises:
+    InputError: a line is whole but no entry.
+  """
+  entries = {}
+  for path in sorted(folder.glob(pattern)):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+      try:
+        entry = json.loads(line) if line else None
+      except ValueError:
+        continue
+      if entry is not None and not (isinstance(entry, dict) and isinstance(entry.get("name"), str)):
+        raise InputError(f"{path} line {number}: found no object with a name, expected what an earlier run wrote")
+      if entry is not None:
+        entries[entry["name"]] = entry
+  return entries
+
+
+def _end_torn_line(file: BinaryIO) -> None:
+  """Ends a line that a kill has cut off, so that the next entry starts a new one."""
+  if file.seek(0, os.SEEK_END):
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) != b"\n":
+      file.write(b"\n")

@@ -1,0 +1,189 @@
+"""Batches of windows: images with their prompts in, predicted colors of the same images out.
+
+Windows of one image or of many go through the network together, in batches of 1, 2, 4, ...: the network is compiled
+once for each of these sizes and each number of prompts.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Num, UInt8
+
+from seggpt_jax import canvas
+from seggpt_jax.compilation import jit
+from seggpt_jax.inference.windows import Window, blend, paste
+from seggpt_jax.model import parameters
+from seggpt_jax.model.ensemble import predict_queries
+from seggpt_jax.model.seggpt import SegType
+from seggpt_jax.typing import AnyArray
+
+_MAX_IN_FLIGHT = 2  # batches on the device: one that runs and one that waits
+
+
+@jit(static_argnames=("graph", "seg_type"))
+def predict_colors(
+  graph: nnx.GraphDef,
+  params: parameters.Params,
+  queries: UInt8[AnyArray, "q h w 3"],
+  prompts: Num[AnyArray, "q k h w 3"],
+  targets: Num[AnyArray, "q k h w 3"],
+  known: UInt8[AnyArray, "q h w 3"],
+  patch_mask: Bool[AnyArray, "q rows cols"],
+  seg_type: SegType,
+) -> UInt8[Array, "q h w 3"]:
+  """Runs the network on every query with the ensemble of its prompts.
+
+  Args:
+    graph: structure of the model.
+    params: parameters of the model.
+    queries: Q images of half a canvas.
+    prompts: K prompt images for each query: integers 0..255, or floating-point values that are already normalized.
+    targets: colored masks of the prompts, in the same form.
+    known: colors of the queries that are already predicted; read where `patch_mask` is False.
+    patch_mask: True for patches of the queries that are to be predicted.
+    seg_type: "semantic" or "instance".
+
+  Returns:
+    The colors of the queries, 0..255.
+  """
+  model = parameters.merge(graph, params)
+  config = model.config
+
+  def normalized(pixels: Array) -> Array:
+    is_learned = jnp.issubdtype(pixels.dtype, jnp.floating)
+    return pixels if is_learned else canvas.normalize(pixels, config.image_mean, config.image_std)
+
+  arrays = (normalized(pixels) for pixels in (queries, prompts, targets, known))
+  colors = predict_queries(model, *arrays, patch_mask, seg_type)
+  return jnp.round(canvas.unnormalize(colors, config.image_mean, config.image_std)).astype(jnp.uint8)
+
+
+class TiledImage:
+  """An image that is predicted window by window, in rounds. The windows of a round see the colors of earlier rounds.
+
+  Args:
+    pixels: the image.
+    prompts: K prompt images of a tile's size, uint8, or normalized floating-point values.
+    targets: colored masks of the prompts, in the same form.
+    rounds: windows that together cover the image, then for each further round windows that replace parts of it.
+    patch_size: side of a patch in pixels.
+
+  Attributes:
+    prompts: as given.
+    targets: as given.
+    rounds_left: rounds that are not finished.
+    colors: predicted colors after the last finished round, `[H, W, 3]` uint8.
+    unstitched_colors: predicted colors after the first round.
+  """
+
+  def __init__(
+    self,
+    pixels: UInt8[np.ndarray, "h w 3"],
+    prompts: Num[np.ndarray, "k th tw 3"],
+    targets: Num[np.ndarray, "k th tw 3"],
+    rounds: Sequence[Sequence[Window]],
+    patch_size: int,
+  ):
+    self._pixels, self._patch_size = pixels, patch_size
+    self.prompts, self.targets = prompts, targets
+    self.rounds_left = [list(windows) for windows in rounds]
+    self._tiles: dict[int, np.ndarray] = {}
+    self._in_first_round = True
+    self.colors = self.unstitched_colors = np.zeros_like(pixels)
+
+  @property
+  def finished(self) -> bool:
+    """True once all rounds are finished."""
+    return not self.rounds_left
+
+  @property
+  def windows(self) -> Sequence[Window]:
+    """The windows of the current round."""
+    return self.rounds_left[0]
+
+  def window_inputs(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns a window's pixels, its colors so far, and the mask of the patches to predict."""
+    window, (height, width) = self.windows[index], self.prompts.shape[1:3]
+    place = np.s_[window.top : window.top + height, window.left : window.left + width]
+    return self._pixels[place], self.colors[place], window.mask
+
+  def put(self, index: int, tile: UInt8[np.ndarray, "th tw 3"]) -> bool:
+    """Takes the predicted colors of a window. Returns whether that ends the round."""
+    self._tiles[index] = tile
+    if len(self._tiles) < len(self.windows):
+      return False
+    windows = self.rounds_left.pop(0)
+    tiles = [self._tiles[index] for index in range(len(windows))]
+    self._tiles = {}
+    if self._in_first_round:
+      self._in_first_round = False
+      self.colors = self.unstitched_colors = blend(np.stack(tiles), windows, self.colors.shape[:2])
+    else:
+      self.colors = self.colors.copy()
+      for window, tile in zip(windows, tiles, strict=True):
+        paste(self.colors, tile, window, self._patch_size)
+    return True
+
+
+class BatchedForward:
+  """Sends windows of images through the network in batches.
+
+  Args:
+    run: function of queries, prompts, targets, known colors and patch masks that returns the queries' colors.
+    max_canvases: largest number of canvases in a batch. The prompts of one window always go together, even beyond it.
+  """
+
+  def __init__(self, run: Callable[..., Array], max_canvases: int):
+    self._run, self._max_canvases = run, max_canvases
+    # By number and dtype of prompts, which must be the same in a batch.
+    self._waiting: dict[tuple[int, np.dtype], list[tuple[TiledImage, int]]] = {}
+    self._in_flight: collections.deque[tuple[list[tuple[TiledImage, int]], Array]] = collections.deque()
+
+  def add(self, image: TiledImage) -> None:
+    """Queues the windows of an image's current round, and sends those that fill a batch."""
+    num_prompts = len(image.prompts)
+    waiting = self._waiting.setdefault((num_prompts, image.prompts.dtype), [])
+    waiting += [(image, index) for index in range(len(image.windows))]
+    batch_size = _floor_power_of_two(max(self._max_canvases // num_prompts, 1))
+    while len(waiting) >= batch_size:
+      self._send(waiting, batch_size)
+
+  def flush(self) -> None:
+    """Sends the windows that wait for a full batch."""
+    for waiting in self._waiting.values():
+      while waiting:
+        self._send(waiting, _floor_power_of_two(len(waiting)))
+
+  def finish(self) -> None:
+    """Runs all rounds of all images to their end."""
+    while self._in_flight or any(self._waiting.values()):
+      self.flush()
+      self._collect(keep_in_flight=0)
+
+  def _collect(self, keep_in_flight: int) -> None:
+    """Takes results from the device, except those of the last batches, and queues the next rounds of their images."""
+    while len(self._in_flight) > keep_in_flight:
+      windows, colors = self._in_flight.popleft()
+      for (image, index), tile in zip(windows, np.asarray(colors), strict=True):
+        if image.put(index, tile) and not image.finished:
+          self.add(image)
+
+  def _send(self, waiting: list[tuple[TiledImage, int]], count: int) -> None:
+    windows = waiting[:count]
+    del waiting[:count]
+    queries, known, masks = (
+      np.stack(arrays) for arrays in zip(*(image.window_inputs(index) for image, index in windows), strict=True)
+    )
+    prompts, targets = np.stack([image.prompts for image, _ in windows]), np.stack([i.targets for i, _ in windows])
+    self._in_flight.append((windows, self._run(queries, prompts, targets, known, masks)))
+    self._collect(keep_in_flight=_MAX_IN_FLIGHT)
+
+
+def _floor_power_of_two(count: int) -> int:
+  """Returns the largest power of two that is not larger than a number."""
+  return 1 << (count.bit_length() - 1)

@@ -1,0 +1,62 @@
+"""Pictures that people look at: arrays of pixels and labels in, arrays of pixels or PNG files out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from seggpt_jax.files import write_whole
+
+
+def overlay(
+  image: UInt8[np.ndarray, "h w 3"],
+  labels: Integer[np.ndarray, "h w"],
+  palette: UInt8[np.ndarray, "n 3"],
+  opacity: float | int = 0.6,
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Tints an image with the colors of its classes. The background stays as it is.
+
+  Args:
+    image: the image.
+    labels: class indices 0..N-1.
+    palette: the color of each class.
+    opacity: 0 shows the image alone, 1 the colors alone.
+  """
+  tinted = Image.blend(Image.fromarray(image), Image.fromarray(palette[labels]), opacity)
+  return np.where((labels > 0)[..., None], np.asarray(tinted), image)
+
+
+def title_height(width: int) -> int:
+  """Returns the height in pixels of the titles above panels of a width, so that they can be read at any size."""
+  return min(max(width // 14, 12), 64)
+
+
+def titled_row(panels: Sequence[tuple[str, UInt8[np.ndarray, "h w 3"]]]) -> UInt8[np.ndarray, "h2 w2 3"]:
+  """Puts panels side by side, each below its title.
+
+  Args:
+    panels: titles and pixels; all panels have the same size.
+  """
+  width = panels[0][1].shape[1]
+  height = title_height(width)
+  bar = Image.new("RGB", (width * len(panels), height), "white")
+  for index, (title, _) in enumerate(panels):
+    # Drawn apart, so that a title that is too long ends at its panel's edge.
+    cell = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(cell).text((2, 0), title, fill="black", font=ImageFont.load_default(0.75 * height))
+    bar.paste(cell, (index * width, 0))
+  return np.concatenate([np.asarray(bar), np.concatenate([pixels for _, pixels in panels], axis=1)])
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+  """Writes `[H, W]` uint8 or uint16, or `[H, W, 3]` uint8.
+
+  Raises:
+    InputError: the folder cannot be written to.
+  """
+  # The least compression: the default takes longer than the network on large images, and saves a tenth of the size.
+  write_whole(path, lambda file: Image.fromarray(pixels).save(file, "png", compress_level=1))

@@ -1,0 +1,104 @@
+"""Decides which keys of the configuration may change between two starts of a run.
+
+Input: the configuration of the new start and RUN/config.json of the last one. Output: the keys that changed, or an
+error for a key that must not change.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from seggpt_jax.errors import InputError
+from seggpt_jax.files import write_whole
+from seggpt_jax.training.config import flatten
+from seggpt_jax.training.optimizer import cycle_steps
+from seggpt_jax.training.schema import KEYS
+
+# Keys that define the task or the form of the optimizer's state. Scores from before and after could not be compared, or
+# the checkpoint could not be read.
+_FIXED = (
+  "data.source",
+  "data.num_classes",
+  "data.class_names",
+  "data.labels",
+  "data.threshold",
+  "data.table",
+  "data.ignore",
+  "optim.name",
+  "optim.freeze",
+  "optim.ema",
+  "adapter.kind",
+)
+# Behavior of runs from before these keys existed.
+_BEFORE_THESE_KEYS = {
+  "accumulate": 1,
+  "optim.schedule": "cycles",
+  "optim.layer_decay": 1.0,
+  "optim.decay_all": True,
+  "optim.freeze": [],
+  "optim.ema": 0.0,
+  "adapter.kind": "none",
+}
+
+
+def changed_keys(workdir: Path, config: ConfigDict) -> list[str]:
+  """Returns the keys that differ from those of the last start of the run in this folder, if there was one.
+
+  Raises:
+    InputError: a key differs that must not change, or the stored configuration cannot be read.
+  """
+  path = workdir / "config.json"
+  if not path.is_file() or not any((workdir / "checkpoints").glob("*")):
+    return []
+  now = flatten(json.loads(config.to_json()))
+  before = now | _read(path)
+  # A key without effect in either start has not changed the run: older versions stored such values unchecked.
+  changed = [
+    key.name
+    for key in KEYS
+    if _effective(before, key.name) != _effective(now, key.name) and (key.has_effect(now) or key.has_effect(before))
+  ]
+  for name in _FIXED:
+    if name in changed:
+      raise InputError(
+        f"config.{name}: found {now[name]}, expected {before[name]} as the run in {workdir} has; "
+        "choose another --workdir for another task or another optimizer"
+      )
+  return changed
+
+
+def store_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
+  """Writes RUN/config.json for the next start of the run."""
+  if jax.process_index() == 0:
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    write_whole(Path(workdir) / "config.json", lambda file: file.write(text.encode()))
+
+
+def _read(path: Path) -> dict[str, Any]:
+  """Returns a stored configuration as flat values, completed for runs of older versions."""
+  try:
+    stored = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise InputError(
+      f"{path}: found no JSON ({error}), expected the run's configuration; move it away to resume without comparing"
+    ) from error
+  if not isinstance(stored, dict):
+    raise InputError(f"{path}: found {type(stored).__name__}, expected the run's configuration")
+  values = _BEFORE_THESE_KEYS | flatten(stored)
+  if isinstance(values.get("model.remat"), bool):
+    values["model.remat"] = "full" if values["model.remat"] else "none"
+  return values
+
+
+def _effective(values: dict[str, Any], name: str) -> Any:
+  """Returns the value of a key, with the lengths of a cycle in steps where the configuration leaves them open."""
+  if name in ("optim.first_cycle", "optim.warmup") and values.get("optim.schedule") == "cycles":
+    first_cycle, warmup = cycle_steps(values["optim.first_cycle"], values["optim.warmup"], values["num_steps"])
+    return first_cycle if name == "optim.first_cycle" else warmup
+  return values[name]

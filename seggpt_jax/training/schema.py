@@ -1,0 +1,371 @@
+"""The schema of a training configuration: every key with its default, meaning, range and choices.
+
+`config.default_config`, `config.check_config` and the help text of the command line are all made from `KEYS`. Values in
+brackets after "original" are those of the original fine-tuning tool where it differs.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from seggpt_jax.data.augment import RESIZE_MODES
+from seggpt_jax.data.datasets import KINDS
+from seggpt_jax.data.labels import LABEL_MODES
+from seggpt_jax.data.pipeline import BAD_FILES
+from seggpt_jax.model.adapters import KINDS as ADAPTERS
+from seggpt_jax.model.adapters import LORA_TARGETS
+from seggpt_jax.model.attention.dispatch import IMPLEMENTATIONS
+from seggpt_jax.model.seggpt import Remat
+from seggpt_jax.palette import PALETTE_MODES
+from seggpt_jax.training.keys import Condition, Key, with_value, without
+from seggpt_jax.training.optimizer import OPTIMIZERS, SCHEDULES
+
+# Tasks are drawn at random: no files are read for them. COCO annotations are polygons: there are no label images.
+_READS_FILES = (Condition("with a data.source other than tasks", lambda values: values["data.source"] != "tasks"),)
+_READS_LABELS = with_value("data.source", "folder", "class_folders", "masks", "tfds")
+_HAS_GROUPS = (
+  *_READS_FILES,
+  Condition(
+    "with data.groups or data.source=class_folders",
+    lambda values: bool(values["data.groups"]) or values["data.source"] == "class_folders",
+  ),
+)
+_HIDES_AT_RANDOM = (
+  Condition("with data.lower_half_share below 1", lambda values: values["data.lower_half_share"] < 1),
+)
+# A single cycle as long as the run is what optim.schedule=cosine has anyway, so 0 does not contradict it.
+_CYCLES = (
+  Condition(
+    "with optim.schedule=cycles",
+    lambda values: values["optim.schedule"] == "cycles" or values["optim.first_cycle"] == 0,
+  ),
+)
+_SEVERAL_CYCLES = (
+  *with_value("optim.schedule", "cycles"),
+  Condition("with optim.first_cycle above 0", lambda values: values["optim.first_cycle"] > 0),
+)
+
+KEYS: tuple[Key, ...] = (
+  # --------------------------------------------------------------------------------------------------------- the run
+  Key("seed", 0, "Seed of initialization, data order, augmentation and drop path.", 0, 2**32 - 1),
+  Key("num_steps", 6700, "Optimizer steps of the whole run; the default is two cosine cycles.", 1),
+  Key("batch_size", 4, "Pairs in a step, over all devices (original: 4 on each device).", 1),
+  Key(
+    "accumulate",
+    1,
+    "Micro-batches that a batch is computed in, one after the other, to save memory; the step stays the same.",
+    1,
+  ),
+  # ----------------------------------------------------------------------------------------------------- the network
+  Key("model.init_from", "", "Weights directory, training run or packaged name to start from; '' starts at random."),
+  Key(
+    "model.variant",
+    "vit_large",
+    "Architecture of a random start: vit_large, small or tiny.",
+    conditions=without("model.init_from"),
+  ),
+  Key("model.square", 0, "Side S of prompt and query in pixels; 0 takes that of the weights or the variant.", 0),
+  Key("model.image_mean", (), "Channel means of images and colored targets, 1.0 = 255; () takes those of the weights."),
+  Key("model.image_std", (), "Channel standard deviations, 1.0 = 255; () takes those of the weights."),
+  Key("model.drop_path_rate", 0.1, "Drop path rate of the last block; it rises linearly from 0 at the first.", 0, 0.99),
+  Key(
+    "model.dtype",
+    "auto",
+    "Number format of the computation; auto is bfloat16 on accelerators and float32 on CPUs.",
+    choices=("auto", "float32", "bfloat16"),
+  ),
+  Key(
+    "model.remat",
+    "full",
+    "Parts of each block that the backward pass recomputes: full, dots (all but the linear layers) or none.",
+    choices=get_args(Remat),
+  ),
+  Key(
+    "model.attention",
+    "auto",
+    "Implementation of attention; auto is the best one for the device.",
+    choices=("auto", *IMPLEMENTATIONS),
+  ),
+  # ---------------------------------------------------------------------------------------------- which data is read
+  Key(
+    "data.source",
+    "folder",
+    "Form of the dataset (docs/data.md shows the folders); tasks are drawn at random, to pretrain on.",
+    choices=(*KINDS, "tasks"),
+  ),
+  Key(
+    "data.ramp", 0, "Steps until tasks of any difficulty are drawn.", 0, conditions=with_value("data.source", "tasks")
+  ),
+  Key(
+    "data.path",
+    "data",
+    "Folder of the dataset, with {train,val}/{images,labels} for source=folder; gs:// and s3:// work too.",
+    conditions=_READS_FILES,
+  ),
+  Key(
+    "data.train_split",
+    "train",
+    "Part of the dataset to train on: a folder in data.path, or a TFDS split.",
+    conditions=_READS_FILES,
+  ),
+  Key("data.val_split", "val", "Part of the dataset to validate with.", conditions=_READS_FILES),
+  Key(
+    "data.num_train",
+    -1,
+    "Number of training images to use, the first by name; -1 uses all (original: data_count).",
+    -1,
+    conditions=_READS_FILES,
+  ),
+  Key("data.image_key", "image", "Feature that holds the image.", conditions=with_value("data.source", "tfds")),
+  Key(
+    "data.label_key", "segmentation_mask", "Feature that holds the label.", conditions=with_value("data.source", "tfds")
+  ),
+  Key(
+    "data.bad_files",
+    "error",
+    "What to do about a file that cannot be read: error stops and names it, skip counts it and goes on.",
+    choices=BAD_FILES,
+    conditions=_READS_FILES,
+  ),
+  Key(
+    "data.bad_share",
+    0.01,
+    "Share of the images of a split that may be bad before the run stops after all.",
+    0,
+    1,
+    conditions=(*_READS_FILES, *with_value("data.bad_files", "skip")),
+  ),
+  Key(
+    "data.cache_mb",
+    0,
+    "Megabytes of decoded images to keep in memory, in each process that reads; 0 keeps none.",
+    0,
+    conditions=_READS_FILES,
+  ),
+  # ------------------------------------------------------------------------------------------------ what labels mean
+  Key("data.num_classes", 2, "Number of classes, background included.", 2, 255),
+  Key(
+    "data.class_names",
+    (),
+    "Names of classes 1, 2, ...: the masks or COCO categories to take; () takes all.",
+    conditions=with_value("data.source", "masks", "coco"),
+  ),
+  Key(
+    "data.labels",
+    "binary",
+    "Meaning of label values: binary (above the threshold is class 1), index, or table (its i-th value is class i).",
+    choices=LABEL_MODES,
+  ),
+  Key(
+    "data.threshold",
+    0,
+    "Largest value that is background; JPEG masks hold noise near 0 and 255 and need 127.",
+    0,
+    255,
+    conditions=(*_READS_LABELS, *with_value("data.labels", "binary")),
+  ),
+  Key(
+    "data.table",
+    (),
+    "Values (0, 128, 255) or colors ((0, 0, 0), (255, 0, 0)) of classes 0, 1, ...",
+    conditions=(*_READS_LABELS, *with_value("data.labels", "table")),
+  ),
+  Key(
+    "data.ignore",
+    (),
+    "Label values or colors that count neither in the loss nor in a score.",
+    conditions=_READS_LABELS,
+  ),
+  # ------------------------------------------------------------------------------------- which sample prompts which
+  Key(
+    "data.groups",
+    "",
+    "Groups of samples that prompt each other: prefix:SEPARATOR, folder, field:KEY, csv:FILE or classes; '' is one.",
+    conditions=_READS_FILES,
+  ),
+  Key(
+    "data.same_group",
+    1.0,
+    "Share of positive pairs whose prompt comes from the query's group.",
+    0,
+    1,
+    conditions=_HAS_GROUPS,
+  ),
+  Key(
+    "data.same_class",
+    0.0,
+    "Share of positive pairs whose prompt holds a class of the query.",
+    0,
+    1,
+    conditions=_READS_FILES,
+  ),
+  Key(
+    "data.negative",
+    0.0,
+    "Share of pairs whose prompt shows a class that the query lacks: the answer is background.",
+    0,
+    1,
+    conditions=_READS_FILES,
+  ),
+  Key(
+    "data.balanced",
+    False,
+    "Draw queries by class, each class equally often, instead of every image once an epoch.",
+    conditions=_READS_FILES,
+  ),
+  Key("data.prompts", 1, "Prompts for each query, whose features are averaged; a step costs that many times more.", 1),
+  # --------------------------------------------------------------------------------------- what the network is given
+  Key(
+    "data.palette",
+    "random",
+    "Colors of the classes: random, black_background (random foreground) or fixed.",
+    choices=PALETTE_MODES,
+  ),
+  Key(
+    "data.mask_ratio",
+    0.75,
+    "Share of all patches that is hidden in training; 0.4 was found to fail.",
+    0.001,
+    1,
+    conditions=_HIDES_AT_RANDOM,
+  ),
+  Key(
+    "data.lower_half_share",
+    0.0,
+    "Share of training pairs that hide the whole query instead of random patches, as evaluation does.",
+    0,
+    1,
+  ),
+  Key(
+    "data.resize",
+    1024,
+    "Side in pixels that samples are resized to before the random crop; 0 resizes to the square of the network.",
+    0,
+  ),
+  Key(
+    "data.resize_mode",
+    "fixed",
+    "Resizing: fixed makes a square of any shape, shorter sets the shorter side and keeps the shape.",
+    choices=RESIZE_MODES,
+  ),
+  Key("data.scale", (1.0, 1.0), "Smallest and largest random factor on that size."),
+  Key("data.foreground_crop", 0.0, "Probability that the crop is placed on foreground.", 0, 1),
+  Key("data.flip_horizontal", True, "Mirror left and right, every second time."),
+  Key("data.flip_vertical", True, "Mirror top and bottom, every second time."),
+  Key("data.rotate90", False, "Turn by 0, 90, 180 or 270 degrees."),
+  Key("data.brightness", 0.1, "Brightness b: the factor is drawn from 1 - b to 1 + b.", 0, 1),
+  Key("data.contrast", 0.1, "Contrast c: the factor is drawn from 1 - c to 1 + c.", 0, 1),
+  Key("data.saturation", 0.1, "Saturation s: the factor is drawn from 1 - s to 1 + s.", 0, 1),
+  Key("data.hue", 0.0, "Hue h: the shift is drawn from -h to h of the color circle.", 0, 0.5),
+  Key("data.blur", 0.5, "Largest standard deviation in pixels of the Gaussian blur; each is drawn from 0 up to it.", 0),
+  Key("data.noise", 0.0, "Largest standard deviation of noise in gray levels; each is drawn from 0 up to it.", 0, 255),
+  Key(
+    "data.jpeg_quality", 100, "Lowest quality of JPEG compression, drawn from it to 100; 100 is no compression.", 1, 100
+  ),
+  Key(
+    "data.num_threads",
+    -1,
+    "Threads that read and transform ahead, in each process; -1 is one for each core, at most 16.",
+    -1,
+  ),
+  Key("data.num_workers", 0, "Worker processes that read; 0 reads in the training process.", 0),
+  # ------------------------------------------------------------------------------------------- how weights change
+  Key("optim.name", "adamw", "Optimizer; muon is for a start from random weights.", choices=tuple(OPTIMIZERS)),
+  Key("optim.clip_norm", 0.0, "Global norm that larger gradients are scaled down to; 0 is off.", 0),
+  Key(
+    "optim.schedule",
+    "cycles",
+    "Learning rate: cycles of cosines, or cosine for a single one that ends with the run.",
+    choices=tuple(SCHEDULES),
+  ),
+  Key("optim.peak", 1e-4, "Learning rate after the first warm-up.", 0),
+  Key("optim.minimum", 1e-8, "Learning rate at both ends of a cosine.", 0),
+  Key(
+    "optim.warmup",
+    500,
+    "Steps of linear warm-up before each cosine; at most a tenth of the run with optim.first_cycle=0.",
+    0,
+  ),
+  Key(
+    "optim.first_cycle",
+    5000,
+    "Steps of the first cycle, warm-up included; 0 makes one cycle as long as the run.",
+    0,
+    conditions=_CYCLES,
+  ),
+  Key(
+    "optim.cycle_mult",
+    1.2,
+    "Factor on the length of the part after the warm-up, from one cycle to the next.",
+    1,
+    conditions=_SEVERAL_CYCLES,
+  ),
+  Key("optim.decay", 0.5, "Factor on the peak, from one cycle to the next.", 0, 1, conditions=_SEVERAL_CYCLES),
+  Key(
+    "optim.layer_decay",
+    1.0,
+    "Factor on the learning rate from a block to the one below it; 1 is off, BEiT and MAE have 0.65.",
+    0.01,
+    1,
+  ),
+  Key("optim.b1", 0.9, "Decay of the average of gradients.", 0, 1),
+  Key("optim.b2", 0.999, "Decay of the average of squared gradients.", 0, 1),
+  Key(
+    "optim.weight_decay",
+    0.01,
+    "Decoupled weight decay: each step takes this times the learning rate off a parameter.",
+    0,
+  ),
+  Key(
+    "optim.decay_all",
+    False,
+    "Decay biases, norms, positions and tokens too (original: True).",
+  ),
+  Key(
+    "optim.freeze",
+    (),
+    "Regular expressions; parameters whose names match one anywhere are not trained.",
+    conditions=with_value("adapter.kind", "none"),
+  ),
+  Key(
+    "optim.ema",
+    0.0,
+    "Decay of a moving average of the parameters, which is evaluated and kept as best; 0 is off.",
+    0,
+    0.999999,
+  ),
+  # -------------------------------------------------------------------------------------------------------- adapters
+  Key(
+    "adapter.kind",
+    "none",
+    "Trained beside a frozen network: none (the network itself is trained), lora, or prompt (a learned prompt).",
+    choices=("none", *ADAPTERS),
+  ),
+  Key("adapter.rank", 8, "Rank of the update of each kernel.", 1, conditions=with_value("adapter.kind", "lora")),
+  Key(
+    "adapter.alpha",
+    8.0,
+    "Scale of the update, which is multiplied by alpha / rank.",
+    0.001,
+    conditions=with_value("adapter.kind", "lora"),
+  ),
+  Key(
+    "adapter.targets",
+    LORA_TARGETS,
+    f"Kernels of each block to update, some of {', '.join(LORA_TARGETS)}.",
+    conditions=with_value("adapter.kind", "lora"),
+  ),
+  # --------------------------------------------------------------------------------------------------------- devices
+  Key("mesh.data", -1, "Devices that each hold a copy of the parameters; -1 is all that mesh.fsdp leaves.", -1),
+  Key("mesh.fsdp", 1, "Devices that share one copy of the parameters.", 1),
+  # --------------------------------------------------------------------------------------------- records of the run
+  Key("log_every", 10, "Steps between lines in metrics.jsonl.", 1),
+  Key("eval_every", 500, "Steps between evaluations on the validation split (original: once an epoch).", 1),
+  Key("eval_pairs", 64, "Validation queries in an evaluation; -1 is all.", -1),
+  Key("stop_after", 0, "Evaluations without a better mIoU after which the run ends; 0 is never.", 0),
+  Key("profile_steps", 0, "Steps to profile into RUN/profile, after a few to warm up; 0 is none.", 0),
+  Key("panel_every", 100, "Steps between panels of training pairs (original: 5); 0 is never.", 0),
+  Key("checkpoint_every", 500, "Steps between checkpoints.", 1),
+  Key("keep_checkpoints", 2, "Number of newest checkpoints to keep.", 1),
+  Key("keep_every", 0, "Steps between checkpoints that are kept for good; 0 is none.", 0),
+)

@@ -1,0 +1,329 @@
+"""Builds everything that a training run consists of: configuration and run directory in, `Run` out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from seggpt_jax.data import pipeline
+from seggpt_jax.errors import InputError
+from seggpt_jax.files import refuse_remote, writing
+from seggpt_jax.model import packaged, parameters, weights
+from seggpt_jax.model.adapter_files import describe_adapter
+from seggpt_jax.model.adapters import Adapter
+from seggpt_jax.model.config import VARIANTS, SegGPTConfig
+from seggpt_jax.model.seggpt import SegGPT
+from seggpt_jax.training import resume, sharding
+from seggpt_jax.training.bad_files import SharedBadFiles
+from seggpt_jax.training.checkpoints import Checkpoints
+from seggpt_jax.training.config import adapter_of, check_config, expand_paths
+from seggpt_jax.training.feed import DeviceFeed
+from seggpt_jax.training.inputs import Inputs, open_inputs
+from seggpt_jax.training.monitor import Monitor
+from seggpt_jax.training.optimizer import Optimizer, make_optimizer
+from seggpt_jax.training.profiler import StepProfiler
+from seggpt_jax.training.step import StepOutput, TrainState, init_state, make_eval_step, make_train_step
+from seggpt_jax.training.step_recorder import StepRecorder
+from seggpt_jax.training.validation import BestScore, Validator
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Everything that the steps of a training run need.
+
+  Attributes:
+    config: checked configuration, with paths expanded.
+    model_config: architecture of the network.
+    mesh: all devices.
+    start: number of steps done by earlier starts of the run.
+    state: restored or fresh state; the first step donates it.
+    key: random key of the run, from which each step derives its own.
+    epoch: number of training pairs after which they start again in another order; None if they never do.
+    schedule: step, counted from 0 -> learning rate.
+    whole_network: whether every parameter of the network is trained.
+    train_step: (state, batch, key) -> (state, output), compiled at its first call.
+    validate: scores parameters on the validation pairs.
+    best: best validation score so far.
+    feed: training batches, on the devices.
+    bad_files: collects files that cannot be read.
+    recorder: collects the numbers of the steps.
+    profiler: profiles a few steps if config.profile_steps asks for it.
+    checkpoints: writes checkpoints.
+    monitor: writes metrics, pictures and lines for the person at the keyboard.
+  """
+
+  config: ConfigDict
+  model_config: SegGPTConfig
+  mesh: Mesh
+  start: int
+  state: TrainState
+  key: jax.Array
+  epoch: int | None
+  schedule: optax.Schedule
+  whole_network: bool
+  train_step: Callable[..., tuple[TrainState, StepOutput]]
+  validate: Validator
+  best: BestScore
+  feed: DeviceFeed
+  bad_files: SharedBadFiles
+  recorder: StepRecorder
+  profiler: StepProfiler
+  checkpoints: Checkpoints
+  monitor: Monitor
+
+  @property
+  def progress(self) -> dict[str, Any]:
+    """Numbers beside the state that a checkpoint stores."""
+    return {"epoch": self.epoch, **self.best.to_progress()}
+
+
+def prepare(config: ConfigDict, workdir: str | os.PathLike) -> Run:
+  """Checks everything that can be wrong before the first step and builds the run, or restores it.
+
+  Args:
+    config: configuration, with the keys of `training.schema`; it is not changed.
+    workdir: run directory; nothing is written to it before all checks have passed.
+
+  Raises:
+    InputError: something is wrong with the configuration, the data, the weights or the run directory.
+  """
+  refuse_remote("--workdir", workdir)
+  workdir, config = Path(workdir).expanduser(), expand_paths(config)
+  check_config(config)
+  changed = resume.changed_keys(workdir, config)
+  model_config = _architecture(config)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  _check_batch_size(config)
+  inputs = open_inputs(config, model_config, workdir)
+  plan = _plan(config, model_config, mesh)
+
+  for folder in ("checkpoints", "best", "panels"):
+    with writing(workdir / folder):
+      (workdir / folder).mkdir(parents=True, exist_ok=True)
+  checkpoints, state, progress = _open_state(config, model_config, plan, workdir)
+  if progress.get("epoch", inputs.training.epoch) != inputs.training.epoch:
+    changed.append(
+      f"the number of training images, {progress['epoch']} then, {inputs.training.epoch} now: another order"
+    )
+  start = int(state.step)
+  resume.store_config(workdir, config)
+
+  monitor = Monitor(workdir, config.num_steps, start, enabled=jax.process_index() == 0)
+  monitor.say(f"{f'resumed at step {start}' if start else 'new run'}: {_describe(config, model_config, mesh)}")
+  if changed:
+    monitor.say(f"changed since the run was last started: {', '.join(changed)}")
+  for line in (*checkpoints.warnings, *inputs.notes):
+    monitor.say(line)
+  bad_files = SharedBadFiles(inputs.sources, config.data.bad_share, monitor.say)
+  prompts, where = config.data.prompts, plan.state_sharding
+  learning = {"frozen": plan.optimizer.frozen, "accumulate": config.accumulate, "ema": config.optim.ema}
+  transform, adapter = plan.optimizer.transform, plan.adapter
+  eval_step = make_eval_step(plan.graph, model_config, mesh, where.params, prompts, adapter)
+  return Run(
+    config=config,
+    model_config=model_config,
+    mesh=mesh,
+    start=start,
+    state=state,
+    key=jax.random.key(config.seed),
+    epoch=inputs.training.epoch,
+    schedule=plan.optimizer.schedule,
+    whole_network=not plan.optimizer.frozen,
+    train_step=make_train_step(plan.graph, model_config, transform, mesh, where, prompts, adapter=adapter, **learning),
+    validate=Validator(config, inputs.evaluation, mesh, eval_step, bad_files),
+    best=BestScore(config.stop_after, progress.get("best_miou", -1.0), progress.get("since_best", 0)),
+    # Each step takes one batch, so the number of steps done is also the position in the data.
+    feed=DeviceFeed(_training_batches(config, inputs.training, start), functools.partial(sharding.put_batch, mesh)),
+    bad_files=bad_files,
+    recorder=StepRecorder(
+      config.data.num_classes, functools.partial(_describe_samples, inputs), checkpoints.describe_newest
+    ),
+    profiler=StepProfiler(workdir / "profile", start, config.profile_steps, monitor.say),
+    checkpoints=checkpoints,
+    monitor=monitor,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """The computation of a run, without any values.
+
+  Attributes:
+    graph: structure of the network.
+    adapter: adapter to train, or None.
+    init_adapter: key -> fresh parameters of the adapter.
+    optimizer: optimizer, schedule and names of frozen parameters.
+    init_state: parameters -> state before the first step.
+    state_sharding: a sharding for each leaf of the state.
+    abstract_state: shape, dtype and sharding of each leaf of the state.
+  """
+
+  graph: nnx.GraphDef
+  adapter: Adapter | None
+  init_adapter: Callable[[jax.Array], parameters.Params] | None
+  optimizer: Optimizer
+  init_state: Callable[[parameters.Params], TrainState]
+  state_sharding: TrainState
+  abstract_state: TrainState
+
+
+def _plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh) -> _Plan:
+  """Builds network, adapter and optimizer from shapes alone."""
+  options = {"dtype": _dtype(config), "remat": config.model.remat, "attention": config.model.attention}
+  if mesh.size > 1:
+    options["batch_sharding"] = sharding.batch_sharding(mesh)
+  graph, params = parameters.abstract(model_config, **options)
+  adapter, init_adapter = adapter_of(config), None
+  if adapter is not None:
+    init_adapter = functools.partial(adapter.init, params, model_config.canvas_size)
+    params = params | jax.eval_shape(init_adapter, jax.random.key(0))
+  optimizer = make_optimizer(config.optim, config.num_steps, params, adapter is not None)
+  initial = functools.partial(init_state, optimizer.transform, frozen=optimizer.frozen, ema=config.optim.ema > 0)
+  shapes = jax.eval_shape(initial, params)
+  state_sharding = TrainState(
+    sharding.replicated(mesh),
+    sharding.tree_sharding(mesh, shapes.params),
+    sharding.tree_sharding(mesh, shapes.opt_state),
+    sharding.tree_sharding(mesh, shapes.ema),
+  )
+  placed = jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, state_sharding
+  )
+  return _Plan(graph, adapter, init_adapter, optimizer, initial, state_sharding, placed)
+
+
+def _open_state(
+  config: ConfigDict, model_config: SegGPTConfig, plan: _Plan, workdir: Path
+) -> tuple[Checkpoints, TrainState, dict[str, Any]]:
+  """Opens the checkpoints and restores the newest one, or starts afresh where there is none.
+
+  Returns:
+    The checkpoints, the state on its devices, and the progress stored with it ({} for a new run).
+  """
+  stored = description = None
+  if plan.adapter is not None:
+    # An adapter needs the base weights twice: for the fingerprint that identifies them, and as its frozen network.
+    stored = weights.load_params(config.model.init_from)
+    description = describe_adapter(
+      plan.adapter, model_config, parameters.fingerprint(stored), config.model.init_from, config.data.num_classes
+    )
+  checkpoints = Checkpoints(workdir, model_config, config.keep_checkpoints, config.keep_every, description)
+  where = plan.state_sharding
+  if checkpoints.latest_step() is not None:
+    state, progress = checkpoints.restore(plan.abstract_state)
+    if plan.adapter is not None:
+      base = _initial_params(config, model_config, where.params, stored)
+      state = state._replace(params={**base, **state.params})
+    return checkpoints, state, progress
+  checkpoints.start_fresh()
+  params = _initial_params(config, model_config, where.params, stored)
+  if plan.adapter is not None:
+    params |= jax.jit(plan.init_adapter)(jax.random.key(config.seed))
+  return checkpoints, jax.jit(plan.init_state, out_shardings=where, donate_argnums=0)(params), {}
+
+
+def _architecture(config: ConfigDict) -> SegGPTConfig:
+  """Returns the model config of `init_from` or `variant`, with the config's overrides applied."""
+  model = config.model
+  if model.init_from:
+    if not Path(model.init_from).exists() and not weights.has_weights(model.init_from):
+      raise InputError(
+        f"config.model.init_from: {model.init_from} not found; convert the released weights with "
+        f"`python convert_torch_weights.py seggpt_vit_large.pth {model.init_from}`, take packaged ones "
+        f"({', '.join(packaged.names())}), or set it to '' for a random start"
+      )
+    architecture = weights.load_config(model.init_from)
+  elif model.variant in VARIANTS:
+    architecture = VARIANTS[model.variant]
+  else:
+    raise InputError(f"config.model.variant: found {model.variant!r}, expected one of {', '.join(VARIANTS)}")
+  changes = {name: tuple(model[name]) for name in ("image_mean", "image_std") if model[name]}
+  if model.square:
+    if model.square % architecture.patch_size:
+      raise InputError(
+        f"config.model.square: found {model.square}, expected a multiple of the patch size {architecture.patch_size}"
+      )
+    changes["canvas_size"] = (2 * model.square, model.square)
+  return dataclasses.replace(architecture, drop_path_rate=model.drop_path_rate, **changes)
+
+
+def _check_batch_size(config: ConfigDict) -> None:
+  """Refuses a batch that cannot be split evenly."""
+  if config.batch_size % (jax.device_count() * config.accumulate):
+    parts = f" x config.accumulate = {config.accumulate}" if config.accumulate > 1 else ""
+    raise InputError(
+      f"config.batch_size: found {config.batch_size}, expected a multiple of the {jax.device_count()} devices{parts}"
+    )
+
+
+def _initial_params(
+  config: ConfigDict, model_config: SegGPTConfig, where: dict[str, NamedSharding], stored: dict[str, np.ndarray] | None
+) -> parameters.Params:
+  """Returns random parameters or those of `init_from`, as float32 on their devices.
+
+  Args:
+    config: configuration of the run.
+    model_config: architecture of the network.
+    where: a sharding for each parameter.
+    stored: parameters of `init_from` if they have been read already.
+  """
+  if not config.model.init_from:
+    return jax.jit(lambda: parameters.split(SegGPT(model_config, rngs=nnx.Rngs(config.seed)))[1], out_shardings=where)()
+  source = weights.load_config(config.model.init_from)
+  stored = weights.load_params(config.model.init_from, source) if stored is None else stored
+  params = parameters.resize_canvas(stored, source, model_config.canvas_size)
+  return {name: _place(value, where[name]) for name, value in params.items()}
+
+
+def _place(value: np.ndarray, where: NamedSharding) -> jax.Array:
+  """Copies a host array to its devices as float32; each process fills its own devices."""
+  return jax.make_array_from_callback(value.shape, where, lambda index: value[index].astype(np.float32))
+
+
+def _training_batches(config: ConfigDict, pairs: pipeline.TrainingPairs, start: int) -> Iterator[pipeline.Batch]:
+  """Returns this process's share of the training batches from step `start` on."""
+  return pipeline.training_batches(
+    pairs,
+    batch_size=config.batch_size // jax.process_count(),
+    seed=config.seed,
+    num_threads=config.data.num_threads if config.data.num_threads >= 0 else min(os.cpu_count() or 1, 16),
+    num_workers=config.data.num_workers,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    start=start,
+  )
+
+
+def _dtype(config: ConfigDict) -> jnp.dtype:
+  return parameters.default_dtype() if config.model.dtype == "auto" else jnp.dtype(config.model.dtype)
+
+
+def _describe(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh) -> str:
+  """Returns canvas, classes, number format and devices in words."""
+  height, width = model_config.canvas_size
+  shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+  return (
+    f"canvas {height} x {width}, {config.data.num_classes} classes, {_dtype(config).name} on "
+    f"{jax.device_count()} x {jax.devices()[0].device_kind} ({shape})"
+  )
+
+
+def _describe_samples(inputs: Inputs, samples: np.ndarray) -> str:
+  """Returns the names of the queries in a batch, at most eight of them."""
+  if "train" not in inputs.sources:
+    return "tasks that were drawn at random"
+  queries = list(dict.fromkeys(inputs.sources["train"].name(int(index)) for index in samples[:, 1]))
+  share = f" (the share of process {jax.process_index()})" if jax.process_count() > 1 else ""
+  return ", ".join(queries[:8]) + (f" and {len(queries) - 8} more" if len(queries) > 8 else "") + share

@@ -1,0 +1,101 @@
+"""Validates a run on its fixed validation pairs and remembers the best score."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from seggpt_jax.data import pipeline
+from seggpt_jax.metrics.iou import iou_from_confusion, mean_iou
+from seggpt_jax.model.parameters import Params
+from seggpt_jax.training import sharding
+from seggpt_jax.training.bad_files import SharedBadFiles
+from seggpt_jax.training.step import StepOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class Validator:
+  """Scores parameters on the validation pairs, which are the same each time.
+
+  Attributes:
+    config: configuration of the run.
+    pairs: validation pairs.
+    mesh: devices that share a batch.
+    eval_step: compiled evaluation step of `step.make_eval_step`.
+    bad_files: collects the files that cannot be read.
+  """
+
+  config: ConfigDict
+  pairs: pipeline.EvaluationPairs
+  mesh: Mesh
+  eval_step: Callable[..., StepOutput]
+  bad_files: SharedBadFiles
+
+  def __call__(self, params: Params) -> tuple[dict[str, float], pipeline.Batch, np.ndarray]:
+    """Returns loss, mIoU and IoU of each class, and the first batch with its predicted colors for a panel."""
+    config = self.config
+    batches = pipeline.evaluation_batches(
+      self.pairs,
+      # A micro-batch at a time, as in training: a whole batch may not fit in memory.
+      batch_size=config.batch_size // (config.accumulate * jax.process_count()),
+      num_pairs=config.eval_pairs,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    confusion, losses, counts = np.zeros((config.data.num_classes,) * 2, np.int64), [], []
+    for index, batch in enumerate(batches):
+      placed = sharding.put_batch(self.mesh, {key: batch[key] for key in pipeline.DEVICE_KEYS})
+      output = self.eval_step(params, placed)
+      self.bad_files.add("val", batch["bad"])
+      confusion += np.asarray(output.confusion)
+      losses.append(float(output.loss))
+      # The loss of a batch is the mean over this many pixels.
+      counts.append(int(np.asarray(output.confusion).sum()))
+      if index == 0:
+        first = batch, local_shards(output.colors)
+    self.bad_files.settle()
+    loss = float(np.average(losses, weights=counts)) if any(counts) else float("nan")
+    result = {"loss": loss, "miou": float(mean_iou(confusion))}
+    result |= {f"iou_{index}": float(value) for index, value in enumerate(iou_from_confusion(confusion))}
+    return result, *first
+
+
+class BestScore:
+  """Remembers the best validation mIoU of a run and ends a run that no longer improves.
+
+  Args:
+    patience: evaluations without a better mIoU after which the run ends; 0 never ends it.
+    miou: best mIoU of earlier starts of the run, 0..1; -1 if there is none.
+    since_best: evaluations since the best one in earlier starts of the run.
+  """
+
+  def __init__(self, patience: int, miou: float = -1.0, since_best: int = 0):
+    self._patience = patience
+    self.miou, self.since_best = miou, since_best
+
+  def update(self, miou: float) -> bool:
+    """Records the mIoU of an evaluation and returns whether it is the best so far."""
+    better = miou > self.miou
+    self.miou = miou if better else self.miou
+    self.since_best = 0 if better else self.since_best + 1
+    return better
+
+  def should_stop(self) -> bool:
+    """Returns whether the run has not improved for too long."""
+    return 0 < self._patience <= self.since_best
+
+  def to_progress(self) -> dict[str, Any]:
+    """Returns what a checkpoint stores; the arguments `miou` and `since_best` of the next start."""
+    return {"best_miou": self.miou, "since_best": self.since_best}
+
+
+def local_shards(array: jax.Array) -> np.ndarray:
+  """Returns the part of an array split along the batch that is stored on this process's devices."""
+  shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+  return np.concatenate([np.asarray(shard.data) for shard in shards])

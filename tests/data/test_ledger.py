@@ -1,0 +1,79 @@
+"""The ledger of finished work: a stopped run resumes, torn lines do no harm, and runs do not mix."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seggpt_jax.data import ledger
+from seggpt_jax.data.ledger import Ledger
+from seggpt_jax.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_finished_items_are_read_back_by_every_process(tmp_path):
+  with Ledger(tmp_path / "one.jsonl", "*.jsonl") as first, Ledger(tmp_path / "two.jsonl", "*.jsonl") as second:
+    first.add("a", pixels=3)
+    second.add("b", bad="broken")
+    assert first.finished == {"a": {"name": "a", "pixels": 3}}
+    assert first.read_all() == second.read_all() == {**first.finished, "b": {"name": "b", "bad": "broken"}}
+  with Ledger(tmp_path / "one.jsonl", "*.jsonl") as again:
+    again.add("b", pixels=4)
+  assert ledger.read_entries(tmp_path)["a"]["pixels"] == 3
+
+
+@pytest.mark.parametrize("torn", [b'{"name": "b", "pix', b'{"name": "b', b"{", b"\xff\xfe"])
+def test_a_line_that_a_kill_has_cut_off_does_not_spoil_the_next(tmp_path, torn):
+  with Ledger(tmp_path / "one.jsonl", "*.jsonl") as first:
+    first.add("a")
+  with open(tmp_path / "one.jsonl", "ab") as file:
+    file.write(torn)
+  with Ledger(tmp_path / "one.jsonl", "*.jsonl") as second:
+    assert second.finished.keys() == {"a"}
+    second.add("c")
+  assert ledger.read_entries(tmp_path).keys() == {"a", "c"}
+
+
+def test_a_whole_line_of_another_program_is_named(tmp_path):
+  (tmp_path / "one.jsonl").write_text('{"name": "a"}\n[1, 2]\n')
+  with pytest.raises(InputError, match=r"one\.jsonl line 2: found no object with a name"):
+    Ledger(tmp_path / "one.jsonl", "*.jsonl")
+
+
+def test_a_note_is_read_back_and_other_files_are_named(tmp_path):
+  path = tmp_path / "new" / "note.json"
+  assert ledger.read_note(path) is None
+  ledger.write_note(path, {"seed": 1})
+  assert ledger.read_note(path) == {"seed": 1}
+  assert [file.name for file in path.parent.iterdir()] == ["note.json"]
+  for text in ("{", "[1]", ""):
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"note\.json: cannot be read .*, expected what an earlier run wrote"):
+      ledger.read_note(path)
+
+
+def test_the_first_setting_that_differs_is_named(tmp_path):
+  path = tmp_path / "note.json"
+  ledger.check_settings(path, {"seed": 1, "split": [1]}, {"split": [1], "seed": 1}, "start over")
+  for current in ({"seed": 2}, {}, {"seed": 1, "split": 3}):
+    with pytest.raises(InputError, match=r"note\.json: found --(seed=1|split=None) of an earlier run, .*; start over"):
+      ledger.check_settings(path, {"seed": 1}, current, "start over", prefix="--")
+
+
+def test_a_second_process_cannot_lock_the_folder(tmp_path):
+  code = "import sys, pathlib; from seggpt_jax.data.ledger import exclusive\n"
+  code += "with exclusive(pathlib.Path(sys.argv[1])): print('locked')"
+
+  def other():
+    command = [sys.executable, "-c", code, tmp_path]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+  with ledger.exclusive(tmp_path):
+    assert "found a run at work in it" in other().stderr
+  assert other().stdout == "locked\n"

@@ -1,0 +1,237 @@
+"""Every command and example that README.md and docs/ print works: nobody should copy a line that fails.
+
+Commands run as printed, in a folder that holds small files under the names the pages use. Flags in `SMALLER` come after
+the printed ones, to keep the run short. What needs a cluster, another dataset or hours is in `NOT_RUN` with the reason,
+and only its flags and config keys are checked.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seggpt_jax.synthetic.boards import write_boards
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Beginnings of printed commands, and why they are not run.
+NOT_RUN = {
+  "seggpt evaluate ": "needs PASCAL VOC; tests/evaluation runs it on small copies of every benchmark",
+  "seggpt train --config base --workdir runs/pets": "needs the Oxford pets in TFDS format",
+  "seggpt train --config base --workdir /shared": "needs a cluster",
+  "seggpt train --config base --workdir /mnt": "needs a TPU slice",
+  "seggpt train --config demo --workdir runs/two": "starts two processes; tests/training/test_distributed.py does it",
+  "seggpt train --config pretrain_small": "makes its own pictures for hours; tests/training pretrains on some",
+  "seggpt train --config lora --workdir runs/brain_lora": "needs the brain slices",
+  "seggpt train --config small --workdir runs/brain": "needs the brain slices",
+  "seggpt infer --model-path small --dataset-dir BRAIN": "needs the brain slices",
+  "seggpt infer --model-path runs/brain": "needs the brain slices",
+}
+
+# Flags that keep a run short, by the beginning of the command; the first that fits is taken.
+_FEW_STEPS = [
+  *("--config.num_steps=1", "--config.batch_size=4", "--config.eval_pairs=2", "--config.panel_every=0"),
+  *("--config.data.resize=20", "--config.data.num_threads=1", "--config.model.remat=none"),
+]
+SMALLER = {
+  "seggpt boards": ["--num_train=8", "--num_val=2"],
+  "seggpt train --config demo": [*_FEW_STEPS, "--config.model.init_from=weights/vit_large", "--config.data.resize=0"],
+  "seggpt train": _FEW_STEPS,
+  "seggpt evaluate-in-context": ["--model-path=weights/vit_large", "--families=regions", "--num-episodes=1"],
+  "seggpt retrieve": ["--cache="],
+}
+
+
+# ------------------------------------------------------------------------------------------------------ reading pages
+
+
+def blocks(page: Path, language: str) -> list[str]:
+  """Returns the code blocks of a page in one language."""
+  return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def commands(page: Path) -> list[list[str]]:
+  """Returns the words of every command in the shell blocks of a page."""
+  lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+  return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def seggpt_commands(words: list[str]) -> list[list[str]]:
+  """Returns the `seggpt` commands in a line, also inside loops and quoted arguments of other programs."""
+  for i, word in enumerate(words):
+    if word == "seggpt":
+      end = next((j for j in range(i, len(words)) if words[j] in ("&", ";", "done;", "done")), len(words))
+      return [words[i:end]]
+  return [found for word in words if "seggpt " in word for found in seggpt_commands(shlex.split(word))]
+
+
+def fitting(table: dict[str, list[str] | str], command: list[str]) -> list[str] | str | None:
+  """Returns the entry of a table whose key the command begins with."""
+  return next((value for start, value in table.items() if (shlex.join(command) + " ").startswith(start)), None)
+
+
+ALL = [(page, command) for page in PAGES for words in commands(page) for command in seggpt_commands(words)]
+CHECKED = [command for _, command in ALL if fitting(NOT_RUN, command)]
+RUN = [(page, command) for page, command in ALL if not fitting(NOT_RUN, command)]
+PAGES_THAT_RUN = [page for page in PAGES if blocks(page, "python") or page in {page for page, _ in RUN}]
+
+
+# ----------------------------------------------------------------------------------------------------- running commands
+
+
+@pytest.fixture(scope="module")
+def files(weights_directory, tmp_path_factory) -> Path:
+  """Small files under the names that the pages use."""
+  import av
+  import torch
+
+  from seggpt_jax.model import torch_weights, weights
+
+  folder = tmp_path_factory.mktemp("files")
+  write_boards(folder / "DATASET", num_train=12, num_val=2, seed=0, size=64, labels="etched", one_kind=True)
+  labeled = sorted((folder / "DATASET" / "train" / "images").iterdir())
+  for name, source in (("query.jpg", labeled[0]), ("prompt.jpg", labeled[1])):
+    Image.open(source).save(folder / name)
+  for name in ("prompt_label.png", "first.png"):
+    shutil.copy(folder / "DATASET" / "train" / "labels" / labeled[1].name, folder / name)
+  with av.open(str(folder / "street.mp4"), "w") as video:
+    stream = video.add_stream("mpeg4", rate=5)
+    stream.width = stream.height = 64
+    for shift in (0, 4):
+      pixels = np.roll(np.asarray(Image.open(labeled[1]).convert("RGB")), shift, 1)
+      video.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+    video.mux(stream.encode())
+  for name in ("weights/vit_large", "runs/mine"):
+    shutil.copytree(weights_directory, folder / name)
+  config = weights.load_config(weights_directory)
+  tensors = torch_weights.to_torch(weights.load_params(weights_directory, config), config.depth, "baai")
+  torch.save({"model": {name: torch.tensor(value) for name, value in tensors.items()}}, folder / "seggpt_vit_large.pth")
+  return folder
+
+
+def make_class_folders(folder: Path) -> None:
+  """Turns DATASET into the layout of the original tool, with two products."""
+  boards = folder / "boards"
+  (folder / "DATASET").rename(boards)
+  for split in ("train", "val"):
+    for i, image in enumerate(sorted((boards / split / "images").iterdir())):
+      for kind in ("image", "label"):
+        target = folder / "DATASET" / split / f"product{i % 2}" / "scratch" / kind / image.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(boards / split / f"{kind}s" / image.name, target)
+
+
+def run(folder: Path, *command: str) -> None:
+  """Runs Python in a folder, on one device as on a laptop."""
+  environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+  done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+
+
+def seggpt(folder: Path, *arguments: str) -> None:
+  run(folder, "-c", "from seggpt_jax.cli.main import main; main()", *arguments)
+
+
+@pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=lambda page: page.stem)
+def test_the_commands_and_examples_of_a_page_run_in_their_order(page, files, tmp_path):
+  folder = tmp_path / "work"
+  shutil.copytree(files, folder)
+  if page.stem == "prepare":
+    make_class_folders(folder)
+  if page.stem in ("boards", "tutorial", "retrieval"):
+    # The page draws the dataset itself.
+    shutil.move(folder / "DATASET", folder / "drawn before")
+  printed = [command for its_page, command in RUN if its_page == page]
+  if page.stem == "retrieval":
+    # Boards are drawn last on this page, where it says what was measured.
+    printed.sort(key=lambda command: command[1] != "boards")
+  for command in printed:
+    if command[1] == "convert":
+      shutil.rmtree(folder / command[-1])  # a stand-in for what this command writes
+    seggpt(folder, *command[1:], *(fitting(SMALLER, command) or []))
+  for block in blocks(page, "python"):
+    run(folder, "-c", block)
+
+
+# ---------------------------------------------------------------------------------------------------- checking commands
+
+
+def test_flags_and_keys_of_commands_that_are_not_run_exist(tmp_path):
+  """A renamed flag or key, and one that is refused beside the others of its command, is found here."""
+  from seggpt_jax.cli import packaged_configs
+  from seggpt_jax.training.config import check_config
+
+  known: dict[str, set[str]] = {}
+  for _, name, *arguments in CHECKED:
+    if name not in known:
+      help_text = subprocess.run(
+        [sys.executable, "-c", "from seggpt_jax.cli.main import main; main()", name, "--help"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+      ).stdout
+      known[name] = set(re.findall(r"--(?:\[no\])?([\w-]+)", help_text))
+    given = [argument.lstrip("-").split("=")[0] for argument in arguments if argument.startswith("--")]
+    assert {flag for flag in given if not flag.startswith("config.")} <= known[name], arguments
+    if name == "train":
+      config = packaged_configs.load(arguments[arguments.index("--config") + 1])
+      for argument in arguments:
+        if argument.startswith("--config."):
+          key, value = argument.removeprefix("--config.").split("=", 1)
+          default = config
+          for part in key.split("."):
+            default = default[part]
+          value = value if isinstance(default, str) else ast.literal_eval(value)
+          config.update_from_flattened_dict({key: value})
+      check_config(config)
+
+
+def test_other_printed_commands_exist():
+  """Targets of make, extras of pip, flags of benchmarks, and files of pytest."""
+  targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+  extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+  for page in PAGES:
+    for words in commands(page):
+      line = shlex.join(words)
+      if seggpt_commands(words) or words[0] == "export":
+        continue
+      if words[0] == "make":
+        assert words[1] in targets, line
+      elif words[:2] == ["pip", "install"]:
+        assert set(re.findall(r"\w+", words[2])) <= set(extras), line
+      elif "pytest" in words:
+        assert all((ROOT / word).exists() for word in words if word.startswith("tests")), line
+      elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
+        source = (ROOT / f"{words[2].replace('.', '/')}.py").read_text()
+        defined = set(re.findall(r'DEFINE_\w+\(\s*"([\w-]+)"', source))
+        assert {word[2:].split("=")[0] for word in words if word.startswith("--")} <= defined, line
+      elif words[:2] == ["python", "-m"]:
+        assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), line
+      else:
+        assert any((ROOT / word).is_file() for word in words if word.endswith(".py")), line
+
+
+def test_every_reason_not_to_run_a_command_is_used():
+  assert [start for start in NOT_RUN if not any((shlex.join(c) + " ").startswith(start) for _, c in ALL)] == []
+
+
+def test_every_subcommand_and_every_room_has_its_place_in_the_reference():
+  from seggpt_jax.cli.main import COMMANDS
+
+  reference = ROOT / "docs" / "reference"
+  assert set(re.findall(r"^## seggpt ([\w-]+)", (reference / "commands.md").read_text(), re.M)) == set(COMMANDS)
+  rooms = {path.parent.name for path in (ROOT / "seggpt_jax").glob("*/__init__.py")} - {"cli", "packaged"}
+  assert {room for room in rooms if not (reference / f"{room}.md").is_file()} == set()
