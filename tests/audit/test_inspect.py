@@ -170,7 +170,7 @@ def test_a_label_that_an_image_with_exif_turns_away_from_is_explained(tmp_path):
   (tmp_path / "train/images/a00.png").unlink()
   save(tmp_path / "train/labels/a00.png", np.ones((30, 60), np.uint8))
   findings = inspected(tmp_path)
-  assert "turned by an EXIF tag" in advised(findings)
+  assert "an EXIF tag rotates the image but not its label" in advised(findings)
   assert findings.train.turned == 1
 
 
@@ -178,11 +178,11 @@ def test_few_images_are_called_few_and_a_missing_val_gets_the_line_that_divides(
   write(tmp_path, num_train=5, num_val=0)
   text = advised(inspected(tmp_path))
   assert "only 5 usable samples" in text and "seggpt prepare --kind=folder" in text
-  assert "its scores will jump" in advised(inspected(write(tmp_path, num_val=3)))
+  assert "its scores are noisy" in advised(inspected(write(tmp_path, num_val=3)))
 
 
 def test_an_only_sample_is_too_few(tmp_path):
-  assert "1 usable sample: training will refuse" in advised(inspected(write(tmp_path, num_train=1)))
+  assert "1 usable sample: training stops" in advised(inspected(write(tmp_path, num_train=1)))
 
 
 def test_images_without_any_labels_are_inspected_all_the_same(tmp_path):
@@ -190,7 +190,7 @@ def test_images_without_any_labels_are_inspected_all_the_same(tmp_path):
   for label in (tmp_path / "train/labels").iterdir():
     label.unlink()
   findings = inspected(tmp_path)
-  assert len(findings.train.problems["unmatched"]) == 13 and "training will refuse" in advised(findings)
+  assert len(findings.train.problems["unmatched"]) == 13 and "training stops" in advised(findings)
 
 
 def test_large_images_want_memory_or_smaller_copies(tmp_path):
@@ -309,9 +309,9 @@ def test_labels_unlike_those_looked_at_first_are_met(tmp_path):
 
 
 def test_no_foreground_at_all_is_refused_and_much_emptiness_is_not(tmp_path):
-  assert "no label of train holds any foreground" in advised(inspected(write(tmp_path / "a", lambda i: blob(0))))
+  assert "no label of train shows any foreground" in advised(inspected(write(tmp_path / "a", lambda i: blob(0))))
   text = advised(inspected(write(tmp_path / "b", lambda i: blob(int(i % 4 == 0)))))
-  assert "75% of train are without foreground" in text and "data.balanced=True, data.negative=0.1" in text
+  assert "75% of train have no foreground" in text and "data.balanced=True, data.negative=0.1" in text
 
 
 def test_rare_classes_and_those_of_one_split_only(tmp_path):
@@ -358,7 +358,7 @@ def test_copies_between_and_inside_splits(tmp_path):
   findings = inspected(tmp_path)
   text = advised(findings)
   assert findings.copies[0].pairs[0][:2] == ("a04", "a03") and findings.copies[0].num_copied == 1
-  assert "1 of 6 images of val are in train too" in text and "a08 = a09" in text
+  assert "1 of 6 images of val are also in train" in text and "a08 = a09" in text
 
 
 # -------------------------------------------------------------------------------------------------------------- kinds
