@@ -14,7 +14,7 @@ _Result = TypeVar("_Result")
 def read_ahead(
   read: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int = 4, ahead: int = 8
 ) -> Generator[tuple[_Item, Future[_Result]], None, None]:
-  """Calls a function on items in threads, in order, a bounded number of items ahead of the caller.
+  """Calls a function on items in threads, in order, a bounded number of items ahead.
 
   Args:
     read: the function, called once for each item.
