@@ -1,7 +1,7 @@
 """Fine-tunes the released SegGPT ViT-Large with the original fine-tuning tool's values.
 
-  python convert_torch_weights.py seggpt_vit_large.pth weights/vit_large
-  python train.py --config configs/base.py --workdir runs/mine --config.data.path=DATASET
+  seggpt convert seggpt_vit_large.pth weights/vit_large
+  seggpt train --config base --workdir runs/mine --config.data.path=DATASET
 
 DATASET holds {train,val}/{images,labels}. seggpt_jax/training/schema.py explains every key.
 """

@@ -1,7 +1,7 @@
 """Fine-tunes the packaged small SegGPT on synthetic boards with the classes board and copper, for the demo.
 
-python -m seggpt_jax.data.boards demo_run/boards --num_train 400 --size 96 --scale 2 --most 2 --labels etched
-python train.py --config configs/demo.py --workdir demo_run/run --config.data.path=demo_run/boards
+seggpt boards demo_run/boards --num-train 400 --size 96 --scale 2 --most 2 --labels etched
+seggpt train --config demo --workdir demo_run/run --config.data.path=demo_run/boards
 """
 
 from ml_collections import ConfigDict

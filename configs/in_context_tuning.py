@@ -1,7 +1,7 @@
 """Learns a prompt: an image and its target for one task, in front of a frozen network (arXiv 2304.03284, section 3.3).
 
-  python train.py --config configs/in_context_tuning.py --workdir runs/prompt --config.data.path=DATASET
-  python infer.py --model-path weights/vit_large --adapter runs/prompt --dataset-dir DATASET/val --outdir OUT
+  seggpt train --config in_context_tuning --workdir runs/prompt --config.data.path=DATASET
+  seggpt infer --model-path weights/vit_large --adapter runs/prompt --dataset-dir DATASET/val --outdir OUT
 
 On a laptop add --config.model.init_from=small --config.data.resize=112.
 """

@@ -1,10 +1,10 @@
 """Trains a LoRA: small updates of the kernels of a frozen network.
 
-  python train.py --config configs/lora.py --workdir runs/lora --config.data.path=DATASET
-  python infer.py --model-path weights/vit_large --adapter runs/lora --dataset-dir DATASET/val --outdir OUT \\
+  seggpt train --config lora --workdir runs/lora --config.data.path=DATASET
+  seggpt infer --model-path weights/vit_large --adapter runs/lora --dataset-dir DATASET/val --outdir OUT \\
     --prompt-img-dir DATASET/train/images --prompt-label-dir DATASET/train/labels
 
-`python -m seggpt_jax.model.merge weights/vit_large runs/lora weights/mine` merges both into plain weights. On a laptop
+`seggpt merge weights/vit_large runs/lora weights/mine` merges both into plain weights. On a laptop
 add --config.model.init_from=small --config.data.resize=112.
 """
 

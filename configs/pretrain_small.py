@@ -2,8 +2,8 @@
 
 The first run has small squares, where a step is cheap; the second continues on squares of 96 pixels:
 
-  python train.py --config configs/pretrain_small.py:64 --workdir runs/small_64
-  python train.py --config configs/pretrain_small.py:96 --workdir runs/small_96 --config.model.init_from=runs/small_64
+  seggpt train --config pretrain_small:64 --workdir runs/small_64
+  seggpt train --config pretrain_small:96 --workdir runs/small_96 --config.model.init_from=runs/small_64
 
 They take 45 and 40 minutes on two cores. The foreground IoU on held-out families is 0.59 after the first (at 64 pixels)
 and 0.73 after the second; docs/small.md has all results.

@@ -1,6 +1,6 @@
 """Fine-tunes the packaged small SegGPT on your own dataset, in minutes on a laptop.
 
-python train.py --config configs/small.py --workdir runs/mine --config.data.path=DATASET --config.data.num_classes=3
+seggpt train --config small --workdir runs/mine --config.data.path=DATASET --config.data.num_classes=3
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,13 @@
-"""What every test runs under: eight simulated devices, checked shapes, and no silent broadcasting."""
+"""Settings of every test: eight simulated devices, checked shapes, and no silent broadcasting."""
 
 import os
 import tempfile
 
-# Before JAX is imported anywhere: the suite must see what a user with eight devices sees, on the CPU.
+# These must be set before JAX is imported anywhere: the tests run on eight simulated CPU devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
-# Many tests train the same little network: whoever compiles it first does so for all processes of this session.
+# Many tests train the same tiny network: the processes of one session share what any of them has compiled.
 _SESSION = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"seggpt_jax_tests_{_SESSION}")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
@@ -23,7 +23,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from hypothesis import settings
 
-# The same examples every time: a suite that fails once in twenty runs tells nobody anything. First calls compile.
+# Hypothesis draws the same examples in every run, so that no test fails once in twenty runs. First calls compile, and
+# take longer than any deadline.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 

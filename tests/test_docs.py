@@ -48,6 +48,8 @@ _FEW_STEPS = [
 SMALLER = {
   "seggpt boards": ["--num_train=8", "--num_val=2"],
   "seggpt train --config demo": [*_FEW_STEPS, "--config.model.init_from=weights/vit_large", "--config.data.resize=0"],
+  "seggpt train --config lora": [*_FEW_STEPS, "--config.optim.warmup=0"],
+  "seggpt train --config in_context_tuning": [*_FEW_STEPS, "--config.optim.warmup=0"],
   "seggpt train": _FEW_STEPS,
   "seggpt evaluate-in-context": ["--model-path=weights/vit_large", "--families=regions", "--num-episodes=1"],
   "seggpt retrieve": ["--cache="],
@@ -85,7 +87,9 @@ def fitting(table: dict[str, list[str] | str], command: list[str]) -> list[str] 
 ALL = [(page, command) for page in PAGES for words in commands(page) for command in seggpt_commands(words)]
 CHECKED = [command for _, command in ALL if fitting(NOT_RUN, command)]
 RUN = [(page, command) for page, command in ALL if not fitting(NOT_RUN, command)]
-PAGES_THAT_RUN = [page for page in PAGES if blocks(page, "python") or page in {page for page, _ in RUN}]
+# A page all of whose commands are on an earlier page, too, is not run again.
+FIRST_PAGES = {shlex.join(command): page for page, command in reversed(RUN)}
+PAGES_THAT_RUN = [page for page in PAGES if blocks(page, "python") or page in FIRST_PAGES.values()]
 
 
 # ----------------------------------------------------------------------------------------------------- running commands

@@ -21,7 +21,9 @@ from seggpt_jax.inference import pictures, tiling
 from seggpt_jax.palette import display_palette
 
 _PALETTE = display_palette(256)
-_JPEG_QUALITY = 80
+# Tinted pictures need the higher quality and a strong tint: otherwise the color of a single pixel is almost lost.
+_QUALITY, _QUALITY_TINTED = 80, 90
+_OPACITY = 0.8
 _CHART = 480, 110  # width and height of the bars in pixels
 
 _PAGE = Template("""<!DOCTYPE html>
@@ -126,10 +128,10 @@ def thumbnail(
     for index in np.unique(labels[labels > 0]):
       mask = Image.fromarray((labels == index).astype(np.float32)).resize(size[::-1], Image.Resampling.BOX)
       shown[np.asarray(mask) > 0] = index
-    small = pictures.overlay(small, shown, _PALETTE)
+    small = pictures.overlay(small, shown, _PALETTE, _OPACITY)
   file = io.BytesIO()
   # Colors at full resolution: at half, which is the default, the tint of a single pixel would be lost.
-  Image.fromarray(small).save(file, "jpeg", quality=_JPEG_QUALITY, subsampling=0)
+  Image.fromarray(small).save(file, "jpeg", quality=_QUALITY if labels is None else _QUALITY_TINTED, subsampling=0)
   return file.getvalue()
 
 

@@ -221,7 +221,7 @@ def _trained_format(path: Path) -> LabelFormat:
   """Reads the label format from the config.json of a training run.
 
   Raises:
-    InputError: the file was not written by train.py.
+    InputError: the file was not written by training.
   """
   try:
     stored = json.loads(path.read_text())

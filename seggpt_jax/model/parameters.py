@@ -95,8 +95,10 @@ def check_finite(source: str, params: Mapping[str, np.ndarray]) -> None:
     InputError: a parameter holds infinite values or NaN.
   """
   for name, value in params.items():
+    with np.errstate(over="ignore"):
+      total = np.sum(value, dtype=np.float32)
     # A sum is quick and finds every such value. It may also overflow, so only the count decides.
-    if not np.isfinite(np.sum(value, dtype=np.float32)):
+    if not np.isfinite(total):
       count = int(np.sum(~np.isfinite(value.astype(np.float32))))
       if count:
         raise InputError(f"{source}: {name} holds {count} values that are not finite, expected numbers")

@@ -114,7 +114,7 @@ def find_weights(name: str | os.PathLike) -> Path:
     return file
   if not path.exists():
     raise InputError(
-      f"{name}: not found, expected a weights directory of convert_torch_weights.py or train.py, or one of the "
+      f"{name}: not found, expected a weights directory, a training run, or one of the "
       f"packaged weights: {', '.join(packaged.names())}"
     )
   found = find_checkpoint(path, _WEIGHTS)
@@ -122,12 +122,12 @@ def find_weights(name: str | os.PathLike) -> Path:
     return found
   if find_adapter(path):
     raise InputError(
-      f"{name}: found an adapter, which is no network by itself, expected weights; pass the adapter with --adapter, or "
-      "merge the two with `seggpt merge`"
+      f"{name}: found an adapter, which is not a network by itself, expected weights; pass the adapter with --adapter, "
+      "or merge the two with `seggpt merge`"
     )
   raise InputError(
-    f"{name}: found no `params` and `config` in it, expected a weights directory of convert_torch_weights.py or "
-    "train.py (convert a .pth or .safetensors file with convert_torch_weights.py first)"
+    f"{name}: found no `params` and `config` in it, expected a weights directory or a training run "
+    "(convert a .pth or .safetensors file with `seggpt convert` first)"
   )
 
 

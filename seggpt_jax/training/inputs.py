@@ -101,7 +101,7 @@ def _open(data: ConfigDict, name: str) -> Source:
   if not data.path or not remote_or_local(data.path).is_dir():
     raise InputError(
       f"config.data.path: folder {data.path!r} not found, expected {KINDS[data.source]} in it; "
-      "`python -m seggpt_jax.data.boards DIRECTORY` writes an example"
+      "`seggpt boards DIRECTORY` writes an example"
     )
   dataset = Dataset(
     data.source,
@@ -121,7 +121,7 @@ def _open(data: ConfigDict, name: str) -> Source:
   if name == "train" and not has_foreground(source, _skip(data)):
     raise InputError(
       f"{data.path}: found nothing but background in the {len(source)} labels of {split}, read as {label_format}, "
-      "expected some foreground to learn from; `python -m seggpt_jax.data.inspect` shows what the labels hold"
+      "expected some foreground to learn from; `seggpt inspect` shows what the labels hold"
     )
   return source
 

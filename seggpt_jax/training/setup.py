@@ -241,7 +241,7 @@ def _architecture(config: ConfigDict) -> SegGPTConfig:
     if not Path(model.init_from).exists() and not weights.has_weights(model.init_from):
       raise InputError(
         f"config.model.init_from: {model.init_from} not found; convert the released weights with "
-        f"`python convert_torch_weights.py seggpt_vit_large.pth {model.init_from}`, take packaged ones "
+        f"`seggpt convert seggpt_vit_large.pth {model.init_from}`, take packaged ones "
         f"({', '.join(packaged.names())}), or set it to '' for a random start"
       )
     architecture = weights.load_config(model.init_from)

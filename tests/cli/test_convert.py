@@ -1,4 +1,4 @@
-"""convert_torch_weights.py as its user runs it: real processes, real files, exit codes and what is printed."""
+"""Conversion as users start it: real processes, real files, exit statuses and what is printed."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def params() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def checkpoint(params, tmp_path_factory) -> Path:
-  """A release-like file with one tensor that no SegGPT has."""
+  """A file like the released one, with one tensor that no SegGPT has."""
   path = tmp_path_factory.mktemp("checkpoint") / "seggpt.pth"
   tensors = torch_weights.to_torch(dict(params), CONFIG.depth, "baai")
   state = {name: torch.tensor(value) for name, value in tensors.items()}
@@ -51,7 +51,7 @@ def checkpoint(params, tmp_path_factory) -> Path:
 
 
 def test_there_and_back(params, checkpoint, tmp_path):
-  """The three commands of the docs: to JAX, back to the original's names, and to transformers' directory.
+  """The three commands of the docs: to JAX, back to the names of the original, and to a transformers directory.
 
   Reference: the parameters the file was made of, bit for bit. Nothing but the table and the result is printed.
   """
@@ -80,7 +80,7 @@ def test_there_and_back(params, checkpoint, tmp_path):
 
 
 def test_weights_of_a_training_run(params, tmp_path):
-  """INPUT may be a run: its best weights are taken, and without --to they are written as a directory of their own."""
+  """INPUT may be a training run: its best weights are taken, or else its newest."""
   run = tmp_path / "run"
   for step in ("checkpoints/2", "checkpoints/10"):
     weights.save_weights(run / step, {name: value + int(Path(step).name) for name, value in params.items()}, CONFIG)
@@ -103,7 +103,7 @@ class RunsCode:
 
 
 def refused(*args) -> str:
-  """Status 2, one line on stderr, nothing on stdout."""
+  """Checks status 2, one line on stderr and nothing on stdout; returns the line."""
   done = convert(*args)
   assert (done.returncode, done.stdout) == (2, ""), done
   assert done.stderr.startswith("error: ")
@@ -112,7 +112,7 @@ def refused(*args) -> str:
 
 
 def test_missing_input(tmp_path):
-  """A mistyped path is answered with the path, not with a traceback; no output appears."""
+  """A mistyped path is named in one line, and no output appears."""
   assert f"{tmp_path / 'nothing.pth'}: not found" in refused(tmp_path / "nothing.pth", tmp_path / "out")
   assert not list(tmp_path.iterdir())
 
@@ -131,10 +131,10 @@ def test_text_file(tmp_path):
 
 
 def test_existing_output_is_kept(checkpoint, tmp_path):
-  """Nobody loses a fine-tuned model by naming it as the output."""
+  """An existing model is not overwritten."""
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "precious").write_text("untouched")
-  assert "found something there already" in refused(checkpoint, tmp_path / "out")
+  assert "already exists; choose a new path" in refused(checkpoint, tmp_path / "out")
   assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["untouched"]
 
 
@@ -143,13 +143,13 @@ def test_existing_output_is_kept(checkpoint, tmp_path):
   [(["one"], "found 1 argument, expected 2: INPUT OUTPUT"), (["--to", "tf", "a", "b"], "--to=tf")],
 )
 def test_wrong_command_line(args, message):
-  """Wrong flags end in the same one line."""
+  """Wrong flags end with status 2 and one line, too."""
   assert message in refused(*args)
 
 
 @pytest.mark.parametrize("damage", ["emptied", "cut short", "config"])
 def test_damaged_weights_are_refused_by_name(params, tmp_path, damage):
-  """A copy that broke off must not look like a mistake of the program."""
+  """An incomplete copy must not look like a bug of the program."""
   weights.save_weights(tmp_path / "w", params, CONFIG)
   if damage == "config":
     (tmp_path / "w" / "config" / "metadata").write_text('{"width": "a"}')

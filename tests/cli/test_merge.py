@@ -1,4 +1,4 @@
-"""A LoRA merged for good segments as it did beside its weights, and a merge that cannot be says so at once."""
+"""Merged weights segment like the weights with their LoRA, and a merge that cannot work says so at once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def refused(done):
   return done.stderr
 
 
-def test_merged_weights_segment_as_the_two_did(folder):
+def test_merged_weights_segment_like_weights_with_their_lora(folder):
   done = merge(folder / "base", folder / "lora", folder / "below" / "merged")
   assert done.returncode == 0, done.stderr
   assert f"with {4 * NANO.depth} kernels updated" in done.stdout
@@ -57,8 +57,8 @@ def test_merged_weights_segment_as_the_two_did(folder):
   assert np.abs(plain.colors.astype(int) - merged.colors).mean() > 1
 
 
-def test_an_output_that_cannot_be_is_said_before_anything_is_read(folder):
-  """The weights and the run are missing too: what is said first was looked at first."""
+def test_an_impossible_output_is_reported_before_anything_is_read(folder):
+  """The output is checked first: the weights and the run are missing too, but are not what is reported."""
   (folder / "file").write_text("")
   (folder / "link").symlink_to(folder / "nowhere")
   for taken in ("base", "file", "link"):
@@ -67,7 +67,7 @@ def test_an_output_that_cannot_be_is_said_before_anything_is_read(folder):
   assert (folder / "file").read_text() == ""
 
 
-def test_what_does_not_merge_is_refused_and_nothing_is_left(folder):
+def test_parts_that_cannot_be_merged_are_refused_and_nothing_is_left(folder):
   adapter_runs.write_run(folder / "prompt", LearnedPrompt(), NANO, folder / "base")
   weights.save_weights(folder / "other", loud_params(NANO, seed=1), NANO)
   output = folder / "merged"

@@ -1,4 +1,4 @@
-"""The command that writes mappings: which prompts are in them, that infer.py takes them, and what is refused."""
+"""Tests of `seggpt retrieve`: the prompts it chooses, that `seggpt infer` reads its mappings, and what it refuses."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def command(folders, weights_directory, *options, program=("-m", "seggpt_jax", "
 
 
 def chosen(folders, model, **options):
-  """Both mappings, without endings, as the command makes them."""
+  """Returns both mappings as the command makes them, without file endings."""
   conditions = options.pop("conditions", None)
   queries = list_queries(folders / "data")
   prompts = list_prompts(folders / "prompts" / "images", folders / "prompts" / "labels")

@@ -1,4 +1,4 @@
-"""train.py as a user runs it: real processes, real files, exit statuses and one-line errors."""
+"""Training as users start it: real processes, real files, exit statuses and one-line errors."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def command(script, *args):
-  """One device, as on a laptop."""
+  """Runs a root script on one device, as on a laptop."""
   environment = {**os.environ, "XLA_FLAGS": ""}
   return subprocess.run(
     [sys.executable, script, *map(str, args)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

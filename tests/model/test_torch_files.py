@@ -10,7 +10,6 @@ import pickle
 import shutil
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.torch
@@ -21,6 +20,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.model import parameters, torch_files, torch_weights, weights
 from seggpt_jax.model.config import SegGPTConfig
 from tests import peers as peers_lib
+from tests.model.comparison import assert_same
 
 
 def baai_state(peers, dtype=torch.float32):
@@ -35,15 +35,6 @@ def plain(config: SegGPTConfig, **changes) -> SegGPTConfig:
   taps = tuple((k + 1) * config.depth // num_taps - 1 for k in range(num_taps))
   values = {**config.to_dict(), "feature_taps": taps, "merge_block": min(2, taps[0]), **changes}
   return SegGPTConfig.from_dict(values)
-
-
-def assert_same(found, wanted):
-  """Compares parameters bit for bit, including dtype and shape."""
-  assert found.keys() == wanted.keys()
-  for name in wanted:
-    a, b = np.asarray(found[name]), np.asarray(wanted[name])
-    assert (a.dtype, a.shape) == (b.dtype, b.shape), name
-    np.testing.assert_array_equal(a.view(np.uint8) if a.ndim else a, b.view(np.uint8) if b.ndim else b, err_msg=name)
 
 
 def contiguous(params):
@@ -236,19 +227,6 @@ def test_what_shapes_cannot_tell_survives(square, tmp_path):
   for name in ("w.pth", "w.safetensors"):
     torch_files.write(tmp_path / name, contiguous(square.params), config, "baai")
     assert torch_files.read(tmp_path / name).config == config
-
-
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_our_directory(square, tmp_path, dtype):
-  """A weights directory gives its parameters back bit for bit, and as float32 in a loaded model."""
-  params = {name: np.asarray(value).astype(dtype) for name, value in square.params.items()}
-  weights.save_weights(tmp_path / "w", params, square.config)
-  assert weights.load_config(tmp_path / "w") == square.config
-  assert_same(weights.load_params(tmp_path / "w"), params)
-  _graph, loaded = parameters.split(weights.load_model(tmp_path / "w"))
-  assert_same(loaded, {name: value.astype(np.float32) for name, value in params.items()})
-  with pytest.raises(InputError, match="already exists; choose a new path"):
-    weights.save_weights(tmp_path / "w", params, square.config)
 
 
 def test_loaded_model_predicts_as_transformers(square, tmp_path):

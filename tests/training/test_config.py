@@ -27,7 +27,7 @@ def load(path):
 def test_every_config_of_the_repository_is_valid_and_says_how_to_run_it(path):
   module = load(path)
   check_config(module.get_config())
-  assert f"train.py --config configs/{path.name}" in module.__doc__
+  assert f"seggpt train --config {path.stem}" in module.__doc__
 
 
 def test_both_stages_of_pretraining_are_valid():

@@ -1,0 +1,56 @@
+"""Weights on disk: what is saved is loaded again, from every place that a user may name."""
+
+from __future__ import annotations
+
+import os
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from benchmarks.nano import NANO
+from seggpt_jax.errors import InputError
+from seggpt_jax.model import parameters, weights
+from tests.loud_network import loud_params
+from tests.model.comparison import assert_same
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_a_weights_directory_keeps_parameters_and_architecture(square, tmp_path, dtype):
+  """A weights directory gives its parameters back bit for bit, and as float32 in a loaded model."""
+  params = {name: np.asarray(value).astype(dtype) for name, value in square.params.items()}
+  weights.save_weights(tmp_path / "w", params, square.config)
+  assert weights.load_config(tmp_path / "w") == square.config
+  assert_same(weights.load_params(tmp_path / "w"), params)
+  _graph, loaded = parameters.split(weights.load_model(tmp_path / "w"))
+  assert_same(loaded, {name: value.astype(np.float32) for name, value in params.items()})
+  with pytest.raises(InputError, match="already exists; choose a new path"):
+    weights.save_weights(tmp_path / "w", params, square.config)
+
+
+def test_paths_may_start_with_the_home_folder(tmp_path, monkeypatch):
+  """Shells do not expand `~` in `--model-path=~/weights`, nor does Python."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  weights.save_weights("~/runs/mine", loud_params(NANO), NANO)
+  assert os.listdir(tmp_path / "runs") == ["mine"]
+  assert weights.has_weights("~/runs/mine") and not weights.has_weights("~/runs/other")
+  assert weights.find_weights("~/runs/mine") == tmp_path / "runs" / "mine"
+  with pytest.raises(InputError, match="~/runs/mine: already exists"):
+    weights.check_new("~/runs/mine")
+
+
+def test_a_run_gives_its_best_weights_else_its_newest(tmp_path):
+  params = loud_params(NANO)
+  for step in (2, 10):
+    weights.save_weights(tmp_path / "checkpoints" / str(step), params, NANO)
+  assert weights.find_weights(tmp_path) == tmp_path / "checkpoints" / "10"
+  assert weights.find_weights(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "10"
+  weights.save_weights(tmp_path / "best" / "7", params, NANO)
+  assert weights.find_weights(tmp_path) == tmp_path / "best" / "7"
+
+
+def test_a_folder_without_weights_is_refused_with_what_to_do(tmp_path):
+  with pytest.raises(InputError, match=r"found no `params` and `config` in it.*convert a \.pth"):
+    weights.load_model(tmp_path)
+  with pytest.raises(InputError, match=r"not found, expected a weights directory .* packaged weights: small"):
+    weights.load_model(tmp_path / "lost")
