@@ -55,7 +55,7 @@ def load_prompt(prompt: Prompt, name: str) -> PreparedPrompt:
     return prompt
   if len(prompt) != 2:
     raise InputError(f"{name}: found {len(prompt)} arrays, expected a pair of image and label map")
-  image, labels = as_image(prompt[0], f"{name} image"), _as_labels(prompt[1])
+  image, labels = as_image(prompt[0], f"{name} image"), _as_labels(prompt[1], f"{name} labels")
   if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool) or labels.shape != image.shape[:2]:
     expected = f"integers {list(image.shape[:2])} as its image has"
     raise InputError(f"{name} labels: found {labels.dtype} {list(labels.shape)}, expected {expected}")
@@ -101,9 +101,11 @@ def as_image(image: Pixels, name: str) -> np.ndarray:
   return image
 
 
-def _as_labels(labels: Pixels) -> np.ndarray:
+def _as_labels(labels: Pixels, name: str) -> np.ndarray:
   if isinstance(labels, str | os.PathLike):
     return read_labels(Path(labels).expanduser(), LabelFormat())
+  if isinstance(labels, Image.Image):
+    return LabelFormat().decode_image(labels, name)
   return np.asarray(labels)
 
 
