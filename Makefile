@@ -4,7 +4,8 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Tests that compile no network: seconds each. `make test` runs all of them.
-FAST := tests/audit tests/data tests/metrics tests/prepare tests/synthetic tests/test_canvas.py tests/test_palette.py
+FAST := tests/audit tests/data tests/metrics tests/prepare tests/synthetic \
+  $(wildcard tests/test_canvas.py tests/test_files.py tests/test_palette.py tests/test_prose.py tests/test_rooms.py)
 
 .PHONY: help demo test check lint types fast docs format clean
 
