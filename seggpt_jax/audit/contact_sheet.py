@@ -1,4 +1,4 @@
-"""A picture of a dataset to look at: samples of each split beside the same with their labels painted over."""
+"""The contact sheet of a dataset: samples of each split beside the same samples with labels drawn over them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from seggpt_jax.audit.findings import Inspection
+from seggpt_jax.audit.findings import Findings
 from seggpt_jax.audit.report import percent
 from seggpt_jax.audit.sample_files import SampleFiles
 from seggpt_jax.audit.sentence import class_label
 from seggpt_jax.audit.survey import Survey, spread
 from seggpt_jax.data.images import decode_image
 from seggpt_jax.errors import InputError
-from seggpt_jax.palette import IGNORE, fixed_palette
+from seggpt_jax.palette import IGNORE, display_palette
 
 _COLUMNS, _PER_SPLIT, _MOST_PROBLEMS = 4, 12, 4
 _SIDE, _GAP, _LINE, _MARGIN = 228, 4, 17, 14
@@ -29,7 +29,7 @@ _LEGEND_WIDTH = 460
 
 
 class Cell(NamedTuple):
-  """One sample on the sheet; pictures are None where they cannot be read."""
+  """One sample on the sheet; image and label are None if they cannot be read."""
 
   image: UInt8[np.ndarray, "h w 3"] | None
   label: UInt8[np.ndarray, "h2 w2"] | None
@@ -38,11 +38,11 @@ class Cell(NamedTuple):
   problem: bool
 
 
-def draw_samples(inspection: Inspection) -> Image.Image:
-  """The sheet: a legend of the classes, then up to 12 samples of each split."""
-  palette = fixed_palette(256)
-  rows = [(survey, _read_cells(inspection, survey)) for survey in inspection.surveys.values()]
-  legend = _legend_entries(inspection, palette)
+def draw_samples(findings: Findings) -> Image.Image:
+  """Draws the sheet: a legend of the classes, then up to 12 samples of each split."""
+  palette = display_palette(256)
+  rows = [(survey, _read_cells(findings, survey)) for survey in findings.surveys.values()]
+  legend = _legend_entries(findings, palette)
   per_row = (_COLUMNS * (_CELL[0] + _MARGIN)) // _LEGEND_WIDTH
   legend_height = -(-len(legend) // per_row) * 24
   lines = [max(-(-len(cells) // _COLUMNS), 1) for _, cells in rows]
@@ -50,7 +50,7 @@ def draw_samples(inspection: Inspection) -> Image.Image:
   height = 52 + legend_height + sum(40 + count * (_CELL[1] + _MARGIN) for count in lines)
   sheet = Image.new("RGB", (width, height), _PAPER)
   draw = ImageDraw.Draw(sheet)
-  title = f"{inspection.dataset.path}: labels read as {inspection.dataset.label_format}"
+  title = f"{findings.dataset.path}: labels read as {findings.dataset.label_format}"
   draw.text((_MARGIN, 10), _fitted(title, width - 2 * _MARGIN, 20), _INK, _font(20))
   for place, (text, color) in enumerate(legend):
     x, y = _MARGIN + place % per_row * _LEGEND_WIDTH, 44 + place // per_row * 24
@@ -70,16 +70,19 @@ def draw_samples(inspection: Inspection) -> Image.Image:
 
 
 def choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
-  """Positions of samples that show a split: some of the wrong ones, every class, spread over all, in their order.
+  """Chooses samples that represent a split: some with problems, every class, and the rest evenly spread.
 
   Args:
-    survey: of the split.
-    most: at most so many.
+    survey: survey of the split.
+    most: number of samples at most.
+
+  Returns:
+    Positions in `survey.samples`, ascending.
   """
   everyone = range(len(survey.samples))
   wrong = [i for i in everyone if survey.samples[i].problem]
   chosen = [wrong[i] for i in spread(len(wrong), min(_MOST_PROBLEMS, most))]
-  # The rarest class first: a sample that holds it often holds others too.
+  # The rarest class first, since its samples often show other classes too.
   present = [int(c) + 1 for c in np.flatnonzero(survey.holding[1:IGNORE])]
   holders: dict[int, list[int]] = {c: [] for c in present}
   for i in everyone:
@@ -96,12 +99,12 @@ def choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
   return sorted(chosen)
 
 
-def _read_cells(inspection: Inspection, survey: Survey) -> list[Cell]:
-  files = inspection.files[survey.split]
-  return [_read_cell(inspection, files, survey, position) for position in choose_samples(survey)]
+def _read_cells(findings: Findings, survey: Survey) -> list[Cell]:
+  files = findings.files[survey.split]
+  return [_read_cell(findings, files, survey, position) for position in choose_samples(survey)]
 
 
-def _read_cell(inspection: Inspection, files: SampleFiles, survey: Survey, position: int) -> Cell:
+def _read_cell(findings: Findings, files: SampleFiles, survey: Survey, position: int) -> Cell:
   sample = survey.samples[position]
   image = label = None
   problem = ""
@@ -111,30 +114,30 @@ def _read_cell(inspection: Inspection, files: SampleFiles, survey: Survey, posit
     problem = _short(error)
   try:
     size = None if image is None else image.shape[:2]
-    label = files.label(sample.index, size, inspection.dataset.label_format, [])
+    label = files.label(sample.index, size, findings.dataset.label_format, [])
   except InputError as error:
     problem = problem or _short(error)
   if image is not None and label is not None and image.shape[:2] != label.shape:
     problem = f"image {image.shape[1]} x {image.shape[0]}, label {label.shape[1]} x {label.shape[0]}"
-  named = ", ".join(class_label(inspection, c) for c in sample.classes or ())
+  named = ", ".join(class_label(findings, c) for c in sample.classes or ())
   below = problem or (f"classes {named}" if named else "no foreground")
   return Cell(image, label, sample.name, below, bool(problem))
 
 
 def _short(error: InputError) -> str:
-  """What is wrong, without the file's name, which stands above it."""
+  """Returns the message without the file name, which the cell shows anyway."""
   return str(error).partition(": ")[2] or str(error)
 
 
 # ------------------------------------------------------------------------------------------------------------ drawing
 
 
-def paint_over(
+def draw_label(
   image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], palette: UInt8[np.ndarray, "256 3"], side: int
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-  """The image with its longer side at that length and its label over it.
+  """Draws a label over its image, resized so that the longer side has `side` pixels.
 
-  Regions are half transparent inside and outlined; however small, they are ringed. Ignored pixels are hatched.
+  Regions are half transparent and outlined, and regions too small to see are circled. Ignored pixels are hatched.
   """
   shown = _fit(image, side).astype(np.float32)
   size = shown.shape[1::-1]
@@ -154,17 +157,17 @@ def paint_over(
     inside = cover >= 0.5
     filled |= inside
     shown[inside] = (1 - _BLEND) * shown[inside] + _BLEND * color
-    # What has vanished by shrinking still gets its ring.
+    # Regions that vanish when the image shrinks still get an outline.
     ring = _ring((cover > 0).astype(np.uint8)) & ~inside
     outlines[ring] = color
     ringed |= ring
-  # Rings of any color are seen on any image with dark around them.
+  # A dark border makes outlines visible on any image.
   shown[(cv2.dilate(ringed.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & ~ringed & ~filled] *= _SHADE
   return np.where(ringed[..., None], outlines, shown).astype(np.uint8)
 
 
 def _ring(present: UInt8[np.ndarray, "h w"]) -> np.ndarray:
-  """A line around each region, and circles where all are too small to be seen."""
+  """Outlines each region, and circles the regions if all are too small to see."""
   ring = cv2.dilate(present, np.ones((3, 3), np.uint8))
   _, _, stats, centers = cv2.connectedComponentsWithStats(present)
   sides = stats[1:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(axis=1)
@@ -210,22 +213,22 @@ def _labeled(cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> np.ndarray | No
     return None
   image = cell.image
   if image is None or image.shape[:2] != cell.label.shape:
-    image = np.full((*cell.label.shape, 3), 60, np.uint8)  # the label alone
-  return paint_over(image, cell.label, palette, _SIDE)
+    image = np.full((*cell.label.shape, 3), 60, np.uint8)  # shows the label alone
+  return draw_label(image, cell.label, palette, _SIDE)
 
 
 def _legend_entries(
-  inspection: Inspection, palette: UInt8[np.ndarray, "256 3"]
+  findings: Findings, palette: UInt8[np.ndarray, "256 3"]
 ) -> list[tuple[str, tuple[int, ...] | None]]:
-  """(text, color) of each class that there is; None is hatched."""
-  surveys = list(inspection.surveys.values())
-  pixels = inspection.pixels
+  """Returns (text, color) of each class in the labels; color None means hatched."""
+  surveys = list(findings.surveys.values())
+  pixels = findings.pixels
   entries: list[tuple[str, tuple[int, ...] | None]] = []
   for class_index in np.flatnonzero(pixels[:IGNORE]).tolist():
     shares = ", ".join(
       f"{s.split} {percent(s.pixels[class_index] / max(s.pixels.sum(), 1))}" for s in surveys if s.num_labels
     )
-    name = "0 background" if class_index == 0 else class_label(inspection, class_index)
+    name = "0 background" if class_index == 0 else class_label(findings, class_index)
     entries.append((f"{name}: {shares} of pixels", tuple(palette[class_index].tolist())))
   if pixels[IGNORE]:
     entries.append((f"ignored: {percent(pixels[IGNORE] / pixels.sum())} of pixels", None))
@@ -246,7 +249,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _fitted(text: str, width: int, size: int, keep_end: bool = False) -> str:
-  """The text, shortened where it is wider than so many pixels."""
+  """Shortens a text that is wider than `width` pixels."""
   font = _font(size)
   if font.getlength(text) <= width:
     return text

@@ -1,11 +1,11 @@
-"""Images that are in a dataset twice: small prints of images in, pairs that show the same out.
+"""Near-duplicate images in a dataset: small prints of images in, pairs that show the same out.
 
-An image is printed as a difference hash of 16 x 16 bits and a thumbnail of 48 x 48 grays. Hashes are compared with one
-another, all with all, for they cost four words each; thumbnails only where the hashes are near. The hash alone would
-call neighbors in a volume of slices the same: slices 2 mm apart differ by 0 to 5 bits, as much as an image differs
-from itself resized. What remains of the thumbnails without their coarse shapes tells the two apart (tests have both).
+The print of an image is a difference hash of 16 x 16 bits and a thumbnail of 48 x 48 grays. All hashes are compared
+with all others, since each takes only four words; thumbnails are compared only where hashes are near. The hash alone
+cannot tell neighboring slices of a volume apart: slices 2 mm apart differ by 0 to 5 bits, as much as an image differs
+from a resized copy of it. The fine shapes of the thumbnails tell the two cases apart (the tests cover both).
 
-A mirrored or turned copy is not found.
+Mirrored and rotated copies are not found.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from jaxtyping import Bool, Float32, UInt8, UInt64
 
 _BITS = 16
 _SIDE = 48
-_MARGIN = 0.2  # standard deviations: in flat parts, noise alone must not set bits
+_MARGIN = 0.2  # standard deviations, so that noise does not set bits where the image is flat
 _NEAR_BITS = 16
-# One minus the correlation of two thumbnails' fine shapes. JPEG at quality 60, half the size, brightness +-10 %: 0.020
-# at most, 0.023 for all at once; neighboring slices: 0.038 at least.
+# One minus the correlation of the fine shapes of two thumbnails. JPEG at quality 60, half the size, or brightness
+# +-10 % give at most 0.020, all three at once 0.023. Neighboring slices give at least 0.038.
 _SAME = 0.03
-_FLAT = 0.25  # gray levels; thumbnails of less fine shape than that are not compared
+_FLAT = 0.25  # gray levels; thumbnails with less fine shape are not compared
 _ROWS, _COLUMNS = 256, 8192
 _MOST = 10_000
 
 
 class Print(NamedTuple):
-  """What is kept of an image: bits of its hash, and its thumbnail."""
+  """Print of an image: the bits of its hash, and its thumbnail."""
 
   bits: UInt64[np.ndarray, "4"]
   thumbnail: UInt8[np.ndarray, "48 48"]
 
 
 class NearDuplicate(NamedTuple):
-  """Two images that show the same; `difference` is 0 for equal ones, `bits` the number of differing bits of 256."""
+  """Two images that show the same: `difference` is 0 for equal images, `bits` counts differing bits of 256."""
 
   first: int
   second: int
@@ -45,7 +45,7 @@ class NearDuplicate(NamedTuple):
 
 
 def print_image(image: UInt8[np.ndarray, "h w 3"]) -> Print:
-  """The print of an image of any size."""
+  """Computes the print of an image."""
   gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
   small = cv2.resize(gray.astype(np.float32), (_BITS + 1, _BITS), interpolation=cv2.INTER_AREA)
   brighter = np.diff(small, axis=1) > _MARGIN * max(float(small.std()), 1e-3)
@@ -54,15 +54,15 @@ def print_image(image: UInt8[np.ndarray, "h w 3"]) -> Print:
 
 
 def near_duplicates(first: list[Print], second: list[Print]) -> tuple[list[NearDuplicate], int]:
-  """Pairs of one image of each list that show the same, the most alike first.
+  """Finds pairs of images, one of each list, that show the same.
 
   Args:
     first: N prints.
     second: M prints.
 
   Returns:
-    The pairs, at most 10,000, and the number of images of the second list that have one; memory is that of blocks, not
-    of N x M.
+    At most 10,000 pairs, most alike first, and the number of images of the second list that have a partner. Memory
+    grows with N + M, not with N x M.
   """
   if not first or not second:
     return [], 0
@@ -93,12 +93,12 @@ def _stacked(prints: list[Print]) -> tuple[UInt64[np.ndarray, "n 4"], UInt8[np.n
 
 
 def _distances(rows: UInt64[np.ndarray, "m 4"], columns: UInt64[np.ndarray, "n 4"]) -> np.ndarray:
-  """Number of differing bits of all with all."""
+  """Counts the differing bits of all pairs."""
   return sum(np.bitwise_count(rows[:, None, w] ^ columns[None, :, w]).astype(np.uint16) for w in range(4))
 
 
 def _differences(first: UInt8[np.ndarray, "n 48 48"], second: UInt8[np.ndarray, "n 48 48"]) -> Float32[np.ndarray, "n"]:
-  """One minus the correlation of fine shapes; 1 where an image has none."""
+  """Returns one minus the correlation of the fine shapes; 1 where an image has none."""
   (a, flat_a), (b, flat_b) = _fine(first), _fine(second)
   return np.where(flat_a | flat_b, 1, 1 - np.sum(a * b, axis=1)).astype(np.float32)
 
@@ -106,7 +106,7 @@ def _differences(first: UInt8[np.ndarray, "n 48 48"], second: UInt8[np.ndarray, 
 def _fine(
   thumbnails: UInt8[np.ndarray, "n 48 48"],
 ) -> tuple[Float32[np.ndarray, "n 2304"], Bool[np.ndarray, "n"]]:
-  """What a wide blur takes away, at unit length, and whether that is next to nothing."""
+  """Subtracts a wide blur and normalizes to unit length; also returns where almost nothing remains."""
   values = thumbnails.astype(np.float32)
   fine = np.stack([each - cv2.GaussianBlur(each, (0, 0), 2) for each in values]) if len(values) else values
   fine = fine.reshape(len(fine), -1)

@@ -1,4 +1,4 @@
-"""Advice on the files of a dataset: what is missing, damaged, of another size, there twice or in two splits."""
+"""Advice on the files of a dataset: missing, damaged, of the wrong size, duplicated, or shared by two splits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from seggpt_jax.audit.findings import Inspection
+from seggpt_jax.audit.findings import Findings
 from seggpt_jax.audit.sentence import Advice, count_text, key_text
 from seggpt_jax.audit.survey import Survey
 
@@ -18,52 +18,58 @@ _LARGE = 4_000_000  # pixels
 _DARK = 65535 // 4
 
 
-def _usable(inspection: Inspection) -> Iterator[Advice]:
-  train, val = inspection.train, inspection.val
-  # Scaled to all samples where only some were read; those read in another way than is right may be good.
-  num_train, num_val = (0 if each is None else _num_good(inspection, each) for each in (train, val))
+def _usable(findings: Findings) -> Iterator[Advice]:
+  train, val = findings.train, findings.val
+  # Estimates for the whole split where only some samples were read. Labels read in the wrong format may still be good.
+  num_train, num_val = (0 if each is None else _num_good(findings, each) for each in (train, val))
   if num_train < 2:
     yield Advice(
-      f"{train.split} has {count_text(num_train, 'usable sample')}: training will refuse, a pair needs two", {}, True
+      f"{train.split} has {count_text(num_train, 'usable sample')}: training stops, since a pair needs two", {}, True
     )
   elif num_train < _FEW_TRAIN:
     yield Advice(
-      f"{train.split} has only {num_train} usable samples: try `seggpt infer` with them as prompts before training"
+      f"{train.split} has only {num_train} usable samples: try `seggpt infer` with them as prompts before you train"
     )
   if val is None:
-    yield Advice(f"only {train.split} was looked at: training also needs a part to validate with, data.val_split")
+    yield Advice(f"only {train.split} was read; training also needs a validation split, data.val_split")
   elif 2 <= num_val < _FEW_VAL:
-    yield Advice(f"{val.split} has only {num_val} usable samples: its scores will jump, compare none closely")
+    yield Advice(
+      f"{val.split} has only {num_val} usable samples: its scores are noisy; do not compare runs by small differences"
+    )
   elif num_val < 2:
-    text = f"{val.split} has {count_text(num_val, 'usable sample')}: training will refuse, it needs two to validate"
-    if not val.num_samples and num_train >= 4 and train.split == "train" and inspection.dataset.kind != "tfds":
+    text = f"{val.split} has {count_text(num_val, 'usable sample')}: training stops, since validation needs two"
+    if not val.num_samples and num_train >= 4 and train.split == "train" and findings.dataset.kind != "tfds":
       text += f"; divide {train.split} and inspect the result"
-      text += "" if inspection.groups else " (here by single images; name --groups if several show one thing)"
-      text += f": {_divide_line(inspection)}"
+      text += (
+        ""
+        if findings.groups
+        else " (this command divides by image; set --groups if several images show the same object)"
+      )
+      text += f": {_divide_line(findings)}"
     yield Advice(text, {}, True)
 
 
-def _num_good(inspection: Inspection, survey: Survey) -> int:
-  """Samples that can be used, once their labels are read in the right way if there is one."""
-  good = survey.num_usable if inspection.guess is None else survey.num_intact
+def _num_good(findings: Findings, survey: Survey) -> int:
+  """Estimates how many samples are usable once their labels are read in the right format."""
+  good = survey.num_usable if findings.guess is None else survey.num_intact
   return round(good * survey.num_samples / max(len(survey.samples), 1))
 
 
-def _divide_line(inspection: Inspection) -> str:
-  """The command that makes two parts of one."""
-  # The whole of each name: without groups that are known, every image is one of its own.
-  groups = inspection.groups.spec if inspection.groups is not None else "prefix:/"
-  return _prepare_line(inspection, "divided", split=inspection.train.split, groups=groups, val_share=0.2)
+def _divide_line(findings: Findings) -> str:
+  """Returns the command that divides the training split."""
+  # prefix:/ takes whole names, so every image is a group by itself.
+  groups = findings.groups.spec if findings.groups is not None else "prefix:/"
+  return _prepare_line(findings, "divided", split=findings.train.split, groups=groups, val_share=0.2)
 
 
-def _shrink_line(inspection: Inspection) -> str:
-  """The command that makes smaller copies."""
-  return _prepare_line(inspection, "1024", split=",".join(inspection.surveys), shorter_side=1024)
+def _shrink_line(findings: Findings) -> str:
+  """Returns the command that makes smaller copies."""
+  return _prepare_line(findings, "1024", split=",".join(findings.surveys), shorter_side=1024)
 
 
-def _prepare_line(inspection: Inspection, outdir: str, **changes: Any) -> str:
-  """The command that makes another dataset of this one, with the labels as they are read here."""
-  dataset, label_format = inspection.dataset, inspection.dataset.label_format
+def _prepare_line(findings: Findings, outdir: str, **changes: Any) -> str:
+  """Returns the command that converts this dataset, with labels read as in the audit."""
+  dataset, label_format = findings.dataset, findings.dataset.label_format
   flags: dict[str, Any] = {"kind": dataset.kind, "path": dataset.path}
   flags |= {"num_classes": dataset.num_classes, "labels": label_format.mode}
   flags |= {"threshold": label_format.threshold} if label_format.threshold else {}
@@ -71,25 +77,25 @@ def _prepare_line(inspection: Inspection, outdir: str, **changes: Any) -> str:
     if getattr(label_format, name):
       flags[name] = ",".join(str(value).replace(" ", "") for value in getattr(label_format, name))
   flags |= {"class_names": ",".join(dataset.class_names)} if dataset.class_names else {}
-  bad = any(survey.num_usable < len(survey.samples) for survey in inspection.surveys.values())
+  bad = any(survey.num_usable < len(survey.samples) for survey in findings.surveys.values())
   flags |= {"bad_files": "skip"} if bad else {}
   flags |= {**changes, "format": "folder", "outdir": f"{dataset.path.rstrip('/')}_{outdir}"}
   values = " ".join(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())
   return f"seggpt prepare {values}"
 
 
-def _unmatched(inspection: Inspection) -> Iterator[Advice]:
-  for survey in inspection.surveys.values():
+def _unmatched(findings: Findings) -> Iterator[Advice]:
+  for survey in findings.surveys.values():
     problems = survey.problems["unmatched"]
     if problems and survey.num_samples:
-      what = f"{count_text(len(problems))} of {survey.split} without a partner or out of place: training will refuse"
-      yield Advice(f"{what} until they are removed or their partners are there", fatal=True)
-    elif problems and survey is inspection.train:
-      yield Advice(f"{survey.split} cannot be used: {problems[0]}", fatal=True)
+      what = f"{count_text(len(problems))} of {survey.split} without a partner or out of place: training stops"
+      yield Advice(f"{what} until you remove them or add their partners", fatal=True)
+    elif problems and survey is findings.train:
+      yield Advice(f"{survey.split} is unusable: {problems[0]}", fatal=True)
 
 
-def _bad(inspection: Inspection) -> Iterator[Advice]:
-  surveys = inspection.surveys.values()
+def _bad(findings: Findings) -> Iterator[Advice]:
+  surveys = findings.surveys.values()
   unreadable = sum(len(survey.problems["unreadable"]) for survey in surveys)
   if not unreadable:
     return
@@ -100,79 +106,79 @@ def _bad(inspection: Inspection) -> Iterator[Advice]:
   yield Advice(f"{count_text(unreadable)} unreadable or cut off: remove or replace them, or set {key_text(keys)}", keys)
 
 
-def _sizes(inspection: Inspection) -> Iterator[Advice]:
-  problems = [each for survey in inspection.surveys.values() for each in survey.problems["size"]]
+def _sizes(findings: Findings) -> Iterator[Advice]:
+  problems = [each for survey in findings.surveys.values() for each in survey.problems["size"]]
   turned = [each for each in problems if "EXIF" in each]
   if turned:
     yield Advice(
-      f"{count_text(len(turned), 'label')} with width and height of the image exchanged: the image is turned by an "
-      "EXIF tag and its label is not; turn the labels, or save images upright and drop the tag",
+      f"{count_text(len(turned), 'label')} with width and height exchanged: an EXIF tag rotates the image but not "
+      "its label; rotate the labels, or save the images upright without the tag",
       fatal=True,
     )
   if len(problems) > len(turned):
     count = count_text(len(problems) - len(turned), "label")
-    yield Advice(f"{count} of another size than the image: save them again in the image's size", fatal=True)
+    yield Advice(f"{count} of another size than their image: save them again at the size of the image", fatal=True)
 
 
-def _large(inspection: Inspection) -> Iterator[Advice]:
-  sizes = {size: n for survey in inspection.surveys.values() for size, n in survey.sizes.items()}
+def _large(findings: Findings) -> Iterator[Advice]:
+  sizes = {size: n for survey in findings.surveys.values() for size, n in survey.sizes.items()}
   count = sum(sizes.values())
   large = sum(n for (h, w), n in sizes.items() if h * w > _LARGE)
   if large > 0.1 * count:
-    scale = inspection.train.num_samples / max(len(inspection.train.samples), 1)
-    pixels = scale * sum(n * h * w for (h, w), n in inspection.train.sizes.items())
+    scale = findings.train.num_samples / max(len(findings.train.samples), 1)
+    pixels = scale * sum(n * h * w for (h, w), n in findings.train.sizes.items())
     keys = {"cache_mb": math.ceil(4 * pixels / 2**20)}
     text = (
       f"{large} of {count} images have more than 4 million pixels and are slow to read: keep them decoded in memory if "
-      f"there is as much, {key_text(keys)}, or make smaller copies: {_shrink_line(inspection)}"
+      f"there is enough, {key_text(keys)}, or make smaller copies: {_shrink_line(findings)}"
     )
     yield Advice(text, keys if keys["cache_mb"] <= 4096 else {})
 
 
-def _dark(inspection: Inspection) -> Iterator[Advice]:
-  peaks = [peak for survey in inspection.surveys.values() for peak in survey.peaks]
+def _dark(findings: Findings) -> Iterator[Advice]:
+  peaks = [peak for survey in findings.surveys.values() for peak in survey.peaks]
   if peaks and np.median(peaks) < _DARK:
     yield Advice(
-      f"images of 16 bits reach only {max(peaks)} of 65535 (half of them {np.median(peaks):.0f}), which is read as "
-      f"{max(peaks) / 257:.0f} of 255: nearly black; stretch their values to 0..65535 or save them with 8 bits"
+      f"images of 16 bits reach only {max(peaks)} of 65535 (half of them {np.median(peaks):.0f}), which is "
+      f"{max(peaks) / 257:.0f} of 255 and nearly black; stretch their values to 0..65535 or save them with 8 bits"
     )
 
 
-def _leaks(inspection: Inspection) -> Iterator[Advice]:
-  groups = inspection.groups
+def _leaks(findings: Findings) -> Iterator[Advice]:
+  groups = findings.groups
   if groups is None:
     return
   for problem in groups.problems[:3]:
-    yield Advice(f"groups cannot be told: {problem}")
+    yield Advice(f"groups cannot be determined: {problem}")
   if len({group for sizes in groups.sizes.values() for group in sizes}) == 1:
-    yield Advice(f"--groups={shlex.quote(groups.spec)} makes one group of all samples: it says nothing")
+    yield Advice(f"--groups={shlex.quote(groups.spec)} puts all samples into one group; choose another rule")
   elif groups.shared:
     named = ", ".join(groups.shared[:5])
     yield Advice(
       f"{count_text(len(groups.shared), 'group')} in more than one split ({named}): scores will look better than they "
-      f"are; move each to one, or put all samples in {inspection.train.split} and have them divided with "
+      f"are; move each to one split, or put all samples in {findings.train.split} and divide them with "
       f"`seggpt prepare` and --groups={shlex.quote(groups.spec)}"
     )
 
 
-def _copies(inspection: Inspection) -> Iterator[Advice]:
-  for copies in inspection.copies:
+def _copies(findings: Findings) -> Iterator[Advice]:
+  for copies in findings.copies:
     if copies.num_copied:
       first, second, _ = copies.pairs[0]
       yield Advice(
-        f"{copies.num_copied} of {copies.num_compared} images of {copies.second} are in {copies.first} too, or nearly "
-        f"({second} is {first}): remove them from one, or scores will look better than they are"
+        f"{copies.num_copied} of {copies.num_compared} images of {copies.second} are also in {copies.first}, or "
+        f"nearly the same ({second} is {first}): remove them from one, or scores will look better than they are"
       )
-  for survey in inspection.surveys.values():
+  for survey in findings.surveys.values():
     same = survey.copies()
     if same:
       yield Advice(
-        f"{count_text(sum(len(each) - 1 for each in same), 'image')} of {survey.split} there more than once "
-        f"({' = '.join(same[0][:3])}): remove the copies, or are their labels to be joined?"
+        f"{count_text(sum(len(each) - 1 for each in same), 'image')} of {survey.split} occur more than once "
+        f"({' = '.join(same[0][:3])}): remove the copies, or merge their labels if they show different objects"
       )
 
 
-RULES: tuple[Callable[[Inspection], Iterator[Advice]], ...] = (
+RULES: tuple[Callable[[Findings], Iterator[Advice]], ...] = (
   _usable,
   _unmatched,
   _bad,

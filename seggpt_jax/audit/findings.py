@@ -1,4 +1,4 @@
-"""A whole dataset looked through: surveys of its splits, and what is between them."""
+"""The audit of a whole dataset: surveys of its splits, groups and copies across splits."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from seggpt_jax.data.sources import FileSource, Sample
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE
 
-_PEEKED = 32  # labels of each split, to see which way of reading is to be tried first
-_NAMED = 20  # pairs of copies that are named
+_PEEKED = 32  # labels of each split that decide which label format is tried first
+_NAMED = 20  # pairs of copies that are listed by name
 
 
 class Copies(NamedTuple):
-  """Images of one split that another one has too: (name, name, difference), the most alike first."""
+  """Images that two splits share: pairs of (name, name, difference), most alike first."""
 
   first: str
   second: str
   pairs: list[tuple[str, str, float]]
-  num_copied: int  # images of the second split
+  num_copied: int  # images of the second split that are also in the first
   num_compared: int
 
 
@@ -41,10 +41,10 @@ class Groups(NamedTuple):
   """Groups of samples.
 
   Attributes:
-    spec: what makes them.
-    sizes: by split, number of samples by group.
-    shared: groups that more than one split has.
-    problems: samples whose group cannot be told.
+    spec: rule that assigns samples to groups, see `data.groups.group_names`.
+    sizes: number of samples of each group, by split.
+    shared: groups that occur in more than one split.
+    problems: reasons why the groups of a split cannot be determined.
   """
 
   spec: str
@@ -54,19 +54,19 @@ class Groups(NamedTuple):
 
 
 @dataclasses.dataclass
-class Inspection:
-  """Everything that was found.
+class Findings:
+  """Everything that the audit of a dataset found.
 
   Attributes:
-    dataset: what was read, with the number of classes and the label format it was read with.
-    given: names of flags that a person has set.
-    surveys: of each split.
-    guess: what the labels look like; None where their files cannot be seen.
-    groups: None if none were asked for.
-    copies: between splits.
-    class_names: of classes 1, 2, ... as far as they are known.
-    max_images: how many of each split were read; 0 is all.
-    files: access to the samples, by split.
+    dataset: the dataset, with the number of classes and the label format it was read with.
+    given: names of the flags that the user set.
+    surveys: survey of each split.
+    guess: the label format that the files suggest; None if the dataset does not store label files.
+    groups: groups of samples; None if the user named no rule.
+    copies: images that two splits share, for each pair of splits.
+    class_names: names of classes 1, 2, ..., as far as they are known.
+    max_images: number of images of each split that were read; 0 is all.
+    files: access to the samples of each split.
   """
 
   dataset: Dataset
@@ -81,12 +81,12 @@ class Inspection:
 
   @property
   def train(self) -> Survey:
-    """The first split."""
+    """Survey of the first split."""
     return next(iter(self.surveys.values()))
 
   @property
   def val(self) -> Survey | None:
-    """The second split."""
+    """Survey of the second split, if there is one."""
     return next(itertools.islice(self.surveys.values(), 1, None), None)
 
   @property
@@ -96,39 +96,42 @@ class Inspection:
 
   @property
   def stored(self) -> StoredValues:
-    """Values of all label files."""
+    """Values stored in all label files."""
     return _merged([survey.values for survey in self.surveys.values()])
 
   @property
   def num_found(self) -> int:
-    """Number of classes that labels hold as they were read, background included."""
+    """Number of classes in the labels as they were read, background included."""
     return int(np.flatnonzero(self.pixels[:IGNORE]).max(initial=1)) + 1
 
 
-def inspect_dataset(
+def audit_dataset(
   dataset: Dataset, splits: Sequence[str], given: frozenset[str], groups: str = "", max_images: int = 0
-) -> Inspection:
-  """Reads a dataset.
+) -> Findings:
+  """Reads a dataset and collects everything that decides whether training will work.
 
   Args:
-    dataset: what and where.
-    splits: names of its parts, the one to train on first.
-    given: which of the flags num_classes and labels a person has set; the others are found out.
-    groups: see `groups.group_names`; "" looks for none.
-    max_images: read only so many of each split; 0 reads all.
+    dataset: layout and path of the dataset, and how its labels are read.
+    splits: names of its splits, the training split first.
+    given: names of the flags that the user set, such as num_classes and labels; the others are guessed.
+    groups: rule that assigns samples to groups, see `data.groups.group_names`; "" for no groups.
+    max_images: number of images of each split to read; 0 reads all.
+
+  Returns:
+    The findings.
 
   Raises:
-    InputError: there is no sample and no file of one, or the groups are specified wrongly.
+    InputError: the dataset has no samples, or the rule for groups is malformed.
   """
   if groups:
-    group_names(FileSource([], 2, dataset.label_format), groups)  # is it a specification at all?
+    group_names(FileSource([], 2, dataset.label_format), groups)  # refuses a malformed rule before anything is read
   unmatched: dict[str, list[str]] = {split: [] for split in splits}
   files = {split: open_files(dataset, split, unmatched[split]) for split in splits}
-  # A file that waits for its partner is something to look at; folders that are not there are not.
+  # Files without a partner are worth a report; missing folders are an error.
   if not any(len(each) for each in files.values()) and " for it, " not in str(unmatched):
     raise InputError(_nothing_there(dataset, unmatched))
   surveys, guess, label_format = _surveys(dataset, files, unmatched, "labels" in given, max_images)
-  inspection = Inspection(
+  findings = Findings(
     dataclasses.replace(dataset, label_format=label_format),
     given,
     surveys,
@@ -139,26 +142,26 @@ def inspect_dataset(
     max_images,
     files,
   )
-  num_classes = max(inspection.num_found, guess.num_classes if guess and label_format == guess.label_format else 2)
+  num_classes = max(findings.num_found, guess.num_classes if guess and label_format == guess.label_format else 2)
   if dataset.kind in ("coco", "masks"):
-    num_classes = max(num_classes, 1 + len(inspection.class_names))
+    num_classes = max(num_classes, 1 + len(findings.class_names))
   if "num_classes" in given:
     num_classes = dataset.num_classes
-  inspection.dataset = dataclasses.replace(inspection.dataset, num_classes=num_classes)
-  return inspection
+  findings.dataset = dataclasses.replace(findings.dataset, num_classes=num_classes)
+  return findings
 
 
 def _nothing_there(dataset: Dataset, unmatched: dict[str, list[str]]) -> str:
   reasons = "; ".join(each for problems in unmatched.values() for each in problems)
   has_images = (remote_or_local(dataset.path) / "images").is_dir()
-  hint = "; is it a part itself? --split=. takes it as one" if has_images else ""
-  return f"{dataset.path}: found nothing to inspect as --kind={dataset.kind}: {reasons}{hint}"
+  hint = "; if this folder is itself a split, use --split=." if has_images else ""
+  return f"{dataset.path}: no samples found with --kind={dataset.kind}: {reasons}{hint}"
 
 
 def _surveys(
   dataset: Dataset, files: dict[str, SampleFiles], unmatched: dict[str, list[str]], given: bool, max_images: int
 ) -> tuple[dict[str, Survey], Guess | None, LabelFormat]:
-  """Surveys with the format that is given, or with the one that fits best."""
+  """Surveys the splits with the label format that is given, or with the one that fits best."""
   label_format = dataset.label_format
   if not given:
     peeked = _merged([read_values(each, _PEEKED) for each in files.values()])
@@ -172,16 +175,16 @@ def _surveys(
     guess = _guess(dataset, stored) if stored.num_files else None
     if given or guess is None or guess.label_format == label_format:
       return surveys, guess, label_format
-    # The labels that were looked at first did not hold all values: once more, knowing them.
+    # The first labels did not hold all values: survey again with the format that fits all of them.
     label_format, given = guess.label_format, True
 
 
 def _guess(dataset: Dataset, stored: StoredValues) -> Guess:
-  """What the labels look like; masks are of one class each."""
+  """Guesses the label format; masks have one class each."""
   guess = guess_format(stored)
   if dataset.kind != "masks" or guess.label_format.mode == "binary":
     return guess
-  return Guess(LabelFormat("binary"), 2, "labels are masks of one class or instance each")
+  return Guess(LabelFormat("binary"), 2, "each label is a mask of one class or instance")
 
 
 def _merged(stored: Sequence[StoredValues]) -> StoredValues:
@@ -192,7 +195,7 @@ def _merged(stored: Sequence[StoredValues]) -> StoredValues:
 
 
 class _SurveyedSource:
-  """A source of what is already known of surveyed samples, for `group_names`; see `Source`."""
+  """Source with the names, classes and fields of surveyed samples, for `group_names`; it reads no files."""
 
   def __init__(self, survey: Survey, files: SampleFiles):
     self._survey, self._files = survey, files
@@ -226,7 +229,7 @@ def _groups(spec: str, files: dict[str, SampleFiles], surveys: dict[str, Survey]
     except InputError as error:
       problems.append(f"{split}: {error}")
       sizes[split] = collections.Counter()
-  # Samples of the same classes have nothing else in common: that is no leak.
+  # Samples that share only their classes do not leak between splits.
   in_splits = collections.Counter(group for each in sizes.values() for group in each)
   shared = [] if spec == "classes" else sorted(group for group, count in in_splits.items() if count > 1)
   return Groups(spec, sizes, shared, problems)
@@ -244,13 +247,13 @@ def _copies(surveys: dict[str, Survey]) -> list[Copies]:
   return found
 
 
-def describe_format(inspection: Inspection) -> dict[str, Any]:
-  """The keys of the configuration's `data` that say what and how to read, without those at their defaults."""
-  dataset, label_format = inspection.dataset, inspection.dataset.label_format
+def describe_format(findings: Findings) -> dict[str, Any]:
+  """Returns the keys of `config.data` that say what to read and how, without those at their defaults."""
+  dataset, label_format = findings.dataset, findings.dataset.label_format
   keys: dict[str, Any] = {"path": dataset.path}
   if dataset.kind != "folder":
     keys["source"] = dataset.kind
-  for key, survey in zip(("train_split", "val_split"), inspection.surveys.values(), strict=False):
+  for key, survey in zip(("train_split", "val_split"), findings.surveys.values(), strict=False):
     if survey.split != key.removesuffix("_split"):
       keys[key] = survey.split
   keys["labels"] = label_format.mode

@@ -1,4 +1,4 @@
-"""Advice on the labels of a dataset: what their values mean, and whether classes are rare, small or missing."""
+"""Advice on the labels of a dataset: how to read them, and classes that are rare, small or missing."""
 
 from __future__ import annotations
 
@@ -8,111 +8,113 @@ from typing import Any
 
 import numpy as np
 
-from seggpt_jax.audit.findings import Inspection
+from seggpt_jax.audit.findings import Findings
 from seggpt_jax.audit.sentence import Advice, class_label, count_text, key_text
 from seggpt_jax.palette import IGNORE
 
-# Of configs/base.py: the network sees squares of 448 pixels in patches of 16, cut out of samples resized to 1024.
+# configs/base.py: the network sees squares of 448 pixels in patches of 16, cut from samples resized to 1024.
 SQUARE = 448
 _PATCH = 16
-_RARE = 0.1  # of the samples
-_SMALL_SHARE = 0.05  # of the pixels
+_RARE = 0.1  # share of the samples
+_SMALL_SHARE = 0.05  # share of the pixels
 
 
-def _meaning(inspection: Inspection) -> Iterator[Advice]:
-  """How labels are to be read."""
-  dataset, guess, given = inspection.dataset, inspection.guess, "labels" in inspection.given
-  refused = [each for survey in inspection.surveys.values() for each in survey.problems["meaning"]]
+def _meaning(findings: Findings) -> Iterator[Advice]:
+  """Advises on the label format."""
+  dataset, guess, given = findings.dataset, findings.guess, "labels" in findings.given
+  refused = [each for survey in findings.surveys.values() for each in survey.problems["meaning"]]
   if guess is None:
     if refused:
       yield Advice(f"{count_text(len(refused), 'label')} cannot be read, the first: {refused[0]}", fatal=True)
     return
-  keys = _format_keys(inspection)
+  keys = _format_keys(findings)
   if not given:
     plain = guess.label_format.mode == "index" and not guess.label_format.ignore
     doubt = f" ({guess.doubt})" if guess.doubt else ""
     if not plain or doubt:
       yield Advice(f"{guess.reason}; set {key_text(keys)}{doubt}", keys)
     if refused:
-      yield Advice(f"{count_text(len(refused), 'label')} cannot be read like the others, as {refused[0]}", fatal=True)
+      yield Advice(
+        f"{count_text(len(refused), 'label')} cannot be read in this format, the first: {refused[0]}", fatal=True
+      )
   elif refused or (guess.label_format.mode == "binary" and dataset.label_format.mode == "index"):
     yield Advice(
       f"{guess.reason}, which data.labels={dataset.label_format.mode} does not fit; set {key_text(keys)}", keys
     )
 
 
-def _format_keys(inspection: Inspection) -> dict[str, Any]:
-  guess = inspection.guess
+def _format_keys(findings: Findings) -> dict[str, Any]:
+  guess = findings.guess
   label_format = guess.label_format
   keys: dict[str, Any] = {"labels": label_format.mode}
   keys |= {k: getattr(label_format, k) for k in ("threshold", "table", "ignore") if getattr(label_format, k)}
-  masks = inspection.dataset.kind == "masks" and "labels" not in inspection.given
-  keys["num_classes"] = inspection.dataset.num_classes if masks else guess.num_classes
-  return keys if "num_classes" not in inspection.given else {k: v for k, v in keys.items() if k != "num_classes"}
+  masks = findings.dataset.kind == "masks" and "labels" not in findings.given
+  keys["num_classes"] = findings.dataset.num_classes if masks else guess.num_classes
+  return keys if "num_classes" not in findings.given else {k: v for k, v in keys.items() if k != "num_classes"}
 
 
-def _palette_files(inspection: Inspection) -> Iterator[Advice]:
-  count = sum(n for name, n in inspection.stored.formats.items() if name.split()[-1] == "P")
+def _palette_files(findings: Findings) -> Iterator[Advice]:
+  count = sum(n for name, n in findings.stored.formats.items() if name.split()[-1] == "P")
   if count:
     yield Advice(
-      f"{count_text(count, 'label')} with a color palette: what is read are the indices into it, the colors are not"
+      f"{count_text(count, 'label')} with a color palette: the indices into the palette are read, not its colors"
     )
 
 
-def _too_many_classes(inspection: Inspection) -> Iterator[Advice]:
-  found, expected = inspection.num_found, inspection.dataset.num_classes
+def _too_many_classes(findings: Findings) -> Iterator[Advice]:
+  found, expected = findings.num_found, findings.dataset.num_classes
   if found > expected:
     keys = {"num_classes": found}
     text = f"labels hold class {found - 1}, beyond num_classes={expected}: set {key_text(keys)}"
-    if 255 not in inspection.dataset.label_format.ignore and found > 200:
-      text += ", or data.ignore if that value marks pixels to ignore"
+    if 255 not in findings.dataset.label_format.ignore and found > 200:
+      text += ", or set data.ignore if that value marks pixels to ignore"
     yield Advice(text, keys, fatal=True)
 
 
-def _foreground(inspection: Inspection) -> Iterator[Advice]:
-  train = inspection.train
+def _foreground(findings: Findings) -> Iterator[Advice]:
+  train = findings.train
   if not train.num_labels:
     return
   if train.num_empty == train.num_labels:
-    text = f"no label of {train.split} holds any foreground, read as {inspection.dataset.label_format}"
-    yield Advice(f"{text}: training will refuse", fatal=True)
+    text = f"no label of {train.split} shows any foreground, read as {findings.dataset.label_format}"
+    yield Advice(f"{text}: training stops", fatal=True)
   elif train.num_empty > 0.5 * train.num_labels:
     keys = {"balanced": True, "negative": 0.1}
     yield Advice(
-      f"{train.num_empty / train.num_labels:.0%} of {train.split} are without foreground: fine if such images are what "
-      f"the network is to see; to train mostly on the others, set {key_text(keys)}",
+      f"{train.num_empty / train.num_labels:.0%} of {train.split} have no foreground: fine if the network should "
+      f"see such images; to train mostly on the others, set {key_text(keys)}",
       keys,
     )
-  val = inspection.val
+  val = findings.val
   if val is not None and val.num_labels and val.num_empty == val.num_labels:
-    yield Advice(f"no label of {val.split} holds any foreground: its scores will say nothing")
+    yield Advice(f"no label of {val.split} shows any foreground: its scores mean nothing")
 
 
-def _rare(inspection: Inspection) -> Iterator[Advice]:
-  train = inspection.train
+def _rare(findings: Findings) -> Iterator[Advice]:
+  train = findings.train
   if train.num_empty > 0.5 * train.num_labels:
-    return  # said already
+    return  # `_foreground` reports it
   shares = train.holding[1:IGNORE] / max(train.num_labels, 1)
   rare = (np.flatnonzero((shares > 0) & (shares < _RARE) & (shares < 0.25 * shares.max())) + 1).tolist()
   if rare:
     keys = {"balanced": True}
-    named = ", ".join(f"{class_label(inspection, c)} in {shares[c - 1]:.1%}" for c in rare[:5])
-    yield Advice(f"rare classes ({named} of the samples): set {key_text(keys)} to draw all equally often", keys)
+    named = ", ".join(f"{class_label(findings, c)} in {shares[c - 1]:.1%}" for c in rare[:5])
+    yield Advice(f"rare classes ({named} of the samples): set {key_text(keys)} to draw all classes equally often", keys)
 
 
-def _missing_classes(inspection: Inspection) -> Iterator[Advice]:
-  train, val = inspection.train, inspection.val
+def _missing_classes(findings: Findings) -> Iterator[Advice]:
+  train, val = findings.train, findings.val
   if val is None or not train.num_labels or not val.num_labels:
     return
   for first, second, what in ((train, val, "are not scored"), (val, train, "are scored and never learned")):
     only = np.flatnonzero((first.holding[1:IGNORE] > 0) & (second.holding[1:IGNORE] == 0)) + 1
     if only.size and second.num_empty < second.num_labels:
-      named = ", ".join(class_label(inspection, int(c)) for c in only[:8])
+      named = ", ".join(class_label(findings, int(c)) for c in only[:8])
       yield Advice(f"classes only in {first.split}, not in {second.split}: {named}; they {what}")
 
 
-def _small(inspection: Inspection) -> Iterator[Advice]:
-  train = inspection.train
+def _small(findings: Findings) -> Iterator[Advice]:
+  train = findings.train
   sides = {c: SQUARE * math.sqrt(regions.median_of_pixels) for c, regions in sorted(train.regions.items())}
   small = {c: side for c, side in sides.items() if side < _PATCH}
   foreground = train.pixels[1:IGNORE].sum() / max(train.pixels.sum(), 1)
@@ -120,27 +122,27 @@ def _small(inspection: Inspection) -> Iterator[Advice]:
   if train.regions and foreground / filled < _SMALL_SHARE:
     keys = {"foreground_crop": 0.5}
     yield Advice(
-      f"foreground is {foreground / filled:.2%} of the samples that have some: most random crops would miss it; set "
+      f"foreground is {foreground / filled:.2%} of the samples that show any: most random crops miss it; set "
       f"{key_text(keys)}",
       keys,
     )
   if small:
-    named = ", ".join(f"class {class_label(inspection, c)}: {side:.0f}" for c, side in list(small.items())[:5])
+    named = ", ".join(f"class {class_label(findings, c)}: {side:.0f}" for c, side in list(small.items())[:5])
     tiles = min(max(math.ceil(_PATCH / min(small.values())), 2), 4)
     yield Advice(
-      f"regions are small: of the {SQUARE} pixels of a side that the network sees at once they take some {named}, and "
-      f"a patch has {_PATCH}; segment in tiles, `seggpt infer --split={tiles}`, and keep data.resize at 1024 or more"
+      f"regions are small: their sides in pixels, where the network sees {SQUARE} at once in patches of {_PATCH}, are "
+      f"{named}; segment in tiles with `seggpt infer --split={tiles}`, and keep data.resize at 1024 or more"
     )
 
 
-def _ignored(inspection: Inspection) -> Iterator[Advice]:
-  pixels = inspection.pixels
+def _ignored(findings: Findings) -> Iterator[Advice]:
+  pixels = findings.pixels
   share = pixels[IGNORE] / max(pixels.sum(), 1)
   if share > 0.5:
-    yield Advice(f"{share:.0%} of the pixels are ignored: only the rest teaches and is scored")
+    yield Advice(f"{share:.0%} of the pixels are ignored: only the rest is trained on and scored")
 
 
-RULES: tuple[Callable[[Inspection], Iterator[Advice]], ...] = (
+RULES: tuple[Callable[[Findings], Iterator[Advice]], ...] = (
   _meaning,
   _palette_files,
   _too_many_classes,

@@ -1,5 +1,7 @@
-"""Which values or colors label files hold as they are stored, and which way of reading them fits: files in, a
-`LabelFormat` with the reason for it out."""
+"""Values and colors stored in label files, and the label format that fits them.
+
+In: label files. Out: counts of their values, and a guessed `LabelFormat` with the reason for it.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,16 @@ from seggpt_jax.data.labels import LabelFormat, Value
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE
 
-# A file with more values than that holds noise or a photo; so does a dataset with more than the second number.
+# A file with more values than the first limit holds noise or a photo. So does a dataset with more than the second.
 _MOST_IN_FILE = 1024
 _MOST = 100_000
-# JPEG at quality 75 moves values of a mask of 0 and 255 by less than this, but for a few pixels at the edges.
+# JPEG at quality 75 changes values of a 0/255 mask by less than this, except for a few pixels at the edges.
 _NEAR = 48
 _MOST_TABLE = 64
 
 
 class FileValues(NamedTuple):
-  """What one label file holds: colors are packed into one number each, red first."""
+  """Values stored in one label file; a color is packed into one number, red first."""
 
   file_format: str
   mode: str
@@ -35,7 +37,7 @@ class FileValues(NamedTuple):
 
 
 def file_values(data: bytes, where: str) -> FileValues:
-  """The values of a label file before any meaning is given to them; indices of a palette, not its colors.
+  """Reads the values stored in a label file; of a palette file the indices, not the colors.
 
   Raises:
     InputError: the file is unreadable, or holds floating-point values.
@@ -70,14 +72,14 @@ def _largest(found: FileValues) -> FileValues:
 
 @dataclasses.dataclass
 class StoredValues:
-  """The values of many label files.
+  """Values stored in many label files.
 
   Attributes:
     formats: number of files by format and mode, such as "PNG P".
-    num_files: their sum.
+    num_files: number of files.
     pixels: number of pixels by value; keys are (in color, value or packed color).
-    files: number of files that hold a value, likewise.
-    crowded: number of files with more values than are kept.
+    files: number of files that hold a value, with the same keys.
+    crowded: number of files with too many values to keep all.
   """
 
   formats: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -87,7 +89,7 @@ class StoredValues:
   crowded: int = 0
 
   def add(self, found: FileValues) -> None:
-    """Counts one file in."""
+    """Adds one file."""
     self.formats[f"{found.file_format} {found.mode}"] += 1
     self.num_files += 1
     self.crowded += len(found.values) >= _MOST_IN_FILE
@@ -99,7 +101,7 @@ class StoredValues:
       self.files = collections.Counter({key: self.files[key] for key in self.pixels})
 
   def merge(self, other: StoredValues) -> StoredValues:
-    """The values of both."""
+    """Returns the sum of both."""
     return StoredValues(
       self.formats + other.formats,
       self.num_files + other.num_files,
@@ -110,16 +112,16 @@ class StoredValues:
 
   @property
   def colors(self) -> bool:
-    """Whether a file holds a color that is not a gray."""
+    """True if a file holds a color that is not a gray."""
     return any(in_color and not _is_gray(value) for in_color, value in self.pixels)
 
   @property
   def lossy(self) -> bool:
-    """Whether a file is compressed with loss."""
+    """True if a file is compressed with loss."""
     return any(name.split()[0] in ("JPEG", "MPO") for name in self.formats)
 
   def table(self) -> list[tuple[Value, float, int]]:
-    """(value or color, share of the pixels, number of files), the most frequent first."""
+    """Returns (value or color, share of the pixels, number of files), most frequent first."""
     colors, total = self.colors, max(self.pixels.total(), 1)
     pixels, files = collections.Counter(), collections.Counter()
     for (in_color, code), count in self.pixels.items():
@@ -134,7 +136,7 @@ def _is_gray(code: int) -> bool:
 
 
 def _meant(in_color: bool, code: int, colors: bool) -> Value:
-  """A value, or where the dataset has colors, a color."""
+  """Unpacks a value; it becomes a color if the dataset has colors."""
   if in_color:
     color = (code >> 16, code >> 8 & 255, code & 255)
     return color if colors else color[0]
@@ -142,13 +144,13 @@ def _meant(in_color: bool, code: int, colors: bool) -> Value:
 
 
 class Guess(NamedTuple):
-  """How label files are probably meant.
+  """Probable label format of a dataset.
 
   Attributes:
-    label_format: the way to read them.
-    num_classes: that it makes, background included.
-    reason: what speaks for it.
-    doubt: what a person has to decide, "" if nothing.
+    label_format: the label format.
+    num_classes: number of classes that it gives, background included.
+    reason: evidence for it.
+    doubt: question that the user has to decide, or "".
   """
 
   label_format: LabelFormat
@@ -158,7 +160,7 @@ class Guess(NamedTuple):
 
 
 def guess_format(stored: StoredValues) -> Guess:
-  """The way of reading label files that fits the values in them."""
+  """Guesses the label format that fits the values of label files."""
   rows = stored.table()
   if not rows:
     return Guess(LabelFormat(), 2, "no label could be read")
@@ -176,7 +178,7 @@ def guess_format(stored: StoredValues) -> Guess:
 
 
 def _guess_values(share_of: dict[int, float]) -> Guess:
-  """For values without noise."""
+  """Guesses the label format for gray values without noise."""
   values = sorted(share_of)
   if len(values) == 1 and values[0] <= 1:
     return Guess(LabelFormat("index"), 2, f"labels hold nothing but {values[0]}")
@@ -217,7 +219,7 @@ def _guess_colors(stored: StoredValues, rows: list[tuple[Value, float, int]]) ->
 
 
 def _listed(values: list[int]) -> str:
-  """0..5 for a run, 0, 2, 9 for a few, a count for many."""
+  """Returns 0..5 for a run of values, 0, 2, 9 for a few, and a count for many."""
   if len(values) > 2 and values[-1] - values[0] == len(values) - 1:
     return f"{values[0]}..{values[-1]}"
   if len(values) <= 12:

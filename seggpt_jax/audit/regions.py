@@ -1,4 +1,4 @@
-"""How large the regions of each class are: label maps in, areas relative to the image out."""
+"""Sizes of the regions of each class: label maps in, areas relative to the image out."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _BINS = 32 * _STEPS
 
 
 class ClassRegions:
-  """Areas of connected regions of one class in many images; counts by size, not a list.
+  """Histogram of the areas of connected regions of one class in many images.
 
   Attributes:
-    num_regions: how many.
-    smallest: area of the smallest, relative to its image.
+    num_regions: number of regions.
+    smallest: area of the smallest region, relative to its image.
   """
 
   def __init__(self):
@@ -27,7 +27,7 @@ class ClassRegions:
     self._areas = np.zeros(_BINS)
 
   def add(self, areas: Float32[np.ndarray, "n"]) -> None:
-    """Counts in the regions of one image."""
+    """Adds the regions of one image."""
     if areas.size:
       self.num_regions += areas.size
       self.smallest = min(self.smallest, float(areas.min()))
@@ -37,14 +37,14 @@ class ClassRegions:
 
   @property
   def median(self) -> float:
-    """Area of the middle one, relative to its image; 0 without regions."""
+    """Median area of a region, relative to its image; 0 without regions."""
     return max(_middle(self._counts), self.smallest) if self.num_regions else 0.0
 
   @property
   def median_of_pixels(self) -> float:
-    """Area of the region that the middle one of all their pixels lies in: specks count for little; 0 without any.
+    """Area of the region that contains the median pixel, relative to its image; 0 without regions.
 
-    Images count as if all were of one size.
+    Specks count for little. Images count as if all had the same size.
     """
     return _middle(self._areas)
 
@@ -58,21 +58,22 @@ def _middle(weights: np.ndarray) -> float:
 
 
 def count_pixels(label: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "256"]:
-  """Number of pixels of each class; above 16 million to seven digits."""
-  # A tenth of the time of `numpy.bincount`, and other threads go on meanwhile.
+  """Counts the pixels of each class; counts above 16 million are rounded to seven digits."""
+  # Takes a tenth of the time of `numpy.bincount`, and releases the interpreter lock.
   return cv2.calcHist([label], [0], None, [IGNORE + 1], [0, IGNORE + 1]).ravel().astype(np.int64)
 
 
 def region_areas(
   label: UInt8[np.ndarray, "h w"], pixels: Int64[np.ndarray, "256"]
 ) -> list[tuple[int, Float32[np.ndarray, "n"]]]:
-  """(class, areas of its connected regions relative to the image) of each class that there is but the background.
-
-  Regions touch at sides or corners.
+  """Measures the connected regions (8-connected) of each class except the background.
 
   Args:
-    label: the label map.
-    pixels: its `count_pixels`.
+    label: label map.
+    pixels: `count_pixels` of the label map.
+
+  Returns:
+    For each class in the label map: the class and the areas of its regions, relative to the image.
   """
   found = []
   for class_index in np.flatnonzero(pixels[1:IGNORE]) + 1:

@@ -1,4 +1,4 @@
-"""An inspection as facts for a file, and those facts as text for a person."""
+"""The report of an audit: findings as facts for a JSON file, and those facts as text for the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from seggpt_jax.audit.findings import Groups, Inspection
+from seggpt_jax.audit.findings import Findings, Groups
 from seggpt_jax.audit.label_advice import SQUARE
 from seggpt_jax.audit.sentence import class_label, count_text
 from seggpt_jax.audit.survey import PROBLEMS, Survey
@@ -19,13 +19,13 @@ _SHOWN_VALUES = 32
 _NAMED = 5
 
 
-def as_facts(inspection: Inspection) -> dict[str, Any]:
-  """What JSON can hold: numbers, names and shares of 0..1; sizes are width, height."""
-  dataset, guess = inspection.dataset, inspection.guess
+def as_facts(findings: Findings) -> dict[str, Any]:
+  """Returns the findings as JSON values: numbers, names and shares 0..1; sizes are [width, height]."""
+  dataset, guess = findings.dataset, findings.guess
   return {
     "path": dataset.path,
     "kind": dataset.kind,
-    "max_images": inspection.max_images,
+    "max_images": findings.max_images,
     "labels": {
       "read_as": str(dataset.label_format),
       "mode": dataset.label_format.mode,
@@ -33,16 +33,16 @@ def as_facts(inspection: Inspection) -> dict[str, Any]:
       "table": list(dataset.label_format.table),
       "ignore": list(dataset.label_format.ignore),
       "num_classes": dataset.num_classes,
-      "assumed": "labels" not in inspection.given,
+      "assumed": "labels" not in findings.given,
       "reason": guess.reason if guess else "",
     },
-    "splits": {split: _split_facts(inspection, survey) for split, survey in inspection.surveys.items()},
-    "groups": _group_facts(inspection.groups) if inspection.groups else None,
-    "near_duplicates": [each._asdict() for each in inspection.copies],
+    "splits": {split: _split_facts(findings, survey) for split, survey in findings.surveys.items()},
+    "groups": _group_facts(findings.groups) if findings.groups else None,
+    "near_duplicates": [each._asdict() for each in findings.copies],
   }
 
 
-def _split_facts(inspection: Inspection, survey: Survey) -> dict[str, Any]:
+def _split_facts(findings: Findings, survey: Survey) -> dict[str, Any]:
   rows = survey.values.table()
   total = max(int(survey.pixels.sum()), 1)
   return {
@@ -59,15 +59,15 @@ def _split_facts(inspection: Inspection, survey: Survey) -> dict[str, Any]:
     "copies": survey.copies(),
     "values": [{"value": v, "pixels": share, "files": files} for v, share, files in rows[:_SHOWN_VALUES]],
     "num_values": len(rows),
-    "classes": [_class_facts(inspection, survey, c) for c in range(_num_shown(inspection))],
+    "classes": [_class_facts(findings, survey, c) for c in range(_num_shown(findings))],
     "num_labels": survey.num_labels,
     "num_without_foreground": survey.num_empty,
     "ignored": float(survey.pixels[IGNORE] / total),
   }
 
 
-def _num_shown(inspection: Inspection) -> int:
-  return max(inspection.dataset.num_classes, inspection.num_found)
+def _num_shown(findings: Findings) -> int:
+  return max(findings.dataset.num_classes, findings.num_found)
 
 
 def _size_facts(sizes: Counter) -> dict[str, Any]:
@@ -78,11 +78,11 @@ def _size_facts(sizes: Counter) -> dict[str, Any]:
   return {"different": len(sizes)} | {name: [width, height] for name, (height, width) in named.items()}
 
 
-def _class_facts(inspection: Inspection, survey: Survey, class_index: int) -> dict[str, Any]:
+def _class_facts(findings: Findings, survey: Survey, class_index: int) -> dict[str, Any]:
   regions = survey.regions.get(class_index)
   return {
     "class": class_index,
-    "name": class_label(inspection, class_index).partition(" ")[2] or ("background" if not class_index else ""),
+    "name": class_label(findings, class_index).partition(" ")[2] or ("background" if not class_index else ""),
     "pixels": float(survey.pixels[class_index] / max(survey.pixels.sum(), 1)),
     "samples": float(survey.holding[class_index] / max(survey.num_labels, 1)),
     "num_regions": regions.num_regions if regions else 0,
@@ -112,7 +112,7 @@ def _group_facts(groups: Groups) -> dict[str, Any]:
 
 
 def as_text(facts: dict[str, Any]) -> str:
-  """Facts with advice and the training command, for a terminal."""
+  """Returns facts with advice and the training command as text for the terminal."""
   lines = [f"{facts['path']}  ({facts['kind']})"]
   if facts["max_images"]:
     lines.append(f"at most {facts['max_images']} images of each split were read, evenly spread")
@@ -139,7 +139,7 @@ def _split_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
   if facts["label_formats"]:
     yield f"  labels     {_counted(facts['label_formats'])}"
   if facts["turned_by_exif"]:
-    yield f"  EXIF       {count_text(facts['turned_by_exif'], 'image')} turned by a tag"
+    yield f"  EXIF       {count_text(facts['turned_by_exif'], 'image')} rotated by a tag"
   if facts["sixteen_bit_peaks"]:
     low, median, high = facts["sixteen_bit_peaks"]
     yield f"  16 bits    largest values {low} to {high}, median {median}, of 65535"
@@ -184,8 +184,8 @@ def _label_lines(facts: dict[str, Any]) -> Iterator[str]:
       yield f"  and {more} more values"
     yield ""
   labels = facts["labels"]
-  assumed = f"assumed, for {labels['reason']}" if labels["reason"] else "as the dataset has them"
-  how = assumed if labels["assumed"] else "as the flags say"
+  assumed = f"guessed: {labels['reason']}" if labels["reason"] else "as the dataset stores them"
+  how = assumed if labels["assumed"] else "set by flags"
   yield f"LABELS READ AS {labels['read_as']}, {labels['num_classes']} classes ({how})"
 
 
@@ -208,12 +208,12 @@ def _class_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
 
 
 def percent(share: float) -> str:
-  """A share of 0..1, of small ones three decimals."""
+  """Formats a share 0..1 as a percentage, small ones with three decimals."""
   return "0" if not share else f"{share:.1%}" if share >= 0.01 else f"{share:.3%}" if share >= 1e-5 else "< 0.001%"
 
 
 def _area(share: float) -> str:
-  """A region's share of the image, and how long its side is in the square that the network sees."""
+  """Formats the area of a region: its share of the image, and its side in pixels of the network's square."""
   return f"{percent(share)} ({SQUARE * math.sqrt(share):.3g} px)"
 
 
@@ -230,7 +230,7 @@ def _group_lines(groups: dict[str, Any]) -> Iterator[str]:
 
 
 def _copy_lines(facts: dict[str, Any]) -> Iterator[str]:
-  yield "NEAR-DUPLICATES (difference 0 is the same; turned and mirrored copies are not looked for)"
+  yield "NEAR-DUPLICATES (difference 0: identical; rotated and mirrored copies are not searched)"
   for copies in facts["near_duplicates"]:
     where = f"{copies['second']} in {copies['first']}"
     yield f"  {copies['num_copied']} of {copies['num_compared']} images of {where}"
@@ -243,7 +243,7 @@ def _advice_lines(facts: dict[str, Any]) -> Iterator[str]:
     yield "ADVICE"
     yield from (f"  {number}. {text}" for number, text in enumerate(facts["advice"], 1))
     yield ""
-    yield "TO TRAIN, with all of that set or mended:" if not facts["ready"] else "TO TRAIN, with all of that set:"
+    yield "TO TRAIN, once the problems are fixed:" if not facts["ready"] else "TO TRAIN, with these keys set:"
   else:
-    yield "Nothing is wrong. TO TRAIN:"
+    yield "No problems found. TO TRAIN:"
   yield f"  {facts['train']}"

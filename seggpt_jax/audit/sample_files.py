@@ -1,4 +1,4 @@
-"""The files of one split of a dataset one by one, whatever is wrong with the others."""
+"""Access to the files of one split, sample by sample, so that one bad file does not hide the others."""
 
 from __future__ import annotations
 
@@ -24,49 +24,53 @@ FILE_KINDS = ("folder", "class_folders", "masks")
 
 
 class UnreadableError(InputError):
-  """A label's file is damaged, whatever its values may mean."""
+  """The file of a label is damaged: no label format can read it."""
 
 
 @runtime_checkable
 class SampleFiles(Protocol):
-  """Access to each sample's files."""
+  """Access to the files of each sample."""
 
   def __len__(self) -> int: ...
 
   def name(self, index: int) -> str: ...
 
   def image_file(self, index: int) -> tuple[bytes, str]:
-    """The image's file, and where it is from.
+    """Returns the bytes of the image file and its path.
 
     Raises:
-      InputError: it cannot be read.
+      InputError: the file cannot be read.
     """
     ...
 
   def label(
     self, index: int, size: tuple[int, int] | None, label_format: LabelFormat, noted: list[FileValues]
   ) -> UInt8[np.ndarray, "h w"]:
-    """The label.
+    """Reads the label of a sample.
 
     Args:
-      index: of the sample.
-      size: of its image if that is known.
-      label_format: how to read it.
-      noted: is given the values of its files as they are stored, also when an error follows.
+      index: index of the sample.
+      size: height and width of its image, if known.
+      label_format: format of the label file.
+      noted: list to which the stored values of its files are appended, also when an error follows.
+
+    Returns:
+      The label map.
 
     Raises:
-      InputError: it cannot be read in this way; `UnreadableError`: in no way.
+      InputError: the label does not fit the format.
+      UnreadableError: the file is damaged.
     """
     ...
 
   def field(self, index: int, key: str) -> str:
-    """See `Source.field`."""
+    """Returns a field of a record, see `Source.field`."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class _Noting(LabelFormat):
-  """A label format that notes what the files hold that it reads."""
+  """A label format that also records the values stored in the files that it decodes."""
 
   noted: list[FileValues] = dataclasses.field(default_factory=list)
 
@@ -79,7 +83,7 @@ class _Noting(LabelFormat):
 
 
 class FolderFiles:
-  """Samples of a dataset in folders; see `SampleFiles`."""
+  """Samples of a dataset in folders, see `SampleFiles`."""
 
   def __init__(self, items: Sequence[Item]):
     self._items = items
@@ -98,9 +102,9 @@ class FolderFiles:
     self, index: int, size: tuple[int, int] | None, label_format: LabelFormat, noted: list[FileValues]
   ) -> UInt8[np.ndarray, "h w"]:
     if not self._items[index].label and size is not None:
-      return np.zeros(size, np.uint8)  # no masks
+      return np.zeros(size, np.uint8)  # an image without masks is all background
     values = {field.name: getattr(label_format, field.name) for field in dataclasses.fields(LabelFormat)}
-    # As many classes as can be: all are to be seen, not only those that training would take.
+    # The largest number of classes, so that the audit also sees classes that training would refuse.
     return FileSource([self._items[index]], IGNORE, _Noting(**values, noted=noted)).label(0)
 
   def field(self, index: int, key: str) -> str:
@@ -108,7 +112,7 @@ class FolderFiles:
 
 
 class SourceFiles:
-  """Samples of a source that opens as a whole; see `SampleFiles`. Labels are as the source reads them."""
+  """Samples of a source that opens as a whole, see `SampleFiles`; the source decodes the labels."""
 
   def __init__(self, source: Source):
     self._source = source
@@ -132,12 +136,15 @@ class SourceFiles:
 
 
 def open_files(dataset: Dataset, split: str, problems: list[str]) -> SampleFiles:
-  """The samples of a split.
+  """Lists the samples of a split.
 
   Args:
-    dataset: what and where; of its number of classes nothing depends.
-    split: name of the part.
-    problems: is given what is wrong with files that then are left out, or with all of them.
+    dataset: layout and path of the dataset; its number of classes does not matter.
+    split: name of the split.
+    problems: list to which messages about files that are left out are appended.
+
+  Returns:
+    Access to the samples; empty if the split cannot be listed.
   """
   try:
     if dataset.kind in FILE_KINDS:
@@ -149,10 +156,16 @@ def open_files(dataset: Dataset, split: str, problems: list[str]) -> SampleFiles
 
 
 def guess_kind(path: str) -> str:
-  """The kind of dataset that a folder looks like: by what lies in it and one or two folders below.
+  """Guesses the kind of a dataset from the folders and files at its top.
+
+  Args:
+    path: folder of the dataset.
+
+  Returns:
+    A key of `data.datasets.KINDS`.
 
   Raises:
-    InputError: there is no such folder.
+    InputError: the folder does not exist.
   """
   directory = remote_or_local(path)
   if not path or not directory.is_dir():
@@ -166,20 +179,20 @@ def guess_kind(path: str) -> str:
     return "coco"
   for folder in (directory, *below):
     if (folder / "images").is_dir() and (folder / "labels").is_dir():
-      # Folders in labels/ may be those of names such as street/0001: then images/ has them too.
+      # Folders in labels/ that images/ has too belong to names such as street/0001; others hold masks.
       inside = {each.name for each in (folder / "labels").iterdir() if each.is_dir()}
       alike = {each.name for each in (folder / "images").iterdir() if each.is_dir()}
       return "masks" if inside - alike else "folder"
     if any((each / "masks").is_dir() for each in folder.iterdir() if each.is_dir()):
       return "masks"
-  # SPLIT/PRODUCT/DEFECT/image; deeper ones have to be named.
+  # SPLIT/PRODUCT/DEFECT/image. For deeper folders the user has to set --kind.
   if any(True for folder in below for depth in ("", "*/", "*/*/", "*/*/*/") for _ in folder.glob(f"{depth}image")):
     return "class_folders"
   return "folder"
 
 
 def category_names(dataset: Dataset, split: str) -> list[str]:
-  """Names of the classes 1, 2, ... as far as the dataset has them; [] if it has none."""
+  """Returns the names of classes 1, 2, ... that the dataset stores; empty if it stores none."""
   if dataset.class_names:
     return list(dataset.class_names)
   directory = remote_or_local(dataset.path)
@@ -192,7 +205,7 @@ def category_names(dataset: Dataset, split: str) -> list[str]:
     for place in (f"annotations/instances_{split}.json", f"{split}/_annotations.coco.json"):
       with contextlib.suppress(InputError, ValueError, KeyError, TypeError):
         path = os.path.join(dataset.path, place)
-        # Annotations are dropped while the file is parsed: they are most of it.
+        # Annotations make up most of the file, so they are dropped while it is parsed.
         content = json.loads(read_bytes(path), object_hook=lambda each: None if "image_id" in each else each)
         return [str(each["name"]) for each in sorted(content["categories"], key=lambda each: each["id"])]
   return []

@@ -1,4 +1,4 @@
-"""One piece of advice about a dataset, and how counts, classes and keys are put in words."""
+"""A piece of advice about a dataset, and the wording of counts, classes and keys."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from seggpt_jax.audit.findings import Inspection
+from seggpt_jax.audit.findings import Findings
 
 
 class Advice(NamedTuple):
-  """One sentence, and the keys of the configuration's `data` that it sets; `fatal` if training would refuse."""
+  """A sentence, the keys of `config.data` that it recommends, and whether training fails without it (`fatal`)."""
 
   text: str
   keys: Mapping[str, Any] = MappingProxyType({})
@@ -18,16 +18,16 @@ class Advice(NamedTuple):
 
 
 def key_text(keys: Mapping[str, Any]) -> str:
-  """The keys with their values, as in a configuration."""
+  """Returns keys with their values, as in a configuration: data.labels=index."""
   return ", ".join(f"data.{key}={value}" for key, value in keys.items())
 
 
 def count_text(count: int, what: str = "file") -> str:
-  """1 file, 2 files."""
+  """Returns a count with its noun: 1 file, 2 files."""
   return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def class_label(inspection: Inspection, class_index: int) -> str:
-  """A class as people know it."""
-  names = inspection.class_names
+def class_label(findings: Findings, class_index: int) -> str:
+  """Returns the index of a class and its name, if it has one."""
+  names = findings.class_names
   return f"{class_index} {names[class_index - 1]}" if 0 < class_index <= len(names) else str(class_index)

@@ -1,6 +1,6 @@
-"""What there is to know of one split of a dataset: every file is read once, small facts stay.
+"""The survey of one split of a dataset: every file is read once, and small facts about it are kept.
 
-Nothing stops at a wrong file: what is wrong is counted and named, and the rest is surveyed all the same.
+A bad file stops nothing: it is counted and named, and the survey goes on.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SIXTEEN_BIT = 65535
 
 
 class ImageFacts(NamedTuple):
-  """Of one image file; `peak` is the largest value of one with 16 bits, else None."""
+  """Facts about one image file; `peak` is the largest value of a 16-bit image, else None."""
 
   kind: str
   size: tuple[int, int]  # height, width, upright
@@ -48,29 +48,29 @@ class ImageFacts(NamedTuple):
   turned: bool
   peak: int | None
   print: Print
-  digest: bytes  # of its pixels
+  digest: bytes  # hash of its pixels
 
 
 class LabelFacts(NamedTuple):
-  """Of one label."""
+  """Pixels of each class in one label, and the sizes of its regions."""
 
   pixels: Int64[np.ndarray, "256"]
   regions: list[tuple[int, np.ndarray]]
 
 
 class SampleFacts(NamedTuple):
-  """Of one sample; what could not be read is None."""
+  """Facts about one sample; parts that could not be read are None."""
 
   index: int
   name: str
   image: ImageFacts | None
   label: LabelFacts | None
   values: list[FileValues]
-  problems: list[tuple[str, str]]  # (key of PROBLEMS, what)
+  problems: list[tuple[str, str]]  # (key of PROBLEMS, message)
 
 
 class Surveyed(NamedTuple):
-  """What is kept of each sample; `problem` is "" or what is wrong with it, `kind` which key of `PROBLEMS` that is."""
+  """Record of one sample; `problem` is its first problem or "", and `kind` is the key of that problem in `PROBLEMS`."""
 
   index: int
   name: str
@@ -81,26 +81,26 @@ class Surveyed(NamedTuple):
 
 @dataclasses.dataclass
 class Survey:
-  """Of one split.
+  """Counts over one split.
 
   Attributes:
-    split: its name.
-    num_samples: how many there are, surveyed or not.
+    split: name of the split.
+    num_samples: number of samples, including those that were not read.
     kinds: number of images by format and mode, such as "JPEG RGB".
     sizes: number of images by (height, width).
-    num_bytes: of the image files.
-    turned: number of images that an EXIF tag turns.
-    peaks: largest value of each image with 16 bits.
-    problems: what is wrong, by the keys of `PROBLEMS`.
-    values: of the labels' files.
+    num_bytes: size of the image files.
+    turned: number of images that an EXIF tag rotates.
+    peaks: largest value of each 16-bit image.
+    problems: messages, by the keys of `PROBLEMS`.
+    values: values stored in the label files.
     pixels: number of pixels of each class.
-    regions: sizes of each class's regions.
-    holding: number of samples that hold each class.
+    regions: sizes of the regions of each class.
+    holding: number of samples that show each class.
     num_labels: number of labels that were read.
-    num_empty: of them without foreground.
-    samples: what is kept of each.
+    num_empty: number of those labels without foreground.
+    samples: record of each sample.
     prints: (position in samples, print) of each image that was read.
-    digests: of their pixels, in the same order.
+    digests: hashes of the pixels of those images, in the same order.
   """
 
   split: str
@@ -122,7 +122,7 @@ class Survey:
   digests: list[bytes] = dataclasses.field(default_factory=list)
 
   def add(self, facts: SampleFacts) -> None:
-    """Counts one sample in."""
+    """Adds the facts about one sample."""
     for kind, what in facts.problems:
       self.problems[kind].append(what)
     for each in facts.values:
@@ -153,16 +153,16 @@ class Survey:
 
   @property
   def num_usable(self) -> int:
-    """Samples of which nothing is known to be wrong."""
+    """Number of samples without a known problem."""
     return sum(not sample.problem for sample in self.samples)
 
   @property
   def num_intact(self) -> int:
-    """Samples of which nothing is wrong, or nothing but how their labels are read."""
+    """Number of samples that are usable, or would be with another label format."""
     return sum(sample.kind in ("", "meaning") for sample in self.samples)
 
   def copies(self) -> list[list[str]]:
-    """Names of samples whose images are the same, pixel for pixel."""
+    """Returns groups of sample names whose images are identical, pixel for pixel."""
     names = collections.defaultdict(list)
     for (place, _), digest in zip(self.prints, self.digests, strict=True):
       names[digest].append(self.samples[place].name)
@@ -170,19 +170,19 @@ class Survey:
 
 
 def survey_split(survey: Survey, files: SampleFiles, label_format: LabelFormat, max_images: int = 0) -> None:
-  """Reads the samples of a split.
+  """Reads the samples of a split into its survey.
 
   Args:
-    survey: what is found is added to.
-    files: the samples.
-    label_format: how labels are read.
-    max_images: only so many, evenly spread; 0 is all.
+    survey: survey to which the facts are added.
+    files: access to the samples.
+    label_format: format of the label files.
+    max_images: number of samples to read, evenly spread; 0 is all.
   """
   survey.num_samples = len(files)
   chosen = spread(len(files), max_images)
   bar = tqdm(total=len(chosen), desc=f"reading {survey.split}", unit="image", delay=1.0)
   with bar, concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    # A block at a time: what a sample's facts weigh is gone once they are counted in.
+    # One block at a time, since the facts about a sample take memory until they are counted.
     for start in range(0, len(chosen), _BLOCK):
       block = chosen[start : start + _BLOCK]
       for facts in pool.map(lambda index: _read_sample(files, index, label_format), block):
@@ -191,14 +191,14 @@ def survey_split(survey: Survey, files: SampleFiles, label_format: LabelFormat, 
 
 
 def spread(count: int, most: int) -> list[int]:
-  """At most so many of the numbers 0..count-1, evenly spread; 0 is all."""
+  """Returns at most `most` of the numbers 0..count-1, evenly spread; all of them if `most` is 0."""
   if not most or most >= count:
     return list(range(count))
   return np.linspace(0, count - 1, most).round().astype(int).tolist()
 
 
 def read_values(files: SampleFiles, most: int) -> StoredValues:
-  """The values of some samples' labels as they are stored."""
+  """Reads the stored values of at most `most` labels, evenly spread."""
   stored = StoredValues()
   for index in spread(len(files), most):
     for each in _read_label(files, index, None, LabelFormat("binary"), [])[1]:
@@ -227,7 +227,7 @@ def _read_sample(files: SampleFiles, index: int, label_format: LabelFormat) -> S
 
 
 def _read_label(files, index, size, label_format, problems):
-  """The label or None, and the values of its files; what is wrong is added to the problems."""
+  """Reads a label (None if it is bad) and the values of its files; appends problems to `problems`."""
   values: list[FileValues] = []
   try:
     return files.label(index, size, label_format, values), values
@@ -239,7 +239,7 @@ def _read_label(files, index, size, label_format, problems):
 
 
 def _image_facts(data: bytes, where: str) -> ImageFacts:
-  """Raises InputError: the file is unreadable."""
+  """Decodes an image file; raises InputError if it is unreadable."""
   header = open_image(data, where)
   pixels = decode_image(data, where)
   transparent = "transparency" in header.info and header.mode != "RGBA"

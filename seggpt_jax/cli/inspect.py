@@ -17,7 +17,7 @@ from absl import flags
 
 from seggpt_jax.audit.advice import advise, train_line
 from seggpt_jax.audit.contact_sheet import draw_samples
-from seggpt_jax.audit.findings import inspect_dataset
+from seggpt_jax.audit.findings import audit_dataset
 from seggpt_jax.audit.report import as_facts, as_text
 from seggpt_jax.audit.sample_files import guess_kind
 from seggpt_jax.cli.dataset_flags import dataset_from_flags, define_dataset_flags, parse_splits
@@ -51,16 +51,16 @@ def main() -> None:
   dataset = dataset_from_flags()
   if "kind" not in given:
     dataset = dataclasses.replace(dataset, kind=guess_kind(dataset.path))
-  inspection = inspect_dataset(dataset, parse_splits(values.split), given, values.groups, values.max_images)
-  advice = advise(inspection)
-  facts = as_facts(inspection)
+  findings = audit_dataset(dataset, parse_splits(values.split), given, values.groups, values.max_images)
+  advice = advise(findings)
+  facts = as_facts(findings)
   facts["advice"] = [each.text for each in advice]
   facts["ready"] = not any(each.fatal for each in advice)
-  facts["train"] = train_line(inspection, advice)
+  facts["train"] = train_line(findings, advice)
   outdir = Path(values.outdir)
   text = json.dumps(facts, indent=2, ensure_ascii=False).encode()
   write_whole(outdir / "inspect.json", lambda file: file.write(text))
-  sheet = draw_samples(inspection)
+  sheet = draw_samples(findings)
   write_whole(outdir / "inspect.png", lambda file: sheet.save(file, "PNG"))
   print(as_text(facts))
   print(f"\nwritten: {outdir / 'inspect.json'}, {outdir / 'inspect.png'}")

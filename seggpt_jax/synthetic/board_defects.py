@@ -28,7 +28,7 @@ _PLACEMENTS = 40  # Tries to place one defect.
 
 
 class _Region(NamedTuple):
-  """Where a defect changes the copper, within a window of whole pixels."""
+  """Region in which a defect changes the copper, within a window of whole pixels."""
 
   window: tuple[slice, slice]
   fine: np.ndarray  # bool, FINE samples per pixel of the window.

@@ -5,7 +5,7 @@ board, uint8 [size, size, 3], and its label, uint8 [size, size], which is 0 wher
 designed and the class of the defect where copper is missing or in excess.
 
 The layout of the copper comes from board_layout, the defects from board_defects. Here the board
-is painted and offered as a source for training and as files.
+is colored, and offered as a data source and as files.
 """
 
 import dataclasses

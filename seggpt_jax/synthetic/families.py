@@ -1,11 +1,11 @@
-"""Families of scenes to pretrain on: each draws several pictures in which the same kinds of things occur.
+"""Families of scenes for pretraining: each draws several pictures that show the same kinds of things.
 
-A family is a function (generator, size, count, difficulty) -> `Scenes`. What makes two regions in two pictures the
-same kind differs from family to family and from draw to draw: material, shape, part of something, place in an order,
-relation to what lies around. `difficulty` runs from 0 (few large regions that look alike in all pictures) to 1 (small
-ones, many kinds, other backgrounds and other light from picture to picture).
+A family is a function (generator, size, count, difficulty) -> `Scenes`. The rule that makes two regions the same kind
+differs between families and between draws: the material, the shape, the part of an object, the place in an order, or
+the relation to the surroundings. `difficulty` runs from 0 (few large regions that look alike in all pictures) to 1
+(small regions, many kinds, and a different background and light in each picture).
 
-The families that measure what was learned are in `held_out.py`; nothing here may draw what they draw.
+The families in `held_out.py` measure what a network has learned. No family of this module may draw what they draw.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Scenes(NamedTuple):
 
   Attributes:
     images: float32 [size, size, 3] each, about 0..255, not clipped.
-    kinds: uint8 [size, size] each: 0 for nothing in particular, 1.. for what may be asked for.
+    kinds: uint8 [size, size] each: 0 for the background, 1, 2, ... for kinds that a task may ask for.
   """
 
   images: list[np.ndarray]
@@ -44,7 +44,7 @@ Family = Callable[[np.random.Generator, int, int, float], Scenes]
 
 
 def _between(generator: np.random.Generator, easy: tuple[float, float], hard: tuple[float, float], difficulty: float):
-  """A number from a range that moves with the difficulty."""
+  """Draws a number from a range that moves with the difficulty."""
   low, high = (a + (b - a) * difficulty for a, b in zip(easy, hard, strict=True))
   return float(generator.uniform(low, high))
 
@@ -52,7 +52,7 @@ def _between(generator: np.random.Generator, easy: tuple[float, float], hard: tu
 def _backgrounds(
   generator: np.random.Generator, size: int, count: int, difficulty: float, contrast: float = 1.0
 ) -> tuple[Material, list[np.ndarray]]:
-  """One material and `count` paintings; at higher difficulty some pictures get another one, or two side by side."""
+  """Draws a material and `count` backgrounds of it; at higher difficulty some use another material, or two."""
   shared = random_material(generator, contrast=contrast)
   squares = []
   for _ in range(count):
@@ -66,13 +66,13 @@ def _backgrounds(
 
 
 def _put(image: np.ndarray, kinds: np.ndarray, mask: np.ndarray, square: np.ndarray, kind: int) -> None:
-  """Paints what is under the mask, in place."""
+  """Paints a material where the mask is set, in place."""
   np.copyto(image, square, where=mask[..., None])
   kinds[mask] = kind
 
 
 def _pave(kinds: np.ndarray, squares: list[np.ndarray]) -> np.ndarray:
-  """A picture that shows `squares[i]` where the kind is i + 1."""
+  """Composes a picture that shows `squares[i]` where the kind is i + 1."""
   picture = squares[0].copy()
   for index, square in enumerate(squares[1:], start=2):
     np.copyto(picture, square, where=(kinds == index)[..., None])
@@ -80,7 +80,7 @@ def _pave(kinds: np.ndarray, squares: list[np.ndarray]) -> np.ndarray:
 
 
 def _places(generator: np.random.Generator, radii: list[float], size: int) -> list[tuple[float, float]]:
-  """Centers for discs that overlap as little as a few tries allow."""
+  """Draws centers of discs, and keeps the overlap small by trying a few times."""
   centers: list[tuple[float, float]] = []
   for radius in radii:
     tries = generator.uniform(0.7 * min(radius, size / 2), size - 0.7 * min(radius, size / 2), (8, 2))
@@ -94,7 +94,7 @@ def _places(generator: np.random.Generator, radii: list[float], size: int) -> li
 
 
 def regions(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """The square parted into a few regions, each of a material of its own; what is the same is the material."""
+  """Draws squares divided into a few regions, each of one material; the material defines the kind."""
   num = int(generator.integers(2, 4 + round(2 * difficulty)))
   materials = random_materials(generator, num)
   images, labels = [], []
@@ -110,7 +110,7 @@ def regions(generator: np.random.Generator, size: int, count: int, difficulty: f
 
 
 def objects(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Things on a background, several of each kind; what is the same is the material, the shape or both."""
+  """Draws objects on a background; the material, the shape or both define the kind."""
   cue = generator.choice(
     ["material", "shape", "both"], p=[0.6 - 0.2 * difficulty, 0.4 * difficulty, 0.4 - 0.2 * difficulty]
   )
@@ -136,7 +136,7 @@ def objects(generator: np.random.Generator, size: int, count: int, difficulty: f
 
 
 def parts(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Bodies with a core and a rim; loose pieces that look like the core do not count as one."""
+  """Draws bodies with a core and a rim; loose pieces that look like a core are background."""
   background, squares = _backgrounds(generator, size, count, difficulty)
   body, core, rim = random_materials(generator, 3, apart_from=(background,))
   outline = shapes.random_outline(generator)
@@ -168,7 +168,7 @@ def parts(generator: np.random.Generator, size: int, count: int, difficulty: flo
 
 
 def particles(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Many small things of two or three kinds, strewn over a background."""
+  """Draws many small objects of two or three kinds, scattered over a background."""
   num = int(generator.integers(2, 4))
   background, squares = _backgrounds(generator, size, count, difficulty, contrast=0.6)
   materials = random_materials(generator, num, contrast=0.5, apart_from=(background,))
@@ -190,7 +190,7 @@ def particles(generator: np.random.Generator, size: int, count: int, difficulty:
 
 
 def strokes(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Lines of two or three kinds: by material, width and how straight they run."""
+  """Draws lines of two or three kinds, which differ in material, width and straightness."""
   num = int(generator.integers(1, 4))
   background, squares = _backgrounds(generator, size, count, difficulty, contrast=0.7)
   materials = random_materials(generator, num, contrast=0.4, apart_from=(background,))
@@ -209,7 +209,7 @@ def strokes(generator: np.random.Generator, size: int, count: int, difficulty: f
 
 
 def lattices(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """A grid of tiles in joints: the joints, or the tiles of one material."""
+  """Draws a grid of tiles; the kinds are the joints and the tiles of each material."""
   num = int(generator.integers(1, 3 + round(difficulty)))
   materials = random_materials(generator, num + 1, contrast=0.6)
   pitch = _between(generator, (0.25, 0.4), (0.14, 0.3), difficulty)
@@ -239,7 +239,7 @@ def lattices(generator: np.random.Generator, size: int, count: int, difficulty: 
 
 
 def mosaics(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Irregular cells packed side by side: their walls, their cores, or the cells of one material."""
+  """Draws irregular cells side by side; the kinds are walls, cores, and cells of each material."""
   num = int(generator.integers(1, 3 + round(difficulty)))
   materials = random_materials(generator, num + 2, contrast=0.6)
   wall = _between(generator, (0.05, 0.09), (0.02, 0.06), difficulty) if generator.random() < 0.7 else 0.0
@@ -263,7 +263,7 @@ def mosaics(generator: np.random.Generator, size: int, count: int, difficulty: f
 
 
 def levels(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Contour bands of a smooth height: each band is known by its place in the order from dark to light."""
+  """Draws contour bands of a smooth surface; the place in the order from dark to light defines the kind."""
   num = int(generator.integers(3, 5 + round(difficulty)))
   ends = random_materials(generator, 2, contrast=0.3)
   cuts = np.sort(generator.normal(0, 1, num - 1)) + np.linspace(-0.8, 0.8, num - 1)
@@ -285,7 +285,7 @@ def levels(generator: np.random.Generator, size: int, count: int, difficulty: fl
 
 
 def stains(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Soft-edged, half transparent spots on a patterned ground: darker, lighter or tinted."""
+  """Draws soft-edged, half transparent spots on a pattern; the kinds are darker, lighter and tinted spots."""
   num = int(generator.integers(1, 4))
   _, squares = _backgrounds(generator, size, count, 0.7 * difficulty)
   tints = random_materials(generator, num, contrast=0.3)
@@ -307,7 +307,7 @@ def stains(generator: np.random.Generator, size: int, count: int, difficulty: fl
 
 
 def fabrics(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Patches of one color and several patterns: color tells nothing."""
+  """Draws patches of one color and several patterns; the pattern defines the kind."""
   num = 2 + int(generator.random() < 0.4 * difficulty)
   ground = random_material(generator, contrast=1.6)
   materials = [ground]
@@ -333,7 +333,7 @@ def fabrics(generator: np.random.Generator, size: int, count: int, difficulty: f
 
 
 def relations(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Things alike in material and shape: known by being the large ones, or by what they lie on."""
+  """Draws objects of the same material and shape; their size or the ground below them defines the kind."""
   rule = generator.choice(["size", "ground"])
   background, squares = _backgrounds(generator, size, count, 0.5 * difficulty)
   thing = random_material(generator, [background], contrast=0.6)
@@ -362,7 +362,7 @@ def relations(generator: np.random.Generator, size: int, count: int, difficulty:
   return Scenes(images, labels)
 
 
-# How often each is drawn, at difficulty 0 and 1.
+# Relative frequency of each family at difficulty 0 and at difficulty 1.
 FAMILIES: dict[str, tuple[Family, float, float]] = {
   "regions": (regions, 4.0, 1.0),
   "objects": (objects, 4.0, 2.0),

@@ -1,9 +1,9 @@
-"""Families of scenes that no network is pretrained on: they measure whether it reads the prompt.
+"""Families of scenes that no network is pretrained on. They measure whether a network reads the prompt.
 
-Each resembles something that people segment: cells under a microscope, fields from the air, a slice of a brain, a
-circuit board, fruit on a cloth, weathered concrete. They are functions like those of `families.py` and share none of
-its drawing, nor its random materials: what helps here has to be learned as a rule, not as a look. The difficulty is
-ignored, since a measure should not move; `tasks.draw_episode` varies the light with it.
+Each family resembles something that people segment: cells under a microscope, fields from the air, a slice of a brain,
+a circuit board, fruit on a cloth, weathered concrete. The functions have the signature of those in `families.py`, but
+share neither its drawing code nor its random materials, so a network cannot succeed here by appearance alone. They
+ignore the difficulty, since a measure should not change; `tasks.draw_episode` varies only the light with it.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _Paint = np.ndarray | np.float32  # [size, size, 3], [size, size, 1], [3] or one
 
 
 class _Picture:
-  """A picture in the making, and what is where in it."""
+  """A picture that is being drawn, and the kind of each pixel."""
 
   def __init__(self, ground: _Paint, size: int):
     self.image = np.broadcast_to(ground, (size, size, 3)).astype(np.float32)
     self.kinds = np.zeros((size, size), np.uint8)
 
   def shade(self, cover: np.ndarray, paint: _Paint) -> None:
-    """Paints where `cover` [size, size], 0..1, is not 0; what lies there stays what it is."""
+    """Blends a color over the picture by coverage [size, size], 0..1; kinds stay as they are."""
     self.image += cover[..., None] * (paint - self.image)
 
   def put(self, cover: np.ndarray, paint: _Paint, kind: int | np.integer) -> None:
-    """Paints something of that kind."""
+    """Blends a color over the picture by coverage, and marks the covered pixels as a kind."""
     self.shade(cover, paint)
     self.kinds[cover > 0.5] = kind
 
 
 def _scenes(draw: Callable[[], _Picture], count: int, num_kinds: int) -> Scenes:
-  """Draws pictures, each again until every kind can be seen and none fills it."""
+  """Draws pictures; redraws each one until every kind is visible and none fills it."""
   pictures = []
   for _ in range(count):
     for _ in range(40):
@@ -55,19 +55,19 @@ def _scenes(draw: Callable[[], _Picture], count: int, num_kinds: int) -> Scenes:
 
 
 def _color(hue: float, saturation: float, value: float) -> Float[np.ndarray, "3"]:
-  """A color 0..255 from numbers 0..1; the hue goes round."""
+  """Converts hue, saturation and value 0..1 to a color 0..255; the hue is cyclic."""
   return 255 * np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value), np.float32)
 
 
 def _grain(generator: np.random.Generator, size: int, cells: float, amount: float) -> Float[np.ndarray, "size size 1"]:
-  """Smooth gray noise to be added to a picture."""
+  """Draws smooth gray noise to add to a picture."""
   return amount * smooth_noise(generator, size, cells)[..., None]
 
 
 def _frame(
   size: int, center: np.ndarray, radii: tuple[float, float], angle: float
 ) -> tuple[Float[np.ndarray, "size size"], Float[np.ndarray, "size size"]]:
-  """Coordinates in which the ellipse about `center` is the unit circle; all lengths in sides of the picture."""
+  """Returns coordinates in which an ellipse about `center` is the unit circle; lengths are in sides of the picture."""
   y, x = coordinates(size)
   y, x = y - np.float32(center[1]), x - np.float32(center[0])
   cos, sin = np.cos(angle), np.sin(angle)
@@ -75,19 +75,19 @@ def _frame(
 
 
 def _inside(distance: np.ndarray, softness: float) -> np.ndarray:
-  """Cover of what has a distance from its middle below 1; the rim is that wide."""
+  """Returns the coverage of the region with distance below 1; its soft edge has the given width."""
   return np.clip((1 - distance) / softness + 0.5, 0, 1)
 
 
 def _polygon(size: int, points: np.ndarray) -> Float[np.ndarray, "size size"]:
-  """Cover of a polygon with corners (x, y), 0..1; its outline is as soft as a camera's."""
+  """Returns the coverage of a polygon with corners (x, y), 0..1; its edge is as soft as a camera's."""
   image = Image.new("L", (size * FINE, size * FINE))
   ImageDraw.Draw(image).polygon((points * size * FINE).ravel().tolist(), fill=255)
   return np.asarray(image.reduce(FINE), np.float32) / 255
 
 
 def _line(size: int, points: np.ndarray, width: float) -> Float[np.ndarray, "size size"]:
-  """Cover of a line through points (x, y), 0..1, of a width in the same unit."""
+  """Returns the coverage of a line through points (x, y), 0..1; the width is in the same unit."""
   image = Image.new("L", (size * FINE, size * FINE))
   pixels = max(round(width * size * FINE), 1)
   ImageDraw.Draw(image).line((points * size * FINE).ravel().tolist(), fill=255, width=pixels, joint="curve")
@@ -95,19 +95,19 @@ def _line(size: int, points: np.ndarray, width: float) -> Float[np.ndarray, "siz
 
 
 def _apart(generator: np.random.Generator, radii: np.ndarray) -> Float[np.ndarray, "n 2"]:
-  """Centers (x, y), 0..1, of discs that touch as little as a few throws allow."""
+  """Draws centers (x, y), 0..1, of discs, and keeps the overlap small by trying a few times."""
   centers = np.zeros((0, 2))
   for index, radius in enumerate(radii):
     throws = generator.uniform(0.5 * radius, 1 - 0.5 * radius, (30, 2))
     gaps = np.linalg.norm(throws[:, None] - centers, axis=-1) - radii[:index] - radius
-    # The first that is free, not the freest: those would all lie at the edge.
+    # Takes the first free center. The freest centers would all be at the edge.
     free = gaps.min(axis=1, initial=1.0)
     centers = np.concatenate([centers, throws[[np.argmax(free > 0) if free.max() > 0 else np.argmax(free)]]])
   return centers
 
 
 def cells(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Stained cells under a microscope: large round ones, small slender ones, and the nuclei of both."""
+  """Draws stained cells under a microscope: large round ones, small slender ones, and the nuclei of both."""
   hue = generator.random()
   stains = {
     1: _color(hue, generator.uniform(0.2, 0.35), generator.uniform(0.8, 0.9)),
@@ -138,7 +138,7 @@ def cells(generator: np.random.Generator, size: int, count: int, difficulty: flo
 
 
 def fields(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Farmland from the air: two crops in furrowed fields between meadows, a road, houses with shadows, a pond."""
+  """Draws farmland from the air: two crops in furrowed fields between meadows, a road, houses with shadows, a pond."""
   meadow, hues = _color(0.24, 0.45, 0.6), np.array([0.13, 0.055, 0.33]) + generator.uniform(-0.03, 0.03, 3)
   # Ripe corn, bare soil and dark leaves: two of the three.
   crops = generator.permutation([_color(hues[0], 0.5, 0.8), _color(hues[1], 0.45, 0.5), _color(hues[2], 0.55, 0.35)])
@@ -178,7 +178,7 @@ def fields(generator: np.random.Generator, size: int, count: int, difficulty: fl
 
 
 def tissue(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """A slice of a brain: cortex, white matter, ventricles and a lesion, in the grays of one kind of scan."""
+  """Draws a slice of a brain: cortex, white matter, ventricles and a lesion, in the grays of one kind of scan."""
   order = np.array([0.55, 0.78, 0.2]) if generator.random() < 0.5 else np.array([0.68, 0.42, 0.95])
   cortex, white, fluid = 255 * (order + generator.uniform(-0.05, 0.05, 3))
   lesion = 255 * (1.0 if fluid < 128 else 0.08)
@@ -214,7 +214,7 @@ def tissue(generator: np.random.Generator, size: int, count: int, difficulty: fl
 
 
 def circuit(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """A printed circuit: traces under solder mask, bare metal (pads and the ends of parts), and dark parts."""
+  """Draws a printed circuit: traces under solder mask, bare metal (pads and the ends of parts), and dark parts."""
   hue = generator.choice([0.36, 0.6, 0.0, 0.78, 0.5]) + generator.uniform(-0.03, 0.03)
   board = _color(hue, generator.uniform(0.6, 0.85), generator.uniform(0.25, 0.4))
   trace = 1.35 * board + 30
@@ -244,7 +244,7 @@ def circuit(generator: np.random.Generator, size: int, count: int, difficulty: f
 
 
 def fruits(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Fruit of three sorts on a checked cloth: told apart by color, size and how long they are."""
+  """Draws fruit of three sorts on a checked cloth, which differ in color, size and elongation."""
   hues = generator.permutation([0.0, 0.08, 0.15, 0.27, 0.45, 0.8])[:3] + generator.uniform(-0.02, 0.02, 3)
   skins = [_color(hue, generator.uniform(0.7, 0.95), generator.uniform(0.65, 0.95)) for hue in hues]
   sizes, slender = generator.uniform(0.11, 0.16, 3), generator.choice([1.0, 0.65, 0.85], 3)
@@ -281,7 +281,7 @@ def fruits(generator: np.random.Generator, size: int, count: int, difficulty: fl
 def _crack(
   generator: np.random.Generator, size: int, start: np.ndarray, heading: float, width: float, steps: int
 ) -> Float[np.ndarray, "size size"]:
-  """Cover of a jagged line that thins out and sends off branches."""
+  """Returns the coverage of a jagged line that gets thinner and branches."""
   cover = np.zeros((size, size), np.float32)
   for step in range(steps):
     turned = heading + generator.normal(0, 0.45)
@@ -295,7 +295,7 @@ def _crack(
 
 
 def _clumps(generator: np.random.Generator, size: int, num: int, ragged: float) -> Bool[np.ndarray, "size size"]:
-  """Ragged spots here and there."""
+  """Returns the coverage of scattered ragged spots."""
   centers, near = generator.uniform(0, 1, (num, 2)), np.full((size, size), np.inf)
   for center in centers:
     near = np.minimum(near, np.hypot(*_frame(size, center, tuple(generator.uniform(0.1, 0.22, 2)), 0.0)))
@@ -303,7 +303,7 @@ def _clumps(generator: np.random.Generator, size: int, num: int, ragged: float) 
 
 
 def concrete(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Weathered concrete: branching cracks, rust that runs down, moss."""
+  """Draws weathered concrete: branching cracks, rust that runs down, moss."""
   ground = _color(generator.uniform(0.05, 0.6), generator.uniform(0.0, 0.12), generator.uniform(0.55, 0.8))
   rust = _color(generator.uniform(0.03, 0.08), generator.uniform(0.6, 0.9), generator.uniform(0.4, 0.65))
   moss = _color(generator.uniform(0.2, 0.35), generator.uniform(0.4, 0.7), generator.uniform(0.25, 0.5))

@@ -1,7 +1,7 @@
-"""Materials: what a surface looks like, as a recipe that can be painted again and again.
+"""Materials: recipes for the appearance of a surface, from which any number of squares can be painted.
 
-Two paintings of one material share colors, pattern, scale and direction, and no pixel. All of it is plain NumPy on
-small squares, tens of microseconds each, so that tasks can be drawn as fast as a network learns from them.
+Two squares of one material share colors, pattern, scale and direction, but no pixel. Each takes NumPy tens of
+microseconds, so that tasks can be drawn as fast as a network trains on them.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ PATTERNS = ("flat", "gradient", "clouds", "grain", "stripes", "checks", "dots", 
 
 @functools.cache
 def _spread(size: int, cells: int) -> Float[np.ndarray, "size cells"]:
-  """Gaussian interpolation from `cells` random values to `size` pixels, keeping their variance."""
+  """Returns the matrix that interpolates `cells` random values to `size` pixels and keeps their variance."""
   position = (np.arange(size) + 0.5) * (cells - 3) / size + 1.0
   weight = np.exp(-0.5 * ((position[:, None] - np.arange(cells)) / 0.6) ** 2)
   return (weight / np.sqrt((weight**2).sum(axis=1, keepdims=True))).astype(np.float32)
 
 
 def smooth_noise(generator: np.random.Generator, size: int, cells: float) -> Float[np.ndarray, "size size"]:
-  """A smooth random field of mean 0 and variance about 1.
+  """Draws a smooth random field with mean 0 and variance about 1.
 
   Args:
     generator: source of randomness.
     size: side in pixels.
-    cells: hills and valleys along a side, about.
+    cells: approximate number of hills and valleys along a side.
   """
   spread = _spread(size, max(int(round(cells)), 1) + 3)
   return spread @ generator.standard_normal((spread.shape[1],) * 2, dtype=np.float32) @ spread.T
@@ -38,7 +38,7 @@ def smooth_noise(generator: np.random.Generator, size: int, cells: float) -> Flo
 
 @functools.cache
 def coordinates(size: int) -> tuple[Float[np.ndarray, "size 1"], Float[np.ndarray, "1 size"]]:
-  """y and x of pixel centers, 0..1."""
+  """Returns y and x of the pixel centers, 0..1."""
   axis = ((np.arange(size) + 0.5) / size).astype(np.float32)
   return axis[:, None], axis[None, :]
 
@@ -49,7 +49,7 @@ class Material:
 
   Attributes:
     pattern: one of `PATTERNS`.
-    colors: the two colors that the pattern goes between, 0..255, [2, 3].
+    colors: the two colors of the pattern, 0..255, [2, 3].
     frequency: periods or hills along a side of the square.
     angle: direction in radians.
     sharpness: 0 blends the colors smoothly, 1 switches between them.
@@ -69,7 +69,7 @@ class Material:
     return self.colors.mean(axis=0)
 
   def paint(self, generator: np.random.Generator, size: int) -> Float[np.ndarray, "size size 3"]:
-    """A new square of this material, 0..255, not clipped."""
+    """Paints a new square of this material, 0..255, not clipped."""
     if self.pattern == "flat":
       square = np.broadcast_to(self.colors.mean(axis=0), (size, size, 3))
     else:
@@ -82,7 +82,7 @@ class Material:
     return square.astype(np.float32)
 
   def _pattern(self, generator: np.random.Generator, size: int) -> Float[np.ndarray, "size size"]:
-    """How much of the second color is in each pixel, about 0..1."""
+    """Returns the share of the second color in each pixel, about 0..1."""
     if self.pattern == "clouds":
       return 0.5 + 0.3 * smooth_noise(generator, size, self.frequency)
     if self.pattern == "grain":
@@ -112,16 +112,16 @@ def random_material(
   apart_from: tuple[Material, ...] | list[Material] = (),
   contrast: float = 1.0,
 ) -> Material:
-  """A material drawn at random, its mean color away from those of others.
+  """Draws a random material whose mean color differs from those of other materials.
 
   Args:
     generator: source of randomness.
-    apart_from: materials it has to be told apart from by color: of a few random colors the farthest one is taken.
-    contrast: scales the difference between its own two colors.
+    apart_from: materials to differ from; the function draws a few colors and keeps the one farthest from theirs.
+    contrast: factor on the difference between the two colors of the material.
   """
   colors = generator.uniform(10, 245, (8 if apart_from else 1, 3))
   if generator.random() < 0.3:
-    # Much of what is inspected is gray.
+    # Many inspected surfaces are gray.
     colors = colors.mean(axis=1, keepdims=True) + generator.uniform(-6, 6, 3) + 1.4 * (colors[:, :1] - 127.5)
     colors = np.clip(colors, 5, 250)
   if apart_from:
@@ -144,7 +144,7 @@ def random_material(
 def random_materials(
   generator: np.random.Generator, count: int, contrast: float = 1.0, apart_from: tuple[Material, ...] = ()
 ) -> list[Material]:
-  """Several materials with mean colors apart from one another, and from those of others."""
+  """Draws several materials whose mean colors differ from one another and from those of other materials."""
   materials: list[Material] = []
   for _ in range(count):
     materials.append(random_material(generator, [*apart_from, *materials], contrast))
@@ -152,12 +152,12 @@ def random_materials(
 
 
 def vary(material: Material, generator: np.random.Generator, amount: float) -> Material:
-  """The same material under other light: colors, scale and direction shift a little.
+  """Returns the same material in another light: colors, scale and direction shift a little.
 
   Args:
-    material: what is varied.
+    material: the material to vary.
     generator: source of randomness.
-    amount: 0 changes nothing, 1 as much as it may change between two pictures of one thing.
+    amount: 0 changes nothing; 1 is the largest change between two pictures of the same object.
   """
   if not amount:
     return material
@@ -171,7 +171,7 @@ def vary(material: Material, generator: np.random.Generator, amount: float) -> M
 
 
 def retextured(material: Material, generator: np.random.Generator) -> Material:
-  """Another material of the very same colors: only the pattern tells them apart."""
+  """Draws a material with the same colors and another pattern."""
   others = [pattern for pattern in ("clouds", "stripes", "checks", "dots", "grain") if pattern != material.pattern]
   return dataclasses.replace(
     material,

@@ -1,4 +1,4 @@
-"""Shapes: outlines in the unit disc, and the masks they leave on a square of pixels."""
+"""Shapes: outlines in the unit disc, and their masks on a square of pixels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw
 
 @dataclasses.dataclass(frozen=True)
 class Outline:
-  """A polygon, with a hole or without.
+  """A polygon with an optional hole.
 
   Attributes:
     points: corners (x, y) within the unit disc, [n, 2].
-    hole: the same factor on all points gives the hole's corners; 0 is no hole.
+    hole: factor on the points that gives the corners of the hole; 0 is no hole.
   """
 
   points: Float[np.ndarray, "n 2"]
@@ -84,13 +84,13 @@ _OUTLINES = (_blob, _round, _polygon, _bar, _star, _cross, _corner, _crescent, _
 
 
 def random_outline(generator: np.random.Generator) -> Outline:
-  """Blob, ellipse, polygon, bar, star, cross, corner, crescent or wedge; some have a hole."""
+  """Draws a blob, ellipse, polygon, bar, star, cross, corner, crescent or wedge; some have a hole."""
   points = _OUTLINES[generator.integers(len(_OUTLINES))](generator)
   return Outline(points.astype(np.float32), float(generator.uniform(0.4, 0.7)) if generator.random() < 0.15 else 0.0)
 
 
 def random_outlines(generator: np.random.Generator, count: int) -> list[Outline]:
-  """Several outlines of different sorts, so that they can be told apart."""
+  """Draws several outlines of different sorts."""
   sorts = generator.permutation(len(_OUTLINES))[:count]
   return [Outline(_OUTLINES[sort](generator).astype(np.float32)) for sort in sorts]
 
@@ -102,14 +102,14 @@ def fill(
   radius: float,
   angle: float = 0.0,
 ) -> Bool[np.ndarray, "size size"]:
-  """The outline's mask.
+  """Draws the mask of an outline.
 
   Args:
-    outline: what is drawn.
+    outline: the outline.
     size: side of the square in pixels.
     center: x and y in pixels.
-    radius: of the disc that holds it, in pixels.
-    angle: radians by which it is turned.
+    radius: radius of the enclosing disc in pixels.
+    angle: rotation in radians.
   """
   turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
   image = Image.new("L", (size, size))
@@ -122,7 +122,7 @@ def fill(
 
 
 def stroke(points: Float[np.ndarray, "n 2"], size: int, width: int) -> Bool[np.ndarray, "size size"]:
-  """The mask of a line through points (x, y) in pixels."""
+  """Draws the mask of a line through points (x, y) in pixels."""
   image = Image.new("L", (size, size))
   ImageDraw.Draw(image).line(points.ravel().tolist(), fill=1, width=max(width, 1), joint="curve")
   return np.asarray(image) > 0
@@ -131,14 +131,14 @@ def stroke(points: Float[np.ndarray, "n 2"], size: int, width: int) -> Bool[np.n
 def walk(
   generator: np.random.Generator, size: int, steps: int = 12, wiggle: float = 0.3, straight: float = 0.0
 ) -> Float[np.ndarray, "steps 2"]:
-  """Points (x, y) in pixels of a line that crosses the square or part of it.
+  """Draws a random line that crosses the square or a part of it.
 
   Args:
     generator: source of randomness.
     size: side of the square in pixels.
     steps: number of points.
     wiggle: deviation of the turn from point to point, in radians.
-    straight: share of the wiggle that is taken away.
+    straight: share of the wiggle that is removed.
   """
   turns = np.cumsum(generator.normal(0, wiggle * (1 - straight), steps))
   heading = generator.uniform(0, 2 * np.pi) + turns
@@ -148,7 +148,7 @@ def walk(
 
 
 def dilate(mask: Bool[np.ndarray, "h w"], times: int = 1) -> Bool[np.ndarray, "h w"]:
-  """The mask grown by so many pixels in the four directions."""
+  """Grows a mask by a number of pixels in the four directions."""
   for _ in range(times):
     grown = mask.copy()
     grown[1:] |= mask[:-1]

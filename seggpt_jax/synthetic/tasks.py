@@ -1,8 +1,7 @@
-"""In-context tasks without end: pairs in which only the prompt's mask says what is wanted.
+"""An endless stream of in-context tasks: pairs in which only the mask of the prompt defines the classes.
 
-A task draws pictures of one family, picks some of the kinds of things in them as classes and colors everything else
-background. The i-th pair depends on (seed, i) alone, so a pretraining run can stop anywhere and go on; how hard it is
-grows with i.
+A task draws pictures of one family and picks some of their kinds as classes; the rest is background. The i-th pair
+depends only on (seed, i), so a pretraining run can stop and resume anywhere. The difficulty grows with i.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from seggpt_jax.data.sources import Sample
 from seggpt_jax.data.transforms import EvaluationPair, Pair, TrainingPair
 from seggpt_jax.synthetic import families
 
-# A kind smaller than this share of a picture is not asked for.
+# Kinds that cover a smaller share of a picture are never classes.
 _LEAST_SHARE = 0.006
 # Second half of the seeds of evaluation tasks.
 _EVALUATION = 0x5E66
@@ -24,12 +23,12 @@ _EVALUATION = 0x5E66
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-  """Pictures of the same kinds of things; the last one is the query, those before it prompts.
+  """Pictures of the same kinds of things: first the prompts, last the query.
 
   Attributes:
     images: uint8 [n, size, size, 3].
-    kinds: uint8 [n, size, size], 0 for nothing in particular.
-    family: which family drew it.
+    kinds: uint8 [n, size, size], 0 for the background.
+    family: name of the family that drew it.
   """
 
   images: UInt8[np.ndarray, "n size size 3"]
@@ -37,24 +36,24 @@ class Episode:
   family: str
 
   def shares(self) -> np.ndarray:
-    """Share of each picture that each kind covers, [n, kinds]."""
+    """Returns the share of each picture that each kind covers, [n, kinds]."""
     num = int(self.kinds.max()) + 1
     return np.stack([np.bincount(kinds.ravel(), minlength=num) / kinds.size for kinds in self.kinds])
 
   def present(self, least: float = _LEAST_SHARE) -> np.ndarray:
-    """The kinds, without 0, that cover at least that share of every picture."""
+    """Lists the kinds, without 0, that cover at least a given share of every picture."""
     kinds = np.flatnonzero(self.shares().min(axis=0) >= least)
     return kinds[kinds > 0]
 
   def labels(self, chosen: np.ndarray | list[int]) -> UInt8[np.ndarray, "n size size"]:
-    """Class i + 1 where the i-th chosen kind is, 0 elsewhere."""
+    """Returns labels: i + 1 for the i-th chosen kind, 0 elsewhere."""
     table = np.zeros(256, np.uint8)
     table[np.asarray(chosen)] = np.arange(1, len(chosen) + 1)
     return table[self.kinds]
 
 
 def _light(generator: np.random.Generator, image: np.ndarray, amount: float) -> UInt8[np.ndarray, "h w 3"]:
-  """Brightness, contrast, a color cast, blur and noise of one picture."""
+  """Applies random brightness, contrast, color cast, blur and noise to a picture."""
   gain = 1 + amount * generator.normal(0, 0.12) + amount * generator.normal(0, 0.05, 3)
   image = (image - 127.5) * gain.astype(np.float32) + np.float32(127.5 + amount * generator.normal(0, 14))
   if generator.random() < 0.3:
@@ -74,13 +73,13 @@ def draw_episode(
   num_images: int,
   difficulty: float,
 ) -> Episode:
-  """Draws pictures of one family, under a light of their own each.
+  """Draws pictures of one family, each in its own light.
 
   Args:
-    family: its name in `families.FAMILIES`, or the function itself.
+    family: name in `families.FAMILIES`, or a function.
     generator: source of randomness.
     size: side of the pictures in pixels.
-    num_images: prompts and one query.
+    num_images: number of prompts, plus one for the query.
     difficulty: 0..1.
   """
   draw = families.FAMILIES[family][0] if isinstance(family, str) else family
@@ -90,7 +89,7 @@ def draw_episode(
 
 
 def _another_view(generator: np.random.Generator, episode: Episode, difficulty: float) -> Episode:
-  """The last picture replaced by another view of the first: mirrored, turned, shifted, in other light."""
+  """Replaces the last picture by another view of the first: mirrored, rotated, shifted, in another light."""
   image, kinds = episode.images[0], episode.kinds[0]
   if generator.random() < 0.5:
     image, kinds = image[:, ::-1], kinds[:, ::-1]
@@ -107,7 +106,7 @@ def _another_view(generator: np.random.Generator, episode: Episode, difficulty: 
 
 
 def _without_color(generator: np.random.Generator, episode: Episode) -> Episode:
-  """All pictures in gray, as X-rays and microscopes show them; the channels are mixed at random, alike in all."""
+  """Makes all pictures gray, as X-rays and microscopes do; all use the same random mixture of the channels."""
   gray = episode.images @ generator.dirichlet((2.0, 3.0, 1.0)).astype(np.float32)
   images = np.repeat(np.round(gray).astype(np.uint8)[..., None], 3, axis=-1)
   return dataclasses.replace(episode, images=images)
@@ -115,13 +114,13 @@ def _without_color(generator: np.random.Generator, episode: Episode) -> Episode:
 
 @dataclasses.dataclass(frozen=True)
 class Tasks:
-  """Prompts and queries without end.
+  """An endless sequence of prompts and queries.
 
   Attributes:
     size: side of the pictures in pixels.
-    num_classes: most classes in a task, background included.
-    ramp: tasks until the difficulty may reach 1; 0 starts there.
-    num_prompts: K.
+    num_classes: largest number of classes in a task, background included.
+    ramp: number of tasks until the difficulty may reach 1; 0 starts there.
+    num_prompts: number of prompts K of each query.
   """
 
   size: int
@@ -130,9 +129,9 @@ class Tasks:
   num_prompts: int = 1
 
   def draw(self, index: int, generator: np.random.Generator) -> tuple[list[Sample], Sample]:
-    """Prompts and query of the task at this place in the curriculum."""
+    """Draws the prompts and the query of the task at a place in the curriculum."""
     reach = min(index / self.ramp, 1.0) if self.ramp else 1.0
-    # Easy ones stay among the others: what was learned from them is not to be unlearned.
+    # Some easy tasks stay in the mix, so that the network does not unlearn them.
     difficulty = reach * generator.random() ** 0.5
     weights = np.array([easy + (hard - easy) * difficulty for _, easy, hard in families.FAMILIES.values()])
     while True:
@@ -142,14 +141,14 @@ class Tasks:
         episode = _another_view(generator, episode, difficulty)
       if generator.random() < 0.2 * difficulty:
         episode = _without_color(generator, episode)
-      # Now and then what is asked for is not there, and the answer is background.
+      # Now and then the query does not show the class, and the answer is background.
       absent = generator.random() < 0.06 * difficulty
       if absent:
         candidates = np.flatnonzero(episode.shares()[:-1].min(axis=0) >= 0.02)
         candidates = candidates[candidates > 0]
       else:
         candidates = episode.present(max(0.10 * (1 - 1.5 * difficulty), _LEAST_SHARE))
-      # A picture that is all one class says nothing.
+      # A picture with a single class teaches nothing.
       if len(candidates) and (absent or episode.shares()[:, candidates].max() <= 0.9):
         break
     most = min(self.num_classes - 1, len(candidates), int(generator.choice([1, 2, 3], p=[0.5, 0.3, 0.2])))
@@ -175,7 +174,7 @@ class TaskTrainingPairs:
 
 @dataclasses.dataclass(frozen=True)
 class TaskEvaluationPairs:
-  """`count` fixed tasks, none of which a training run draws; see `pipeline.EvaluationPairs`."""
+  """A fixed number of tasks that no training run draws; see `pipeline.EvaluationPairs`."""
 
   tasks: Tasks
   transform: EvaluationPair
@@ -185,5 +184,5 @@ class TaskEvaluationPairs:
     return self.count
 
   def __call__(self, index: int) -> Pair:
-    # A generator of another family of seeds than grain's.
+    # Seeds of evaluation tasks never coincide with those that grain draws for training.
     return self.transform(*self.tasks.draw(index, np.random.default_rng([index, _EVALUATION])))

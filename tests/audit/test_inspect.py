@@ -16,7 +16,7 @@ from PIL import Image
 
 from seggpt_jax.audit import contact_sheet
 from seggpt_jax.audit.advice import advise, train_line
-from seggpt_jax.audit.findings import inspect_dataset
+from seggpt_jax.audit.findings import audit_dataset
 from seggpt_jax.audit.report import as_facts, as_text
 from seggpt_jax.audit.sample_files import guess_kind
 from seggpt_jax.data.datasets import Dataset
@@ -58,25 +58,27 @@ def write(root, label=lambda i: blob(1 + i % 2), num_train=12, num_val=6, ending
 
 def inspected(root, groups="", given=frozenset(), max_images=0, splits=("train", "val"), **values):
   values = {"kind": "folder", "num_classes": 255} | values
-  return inspect_dataset(Dataset(path=str(root), **values), splits, frozenset(given), groups, max_images)
+  return audit_dataset(Dataset(path=str(root), **values), splits, frozenset(given), groups, max_images)
 
 
-def advised(inspection):
+def advised(findings):
   """All advice as one text; and whether report and sheet can be made of it."""
-  advice = advise(inspection)
-  facts = as_facts(inspection) | {"advice": [a.text for a in advice], "ready": False}
-  facts["train"] = train_line(inspection, advice)
+  advice = advise(findings)
+  facts = as_facts(findings) | {"advice": [a.text for a in advice], "ready": False}
+  facts["train"] = train_line(findings, advice)
   report = as_text(json.loads(json.dumps(facts)))
   assert all(each.text in report for each in advice)
-  assert contact_sheet.draw_samples(inspection).width <= 2000
+  assert contact_sheet.draw_samples(findings).width <= 2000
   return "\n".join(each.text for each in advice)
 
 
 def read_config(line):
-  """Returns the configuration that a `seggpt train` command makes, checked as a run checks it."""
-  program, command, flag, name, *arguments = shlex.split(line)
-  assert (program, command, flag) == ("seggpt", "train", "--config")
-  arguments = [flag, f"{ROOT}/configs/{name}.py", *arguments]
+  """The configuration that a training command makes, checked as a run checks it."""
+  program, command, *arguments = shlex.split(line)
+  assert (program, command) == ("seggpt", "train")
+  arguments[arguments.index("--config") + 1] = str(
+    ROOT / "configs" / f"{arguments[arguments.index('--config') + 1]}.py"
+  )
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file("config", flag_values=values)
   flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -90,11 +92,11 @@ def read_config(line):
 
 
 def test_clean_data_is_called_so_with_a_line_that_trains(tmp_path):
-  inspection = inspected(write(tmp_path / "my data"))
-  assert advised(inspection) == ""
-  config = read_config(train_line(inspection, []))
+  findings = inspected(write(tmp_path / "my data"))
+  assert advised(findings) == ""
+  config = read_config(train_line(findings, []))
   assert (config.data.path, config.data.labels, config.data.num_classes) == (str(tmp_path / "my data"), "index", 3)
-  facts = as_facts(inspection)["splits"]["train"]
+  facts = as_facts(findings)["splits"]["train"]
   assert facts["num_usable"] == 12 and facts["image_formats"] == {"PNG RGB": 12}
   assert facts["sizes"] == {"different": 1, "smallest": [48, 48], "median": [48, 48], "largest": [48, 48]}
   assert facts["classes"][1]["pixels"] == pytest.approx(0.125) and facts["classes"][1]["samples"] == 0.5
@@ -144,9 +146,9 @@ def test_all_broken_files_are_named_not_only_the_first(tmp_path):
   (tmp_path / "train/labels/a03.png").unlink()
   (tmp_path / "val/images/a04.png").unlink()
   save(tmp_path / "val/labels/a05.png", blob(size=20))
-  inspection = inspected(tmp_path)
-  text = advised(inspection)
-  problems = {s: as_facts(inspection)["splits"][s]["problems"] for s in ("train", "val")}
+  findings = inspected(tmp_path)
+  text = advised(findings)
+  problems = {s: as_facts(findings)["splits"][s]["problems"] for s in ("train", "val")}
   assert [os.path.basename(p.partition(":")[0]) for p in problems["train"]["unreadable"]] == [
     "a00.png",
     "a01.png",
@@ -156,7 +158,7 @@ def test_all_broken_files_are_named_not_only_the_first(tmp_path):
   assert "20 x 20" in problems["val"]["size"][0]
   assert "3 files unreadable or cut off" in text and "data.bad_files=skip" in text and "data.bad_share=0.2" in text
   assert "without a partner" in text and "of another size" in text
-  config = read_config(train_line(inspection, advise(inspection)))
+  config = read_config(train_line(findings, advise(findings)))
   assert config.data.bad_files == "skip" and config.data.bad_share >= 0.25
 
 
@@ -167,28 +169,28 @@ def test_a_label_that_an_image_with_exif_turns_away_from_is_explained(tmp_path):
   save(tmp_path / "train/images/a00.jpg", Image.fromarray(picture(77, (30, 60))), exif=exif)
   (tmp_path / "train/images/a00.png").unlink()
   save(tmp_path / "train/labels/a00.png", np.ones((30, 60), np.uint8))
-  inspection = inspected(tmp_path)
-  assert "turned by an EXIF tag" in advised(inspection)
-  assert inspection.train.turned == 1
+  findings = inspected(tmp_path)
+  assert "an EXIF tag rotates the image but not its label" in advised(findings)
+  assert findings.train.turned == 1
 
 
 def test_few_images_are_called_few_and_a_missing_val_gets_the_line_that_divides(tmp_path):
   write(tmp_path, num_train=5, num_val=0)
   text = advised(inspected(tmp_path))
   assert "only 5 usable samples" in text and "seggpt prepare --kind=folder" in text
-  assert "its scores will jump" in advised(inspected(write(tmp_path, num_val=3)))
+  assert "its scores are noisy" in advised(inspected(write(tmp_path, num_val=3)))
 
 
 def test_an_only_sample_is_too_few(tmp_path):
-  assert "1 usable sample: training will refuse" in advised(inspected(write(tmp_path, num_train=1)))
+  assert "1 usable sample: training stops" in advised(inspected(write(tmp_path, num_train=1)))
 
 
 def test_images_without_any_labels_are_inspected_all_the_same(tmp_path):
   write(tmp_path)
   for label in (tmp_path / "train/labels").iterdir():
     label.unlink()
-  inspection = inspected(tmp_path)
-  assert len(inspection.train.problems["unmatched"]) == 13 and "training will refuse" in advised(inspection)
+  findings = inspected(tmp_path)
+  assert len(findings.train.problems["unmatched"]) == 13 and "training stops" in advised(findings)
 
 
 def test_large_images_want_memory_or_smaller_copies(tmp_path):
@@ -198,7 +200,7 @@ def test_large_images_want_memory_or_smaller_copies(tmp_path):
       save(tmp_path / "train" / folder / f"{name}.png", pixels, compress_level=1)
   text = advised(inspected(tmp_path))
   assert "data.cache_mb=33" in text
-  arguments = shlex.split(text[text.index("seggpt prepare") :].splitlines()[0])[1:]
+  arguments = ["-m", "seggpt_jax", *shlex.split(text[text.index("seggpt prepare") :].splitlines()[0])[1:]]
   assert "--shorter_side=1024" in arguments
   subprocess.run([sys.executable, "-m", "seggpt_jax", *arguments], check=True, cwd=ROOT, capture_output=True)
   assert Image.open(f"{tmp_path}_1024/train/images/a00.png").size == (1024, 1075)
@@ -213,9 +215,9 @@ def test_sixteen_bits_with_a_small_range_would_be_black(tmp_path):
 
 
 def test_max_images_reads_a_spread_of_them_and_says_so(tmp_path):
-  inspection = inspected(write(tmp_path), max_images=4)
-  assert [sample.name for sample in inspection.train.samples] == ["a00", "a04", "a07", "a11"]
-  assert as_facts(inspection)["splits"]["train"]["num_samples"] == 12
+  findings = inspected(write(tmp_path), max_images=4)
+  assert [sample.name for sample in findings.train.samples] == ["a00", "a04", "a07", "a11"]
+  assert as_facts(findings)["splits"]["train"]["num_samples"] == 12
 
 
 # ------------------------------------------------------------------------------------------------------------- labels
@@ -260,13 +262,13 @@ def with_values(*values):
   ],
 )
 def test_how_labels_are_meant_is_found_out(tmp_path, label, expected, num_classes):
-  inspection = inspected(write(tmp_path, label))
-  text = advised(inspection)
-  assert inspection.dataset.label_format == expected and inspection.dataset.num_classes == num_classes
-  assert not inspection.train.problems["meaning"] and inspection.train.num_labels == 12
+  findings = inspected(write(tmp_path, label))
+  text = advised(findings)
+  assert findings.dataset.label_format == expected and findings.dataset.num_classes == num_classes
+  assert not findings.train.problems["meaning"] and findings.train.num_labels == 12
   plain = expected == LabelFormat("index")
   assert (f"set data.labels={expected.mode}" in text) == (not plain)
-  config = read_config(train_line(inspection, advise(inspection)))
+  config = read_config(train_line(findings, advise(findings)))
   read = LabelFormat(config.data.labels, config.data.threshold, config.data.table, config.data.ignore)
   assert read == expected and config.data.num_classes == num_classes
 
@@ -278,9 +280,9 @@ def test_jpeg_labels_and_their_noise_want_a_threshold(tmp_path):
       for path in list((tmp_path / name).glob("*/labels/*.jpg")):
         save(path.with_suffix(".png"), Image.open(path))
         path.unlink()
-    inspection = inspected(tmp_path / name)
-    assert "set data.labels=binary, data.threshold=127" in advised(inspection), name
-    assert inspection.train.pixels[1] / inspection.train.pixels.sum() == pytest.approx(0.25, abs=0.01)
+    findings = inspected(tmp_path / name)
+    assert "set data.labels=binary, data.threshold=127" in advised(findings), name
+    assert findings.train.pixels[1] / findings.train.pixels.sum() == pytest.approx(0.25, abs=0.01)
 
 
 def test_a_palette_is_said_not_to_count(tmp_path):
@@ -288,28 +290,28 @@ def test_a_palette_is_said_not_to_count(tmp_path):
 
 
 def test_given_flags_that_do_not_fit_are_answered_with_those_that_do(tmp_path):
-  inspection = inspected(write(tmp_path, lambda i: blob(255)), given={"labels"}, label_format=LabelFormat("index"))
-  assert len(inspection.train.problems["meaning"]) == 12
-  assert "does not fit; set data.labels=binary" in advised(inspection)
+  findings = inspected(write(tmp_path, lambda i: blob(255)), given={"labels"}, label_format=LabelFormat("index"))
+  assert len(findings.train.problems["meaning"]) == 12
+  assert "does not fit; set data.labels=binary" in advised(findings)
 
 
 def test_more_classes_than_given(tmp_path):
-  inspection = inspected(write(tmp_path), given={"num_classes"}, num_classes=2)
-  assert "labels hold class 2, beyond num_classes=2: set data.num_classes=3" in advised(inspection)
+  findings = inspected(write(tmp_path), given={"num_classes"}, num_classes=2)
+  assert "labels hold class 2, beyond num_classes=2: set data.num_classes=3" in advised(findings)
 
 
 def test_labels_unlike_those_looked_at_first_are_met(tmp_path):
   """The first labels are all 0 and 1; one among many has a 7 and changes how all are read."""
   write(tmp_path, lambda i: blob(), num_train=80)
   save(tmp_path / "train/labels/a01.png", blob(200))
-  inspection = inspected(tmp_path)
-  assert inspection.dataset.label_format.table == (0, 1, 200) and inspection.train.holding[2] == 1
+  findings = inspected(tmp_path)
+  assert findings.dataset.label_format.table == (0, 1, 200) and findings.train.holding[2] == 1
 
 
 def test_no_foreground_at_all_is_refused_and_much_emptiness_is_not(tmp_path):
-  assert "no label of train holds any foreground" in advised(inspected(write(tmp_path / "a", lambda i: blob(0))))
+  assert "no label of train shows any foreground" in advised(inspected(write(tmp_path / "a", lambda i: blob(0))))
   text = advised(inspected(write(tmp_path / "b", lambda i: blob(int(i % 4 == 0)))))
-  assert "75% of train are without foreground" in text and "data.balanced=True, data.negative=0.1" in text
+  assert "75% of train have no foreground" in text and "data.balanced=True, data.negative=0.1" in text
 
 
 def test_rare_classes_and_those_of_one_split_only(tmp_path):
@@ -343,9 +345,9 @@ def test_groups_in_two_splits_leak(tmp_path):
     for folder in ("images", "labels"):
       for i, path in enumerate(sorted((tmp_path / split / folder).iterdir())):
         path.rename(path.with_name(f"{names[i % 3]}_{path.name}"))
-  inspection = inspected(tmp_path, groups="prefix:_")
-  assert inspection.groups.shared == ["r"] and "1 group in more than one split (r)" in advised(inspection)
-  assert dict(inspection.groups.sizes["train"]) == {"p": 4, "q": 4, "r": 4}
+  findings = inspected(tmp_path, groups="prefix:_")
+  assert findings.groups.shared == ["r"] and "1 group in more than one split (r)" in advised(findings)
+  assert dict(findings.groups.sizes["train"]) == {"p": 4, "q": 4, "r": 4}
 
 
 def test_copies_between_and_inside_splits(tmp_path):
@@ -353,10 +355,10 @@ def test_copies_between_and_inside_splits(tmp_path):
   save(tmp_path / "val/images/a03.jpg", picture(4), quality=60)
   (tmp_path / "val/images/a03.png").unlink()
   save(tmp_path / "train/images/a09.png", picture(8))
-  inspection = inspected(tmp_path)
-  text = advised(inspection)
-  assert inspection.copies[0].pairs[0][:2] == ("a04", "a03") and inspection.copies[0].num_copied == 1
-  assert "1 of 6 images of val are in train too" in text and "a08 = a09" in text
+  findings = inspected(tmp_path)
+  text = advised(findings)
+  assert findings.copies[0].pairs[0][:2] == ("a04", "a03") and findings.copies[0].num_copied == 1
+  assert "1 of 6 images of val are also in train" in text and "a08 = a09" in text
 
 
 # -------------------------------------------------------------------------------------------------------------- kinds
@@ -370,10 +372,10 @@ def test_masks_are_told_by_their_folders_and_orphans_listed(tmp_path):
   save(tmp_path / "train/labels/dent/orphan.png", blob(255))
   save(tmp_path / "train/labels/dent/3.png", blob(255)[::-1])
   assert guess_kind(str(tmp_path)) == "masks"
-  inspection = inspected(tmp_path, kind="masks")
-  assert inspection.class_names == ["crack", "dent"] and inspection.dataset.num_classes == 3
-  assert "orphan" in inspection.train.problems["unmatched"][0]
-  assert inspection.train.holding[1:3].tolist() == [12, 1] and "rare classes (2 dent" in advised(inspection)
+  findings = inspected(tmp_path, kind="masks")
+  assert findings.class_names == ["crack", "dent"] and findings.dataset.num_classes == 3
+  assert "orphan" in findings.train.problems["unmatched"][0]
+  assert findings.train.holding[1:3].tolist() == [12, 1] and "rare classes (2 dent" in advised(findings)
 
 
 def test_class_folders_are_told_by_their_folders(tmp_path):
@@ -383,9 +385,9 @@ def test_class_folders_are_told_by_their_folders(tmp_path):
         save(tmp_path / split / "tile" / "crack" / folder / f"{i}.png", pixels)
   (tmp_path / "train/tile/crack/label/3.png").unlink()
   assert guess_kind(str(tmp_path)) == "class_folders"
-  inspection = inspected(tmp_path, kind="class_folders")
-  assert inspection.train.num_samples == 11 and len(inspection.train.problems["unmatched"]) == 1
-  assert "--config.data.source=class_folders" in train_line(inspection, advise(inspection))
+  findings = inspected(tmp_path, kind="class_folders")
+  assert findings.train.num_samples == 11 and len(findings.train.problems["unmatched"]) == 1
+  assert "--config.data.source=class_folders" in train_line(findings, advise(findings))
 
 
 def test_coco_annotations_are_read_as_they_are(tmp_path):
@@ -402,27 +404,25 @@ def test_coco_annotations_are_read_as_they_are(tmp_path):
     (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(content))
   (tmp_path / "train/4.png").unlink()
   assert guess_kind(str(tmp_path)) == "coco"
-  inspection = inspected(tmp_path, kind="coco")
-  assert inspection.dataset.num_classes == 3 and inspection.train.holding[1] == 11
-  assert "4.png" in inspection.train.problems["unreadable"][0] and "data.source=coco" in advised(
-    inspection
-  ) + train_line(inspection, [])
+  findings = inspected(tmp_path, kind="coco")
+  assert findings.dataset.num_classes == 3 and findings.train.holding[1] == 11
+  assert "4.png" in findings.train.problems["unreadable"][0] and "data.source=coco" in advised(findings) + train_line(
+    findings, []
+  )
 
 
 def test_records_are_read_as_they_are(tmp_path):
-  pytest.importorskip("seggpt_jax.data.prepare")
   write(tmp_path / "folder")
   flags = ("--num_classes=3", "--labels=index", "--format=records", "--groups=prefix:a", f"--outdir={tmp_path}/records")
   command = [sys.executable, "-m", "seggpt_jax", "prepare", f"--path={tmp_path}/folder", *flags]
   subprocess.run(command, check=True, capture_output=True)
   assert guess_kind(str(tmp_path / "records")) == "tfds"
-  inspection = inspected(tmp_path / "records", kind="tfds", groups="field:name")
-  assert (inspection.train.num_usable, inspection.dataset.num_classes) == (12, 3)
-  assert len(inspection.groups.shared) == 6 and "6 groups in more than one split" in advised(inspection)
+  findings = inspected(tmp_path / "records", kind="tfds", groups="field:name")
+  assert (findings.train.num_usable, findings.dataset.num_classes) == (12, 3)
+  assert len(findings.groups.shared) == 6 and "6 groups in more than one split" in advised(findings)
 
 
 def test_the_line_that_divides_works(tmp_path):
-  pytest.importorskip("seggpt_jax.data.prepare")
   write(tmp_path / "data", lambda i: blob(255), num_train=20, num_val=0)
   (tmp_path / "data/train/labels/a03.png").write_bytes(b"no label")
   line = advised(inspected(tmp_path / "data")).partition("seggpt prepare")[2].splitlines()[0]
