@@ -84,7 +84,7 @@ class FewShot:
     if count is not None:
       self._notes.append("Only some of the episodes were run (--episodes).")
     if shots > 1:
-      self._notes.append("The sources say few-shot for several prompts, not how many.")
+      self._notes.append("Published few-shot figures do not say how many prompts each query had.")
     names = [data.source.name(index) for index in range(len(data.source))]
     self.settings: dict[str, Any] = {
       "model": model,
