@@ -43,11 +43,11 @@ NOT_RUN = {
 # Flags that keep a run short, by the beginning of the command; the first that fits is taken.
 _FEW_STEPS = [
   *("--config.num_steps=1", "--config.batch_size=4", "--config.eval_pairs=2", "--config.panel_every=0"),
-  *("--config.data.resize=20", "--config.data.num_threads=1", "--config.model.remat=none"),
+  *("--config.data.resize=0", "--config.data.num_threads=1", "--config.model.remat=none"),
 ]
 SMALLER = {
   "seggpt boards": ["--num_train=8", "--num_val=2"],
-  "seggpt train --config demo": [*_FEW_STEPS, "--config.model.init_from=weights/vit_large", "--config.data.resize=0"],
+  "seggpt train --config demo": [*_FEW_STEPS, "--config.model.init_from=weights/vit_large"],
   "seggpt train --config lora": [*_FEW_STEPS, "--config.optim.warmup=0"],
   "seggpt train --config in_context_tuning": [*_FEW_STEPS, "--config.optim.warmup=0"],
   "seggpt train": _FEW_STEPS,
