@@ -30,6 +30,7 @@ from seggpt_jax.cli.help_text import flag_name
 from seggpt_jax.cli.path_flags import define_path, define_paths
 from seggpt_jax.cli.runner import is_given
 from seggpt_jax.compilation import keep_programs
+from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import batch, outputs, queries, scores, video
@@ -104,7 +105,7 @@ def main() -> None:
   if values.video:
     _segment_video(adapter, options, labels)
     return
-  bad: dict[str, str] | None = {} if values.skip_bad else None
+  bad = BadFiles() if values.skip_bad else None
   outcome = batch.run(
     Predictor.from_checkpoint(values.model_path, adapter=adapter),
     _find_queries(learned, bad),
@@ -153,7 +154,7 @@ def _demand(name: str) -> None:
     raise InputError(f"{flag_name(name)}: missing (--help)")
 
 
-def _find_queries(learned: bool, bad: dict[str, str] | None) -> list[queries.Query]:
+def _find_queries(learned: bool, bad: BadFiles | None) -> list[queries.Query]:
   values = flags.FLAGS
   prompts = queries.given_prompts(values.prompt_image, values.prompt_label)
   found = queries.list_queries(
@@ -192,9 +193,8 @@ def _report(outcome: batch.Outcome) -> None:
     if "stitched" in outcome.metrics:
       print(f"with the seams predicted again: {scores.report(outcome.metrics['stitched'])}")
   if outcome.bad:
-    name, reason = next(iter(outcome.bad.items()))
-    where = f"{outdir}/{batch.BAD_FILES}" if not outcome.left else f"{batch.BAD_FILES} of the last process"
-    print(f"passed over {len(outcome.bad)} images, the first: {name}: {reason}; all are listed in {where}")
+    where = f"{outdir}/{LIST_FILE}" if not outcome.left else f"{LIST_FILE} of the last process"
+    print(f"passed over {len(outcome.bad)} images, the first: {outcome.bad.lines()[0]}; all are listed in {where}")
   if outcome.left:
     print(f"{outcome.left} images are left to other processes; the last one writes metrics.json")
   print(f"written: {outdir}")

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from seggpt_jax.compilation import compile_notice
+from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import IGNORE, LabelFormat
 from seggpt_jax.data.ledger import Ledger
@@ -32,8 +33,7 @@ from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.progress import open_progress, overwrite_notice
 from seggpt_jax.inference.prompts import PreparedPrompt, read_label_map
 from seggpt_jax.inference.queries import PromptFiles, Query
-from seggpt_jax.inference.report import BAD_FILES as BAD_FILES
-from seggpt_jax.inference.report import REPORT_FILES, bad_reasons, write_report
+from seggpt_jax.inference.report import REPORT_FILES, skipped_files, write_report
 from seggpt_jax.inference.shard import Shard
 
 _WRITERS = 4  # threads that write results
@@ -66,14 +66,14 @@ class Outcome:
     before: number of images of this process that an earlier run had finished.
     left: number of images that other processes have not finished.
     metrics: the content of metrics.json; None if no image has labels, or if images are left.
-    bad: reasons why images were skipped, by name.
+    bad: images of all processes that were skipped.
   """
 
   done: int
   before: int
   left: int
   metrics: dict[str, Any] | None
-  bad: dict[str, str]
+  bad: BadFiles
 
 
 def run(
@@ -84,7 +84,7 @@ def run(
   options: InferenceOptions | None = None,
   labels: LabelFormat | None = None,
   kinds: Sequence[outputs.Kind] = outputs.DEFAULT_KINDS,
-  bad: dict[str, str] | None = None,
+  bad: BadFiles | None = None,
   resume: bool = False,
   shard: Shard | None = None,
   settings: Mapping[str, Any] | None = None,
@@ -99,8 +99,8 @@ def run(
     labels: format of the label files of prompts and queries; class indices by default. Ignored pixels are background in
       a prompt, and are not scored.
     kinds: kinds of results to write for each image.
-    bad: if given, queries with unreadable files are skipped and their reasons added here by name. It may hold some
-      already. All are listed in bad_files.txt.
+    bad: if given, queries with unreadable files are skipped and added here. It may hold some already. All are listed
+      in bad_files.txt.
     resume: skips images that an earlier run with the same settings has finished. Bad images are tried again.
     shard: the share of the queries that this process takes. The process that ends last writes metrics.json.
     settings: settings of the run, JSON values by name of their flags; the heading of summary.txt.
@@ -120,8 +120,8 @@ def run(
       outputs.remove(outdir / name)
     own = shard.select(queries)
     unfinished = [query for query in own if "bad" in progress.finished.get(query.name, {"bad": ""})]
-    for name, reason in (bad or {}).items():
-      progress.add(name, bad=reason)
+    for file in bad or ():
+      progress.add(file.name, bad=file.reason)
     if unfinished:
       print(compile_notice("the network", predictor.config.depth, training=False))
     with tqdm(desc="infer", unit="image", total=len(unfinished)) as bar:
@@ -129,17 +129,17 @@ def run(
       items = segment(predictor, unfinished, options, labels=labels, skip=skip)
       done = _write_all(items, outdir, kinds, progress, bar)
     if bad and not done and len(unfinished) == len(own):
-      raise InputError(f"none of {len(own)} images could be segmented, the first: {next(iter(bad.values()))}")
+      raise InputError(f"none of {len(own)} images could be segmented, the first: {next(iter(bad)).reason}")
     entries = progress.read_all()
   left = sum(query.name not in entries for query in queries)
   metrics = None if left else write_report(outdir, queries, entries, settings)
-  return Outcome(done, len(own) - len(unfinished), left, metrics, bad_reasons(entries))
+  return Outcome(done, len(own) - len(unfinished), left, metrics, skipped_files(entries))
 
 
-def _note_bad(bad: dict[str, str], progress: Ledger, bar: tqdm, name: str, reason: str) -> None:
+def _note_bad(bad: BadFiles, progress: Ledger, bar: tqdm, name: str, reason: str) -> None:
   """Notes a query whose files cannot be read."""
   progress.add(name, bad=reason)
-  bad[name] = reason
+  bad.add(name, reason)
   bar.update()
 
 

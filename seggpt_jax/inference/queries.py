@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.images import list_images
 from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, LabelMode, Value
 from seggpt_jax.errors import InputError, naming
@@ -49,7 +50,7 @@ def list_queries(
   prompt_label_dir: str | os.PathLike | None = None,
   mapping: str | os.PathLike | None = None,
   top_k: int = 1,
-  bad: dict[str, str] | None = None,
+  bad: BadFiles | None = None,
   *,
   prompts: Sequence[PromptFiles] = (),
   mapped_only: bool = False,
@@ -63,7 +64,7 @@ def list_queries(
     mapping: JSON file {query file: [prompt files, best first]}. Without it, the first prompts by name serve every
       query.
     top_k: largest number of prompts for each query.
-    bad: if given, queries whose prompts are missing are left out, and their reasons added here by name.
+    bad: if given, queries whose prompts are missing are left out and added here.
     prompts: prompts for every query, from `given_prompts`, in place of the folders.
     mapped_only: segments only the images that the mapping names. Otherwise the mapping must name all images.
 
@@ -97,9 +98,9 @@ def list_queries(
     except InputError as error:
       if bad is None:
         raise
-      bad[stem] = str(error)
+      bad.add(stem, str(error))
   if not queries:
-    raise InputError(f"{dataset}: none of {len(images)} images has its prompts, the first: {next(iter(bad.values()))}")
+    raise InputError(f"{dataset}: none of {len(images)} images has its prompts, the first: {next(iter(bad)).reason}")
   return queries
 
 

@@ -6,19 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
 from seggpt_jax.inference import outputs, scores
 from seggpt_jax.inference.progress import as_text
 from seggpt_jax.inference.queries import Query
 
-BAD_FILES = "bad_files.txt"
-REPORT_FILES = ("metrics.json", "summary.txt", BAD_FILES)
+REPORT_FILES = ("metrics.json", "summary.txt", LIST_FILE)
 
 _Entries = Mapping[str, Mapping[str, Any]]  # of the run's ledger, by name of the query
 
 
-def bad_reasons(entries: _Entries) -> dict[str, str]:
-  """Returns the reasons why images were skipped, by name."""
-  return {name: entry["bad"] for name, entry in entries.items() if "bad" in entry}
+def skipped_files(entries: _Entries) -> BadFiles:
+  """Returns the images that a run skipped, by name."""
+  skipped = BadFiles()
+  for name, entry in sorted(entries.items()):
+    if "bad" in entry:
+      skipped.add(name, entry["bad"])
+  return skipped
 
 
 def write_report(
@@ -38,16 +42,15 @@ def write_report(
   Raises:
     InputError: a file cannot be written.
   """
-  reasons = bad_reasons(entries)
-  if reasons:
-    text = "".join(f"{name}: {reason}\n" for name, reason in sorted(reasons.items()))
-    outputs.write_text(outdir / BAD_FILES, text)
+  skipped = skipped_files(entries)
+  if skipped:
+    skipped.write(outdir / LIST_FILE)
   metrics = _sum_scores(queries, entries, "counts")
   stitched = _sum_scores(queries, entries, "stitched")
   if metrics is not None:
     metrics |= {} if stitched is None else {"stitched": stitched}
     outputs.write_json(outdir / "metrics.json", metrics)
-  outputs.write_text(outdir / "summary.txt", _summary(len(queries), reasons, metrics, settings))
+  outputs.write_text(outdir / "summary.txt", _summary(len(queries), len(skipped), metrics, settings))
   return metrics
 
 
@@ -60,13 +63,11 @@ def _sum_scores(queries: Sequence[Query], entries: _Entries, key: str) -> dict[s
   return total.summary([query.name for query in queries if query.truth is None]) if total.per_image else None
 
 
-def _summary(
-  images: int, reasons: Mapping[str, str], metrics: Mapping[str, Any] | None, settings: Mapping[str, Any]
-) -> str:
+def _summary(images: int, skipped: int, metrics: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> str:
   """Returns the run as a page of text: settings, scores, and the scores of each image, the worst first."""
   lines = [f"{key}: {as_text(value)}" for key, value in settings.items()]
-  lines += ["", f"{images} images" + (f", {len(reasons)} of them bad, see {BAD_FILES}" if reasons else "")]
-  for title, of_run in (("", metrics), ("with stitched seams", (metrics or {}).get("stitched"))):
+  lines += ["", f"{images} images" + (f", {skipped} of them bad, see {LIST_FILE}" if skipped else "")]
+  for title, of_run in (("", metrics), ("with the seams predicted again", (metrics or {}).get("stitched"))):
     if of_run is not None:
       lines += ["", *([title] if title else []), scores.report(of_run)]
   if metrics is not None:

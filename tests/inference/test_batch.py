@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_module
 
+from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError
@@ -116,7 +117,7 @@ def test_bad_queries_are_skipped_and_listed_with_skip_bad(folders, weights_direc
   done = command(folders, weights_directory, "--mapping", mapping, "--skip-bad")
   assert done.returncode == 0, done.stderr
   assert [path.stem for path in (folders / "out" / "label").iterdir()] == ["c"]
-  listed = (folders / "out" / batch.BAD_FILES).read_text().splitlines()
+  listed = (folders / "out" / LIST_FILE).read_text().splitlines()
   assert [line.split(":")[0] for line in listed] == ["a", "b"] and "a.png: cannot be read" in listed[0]
   assert "passed over 2 images, the first: b: " in done.stdout
   (folders / "data" / "images" / "c.png").write_bytes(b"")
@@ -240,11 +241,11 @@ def test_bad_files_are_tried_again_when_a_run_is_resumed(folders, predictor):
   path = folders / "data" / "images" / "b.png"
   right = path.read_bytes()
   path.write_bytes(b"")
-  assert set(batch.run(predictor, find(folders), folders / "out", bad={}).bad) == {"b"}
+  assert [file.name for file in batch.run(predictor, find(folders), folders / "out", bad=BadFiles()).bad] == ["b"]
   path.write_bytes(right)
-  outcome = batch.run(predictor, find(folders), folders / "out", bad={}, resume=True)
-  assert (outcome.before, outcome.done, outcome.bad) == (2, 1, {})
-  assert not (folders / "out" / batch.BAD_FILES).exists()
+  outcome = batch.run(predictor, find(folders), folders / "out", bad=BadFiles(), resume=True)
+  assert (outcome.before, outcome.done, len(outcome.bad)) == (2, 1, 0)
+  assert not (folders / "out" / LIST_FILE).exists()
 
 
 def test_stitched_predictions_are_written_beside_the_unstitched_ones(folders, weights_directory, predictor):
@@ -259,7 +260,7 @@ def test_stitched_predictions_are_written_beside_the_unstitched_ones(folders, we
   metrics = json.loads((folders / "out" / "metrics.json").read_text())
   assert metrics["stitched"]["per_image"].keys() == metrics["per_image"].keys() == {"a", "b"}
   assert metrics["stitched"]["miou"] != metrics["miou"]
-  assert "with stitched seams" in (folders / "out" / "summary.txt").read_text()
+  assert "with the seams predicted again" in (folders / "out" / "summary.txt").read_text()
 
 
 def test_one_image_and_its_prompts_are_enough(folders, weights_directory, predictor):
