@@ -47,8 +47,8 @@ def normalize(
   Returns:
     float32 values of the same shape.
   """
-  mean, std = (_per_channel(values, pixels.ndim) for values in (mean, std))
-  return (pixels.astype(jnp.float32) / 255.0 - mean) / std
+  center, scale = (_per_channel(values, pixels.ndim) for values in (mean, std))
+  return (pixels.astype(jnp.float32) / 255.0 - center) / scale
 
 
 def unnormalize(
@@ -57,8 +57,8 @@ def unnormalize(
   std: Sequence[float] = IMAGENET_STD,
 ) -> Float[AnyArray, "*b 3"]:
   """Inverts `normalize` and clips to 0..255; the result stays float32."""
-  mean, std = (_per_channel(values, colors.ndim) for values in (mean, std))
-  return jnp.clip((colors.astype(jnp.float32) * std + mean) * 255.0, 0.0, 255.0)
+  center, scale = (_per_channel(values, colors.ndim) for values in (mean, std))
+  return jnp.clip((colors.astype(jnp.float32) * scale + center) * 255.0, 0.0, 255.0)
 
 
 def grid_size(canvas_size: tuple[int, int], patch_size: int) -> tuple[int, int]:

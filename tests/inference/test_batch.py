@@ -119,7 +119,7 @@ def test_bad_queries_are_skipped_and_listed_with_skip_bad(folders, weights_direc
   assert [path.stem for path in (folders / "out" / "label").iterdir()] == ["c"]
   listed = (folders / "out" / LIST_FILE).read_text().splitlines()
   assert [line.split(":")[0] for line in listed] == ["a", "b"] and "a.png: cannot be read" in listed[0]
-  assert "passed over 2 images, the first: b: " in done.stdout
+  assert "passed over 2 images, the first: a: " in done.stdout
   (folders / "data" / "images" / "c.png").write_bytes(b"")
   done = command(folders, weights_directory, "--mapping", mapping, "--skip-bad")
   assert done.returncode == 2 and "none of 2 images could be segmented" in done.stderr

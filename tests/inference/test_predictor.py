@@ -317,7 +317,7 @@ def test_a_prediction_is_saved_as_class_indices_and_drawn_in_colors_for_people(p
   assert shown.dtype == np.uint8 and shown.shape == (40, 30, 3)
   np.testing.assert_array_equal(shown[background], query[background])
   blend_of = 0.4 * query.astype(float) + 0.6 * palette.display_palette(3)[prediction.labels]
-  assert np.abs(shown - blend_of)[~background].max() <= 1
+  assert np.abs(shown - blend_of)[~background].max() < 1.001  # Pillow blends in float32 and cuts fractions off
   np.testing.assert_array_equal(prediction.overlay(query[::-1], alpha=0), query[::-1])
   np.testing.assert_array_equal(prediction.overlay(alpha=1)[~background], prediction.colored()[~background])
   many = predictor.predict(query, [(image, labels * 300)], palette=np.random.default_rng(0).integers(0, 256, (601, 3)))
