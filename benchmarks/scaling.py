@@ -26,7 +26,7 @@ Observations:
 - Stacking all image canvases before all target canvases, like the original code, moves activations between devices even
   on data-parallel meshes: 23 MB a step on 8x1 and 1,400 MB on 256x1. `seggpt.stack_streams` avoids that.
 - 1x256 shards little: only the decoder's kernel in the small network has a side that 256 divides.
-- The CPU compiler drops the barriers of remat unless told not to (`_COMPILER_OPTIONS` in training/step.py): temporaries
+- The CPU compiler drops the barriers of remat unless told not to (`_compiler_options` in training/step.py): temporaries
   of ViT-L on 1x1 take 77 instead of 5.8 GB.
 """
 

@@ -47,21 +47,10 @@ def _config_tables() -> str:
 
   tables = []
   for group, keys in itertools.groupby(sorted(KEYS, key=lambda key: group_of(key)), group_of):
-    rows = [f"| `{key.name}` | `{key.default!r}` | {_allowed(key)} | {_meaning(key)} |" for key in keys]
+    rows = [f"| `{key.name}` | `{key.default!r}` | {key.allowed} | {_meaning(key)} |" for key in keys]
     title = f"## `config.{group}`" if group else "## The run"
     tables += [title, "\n".join(["| key | default | values | meaning |", "|---|---|---|---|", *rows])]
   return "\n\n".join(tables)
-
-
-def _allowed(key) -> str:
-  """Returns the choices or the range of a key."""
-  if key.choices:
-    return ", ".join(f"`{choice}`" for choice in key.choices)
-  if key.minimum is None and key.maximum is None:
-    return ""
-  if key.maximum is None:
-    return f"at least {key.minimum}"
-  return f"at most {key.maximum}" if key.minimum is None else f"{key.minimum} to {key.maximum}"
 
 
 def _meaning(key) -> str:

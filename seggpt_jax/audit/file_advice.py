@@ -28,13 +28,13 @@ def _usable(findings: Findings) -> Iterator[Advice]:
     )
   elif num_train < _FEW_TRAIN:
     yield Advice(
-      f"{train.split} has only {num_train} usable samples: try `seggpt infer` with them as prompts before you train"
+      f"{train.split} has only {num_train} usable samples: try `seggpt infer` with them as prompts, or label more"
     )
   if val is None:
     yield Advice(f"only {train.split} was read; training also needs a validation split, data.val_split")
   elif 2 <= num_val < _FEW_VAL:
     yield Advice(
-      f"{val.split} has only {num_val} usable samples: its scores are noisy; do not compare runs by small differences"
+      f"{val.split} has only {num_val} usable samples: its scores are noisy; add images before you compare runs"
     )
   elif num_val < 2:
     text = f"{val.split} has {count_text(num_val, 'usable sample')}: training stops, since validation needs two"
@@ -149,7 +149,7 @@ def _leaks(findings: Findings) -> Iterator[Advice]:
   if groups is None:
     return
   for problem in groups.problems[:3]:
-    yield Advice(f"groups cannot be determined: {problem}")
+    yield Advice(f"groups cannot be determined: {problem}; set another --groups")
   if len({group for sizes in groups.sizes.values() for group in sizes}) == 1:
     yield Advice(f"--groups={shlex.quote(groups.spec)} puts all samples into one group; choose another rule")
   elif groups.shared:

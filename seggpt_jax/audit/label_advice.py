@@ -87,7 +87,7 @@ def _foreground(findings: Findings) -> Iterator[Advice]:
     )
   val = findings.val
   if val is not None and val.num_labels and val.num_empty == val.num_labels:
-    yield Advice(f"no label of {val.split} shows any foreground: its scores mean nothing")
+    yield Advice(f"no label of {val.split} shows any foreground: its scores mean nothing; add images with foreground")
 
 
 def _rare(findings: Findings) -> Iterator[Advice]:
@@ -139,7 +139,7 @@ def _ignored(findings: Findings) -> Iterator[Advice]:
   pixels = findings.pixels
   share = pixels[IGNORE] / max(pixels.sum(), 1)
   if share > 0.5:
-    yield Advice(f"{share:.0%} of the pixels are ignored: only the rest is trained on and scored")
+    yield Advice(f"{share:.0%} of the pixels are ignored: only the rest is trained on and scored; check data.ignore")
 
 
 RULES: tuple[Callable[[Findings], Iterator[Advice]], ...] = (

@@ -10,11 +10,10 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from seggpt_jax.audit.regions import count_pixels
 from seggpt_jax.data.images import load_upright, open_image
-from seggpt_jax.data.labels import LabelFormat, Value
+from seggpt_jax.data.labels import LOSSY_FORMATS, LabelFormat, Value, pack_colors, unpack_color
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE
 
@@ -54,13 +53,8 @@ def file_values(data: bytes, where: str) -> FileValues:
   if mode.startswith("I"):
     values, counts = np.unique(np.asarray(image), return_counts=True)
     return _largest(FileValues(file_format, mode, False, values, counts))
-  values, counts = np.unique(_packed(image), return_counts=True)
+  values, counts = np.unique(pack_colors(np.asarray(image.convert("RGB"))), return_counts=True)
   return _largest(FileValues(file_format, mode, True, values, counts))
-
-
-def _packed(image: Image.Image) -> np.ndarray:
-  red, green, blue = (np.asarray(channel).astype(np.int32) for channel in image.convert("RGB").split())
-  return red << 16 | green << 8 | blue
 
 
 def _largest(found: FileValues) -> FileValues:
@@ -118,7 +112,7 @@ class StoredValues:
   @property
   def lossy(self) -> bool:
     """True if a file is compressed with loss."""
-    return any(name.split()[0] in ("JPEG", "MPO") for name in self.formats)
+    return any(name.split()[0] in LOSSY_FORMATS for name in self.formats)
 
   def table(self) -> list[tuple[Value, float, int]]:
     """Returns (value or color, share of the pixels, number of files), most frequent first."""
@@ -132,13 +126,13 @@ class StoredValues:
 
 
 def _is_gray(code: int) -> bool:
-  return code >> 16 == (code >> 8 & 255) == (code & 255)
+  return len(set(unpack_color(code))) == 1
 
 
 def _meant(in_color: bool, code: int, colors: bool) -> Value:
   """Unpacks a value; it becomes a color if the dataset has colors."""
   if in_color:
-    color = (code >> 16, code >> 8 & 255, code & 255)
+    color = unpack_color(code)
     return color if colors else color[0]
   return (code, code, code) if colors and code <= 255 else code
 

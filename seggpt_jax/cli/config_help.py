@@ -18,20 +18,9 @@ def config_help() -> str:
 
 
 def _description(key: Key) -> str:
-  extras = [_allowed(key), f"only {key.applies}" if key.applies else ""]
+  extras = [key.allowed, f"only {key.applies}" if key.applies else ""]
   extra = "; ".join(part for part in extras if part)
   return f"{key.meaning} ({extra})" if extra else key.meaning
-
-
-def _allowed(key: Key) -> str:
-  """Returns the values that a key may have, as text."""
-  if key.choices:
-    return f"one of {', '.join(key.choices)}"
-  if key.minimum is not None and key.maximum is not None:
-    return f"{key.minimum} to {key.maximum}"
-  if key.minimum is not None:
-    return f"at least {key.minimum}"
-  return "" if key.maximum is None else f"at most {key.maximum}"
 
 
 def _text(default: object) -> str:

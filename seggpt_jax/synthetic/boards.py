@@ -257,7 +257,7 @@ def write_boards(directory: str | os.PathLike[str], num_train: int, num_val: int
   """
   directory = pathlib.Path(directory)
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise InputError(f"{directory}: found something there already, expected no directory or an empty one")
+    raise InputError(f"{directory}: already exists and is not empty; choose a new path")
   sources = [
     BoardSource(number, seed, split=split, **options)
     for split, number in zip(SPLITS, (num_train, num_val), strict=True)

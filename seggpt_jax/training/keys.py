@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,6 +49,15 @@ class Key:
     """The conditions in words; empty for a key that always has an effect."""
     return ", ".join(condition.text for condition in self.conditions)
 
+  @property
+  def allowed(self) -> str:
+    """The allowed values in words; empty where the value is free."""
+    if self.choices:
+      return f"one of {', '.join(self.choices)}"
+    if self.minimum is None:
+      return "" if self.maximum is None else f"at most {self.maximum}"
+    return f"at least {self.minimum}" if self.maximum is None else f"{self.minimum} to {self.maximum}"
+
   def has_effect(self, values: Values) -> bool:
     """Returns whether the key has an effect beside the other values, which are given by dotted key."""
     return all(condition.holds(values) for condition in self.conditions)
@@ -57,12 +65,9 @@ class Key:
   def problem(self, value: Any) -> str | None:
     """Returns what was expected of a value that is not allowed, or None for one that is."""
     if self.choices:
-      return None if value in self.choices else f"one of {', '.join(self.choices)}"
-    low = -math.inf if self.minimum is None else self.minimum
-    high = math.inf if self.maximum is None else self.maximum
-    if (low, high) == (-math.inf, math.inf) or low <= value <= high:
-      return None
-    return f"at least {low}" if high == math.inf else f"{low} to {high}"
+      return None if value in self.choices else self.allowed
+    fits = (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
+    return None if fits else self.allowed
 
 
 def with_value(key: str, *choices: Any) -> tuple[Condition]:

@@ -200,7 +200,7 @@ def test_large_images_want_memory_or_smaller_copies(tmp_path):
       save(tmp_path / "train" / folder / f"{name}.png", pixels, compress_level=1)
   text = advised(inspected(tmp_path))
   assert "data.cache_mb=33" in text
-  arguments = ["-m", "seggpt_jax", *shlex.split(text[text.index("seggpt prepare") :].splitlines()[0])[1:]]
+  arguments = shlex.split(text[text.index("seggpt prepare") :].splitlines()[0])[1:]
   assert "--shorter_side=1024" in arguments
   subprocess.run([sys.executable, "-m", "seggpt_jax", *arguments], check=True, cwd=ROOT, capture_output=True)
   assert Image.open(f"{tmp_path}_1024/train/images/a00.png").size == (1024, 1075)
