@@ -8,7 +8,6 @@ is a file of JSON lines to which one process appends, beside those of other proc
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,11 @@ from typing import Any, BinaryIO
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole, writing
 
+try:
+  import fcntl
+except ImportError:  # Windows has no such locks
+  fcntl = None
+
 
 @contextlib.contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
@@ -26,6 +30,9 @@ def exclusive(directory: Path) -> Iterator[None]:
   Raises:
     InputError: another process holds the lock.
   """
+  if fcntl is None:
+    yield
+    return
   handle = os.open(directory, os.O_RDONLY)
   try:
     try:
