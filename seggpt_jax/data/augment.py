@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from seggpt_jax.data.labels import keep_classes
 from seggpt_jax.data.sources import Sample
 
 # The pipeline already runs one sample in each thread. Threads inside OpenCV would only compete with them.
@@ -81,7 +83,13 @@ class Augmentation:
       raise ValueError(f"resize_mode: found {self.resize_mode!r}, expected one of {', '.join(RESIZE_MODES)}")
 
 
-def augment(sample: Sample, size: int, generator: np.random.Generator, augmentation: Augmentation) -> Sample:
+def augment(
+  sample: Sample,
+  size: int,
+  generator: np.random.Generator,
+  augmentation: Augmentation,
+  crop_classes: Sequence[int] | None = None,
+) -> Sample:
   """Applies the whole chain to one training sample: crop, flip, rotate, change the appearance.
 
   Args:
@@ -89,11 +97,12 @@ def augment(sample: Sample, size: int, generator: np.random.Generator, augmentat
     size: side of the result in pixels.
     generator: source of all random numbers.
     augmentation: strengths of the changes.
+    crop_classes: classes on which `foreground_crop` places crops; None takes all foreground.
 
   Returns:
     The sample with `image` uint8 [size, size, 3] and `label` uint8 [size, size], both C-contiguous.
   """
-  sample = random_crop(sample, size, generator, augmentation)
+  sample = random_crop(sample, size, generator, augmentation, crop_classes)
   sample = random_flip(sample, generator, augmentation)
   sample = random_turn(sample, generator, augmentation)
   sample = random_appearance(sample, generator, augmentation)
@@ -101,7 +110,13 @@ def augment(sample: Sample, size: int, generator: np.random.Generator, augmentat
   return {**sample, "image": image, "label": label}
 
 
-def random_crop(sample: Sample, size: int, generator: np.random.Generator, augmentation: Augmentation) -> Sample:
+def random_crop(
+  sample: Sample,
+  size: int,
+  generator: np.random.Generator,
+  augmentation: Augmentation,
+  crop_classes: Sequence[int] | None = None,
+) -> Sample:
   """Cuts a random square from the resized sample. Only the pixels inside the square are resampled.
 
   The window is a whole number of source pixels, so the size of the result may differ from the drawn factor by half a
@@ -115,7 +130,8 @@ def random_crop(sample: Sample, size: int, generator: np.random.Generator, augme
   factor = math.exp(generator.uniform(*np.log(augmentation.scale)))
   resized = _resized_shape(shape, factor * (augmentation.resize or size), augmentation.resize_mode)
   if augmentation.foreground_crop and generator.random() < augmentation.foreground_crop:
-    anchor = _foreground_pixel(sample["label"], generator)
+    label = sample["label"]
+    anchor = _foreground_pixel(label if crop_classes is None else keep_classes(label, crop_classes), generator)
   axes = zip(shape, resized, anchor or (None, None), strict=True)
   rows, cols = (_random_span(*axis, size, generator) for axis in axes)
   window = np.s_[rows.start : rows.start + rows.window, cols.start : cols.start + cols.window]

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
@@ -166,6 +168,19 @@ def _code(value: Value) -> int:
   return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
 
 
+def keep_classes(label: UInt8[np.ndarray, "h w"], classes: Sequence[int], other: int = 0) -> UInt8[np.ndarray, "h w"]:
+  """Replaces all foreground classes of a label map except the given ones. Ignored pixels stay.
+
+  Args:
+    label: the label map.
+    classes: classes to keep.
+    other: label for the pixels of all other foreground classes: 0 for background, or IGNORE.
+  """
+  table = np.full(256, other, np.uint8)
+  table[[0, IGNORE, *classes]] = [0, IGNORE, *classes]
+  return cv2.LUT(label, table)
+
+
 def pack_colors(colors: UInt8[np.ndarray, "h w 3"]) -> Integer[np.ndarray, "h w"]:
   """Returns each color as one number: red << 16 | green << 8 | blue."""
   red, green, blue = (colors[..., c].astype(np.int32) for c in range(3))
@@ -210,7 +225,8 @@ def read_labels(path: str | os.PathLike, label_format: LabelFormat) -> UInt8[np.
 
 def classes_in(label: UInt8[np.ndarray, "h w"]) -> tuple[int, ...]:
   """Returns the foreground classes in a label map, ascending."""
-  present = np.bincount(label.ravel(), minlength=IGNORE + 1) > 0
+  # Takes a tenth of the time of `numpy.bincount`.
+  present = cv2.calcHist([label], [0], None, [IGNORE + 1], [0, IGNORE + 1]).ravel() > 0
   return tuple((1 + np.flatnonzero(present[1:IGNORE])).tolist())
 
 

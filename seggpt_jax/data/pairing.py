@@ -24,7 +24,8 @@ class PairingOptions:
   Attributes:
     same_group: share of the positive pairs, 0 to 1, whose prompts come from the query's group.
     same_class: share of the positive pairs, 0 to 1, whose prompts have one of the query's classes, which is drawn
-      uniformly. `same_group` may apply to the same pair.
+      uniformly. If the query has no class, they have any class, so that the prompt still asks for something.
+      `same_group` may apply to the same pair.
     negative: share of negative pairs, 0 to 1, among queries that lack a class which other samples have.
     balanced: True draws a class uniformly and then a query that has it; False uses each sample once an epoch.
     num_prompts: number of prompts K of each query, all different if there are enough samples.
@@ -147,8 +148,8 @@ class Pairing:
     same_class, same_group = generator.random(2) < (self.options.same_class, self.options.same_group)
     classes, group = self._classes_of(query), int(self._group[query])
     candidates = []
-    if same_class and len(classes):
-      chosen = int(generator.choice(classes))
+    if same_class and len(self._known_classes):
+      chosen = int(generator.choice(classes if len(classes) else self._known_classes))
       if same_group:
         candidates.append(self._of_class(chosen, group))
       candidates.append(self._of_class(chosen))
@@ -195,3 +196,60 @@ class Pairing:
       if self.options.negative:
         parts.append(f"{able} samples that can be the query of a negative pair")
     return ", ".join(parts)
+
+
+class EvaluationPairing:
+  """Chooses the prompts of validation queries: training samples that show the query's classes.
+
+  The pool of prompts is the training samples followed by the queries themselves. A query serves as a prompt for
+  another one only if no training sample shows any of the other's classes, as with class folders that are new in
+  validation. Among equally good samples the choice is random.
+
+  Args:
+    classes: table that is True where a sample of the pool has a class; column 0, the background, is not used.
+    num_training: number of training samples.
+    groups: group of each sample of the pool, preferred among equally good samples; None for no groups.
+    num_prompts: number of prompts K of each query. The first one shows as many of the query's classes as possible, the
+      next ones as many as possible of those that are still missing.
+  """
+
+  def __init__(
+    self,
+    classes: Bool[np.ndarray, "samples classes"],
+    num_training: int,
+    groups: Sequence[str] | None = None,
+    num_prompts: int = 1,
+  ):
+    self._classes, self._num_training, self._num_prompts = classes[:, 1:], num_training, num_prompts
+    self._group = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+
+  def __call__(self, index: int, generator: np.random.Generator) -> Draw:
+    """Chooses the prompts of the i-th query. Indices of prompts are those of the pool.
+
+    Args:
+      index: index of the query.
+      generator: source of all random numbers.
+    """
+    query = self._num_training + index
+    wanted = self._classes[query]
+    if not wanted.any():
+      wanted = np.ones_like(wanted)  # the answer is background, whichever class is asked for
+    free = np.ones(len(self._classes), bool)
+    free[query] = False
+    missing, prompts = wanted, []
+    for _ in range(self._num_prompts):
+      chosen = self._choose(missing, query, free, generator)
+      prompts.append(chosen)
+      missing = missing & ~self._classes[chosen]
+      missing = missing if missing.any() else wanted
+      if free.sum() > 1:
+        free[chosen] = False
+    return Draw(index, tuple(prompts))
+
+  def _choose(self, missing: np.ndarray, query: int, free: np.ndarray, generator: np.random.Generator) -> int:
+    """Returns one of the best free samples: shows a class, is for training, is of the group, shows more classes."""
+    shown = (self._classes & missing).sum(axis=1)
+    rank = 2 * (shown > 0) + (np.arange(len(shown)) < self._num_training)
+    rank = 2 * rank + (0 if self._group is None else self._group == self._group[query])
+    rank = np.where(free, rank * (1 + len(missing)) + shown, -1)
+    return int(generator.choice(np.flatnonzero(rank == rank.max())))

@@ -7,7 +7,7 @@ Training can therefore resume in the middle of an epoch: it skips the batches th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 import grain
@@ -51,6 +51,8 @@ class Batch(TypedDict):
   bad: np.ndarray
 
 
+PairingRule = Callable[[int, np.random.Generator], Draw]
+
 DEVICE_KEYS = ("images", "labels", "palette", "patch_mask", "valid")
 
 
@@ -77,25 +79,25 @@ class EvaluationPairs(Protocol):
 
 
 class _BadSampleError(Exception):
-  """A file of the sample with this index cannot be used."""
+  """A file of the sample with this index cannot be used; -1 for a prompt from another source than the queries."""
 
   def __init__(self, index: int, error: InputError):
     super().__init__(str(error))
     self.index, self.error = index, error
 
 
-def _read(source: Source, draw: Draw) -> tuple[list[Sample], Sample]:
+def _read(prompt_source: Source, source: Source, draw: Draw) -> tuple[list[Sample], Sample]:
   """Reads prompts and query and removes classes from their labels as the draw demands.
 
   Raises:
     _BadSampleError: a file cannot be used.
   """
   samples = []
-  for index in (*draw.prompts, draw.query):
+  for origin, index in (*((prompt_source, prompt) for prompt in draw.prompts), (source, draw.query)):
     try:
-      samples.append(keep_class(source[index], draw.target_class))
+      samples.append(keep_class(origin[index], draw.target_class))
     except InputError as error:
-      raise _BadSampleError(index, error) from error
+      raise _BadSampleError(index if origin is source else -1, error) from error
   *prompts, query = samples
   if draw.negative and draw.target_class is None:
     query = keep_class(query, 0)
@@ -103,7 +105,12 @@ def _read(source: Source, draw: Draw) -> tuple[list[Sample], Sample]:
 
 
 def _read_or_skip(
-  source: Source, pairing: Pairing, bad_files: BadFilePolicy, index: int, generator: np.random.Generator
+  prompt_source: Source,
+  source: Source,
+  pairing: PairingRule,
+  bad_files: BadFilePolicy,
+  index: int,
+  generator: np.random.Generator,
 ) -> tuple[list[Sample], Sample, dict[str, np.ndarray]]:
   """Reads prompts and query. With "skip", a pair with a bad file is replaced by another random pair.
 
@@ -117,7 +124,7 @@ def _read_or_skip(
   for attempt in range(_TRIES):
     draw = pairing(index, generator)
     try:
-      prompts, query = _read(source, draw)
+      prompts, query = _read(prompt_source, source, draw)
     except _BadSampleError as found:
       bad[attempt] = found.index
       if bad_files == "error":
@@ -152,7 +159,7 @@ class SourceTrainingPairs:
     return len(self.source)
 
   def __call__(self, index: int, generator: np.random.Generator) -> Pair:
-    prompts, query, indices = _read_or_skip(self.source, self.pairing, self.bad_files, index, generator)
+    prompts, query, indices = _read_or_skip(self.source, self.source, self.pairing, self.bad_files, index, generator)
     return {**self.transform(prompts, query, generator), **indices}
 
 
@@ -160,11 +167,16 @@ class SourceTrainingPairs:
 class SourceEvaluationPairs:
   """Evaluation pairs from a source: sample i is the query, and a generator with seed i draws its prompts.
 
-  The attributes are those of `SourceTrainingPairs`.
+  The other attributes are those of `SourceTrainingPairs`.
+
+  Attributes:
+    source: the queries.
+    prompts: the samples that serve as prompts.
   """
 
   source: Source
-  pairing: Pairing
+  prompts: Source
+  pairing: PairingRule
   transform: EvaluationPair
   bad_files: BadFilePolicy = "error"
 
@@ -173,7 +185,7 @@ class SourceEvaluationPairs:
 
   def __call__(self, index: int) -> Pair:
     generator = np.random.default_rng(index)
-    prompts, query, indices = _read_or_skip(self.source, self.pairing, self.bad_files, index, generator)
+    prompts, query, indices = _read_or_skip(self.prompts, self.source, self.pairing, self.bad_files, index, generator)
     return {**self.transform(prompts, query), **indices}
 
 

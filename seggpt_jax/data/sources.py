@@ -211,3 +211,42 @@ class Subset:
 
   def encoded_image(self, index: int) -> tuple[bytes, str]:
     return self._source.encoded_image(int(self._indices[index]))
+
+
+class Joined:
+  """The samples of several sources, one source after the other. Implements `Source`.
+
+  Args:
+    sources: sources with the same number of classes.
+  """
+
+  def __init__(self, sources: Sequence[Source]):
+    self._sources, self._ends = list(sources), np.cumsum([len(source) for source in sources])
+    self.num_classes = sources[0].num_classes
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def __getitem__(self, index: int) -> Sample:
+    source, index = self._find(index)
+    return source[index]
+
+  def name(self, index: int) -> str:
+    source, index = self._find(index)
+    return source.name(index)
+
+  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
+    source, index = self._find(index)
+    return source.label(index)
+
+  def classes(self, index: int) -> tuple[int, ...] | None:
+    source, index = self._find(index)
+    return source.classes(index)
+
+  def field(self, index: int, key: str) -> str:
+    source, index = self._find(index)
+    return source.field(index, key)
+
+  def _find(self, index: int) -> tuple[Source, int]:
+    place = int(np.searchsorted(self._ends, index, side="right"))
+    return self._sources[place], index - (int(self._ends[place - 1]) if place else 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -16,8 +16,10 @@ from PIL import Image
 
 from seggpt_jax import canvas, palette
 from seggpt_jax.data.augment import Augmentation, augment
-from seggpt_jax.data.labels import IGNORE
+from seggpt_jax.data.labels import IGNORE, classes_in, keep_classes
 from seggpt_jax.data.sources import Sample
+
+Unanswerable = Literal["background", "ignore", "keep"]
 
 
 class Pair(TypedDict):
@@ -44,10 +46,7 @@ def resize(sample: Sample, size: int) -> Sample:
 
 def keep_class(sample: Sample, class_index: int | None) -> Sample:
   """Keeps one class of a label and turns the others into background. IGNORE stays; None keeps all classes."""
-  if class_index is None:
-    return sample
-  label = sample["label"]
-  return {**sample, "label": np.where((label == class_index) | (label == IGNORE), label, np.uint8(0))}
+  return sample if class_index is None else {**sample, "label": keep_classes(sample["label"], [class_index])}
 
 
 def make_pair(
@@ -87,6 +86,11 @@ class TrainingPair:
       to fine-tune the released weights. Training from random weights learns to read the prompt only with a value above
       0.
     augmentation: random changes to each sample.
+    prompt_foreground: probability, 0 to 1, that a prompt's crop contains a pixel of a class that the query's crop
+      shows, or of any class if it shows none of the prompt's. It replaces `foreground_crop` of the augmentation.
+    unanswerable: rule for a class that the query's crop shows and no prompt's crop shows, so that nobody could know its
+      color. "background": its pixels become background, as at inference, where prompts of one class ask for that class
+      alone. "ignore": they do not count in the loss. "keep": they are asked for all the same.
   """
 
   canvas_size: tuple[int, int]
@@ -96,20 +100,38 @@ class TrainingPair:
   mask_ratio: float
   lower_half_share: float
   augmentation: Augmentation
+  prompt_foreground: float = 0.0
+  unanswerable: Unanswerable = "keep"
 
   def __call__(self, prompts: Sequence[Sample], query: Sample, generator: np.random.Generator) -> Pair:
-    size = self.canvas_size[1]
     grid = canvas.grid_size(self.canvas_size, self.patch_size)
     if generator.random() < self.lower_half_share:
       patch_mask = canvas.lower_half_mask(grid)
     else:
       patch_mask = canvas.random_patch_mask(generator, grid, self.mask_ratio)
-    return make_pair(
-      [augment(prompt, size, generator, self.augmentation) for prompt in prompts],
-      augment(query, size, generator, self.augmentation),
-      palette.sample_palette(generator, self.num_classes, self.palette_mode),
-      patch_mask,
-    )
+    prompts, query = self._augment(prompts, query, generator)
+    if self.unanswerable != "keep":
+      shown = sorted({c for prompt in prompts for c in classes_in(prompt["label"])})
+      other = IGNORE if self.unanswerable == "ignore" else 0
+      query = {**query, "label": keep_classes(query["label"], shown, other)}
+    return make_pair(prompts, query, palette.sample_palette(generator, self.num_classes, self.palette_mode), patch_mask)
+
+  def _augment(
+    self, prompts: Sequence[Sample], query: Sample, generator: np.random.Generator
+  ) -> tuple[list[Sample], Sample]:
+    """Augments prompts and query. Crops of prompts depend on the query's crop if `prompt_foreground` says so."""
+    size = self.canvas_size[1]
+    if not self.prompt_foreground:
+      prompts = [augment(prompt, size, generator, self.augmentation) for prompt in prompts]
+      return prompts, augment(query, size, generator, self.augmentation)
+    query = augment(query, size, generator, self.augmentation)
+    asked = set(classes_in(query["label"]))
+    augmentation = dataclasses.replace(self.augmentation, foreground_crop=self.prompt_foreground)
+    shared = [sorted(asked.intersection(classes_in(prompt["label"]))) for prompt in prompts]
+    return [
+      augment(prompt, size, generator, augmentation, classes or None)
+      for prompt, classes in zip(prompts, shared, strict=True)
+    ], query
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,18 +12,18 @@ from ml_collections import ConfigDict
 
 from seggpt_jax.data.augment import Augmentation
 from seggpt_jax.data.cached import CachedSource
-from seggpt_jax.data.class_index import has_foreground, scan_classes
+from seggpt_jax.data.class_index import has_foreground
 from seggpt_jax.data.datasets import KINDS, Dataset, open_dataset
-from seggpt_jax.data.groups import group_names
 from seggpt_jax.data.images import remote_or_local
 from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.pairing import Pairing, PairingOptions
-from seggpt_jax.data.pipeline import EvaluationPairs, SourceEvaluationPairs, SourceTrainingPairs, TrainingPairs
+from seggpt_jax.data.pairing import PairingOptions
+from seggpt_jax.data.pipeline import EvaluationPairs, SourceTrainingPairs, TrainingPairs
 from seggpt_jax.data.sources import Source
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.synthetic.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
+from seggpt_jax.training.pairs import describe_answerable, evaluation_pairs_of, known_samples, training_pairing
 
 _AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
 
@@ -57,6 +57,7 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     InputError: a file or label is wrong, or no label holds any foreground.
   """
   data, square = config.data, model_config.canvas_size[1]
+  learned = config.adapter.kind == "prompt"
   evaluation = EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes)
   strengths = {name: data[name] for name in _AUGMENTATION} | {"scale": tuple(map(float, data.scale))}
   training = TrainingPair(
@@ -67,6 +68,9 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     mask_ratio=data.mask_ratio,
     lower_half_share=data.lower_half_share,
     augmentation=Augmentation(**strengths),
+    # A learned prompt takes the place of the drawn ones and knows every class.
+    prompt_foreground=0.0 if learned or data.source == "tasks" else data.prompt_foreground,
+    unanswerable="keep" if learned or data.source == "tasks" else data.unanswerable,
   )
   if data.resize and data.resize < square:
     raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
@@ -78,20 +82,21 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
       {},
     )
   splits = {name: _open(data, name) for name in ("train", "val")}
-  options = PairingOptions(data.same_group, data.same_class, data.negative, data.balanced, data.prompts)
-  pairings, notes = {}, []
+  same_class = 0.0 if learned else data.same_class
+  options = PairingOptions(data.same_group, same_class, data.negative, data.balanced, data.prompts)
+  samples, notes = {}, []
   for name, source in splits.items():
-    chosen = options if name == "train" else dataclasses.replace(options, negative=0.0, balanced=False)
-    pairings[name] = _pairing(data, name, source, chosen, Path(workdir), notes)
-    if pairings[name].describe() != f"{len(source)} samples":
-      notes.append(f"{name}: {pairings[name].describe()}")
+    samples[name] = known_samples(data, name, source, options.needs_classes, Path(workdir), notes)
+  with naming(f"{data.path}: {data.train_split}"):
+    pairing = training_pairing(samples["train"], options)
+  if pairing.describe() != f"{len(splits['train'])} samples":
+    notes.append(f"train: {pairing.describe()}")
   train = CachedSource(splits["train"], data.cache_mb * 2**20) if data.cache_mb else splits["train"]
-  return Inputs(
-    SourceTrainingPairs(train, pairings["train"], training, data.bad_files),
-    SourceEvaluationPairs(splits["val"], pairings["val"], evaluation, data.bad_files),
-    splits,
-    tuple(notes),
-  )
+  pairs = SourceTrainingPairs(train, pairing, training, data.bad_files)
+  if not learned and data.unanswerable != "keep":
+    notes.append(describe_answerable(pairs))
+  evaluation_pairs = evaluation_pairs_of(splits, samples, options, evaluation, data.bad_files)
+  return Inputs(pairs, evaluation_pairs, splits, tuple(notes))
 
 
 def _open(data: ConfigDict, name: str) -> Source:
@@ -149,43 +154,3 @@ def _peek(source: Source, bad_files: str, count: int = 16) -> None:
       errors.append(error)
   if len(errors) == len(indices):
     raise InputError(f"{errors[0]} (as are all {len(errors)} samples looked at, expected most of them to be good)")
-
-
-def _pairing(
-  data: ConfigDict, name: str, source: Source, options: PairingOptions, workdir: Path, notes: list[str]
-) -> Pairing:
-  """Returns the pairing of a split, with the groups and classes of its samples where the options need them.
-
-  Args:
-    data: config.data.
-    name: "train" or "val".
-    source: samples of the split.
-    options: choice of prompts.
-    workdir: run directory, for the table of classes.
-    notes: collects lines for the person who started the run.
-  """
-  spec = data.groups
-  if data.source == "class_folders":
-    if spec not in ("", "folder"):
-      raise InputError(f"config.data.groups: found {spec!r}, expected folder: each of the class folders is a group")
-    spec = "folder"
-    if options.same_group < 1:
-      raise InputError(
-        f"config.data.same_group: found {options.same_group}, expected 1 for class folders, where labels of another "
-        "folder mean another thing; data.negative prompts from other folders"
-      )
-  elif spec and not options.same_group:
-    raise InputError(f"config.data.groups: found {spec!r} with data.same_group=0, expected a share above 0, or ''")
-  unread: list[InputError] = []
-  with naming("config.data.groups"):
-    groups = group_names(source, spec) if spec else None
-  if data.source == "class_folders":
-    return Pairing(len(source), options, groups, groups_are_classes=True)
-  classes = None
-  if options.needs_classes:
-    skip = None if data.bad_files == "error" else unread.append
-    classes = scan_classes(source, workdir / f"classes_{name}.npz", skip)
-  if unread:
-    notes.append(f"{name}: {len(unread)} labels cannot be read and are passed over, the first: {unread[0]}")
-  with naming(f"{data.path}: {data[name + '_split']}"):
-    return Pairing(len(source), options, groups, classes)

@@ -6,6 +6,7 @@ error for a key that must not change.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -38,6 +39,8 @@ _FIXED = (
 # Behavior of runs from before these keys existed.
 _BEFORE_THESE_KEYS = {
   "accumulate": 1,
+  "data.unanswerable": "keep",
+  "data.prompt_foreground": 0.0,
   "optim.schedule": "cycles",
   "optim.layer_decay": 1.0,
   "optim.decay_all": True,
@@ -45,6 +48,25 @@ _BEFORE_THESE_KEYS = {
   "optim.ema": 0.0,
   "adapter.kind": "none",
 }
+
+# Keys that decide which pairs a run draws. A run keeps the values of its first start where the new start has defaults,
+# so that runs of versions with other defaults go on with the same pairs.
+_KEPT = ("data.same_class", "data.unanswerable", "data.prompt_foreground")
+
+
+def keep_pairs(workdir: Path, config: ConfigDict) -> ConfigDict:
+  """Returns the configuration with the pairs of the run in this folder, where the new start does not set them.
+
+  Raises:
+    InputError: the stored configuration cannot be read.
+  """
+  if not _is_run(workdir):
+    return config
+  before, config = _read(workdir / "config.json"), copy.deepcopy(config)
+  for key in KEYS:
+    if key.name in _KEPT and key.name in before and flatten(config)[key.name] == key.default:
+      config.update_from_flattened_dict({key.name: before[key.name]})
+  return config
 
 
 def changed_keys(workdir: Path, config: ConfigDict) -> list[str]:
@@ -54,7 +76,7 @@ def changed_keys(workdir: Path, config: ConfigDict) -> list[str]:
     InputError: a key differs that must not change, or the stored configuration cannot be read.
   """
   path = workdir / "config.json"
-  if not path.is_file() or not any((workdir / "checkpoints").glob("*")):
+  if not _is_run(workdir):
     return []
   now = flatten(json.loads(config.to_json()))
   before = now | _read(path)
@@ -71,6 +93,11 @@ def changed_keys(workdir: Path, config: ConfigDict) -> list[str]:
         "choose another --workdir for another task or another optimizer"
       )
   return changed
+
+
+def _is_run(workdir: Path) -> bool:
+  """Returns whether a run has been started in this folder."""
+  return (workdir / "config.json").is_file() and any((workdir / "checkpoints").glob("*"))
 
 
 def store_config(workdir: str | os.PathLike, config: ConfigDict) -> None:

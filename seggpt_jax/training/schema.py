@@ -22,6 +22,10 @@ from seggpt_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 # Tasks are drawn at random: no files are read for them. COCO annotations are polygons: there are no label images.
 _READS_FILES = (Condition("with a data.source other than tasks", lambda values: values["data.source"] != "tasks"),)
+_SHOWS_PROMPTS = (
+  *_READS_FILES,
+  Condition("with an adapter.kind other than prompt", lambda values: values["adapter.kind"] != "prompt"),
+)
 _READS_LABELS = with_value("data.source", "folder", "class_folders", "masks", "tfds")
 _HAS_GROUPS = (
   *_READS_FILES,
@@ -193,11 +197,18 @@ KEYS: tuple[Key, ...] = (
   ),
   Key(
     "data.same_class",
-    0.0,
-    "Share of positive pairs whose prompt holds a class of the query.",
+    1.0,
+    "Share of positive pairs whose prompt shows a class of the query (original: 0).",
     0,
     1,
-    conditions=_READS_FILES,
+    conditions=_SHOWS_PROMPTS,
+  ),
+  Key(
+    "data.unanswerable",
+    "background",
+    "Rule for a class of the query that no prompt shows; the original keeps it.",
+    choices=("background", "ignore", "keep"),
+    conditions=_SHOWS_PROMPTS,
   ),
   Key(
     "data.negative",
@@ -249,7 +260,15 @@ KEYS: tuple[Key, ...] = (
     choices=RESIZE_MODES,
   ),
   Key("data.scale", (1.0, 1.0), "Smallest and largest random factor on that size."),
-  Key("data.foreground_crop", 0.0, "Probability that the crop is placed on foreground.", 0, 1),
+  Key("data.foreground_crop", 0.0, "Probability that the query's crop is placed on foreground.", 0, 1),
+  Key(
+    "data.prompt_foreground",
+    1.0,
+    "Probability that a prompt's crop is placed on a class that the query's crop shows (original: 0).",
+    0,
+    1,
+    conditions=_SHOWS_PROMPTS,
+  ),
   Key("data.flip_horizontal", True, "Mirror left and right, every second time."),
   Key("data.flip_vertical", True, "Mirror top and bottom, every second time."),
   Key("data.rotate90", False, "Turn by 0, 90, 180 or 270 degrees."),

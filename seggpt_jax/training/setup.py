@@ -102,6 +102,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike) -> Run:
   refuse_remote("--workdir", workdir)
   workdir, config = Path(workdir).expanduser(), expand_paths(config)
   check_config(config)
+  config = resume.keep_pairs(workdir, config)
   changed = resume.changed_keys(workdir, config)
   model_config = _architecture(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from seggpt_jax.data.pairing import Pairing, PairingOptions
+from seggpt_jax.data.pairing import EvaluationPairing, Pairing, PairingOptions
 from seggpt_jax.errors import InputError
 
 GROUPS = ["a"] * 4 + ["b"] * 3 + ["c"]
@@ -131,3 +131,54 @@ def test_memory_grows_with_the_samples_not_with_the_pairs():
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert peak < 100e6
+
+
+def test_a_query_without_a_class_is_asked_for_one():
+  """A prompt without a class beside a query without a class would teach nothing."""
+  found = {draw.prompts[0] for draw in draws(index=7, classes=CLASSES, same_class=1.0)}
+  assert found == set(range(7))
+
+
+# Training samples 0 to 3, then the queries, samples 4 to 8.
+POOL = np.array(
+  [
+    *([0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]),
+    *([0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]),
+  ]
+).astype(bool)
+
+
+def evaluation_prompts(index, **options):
+  pairing = EvaluationPairing(POOL, 4, **options)
+  found = [pairing(index, np.random.default_rng(seed)) for seed in range(40)]
+  assert all(draw.query == index and not draw.negative for draw in found)
+  return {draw.prompts for draw in found}
+
+
+def test_validation_prompts_are_training_samples_that_show_the_classes_of_the_query():
+  assert evaluation_prompts(0) == {(0,), (2,)}
+  assert evaluation_prompts(1) == {(2,)}  # shows both classes of the query
+
+
+def test_validation_prompts_are_other_queries_only_if_no_training_sample_shows_a_class():
+  assert evaluation_prompts(2) == {(7,)} and evaluation_prompts(3) == {(6,)}
+
+
+def test_a_validation_query_without_a_class_is_asked_for_one():
+  assert evaluation_prompts(4) == {(2,)}  # the sample that asks for most
+
+
+def test_several_validation_prompts_cover_the_classes_and_differ():
+  for prompts in evaluation_prompts(1, num_prompts=3):
+    assert prompts[0] == 2 and set(prompts) == {0, 1, 2}
+
+
+def test_validation_prompts_of_the_same_group_are_preferred():
+  groups = ["a", "a", "b", "b", "a", "c", "c", "c", "c"]
+  assert evaluation_prompts(0, groups=groups) == {(0,)}
+  assert evaluation_prompts(1, groups=groups) == {(2,)}  # no training sample is of group c
+
+
+def test_the_only_other_sample_prompts_as_often_as_needed():
+  pairing = EvaluationPairing(np.array([[0, 1], [0, 1]], bool), 1, num_prompts=2)
+  assert pairing(0, np.random.default_rng(0)).prompts == (0, 0)

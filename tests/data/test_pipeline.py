@@ -6,7 +6,8 @@ from absl import flags
 
 from seggpt_jax.data import pipeline
 from seggpt_jax.data.augment import Augmentation
-from seggpt_jax.data.pairing import Pairing, PairingOptions
+from seggpt_jax.data.pairing import Draw, Pairing, PairingOptions
+from seggpt_jax.data.sources import Joined
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
 from seggpt_jax.errors import InputError
 
@@ -164,7 +165,8 @@ EVALUATION = EvaluationPair((64, 32), 8, 3)
 
 def evaluation_pairs(count, bad=(), bad_files="error"):
   pairing = Pairing(count, PairingOptions())
-  return pipeline.SourceEvaluationPairs(Numbered(count, bad), pairing, EVALUATION, bad_files)
+  source = Numbered(count, bad)
+  return pipeline.SourceEvaluationPairs(source, source, pairing, EVALUATION, bad_files)
 
 
 def test_evaluation_pairs_are_the_same_every_time_and_each_counts_once():
@@ -218,3 +220,25 @@ def test_a_source_of_bad_files_ends_with_an_error():
   pairs = training_pairs(bad=range(10), bad_files="skip")
   with pytest.raises(InputError, match=r"cannot be read \(8 bad samples in a row"):
     take(training(pairs=pairs), 1)
+
+
+def test_evaluation_prompts_come_from_a_source_of_their_own():
+  pairs = pipeline.SourceEvaluationPairs(
+    Numbered(4), Joined([Numbered(6), Numbered(4)]), lambda index, generator: Draw(index, (5 - index,)), EVALUATION
+  )
+  pair = pairs(3)
+  np.testing.assert_array_equal(pair["samples"], [[2, 3]])
+  np.testing.assert_array_equal(
+    pair["labels"],
+    pipeline.SourceEvaluationPairs(Numbered(6), Numbered(6), lambda index, generator: Draw(index, (2,)), EVALUATION)(3)[
+      "labels"
+    ],
+  )
+
+
+def test_a_bad_prompt_from_another_source_is_not_counted_among_the_queries():
+  pairs = pipeline.SourceEvaluationPairs(
+    Numbered(4), Numbered(6, bad=(0,)), lambda index, generator: Draw(index, (index,)), EVALUATION, "skip"
+  )
+  pair = pairs(0)
+  assert pair["samples"][0, 1] != 0 and (pair["bad"] == -1).all()

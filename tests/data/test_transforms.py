@@ -107,3 +107,50 @@ def test_one_class_of_a_label_is_kept():
   np.testing.assert_array_equal(kept[5:], np.where(given["label"][5:] == 2, 2, 0))
   assert transforms.keep_class(given, None) is given
   assert set(np.unique(transforms.keep_class(given, 0)["label"])) == {0, IGNORE}
+
+
+def squares(**places):
+  """Returns a gray sample of 200 x 200 pixels with a square of 9 pixels for each class at its place (row, column)."""
+  label = np.zeros((200, 200), np.uint8)
+  for name, (row, column) in places.items():
+    label[row : row + 9, column : column + 9] = int(name.removeprefix("class_"))
+  return {"image": np.full((200, 200, 3), 90, np.uint8), "label": label, "name": ""}
+
+
+PROMPT = squares(class_1=(20, 20), class_2=(170, 170))
+QUERY = squares(class_2=(10, 150), class_3=(14, 164))
+CROPS = {"num_classes": 4, "augmentation": Augmentation(resize=200, foreground_crop=1.0)}
+
+
+def test_prompts_are_cropped_where_they_show_a_class_of_the_query():
+  make = training_pair(prompt_foreground=1.0, **CROPS)
+  for seed in range(30):
+    labels = make([PROMPT], QUERY, np.random.default_rng(seed))["labels"][0]
+    if 2 in labels[32:]:
+      assert 2 in labels[:32] and 1 not in labels[:32]
+    else:  # the query's crop shows class 3 alone, so any class of the prompt is as good
+      assert set(np.unique(labels[:32])) & {1, 2}
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("background", 0), ("ignore", IGNORE), ("keep", 3)])
+def test_a_class_that_no_prompt_shows_is_not_asked_for(rule, expected):
+  make = training_pair(prompt_foreground=1.0, unanswerable=rule, **CROPS)
+  same = training_pair(prompt_foreground=1.0, **CROPS)
+  met = 0
+  for seed in range(30):
+    pair, kept = (each([PROMPT], QUERY, np.random.default_rng(seed)) for each in (make, same))
+    shown, before, after = kept["labels"][0, :32], kept["labels"][0, 32:], pair["labels"][0, 32:]
+    np.testing.assert_array_equal(pair["labels"][0, :32], shown)
+    unknown = (before > 0) & ~np.isin(before, shown)
+    np.testing.assert_array_equal(after[~unknown], before[~unknown])
+    assert (after[unknown & (before == 3)] == expected).all()
+    met += (before[unknown] == 3).any()
+    for key in ("images", "palette", "patch_mask"):
+      np.testing.assert_array_equal(pair[key], kept[key])
+  assert met > 5
+
+
+def test_one_of_several_prompts_that_shows_a_class_is_enough():
+  make = training_pair(unanswerable="background", num_classes=4, augmentation=Augmentation())
+  pair = make([PROMPT, squares(class_3=(90, 90))], QUERY, np.random.default_rng(0))
+  assert {2, 3} <= set(np.unique(pair["labels"][:, 32:]))

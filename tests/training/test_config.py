@@ -97,6 +97,8 @@ WITHOUT_EFFECT = [
   ("data.groups", "folder", {"data.source": "tasks"}, {}),
   ("data.same_group", 0.5, {}, {"data.groups": "folder"}),
   ("data.same_class", 0.5, {"data.source": "tasks"}, {}),
+  ("data.unanswerable", "ignore", {"data.source": "tasks"}, {}),
+  ("data.prompt_foreground", 0.5, {"data.source": "tasks"}, {}),
   ("data.negative", 0.5, {"data.source": "tasks"}, {}),
   ("data.balanced", True, {"data.source": "tasks"}, {}),
   ("data.mask_ratio", 0.5, {"data.lower_half_share": 1.0}, {"data.lower_half_share": 0.9}),

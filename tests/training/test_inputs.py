@@ -62,15 +62,17 @@ def refused(match, make):
 def test_a_folder_becomes_canvases_of_the_model_s_size(config, tmp_path):
   inputs, batch = batch_of(config, tmp_path)
   assert batch["images"].shape == (6, *TINY.canvas_size, 3) and set(np.unique(batch["labels"])) == {0, 1}
-  assert inputs.notes == () and len(inputs.evaluation) == 6
+  assert len(inputs.notes) == 2 and inputs.notes[0] == "train: 6 samples, 1 classes"
+  assert "100% have prompts that show every class of the query and 100% of the foreground" in inputs.notes[1]
+  assert len(inputs.evaluation) == 6
 
 
 def test_prompts_come_from_the_query_s_group(config, tmp_path):
-  config.data.groups = "prefix:_"
+  config.data.groups, config.data.same_class, config.data.unanswerable = "prefix:_", 0.0, "keep"
   inputs, batch = batch_of(config, tmp_path)
   names = [[inputs.sources["train"].name(int(i))[0] for i in pair] for pair in batch["samples"]]
   assert all(prompt == query for prompt, query in names)
-  assert inputs.notes == ("train: 6 samples, 2 groups", "val: 6 samples, 2 groups")
+  assert inputs.notes == ("train: 6 samples, 2 groups",)
   pairs = [inputs.evaluation(i)["samples"][0] for i in range(6)]
   assert all(int(prompt) // 3 == int(query) // 3 for prompt, query in pairs)
   config.data.same_group = 0.0

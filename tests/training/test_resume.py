@@ -9,7 +9,7 @@ import pytest
 from configs import small
 from seggpt_jax.errors import InputError
 from seggpt_jax.training.config import check_config, default_config
-from seggpt_jax.training.resume import changed_keys, store_config
+from seggpt_jax.training.resume import changed_keys, keep_pairs, store_config
 
 # Stored by an earlier version for configs/small.py, with values that do nothing and would be refused today:
 # model.variant, data.threshold, data.ramp and adapter.rank.
@@ -35,10 +35,23 @@ def test_an_old_run_with_values_that_do_nothing_is_resumed_without_a_change(run,
   """Its cycle of 501 steps for a run of 500 is what optim.first_cycle=0 means today."""
   shutil.copy(OLD_RUN, run / "config.json")
   check_config(config)
+  config = keep_pairs(run, config)
   assert changed_keys(run, config) == []
   assert config.optim.first_cycle == 0 and json.loads(OLD_RUN.read_text())["optim"]["first_cycle"] == 501
   config.num_steps = 1000
   assert changed_keys(run, config) == ["num_steps", "optim.first_cycle"]
+
+
+def test_a_run_keeps_its_pairs_where_the_new_start_does_not_set_them(run, config):
+  """Runs from before the keys existed draw any sample as a prompt; rerunning their command must go on with that."""
+  assert keep_pairs(run / "new", config) == config
+  shutil.copy(OLD_RUN, run / "config.json")
+  kept = keep_pairs(run, config)
+  assert (kept.data.same_class, kept.data.unanswerable, kept.data.prompt_foreground) == (0.0, "keep", 0.0)
+  config.data.unanswerable, config.data.prompt_foreground = "ignore", 0.5
+  kept = keep_pairs(run, config)
+  assert (kept.data.same_class, kept.data.unanswerable, kept.data.prompt_foreground) == (0.0, "ignore", 0.5)
+  assert changed_keys(run, kept) == ["data.unanswerable", "data.prompt_foreground"]
 
 
 def test_what_was_stored_is_what_is_read(run, config):
