@@ -148,7 +148,15 @@ def seggpt(folder: Path, *arguments: str) -> None:
   run(folder, "-c", "from seggpt_jax.cli.main import main; main()", *arguments)
 
 
-@pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=lambda page: page.stem)
+# `make test` runs the pages that people start with, `.ci/run` the others too.
+_STARTING_PAGES = ("README", "tutorial")
+
+
+@pytest.mark.parametrize(
+  "page",
+  [pytest.param(page, marks=[] if page.stem in _STARTING_PAGES else pytest.mark.slow) for page in PAGES_THAT_RUN],
+  ids=lambda page: page.stem,
+)
 def test_the_commands_and_examples_of_a_page_run_in_their_order(page, files, tmp_path):
   folder = tmp_path / "work"
   shutil.copytree(files, folder)
