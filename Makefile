@@ -16,7 +16,7 @@ demo: .venv/.demo  ## segment synthetic circuit boards by example, fine-tune, se
 	$(BIN)/python demo.py $(DEMO)
 
 test: .venv/.test  ## the whole test suite, on two processes
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 check: lint types fast  ## lint, types and the fast tests: run this before every commit
 

@@ -69,7 +69,9 @@ def known_samples(
   classes = None
   if needs_classes:
     skip = None if data.bad_files == "error" else unread.append
-    classes = scan_classes(source, workdir / f"classes_{name}.npz", skip)
+    # A new run has no folder yet, and must not get one before everything has been checked.
+    cache = workdir / f"classes_{name}.npz" if (workdir / "checkpoints").is_dir() else None
+    classes = scan_classes(source, cache, skip)
   if unread:
     notes.append(f"{name}: {len(unread)} labels cannot be read and are passed over, the first: {unread[0]}")
   return SplitSamples(len(source), groups, classes, False)

@@ -88,6 +88,7 @@ def test_rows_are_grouped_by_device():
   assert made.index("CPU, 2 cores (P") < made.index("| tiny |") < made.index("NVIDIA H200 (P")
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_the_model_is_measured_beside_transformers():
   options = ["--variants=tiny", "--batch_sizes=1", "--rounds=1", "--ways=eager", "--work=forward"]
   line = [sys.executable, "-m", "benchmarks.model", *options, "--least_seconds=0"]

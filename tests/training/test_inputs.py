@@ -82,7 +82,7 @@ def test_prompts_come_from_the_query_s_group(config, tmp_path):
   refused("config.data.groups: .*'size'", lambda: opened(config, tmp_path))
 
 
-def test_negative_pairs_read_the_labels_once_for_a_run(config, tmp_path):
+def test_negative_pairs_read_the_labels_and_a_resumed_run_keeps_what_it_read(config, tmp_path):
   config.data.negative = 1.0
   inputs, batch = batch_of(config, tmp_path)
   assert "1 classes, 3 samples that can be the query of a negative pair" in inputs.notes[0]
@@ -90,6 +90,9 @@ def test_negative_pairs_read_the_labels_once_for_a_run(config, tmp_path):
   square = TINY.canvas_size[1]
   assert (batch["labels"][negative][:, square:] == 0).all()
   assert (batch["labels"][negative][:, :square] == 1).any(axis=(1, 2)).all()
+  assert not (tmp_path / "run").exists()  # nothing is written before everything has been checked
+  (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+  opened(config, tmp_path)
   assert (tmp_path / "run" / "classes_train.npz").exists()
 
 
