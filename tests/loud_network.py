@@ -1,6 +1,6 @@
 """Networks with random parameters that predict more than gray.
 
-At the values of initialization a network predicts gray whatever it is shown; these parameters are larger.
+At the values of initialization a network predicts gray for every input; these parameters are larger.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class Pairing:
     options: options for the choice of prompts.
     groups: group of each sample; None puts all samples into one group.
     classes: table that is True where a sample has a class; column 0, the background, is not used. None if not known.
-    groups_are_classes: True if each group has one class of its own, whatever number the labels give it, as in folders
+    groups_are_classes: True if each group has one class of its own, under any number in the labels, as in folders
       PRODUCT/DEFECT.
 
   Raises:

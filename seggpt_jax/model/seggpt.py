@@ -184,7 +184,7 @@ class DecoderHead(nnx.Module):
 class SegGPT(nnx.Module):
   """The SegGPT network.
 
-  Parameters are float32. The softmax and the returned colors are float32 too, whatever the compute dtype is.
+  Parameters are float32. The softmax and the returned colors are float32 too, with any compute dtype.
 
   Args:
     config: the architecture.

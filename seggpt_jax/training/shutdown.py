@@ -26,7 +26,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @contextlib.contextmanager
 def managed_shutdown(monitor: Monitor, checkpoints: Checkpoints, mesh: Mesh) -> Iterator[Interruption]:
-  """Closes the monitor and the checkpoints when the steps of a run end, for whatever reason.
+  """Closes the monitor and the checkpoints when the steps of a run end, for any reason.
 
   Args:
     monitor: monitor of the run.
