@@ -166,7 +166,11 @@ def color_labels(labels: Integer[AnyArray, "b h w"], palettes: Num[AnyArray, "b 
   return colors.reshape(*labels.shape, 3)
 
 
-def decode(colors: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, "b n 3"]) -> Integer[Array, "b h w"]:
+def decode(
+  colors: Num[AnyArray, "b h w 3"],
+  palette: Num[AnyArray, "b n 3"],
+  sensitivity: Float[AnyArray, "b n"] | None = None,
+) -> Integer[Array, "b h w"]:
   """Returns the index of the palette color nearest to each pixel in Euclidean distance, ties to the lower index.
 
   One pass over the palette keeps a running minimum. No array of size `[B, H, W, N]` exists, and the compiler fuses
@@ -175,13 +179,20 @@ def decode(colors: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, "b n 3"]) ->
   Args:
     colors: predicted colors, 0..255.
     palette: N colors for each sample, 0..255.
+    sensitivity: divisors of the distances to each color, above 0: with 2, a color may be twice as far away as another
+      one and still be chosen. None for 1.
 
   Returns:
     int32 class indices 0..N-1.
   """
-  nearest, least = jnp.zeros(colors.shape[:-1], jnp.int32), _squared_distance(colors, palette, 0)
+
+  def squared(index: int) -> Float[AnyArray, "b h w"]:
+    distance = _squared_distance(colors, palette, index)
+    return distance if sensitivity is None else distance / sensitivity[:, None, None, index] ** 2
+
+  nearest, least = jnp.zeros(colors.shape[:-1], jnp.int32), squared(0)
   for index in range(1, palette.shape[1]):
-    candidate = _squared_distance(colors, palette, index)
+    candidate = squared(index)
     nearest = jnp.where(candidate < least, index, nearest)
     least = jnp.minimum(candidate, least)
   return nearest

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from seggpt_jax.data.labels import keep_classes
+from seggpt_jax.data.cells import zoomed_shape
+from seggpt_jax.data.labels import classes_in, shrink_labels
 from seggpt_jax.data.sources import Sample
 
 # The pipeline already runs one sample in each thread. Threads inside OpenCV would only compete with them.
@@ -40,7 +41,8 @@ class Augmentation:
   """Strengths of the random changes to training samples. The defaults switch every change off.
 
   Attributes:
-    resize: side in pixels to which a sample is resized before the crop; 0 takes the side of the canvas square.
+    resize: side in pixels to which a sample is resized before the crop; 0 takes the side of the canvas square, None
+      keeps its size.
     resize_mode: "fixed" resizes to a square of that side, "shorter" resizes the shorter side to it and keeps the aspect
       ratio.
     scale: lowest and highest factor on the size after `resize`, above 0, drawn log-uniformly. A sample smaller than the
@@ -63,7 +65,7 @@ class Augmentation:
     ValueError: `resize_mode` is unknown.
   """
 
-  resize: int = 0
+  resize: int | None = 0
   resize_mode: str = "fixed"
   scale: tuple[float, float] = (1.0, 1.0)
   foreground_crop: float = 0.0
@@ -120,23 +122,27 @@ def random_crop(
   """Cuts a random square from the resized sample. Only the pixels inside the square are resampled.
 
   The window is a whole number of source pixels, so the size of the result may differ from the drawn factor by half a
-  pixel. With probability `foreground_crop`, one pixel is drawn uniformly among those labeled neither 0 nor 255, and the
-  window uniformly among those that contain it. A label that shrinks keeps only a sparse grid of its pixels, so an
-  object smaller than the grid may be visible in the image and missing in the label.
+  pixel. With probability `foreground_crop`, a foreground class of the sample and one of its pixels are drawn uniformly,
+  and the window uniformly among those that contain the pixel. A label that shrinks keeps only a sparse grid of its
+  pixels, so an object smaller than the grid may be visible in the image and missing in the label; with `resize=None` no
+  object is lost.
 
   Args and Returns are those of `augment`. If nothing is resampled, image and label are views into the sample.
   """
   shape, anchor = sample["label"].shape, None
   factor = math.exp(generator.uniform(*np.log(augmentation.scale)))
-  resized = _resized_shape(shape, factor * (augmentation.resize or size), augmentation.resize_mode)
+  if augmentation.resize is None:
+    resized, resize_label = zoomed_shape(shape, factor), shrink_labels
+  else:
+    resized = _resized_shape(shape, factor * (augmentation.resize or size), augmentation.resize_mode)
+    resize_label = _resize_label
   if augmentation.foreground_crop and generator.random() < augmentation.foreground_crop:
-    label = sample["label"]
-    anchor = _foreground_pixel(label if crop_classes is None else keep_classes(label, crop_classes), generator)
+    anchor = _foreground_pixel(sample["label"], crop_classes, generator)
   axes = zip(shape, resized, anchor or (None, None), strict=True)
   rows, cols = (_random_span(*axis, size, generator) for axis in axes)
   window = np.s_[rows.start : rows.start + rows.window, cols.start : cols.start + cols.window]
   image = _resize_image(sample["image"][window], (rows.out, cols.out))
-  label = _resize_label(sample["label"][window], (rows.out, cols.out))
+  label = resize_label(np.ascontiguousarray(sample["label"][window]), (rows.out, cols.out))
   if (rows.out, cols.out) != (size, size):
     after = (size - rows.before - rows.out, size - cols.before - cols.out)
     border = (rows.before, after[0], cols.before, after[1], cv2.BORDER_REFLECT_101)
@@ -151,13 +157,22 @@ def _resized_shape(shape: tuple[int, int], side: float, mode: str) -> tuple[int,
   return height, width
 
 
-def _foreground_pixel(label: UInt8[np.ndarray, "h w"], generator: np.random.Generator) -> tuple[int, int] | None:
-  """Returns row and column of a random pixel labeled neither 0 nor 255, or None if there is none."""
-  mask = cv2.inRange(label, 1, 254)
+def _foreground_pixel(
+  label: UInt8[np.ndarray, "h w"], classes: Sequence[int] | None, generator: np.random.Generator
+) -> tuple[int, int] | None:
+  """Returns row and column of a random pixel of a random class, or None if there is no foreground.
+
+  The class is drawn first, so that a small class beside a large one is found as often.
+  """
+  present = classes_in(label)
+  if classes is not None:
+    present = tuple(index for index in present if index in classes)
+  if not present:
+    return None
+  chosen = int(generator.choice(present))
+  mask = cv2.inRange(label, chosen, chosen)
   # Counting by rows avoids a list of all foreground pixels, which takes longer than the rest of the chain.
   counts = np.cumsum(cv2.reduce(mask, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S) // 255)
-  if not counts[-1]:
-    return None
   row = int(np.searchsorted(counts, generator.integers(counts[-1]), side="right"))
   return row, int(generator.choice(np.flatnonzero(mask[row])))
 

@@ -230,6 +230,38 @@ def classes_in(label: UInt8[np.ndarray, "h w"]) -> tuple[int, ...]:
   return tuple((1 + np.flatnonzero(present[1:IGNORE])).tolist())
 
 
+def shrink_labels(label: UInt8[np.ndarray, "h w"], shape: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2"]:
+  """Resamples a label map to a smaller size without losing an object.
+
+  A pixel becomes foreground where at least half of it was, and takes the class that covered most of it. An object
+  (8-connected pixels of one class) of which nothing would be left keeps the pixels that it covered most, at least half
+  as much as its best one, so that a thin line stays a line.
+
+  Args:
+    label: class indices, or IGNORE.
+    shape: height and width of the result. If one is larger than the label's, this is the nearest neighbor.
+  """
+  height, width = shape
+  nearest = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+  if label.shape == shape or height > label.shape[0] or width > label.shape[1]:
+    return nearest
+  masks = {value: cv2.inRange(label, value, value) for value in (*classes_in(label), IGNORE)}
+  covered = np.stack(
+    [cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint16) for mask in masks.values()]
+  )
+  values = np.array(list(masks), np.uint8)
+  result = np.where(covered.sum(axis=0) > 127, values[np.argmax(covered, axis=0)], np.uint8(0))
+  rows, cols = (np.arange(old) * new // old for old, new in zip(label.shape, shape, strict=True))
+  for value in values[:-1].tolist():
+    count, objects = cv2.connectedComponents(masks[value], connectivity=8)
+    kept = np.unique(objects[(result[rows[:, None], cols] == value) & (objects > 0)])
+    for lost in np.setdiff1d(np.arange(1, count), kept):
+      y, x = np.nonzero(objects == lost)
+      place, pixels = np.unique(rows[y] * width + cols[x], return_counts=True)
+      result.flat[place[2 * pixels >= pixels.max()]] = value
+  return result
+
+
 def check_classes(label: UInt8[np.ndarray, "h w"], num_classes: int, where: str) -> None:
   """Checks that every pixel of a label map is a known class or IGNORE.
 

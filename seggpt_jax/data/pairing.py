@@ -29,6 +29,8 @@ class PairingOptions:
     negative: share of negative pairs, 0 to 1, among queries that lack a class which other samples have.
     balanced: True draws a class uniformly and then a query that has it; False uses each sample once an epoch.
     num_prompts: number of prompts K of each query, all different if there are enough samples.
+    every_class: True chooses the prompts of positive pairs for one class after the other, so that enough of them show
+      every class; `same_class` is not used.
   """
 
   same_group: float = 1.0
@@ -36,11 +38,12 @@ class PairingOptions:
   negative: float = 0.0
   balanced: bool = False
   num_prompts: int = 1
+  every_class: bool = False
 
   @property
   def needs_classes(self) -> bool:
     """True if the classes of each sample must be known."""
-    return bool(self.same_class or self.negative or self.balanced)
+    return bool(self.same_class or self.negative or self.balanced or self.every_class)
 
 
 class Draw(NamedTuple):
@@ -146,6 +149,8 @@ class Pairing:
   def _positive(self, query: int, generator: np.random.Generator) -> tuple[int, ...]:
     """Draws prompts of the same class and group; if there are none, of the class, then of the group, then any."""
     same_class, same_group = generator.random(2) < (self.options.same_class, self.options.same_group)
+    if self.options.every_class:
+      return self._of_every_class(query, bool(same_group), generator)
     classes, group = self._classes_of(query), int(self._group[query])
     candidates = []
     if same_class and len(self._known_classes):
@@ -159,6 +164,35 @@ class Pairing:
     # The query may be a candidate, so one prompt needs two candidates.
     enough = next((found for found in candidates if len(found) > 1), self._by_group.samples)
     return self._choose(generator, enough, query)
+
+  def _of_every_class(self, query: int, same_group: bool, generator: np.random.Generator) -> tuple[int, ...]:
+    """Draws prompts for one class after the other, in random order.
+
+    The order must not depend on the query: the network would learn to read from it what the query shows.
+    """
+    order = generator.permutation(self._known_classes).tolist()
+    prompts: list[int] = []
+    for place in range(self.options.num_prompts):
+      chosen = order[place % len(order)]
+      found = self._of_class(chosen, int(self._group[query])) if same_group else self._of_class(chosen)
+      found = found if len(found) > 1 or (len(found) and found[0] != query) else self._of_class(chosen)
+      prompts.append(self._pick(found, query, prompts, generator))
+    return tuple(prompts)
+
+  def _pick(
+    self, found: Integer[np.ndarray, "m"], query: int, taken: Sequence[int], generator: np.random.Generator
+  ) -> int:
+    """Draws a sample that is neither the query nor taken; a taken one, and at last the query, if nothing else is found.
+
+    A few random tries find one at once unless there are few, without a look at all samples of a class.
+    """
+    tries = found[generator.integers(len(found), size=8)].tolist()
+    free = next((index for index in tries if index != query and index not in taken), None)
+    if free is not None:
+      return free
+    others = found[found != query] if len(found) <= 8 + len(taken) else np.array(tries)
+    fresh = np.setdiff1d(others, taken)
+    return int(generator.choice(fresh if len(fresh) else others if len(others) else found))
 
   def _classes_of(self, index: int) -> Integer[np.ndarray, "m"]:
     return self._class_index[self._starts[index] : self._starts[index + 1]]
@@ -211,6 +245,8 @@ class EvaluationPairing:
     groups: group of each sample of the pool, preferred among equally good samples; None for no groups.
     num_prompts: number of prompts K of each query. The first one shows as many of the query's classes as possible, the
       next ones as many as possible of those that are still missing.
+    every_class: True asks for every class of the training samples, as inference does, which cannot know what a query
+      shows.
   """
 
   def __init__(
@@ -219,7 +255,9 @@ class EvaluationPairing:
     num_training: int,
     groups: Sequence[str] | None = None,
     num_prompts: int = 1,
+    every_class: bool = False,
   ):
+    self._every = classes[:num_training, 1:].any(axis=0) if every_class else None
     self._classes, self._num_training, self._num_prompts = classes[:, 1:], num_training, num_prompts
     self._group = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
 
@@ -231,7 +269,7 @@ class EvaluationPairing:
       generator: source of all random numbers.
     """
     query = self._num_training + index
-    wanted = self._classes[query]
+    wanted = self._classes[query] if self._every is None else self._every
     if not wanted.any():
       wanted = np.ones_like(wanted)  # the answer is background, whichever class is asked for
     free = np.ones(len(self._classes), bool)

@@ -167,6 +167,8 @@ class SourceTrainingPairs:
 class SourceEvaluationPairs:
   """Evaluation pairs from a source: sample i is the query, and a generator with seed i draws its prompts.
 
+  With several windows for each query, the first windows of all queries come first, then the second ones.
+
   The other attributes are those of `SourceTrainingPairs`.
 
   Attributes:
@@ -181,12 +183,13 @@ class SourceEvaluationPairs:
   bad_files: BadFilePolicy = "error"
 
   def __len__(self) -> int:
-    return len(self.source)
+    return len(self.source) * self.transform.windows
 
   def __call__(self, index: int) -> Pair:
+    window, index = divmod(index, len(self.source))
     generator = np.random.default_rng(index)
     prompts, query, indices = _read_or_skip(self.prompts, self.source, self.pairing, self.bad_files, index, generator)
-    return {**self.transform(prompts, query), **indices}
+    return {**self.transform(prompts, query, window), **indices}
 
 
 def _complete(pair: Pair, valid: bool = True) -> Pair:

@@ -6,6 +6,7 @@ pair carries labels and a palette. The device turns them into colors.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Literal, TypedDict
@@ -16,6 +17,7 @@ from PIL import Image
 
 from seggpt_jax import canvas, palette
 from seggpt_jax.data.augment import Augmentation, augment
+from seggpt_jax.data.cells import assemble, make_prompts, next_class, padded, window_starts
 from seggpt_jax.data.labels import IGNORE, classes_in, keep_classes
 from seggpt_jax.data.sources import Sample
 
@@ -91,6 +93,8 @@ class TrainingPair:
     unanswerable: rule for a class that the query's crop shows and no prompt's crop shows, so that nobody could know its
       color. "background": its pixels become background, as at inference, where prompts of one class ask for that class
       alone. "ignore": they do not count in the loss. "keep": they are asked for all the same.
+    prompt_grid: n makes each prompt of n x n cells, crops around objects of n**2 samples, see `cells`; 0 makes each
+      prompt of one sample. `prompt_foreground` does not concern cells.
   """
 
   canvas_size: tuple[int, int]
@@ -102,6 +106,7 @@ class TrainingPair:
   augmentation: Augmentation
   prompt_foreground: float = 0.0
   unanswerable: Unanswerable = "keep"
+  prompt_grid: int = 0
 
   def __call__(self, prompts: Sequence[Sample], query: Sample, generator: np.random.Generator) -> Pair:
     grid = canvas.grid_size(self.canvas_size, self.patch_size)
@@ -121,6 +126,9 @@ class TrainingPair:
   ) -> tuple[list[Sample], Sample]:
     """Augments prompts and query. Crops of prompts depend on the query's crop if `prompt_foreground` says so."""
     size = self.canvas_size[1]
+    if self.prompt_grid:
+      query = augment(query, size, generator, self.augmentation)
+      return self._augment_cells(prompts, generator), query
     if not self.prompt_foreground:
       prompts = [augment(prompt, size, generator, self.augmentation) for prompt in prompts]
       return prompts, augment(query, size, generator, self.augmentation)
@@ -133,24 +141,56 @@ class TrainingPair:
       for prompt, classes in zip(prompts, shared, strict=True)
     ], query
 
+  def _augment_cells(self, samples: Sequence[Sample], generator: np.random.Generator) -> list[Sample]:
+    """Returns prompts of augmented cells, each on a class that was shown least so far."""
+    cell, shown = -(-self.canvas_size[1] // self.prompt_grid), collections.Counter[int]()
+    augmentation = dataclasses.replace(self.augmentation, foreground_crop=1.0)
+    cells = []
+    for sample in samples:
+      chosen = next_class(sample["label"], shown)
+      cells.append(augment(sample, cell, generator, augmentation, [chosen]))
+    count = self.prompt_grid**2
+    return [assemble(cells[start : start + count], self.canvas_size[1]) for start in range(0, len(cells), count)]
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationPair:
-  """Makes a pair as inference does: whole images, the fixed palette, and the query's half hidden.
+  """Makes a pair as inference does: the fixed palette, and the query's half hidden.
 
   Attributes:
     canvas_size: height and width of the canvas in pixels.
     patch_size: side of a patch in pixels.
     num_classes: number of classes, background included.
+    prompt_grid: 0 shows whole images, resized to the square. n shows one window of the query at its size below prompts
+      of n x n cells.
+    windows: number of windows of each query; those of a query with more are drawn at random, and those of a query with
+      fewer repeat.
   """
 
   canvas_size: tuple[int, int]
   patch_size: int
   num_classes: int
+  prompt_grid: int = 0
+  windows: int = 1
 
-  def __call__(self, prompts: Sequence[Sample], query: Sample) -> Pair:
+  def __call__(self, prompts: Sequence[Sample], query: Sample, window: int = 0) -> Pair:
     size = self.canvas_size[1]
     grid = canvas.grid_size(self.canvas_size, self.patch_size)
     colors = palette.fixed_palette(self.num_classes)
-    prompts = [resize(prompt, size) for prompt in prompts]
-    return make_pair(prompts, resize(query, size), colors, canvas.lower_half_mask(grid))
+    if self.prompt_grid:
+      prompts, query = make_prompts(prompts, self.prompt_grid, size), self._window(query, window)
+    else:
+      prompts, query = [resize(prompt, size) for prompt in prompts], resize(query, size)
+    return make_pair(prompts, query, colors, canvas.lower_half_mask(grid))
+
+  def _window(self, query: Sample, window: int) -> Sample:
+    """Returns one of the windows that cover a query; the order of the windows is random but always the same."""
+    size = self.canvas_size[1]
+    query = padded(query, size)
+    rows, cols = (window_starts(side, size) for side in query["label"].shape)
+    order = np.random.default_rng(len(rows) * len(cols)).permutation(len(rows) * len(cols))
+    top, left = (
+      starts[place] for starts, place in zip((rows, cols), divmod(order[window % len(order)], len(cols)), strict=True)
+    )
+    place = np.s_[top : top + size, left : left + size]
+    return {**query, "image": query["image"][place], "label": query["label"][place]}

@@ -67,6 +67,10 @@ def check_config(config: ConfigDict) -> None:
       f"config.keep_every: found {config.keep_every}, expected 0 or a multiple of "
       f"config.checkpoint_every={config.checkpoint_every}"
     )
+  if not (config.loss.smooth_l1 or config.loss.cross_entropy or config.loss.dice):
+    raise InputError("config.loss: found 0 for smooth_l1, cross_entropy and dice, expected at least one above 0")
+  if -1 < config.data.zoom < 0:
+    raise InputError(f"config.data.zoom: found {config.data.zoom}, expected a factor above 0, 0, or -1")
   if config.eval_pairs == 0:
     raise InputError("config.eval_pairs: found 0, expected at least 1, or -1 for all")
   low, high = config.data.scale if len(config.data.scale) == 2 else (0, 0)

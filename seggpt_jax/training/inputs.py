@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,12 +21,15 @@ from seggpt_jax.data.pairing import PairingOptions
 from seggpt_jax.data.pipeline import EvaluationPairs, SourceTrainingPairs, TrainingPairs
 from seggpt_jax.data.sources import Source
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
+from seggpt_jax.data.zoomed import ZoomedSource, measured_zoom, num_windows, object_sides
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.synthetic.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
 from seggpt_jax.training.pairs import describe_answerable, evaluation_pairs_of, known_samples, training_pairing
 
 _AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
+# Squares that an image may take where the zoom is measured: with the packaged weights and two cores, a second or two.
+_MOST_WINDOWS = 36
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +41,16 @@ class Inputs:
     evaluation: validation pairs.
     sources: samples under "train" and "val"; empty for tasks, which have no files.
     notes: lines on the data for the person who started the run.
+    zoom: factor from the images' pixels to the network's; 0 if samples are resized instead.
+    prompt_grid: cells along a side of a prompt; 0 if a prompt is one sample.
   """
 
   training: TrainingPairs
   evaluation: EvaluationPairs
   sources: Mapping[str, Source]
   notes: tuple[str, ...] = ()
+  zoom: float = 0.0
+  prompt_grid: int = 0
 
 
 def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | os.PathLike) -> Inputs:
@@ -58,7 +66,6 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   """
   data, square = config.data, model_config.canvas_size[1]
   learned = config.adapter.kind == "prompt"
-  evaluation = EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes)
   strengths = {name: data[name] for name in _AUGMENTATION} | {"scale": tuple(map(float, data.scale))}
   training = TrainingPair(
     canvas_size=model_config.canvas_size,
@@ -72,7 +79,8 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     prompt_foreground=0.0 if learned or data.source == "tasks" else data.prompt_foreground,
     unanswerable="keep" if learned or data.source == "tasks" else data.unanswerable,
   )
-  if data.resize and data.resize < square:
+  evaluation = EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes)
+  if not data.zoom and data.resize and data.resize < square:
     raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
   if data.source == "tasks":
     size, prompts = data.resize or square, data.prompts
@@ -83,20 +91,81 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     )
   splits = {name: _open(data, name) for name in ("train", "val")}
   same_class = 0.0 if learned else data.same_class
-  options = PairingOptions(data.same_group, same_class, data.negative, data.balanced, data.prompts)
-  samples, notes = {}, []
+  notes: list[str] = []
+  zoom, grid, num_prompts, every_class = 0.0, 0, data.prompts, False
+  if data.zoom:
+    zoom, windows = _scale(data, splits, model_config, notes)
+    grid = 1 if learned else data.prompt_grid or _fewest_cells(data, data.prompts)
+    num_prompts = data.prompts * grid**2
+    # The labels of class folders mean another thing in each, so that cells from several would contradict each other.
+    every_class = not learned and data.source != "class_folders"
+    if every_class and num_prompts < data.num_classes - 1:
+      raise InputError(
+        f"config.data.prompt_grid: found {data.prompts} prompts of {grid} x {grid} cells, expected at least "
+        f"{data.num_classes - 1} cells, one for each class of data.num_classes={data.num_classes}"
+      )
+    augmentation = dataclasses.replace(training.augmentation, resize=None)
+    training = dataclasses.replace(training, augmentation=augmentation, prompt_grid=grid)
+    evaluation = dataclasses.replace(evaluation, prompt_grid=grid, windows=windows)
+  options = PairingOptions(data.same_group, same_class, data.negative, data.balanced, num_prompts, every_class)
+  samples = {}
   for name, source in splits.items():
     samples[name] = known_samples(data, name, source, options.needs_classes, Path(workdir), notes)
   with naming(f"{data.path}: {data.train_split}"):
     pairing = training_pairing(samples["train"], options)
   if pairing.describe() != f"{len(splits['train'])} samples":
     notes.append(f"train: {pairing.describe()}")
-  train = CachedSource(splits["train"], data.cache_mb * 2**20) if data.cache_mb else splits["train"]
-  pairs = SourceTrainingPairs(train, pairing, training, data.bad_files)
+  read = {name: _at_scale(source, zoom, data.cache_mb * 2**20) for name, source in splits.items()}
+  pairs = SourceTrainingPairs(read["train"], pairing, training, data.bad_files)
   if not learned and data.unanswerable != "keep":
     notes.append(describe_answerable(pairs))
-  evaluation_pairs = evaluation_pairs_of(splits, samples, options, evaluation, data.bad_files)
-  return Inputs(pairs, evaluation_pairs, splits, tuple(notes))
+  evaluation_pairs = evaluation_pairs_of(read if zoom else splits, samples, options, evaluation, data.bad_files)
+  return Inputs(pairs, evaluation_pairs, splits, tuple(notes), zoom, grid)
+
+
+def _at_scale(source: Source, zoom: float, cache: int) -> Source:
+  """Returns a source at the scale of the network, if it has one, whose samples are kept in memory."""
+  source = ZoomedSource(source, zoom) if zoom else source
+  return CachedSource(source, cache) if cache else source
+
+
+def _fewest_cells(data: ConfigDict, prompts: int) -> int:
+  """Returns the fewest cells along a side with which the prompts show every class."""
+  return math.ceil(math.sqrt((data.num_classes - 1) / prompts))
+
+
+def _scale(
+  data: ConfigDict, splits: Mapping[str, Source], model_config: SegGPTConfig, notes: list[str]
+) -> tuple[float, int]:
+  """Returns the zoom, measured if the configuration asks for it, and the squares that cover a validation image."""
+  square, patch = model_config.canvas_size[1], model_config.patch_size
+  shapes = {name: _typical_shape(source, data.bad_files) for name, source in splits.items()}
+  zoom, measured = float(data.zoom), ""
+  if zoom == -1:
+    sides = object_sides(splits["train"], _skip(data))
+    zoom = measured_zoom(sides, shapes["train"], square, patch, _MOST_WINDOWS)
+    smallest = min(sides, key=lambda index: sides[index])
+    measured = f", as objects of class {smallest} are {sides[smallest]:.0f} pixels large"
+  windows = num_windows(shapes["val"], zoom, square)
+  height, width = shapes["train"]
+  notes.append(
+    f"scale: {zoom} pixels of the network for one of an image{measured} (data.zoom); an image of {width} x {height} "
+    f"pixels becomes {num_windows((height, width), zoom, square)} squares of {square}"
+  )
+  return zoom, windows
+
+
+def _typical_shape(source: Source, bad_files: str, count: int = 16) -> tuple[int, int]:
+  """Returns the median height and width in pixels of a few samples."""
+  shapes = []
+  for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist():
+    try:
+      shapes.append(source.label(index).shape)
+    except InputError:
+      if bad_files == "error":
+        raise
+  height, width = np.median(shapes, axis=0).astype(int).tolist()
+  return height, width
 
 
 def _open(data: ConfigDict, name: str) -> Source:

@@ -14,7 +14,7 @@ from seggpt_jax.training.setup import Run, prepare
 from seggpt_jax.training.shutdown import managed_shutdown
 from seggpt_jax.training.step import TrainState
 from seggpt_jax.training.step_recorder import peak_memory
-from seggpt_jax.training.validation import local_shards
+from seggpt_jax.training.validation import describe_missing, local_shards
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
@@ -74,7 +74,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     if best.should_stop():
       monitor.say(f"stopped early: no better mIoU than {best.miou:.3f} in {best.since_best} evaluations")
     if finished:
-      result, _, _ = run.validate(state.averaged)
+      result = run.validate(state.averaged).scores
       interruption.stop_requested()
   interruption.exit_if_stopped()
   return result
@@ -100,8 +100,10 @@ def _log(run: Run, step: int) -> None:
 
 def _validate(run: Run, step: int, state: TrainState) -> dict[str, float]:
   """Validates a state, logs the result and keeps the weights if they are the best so far."""
-  result, batch, colors = run.validate(state.averaged)
+  result, missing, batch, colors = run.validate(state.averaged)
   run.monitor.log(step, "val", result)
+  if missing:
+    run.monitor.say(f"step {step}: {describe_missing(missing, run.config)}")
   run.monitor.panels(step, "val", batch, colors, run.model_config)
   run.monitor.curves()
   if run.best.update(result["miou"]):

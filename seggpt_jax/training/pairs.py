@@ -101,7 +101,7 @@ def evaluation_pairs_of(
     bad_files: policy for files that cannot be read.
   """
   train, val = samples["train"], samples["val"]
-  if not options.same_class:
+  if not (options.same_class or options.every_class):
     pairing = training_pairing(val, dataclasses.replace(options, negative=0.0, balanced=False))
     return SourceEvaluationPairs(sources["val"], sources["val"], pairing, transform, bad_files)
   groups = None if train.groups is None else [*train.groups, *val.groups]
@@ -111,7 +111,7 @@ def evaluation_pairs_of(
     classes[np.arange(len(groups)), 1 + index] = True
   else:
     classes = np.concatenate([train.classes, val.classes])
-  pairing = EvaluationPairing(classes, train.count, groups, options.num_prompts)
+  pairing = EvaluationPairing(classes, train.count, groups, options.num_prompts, options.every_class)
   pool = Joined([sources["train"], sources["val"]])
   return SourceEvaluationPairs(sources["val"], pool, pairing, transform, bad_files)
 

@@ -50,8 +50,8 @@ _BEFORE_THESE_KEYS = {
 }
 
 # Keys that decide which pairs a run draws. A run keeps the values of its first start where the new start has defaults,
-# so that runs of versions with other defaults go on with the same pairs.
-_KEPT = ("data.same_class", "data.unanswerable", "data.prompt_foreground")
+# so that runs of versions with other defaults go on with the same pairs, or -1, so that nothing is measured again.
+_KEPT = ("data.same_class", "data.unanswerable", "data.prompt_foreground", "data.zoom", "data.prompt_grid")
 
 
 def keep_pairs(workdir: Path, config: ConfigDict) -> ConfigDict:
@@ -64,7 +64,8 @@ def keep_pairs(workdir: Path, config: ConfigDict) -> ConfigDict:
     return config
   before, config = _read(workdir / "config.json"), copy.deepcopy(config)
   for key in KEYS:
-    if key.name in _KEPT and key.name in before and flatten(config)[key.name] == key.default:
+    found = flatten(config)[key.name]
+    if key.name in _KEPT and key.name in before and (found == key.default or found == -1):
       config.update_from_flattened_dict({key.name: before[key.name]})
   return config
 

@@ -26,12 +26,25 @@ _SHOWS_PROMPTS = (
   *_READS_FILES,
   Condition("with an adapter.kind other than prompt", lambda values: values["adapter.kind"] != "prompt"),
 )
+_RESIZES = (Condition("without data.zoom", lambda values: values["data.source"] == "tasks" or not values["data.zoom"]),)
+_ZOOMS = (*_READS_FILES, Condition("with data.zoom", lambda values: bool(values["data.zoom"])))
 _READS_LABELS = with_value("data.source", "folder", "class_folders", "masks", "tfds")
 _HAS_GROUPS = (
   *_READS_FILES,
   Condition(
     "with data.groups or data.source=class_folders",
     lambda values: bool(values["data.groups"]) or values["data.source"] == "class_folders",
+  ),
+)
+_READS_CLASSES = (
+  Condition(
+    "with loss.cross_entropy or loss.dice", lambda values: bool(values["loss.cross_entropy"] or values["loss.dice"])
+  ),
+)
+_READS_PIXELS = (
+  Condition(
+    "with loss.smooth_l1 or loss.cross_entropy",
+    lambda values: bool(values["loss.smooth_l1"] or values["loss.cross_entropy"]),
   ),
 )
 _HIDES_AT_RANDOM = (
@@ -201,7 +214,7 @@ KEYS: tuple[Key, ...] = (
     "Share of positive pairs whose prompt shows a class of the query (original: 0).",
     0,
     1,
-    conditions=_SHOWS_PROMPTS,
+    conditions=(*_SHOWS_PROMPTS, *_RESIZES),
   ),
   Key(
     "data.unanswerable",
@@ -248,16 +261,34 @@ KEYS: tuple[Key, ...] = (
     1,
   ),
   Key(
+    "data.zoom",
+    0.0,
+    "Factor from image pixels to the network's, for crops and later for tiles; 0 is off, -1 measures objects.",
+    -1,
+    8,
+    conditions=_READS_FILES,
+  ),
+  Key(
+    "data.prompt_grid",
+    0,
+    "Cells along a side of a prompt, each around an object of another class; 0 is the fewest that show all classes.",
+    0,
+    16,
+    conditions=_ZOOMS,
+  ),
+  Key(
     "data.resize",
     1024,
     "Side in pixels that samples are resized to before the random crop; 0 resizes to the square of the network.",
     0,
+    conditions=_RESIZES,
   ),
   Key(
     "data.resize_mode",
     "fixed",
     "Resizing: fixed makes a square of any shape, shorter sets the shorter side and keeps the shape.",
     choices=RESIZE_MODES,
+    conditions=_RESIZES,
   ),
   Key("data.scale", (1.0, 1.0), "Smallest and largest random factor on that size."),
   Key("data.foreground_crop", 0.0, "Probability that the query's crop is placed on foreground.", 0, 1),
@@ -267,7 +298,7 @@ KEYS: tuple[Key, ...] = (
     "Probability that a prompt's crop is placed on a class that the query's crop shows (original: 0).",
     0,
     1,
-    conditions=_SHOWS_PROMPTS,
+    conditions=(*_SHOWS_PROMPTS, *_RESIZES),
   ),
   Key("data.flip_horizontal", True, "Mirror left and right, every second time."),
   Key("data.flip_vertical", True, "Mirror top and bottom, every second time."),
@@ -288,6 +319,27 @@ KEYS: tuple[Key, ...] = (
     -1,
   ),
   Key("data.num_workers", 0, "Worker processes that read; 0 reads in the training process.", 0),
+  # ----------------------------------------------------------------------------------------------------- the loss
+  Key("loss.smooth_l1", 1.0, "Weight of the smooth L1 of the colors, the original's only loss.", 0),
+  Key(
+    "loss.cross_entropy", 0.0, "Weight of the cross-entropy of classes, by the distances of colors to the palette.", 0
+  ),
+  Key("loss.dice", 0.0, "Weight of the soft Dice loss of each canvas's foreground, of the same classes.", 0),
+  Key(
+    "loss.temperature",
+    0.25,
+    "Squared distance of colors (side of the cube 1) that changes the odds of two classes by a factor of e.",
+    0.001,
+    conditions=_READS_CLASSES,
+  ),
+  Key(
+    "loss.foreground",
+    0.0,
+    "Least share of the foreground in a canvas's pixel weights, as far as weights of 20 reach; 0 is off.",
+    0,
+    0.99,
+    conditions=_READS_PIXELS,
+  ),
   # ------------------------------------------------------------------------------------------- how weights change
   Key("optim.name", "adamw", "Optimizer; muon is for a start from random weights.", choices=tuple(OPTIMIZERS)),
   Key("optim.clip_norm", 0.0, "Global norm that larger gradients are scaled down to; 0 is off.", 0),

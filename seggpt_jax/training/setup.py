@@ -31,6 +31,7 @@ from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.config import adapter_of, check_config, expand_paths
 from seggpt_jax.training.feed import DeviceFeed
 from seggpt_jax.training.inputs import Inputs, open_inputs
+from seggpt_jax.training.loss import LossOptions
 from seggpt_jax.training.monitor import Monitor
 from seggpt_jax.training.optimizer import Optimizer, make_optimizer
 from seggpt_jax.training.profiler import StepProfiler
@@ -108,6 +109,8 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike) -> Run:
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   _check_batch_size(config)
   inputs = open_inputs(config, model_config, workdir)
+  # What was measured becomes part of the run, for its next start and for inference.
+  config.data.update(zoom=inputs.zoom, prompt_grid=inputs.prompt_grid)
   plan = _plan(config, model_config, mesh)
 
   for folder in ("checkpoints", "best", "panels"):
@@ -131,7 +134,8 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike) -> Run:
   prompts, where = config.data.prompts, plan.state_sharding
   learning = {"frozen": plan.optimizer.frozen, "accumulate": config.accumulate, "ema": config.optim.ema}
   transform, adapter = plan.optimizer.transform, plan.adapter
-  eval_step = make_eval_step(plan.graph, model_config, mesh, where.params, prompts, adapter)
+  loss = LossOptions(**config.loss)
+  eval_step = make_eval_step(plan.graph, model_config, mesh, where.params, prompts, adapter, loss)
   return Run(
     config=config,
     model_config=model_config,
@@ -142,7 +146,9 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike) -> Run:
     epoch=inputs.training.epoch,
     schedule=plan.optimizer.schedule,
     whole_network=not plan.optimizer.frozen,
-    train_step=make_train_step(plan.graph, model_config, transform, mesh, where, prompts, adapter=adapter, **learning),
+    train_step=make_train_step(
+      plan.graph, model_config, transform, mesh, where, prompts, adapter=adapter, loss=loss, **learning
+    ),
     validate=Validator(config, inputs.evaluation, mesh, eval_step, bad_files),
     best=BestScore(config.stop_after, progress.get("best_miou", -1.0), progress.get("since_best", 0)),
     # Each step takes one batch, so the number of steps done is also the position in the data.

@@ -25,7 +25,7 @@ from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.parameters import Params, merge
 from seggpt_jax.training import sharding
-from seggpt_jax.training.loss import masked_smooth_l1
+from seggpt_jax.training.loss import LossOptions, training_loss
 
 
 def _compiler_options(mesh: Mesh) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class StepOutput(NamedTuple):
   """The results of a step, still on the device.
 
   Attributes:
-    loss: masked smooth L1 of the batch.
+    loss: loss of the batch.
     confusion: pixel counts on the hidden patches; rows are the truth, columns the decoded prediction.
     colors: predicted colors, 0..255, [B, 2S, S, 3], of the whole batch in its order.
     gradient_norm: global norm of the gradients of all trained parameters, before clipping; None in an evaluation.
@@ -115,6 +115,7 @@ def _forward(
   key: PRNGKeyArray | None,
   prompts_per_query: int,
   adapter: Adapter | None,
+  loss: LossOptions,
 ) -> tuple[Float[Array, ""], Float[Array, "b h w 3"]]:
   """Returns loss and normalized colors of a batch; drop path is on when there is a key."""
   mean, std = config.image_mean, config.image_std
@@ -132,8 +133,9 @@ def _forward(
     deterministic=key is None,
     key=key,
   )
-  valid = batch["valid"][:, None, None] & (batch["labels"] != palette.IGNORE)
-  return masked_smooth_l1(colors, targets, batch["patch_mask"], valid), colors
+  unnormalized = canvas.unnormalize(colors, mean, std)
+  scored = (batch["labels"], batch["palette"], batch["patch_mask"], batch["valid"])
+  return training_loss(colors, targets, *scored, unnormalized, loss), colors
 
 
 def _hidden(config: SegGPTConfig, batch: Mapping[str, Array]) -> Bool[Array, "b h w"]:
@@ -182,6 +184,7 @@ def make_train_step(
   accumulate: int = 1,
   ema: float = 0.0,
   adapter: Adapter | None = None,
+  loss: LossOptions | None = None,
 ) -> Callable[[TrainState, Mapping[str, Array], PRNGKeyArray], tuple[TrainState, StepOutput]]:
   """Returns the jitted training step.
 
@@ -197,12 +200,14 @@ def make_train_step(
       Gradients are those of the whole batch, except that drop path draws anew in each micro-batch.
     ema: decay of the moving average, if the state has one.
     adapter: adapter whose parameters are in the state; None without one.
+    loss: weights of the parts of the loss; SegGPT's by default.
 
   Returns:
     (state, batch, key) -> (state, output). The state passed in is donated. The key is that of the run; each step
     derives its own key from it.
   """
-  forward = functools.partial(_forward, graph, config, prompts_per_query=prompts_per_query, adapter=adapter)
+  loss = loss or LossOptions()
+  forward = functools.partial(_forward, graph, config, prompts_per_query=prompts_per_query, adapter=adapter, loss=loss)
 
   def whole_batch(
     trained: Params, fixed: Params, batch: Mapping[str, Array], key: PRNGKeyArray
@@ -262,6 +267,7 @@ def make_eval_step(
   params_sharding: Any,
   prompts_per_query: int = 1,
   adapter: Adapter | None = None,
+  loss: LossOptions | None = None,
 ) -> Callable[[Params, Mapping[str, Array]], StepOutput]:
   """Returns the jitted evaluation step, (params, batch) -> output, without drop path.
 
@@ -272,10 +278,13 @@ def make_eval_step(
     params_sharding: a sharding for each parameter.
     prompts_per_query: K; the K canvases of a query are consecutive in a batch.
     adapter: adapter whose parameters are among `params`; None without one.
+    loss: weights of the parts of the loss; SegGPT's by default.
   """
 
   def eval_step(params: Params, batch: Mapping[str, Array]) -> StepOutput:
-    return _score(config, batch, *_forward(graph, config, params, batch, None, prompts_per_query, adapter))
+    return _score(
+      config, batch, *_forward(graph, config, params, batch, None, prompts_per_query, adapter, loss or LossOptions())
+    )
 
   replicated, batch_sharded = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   return jax.jit(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,22 @@ from seggpt_jax.model.parameters import Params
 from seggpt_jax.training import sharding
 from seggpt_jax.training.bad_files import SharedBadFiles
 from seggpt_jax.training.step import StepOutput
+
+
+class Validation(NamedTuple):
+  """The outcome of one evaluation.
+
+  Attributes:
+    scores: loss, mIoU and IoU of each class.
+    missing: classes that the labels show and of which not one pixel was predicted.
+    batch: the first batch.
+    colors: its predicted colors, 0..255, for a panel.
+  """
+
+  scores: dict[str, float]
+  missing: tuple[int, ...]
+  batch: pipeline.Batch
+  colors: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +53,8 @@ class Validator:
   eval_step: Callable[..., StepOutput]
   bad_files: SharedBadFiles
 
-  def __call__(self, params: Params) -> tuple[dict[str, float], pipeline.Batch, np.ndarray]:
-    """Returns loss, mIoU and IoU of each class, and the first batch with its predicted colors for a panel."""
+  def __call__(self, params: Params) -> Validation:
+    """Returns the outcome of an evaluation of parameters."""
     config = self.config
     batches = pipeline.evaluation_batches(
       self.pairs,
@@ -63,7 +79,28 @@ class Validator:
     loss = float(np.average(losses, weights=counts)) if any(counts) else float("nan")
     result = {"loss": loss, "miou": float(mean_iou(confusion))}
     result |= {f"iou_{index}": float(value) for index, value in enumerate(iou_from_confusion(confusion))}
-    return result, *first
+    missing = np.flatnonzero((confusion.sum(axis=1) > 0) & (confusion.sum(axis=0) == 0))
+    return Validation(result, tuple(missing.tolist()), *first)
+
+
+def describe_missing(missing: Sequence[int], config: ConfigDict) -> str:
+  """Returns one line on classes that are never predicted, with the likely cause and the key to change.
+
+  Args:
+    missing: the classes, at least one.
+    config: configuration of the run.
+  """
+  names = ", ".join(map(str, missing))
+  if not (config.loss.cross_entropy or config.loss.dice):
+    advice = (
+      "smooth L1 answers background where a class is less than half likely; if this stays so, set "
+      "loss.cross_entropy=1 and loss.dice=0.5"
+    )
+  elif not config.data.zoom:
+    advice = "its objects may be smaller than a patch after the resize; if this stays so, set data.zoom=-1"
+  else:
+    advice = "it may need more steps (num_steps), or a larger share of the loss (loss.foreground)"
+  return f"not one pixel of class {names} was predicted: {advice}"
 
 
 class BestScore:

@@ -182,3 +182,26 @@ def test_validation_prompts_of_the_same_group_are_preferred():
 def test_the_only_other_sample_prompts_as_often_as_needed():
   pairing = EvaluationPairing(np.array([[0, 1], [0, 1]], bool), 1, num_prompts=2)
   assert pairing(0, np.random.default_rng(0)).prompts == (0, 0)
+
+
+def test_prompts_of_every_class_take_turns_and_tell_nothing_about_the_query():
+  """Cells are shown in the order of the prompts: a network could read the answer from an order by the query."""
+  first = np.zeros((8, 4))
+  for index in range(4000):
+    pairing = Pairing(8, PairingOptions(every_class=True, num_prompts=5), None, CLASSES)
+    draw = pairing(index % 8, np.random.default_rng(index))
+    assert draw.query not in draw.prompts or draw.query == 3 or index % 8 == 7
+    for classes in (1, 2, 3):
+      assert CLASSES[list(draw.prompts[:3])][:, classes].any()
+    # Samples 0, 4 show class 1 alone, 2, 6 class 2, and 3 class 3.
+    shown = np.flatnonzero(CLASSES[draw.prompts[0]])
+    first[draw.query, shown] += 1 / len(shown)
+  rows = first / first.sum(axis=1, keepdims=True)
+  assert abs(rows - rows.mean(axis=0)).max() < 0.09
+
+
+def test_validation_prompts_of_every_class():
+  pairing = EvaluationPairing(CLASSES, 6, num_prompts=3, every_class=True)
+  draw = pairing(0, np.random.default_rng(0))
+  assert CLASSES[list(draw.prompts)].any(axis=0).tolist() == [False, True, True, True]
+  assert max(draw.prompts) < 6

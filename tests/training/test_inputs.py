@@ -179,3 +179,32 @@ def test_missing_parts_of_a_dataset_are_named(config, tmp_path):
   config.data.val_split = "val"
   config.data.num_train = 1
   refused("found 1 images in train, expected at least 2 to make a pair", lambda: opened(config, tmp_path))
+
+
+def zooming(config, **keys):
+  config.data.resize, config.data.labels, config.data.num_classes = 1024, "index", 3
+  config.data.update({"zoom": 1.0, "lower_half_share": 1.0, "palette": "fixed"} | keys)
+  for split in ("train", "val"):
+    for place, name in enumerate(("a_0", "a_1", "a_2", "b_0", "b_1", "b_2")):
+      path = f"{config.data.path}/{split}/labels/{name}.png"
+      Image.fromarray(label(0, 1 + place % 2, 0)).save(path)
+  return config
+
+
+def test_with_a_zoom_every_prompt_shows_every_class_and_validation_covers_the_images(config, tmp_path):
+  inputs, batch = batch_of(zooming(config, zoom=4.0), tmp_path)
+  size = TINY.canvas_size[1]
+  assert (inputs.zoom, inputs.prompt_grid) == (4.0, 2)
+  assert all(set(np.unique(labels[:size])) >= {0, 1, 2} for labels in batch["labels"])
+  # 20 x 24 pixels become 80 x 96, three by three squares of 32 pixels; each of six images is validated in nine windows.
+  assert len(inputs.evaluation) == 6 * -(-80 // size) * -(-96 // size)
+  shown = [inputs.evaluation(index) for index in range(0, len(inputs.evaluation), 6)]
+  assert len({pair["images"][0, size:].tobytes() for pair in shown}) == len(shown)
+  np.testing.assert_array_equal(shown[0]["images"], inputs.evaluation(0)["images"])
+
+
+def test_prompts_with_fewer_cells_than_classes_are_refused(config, tmp_path):
+  refused(
+    "config.data.prompt_grid: found 1 prompts of 1 x 1 cells, expected at least 2 cells",
+    lambda: opened(zooming(config, prompt_grid=1), tmp_path),
+  )

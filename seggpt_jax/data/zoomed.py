@@ -1,0 +1,120 @@
+"""A source of samples at the scale of the network, and the measurement of that scale from the labels.
+
+In: a source of labeled images of any size. Out: the same samples, resampled by one factor, the zoom. Images of one
+camera show things at one scale, and a network sees small objects only if a patch is not larger than they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from seggpt_jax.data.cells import zoomed, zoomed_shape
+from seggpt_jax.data.labels import classes_in
+from seggpt_jax.data.sources import Sample, Source
+from seggpt_jax.errors import InputError
+
+_LABELS = 200  # labels that are measured, evenly spaced
+_LEAST = 0.05  # the smallest zoom
+
+
+class ZoomedSource:
+  """The samples of another source, resampled to the scale of the network. Implements `Source`.
+
+  Args:
+    source: the samples.
+    zoom: factor from an image's pixels to the network's.
+  """
+
+  def __init__(self, source: Source, zoom: float | int):
+    self._source, self.zoom = source, zoom
+
+  @property
+  def num_classes(self) -> int:
+    return self._source.num_classes
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Sample:
+    return zoomed(self._source[index], self.zoom)
+
+  def name(self, index: int) -> str:
+    return self._source.name(index)
+
+  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
+    return self._source.label(index)
+
+  def classes(self, index: int) -> tuple[int, ...] | None:
+    return self._source.classes(index)
+
+  def field(self, index: int, key: str) -> str:
+    return self._source.field(index, key)
+
+
+def object_sides(source: Source, skip: Callable[[InputError], None] | None = None) -> dict[int, float]:
+  """Measures how large the objects of each class are.
+
+  Args:
+    source: labeled images, of which at most 200 are looked at.
+    skip: called with the error of each label that cannot be read; None raises the first one.
+
+  Returns:
+    For each class that was found the median side of its objects in pixels: the square root of the area of 8-connected
+    pixels of the class, of those with at least 4 pixels.
+
+  Raises:
+    InputError: a label cannot be read and `skip` is None, or no label shows any class.
+  """
+  sides: dict[int, list[float]] = {}
+  for index in np.unique(np.linspace(0, len(source) - 1, _LABELS).astype(int)).tolist():
+    try:
+      label = source.label(index)
+    except InputError as error:
+      if skip is None:
+        raise
+      skip(error)
+      continue
+    for value in classes_in(label):
+      stats = cv2.connectedComponentsWithStats(cv2.inRange(label, value, value))[2]
+      areas = stats[1:, cv2.CC_STAT_AREA]
+      sides.setdefault(value, []).extend(np.sqrt(areas[areas >= min(4, areas.max())]).tolist())
+  if not sides:
+    raise InputError(f"found no foreground in {_LABELS} labels, expected some to measure its size; set data.zoom")
+  return {value: float(np.median(found)) for value, found in sorted(sides.items())}
+
+
+def num_windows(shape: tuple[int, ...], zoom: float | int, square: int) -> int:
+  """Returns the number of squares that cover an image without overlap.
+
+  Args:
+    shape: shape of the image, height and width first.
+    zoom: factor from the image's pixels to the network's.
+    square: side of the network's square in pixels.
+  """
+  height, width = zoomed_shape(shape, zoom)
+  return -(-height // square) * -(-width // square)
+
+
+def measured_zoom(sides: dict[int, float], shape: tuple[int, ...], square: int, patch: int, most_windows: int) -> float:
+  """Chooses the zoom at which the smallest class is as large as a patch, unless that takes too many squares.
+
+  Args:
+    sides: median side of each class's objects, from `object_sides`.
+    shape: shape of a typical image, height and width first.
+    square: side of the network's square in pixels.
+    patch: side of a patch in pixels.
+    most_windows: most squares that an image may take.
+
+  Returns:
+    The zoom, two digits: at most 1, because magnified pixels show nothing new, and at least as large as fits a whole
+    image into one square.
+  """
+  whole = square / max(shape[:2])
+  zoom = min(1.0, patch / min(sides.values()))
+  while zoom > whole and num_windows(shape, zoom, square) > most_windows:
+    zoom *= 0.95
+  return round(max(zoom, min(whole, 1.0), _LEAST), 2)
