@@ -11,6 +11,7 @@ Each name is imported when it is first used, so that `import seggpt_jax` is fast
   Predictor         segments images by example: the class to start with
   Prediction        the result of `Predictor.predict`: labels, colors, confidence
   InferenceOptions  options of a prediction: tiles, overlap, mirrored copies
+  trained_options   the options that fit trained weights: their scale, their operating point
   load_model        loads a network from weights, a training run, or a packaged name
   SegGPT            the network, a Flax NNX module: canvases in, colors out
   SegGPTConfig      the architecture of a network
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
   from seggpt_jax.inference.options import InferenceOptions
   from seggpt_jax.inference.prediction import Prediction
   from seggpt_jax.inference.predictor import Predictor
+  from seggpt_jax.inference.trained import trained_options
   from seggpt_jax.model.config import SegGPTConfig
   from seggpt_jax.model.seggpt import SegGPT
   from seggpt_jax.model.weights import load_model
@@ -46,6 +48,7 @@ _MODULES = {
   "load_model": "seggpt_jax.model.weights",
   "masked_smooth_l1": "seggpt_jax.training.loss",
   "palette": "seggpt_jax.palette",
+  "trained_options": "seggpt_jax.inference.trained",
 }
 
 __all__ = [
@@ -58,6 +61,7 @@ __all__ = [
   "load_model",
   "masked_smooth_l1",
   "palette",
+  "trained_options",
 ]
 
 

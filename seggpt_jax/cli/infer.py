@@ -28,6 +28,7 @@ from absl import flags
 from seggpt_jax.cli import inference_flags, label_flags
 from seggpt_jax.cli.help_text import flag_name
 from seggpt_jax.cli.path_flags import define_path, define_paths
+from seggpt_jax.cli.prompt_flags import FOLDER_PROMPTS, define_prompt_flags, find_queries
 from seggpt_jax.cli.runner import is_given
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
@@ -40,13 +41,12 @@ from seggpt_jax.inference.shard import Shard
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt
 
-_FOLDER_PROMPTS = ("prompt_img_dir", "prompt_label_dir", "mapping", "top_k")
 _FILE_PROMPTS = ("prompt_image", "prompt_label")
 _IMAGES_ONLY = ("save", "skip_bad", "resume", "shard")
 _VIDEO_ONLY = ("num_frames", "save_frames")
 # A resumed run must have these in common with the run that was stopped.
 _SETTINGS = (
-  *("model_path", "adapter", "dataset_dir", "image", *_FOLDER_PROMPTS, *_FILE_PROMPTS, "save"),
+  *("model_path", "adapter", "dataset_dir", "image", *FOLDER_PROMPTS, *_FILE_PROMPTS, "save"),
   *inference_flags.OPTION_NAMES,
   *label_flags.NAMES,
 )
@@ -65,15 +65,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_paths("image", "One image, or several separated by commas."),
       define_path("video", "A video."),
     ],
-    "Prompts from folders": [
-      define_path("prompt_img_dir", "Images of the prompts."),
-      define_path("prompt_label_dir", "Label maps of the prompts."),
-      define_path(
-        "mapping",
-        "JSON file {query file: [prompt files, best first]}; without it, every query gets the first prompts by name.",
-      ),
-      flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each query.", lower_bound=1),
-    ],
+    "Prompts from folders": define_prompt_flags(),
     "Prompts one by one": [
       define_paths("prompt_image", "Prompts for every query, separated by commas; for a video its first frame."),
       define_paths("prompt_label", "Label map of each prompt image, or of the first frame of the video."),
@@ -100,7 +92,8 @@ def main() -> None:
   adapter = load_adapter(values.adapter) if values.adapter else None
   learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
   _check_flags(learned)
-  options, shard = inference_flags.options_from_flags(), Shard.parse(values.shard)
+  options = inference_flags.options_from_flags(values.adapter or values.model_path)
+  shard = Shard.parse(values.shard)
   labels = inference_flags.trained_label_format(values.adapter or values.model_path)
   if values.video:
     _segment_video(adapter, options, labels)
@@ -108,7 +101,7 @@ def main() -> None:
   bad = BadFiles() if values.skip_bad else None
   outcome = batch.run(
     Predictor.from_checkpoint(values.model_path, adapter=adapter),
-    _find_queries(learned, bad),
+    _find_queries(learned, bad, options, labels),
     values.outdir,
     options=options,
     labels=labels,
@@ -132,9 +125,9 @@ def _check_flags(learned: bool) -> None:
   else:
     _refuse(_VIDEO_ONLY, "without --video")
   if learned:
-    _refuse((*_FOLDER_PROMPTS, *_FILE_PROMPTS), "beside a learned prompt, which serves every query")
+    _refuse((*FOLDER_PROMPTS, *_FILE_PROMPTS), "beside a learned prompt, which serves every query")
   elif values.video or is_given("prompt_image"):
-    _refuse(_FOLDER_PROMPTS, "with --video" if values.video else "beside --prompt-image")
+    _refuse(FOLDER_PROMPTS, "with --video" if values.video else "beside --prompt-image")
     _demand("prompt_label")
   elif is_given("prompt_label"):
     raise InputError("--prompt-image: missing, expected an image for each --prompt-label")
@@ -154,17 +147,17 @@ def _demand(name: str) -> None:
     raise InputError(f"{flag_name(name)}: missing (--help)")
 
 
-def _find_queries(learned: bool, bad: BadFiles | None) -> list[queries.Query]:
+def _find_queries(
+  learned: bool, bad: BadFiles | None, options: InferenceOptions, labels: LabelFormat
+) -> list[queries.Query]:
+  """Returns the images to segment with their prompts."""
   values = flags.FLAGS
-  prompts = queries.given_prompts(values.prompt_image, values.prompt_label)
-  found = queries.list_queries(
-    values.dataset_dir or values.image,
-    *(values.prompt_img_dir, values.prompt_label_dir, values.mapping, values.top_k, bad),
-    prompts=prompts,
-  )
-  if not (values.mapping or learned or prompts):
-    print(f"no --mapping: every query is prompted by {', '.join(files.image.name for files in found[0].prompts)}")
-  return found
+  images = values.dataset_dir or values.image
+  if learned:
+    return queries.list_queries(images, bad=bad)
+  if prompts := queries.given_prompts(values.prompt_image, values.prompt_label):
+    return queries.list_queries(images, bad=bad, prompts=prompts)
+  return find_queries(images, options, labels, bad)
 
 
 def _segment_video(adapter: StoredAdapter | None, options: InferenceOptions, labels: LabelFormat) -> None:

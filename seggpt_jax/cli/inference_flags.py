@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from typing import get_args
+from typing import Any, get_args
 
 from absl import flags
 
+from seggpt_jax.cli.help_text import flag_name
 from seggpt_jax.cli.label_flags import label_values
 from seggpt_jax.cli.runner import naming_flags
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.options import Flips, InferenceOptions
 from seggpt_jax.inference.queries import label_format
+from seggpt_jax.inference.trained import ZOOM_OVERLAP, trained_options
 from seggpt_jax.model.seggpt import SegType
 
-OPTION_NAMES = ("split", "overlap", "stitch_width", "flips", "foreground_tiles", "seg_type")
+OPTION_NAMES = (
+  *("split", "overlap", "stitch_width", "flips", "foreground_tiles", "seg_type"),
+  *("sensitivity", "least_area"),
+)
 
 
-def define_option_flags() -> dict[str, list[flags.FlagHolder]]:
-  """Defines the flags of `InferenceOptions` and returns them as one group."""
+def define_option_flags(operating_point: bool = True) -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of `InferenceOptions` and returns them in groups.
+
+  Args:
+    operating_point: whether to define those that change it.
+  """
   holders = [
     flags.DEFINE_list(
       "split",
-      "1",
+      "auto",
       "Cut queries and prompts into N x N tiles, so that small objects are seen larger. With several numbers, such as "
-      "1,2,4, the predictions are averaged.",
+      "1,2,4, the predictions are averaged. auto cuts as in training with data.zoom, else not at all.",
     ),
     flags.DEFINE_float(
-      "overlap", 0.0, "Share of a tile's side, 0 to 0.9, that neighboring tiles of a query overlap by; blended."
+      "overlap",
+      None,
+      "Share of a tile's side, 0 to 0.9, that neighboring tiles of a query overlap by; blended. By default 0, but "
+      f"{ZOOM_OVERLAP} where --split=auto cuts.",
     ),
     flags.DEFINE_integer(
       "stitch_width", 0, "Predict the seams between tiles again, in bands of this many patches on each side of a seam."
@@ -37,22 +50,69 @@ def define_option_flags() -> dict[str, list[flags.FlagHolder]]:
     flags.DEFINE_bool("foreground_tiles", False, "Leave out tiles of prompts that have no foreground."),
     flags.DEFINE_enum("seg_type", "semantic", get_args(SegType), "Whether prompts mark a class or single instances."),
   ]
-  return {"Tiles and averaging": holders}
+  if not operating_point:
+    return {"Tiles and averaging": holders}
+  decoding = [
+    flags.DEFINE_list(
+      "sensitivity",
+      "auto",
+      "Divisor of the distances of predicted colors to those of each class from 1; above 1 finds more of it. auto is "
+      "what seggpt calibrate chose for the run, else 1.",
+    ),
+    flags.DEFINE_integer(
+      "least_area", None, "Smallest object in pixels; smaller ones become background. By default as calibrated.", 0
+    ),
+  ]
+  return {"Tiles and averaging": holders, "Operating point": decoding}
 
 
-def options_from_flags() -> InferenceOptions:
-  """Returns the options that the flags describe.
+def options_from_flags(model_path: str | os.PathLike, calibrated: bool = True) -> InferenceOptions:
+  """Returns the options that the flags describe, as fits the weights where they leave it open, and says so.
+
+  Args:
+    model_path: weights, a training run, or the run of an adapter.
+    calibrated: whether the operating point of the run counts.
 
   Raises:
-    InputError: the flags do not go together.
+    InputError: the flags do not go together, or there are no weights.
   """
-  split, *others = (flags.FLAGS[name].value for name in OPTION_NAMES)
-  try:
-    splits = [int(text) for text in split]
-  except ValueError as error:
-    raise InputError(f"--split: found {','.join(split)}, expected a number, or several such as 1,2,4") from error
+  values, trained = flags.FLAGS, trained_options(model_path)
+  if not calibrated:
+    trained = dataclasses.replace(trained, sensitivity=(), least_area=0)
+  given = [name for name in OPTION_NAMES if name in values and values[name].value is not None]
+  changes = {name: values[name].value for name in given}
+  scale = ("zoom", "prompt_grid") if changes["split"] == ["auto"] else ()
+  if changes["split"] == ["auto"]:
+    changes["split"] = 1
+    changes.setdefault("overlap", trained.overlap)
+  else:
+    changes["split"] = _numbers("split", int, "auto, a number, or several such as 1,2,4")
+  if changes.get("sensitivity", ["auto"]) == ["auto"]:
+    changes["sensitivity"] = trained.sensitivity
+  else:
+    changes["sensitivity"] = _numbers("sensitivity", float, "auto, or a number for each class")
+  changes.setdefault("least_area", trained.least_area)
   with naming_flags():
-    return InferenceOptions(tuple(splits), *others)
+    options = InferenceOptions(**{name: getattr(trained, name) for name in scale}, **changes)
+  if options.zoom:
+    print(
+      f"--split=auto: tiles at the scale of training, {options.zoom} pixels of the network for one of an image, with "
+      f"an overlap of {options.overlap}; prompts are {options.prompt_grid} x {options.prompt_grid} cells around objects"
+    )
+  point, stored = ((each.sensitivity, each.least_area) for each in (options, trained))
+  if point == stored != ((), 0):
+    shown = ", ".join(f"{value:g}" for value in options.sensitivity)
+    print(f"operating point of the run: sensitivity {shown}, objects of {options.least_area} pixels or more")
+  return options
+
+
+def _numbers(name: str, kind: type[int] | type[float], expected: str) -> tuple[Any, ...]:
+  """Returns the numbers of a flag that is a list."""
+  given = flags.FLAGS[name].value
+  try:
+    return tuple(kind(text) for text in given)
+  except ValueError as error:
+    raise InputError(f"{flag_name(name)}: found {','.join(given)}, expected {expected}") from error
 
 
 def trained_label_format(model_path: str | os.PathLike) -> LabelFormat:

@@ -16,6 +16,7 @@ COMMANDS = {
   "prepare": "Convert a dataset to image folders or to ArrayRecord, and divide it into train and val.",
   "train": "Fine-tune or train a network on labeled images.",
   "infer": "Segment images or a video by example.",
+  "calibrate": "Choose how sensitive a trained network is, for a catch rate or a yield rate.",
   "retrieve": "Choose the best prompts for every image, for `seggpt infer --mapping`.",
   "evaluate": "Run a public benchmark: FSS-1000, PASCAL-5i, COCO-20i or DAVIS 2017.",
   "evaluate-inspection": "Judge a network as an inspection line would: catch rate and yield rate.",

@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.progress import open_progress, overwrite_notice
-from seggpt_jax.inference.prompts import PreparedPrompt, read_label_map
+from seggpt_jax.inference.prompts import PreparedPrompt, cells_of, read_label_map
 from seggpt_jax.inference.queries import PromptFiles, Query
 from seggpt_jax.inference.report import REPORT_FILES, skipped_files, write_report
 from seggpt_jax.inference.shard import Shard
@@ -49,12 +49,14 @@ class Read(NamedTuple):
     image: uint8 `[H, W, 3]`.
     truth: the true label map `[H, W]`; None if the query has no label file.
     prompts: prompts of the network's size.
+    shown: prompts as the network sees them: at the scale of training those of cells, else the same.
   """
 
   query: Query
   image: np.ndarray
   truth: np.ndarray | None
   prompts: list[PreparedPrompt]
+  shown: list[PreparedPrompt]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +145,19 @@ def _note_bad(bad: BadFiles, progress: Ledger, bar: tqdm, name: str, reason: str
   bar.update()
 
 
+def with_progress(
+  items: Iterable[tuple[Read, Prediction]], queries: Sequence[Query], name: str = "infer"
+) -> Iterator[tuple[Read, Prediction]]:
+  """Yields results of `segment` and shows a progress bar.
+
+  Args:
+    items: results of `segment`.
+    queries: all queries.
+    name: what the bar is called.
+  """
+  yield from tqdm(items, name, len(queries), unit="image")
+
+
 def _write_all(
   items: Iterator[tuple[Read, Prediction]], outdir: Path, kinds: Sequence[outputs.Kind], progress: Ledger, bar: tqdm
 ) -> int:
@@ -189,7 +204,7 @@ def segment(
     InputError: a file cannot be read, or a label map has another size than its image.
   """
   options, labels = options or InferenceOptions(), labels or LabelFormat()
-  read = _reader(predictor, queries, max(options.splits), labels)
+  read = _reader(predictor, queries, options, labels)
   waiting = collections.deque[Read]()
 
   def pairs() -> Iterator[tuple[np.ndarray, Sequence[PreparedPrompt]]]:
@@ -208,19 +223,27 @@ def segment(
     yield waiting.popleft(), prediction
 
 
-def _reader(predictor: Predictor, queries: Sequence[Query], split: int, labels: LabelFormat) -> Callable[[Query], Read]:
+def _reader(
+  predictor: Predictor, queries: Sequence[Query], options: InferenceOptions, labels: LabelFormat
+) -> Callable[[Query], Read]:
   """Returns a function that reads a query. It keeps prompts in memory that serve many queries."""
   most_prompts = max((len(query.prompts) for query in queries), default=0)
+  split = max(options.splits)
 
   @functools.lru_cache(max(_CACHED_PROMPTS // split**2, most_prompts, 1))
   def read_prompt(files: PromptFiles) -> PreparedPrompt:
     image = read_image(files.image)
-    return predictor.prepare_prompt(image, read_label_map(files.labels, image, labels), split=split)
+    return predictor.prepare_prompt(image, read_label_map(files.labels, image, labels), split=split, zoom=options.zoom)
 
   def read(query: Query) -> Read:
     image = read_image(query.image)
     truth = None if query.truth is None else read_label_map(query.truth, image, labels)
-    return Read(query, image, truth, [read_prompt(files) for files in query.prompts])
+    prompts = [read_prompt(files) for files in query.prompts]
+    shown = prompts
+    if options.zoom and prompts:
+      made = zip(*cells_of(prompts, options, min(predictor.tile_size)), strict=True)
+      shown = [PreparedPrompt(*prompt) for prompt in made]
+    return Read(query, image, truth, prompts, shown)
 
   return read
 
@@ -228,7 +251,7 @@ def _reader(predictor: Predictor, queries: Sequence[Query], split: int, labels: 
 def _write(outdir: Path, item: Read, prediction: Prediction, kinds: Sequence[outputs.Kind]) -> dict[str, Any]:
   """Writes the results of a query. Returns its pixel counts if it has a label map."""
   shown = None if item.truth is None else np.where(item.truth == IGNORE, np.uint8(0), item.truth)
-  outputs.write_prediction(outdir, item.query.name, item.image, item.prompts, prediction, shown, kinds)
+  outputs.write_prediction(outdir, item.query.name, item.image, item.shown, prediction, shown, kinds)
   if item.truth is None:
     return {}
   counts = {"counts": scores.count((prediction.unstitched or prediction).labels, item.truth)}

@@ -28,6 +28,13 @@ class InferenceOptions:
       as much.
     foreground_tiles: leaves out tiles of prompts without foreground, except those that fill up to 1, 2, 4, ... tiles.
     seg_type: "semantic" or "instance".
+    zoom: in place of `split`, the factor from an image's pixels to the network's, as in training with data.zoom: images
+      are cut into as many windows as that takes, and prompts become cells around their objects; 0 is off.
+    prompt_grid: cells along a side of each prompt, with `zoom`. The given prompts fill the cells in their order, again
+      from the first if there are too few, each with the class that was shown least so far.
+    sensitivity: divisors of the distances of predicted colors to the colors of classes 1, 2, ..., above 0; the
+      background and further classes have 1. With more than 1, more pixels become that class.
+    least_area: foreground objects (8-connected, of any classes) with fewer pixels of the image become background.
 
   Raises:
     InputError: a value is not one of these, or is not allowed with another.
@@ -39,6 +46,10 @@ class InferenceOptions:
   flips: Flips = "none"
   foreground_tiles: bool = False
   seg_type: SegType = "semantic"
+  zoom: float | int = 0
+  prompt_grid: int = 1
+  sensitivity: tuple[float, ...] = ()
+  least_area: int = 0
 
   def __post_init__(self):
     splits = self.splits
@@ -53,6 +64,21 @@ class InferenceOptions:
       raise InputError(f"stitch_width: found {self.stitch_width}, expected a number of patches, or 0")
     if self.overlap and self.stitch_width:
       raise InputError(f"overlap: found {self.overlap} with stitch_width {self.stitch_width}, expected one of the two")
+    if not all(value > 0 for value in self.sensitivity):
+      raise InputError(f"sensitivity: found {self.sensitivity}, expected numbers above 0, one for each class from 1")
+    if self.least_area < 0:
+      raise InputError(f"least_area: found {self.least_area}, expected a number of pixels, or 0")
+    if self.zoom < 0 or self.prompt_grid < 1:
+      name = "zoom" if self.zoom < 0 else "prompt_grid"
+      raise InputError(f"{name}: found {getattr(self, name)}, expected a positive number{' or 0' * (name == 'zoom')}")
+    if self.prompt_grid > 1 and not self.zoom:
+      raise InputError(f"prompt_grid: found {self.prompt_grid} without zoom, expected 1")
+    if self.zoom:
+      for name in ("split", "stitch_width", "foreground_tiles"):
+        found = max(splits) if name == "split" else getattr(self, name)
+        if found > (name == "split"):
+          raise InputError(f"{name}: found {found} with zoom {self.zoom}, expected one of the two")
+      return
     for name in ("overlap", "stitch_width", "foreground_tiles"):
       if getattr(self, name) and max(splits) == 1:
         raise InputError(f"{name}: found {getattr(self, name)} with split 1, expected a split of at least 2")

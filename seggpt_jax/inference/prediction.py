@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Num, UInt8
@@ -120,6 +121,8 @@ def decode_prediction(
   palette: UInt8[np.ndarray, "n 3"],
   classes: Integer[np.ndarray, "m"],
   image: UInt8[np.ndarray, "h w 3"] | None = None,
+  sensitivity: Sequence[float] = (),
+  least_area: int = 0,
 ) -> Prediction:
   """Decodes each pixel to the class with the nearest color.
 
@@ -128,8 +131,17 @@ def decode_prediction(
     palette: the color of each class.
     classes: classes to decode to, ascending.
     image: the image itself, kept with the prediction.
+    sensitivity: see `InferenceOptions`.
+    least_area: see `InferenceOptions`.
   """
-  labels = classes[decode(colors, palette[classes])].astype(np.uint8 if len(palette) <= 256 else np.uint16)
+  divisors = None
+  if sensitivity:
+    divisors = np.ones(max(len(palette), 1 + len(sensitivity)), np.float32)
+    divisors[1 : 1 + len(sensitivity)] = sensitivity
+    divisors = divisors[classes]
+  labels = classes[decode(colors, palette[classes], divisors)].astype(np.uint8 if len(palette) <= 256 else np.uint16)
+  if least_area > 1:
+    labels = without_specks(labels, least_area)
   return Prediction(labels, colors, palette, tuple(classes.tolist()), image=image)
 
 
@@ -137,17 +149,38 @@ _decode_block = jax.jit(palette_lib.decode)
 _distances_block = jax.jit(palette_lib.nearest_distances)
 
 
-def decode(colors: UInt8[np.ndarray, "h w 3"], palette: Num[np.ndarray, "n 3"]) -> Integer[np.ndarray, "h w"]:
+def without_specks(labels: Integer[np.ndarray, "h w"], least_area: int) -> Integer[np.ndarray, "h w"]:
+  """Turns small foreground objects into background.
+
+  Args:
+    labels: class indices.
+    least_area: pixels that an object needs to stay; it is 8-connected and may be of several classes.
+  """
+  objects, stats = cv2.connectedComponentsWithStats((labels > 0).astype(np.uint8))[1:3]
+  specks = np.flatnonzero(np.asarray(stats)[:, cv2.CC_STAT_AREA] < least_area)
+  return np.where(np.isin(objects, specks), 0, labels).astype(labels.dtype)
+
+
+def decode(
+  colors: UInt8[np.ndarray, "h w 3"],
+  palette: Num[np.ndarray, "n 3"],
+  sensitivity: Float[np.ndarray, "n"] | None = None,
+) -> Integer[np.ndarray, "h w"]:
   """Applies `palette.decode` to one image of any size without compiling for that size.
 
   Args:
     colors: predicted colors, 0..255.
     palette: N colors, 0..255.
+    sensitivity: divisors of the distances to each color; None for 1.
 
   Returns:
     int32 class indices 0..N-1.
   """
-  return _in_blocks(_decode_block, colors, palette)
+  if sensitivity is None:
+    return _in_blocks(_decode_block, colors, palette)
+  filled = np.ones((1, max(1 << (len(palette) - 1).bit_length(), 2)), np.float32)
+  filled[0, : len(palette)] = sensitivity
+  return _in_blocks(lambda block, colors: _decode_block(block, colors, filled), colors, palette)
 
 
 def _in_blocks(function: Callable, colors: np.ndarray, palette: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from seggpt_jax import palette as palette_lib
+from seggpt_jax.data.cells import padded_image, zoomed_image
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.batching import BatchedForward, TiledImage, predict_colors
@@ -26,11 +27,12 @@ from seggpt_jax.inference.prompts import (
   PreparedPrompt,
   Prompt,
   as_image,
+  cells_of,
   check_palette,
   load_prompt,
   load_prompts,
 )
-from seggpt_jax.inference.windows import seam_windows, tile_windows
+from seggpt_jax.inference.windows import image_windows, seam_windows, tile_windows
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
 from seggpt_jax.model.adapters import LearnedPrompt
@@ -123,7 +125,7 @@ class Predictor:
     learned = f", a learned prompt of {self.learned.num_classes} classes" if self.learned is not None else ""
     return f"Predictor({count:,} parameters, sees {height} x {width} pixels at once{learned})"
 
-  def prepare_prompt(self, image: Pixels, labels: Pixels, *, split: int = 1) -> PreparedPrompt:
+  def prepare_prompt(self, image: Pixels, labels: Pixels, *, split: int = 1, zoom: float | int = 0) -> PreparedPrompt:
     """Checks a prompt and resizes it to the network's input, so that it can serve many images at little memory.
 
     `predict` and `predict_many` prepare the prompts that they are given, so this is never required.
@@ -133,11 +135,13 @@ class Predictor:
       labels: its label map: integers `[h, w]`, a Pillow image, or a file of class indices. Ignored pixels (label 255)
         become background.
       split: the largest split that the prompt is used with.
+      zoom: the zoom that it is used with, in place of a split; see `InferenceOptions`.
 
     Raises:
       InputError: the prompt is not an image with an integer label map of the same size.
     """
-    return load_prompt((image, labels), "prompt").resized(self._split_size(split))
+    prompt = load_prompt((image, labels), "prompt")
+    return prompt.zoomed(zoom) if zoom else prompt.resized(self._split_size(split))
 
   def predict(
     self,
@@ -151,6 +155,8 @@ class Predictor:
     flips: Flips = "none",
     foreground_tiles: bool = False,
     seg_type: SegType = "semantic",
+    zoom: float | int = 0,
+    prompt_grid: int = 1,
   ) -> Prediction:
     """Segments one image.
 
@@ -172,6 +178,8 @@ class Predictor:
       flips: mirrored copies to average over.
       foreground_tiles: leaves out tiles of prompts without foreground.
       seg_type: "semantic" or "instance".
+      zoom: in place of `split`, the factor from an image's pixels to the network's; see `InferenceOptions`.
+      prompt_grid: cells along a side of each prompt, with `zoom`.
 
     Returns:
       Labels and colors of the query's size.
@@ -179,7 +187,7 @@ class Predictor:
     Raises:
       InputError: an argument is not as described above.
     """
-    options = InferenceOptions(split, overlap, stitch_width, flips, foreground_tiles, seg_type)
+    options = InferenceOptions(split, overlap, stitch_width, flips, foreground_tiles, seg_type, zoom, prompt_grid)
     (prediction,) = self.predict_many([(image, prompts)], options, palette=palette)
     return prediction
 
@@ -241,7 +249,7 @@ class Predictor:
       tiles, palette, classes = _learned_tiles(self.learned, palette, options)
     else:
       tiles, palette, classes = self._prompt_tiles(prompts, palette, options)
-    return _PendingPrediction(image, self._views(image, tiles, options), palette, classes)
+    return _PendingPrediction(image, self._views(image, tiles, options), palette, classes, options)
 
   def _prompt_tiles(
     self, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
@@ -249,6 +257,9 @@ class Predictor:
     """Returns the prompts' tiles and their colors for each split, the palette, and the classes to decode to."""
     loaded = load_prompts(prompts)
     palette = check_palette(palette, 1 + max(int(prompt.labels.max()) for prompt in loaded))
+    if options.zoom:
+      images, labels = cells_of(loaded, options, min(self.tile_size))
+      return {1: (images, palette[labels])}, palette, np.union1d([0], labels)
     tiles, classes = {}, np.zeros(1, np.int32)
     for split in options.splits:
       resized = [prompt.resized(self._split_size(split)) for prompt in loaded]
@@ -265,13 +276,20 @@ class Predictor:
     """Returns the image at every split, with every mirroring, each with its prompts."""
     patch_size, views = self.config.patch_size, []
     for split, prompts in tiles.items():
-      resized = tiling.resize_image(image, self._split_size(split))
-      rounds = [tile_windows(split, self.tile_size, patch_size, options.overlap)]
+      if options.zoom:
+        resized = zoomed_image(image, options.zoom)
+        shape = resized.shape[:2]
+        resized = padded_image(resized, min(self.tile_size))
+        rounds = [image_windows(resized.shape[:2], self.tile_size, patch_size, options.overlap)]
+      else:
+        resized = tiling.resize_image(image, self._split_size(split))
+        shape = resized.shape[:2]
+        rounds = [tile_windows(split, self.tile_size, patch_size, options.overlap)]
       if options.stitch_width and split > 1:
         rounds += seam_windows(split, self.tile_size, patch_size, options.stitch_width)
       for axes in _MIRRORED_AXES[options.flips]:
         pixels, images, targets = (np.flip(array, axes) for array in (resized, *prompts))
-        views.append(_View(TiledImage(pixels, images, targets, rounds, patch_size), axes))
+        views.append(_View(TiledImage(pixels, images, targets, rounds, patch_size), axes, shape))
     return views
 
 
@@ -298,10 +316,12 @@ class _View:
   Attributes:
     tiled: the image on its way through the network.
     axes: the mirrored axes.
+    shape: height and width in pixels of the image at this split, without what fills it up to a tile.
   """
 
   tiled: TiledImage
   axes: tuple[int, ...]
+  shape: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -313,12 +333,14 @@ class _PendingPrediction:
     views: the image at every split and with every mirroring.
     palette: the color of each class.
     classes: the classes to decode to.
+    options: how to decode.
   """
 
   image: np.ndarray
   views: list[_View]
   palette: np.ndarray
   classes: np.ndarray
+  options: InferenceOptions
 
   @property
   def finished(self) -> bool:
@@ -334,7 +356,11 @@ class _PendingPrediction:
     return dataclasses.replace(prediction, unstitched=unstitched)
 
   def _decode(self, predicted: list[np.ndarray]) -> Prediction:
-    upright = [np.flip(colors, view.axes) for view, colors in zip(self.views, predicted, strict=True)]
+    upright = [
+      np.flip(colors, view.axes)[: view.shape[0], : view.shape[1]]
+      for view, colors in zip(self.views, predicted, strict=True)
+    ]
     colors = [tiling.resize_colors(pixels, self.image.shape[:2]) for pixels in upright]
     fused = colors[0] if len(colors) == 1 else np.round(np.mean(colors, axis=0)).astype(np.uint8)
-    return decode_prediction(fused, self.palette, self.classes, self.image)
+    decoding = self.options.sensitivity, self.options.least_area
+    return decode_prediction(fused, self.palette, self.classes, self.image, *decoding)

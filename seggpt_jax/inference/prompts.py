@@ -9,14 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
+from jaxtyping import UInt8
 from PIL import Image
 
 from seggpt_jax import palette as palette_lib
+from seggpt_jax.data.cells import make_prompts, zoomed
 from seggpt_jax.data.images import read_image, upright_pixels
 from seggpt_jax.data.labels import LabelFormat, read_labels
-from seggpt_jax.data.sources import check_size
+from seggpt_jax.data.sources import Sample, check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import tiling
+from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.palette import IGNORE
 
 Pixels = np.ndarray | Image.Image | str | os.PathLike  # an array, a Pillow image, or a file
@@ -39,6 +42,48 @@ class PreparedPrompt(NamedTuple):
   def resized(self, size: tuple[int, int]) -> PreparedPrompt:
     """Returns the prompt at a size: height and width in pixels."""
     return PreparedPrompt(tiling.resize_image(self.image, size), tiling.resize_labels(self.labels, size))
+
+  def zoomed(self, zoom: float | int) -> PreparedPrompt:
+    """Returns the prompt at a scale, see `InferenceOptions.zoom`.
+
+    Raises:
+      InputError: it has more than 255 classes.
+    """
+    if self.labels.max() >= IGNORE:
+      raise InputError(f"prompts: found label {self.labels.max()}, expected at most {IGNORE - 1} with a zoom")
+    sample = zoomed({"image": self.image, "label": self.labels.astype(np.uint8)}, zoom)
+    return ZoomedPrompt(sample["image"], sample["label"])
+
+
+class ZoomedPrompt(PreparedPrompt):
+  """A checked prompt at the scale of the network, made by `Predictor.prepare_prompt` with a zoom."""
+
+  def zoomed(self, zoom: float | int) -> PreparedPrompt:
+    """Returns the prompt itself."""
+    return self
+
+
+def cells_of(
+  prompts: Sequence[PreparedPrompt], options: InferenceOptions, size: int
+) -> tuple[UInt8[np.ndarray, "k s s 3"], UInt8[np.ndarray, "k s s"]]:
+  """Returns prompts of cells around the objects of prompts, see `InferenceOptions.prompt_grid`.
+
+  Args:
+    prompts: the prompts, best first.
+    options: zoom and grid.
+    size: side S in pixels of the network's square.
+
+  Returns:
+    Images and labels of K prompts.
+  """
+  cells = options.prompt_grid**2
+  count = cells * -(-len(prompts) // cells)
+  scaled = [prompt.zoomed(options.zoom) for prompt in prompts]
+  samples: list[Sample] = [
+    {"image": scaled[i % len(scaled)].image, "label": scaled[i % len(scaled)].labels} for i in range(count)
+  ]
+  made = make_prompts(samples, options.prompt_grid, size)
+  return np.stack([prompt["image"] for prompt in made]), np.stack([prompt["label"] for prompt in made])
 
 
 def load_prompt(prompt: Prompt, name: str) -> PreparedPrompt:

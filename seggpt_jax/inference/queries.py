@@ -16,7 +16,7 @@ from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.images import list_images
 from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, LabelMode, Value
 from seggpt_jax.errors import InputError, naming
-from seggpt_jax.model.weights import find_adapter, find_weights
+from seggpt_jax.inference.trained import run_config, run_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,10 +203,8 @@ def label_format(
   Raises:
     InputError: there are no weights, the values do not fit the mode, or the run's config.json cannot be read.
   """
-  model_path = os.path.expanduser(model_path)
-  found = find_adapter(Path(model_path)) or find_weights(model_path)
-  configs = (folder / "config.json" for folder in (Path(model_path), *found.absolute().parents[:2]))
-  trained = next((_trained_format(path) for path in configs if path.is_file()), LabelFormat())
+  path = run_config(model_path)
+  trained = LabelFormat() if path is None else _trained_format(path)
   mode = labels or trained.mode
   if mode != "binary" and threshold is not None:
     raise InputError(f"--threshold: found with {mode} labels, expected only with --labels=binary")
@@ -224,13 +222,7 @@ def _trained_format(path: Path) -> LabelFormat:
   Raises:
     InputError: the file was not written by training.
   """
-  try:
-    stored = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path}: cannot be read as JSON ({error}), expected the config of a training run") from error
-  data = stored.get("data", {}) if isinstance(stored, dict) else None
-  if not isinstance(data, dict):
-    raise InputError(f"{path}: found no object with an object `data` in it, expected the config of a training run")
+  data = run_data(path)
   mode, threshold = data.get("labels", "index"), data.get("threshold", 0)
   if mode not in LABEL_MODES:
     raise InputError(f"{path}: data.labels: found {mode!r}, expected one of {', '.join(LABEL_MODES)}")

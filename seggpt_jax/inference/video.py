@@ -83,7 +83,9 @@ def segment_frames(
 
 def _prepared(prompt: Prompt, predictor: Predictor, options: InferenceOptions) -> Prompt:
   """Resizes a prompt once and not for every frame. Several splits need several sizes, so the prompt then stays."""
-  return prompt if len(options.splits) > 1 else predictor.prepare_prompt(*prompt, split=options.splits[0])
+  return (
+    prompt if len(options.splits) > 1 else predictor.prepare_prompt(*prompt, split=options.splits[0], zoom=options.zoom)
+  )
 
 
 def run_video(

@@ -7,12 +7,13 @@ arrays.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
+
+from seggpt_jax.data.cells import window_starts
 
 _Size = tuple[int, int]  # height, width
 
@@ -41,8 +42,19 @@ def tile_windows(split: int, tile: _Size, patch_size: int, overlap: float | int 
     overlap: smallest share of a tile's side, at least 0 and below 1, by which neighboring windows overlap. It adds
       windows.
   """
-  count = 1 + math.ceil((split - 1) / (1 - overlap) - 1e-9)
-  tops, lefts = (np.linspace(0, (split - 1) * side, count).round().astype(int).tolist() for side in tile)
+  return image_windows((split * tile[0], split * tile[1]), tile, patch_size, overlap)
+
+
+def image_windows(size: _Size, tile: _Size, patch_size: int, overlap: float | int = 0) -> list[Window]:
+  """Returns the windows that cover an image, row by row, evenly spaced.
+
+  Args:
+    size: height and width of the image in pixels, at least those of a tile.
+    tile: height and width of a tile in pixels.
+    patch_size: side of a patch in pixels.
+    overlap: smallest share of a tile's side, at least 0 and below 1, by which neighboring windows overlap.
+  """
+  tops, lefts = (window_starts(*sides, overlap) for sides in zip(size, tile, strict=True))
   mask = np.ones((tile[0] // patch_size, tile[1] // patch_size), bool)
   return [Window(top, left, mask) for top in tops for left in lefts]
 

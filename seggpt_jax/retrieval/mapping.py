@@ -156,7 +156,7 @@ def choose(
 
   positive: dict[str, list[str]] = {}
   negative: dict[str, list[str]] = {}
-  bar = tqdm(_scored(queries, index), "choose", len(queries), unit="query")
+  bar = tqdm(scored(queries, index), "choose", len(queries), unit="query")
   for number, (query, (own_digest, scores)) in enumerate(zip(queries, bar, strict=True)):
     key, others = query.image.name, shows & (digests != own_digest) & (paths != os.path.realpath(query.image))
     if conditions is None:
@@ -171,8 +171,16 @@ def choose(
   return positive, negative
 
 
-def _scored(queries: Sequence[Query], index: PromptIndex | None) -> Iterator[tuple[str, np.ndarray | None]]:
-  """Yields the digest of each query's file and, with an index, the scores of all prompts for it."""
+def scored(queries: Sequence[Query], index: PromptIndex | None) -> Iterator[tuple[str, np.ndarray | None]]:
+  """Yields the digest of each query's file and, with an index, the scores of all prompts for it.
+
+  Args:
+    queries: images to segment.
+    index: index of the labeled images; None yields no scores.
+
+  Raises:
+    InputError: a query cannot be read.
+  """
   digests: collections.deque[str] = collections.deque()
 
   def read(query: Query) -> tuple[str, np.ndarray | None]:

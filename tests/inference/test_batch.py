@@ -187,7 +187,7 @@ def test_the_command_resumes_with_the_same_flags_and_no_others(folders, weights_
   assert done.returncode == 0 and "resumed: 1 images were done, 2 are done now" in done.stdout, done.stderr
   other = command(folders, weights_directory, "--resume", "--split", "2")
   assert (other.returncode, len(other.stderr.splitlines())) == (2, 1)
-  assert "run.json: found --split=['1'] of an earlier run, expected ['2'] as asked for now" in other.stderr
+  assert "run.json: found --split=['auto'] of an earlier run, expected ['2'] as asked for now" in other.stderr
 
 
 def test_results_of_another_run_are_not_overwritten_without_a_word(folders, predictor, capsys):

@@ -1,0 +1,88 @@
+r"""Chooses how sensitive a trained network is to each class, on labeled images, for what an inspection line needs.
+
+  seggpt calibrate --model-path RUN --dataset-dir DATASET/val --prompt-img-dir DATASET/train/images \
+    --prompt-label-dir DATASET/train/labels --catch 0.95
+
+Writes RUN/operating_point.json, which `seggpt infer` then uses, and RUN/operating_point.png, with precision against
+recall and catch against yield for all other choices. Without --catch and --yield it takes the best F1. The images
+should not be those of training, and other images will have slightly lower rates than those it was chosen on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from absl import flags
+
+from seggpt_jax.cli import inference_flags, label_flags
+from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.prompt_flags import define_prompt_flags, find_queries
+from seggpt_jax.compilation import keep_programs
+from seggpt_jax.errors import InputError
+from seggpt_jax.evaluation.calibration import Rates, Seen, calibrate, draw_rates, rates
+from seggpt_jax.inference import batch
+from seggpt_jax.inference.operating_point import write_operating_point
+from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.queries import list_queries
+
+
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of the command."""
+  return {
+    "Network and images": [
+      define_path("model_path", "Training run, where the operating point is written to.", required=True),
+      define_path("dataset_dir", "Folder with images/ and labels/.", required=True),
+    ],
+    "What to aim for (one of these, or neither for the best F1)": [
+      flags.DEFINE_float("catch", None, "Least share of images with defects to catch (IoU of at least 0.3).", 0, 1),
+      flags.DEFINE_float("yield", None, "Least share of images without defects to leave alone.", 0, 1),
+    ],
+    "Prompts": define_prompt_flags(required=True),
+    **inference_flags.define_option_flags(operating_point=False),
+    **label_flags.define_label_flags("as in training, else index"),
+  }
+
+
+def main() -> None:
+  """Calibrates the run that the flags name."""
+  keep_programs()
+  values = flags.FLAGS
+  catch, least_yield = values["catch"].value, values["yield"].value
+  if catch is not None and least_yield is not None:
+    raise InputError("--yield: found beside --catch, expected one of the two: one is given up for the other")
+  options = inference_flags.options_from_flags(values.model_path, calibrated=False)
+  labels = inference_flags.trained_label_format(values.model_path)
+  if missing := next((query for query in list_queries(values.dataset_dir) if query.truth is None), None):
+    raise InputError(f"{missing.image}: found no label for it, expected one for every image of {values.dataset_dir}")
+  queries = find_queries(values.dataset_dir, options, labels)
+  predictor = Predictor.from_checkpoint(values.model_path)
+  seen, palette = [], None
+  for item, prediction in batch.with_progress(batch.segment(predictor, queries, options, labels=labels), queries):
+    seen.append(Seen(prediction.colors, item.truth))
+    palette = prediction.palette if palette is None or len(prediction.palette) > len(palette) else palette
+  aim, least = (
+    ("catch", catch) if catch is not None else ("yield", least_yield) if least_yield is not None else ("f1", 0)
+  )
+  chosen, tried = calibrate(seen, palette, aim, least)
+  plain = rates(seen, palette, np.ones(len(palette) - 1), 0)
+  about = {
+    "aim": {"f1": "best F1"}.get(aim, f"--{aim} {least}"),
+    "images": str(values.dataset_dir),
+    "precision": chosen.precision,
+    "recall": chosen.recall,
+    "foreground_iou": chosen.iou,
+    "catch": chosen.catch,
+    "yield": chosen.left_alone,
+  }
+  path = write_operating_point(values.model_path, chosen.point, about)
+  draw_rates(tried, chosen, path.with_suffix(".png"))
+  print(f"nearest colors: {_words(plain)}")
+  print(f"chosen, {about['aim']}: {_words(chosen)}")
+  reached = chosen.catch if aim == "catch" else chosen.left_alone
+  if aim != "f1" and reached is not None and reached < least:
+    print(f"note: no choice reaches --{aim} {least}; {reached:.3f} is the most")
+  print(f"written: {path}, {path.with_suffix('.png').name}")
+
+
+def _words(found: Rates) -> str:
+  values = {"foreground IoU": found.iou, "F1": found.f1, "catch": found.catch, "yield": found.left_alone}
+  return ", ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)

@@ -1,0 +1,89 @@
+"""The flags of prompts from folders, and the choice of the prompts of every query that they describe."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.data.bad_files import BadFiles
+from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.inference.queries import Query, list_queries
+from seggpt_jax.model.parameters import default_dtype
+from seggpt_jax.model.weights import load_model
+from seggpt_jax.retrieval.every_class import prompt_every_class
+from seggpt_jax.retrieval.labeled_images import list_prompts, read_facts
+from seggpt_jax.retrieval.mapping import DEFAULT_CACHE, ChoiceOptions, choose
+from seggpt_jax.retrieval.prompt_index import PromptIndex
+
+FOLDER_PROMPTS = ("prompt_img_dir", "prompt_label_dir", "mapping", "prompts", "top_k")
+
+
+def define_prompt_flags(required: bool = False) -> list[flags.FlagHolder]:
+  """Defines the flags of prompts from folders.
+
+  Args:
+    required: whether the folders must be given.
+  """
+  return [
+    define_path("prompt_img_dir", "Images of the prompts.", required=required),
+    define_path("prompt_label_dir", "Label maps of the prompts.", required=required),
+    define_path("mapping", "JSON file {query file: [prompt files, best first]}; see seggpt retrieve."),
+    flags.DEFINE_enum(
+      "prompts",
+      "auto",
+      ("auto", "first", "spread", "similar"),
+      "Prompts without a mapping: the first by name, the same for all that show every class (spread), or those most "
+      "similar to the query. auto is spread for a network trained with data.zoom, else first.",
+    ),
+    flags.DEFINE_integer(
+      "top_k", 1, "Largest number of prompts for each query, each of several cells with data.zoom.", lower_bound=1
+    ),
+  ]
+
+
+def find_queries(
+  images: str | os.PathLike | Sequence[str], options: InferenceOptions, labels: LabelFormat, bad: BadFiles | None = None
+) -> list[Query]:
+  """Returns images with their prompts by the flags, and says how these were chosen.
+
+  Args:
+    images: a folder, or image files.
+    options: how the network is shown an image.
+    labels: format of the label files.
+    bad: if given, queries whose prompts are missing are left out and added here.
+
+  Raises:
+    InputError: a folder or file is missing or cannot be read.
+  """
+  values = flags.FLAGS
+  folders = values.prompt_img_dir, values.prompt_label_dir
+  # At the scale of training a prompt consists of cells, each from another image.
+  count = values.top_k * options.prompt_grid**2
+  if values.mapping:
+    return list_queries(images, *folders, values.mapping, count, bad)
+  rule = values.prompts if values.prompts != "auto" else "spread" if options.zoom else "first"
+  if rule == "first":
+    found = list_queries(images, *folders, None, count, bad)
+    print(f"no --mapping: every query is prompted by {', '.join(files.image.name for files in found[0].prompts)}")
+    return found
+  found, candidates, index = list_queries(images), list_prompts(*folders), None
+  if rule == "similar":
+    model = load_model(values.model_path, dtype=default_dtype())
+    index = PromptIndex.build(model, candidates, labels, cache=Path(DEFAULT_CACHE).expanduser())
+  facts = read_facts(candidates, labels) if index is None else index.facts
+  which = "those most similar to it" if index else "the same for all"
+  if index is None or options.zoom:
+    print(f"no --mapping: every query gets {count} prompts that show every class in turn, {which} (--prompts)")
+    return prompt_every_class(found, candidates, facts, count, index)
+  print(f"no --mapping: every query gets {count} of the prompts, {which} (--prompts)")
+  mapping, _ = choose(found, candidates, facts, ChoiceOptions(count), index=index)
+  by_name = {files.image.name: files for files in candidates}
+  return [
+    dataclasses.replace(query, prompts=tuple(by_name[name] for name in mapping[query.image.name])) for query in found
+  ]
