@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 from seggpt_jax.audit import file_advice, label_advice
 from seggpt_jax.audit.findings import Findings, describe_format
+from seggpt_jax.audit.networks import needs_tiles, network
 from seggpt_jax.audit.sentence import Advice
 
 
@@ -22,6 +22,6 @@ def train_line(findings: Findings, advice: list[Advice]) -> str:
   for each in advice:
     keys |= each.keys
   values = " ".join(f"--config.data.{key}={shlex.quote(str(value))}" for key, value in keys.items())
-  # Converted released weights are better; the small ones come with the package.
-  config = "base" if Path("weights/vit_large").is_dir() else "small"
+  named = network()
+  config = named.defects_config if needs_tiles(findings, named) else named.config
   return f"seggpt train --config {config} --workdir runs/mine {values}"

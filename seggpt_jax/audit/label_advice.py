@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from seggpt_jax.audit.findings import Findings
+from seggpt_jax.audit.networks import needs_tiles, network, region_sides
 from seggpt_jax.audit.sentence import Advice, class_label, count_text, key_text
 from seggpt_jax.palette import IGNORE
 
-# configs/base.py: the network sees squares of 448 pixels in patches of 16, cut from samples resized to 1024.
-SQUARE = 448
-_PATCH = 16
 _RARE = 0.1  # share of the samples
 _SMALL_SHARE = 0.05  # share of the pixels
 
@@ -114,24 +111,24 @@ def _missing_classes(findings: Findings) -> Iterator[Advice]:
 
 
 def _small(findings: Findings) -> Iterator[Advice]:
-  train = findings.train
-  sides = {c: SQUARE * math.sqrt(regions.median_of_pixels) for c, regions in sorted(train.regions.items())}
-  small = {c: side for c, side in sides.items() if side < _PATCH}
+  train, named = findings.train, network()
+  tiled = needs_tiles(findings, named)
   foreground = train.pixels[1:IGNORE].sum() / max(train.pixels.sum(), 1)
   filled = max(1 - train.num_empty / max(train.num_labels, 1), 1e-6)
-  if train.regions and foreground / filled < _SMALL_SHARE:
+  if train.regions and foreground / filled < _SMALL_SHARE and not tiled:
     keys = {"foreground_crop": 0.5}
     yield Advice(
       f"foreground is {foreground / filled:.2%} of the samples that show any: most random crops miss it; set "
       f"{key_text(keys)}",
       keys,
     )
-  if small:
-    named = ", ".join(f"class {class_label(findings, c)}: {side:.0f}" for c, side in list(small.items())[:5])
-    tiles = min(max(math.ceil(_PATCH / min(small.values())), 2), 4)
+  if tiled:
+    small = {c: side for c, side in region_sides(findings, named).items() if side < named.patch}
+    shown = ", ".join(f"class {class_label(findings, c)}: {side:.0f}" for c, side in list(small.items())[:5])
     yield Advice(
-      f"regions are small: their sides in pixels, where the network sees {SQUARE} at once in patches of {_PATCH}, are "
-      f"{named}; segment in tiles with `seggpt infer --split={tiles}`, and keep data.resize at 1024 or more"
+      f"regions are small: their sides in pixels, where the network sees a whole image as {named.square} pixels in "
+      f"patches of {named.patch}, are {shown}; --config {named.defects_config} trains on tiles at a scale that shows "
+      "them, and `seggpt infer` then cuts in the same way"
     )
 
 

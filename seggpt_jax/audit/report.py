@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from seggpt_jax.audit.findings import Findings, Groups
-from seggpt_jax.audit.label_advice import SQUARE
+from seggpt_jax.audit.networks import network
 from seggpt_jax.audit.sentence import class_label, count_text
 from seggpt_jax.audit.survey import PROBLEMS, Survey
 from seggpt_jax.palette import IGNORE
@@ -195,12 +195,12 @@ def _value(value: Any) -> str:
 
 def _class_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
   title = f"{split.upper()} CLASSES"
-  yield f"{title:<22}{'pixels':>9}{'samples':>9}{'regions':>9}{'median size':>22}{'smallest':>22}"
+  yield f"{title:<22}{'pixels':>9}{'samples':>9}{'regions':>9}{'median size':>26}{'smallest':>26}"
   for row in facts["classes"]:
     name = f"{row['class']} {row['name']}".strip()[:19]
     line = f"  {name:<20}{percent(row['pixels']):>9}{percent(row['samples']):>9}"
     if row["num_regions"]:
-      line += f"{row['num_regions']:>9}{_area(row['median_region']):>22}{_area(row['smallest_region']):>22}"
+      line += f"{row['num_regions']:>9}{_area(row['median_region']):>26}{_area(row['smallest_region']):>26}"
     yield line
   if facts["ignored"]:
     yield f"  {'ignored':<20}{percent(facts['ignored']):>9}"
@@ -213,8 +213,9 @@ def percent(share: float) -> str:
 
 
 def _area(share: float) -> str:
-  """Formats the area of a region: its share of the image, and its side in pixels of the network's square."""
-  return f"{percent(share)} ({SQUARE * math.sqrt(share):.3g} px)"
+  """Formats the area of a region: its share of the image, and its side where the network sees a whole image."""
+  square = network().square
+  return f"{percent(share)} ({square * math.sqrt(share):.3g} of {square} px)"
 
 
 def _group_lines(groups: dict[str, Any]) -> Iterator[str]:

@@ -321,14 +321,21 @@ def test_rare_classes_and_those_of_one_split_only(tmp_path):
   assert "data.balanced=True" in text and "classes only in train, not in val: 2; they are not scored" in text
 
 
-def test_small_regions_want_crops_and_tiles(tmp_path):
+def test_little_foreground_wants_crops_on_it(tmp_path):
+  label = np.zeros((SIZE, SIZE), np.uint8)
+  label[: SIZE // 8, : SIZE // 8] = 1
+  text = advised(inspected(write(tmp_path, lambda i: label)))
+  assert "data.foreground_crop=0.5" in text and "regions are small" not in text
+
+
+def test_regions_smaller_than_a_patch_want_tiles(tmp_path):
   def speck(i):
     label = np.zeros((SIZE, SIZE), np.uint8)
     label[i, i] = 1
     return label
 
   text = advised(inspected(write(tmp_path, speck)))
-  assert "data.foreground_crop=0.5" in text and "seggpt infer --split=2" in text
+  assert "--config defects_small trains on tiles" in text and "foreground_crop" not in text
 
 
 def test_mostly_ignored_pixels(tmp_path):

@@ -1,0 +1,47 @@
+"""The network that advice is for: its square, its patch, and the configurations that train it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from seggpt_jax.audit.findings import Findings
+
+_WEIGHTS = Path("weights/vit_large")
+
+
+class Network(NamedTuple):
+  """A network with its configurations in configs/.
+
+  Attributes:
+    config: configuration that shows it whole images.
+    defects_config: configuration that shows it tiles, at a scale at which small objects are as large as a patch.
+    square: side in pixels of what it sees at once.
+    patch: side of a patch in pixels.
+  """
+
+  config: str
+  defects_config: str
+  square: int
+  patch: int
+
+
+SMALL = Network("small", "defects_small", 96, 8)
+LARGE = Network("base", "defects", 448, 16)
+
+
+def network() -> Network:
+  """Returns the network that people have: the released one if it was converted here, else the packaged small one."""
+  return LARGE if _WEIGHTS.is_dir() else SMALL
+
+
+def region_sides(findings: Findings, network: Network) -> dict[int, float]:
+  """Returns the side in pixels of each class's regions where the network sees whole images."""
+  regions = sorted(findings.train.regions.items())
+  return {index: network.square * math.sqrt(found.median_of_pixels) for index, found in regions}
+
+
+def needs_tiles(findings: Findings, network: Network) -> bool:
+  """Returns whether the regions of a class are smaller than a patch where the network sees whole images."""
+  return min(region_sides(findings, network).values(), default=network.patch) < network.patch
