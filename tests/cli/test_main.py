@@ -55,7 +55,7 @@ def test_help_of_train_lists_each_flag_and_each_config_key_once():
   for key in KEYS:
     assert sum(line.startswith(f"  {key.name}=") for line in lines) == 1, key.name
   text = " ".join(done.stdout.split())
-  assert "(one of fixed, shorter; only with" in text and "(0.001 to 1" in text and "base, demo" in text
+  assert "(one of fixed, shorter; only with" in text and "(0.001 to 1" in text and "base, defects" in text
   assert "absl" not in text and "flagfile" not in text
 
 
