@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
   config.loss.smooth_l1 = 0.3
   config.loss.cross_entropy = 1.0
   config.loss.dice = 1.0
-  config.loss.foreground = 0.15
+  config.loss.foreground = 0.05
   config.optim.name = "muon"
   config.optim.decay_all = True
   config.optim.peak = 2e-3
