@@ -98,6 +98,10 @@ def main() -> None:
   if values.video:
     _segment_video(adapter, options, labels)
     return
+  settings = {name.replace("_", "-"): values[name].value for name in _SETTINGS if values[name].value not in (None, [])}
+  if options.sensitivity or options.least_area:
+    # What the run was calibrated to, not "auto": a run that is resumed must not mix two operating points.
+    settings |= {"sensitivity": list(options.sensitivity), "least-area": options.least_area}
   bad = BadFiles() if values.skip_bad else None
   outcome = batch.run(
     Predictor.from_checkpoint(values.model_path, adapter=adapter),
@@ -109,7 +113,7 @@ def main() -> None:
     bad=bad,
     resume=values.resume,
     shard=shard,
-    settings={name.replace("_", "-"): values[name].value for name in _SETTINGS if values[name].value not in (None, [])},
+    settings=settings,
   )
   _report(outcome)
 

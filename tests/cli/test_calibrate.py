@@ -117,6 +117,20 @@ def test_inference_and_calibration_use_the_scale_of_training(trained, data, tmp_
     "infer", "--model-path", run, "--dataset-dir", data / "val", *prompts(data), "--outdir", tmp_path / "d"
   )
   assert again.returncode == 0 and "operating point of the run: sensitivity" in again.stdout
+  mixed = command(
+    *(
+      "infer",
+      "--model-path",
+      run,
+      "--dataset-dir",
+      data / "val",
+      *prompts(data),
+      "--outdir",
+      tmp_path / "a",
+      "--resume",
+    )
+  )
+  assert mixed.returncode == 2 and "found --sensitivity=['auto'] of an earlier run" in mixed.stderr
   off = command(
     *("infer", "--model-path", run, "--dataset-dir", data / "val", *prompts(data), "--outdir", tmp_path / "e"),
     *("--sensitivity", "1,1", "--least-area", 0),
