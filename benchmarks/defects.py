@@ -5,8 +5,8 @@
 
 DATASET holds {train,val}/{images,labels} with labels of class indices. Ours is what a user would run: `seggpt train
 --config defects_small`, then `seggpt infer`, with nothing else set. The U-Net (benchmarks/unet.py) gets the time that
-our training took, on the same cores. With --keep, rows are written as they come, and those of an earlier start are not
-measured again.
+our training took, on the same cores. With --keep, each row is written at once, and a later start measures only the rows
+that are missing.
 """
 
 from __future__ import annotations

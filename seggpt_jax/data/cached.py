@@ -5,13 +5,10 @@ from __future__ import annotations
 import collections
 import threading
 
-import numpy as np
-from jaxtyping import UInt8
-
-from seggpt_jax.data.sources import Sample, Source
+from seggpt_jax.data.sources import Sample, Source, WrappedSource
 
 
-class CachedSource:
+class CachedSource(WrappedSource):
   """Keeps decoded samples of another source. Implements `Source`; several threads may read it.
 
   Args:
@@ -20,19 +17,13 @@ class CachedSource:
   """
 
   def __init__(self, source: Source, limit: int):
-    self._source, self._limit = source, limit
+    super().__init__(source)
+    self._limit = limit
     self._start_empty()
 
   def _start_empty(self) -> None:
     self._samples: collections.OrderedDict[int, Sample] = collections.OrderedDict()
     self._held, self._lock = 0, threading.Lock()
-
-  @property
-  def num_classes(self) -> int:
-    return self._source.num_classes
-
-  def __len__(self) -> int:
-    return len(self._source)
 
   def __getitem__(self, index: int) -> Sample:
     with self._lock:
@@ -50,18 +41,6 @@ class CachedSource:
       while self._held > self._limit:
         self._held -= _size(self._samples.popitem(last=False)[1])
     return sample
-
-  def name(self, index: int) -> str:
-    return self._source.name(index)
-
-  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    return self._source.label(index)
-
-  def classes(self, index: int) -> tuple[int, ...] | None:
-    return self._source.classes(index)
-
-  def field(self, index: int, key: str) -> str:
-    return self._source.field(index, key)
 
   def __getstate__(self) -> dict:
     """Returns the state for a worker process, which starts with an empty cache."""

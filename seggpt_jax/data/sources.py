@@ -61,6 +61,39 @@ class Source(Protocol):
     ...
 
 
+class WrappedSource:
+  """Passes everything on to another source, for those that change or keep its samples.
+
+  Args:
+    source: the other source.
+  """
+
+  def __init__(self, source: Source):
+    self._source = source
+
+  @property
+  def num_classes(self) -> int:
+    return self._source.num_classes
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Sample:
+    return self._source[index]
+
+  def name(self, index: int) -> str:
+    return self._source.name(index)
+
+  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
+    return self._source.label(index)
+
+  def classes(self, index: int) -> tuple[int, ...] | None:
+    return self._source.classes(index)
+
+  def field(self, index: int, key: str) -> str:
+    return self._source.field(index, key)
+
+
 @runtime_checkable
 class EncodedSource(Source, Protocol):
   """A source whose images are files, which can be copied without decoding them."""

@@ -10,18 +10,17 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
 
 from seggpt_jax.data.cells import zoomed, zoomed_shape
 from seggpt_jax.data.labels import classes_in
-from seggpt_jax.data.sources import Sample, Source
+from seggpt_jax.data.sources import Sample, Source, WrappedSource
 from seggpt_jax.errors import InputError
 
 _LABELS = 200  # labels that are measured, evenly spaced
 _LEAST = 0.05  # the smallest zoom
 
 
-class ZoomedSource:
+class ZoomedSource(WrappedSource):
   """The samples of another source, resampled to the scale of the network. Implements `Source`.
 
   Args:
@@ -30,29 +29,11 @@ class ZoomedSource:
   """
 
   def __init__(self, source: Source, zoom: float | int):
-    self._source, self.zoom = source, zoom
-
-  @property
-  def num_classes(self) -> int:
-    return self._source.num_classes
-
-  def __len__(self) -> int:
-    return len(self._source)
+    super().__init__(source)
+    self.zoom = zoom
 
   def __getitem__(self, index: int) -> Sample:
     return zoomed(self._source[index], self.zoom)
-
-  def name(self, index: int) -> str:
-    return self._source.name(index)
-
-  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    return self._source.label(index)
-
-  def classes(self, index: int) -> tuple[int, ...] | None:
-    return self._source.classes(index)
-
-  def field(self, index: int, key: str) -> str:
-    return self._source.field(index, key)
 
 
 def object_sides(source: Source, skip: Callable[[InputError], None] | None = None) -> dict[int, float]:

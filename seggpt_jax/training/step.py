@@ -197,7 +197,8 @@ def make_train_step(
     prompts_per_query: K; the K canvases of a query are consecutive in a batch.
     frozen: names of parameters that are not trained; no gradients are computed for them.
     accumulate: number of micro-batches of a batch; the number of queries is a multiple of this times the devices.
-      Gradients are those of the whole batch, except that drop path draws anew in each micro-batch.
+      Gradients are those of the whole batch, except that drop path draws anew in each micro-batch, and that
+      the Dice loss is the mean over the canvases of each, weighted by its hidden pixels.
     ema: decay of the moving average, if the state has one.
     adapter: adapter whose parameters are in the state; None without one.
     loss: weights of the parts of the loss; SegGPT's by default.
