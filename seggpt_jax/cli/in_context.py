@@ -3,7 +3,8 @@
   seggpt evaluate-in-context --model-path runs/mine --output OUT
 
 In: weights and the names of families. Out: a table of foreground IoU, OUT/in_context.json with the same numbers, and
-OUT/in_context.png with pictures.
+OUT/in_context.png with pictures. --data FOLDER,FOLDER measures on real datasets instead, with
+{train,val}/{images,labels} of class indices: the training images prompt the validation images.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
     "Evaluation": [
       define_path("model_path", "Weights directory, training run, or packaged name: small.", required=True),
       flags.DEFINE_list("families", "held_out", "held_out, training, or names of families."),
-      flags.DEFINE_integer("num_episodes", 40, "Number of questions per family.", 1),
+      flags.DEFINE_list("data", [], "Folders of real datasets, in place of families."),
+      flags.DEFINE_integer("num_episodes", 40, "Number of questions per family, or per class of a dataset.", 1),
       flags.DEFINE_integer("num_prompts", 5, "Number of prompts in the ensemble.", 1),
       flags.DEFINE_float("difficulty", 0.5, "0 to 1: lighting, and pictures of the training families.", 0.0, 1.0),
       define_path("output", "Folder for in_context.json and in_context.png; without it, only a table is printed."),
@@ -36,6 +38,7 @@ def main() -> None:
   in_context_report.run(
     values.model_path,
     values.families,
+    data=values.data,
     num_episodes=values.num_episodes,
     num_prompts=values.num_prompts,
     difficulty=values.difficulty,

@@ -21,13 +21,14 @@ from tqdm import tqdm
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.predictor import Predictor, Prompt
 from seggpt_jax.metrics import iou
-from seggpt_jax.synthetic.families import FAMILIES, Family
+from seggpt_jax.synthetic.families import FAMILIES
 from seggpt_jax.synthetic.held_out import HELD_OUT
+from seggpt_jax.synthetic.scenes import Family
 from seggpt_jax.synthetic.tasks import Episode, draw_episode
 
 _GROUPS: dict[str, dict[str, Family]] = {
   "held_out": HELD_OUT,
-  "training": {name: family for name, (family, _, _) in FAMILIES.items()},
+  "training": {name: family.draw for name, family in FAMILIES.items()},
 }
 _MIN_SHARE = 0.01  # of every picture's pixels, for a kind to be asked for
 _MAX_DRAWS = 500

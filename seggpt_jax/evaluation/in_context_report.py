@@ -11,12 +11,17 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from seggpt_jax.evaluation import labeled_sets
 from seggpt_jax.evaluation.in_context import Answers, Question, answer, choose_families, draw_question, evaluate
+from seggpt_jax.evaluation.labeled_sets import evaluate_set
 from seggpt_jax.files import writing
 from seggpt_jax.inference import outputs, pictures
 from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.palette import display_palette
-from seggpt_jax.synthetic.families import Family
+from seggpt_jax.retrieval.labeled_images import list_prompts
+from seggpt_jax.retrieval.prompt_index import PromptIndex
+from seggpt_jax.synthetic.scenes import Family
 
 # Column titles by the keys of the scores; {k} is the number of prompts.
 _COLUMNS = {
@@ -37,6 +42,7 @@ def run(
   model_path: str | os.PathLike,
   families: Sequence[str] = ("held_out",),
   *,
+  data: Sequence[str] = (),
   num_episodes: int = 40,
   num_prompts: int = 5,
   difficulty: float = 0.5,
@@ -47,6 +53,7 @@ def run(
   Args:
     model_path: weights directory, training run or packaged name.
     families: names for `choose_families`.
+    data: folders of real datasets, which take the place of the families; see `labeled_sets`.
     num_episodes: see `evaluate`.
     num_prompts: see `evaluate`.
     difficulty: see `evaluate`.
@@ -56,18 +63,29 @@ def run(
     InputError: a family is unknown, there are no weights, or the folder cannot be written to.
   """
   chosen, settings = choose_families(families), {"num_prompts": num_prompts, "difficulty": difficulty}
-  predictor = Predictor.from_checkpoint(model_path)
+  model = weights.load_model(model_path, dtype=parameters.default_dtype())
+  predictor = Predictor(model)
   folder = None if output is None else Path(output)
   if folder is not None:
     # Created first: an error after an hour of predictions would lose them.
     with writing(folder):
       folder.mkdir(parents=True, exist_ok=True)
+  about = {"model_path": str(model_path), "num_episodes": num_episodes, "size": predictor.tile_size[1]}
+  if data:
+    sets = {}
+    for path in map(Path, data):
+      index = PromptIndex.build(model, list_prompts(path / "train" / "images", path / "train" / "labels"))
+      sets[path.name] = evaluate_set(predictor, index, path, num_queries=num_episodes, num_prompts=num_prompts)
+      print(labeled_sets.table(path.name, sets[path.name], num_prompts))
+    if folder is not None:
+      outputs.write_json(folder / "in_context.json", {"arguments": about | {"num_prompts": num_prompts}, "sets": sets})
+      print(f"written: {folder}")
+    return
   results = evaluate(predictor, chosen, num_episodes=num_episodes, **settings)
   print(table(results, num_prompts))
   if folder is None:
     return
-  arguments = {"model_path": str(model_path), "families": list(chosen), "num_episodes": num_episodes, **settings}
-  arguments["size"] = predictor.tile_size[1]
+  arguments = about | {"families": list(chosen), **settings}
   outputs.write_json(folder / "in_context.json", {"arguments": arguments, **results})
   pictures.write_png(folder / "in_context.png", picture(predictor, chosen, **settings))
   print(f"written: {folder}")

@@ -11,12 +11,11 @@ The families in `held_out.py` measure what a network has learned. No family of t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from seggpt_jax.synthetic import shapes
+from seggpt_jax.synthetic import shapes, surfaces
 from seggpt_jax.synthetic.materials import (
   Material,
   coordinates,
@@ -26,21 +25,7 @@ from seggpt_jax.synthetic.materials import (
   smooth_noise,
   vary,
 )
-
-
-class Scenes(NamedTuple):
-  """Pictures of the same kinds of things.
-
-  Attributes:
-    images: float32 [size, size, 3] each, about 0..255, not clipped.
-    kinds: uint8 [size, size] each: 0 for the background, 1, 2, ... for kinds that a task may ask for.
-  """
-
-  images: list[np.ndarray]
-  kinds: list[np.ndarray]
-
-
-Family = Callable[[np.random.Generator, int, int, float], Scenes]
+from seggpt_jax.synthetic.scenes import Family, Scenes
 
 
 def _between(generator: np.random.Generator, easy: tuple[float, float], hard: tuple[float, float], difficulty: float):
@@ -362,17 +347,37 @@ def relations(generator: np.random.Generator, size: int, count: int, difficulty:
   return Scenes(images, labels)
 
 
-# Relative frequency of each family at difficulty 0 and at difficulty 1.
-FAMILIES: dict[str, tuple[Family, float, float]] = {
-  "regions": (regions, 4.0, 1.0),
-  "objects": (objects, 4.0, 2.0),
-  "parts": (parts, 1.0, 1.0),
-  "particles": (particles, 0.5, 1.0),
-  "strokes": (strokes, 0.5, 1.0),
-  "lattices": (lattices, 1.0, 0.8),
-  "mosaics": (mosaics, 1.0, 1.0),
-  "levels": (levels, 1.0, 1.0),
-  "stains": (stains, 1.0, 1.0),
-  "fabrics": (fabrics, 0.0, 0.7),
-  "relations": (relations, 0.0, 0.7),
+class Weighted(NamedTuple):
+  """A family and how often it is drawn.
+
+  Attributes:
+    draw: the family.
+    easy: relative frequency at difficulty 0.
+    hard: relative frequency at difficulty 1.
+    sparse: whether what it asks for is small and often absent, so that a picture need not show it.
+  """
+
+  draw: Family
+  easy: float
+  hard: float
+  sparse: bool = False
+
+
+FAMILIES: dict[str, Weighted] = {
+  "regions": Weighted(regions, 4.0, 1.0),
+  "objects": Weighted(objects, 4.0, 1.5),
+  "parts": Weighted(parts, 1.0, 0.7),
+  "particles": Weighted(particles, 0.5, 0.8),
+  "strokes": Weighted(strokes, 0.5, 0.8),
+  "lattices": Weighted(lattices, 1.0, 0.6),
+  "mosaics": Weighted(mosaics, 1.0, 0.8),
+  "levels": Weighted(levels, 1.0, 0.8),
+  "stains": Weighted(stains, 1.0, 0.8),
+  "fabrics": Weighted(fabrics, 0.0, 0.5),
+  "relations": Weighted(relations, 0.0, 0.5),
+  "layers": Weighted(surfaces.layers, 1.0, 1.5),
+  "membranes": Weighted(surfaces.membranes, 0.5, 1.2),
+  "threads": Weighted(surfaces.threads, 0.5, 1.5, sparse=True),
+  "flaws": Weighted(surfaces.flaws, 0.5, 4.0, sparse=True),
+  "prints": Weighted(surfaces.prints, 0.2, 2.5, sparse=True),
 }

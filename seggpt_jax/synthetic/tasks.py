@@ -7,16 +7,24 @@ depends only on (seed, i), so a pretraining run can stop and resume anywhere. Th
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from seggpt_jax.data.cells import make_prompts
 from seggpt_jax.data.sources import Sample
 from seggpt_jax.data.transforms import EvaluationPair, Pair, TrainingPair
-from seggpt_jax.synthetic import families
+from seggpt_jax.synthetic import families, photographs
+from seggpt_jax.synthetic.materials import coordinates
+from seggpt_jax.synthetic.scenes import Family
 
-# Kinds that cover a smaller share of a picture are never classes.
-_LEAST_SHARE = 0.006
+# Kinds that cover a smaller share of a picture are never classes, nor are those of a sparse family with fewer pixels.
+_LEAST_SHARE, _LEAST_PIXELS = 0.006, 5
+# Share of tasks of sparse families, and of others, whose prompt is a square of cells; most cells along its side; and
+# pictures that the cells are cut from, as drawing takes time.
+_CELLS, _CELLS_ELSEWHERE, _MOST_CELLS, _CELL_PICTURES = 0.6, 0.1, 3, 4
 # Second half of the seeds of evaluation tasks.
 _EVALUATION = 0x5E66
 
@@ -28,12 +36,10 @@ class Episode:
   Attributes:
     images: uint8 [n, size, size, 3].
     kinds: uint8 [n, size, size], 0 for the background.
-    family: name of the family that drew it.
   """
 
   images: UInt8[np.ndarray, "n size size 3"]
   kinds: UInt8[np.ndarray, "n size size"]
-  family: str
 
   def shares(self) -> np.ndarray:
     """Returns the share of each picture that each kind covers, [n, kinds]."""
@@ -53,21 +59,25 @@ class Episode:
 
 
 def _light(generator: np.random.Generator, image: np.ndarray, amount: float) -> UInt8[np.ndarray, "h w 3"]:
-  """Applies random brightness, contrast, color cast, blur and noise to a picture."""
+  """Applies what a camera does: brightness, contrast, color cast, dark corners, blur, noise and JPEG."""
   gain = 1 + amount * generator.normal(0, 0.12) + amount * generator.normal(0, 0.05, 3)
   image = (image - 127.5) * gain.astype(np.float32) + np.float32(127.5 + amount * generator.normal(0, 14))
+  if generator.random() < 0.15 * amount:
+    y, x = coordinates(len(image))
+    image = image * (1 - generator.uniform(0, 0.5) * ((x - 0.5) ** 2 + (y - 0.5) ** 2) / 0.5)[..., None]
   if generator.random() < 0.3:
-    side = 0.25 * generator.random()
-    middle = image[1:-1, 1:-1]
-    around = image[:-2, 1:-1] + image[2:, 1:-1] + image[1:-1, :-2] + image[1:-1, 2:]
-    image[1:-1, 1:-1] = (1 - 4 * side * 0.8) * middle + side * 0.8 * around
+    image = cv2.GaussianBlur(image, (0, 0), generator.uniform(0.3, 0.5 + 0.5 * amount))
   if generator.random() < 0.5:
-    image = image + generator.standard_normal(image.shape, dtype=np.float32) * np.float32(6 * generator.random())
-  return np.clip(np.round(image), 0, 255).astype(np.uint8)
+    image = image + generator.standard_normal(image.shape, dtype=np.float32) * np.float32(8 * generator.random() ** 2)
+  image = np.clip(np.round(image), 0, 255).astype(np.uint8)
+  if generator.random() < 0.2 * amount:
+    quality = int(generator.integers(35, 90))
+    image = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+  return image
 
 
 def draw_episode(
-  family: str | families.Family,
+  family: str | Family,
   generator: np.random.Generator,
   size: int,
   num_images: int,
@@ -82,10 +92,10 @@ def draw_episode(
     num_images: number of prompts, plus one for the query.
     difficulty: 0..1.
   """
-  draw = families.FAMILIES[family][0] if isinstance(family, str) else family
+  draw = families.FAMILIES[family].draw if isinstance(family, str) else family
   scenes = draw(generator, size, num_images, difficulty)
   images = np.stack([_light(generator, image, difficulty) for image in scenes.images])
-  return Episode(images, np.stack(scenes.kinds), family if isinstance(family, str) else family.__name__)
+  return Episode(images, np.stack(scenes.kinds))
 
 
 def _another_view(generator: np.random.Generator, episode: Episode, difficulty: float) -> Episode:
@@ -101,7 +111,6 @@ def _another_view(generator: np.random.Generator, episode: Episode, difficulty: 
   return Episode(
     np.concatenate([episode.images[:-1], image[None]]),
     np.concatenate([episode.kinds[:-1], kinds[None]]),
-    episode.family,
   )
 
 
@@ -121,43 +130,73 @@ class Tasks:
     num_classes: largest number of classes in a task, background included.
     ramp: number of tasks until the difficulty may reach 1; 0 starts there.
     num_prompts: number of prompts K of each query.
+    assets: folder of photographs and cut-outs, see `photographs.families`; "" draws everything.
+    families: names of the only families to draw from; empty for all.
   """
 
   size: int
   num_classes: int
   ramp: int = 0
   num_prompts: int = 1
+  assets: str = ""
+  families: tuple[str, ...] = ()
 
   def draw(self, index: int, generator: np.random.Generator) -> tuple[list[Sample], Sample]:
     """Draws the prompts and the query of the task at a place in the curriculum."""
     reach = min(index / self.ramp, 1.0) if self.ramp else 1.0
     # Some easy tasks stay in the mix, so that the network does not unlearn them.
     difficulty = reach * generator.random() ** 0.5
-    weights = np.array([easy + (hard - easy) * difficulty for _, easy, hard in families.FAMILIES.values()])
+    choices = self._choices()
+    weights = np.array([family.easy + (family.hard - family.easy) * difficulty for family in choices.values()])
     while True:
-      family = str(generator.choice(list(families.FAMILIES), p=weights / weights.sum()))
-      episode = draw_episode(family, generator, self.size, self.num_prompts + 1, difficulty)
-      if generator.random() < 0.3 - 0.25 * difficulty:
+      name = str(generator.choice(list(choices), p=weights / weights.sum()))
+      family = choices[name]
+      grid = 1
+      if generator.random() < (_CELLS if family.sparse else _CELLS_ELSEWHERE) * reach:
+        grid = int(generator.integers(2, _MOST_CELLS + 1))
+      num_images = self.num_prompts * min(grid**2, _CELL_PICTURES) + 1
+      episode = draw_episode(family.draw, generator, self.size, num_images, difficulty)
+      if grid == 1 and generator.random() < 0.3 - 0.25 * difficulty:
         episode = _another_view(generator, episode, difficulty)
       if generator.random() < 0.2 * difficulty:
         episode = _without_color(generator, episode)
-      # Now and then the query does not show the class, and the answer is background.
-      absent = generator.random() < 0.06 * difficulty
-      if absent:
-        candidates = np.flatnonzero(episode.shares()[:-1].min(axis=0) >= 0.02)
-        candidates = candidates[candidates > 0]
-      else:
-        candidates = episode.present(max(0.10 * (1 - 1.5 * difficulty), _LEAST_SHARE))
+      candidates, whole = self._candidates(episode, generator, difficulty, family.sparse or grid > 1)
       # A picture with a single class teaches nothing.
-      if len(candidates) and (absent or episode.shares()[:, candidates].max() <= 0.9):
+      if len(candidates) and whole <= 0.9:
         break
-    most = min(self.num_classes - 1, len(candidates), int(generator.choice([1, 2, 3], p=[0.5, 0.3, 0.2])))
+    most = min(self.num_classes - 1, len(candidates), int(generator.choice([1, 2, 3, 6], p=[0.4, 0.3, 0.2, 0.1])))
     labels = episode.labels(generator.permutation(candidates)[:most])
     *prompts, query = (
-      Sample(image=image, label=label, name=f"{family}_{index}")
+      Sample(image=image, label=label, name=f"{name}_{index}")
       for image, label in zip(episode.images, labels, strict=True)
     )
+    if grid > 1:
+      prompts = make_prompts([*itertools.islice(itertools.cycle(prompts), self.num_prompts * grid**2)], grid, self.size)
     return prompts, query
+
+  def _choices(self) -> dict[str, families.Weighted]:
+    """Returns the families to draw from."""
+    choices = dict(families.FAMILIES)
+    if self.assets:
+      choices["cutouts"] = families.Weighted(photographs.families(self.assets)["cutouts"], 2.0, 4.0)
+      choices["views"] = families.Weighted(photographs.families(self.assets)["views"], 2.0, 2.0)
+    return {name: choices[name] for name in self.families} if self.families else choices
+
+  def _candidates(
+    self, episode: Episode, generator: np.random.Generator, difficulty: float, sparse: bool
+  ) -> tuple[np.ndarray, float]:
+    """Returns the kinds that may be classes, and the largest share of a picture that one of them covers."""
+    shares = episode.shares()
+    if sparse:
+      # Some prompt shows it; nobody knows whether the query does.
+      kinds = np.flatnonzero(shares[:-1].max(axis=0) * self.size**2 >= _LEAST_PIXELS)
+    # Now and then the query does not show the class, and the answer is background.
+    elif generator.random() < 0.06 * difficulty:
+      kinds = np.flatnonzero(shares[:-1].min(axis=0) >= 0.02)
+    else:
+      kinds = episode.present(max(0.10 * (1 - 1.5 * difficulty), _LEAST_SHARE))
+    kinds = kinds[kinds > 0]
+    return kinds, float(shares[:, kinds].max(initial=0.0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,12 +83,9 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   if not data.zoom and data.resize and data.resize < square:
     raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
   if data.source == "tasks":
-    size, prompts = data.resize or square, data.prompts
-    return Inputs(
-      TaskTrainingPairs(Tasks(size, data.num_classes, data.ramp * config.batch_size, prompts), training),
-      TaskEvaluationPairs(Tasks(size, data.num_classes, num_prompts=prompts), evaluation),
-      {},
-    )
+    tasks = Tasks(data.resize or square, data.num_classes, data.ramp * config.batch_size, data.prompts, data.assets)
+    hardest = dataclasses.replace(tasks, ramp=0)
+    return Inputs(TaskTrainingPairs(tasks, training), TaskEvaluationPairs(hardest, evaluation), {})
   splits = {name: _open(data, name) for name in ("train", "val")}
   same_class = 0.0 if learned else data.same_class
   notes: list[str] = []

@@ -114,6 +114,12 @@ KEYS: tuple[Key, ...] = (
     "data.ramp", 0, "Steps until tasks of any difficulty are drawn.", 0, conditions=with_value("data.source", "tasks")
   ),
   Key(
+    "data.assets",
+    "",
+    "Folder of photographs and cut-outs for tasks, made by seggpt_jax.cli.assets; empty draws all pictures.",
+    conditions=with_value("data.source", "tasks"),
+  ),
+  Key(
     "data.path",
     "data",
     "Folder of the dataset, with {train,val}/{images,labels} for source=folder; gs:// and s3:// work too.",

@@ -38,7 +38,7 @@ def test_every_family_often_has_something_to_ask_for_in_prompt_and_query(family)
 
 def test_labels_are_the_chosen_kinds_in_their_order():
   kinds = np.array([[[0, 1], [2, 3]]] * 2, np.uint8)
-  drawn = tasks.Episode(np.zeros((2, 2, 2, 3), np.uint8), kinds, "any")
+  drawn = tasks.Episode(np.zeros((2, 2, 2, 3), np.uint8), kinds)
   np.testing.assert_array_equal(drawn.labels([3, 1])[0], [[0, 2], [0, 1]])
   np.testing.assert_array_equal(drawn.present(), [1, 2, 3])
   np.testing.assert_allclose(drawn.shares(), 0.25)
@@ -46,7 +46,7 @@ def test_labels_are_the_chosen_kinds_in_their_order():
 
 def test_kinds_missing_in_one_picture_are_not_present():
   kinds = np.array([[[1, 1], [2, 3]], [[1, 1], [2, 2]]], np.uint8)
-  np.testing.assert_array_equal(tasks.Episode(np.zeros((2, 2, 2, 3), np.uint8), kinds, "any").present(), [1, 2])
+  np.testing.assert_array_equal(tasks.Episode(np.zeros((2, 2, 2, 3), np.uint8), kinds).present(), [1, 2])
 
 
 def test_a_task_depends_on_its_place_and_its_generator_alone():

@@ -87,6 +87,7 @@ def test_wrong_values_are_refused_by_name(key, value, message):
 WITHOUT_EFFECT = [
   ("model.variant", "small", {"model.init_from": "small"}, {}),
   ("data.ramp", 5, {}, {"data.source": "tasks"}),
+  ("data.assets", "runs/assets", {}, {"data.source": "tasks"}),
   ("data.path", "mine", {"data.source": "tasks"}, {}),
   ("data.train_split", "all", {"data.source": "tasks"}, {}),
   ("data.val_split", "test", {"data.source": "tasks"}, {}),
