@@ -49,8 +49,8 @@ def main() -> None:
   catch, least_yield = values["catch"].value, values["yield"].value
   if catch is not None and least_yield is not None:
     raise InputError("--yield: found beside --catch, expected one of the two: one is given up for the other")
-  options = inference_flags.options_from_flags(values.model_path, calibrated=False)
   labels = inference_flags.trained_label_format(values.model_path)
+  options = inference_flags.options_from_flags(values.model_path, labels, calibrated=False)
   if missing := next((query for query in list_queries(values.dataset_dir) if query.truth is None), None):
     raise InputError(f"{missing.image}: found no label for it, expected one for every image of {values.dataset_dir}")
   queries = find_queries(values.dataset_dir, options, labels)

@@ -92,9 +92,9 @@ def main() -> None:
   adapter = load_adapter(values.adapter) if values.adapter else None
   learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
   _check_flags(learned)
-  options = inference_flags.options_from_flags(values.adapter or values.model_path)
-  shard = Shard.parse(values.shard)
   labels = inference_flags.trained_label_format(values.adapter or values.model_path)
+  options = inference_flags.options_from_flags(values.adapter or values.model_path, labels)
+  shard = Shard.parse(values.shard)
   if values.video:
     _segment_video(adapter, options, labels)
     return

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from absl import flags
@@ -11,12 +13,15 @@ from absl import flags
 from seggpt_jax.cli.help_text import flag_name
 from seggpt_jax.cli.label_flags import label_values
 from seggpt_jax.cli.runner import naming_flags
+from seggpt_jax.data.images import list_images
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.inference.object_scale import measure_objects
 from seggpt_jax.inference.options import Flips, InferenceOptions
 from seggpt_jax.inference.queries import label_format
 from seggpt_jax.inference.trained import ZOOM_OVERLAP, trained_options
 from seggpt_jax.model.seggpt import SegType
+from seggpt_jax.model.weights import load_config
 
 OPTION_NAMES = (
   *("split", "overlap", "stitch_width", "flips", "foreground_tiles", "seg_type"),
@@ -35,7 +40,8 @@ def define_option_flags(operating_point: bool = True) -> dict[str, list[flags.Fl
       "split",
       "auto",
       "Cut queries and prompts into N x N tiles, so that small objects are seen larger. With several numbers, such as "
-      "1,2,4, the predictions are averaged. auto cuts as in training with data.zoom, else not at all.",
+      "1,2,4, the predictions are averaged. auto cuts as in training with data.zoom, else not at all. objects cuts at "
+      "the scale at which the smallest class of the prompts is two patches large.",
     ),
     flags.DEFINE_float(
       "overlap",
@@ -66,11 +72,12 @@ def define_option_flags(operating_point: bool = True) -> dict[str, list[flags.Fl
   return {"Tiles and averaging": holders, "Operating point": decoding}
 
 
-def options_from_flags(model_path: str | os.PathLike, calibrated: bool = True) -> InferenceOptions:
+def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calibrated: bool = True) -> InferenceOptions:
   """Returns the options that the flags describe, as fits the weights where they leave it open, and says so.
 
   Args:
     model_path: weights, a training run, or the run of an adapter.
+    labels: format of the label files.
     calibrated: whether the operating point of the run counts.
 
   Raises:
@@ -81,29 +88,52 @@ def options_from_flags(model_path: str | os.PathLike, calibrated: bool = True) -
     trained = dataclasses.replace(trained, sensitivity=(), least_area=0)
   given = [name for name in OPTION_NAMES if name in values and values[name].value is not None]
   changes = {name: values[name].value for name in given}
-  scale = ("zoom", "prompt_grid") if changes["split"] == ["auto"] else ()
-  if changes["split"] == ["auto"]:
+  split = changes["split"]
+  scale = {}
+  if split == ["auto"]:
     changes["split"] = 1
     changes.setdefault("overlap", trained.overlap)
+    scale = {"zoom": trained.zoom, "prompt_grid": trained.prompt_grid}
+  elif split == ["objects"]:
+    changes["split"] = 1
+    objects = measure_objects(_prompt_labels(), labels)
+    zoom, sides = objects.zoom(load_config(flags.FLAGS.model_path)), objects.sides
+    changes.setdefault("overlap", ZOOM_OVERLAP if zoom else 0)
+    scale = {"zoom": zoom, "prompt_grid": math.ceil(math.sqrt(len(sides))) if zoom else 1}
   else:
-    changes["split"] = _numbers("split", int, "auto, a number, or several such as 1,2,4")
+    changes["split"] = _numbers("split", int, "auto, objects, a number, or several such as 1,2,4")
   if changes.get("sensitivity", ["auto"]) == ["auto"]:
     changes["sensitivity"] = trained.sensitivity
   else:
     changes["sensitivity"] = _numbers("sensitivity", float, "auto, or a number for each class")
   changes.setdefault("least_area", trained.least_area)
   with naming_flags():
-    options = InferenceOptions(**{name: getattr(trained, name) for name in scale}, **changes)
+    options = InferenceOptions(**scale, **changes)
+  if split == ["objects"]:
+    smallest = min(sides, key=sides.get)
+    enough = "" if zoom else ", large enough in whole images"
+    print(f"--split=objects: the smallest are those of class {smallest}, {sides[smallest]:.0f} pixels large{enough}")
   if options.zoom:
     print(
-      f"--split=auto: tiles at the scale of training, {options.zoom} pixels of the network for one of an image, with "
-      f"an overlap of {options.overlap}; prompts are {options.prompt_grid} x {options.prompt_grid} cells around objects"
+      f"--split={split[0]}: tiles at {'the scale of training' if split == ['auto'] else 'their scale'}, {options.zoom} "
+      f"pixels of the network for one of an image, with an overlap of {options.overlap}; prompts are "
+      f"{options.prompt_grid} x {options.prompt_grid} cells around objects"
     )
   point, stored = ((each.sensitivity, each.least_area) for each in (options, trained))
   if point == stored != ((), 0):
     shown = ", ".join(f"{value:g}" for value in options.sensitivity)
     print(f"operating point of the run: sensitivity {shown}, objects of {options.least_area} pixels or more")
   return options
+
+
+def _prompt_labels() -> Sequence[str | os.PathLike]:
+  """Returns the label files of the prompts."""
+  values = flags.FLAGS
+  if "prompt_label" in values and values.prompt_label:
+    return values.prompt_label
+  if not values.prompt_label_dir:
+    raise InputError("--split: found objects beside a learned prompt, expected another value: it marks no objects")
+  return list(list_images(values.prompt_label_dir).values())
 
 
 def _numbers(name: str, kind: type[int] | type[float], expected: str) -> tuple[Any, ...]:

@@ -75,7 +75,7 @@ def main() -> None:
     top_k=values.top_k,
     thresholds=Thresholds(values.catch_iou, values.yield_response, values.catch_weight),
     num_rows=values.rows,
-    options=inference_flags.options_from_flags(values.adapter or values.model_path),
+    options=inference_flags.options_from_flags(values.adapter or values.model_path, labels),
     labels=labels,
     arguments={name.replace("_", "-"): values[name].value for name in _RECORDED} | {"labels": str(labels)},
   )

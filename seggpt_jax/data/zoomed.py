@@ -7,9 +7,11 @@ camera show things at one scale, and a network sees small objects only if a patc
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 
 from seggpt_jax.data.cells import zoomed, zoomed_shape
 from seggpt_jax.data.labels import classes_in
@@ -36,11 +38,22 @@ class ZoomedSource(WrappedSource):
     return zoomed(self._source[index], self.zoom)
 
 
-def object_sides(source: Source, skip: Callable[[InputError], None] | None = None) -> dict[int, float]:
+@runtime_checkable
+class Labels(Protocol):
+  """What `object_sides` asks of a source of samples."""
+
+  def __len__(self) -> int: ...
+
+  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
+    """Returns the label map of a sample."""
+    ...
+
+
+def object_sides(source: Labels, skip: Callable[[InputError], None] | None = None) -> dict[int, float]:
   """Measures how large the objects of each class are.
 
   Args:
-    source: labeled images, of which at most 200 are looked at.
+    source: label maps, of which at most 200 are looked at.
     skip: called with the error of each label that cannot be read; None raises the first one.
 
   Returns:
@@ -80,14 +93,16 @@ def num_windows(shape: tuple[int, ...], zoom: float | int, square: int) -> int:
   return -(-height // square) * -(-width // square)
 
 
-def measured_zoom(sides: dict[int, float], shape: tuple[int, ...], square: int, patch: int, most_windows: int) -> float:
-  """Chooses the zoom at which the smallest class is as large as a patch, unless that takes too many squares.
+def measured_zoom(
+  sides: dict[int, float], shape: tuple[int, ...], square: int, wanted: int, most_windows: int
+) -> float:
+  """Chooses the zoom at which the smallest class is as large as wanted, unless that takes too many squares.
 
   Args:
     sides: median side of each class's objects, from `object_sides`.
     shape: shape of a typical image, height and width first.
     square: side of the network's square in pixels.
-    patch: side of a patch in pixels.
+    wanted: side in pixels that the objects of the smallest class should have, at least that of a patch.
     most_windows: most squares that an image may take.
 
   Returns:
@@ -95,7 +110,7 @@ def measured_zoom(sides: dict[int, float], shape: tuple[int, ...], square: int, 
     image into one square.
   """
   whole = square / max(shape[:2])
-  zoom = min(1.0, patch / min(sides.values()))
+  zoom = min(1.0, wanted / min(sides.values()))
   while zoom > whole and num_windows(shape, zoom, square) > most_windows:
     zoom *= 0.95
   return round(max(zoom, min(whole, 1.0), _LEAST), 2)

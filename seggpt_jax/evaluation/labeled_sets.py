@@ -18,12 +18,14 @@ from tqdm import tqdm
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError
+from seggpt_jax.inference.object_scale import Objects, measure_objects
 from seggpt_jax.inference.predictor import Predictor, Prompt
 from seggpt_jax.inference.queries import PromptFiles
+from seggpt_jax.inference.trained import ZOOM_OVERLAP
 from seggpt_jax.retrieval.labeled_images import list_prompts
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 
-COLUMNS = ("one_prompt", "ensemble", "similar", "copy", "constant")
+COLUMNS = ("one_prompt", "ensemble", "similar", "tiles", "copy", "constant")
 _CLASS_INDICES = LabelFormat()
 
 
@@ -42,7 +44,8 @@ def evaluate_set(
 
   Returns:
     For each class the means over its queries: foreground IoU, 0..1, of `one_prompt`, of the `ensemble` and of the most
-    `similar` training image that shows the class; of the first prompt's mask as the answer (`copy`); of the whole
+    `similar` training image that shows the class; of one prompt on `tiles` at the scale of the class's objects, or on
+    whole images where these show them large enough; of the first prompt's mask as the answer (`copy`); of the whole
     picture as the answer (`constant`); and the number of `queries`.
 
   Raises:
@@ -58,6 +61,8 @@ def evaluate_set(
   for value in classes:
     shown = generator.permutation([place for place, (_, label) in enumerate(queries) if (label == value).any()])
     candidates, scores = np.flatnonzero(holds[:, value]), []
+    objects = measure_objects([index.files[place].labels for place in candidates], _CLASS_INDICES)
+    zoom = Objects({value: objects.sides[value]}, objects.shape).zoom(predictor.config)
     for place in tqdm(shown[:num_queries].tolist(), f"{dataset.name}, class {value}", unit="query"):
       image, label = queries[place]
       drawn = generator.permutation(candidates)[:num_prompts]
@@ -65,6 +70,10 @@ def evaluate_set(
       prompts = [_prompt(index.files[chosen], value) for chosen in drawn]
       nearest = _prompt(index.files[candidates[np.argmax(likeness[candidates])]], value)
       answers = [predictor.predict(image, asked).labels > 0 for asked in (prompts[:1], prompts, [nearest])]
+      if zoom:
+        answers.append(predictor.predict(image, prompts[:1], zoom=zoom, overlap=ZOOM_OVERLAP).labels > 0)
+      else:
+        answers.append(answers[0])
       height, width = label.shape
       copied = Image.fromarray(prompts[0][1]).resize((width, height), Image.Resampling.NEAREST)
       answers += [np.asarray(copied) > 0, np.ones(label.shape, bool)]
@@ -81,7 +90,7 @@ def mean_over_classes(results: dict[int, dict[str, float]]) -> dict[str, float]:
 
 def table(name: str, results: dict[int, dict[str, float]], num_prompts: int) -> str:
   """Returns the results of one dataset as a text table, with a row for each class and one for their mean."""
-  titles = ("1 prompt", f"{num_prompts} prompts", "similar", "copied", "constant")
+  titles = ("1 prompt", f"{num_prompts} prompts", "similar", "tiles", "copied", "constant")
   rows: Sequence[tuple[str, dict[str, float]]] = [
     *((f"{name}, class {value}", row) for value, row in results.items()),
     (f"{name}, mean", mean_over_classes(results)),

@@ -105,6 +105,13 @@ def test_inference_and_calibration_use_the_scale_of_training(trained, data, tmp_
     1,
   )
   assert plain.returncode == 0 and "every query is prompted by 00.png" in plain.stdout
+  scaled = command(
+    *("infer", "--model-path", run, "--image", data / "val" / "images" / "01.png", *prompts(data)),
+    *("--outdir", tmp_path / "f", "--split", "objects"),
+  )
+  assert scaled.returncode == 0, scaled.stderr
+  assert "--split=objects: the smallest are those of class 1, 16 pixels large" in scaled.stdout
+  assert "--split=objects: tiles at their scale, 1.0 pixels" in scaled.stdout
 
   calibrate = ("calibrate", "--model-path", run, "--dataset-dir", data / "val", *prompts(data))
   done = command(*calibrate, "--catch", 0.9)

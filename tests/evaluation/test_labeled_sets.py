@@ -22,6 +22,8 @@ SHAPE = (40, 56)
 class StandIn(Predictor):
   """A predictor without a network that applies a rule (query, prompts) -> mask."""
 
+  config = VARIANTS["tiny"]
+
   def __init__(self, rule):
     self.rule, self.counts = rule, []
 

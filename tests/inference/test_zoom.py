@@ -6,15 +6,19 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from seggpt_jax.data import cells
+from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.inference.object_scale import Objects, measure_objects
 from seggpt_jax.inference.operating_point import OperatingPoint, read_operating_point, write_operating_point
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import decode_prediction, without_specks
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.trained import trained_options
 from seggpt_jax.model import parameters, weights
+from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.palette import fixed_palette
 
 SIZE = 32  # side of the square of the test network
@@ -50,6 +54,24 @@ def test_windows_of_a_large_image_are_predicted_as_if_alone(predictor):
   part = image[SIZE:, SIZE : 2 * SIZE]
   alone = predictor.predict(part, prompts, zoom=1)
   np.testing.assert_allclose(whole.colors[SIZE:, SIZE : 2 * SIZE].astype(int), alone.colors.astype(int), atol=1)
+
+
+def test_objects_of_prompts_are_shown_two_patches_large(tmp_path):
+  config = VARIANTS["small"]  # squares of 96 pixels, patches of 8
+  label = np.zeros((300, 400), np.uint8)
+  label[10:30, 10:30] = 1
+  label[100:300, 100:300] = 2
+  files = [tmp_path / f"{number}.png" for number in range(2)]
+  for file in files:
+    Image.fromarray(label).save(file)
+  found = measure_objects(files, LabelFormat())
+  assert found == ({1: 20.0, 2: 200.0}, (300, 400))
+  assert found.zoom(config) == 16 / 20
+  # Large objects are large enough in whole images, small images are not magnified, and huge ones take 64 squares.
+  assert Objects({2: 200.0}, (300, 400)).zoom(config) == 0
+  assert Objects({1: 10.0}, (100, 100)).zoom(config) == 1
+  huge = Objects({1: 20.0}, (3000, 4000)).zoom(config)
+  assert np.ceil(3000 * huge / 96) * np.ceil(4000 * huge / 96) <= 64
 
 
 @pytest.mark.parametrize(("height", "width", "zoom"), [(20, 90, 0.5), (70, 45, 0.7), (10, 10, 3.0), (33, 65, 1.0)])

@@ -28,7 +28,7 @@ def test_every_family_draws_pictures_of_the_kinds_it_names(family, difficulty):
   assert episode(family, seed=1, difficulty=difficulty).images.tobytes() != again.images[:2].tobytes()
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", [name for name, family in families.FAMILIES.items() if not family.sparse])
 def test_every_family_often_has_something_to_ask_for_in_prompt_and_query(family):
   found = [len(episode(family, seed).present()) for seed in range(40)]
   assert np.mean(np.array(found) > 0) > 0.8
