@@ -44,7 +44,7 @@ def evaluate_set(
 
   Returns:
     For each class the means over its queries: foreground IoU, 0..1, of `one_prompt`, of the `ensemble` and of the most
-    `similar` training image that shows the class; of one prompt on `tiles` at the scale of the class's objects, or on
+    `similar` training image that shows the class; of that one on `tiles` at the scale of the class's objects, or on
     whole images where these show them large enough; of the first prompt's mask as the answer (`copy`); of the whole
     picture as the answer (`constant`); and the number of `queries`.
 
@@ -71,9 +71,9 @@ def evaluate_set(
       nearest = _prompt(index.files[candidates[np.argmax(likeness[candidates])]], value)
       answers = [predictor.predict(image, asked).labels > 0 for asked in (prompts[:1], prompts, [nearest])]
       if zoom:
-        answers.append(predictor.predict(image, prompts[:1], zoom=zoom, overlap=ZOOM_OVERLAP).labels > 0)
+        answers.append(predictor.predict(image, [nearest], zoom=zoom, overlap=ZOOM_OVERLAP).labels > 0)
       else:
-        answers.append(answers[0])
+        answers.append(answers[2])
       height, width = label.shape
       copied = Image.fromarray(prompts[0][1]).resize((width, height), Image.Resampling.NEAREST)
       answers += [np.asarray(copied) > 0, np.ones(label.shape, bool)]
