@@ -93,7 +93,7 @@ def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calib
   if split == ["auto"]:
     changes["split"] = 1
     changes.setdefault("overlap", trained.overlap)
-    scale = {"zoom": trained.zoom, "prompt_grid": trained.prompt_grid}
+    scale = {name: getattr(trained, name) for name in ("zoom", "prompt_grid", "coarse_zoom", "coarse_classes")}
   elif split == ["objects"]:
     changes["split"] = 1
     objects = measure_objects(_prompt_labels(), labels)
@@ -114,11 +114,14 @@ def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calib
     enough = "" if zoom else ", large enough in whole images"
     print(f"--split=objects: the smallest are those of class {smallest}, {sides[smallest]:.0f} pixels large{enough}")
   if options.zoom:
+    which = "the scale of training" if split == ["auto"] else "their scale"
     print(
-      f"--split={split[0]}: tiles at {'the scale of training' if split == ['auto'] else 'their scale'}, {options.zoom} "
-      f"pixels of the network for one of an image, with an overlap of {options.overlap}; prompts are "
-      f"{options.prompt_grid} x {options.prompt_grid} cells around objects"
+      f"--split={split[0]}: tiles at {which}, {options.zoom} pixels of the network for one of an image, with an "
+      f"overlap of {options.overlap}; prompts are {options.prompt_grid} x {options.prompt_grid} cells around objects"
     )
+  if options.coarse_zoom:
+    names = ", ".join(map(str, options.coarse_classes))
+    print(f"--split={split[0]}: class {names} at {options.coarse_zoom}, as in training")
   point, stored = ((each.sensitivity, each.least_area) for each in (options, trained))
   if point == stored != ((), 0):
     shown = ", ".join(f"{value:g}" for value in options.sensitivity)

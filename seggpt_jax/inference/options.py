@@ -32,6 +32,8 @@ class InferenceOptions:
       are cut into as many windows as that takes, and prompts become cells around their objects; 0 is off.
     prompt_grid: cells along a side of each prompt, with `zoom`. The given prompts fill the cells in their order, again
       from the first if there are too few, each with the class that was shown least so far.
+    coarse_zoom: a second, smaller zoom for classes whose objects do not fit into a window at the first one; 0 for none.
+    coarse_classes: classes that are looked for at the second zoom only, and not at the first.
     sensitivity: divisors of the distances of predicted colors to the colors of classes 1, 2, ..., above 0; the
       background and further classes have 1. With more than 1, more pixels become that class.
     least_area: foreground objects (8-connected, of any classes) with fewer pixels of the image become background.
@@ -48,6 +50,8 @@ class InferenceOptions:
   seg_type: SegType = "semantic"
   zoom: float | int = 0
   prompt_grid: int = 1
+  coarse_zoom: float | int = 0
+  coarse_classes: tuple[int, ...] = ()
   sensitivity: tuple[float, ...] = ()
   least_area: int = 0
 
@@ -71,6 +75,11 @@ class InferenceOptions:
     if self.zoom < 0 or self.prompt_grid < 1:
       name = "zoom" if self.zoom < 0 else "prompt_grid"
       raise InputError(f"{name}: found {getattr(self, name)}, expected a positive number{' or 0' * (name == 'zoom')}")
+    if bool(self.coarse_zoom) != bool(self.coarse_classes) or not 0 <= self.coarse_zoom <= self.zoom:
+      raise InputError(
+        f"coarse_zoom: found {self.coarse_zoom} for {len(self.coarse_classes)} classes beside zoom {self.zoom}, "
+        "expected a smaller one and some classes, or 0 and none"
+      )
     if self.prompt_grid > 1 and not self.zoom:
       raise InputError(f"prompt_grid: found {self.prompt_grid} without zoom, expected 1")
     if self.zoom:
@@ -82,6 +91,11 @@ class InferenceOptions:
     for name in ("overlap", "stitch_width", "foreground_tiles"):
       if getattr(self, name) and max(splits) == 1:
         raise InputError(f"{name}: found {getattr(self, name)} with split 1, expected a split of at least 2")
+
+  @property
+  def zooms(self) -> tuple[float | int, ...]:
+    """The zoom, and the coarse one if there is one."""
+    return (self.zoom, self.coarse_zoom) if self.coarse_zoom else (self.zoom,)
 
   @property
   def splits(self) -> tuple[int, ...]:

@@ -257,10 +257,13 @@ class Predictor:
     """Returns the prompts' tiles and their colors for each split, the palette, and the classes to decode to."""
     loaded = load_prompts(prompts)
     palette = check_palette(palette, 1 + max(int(prompt.labels.max()) for prompt in loaded))
-    if options.zoom:
-      images, labels = cells_of(loaded, options, min(self.tile_size))
-      return {1: (images, palette[labels])}, palette, np.union1d([0], labels)
     tiles, classes = {}, np.zeros(1, np.int32)
+    if options.zoom:
+      for zoom in options.zooms:
+        images, labels = cells_of(loaded, options, min(self.tile_size), zoom)
+        tiles[zoom] = images, palette[labels]
+        classes = np.union1d(classes, labels)
+      return tiles, palette, classes
     for split in options.splits:
       resized = [prompt.resized(self._split_size(split)) for prompt in loaded]
       images = np.concatenate([tiling.cut(prompt.image, split) for prompt in resized])
@@ -275,25 +278,29 @@ class Predictor:
   def _views(self, image: np.ndarray, tiles: _PromptTiles, options: InferenceOptions) -> list[_View]:
     """Returns the image at every split, with every mirroring, each with its prompts."""
     patch_size, views = self.config.patch_size, []
-    for split, prompts in tiles.items():
+    for scale, prompts in tiles.items():
       if options.zoom:
-        resized = zoomed_image(image, options.zoom)
+        resized = zoomed_image(image, scale)
         shape = resized.shape[:2]
         resized = padded_image(resized, min(self.tile_size))
         rounds = [image_windows(resized.shape[:2], self.tile_size, patch_size, options.overlap)]
       else:
+        split = int(scale)
         resized = tiling.resize_image(image, self._split_size(split))
         shape = resized.shape[:2]
         rounds = [tile_windows(split, self.tile_size, patch_size, options.overlap)]
-      if options.stitch_width and split > 1:
-        rounds += seam_windows(split, self.tile_size, patch_size, options.stitch_width)
+        if options.stitch_width and split > 1:
+          rounds += seam_windows(split, self.tile_size, patch_size, options.stitch_width)
+      coarse = bool(options.coarse_zoom) and scale == options.coarse_zoom
       for axes in _MIRRORED_AXES[options.flips]:
         pixels, images, targets = (np.flip(array, axes) for array in (resized, *prompts))
-        views.append(_View(TiledImage(pixels, images, targets, rounds, patch_size), axes, shape))
+        views.append(_View(TiledImage(pixels, images, targets, rounds, patch_size), axes, shape, coarse))
     return views
 
 
-_PromptTiles = dict[int, tuple[np.ndarray, np.ndarray]]  # by split: images and colored masks of the prompts' tiles
+_PromptTiles = dict[
+  float, tuple[np.ndarray, np.ndarray]
+]  # by split or zoom: images and colored masks of the prompts' tiles
 
 
 def _learned_tiles(
@@ -306,7 +313,11 @@ def _learned_tiles(
     raise InputError("foreground_tiles: found without prompts, expected False: a learned prompt is not cut into tiles")
   image, target = (np.asarray(learned.params[f"prompt.{part}"])[None] for part in ("image", "target"))
   classes = np.arange(learned.num_classes)
-  return dict.fromkeys(options.splits, (image, target)), palette_lib.fixed_palette(len(classes)), classes
+  return (
+    dict.fromkeys(options.zooms if options.zoom else options.splits, (image, target)),
+    palette_lib.fixed_palette(len(classes)),
+    classes,
+  )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -317,11 +328,13 @@ class _View:
     tiled: the image on its way through the network.
     axes: the mirrored axes.
     shape: height and width in pixels of the image at this split, without what fills it up to a tile.
+    coarse: whether this is the second zoom.
   """
 
   tiled: TiledImage
   axes: tuple[int, ...]
   shape: tuple[int, int]
+  coarse: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -361,6 +374,19 @@ class _PendingPrediction:
       for view, colors in zip(self.views, predicted, strict=True)
     ]
     colors = [tiling.resize_colors(pixels, self.image.shape[:2]) for pixels in upright]
-    fused = colors[0] if len(colors) == 1 else np.round(np.mean(colors, axis=0)).astype(np.uint8)
     decoding = self.options.sensitivity, self.options.least_area
+    fine, coarse = (
+      [c for c, view in zip(colors, self.views, strict=True) if view.coarse == which] for which in (False, True)
+    )
+    fused = _mean(fine)
+    if coarse:
+      # What was found at the first zoom lies in front: small things lie on large ones.
+      small = [index for index in self.classes if index not in self.options.coarse_classes]
+      found = decode_prediction(fused, self.palette, np.array(small), None, self.options.sensitivity).labels > 0
+      fused = np.where(found[..., None], fused, _mean(coarse))
     return decode_prediction(fused, self.palette, self.classes, self.image, *decoding)
+
+
+def _mean(colors: list[np.ndarray]) -> np.ndarray:
+  """Returns the mean of predicted colors, as uint8."""
+  return colors[0] if len(colors) == 1 else np.round(np.mean(colors, axis=0)).astype(np.uint8)

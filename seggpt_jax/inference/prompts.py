@@ -15,7 +15,7 @@ from PIL import Image
 from seggpt_jax import palette as palette_lib
 from seggpt_jax.data.cells import make_prompts, zoomed
 from seggpt_jax.data.images import read_image, upright_pixels
-from seggpt_jax.data.labels import LabelFormat, read_labels
+from seggpt_jax.data.labels import LabelFormat, classes_in, keep_classes, read_labels
 from seggpt_jax.data.sources import Sample, check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import tiling
@@ -64,7 +64,7 @@ class ZoomedPrompt(PreparedPrompt):
 
 
 def cells_of(
-  prompts: Sequence[PreparedPrompt], options: InferenceOptions, size: int
+  prompts: Sequence[PreparedPrompt], options: InferenceOptions, size: int, zoom: float | int | None = None
 ) -> tuple[UInt8[np.ndarray, "k s s 3"], UInt8[np.ndarray, "k s s"]]:
   """Returns prompts of cells around the objects of prompts, see `InferenceOptions.prompt_grid`.
 
@@ -72,16 +72,26 @@ def cells_of(
     prompts: the prompts, best first.
     options: zoom and grid.
     size: side S in pixels of the network's square.
+    zoom: one of `options.zooms`, which shows only the classes that are looked for at this zoom; by default the first.
 
   Returns:
     Images and labels of K prompts.
   """
   cells = options.prompt_grid**2
   count = cells * -(-len(prompts) // cells)
-  scaled = [prompt.zoomed(options.zoom) for prompt in prompts]
-  samples: list[Sample] = [
-    {"image": scaled[i % len(scaled)].image, "label": scaled[i % len(scaled)].labels} for i in range(count)
-  ]
+  samples: list[Sample] = []
+  for scaled in (prompt.zoomed(options.zoom) for prompt in prompts):
+    sample: Sample = {"image": scaled.image, "label": scaled.labels}
+    if options.coarse_zoom:
+      # Prompts are kept at the first zoom.
+      coarse = zoom == options.coarse_zoom
+      sample = zoomed(sample, options.coarse_zoom / options.zoom) if coarse else sample
+      known = [value for value in classes_in(sample["label"]) if (value in options.coarse_classes) == coarse]
+      sample = {**sample, "label": keep_classes(sample["label"], known)}
+    samples.append(sample)
+  # Images that show no class of this zoom would waste cells.
+  samples = [sample for sample in samples if sample["label"].any()] or samples
+  samples = [samples[place % len(samples)] for place in range(count)]
   made = make_prompts(samples, options.prompt_grid, size)
   return np.stack([prompt["image"] for prompt in made]), np.stack([prompt["label"] for prompt in made])
 

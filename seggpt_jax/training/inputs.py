@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,18 +19,31 @@ from seggpt_jax.data.datasets import KINDS, Dataset, open_dataset
 from seggpt_jax.data.images import remote_or_local
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.pairing import PairingOptions
-from seggpt_jax.data.pipeline import EvaluationPairs, SourceTrainingPairs, TrainingPairs
+from seggpt_jax.data.pipeline import (
+  EvaluationPairs,
+  InTurnTrainingPairs,
+  JoinedEvaluationPairs,
+  SourceTrainingPairs,
+  TrainingPairs,
+)
 from seggpt_jax.data.sources import Source
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
-from seggpt_jax.data.zoomed import ZoomedSource, measured_zoom, num_windows, object_sides
+from seggpt_jax.data.zoomed import ZoomedSource, measured_coarse_zoom, measured_zoom, num_windows, object_sides
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.synthetic.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
-from seggpt_jax.training.pairs import describe_answerable, evaluation_pairs_of, known_samples, training_pairing
+from seggpt_jax.training.pairs import (
+  SplitSamples,
+  describe_answerable,
+  evaluation_pairs_of,
+  known_samples,
+  training_pairing,
+)
 
 _AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
 # Squares that an image may take where the zoom is measured: with the packaged weights and two cores, a second or two.
 _MOST_WINDOWS = 36
+_JOINED = (InTurnTrainingPairs, JoinedEvaluationPairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +57,8 @@ class Inputs:
     notes: lines on the data for the person who started the run.
     zoom: factor from the images' pixels to the network's; 0 if samples are resized instead.
     prompt_grid: cells along a side of a prompt; 0 if a prompt is one sample.
+    coarse_zoom: second zoom, for classes that are too large for a square at the first one; 0 without.
+    coarse_classes: the classes that are looked for at the second zoom only.
   """
 
   training: TrainingPairs
@@ -51,6 +67,8 @@ class Inputs:
   notes: tuple[str, ...] = ()
   zoom: float = 0.0
   prompt_grid: int = 0
+  coarse_zoom: float = 0.0
+  coarse_classes: tuple[int, ...] = ()
 
 
 def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | os.PathLike) -> Inputs:
@@ -89,9 +107,13 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   splits = {name: _open(data, name) for name in ("train", "val")}
   same_class = 0.0 if learned else data.same_class
   notes: list[str] = []
-  zoom, grid, num_prompts, every_class = 0.0, 0, data.prompts, False
+  zooms, grid, num_prompts, every_class = [_Scale(0.0)], 0, data.prompts, False
   if data.zoom:
-    zoom, windows = _scale(data, splits, model_config, notes)
+    zooms = _scales(data, splits, model_config, notes)
+    if learned and len(zooms) > 1:
+      raise InputError(
+        "config.data.coarse_zoom: found with adapter.kind=prompt, expected 0: a learned prompt has one scale"
+      )
     grid = 1 if learned else data.prompt_grid or _fewest_cells(data, data.prompts)
     num_prompts = data.prompts * grid**2
     # The labels of class folders mean another thing in each, so that cells from several would contradict each other.
@@ -103,26 +125,51 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
       )
     augmentation = dataclasses.replace(training.augmentation, resize=None)
     training = dataclasses.replace(training, augmentation=augmentation, prompt_grid=grid)
-    evaluation = dataclasses.replace(evaluation, prompt_grid=grid, windows=windows)
+    evaluation = dataclasses.replace(evaluation, prompt_grid=grid)
   options = PairingOptions(data.same_group, same_class, data.negative, data.balanced, num_prompts, every_class)
   samples = {}
   for name, source in splits.items():
     samples[name] = known_samples(data, name, source, options.needs_classes, Path(workdir), notes)
-  with naming(f"{data.path}: {data.train_split}"):
-    pairing = training_pairing(samples["train"], options)
-  if pairing.describe() != f"{len(splits['train'])} samples":
-    notes.append(f"train: {pairing.describe()}")
-  read = {name: _at_scale(source, zoom, data.cache_mb * 2**20) for name, source in splits.items()}
-  pairs = SourceTrainingPairs(read["train"], pairing, training, data.bad_files)
-  if not learned and data.unanswerable != "keep":
-    notes.append(describe_answerable(pairs))
-  evaluation_pairs = evaluation_pairs_of(read if zoom else splits, samples, options, evaluation, data.bad_files)
-  return Inputs(pairs, evaluation_pairs, splits, tuple(notes), zoom, grid)
+  parts = []
+  for scale in zooms:
+    known = {name: _only(of_split, scale.classes) for name, of_split in samples.items()}
+    with naming(f"{data.path}: {data.train_split}"):
+      pairing = training_pairing(known["train"], options)
+    read = {name: _at_scale(source, scale, data.cache_mb * 2**20 // len(zooms)) for name, source in splits.items()}
+    pairs = SourceTrainingPairs(read["train"], pairing, training, data.bad_files)
+    validated = dataclasses.replace(evaluation, windows=scale.windows)
+    parts.append((pairs, evaluation_pairs_of(read if data.zoom else splits, known, options, validated, data.bad_files)))
+    if len(parts) == 1 and pairing.describe() != f"{len(splits['train'])} samples":
+      notes.append(f"train: {pairing.describe()}")
+    if not learned and data.unanswerable != "keep":
+      notes.append(describe_answerable(pairs))
+  (pairs, evaluation_pairs), *more = parts
+  if more:
+    pairs, evaluation_pairs = (kind(part) for kind, part in zip(_JOINED, zip(*parts, strict=True), strict=True))
+  fine, *coarse = zooms
+  return Inputs(
+    pairs,
+    evaluation_pairs,
+    splits,
+    tuple(notes),
+    fine.zoom,
+    grid,
+    *((coarse[0].zoom, coarse[0].classes) if coarse else (0.0, ())),
+  )
 
 
-def _at_scale(source: Source, zoom: float, cache: int) -> Source:
-  """Returns a source at the scale of the network, if it has one, whose samples are kept in memory."""
-  source = ZoomedSource(source, zoom) if zoom else source
+def _only(samples: SplitSamples, classes: tuple[int, ...] | None) -> SplitSamples:
+  """Returns the facts about samples of which only some classes keep their labels; None for all."""
+  if classes is None or samples.classes is None:
+    return samples
+  table = np.zeros_like(samples.classes)
+  table[:, list(classes)] = samples.classes[:, list(classes)]
+  return samples._replace(classes=table)
+
+
+def _at_scale(source: Source, scale: _Scale, cache: int) -> Source:
+  """Returns a source at a scale of the network, if it has one, whose samples are kept in memory."""
+  source = ZoomedSource(source, scale.zoom, scale.classes) if scale.zoom else source
   return CachedSource(source, cache) if cache else source
 
 
@@ -131,25 +178,55 @@ def _fewest_cells(data: ConfigDict, prompts: int) -> int:
   return math.ceil(math.sqrt((data.num_classes - 1) / prompts))
 
 
-def _scale(
+class _Scale(NamedTuple):
+  """A scale that images are shown at.
+
+  Attributes:
+    zoom: factor from the images' pixels to the network's; 0 resizes them.
+    classes: the only classes that are looked for; None for all.
+    windows: squares that cover a validation image.
+  """
+
+  zoom: float
+  classes: tuple[int, ...] | None = None
+  windows: int = 1
+
+
+def _scales(
   data: ConfigDict, splits: Mapping[str, Source], model_config: SegGPTConfig, notes: list[str]
-) -> tuple[float, int]:
-  """Returns the zoom, measured if the configuration asks for it, and the squares that cover a validation image."""
+) -> list[_Scale]:
+  """Returns one or two scales, measured if the configuration asks for it, and adds a line about each to the notes."""
   square, patch = model_config.canvas_size[1], model_config.patch_size
   shapes = {name: _typical_shape(source, data.bad_files) for name, source in splits.items()}
-  zoom, measured = float(data.zoom), ""
+  zoom, coarse, classes, measured = float(data.zoom), float(data.coarse_zoom), tuple(data.coarse_classes), ""
+  sides = object_sides(splits["train"], _skip(data)) if -1 in (zoom, coarse) else {}
   if zoom == -1:
-    sides = object_sides(splits["train"], _skip(data))
     zoom = measured_zoom(sides, shapes["train"], square, patch, _MOST_WINDOWS)
     smallest = min(sides, key=lambda index: sides[index])
     measured = f", as objects of class {smallest} are {sides[smallest]:.0f} pixels large"
-  windows = num_windows(shapes["val"], zoom, square)
+  if coarse == -1:
+    coarse, classes = measured_coarse_zoom(sides, shapes["train"], zoom, square)
+  elif coarse and not classes:
+    raise InputError(f"config.data.coarse_classes: found none with data.coarse_zoom={coarse}, expected some classes")
   height, width = shapes["train"]
+  tiles = num_windows((height, width), zoom, square)
   notes.append(
     f"scale: {zoom} pixels of the network for one of an image{measured} (data.zoom); an image of {width} x {height} "
-    f"pixels becomes {num_windows((height, width), zoom, square)} squares of {square}"
+    f"pixels becomes {tiles} squares of {square}"
   )
-  return zoom, windows
+  if not coarse:
+    return [_Scale(zoom, None, num_windows(shapes["val"], zoom, square))]
+  names = ", ".join(map(str, classes))
+  tiles = num_windows((height, width), coarse, square)
+  notes.append(
+    f"scale: {coarse} for class {names}, whose objects do not fit into a square at the first scale "
+    f"(data.coarse_zoom, data.coarse_classes); an image becomes {tiles} more"
+  )
+  others = tuple(value for value in range(1, data.num_classes) if value not in classes)
+  return [
+    _Scale(factor, shown, num_windows(shapes["val"], factor, square))
+    for factor, shown in ((zoom, others), (coarse, classes))
+  ]
 
 
 def _typical_shape(source: Source, bad_files: str, count: int = 16) -> tuple[int, int]:

@@ -51,7 +51,15 @@ _BEFORE_THESE_KEYS = {
 
 # Keys that decide which pairs a run draws. A run keeps the values of its first start where the new start has defaults,
 # so that runs of versions with other defaults go on with the same pairs, or -1, so that nothing is measured again.
-_KEPT = ("data.same_class", "data.unanswerable", "data.prompt_foreground", "data.zoom", "data.prompt_grid")
+_KEPT = (
+  "data.same_class",
+  "data.unanswerable",
+  "data.prompt_foreground",
+  "data.zoom",
+  "data.prompt_grid",
+  "data.coarse_zoom",
+  "data.coarse_classes",
+)
 
 
 def keep_pairs(workdir: Path, config: ConfigDict) -> ConfigDict:

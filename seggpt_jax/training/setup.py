@@ -111,6 +111,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike) -> Run:
   inputs = open_inputs(config, model_config, workdir)
   # What was measured becomes part of the run, for its next start and for inference.
   config.data.update(zoom=inputs.zoom, prompt_grid=inputs.prompt_grid)
+  config.data.update(coarse_zoom=inputs.coarse_zoom, coarse_classes=inputs.coarse_classes)
   plan = _plan(config, model_config, mesh)
 
   for folder in ("checkpoints", "best", "panels"):

@@ -56,6 +56,21 @@ def test_windows_of_a_large_image_are_predicted_as_if_alone(predictor):
   np.testing.assert_allclose(whole.colors[SIZE:, SIZE : 2 * SIZE].astype(int), alone.colors.astype(int), atol=1)
 
 
+def test_a_coarse_zoom_looks_for_its_classes_alone_behind_those_of_the_first(predictor):
+  prompts, (image, _) = [labeled(seed, 80, 90) for seed in range(4)], labeled(9, 70, 80)
+  shown = {"zoom": 1, "prompt_grid": 2}
+  both = predictor.predict_many([(image, prompts)], InferenceOptions(**shown, coarse_zoom=0.5, coarse_classes=(2,)))
+  (both,) = both
+  only = [[(picture, np.where(label == value, label, 0)) for picture, label in prompts] for value in (1, 2)]
+  fine = predictor.predict(image, only[0], **shown)
+  coarse = predictor.predict(image, only[1], zoom=0.5, prompt_grid=2)
+  np.testing.assert_array_equal(both.colors, np.where((fine.labels == 1)[..., None], fine.colors, coarse.colors))
+  assert both.classes == (0, 1, 2)
+  for wrong in ({"coarse_zoom": 0.5}, {"coarse_classes": (1,)}, {"coarse_zoom": 2, "coarse_classes": (1,)}):
+    with pytest.raises(InputError, match="coarse_zoom: found"):
+      InferenceOptions(**shown, **wrong)
+
+
 def test_objects_of_prompts_are_shown_two_patches_large(tmp_path):
   config = VARIANTS["small"]  # squares of 96 pixels, patches of 8
   label = np.zeros((300, 400), np.uint8)

@@ -112,6 +112,8 @@ WITHOUT_EFFECT = [
   ("data.mask_ratio", 0.5, {"data.lower_half_share": 1.0}, {"data.lower_half_share": 0.9}),
   ("data.zoom", 0.5, {"data.source": "tasks"}, {}),
   ("data.prompt_grid", 2, {}, {"data.zoom": 0.5}),
+  ("data.coarse_zoom", 0.2, {}, {"data.zoom": 0.5}),
+  ("data.coarse_classes", (2,), {"data.zoom": 0.5}, {"data.zoom": 0.5, "data.coarse_zoom": 0.2}),
   ("data.resize", 512, {"data.zoom": 0.5}, {}),
   ("data.resize_mode", "shorter", {"data.zoom": 0.5}, {}),
   ("data.same_class", 0.5, {"data.zoom": 0.5}, {}),

@@ -203,6 +203,24 @@ def test_with_a_zoom_every_prompt_shows_every_class_and_validation_covers_the_im
   np.testing.assert_array_equal(shown[0]["images"], inputs.evaluation(0)["images"])
 
 
+def test_large_classes_are_looked_for_at_a_scale_of_their_own(config, tmp_path):
+  inputs, batch = batch_of(zooming(config, zoom=4.0, coarse_zoom=1.0, coarse_classes=(2,)), tmp_path, size=12)
+  size = TINY.canvas_size[1]
+  assert (inputs.coarse_zoom, inputs.coarse_classes) == (1.0, (2,))
+  # Each image is a query once at each scale, and its prompts show the classes of that scale.
+  assert inputs.training.epoch == 12
+  shown = [set(np.unique(labels).tolist()) - {0} for labels in batch["labels"]]
+  assert sorted(shown, key=min) == 6 * [{1}] + 6 * [{2}]
+  # 20 x 24 pixels are nine windows at the first scale and one at the second.
+  windows = -(-80 // size) * -(-96 // size)
+  assert len(inputs.evaluation) == 6 * (windows + 1)
+  for index in range(len(inputs.evaluation)):
+    found = set(np.unique(inputs.evaluation(index)["labels"]).tolist())
+    assert found <= ({0, 1} if index < 6 * windows else {0, 2})
+  config.data.coarse_classes = ()
+  refused("config.data.coarse_classes: found none with data.coarse_zoom=1.0", lambda: opened(config, tmp_path))
+
+
 def test_prompts_with_fewer_cells_than_classes_are_refused(config, tmp_path):
   refused(
     "config.data.prompt_grid: found 1 prompts of 1 x 1 cells, expected at least 2 cells",
