@@ -6,6 +6,7 @@ camera show things at one scale, and a network sees small objects only if a patc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -108,14 +109,15 @@ def measured_zoom(
     most_windows: most squares that an image may take.
 
   Returns:
-    The zoom, two digits: at most 1, because magnified pixels show nothing new, and at least as large as fits a whole
+    The zoom, three digits: at most 1, because magnified pixels show nothing new, and at least as large as fits a whole
     image into one square.
   """
   whole = square / max(shape[:2])
   zoom = min(1.0, wanted / min(sides.values()))
   while zoom > whole and num_windows(shape, zoom, square) > most_windows:
     zoom *= 0.95
-  return round(max(zoom, min(whole, 1.0), _LEAST), 2)
+  # Rounded down: a pixel more than a square would take a second one.
+  return math.floor(1000 * max(zoom, min(whole, 1.0), _LEAST) + 1e-6) / 1000
 
 
 def measured_coarse_zoom(
