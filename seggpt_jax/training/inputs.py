@@ -223,10 +223,9 @@ def _scales(
     f"(data.coarse_zoom, data.coarse_classes); an image becomes {tiles} more"
   )
   others = tuple(value for value in range(1, data.num_classes) if value not in classes)
-  return [
-    _Scale(factor, shown, num_windows(shapes["val"], factor, square))
-    for factor, shown in ((zoom, others), (coarse, classes))
-  ]
+  fine, large = (num_windows(shapes["val"], factor, square) for factor in (zoom, coarse))
+  # Validation takes some of all windows, evenly: with few coarse ones, it would hardly see their classes.
+  return [_Scale(zoom, others, fine), _Scale(coarse, classes, max(large, fine // 4))]
 
 
 def _typical_shape(source: Source, bad_files: str, count: int = 16) -> tuple[int, int]:

@@ -213,7 +213,7 @@ def test_large_classes_are_looked_for_at_a_scale_of_their_own(config, tmp_path):
   assert sorted(shown, key=min) == 6 * [{1}] + 6 * [{2}]
   # 20 x 24 pixels are nine windows at the first scale and one at the second.
   windows = -(-80 // size) * -(-96 // size)
-  assert len(inputs.evaluation) == 6 * (windows + 1)
+  assert len(inputs.evaluation) == 6 * (windows + windows // 4)
   for index in range(len(inputs.evaluation)):
     found = set(np.unique(inputs.evaluation(index)["labels"]).tolist())
     assert found <= ({0, 1} if index < 6 * windows else {0, 2})
