@@ -204,7 +204,9 @@ def _scales(
     zoom = measured_zoom(sides, shapes["train"], square, patch, _MOST_WINDOWS)
     smallest = min(sides, key=lambda index: sides[index])
     measured = f", as objects of class {smallest} are {sides[smallest]:.0f} pixels large"
-  if coarse == -1:
+  if coarse == -1 and data.source == "class_folders":
+    coarse = 0.0  # a class is another thing in each folder
+  elif coarse == -1:
     coarse, classes = measured_coarse_zoom(sides, shapes["train"], zoom, square)
   elif coarse and not classes:
     raise InputError(f"config.data.coarse_classes: found none with data.coarse_zoom={coarse}, expected some classes")

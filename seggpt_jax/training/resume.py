@@ -41,6 +41,7 @@ _BEFORE_THESE_KEYS = {
   "accumulate": 1,
   "data.unanswerable": "keep",
   "data.prompt_foreground": 0.0,
+  "data.coarse_zoom": 0.0,
   "optim.schedule": "cycles",
   "optim.layer_decay": 1.0,
   "optim.decay_all": True,

@@ -1,12 +1,13 @@
 """Resuming: yesterday's run goes on with today's code, and no other task or optimizer takes over its checkpoints."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from configs import small
+from configs import defects_small, small
 from seggpt_jax.errors import InputError
 from seggpt_jax.training.config import check_config, default_config
 from seggpt_jax.training.resume import changed_keys, keep_pairs, store_config
@@ -52,6 +53,21 @@ def test_a_run_keeps_its_pairs_where_the_new_start_does_not_set_them(run, config
   kept = keep_pairs(run, config)
   assert (kept.data.same_class, kept.data.unanswerable, kept.data.prompt_foreground) == (0.0, "ignore", 0.5)
   assert changed_keys(run, kept) == ["data.unanswerable", "data.prompt_foreground"]
+
+
+def test_a_run_keeps_the_scales_that_its_first_start_measured(run):
+  """Runs from before the second scale existed have one, also where the configuration measures a second one today."""
+  config = defects_small.get_config()
+  measured = copy.deepcopy(config)
+  measured.data.update(zoom=0.5, prompt_grid=2, coarse_zoom=0.2, coarse_classes=(4, 5))
+  store_config(run, measured)
+  kept = keep_pairs(run, config).data
+  assert (kept.zoom, kept.prompt_grid, kept.coarse_zoom, kept.coarse_classes) == (0.5, 2, 0.2, (4, 5))
+  stored = json.loads((run / "config.json").read_text())
+  del stored["data"]["coarse_zoom"], stored["data"]["coarse_classes"]
+  (run / "config.json").write_text(json.dumps(stored))
+  kept = keep_pairs(run, config).data
+  assert (kept.zoom, kept.coarse_zoom, kept.coarse_classes) == (0.5, 0.0, ())
 
 
 def test_what_was_stored_is_what_is_read(run, config):
