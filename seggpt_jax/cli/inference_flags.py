@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -13,6 +12,7 @@ from absl import flags
 from seggpt_jax.cli.help_text import flag_name
 from seggpt_jax.cli.label_flags import label_values
 from seggpt_jax.cli.runner import naming_flags
+from seggpt_jax.data.cells import fewest_cells
 from seggpt_jax.data.images import list_images
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
@@ -99,7 +99,7 @@ def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calib
     objects = measure_objects(_prompt_labels(), labels)
     zoom, sides = objects.zoom(load_config(flags.FLAGS.model_path)), objects.sides
     changes.setdefault("overlap", ZOOM_OVERLAP if zoom else 0)
-    scale = {"zoom": zoom, "prompt_grid": math.ceil(math.sqrt(len(sides))) if zoom else 1}
+    scale = {"zoom": zoom, "prompt_grid": fewest_cells(len(sides)) if zoom else 1}
   else:
     changes["split"] = _numbers("split", int, "auto, objects, a number, or several such as 1,2,4")
   if changes.get("sensitivity", ["auto"]) == ["auto"]:

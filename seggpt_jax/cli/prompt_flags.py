@@ -64,7 +64,7 @@ def find_queries(
   values = flags.FLAGS
   folders = values.prompt_img_dir, values.prompt_label_dir
   # At the scale of training a prompt consists of cells, each from another image.
-  count = values.top_k * options.prompt_grid**2
+  count = values.top_k * options.cells
   if values.mapping:
     return list_queries(images, *folders, values.mapping, count, bad)
   rule = values.prompts if values.prompts != "auto" else "spread" if options.zoom else "first"

@@ -20,6 +20,11 @@ from seggpt_jax.data.labels import classes_in, shrink_labels
 from seggpt_jax.data.sources import Sample
 
 
+def fewest_cells(num_classes: int) -> int:
+  """Returns the fewest cells along a side with which a prompt shows a number of classes, at least 1."""
+  return max(1, math.ceil(math.sqrt(num_classes)))
+
+
 def cell_edges(size: int, grid: int) -> list[int]:
   """Returns the first pixel of each cell along a side, and the end of the last one.
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from seggpt_jax.data.cells import fewest_cells
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.seggpt import SegType
 
@@ -96,6 +97,17 @@ class InferenceOptions:
   def zooms(self) -> tuple[float | int, ...]:
     """The zoom, and the coarse one if there is one."""
     return (self.zoom, self.coarse_zoom) if self.coarse_zoom else (self.zoom,)
+
+  def grid_at(self, zoom: float | int) -> int:
+    """Returns the cells along a side of a prompt at one of `zooms`; at the coarse one as few as show its classes."""
+    if self.coarse_zoom and zoom == self.coarse_zoom:
+      return fewest_cells(len(self.coarse_classes))
+    return self.prompt_grid
+
+  @property
+  def cells(self) -> int:
+    """Number of cells of a prompt, those of all zooms together; 1 without a zoom."""
+    return sum(self.grid_at(zoom) ** 2 for zoom in self.zooms)
 
   @property
   def splits(self) -> tuple[int, ...]:

@@ -77,8 +77,9 @@ def cells_of(
   Returns:
     Images and labels of K prompts.
   """
-  cells = options.prompt_grid**2
-  count = cells * -(-len(prompts) // cells)
+  zoom = options.zoom if zoom is None else zoom
+  grid = options.grid_at(zoom)
+  count = grid**2 * -(-len(prompts) // options.cells)
   samples: list[Sample] = []
   for scaled in (prompt.zoomed(options.zoom) for prompt in prompts):
     sample: Sample = {"image": scaled.image, "label": scaled.labels}
@@ -92,7 +93,7 @@ def cells_of(
   # Images that show no class of this zoom would waste cells.
   samples = [sample for sample in samples if sample["label"].any()] or samples
   samples = [samples[place % len(samples)] for place in range(count)]
-  made = make_prompts(samples, options.prompt_grid, size)
+  made = make_prompts(samples, grid, size)
   return np.stack([prompt["image"] for prompt in made]), np.stack([prompt["label"] for prompt in made])
 
 

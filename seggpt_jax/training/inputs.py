@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 
 from seggpt_jax.data.augment import Augmentation
 from seggpt_jax.data.cached import CachedSource
+from seggpt_jax.data.cells import fewest_cells
 from seggpt_jax.data.class_index import has_foreground
 from seggpt_jax.data.datasets import KINDS, Dataset, open_dataset
 from seggpt_jax.data.images import remote_or_local
@@ -107,38 +107,32 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   splits = {name: _open(data, name) for name in ("train", "val")}
   same_class = 0.0 if learned else data.same_class
   notes: list[str] = []
-  zooms, grid, num_prompts, every_class = [_Scale(0.0)], 0, data.prompts, False
+  scales, every_class = [_Scale(0.0)], False
   if data.zoom:
-    zooms = _scales(data, splits, model_config, notes)
-    if learned and len(zooms) > 1:
+    # The labels of class folders mean another thing in each, so that cells from several would contradict each other.
+    every_class = not learned and data.source != "class_folders"
+    scales = _scales(data, splits, model_config, notes)
+    if learned and len(scales) > 1:
       raise InputError(
         "config.data.coarse_zoom: found with adapter.kind=prompt, expected 0: a learned prompt has one scale"
       )
-    grid = 1 if learned else data.prompt_grid or _fewest_cells(data, data.prompts)
-    num_prompts = data.prompts * grid**2
-    # The labels of class folders mean another thing in each, so that cells from several would contradict each other.
-    every_class = not learned and data.source != "class_folders"
-    if every_class and num_prompts < data.num_classes - 1:
-      raise InputError(
-        f"config.data.prompt_grid: found {data.prompts} prompts of {grid} x {grid} cells, expected at least "
-        f"{data.num_classes - 1} cells, one for each class of data.num_classes={data.num_classes}"
-      )
-    augmentation = dataclasses.replace(training.augmentation, resize=None)
-    training = dataclasses.replace(training, augmentation=augmentation, prompt_grid=grid)
-    evaluation = dataclasses.replace(evaluation, prompt_grid=grid)
-  options = PairingOptions(data.same_group, same_class, data.negative, data.balanced, num_prompts, every_class)
+    training = dataclasses.replace(training, augmentation=dataclasses.replace(training.augmentation, resize=None))
+  options = PairingOptions(data.same_group, same_class, data.negative, data.balanced, data.prompts, every_class)
   samples = {}
   for name, source in splits.items():
     samples[name] = known_samples(data, name, source, options.needs_classes, Path(workdir), notes)
-  parts = []
-  for scale in zooms:
+  parts, grids = [], []
+  for scale in scales:
+    grids.append(_grid(data, scale, learned, every_class))
+    paired = dataclasses.replace(options, num_prompts=data.prompts * max(grids[-1], 1) ** 2)
     known = {name: _only(of_split, scale.classes) for name, of_split in samples.items()}
     with naming(f"{data.path}: {data.train_split}"):
-      pairing = training_pairing(known["train"], options)
-    read = {name: _at_scale(source, scale, data.cache_mb * 2**20 // len(zooms)) for name, source in splits.items()}
-    pairs = SourceTrainingPairs(read["train"], pairing, training, data.bad_files)
-    validated = dataclasses.replace(evaluation, windows=scale.windows)
-    parts.append((pairs, evaluation_pairs_of(read if data.zoom else splits, known, options, validated, data.bad_files)))
+      pairing = training_pairing(known["train"], paired)
+    read = {name: _at_scale(source, scale, data.cache_mb * 2**20 // len(scales)) for name, source in splits.items()}
+    shown = dataclasses.replace(training, prompt_grid=grids[-1])
+    pairs = SourceTrainingPairs(read["train"], pairing, shown, data.bad_files)
+    validated = dataclasses.replace(evaluation, prompt_grid=grids[-1], windows=scale.windows)
+    parts.append((pairs, evaluation_pairs_of(read if data.zoom else splits, known, paired, validated, data.bad_files)))
     if len(parts) == 1 and pairing.describe() != f"{len(splits['train'])} samples":
       notes.append(f"train: {pairing.describe()}")
     if not learned and data.unanswerable != "keep":
@@ -146,14 +140,14 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   (pairs, evaluation_pairs), *more = parts
   if more:
     pairs, evaluation_pairs = (kind(part) for kind, part in zip(_JOINED, zip(*parts, strict=True), strict=True))
-  fine, *coarse = zooms
+  fine, *coarse = scales
   return Inputs(
     pairs,
     evaluation_pairs,
     splits,
     tuple(notes),
     fine.zoom,
-    grid,
+    grids[0],
     *((coarse[0].zoom, coarse[0].classes) if coarse else (0.0, ())),
   )
 
@@ -173,9 +167,19 @@ def _at_scale(source: Source, scale: _Scale, cache: int) -> Source:
   return CachedSource(source, cache) if cache else source
 
 
-def _fewest_cells(data: ConfigDict, prompts: int) -> int:
-  """Returns the fewest cells along a side with which the prompts show every class."""
-  return math.ceil(math.sqrt((data.num_classes - 1) / prompts))
+def _grid(data: ConfigDict, scale: _Scale, learned: bool, every_class: bool) -> int:
+  """Returns the cells along a side of a prompt at a scale: 0 without a zoom, 1 for a learned prompt."""
+  if not scale.zoom or learned:
+    return int(bool(scale.zoom))
+  count = data.num_classes - 1 if scale.classes is None else len(scale.classes)
+  # Several prompts share the classes, but each has the same number of cells.
+  grid = scale.grid or fewest_cells(-(-count // data.prompts))
+  if every_class and data.prompts * grid**2 < count:
+    raise InputError(
+      f"config.data.prompt_grid: found {data.prompts} prompts of {grid} x {grid} cells, expected at least "
+      f"{count} cells, one for each class of data.num_classes={data.num_classes}"
+    )
+  return grid
 
 
 class _Scale(NamedTuple):
@@ -185,11 +189,13 @@ class _Scale(NamedTuple):
     zoom: factor from the images' pixels to the network's; 0 resizes them.
     classes: the only classes that are looked for; None for all.
     windows: squares that cover a validation image.
+    grid: cells along a side of a prompt; 0 for the fewest that show the classes.
   """
 
   zoom: float
   classes: tuple[int, ...] | None = None
   windows: int = 1
+  grid: int = 0
 
 
 def _scales(
@@ -217,7 +223,7 @@ def _scales(
     f"pixels becomes {tiles} squares of {square}"
   )
   if not coarse:
-    return [_Scale(zoom, None, num_windows(shapes["val"], zoom, square))]
+    return [_Scale(zoom, None, num_windows(shapes["val"], zoom, square), data.prompt_grid)]
   names = ", ".join(map(str, classes))
   tiles = num_windows((height, width), coarse, square)
   notes.append(
@@ -227,7 +233,10 @@ def _scales(
   others = tuple(value for value in range(1, data.num_classes) if value not in classes)
   fine, large = (num_windows(shapes["val"], factor, square) for factor in (zoom, coarse))
   # Validation takes some of all windows, evenly: with few coarse ones, it would hardly see their classes.
-  return [_Scale(zoom, others, fine), _Scale(coarse, classes, max(large, fine // 4))]
+  return [
+    _Scale(zoom, others, fine, data.prompt_grid),
+    _Scale(coarse, classes, max(large, fine // 4), fewest_cells(len(classes))),
+  ]
 
 
 def _typical_shape(source: Source, bad_files: str, count: int = 16) -> tuple[int, int]:

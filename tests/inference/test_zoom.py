@@ -63,7 +63,8 @@ def test_a_coarse_zoom_looks_for_its_classes_alone_behind_those_of_the_first(pre
   (both,) = both
   only = [[(picture, np.where(label == value, label, 0)) for picture, label in prompts] for value in (1, 2)]
   fine = predictor.predict(image, only[0], **shown)
-  coarse = predictor.predict(image, only[1], zoom=0.5, prompt_grid=2)
+  # The second zoom has one class, which takes one cell; 2 x 2 and one are five for each prompt.
+  coarse = predictor.predict(image, only[1][:1], zoom=0.5)
   np.testing.assert_array_equal(both.colors, np.where((fine.labels == 1)[..., None], fine.colors, coarse.colors))
   assert both.classes == (0, 1, 2)
   for wrong in ({"coarse_zoom": 0.5}, {"coarse_classes": (1,)}, {"coarse_zoom": 2, "coarse_classes": (1,)}):

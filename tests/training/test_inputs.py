@@ -207,6 +207,7 @@ def test_large_classes_are_looked_for_at_a_scale_of_their_own(config, tmp_path):
   inputs, batch = batch_of(zooming(config, zoom=4.0, coarse_zoom=1.0, coarse_classes=(2,)), tmp_path, size=12)
   size = TINY.canvas_size[1]
   assert (inputs.coarse_zoom, inputs.coarse_classes) == (1.0, (2,))
+  assert inputs.prompt_grid == 1, "each scale has one class"
   # Each image is a query once at each scale, and its prompts show the classes of that scale.
   assert inputs.training.epoch == 12
   shown = [set(np.unique(labels).tolist()) - {0} for labels in batch["labels"]]
