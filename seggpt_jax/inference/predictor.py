@@ -298,9 +298,8 @@ class Predictor:
     return views
 
 
-_PromptTiles = dict[
-  float, tuple[np.ndarray, np.ndarray]
-]  # by split or zoom: images and colored masks of the prompts' tiles
+# By split or zoom: images and colored masks of the prompts' tiles.
+_PromptTiles = dict[float | int, tuple[np.ndarray, np.ndarray]]
 
 
 def _learned_tiles(
