@@ -52,6 +52,7 @@ SMALLER = {
   "seggpt train --config in_context_tuning": [*_FEW_STEPS, "--config.optim.warmup=0"],
   "seggpt train --config defects_small": [flag for flag in _FEW_STEPS if "resize" not in flag],
   "seggpt train": _FEW_STEPS,
+  "seggpt evaluate-in-context --model-path small --data": ["--model-path=weights/vit_large", "--num-episodes=1"],
   "seggpt evaluate-in-context": ["--model-path=weights/vit_large", "--families=regions", "--num-episodes=1"],
   "seggpt retrieve": ["--cache="],
 }

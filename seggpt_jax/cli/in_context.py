@@ -12,7 +12,9 @@ from __future__ import annotations
 from absl import flags
 
 from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.runner import is_given
 from seggpt_jax.compilation import keep_programs
+from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import in_context_report
 
 
@@ -35,6 +37,8 @@ def main() -> None:
   """Evaluates the network that the flags name."""
   keep_programs()
   values = flags.FLAGS
+  if values.data and is_given("families"):
+    raise InputError("--families: found beside --data, expected one of the two: datasets take the place of families")
   in_context_report.run(
     values.model_path,
     values.families,

@@ -167,7 +167,7 @@ class Tasks:
         break
     most = min(self.num_classes - 1, len(candidates), int(generator.choice([1, 2, 3, 6], p=[0.4, 0.3, 0.2, 0.1])))
     if family.sparse and generator.random() < _ANY:
-      # One class for whatever is wrong, as an inspection line asks.
+      # One class for all faults, as an inspection line asks.
       labels = (episode.kinds > 0).astype(np.uint8)
     else:
       labels = episode.labels(generator.permutation(candidates)[:most])

@@ -212,6 +212,7 @@ def test_the_command_prints_a_table_and_writes_numbers_and_a_picture(larger_weig
   ("options", "words"),
   [
     (["--families", "galaxies"], ["--families", "'galaxies'", "cells"]),
+    (["--families", "cells", "--data", "lot"], ["--families: found beside --data, expected one of the two"]),
     (["--families", "cells"], ["nowhere: not found"]),
     (["--num_prompts", "0"], ["--num-prompts=0"]),
     (["more"], ["'more'"]),
