@@ -132,11 +132,11 @@ def measured_coarse_zoom(
     square: side of the network's square in pixels.
 
   Returns:
-    The zoom at which the smallest of these classes is a quarter of a square large, but a whole image is not smaller
+    The zoom at which the smallest of these classes is half a square large, but a whole image is not smaller
     than a square; and the classes. 0 and no classes if all objects fit, or if the zoom would be nearly the same.
   """
   large = {value: side for value, side in sides.items() if side * zoom > square / 2}
   if not large or len(large) == len(sides):
     return 0.0, ()
-  coarse = measured_zoom(large, shape, square, square // 4, num_windows(shape, zoom, square))
+  coarse = measured_zoom(large, shape, square, square // 2, num_windows(shape, zoom, square))
   return (coarse, tuple(large)) if coarse < 0.6 * zoom else (0.0, ())

@@ -198,6 +198,15 @@ class Flaw:
     cover = blob(generator, size, center, generator.uniform(12.0, 26.0) * unit, 0.35)
     return cover, cv2.GaussianBlur(cover, (0, 0), 3.0) * 0.6
 
+  def _band(self, generator, size, unit, center):
+    # From a side inwards, as a tool leaves it that took off more there: with a sharp step, and another roughness.
+    turn = np.pi / 2 * generator.integers(4) + generator.normal(0, 0.15)
+    y, x = coordinates(size)
+    depth = (x - 0.5) * math.cos(turn) + (y - 0.5) * math.sin(turn) + 0.015 * smooth_noise(generator, size, 6.0)
+    cover = np.clip((depth - generator.uniform(0.1, 0.42)) * size + 0.5, 0, 1).astype(np.float32)
+    lines = np.repeat(smooth_noise(generator, size, size / 2)[:1], size, axis=0)
+    return cover, 0.5 + generator.uniform(0, 0.5) * (lines if generator.random() < 0.5 else lines.T)
+
   def _missing(self, generator, size, unit, center):
     return blob(generator, size, center, generator.uniform(4.0, 12.0) * unit, 0.4), np.float32(1)
 
@@ -225,7 +234,7 @@ class Flaw:
     return cover, np.float32(1)
 
 
-SORTS = ("scratch", "crack", "hole", "dent", "stain", "uneven", "missing", "chip", "fray", "specks")
+SORTS = ("scratch", "crack", "hole", "dent", "stain", "uneven", "band", "missing", "chip", "fray", "specks")
 
 
 def _random_flaws(generator: np.random.Generator, count: int, gray: bool, contrast: float, hard: float) -> list[Flaw]:

@@ -43,6 +43,8 @@ from seggpt_jax.training.pairs import (
 _AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
 # Squares that an image may take where the zoom is measured: with the packaged weights and two cores, a second or two.
 _MOST_WINDOWS = 36
+# With two scales each looks for some of the classes. Where these are rare, most of its queries would show none.
+_SHOWN = 0.5
 _JOINED = (InTurnTrainingPairs, JoinedEvaluationPairs)
 
 
@@ -117,14 +119,20 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
         "config.data.coarse_zoom: found with adapter.kind=prompt, expected 0: a learned prompt has one scale"
       )
     training = dataclasses.replace(training, augmentation=dataclasses.replace(training.augmentation, resize=None))
-  options = PairingOptions(data.same_group, same_class, data.negative, data.balanced, data.prompts, every_class)
+  options = PairingOptions(
+    data.same_group, same_class, data.negative, float(data.balanced), data.prompts, every_class
+  )
   samples = {}
   for name, source in splits.items():
     samples[name] = known_samples(data, name, source, options.needs_classes, Path(workdir), notes)
   parts, grids = [], []
   for scale in scales:
     grids.append(_grid(data, scale, learned, every_class))
-    paired = dataclasses.replace(options, num_prompts=data.prompts * max(grids[-1], 1) ** 2)
+    paired = dataclasses.replace(
+      options,
+      num_prompts=data.prompts * max(grids[-1], 1) ** 2,
+      balanced=options.balanced if scale.classes is None else max(options.balanced, _SHOWN),
+    )
     known = {name: _only(of_split, scale.classes) for name, of_split in samples.items()}
     with naming(f"{data.path}: {data.train_split}"):
       pairing = training_pairing(known["train"], paired)

@@ -30,7 +30,9 @@ class LossOptions:
     smooth_l1: weight of the smooth L1 of the normalized colors.
     cross_entropy: weight of the cross-entropy of the classes of each pixel.
     dice: weight of the soft Dice loss of each canvas's foreground.
-    temperature: squared distance in the color cube (side 1) that changes the odds of two classes by a factor of e.
+    temperature: squared distance of colors that changes the odds of two classes by a factor of e, as a share of that
+      between the two most similar colors of a canvas. It must be well below 1: at 1, a perfect prediction leaves each
+      pixel uncertain, and Dice of a small object is all about the uncertain rest.
     foreground: least share of the foreground in the weights of each canvas's pixels, 0 to below 1, reached with weights
       of at most 20; 0 weighs all pixels equally. Concerns smooth L1 and cross-entropy.
   """
@@ -38,7 +40,7 @@ class LossOptions:
   smooth_l1: float = 1.0
   cross_entropy: float = 0.0
   dice: float = 0.0
-  temperature: float = 0.25
+  temperature: float = 0.125
   foreground: float = 0.0
 
 
@@ -108,8 +110,10 @@ def class_log_probabilities(
 ) -> Float[Array, "b h w n"]:
   """Returns the logarithms of class probabilities: a softmax over squared distances to the colors of the palette.
 
-  The odds of two classes are `exp((d2**2 - d1**2) / temperature)`. They grow linearly along the line from one color to
-  the other, so that this is logistic regression on the colors, and nearest colors have the largest probabilities.
+  The odds of two classes are `exp((d2**2 - d1**2) / (temperature * least))`, where `least` is the squared distance of the
+  two most similar colors that are shown. They grow linearly along the line from one color to the other, so that this is
+  logistic regression on the colors, and nearest colors have the largest probabilities. A prediction of exactly a color
+  has odds of at least `exp(1 / temperature)`, whatever the palette.
 
   Args:
     colors: predicted colors, 0..255.
@@ -119,7 +123,10 @@ def class_log_probabilities(
   """
   colors, palettes = colors / 255.0, palettes.astype(jnp.float32) / 255.0
   distances = jnp.sum((colors[..., None, :] - palettes[:, None, None]) ** 2, axis=-1)
-  scores = jnp.where(shown[:, None, None], -distances / temperature, -jnp.inf)
+  between = jnp.sum((palettes[:, :, None] - palettes[:, None]) ** 2, axis=-1)
+  others = shown[:, :, None] & shown[:, None] & (between > 0)
+  least = jnp.min(between, axis=(1, 2), where=others, initial=3.0)[:, None, None, None]  # black and white
+  scores = jnp.where(shown[:, None, None], -distances / (temperature * least), -jnp.inf)
   return jax.nn.log_softmax(scores, axis=-1)
 
 

@@ -347,8 +347,8 @@ KEYS: tuple[Key, ...] = (
   Key("loss.dice", 0.0, "Weight of the soft Dice loss of each canvas's foreground, of the same classes.", 0),
   Key(
     "loss.temperature",
-    0.25,
-    "Squared distance of colors (side of the cube 1) that changes the odds of two classes by a factor of e.",
+    0.125,
+    "Share of the least squared distance of two classes' colors that changes their odds by a factor of e.",
     0.001,
     conditions=_READS_CLASSES,
   ),

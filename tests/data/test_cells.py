@@ -163,8 +163,8 @@ def test_a_zoomed_source_scales_images_and_labels_together():
 def test_classes_that_do_not_fit_into_a_square_get_a_coarser_zoom():
   # Stains of 150 pixels would take 75 of 64; a whole image of 300 x 200 pixels fits into a square at 0.213.
   assert measured_coarse_zoom({1: 16.0, 4: 150.0, 5: 180.0}, (200, 300), 0.5, 64) == (0.213, (4, 5))
-  # In a large image they become a quarter of a square large.
-  assert measured_coarse_zoom({1: 16.0, 4: 150.0}, (2000, 3000), 0.5, 64) == (0.106, (4,))
+  # In a large image they become half a square large.
+  assert measured_coarse_zoom({1: 16.0, 4: 150.0}, (2000, 3000), 0.5, 64) == (0.213, (4,))
   # All fit, none fits, and a zoom that is nearly the same.
   assert measured_coarse_zoom({1: 16.0, 2: 60.0}, (200, 300), 0.5, 64) == (0.0, ())
   assert measured_coarse_zoom({1: 150.0}, (200, 300), 0.5, 64) == (0.0, ())

@@ -84,7 +84,7 @@ def test_groups_that_are_classes_prompt_negative_pairs_from_other_groups():
 def test_balanced_queries_have_each_class_equally_often():
   rare = np.zeros((8, 3), bool)
   rare[:7, 1], rare[7, 2] = True, True
-  queries = np.bincount([draw.query for draw in draws(4000, classes=rare, balanced=True)], minlength=8)
+  queries = np.bincount([draw.query for draw in draws(4000, classes=rare, balanced=1.0)], minlength=8)
   assert abs(queries[7] / 4000 - 0.5) < 0.04 and queries[:7].min() > 0.05 * 4000
 
 

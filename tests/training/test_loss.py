@@ -85,7 +85,9 @@ def test_cross_entropy_and_dice_equal_their_formulas():
   colors, labels, palettes = classes()
   hidden = np.asarray(batch()[2]).repeat(4, axis=1).repeat(4, axis=2) & (labels != IGNORE)
   distances = (((colors[..., None, :] - palettes[:, None, None].astype(np.float64)) / 255) ** 2).sum(-1)
-  scores, truth = torch.tensor(-distances[hidden] / 0.5), torch.tensor(labels[hidden].astype(np.int64))
+  between = (((palettes[:, :, None] - palettes[:, None].astype(np.float64)) / 255) ** 2).sum(-1)
+  least = between[:, ~np.eye(palettes.shape[1], dtype=bool)].min(axis=1)[:, None, None, None]
+  scores, truth = torch.tensor((-distances / (0.5 * least))[hidden]), torch.tensor(labels[hidden].astype(np.int64))
   plain = torch.nn.functional.cross_entropy(scores, truth)
   only = {"smooth_l1": 0.0, "temperature": 0.5}
   np.testing.assert_allclose(loss_of(LossOptions(cross_entropy=2.0, **only)), 2 * plain, rtol=1e-5)
