@@ -124,6 +124,7 @@ def class_log_probabilities(
   colors, palettes = colors / 255.0, palettes.astype(jnp.float32) / 255.0
   distances = jnp.sum((colors[..., None, :] - palettes[:, None, None]) ** 2, axis=-1)
   between = jnp.sum((palettes[:, :, None] - palettes[:, None]) ** 2, axis=-1)
+  # Compiled and fused, the distance of a color to itself is not always exactly 0.
   others = shown[:, :, None] & shown[:, None] & ~jnp.eye(palettes.shape[1], dtype=bool)[None]
   least = jnp.min(between, axis=(1, 2), where=others, initial=3.0)[:, None, None, None]  # black and white
   scores = jnp.where(shown[:, None, None], -distances / (temperature * least), -jnp.inf)
