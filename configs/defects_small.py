@@ -10,7 +10,7 @@ from seggpt_jax.training.config import default_config
 
 def get_config() -> ConfigDict:
   config = default_config()
-  config.num_steps = 1200
+  config.num_steps = 1300
   config.batch_size = 8
   config.model.init_from = "small"
   config.model.square = 64

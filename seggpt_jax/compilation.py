@@ -30,13 +30,19 @@ _FORWARD_SECONDS = (3, 11)
 _TRAINING_SECONDS = (12, 60)
 
 
+def default_device() -> jax.Device:
+  """Returns the device that JAX puts new arrays on."""
+  chosen = jax.config.jax_default_device
+  return chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
+
+
 def options(backend: str) -> dict[str, Any]:
   """Returns the options to compile with, for `jax.jit`'s `compiler_options`.
 
   Options that this version of XLA does not know are left out, with one warning each.
 
   Args:
-    backend: platform name, as `jax.default_backend()` returns it.
+    backend: platform name of a device.
   """
   return dict(_known_options(backend))
 
@@ -58,9 +64,9 @@ def _known_options(backend: str) -> dict[str, Any]:
 
 
 def jit(function: Callable | None = None, **arguments: Any) -> Callable:
-  """Compiles a function with `jax.jit` and the `options` of the default backend.
+  """Compiles a function with `jax.jit` and the `options` of the default device.
 
-  The backend is looked up at the first call, so decorating a function starts no device.
+  The device is looked up at the first call, so decorating a function starts none.
 
   Args:
     function: the function to compile; without it, the result is a decorator.
@@ -71,7 +77,7 @@ def jit(function: Callable | None = None, **arguments: Any) -> Callable:
 
   @functools.cache
   def compiled() -> Callable:
-    return jax.jit(function, compiler_options=options(jax.default_backend()), **arguments)
+    return jax.jit(function, compiler_options=options(default_device().platform), **arguments)
 
   @functools.wraps(function)
   def call(*args: Any, **kwargs: Any) -> Any:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, Num, UInt8
+from jaxtyping import Array, Bool, Float, Integer, Num, UInt8
 
 from seggpt_jax.typing import AnyArray
 
@@ -170,6 +171,7 @@ def decode(
   colors: Num[AnyArray, "b h w 3"],
   palette: Num[AnyArray, "b n 3"],
   sensitivity: Float[AnyArray, "b n"] | None = None,
+  shown: Bool[AnyArray, "b n"] | None = None,
 ) -> Integer[Array, "b h w"]:
   """Returns the index of the palette color nearest to each pixel in Euclidean distance, ties to the lower index.
 
@@ -181,6 +183,7 @@ def decode(
     palette: N colors for each sample, 0..255.
     sensitivity: divisors of the distances to each color, above 0: with 2, a color may be twice as far away as another
       one and still be chosen. None for 1.
+    shown: classes that may be chosen beside class 0, as the network has been asked for them; None for all.
 
   Returns:
     int32 class indices 0..N-1.
@@ -188,7 +191,9 @@ def decode(
 
   def squared(index: int) -> Float[AnyArray, "b h w"]:
     distance = _squared_distance(colors, palette, index)
-    return distance if sensitivity is None else distance / sensitivity[:, None, None, index] ** 2
+    if sensitivity is not None:
+      distance = distance / sensitivity[:, None, None, index] ** 2
+    return distance if shown is None or not index else jnp.where(shown[:, None, None, index], distance, jnp.inf)
 
   nearest, least = jnp.zeros(colors.shape[:-1], jnp.int32), squared(0)
   for index in range(1, palette.shape[1]):
@@ -196,6 +201,18 @@ def decode(
     nearest = jnp.where(candidate < least, index, nearest)
     least = jnp.minimum(candidate, least)
   return nearest
+
+
+def shown_classes(labels: Integer[AnyArray, "b h w"], num_classes: int, group: int = 1) -> Bool[Array, "b n"]:
+  """Returns which classes the labels of each canvas show, or those of the canvases of one query together.
+
+  Args:
+    labels: class indices; other values, such as IGNORE, are no class.
+    num_classes: N.
+    group: consecutive canvases that belong together.
+  """
+  shown = jnp.any(jax.nn.one_hot(labels.astype(jnp.int32), num_classes, dtype=bool), axis=(1, 2))
+  return jnp.repeat(jnp.any(shown.reshape(-1, group, num_classes), axis=1), group, axis=0)
 
 
 def nearest_distances(colors: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, "b n 3"]) -> Float[Array, "b h w 2"]:

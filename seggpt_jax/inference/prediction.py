@@ -145,6 +145,31 @@ def decode_prediction(
   return Prediction(labels, colors, palette, tuple(classes.tolist()), image=image)
 
 
+def nearest_blends(
+  colors: UInt8[np.ndarray, "h w 3"], palette: UInt8[np.ndarray, "n 3"], classes: Integer[np.ndarray, "k"]
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Replaces each color by a blend of the background and the class whose color is nearest, among some classes.
+
+  A network that was asked for some classes tells them apart in any way that these classes' colors allow; among the
+  colors of all classes, its answer could be nearest to one that nobody asked for. The distances of the blend to the two
+  colors have the ratio of those of the original color.
+
+  Args:
+    colors: predicted colors.
+    palette: color of each class; no class's color may be nearer to a blend than both of its ends (`fixed_palette`).
+    classes: the classes, without the background; with none, everything is background.
+  """
+  if not len(classes):
+    return np.broadcast_to(palette[0], colors.shape)
+  nearest = palette[classes[decode(colors, palette[classes])]].astype(np.float32)
+  background = palette[0].astype(np.float32)
+  to_background, to_class = (
+    np.linalg.norm(colors.astype(np.float32) - end, axis=-1, keepdims=True) for end in (background, nearest)
+  )
+  share = to_background / np.maximum(to_background + to_class, 1e-6)
+  return np.round(background + share * (nearest - background)).astype(np.uint8)
+
+
 _decode_block = jax.jit(palette_lib.decode)
 _distances_block = jax.jit(palette_lib.nearest_distances)
 

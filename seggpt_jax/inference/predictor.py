@@ -16,12 +16,13 @@ import jax
 import numpy as np
 
 from seggpt_jax import palette as palette_lib
+from seggpt_jax.compilation import default_device
 from seggpt_jax.data.cells import padded_image, zoomed_image
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.batching import BatchedForward, TiledImage, predict_colors
 from seggpt_jax.inference.options import Flips, InferenceOptions
-from seggpt_jax.inference.prediction import Prediction, decode_prediction
+from seggpt_jax.inference.prediction import Prediction, decode_prediction, nearest_blends
 from seggpt_jax.inference.prompts import (
   Pixels,
   PreparedPrompt,
@@ -79,7 +80,7 @@ class Predictor:
 
   def __init__(self, model: SegGPT, *, max_canvases: int | None = None, learned: StoredAdapter | None = None):
     self.config = model.config
-    self.max_canvases = max_canvases or _MAX_CANVASES.get(jax.default_backend(), 16)
+    self.max_canvases = max_canvases or _MAX_CANVASES.get(default_device().platform, 16)
     self.learned = learned
     self._graph, self._params = parameters.split(model)
 
@@ -107,10 +108,10 @@ class Predictor:
     if dtype is None:
       dtype = parameters.default_dtype()
     if adapter is None:
-      return cls(weights.load_model(directory, dtype=dtype), max_canvases=max_canvases)
+      return cls(weights.load_model(directory, dtype=dtype, training=False), max_canvases=max_canvases)
     if not isinstance(adapter, StoredAdapter):
       adapter = os.path.expanduser(adapter)
-    model, stored = load_adapted_model(directory, adapter, dtype=dtype)
+    model, stored = load_adapted_model(directory, adapter, dtype=dtype, training=False)
     learned = stored if isinstance(stored.adapter, LearnedPrompt) else None
     return cls(model, max_canvases=max_canvases, learned=learned)
 
@@ -379,10 +380,13 @@ class _PendingPrediction:
     )
     fused = _mean(fine)
     if coarse:
+      # Each zoom has been asked for its own classes, and its colors are to be told from these alone.
+      large = np.intersect1d(self.classes, self.options.coarse_classes)
+      small = np.setdiff1d(self.classes, large)
+      fused = nearest_blends(fused, self.palette, small[small > 0])
       # What was found at the first zoom lies in front: small things lie on large ones.
-      small = [index for index in self.classes if index not in self.options.coarse_classes]
-      found = decode_prediction(fused, self.palette, np.array(small), None, self.options.sensitivity).labels > 0
-      fused = np.where(found[..., None], fused, _mean(coarse))
+      found = decode_prediction(fused, self.palette, small, None, self.options.sensitivity).labels > 0
+      fused = np.where(found[..., None], fused, nearest_blends(_mean(coarse), self.palette, large))
     return decode_prediction(fused, self.palette, self.classes, self.image, *decoding)
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from seggpt_jax.compilation import default_device
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.interpolation import linear_resize_matrix
@@ -23,9 +24,10 @@ from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.typing import Params
 
 
-def default_dtype() -> jnp.dtype:
-  """Returns the default compute dtype: float32 on CPUs, bfloat16 on accelerators."""
-  return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+def default_dtype(device: jax.Device | None = None) -> jnp.dtype:
+  """Returns the default compute dtype of a device, by default that of new arrays: float32 on CPUs, else bfloat16."""
+  platform = (default_device() if device is None else device).platform
+  return jnp.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
 
 
 def split(model: SegGPT) -> tuple[nnx.GraphDef, Params]:

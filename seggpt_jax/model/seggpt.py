@@ -191,7 +191,9 @@ class SegGPT(nnx.Module):
     dtype: compute dtype, float32 or bfloat16.
     remat: what the backward pass recomputes of each block instead of keeping it: "none"; "dots", everything but the
       results of linear layers, which are most of the arithmetic and little of the memory; or "full", everything.
-    attention: name of an attention implementation, or "auto" for the best one that the default backend compiles.
+    attention: name of an attention implementation, or "auto" for the best one that compiles for the devices of
+      `batch_sharding`, or else for the default device.
+    training: whether "auto" asks for gradients, too.
     batch_sharding: sharding of the batch over a mesh; None on one device. It is needed with sharded parameters, because
       XLA would otherwise gather whole batches to split their channels, for twice the work and memory.
     rngs: random numbers for the initial parameters. Linear layers use Xavier's uniform distribution, tokens and
@@ -205,6 +207,7 @@ class SegGPT(nnx.Module):
     dtype=jnp.float32,
     remat: Remat = "none",
     attention: str = "auto",
+    training: bool = True,
     batch_sharding: jax.sharding.NamedSharding | None = None,
     rngs: nnx.Rngs,
   ):
@@ -231,7 +234,13 @@ class SegGPT(nnx.Module):
       Block,
       config,
       dtype=dtype,
-      attention=attention_lib.choose(attention, config, self.dtype),
+      attention=attention_lib.choose(
+        attention,
+        config,
+        self.dtype,
+        device=None if batch_sharding is None else batch_sharding.mesh.devices.flat[0],
+        training=training,
+      ),
       batch_sharding=batch_sharding,
       rngs=rngs,
     )

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from seggpt_jax import canvas
-from seggpt_jax.compilation import jit
+from seggpt_jax.compilation import default_device, jit
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import parameters
 from seggpt_jax.model.seggpt import SegGPT
@@ -65,7 +65,7 @@ class Encoder:
     if not 1 <= tap <= len(taps):
       raise InputError(f"tap: found {tap}, expected 1..{len(taps)}: the network has {len(taps)} feature taps")
     self.config, self.tap = model.config, tap
-    self.batch_size = _BATCH.get(jax.default_backend(), 16)
+    self.batch_size = _BATCH.get(default_device().platform, 16)
     self._dtype = model.dtype
     self._graph, self._params = parameters.split(model)
 

@@ -164,7 +164,7 @@ def training_loss(
   loss = options.smooth_l1 * masked_smooth_l1(colors, targets, patch_mask, weights)
   if not (options.cross_entropy or options.dice):
     return loss
-  shown = jnp.any(jax.nn.one_hot(labels, palettes.shape[1], dtype=bool), axis=(1, 2)).at[:, 0].set(True)
+  shown = palette.shown_classes(labels, palettes.shape[1]).at[:, 0].set(True)
   log_probabilities = class_log_probabilities(unnormalized, palettes, shown, options.temperature)
   of_truth = jnp.take_along_axis(log_probabilities, jnp.where(scored, labels, 0)[..., None], axis=-1)[..., 0]
   weights = weights * scored

@@ -23,6 +23,7 @@ from seggpt_jax.files import refuse_remote, writing
 from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.adapter_files import describe_adapter
 from seggpt_jax.model.adapters import Adapter
+from seggpt_jax.model.attention import dispatch
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import resume, sharding
@@ -189,7 +190,11 @@ class _Plan:
 
 def _plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh) -> _Plan:
   """Builds network, adapter and optimizer from shapes alone."""
-  options = {"dtype": _dtype(config), "remat": config.model.remat, "attention": config.model.attention}
+  # The devices of the mesh decide, not those of this process, so that a plan can be made for devices that are not here.
+  device = mesh.devices.flat[0]
+  dtype = _dtype(config, device)
+  attention = dispatch.choose(config.model.attention, model_config, dtype, device=device)
+  options = {"dtype": dtype, "remat": config.model.remat, "attention": attention}
   if mesh.size > 1:
     options["batch_sharding"] = sharding.batch_sharding(mesh)
   graph, params = parameters.abstract(model_config, **options)
@@ -314,8 +319,8 @@ def _training_batches(config: ConfigDict, pairs: pipeline.TrainingPairs, start: 
   )
 
 
-def _dtype(config: ConfigDict) -> jnp.dtype:
-  return parameters.default_dtype() if config.model.dtype == "auto" else jnp.dtype(config.model.dtype)
+def _dtype(config: ConfigDict, device: jax.Device) -> jnp.dtype:
+  return parameters.default_dtype(device) if config.model.dtype == "auto" else jnp.dtype(config.model.dtype)
 
 
 def _describe(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh) -> str:
@@ -323,8 +328,8 @@ def _describe(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh) -> str
   height, width = model_config.canvas_size
   shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
   return (
-    f"canvas {height} x {width}, {config.data.num_classes} classes, {_dtype(config).name} on "
-    f"{jax.device_count()} x {jax.devices()[0].device_kind} ({shape})"
+    f"canvas {height} x {width}, {config.data.num_classes} classes, {_dtype(config, mesh.devices.flat[0]).name} on "
+    f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({shape})"
   )
 
 

@@ -143,14 +143,30 @@ def _hidden(config: SegGPTConfig, batch: Mapping[str, Array]) -> Bool[Array, "b 
   return canvas.upsample_mask(batch["patch_mask"], config.patch_size) & batch["valid"][:, None, None]
 
 
-def _score(config: SegGPTConfig, batch: Mapping[str, Array], loss: Array, colors: Array) -> StepOutput:
-  """Decodes the colors and counts pixels of the hidden patches by class."""
+def _score(
+  config: SegGPTConfig, batch: Mapping[str, Array], loss: Array, colors: Array, group: int | None
+) -> StepOutput:
+  """Decodes the colors, as inference does, and counts pixels of the hidden patches by class.
+
+  Args:
+    config: the architecture.
+    batch: the canvases.
+    loss: the loss.
+    colors: predicted colors, normalized.
+    group: canvases of a query, whose classes are asked for; None asks for all classes.
+  """
   colors = canvas.unnormalize(colors, config.image_mean, config.image_std)
   labels = batch["labels"].astype(jnp.int32)
-  decoded = palette.decode(colors, batch["palette"])
+  shown = None if group is None else palette.shown_classes(labels, batch["palette"].shape[1], group)
+  decoded = palette.decode(colors, batch["palette"], shown=shown)
   # Ignored pixels have a label that is no class, so `confusion_counts` leaves them out.
   confusion = confusion_counts(decoded, labels, batch["palette"].shape[1], _hidden(config, batch))
   return StepOutput(loss, confusion, colors)
+
+
+def _asked_together(prompts_per_query: int, adapter: Adapter | None) -> int | None:
+  """Returns how many canvases' classes a query is asked for; None if a learned prompt asks for all."""
+  return None if isinstance(adapter, adapters.LearnedPrompt) else prompts_per_query
 
 
 def _loss_weights(config: SegGPTConfig, batches: Mapping[str, Array]) -> Float[Array, "a"]:
@@ -207,7 +223,7 @@ def make_train_step(
     (state, batch, key) -> (state, output). The state passed in is donated. The key is that of the run; each step
     derives its own key from it.
   """
-  loss = loss or LossOptions()
+  loss, group = loss or LossOptions(), _asked_together(prompts_per_query, adapter)
   forward = functools.partial(_forward, graph, config, prompts_per_query=prompts_per_query, adapter=adapter, loss=loss)
 
   def whole_batch(
@@ -216,7 +232,7 @@ def make_train_step(
     """Returns gradients and output of a batch."""
     value_and_grad = jax.value_and_grad(lambda trained: forward({**fixed, **trained}, batch, key), has_aux=True)
     (loss, colors), gradients = value_and_grad(trained)
-    return gradients, _score(config, batch, loss, colors)
+    return gradients, _score(config, batch, loss, colors, group)
 
   def micro_batches(
     trained: Params, fixed: Params, batch: Mapping[str, Array], key: PRNGKeyArray
@@ -283,9 +299,8 @@ def make_eval_step(
   """
 
   def eval_step(params: Params, batch: Mapping[str, Array]) -> StepOutput:
-    return _score(
-      config, batch, *_forward(graph, config, params, batch, None, prompts_per_query, adapter, loss or LossOptions())
-    )
+    output = _forward(graph, config, params, batch, None, prompts_per_query, adapter, loss or LossOptions())
+    return _score(config, batch, *output, _asked_together(prompts_per_query, adapter))
 
   replicated, batch_sharded = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   return jax.jit(

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seggpt_jax.model.attention import blockwise, dense, dispatch, flash
+from seggpt_jax.model.attention import blockwise, dense, dispatch, flash, parts
 from seggpt_jax.model.config import VARIANTS
 
 # The kernels for GPUs and TPUs run without these devices, with the same operands: by XLA, and in an interpreter.
 ON_ANY_DEVICE = {
   **dispatch.IMPLEMENTATIONS,
   "cudnn": functools.partial(flash.cudnn, implementation="xla"),
+  # In 4, 5 and 7 parts.
+  "cudnn_parts": functools.partial(parts.cudnn_parts, kernel=parts.PLAIN, longest=19),
   "splash": functools.partial(flash.splash, interpret=True),
 }
 
@@ -125,16 +127,52 @@ def test_scores_of_all_heads_are_never_held():
   assert temporary("blockwise") < 0.7 * scores < 2 * scores < temporary("folded")
 
 
-def test_auto_is_the_best_that_compiles(monkeypatch, caplog):
-  config = VARIANTS["tiny"]
+def test_auto_is_the_best_that_compiles_for_the_device(monkeypatch, caplog):
+  config, device = VARIANTS["tiny"], jax.devices("cpu")[0]
   assert dispatch.choose("auto", config, jnp.dtype("float32")) == "blockwise"
-  assert dispatch.choose("folded", config, jnp.dtype("float32")) == "folded"
+  assert dispatch.choose("folded", config, jnp.dtype("float32"), device=device) == "folded"
   # cuDNN fails to compile here, as it does on a machine whose library is too old.
-  monkeypatch.setattr(dispatch.jax, "default_backend", lambda: "gpu")
-  assert dispatch.choose("auto", config, jnp.dtype("bfloat16")) == "folded"
-  assert "attention: folded in place of cudnn: " in caplog.text
+  monkeypatch.setitem(dispatch._BEST, "cpu", ("cudnn", "cudnn_parts"))
+  assert dispatch.choose("auto", config, jnp.dtype("bfloat16"), device=device) == "folded"
+  assert "attention: folded in place of cudnn: " in caplog.text and "; cudnn_parts: " in caplog.text
   with pytest.raises(ValueError, match="attention: found 'flash', expected auto or one of reference, folded"):
     dispatch.choose("flash", config, jnp.dtype("float32"))
+
+
+def test_keys_are_cut_where_a_gpu_takes_short_heads_only():
+  """Released weights: 64 + 56 + 28 = 148 numbers a key, and 64 + 28 + 28 = 120 in halves."""
+  config = VARIANTS["vit_large"]
+  assert dispatch.cudnn_problem(config, "9.0") is None and dispatch.cudnn_problem(VARIANTS["tiny"], "8.0") is None
+  for capability in ("8.0", "8.9", "10.0", "12.0"):
+    assert "found heads of 148 numbers" in dispatch.cudnn_problem(config, capability)
+  assert parts.num_parts(config.grid, config.head_dim) == 2
+  with pytest.raises(NotImplementedError, match=r"found keys of 64 \+ 1 \+ 80 numbers"):
+    parts.num_parts((160, 80), 64)
+
+
+def test_parts_ask_cudnn_for_heads_that_it_takes():
+  """The program for a GPU holds one call for each half, forward and backward, and no scores."""
+  config = VARIANTS["vit_large"]
+  shapes = ((2, 1568, 3, 16, 64), jnp.bfloat16), ((111, 64), jnp.float32), ((55, 64), jnp.float32)
+  gradient = jax.grad(lambda *a: jnp.sum(parts.cudnn_parts(*a, config.grid).astype(jnp.float32)), argnums=(0, 1, 2))
+  traced = str(jax.jit(gradient).trace(*(jax.ShapeDtypeStruct(*s) for s in shapes)).jaxpr)
+  assert traced.count("dot_product_attention_fwd") == traced.count("dot_product_attention_bwd") == 2
+  assert "bf16[2,784,16,120]" in traced and "1568,1568" not in traced
+
+
+@pytest.mark.parametrize("tokens", [130, 1030])
+def test_blocks_of_the_tpu_kernel_are_few_and_their_padding_has_no_say(tokens):
+  """Reference: `reference`; one and two blocks, partly filled. Float32, 1e-5 of the norm of output and gradients."""
+  grid, generator = (tokens // 10, 10), np.random.default_rng(0)
+  qkv = jnp.asarray(generator.standard_normal((1, tokens, 3, 1, 12)), jnp.float32)
+  tables = [jnp.asarray(0.5 * generator.standard_normal((2 * n - 1, 12)), jnp.float32) for n in grid]
+
+  def run(implementation):
+    output, pullback = jax.vjp(lambda *a: implementation(*a, grid), qkv, *tables)
+    return output, *pullback(jnp.cos(output))
+
+  for found, wanted in zip(run(ON_ANY_DEVICE["splash"]), run(dense.reference), strict=True):
+    assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
 
 
 def test_the_tpu_kernel_is_a_program_at_full_size():

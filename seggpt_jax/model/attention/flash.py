@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from seggpt_jax.model.attention.relative_positions import extend
 
 _TPU_LANES = 128
+_LARGEST_BLOCK = 1024  # tokens; the scores of a block and their gradients stay in a TPU's fast memory
 
 
 def cudnn(
@@ -25,7 +26,7 @@ def cudnn(
   """Runs cuDNN's flash attention through `jax.nn.dot_product_attention`.
 
   cuDNN takes 16-bit floats, and queries, keys and values of one length: a multiple of 8, up to 128, or up to 256 on
-  Hopper GPUs and later. Released weights have length 64 + 56 + 28 = 148, so they need Hopper or later.
+  Hopper GPUs. Released weights have length 64 + 56 + 28 = 148, so they need Hopper; `parts` serves other GPUs.
 
   Args:
     qkv: queries, keys and values.
@@ -68,12 +69,15 @@ def splash(
   query, key = extend(qkv, rel_pos_h, rel_pos_w, grid)
   value = qkv[:, :, 2]
   tokens, heads = value.shape[1:3]
-  filled = -(-tokens // _TPU_LANES) * _TPU_LANES
+  # Few large blocks: the backward pass keeps a copy of the query's gradient for each block of keys, and a number of
+  # tokens such as 13 x 128 would leave blocks of 128 only.
+  count = -(-tokens // _LARGEST_BLOCK)
+  block = -(-tokens // (count * _TPU_LANES)) * _TPU_LANES
+  filled = count * block
   query, key, padded = (
     _pad(_pad(jnp.swapaxes(x, 1, 2), 2, filled), 3, -(-x.shape[-1] // _TPU_LANES) * _TPU_LANES)
     for x in (query, key, value)
   )
-  block = max(size for size in (128, 256, 512) if filled % size == 0)
   kernel = kernels.make_splash_mha(
     mask=masks.MultiHeadMask([masks.FullMask((filled, filled)) for _ in range(heads)]),
     block_sizes=kernels.BlockSizes(
