@@ -25,7 +25,6 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       flags.DEFINE_integer("size", 256, "Side of a board in pixels."),
       flags.DEFINE_float("scale", 1.0, "Magnification, at least 1: larger shows a smaller part of the board."),
       flags.DEFINE_integer("most", 3, "Largest number of defects on a board; the smallest is 1.", 1),
-      flags.DEFINE_integer("product", None, "All boards have the layout and colors of the product with this number.", 0),
       flags.DEFINE_bool("one_kind", False, "One kind of defect on each board, named in the file: --groups=prefix:_."),
       flags.DEFINE_enum("labels", "defect", list(LABELINGS), f"Classes, from 0 on. {names}."),
       flags.DEFINE_integer("seed", 0, "Seed of all boards.", 0),
@@ -46,7 +45,6 @@ def main(directory: str) -> None:
       scale=values.scale,
       count=(1, values.most),
       labels=values.labels,
-      product=values.product,
       one_kind=values.one_kind,
     )
   except InputError:

@@ -33,8 +33,6 @@ LABELINGS: dict[str, tuple[str, ...]] = {
   "kinds": ("board", *DEFECTS),
 }
 
-_PRODUCT = 0xB0A2D  # First half of the seeds of products.
-_SHIFT = 8  # Pixels by which the boards of a product lie apart.
 _REDRAWS = 300  # Boards drawn before it is decided that the defects do not fit.
 
 
@@ -53,7 +51,6 @@ def generate_board(
   defects: Sequence[str] | None = None,
   count: tuple[int, int] = (1, 3),
   scale: float = 1.0,
-  product: int | None = None,
 ) -> Board:
   """Draws one random board with defects.
 
@@ -65,8 +62,6 @@ def generate_board(
     scale: Magnification of the camera, at least 1. Traces, spacings and defects all grow with
       it, so the same picture shows a smaller part of the board. At scale 1 traces are 4 to 8
       pixels wide and defects span about 4 to 14 pixels.
-    product: Number of a product. All its boards have one layout and one set of colors, as on a
-      production line, and lie within a few pixels of the same place. None draws a new layout.
 
   Returns:
     The board, which carries count[0] to count[1] defects.
@@ -80,22 +75,13 @@ def generate_board(
   # Kinds are drawn before the board: were they drawn after, the kinds that are hard to place
   # would become rare.
   kinds = [str(k) for k in generator.choice(defects, generator.integers(count[0], count[1] + 1))]
-  designer = generator if product is None else np.random.default_rng([_PRODUCT, product])
-  margin = 0 if product is None else _SHIFT
-  design = None if product is None else draw_layout(designer, size + margin, scale)
-  colors = None if product is None else _random_colors(designer)
   for _ in range(_REDRAWS):
-    layout = design or draw_layout(generator, size, scale)
+    layout = draw_layout(generator, size, scale)
     made = place_defects(generator, layout, kinds, scale)
     if made is not None:
       copper, labels = made
-      top, left = generator.integers(0, margin + 1, 2) if margin else (0, 0)
-      seen = np.s_[top : top + size, left : left + size]
-      # A defect may lie where the shifted camera does not look.
-      if margin and len(kinds) and not labels[seen].any():
-        continue
-      image = _render(generator, copper, layout.pads, layout.drills, colors)
-      return Board(*(part[seen] for part in (image, labels, layout.design, middle(copper))))
+      image = _render(generator, copper, layout.pads, layout.drills)
+      return Board(image, labels, layout.design, middle(copper))
   raise RuntimeError(
     f"could not place {len(kinds)} defects on a board of size {size} at scale {scale:g} "
     f"in {_REDRAWS} boards; ask for fewer defects, a larger size or a smaller scale"
@@ -150,15 +136,9 @@ def _random_texture(generator: np.random.Generator, size: int, cells: int) -> np
   return np.asarray(Image.fromarray(cells).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _render(
-  generator: np.random.Generator,
-  copper: np.ndarray,
-  pads: np.ndarray,
-  drills: np.ndarray,
-  colors: np.ndarray | None = None,
-) -> np.ndarray:
-  """Paints the materials, in random colors unless some are given; lights, blurs and adds the noise of a camera."""
-  colors = _random_colors(generator) if colors is None else colors
+def _render(generator: np.random.Generator, copper: np.ndarray, pads: np.ndarray, drills: np.ndarray) -> np.ndarray:
+  """Paints the materials, then lights, blurs and adds the noise of a camera."""
+  colors = _random_colors(generator)
   metal, bare, hole = _coverage(copper), _coverage(copper & pads), _coverage(drills)
   size = len(metal)
   parts = np.stack((1 - metal - hole, metal - bare, bare, hole), -1)
@@ -197,7 +177,6 @@ class BoardSource:
     labels: "defect" gives all kinds label 1. "etched" gives copper label 1 as it lies on the board, defects
       included. "copper" gives copper label 1 and all kinds label 2. With "kinds" a kind keeps its label
       1 + DEFECTS.index(kind), whichever kinds are drawn.
-    product: Number of the product that all boards are of; see generate_board. None for a new layout each.
     one_kind: Whether a board carries one kind only. Board i then carries the kind at
       i modulo the number of kinds.
     split: "train" or "val"; the boards of the two are independent of each other.
@@ -213,7 +192,6 @@ class BoardSource:
   count: tuple[int, int] = (1, 3)
   scale: float = 1.0
   labels: str = "defect"
-  product: int | None = None
   one_kind: bool = False
   split: str = "train"
 
@@ -250,7 +228,7 @@ class BoardSource:
     if self.one_kind:
       prefix = kinds[index % len(kinds)]
       kinds = (prefix,)
-    board = generate_board(generator, self.size, kinds, self.count, self.scale, self.product)
+    board = generate_board(generator, self.size, kinds, self.count, self.scale)
     label = board.labels
     if self.labels == "etched":
       label = board.copper.astype(np.uint8)
@@ -271,7 +249,7 @@ def write_boards(directory: str | os.PathLike[str], num_train: int, num_val: int
     num_train: Number of boards for training, at least 1.
     num_val: Number of boards for validation, at least 1.
     seed: Seed of all boards, at least 0.
-    **options: size, defects, count, scale, labels, product and one_kind of BoardSource.
+    **options: size, defects, count, scale, labels and one_kind of BoardSource.
 
   Raises:
     InputError: The directory holds something, or is a file.
