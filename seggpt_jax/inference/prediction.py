@@ -146,7 +146,7 @@ def decode_prediction(
 
 
 def nearest_blends(
-  colors: UInt8[np.ndarray, "h w 3"], palette: UInt8[np.ndarray, "n 3"], classes: Integer[np.ndarray, "k"]
+  colors: UInt8[np.ndarray, "h w 3"], palette: UInt8[np.ndarray, "n 3"], classes: Integer[np.ndarray, "m"]
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Replaces each color by a blend of the background and the class whose color is nearest, among some classes.
 

@@ -12,7 +12,6 @@ import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-import jax
 import numpy as np
 
 from seggpt_jax import palette as palette_lib

@@ -119,9 +119,7 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
         "config.data.coarse_zoom: found with adapter.kind=prompt, expected 0: a learned prompt has one scale"
       )
     training = dataclasses.replace(training, augmentation=dataclasses.replace(training.augmentation, resize=None))
-  options = PairingOptions(
-    data.same_group, same_class, data.negative, float(data.balanced), data.prompts, every_class
-  )
+  options = PairingOptions(data.same_group, same_class, data.negative, float(data.balanced), data.prompts, every_class)
   samples = {}
   for name, source in splits.items():
     samples[name] = known_samples(data, name, source, options.needs_classes, Path(workdir), notes)

@@ -110,10 +110,10 @@ def class_log_probabilities(
 ) -> Float[Array, "b h w n"]:
   """Returns the logarithms of class probabilities: a softmax over squared distances to the colors of the palette.
 
-  The odds of two classes are `exp((d2**2 - d1**2) / (temperature * least))`, where `least` is the squared distance of the
-  two most similar colors that are shown. They grow linearly along the line from one color to the other, so that this is
-  logistic regression on the colors, and nearest colors have the largest probabilities. A prediction of exactly a color
-  has odds of at least `exp(1 / temperature)`, whatever the palette.
+  The odds of two classes are `exp((d2**2 - d1**2) / (temperature * least))`, where `least` is the squared distance of
+  the two most similar colors that are shown. They grow linearly along the line from one color to the other, so that
+  this is logistic regression on the colors, and nearest colors have the largest probabilities. A prediction of exactly
+  a color has odds of at least `exp(1 / temperature)`, whatever the palette.
 
   Args:
     colors: predicted colors, 0..255.

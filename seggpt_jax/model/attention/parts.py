@@ -2,10 +2,10 @@
 
 Relative positions extend each key by one-hot vectors of its row and column (`relative_positions.extend`), released
 weights to 64 + 56 + 28 = 148 numbers, and most GPUs take at most 128. The keys of some rows need the one-hot vectors of
-these rows alone: halves take 64 + 28 + 28 = 120. Each part is a flash attention of its own. Their outputs are weighted by
-the shares of the parts' sums of exponentials, and in the backward pass each part gets the output and the log-sum of the
-whole, which is all that its gradients depend on (ring attention, arXiv 2310.01889; Rabe and Staats, arXiv 2112.05682;
-FlashBias, arXiv 2505.12044, for biases as longer queries and keys).
+these rows alone: halves take 64 + 28 + 28 = 120. Each part is a flash attention of its own. Their outputs are weighted
+by the shares of the parts' sums of exponentials, and in the backward pass each part gets the output and the log-sum of
+the whole, which is all that its gradients depend on (ring attention, arXiv 2310.01889; Rabe and Staats, arXiv
+2112.05682; FlashBias, arXiv 2505.12044, for biases as longer queries and keys).
 """
 
 from __future__ import annotations
