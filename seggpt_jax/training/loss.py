@@ -31,8 +31,8 @@ class LossOptions:
     cross_entropy: weight of the cross-entropy of the classes of each pixel.
     dice: weight of the soft Dice loss of each canvas's foreground.
     temperature: squared distance of colors that changes the odds of two classes by a factor of e, as a share of that
-      between the two most similar colors of a canvas. It must be well below 1: at 1, a perfect prediction leaves each
-      pixel uncertain, and Dice of a small object is all about the uncertain rest.
+      between the two most similar colors of a canvas. It must be well below 1: at 1, even a perfect prediction leaves
+      each pixel uncertain, and the sum over many uncertain pixels hides a small object from Dice.
     foreground: least share of the foreground in the weights of each canvas's pixels, 0 to below 1, reached with weights
       of at most 20; 0 weighs all pixels equally. Concerns smooth L1 and cross-entropy.
   """
@@ -113,7 +113,7 @@ def class_log_probabilities(
   The odds of two classes are `exp((d2**2 - d1**2) / (temperature * least))`, where `least` is the squared distance of
   the two most similar colors that are shown. They grow linearly along the line from one color to the other, so that
   this is logistic regression on the colors, and nearest colors have the largest probabilities. A prediction of exactly
-  a color has odds of at least `exp(1 / temperature)`, whatever the palette.
+  a color has odds of at least `exp(1 / temperature)` with any palette.
 
   Args:
     colors: predicted colors, 0..255.

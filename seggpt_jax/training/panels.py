@@ -30,7 +30,7 @@ def draw_panels(
     color_of = batch["palette"][index]
     hidden = np.asarray(canvas.upsample_mask(patch_mask[None], config.patch_size))[0]
     target = np.where((labels == palette.IGNORE)[..., None], _IGNORED, color_of[labels % len(color_of)])
-    shown = palette.shown_classes(labels[None], len(color_of))
+    shown = palette.shown_classes(labels[None, : len(labels) // 2], len(color_of))
     decoded = color_of[np.asarray(palette.decode(colors[index : index + 1], color_of[None], shown=shown))[0]]
     masked = np.where(hidden[..., None], _HIDDEN, target)
     parts = [images, masked, target, np.round(colors[index]).astype(np.uint8), decoded]

@@ -153,11 +153,12 @@ def _score(
     batch: the canvases.
     loss: the loss.
     colors: predicted colors, normalized.
-    group: canvases of a query, whose classes are asked for; None asks for all classes.
+    group: canvases of a query, whose prompts together say which classes are asked for; None asks for all classes.
   """
   colors = canvas.unnormalize(colors, config.image_mean, config.image_std)
   labels = batch["labels"].astype(jnp.int32)
-  shown = None if group is None else palette.shown_classes(labels, batch["palette"].shape[1], group)
+  prompts = labels[:, : labels.shape[1] // 2]
+  shown = None if group is None else palette.shown_classes(prompts, batch["palette"].shape[1], group)
   decoded = palette.decode(colors, batch["palette"], shown=shown)
   # Ignored pixels have a label that is no class, so `confusion_counts` leaves them out.
   confusion = confusion_counts(decoded, labels, batch["palette"].shape[1], _hidden(config, batch))
@@ -165,7 +166,7 @@ def _score(
 
 
 def _asked_together(prompts_per_query: int, adapter: Adapter | None) -> int | None:
-  """Returns how many canvases' classes a query is asked for; None if a learned prompt asks for all."""
+  """Returns how many canvases' prompts ask a query together; None if a learned prompt asks for all classes."""
   return None if isinstance(adapter, adapters.LearnedPrompt) else prompts_per_query
 
 

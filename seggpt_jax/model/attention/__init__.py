@@ -15,12 +15,12 @@ with one table per axis, and the UNSCALED query in the last two terms. Every imp
 and returns `[B, rows * cols, heads, head_dim]`. `reference` is the formula written down, which the tests hold the
 others against:
 
-    reference  the formula, with all scores in memory; any device
-    folded     one matrix product for the logits, all scores in memory; any device
-    blockwise  the scores of a few heads at a time, in a CPU's cache
-    cudnn      cuDNN's flash attention, scores never in memory; NVIDIA, bfloat16
+    reference    the formula, with all scores in memory; any device
+    folded       one matrix product for the logits, all scores in memory; any device
+    blockwise    the scores of a few heads at a time, in a CPU's cache
+    cudnn        cuDNN's flash attention, scores never in memory; NVIDIA, bfloat16
     cudnn_parts  cuDNN's flash attention on parts of the keys, for GPUs other than Hopper; NVIDIA, bfloat16
-    splash     JAX's Pallas kernel, scores never in memory; TPU
+    splash       JAX's Pallas kernel, scores never in memory; TPU
 
 `dispatch.choose` selects one of them.
 """
