@@ -85,20 +85,29 @@ def cutouts(
   count: int,
   difficulty: float,
 ) -> Scenes:
-  """Draws one to three things on photographs, turned, scaled, lit and partly hidden; further things are background."""
-  chosen = generator.integers(len(things), size=int(generator.integers(1, 4)))
+  """Draws one to three things on photographs, turned, scaled, lit and partly hidden; further things are background.
+
+  In a third of the draws each picture shows another thing of the same sort, as photographs of a class do, and in half
+  of these in other colors. Files of one sort lie side by side.
+  """
+  akin = generator.random() < 0.33
+  recolored = akin and generator.random() < 0.5
+  chosen = generator.integers(len(things), size=1 if akin else int(generator.integers(1, 4)))
   low, high = 0.2 - 0.1 * difficulty, 0.42 - 0.08 * difficulty
   same = _ground(generator, grounds, size)
   images, labels = [], []
   for _ in range(count):
     image = _ground(generator, grounds, size) if generator.random() < 0.3 + 0.6 * difficulty else same.copy()
     kinds = np.zeros((size, size), np.uint8)
+    shown = np.clip(chosen + akin * generator.integers(-5, 6, len(chosen)), 0, len(things) - 1)
+    channels = generator.permutation(3) if recolored else np.arange(3)
     others = generator.integers(len(things), size=int(generator.integers(0, 2 + round(3 * difficulty))))
-    put = [(index, 0) for index in others] + [(index, kind) for kind, index in enumerate(chosen, 1)]
-    put += [(chosen[kind], kind + 1) for kind in range(len(chosen)) if generator.random() < 0.3 * difficulty]
+    put = [(index, 0) for index in others] + [(index, kind) for kind, index in enumerate(shown, 1)]
+    put += [(shown[kind], kind + 1) for kind in range(len(chosen)) if generator.random() < 0.3 * difficulty]
     for place in generator.permutation(len(put)):
       index, kind = put[place]
-      _paste(generator, image, kinds, things[index], size * generator.uniform(low, high), kind)
+      thing = things[index][..., [*channels, 3]] if kind else things[index]
+      _paste(generator, image, kinds, thing, size * generator.uniform(low, high), kind)
     images.append(image)
     labels.append(kinds)
   return Scenes(images, labels)

@@ -249,25 +249,49 @@ def _random_flaws(generator: np.random.Generator, count: int, gray: bool, contra
   return flaws
 
 
+def _edge(generator: np.random.Generator, image: np.ndarray, around: Surface, share: float) -> None:
+  """Lays a straight edge of the part across a picture, in place: behind it something else begins, often with a rim.
+
+  Args:
+    generator: source of randomness.
+    image: picture [size, size, 3].
+    around: what lies behind the edge.
+    share: largest distance of the edge from the picture's border, 1 for its middle.
+  """
+  size, (y, x) = len(image), coordinates(len(image))
+  turn = np.pi / 2 * generator.integers(4) + generator.normal(0, 0.06)
+  turn = turn if generator.random() < 0.7 else generator.uniform(0, 2 * np.pi)
+  depth = (x - 0.5) * math.cos(turn) + (y - 0.5) * math.sin(turn) - 0.5 + generator.uniform(0, 0.5) * share
+  np.copyto(image, around.paint(generator, size), where=depth[..., None] > 0)
+  if generator.random() < 0.5:
+    rim = np.exp(-0.5 * (depth * size / generator.uniform(0.5, 2.0)) ** 2)
+    image += np.float32(generator.uniform(-80, 80)) * rim[..., None].astype(np.float32)
+
+
 def flaws(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Draws one surface with flaws of several sorts; some pictures are faultless, many show a single sort."""
+  """Draws one surface with flaws of several sorts; some pictures are faultless, many show a single sort.
+
+  Edges of the part, uneven light and, in half of the draws, marks that are no flaws are in some pictures and not in
+  others: a prompt never shows everything that may be in a query.
+  """
   gray = generator.random() < 0.55
   surface = random_surface(generator, gray)
-  sorts = _random_flaws(generator, int(generator.integers(1, 6)), gray, 1.5 * surface.contrast, difficulty)
-  part = generator.random() < 0.3
+  num, marks = int(generator.integers(1, 6)), int(generator.choice([0, 1, 2], p=[0.5, 0.3, 0.2]))
+  every = _random_flaws(generator, num + marks, gray, 1.5 * surface.contrast, difficulty)
+  part, shade = generator.random() < 0.5, 10 * float(generator.exponential())
   around = random_surface(generator, gray)
+  if generator.random() < 0.5:
+    around = dataclasses.replace(around, color=around.color * 0.2)
   images, labels = [], []
   for _ in range(count):
     image, kinds = surface.paint(generator, size), np.zeros((size, size), np.uint8)
-    image += (generator.standard_normal() * 10 * difficulty * smooth_noise(generator, size, 1.0))[..., None]
-    if part:
-      # A straight edge of the part: flaws lie at both sides of it, the edge itself is none.
-      turn, (y, x) = generator.uniform(0, 2 * np.pi), coordinates(size)
-      side = (x - 0.5) * math.cos(turn) + (y - 0.5) * math.sin(turn) > generator.uniform(0.0, 0.5)
-      np.copyto(image, around.paint(generator, size), where=side[..., None])
-    for kind, flaw in enumerate(sorts, 1):
+    image += (shade * difficulty * smooth_noise(generator, size, 1.0))[..., None]
+    for _ in range(int(generator.integers(0, 3)) if part else 0):
+      _edge(generator, image, around, float(generator.choice([0.3, 1.0])))
+    # First the marks, so that no flaw is hidden below one.
+    for kind, flaw in reversed(list(enumerate(every, 1))):
       for _ in range(int(generator.choice([0, 1, 2, 3], p=[0.4, 0.35, 0.15, 0.1]))):
-        kinds[flaw.draw(generator, image) > 0.4] = kind
+        kinds[flaw.draw(generator, image) > 0.4] = kind if kind <= num else 0
     images.append(image)
     labels.append(kinds)
   return Scenes(images, labels)
@@ -353,9 +377,12 @@ def _fault(generator, art: _Mask, runs: list[tuple], fault: int, base: float, pi
 
 
 def threads(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Draws thin and branching lines, one to four pixels wide, as cracks, vessels, roads and wires are, among clutter."""
-  gray = generator.random() < 0.5
-  surface = random_surface(generator, gray)
+  """Draws thin and branching lines, one to four pixels wide, as cracks, vessels, roads and wires are, among clutter.
+
+  In half of the draws straight lines of another look, and edges, cross some of the pictures.
+  """
+  gray, crossed = generator.random() < 0.5, generator.random() < 0.5
+  surface, around = random_surface(generator, gray), random_surface(generator, gray)
   num = int(generator.integers(1, 3))
   tints = [_tint(generator, gray, surface.contrast) for _ in range(num + 1)]
   width = np.exp(generator.uniform(0, np.log(4 - 1.5 * difficulty), num)) * size / 64
@@ -365,6 +392,10 @@ def threads(generator: np.random.Generator, size: int, count: int, difficulty: f
     image, kinds = surface.paint(generator, size), np.zeros((size, size), np.uint8)
     for center in generator.uniform(0, size, (int(generator.integers(0, 5)), 2)):
       image += blob(generator, size, center, size * generator.uniform(0.02, 0.12), 0.3)[..., None] * tints[-1]
+    if crossed and generator.random() < 0.5:
+      _edge(generator, image, around, 0.5)
+      ends = generator.uniform(0, size, (2, 2))
+      image += line(size, ends, size * generator.uniform(0.02, 0.1))[..., None] * -tints[-1]
     for kind in range(num):
       for _ in range(int(generator.integers(1, 4))):
         cover = branching(generator, size, width[kind], length[kind], wiggle[kind])
@@ -378,7 +409,7 @@ def threads(generator: np.random.Generator, size: int, count: int, difficulty: f
 def _tint(generator: np.random.Generator, gray: bool, contrast: float) -> np.ndarray:
   """Draws a difference in color, 0..255, larger than the contrast of the texture below."""
   tint = np.ones(3) if gray else generator.normal(0.4, 0.8, 3)
-  amount = generator.uniform(25, 90) + 1.5 * contrast
+  amount = generator.uniform(18, 90) + 1.3 * contrast
   return (tint / np.abs(tint).max() * amount * generator.choice([-1, 1])).astype(np.float32)
 
 
@@ -388,7 +419,7 @@ def membranes(generator: np.random.Generator, size: int, count: int, difficulty:
   color = np.full(3, generator.uniform(90, 200)) if gray else generator.uniform(60, 220, 3)
   wall, dot = _tint(generator, gray, 10.0), _tint(generator, gray, 5.0)
   width, many = generator.uniform(1.0, 2.6) * size / 64, generator.uniform(5, 16)
-  noise, shade = generator.uniform(2, 14), generator.uniform(0, 14)
+  noise, shade, texture = generator.uniform(2, 14), generator.uniform(0, 14), generator.uniform(0, 16)
   y, x = coordinates(size)
   images, labels = [], []
   for _ in range(count):
@@ -398,6 +429,7 @@ def membranes(generator: np.random.Generator, size: int, count: int, difficulty:
     nearest, second = np.partition(distance, 1, axis=0)[:2]
     gap = (second - nearest) * size
     image = color + (shade * generator.standard_normal(len(seeds)))[np.argmin(distance, axis=0)][..., None]
+    image = image + (texture * smooth_noise(generator, size, size / 6))[..., None]
     kinds = np.zeros((size, size), np.uint8)
     for center in generator.uniform(0, size, (int(generator.integers(0, 8)), 2)):
       cover = blob(generator, size, center, size * generator.uniform(0.015, 0.05), 0.2)

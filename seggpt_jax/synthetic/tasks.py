@@ -26,6 +26,7 @@ _LEAST_SHARE, _LEAST_PIXELS = 0.006, 5
 # pictures that the cells are cut from, as drawing takes time.
 _CELLS, _CELLS_ELSEWHERE, _MOST_CELLS, _CELL_PICTURES = 0.6, 0.1, 3, 4
 _ANY = 0.2  # share of the tasks of sparse families that ask for all kinds as one class
+_GENEROUS = 0.3  # share of the tasks of sparse families whose masks reach a pixel beyond what they mark
 # Second half of the seeds of evaluation tasks.
 _EVALUATION = 0x5E66
 
@@ -161,6 +162,10 @@ class Tasks:
         episode = _another_view(generator, episode, difficulty)
       if generator.random() < 0.2 * difficulty:
         episode = _without_color(generator, episode)
+      if family.sparse and generator.random() < _GENEROUS:
+        # People mark small things generously; how generously, the prompt shows.
+        kinds = np.stack([cv2.dilate(kinds, np.ones((3, 3), np.uint8)) for kinds in episode.kinds])
+        episode = dataclasses.replace(episode, kinds=kinds)
       candidates, whole = self._candidates(episode, generator, difficulty, family.sparse or grid > 1)
       # A picture with a single class teaches nothing.
       if len(candidates) and whole <= 0.9:
