@@ -18,6 +18,8 @@ from seggpt_jax.synthetic.scenes import Family, Scenes
 from seggpt_jax.synthetic.surfaces import random_surface
 
 FILES = ("grounds", "regions", "cutouts")
+# How often each family is drawn, at difficulty 0 and 1, beside those of families.py.
+FAMILIES = {"cutouts": (2.0, 4.0), "views": (2.0, 2.0)}
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from seggpt_jax.data.cells import make_prompts
 from seggpt_jax.data.sources import Sample
 from seggpt_jax.data.transforms import EvaluationPair, Pair, TrainingPair
+from seggpt_jax.errors import InputError
 from seggpt_jax.synthetic import families, photographs
 from seggpt_jax.synthetic.materials import coordinates
 from seggpt_jax.synthetic.scenes import Family
@@ -134,6 +135,9 @@ class Tasks:
     num_prompts: number of prompts K of each query.
     assets: folder of photographs and cut-outs, see `photographs.families`; "" draws everything.
     families: names of the only families to draw from; empty for all.
+
+  Raises:
+    InputError: a family is unknown.
   """
 
   size: int
@@ -142,6 +146,13 @@ class Tasks:
   num_prompts: int = 1
   assets: str = ""
   families: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    known = set(families.FAMILIES) | (set(photographs.FAMILIES) if self.assets else set())
+    for name in self.families:
+      if name not in known:
+        hint = "" if self.assets or name not in photographs.FAMILIES else "; this one needs data.assets"
+        raise InputError(f"data.families: found {name!r}, expected some of {', '.join(sorted(known))}{hint}")
 
   def draw(self, index: int, generator: np.random.Generator) -> tuple[list[Sample], Sample]:
     """Draws the prompts and the query of the task at a place in the curriculum."""
@@ -188,8 +199,8 @@ class Tasks:
     """Returns the families to draw from."""
     choices = dict(families.FAMILIES)
     if self.assets:
-      choices["cutouts"] = families.Weighted(photographs.families(self.assets)["cutouts"], 2.0, 4.0)
-      choices["views"] = families.Weighted(photographs.families(self.assets)["views"], 2.0, 2.0)
+      drawn = photographs.families(self.assets)
+      choices |= {name: families.Weighted(drawn[name], *photographs.FAMILIES[name]) for name in drawn}
     return {name: choices[name] for name in self.families} if self.families else choices
 
   def _candidates(

@@ -103,7 +103,14 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   if not data.zoom and data.resize and data.resize < square:
     raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
   if data.source == "tasks":
-    tasks = Tasks(data.resize or square, data.num_classes, data.ramp * config.batch_size, data.prompts, data.assets)
+    tasks = Tasks(
+      size=data.resize or square,
+      num_classes=data.num_classes,
+      ramp=data.ramp * config.batch_size,
+      num_prompts=data.prompts,
+      assets=data.assets,
+      families=tuple(data.families),
+    )
     hardest = dataclasses.replace(tasks, ramp=0)
     return Inputs(TaskTrainingPairs(tasks, training), TaskEvaluationPairs(hardest, evaluation), {})
   splits = {name: _open(data, name) for name in ("train", "val")}

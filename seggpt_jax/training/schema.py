@@ -120,6 +120,12 @@ KEYS: tuple[Key, ...] = (
     conditions=with_value("data.source", "tasks"),
   ),
   Key(
+    "data.families",
+    (),
+    "Families of tasks to draw, by name (docs/small.md lists them); () draws all.",
+    conditions=with_value("data.source", "tasks"),
+  ),
+  Key(
     "data.path",
     "data",
     "Folder of the dataset, with {train,val}/{images,labels} for source=folder; gs:// and s3:// work too.",

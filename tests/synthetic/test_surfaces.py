@@ -111,5 +111,7 @@ def test_cut_outs_and_views_are_where_their_labels_say(folder):
 def test_tasks_draw_from_assets_only_where_there_are_some(folder):
   (prompt,), query = tasks.Tasks(SIZE, 4, assets=folder, families=("cutouts",)).draw(0, generator())
   assert prompt["name"].startswith("cutouts") and prompt["label"].any() and query["image"].shape == (SIZE, SIZE, 3)
-  with pytest.raises(KeyError):
-    tasks.Tasks(SIZE, 4, families=("cutouts",)).draw(0, generator())
+  with pytest.raises(InputError, match=r"data.families: found 'cutouts', expected some of .*needs data.assets"):
+    tasks.Tasks(SIZE, 4, families=("cutouts",))
+  with pytest.raises(InputError, match=r"data.families: found 'dogs', expected some of .*cutouts, fabrics"):
+    tasks.Tasks(SIZE, 4, assets=folder, families=("dogs",))

@@ -88,6 +88,7 @@ WITHOUT_EFFECT = [
   ("model.variant", "small", {"model.init_from": "small"}, {}),
   ("data.ramp", 5, {}, {"data.source": "tasks"}),
   ("data.assets", "runs/assets", {}, {"data.source": "tasks"}),
+  ("data.families", ("flaws", "threads"), {}, {"data.source": "tasks"}),
   ("data.path", "mine", {"data.source": "tasks"}, {}),
   ("data.train_split", "all", {"data.source": "tasks"}, {}),
   ("data.val_split", "test", {"data.source": "tasks"}, {}),
