@@ -33,6 +33,8 @@ class InferenceOptions:
       are cut into as many windows as that takes, and prompts become cells around their objects; 0 is off.
     prompt_grid: cells along a side of each prompt, with `zoom`. The given prompts fill the cells in their order, again
       from the first if there are too few, each with the class that was shown least so far.
+    whole: with `zoom`, averages the colors of the windows with those of the whole image, prompted with whole images: a
+      window shows small things large, the whole image what they are part of. Not with `coarse_zoom`.
     coarse_zoom: a second, smaller zoom for classes whose objects do not fit into a window at the first one; 0 for none.
     coarse_classes: classes that are looked for at the second zoom only, and not at the first.
     sensitivity: divisors of the distances of predicted colors to the colors of classes 1, 2, ..., above 0; the
@@ -51,6 +53,7 @@ class InferenceOptions:
   seg_type: SegType = "semantic"
   zoom: float | int = 0
   prompt_grid: int = 1
+  whole: bool = False
   coarse_zoom: float | int = 0
   coarse_classes: tuple[int, ...] = ()
   sensitivity: tuple[float, ...] = ()
@@ -83,6 +86,8 @@ class InferenceOptions:
       )
     if self.prompt_grid > 1 and not self.zoom:
       raise InputError(f"prompt_grid: found {self.prompt_grid} without zoom, expected 1")
+    if self.whole and (not self.zoom or self.coarse_zoom):
+      raise InputError(f"whole: found True with zoom {self.zoom}, coarse_zoom {self.coarse_zoom}, expected zoom alone")
     if self.zoom:
       for name in ("split", "stitch_width", "foreground_tiles"):
         found = max(splits) if name == "split" else getattr(self, name)

@@ -73,6 +73,17 @@ def test_a_coarse_zoom_looks_for_its_classes_alone_behind_those_of_the_first(pre
       InferenceOptions(**shown, **wrong)
 
 
+def test_windows_are_averaged_with_the_whole_image(predictor):
+  prompts, (image, _) = [labeled(seed, 40, 50) for seed in range(4)], labeled(9, 70, 80)
+  shown = {"zoom": 1, "prompt_grid": 2}
+  both = predictor.predict(image, prompts, **shown, whole=True)
+  parts = [predictor.predict(image, prompts, **options).colors.astype(int) for options in (shown, {})]
+  np.testing.assert_allclose(both.colors.astype(int), np.mean(parts, axis=0), atol=1)
+  for wrong in ({}, {**shown, "coarse_zoom": 0.5, "coarse_classes": (1,)}):
+    with pytest.raises(InputError, match="whole: found True with zoom"):
+      InferenceOptions(**wrong, whole=True)
+
+
 def test_blends_are_told_apart_as_the_colors_they_stand_for():
   colors = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
   palette, asked = fixed_palette(6), np.array([4, 5])
