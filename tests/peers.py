@@ -73,8 +73,10 @@ class Peers:
   config: SegGPTConfig
   params: dict[str, jax.Array]
 
-  def forward(self, params, images, targets, patch_mask, dtype=jnp.float32, remat="none", attention="auto", **call):
-    graph, _ = parameters.abstract(self.config, dtype=dtype, remat=remat, attention=attention)
+  def forward(
+    self, params, images, targets, patch_mask, dtype=jnp.float32, remat="none", attention="auto", scan=None, **call
+  ):
+    graph, _ = parameters.abstract(self.config, dtype=dtype, remat=remat, attention=attention, scan=scan)
     return parameters.merge(graph, params)(images, targets, patch_mask, **call)
 
   @functools.cache  # noqa: B019 - there are few peers, and the process is short

@@ -10,6 +10,8 @@ Dimensions: B canvases, rows x cols patches (the grid), D channels, K prompts fo
 from __future__ import annotations
 
 import functools
+import math
+import operator
 from typing import Literal, get_args
 
 import jax
@@ -19,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from seggpt_jax import canvas
+from seggpt_jax.compilation import default_device
 from seggpt_jax.model.attention import dispatch as attention_lib
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.interpolation import bicubic_resize_matrix
@@ -41,7 +44,9 @@ _SAVEABLE = {
 }
 
 
-def drop_path(x: Float[Array, "b *rest"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "b *rest"]:
+def drop_path(
+  x: Float[Array, "b *rest"], rate: float | Float[Array, ""], key: PRNGKeyArray | None
+) -> Float[Array, "b *rest"]:
   """Zeroes random samples and scales up the others (stochastic depth, arXiv 1603.09382).
 
   Args:
@@ -49,10 +54,10 @@ def drop_path(x: Float[Array, "b *rest"], rate: float, key: PRNGKeyArray | None)
     rate: probability that a sample is dropped, 0..1.
     key: random key; without one, nothing is dropped.
   """
-  if key is None or rate == 0.0:
+  if key is None:
     return x
   keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+  return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
 
 
 def ensemble_features(x: Float[Array, "b rows cols d"], prompts_per_query: int) -> Float[Array, "b rows cols d"]:
@@ -160,7 +165,7 @@ class Block(nnx.Module):
     key: PRNGKeyArray | None = None,
     *,
     prompts_per_query: int = 1,
-    drop_path_rate: float = 0.0,
+    drop_path_rate: float | Float[Array, ""] = 0.0,
   ) -> Float[Array, "b rows cols d"]:
     key_attn, key_mlp = (None, None) if key is None else jax.random.split(key)
     y = ensemble_features(self.attn(self.norm1(x)), prompts_per_query)
@@ -194,6 +199,9 @@ class SegGPT(nnx.Module):
     attention: name of an attention implementation, or "auto" for the best one that compiles for the devices of
       `batch_sharding`, or else for the default device.
     training: whether "auto" asks for gradients, too.
+    scan: whether equal blocks are one loop over their parameters instead of a program each. Compiling takes a fraction
+      of the time, and the program of the memory, but all parameters are copied once in each pass. By default only for
+      training on TPUs, whose compiler takes minutes for ViT-L's blocks.
     batch_sharding: sharding of the batch over a mesh; None on one device. It is needed with sharded parameters, because
       XLA would otherwise gather whole batches to split their channels, for twice the work and memory.
     rngs: random numbers for the initial parameters. Linear layers use Xavier's uniform distribution, tokens and
@@ -208,6 +216,7 @@ class SegGPT(nnx.Module):
     remat: Remat = "none",
     attention: str = "auto",
     training: bool = True,
+    scan: bool | None = None,
     batch_sharding: jax.sharding.NamedSharding | None = None,
     rngs: nnx.Rngs,
   ):
@@ -217,6 +226,8 @@ class SegGPT(nnx.Module):
     if remat not in get_args(Remat):
       raise ValueError(f"remat: found {remat!r}, expected one of {', '.join(get_args(Remat))}")
     self.remat = remat
+    device = default_device() if batch_sharding is None else batch_sharding.mesh.devices.flat[0]
+    self.scan = training and device.platform == "tpu" if scan is None else scan
     width, patch = config.width, config.patch_size
     self.patch_embed = Linear(patch * patch * 3, width, dtype=dtype, rngs=rngs)
 
@@ -238,7 +249,7 @@ class SegGPT(nnx.Module):
         attention,
         config,
         self.dtype,
-        device=None if batch_sharding is None else batch_sharding.mesh.devices.flat[0],
+        device=device,
         training=training,
       ),
       batch_sharding=batch_sharding,
@@ -310,24 +321,53 @@ class SegGPT(nnx.Module):
     Returns:
       The normalized outputs of the feature taps, concatenated over channels.
     """
-    rates = np.linspace(0.0, self.config.drop_path_rate, self.config.depth).tolist()
-    features = []
-    x = tokens
-    for index, block in enumerate(self.blocks):
-      graph, params = nnx.split(block)
-      run = functools.partial(
-        _run_block, graph, prompts_per_query=prompts_per_query, drop_path_rate=rates[index] if key is not None else 0.0
-      )
+    merged, taps = self.config.merge_block + 1, [tap + 1 for tap in self.config.feature_taps]
+    # Blocks between two places where something else happens, in groups of equal size.
+    group = functools.reduce(math.gcd, (tap - merged for tap in taps)) or 1
+    *_, x = self._run_blocks(range(merged), merged, tokens, prompts_per_query, key)
+    image_stream, target_stream = unstack_streams(x, prompts_per_query)
+    x = (image_stream + target_stream) * 0.5
+    outputs = [x, *self._run_blocks(range(merged, max(taps)), group, x, prompts_per_query, key)]
+    return jnp.concatenate([self.norm(outputs[(tap - merged) // group]) for tap in sorted(taps)], axis=-1)
+
+  def _run_blocks(
+    self,
+    places: range,
+    group: int,
+    x: Float[Array, "b rows cols d"],
+    prompts_per_query: int,
+    key: PRNGKeyArray | None,
+  ) -> list[Float[Array, "b rows cols d"]]:
+    """Runs blocks one after the other, and returns the output of the last one of each group of `group` blocks."""
+    graphs, params = zip(*(nnx.split(self.blocks[place]) for place in places), strict=True) if places else ((), ())
+    rates = jnp.linspace(0.0, self.config.drop_path_rate, self.config.depth)[np.asarray(places, int)]
+    dropped = key is not None and self.config.drop_path_rate > 0
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.asarray(places, int)) if dropped else None
+
+    def run(x, block):
+      step = functools.partial(_run_block, graphs[0], prompts_per_query=prompts_per_query)
       if self.remat != "none":
-        run = jax.checkpoint(run, policy=_SAVEABLE[self.remat])
-      block_key = None if key is None else jax.random.fold_in(key, index)
-      x = self._batch_sharded(run(params, self._batch_sharded(x), block_key))
-      if index == self.config.merge_block:
-        image_stream, target_stream = unstack_streams(x, prompts_per_query)
-        x = (image_stream + target_stream) * 0.5
-      if index in self.config.feature_taps:
-        features.append(self.norm(x))
-    return jnp.concatenate(features, axis=-1)
+        # A loop keeps its passes apart by itself.
+        step = jax.checkpoint(step, policy=_SAVEABLE[self.remat], prevent_cse=not self.scan)
+      return self._batch_sharded(step(*block, self._batch_sharded(x))), None
+
+    def run_group(x, blocks):
+      x, _ = jax.lax.scan(run, x, blocks)
+      return x, x
+
+    if not places:
+      return []
+    if self.scan:
+      blocks = (jax.tree.map(lambda *leaves: jnp.stack(leaves), *params), rates, keys)
+      _, outputs = jax.lax.scan(
+        run_group, x, jax.tree.map(lambda leaf: leaf.reshape(-1, group, *leaf.shape[1:]), blocks)
+      )
+      return list(outputs)
+    outputs = []
+    for place, own in enumerate(params):
+      x, _ = run(x, (own, *jax.tree.map(operator.itemgetter(place), (rates, keys))))
+      outputs.append(x)
+    return outputs[group - 1 :: group]
 
   def __call__(
     self,
@@ -376,7 +416,7 @@ class SegGPT(nnx.Module):
     return self.decoder_pred(pixels).astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("prompts_per_query", "drop_path_rate"))
-def _run_block(graph, params, x, key, *, prompts_per_query, drop_path_rate):
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("prompts_per_query",))
+def _run_block(graph, params, drop_path_rate, key, x, *, prompts_per_query):
   """Runs one block as a function of its parameters, so that equal blocks are traced once and remat can wrap it."""
   return nnx.merge(graph, params)(x, key, prompts_per_query=prompts_per_query, drop_path_rate=drop_path_rate)
