@@ -13,7 +13,10 @@ from seggpt_jax.training.chips import Chip
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
-_OPERATION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(-start)?\((.*)$", re.MULTILINE)
+_OPERATION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(-start)?\((.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CALLED = re.compile(r"\b(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SHAPE = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
 
 
@@ -59,31 +62,85 @@ def bandwidth(chip: Chip, group: int, stride: int = 1) -> float:
 
 
 def find_collectives(program: str) -> list[Collective]:
-  """Returns all collectives of a compiled program.
+  """Returns all collectives of a compiled program, those in a loop as often as it runs.
 
   Args:
-    program: HLO text of one device's part, from `compiled.as_text()`. The body of a loop counts once, however often it
-      runs; see `count_loops`.
+    program: HLO text of one device's part, from `compiled.as_text()`. A collective that is split into start and end, as
+      compilers for accelerators do, is one.
 
   Raises:
-    ValueError: a collective is split into start and end, as compilers for accelerators do, or its replica groups have
-      an unknown form.
+    ValueError: replica groups have an unknown form.
   """
-  found = []
-  for shapes, kind, start, rest in _OPERATION.findall(program):
-    if start:
-      raise ValueError(f"{kind}-start: found an asynchronous collective, expected a program compiled for CPUs")
-    payload = sum(_BYTES[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in _shapes(shapes))
-    group = _pairs(rest) if kind == "collective-permute" else _first_group(rest)
-    payload *= len(group) if kind == "reduce-scatter" else 1
-    if len(group) > 1:
-      found.append(Collective(kind, payload, len(group), abs(group[1] - group[0])))
-  return found
+  entry, computations = _computations(program)
+  return _of_computation(computations, entry)
 
 
-def count_loops(program: str) -> int:
-  """Returns the number of loops in a program."""
-  return len(re.findall(r" while\(", program))
+def loops_without_count(program: str) -> int:
+  """Returns the number of loops whose number of rounds is not in the text; their collectives count once."""
+  _, computations = _computations(program)
+  return sum(_rounds(computations, text) is None for text in program.splitlines() if " while(" in text)
+
+
+def _computations(program: str) -> tuple[str, dict[str, list[str]]]:
+  """Returns the name of the first computation to run, and the lines of each."""
+  entry, name, computations = "", "", {"": []}
+  for text in program.splitlines():
+    if opened := _COMPUTATION.match(text):
+      name = opened[2]
+      computations[name] = []
+      entry = name if opened[1] else entry
+    else:
+      computations[name].append(text)
+  return entry, computations
+
+
+def _rounds(computations: dict[str, list[str]], loop: str) -> int | None:
+  """Returns how often a loop runs: as the text says, or up to the only constant that its condition compares with."""
+  if known := _TRIPS.search(loop):
+    return int(known[1])
+  condition = re.search(r"condition=%?([\w.\-]+)", loop)
+  lines = "\n".join(computations.get(condition[1], ())) if condition else ""
+  limits = re.findall(r" constant\((\d+)\)", lines)
+  return int(limits[0]) if len(limits) == 1 and "direction=LT" in lines else None
+
+
+def _of_computation(computations: dict[str, list[str]], name: str) -> list[Collective]:
+  """Returns the collectives of a computation and of those that it calls."""
+  found, loops = _straight(computations, name)
+  return [*found.values(), *loops]
+
+
+def _straight(computations: dict[str, list[str]], name: str) -> tuple[dict[str, Collective], list[Collective]]:
+  """Returns the collectives of a computation by their channel, and those of its loops."""
+  found: dict[str, Collective] = {}
+  loops: list[Collective] = []
+  for place, text in enumerate(computations.get(name, ())):
+    if operation := _OPERATION.match(text):
+      channel = re.search(r"channel_id=(\d+)", text)
+      # TPU programs write an operation that runs beside others once for its start, its middle and its end.
+      found |= {channel[1] if channel else f"{name} {place}": one for one in _read(*operation.groups())}
+    for called in _CALLED.findall(text):
+      if " while(" in text:
+        loops += _of_computation(computations, called) * (_rounds(computations, text) or 1)
+      else:
+        inside, further = _straight(computations, called)
+        found |= inside
+        loops += further
+  return found, loops
+
+
+def _read(shapes: str, kind: str, start: str | None, rest: str) -> list[Collective]:
+  """Returns the collective of one line, or none if a device is alone in its group."""
+  # Scalars beside operand and result of a start are counters.
+  arrays = [(dtype, dims) for dtype, dims in _shapes(shapes) if dims or not start]
+  payload = sum(_BYTES[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in arrays)
+  group = _pairs(rest) if kind == "collective-permute" else _first_group(rest)
+  if start and kind == "collective-permute":
+    payload //= 2  # operand and result
+  elif start and kind == "all-gather":
+    payload = payload * len(group) // (len(group) + 1)  # of operand and result, the result
+  payload *= len(group) if kind == "reduce-scatter" else 1
+  return [Collective(kind, payload, len(group), abs(group[1] - group[0]))] if len(group) > 1 else []
 
 
 def _shapes(text: str) -> list[tuple[str, str]]:

@@ -1,58 +1,90 @@
-"""Compiles one training step for a mesh of simulated devices and prints what the compiler reports, as JSON.
+"""Compiles one program for chips that are not there and prints what the compiler reports, as JSON.
 
-  python -m benchmarks.compiled_step --variant=small --data=1 --fsdp=8
+  python -m benchmarks.compiled_step --chip=v5e --fsdp=4 --variant=vit_large
 
-Each mesh needs a new process, because the number of simulated devices is fixed when JAX starts. The step is compiled
-from shapes; no parameter is allocated and nothing runs.
+Nothing runs: only shapes go in. Each program needs a new process, because the compiler is chosen when JAX starts, and
+so that the memory of one compilation does not add to that of the next.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import re
 import time
 from typing import Any
 
 from absl import app, flags
 
-from benchmarks import collectives
+from benchmarks import absent, collectives
 
+WORKS = ("train", "predict")
+_CHIP = flags.DEFINE_enum("chip", "v5e", absent.NAMES, "What is compiled for.")
+_WORK = flags.DEFINE_enum("work", "train", WORKS, "A step of `seggpt train`, or what `seggpt infer` runs on one chip.")
 _VARIANT = flags.DEFINE_string("variant", "small", "Architecture, a key of seggpt_jax.model.config.VARIANTS.")
-_DATA = flags.DEFINE_integer("data", 1, "Size of the mesh axis that replicates parameters.")
-_FSDP = flags.DEFINE_integer("fsdp", 1, "Size of the mesh axis that shards parameters.")
-_CANVASES = flags.DEFINE_integer("canvases", 4, "Number of canvases on each device.")
-_SPREAD = flags.DEFINE_bool("spread", True, "Give the network the sharding of its batch (`batch_sharding`).")
+_DATA = flags.DEFINE_integer("data", 1, "Chips that copy parameters.")
+_FSDP = flags.DEFINE_integer("fsdp", 1, "Chips that share a copy.")
+_BATCH = flags.DEFINE_integer("batch", 4, "Canvases on each chip.")
+_REMAT = flags.DEFINE_string("remat", "full", "model.remat")
+_ADAPTER = flags.DEFINE_string("adapter", "none", "adapter.kind")
+_ATTENTION = flags.DEFINE_string("attention", "auto", "model.attention")
+_SCAN = flags.DEFINE_bool("scan", None, "Whether equal blocks are a loop; by default as in training.")
+_PROGRAM = flags.DEFINE_string("program", "", "File for the text of the compiled program.")
+_KERNELS = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w+)"')
 
 
-def lower_step(variant: str, data: int, fsdp: int, canvases: int, spread: bool):
-  """Returns the lowered step with AdamW, bfloat16 and remat, its abstract state, and the shardings of the state."""
-  import jax  # imported here, after the number of devices is set
+def lower_train(mesh) -> tuple[Any, Any, Any]:
+  """Returns the lowered training step as `seggpt train` makes it, its abstract state, and the state's shardings."""
+  import jax
   import jax.numpy as jnp
 
+  from seggpt_jax.model.config import VARIANTS
+  from seggpt_jax.training import setup
+  from seggpt_jax.training.config import default_config
+  from seggpt_jax.training.step import make_train_step
+
+  config, model_config, shape = default_config(), VARIANTS[_VARIANT.value], jax.ShapeDtypeStruct
+  config.model.update(remat=_REMAT.value, attention=_ATTENTION.value, dtype="bfloat16")
+  config.adapter.kind = _ADAPTER.value
+  plan = setup.make_plan(config, model_config, mesh, scan=_SCAN.value)
+  size, num_classes = _BATCH.value * mesh.size, config.data.num_classes
+  batch = {
+    "images": shape((size, *model_config.canvas_size, 3), jnp.uint8),
+    "labels": shape((size, *model_config.canvas_size), jnp.uint8),
+    "palette": shape((size, num_classes, 3), jnp.uint8),
+    "patch_mask": shape((size, *model_config.grid), jnp.bool_),
+    "valid": shape((size,), jnp.bool_),
+  }
+  optimizer, where = plan.optimizer, plan.state_sharding
+  step = make_train_step(
+    *(plan.graph, model_config, optimizer.transform, mesh, where), frozen=optimizer.frozen, adapter=plan.adapter
+  )
+  return step.lower(plan.abstract_state, batch, jax.eval_shape(lambda: jax.random.key(0))), plan.abstract_state, where
+
+
+def lower_predict(mesh) -> tuple[Any, Any, Any]:
+  """Returns the lowered program of inference with one prompt, its abstract parameters, and their shardings."""
+  import jax
+  import jax.numpy as jnp
+
+  from seggpt_jax.inference import batching
   from seggpt_jax.model import parameters
   from seggpt_jax.model.config import VARIANTS
   from seggpt_jax.training import sharding
-  from seggpt_jax.training.optimizer import adamw
-  from seggpt_jax.training.step import TrainState, make_train_step
 
-  config, mesh, shape = VARIANTS[variant], sharding.make_mesh(data, fsdp), jax.ShapeDtypeStruct
-  batch_sharding = sharding.batch_sharding(mesh) if spread else None
-  options = {"dtype": jnp.bfloat16, "remat": "full", "attention": "folded"}
-  graph, params = parameters.abstract(config, batch_sharding=batch_sharding, **options)
-  optimizer = adamw(lambda step: 1e-4, b1=0.9, b2=0.999, weight_decay=0.01)
-  state = jax.eval_shape(lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p)), params)
-  where = TrainState(*(sharding.tree_sharding(mesh, part) for part in state))
-  size = canvases * data * fsdp
-  batch = {
-    "images": shape((size, *config.canvas_size, 3), jnp.uint8),
-    "labels": shape((size, *config.canvas_size), jnp.uint8),
-    "palette": shape((size, 2, 3), jnp.uint8),
-    "patch_mask": shape((size, *config.grid), jnp.bool_),
-    "valid": shape((size,), jnp.bool_),
-  }
-  step = make_train_step(graph, config, optimizer, mesh, where)
-  return step.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))), state, where
+  config, shape, whole = VARIANTS[_VARIANT.value], jax.ShapeDtypeStruct, sharding.replicated(mesh)
+  options = {"dtype": jnp.bfloat16, "attention": _ATTENTION.value, "training": False, "device": mesh.devices.flat[0]}
+  graph, params = parameters.abstract(config, **options, scan=_SCAN.value)
+  height, width = config.canvas_size[0] // 2, config.canvas_size[1]
+  pixels = shape((_BATCH.value, height, width, 3), jnp.uint8)
+  prompts = shape((_BATCH.value, 1, height, width, 3), jnp.uint8)
+  mask = shape((_BATCH.value, config.grid[0] // 2, config.grid[1]), jnp.bool_)
+  run = jax.jit(
+    lambda params, *arrays: batching.predict_colors.__wrapped__(graph, params, *arrays, "semantic"),
+    in_shardings=whole,
+    out_shardings=whole,
+  )
+  return run.lower(params, pixels, prompts, prompts, pixels, mask), params, jax.tree.map(lambda _: whole, params)
 
 
 def bytes_per_device(tree: Any, where: Any) -> int:
@@ -66,22 +98,28 @@ def bytes_per_device(tree: Any, where: Any) -> int:
 
 def main(argv: list[str]) -> None:
   del argv
-  os.environ["JAX_PLATFORMS"] = "cpu"
-  devices = _DATA.value * _FSDP.value
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+  absent.prepare(_CHIP.value)
+  import jax
+
+  mesh = absent.make_mesh(_CHIP.value, _DATA.value, _FSDP.value)
   started = time.perf_counter()
-  lowered, state, where = lower_step(_VARIANT.value, _DATA.value, _FSDP.value, _CANVASES.value, _SPREAD.value)
+  lowered, state, where = (lower_train if _WORK.value == "train" else lower_predict)(mesh)
+  lowered_at = time.perf_counter()
   compiled = lowered.compile()
-  seconds = time.perf_counter() - started
+  seconds = {"lower": lowered_at - started, "compile": time.perf_counter() - lowered_at}
   program, memory = compiled.as_text(), compiled.memory_analysis()
+  if _PROGRAM.value:
+    with open(_PROGRAM.value, "w") as file:
+      file.write(program)
   results = {
-    "seconds_to_compile": seconds,
-    "parameter_bytes": bytes_per_device(state.params, where.params),
-    "optimizer_bytes": bytes_per_device(state.opt_state, where.opt_state),
+    "jax": jax.__version__,
+    "seconds": seconds,
+    "state_bytes": bytes_per_device(state, where),
     "argument_bytes": memory.argument_size_in_bytes,
     "temporary_bytes": memory.temp_size_in_bytes,
-    "compiler_flops": compiled.cost_analysis()["flops"],
-    "loops": collectives.count_loops(program),
+    "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    "code_bytes": memory.generated_code_size_in_bytes,
+    "kernels": len(_KERNELS.findall(program)),
     "collectives": [dataclasses.asdict(c) for c in collectives.find_collectives(program)],
   }
   print(json.dumps(results))

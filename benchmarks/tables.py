@@ -1,8 +1,8 @@
-"""Writes the tables of docs/speed.md from the files in benchmarks/results.
+"""Writes the tables of docs/speed.md and docs/chips.md from the files in benchmarks/results.
 
   python -m benchmarks.tables
 
-Everything between the two marks on the page is generated here. Benchmarks without a file are left out.
+Everything between the two marks on a page is generated here. Benchmarks without a file are left out.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import absent, report
+from benchmarks.collectives import Collective
 from seggpt_jax.files import write_whole
 
-PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- begin: benchmarks/tables.py -->", "<!-- end -->"
 
 
@@ -202,10 +203,41 @@ TABLES = {
 }
 
 
-def generate(results: Path) -> str:
-  """Returns all tables of the results in a folder."""
-  paths = {name: results / f"{name}.json" for name in TABLES}
-  return "\n\n".join(make(json.loads(paths[name].read_text())) for name, make in TABLES.items() if paths[name].exists())
+def chip_line(case: str, found: dict[str, Any]) -> str:
+  """Returns the table line of a case in chips.json."""
+  work, network, name, mesh, batch, remat = case.split(":")
+  if "error" in found:
+    return line(work, network, name, mesh, batch, remat, f"does not compile: {found['error']}", *[""] * 8)
+  memory = absent.chip(name).memory
+  whole = sum(found[f"{part}_bytes"] for part in ("argument", "temporary", "output"))
+  sent = sum(count * Collective(*one).sent for *one, count in found["collectives"])
+  times = found["predicted_seconds"]
+  bound = max(times, key=times.get)
+  return line(
+    *(work, network, name, mesh, batch, remat),
+    *(f"{number(found[f'{part}_bytes'] / 1e9)} GB" for part in ("argument", "temporary")),
+    f"{whole / memory:.0%}" if whole <= memory else f"**{whole / memory:.0%}, does not fit**",
+    *(str(found["kernels"]), f"{number(sent / 1e6)} MB", f"{number(found['code_bytes'] / 1e6)} MB"),
+    *(f"{found['seconds']['compile']:.0f} s", duration(times[bound]), bound),
+  )
+
+
+def chip_tables(results: dict[str, Any]) -> str:
+  columns = ("work", "network", "chip", "mesh", "canvases", "remat", "arguments", "temporaries", "of its memory")
+  columns += ("kernels", "sent", "code", "compiled in", "least time", "bound by")
+  rows = [chip_line(case, found) for case, found in results["cases"].items()]
+  return "\n".join((f"{about('Compiled', results['machine'])}:\n", head(*columns), *rows))
+
+
+PAGES = {"speed.md": TABLES, "chips.md": {"chips": chip_tables}}
+
+
+def generate(page: str, results: Path) -> str:
+  """Returns all tables of a page from the results in a folder."""
+  paths = {name: results / f"{name}.json" for name in PAGES[page]}
+  return "\n\n".join(
+    make(json.loads(paths[name].read_text())) for name, make in PAGES[page].items() if paths[name].exists()
+  )
 
 
 def fill(page: str, tables: str) -> str:
@@ -216,9 +248,11 @@ def fill(page: str, tables: str) -> str:
 
 
 def main() -> None:
-  page = fill(PAGE.read_text(), generate(report.RESULTS))
-  write_whole(PAGE, lambda file: file.write(page.encode()))
-  print(f"written: {PAGE}")
+  for name in PAGES:
+    path = DOCS / name
+    page = fill(path.read_text(), generate(name, report.RESULTS))
+    write_whole(path, lambda file, page=page: file.write(page.encode()))
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -196,9 +196,10 @@ class SegGPT(nnx.Module):
     dtype: compute dtype, float32 or bfloat16.
     remat: what the backward pass recomputes of each block instead of keeping it: "none"; "dots", everything but the
       results of linear layers, which are most of the arithmetic and little of the memory; or "full", everything.
-    attention: name of an attention implementation, or "auto" for the best one that compiles for the devices of
-      `batch_sharding`, or else for the default device.
+    attention: name of an attention implementation, or "auto" for the best one that compiles for the device.
     training: whether "auto" asks for gradients, too.
+    device: a device that the program is for, which may be part of a topology that is not there; by default one of
+      `batch_sharding`, or else the default device.
     scan: whether equal blocks are one loop over their parameters instead of a program each. Compiling takes a fraction
       of the time, and the program of the memory, but all parameters are copied once in each pass. By default only for
       training on TPUs, whose compiler takes minutes for ViT-L's blocks.
@@ -217,6 +218,7 @@ class SegGPT(nnx.Module):
     attention: str = "auto",
     training: bool = True,
     scan: bool | None = None,
+    device: jax.Device | None = None,
     batch_sharding: jax.sharding.NamedSharding | None = None,
     rngs: nnx.Rngs,
   ):
@@ -226,7 +228,8 @@ class SegGPT(nnx.Module):
     if remat not in get_args(Remat):
       raise ValueError(f"remat: found {remat!r}, expected one of {', '.join(get_args(Remat))}")
     self.remat = remat
-    device = default_device() if batch_sharding is None else batch_sharding.mesh.devices.flat[0]
+    if device is None:
+      device = default_device() if batch_sharding is None else batch_sharding.mesh.devices.flat[0]
     self.scan = training and device.platform == "tpu" if scan is None else scan
     width, patch = config.width, config.patch_size
     self.patch_embed = Linear(patch * patch * 3, width, dtype=dtype, rngs=rngs)

@@ -23,7 +23,6 @@ from seggpt_jax.files import refuse_remote, writing
 from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.adapter_files import describe_adapter
 from seggpt_jax.model.adapters import Adapter
-from seggpt_jax.model.attention import dispatch
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import resume, sharding
@@ -113,7 +112,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike) -> Run:
   # What was measured becomes part of the run, for its next start and for inference.
   config.data.update(zoom=inputs.zoom, prompt_grid=inputs.prompt_grid)
   config.data.update(coarse_zoom=inputs.coarse_zoom, coarse_classes=inputs.coarse_classes)
-  plan = _plan(config, model_config, mesh)
+  plan = make_plan(config, model_config, mesh)
 
   for folder in ("checkpoints", "best", "panels"):
     with writing(workdir / folder):
@@ -166,7 +165,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike) -> Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class Plan:
   """The computation of a run, without any values.
 
   Attributes:
@@ -188,13 +187,20 @@ class _Plan:
   abstract_state: TrainState
 
 
-def _plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh) -> _Plan:
-  """Builds network, adapter and optimizer from shapes alone."""
+def make_plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh, *, scan: bool | None = None) -> Plan:
+  """Builds network, adapter and optimizer from shapes alone.
+
+  Args:
+    config: checked configuration.
+    model_config: architecture of the network.
+    mesh: devices, which may be part of a topology that is not there.
+    scan: option of `SegGPT`; by default as the devices need it.
+  """
   # The devices of the mesh decide, not those of this process, so that a plan can be made for devices that are not here.
   device = mesh.devices.flat[0]
-  dtype = _dtype(config, device)
-  attention = dispatch.choose(config.model.attention, model_config, dtype, device=device)
-  options = {"dtype": dtype, "remat": config.model.remat, "attention": attention}
+  model = config.model
+  options = {"dtype": _dtype(config, device), "remat": model.remat, "attention": model.attention, "device": device}
+  options["scan"] = scan
   if mesh.size > 1:
     options["batch_sharding"] = sharding.batch_sharding(mesh)
   graph, params = parameters.abstract(model_config, **options)
@@ -214,11 +220,11 @@ def _plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh) -> _Plan:
   placed = jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, state_sharding
   )
-  return _Plan(graph, adapter, init_adapter, optimizer, initial, state_sharding, placed)
+  return Plan(graph, adapter, init_adapter, optimizer, initial, state_sharding, placed)
 
 
 def _open_state(
-  config: ConfigDict, model_config: SegGPTConfig, plan: _Plan, workdir: Path
+  config: ConfigDict, model_config: SegGPTConfig, plan: Plan, workdir: Path
 ) -> tuple[Checkpoints, TrainState, dict[str, Any]]:
   """Opens the checkpoints and restores the newest one, or starts afresh where there is none.
 

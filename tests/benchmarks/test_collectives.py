@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks.collectives import Collective, bandwidth, count_loops, find_collectives
+from benchmarks.collectives import Collective, bandwidth, find_collectives, loops_without_count
 from seggpt_jax.training.chips import CHIPS
 
 
@@ -62,11 +62,36 @@ def test_bytes_that_a_ring_sends():
 
 
 def test_unknown_forms_are_refused():
-  with pytest.raises(ValueError, match="asynchronous"):
-    find_collectives("%a = f32[4]{0} all-reduce-start(%x), replica_groups={{0,1}}")
   with pytest.raises(ValueError, match="replica_groups"):
     find_collectives("%a = f32[4]{0} all-reduce(%x), replica_groups=mesh['a'=8] {'a':(1)2}")
-  assert count_loops("%w = (s32[]) while(%t), condition=%c, body=%b") == 1
+
+
+def test_operations_that_are_split_into_start_and_end_count_once():
+  gather = "%g = ((bf16[4]{0}), (bf16[8]{0})) all-gather-start(%x), replica_groups={{0,1}}"
+  permute = "%p = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}"
+  assert find_collectives(f"{gather}\n%d = bf16[8]{{0}} all-gather-done(%g)") == [Collective("all-gather", 16, 2, 1)]
+  assert find_collectives(permute) == [Collective("collective-permute", 16, 2, 1)]
+
+
+def test_those_in_a_loop_count_as_often_as_it_runs():
+  line = "  %a = f32[4]{0} all-reduce(%x), replica_groups={{0,1}}"
+  loop = "while(%t), condition=%c, body=%b"
+  for count, rounds in ((', backend_config={"known_trip_count":{"n":"3"}}', 3), ("", 1)):
+    program = (
+      f"%b (p: f32[4]) -> f32[4] {{\n{line}\n}}\n\nENTRY %main (p: f32[4]) -> f32[4] {{\n  %w = {loop}{count}\n}}"
+    )
+    assert find_collectives(program) == [Collective("all-reduce", 16, 2, 1)] * rounds
+    assert loops_without_count(program) == (rounds == 1)
+  limit = "%c (p: s32[]) -> pred[] {\n  %n = s32[] constant(5)\n  ROOT %l = pred[] compare(%p, %n), direction=LT\n}\n"
+  assert len(find_collectives(limit + program)) == 5
+
+
+def test_an_operation_that_runs_beside_others_counts_once():
+  gather = "  %g = bf16[8]{0} all-gather(%x), channel_id=7, replica_groups={{0,1}}\n}\n"
+  calls = "".join(f"  %s.{part} = bf16[8]{{0}} fusion(%x), calls=%f{part}\n" for part in range(3))
+  parts = "".join(f"%f{part} (x: bf16[4]) -> bf16[8] {{\n{gather}" for part in range(3))
+  program = f"{parts}ENTRY %main (x: bf16[4]) -> bf16[8] {{\n{calls}}}"
+  assert find_collectives(program) == [Collective("all-gather", 16, 2, 1)]
 
 
 def test_collectives_over_nodes_are_as_fast_as_their_network_cards():

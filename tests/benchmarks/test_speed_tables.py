@@ -21,9 +21,22 @@ def row(**changes):
   return found | {"flops": 2e9, "peak": 1e11, "ratios": {"seggpt_jax": 0.5}, "difference": None} | changes
 
 
-def test_the_page_holds_what_the_results_say():
-  page = tables.PAGE.read_text()
-  assert tables.fill(page, tables.generate(report.RESULTS)) == page
+@pytest.mark.parametrize("name", tables.PAGES)
+def test_the_page_holds_what_the_results_say(name):
+  page = (tables.DOCS / name).read_text()
+  assert tables.fill(page, tables.generate(name, report.RESULTS)) == page
+
+
+def test_a_row_of_a_compiled_program_says_what_fits():
+  found = {"argument_bytes": 10e9, "temporary_bytes": 5e9, "output_bytes": 0, "code_bytes": 2e7, "kernels": 6}
+  found |= {"collectives": [["all-gather", 4000000, 4, 1, 2]], "seconds": {"compile": 61.2}}
+  found |= {"predicted_seconds": {"compute": 0.2, "memory": 0.1, "network": 0.0}}
+  line = tables.chip_line("train:vit_large:v5e:1x4:4:full", found)
+  assert line.endswith("| 10 GB | 5 GB | 94% | 6 | 6 MB | 20 MB | 61 s | 200 ms | compute |")
+  assert "**219%, does not fit**" in tables.chip_line(
+    "train:vit_large:v5e:1x4:4:full", found | {"argument_bytes": 30e9}
+  )
+  assert tables.chip_line("train:small:v5e:1x1:4:full", {"error": "status 1"}).count("|") == line.count("|")
 
 
 def test_a_row_of_the_model_table():
@@ -66,7 +79,7 @@ def test_disturbed_rows_are_not_kept_on_a_cpu(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
   report.keep_rows("model", [row()], key, "CPU, 2 cores", ["jax"])
   report.keep_rows("model", [row(device="NVIDIA H200", others=0.9)], key, "NVIDIA H200", ["jax"])
-  made = tables.generate(tmp_path)
+  made = tables.generate("speed.md", tmp_path)
   assert "void" not in made
   assert "void: others took 90%" in tables.model_line(row(others=0.9))
   assert "| 0.50 |" not in tables.model_line(row(others=0.9))  # the ratio is not reliable
@@ -79,7 +92,7 @@ def test_failures_are_kept_beside_results(tmp_path, monkeypatch):
   failed = {"device": "CPU, 2 cores", "variant": "tiny", "dtype": "float32", "batch_size": 2, "work": "train"}
   failed |= {"side": "transformers compile", "error": "InvalidCxxCompiler"}
   assert report.keep_rows("model", [row(), failed], ("device", "side"), "CPU, 2 cores", ["jax"])
-  assert "InvalidCxxCompiler" in tables.generate(tmp_path)
+  assert "InvalidCxxCompiler" in tables.generate("speed.md", tmp_path)
 
 
 def test_rows_are_grouped_by_device():

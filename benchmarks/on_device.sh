@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Measures an accelerator in three slices, each complete in itself and at most ten minutes long. No network is needed.
+#
+#   benchmarks/on_device.sh kernels OUT     errors, times and memory of every attention, forward and backward
+#   benchmarks/on_device.sh speed OUT       ViT-L beside PyTorch eager and torch.compile; batch 4, 8, 16; a profile
+#   benchmarks/on_device.sh pretrain OUT    goes on pretraining the packaged weights for SECONDS_LEFT (default 480)
+#
+# WHEELS=FOLDER installs packages that the machine lacks from a folder of wheels; PYTHON chooses an interpreter.
+# REHEARSE=1 does the same with the tiny network, to find typos on a CPU. ASSETS=FOLDER adds photographs (docs/small.md).
+# A run to go on with is unpacked from OUT/run.tar.* if there is one; it is packed again in pieces of 15 MB.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+SLICE=${1:?kernels, speed or pretrain} OUT=$(mkdir -p "${2:?folder for results}" && cd "$2" && pwd)
+PYTHON=${PYTHON:-python3}
+if [ -n "${WHEELS:-}" ]; then
+  "$PYTHON" -m pip install -q --no-index --no-deps --target "$OUT/../site" "$WHEELS"/*.whl
+  export PYTHONPATH="$OUT/../site:${PYTHONPATH:-}"
+fi
+export PYTHONPATH="$PWD:${PYTHONPATH:-}" PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
+run() { echo "+ $*" >&2; "$PYTHON" "$@"; }
+seggpt() { run -m seggpt_jax.cli.main "$@"; }
+run -c 'import jax, sys; print(sys.version.split()[0], "jax", jax.__version__, jax.devices())' | tee "$OUT/$SLICE.versions"
+
+case $SLICE in
+kernels)
+  if [ -n "${REHEARSE:-}" ]; then sizes=(--variants=tiny --batch_sizes=1); else
+    sizes=(--variants=small,vit_large --batch_sizes=1,4,16)
+  fi
+  run -m benchmarks.attention "${sizes[@]}" --dtypes=float32,bfloat16 --rounds=3 --keep | tee "$OUT/kernels.txt"
+  cp benchmarks/results/attention.json "$OUT/"
+  ;;
+speed)
+  if [ -n "${REHEARSE:-}" ]; then sizes=(--variants=tiny --batch_sizes=2) model=(--config.model.variant=tiny); else
+    sizes=(--variants=vit_large --batch_sizes=4,8,16) model=(--config.batch_size=4 --config.model.remat=dots)
+  fi
+  {
+    run -m benchmarks.model "${sizes[@]}" --work=train --dtypes=bfloat16 --remat=dots --rounds=3 --keep
+    run -m benchmarks.model "${sizes[@]}" --work=forward,predict --dtypes=bfloat16 --rounds=3 --keep
+  } | tee "$OUT/speed.txt"
+  cp benchmarks/results/model.json "$OUT/"
+  seggpt train --config base --workdir "$OUT/../profiled" --config.data.source=tasks --config.data.resize=0 \
+    --config.num_steps=20 --config.profile_steps=3 --config.eval_every=20 --config.eval_pairs=4 "${model[@]}"
+  tar -C "$OUT/../profiled" -czf "$OUT/profile.tgz" profile
+  ;;
+pretrain)
+  work=$OUT/../small steps=(--config.num_steps=4000)
+  if [ -n "${REHEARSE:-}" ]; then steps=(--config.num_steps=4 --config.batch_size=2 --config.eval_pairs=4); fi
+  if compgen -G "$OUT/run.tar.*" >/dev/null; then mkdir -p "$work" && cat "$OUT"/run.tar.* | tar -C "$work" -x; fi
+  status=0
+  PYTHONPATH=$PYTHONPATH timeout --signal=TERM "${SECONDS_LEFT:-480}" "$PYTHON" -m seggpt_jax.cli.main train \
+    --config pretrain_small:96 --workdir "$work" --config.model.init_from=small --config.batch_size=32 \
+    --config.data.assets="${ASSETS:-}" --config.checkpoint_every=200 "${steps[@]}" || status=$?
+  # Stopped in time, it has saved where it was.
+  [ $status -eq 0 ] || [ $status -eq 124 ] || exit $status
+  rm -f "$OUT"/run.tar.*
+  tar -C "$work" -c . | split -b 15m - "$OUT/run.tar."
+  ;;
+*)
+  echo "found $SLICE, expected kernels, speed or pretrain" >&2
+  exit 2
+  ;;
+esac
