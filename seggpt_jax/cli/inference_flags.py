@@ -41,7 +41,7 @@ def define_option_flags(operating_point: bool = True) -> dict[str, list[flags.Fl
       "auto",
       "Cut queries and prompts into N x N tiles, so that small objects are seen larger. With several numbers, such as "
       "1,2,4, the predictions are averaged. auto cuts as in training with data.zoom, else not at all. objects cuts at "
-      "the scale at which the smallest class of the prompts is two patches large, and averages with the whole image.",
+      "the scale at which the smallest class of the prompts is two patches large, and averages with half of it.",
     ),
     flags.DEFINE_float(
       "overlap",
@@ -99,7 +99,7 @@ def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calib
     objects = measure_objects(_prompt_labels(), labels)
     zoom, sides = objects.zoom(load_config(flags.FLAGS.model_path)), objects.sides
     changes.setdefault("overlap", ZOOM_OVERLAP if zoom else 0)
-    scale = {"zoom": zoom, "prompt_grid": fewest_cells(len(sides)) if zoom else 1, "whole": zoom > 0}
+    scale = {"zoom": zoom, "prompt_grid": fewest_cells(len(sides)) if zoom else 1, "octaves": 2 if zoom else 1}
   else:
     changes["split"] = _numbers("split", int, "auto, objects, a number, or several such as 1,2,4")
   if changes.get("sensitivity", ["auto"]) == ["auto"]:
@@ -115,7 +115,7 @@ def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calib
     print(f"--split=objects: the smallest are those of class {smallest}, {sides[smallest]:.0f} pixels large{enough}")
   if options.zoom:
     which = "the scale of training" if split == ["auto"] else "their scale"
-    averaged = "; averaged with the whole image" if options.whole else ""
+    averaged = f"; averaged with the scale {options.zooms[1]:g}" if options.octaves > 1 else ""
     cells = f"{options.prompt_grid} x {options.prompt_grid} cells"
     print(
       f"--split={split[0]}: tiles at {which}, {options.zoom} pixels of the network for one of an image, with an "

@@ -44,8 +44,8 @@ def evaluate_set(
 
   Returns:
     For each class the means over its queries: foreground IoU, 0..1, of `one_prompt`, of the `ensemble` and of the most
-    `similar` training image that shows the class; of that one on `tiles` at the scale of the class's objects, averaged
-    with whole images, or on whole images alone where these show them large enough; of the first prompt's mask as the
+    `similar` training image that shows the class; of that one on `tiles` at the scale of the class's objects and half
+    of it, or on whole images where these show them large enough; of the first prompt's mask as the
     answer (`copy`); of the whole picture as the answer (`constant`); and the number of `queries`.
 
   Raises:
@@ -71,7 +71,7 @@ def evaluate_set(
       nearest = _prompt(index.files[candidates[np.argmax(likeness[candidates])]], value)
       answers = [predictor.predict(image, asked).labels > 0 for asked in (prompts[:1], prompts, [nearest])]
       if zoom:
-        answers.append(predictor.predict(image, [nearest], zoom=zoom, overlap=ZOOM_OVERLAP, whole=True).labels > 0)
+        answers.append(predictor.predict(image, [nearest], zoom=zoom, overlap=ZOOM_OVERLAP, octaves=2).labels > 0)
       else:
         answers.append(answers[2])
       height, width = label.shape

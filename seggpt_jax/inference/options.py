@@ -33,8 +33,8 @@ class InferenceOptions:
       are cut into as many windows as that takes, and prompts become cells around their objects; 0 is off.
     prompt_grid: cells along a side of each prompt, with `zoom`. The given prompts fill the cells in their order, again
       from the first if there are too few, each with the class that was shown least so far.
-    whole: with `zoom`, averages the colors of the windows with those of the whole image, prompted with whole images: a
-      window shows small things large, the whole image what they are part of. Not with `coarse_zoom`.
+    octaves: number of zooms whose predicted colors are averaged, each half of the one before: the first shows small
+      things large, the others what they are part of. Not with `coarse_zoom`.
     coarse_zoom: a second, smaller zoom for classes whose objects do not fit into a window at the first one; 0 for none.
     coarse_classes: classes that are looked for at the second zoom only, and not at the first.
     sensitivity: divisors of the distances of predicted colors to the colors of classes 1, 2, ..., above 0; the
@@ -53,7 +53,7 @@ class InferenceOptions:
   seg_type: SegType = "semantic"
   zoom: float | int = 0
   prompt_grid: int = 1
-  whole: bool = False
+  octaves: int = 1
   coarse_zoom: float | int = 0
   coarse_classes: tuple[int, ...] = ()
   sensitivity: tuple[float, ...] = ()
@@ -86,8 +86,11 @@ class InferenceOptions:
       )
     if self.prompt_grid > 1 and not self.zoom:
       raise InputError(f"prompt_grid: found {self.prompt_grid} without zoom, expected 1")
-    if self.whole and (not self.zoom or self.coarse_zoom):
-      raise InputError(f"whole: found True with zoom {self.zoom}, coarse_zoom {self.coarse_zoom}, expected zoom alone")
+    if self.octaves < 1 or (self.octaves > 1 and (not self.zoom or self.coarse_zoom)):
+      raise InputError(
+        f"octaves: found {self.octaves} with zoom {self.zoom} and coarse_zoom {self.coarse_zoom}, expected 1, or more "
+        "with a zoom alone"
+      )
     if self.zoom:
       for name in ("split", "stitch_width", "foreground_tiles"):
         found = max(splits) if name == "split" else getattr(self, name)
@@ -100,8 +103,9 @@ class InferenceOptions:
 
   @property
   def zooms(self) -> tuple[float | int, ...]:
-    """The zoom, and the coarse one if there is one."""
-    return (self.zoom, self.coarse_zoom) if self.coarse_zoom else (self.zoom,)
+    """The zoom, then its octaves or the coarse one if there is one."""
+    octaves = tuple(self.zoom / 2**place for place in range(self.octaves))
+    return (*octaves, self.coarse_zoom) if self.coarse_zoom else octaves
 
   def grid_at(self, zoom: float | int) -> int:
     """Returns the cells along a side of a prompt at one of `zooms`; at the coarse one as few as show its classes."""
@@ -111,8 +115,8 @@ class InferenceOptions:
 
   @property
   def cells(self) -> int:
-    """Number of cells of a prompt, those of all zooms together; 1 without a zoom."""
-    return sum(self.grid_at(zoom) ** 2 for zoom in self.zooms)
+    """Number of cells of a prompt, those of both zooms together; 1 without a zoom. Octaves show the same images."""
+    return sum(self.grid_at(zoom) ** 2 for zoom in self.zooms[self.octaves - 1 :])
 
   @property
   def splits(self) -> tuple[int, ...]:

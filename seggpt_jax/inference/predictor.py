@@ -40,7 +40,6 @@ from seggpt_jax.model.seggpt import SegGPT, SegType
 
 # A CPU is no faster with larger batches, and slower once they exceed its caches.
 _MAX_CANVASES = {"cpu": 4}
-_WHOLE = 0  # stands for the whole image beside a zoom
 _MAX_PENDING = 64  # images whose windows wait for others with as many prompts
 # Axes to mirror, for each copy of an image.
 _MIRRORED_AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
@@ -158,7 +157,7 @@ class Predictor:
     seg_type: SegType = "semantic",
     zoom: float | int = 0,
     prompt_grid: int = 1,
-    whole: bool = False,
+    octaves: int = 1,
   ) -> Prediction:
     """Segments one image.
 
@@ -182,7 +181,7 @@ class Predictor:
       seg_type: "semantic" or "instance".
       zoom: in place of `split`, the factor from an image's pixels to the network's; see `InferenceOptions`.
       prompt_grid: cells along a side of each prompt, with `zoom`.
-      whole: with `zoom`, averages with a prediction of the whole image.
+      octaves: number of zooms to average over, each half of the one before.
 
     Returns:
       Labels and colors of the query's size.
@@ -191,7 +190,7 @@ class Predictor:
       InputError: an argument is not as described above.
     """
     options = InferenceOptions(
-      split, overlap, stitch_width, flips, foreground_tiles, seg_type, zoom, prompt_grid, whole
+      split, overlap, stitch_width, flips, foreground_tiles, seg_type, zoom, prompt_grid, octaves
     )
     (prediction,) = self.predict_many([(image, prompts)], options, palette=palette)
     return prediction
@@ -268,8 +267,8 @@ class Predictor:
         images, labels = cells_of(loaded, options, min(self.tile_size), zoom)
         tiles[zoom] = images, palette[labels]
         classes = np.union1d(classes, labels)
-    whole = (1,) if options.whole else ()
-    for split in whole if options.zoom else options.splits:
+      return tiles, palette, classes
+    for split in options.splits:
       resized = [prompt.resized(self._split_size(split)) for prompt in loaded]
       images = np.concatenate([tiling.cut(prompt.image, split) for prompt in resized])
       labels = np.concatenate([tiling.cut(prompt.labels, split) for prompt in resized])
@@ -277,23 +276,23 @@ class Predictor:
       if options.foreground_tiles:
         kept = tiling.foreground_tiles(labels)
         images, labels = images[kept], labels[kept]
-      tiles[_WHOLE if options.zoom else split] = images, palette[labels]
+      tiles[split] = images, palette[labels]
     return tiles, palette, classes
 
   def _views(self, image: np.ndarray, tiles: _PromptTiles, options: InferenceOptions) -> list[_View]:
     """Returns the image at every split, with every mirroring, each with its prompts."""
     patch_size, views = self.config.patch_size, []
     for scale, prompts in tiles.items():
-      if options.zoom and scale != _WHOLE:
+      if options.zoom:
         resized = zoomed_image(image, scale)
         shape = resized.shape[:2]
         resized = padded_image(resized, min(self.tile_size))
         rounds = [image_windows(resized.shape[:2], self.tile_size, patch_size, options.overlap)]
       else:
-        split = int(scale) or 1
+        split = int(scale)
         resized = tiling.resize_image(image, self._split_size(split))
         shape = resized.shape[:2]
-        rounds = [tile_windows(split, self.tile_size, patch_size, options.overlap if split > 1 else 0)]
+        rounds = [tile_windows(split, self.tile_size, patch_size, options.overlap)]
         if options.stitch_width and split > 1:
           rounds += seam_windows(split, self.tile_size, patch_size, options.stitch_width)
       coarse = bool(options.coarse_zoom) and scale == options.coarse_zoom
@@ -303,7 +302,7 @@ class Predictor:
     return views
 
 
-# By split or zoom, or `_WHOLE`: images and colored masks of the prompts' tiles.
+# By split or zoom: images and colored masks of the prompts' tiles.
 _PromptTiles = dict[float | int, tuple[np.ndarray, np.ndarray]]
 
 
@@ -315,8 +314,6 @@ def _learned_tiles(
     raise InputError("palette: found one without prompts, expected none: a learned prompt has colors of its own")
   if options.foreground_tiles:
     raise InputError("foreground_tiles: found without prompts, expected False: a learned prompt is not cut into tiles")
-  if options.whole:
-    raise InputError("whole: found without prompts, expected False: a learned prompt has one scale")
   image, target = (np.asarray(learned.params[f"prompt.{part}"])[None] for part in ("image", "target"))
   classes = np.arange(learned.num_classes)
   return (

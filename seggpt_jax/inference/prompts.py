@@ -83,10 +83,10 @@ def cells_of(
   samples: list[Sample] = []
   for scaled in (prompt.zoomed(options.zoom) for prompt in prompts):
     sample: Sample = {"image": scaled.image, "label": scaled.labels}
+    if zoom != options.zoom:
+      sample = zoomed(sample, zoom / options.zoom)  # prompts are kept at the first zoom
     if options.coarse_zoom:
-      # Prompts are kept at the first zoom.
       coarse = zoom == options.coarse_zoom
-      sample = zoomed(sample, options.coarse_zoom / options.zoom) if coarse else sample
       known = [value for value in classes_in(sample["label"]) if (value in options.coarse_classes) == coarse]
       sample = {**sample, "label": keep_classes(sample["label"], known)}
     samples.append(sample)

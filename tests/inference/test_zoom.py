@@ -73,15 +73,15 @@ def test_a_coarse_zoom_looks_for_its_classes_alone_behind_those_of_the_first(pre
       InferenceOptions(**shown, **wrong)
 
 
-def test_windows_are_averaged_with_the_whole_image(predictor):
+def test_octaves_are_averaged(predictor):
   prompts, (image, _) = [labeled(seed, 40, 50) for seed in range(4)], labeled(9, 70, 80)
   shown = {"zoom": 1, "prompt_grid": 2}
-  both = predictor.predict(image, prompts, **shown, whole=True)
-  parts = [predictor.predict(image, prompts, **options).colors.astype(int) for options in (shown, {})]
+  both = predictor.predict(image, prompts, **shown, octaves=2)
+  parts = [predictor.predict(image, prompts, **{**shown, "zoom": zoom}).colors.astype(int) for zoom in (1, 0.5)]
   np.testing.assert_allclose(both.colors.astype(int), np.mean(parts, axis=0), atol=1)
   for wrong in ({}, {**shown, "coarse_zoom": 0.5, "coarse_classes": (1,)}):
-    with pytest.raises(InputError, match="whole: found True with zoom"):
-      InferenceOptions(**wrong, whole=True)
+    with pytest.raises(InputError, match="octaves: found 2 with zoom"):
+      InferenceOptions(**wrong, octaves=2)
 
 
 def test_blends_are_told_apart_as_the_colors_they_stand_for():
