@@ -30,9 +30,9 @@ def test_every_config_of_the_repository_is_valid_and_says_how_to_run_it(path):
   assert f"seggpt train --config {path.stem}" in module.__doc__
 
 
-def test_both_stages_of_pretraining_are_valid():
+def test_every_stage_of_pretraining_is_valid():
   get_config = load(next(path for path in CONFIGS if path.stem == "pretrain_small")).get_config
-  for square in ("64", "96"):
+  for square in ("64", "96", "128"):
     check_config(get_config(square))
 
 
@@ -159,7 +159,7 @@ def test_every_key_with_a_condition_is_tested_above():
 
 @pytest.mark.parametrize(
   ("name", "square", "old"),
-  [("demo", (), 201), ("small", (), 501), ("pretrain_small", ("64",), 4001), ("pretrain_small", ("96",), 1401)],
+  [("demo", (), 201), ("small", (), 501), ("pretrain_small", ("64",), 4001), ("pretrain_small", ("128",), 501)],
 )
 def test_learning_rates_of_the_small_configs_are_those_of_an_explicit_cycle(name, square, old):
   """Reference: `cosine_cycles` with num_steps + 1 steps and the warm-up of the config; every step bit for bit."""
