@@ -48,7 +48,7 @@ pretrain)
   if compgen -G "$OUT/run.tar.*" >/dev/null; then mkdir -p "$work" && cat "$OUT"/run.tar.* | tar -C "$work" -x; fi
   status=0
   PYTHONPATH=$PYTHONPATH timeout --signal=TERM "${SECONDS_LEFT:-480}" "$PYTHON" -m seggpt_jax.cli.main train \
-    --config pretrain_small:96 --workdir "$work" --config.model.init_from=small --config.batch_size=32 \
+    --config pretrain_small:128 --workdir "$work" --config.model.init_from=small --config.batch_size=32 \
     --config.data.assets="${ASSETS:-}" --config.checkpoint_every=200 "${steps[@]}" || status=$?
   # Stopped in time, it has saved where it was.
   [ $status -eq 0 ] || [ $status -eq 124 ] || exit $status
