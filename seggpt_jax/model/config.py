@@ -97,7 +97,7 @@ VARIANTS: dict[str, SegGPTConfig] = {
     decoder_dim=16,
     drop_path_rate=0.0,
   ),
-  # 3.2 M parameters, for the weights that come with the package.
+  # 3.2 M parameters, of the weights that come with the package, which see squares of 128 pixels.
   "small": SegGPTConfig(
     canvas_size=(192, 96),
     patch_size=8,

@@ -106,7 +106,8 @@ def test_the_full_size_training_step_is_a_program_for_tpu_and_cuda(data, fsdp, b
   colors = shape((batch_size, *CONFIG.canvas_size, 3), jnp.float32)
   expected = StepOutput(shape((), jnp.float32), shape((CLASSES, CLASSES), jnp.int32), colors, shape((), jnp.float32))
   assert described(output) == described(expected)
-  check_products(exported, least=10 * CONFIG.depth)
+  # Some of the 24 blocks are one function that is called several times.
+  check_products(exported, least=5 * CONFIG.depth)
 
 
 @pytest.mark.parametrize(("data", "fsdp", "batch_size"), [(1, 1, 4), (1, 8, 8)])

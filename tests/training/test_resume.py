@@ -33,10 +33,15 @@ def config():
 
 
 def test_an_old_run_with_values_that_do_nothing_is_resumed_without_a_change(run, config):
-  """Its cycle of 501 steps for a run of 500 is what optim.first_cycle=0 means today."""
+  """Its cycle of 501 steps for a run of 500 is what optim.first_cycle=0 means today.
+
+  Its square was that of the packaged weights, which had 96 pixels then; the configuration says 96 now.
+  """
   shutil.copy(OLD_RUN, run / "config.json")
   check_config(config)
   config = keep_pairs(run, config)
+  assert changed_keys(run, config) == ["model.square"]
+  config.model.square = 0
   assert changed_keys(run, config) == []
   assert config.optim.first_cycle == 0 and json.loads(OLD_RUN.read_text())["optim"]["first_cycle"] == 501
   config.num_steps = 1000
@@ -52,7 +57,7 @@ def test_a_run_keeps_its_pairs_where_the_new_start_does_not_set_them(run, config
   config.data.unanswerable, config.data.prompt_foreground = "ignore", 0.5
   kept = keep_pairs(run, config)
   assert (kept.data.same_class, kept.data.unanswerable, kept.data.prompt_foreground) == (0.0, "ignore", 0.5)
-  assert changed_keys(run, kept) == ["data.unanswerable", "data.prompt_foreground"]
+  assert changed_keys(run, kept) == ["model.square", "data.unanswerable", "data.prompt_foreground"]
 
 
 def test_a_run_keeps_the_scales_that_its_first_start_measured(run):
