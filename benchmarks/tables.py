@@ -217,7 +217,8 @@ def chip_line(case: str, found: dict[str, Any]) -> str:
     *(work, network, name, mesh, batch, remat),
     *(f"{number(found[f'{part}_bytes'] / 1e9)} GB" for part in ("argument", "temporary")),
     f"{whole / memory:.0%}" if whole <= memory else f"**{whole / memory:.0%}, does not fit**",
-    *(str(found["kernels"]), f"{number(sent / 1e6)} MB", f"{number(found['code_bytes'] / 1e6)} MB"),
+    *(str(found["kernels"]), f"{number(sent / 1e6)} MB" if sent else ""),
+    f"{number(found['code_bytes'] / 1e6)} MB" if found["code_bytes"] else "",  # GPUs' compiler does not say
     *(f"{found['seconds']['compile']:.0f} s", duration(times[bound]), bound),
   )
 
