@@ -227,7 +227,7 @@ def chip_tables(results: dict[str, Any]) -> str:
   columns = ("work", "network", "chip", "mesh", "canvases", "remat", "arguments", "temporaries", "of its memory")
   columns += ("kernels", "sent", "code", "compiled in", "least time", "bound by")
   rows = [chip_line(case, found) for case, found in results["cases"].items()]
-  return "\n".join((f"{about('Compiled', results['machine'])}:\n", head(*columns), *rows))
+  return "\n".join((f"{about('Compiled', results['machine'])}\n", head(*columns), *rows))
 
 
 PAGES = {"speed.md": TABLES, "chips.md": {"chips": chip_tables}}
