@@ -18,7 +18,7 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 export PYTHONPATH="$PWD:${PYTHONPATH:-}" PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
 run() { echo "+ $*" >&2; "$PYTHON" "$@"; }
-seggpt() { run -m seggpt_jax.cli.main "$@"; }
+seggpt() { run -m seggpt_jax "$@"; }
 run -c 'import jax, sys; print(sys.version.split()[0], "jax", jax.__version__, jax.devices())' | tee "$OUT/$SLICE.versions"
 
 case $SLICE in
@@ -39,7 +39,7 @@ speed)
   } | tee "$OUT/speed.txt"
   cp benchmarks/results/model.json "$OUT/"
   seggpt train --config base --workdir "$OUT/../profiled" --config.data.source=tasks --config.data.resize=0 \
-    --config.num_steps=20 --config.profile_steps=3 --config.eval_every=20 --config.eval_pairs=4 "${model[@]}"
+    --config.model.init_from= --config.num_steps=20 --config.profile_steps=3 --config.eval_every=20 --config.eval_pairs=4 "${model[@]}"
   tar -C "$OUT/../profiled" -czf "$OUT/profile.tgz" profile
   ;;
 pretrain)
@@ -47,7 +47,7 @@ pretrain)
   if [ -n "${REHEARSE:-}" ]; then steps=(--config.num_steps=4 --config.batch_size=2 --config.eval_pairs=4); fi
   if compgen -G "$OUT/run.tar.*" >/dev/null; then mkdir -p "$work" && cat "$OUT"/run.tar.* | tar -C "$work" -x; fi
   status=0
-  PYTHONPATH=$PYTHONPATH timeout --signal=TERM "${SECONDS_LEFT:-480}" "$PYTHON" -m seggpt_jax.cli.main train \
+  timeout --signal=TERM "${SECONDS_LEFT:-480}" "$PYTHON" -m seggpt_jax train \
     --config pretrain_small:128 --workdir "$work" --config.model.init_from=small --config.batch_size=32 \
     --config.data.assets="${ASSETS:-}" --config.checkpoint_every=200 "${steps[@]}" || status=$?
   # Stopped in time, it has saved where it was.
