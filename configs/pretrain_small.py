@@ -11,6 +11,7 @@ They take 45, 40 and 30 minutes on two cores; docs/small.md has all results.
 
 from ml_collections import ConfigDict
 
+from seggpt_jax.errors import InputError
 from seggpt_jax.training.config import default_config
 
 # Steps and highest learning rate by the side of the square in pixels.
@@ -19,6 +20,8 @@ _RUNS = {"64": (4000, 2e-3), "96": (1400, 1e-3), "128": (500, 8e-4)}
 
 def get_config(square: str = "64") -> ConfigDict:
   config = default_config()
+  if square not in _RUNS:
+    raise InputError(f"pretrain_small: found the square {square!r}, expected one of {', '.join(_RUNS)}")
   first = square == "64"
   config.num_steps, config.optim.peak = _RUNS[square]
   config.batch_size = 16

@@ -45,8 +45,8 @@ def evaluate_set(
   Returns:
     For each class the means over its queries: foreground IoU, 0..1, of `one_prompt`, of the `ensemble` and of the most
     `similar` training image that shows the class; of that one on `tiles` at the scale of the class's objects and half
-    of it, or on whole images where these show them large enough; of the first prompt's mask as the
-    answer (`copy`); of the whole picture as the answer (`constant`); and the number of `queries`.
+    of it, or on whole images where these show them large enough; of the first prompt's mask as the answer (`copy`); of
+    the whole picture as the answer (`constant`); and the number of `queries`.
 
   Raises:
     InputError: a file is missing or cannot be read, or no class is in both parts.

@@ -199,8 +199,8 @@ def make_plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh, *, sca
   # The devices of the mesh decide, not those of this process, so that a plan can be made for devices that are not here.
   device = mesh.devices.flat[0]
   model = config.model
-  options = {"dtype": _dtype(config, device), "remat": model.remat, "attention": model.attention, "device": device}
-  options["scan"] = scan
+  options = {"dtype": _dtype(config, device), "remat": model.remat, "attention": model.attention}
+  options |= {"device": device, "scan": scan}
   if mesh.size > 1:
     options["batch_sharding"] = sharding.batch_sharding(mesh)
   graph, params = parameters.abstract(model_config, **options)

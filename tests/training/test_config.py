@@ -34,6 +34,8 @@ def test_every_stage_of_pretraining_is_valid():
   get_config = load(next(path for path in CONFIGS if path.stem == "pretrain_small")).get_config
   for square in ("64", "96", "128"):
     check_config(get_config(square))
+  with pytest.raises(InputError, match="found the square '100', expected one of 64, 96, 128"):
+    get_config("100")
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
