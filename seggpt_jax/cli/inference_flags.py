@@ -41,7 +41,7 @@ def define_option_flags(operating_point: bool = True) -> dict[str, list[flags.Fl
       "auto",
       "Cut queries and prompts into N x N tiles, so that small objects are seen larger. With several numbers, such as "
       "1,2,4, the predictions are averaged. auto cuts as in training with data.zoom, else not at all. objects cuts at "
-      "the scale at which the smallest class of the prompts is two patches large, and at half of it, and averages both.",
+      "the scale at which the smallest class of the prompts is two patches large and at half of it, and averages both.",
     ),
     flags.DEFINE_float(
       "overlap",
