@@ -18,7 +18,7 @@ from seggpt_jax.data.images import decode_image
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE, display_palette
 
-_COLUMNS, _PER_SPLIT, _MOST_PROBLEMS = 4, 12, 4
+_COLUMNS, _PER_SPLIT, _MOST_PROBLEMS, _MOST_TURNED = 4, 12, 4, 2
 _SIDE, _GAP, _LINE, _MARGIN = 228, 4, 17, 14
 _CELL = (2 * _SIDE + _GAP, _SIDE + 2 * _LINE + 12)  # width, height
 _PAPER, _INK, _FAINT, _RED = (250, 250, 250), (20, 20, 20), (110, 110, 110), (220, 20, 30)
@@ -70,7 +70,7 @@ def draw_samples(findings: Findings) -> Image.Image:
 
 
 def choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
-  """Chooses samples that represent a split: some with problems, every class, and the rest evenly spread.
+  """Chooses samples that represent a split: some with problems or turned by a tag, every class, others evenly spread.
 
   Args:
     survey: survey of the split.
@@ -82,6 +82,9 @@ def choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
   everyone = range(len(survey.samples))
   wrong = [i for i in everyone if survey.samples[i].problem]
   chosen = [wrong[i] for i in spread(len(wrong), min(_MOST_PROBLEMS, most))]
+  named = set(survey.turned[:_MOST_TURNED])
+  turned = [i for i in everyone if survey.samples[i].name in named and i not in chosen]
+  chosen += turned[: max(most - len(chosen), 0)]
   # The rarest class first, since its samples often show other classes too.
   present = [int(c) + 1 for c in np.flatnonzero(survey.holding[1:IGNORE])]
   holders: dict[int, list[int]] = {c: [] for c in present}

@@ -12,6 +12,7 @@ import numpy as np
 from seggpt_jax.audit.findings import Findings
 from seggpt_jax.audit.sentence import Advice, count_text, key_text
 from seggpt_jax.audit.survey import Survey
+from seggpt_jax.data.datasets import OUTLINES
 
 _FEW_TRAIN, _FEW_VAL = 10, 5
 _LARGE = 4_000_000  # pixels
@@ -31,28 +32,35 @@ def _usable(findings: Findings) -> Iterator[Advice]:
       f"{train.split} has only {num_train} usable samples: try `seggpt infer` with them as prompts, or label more"
     )
   if val is None:
-    yield Advice(f"only {train.split} was read; training also needs a validation split, data.val_split")
+    text = f"only {train.split} was read; training also needs a validation split, data.val_split"
+    yield Advice(text + _divide_text(findings, num_train), {}, not findings.others)
   elif 2 <= num_val < _FEW_VAL:
     yield Advice(
       f"{val.split} has only {num_val} usable samples: its scores are noisy; add images before you compare runs"
     )
   elif num_val < 2:
     text = f"{val.split} has {count_text(num_val, 'usable sample')}: training stops, since validation needs two"
-    if not val.num_samples and num_train >= 4 and train.split == "train" and findings.dataset.kind != "tfds":
-      text += f"; divide {train.split} and inspect the result"
-      text += (
-        ""
-        if findings.groups
-        else " (this command divides by image; set --groups if several images show the same object)"
-      )
-      text += f": {_divide_line(findings)}"
-    yield Advice(text, {}, True)
+    yield Advice(text + ("" if val.num_samples else _divide_text(findings, num_train)), {}, True)
+  if findings.others:
+    yield Advice(
+      f"not read: {', '.join(findings.others)}; keep such a split to judge the finished network, or name it in --split"
+    )
 
 
 def _num_good(findings: Findings, survey: Survey) -> int:
   """Estimates how many samples are usable once their labels are read in the right format."""
   good = survey.num_usable if findings.guess is None else survey.num_intact
   return round(good * survey.num_samples / max(len(survey.samples), 1))
+
+
+def _divide_text(findings: Findings, num_train: int) -> str:
+  """Returns the advice to divide the training split, if it can be divided."""
+  if num_train < 4 or findings.dataset.kind == "tfds":
+    return ""
+  by_image = (
+    "" if findings.groups else " (this command divides by image; set --groups if several images show the same object)"
+  )
+  return f"; divide {findings.train.split} and inspect the result{by_image}: {_divide_line(findings)}"
 
 
 def _divide_line(findings: Findings) -> str:
@@ -70,14 +78,16 @@ def _shrink_line(findings: Findings) -> str:
 def _prepare_line(findings: Findings, outdir: str, **changes: Any) -> str:
   """Returns the command that converts this dataset, with labels read as in the audit."""
   dataset, label_format = findings.dataset, findings.dataset.label_format
-  flags: dict[str, Any] = {"kind": dataset.kind, "path": dataset.path}
-  flags |= {"num_classes": dataset.num_classes, "labels": label_format.mode}
+  flags: dict[str, Any] = {"kind": dataset.kind, "path": dataset.path, "num_classes": dataset.num_classes}
+  flags |= {} if dataset.kind in OUTLINES else {"labels": label_format.mode}
   flags |= {"threshold": label_format.threshold} if label_format.threshold else {}
   for name in ("table", "ignore"):
     if getattr(label_format, name):
       flags[name] = ",".join(str(value).replace(" ", "") for value in getattr(label_format, name))
   flags |= {"class_names": ",".join(dataset.class_names)} if dataset.class_names else {}
-  bad = any(survey.num_usable < len(survey.samples) for survey in findings.surveys.values())
+  bad = any(
+    survey.num_usable < len(survey.samples) or survey.problems["unmatched"] for survey in findings.surveys.values()
+  )
   flags |= {"bad_files": "skip"} if bad else {}
   flags |= {**changes, "format": "folder", "outdir": f"{dataset.path.rstrip('/')}_{outdir}"}
   values = " ".join(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())
@@ -88,22 +98,89 @@ def _unmatched(findings: Findings) -> Iterator[Advice]:
   for survey in findings.surveys.values():
     problems = survey.problems["unmatched"]
     if problems and survey.num_samples:
-      what = f"{count_text(len(problems))} of {survey.split} without a partner or out of place: training stops"
-      yield Advice(f"{what} until you remove them or add their partners", fatal=True)
+      what = (
+        f"{count_text(len(problems))} of {survey.split} without a partner or out of place, the first: {problems[0]}"
+      )
+      yield Advice(f"{what}; remove them, add their partners, or set {_skip_text(findings)}", _skip_keys(findings))
     elif problems and survey is findings.train:
       yield Advice(f"{survey.split} is unusable: {problems[0]}", fatal=True)
 
 
 def _bad(findings: Findings) -> Iterator[Advice]:
   surveys = findings.surveys.values()
-  unreadable = sum(len(survey.problems["unreadable"]) for survey in surveys)
-  if not unreadable:
-    return
-  share = max(len(survey.problems["unreadable"]) / max(len(survey.samples), 1) for survey in surveys)
+  unreadable = [each for survey in surveys for each in survey.problems["unreadable"]]
+  if unreadable:
+    text = f"{count_text(len(unreadable))} unreadable or cut off: remove or replace them, or set {_skip_text(findings)}"
+    yield Advice(text, _skip_keys(findings))
+  wrong = [each for survey in surveys for each in survey.problems["meaning"]] if findings.guess is None else []
+  if wrong:
+    text = f"{count_text(len(wrong), 'label')} cannot be read, the first: {wrong[0]}"
+    all_wrong = not any(survey.num_usable for survey in surveys)
+    yield Advice(
+      f"{text}; correct them" + ("" if all_wrong else f", or set {_skip_text(findings)}"),
+      {} if all_wrong else _skip_keys(findings),
+      all_wrong,
+    )
+
+
+def _notes(findings: Findings) -> Iterator[Advice]:
+  for split, files in findings.files.items():
+    yield from (Advice(f"{split}: {note}") for note in files.notes)
+
+
+def _missing(findings: Findings) -> Iterator[Advice]:
+  for survey in findings.surveys.values():
+    problems = survey.problems["missing"]
+    if not problems:
+      continue
+    if len(problems) == len(survey.samples):
+      yield Advice(
+        f"none of the {len(problems)} images that the annotations of {survey.split} list was found, the first: "
+        f"{problems[0]}; put the images into this folder, or correct their names in the annotations (file_name)",
+        fatal=True,
+      )
+    else:
+      text = (
+        f"{count_text(len(problems), 'image')} of {survey.split} are listed and not there, the first: {problems[0]}"
+      )
+      yield Advice(f"{text}; add them, or set {_skip_text(findings)}", _skip_keys(findings))
+
+
+def _skip_keys(findings: Findings) -> dict[str, Any]:
+  """Returns the keys that leave out all files that cannot be used."""
+  share = 0.0
+  for survey in findings.surveys.values():
+    left_out, num_read = len(survey.problems["unmatched"]), max(len(survey.samples), 1)
+    unusable = len(survey.problems["unreadable"]) + len(survey.problems["missing"])
+    unusable += len(survey.problems["meaning"]) if findings.guess is None else 0
+    share = max(share, left_out / (survey.num_samples + left_out or 1), unusable / num_read)
   keys: dict[str, Any] = {"bad_files": "skip"}
   if share > 0.01:
     keys["bad_share"] = min(math.ceil(share * 100 + 1) / 100, 1.0)
-  yield Advice(f"{count_text(unreadable)} unreadable or cut off: remove or replace them, or set {key_text(keys)}", keys)
+  return keys
+
+
+def _skip_text(findings: Findings) -> str:
+  return key_text(_skip_keys(findings))
+
+
+def _turned(findings: Findings) -> Iterator[Advice]:
+  turned = [f"{survey.split} {name}" for survey in findings.surveys.values() for name in survey.turned]
+  if turned:
+    yield Advice(
+      f"{count_text(len(turned), 'image')} turned by a tag (EXIF orientation), the first: {turned[0]}: labels must fit "
+      "the upright picture; look at these on the sheet, inspect.png, and rotate the labels if they were drawn on the "
+      "pixels as stored"
+    )
+
+
+def _boxes(findings: Findings) -> Iterator[Advice]:
+  boxes = sum(survey.num_boxes for survey in findings.surveys.values())
+  if boxes:
+    yield Advice(
+      f"{count_text(boxes, 'object')} of the labels are rectangles, which are filled: boxes drawn around objects teach "
+      "the network boxes; outline the objects if these are no rectangles"
+    )
 
 
 def _sizes(findings: Findings) -> Iterator[Advice]:
@@ -181,8 +258,12 @@ def _copies(findings: Findings) -> Iterator[Advice]:
 RULES: tuple[Callable[[Findings], Iterator[Advice]], ...] = (
   _usable,
   _unmatched,
+  _missing,
   _bad,
+  _notes,
   _sizes,
+  _turned,
+  _boxes,
   _leaks,
   _copies,
   _dark,

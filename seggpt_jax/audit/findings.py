@@ -13,12 +13,14 @@ from jaxtyping import UInt8
 
 from seggpt_jax.audit.duplicates import near_duplicates
 from seggpt_jax.audit.label_values import Guess, StoredValues, guess_format
-from seggpt_jax.audit.sample_files import SampleFiles, category_names, open_files
+from seggpt_jax.audit.sample_files import SampleFiles, guess_class_names, open_files
 from seggpt_jax.audit.survey import Survey, read_values, survey_split
-from seggpt_jax.data.datasets import Dataset
+from seggpt_jax.data.dataset_files import DatasetFiles
+from seggpt_jax.data.datasets import OUTLINES, Dataset
 from seggpt_jax.data.groups import group_names
-from seggpt_jax.data.images import remote_or_local
+from seggpt_jax.data.label_map import LabelMap, read_label_map
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.outlines import check_categories
 from seggpt_jax.data.sources import FileSource, Sample
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE
@@ -67,6 +69,7 @@ class Findings:
     class_names: names of classes 1, 2, ..., as far as they are known.
     max_images: number of images of each split that were read; 0 is all.
     files: access to the samples of each split.
+    others: further splits of the dataset that were not read.
   """
 
   dataset: Dataset
@@ -78,6 +81,7 @@ class Findings:
   class_names: list[str]
   max_images: int
   files: dict[str, SampleFiles]
+  others: tuple[str, ...] = ()
 
   @property
   def train(self) -> Survey:
@@ -106,7 +110,12 @@ class Findings:
 
 
 def audit_dataset(
-  dataset: Dataset, splits: Sequence[str], given: frozenset[str], groups: str = "", max_images: int = 0
+  dataset: Dataset,
+  splits: Sequence[str],
+  given: frozenset[str],
+  groups: str = "",
+  max_images: int = 0,
+  others: tuple[str, ...] = (),
 ) -> Findings:
   """Reads a dataset and collects everything that decides whether training will work.
 
@@ -116,6 +125,7 @@ def audit_dataset(
     given: names of the flags that the user set, such as num_classes and labels; the others are guessed.
     groups: rule that assigns samples to groups, see `data.groups.group_names`; "" for no groups.
     max_images: number of images of each split to read; 0 reads all.
+    others: further splits of the dataset, which are not read.
 
   Returns:
     The findings.
@@ -125,12 +135,16 @@ def audit_dataset(
   """
   if groups:
     group_names(FileSource([], 2, dataset.label_format), groups)  # refuses a malformed rule before anything is read
+  if dataset.kind == "masks" and not dataset.class_names:
+    dataset = dataclasses.replace(dataset, class_names=guess_class_names(dataset, splits))
   unmatched: dict[str, list[str]] = {split: [] for split in splits}
   files = {split: open_files(dataset, split, unmatched[split]) for split in splits}
   # Files without a partner are worth a report; missing folders are an error.
   if not any(len(each) for each in files.values()) and " for it, " not in str(unmatched):
     raise InputError(_nothing_there(dataset, unmatched))
-  surveys, guess, label_format = _surveys(dataset, files, unmatched, "labels" in given, max_images)
+  check_categories(list(files.values()))
+  stated = read_label_map(DatasetFiles(dataset.path)) if dataset.kind in ("folder", "voc") else None
+  surveys, guess, label_format = _surveys(dataset, files, unmatched, "labels" in given, max_images, stated)
   findings = Findings(
     dataclasses.replace(dataset, label_format=label_format),
     given,
@@ -138,12 +152,13 @@ def audit_dataset(
     guess,
     _groups(groups, files, surveys) if groups else None,
     _copies(surveys),
-    category_names(dataset, splits[0]),
+    list(stated.names if stated else files[splits[0]].categories),
     max_images,
     files,
+    others,
   )
   num_classes = max(findings.num_found, guess.num_classes if guess and label_format == guess.label_format else 2)
-  if dataset.kind in ("coco", "masks"):
+  if findings.class_names:
     num_classes = max(num_classes, 1 + len(findings.class_names))
   if "num_classes" in given:
     num_classes = dataset.num_classes
@@ -153,34 +168,41 @@ def audit_dataset(
 
 def _nothing_there(dataset: Dataset, unmatched: dict[str, list[str]]) -> str:
   reasons = "; ".join(each for problems in unmatched.values() for each in problems)
-  has_images = (remote_or_local(dataset.path) / "images").is_dir()
-  hint = "; if this folder is itself a split, use --split=." if has_images else ""
-  return f"{dataset.path}: no samples found with --kind={dataset.kind}: {reasons}{hint}"
+  return f"{dataset.path}: no samples found with --kind={dataset.kind}: {reasons}"
 
 
 def _surveys(
-  dataset: Dataset, files: dict[str, SampleFiles], unmatched: dict[str, list[str]], given: bool, max_images: int
+  dataset: Dataset,
+  files: dict[str, SampleFiles],
+  unmatched: dict[str, list[str]],
+  given: bool,
+  max_images: int,
+  stated: LabelMap | None,
 ) -> tuple[dict[str, Survey], Guess | None, LabelFormat]:
   """Surveys the splits with the label format that is given, or with the one that fits best."""
   label_format = dataset.label_format
   if not given:
     peeked = _merged([read_values(each, _PEEKED) for each in files.values()])
-    label_format = _guess(dataset, peeked).label_format if peeked.num_files else label_format
+    label_format = _guess(dataset, peeked, stated).label_format if peeked.num_files else label_format
   while True:
     surveys = {split: Survey(split) for split in files}
     for split, survey in surveys.items():
       survey.problems["unmatched"] += unmatched[split]
       survey_split(survey, files[split], label_format, max_images)
     stored = _merged([survey.values for survey in surveys.values()])
-    guess = _guess(dataset, stored) if stored.num_files else None
+    guess = _guess(dataset, stored, stated) if stored.num_files else None
     if given or guess is None or guess.label_format == label_format:
       return surveys, guess, label_format
     # The first labels did not hold all values: survey again with the format that fits all of them.
     label_format, given = guess.label_format, True
 
 
-def _guess(dataset: Dataset, stored: StoredValues) -> Guess:
-  """Guesses the label format; masks have one class each."""
+def _guess(dataset: Dataset, stored: StoredValues, stated: LabelMap | None) -> Guess:
+  """Guesses the label format, unless the dataset states it; masks have one class each."""
+  if stated is not None and stored.colors:
+    return Guess(
+      stated.label_format, len(stated.label_format.table), f"{stated.where} names {len(stated.names)} classes"
+    )
   guess = guess_format(stored)
   if dataset.kind != "masks" or guess.label_format.mode == "binary":
     return guess
@@ -256,7 +278,8 @@ def describe_format(findings: Findings) -> dict[str, Any]:
   for key, survey in zip(("train_split", "val_split"), findings.surveys.values(), strict=False):
     if survey.split != key.removesuffix("_split"):
       keys[key] = survey.split
-  keys["labels"] = label_format.mode
+  if dataset.kind not in OUTLINES:
+    keys["labels"] = label_format.mode
   keys["num_classes"] = dataset.num_classes
   defaults = {"threshold": 0, "table": (), "ignore": ()}
   keys |= {k: getattr(label_format, k) for k, default in defaults.items() if getattr(label_format, k) != default}

@@ -21,9 +21,7 @@ def _meaning(findings: Findings) -> Iterator[Advice]:
   dataset, guess, given = findings.dataset, findings.guess, "labels" in findings.given
   refused = [each for survey in findings.surveys.values() for each in survey.problems["meaning"]]
   if guess is None:
-    if refused:
-      yield Advice(f"{count_text(len(refused), 'label')} cannot be read, the first: {refused[0]}", fatal=True)
-    return
+    return  # `file_advice` reports labels that cannot be read
   keys = _format_keys(findings)
   if not given:
     plain = guess.label_format.mode == "index" and not guess.label_format.ignore
@@ -37,6 +35,17 @@ def _meaning(findings: Findings) -> Iterator[Advice]:
   elif refused or (guess.label_format.mode == "binary" and dataset.label_format.mode == "index"):
     yield Advice(
       f"{guess.reason}, which data.labels={dataset.label_format.mode} does not fit; set {key_text(keys)}", keys
+    )
+
+
+def _mask_names(findings: Findings) -> Iterator[Advice]:
+  names = findings.dataset.class_names
+  if findings.dataset.kind == "masks" and names and "class_names" not in findings.given:
+    keys = {"class_names": ",".join(names), "num_classes": 1 + len(names)}
+    yield Advice(
+      f"names of masks begin with {', '.join(names)}: these are read as classes; set {key_text(keys)}, or give all of "
+      "them the same beginning if they are one class",
+      keys,
     )
 
 
@@ -141,6 +150,7 @@ def _ignored(findings: Findings) -> Iterator[Advice]:
 
 RULES: tuple[Callable[[Findings], Iterator[Advice]], ...] = (
   _meaning,
+  _mask_names,
   _palette_files,
   _too_many_classes,
   _foreground,

@@ -53,7 +53,7 @@ def _split_facts(findings: Findings, survey: Survey) -> dict[str, Any]:
     "label_formats": dict(survey.values.formats.most_common()),
     "sizes": _size_facts(survey.sizes),
     "megabytes": round(survey.num_bytes / 1e6, 2),
-    "turned_by_exif": survey.turned,
+    "turned_by_exif": len(survey.turned),
     "sixteen_bit_peaks": [min(survey.peaks), int(np.median(survey.peaks)), max(survey.peaks)] if survey.peaks else [],
     "problems": survey.problems,
     "copies": survey.copies(),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import dataclasses
-import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -16,11 +16,13 @@ from seggpt_jax.audit.label_values import FileValues, file_values
 from seggpt_jax.data.datasets import Dataset, list_items, open_dataset
 from seggpt_jax.data.images import read_bytes, remote_or_local
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.outlines import OutlineSource
 from seggpt_jax.data.sources import FileSource, Item, Source
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE
 
-FILE_KINDS = ("folder", "class_folders", "masks")
+_MOST_NAMES = 32
+FILE_KINDS = ("folder", "class_folders", "masks", "voc")
 
 
 class UnreadableError(InputError):
@@ -67,6 +69,20 @@ class SampleFiles(Protocol):
     """Returns a field of a record, see `Source.field`."""
     ...
 
+  @property
+  def categories(self) -> tuple[str, ...]:
+    """Names of classes 1, 2, ... that the files state; () if they state none."""
+    ...
+
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """Lines for the user on how the files were read."""
+    ...
+
+  def num_boxes(self, index: int) -> int:
+    """Returns the number of objects of a sample whose outline is only a rectangle."""
+    ...
+
 
 @dataclasses.dataclass(frozen=True)
 class _Noting(LabelFormat):
@@ -85,8 +101,8 @@ class _Noting(LabelFormat):
 class FolderFiles:
   """Samples of a dataset in folders, see `SampleFiles`."""
 
-  def __init__(self, items: Sequence[Item]):
-    self._items = items
+  def __init__(self, items: Sequence[Item], categories: Sequence[str] = ()):
+    self._items, self.categories, self.notes = items, tuple(categories), ()
 
   def __len__(self) -> int:
     return len(self._items)
@@ -109,6 +125,9 @@ class FolderFiles:
 
   def field(self, index: int, key: str) -> str:
     raise InputError(f"field {key!r}: found files, which have no fields, expected a dataset with records")
+
+  def num_boxes(self, index: int) -> int:
+    return 0
 
 
 class SourceFiles:
@@ -134,6 +153,18 @@ class SourceFiles:
   def field(self, index: int, key: str) -> str:
     return self._source.field(index, key)
 
+  @property
+  def categories(self) -> tuple[str, ...]:
+    return getattr(self._source, "categories", ())
+
+  @property
+  def notes(self) -> tuple[str, ...]:
+    return getattr(self._source, "notes", ())
+
+  def num_boxes(self, index: int) -> int:
+    shapes = self._source.shapes(index) if isinstance(self._source, OutlineSource) else ()
+    return sum(shape.box for shape in shapes)
+
 
 def open_files(dataset: Dataset, split: str, problems: list[str]) -> SampleFiles:
   """Lists the samples of a split.
@@ -148,64 +179,41 @@ def open_files(dataset: Dataset, split: str, problems: list[str]) -> SampleFiles
   """
   try:
     if dataset.kind in FILE_KINDS:
-      return FolderFiles(list_items(dataset, split, problems))
-    return SourceFiles(open_dataset(dataclasses.replace(dataset, num_classes=IGNORE), split))
+      items = list_items(dataset, split, problems)
+      return FolderFiles(items, dataset.class_names or _mask_classes(dataset, split, items))
+    return SourceFiles(open_dataset(dataclasses.replace(dataset, num_classes=IGNORE), split, problems=problems))
   except InputError as error:
     problems.append(str(error))
     return FolderFiles([])
 
 
-def guess_kind(path: str) -> str:
-  """Guesses the kind of a dataset from the folders and files at its top.
+def _mask_classes(dataset: Dataset, split: str, items: Sequence[Item]) -> list[str]:
+  """Returns the names of the classes if masks are in a folder for each class."""
+  if dataset.kind != "masks" or not any(mask.class_index > 1 for item in items for mask in item.label):
+    return []
+  labels = remote_or_local(dataset.path) / split / "labels"
+  return sorted(each.name for each in labels.iterdir() if each.is_dir() and not each.name.startswith("."))
+
+
+def guess_class_names(dataset: Dataset, splits: Sequence[str]) -> tuple[str, ...]:
+  """Guesses the class names of masks from the words that their file names begin with, such as crack of crack_2.png.
 
   Args:
-    path: folder of the dataset.
+    dataset: a dataset of kind masks without class names.
+    splits: names of its splits.
 
   Returns:
-    A key of `data.datasets.KINDS`.
-
-  Raises:
-    InputError: the folder does not exist.
+    The words, sorted; () if all masks begin with the same word, or with as many words as names of classes cannot be.
   """
-  directory = remote_or_local(path)
-  if not path or not directory.is_dir():
-    raise InputError(f"{path!r}: folder not found, expected a dataset")
-  below = [folder for folder in sorted(directory.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
-  if any(True for depth in ("", "*/", "*/*/") for _ in directory.glob(f"{depth}dataset_info.json")):
-    return "tfds"
-  if any(list((directory / "annotations").glob("instances_*.json"))) or any(
-    (folder / "_annotations.coco.json").exists() for folder in below
-  ):
-    return "coco"
-  for folder in (directory, *below):
-    if (folder / "images").is_dir() and (folder / "labels").is_dir():
-      # Folders in labels/ that images/ has too belong to names such as street/0001; others hold masks.
-      inside = {each.name for each in (folder / "labels").iterdir() if each.is_dir()}
-      alike = {each.name for each in (folder / "images").iterdir() if each.is_dir()}
-      return "masks" if inside - alike else "folder"
-    if any((each / "masks").is_dir() for each in folder.iterdir() if each.is_dir()):
-      return "masks"
-  # SPLIT/PRODUCT/DEFECT/image. For deeper folders the user has to set --kind.
-  if any(True for folder in below for depth in ("", "*/", "*/*/", "*/*/*/") for _ in folder.glob(f"{depth}image")):
-    return "class_folders"
-  return "folder"
-
-
-def category_names(dataset: Dataset, split: str) -> list[str]:
-  """Returns the names of classes 1, 2, ... that the dataset stores; empty if it stores none."""
-  if dataset.class_names:
-    return list(dataset.class_names)
-  directory = remote_or_local(dataset.path)
-  if dataset.kind == "masks" and (directory / split / "labels").is_dir():
-    folders = sorted(each.name for each in (directory / split / "labels").iterdir() if each.is_dir())
-    places = directory / split / "images"
-    images = {each.stem for each in places.iterdir()} if places.is_dir() else set()
-    return [] if set(folders) & images else folders
-  if dataset.kind == "coco":
-    for place in (f"annotations/instances_{split}.json", f"{split}/_annotations.coco.json"):
-      with contextlib.suppress(InputError, ValueError, KeyError, TypeError):
-        path = os.path.join(dataset.path, place)
-        # Annotations make up most of the file, so they are dropped while it is parsed.
-        content = json.loads(read_bytes(path), object_hook=lambda each: None if "image_id" in each else each)
-        return [str(each["name"]) for each in sorted(content["categories"], key=lambda each: each["id"])]
-  return []
+  words: collections.Counter[str] = collections.Counter()
+  for split in splits:
+    try:
+      items = list_items(dataset, split, [])
+    except InputError:
+      continue  # `open_files` reports it
+    if any(mask.class_index > 1 for item in items for mask in item.label):
+      return ()  # there is a folder for each class
+    stems = (os.path.splitext(os.path.basename(mask.path))[0] for item in items for mask in item.label)
+    words.update(re.sub(r"[\W_\d]+$", "", stem) for stem in stems)
+  many = len(words) > min(_MOST_NAMES, words.total() / 2)
+  return () if len(words) < 2 or many or "" in words else tuple(sorted(words))

@@ -21,7 +21,7 @@ from seggpt_jax.audit.duplicates import Print, print_image
 from seggpt_jax.audit.label_values import FileValues, StoredValues
 from seggpt_jax.audit.regions import ClassRegions, count_pixels, region_areas
 from seggpt_jax.audit.sample_files import SampleFiles, UnreadableError
-from seggpt_jax.data.images import decode_image, load_upright, open_image
+from seggpt_jax.data.images import ORIENTATION, decode_image, load_upright, open_image
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
@@ -29,13 +29,14 @@ from seggpt_jax.palette import IGNORE
 
 PROBLEMS = {
   "unmatched": "without a partner, or out of place",
+  "missing": "listed in the annotations and not there",
   "unreadable": "unreadable or cut off",
   "size": "label of another size than its image",
   "meaning": "label that cannot be read with these flags",
 }
 _THREADS = os.cpu_count() or 1
 _BLOCK = 512
-_ORIENTATION = 274  # the EXIF tag
+_NOT_FOUND = ": not found, expected a file"
 _SIXTEEN_BIT = 65535
 
 
@@ -67,6 +68,7 @@ class SampleFacts(NamedTuple):
   label: LabelFacts | None
   values: list[FileValues]
   problems: list[tuple[str, str]]  # (key of PROBLEMS, message)
+  num_boxes: int = 0
 
 
 class Surveyed(NamedTuple):
@@ -89,7 +91,8 @@ class Survey:
     kinds: number of images by format and mode, such as "JPEG RGB".
     sizes: number of images by (height, width).
     num_bytes: size of the image files.
-    turned: number of images that an EXIF tag rotates.
+    turned: names of samples whose image an EXIF tag rotates.
+    num_boxes: number of objects whose outline is only a rectangle.
     peaks: largest value of each 16-bit image.
     problems: messages, by the keys of `PROBLEMS`.
     values: values stored in the label files.
@@ -108,7 +111,8 @@ class Survey:
   kinds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   num_bytes: int = 0
-  turned: int = 0
+  turned: list[str] = dataclasses.field(default_factory=list)
+  num_boxes: int = 0
   peaks: list[int] = dataclasses.field(default_factory=list)
   problems: dict[str, list[str]] = dataclasses.field(default_factory=lambda: {kind: [] for kind in PROBLEMS})
   values: StoredValues = dataclasses.field(default_factory=StoredValues)
@@ -127,8 +131,9 @@ class Survey:
       self.problems[kind].append(what)
     for each in facts.values:
       self.values.add(each)
+    self.num_boxes += facts.num_boxes
     if facts.image is not None:
-      self._add_image(facts.image)
+      self._add_image(facts.image, facts.name)
     classes = None
     if facts.label is not None:
       classes = tuple((np.flatnonzero(facts.label.pixels[1:IGNORE]) + 1).tolist())
@@ -141,11 +146,12 @@ class Survey:
     kind, problem = facts.problems[0] if facts.problems else ("", "")
     self.samples.append(Surveyed(facts.index, facts.name, classes, problem, kind))
 
-  def _add_image(self, image: ImageFacts) -> None:
+  def _add_image(self, image: ImageFacts, name: str) -> None:
     self.kinds[image.kind] += 1
     self.sizes[image.size] += 1
     self.num_bytes += image.num_bytes
-    self.turned += image.turned
+    if image.turned:
+      self.turned.append(name)
     if image.peak is not None:
       self.peaks.append(image.peak)
     self.prints.append((len(self.samples), image.print))
@@ -212,7 +218,7 @@ def _read_sample(files: SampleFiles, index: int, label_format: LabelFormat) -> S
   try:
     image = _image_facts(*files.image_file(index))
   except InputError as error:
-    problems.append(("unreadable", str(error)))
+    problems.append(("missing" if str(error).endswith(_NOT_FOUND) else "unreadable", str(error)))
   size = None if image is None else image.size
   label, values = _read_label(files, index, size, label_format, problems)
   facts = None
@@ -223,7 +229,7 @@ def _read_sample(files: SampleFiles, index: int, label_format: LabelFormat) -> S
       facts = LabelFacts(pixels, region_areas(label, pixels))
     except InputError as error:
       problems.append(("size", str(error)))
-  return SampleFacts(index, files.name(index), image, facts, values, problems)
+  return SampleFacts(index, files.name(index), image, facts, values, problems, files.num_boxes(index))
 
 
 def _read_label(files, index, size, label_format, problems):
@@ -243,7 +249,7 @@ def _image_facts(data: bytes, where: str) -> ImageFacts:
   header = open_image(data, where)
   pixels = decode_image(data, where)
   transparent = "transparency" in header.info and header.mode != "RGBA"
-  turned = header.getexif().get(_ORIENTATION, 1) not in (0, 1)
+  turned = header.getexif().get(ORIENTATION, 1) not in (0, 1)
   deep = header.mode.startswith("I")
   return ImageFacts(
     kind=f"{header.format} {header.mode}{' with transparency' if transparent else ''}",

@@ -3,8 +3,9 @@
   seggpt inspect --path DATASET
   seggpt inspect --path DATASET --groups=prefix:_ --labels=index --num-classes=3 --outdir=OUT
 
-Writes the report to OUT/inspect.json and samples with their labels to OUT/inspect.png. Layout, label format and number
-of classes are found out unless flags give them. Unreadable files do not stop the command: all of them are listed.
+Writes the report to OUT/inspect.json and samples with their labels to OUT/inspect.png. Layout, splits, label format
+and number of classes are found out unless flags give them. Unreadable files do not stop the command: all of them are
+listed.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from seggpt_jax.audit.advice import advise, train_line
 from seggpt_jax.audit.contact_sheet import draw_samples
 from seggpt_jax.audit.findings import audit_dataset
 from seggpt_jax.audit.report import as_facts, as_text
-from seggpt_jax.audit.sample_files import guess_kind
 from seggpt_jax.cli.dataset_flags import dataset_from_flags, define_dataset_flags, parse_splits
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.runner import is_given
+from seggpt_jax.data.recognize import Form, recognize
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole
 
-_GUESSED = ("kind", "num_classes", "labels", "threshold", "table", "ignore")
+_GUESSED = ("kind", "num_classes", "class_names", "labels", "threshold", "table", "ignore")
 
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
@@ -34,7 +35,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   return {
     **define_dataset_flags(guess=True),
     "Inspection": [
-      flags.DEFINE_list("split", ["train", "val"], "Splits to inspect, the one to train on first."),
+      flags.DEFINE_list("split", None, "Splits to inspect, the one to train on first. Found out by default."),
       flags.DEFINE_string("groups", "", "How samples form groups: prefix:SEP, folder, field:KEY, csv:FILE or classes."),
       flags.DEFINE_integer("max_images", 0, "Read only this many images of each split, evenly spread; 0 reads all.", 0),
       define_path("outdir", "Folder for inspect.json and inspect.png.", default="inspect"),
@@ -49,9 +50,11 @@ def main() -> None:
   if "labels" not in given and (alone := given & {"threshold", "table", "ignore"}):
     raise InputError(f"--{min(alone)}: found without --labels, expected --labels with it")
   dataset = dataset_from_flags()
-  if "kind" not in given:
-    dataset = dataclasses.replace(dataset, kind=guess_kind(dataset.path))
-  findings = audit_dataset(dataset, parse_splits(values.split), given, values.groups, values.max_images)
+  form = Form(values.kind) if "kind" in given and values.split else recognize(dataset.path, values.kind)
+  dataset = dataclasses.replace(dataset, kind=form.kind)
+  splits = parse_splits(values.split) if values.split else list(form.splits[:2]) or ["train", "val"]
+  others = tuple(split for split in form.splits if split not in splits)
+  findings = audit_dataset(dataset, splits, given, values.groups, values.max_images, others)
   advice = advise(findings)
   facts = as_facts(findings)
   facts["advice"] = [each.text for each in advice]

@@ -14,6 +14,7 @@ from absl import flags
 
 from seggpt_jax.cli.dataset_flags import dataset_from_flags, define_dataset_flags, parse_splits
 from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.data.recognize import recognize
 from seggpt_jax.prepare.conversion import FORMATS, Settings, prepare
 
 
@@ -37,7 +38,9 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       flags.DEFINE_integer("num_workers", 2, "Threads that decode and compress.", 1),
     ],
     "Splits": [
-      flags.DEFINE_list("split", None, "Splits to convert. Default: train,val, or train with --val-share."),
+      flags.DEFINE_list(
+        "split", None, "Splits to convert. Default: train and val as the dataset names them, or train with --val-share."
+      ),
       flags.DEFINE_float("val_share", 0.0, "Share of train that becomes val, by whole groups.", 0.0, 1.0),
       flags.DEFINE_string("groups", "", "How samples form groups: prefix:SEP, folder, field:KEY, csv:FILE or classes."),
       flags.DEFINE_integer("seed", 0, "Seed of the choice of groups for val.", 0),
@@ -48,7 +51,9 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
 def main() -> None:
   """Converts the dataset that the flags name."""
   values = flags.FLAGS
-  splits = values.split or (["train"] if values.val_share else ["train", "val"])
+  splits = values.split or list(recognize(values.path, values.kind).splits) or ["train", "val"]
+  if not values.split:
+    splits = splits[:1] if values.val_share else splits[:2]
   settings = Settings(
     dataset=dataset_from_flags(),
     splits=tuple(parse_splits(splits)),

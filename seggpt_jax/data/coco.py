@@ -4,137 +4,145 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from etils import epath
 
-from seggpt_jax.data.images import decode_image, read_bytes, remote_or_local
-from seggpt_jax.data.labels import IGNORE
-from seggpt_jax.data.sources import Sample, check_size
-from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.data.dataset_files import DatasetFiles, same_form
+from seggpt_jax.data.images import read_bytes
+from seggpt_jax.data.outlines import Annotations, Entry, Outline, OutlineSource, Shape
+from seggpt_jax.errors import InputError, one_line, refuse
 
-# Polygons are arrays of x0, y0, x1, y1, ... in pixels. Run lengths are an array, or bytes if they are compressed.
-Outline = tuple[np.ndarray, ...] | np.ndarray | bytes
+# Words of file names that say what a file is rather than which split it holds.
+_WORDS = ("instances", "annotations", "annotation", "coco", "result", "labels", "segmentation")
+_HEAD = 65_536  # bytes of a file that decide whether it holds COCO annotations
 
 
 class _Annotation(NamedTuple):
   """An object as the file describes it, with its category."""
 
+  id: Any
   image_id: int | str
   category_id: int | str
   crowd: bool
   outline: Outline
   size: tuple[int, int] | None  # height and width that run lengths refer to
+  problem: str
 
 
-class _Object(NamedTuple):
-  """An object with its class."""
-
-  class_index: int
-  crowd: bool
-  outline: Outline
-
-
-class CocoSource:
+class CocoSource(OutlineSource):
   """Samples of a COCO dataset. Implements `EncodedSource`.
 
-  The annotations are `annotations/instances_SPLIT.json` with the images in `SPLIT/`, or `SPLIT/_annotations.coco.json`
-  with the images beside it. Categories sorted by id become classes 1, 2, ... Where objects overlap, the smaller one is
-  on top. Crowd regions are IGNORE where they have no object on top. Images without annotations are all background. A
-  sample's name is the file name of its image without extension.
+  The annotations of a split are a JSON file anywhere in the folder that the split gives its name, such as
+  `annotations/instances_SPLIT.json`, `SPLIT/_annotations.coco.json` or `SPLIT.json`; for the split "." they are the
+  only such file. Images are found by their names. Categories sorted by id become classes 1, 2, ... Where objects
+  overlap, the smaller one is on top. Crowd regions are IGNORE where they have no object on top. Images without
+  annotations are all background. A sample's name is the file name of its image without extension.
 
   Args:
     path: folder, local or remote.
     split: part of the dataset, such as train2017.
     num_classes: number of classes, background included.
     class_names: categories that become classes 1, 2, ...; all others are background. () takes all categories.
+    problems: list for descriptions of annotations that are left out; None raises at the first one.
 
   Raises:
-    InputError: the annotations are missing, damaged or have too many classes, or pycocotools is not installed.
+    InputError: the annotations are missing, damaged or have too many classes.
   """
 
-  def __init__(self, path: str | os.PathLike, split: str, num_classes: int, class_names: Sequence[str] = ()):
-    _mask_module()
-    self.num_classes = num_classes
-    self._where = _annotation_file(path, split)
-    self._directory = os.path.join(path, split)
-    content = _parse(self._where)
-    try:
-      class_of = _classes(content["categories"], num_classes, class_names, self._where)
-      images = {image["id"]: image for image in content["images"]}
-      self._images = _by_name(images.values(), self._where)
-      self._objects = _by_image(content.get("annotations", []), images, class_of, self._where)
-    except (KeyError, TypeError, AttributeError) as error:
-      raise InputError(
-        f"{self._where}: found no valid COCO annotations ({error!r}), expected object instances"
-      ) from error
-    self._names = list(self._images)
-
-  def __len__(self) -> int:
-    return len(self._names)
-
-  def __getitem__(self, index: int) -> Sample:
-    image = decode_image(*self.encoded_image(index))
-    label = self.label(index)
-    # The size in the annotations is wrong, so the message names the annotation file.
-    check_size(label, image.shape[:2], f"{self._where}: {self._entry(index)['file_name']}")
-    return {"image": image, "label": label, "name": self.name(index)}
-
-  def name(self, index: int) -> str:
-    return self._names[index]
-
-  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    entry = self._entry(index)
-    size = (entry["height"], entry["width"])
-    objects = self._objects.get(entry["id"], ())
-    try:
-      return _draw(objects, size)
-    except (ValueError, TypeError, MemoryError) as error:
-      raise InputError(f"{self._where}: {entry['file_name']}: found an outline that cannot be read: {error}") from error
-
-  def classes(self, index: int) -> tuple[int, ...] | None:
-    objects = self._objects.get(self._entry(index)["id"], ())
-    return tuple(sorted({each.class_index for each in objects if not each.crowd}))
-
-  def field(self, index: int, key: str) -> str:
-    entry = self._entry(index)
-    if key not in entry:
-      raise InputError(f"{self._where}: {entry['file_name']}: found no {key!r}, expected one of {', '.join(entry)}")
-    return str(entry[key])
-
-  def encoded_image(self, index: int) -> tuple[bytes, str]:
-    path = os.path.join(self._directory, self._entry(index)["file_name"])
-    return read_bytes(path), path
-
-  def _entry(self, index: int) -> dict[str, Any]:
-    return self._images[self._names[index]]
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    split: str,
+    num_classes: int,
+    class_names: Sequence[str] = (),
+    problems: list[str] | None = None,
+  ):
+    super().__init__(read_coco(path, split, problems), num_classes, class_names)
 
 
-def _mask_module():
-  """Returns pycocotools.mask, which defines the meaning of COCO outlines."""
+def read_coco(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
+  """Reads the annotations of a split, see `CocoSource`.
+
+  Args:
+    path: folder, local or remote.
+    split: part of the dataset.
+    problems: list for descriptions of annotations that are left out; None raises at the first one.
+
+  Raises:
+    InputError: the annotations are missing or damaged, or an id or a name is there twice.
+  """
+  files = DatasetFiles(path)
+  relative = _annotation_file(files, split)
+  where = files.full(relative)
+  content = _parse(where)
   try:
-    from pycocotools import mask
-  except ImportError as error:
-    raise InputError("pycocotools: not installed, expected for COCO: pip install 'seggpt-jax[coco]'") from error
-  return mask
+    names = _unique({}, content["categories"], "category", where)
+    images = _unique({}, content["images"], "image", where)
+    categories = _kept(content["categories"], content.get("annotations", []), where)
+    shapes = _by_image(content.get("annotations", []), images, names, where, problems)
+    folder = os.path.dirname(relative)
+    near = list(dict.fromkeys([*(() if split == "." else (split, f"images/{split}")), folder, "images"]))
+    entries = [_entry(image, shapes.get(id_, ()), files, near, where) for id_, image in images.items()]
+  except (KeyError, TypeError, AttributeError) as error:
+    raise InputError(f"{where}: found no valid COCO annotations ({error!r}), expected object instances") from error
+  return Annotations(where, entries, categories, True, files.notes())
 
 
-def _annotation_file(path: str | os.PathLike, split: str) -> str:
+def coco_files(files: DatasetFiles) -> dict[str, list[str]]:
+  """Finds the COCO annotations in a dataset.
+
+  Args:
+    files: the files of the dataset.
+
+  Returns:
+    Relative paths of annotation files by the split that they hold; "." for files that name none.
+  """
+  candidates = [path for path in files.ending(".json") if path.count("/") <= 2]
+  canonical = [path for path in candidates if re.search(r"(^|/)(instances_[^/]*|_annotations\.coco)\.json$", path)]
+  found: dict[str, list[str]] = {}
+  for path in canonical or [path for path in candidates if _is_coco(files.full(path))]:
+    found.setdefault(_split_name(path), []).append(path)
+  return found
+
+
+def _is_coco(path: str) -> bool:
+  with epath.Path(path).open("rb") as file:
+    head = file.read(_HEAD)
+  return b'"shapes"' not in head and sum(key in head for key in (b'"images"', b'"annotations"', b'"categories"')) > 0
+
+
+def _split_name(path: str) -> str:
+  folder, _, file = path.rpartition("/")
+  words = [word for word in re.split(r"[_.\- ]+", file[: -len(".json")]) if word and word.lower() not in _WORDS]
+  if words:
+    return "_".join(words)
+  folder = folder.rpartition("/")[2]
+  return folder if folder and folder.lower() not in _WORDS else "."
+
+
+def _annotation_file(files: DatasetFiles, split: str) -> str:
   """Finds the annotation file of a split."""
-  directory = remote_or_local(path)
-  places = [directory / "annotations" / f"instances_{split}.json", directory / split / "_annotations.coco.json"]
-  for place in places:
-    if place.exists():
-      return os.fspath(place)
-  raise InputError(f"{path}: found neither {places[0]} nor {places[1]}, expected COCO annotations in one of them")
+  found = coco_files(files)
+  fitting = found.get(split, [path for paths in found.values() for path in paths] if split == "." else [])
+  if len(fitting) == 1:
+    return fitting[0]
+  if fitting:
+    raise InputError(f"{files.root}: found {' and '.join(fitting)} for the split {split}, expected one file")
+  known = ", ".join(path for paths in found.values() for path in paths)
+  raise InputError(
+    f"{files.root}: found no annotations of the split {split!r} (COCO files: {known or 'none'}), expected "
+    f"annotations/instances_{split}.json, {split}/_annotations.coco.json or {split}.json"
+  )
 
 
 def _parse(where: str) -> dict[str, Any]:
   """Parses the file and packs its annotations on the way, because outlines as lists would need ten times the memory."""
   try:
-    content = json.loads(read_bytes(where), object_hook=lambda entry: _pack(entry, where))
+    content = json.loads(read_bytes(where).decode("utf-8-sig"), object_hook=_pack)
   except (ValueError, RecursionError) as error:
     if isinstance(error, InputError):
       raise
@@ -147,13 +155,12 @@ def _parse(where: str) -> dict[str, Any]:
   return content
 
 
-def _pack(entry: dict[str, Any], where: str) -> Any:
+def _pack(entry: dict[str, Any]) -> Any:
   """Turns an annotation into arrays and leaves every other JSON object as it is."""
   if "image_id" not in entry or "category_id" not in entry:
     return entry
-  found = entry.get("segmentation")
+  found, outline, size, problem = entry.get("segmentation"), (), None, ""
   try:
-    size = None
     if isinstance(found, dict):
       counts, (height, width) = found["counts"], found["size"]
       outline, size = counts.encode() if isinstance(counts, str) else np.array(counts, np.int64), (height, width)
@@ -163,93 +170,83 @@ def _pack(entry: dict[str, Any], where: str) -> Any:
         raise ValueError("coordinates do not come in pairs")
       outline = tuple(polygon for polygon in polygons if len(polygon) >= 6)  # two points have no area
     else:
-      raise ValueError("none")
+      raise ValueError("none" if not entry.get("bbox") else "none, only a box")
   except (KeyError, ValueError, TypeError) as error:
-    raise InputError(
-      f"{where}: annotation {entry.get('id')}: found segmentation {one_line(error)}, expected polygons or run lengths"
-    ) from error
-  return _Annotation(entry["image_id"], entry["category_id"], bool(entry.get("iscrowd", 0)), outline, size)
+    outline = ()
+    problem = f"annotation {entry.get('id')}: found segmentation {one_line(error)}, expected polygons or run lengths"
+  crowd = bool(entry.get("iscrowd", 0))
+  return _Annotation(entry.get("id"), entry["image_id"], entry["category_id"], crowd, outline, size, problem)
 
 
-def _classes(
-  categories: list[dict[str, Any]], num_classes: int, class_names: Sequence[str], where: str
-) -> dict[int | str, int]:
-  """Returns the class of each category id, 0 for categories that are background."""
-  names = {category["id"]: str(category["name"]) for category in categories}
-  if class_names:
-    for name in class_names:
-      if name not in names.values():
-        raise InputError(f"{where}: found no category {name!r}, expected one of {', '.join(names.values())}")
-    class_of = {id_: 1 + class_names.index(name) if name in class_names else 0 for id_, name in names.items()}
-  else:
-    class_of = {id_: 1 + i for i, id_ in enumerate(sorted(names))}
-  for id_, class_index in class_of.items():
-    if class_index >= num_classes:
+def _unique(found: dict[Any, Any], entries: list[dict[str, Any]], what: str, where: str) -> dict[Any, dict[str, Any]]:
+  """Returns entries by id; two of one id are refused."""
+  key = "name" if what == "category" else "file_name"
+  for entry in entries:
+    id_ = entry["id"]
+    if id_ in found:
       raise InputError(
-        f"{where}: found category {names[id_]!r} as class {class_index}, expected 0..{num_classes - 1} "
-        f"(data.num_classes={num_classes}); choose categories with class_names"
+        f"{where}: found {what} id {id_!r} twice, for {found[id_][key]} and {entry[key]}, expected one {what} for each "
+        "id; files that were joined need new ids"
       )
-  return class_of
+    found[id_] = entry
+  return found
 
 
-def _by_name(images: Any, where: str) -> dict[str, dict[str, Any]]:
-  """Returns the entries of images by file name without extension, sorted."""
-  found: dict[str, dict[str, Any]] = {}
-  for image in images:
-    file_name, height, width = image["file_name"], image["height"], image["width"]
-    name = os.path.splitext(file_name)[0]
-    if name in found:
-      raise InputError(f"{where}: found {file_name} beside {found[name]['file_name']}, expected one file for each name")
-    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
-      raise InputError(f"{where}: {file_name}: found size {width!r} x {height!r}, expected pixels")
-    found[name] = {key: value for key, value in image.items() if isinstance(value, (str, int, float))}
-  return dict(sorted(found.items()))
+def _kept(categories: list[dict[str, Any]], annotations: list[Any], where: str) -> tuple[str, ...]:
+  """Returns the names of the categories, sorted by id, without one that only groups the others.
+
+  Roboflow writes such a category with id 0: it is the supercategory of all others and no object has it.
+  """
+  ordered = sorted(categories, key=lambda category: category["id"])
+  names = [str(category["name"]) for category in ordered]
+  twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+  if twice is not None:
+    raise InputError(f"{where}: found the category {twice!r} under two ids, expected one id for each name")
+  first, *others = ordered
+  if not others or any(other.get("supercategory") != names[0] for other in others):
+    return tuple(names)
+  if any(isinstance(each, _Annotation) and each.category_id == first["id"] for each in annotations):
+    raise InputError(
+      f"{where}: found objects of {names[0]!r}, which is also the supercategory of all other categories, expected only "
+      "objects of those; rename the category, or the supercategory"
+    )
+  return tuple(names[1:])
 
 
 def _by_image(
-  annotations: list[Any], images: dict[Any, dict[str, Any]], class_of: dict[int | str, int], where: str
-) -> dict[int | str, list[_Object]]:
-  """Returns the objects of each image, without those of background categories."""
-  objects: dict[int | str, list[_Object]] = {}
+  annotations: list[Any],
+  images: dict[Any, dict[str, Any]],
+  categories: dict[Any, dict[str, Any]],
+  where: str,
+  problems: list[str] | None,
+) -> dict[Any, list[Shape]]:
+  """Returns the objects of each image."""
+  names = {id_: str(category["name"]) for id_, category in categories.items()}
+  shapes: dict[Any, list[Shape]] = {}
   for annotation in annotations:
     if not isinstance(annotation, _Annotation):
-      raise InputError(f"{where}: found an annotation without image_id or category_id, expected both")
-    image_id, category_id, crowd, outline, size = annotation
-    if image_id not in images:
-      raise InputError(f"{where}: found an annotation of image {image_id!r}, expected one that is listed")
-    if category_id not in class_of:
-      raise InputError(f"{where}: found an annotation of category {category_id!r}, expected one that is listed")
-    image = images[image_id]
-    if size is not None and size != (image["height"], image["width"]):
-      raise InputError(
-        f"{where}: {image['file_name']}: found run lengths for {size[1]} x {size[0]} pixels, expected "
-        f"{image['width']} x {image['height']} as its image has"
+      refuse(f"{where}: found an annotation without image_id or category_id, expected both", problems)
+    elif annotation.image_id not in images:
+      refuse(f"{where}: found an annotation of image {annotation.image_id!r}, expected one that is listed", problems)
+    else:
+      known = annotation.category_id in names
+      problem = "" if known else f"found category {annotation.category_id!r}, expected one that is listed"
+      shape = Shape(
+        names.get(annotation.category_id, ""),
+        annotation.outline,
+        annotation.size,
+        crowd=annotation.crowd,
+        problem=annotation.problem or problem,
       )
-    if class_of[category_id]:
-      objects.setdefault(image_id, []).append(_Object(class_of[category_id], crowd, outline))
-  return objects
+      shapes.setdefault(annotation.image_id, []).append(shape)
+  return shapes
 
 
-def _draw(objects: Sequence[_Object], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-  """Draws the objects of one image into a label map of the given height and width."""
-  mask = _mask_module()
-  encoded = [_run_lengths(each.outline, size) for each in objects]
-  areas = [float(mask.area(each)) for each in encoded]
-  label = np.zeros(size, np.uint8)
-  # Crowds come first, then objects from large to small, because later ones cover earlier ones.
-  for i in sorted(range(len(objects)), key=lambda i: (not objects[i].crowd, -areas[i])):
-    label[mask.decode(encoded[i]) > 0] = IGNORE if objects[i].crowd else objects[i].class_index
-  return label
-
-
-def _run_lengths(outline: Outline, size: tuple[int, int]) -> dict[str, Any]:
-  """Returns an outline as compressed run lengths in the form that pycocotools uses."""
-  mask = _mask_module()
-  if isinstance(outline, bytes):
-    return {"counts": outline, "size": list(size)}
-  if isinstance(outline, tuple):
-    polygons = [polygon.tolist() for polygon in outline] or [[0.0] * 6]
-    return mask.merge(mask.frPyObjects(polygons, *size))
-  if outline.min(initial=0) < 0 or outline.sum() != size[0] * size[1]:
-    raise ValueError(f"run lengths of {outline.sum()} pixels, expected {size[0] * size[1]}")
-  return mask.frPyObjects({"counts": outline.tolist(), "size": list(size)}, *size)
+def _entry(
+  image: dict[str, Any], shapes: Sequence[Shape], files: DatasetFiles, near: Sequence[str], where: str
+) -> Entry:
+  file_name, height, width = same_form(image["file_name"]), image["height"], image["width"]
+  if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+    raise InputError(f"{where}: {file_name}: found size {width!r} x {height!r}, expected pixels")
+  fields = {key: value for key, value in image.items() if isinstance(value, (str, int, float))}
+  return Entry(os.path.splitext(file_name)[0], files.find(file_name, near), tuple(shapes), (height, width), fields)

@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 
 import numpy as np
 
 from seggpt_jax.data import layouts
-from seggpt_jax.data.coco import CocoSource
+from seggpt_jax.data.coco import read_coco
+from seggpt_jax.data.cvat import read_cvat
 from seggpt_jax.data.images import remote_or_local
+from seggpt_jax.data.label_studio import read_label_studio
+from seggpt_jax.data.labelme import read_labelme
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.outlines import Annotations, OutlineSource
 from seggpt_jax.data.records import RecordSource
 from seggpt_jax.data.sources import FileSource, Item, Source, Subset
+from seggpt_jax.data.yolo import read_yolo
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand
 
+# Kinds whose labels are outlines of objects, and the functions that read them.
+OUTLINES: dict[str, Callable[[str, str, list[str] | None], Annotations]] = {
+  "coco": read_coco,
+  "labelme": read_labelme,
+  "yolo": read_yolo,
+  "cvat": read_cvat,
+  "label_studio": read_label_studio,
+}
 KINDS = {
-  "folder": "SPLIT/images/NAME.* and SPLIT/labels/NAME.*",
+  "folder": "SPLIT/images/NAME.* and SPLIT/labels/NAME.*, or images/SPLIT/NAME.* and labels/SPLIT/NAME.*",
   "class_folders": "SPLIT/PRODUCT/DEFECT/image/NAME.* and .../label/NAME.*",
   "masks": "one mask file for each class or instance: SPLIT/images/NAME.* and SPLIT/labels/NAME/*.png, "
   "SPLIT/labels/CLASS/NAME.*, or SPLIT/NAME/{images,masks}/*.png",
-  "coco": "annotations/instances_SPLIT.json with SPLIT/*.jpg, or SPLIT/_annotations.coco.json beside its images",
+  "coco": "COCO annotations: annotations/instances_SPLIT.json, SPLIT/_annotations.coco.json, or any other JSON file",
+  "voc": "PASCAL VOC or CVAT's segmentation masks: JPEGImages, SegmentationClass, ImageSets/Segmentation/SPLIT.txt",
+  "labelme": "LabelMe: NAME.json beside NAME.jpg, in SPLIT/ or all in one folder",
+  "yolo": "YOLO's polygons: images/SPLIT/NAME.* with labels/SPLIT/NAME.txt, and data.yaml",
+  "cvat": "CVAT for images: annotations.xml and its images",
+  "label_studio": "Label Studio's JSON export and its images",
   "tfds": "a TFDS dataset in ArrayRecord format, for example one that `seggpt prepare` wrote",
 }
 
@@ -35,7 +54,7 @@ class Dataset:
     path: folder, local or remote.
     num_classes: number of classes, background included.
     label_format: meaning of the label files.
-    class_names: names of classes 1, 2, ... for masks and COCO categories; () takes all of them.
+    class_names: names of classes 1, 2, ... for masks and outlines of objects; () takes all of them.
     image_key: key of the image in a record of a TFDS dataset.
     label_key: key of the label in a record of a TFDS dataset.
   """
@@ -49,13 +68,14 @@ class Dataset:
   label_key: str = "segmentation_mask"
 
 
-def open_dataset(dataset: Dataset, split: str, limit: int = -1) -> Source:
+def open_dataset(dataset: Dataset, split: str, limit: int = -1, problems: list[str] | None = None) -> Source:
   """Opens one split of a dataset. File names are read, images and labels are not.
 
   Args:
     dataset: location and format.
     split: part of the dataset, such as train or val.
     limit: number of samples to take, first by name; -1 takes all.
+    problems: list for descriptions of files that do not fit, which are then left out; None raises at the first one.
 
   Raises:
     InputError: the dataset is missing, or its files do not fit together.
@@ -64,33 +84,35 @@ def open_dataset(dataset: Dataset, split: str, limit: int = -1) -> Source:
     raise InputError(f"dataset: found kind {dataset.kind!r}, expected one of {', '.join(KINDS)}")
   if not dataset.path or not remote_or_local(dataset.path).is_dir():
     raise InputError(f"{dataset.path!r}: folder not found, expected {KINDS[dataset.kind]}")
-  source = _open(dataset, split)
+  source = _open(dataset, split, problems)
   return source if limit < 0 or limit >= len(source) else Subset(source, np.arange(limit))
 
 
-def _open(dataset: Dataset, split: str) -> Source:
+def _open(dataset: Dataset, split: str, problems: list[str] | None) -> Source:
   path = expand(dataset.path)
-  if dataset.kind == "coco":
-    return CocoSource(path, split, dataset.num_classes, dataset.class_names)
+  if dataset.kind in OUTLINES:
+    return OutlineSource(OUTLINES[dataset.kind](path, split, problems), dataset.num_classes, dataset.class_names)
   if dataset.kind == "tfds":
     return RecordSource(path, split, dataset.num_classes, dataset.label_format, dataset.image_key, dataset.label_key)
-  return FileSource(list_items(dataset, split), dataset.num_classes, dataset.label_format)
+  return FileSource(list_items(dataset, split, problems), dataset.num_classes, dataset.label_format)
 
 
 def list_items(dataset: Dataset, split: str, problems: list[str] | None = None) -> list[Item]:
   """Lists the files of one split of a dataset.
 
   Args:
-    dataset: a dataset of kind folder, class_folders or masks.
+    dataset: a dataset of kind folder, class_folders, masks or voc.
     split: part of the dataset.
     problems: list for descriptions of files that do not fit, which are then left out; None raises at the first one.
 
   Raises:
     InputError: files are missing or do not fit together.
   """
-  directory = os.path.join(expand(dataset.path), split)
+  path = expand(dataset.path)
   if dataset.kind == "class_folders":
-    return layouts.class_folder_layout(directory, problems)
+    return layouts.class_folder_layout(os.path.join(path, split), problems)
   if dataset.kind == "masks":
-    return layouts.mask_layout(directory, dataset.class_names, problems)
-  return layouts.folder_layout(directory, problems)
+    return layouts.mask_layout(os.path.join(path, split), dataset.class_names, problems)
+  if dataset.kind == "voc":
+    return layouts.voc_layout(path, split, problems)
+  return layouts.folder_layout(path, split, problems)

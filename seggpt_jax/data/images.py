@@ -22,11 +22,17 @@ from seggpt_jax.files import expand
 
 _UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+ORIENTATION = 274  # the EXIF tag
 
 
 @functools.cache
 def _extensions() -> frozenset[str]:
   return frozenset(ext for ext, plugin in Image.registered_extensions().items() if plugin in Image.OPEN)
+
+
+def is_image(path: str) -> bool:
+  """Returns True if a file has an ending of images that Pillow reads."""
+  return os.path.splitext(path)[1].lower() in _extensions()
 
 
 def _walk(directory: str, recursive: bool, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -128,6 +134,21 @@ def open_image(data: bytes, where: str) -> Image.Image:
   except _UNREADABLE as error:
     raise _unreadable(where, error) from error
   return image
+
+
+def upright_size(data: bytes, where: str) -> tuple[int, int]:
+  """Reads the height and width of an image file, upright, without decoding its pixels.
+
+  Args:
+    data: content of the file.
+    where: name of the file, for error messages.
+
+  Raises:
+    InputError: the file is not an image.
+  """
+  image = open_image(data, where)
+  # Orientations 5 to 8 exchange width and height.
+  return image.size if image.getexif().get(ORIENTATION, 1) >= 5 else image.size[::-1]
 
 
 def load_upright(image: Image.Image, where: str) -> Image.Image:

@@ -11,25 +11,122 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-from seggpt_jax.data.images import list_images, remote_or_local
+from seggpt_jax.data.dataset_files import DatasetFiles, order_splits, same_form
+from seggpt_jax.data.images import is_image, list_images, read_bytes, remote_or_local
 from seggpt_jax.data.sources import Item, Mask
 from seggpt_jax.errors import InputError, refuse
 
 _LABEL_FOLDER = {"image": "label", "images": "labels"}
+# Names that people give to the folder of images and to the folder of label maps, most common first.
+IMAGE_FOLDERS = ("images", "image", "img_dir", "imgs", "img")
+LABEL_FOLDERS = ("labels", "masks", "annotations", "ann_dir", "label", "mask", "gt", "ground_truth")
 
 
-def folder_layout(directory: str | os.PathLike, problems: list[str] | None = None) -> list[Item]:
-  """Finds `images/NAME.*` and `labels/NAME.*`. NAME may contain folders, such as `street/0001`.
+def folder_layout(path: str | os.PathLike, split: str = ".", problems: list[str] | None = None) -> list[Item]:
+  """Finds images and label maps of the same name, which may contain folders, such as `street/0001`.
+
+  The files are `SPLIT/images/NAME.*` and `SPLIT/labels/NAME.*`, or `images/SPLIT/NAME.*` and `labels/SPLIT/NAME.*`. The
+  folders may have any of the names `IMAGE_FOLDERS` and `LABEL_FOLDERS`.
 
   Args:
-    directory: folder that holds images/ and labels/.
+    path: folder of the dataset.
+    split: part of the dataset; "." for files in images/ and labels/.
     problems: list for descriptions of files that do not fit.
 
   Raises:
     InputError: a folder is missing, or an image or label has no partner.
   """
-  directory = remote_or_local(directory)
-  return _matched(directory / "images", directory / "labels", problems)
+  directory = remote_or_local(path)
+  return _matched(*(find_folders(directory, split) or _usual_folders(directory, split)), problems)
+
+
+def find_folders(directory: epath.Path, split: str) -> tuple[epath.Path, epath.Path] | None:
+  """Finds the folders with the images and label maps of a split, see `folder_layout`; None if there are none.
+
+  Raises:
+    InputError: two folders may be those of the label maps.
+  """
+  for arranged in (lambda folder: directory / split / folder, lambda folder: directory / folder / split):
+    images = next((arranged(folder) for folder in IMAGE_FOLDERS if arranged(folder).is_dir()), None)
+    labels = [arranged(folder) for folder in LABEL_FOLDERS if arranged(folder).is_dir()]
+    if images is not None and len(labels) > 1 and labels[0].name != "labels" and labels[0].parent.name != "labels":
+      raise InputError(f"{labels[0]}: found {labels[1]} too, expected one folder of label maps for the images")
+    if images is not None and labels:
+      return images, labels[0]
+  return None
+
+
+def _usual_folders(directory: epath.Path, split: str) -> tuple[epath.Path, epath.Path]:
+  return directory / split / "images", directory / split / "labels"
+
+
+def voc_layout(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> list[Item]:
+  """Finds PASCAL VOC's `JPEGImages/NAME.*` and `SegmentationClass/NAME.png`.
+
+  The names are listed in `ImageSets/Segmentation/SPLIT.txt`. CVAT's "Segmentation mask" is laid out in the same way.
+  Images may be in any folder.
+
+  Args:
+    path: folder of the dataset, or one that contains it, such as VOCdevkit.
+    split: name of the list, such as train or default; "." takes all label maps.
+    problems: list for descriptions of files that do not fit.
+
+  Raises:
+    InputError: a folder or list is missing, or a name has no image or label map.
+  """
+  files = DatasetFiles(path)
+  root = voc_root(files)
+  if root is None:
+    raise InputError(f"{path}: found no folder SegmentationClass (found: {files.describe()}), expected one")
+  labels = _by_name(files, [each for each in files.paths if each.startswith(f"{root}SegmentationClass/")])
+  masks = (f"{root}SegmentationClass/", f"{root}SegmentationObject/")
+  images = _by_name(files, [each for each in files.paths if is_image(each) and not each.startswith(masks)])
+  listed = f"{root}ImageSets/Segmentation/{split}.txt"
+  if split != "." and listed not in files:
+    known = ", ".join(voc_splits(files))
+    raise InputError(f"{files.full(listed)}: not found, expected the list of the split {split!r}; there are {known}")
+  names = _lines(files.full(listed)) if split != "." else list(labels)
+  items = []
+  for name in names:
+    stem = name.rpartition("/")[2]
+    if stem not in labels or stem not in images:
+      place = f"{root}SegmentationClass/{name}.png" if stem not in labels else f"{root}JPEGImages/{name}.*"
+      refuse(f"{files.full(place)}: not found, expected for {name} of {listed}", problems)
+    else:
+      items.append(Item(name, files.full(images[stem]), files.full(labels[stem])))
+  return items
+
+
+def voc_root(files: DatasetFiles) -> str | None:
+  """Returns the relative path, with a slash or empty, of the folder with SegmentationClass; None if there is none."""
+  found = sorted(
+    {path.partition("SegmentationClass/")[0] for path in files.paths if "SegmentationClass/" in f"/{path}"}
+  )
+  return next((prefix for prefix in found if not prefix or prefix.endswith("/")), None)
+
+
+def voc_splits(files: DatasetFiles) -> list[str]:
+  """Returns the names of the lists in ImageSets/Segmentation, or "." if there are none."""
+  prefix = f"{voc_root(files) or ''}ImageSets/Segmentation/"
+  found = [path[len(prefix) : -len(".txt")] for path in files.ending(".txt") if path.startswith(prefix)]
+  # trainval joins the two others.
+  return order_splits([name for name in found if name != "trainval" or len(found) == 1]) or ["."]
+
+
+def _by_name(files: DatasetFiles, paths: Sequence[str]) -> dict[str, str]:
+  """Returns relative paths by file name without ending; two files of one name are refused."""
+  found: dict[str, str] = {}
+  for path in paths:
+    stem = os.path.splitext(path.rpartition("/")[2])[0]
+    if stem in found:
+      raise InputError(f"{files.full(path)}: found {found[stem]} too, expected one file for each name")
+    found[stem] = path
+  return found
+
+
+def _lines(path: str) -> list[str]:
+  lines = read_bytes(path).decode("utf-8-sig").splitlines()
+  return [same_form(line.split()[0]) for line in lines if line.strip()]
 
 
 def _matched(

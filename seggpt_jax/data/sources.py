@@ -223,6 +223,7 @@ class Subset:
   def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
     self._source, self._indices = source, np.asarray(indices, np.int64)
     self.num_classes = source.num_classes
+    self.categories: tuple[str, ...] = getattr(source, "categories", ())
 
   def __len__(self) -> int:
     return len(self._indices)

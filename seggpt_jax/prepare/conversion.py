@@ -17,10 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from seggpt_jax.data.bad_files import LIST_FILE, BadFile, BadFiles
+from seggpt_jax.data.dataset_files import TRAIN_NAMES, VAL_NAMES
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.groups import divide, group_names
 from seggpt_jax.data.labels import IGNORE
 from seggpt_jax.data.ledger import exclusive
+from seggpt_jax.data.outlines import check_categories
 from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.data.sources import EncodedSource, Subset
 from seggpt_jax.errors import InputError
@@ -63,11 +65,17 @@ class Settings:
   def __post_init__(self):
     if not re.fullmatch("[a-z][a-z0-9_]*", self.name):
       raise InputError(f"dataset_name: found {self.name!r}, expected lower case letters, digits and underscores")
-    written = [_written_name(split) for split in self.splits]
+    written = self.written_names
     if len(set(written)) < len(written):
       raise InputError(f"split: found {','.join(self.splits)}, expected parts of different names")
     if self.val_share and ("train" not in written or "val" in written):
       raise InputError(f"val_share: found --split={','.join(self.splits)}, expected train and no val beside it")
+
+  @property
+  def written_names(self) -> list[str]:
+    """Names of the parts as they are written. A part that is divided is train, whatever its name."""
+    written = [_written_name(split) for split in self.splits]
+    return ["train"] if self.val_share and len(written) == 1 else written
 
 
 class Part(NamedTuple):
@@ -87,8 +95,10 @@ class Written(NamedTuple):
 
 
 def _written_name(split: str) -> str:
-  """Returns the name for a split that TFDS accepts, such as train for train[:90%]."""
-  return re.sub(r"\W", "_", re.split(r"[\[+]", split)[0])
+  """Returns the name for a split that TFDS accepts, such as train for train[:90%], and val for valid."""
+  name = re.sub(r"\W", "_", re.split(r"[\[+]", split)[0])
+  known = {**dict.fromkeys(TRAIN_NAMES, TRAIN_NAMES[0]), **dict.fromkeys(VAL_NAMES, VAL_NAMES[0])}
+  return known.get(name.lower(), name)
 
 
 def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = False, num_workers: int = 2) -> str:
@@ -120,7 +130,8 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
       for split in earlier["samples"]:
         delete_journal(directory, split)
       return f"{directory}: finished by an earlier run, nothing to do\n{earlier['finished']}"
-    parts = plan(settings)
+    left_out: dict[str, list[str]] = {}
+    parts = plan(settings, left_out if skip_bad else None)
     samples = {part.split: _digest(part) for part in parts}
     check_same(directory, earlier.get("samples", samples), samples)
     save_note(directory, {"settings": wanted, "samples": samples})
@@ -131,6 +142,9 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
       _clean_up(directory, settings, parts)
       raise
     bad = BadFiles()
+    for split, problems in left_out.items():
+      for problem in problems:
+        bad.add(problem, split=split)
     for each in written:
       for line in each.index.bad.tolist():
         bad.add(line, split=each.split)
@@ -143,17 +157,27 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
   return report
 
 
-def plan(settings: Settings) -> list[Part]:
-  """Returns the parts to write. If train is divided into train and val, no group is in both."""
+def plan(settings: Settings, left_out: dict[str, list[str]] | None = None) -> list[Part]:
+  """Returns the parts to write. If train is divided into train and val, no group is in both.
+
+  Args:
+    settings: what to read and what to write.
+    left_out: descriptions of files that do not fit, by part, which are then left out; None raises at the first one.
+
+  Raises:
+    InputError: the dataset cannot be opened.
+  """
   parts = []
-  for split in settings.splits:
-    source = open_dataset(settings.dataset, split)
-    part = Part(_written_name(split), source, group_names(source, settings.groups))
+  for split, name in zip(settings.splits, settings.written_names, strict=True):
+    problems = None if left_out is None else left_out.setdefault(name, [])
+    source = open_dataset(settings.dataset, split, problems=problems)
+    part = Part(name, source, group_names(source, settings.groups))
     if settings.val_share and part.split == "train":
       chosen = divide(part.groups, settings.val_share, settings.seed)
       parts += [_subset(part, "train", np.flatnonzero(~chosen)), _subset(part, "val", np.flatnonzero(chosen))]
     else:
       parts.append(part)
+  check_categories([part.source for part in parts])
   return parts
 
 

@@ -18,6 +18,7 @@ from seggpt_jax.data.class_index import has_foreground
 from seggpt_jax.data.datasets import KINDS, Dataset, open_dataset
 from seggpt_jax.data.images import remote_or_local
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.outlines import check_categories
 from seggpt_jax.data.pairing import PairingOptions
 from seggpt_jax.data.pipeline import (
   EvaluationPairs,
@@ -26,6 +27,7 @@ from seggpt_jax.data.pipeline import (
   SourceTrainingPairs,
   TrainingPairs,
 )
+from seggpt_jax.data.recognize import recognize
 from seggpt_jax.data.sources import Source
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
 from seggpt_jax.data.zoomed import ZoomedSource, measured_coarse_zoom, measured_zoom, num_windows, object_sides
@@ -113,9 +115,10 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     )
     hardest = dataclasses.replace(tasks, ramp=0)
     return Inputs(TaskTrainingPairs(tasks, training), TaskEvaluationPairs(hardest, evaluation), {})
-  splits = {name: _open(data, name) for name in ("train", "val")}
-  same_class = 0.0 if learned else data.same_class
   notes: list[str] = []
+  splits = {name: _open(data, name, notes) for name in ("train", "val")}
+  check_categories(list(splits.values()))
+  same_class = 0.0 if learned else data.same_class
   scales, every_class = [_Scale(0.0)], False
   if data.zoom:
     # The labels of class folders mean another thing in each, so that cells from several would contradict each other.
@@ -265,8 +268,11 @@ def _typical_shape(source: Source, bad_files: str, count: int = 16) -> tuple[int
   return height, width
 
 
-def _open(data: ConfigDict, name: str) -> Source:
-  """Opens one split, reads a few of its samples and makes sure that there is some foreground."""
+def _open(data: ConfigDict, name: str, notes: list[str]) -> Source:
+  """Opens one split, reads a few of its samples and makes sure that there is some foreground.
+
+  With data.bad_files=skip, files that do not fit are left out, and a line about them is added to the notes.
+  """
   with naming("config.data"):
     label_format = LabelFormat(data.labels, data.threshold, _values(data.table), _values(data.ignore))
   if not data.path or not remote_or_local(data.path).is_dir():
@@ -285,7 +291,20 @@ def _open(data: ConfigDict, name: str) -> Source:
     data.label_key,
   )
   split = data[f"{name}_split"]
-  source = open_dataset(dataset, split, data.num_train if name == "train" else -1)
+  left_out: list[str] | None = [] if data.bad_files == "skip" else None
+  try:
+    source = open_dataset(dataset, split, data.num_train if name == "train" else -1, left_out)
+  except InputError as error:
+    raise InputError(f"{error}{_known_splits(data)}") from error
+  notes += [f"{split}: {note}" for note in getattr(source, "notes", ())]
+  if left_out:
+    total = len(source) + len(left_out)
+    notes.append(f"{split}: left out {len(left_out)} files that do not fit, the first: {left_out[0]}")
+    if len(left_out) > data.bad_share * total:
+      raise InputError(
+        f"config.data.bad_share: found {len(left_out)} files of {split} that do not fit, of {total}, "
+        f"expected at most {data.bad_share:.2%}; the first: {left_out[0]}"
+      )
   if len(source) < 2:
     raise InputError(f"{data.path}: found {len(source)} images in {split}, expected at least 2 to make a pair")
   _peek(source, data.bad_files)
@@ -295,6 +314,20 @@ def _open(data: ConfigDict, name: str) -> Source:
       "expected some foreground to learn from; `seggpt inspect` shows what the labels hold"
     )
   return source
+
+
+def _known_splits(data: ConfigDict) -> str:
+  """Returns a hint at the splits that the dataset has, if the configuration names another one."""
+  try:
+    form = recognize(data.path)
+  except InputError:
+    return ""
+  asked = (data.train_split, data.val_split)
+  if form.kind != data.source:
+    return f"; this looks like data.source={form.kind}: `seggpt inspect --path {data.path}` prints the command"
+  if form.splits and any(split not in form.splits for split in asked):
+    return f"; found the splits {', '.join(form.splits)}: set data.train_split and data.val_split"
+  return ""
 
 
 def _values(values: tuple) -> tuple:

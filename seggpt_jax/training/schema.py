@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import get_args
 
 from seggpt_jax.data.augment import RESIZE_MODES
-from seggpt_jax.data.datasets import KINDS
+from seggpt_jax.data.datasets import KINDS, OUTLINES
 from seggpt_jax.data.labels import LABEL_MODES
 from seggpt_jax.data.pipeline import BAD_FILES
 from seggpt_jax.model.adapters import KINDS as ADAPTERS
@@ -28,7 +28,7 @@ _SHOWS_PROMPTS = (
 )
 _RESIZES = (Condition("without data.zoom", lambda values: values["data.source"] == "tasks" or not values["data.zoom"]),)
 _ZOOMS = (*_READS_FILES, Condition("with data.zoom", lambda values: bool(values["data.zoom"])))
-_READS_LABELS = with_value("data.source", "folder", "class_folders", "masks", "tfds")
+_READS_LABELS = with_value("data.source", "folder", "class_folders", "masks", "voc", "tfds")
 _HAS_GROUPS = (
   *_READS_FILES,
   Condition(
@@ -177,7 +177,7 @@ KEYS: tuple[Key, ...] = (
     "data.class_names",
     (),
     "Names of classes 1, 2, ...: the masks or COCO categories to take; () takes all.",
-    conditions=with_value("data.source", "masks", "coco"),
+    conditions=with_value("data.source", "masks", *OUTLINES),
   ),
   Key(
     "data.labels",

@@ -18,9 +18,9 @@ from seggpt_jax.audit import contact_sheet
 from seggpt_jax.audit.advice import advise, train_line
 from seggpt_jax.audit.findings import audit_dataset
 from seggpt_jax.audit.report import as_facts, as_text
-from seggpt_jax.audit.sample_files import guess_kind
 from seggpt_jax.data.datasets import Dataset
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.data.recognize import recognize
 from seggpt_jax.errors import InputError
 from seggpt_jax.training.config import check_config
 
@@ -171,7 +171,7 @@ def test_a_label_that_an_image_with_exif_turns_away_from_is_explained(tmp_path):
   save(tmp_path / "train/labels/a00.png", np.ones((30, 60), np.uint8))
   findings = inspected(tmp_path)
   assert "an EXIF tag rotates the image but not its label" in advised(findings)
-  assert findings.train.turned == 1
+  assert findings.train.turned == ["a00"] and "1 image turned by a tag" in advised(findings)
 
 
 def test_few_images_are_called_few_and_a_missing_val_gets_the_line_that_divides(tmp_path):
@@ -378,7 +378,7 @@ def test_masks_are_told_by_their_folders_and_orphans_listed(tmp_path):
       save(tmp_path / split / "labels" / "crack" / f"{i}.png", blob(255))
   save(tmp_path / "train/labels/dent/orphan.png", blob(255))
   save(tmp_path / "train/labels/dent/3.png", blob(255)[::-1])
-  assert guess_kind(str(tmp_path)) == "masks"
+  assert recognize(str(tmp_path)).kind == "masks"
   findings = inspected(tmp_path, kind="masks")
   assert findings.class_names == ["crack", "dent"] and findings.dataset.num_classes == 3
   assert "orphan" in findings.train.problems["unmatched"][0]
@@ -391,7 +391,7 @@ def test_class_folders_are_told_by_their_folders(tmp_path):
       for folder, pixels in (("image", picture(i + 100 * (split == "val"))), ("label", blob(255))):
         save(tmp_path / split / "tile" / "crack" / folder / f"{i}.png", pixels)
   (tmp_path / "train/tile/crack/label/3.png").unlink()
-  assert guess_kind(str(tmp_path)) == "class_folders"
+  assert recognize(str(tmp_path)).kind == "class_folders"
   findings = inspected(tmp_path, kind="class_folders")
   assert findings.train.num_samples == 11 and len(findings.train.problems["unmatched"]) == 1
   assert "--config.data.source=class_folders" in train_line(findings, advise(findings))
@@ -410,12 +410,11 @@ def test_coco_annotations_are_read_as_they_are(tmp_path):
     content = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(content))
   (tmp_path / "train/4.png").unlink()
-  assert guess_kind(str(tmp_path)) == "coco"
+  assert recognize(str(tmp_path)).kind == "coco"
   findings = inspected(tmp_path, kind="coco")
   assert findings.dataset.num_classes == 3 and findings.train.holding[1] == 11
-  assert "4.png" in findings.train.problems["unreadable"][0] and "data.source=coco" in advised(findings) + train_line(
-    findings, []
-  )
+  assert "4.png" in findings.train.problems["missing"][0] and "data.source=coco" in train_line(findings, [])
+  assert "1 image of train are listed and not there" in advised(findings) and "bad_files=skip" in advised(findings)
 
 
 def test_records_are_read_as_they_are(tmp_path):
@@ -423,7 +422,7 @@ def test_records_are_read_as_they_are(tmp_path):
   flags = ("--num_classes=3", "--labels=index", "--format=records", "--groups=prefix:a", f"--outdir={tmp_path}/records")
   command = [sys.executable, "-m", "seggpt_jax", "prepare", f"--path={tmp_path}/folder", *flags]
   subprocess.run(command, check=True, capture_output=True)
-  assert guess_kind(str(tmp_path / "records")) == "tfds"
+  assert recognize(str(tmp_path / "records")).kind == "tfds"
   findings = inspected(tmp_path / "records", kind="tfds", groups="field:name")
   assert (findings.train.num_usable, findings.dataset.num_classes) == (12, 3)
   assert len(findings.groups.shared) == 6 and "6 groups in more than one split" in advised(findings)
@@ -440,4 +439,4 @@ def test_the_line_that_divides_works(tmp_path):
 def test_folders_of_names_are_no_masks(tmp_path):
   for folder in ("images", "labels"):
     save(tmp_path / "train" / folder / "street" / "1.png", blob())
-  assert guess_kind(str(tmp_path)) == "folder"
+  assert recognize(str(tmp_path)).kind == "folder"

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-import sys
+import shutil
 import time
 
 import numpy as np
@@ -12,6 +12,7 @@ from pycocotools import mask
 
 from seggpt_jax.data.coco import CocoSource
 from seggpt_jax.data.datasets import Dataset, open_dataset
+from seggpt_jax.data.outlines import check_categories
 from seggpt_jax.errors import InputError
 
 SQUARE = [[2, 2, 12, 2, 12, 12, 2, 12]]
@@ -119,11 +120,89 @@ def refused(match, make):
   assert "\n" not in str(caught.value)
 
 
-def test_missing_annotations_name_both_places(tmp_path):
+def test_missing_annotations_name_the_usual_places_and_the_files_that_are_there(tmp_path):
+  write(tmp_path, []).rename(tmp_path / "annotations/instances_other.json")
   refused(
-    r"found neither .*annotations/instances_val.json nor .*val/_annotations.coco.json",
+    r"no annotations of the split 'val' \(COCO files: annotations/instances_other.json\), expected "
+    r"annotations/instances_val.json, val/_annotations.coco.json or val.json",
     lambda: CocoSource(tmp_path, "val", 2),
   )
+
+
+@pytest.mark.parametrize("place", ["annotations.json", "val.json", "labels/val_coco.json", "val/annotations.json"])
+@pytest.mark.parametrize("folder", ["val", "images", "images/val", ""])
+def test_annotations_are_found_anywhere_and_images_by_their_names(tmp_path, place, folder):
+  found = write(tmp_path / "x", [annotation(0, 3, SQUARE)]).read_text()
+  (tmp_path / place).parent.mkdir(exist_ok=True)
+  (tmp_path / place).write_text("\ufeff" + found)  # with a byte order mark
+  for name in "ab":
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "x/val" / f"{name}.png").rename(tmp_path / folder / f"{name}.png")
+  shutil.rmtree(tmp_path / "x")
+  source = CocoSource(tmp_path, "." if place == "annotations.json" else "val", 3)
+  assert len(source) == 2 and source[0]["label"].any() and not source[1]["label"].any()
+
+
+@pytest.mark.parametrize("stated", ["images/val/{}.png", "val\\\\{}.png", "C:\\\\data\\\\{}.png", "../{}.png"])
+def test_folders_in_file_names_need_not_exist(tmp_path, stated):
+  place = write(tmp_path, [])
+  text = place.read_text()
+  for name in "ab":
+    text = text.replace(f'"{name}.png"', f'"{stated.format(name)}"')
+  place.write_text(text)
+  source = CocoSource(tmp_path, "val", 3)
+  assert all(source[i]["image"].shape == (16, 20, 3) for i in range(2))
+
+
+def test_names_match_in_any_unicode_form(tmp_path):
+  write(tmp_path, [], [{"id": 0, "file_name": "ru\u0308ckseite.png", "height": 16, "width": 20}])
+  (tmp_path / "val/ru\u0308ckseite.png").rename(tmp_path / "val/r\u00fcckseite.png")
+  assert CocoSource(tmp_path, "val", 3)[0]["image"].shape == (16, 20, 3)
+
+
+def test_of_two_images_of_one_name_that_of_the_split_is_taken(tmp_path):
+  write(tmp_path, [])
+  for split in ("train", "other"):
+    (tmp_path / split).mkdir()
+    Image.new("RGB", (3, 3)).save(tmp_path / split / "a.png")
+  assert CocoSource(tmp_path, "val", 3)[0]["image"].shape == (16, 20, 3)
+  (tmp_path / "val/a.png").unlink()
+  refused("'a.png': found other/a.png and train/a.png", lambda: CocoSource(tmp_path, "val", 3))
+
+
+@pytest.mark.parametrize(
+  "images, categories, match",
+  [
+    (["a", "b"], None, "image id 0 twice, for a.png and b.png"),
+    (None, [("dog", 3), ("cat", 3)], "category id 3 twice, for dog and cat"),
+    (None, [("dog", 3), ("dog", 4)], "category 'dog' under two ids"),
+  ],
+)
+def test_ids_and_names_that_are_there_twice_are_refused(tmp_path, images, categories, match):
+  images = images and [{"id": 0, "file_name": f"{name}.png", "height": 16, "width": 20} for name in images]
+  categories = categories and [{"id": id_, "name": name} for name, id_ in categories]
+  write(tmp_path, [], images, categories=categories)
+  refused(match, lambda: CocoSource(tmp_path, "val", 3))
+
+
+def test_the_category_that_only_groups_the_others_is_no_class(tmp_path):
+  """Roboflow writes it with id 0."""
+  categories = [{"id": 0, "name": "parts", "supercategory": "none"}]
+  categories += [{"id": i, "name": name, "supercategory": "parts"} for i, name in enumerate(("nut", "bolt"), 1)]
+  write(tmp_path, [annotation(0, 2, SQUARE)], layout="roboflow", categories=categories)
+  source = CocoSource(tmp_path, "val", 3)
+  assert source.categories == ("nut", "bolt") and source.classes(0) == (2,)
+  write(tmp_path, [annotation(0, 0, SQUARE)], layout="roboflow", categories=categories)
+  refused("found objects of 'parts', which is also the supercategory", lambda: CocoSource(tmp_path, "val", 3))
+
+
+def test_splits_with_other_categories_are_refused(tmp_path):
+  write(tmp_path, [])
+  one = CocoSource(tmp_path, "val", 3)
+  write(tmp_path, [], categories=[{"id": 3, "name": "cat"}])
+  two = CocoSource(tmp_path, "val", 3)
+  check_categories([one, one])
+  refused("found categories cat, dog in one split and cat in another", lambda: check_categories([one, two]))
 
 
 @pytest.mark.parametrize(
@@ -150,15 +229,31 @@ def test_damaged_annotations(tmp_path, text, match):
     (annotation(0, 3, [[1, 2, 3]]), "coordinates do not come in pairs"),
     (annotation(0, 3, [["a", "b"]]), "annotation 1: found segmentation could not convert"),
     (annotation(0, 3, {"counts": [1]}), "annotation 1: found segmentation 'size'"),
-    (annotation(9, 3, SMALL), "found an annotation of image 9"),
-    (annotation(0, 9, SMALL), "found an annotation of category 9"),
+    (annotation(0, 3, None, bbox=[1, 1, 5, 5]), "annotation 1: found segmentation none, only a box"),
+    (annotation(0, 9, SMALL), "found category 9"),
     (annotation(0, 3, {"counts": [320], "size": [20, 16]}), "a.png: found run lengths for 16 x 20 pixels"),
+  ],
+)
+def test_a_wrong_annotation_is_an_error_of_its_image_alone(tmp_path, entry, match):
+  write(tmp_path, [entry, annotation(1, 3, SQUARE)])
+  source = CocoSource(tmp_path, "val", 3)
+  refused(f"instances_val.json: a.png: .*{match}" if "a.png" not in match else match, lambda: source.label(0))
+  assert source.label(1).any()
+
+
+@pytest.mark.parametrize(
+  "entry, match",
+  [
+    (annotation(9, 3, SMALL), "found an annotation of image 9"),
     ({"id": 1}, "found an annotation without image_id"),
   ],
 )
-def test_wrong_annotation(tmp_path, entry, match):
-  write(tmp_path, [entry])
+def test_an_annotation_of_no_image_is_left_out_on_request(tmp_path, entry, match):
+  write(tmp_path, [entry, annotation(1, 3, SQUARE)])
   refused(match, lambda: CocoSource(tmp_path, "val", 3))
+  problems = []
+  assert CocoSource(tmp_path, "val", 3, problems=problems).label(1).any()
+  assert len(problems) == 1 and match in problems[0]
 
 
 @pytest.mark.parametrize("counts", [[3], [400], [-1, 321], "]]]]]]"])
@@ -173,7 +268,7 @@ def test_too_many_categories(tmp_path):
   refused(
     r"found category 'dog' as class 2, expected 0..1 \(data.num_classes=2\)", lambda: CocoSource(tmp_path, "val", 2)
   )
-  refused("found no category 'cow', expected one of dog, cat", lambda: CocoSource(tmp_path, "val", 2, ("cow",)))
+  refused("found no category 'cow', expected one of cat, dog", lambda: CocoSource(tmp_path, "val", 2, ("cow",)))
 
 
 def test_size_that_the_file_does_not_have(tmp_path):
@@ -187,12 +282,6 @@ def test_missing_image_and_two_of_one_name(tmp_path):
   refused("val/a.png: not found", lambda: CocoSource(tmp_path, "val", 3)[0])
   write(tmp_path, [], [{"id": i, "file_name": f"a.{e}", "height": 9, "width": 9} for i, e in enumerate(["png", "jpg"])])
   refused("found a.jpg beside a.png", lambda: CocoSource(tmp_path, "val", 3))
-
-
-def test_missing_pycocotools_names_the_extra(tmp_path, monkeypatch):
-  write(tmp_path, [])
-  monkeypatch.setitem(sys.modules, "pycocotools", None)
-  refused(r"pip install 'seggpt-jax\[coco\]'", lambda: CocoSource(tmp_path, "val", 3))
 
 
 def test_twenty_thousand_annotations_open_quickly(tmp_path):

@@ -234,7 +234,7 @@ def test_layouts_list_all_problems(folder):
   (folder / "images" / "b.png").unlink()
   write(folder / "images" / "c.bmp", IMAGE)
   problems = []
-  assert [item.name for item in folder_layout(folder, problems)] == ["c"]
+  assert [item.name for item in folder_layout(folder, problems=problems)] == ["c"]
   assert len(problems) == 3 and all("\n" not in problem for problem in problems)
   refused("c.png: found c.bmp beside it", lambda: folder_layout(folder))
 

@@ -1,0 +1,161 @@
+"""The files of a dataset: a folder in, every file in it by its relative path out, and images by the name others use.
+
+Annotation files name images as the tool's machine did: with folders that are elsewhere now, with backslashes, with
+another Unicode form. `DatasetFiles.find` is the one place that turns such a name into a path.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+from etils import epath
+
+from seggpt_jax.data.images import remote_or_local
+from seggpt_jax.errors import InputError
+
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("val", "valid", "validation", "dev")
+_TEST_NAMES = ("test", "testing")
+_ORDER = (*TRAIN_NAMES, *VAL_NAMES, *_TEST_NAMES)
+
+
+def same_form(name: str) -> str:
+  """Returns a file name with slashes and composed characters, as names are compared."""
+  return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+class DatasetFiles:
+  """All files below a folder. Hidden files and folders are left out.
+
+  Args:
+    path: the folder, local or remote.
+
+  Raises:
+    InputError: the folder does not exist.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    directory = remote_or_local(path)
+    if not directory.is_dir():
+      raise InputError(f"{path}: folder not found, expected a dataset")
+    self.root = os.fspath(directory)
+    self.paths = sorted(_walk(self.root, ""))
+    self.elsewhere: list[tuple[str, str]] = []  # names that `find` was asked for, and what it found in other folders
+
+  def __contains__(self, relative: str) -> bool:
+    return relative in self._known
+
+  def full(self, relative: str) -> str:
+    """Returns the path of a file from its relative path."""
+    return os.path.join(self.root, relative)
+
+  def ending(self, *endings: str) -> list[str]:
+    """Returns the relative paths with one of the given endings, such as .json, in upper or lower case."""
+    return [path for path in self.paths if path.lower().endswith(endings)]
+
+  def folders(self, folder: str = "") -> list[str]:
+    """Returns the names of the folders in a folder that hold files at any depth."""
+    prefix = f"{folder}/" if folder else ""
+    inside = (path[len(prefix) :] for path in self.paths if path.startswith(prefix))
+    return sorted({each.partition("/")[0] for each in inside if "/" in each})
+
+  def find(self, name: str, near: Sequence[str] = ()) -> str:
+    """Finds the file that an annotation file names.
+
+    Of files with that base name, the one whose folders agree best with the name is taken, then the one in the first of
+    the folders `near` that has one.
+
+    Args:
+      name: name of the file, perhaps with folders and backslashes.
+      near: folders, relative to the dataset, where the file is expected.
+
+    Returns:
+      The path of the file. If it does not exist, this is the path where it was expected first.
+
+    Raises:
+      InputError: two files fit equally well.
+    """
+    wanted = [part for part in PurePosixPath(same_form(name)).parts if part not in ("..", ".", "/")]
+    candidates = self._by_name.get(wanted[-1], []) if wanted else []
+    if not candidates:
+      return self.full(os.path.join(near[0] if near else "", *wanted))
+    ranked = sorted((_rank(PurePosixPath(path), wanted, near), path) for path in candidates)
+    if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
+      raise InputError(f"{name!r}: found {ranked[0][1]} and {ranked[1][1]} in {self.root}, expected one file")
+    found = ranked[0][1]
+    if -ranked[0][0][0] < min(len(wanted), 1 + found.count("/")) and len(wanted) > 1:
+      self.elsewhere.append((name, found))
+    return self.full(found)
+
+  def notes(self) -> tuple[str, ...]:
+    """Returns a line about the files that `find` found in another folder than stated, if there are any."""
+    if not self.elsewhere:
+      return ()
+    (stated, found), count = self.elsewhere[0], len(self.elsewhere)
+    return (
+      f"{count} images are not in the folder that their annotations state and were found by name: {stated} is {found}",
+    )
+
+  @functools.cached_property
+  def _known(self) -> frozenset[str]:
+    return frozenset(self.paths)
+
+  @functools.cached_property
+  def _by_name(self) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in self.paths:
+      found.setdefault(same_form(path.rpartition("/")[2]), []).append(path)
+    return found
+
+  def describe(self) -> str:
+    """Returns the number of files by ending and the first folders, for a message about a dataset of unknown form."""
+    endings = collections.Counter(os.path.splitext(path)[1].lower() or "without an ending" for path in self.paths)
+    counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(6))
+    folders = sorted({path.rpartition("/")[0] for path in self.paths} - {""})
+    named = f" in {', '.join(folders[:6])}{' and more' if len(folders) > 6 else ''}" if folders else ""
+    return f"{counts}{named}" if counts else "no files"
+
+
+def _rank(path: PurePosixPath, wanted: Sequence[str], near: Sequence[str]) -> tuple[int, int]:
+  """Returns how badly a path fits: fewer agreeing folders first, then farther from the folders where it is expected."""
+  pairs = zip(reversed([same_form(part) for part in path.parts]), reversed(wanted), strict=False)
+  agreeing = next(
+    (count for count, (first, second) in enumerate(pairs) if first != second), min(len(path.parts), len(wanted))
+  )
+  places = [place for place, folder in enumerate(near) if path.is_relative_to(folder)]
+  return -agreeing, min(places, default=len(near))
+
+
+def _walk(directory: str, prefix: str) -> Iterator[str]:
+  if os.path.isdir(directory):
+    with os.scandir(directory) as entries:
+      found = [(entry.name, entry.is_dir()) for entry in entries]
+  else:
+    # Asking whether a remote name is a folder takes a request, so names with an ending are taken for files.
+    found = [
+      (each.name, not os.path.splitext(each.name)[1] and each.is_dir()) for each in epath.Path(directory).iterdir()
+    ]
+  for name, is_folder in found:
+    if name.startswith(".") or name == "__MACOSX":
+      continue
+    if is_folder:
+      yield from _walk(f"{directory}/{name}", f"{prefix}{name}/")
+    else:
+      yield prefix + name
+
+
+def order_splits(names: Sequence[str]) -> list[str]:
+  """Orders names of splits: training first, then validation, then test, then all others."""
+  lowered = {name: name.lower() for name in names}
+
+  def place(name: str) -> tuple[int, str]:
+    fits = [i for i, known in enumerate(_ORDER) if lowered[name] == known]
+    starts = [len(_ORDER) + i for i, known in enumerate(_ORDER) if lowered[name].startswith(known)]
+    return min([*fits, *starts], default=2 * len(_ORDER)), name
+
+  return sorted(names, key=place)

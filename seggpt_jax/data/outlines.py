@@ -1,0 +1,310 @@
+"""Labels as outlines of objects: polygons and run lengths in, label maps out.
+
+Labelling tools store an image's objects as polygons or run lengths with the name of a class. Each tool's format has a
+module that reads its files into `Annotations`; `OutlineSource` makes samples of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from pycocotools import mask as mask_module
+
+from seggpt_jax.data.images import decode_image, read_bytes, upright_size
+from seggpt_jax.data.labels import IGNORE
+from seggpt_jax.data.sources import Sample, check_size
+from seggpt_jax.errors import InputError, one_line
+
+# Polygons are arrays of x0, y0, x1, y1, ... in pixels. Run lengths are an array, or bytes if they are compressed.
+Outline = tuple[np.ndarray, ...] | np.ndarray | bytes
+BACKGROUND = "_background_"  # category of an outline that is cut out of the objects below it
+UNKNOWN = "__ignore__"  # category of pixels without a known class
+
+
+class Shape(NamedTuple):
+  """One object of an image.
+
+  Attributes:
+    category: name of its class, or BACKGROUND or UNKNOWN.
+    outline: its polygons or run lengths; () if it has none, for which `problem` may give the reason.
+    size: height and width that run lengths refer to; None for polygons.
+    relative: True if polygons are relative to the image's width and height, 0..1.
+    crowd: True for a region whose objects are not told apart. It is IGNORE where no object lies on top.
+    box: True if the outline is only a rectangle around the object.
+    problem: reason why the object has no outline that can be drawn; "" if it has one.
+  """
+
+  category: str
+  outline: Outline = ()
+  size: tuple[int, int] | None = None
+  relative: bool = False
+  crowd: bool = False
+  box: bool = False
+  problem: str = ""
+
+
+class Entry(NamedTuple):
+  """One image with its objects.
+
+  Attributes:
+    name: name of the sample.
+    image: path of the image.
+    shapes: its objects.
+    size: height and width that the annotations state; None if they state none.
+    fields: further information by key.
+    where: file with the annotations of this image alone; "" if one file has those of all images.
+  """
+
+  name: str
+  image: str
+  shapes: tuple[Shape, ...]
+  size: tuple[int, int] | None = None
+  fields: Mapping[str, Any] = MappingProxyType({})
+  where: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+  """The annotations of one split.
+
+  Attributes:
+    where: file or folder that they were read from, for error messages.
+    entries: images with their objects.
+    categories: names of classes 1, 2, ...
+    smallest_on_top: True draws small objects over large ones; False draws objects in the order of the file.
+    notes: lines for the user on how the annotations were read.
+  """
+
+  where: str
+  entries: list[Entry]
+  categories: tuple[str, ...]
+  smallest_on_top: bool = False
+  notes: tuple[str, ...] = ()
+
+
+class OutlineSource:
+  """Samples whose labels are outlines. Implements `EncodedSource`. A wrong object is an error of its sample alone.
+
+  Args:
+    annotations: the images and their objects.
+    num_classes: number of classes, background included.
+    class_names: categories that become classes 1, 2, ...; all others are background. () takes all categories.
+
+  Raises:
+    InputError: there are too many classes, a name is no category, or two images have one name.
+  """
+
+  def __init__(self, annotations: Annotations, num_classes: int, class_names: Sequence[str] = ()):
+    self.num_classes = num_classes
+    self.categories = tuple(class_names) or annotations.categories
+    self.notes = annotations.notes
+    self._where, self._smallest_on_top = annotations.where, annotations.smallest_on_top
+    self._class_of = _classes(annotations, num_classes, class_names)
+    self._entries = sorted(annotations.entries, key=lambda entry: entry.name)
+    for first, second in zip(self._entries, self._entries[1:], strict=False):
+      if first.name == second.name:
+        found = f"{os.path.basename(second.image)} beside {os.path.basename(first.image)}"
+        raise InputError(f"{self._where}: found {found}, expected one image for the name {first.name}")
+
+  def __len__(self) -> int:
+    return len(self._entries)
+
+  def __getitem__(self, index: int) -> Sample:
+    image = decode_image(*self.encoded_image(index))
+    label = self._draw(index, image.shape[:2])
+    # The size in the annotations is wrong, so the message names their file.
+    check_size(label, image.shape[:2], self._place(index))
+    return {"image": image, "label": label, "name": self.name(index)}
+
+  def name(self, index: int) -> str:
+    return self._entries[index].name
+
+  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
+    return self._draw(index, None)
+
+  def classes(self, index: int) -> tuple[int, ...] | None:
+    shapes = self._entries[index].shapes
+    known = {self._class_of.get(shape.category, 0) for shape in shapes if not (shape.crowd or shape.problem)}
+    return tuple(sorted(known - {0, IGNORE}))
+
+  def field(self, index: int, key: str) -> str:
+    fields = self._entries[index].fields
+    if key not in fields:
+      raise InputError(f"{self._place(index)}: found no {key!r}, expected one of {', '.join(fields) or 'no field'}")
+    return str(fields[key])
+
+  def encoded_image(self, index: int) -> tuple[bytes, str]:
+    path = self._entries[index].image
+    return read_bytes(path), path
+
+  def shapes(self, index: int) -> tuple[Shape, ...]:
+    """Returns the objects of an image as they are stored."""
+    return self._entries[index].shapes
+
+  def _place(self, index: int) -> str:
+    entry = self._entries[index]
+    return entry.where or f"{self._where}: {entry.name}{os.path.splitext(entry.image)[1]}"
+
+  def _draw(self, index: int, size: tuple[int, int] | None) -> UInt8[np.ndarray, "h w"]:
+    """Draws the label of a sample; `size` is that of its image, if it was read already."""
+    entry = self._entries[index]
+    size = entry.size or size or upright_size(*self.encoded_image(index))
+    kept = []
+    for shape in entry.shapes:
+      # An object without a category may be of any class.
+      if shape.category and shape.category not in self._class_of:
+        continue
+      if shape.problem:
+        raise InputError(f"{self._place(index)}: {shape.problem}")
+      if shape.size is not None and shape.size != size:
+        raise InputError(
+          f"{self._place(index)}: found run lengths for {shape.size[1]} x {shape.size[0]} pixels, expected "
+          f"{size[1]} x {size[0]} as its image has"
+        )
+      kept.append((shape, self._class_of[shape.category]))
+    try:
+      return _draw(kept, size, self._smallest_on_top)
+    except (ValueError, TypeError, MemoryError) as error:
+      raise InputError(f"{self._place(index)}: found an outline that cannot be read: {one_line(error)}") from error
+
+
+def _classes(annotations: Annotations, num_classes: int, class_names: Sequence[str]) -> dict[str, int]:
+  """Returns the class of each category that is drawn."""
+  for name in class_names:
+    if name not in annotations.categories:
+      known = ", ".join(annotations.categories)
+      raise InputError(f"{annotations.where}: found no category {name!r}, expected one of {known}")
+  names = tuple(class_names) or annotations.categories
+  if len(names) >= num_classes:
+    raise InputError(
+      f"{annotations.where}: found category {names[num_classes - 1]!r} as class {num_classes}, expected "
+      f"0..{num_classes - 1} (data.num_classes={num_classes}); choose categories with class_names"
+    )
+  return {**{name: 1 + place for place, name in enumerate(names)}, BACKGROUND: 0, UNKNOWN: IGNORE}
+
+
+def check_categories(sources: Sequence[Any]) -> None:
+  """Checks that the sources of a dataset's splits have the same classes in the same order.
+
+  Args:
+    sources: sources; those whose classes have no names are not compared.
+
+  Raises:
+    InputError: class 1 or another one means something else in two splits.
+  """
+  named = [tuple(source.categories) for source in sources if getattr(source, "categories", ())]
+  for other in named[1:]:
+    if other != named[0]:
+      raise InputError(
+        f"class_names: found categories {', '.join(named[0])} in one split and {', '.join(other)} in another, expected "
+        "the same in the same order; name those to use"
+      )
+
+
+def _draw(
+  objects: Sequence[tuple[Shape, int]], size: tuple[int, int], smallest_on_top: bool
+) -> UInt8[np.ndarray, "h w"]:
+  """Draws objects, given with their classes, into a label map of the given height and width."""
+  encoded = [_run_lengths(shape, size) for shape, _ in objects]
+  order = list(range(len(objects)))
+  if smallest_on_top:
+    areas = [float(mask_module.area(each)) for each in encoded]
+    # Crowds come first, then objects from large to small, because later ones cover earlier ones.
+    order.sort(key=lambda i: (not objects[i][0].crowd, -areas[i]))
+  label = np.zeros(size, np.uint8)
+  for i in order:
+    shape, class_index = objects[i]
+    label[mask_module.decode(encoded[i]) > 0] = IGNORE if shape.crowd else class_index
+  return label
+
+
+def _run_lengths(shape: Shape, size: tuple[int, int]) -> dict[str, Any]:
+  """Returns an outline as compressed run lengths in the form that pycocotools uses."""
+  outline = shape.outline
+  if isinstance(outline, bytes):
+    return {"counts": outline, "size": list(size)}
+  if isinstance(outline, tuple):
+    scale = np.array(size[::-1]) if shape.relative else 1
+    polygons = [(polygon.reshape(-1, 2) * scale).ravel().tolist() for polygon in outline] or [[0.0] * 6]
+    return mask_module.merge(mask_module.frPyObjects(polygons, *size))
+  if outline.min(initial=0) < 0 or outline.sum() != size[0] * size[1]:
+    raise ValueError(f"run lengths of {outline.sum()} pixels, expected {size[0] * size[1]}")
+  return mask_module.frPyObjects({"counts": outline.tolist(), "size": list(size)}, *size)
+
+
+def polygon_shape(category: str, points: Any, *, relative: bool = False, where: str = "") -> Shape:
+  """Returns a polygon as a shape. Points that are no polygon make a shape with a problem.
+
+  Args:
+    category: name of its class.
+    points: pairs of x and y, or one sequence of x0, y0, x1, y1, ...
+    relative: whether they are relative to the size of the image.
+    where: name of the object, for the message about a problem.
+  """
+  try:
+    polygon = np.asarray(points, np.float64)
+  except (ValueError, TypeError) as error:
+    return Shape(category, problem=f"{where}: found points {one_line(error)}, expected numbers")
+  if polygon.ndim == 2 and polygon.shape[1] == 2:
+    polygon = polygon.ravel()
+  if polygon.ndim != 1 or polygon.size % 2 or polygon.size < 6 or not np.isfinite(polygon).all():
+    return Shape(category, problem=f"{where}: found {polygon.size / 2:g} points, expected at least 3 pairs of x and y")
+  if relative and (polygon.min() < -0.01 or polygon.max() > 1.01):
+    found = f"{polygon.min():g}..{polygon.max():g}"
+    return Shape(category, problem=f"{where}: found coordinates {found}, expected 0..1, relative to the image")
+  return Shape(category, (polygon,), relative=relative)
+
+
+def rectangle_shape(category: str, corners: Sequence[float], *, relative: bool = False, where: str = "") -> Shape:
+  """Returns a rectangle as a shape.
+
+  Args:
+    category: name of its class.
+    corners: x and y of two opposite corners.
+    relative: whether they are relative to the size of the image.
+    where: name of the object, for the message about a problem.
+  """
+  x0, y0, x1, y1 = corners
+  shape = polygon_shape(category, (x0, y0, x1, y0, x1, y1, x0, y1), relative=relative, where=where)
+  return shape._replace(box=True)
+
+
+def ellipse_shape(
+  category: str, center: Sequence[float], radii: Sequence[float], angle: float = 0.0, *, relative: bool = False
+) -> Shape:
+  """Returns an ellipse as a polygon of 64 corners.
+
+  Args:
+    category: name of its class.
+    center: x and y.
+    radii: half axes in x and y before the rotation.
+    angle: rotation in radians, clockwise in the image.
+    relative: whether the numbers are relative to the size of the image.
+  """
+  turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+  points = np.stack([np.cos(turn) * radii[0], np.sin(turn) * radii[1]], axis=1)
+  rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+  return polygon_shape(category, points @ rotation + np.asarray(center), relative=relative)
+
+
+def mask_shape(category: str, mask: UInt8[np.ndarray, "h w"], place: tuple[int, int], size: tuple[int, int]) -> Shape:
+  """Returns a mask that is stored as pixels as a shape.
+
+  Args:
+    category: name of its class.
+    mask: pixels above 0 are the object.
+    place: left and top of the mask in the image. What is outside of the image is cut off.
+    size: height and width of the image.
+  """
+  whole = np.zeros(size, np.uint8, order="F")
+  left, top = place
+  rows, columns = slice(max(top, 0), top + mask.shape[0]), slice(max(left, 0), left + mask.shape[1])
+  shown = whole[rows, columns]
+  shown[:] = mask[max(-top, 0) :, max(-left, 0) :][: shown.shape[0], : shown.shape[1]] > 0
+  return Shape(category, mask_module.encode(whole)["counts"], size)

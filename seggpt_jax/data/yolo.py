@@ -1,0 +1,197 @@
+"""YOLO's segmentation datasets: text files with one polygon in each line in, images with their objects out.
+
+Source: Ultralytics' "Instance Segmentation Datasets Overview". A line is `CLASS x1 y1 x2 y2 ...`, with classes from 0
+and coordinates relative to the upright image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from seggpt_jax.data.dataset_files import DatasetFiles, order_splits, same_form
+from seggpt_jax.data.images import is_image, read_bytes
+from seggpt_jax.data.outlines import Annotations, Entry, Shape, polygon_shape
+from seggpt_jax.errors import InputError, one_line, refuse
+
+_IMAGES, _LABELS = "images", "labels"
+
+
+def yolo_splits(files: DatasetFiles) -> list[str]:
+  """Returns the splits of a dataset whose labels are text files; none if it has no such files."""
+  texts = [path for path in files.ending(".txt") if _LABELS in PurePosixPath(path).parts[:-1]]
+  if not texts:
+    return []
+  named = [key for key in ("train", "val", "test") if key in (_description(files)[1])]
+  if named:
+    return named
+  return order_splits(list(dict.fromkeys(_split_of(path, _LABELS) for path in texts)))
+
+
+def read_yolo(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
+  """Reads the annotations of a split. Images without a text file, or with an empty one, are all background.
+
+  Args:
+    path: folder with images/SPLIT and labels/SPLIT, or with SPLIT/images and SPLIT/labels, and perhaps data.yaml.
+    split: train, val or test, or the name of another folder.
+    problems: list for descriptions of text files that are left out, since they have no image; None raises at the first.
+
+  Raises:
+    InputError: there are no such files, or data.yaml is damaged.
+  """
+  files = DatasetFiles(path)
+  where, content = _description(files)
+  images = _images(files, split, content, where)
+  if not images:
+    raise InputError(
+      f"{path}: found no images of the split {split!r}, expected images/{split}/ and labels/{split}/, or "
+      f"{split}/images/ and {split}/labels/ (found: {files.describe()})"
+    )
+  texts = {image: f"{os.path.splitext(_label_place(image))[0]}.txt" for image in images}
+  if not any(text in files for text in texts.values()):
+    raise InputError(
+      f"{path}: found no text files of the split {split!r}, such as {next(iter(texts.values()))}, expected some"
+    )
+  folders = {os.path.dirname(text) for text in texts.values()}
+  expected = set(texts.values())
+  for text in files.ending(".txt"):
+    if os.path.dirname(text) in folders and text not in expected and PurePosixPath(text).name != "classes.txt":
+      refuse(f"{files.full(text)}: found no image for it, expected one of the same name", problems)
+  names = _names(files, where, content)
+  entries, largest = [], -1
+  for image, text in tqdm(texts.items(), desc="reading annotations", unit="file", delay=2.0, leave=False):
+    numbered = _read(files.full(text)) if text in files else []
+    largest = max([largest, *(number for number, _ in numbered)])
+    shapes = tuple(_named(shape, number, names) for number, shape in numbered)
+    entries.append(Entry(_name(image, split), files.full(image), shapes, where=files.full(text)))
+  if not names:
+    largest = max(largest, _largest(files, expected))
+    names = {number: str(number) for number in range(largest + 1)}
+  return Annotations(
+    where or os.fspath(path), entries, tuple(names[number] for number in sorted(names)), True, files.notes()
+  )
+
+
+def _description(files: DatasetFiles) -> tuple[str, dict[str, Any]]:
+  """Returns the path and content of data.yaml, or "" and nothing."""
+  found = []
+  for relative in [path for path in files.ending(".yaml", ".yml") if path.count("/") <= 1]:
+    where = files.full(relative)
+    try:
+      content = yaml.safe_load(read_bytes(where).decode("utf-8-sig"))
+    except (yaml.YAMLError, ValueError) as error:
+      raise InputError(f"{where}: cannot be read as YAML: {one_line(error)}") from error
+    if isinstance(content, dict) and "names" in content:
+      found.append((where, content))
+  if len({str(content["names"]) for _, content in found}) > 1:
+    raise InputError(f"{found[1][0]}: found other names than in {found[0][0]}, expected one list of classes")
+  return found[0] if found else ("", {})
+
+
+def _names(files: DatasetFiles, where: str, content: dict[str, Any]) -> dict[int, str]:
+  """Returns the names of classes by number; empty if no file has any."""
+  names: Any = content.get("names", {})
+  if not names:
+    lists = files.ending("classes.txt")
+    lines = read_bytes(files.full(lists[0])).decode("utf-8-sig").splitlines() if lists else []
+    names = [line.strip() for line in lines if line.strip()]
+  if isinstance(names, list):
+    names = dict(enumerate(names))
+  if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
+    raise InputError(f"{where}: names: found {names!r}, expected the names of classes 0, 1, ...")
+  if len(set(map(str, names.values()))) < len(names):
+    raise InputError(f"{where}: names: found one name twice, expected a name for each class")
+  return {number: str(name) for number, name in names.items()}
+
+
+def _split_of(path: str, folder: str) -> str:
+  """Returns the split of a file in FOLDER/SPLIT or SPLIT/FOLDER; "." if it is in FOLDER itself."""
+  parts = PurePosixPath(path).parts
+  place = parts.index(folder)
+  if place:
+    return parts[place - 1]
+  return parts[1] if len(parts) > 2 else "."
+
+
+def _images(files: DatasetFiles, split: str, content: Mapping[str, Any], where: str) -> list[str]:
+  """Returns the relative paths of a split's images."""
+  named = content.get(split, [])
+  folders = [f"{_IMAGES}/{split}", f"{split}/{_IMAGES}"] if split != "." else [_IMAGES]
+  for place in [named] if isinstance(named, str) else named:
+    # Roboflow writes ../train/images, which means the folder of data.yaml.
+    stated = "/".join(part for part in PurePosixPath(same_form(str(place))).parts if part not in ("..", ".", "/"))
+    if stated.endswith(".txt"):
+      return _listed(files, stated, where)
+    folders.insert(0, stated)
+  for folder in folders:
+    found = [path for path in files.paths if path.startswith(f"{folder}/") and is_image(path)]
+    if found:
+      return found
+  return []
+
+
+def _listed(files: DatasetFiles, place: str, where: str) -> list[str]:
+  lists = [path for path in files.ending(".txt") if path.endswith(PurePosixPath(place).name)]
+  if not lists:
+    raise InputError(f"{where}: found the list {place}, which does not exist, expected a folder or a list of images")
+  lines = read_bytes(files.full(lists[0])).decode("utf-8-sig").splitlines()
+  return [os.path.relpath(files.find(line.strip(), (_IMAGES,)), files.root) for line in lines if line.strip()]
+
+
+def _label_place(image: str) -> str:
+  """Returns the path of an image with its last folder `images` exchanged for `labels`."""
+  parts = list(PurePosixPath(image).parts)
+  for place in range(len(parts) - 2, -1, -1):
+    if parts[place] == _IMAGES:
+      parts[place] = _LABELS
+      break
+  return "/".join(parts)
+
+
+def _name(image: str, split: str) -> str:
+  parts = list(PurePosixPath(os.path.splitext(image)[0]).parts)
+  for part in (_IMAGES, split):
+    if part in parts[:-1]:
+      parts.remove(part)
+  return "/".join(parts)
+
+
+def _read(where: str) -> list[tuple[int, Shape]]:
+  """Reads the class numbers and polygons of a text file."""
+  found = []
+  for number, line in enumerate(read_bytes(where).decode("utf-8-sig", "replace").splitlines(), 1):
+    values = line.split()
+    if not values:
+      continue
+    place = f"line {number}"
+    if not values[0].removesuffix(".0").isdecimal():
+      found.append((-1, Shape("", problem=f"{place}: found class {values[0]!r}, expected a number from 0 on")))
+      continue
+    class_number = int(float(values[0]))
+    if len(values) == 5:
+      problem = (
+        f"{place}: found a box, expected a polygon, CLASS x1 y1 x2 y2 ...; boxes do not tell which pixels are meant"
+      )
+      found.append((class_number, Shape("", problem=problem)))
+    else:
+      found.append((class_number, polygon_shape("", values[1:], relative=True, where=place)))
+  return found
+
+
+def _named(shape: Shape, number: int, names: dict[int, str]) -> Shape:
+  if number < 0 or not names:
+    return shape._replace(category=str(number) if number >= 0 else "")
+  if number not in names:
+    return shape._replace(problem=f"found class {number}, expected 0..{len(names) - 1} as named")
+  return shape._replace(category=names[number])
+
+
+def _largest(files: DatasetFiles, read: set[str]) -> int:
+  """Returns the largest class number in the text files of other splits, so that all splits have the same classes."""
+  others = [path for path in files.ending(".txt") if _LABELS in PurePosixPath(path).parts[:-1] and path not in read]
+  return max((number for path in others for number, _ in _read(files.full(path))), default=-1)
