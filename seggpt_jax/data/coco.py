@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,7 +87,8 @@ def read_coco(path: str | os.PathLike, split: str, problems: list[str] | None = 
     shapes = _by_image(content.get("annotations", []), images, names, where, problems)
     folder = os.path.dirname(relative)
     near = list(dict.fromkeys([*(() if split == "." else (split, f"images/{split}")), folder, "images"]))
-    entries = [_entry(image, shapes.get(id_, ()), files, near, where) for id_, image in images.items()]
+    find = functools.partial(files.find, near=near, split=split, splits=list(coco_files(files)))
+    entries = [_entry(image, shapes.get(id_, ()), find, where) for id_, image in images.items()]
   except (KeyError, TypeError, AttributeError) as error:
     raise InputError(f"{where}: found no valid COCO annotations ({error!r}), expected object instances") from error
   return Annotations(where, entries, categories, True, files.notes())
@@ -242,11 +244,9 @@ def _by_image(
   return shapes
 
 
-def _entry(
-  image: dict[str, Any], shapes: Sequence[Shape], files: DatasetFiles, near: Sequence[str], where: str
-) -> Entry:
+def _entry(image: dict[str, Any], shapes: Sequence[Shape], find: Callable[[str], str], where: str) -> Entry:
   file_name, height, width = same_form(image["file_name"]), image["height"], image["width"]
   if not all(isinstance(side, int) and side > 0 for side in (height, width)):
     raise InputError(f"{where}: {file_name}: found size {width!r} x {height!r}, expected pixels")
   fields = {key: value for key, value in image.items() if isinstance(value, (str, int, float))}
-  return Entry(os.path.splitext(file_name)[0], files.find(file_name, near), tuple(shapes), (height, width), fields)
+  return Entry(os.path.splitext(file_name)[0], find(file_name), tuple(shapes), (height, width), fields)

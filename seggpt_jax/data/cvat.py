@@ -108,7 +108,7 @@ def _entry(image: ElementTree.Element, files: DatasetFiles, folder: str, split: 
   objects = sorted((each for each in image if each.tag in _SHAPES), key=lambda each: int(each.get("z_order") or 0))
   shapes = tuple(_shape(each, f"{each.tag} {place}", size) for place, each in enumerate(objects))
   near = [os.path.join(folder, "images", split), os.path.join(folder, "images"), folder]
-  return Entry(os.path.splitext(name)[0], files.find(name, near), shapes, size)
+  return Entry(os.path.splitext(name)[0], files.find(name, near, split), shapes, size)
 
 
 def _shape(element: ElementTree.Element, where: str, size: tuple[int, int]) -> Shape:

@@ -64,15 +64,17 @@ class DatasetFiles:
     inside = (path[len(prefix) :] for path in self.paths if path.startswith(prefix))
     return sorted({each.partition("/")[0] for each in inside if "/" in each})
 
-  def find(self, name: str, near: Sequence[str] = ()) -> str:
+  def find(self, name: str, near: Sequence[str] = (), split: str = ".", splits: Sequence[str] = ()) -> str:
     """Finds the file that an annotation file names.
 
     Of files with that base name, the one whose folders agree best with the name is taken, then the one in the first of
-    the folders `near` that has one.
+    the folders `near` that has one. A file in the folder of another split is another image of the same name.
 
     Args:
       name: name of the file, perhaps with folders and backslashes.
       near: folders, relative to the dataset, where the file is expected.
+      split: the split that the file belongs to; "." for a dataset without splits.
+      splits: names of all splits of the dataset, besides the usual ones such as train and val.
 
     Returns:
       The path of the file. If it does not exist, this is the path where it was expected first.
@@ -82,13 +84,16 @@ class DatasetFiles:
     """
     wanted = [part for part in PurePosixPath(same_form(name)).parts if part not in ("..", ".", "/")]
     candidates = self._by_name.get(wanted[-1], []) if wanted else []
+    named = set(wanted[:-1])
+    foreign = [each for each in candidates if _other_split(set(each.split("/")[:-1]) - named, split, splits)]
+    candidates = [each for each in candidates if each not in foreign]
     if not candidates:
       return self.full(os.path.join(near[0] if near else "", *wanted))
     ranked = sorted((_rank(PurePosixPath(path), wanted, near), path) for path in candidates)
     if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
       raise InputError(f"{name!r}: found {ranked[0][1]} and {ranked[1][1]} in {self.root}, expected one file")
-    found = ranked[0][1]
-    if -ranked[0][0][0] < min(len(wanted), 1 + found.count("/")) and len(wanted) > 1:
+    (disagreeing, place), found = ranked[0]
+    if -disagreeing < len(wanted) or (near and place == len(near) and "/" in found):
       self.elsewhere.append((name, found))
     return self.full(found)
 
@@ -129,6 +134,25 @@ def _rank(path: PurePosixPath, wanted: Sequence[str], near: Sequence[str]) -> tu
   )
   places = [place for place, folder in enumerate(near) if path.is_relative_to(folder)]
   return -agreeing, min(places, default=len(near))
+
+
+def _other_split(folders: set[str], split: str, splits: Sequence[str]) -> bool:
+  """Returns True if one of the folders is that of another split."""
+  if split == ".":
+    return False
+  kinds = [kind for folder in folders for kind in [_kind_of(folder)] if kind]
+  own = _kind_of(split)
+  return split not in folders and (
+    any(own and kind != own for kind in kinds) or bool(folders & (set(splits) - {split}))
+  )
+
+
+def _kind_of(split: str) -> str | None:
+  """Returns train, val or test for the name of a split that begins like one; None for other names."""
+  for names in (TRAIN_NAMES, VAL_NAMES, _TEST_NAMES):
+    if split.lower().startswith(names):
+      return names[0]
+  return None
 
 
 def _walk(directory: str, prefix: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def read_labelme(path: str | os.PathLike, split: str, problems: list[str] | None
       continue
     categories |= {str(shape.get("label")) for shape in content["shapes"] if isinstance(shape, dict)}
     if relative in wanted:
-      entries.append(_entry(files, relative, content, split))
+      entries.append(_entry(files, relative, content, split, list(known)))
   named = {entry.image for entry in entries}
   folders = {os.path.dirname(path) for path in named}
   for image in filter(is_image, files.paths):
@@ -114,7 +115,7 @@ def _parse(where: str) -> dict[str, Any] | None:
   return {key: value for key, value in content.items() if key != "imageData"}
 
 
-def _entry(files: DatasetFiles, relative: str, content: dict[str, Any], split: str) -> Entry:
+def _entry(files: DatasetFiles, relative: str, content: dict[str, Any], split: str, splits: Sequence[str]) -> Entry:
   where, folder = files.full(relative), os.path.dirname(relative)
   name = os.path.splitext(relative)[0]
   image_path = content.get("imagePath")
@@ -124,7 +125,7 @@ def _entry(files: DatasetFiles, relative: str, content: dict[str, Any], split: s
   size = (height, width) if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0 else None
   shapes = tuple(_shape(each, f"shape {place}", size) for place, each in enumerate(content["shapes"]))
   name = name.removeprefix(f"{split}/") if split != "." else name
-  return Entry(name, files.find(image_path, (folder, split)), shapes, size, where=where)
+  return Entry(name, files.find(image_path, (folder, split), split, splits), shapes, size, where=where)
 
 
 def _shape(found: Any, where: str, size: tuple[int, int] | None) -> Shape:

@@ -162,12 +162,17 @@ def test_names_match_in_any_unicode_form(tmp_path):
 
 def test_of_two_images_of_one_name_that_of_the_split_is_taken(tmp_path):
   write(tmp_path, [])
-  for split in ("train", "other"):
+  for split in ("train", "one", "two"):
     (tmp_path / split).mkdir()
     Image.new("RGB", (3, 3)).save(tmp_path / split / "a.png")
   assert CocoSource(tmp_path, "val", 3)[0]["image"].shape == (16, 20, 3)
   (tmp_path / "val/a.png").unlink()
-  refused("'a.png': found other/a.png and train/a.png", lambda: CocoSource(tmp_path, "val", 3))
+  refused("'a.png': found one/a.png and two/a.png", lambda: CocoSource(tmp_path, "val", 3))
+  (tmp_path / "one/a.png").unlink()
+  assert "a.png is two/a.png" in CocoSource(tmp_path, "val", 3).notes[0]
+  (tmp_path / "two/a.png").unlink()
+  # The image of another split is not taken for the missing one.
+  refused("val/a.png: not found", lambda: CocoSource(tmp_path, "val", 3)[0])
 
 
 @pytest.mark.parametrize(
