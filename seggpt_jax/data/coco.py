@@ -114,7 +114,12 @@ def coco_files(files: DatasetFiles) -> dict[str, list[str]]:
 def _is_coco(path: str) -> bool:
   with epath.Path(path).open("rb") as file:
     head = file.read(_HEAD)
-  return b'"shapes"' not in head and sum(key in head for key in (b'"images"', b'"annotations"', b'"categories"')) > 0
+  keys = (b'"images"', b'"annotations"', b'"categories"')
+  return (
+    head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{")
+    and b'"shapes"' not in head
+    and any(key in head for key in keys)
+  )
 
 
 def _split_name(path: str) -> str:

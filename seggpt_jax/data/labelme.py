@@ -87,7 +87,7 @@ def read_labelme(path: str | os.PathLike, split: str, problems: list[str] | None
       if relative in wanted:
         refuse(f"{files.full(relative)}: found no shapes, expected a file of LabelMe", problems)
       continue
-    categories |= {str(shape.get("label")) for shape in content["shapes"] if isinstance(shape, dict)}
+    categories |= {label for shape in content["shapes"] if (label := _label(shape))}
     if relative in wanted:
       entries.append(_entry(files, relative, content, split, list(known)))
   named = {entry.image for entry in entries}
@@ -128,11 +128,18 @@ def _entry(files: DatasetFiles, relative: str, content: dict[str, Any], split: s
   return Entry(name, files.find(image_path, (folder, split), split, splits), shapes, size, where=where)
 
 
+def _label(shape: Any) -> str:
+  """Returns the label of a shape; "" if it has none."""
+  label = shape.get("label") if isinstance(shape, dict) else None
+  return label if isinstance(label, str) else ""
+
+
 def _shape(found: Any, where: str, size: tuple[int, int] | None) -> Shape:
   """Returns one shape of a file."""
-  if not isinstance(found, dict) or not isinstance(found.get("label"), str) or not found["label"]:
+  label = _label(found)
+  if not label:
     return Shape("", problem=f"{where}: found no label, expected one")
-  label, kind = found["label"], found.get("shape_type") or "polygon"
+  kind = found.get("shape_type") or "polygon"
   where = f"{where} ({label})"
   try:
     points = np.asarray(found.get("points"), np.float64).reshape(-1, 2)
@@ -142,7 +149,7 @@ def _shape(found: Any, where: str, size: tuple[int, int] | None) -> Shape:
       return rectangle_shape(label, (*points.min(axis=0), *points.max(axis=0)), where=where)
     if kind == "circle":
       radius = math.dist(points[0], points[1])
-      return ellipse_shape(label, points[0], (radius, radius))
+      return ellipse_shape(label, points[0].tolist(), (radius, radius))
     if kind == "mask":
       if size is None:
         return Shape(label, problem=f"{where}: found a mask without imageHeight and imageWidth, expected both")

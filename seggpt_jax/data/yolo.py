@@ -27,7 +27,8 @@ def yolo_splits(files: DatasetFiles) -> list[str]:
   texts = [path for path in files.ending(".txt") if _LABELS in PurePosixPath(path).parts[:-1]]
   if not texts:
     return []
-  named = [key for key in ("train", "val", "test") if key in (_description(files)[1])]
+  where, content = _description(files)
+  named = [key for key in ("train", "val", "test") if key in content and _images(files, key, content, where)]
   if named:
     return named
   return order_splits(list(dict.fromkeys(_split_of(path, _LABELS) for path in texts)))
@@ -59,8 +60,10 @@ def read_yolo(path: str | os.PathLike, split: str, problems: list[str] | None = 
     )
   folders = {os.path.dirname(text) for text in texts.values()}
   expected = set(texts.values())
+  # With lists of images, the files of another split are in the same folder.
+  others = {f"{os.path.splitext(_label_place(path))[0]}.txt" for path in files.paths if is_image(path)}
   for text in files.ending(".txt"):
-    if os.path.dirname(text) in folders and text not in expected and PurePosixPath(text).name != "classes.txt":
+    if os.path.dirname(text) in folders and text not in (*expected, *others) and not text.endswith("classes.txt"):
       refuse(f"{files.full(text)}: found no image for it, expected one of the same name", problems)
   names = _names(files, where, content)
   entries, largest = [], -1
