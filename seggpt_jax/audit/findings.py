@@ -238,6 +238,9 @@ class _SurveyedSource:
   def classes(self, index: int) -> tuple[int, ...] | None:
     return self._survey.samples[index].classes or ()
 
+  def label_stamp(self, index: int) -> str:
+    return ""
+
   def field(self, index: int, key: str) -> str:
     return self._files.field(self._survey.samples[index].index, key)
 

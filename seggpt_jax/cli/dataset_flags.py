@@ -28,7 +28,7 @@ def define_dataset_flags(*, guess: bool) -> dict[str, list[flags.FlagHolder]]:
       flags.DEFINE_integer(
         "num_classes", None, f"Number of classes, background included.{found}", 2, IGNORE, required=not guess
       ),
-      flags.DEFINE_list("class_names", [], "Names of classes 1, 2, ...: which masks or COCO categories to take."),
+      flags.DEFINE_list("class_names", [], "Names of classes 1, 2, ...: which masks or categories to take."),
       flags.DEFINE_string("image_key", "image", "With --kind=tfds: the feature that holds the image."),
       flags.DEFINE_string("label_key", "segmentation_mask", "With --kind=tfds: the feature that holds the label."),
     ],

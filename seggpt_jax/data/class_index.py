@@ -62,8 +62,8 @@ def scan_classes(
 
   Args:
     source: the samples.
-    cache: file that keeps the table. It is reused while the samples' names and the number of classes stay the same;
-      delete it after changing labels. None keeps nothing.
+    cache: file that keeps the table. It is reused while the samples' names, the label format, the number of classes
+      and the sizes and times of the label files stay the same. None keeps nothing.
     skip: called with the error of each label that cannot be read, whose sample then has no classes; None raises the
       first one.
 
@@ -81,7 +81,7 @@ def scan_classes(
     return table
   names = hashlib.sha256()
   for index in range(count):
-    names.update(source.name(index).encode() + b"\0")
+    names.update(f"{source.name(index)}\0{source.label_stamp(index)}\0".encode())
   made_of = f"{source.num_classes} {names.hexdigest()}"
   cache = None if cache is None else Path(expand(cache))
   if cache is not None and cache.exists():

@@ -113,6 +113,23 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def file_stamp(path: str | os.PathLike) -> str:
+  """Returns the size and time of a file, local or remote, as a text that changes with its content.
+
+  Raises:
+    InputError: the file is missing.
+  """
+  path = expand(path)
+  try:
+    if "://" in path:
+      stat = epath.Path(path).stat()
+      return f"{stat.length} {stat.mtime}"
+    local = os.stat(path)  # with the time in nanoseconds, which the other has in seconds
+  except OSError as error:
+    raise InputError(f"{path}: not found, expected a file") from error
+  return f"{local.st_size} {local.st_mtime_ns}"
+
+
 def open_image(data: bytes, where: str) -> Image.Image:
   """Reads the header of an image file and decodes nothing yet.
 

@@ -13,10 +13,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from pycocotools import mask as mask_module
 
-from seggpt_jax.data.images import decode_image, read_bytes, upright_size
+from seggpt_jax.data.images import decode_image, file_stamp, read_bytes, upright_size
 from seggpt_jax.data.labels import IGNORE
 from seggpt_jax.data.sources import Sample, check_size
 from seggpt_jax.errors import InputError, one_line
@@ -106,6 +107,7 @@ class OutlineSource:
     self.notes = annotations.notes
     self._where, self._smallest_on_top = annotations.where, annotations.smallest_on_top
     self._class_of = _classes(annotations, num_classes, class_names)
+    self._stamp = f"{file_stamp(annotations.where)} {self.categories}"
     self._entries = sorted(annotations.entries, key=lambda entry: entry.name)
     for first, second in zip(self._entries, self._entries[1:], strict=False):
       if first.name == second.name:
@@ -132,6 +134,11 @@ class OutlineSource:
     shapes = self._entries[index].shapes
     known = {self._class_of.get(shape.category, 0) for shape in shapes if not (shape.crowd or shape.problem)}
     return tuple(sorted(known - {0, IGNORE}))
+
+  def label_stamp(self, index: int) -> str:
+    where = self._entries[index].where
+    # An image without a file of annotations is background.
+    return file_stamp(where) if where and epath.Path(where).exists() else self._stamp
 
   def field(self, index: int, key: str) -> str:
     fields = self._entries[index].fields

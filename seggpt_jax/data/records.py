@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from seggpt_jax.data.images import decode_image
+from seggpt_jax.data.images import decode_image, file_stamp
 from seggpt_jax.data.labels import IGNORE, LabelFormat, check_classes
 from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.data.sources import Sample, check_size
@@ -92,6 +92,9 @@ class RecordSource:
       return None
     ignored = self._label_format.ignore
     return tuple(c for c in self._index[split].classes(position) if c not in ignored)
+
+  def label_stamp(self, index: int) -> str:
+    return f"{self._label_format!r} {file_stamp(epath.Path(self._path) / 'dataset_info.json')}"
 
   def field(self, index: int, key: str) -> str:
     split, position = self._place(index)

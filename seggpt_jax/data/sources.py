@@ -13,7 +13,7 @@ from typing import NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkab
 import numpy as np
 from jaxtyping import UInt8
 
-from seggpt_jax.data.images import read_bytes, read_image
+from seggpt_jax.data.images import file_stamp, read_bytes, read_image
 from seggpt_jax.data.labels import IGNORE, LabelFormat, check_classes, read_labels
 from seggpt_jax.errors import InputError
 
@@ -50,6 +50,10 @@ class Source(Protocol):
 
   def classes(self, index: int) -> tuple[int, ...] | None:
     """Returns the foreground classes in the sample, or None if finding them means reading the label."""
+    ...
+
+  def label_stamp(self, index: int) -> str:
+    """Returns a text that changes when the stored label of the sample changes, without reading it."""
     ...
 
   def field(self, index: int, key: str) -> str:
@@ -89,6 +93,9 @@ class WrappedSource:
 
   def classes(self, index: int) -> tuple[int, ...] | None:
     return self._source.classes(index)
+
+  def label_stamp(self, index: int) -> str:
+    return self._source.label_stamp(index)
 
   def field(self, index: int, key: str) -> str:
     return self._source.field(index, key)
@@ -158,6 +165,11 @@ class FileSource:
 
   def classes(self, index: int) -> tuple[int, ...] | None:
     return None
+
+  def label_stamp(self, index: int) -> str:
+    label = self._items[index].label
+    files = [label] if isinstance(label, str) else [mask.path for mask in label]
+    return " ".join([repr(self._label_format), *map(file_stamp, files)])
 
   def encoded_image(self, index: int) -> tuple[bytes, str]:
     path = self._items[index].image
@@ -240,6 +252,9 @@ class Subset:
   def classes(self, index: int) -> tuple[int, ...] | None:
     return self._source.classes(int(self._indices[index]))
 
+  def label_stamp(self, index: int) -> str:
+    return self._source.label_stamp(int(self._indices[index]))
+
   def field(self, index: int, key: str) -> str:
     return self._source.field(int(self._indices[index]), key)
 
@@ -276,6 +291,10 @@ class Joined:
   def classes(self, index: int) -> tuple[int, ...] | None:
     source, index = self._find(index)
     return source.classes(index)
+
+  def label_stamp(self, index: int) -> str:
+    source, index = self._find(index)
+    return source.label_stamp(index)
 
   def field(self, index: int, key: str) -> str:
     source, index = self._find(index)

@@ -152,7 +152,7 @@ KEYS: tuple[Key, ...] = (
   Key(
     "data.bad_files",
     "error",
-    "What to do about a file that cannot be read: error stops and names it, skip counts it and goes on.",
+    "What to do about a file that cannot be read or has no partner: error names it and stops, skip counts it.",
     choices=BAD_FILES,
     conditions=_READS_FILES,
   ),
@@ -176,7 +176,7 @@ KEYS: tuple[Key, ...] = (
   Key(
     "data.class_names",
     (),
-    "Names of classes 1, 2, ...: the masks or COCO categories to take; () takes all.",
+    "Names of classes 1, 2, ...: the masks or categories to take; () takes all.",
     conditions=with_value("data.source", "masks", *OUTLINES),
   ),
   Key(

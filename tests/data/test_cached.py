@@ -40,6 +40,9 @@ class Counting:
   def classes(self, index):
     return None
 
+  def label_stamp(self, index):
+    return ""
+
   def field(self, index, key):
     return key
 

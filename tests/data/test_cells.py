@@ -43,6 +43,9 @@ class Labels:
   def classes(self, index):
     return None
 
+  def label_stamp(self, index):
+    return ""
+
   def field(self, index, key):
     raise InputError("no fields")
 

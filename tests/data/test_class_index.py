@@ -46,13 +46,21 @@ def test_classes_are_read_once_and_kept_in_a_file(folder, tmp_path):
   assert sorted(reads) == [0, 1, 2, 3, 4]
   np.testing.assert_array_equal(scan_classes(opened(folder, reads), tmp_path / "classes.npz"), EXPECTED)
   assert len(reads) == 5
+  # After labels were changed, all labels are read again.
+  changed = np.full((6, 6), 3, np.uint8)
+  kept = (folder / "labels/0.png").read_bytes()
+  Image.fromarray(changed).save(folder / "labels/0.png")
+  assert scan_classes(opened(folder, reads), tmp_path / "classes.npz")[0].tolist() == [False, False, False, True]
+  (folder / "labels/0.png").write_bytes(kept)
+  np.testing.assert_array_equal(scan_classes(opened(folder), tmp_path / "classes.npz"), EXPECTED)
+  reads.clear()
   # After renaming a sample, all labels are read again.
   for kind in ("images", "labels"):
     (folder / kind / "0.png").rename(folder / kind / "9.png")
   np.testing.assert_array_equal(
     scan_classes(opened(folder, reads), tmp_path / "classes.npz"), np.roll(EXPECTED, -1, axis=0)
   )
-  assert len(reads) == 10
+  assert len(reads) == 5
 
 
 def test_no_label_is_read_if_the_source_knows_its_classes(folder):

@@ -34,6 +34,9 @@ class Named:
   def classes(self, index):
     return tuple(sorted({c for c in self.labels[index] if c not in (0, 255)})) if self.known else None
 
+  def label_stamp(self, index):
+    return ""
+
   def field(self, index, key):
     if key != "patient":
       raise InputError("no such field")

@@ -44,6 +44,9 @@ class Numbered:
   def classes(self, index):
     return (index % 3,) if index % 3 else ()
 
+  def label_stamp(self, index):
+    return ""
+
   def field(self, index, key):
     return key
 

@@ -56,7 +56,7 @@ def test_every_key_is_explained_in_one_sentence_and_its_default_is_allowed(key):
     ("data.mask_ratio", 1.5, "config.data.mask_ratio: found 1.5, expected 0.001 to 1"),
     ("model.image_mean", (0.5,), r"config.model.image_mean: found \(0.5,\), expected three numbers"),
     ("batch_size", 0, "config.batch_size: found 0, expected at least 1"),
-    ("data.source", "zip", "config.data.source: found 'zip', expected one of folder, class_folders, masks, coco, tfds"),
+    ("data.source", "zip", "config.data.source: found 'zip', expected one of folder, class_folders, masks, coco"),
     ("data.resize_mode", "longer", "config.data.resize_mode: found 'longer', expected one of fixed, shorter"),
     ("data.scale", (2.0, 0.5), r"config.data.scale: found \(2.0, 0.5\), expected two factors, the smaller first"),
     ("data.scale", (1.0,), r"config.data.scale: found \(1.0,\), expected two factors"),

@@ -39,6 +39,9 @@ class Numbered:
   def classes(self, index):
     return (1,)
 
+  def label_stamp(self, index):
+    return ""
+
   def field(self, index, key):
     return key
 
