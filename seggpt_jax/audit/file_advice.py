@@ -32,7 +32,8 @@ def _usable(findings: Findings) -> Iterator[Advice]:
       f"{train.split} has only {num_train} usable samples: try `seggpt infer` with them as prompts, or label more"
     )
   if val is None:
-    text = f"only {train.split} was read; training also needs a validation split, data.val_split"
+    what = "the folder has one part only" if train.split == "." else f"only {train.split} was read"
+    text = f"{what}; training also needs a validation split, data.val_split"
     yield Advice(text + _divide_text(findings, num_train), {}, not findings.others)
   elif 2 <= num_val < _FEW_VAL:
     yield Advice(
@@ -57,10 +58,11 @@ def _divide_text(findings: Findings, num_train: int) -> str:
   """Returns the advice to divide the training split, if it can be divided."""
   if num_train < 4 or findings.dataset.kind == "tfds":
     return ""
+  divided = "it" if findings.train.split == "." else findings.train.split
   by_image = (
     "" if findings.groups else " (this command divides by image; set --groups if several images show the same object)"
   )
-  return f"; divide {findings.train.split} and inspect the result{by_image}: {_divide_line(findings)}"
+  return f"; divide {divided} and inspect the result{by_image}: {_divide_line(findings)}"
 
 
 def _divide_line(findings: Findings) -> str:

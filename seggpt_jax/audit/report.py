@@ -130,7 +130,7 @@ def as_text(facts: dict[str, Any]) -> str:
 
 def _split_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
   read = "" if facts["num_read"] == facts["num_samples"] else f", {facts['num_read']} of them read"
-  yield f"{split.upper()}: {facts['num_samples']} images with labels{read}"
+  yield f"{_title(split)}: {facts['num_samples']} images with labels{read}"
   if facts["image_formats"]:
     sizes = facts["sizes"]
     named = ", ".join(f"{name} {_size(sizes[name])}" for name in ("smallest", "median", "largest"))
@@ -148,6 +148,10 @@ def _split_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
   yield from _named("  copies, pixel for pixel", [" = ".join(names) for names in facts["copies"]])
   if not any(facts["problems"].values()) and facts["num_samples"]:
     yield "  files      all have a partner of the same size and can be read"
+
+
+def _title(split: str) -> str:
+  return "ALL" if split == "." else split.upper()
 
 
 def _different(sizes: dict[str, Any]) -> str:
@@ -194,7 +198,7 @@ def _value(value: Any) -> str:
 
 
 def _class_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
-  title = f"{split.upper()} CLASSES"
+  title = f"{_title(split)} CLASSES"
   yield f"{title:<22}{'pixels':>9}{'samples':>9}{'regions':>9}{'median size':>26}{'smallest':>26}"
   for row in facts["classes"]:
     name = f"{row['class']} {row['name']}".strip()[:19]

@@ -88,8 +88,10 @@ def label_studio(path: Path, results=None, image: str = "/data/upload/3/0a1b2c3d
   """Writes export.json and images/a.png."""
   save_image(path / "images" / "a.png")
   if results is None:
-    results = [label_studio_result("polygonlabels", name, points=[(100 * x / WIDTH, 100 * y / HEIGHT) for x, y in points])
-               for name, points in (("crack", CRACK), ("hole", HOLE))]  # fmt: skip
+    results = []
+    for name, points in (("crack", CRACK), ("hole", HOLE)):
+      relative = [(100 * x / WIDTH, 100 * y / HEIGHT) for x, y in points]
+      results.append(label_studio_result("polygonlabels", name, points=relative))
   content = [{"id": 7, "data": {"image": image}, "annotations": [{"id": 1, "result": results}], **task}]
   (path / "export.json").write_text(json.dumps(content))
   return path
