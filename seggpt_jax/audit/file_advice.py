@@ -25,7 +25,9 @@ def _usable(findings: Findings) -> Iterator[Advice]:
   num_train, num_val = (0 if each is None else _num_good(findings, each) for each in (train, val))
   if num_train < 2:
     yield Advice(
-      f"{train.split} has {count_text(num_train, 'usable sample')}: training stops, since a pair needs two", {}, True
+      f"{train.split} has {count_text(num_train, 'usable sample')}: training will refuse, since a pair needs two",
+      {},
+      True,
     )
   elif num_train < _FEW_TRAIN:
     yield Advice(
@@ -40,7 +42,7 @@ def _usable(findings: Findings) -> Iterator[Advice]:
       f"{val.split} has only {num_val} usable samples: its scores are noisy; add images before you compare runs"
     )
   elif num_val < 2:
-    text = f"{val.split} has {count_text(num_val, 'usable sample')}: training stops, since validation needs two"
+    text = f"{val.split} has {count_text(num_val, 'usable sample')}: training will refuse, since validation needs two"
     yield Advice(text + ("" if val.num_samples else _divide_text(findings, num_train)), {}, True)
   if findings.others:
     yield Advice(

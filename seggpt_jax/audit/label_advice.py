@@ -41,7 +41,7 @@ def _meaning(findings: Findings) -> Iterator[Advice]:
 def _mask_names(findings: Findings) -> Iterator[Advice]:
   names = findings.dataset.class_names
   if findings.dataset.kind == "masks" and names and "class_names" not in findings.given:
-    keys = {"class_names": ",".join(names), "num_classes": 1 + len(names)}
+    keys = {"class_names": names, "num_classes": 1 + len(names)}
     yield Advice(
       f"names of masks begin with {', '.join(names)}: these are read as classes; set {key_text(keys)}, or give all of "
       "them the same beginning if they are one class",

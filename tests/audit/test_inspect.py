@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.recognize import recognize
 from seggpt_jax.errors import InputError
 from seggpt_jax.training.config import check_config
+from tests.data.annotation_folders import labelme as write_labelme
 
 SIZE = 48
 ROOT = Path(__file__).parents[2]
@@ -54,6 +56,12 @@ def write(root, label=lambda i: blob(1 + i % 2), num_train=12, num_val=6, ending
       save(root / split / "images" / f"a{i:02d}.png", picture(start + i))
       save(root / split / "labels" / f"a{i:02d}.{ending}", label(i))
   return root
+
+
+def command(*arguments):
+  """Runs a command and returns what it prints."""
+  line = [sys.executable, "-m", "seggpt_jax", *arguments]
+  return subprocess.run(line, check=True, capture_output=True, text=True, cwd=ROOT).stdout
 
 
 def inspected(root, groups="", given=frozenset(), max_images=0, splits=("train", "val"), **values):
@@ -157,7 +165,7 @@ def test_all_broken_files_are_named_not_only_the_first(tmp_path):
   assert "a03.png" in problems["train"]["unmatched"][0] and "a04.png" in problems["val"]["unmatched"][0]
   assert "20 x 20" in problems["val"]["size"][0]
   assert "3 files unreadable or cut off" in text and "data.bad_files=skip" in text and "data.bad_share=0.2" in text
-  assert "without a partner" in text and "of another size" in text
+  assert "without a partner" in text and "of another size" in text and "a03.png: found no label for it" in text
   config = read_config(train_line(findings, advise(findings)))
   assert config.data.bad_files == "skip" and config.data.bad_share >= 0.25
 
@@ -174,6 +182,93 @@ def test_a_label_that_an_image_with_exif_turns_away_from_is_explained(tmp_path):
   assert findings.train.turned == ["a00"] and "1 image turned by a tag" in advised(findings)
 
 
+def test_images_that_a_tag_turns_are_to_be_compared_even_if_sizes_agree(tmp_path):
+  write(tmp_path)
+  exif = Image.Exif()
+  exif[274] = 3  # upside down
+  for i in range(3, 8):
+    (tmp_path / f"train/images/a{i:02d}.png").unlink()
+    save(tmp_path / f"train/images/a{i:02d}.jpg", picture(i), exif=exif)
+  findings = inspected(tmp_path)
+  assert "5 images turned by a tag (EXIF orientation), the first: train a03" in advised(findings)
+  assert 3 in contact_sheet.choose_samples(findings.train, most=4)
+
+
+def test_images_that_annotations_list_and_nobody_has_are_missing_not_damaged(tmp_path):
+  for split in ("train", "val"):
+    for i in range(4):
+      write_labelme(tmp_path / split, f"{i}", seed=i + 9 * (split == "val"))
+  (tmp_path / "train/1.png").unlink()
+  findings = inspected(tmp_path, kind="labelme")
+  assert "1 image of train are listed and not there, the first: " in advised(findings)
+  assert "data.bad_files=skip, data.bad_share=0.26" in advised(findings)
+  for path in (tmp_path / "train").glob("*.png"):
+    path.unlink()
+  text = advised(inspected(tmp_path, kind="labelme"))
+  assert "none of the 4 images that the annotations of train list was found" in text and "bad_share=1" not in text
+
+
+def test_rectangles_among_outlines_are_mentioned(tmp_path):
+  for split in ("train", "val"):
+    for i in range(4):
+      write_labelme(tmp_path / split, f"{i}", seed=i + 9 * (split == "val"))
+  assert "rectangles" not in advised(inspected(tmp_path, kind="labelme"))
+  write_labelme(
+    tmp_path / "val", "9", [{"label": "hole", "points": [(1, 1), (9, 9)], "shape_type": "rectangle"}], seed=99
+  )
+  assert "1 object of the labels are rectangles" in advised(inspected(tmp_path, kind="labelme"))
+
+
+def test_a_folder_without_parts_gets_the_line_that_divides_it(tmp_path):
+  for i in range(10):
+    write_labelme(tmp_path / "data", f"{i}", seed=i)
+  findings = inspected(tmp_path / "data", kind="labelme", splits=(".",))
+  text = advised(findings)
+  assert "the folder has one part only" in text and "--split=." in text
+  line = text.partition("seggpt prepare")[2].splitlines()[0]
+  subprocess.run([sys.executable, "-m", "seggpt_jax", "prepare", *shlex.split(line)], check=True, capture_output=True)
+  divided = inspected(tmp_path / "data_divided")
+  assert (divided.train.num_usable, divided.val.num_usable) == (8, 2)
+  assert (divided.train.pixels / divided.train.pixels.sum()).tolist() == pytest.approx(
+    (findings.train.pixels / findings.train.pixels.sum()).tolist()
+  )
+
+
+def test_splits_that_were_not_read_are_named(tmp_path):
+  root = write(tmp_path / "data")
+  (root / "val").rename(root / "valid")
+  shutil.copytree(root / "valid", root / "test")
+  output = command("inspect", f"--path={root}", f"--outdir={tmp_path}/out")
+  assert "VALID: 6 images" in output and "not read: test; keep" in output
+  assert "--config.data.val_split=valid" in output.splitlines()[-3] + output.splitlines()[-4]
+
+
+def test_names_of_masks_that_begin_with_words_are_classes(tmp_path):
+  for split, start in (("train", 0), ("val", 100)):
+    for i in range(12):
+      save(tmp_path / split / "images" / f"{i}.png", picture(start + i))
+      for name, mask in (("crack", blob(255)), ("wide hole", blob(255)[::-1])):
+        save(tmp_path / split / "labels" / f"{i}" / f"{name}_{i % 3}.png", mask)
+  findings = inspected(tmp_path, kind="masks")
+  assert findings.class_names == ["crack", "wide hole"] and findings.train.holding[1:3].tolist() == [12, 12]
+  assert "names of masks begin with crack, wide hole" in advised(findings)
+  config = read_config(train_line(findings, advise(findings)))
+  assert tuple(config.data.class_names) == ("crack", "wide hole") and config.data.num_classes == 3
+  # Numbers alone, or one word, are no classes.
+  for path in tmp_path.glob("*/labels/*/wide*"):
+    path.rename(path.with_name(path.name.replace("wide hole", "crack_1")))
+  assert inspected(tmp_path, kind="masks").class_names == []
+
+
+def test_a_label_map_names_the_colors_of_a_folder(tmp_path):
+  colors = np.array([(250, 50, 83), (0, 0, 0), (10, 200, 10)], np.uint8)
+  write(tmp_path, lambda i: colors[blob(1 + i % 2)])
+  (tmp_path / "labelmap.txt").write_text("crack:0,0,0::\nbackground:250,50,83::\nhole:10,200,10::\n")
+  findings = inspected(tmp_path)
+  assert findings.dataset.label_format == LabelFormat("table", table=((250, 50, 83), (0, 0, 0), (10, 200, 10)))
+  assert findings.class_names == ["crack", "hole"] and "labelmap.txt names 2 classes" in advised(findings)
+
+
 def test_few_images_are_called_few_and_a_missing_val_gets_the_line_that_divides(tmp_path):
   write(tmp_path, num_train=5, num_val=0)
   text = advised(inspected(tmp_path))
@@ -182,7 +277,7 @@ def test_few_images_are_called_few_and_a_missing_val_gets_the_line_that_divides(
 
 
 def test_an_only_sample_is_too_few(tmp_path):
-  assert "1 usable sample: training stops" in advised(inspected(write(tmp_path, num_train=1)))
+  assert "1 usable sample: training will refuse" in advised(inspected(write(tmp_path, num_train=1)))
 
 
 def test_images_without_any_labels_are_inspected_all_the_same(tmp_path):
@@ -190,7 +285,7 @@ def test_images_without_any_labels_are_inspected_all_the_same(tmp_path):
   for label in (tmp_path / "train/labels").iterdir():
     label.unlink()
   findings = inspected(tmp_path)
-  assert len(findings.train.problems["unmatched"]) == 13 and "training stops" in advised(findings)
+  assert len(findings.train.problems["unmatched"]) == 13 and "train is unusable" in advised(findings)
 
 
 def test_large_images_want_memory_or_smaller_copies(tmp_path):

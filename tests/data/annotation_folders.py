@@ -33,9 +33,9 @@ def save_image(path: Path, seed: int = 0) -> None:
   Image.fromarray(pixels).resize((WIDTH, HEIGHT)).save(path)
 
 
-def labelme(directory: Path, name: str = "a", shapes=None, **more) -> Path:
+def labelme(directory: Path, name: str = "a", shapes=None, seed: int = 0, **more) -> Path:
   """Writes NAME.png and NAME.json."""
-  save_image(directory / f"{name}.png")
+  save_image(directory / f"{name}.png", seed)
   if shapes is None:
     shapes = [{"label": "crack", "points": CRACK, "shape_type": "polygon"}, {"label": "hole", "points": HOLE}]
   content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": f"{name}.png", "imageData": None}

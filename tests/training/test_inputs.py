@@ -10,6 +10,7 @@ from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training.bad_files import SharedBadFiles
 from seggpt_jax.training.config import check_config, default_config
 from seggpt_jax.training.inputs import open_inputs
+from tests.data.annotation_folders import labelme as write_labelme
 
 TINY = VARIANTS["tiny"]
 GENERATOR = np.random.default_rng(0)
@@ -65,6 +66,34 @@ def test_a_folder_becomes_canvases_of_the_model_s_size(config, tmp_path):
   assert len(inputs.notes) == 2 and inputs.notes[0] == "train: 6 samples, 1 classes"
   assert "100% have prompts that show every class of the query and 100% of the foreground" in inputs.notes[1]
   assert len(inputs.evaluation) == 6
+
+
+def test_files_without_a_partner_are_left_out_if_bad_files_are_skipped(config, tmp_path):
+  (tmp_path / "data/train/labels/a_0.png").unlink()
+  refused("a_0.png: found no label for it", lambda: opened(config, tmp_path))
+  config.data.bad_files = "skip"
+  refused("config.data.bad_share: found 1 files of train that do not fit, of 6", lambda: opened(config, tmp_path))
+  config.data.bad_share = 0.2
+  inputs = opened(config, tmp_path)
+  assert len(inputs.sources["train"]) == 5 and "train: left out 1 files that do not fit" in inputs.notes[0]
+
+
+def test_a_split_or_form_that_the_data_does_not_have_is_answered_with_what_it_has(config, tmp_path):
+  (tmp_path / "data/val").rename(tmp_path / "data/valid")
+  refused("found the splits train, valid: set data.train_split and data.val_split", lambda: opened(config, tmp_path))
+  for split in ("train", "val"):
+    write_labelme(tmp_path / "tool" / split)
+  config.data.path = str(tmp_path / "tool")
+  refused("this looks like data.source=labelme: `seggpt inspect --path", lambda: opened(config, tmp_path))
+
+
+def test_outlines_reach_the_canvas(config, tmp_path):
+  for split in ("train", "val"):
+    for i in range(4):
+      write_labelme(tmp_path / "tool" / split, f"{i}", seed=i)
+  config.data.path, config.data.source, config.data.num_classes = str(tmp_path / "tool"), "labelme", 3
+  _, batch = batch_of(config, tmp_path)
+  assert set(np.unique(batch["labels"])) == {0, 1, 2}
 
 
 def test_prompts_come_from_the_query_s_group(config, tmp_path):
