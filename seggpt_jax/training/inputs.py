@@ -268,7 +268,8 @@ def _typical_shape(source: Source, bad_files: str, count: int = 16) -> tuple[int
 def _open(data: ConfigDict, name: str) -> Source:
   """Opens one split, reads a few of its samples and makes sure that there is some foreground."""
   with naming("config.data"):
-    label_format = LabelFormat(data.labels, data.threshold, _values(data.table), _values(data.ignore))
+    threshold = None if data.threshold < 0 else data.threshold
+    label_format = LabelFormat(data.labels, threshold, _values(data.table), _values(data.ignore))
   if not data.path or not remote_or_local(data.path).is_dir():
     raise InputError(
       f"config.data.path: folder {data.path!r} not found, expected {KINDS[data.source]} in it; "
