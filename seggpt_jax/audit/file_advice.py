@@ -84,7 +84,7 @@ def _prepare_line(findings: Findings, outdir: str, **changes: Any) -> str:
   dataset, label_format = findings.dataset, findings.dataset.label_format
   flags: dict[str, Any] = {"kind": dataset.kind, "path": dataset.path, "num_classes": dataset.num_classes}
   flags |= {} if dataset.kind in OUTLINES else {"labels": label_format.mode}
-  flags |= {"threshold": label_format.threshold} if label_format.threshold else {}
+  flags |= {"threshold": label_format.threshold} if label_format.threshold is not None else {}
   for name in ("table", "ignore"):
     if getattr(label_format, name):
       flags[name] = ",".join(str(value).replace(" ", "") for value in getattr(label_format, name))

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.audit.duplicates import near_duplicates
-from seggpt_jax.audit.label_values import Guess, StoredValues, guess_format
+from seggpt_jax.audit.label_guess import Guess, guess_format
+from seggpt_jax.audit.label_values import StoredValues
 from seggpt_jax.audit.sample_files import SampleFiles, guess_class_names, open_files
 from seggpt_jax.audit.survey import Survey, read_values, survey_split
 from seggpt_jax.data.dataset_files import DatasetFiles
@@ -284,7 +285,7 @@ def describe_format(findings: Findings) -> dict[str, Any]:
   if dataset.kind not in OUTLINES:
     keys["labels"] = label_format.mode
   keys["num_classes"] = dataset.num_classes
-  defaults = {"threshold": 0, "table": (), "ignore": ()}
+  defaults = {"threshold": None, "table": (), "ignore": ()}
   keys |= {k: getattr(label_format, k) for k, default in defaults.items() if getattr(label_format, k) != default}
   defaults = {"class_names": (), "image_key": "image", "label_key": "segmentation_mask"}
   keys |= {k: getattr(dataset, k) for k, default in defaults.items() if getattr(dataset, k) != default}

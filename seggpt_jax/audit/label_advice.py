@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 
 from seggpt_jax.audit.findings import Findings
+from seggpt_jax.audit.label_guess import conflict_text, made_up
 from seggpt_jax.audit.networks import needs_tiles, network, region_sides
 from seggpt_jax.audit.sentence import Advice, class_label, count_text, key_text
 from seggpt_jax.palette import IGNORE
 
 _RARE = 0.1  # share of the samples
 _SMALL_SHARE = 0.05  # share of the pixels
+_FEW_BORDERS = 100  # pixels
+_RAMPS = 0.15  # share of the pixels at borders; 0.1 at most without interpolation, also in crowded scenes
+_FEW_SPECKS = 20
+_SPECK_SHARE = 0.1  # share of the class's area
 
 
 def _meaning(findings: Findings) -> Iterator[Advice]:
@@ -53,17 +58,43 @@ def _format_keys(findings: Findings) -> dict[str, Any]:
   guess = findings.guess
   label_format = guess.label_format
   keys: dict[str, Any] = {"labels": label_format.mode}
-  keys |= {k: getattr(label_format, k) for k in ("threshold", "table", "ignore") if getattr(label_format, k)}
+  keys |= {
+    k: getattr(label_format, k) for k in ("threshold", "table", "ignore") if getattr(label_format, k) not in (None, ())
+  }
   masks = findings.dataset.kind == "masks" and "labels" not in findings.given
   keys["num_classes"] = findings.dataset.num_classes if masks else guess.num_classes
   return keys if "num_classes" not in findings.given else {k: v for k, v in keys.items() if k != "num_classes"}
 
 
 def _palette_files(findings: Findings) -> Iterator[Advice]:
-  count = sum(n for name, n in findings.stored.formats.items() if name.split()[-1] == "P")
-  if count:
+  stored, by_color = findings.stored, findings.dataset.label_format.colors
+  if stored.palette_conflict() is not None and not by_color:
     yield Advice(
-      f"{count_text(count, 'label')} with a color palette: the indices into the palette are read, not its colors"
+      f"the palettes of the labels differ: {conflict_text(stored)}, so an index is not one class: read the colors with "
+      "data.labels=table, or save the labels without palettes if the indices are right",
+      fatal=findings.dataset.label_format.mode != "binary",
+    )
+  elif stored.num_palettes and not by_color:
+    yield Advice(
+      f"{count_text(stored.num_palettes, 'label')} with a color palette: the indices into the palette are read, not "
+      "its colors"
+    )
+
+
+def _interpolated(findings: Findings) -> Iterator[Advice]:
+  """Advises on values that resizing or smoothing made up along borders."""
+  stored, label_format = findings.stored, findings.dataset.label_format
+  if stored.lossy or stored.colors or label_format.mode == "binary":
+    return
+  values = [value for value in made_up(stored.facts()) if value not in label_format.ignore]
+  ramps = stored.steep >= _FEW_BORDERS and stored.soft > _RAMPS * stored.steep
+  if values or ramps:
+    named = ", ".join(map(str, sorted(values)[:5])) + (", ..." if len(values) > 5 else "")
+    what = f"value {named} only occurs" if len(values) == 1 else f"values {named} only occur"
+    what = f"{what} along borders between lower and higher values" if values else "borders run through values between"
+    yield Advice(
+      f"{what}, as if labels were resized with interpolation or smoothed, which makes up classes there: resize labels "
+      "with nearest neighbor, without antialiasing; fine if these rims are real"
     )
 
 
@@ -94,6 +125,31 @@ def _foreground(findings: Findings) -> Iterator[Advice]:
   val = findings.val
   if val is not None and val.num_labels and val.num_empty == val.num_labels:
     yield Advice(f"no label of {val.split} shows any foreground: its scores mean nothing; add images with foreground")
+
+
+def _specks(findings: Findings) -> Iterator[Advice]:
+  """Advises on regions of a few pixels beside the real ones."""
+  noisy = []
+  for class_index in sorted({c for survey in findings.surveys.values() for c in survey.regions}):
+    regions = [survey.regions[class_index] for survey in findings.surveys.values() if class_index in survey.regions]
+    total, specks = sum(each.num_regions for each in regions), sum(each.num_specks for each in regions)
+    if specks > max(_FEW_SPECKS, 0.5 * total) and max(each.speck_share for each in regions) < _SPECK_SHARE:
+      noisy.append(f"{specks} of the {total} regions of class {class_label(findings, class_index)}")
+  if noisy:
+    yield Advice(
+      f"{', '.join(noisy[:5])} have at most 3 pixels, and nearly all of its area is in the others: specks, such as "
+      "noise or stray strokes; numbers and sizes of regions mean little before they are removed"
+    )
+
+
+def _unseen(findings: Findings) -> Iterator[Advice]:
+  """Advises on classes without a pixel in any split."""
+  unseen = [c for c in range(1, findings.dataset.num_classes) if not findings.pixels[c]]
+  if unseen and findings.train.num_labels and findings.train.num_empty < findings.train.num_labels:
+    named = ", ".join(class_label(findings, c) for c in unseen[:8]) + (", ..." if len(unseen) > 8 else "")
+    some = " among those read" if findings.max_images else ""
+    what = f"class {named} is" if len(unseen) == 1 else f"classes {named} are"
+    yield Advice(f"{what} in no label{some}: add labels that show them, or leave them out")
 
 
 def _rare(findings: Findings) -> Iterator[Advice]:
@@ -152,8 +208,11 @@ RULES: tuple[Callable[[Findings], Iterator[Advice]], ...] = (
   _meaning,
   _mask_names,
   _palette_files,
+  _interpolated,
   _too_many_classes,
   _foreground,
+  _specks,
+  _unseen,
   _rare,
   _missing_classes,
   _small,

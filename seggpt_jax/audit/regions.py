@@ -10,6 +10,7 @@ from seggpt_jax.palette import IGNORE
 
 _STEPS = 16  # bins for each factor of two in area: a median is known to 2 %
 _BINS = 32 * _STEPS
+_SPECK = 3  # pixels
 
 
 class ClassRegions:
@@ -18,22 +19,33 @@ class ClassRegions:
   Attributes:
     num_regions: number of regions.
     smallest: area of the smallest region, relative to its image.
+    num_specks: number of regions of at most 3 pixels.
   """
 
   def __init__(self):
     self.num_regions = 0
     self.smallest = 1.0
+    self.num_specks = 0
+    self._speck_area = 0.0
     self._counts = np.zeros(_BINS, np.int64)
     self._areas = np.zeros(_BINS)
 
-  def add(self, areas: Float32[np.ndarray, "n"]) -> None:
-    """Adds the regions of one image."""
+  def add(self, areas: Float32[np.ndarray, "n"], num_pixels: int) -> None:
+    """Adds the regions of one image with this number of pixels."""
     if areas.size:
       self.num_regions += areas.size
       self.smallest = min(self.smallest, float(areas.min()))
       bins = np.minimum((-np.log2(areas) * _STEPS).astype(np.int64), _BINS - 1)
       np.add.at(self._counts, bins, 1)
       np.add.at(self._areas, bins, areas)
+      specks = areas[areas * num_pixels < _SPECK + 0.5]
+      self.num_specks += specks.size
+      self._speck_area += float(specks.sum())
+
+  @property
+  def speck_share(self) -> float:
+    """Share of the class's area that its specks hold, 0..1."""
+    return self._speck_area / max(float(self._areas.sum()), 1e-12)
 
   @property
   def median(self) -> float:

@@ -14,10 +14,11 @@ from jaxtyping import UInt8
 
 from seggpt_jax.audit.label_values import FileValues, file_values
 from seggpt_jax.data.datasets import Dataset, list_items, open_dataset
-from seggpt_jax.data.images import read_bytes, remote_or_local
+from seggpt_jax.data.images import open_image, read_bytes, remote_or_local
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.outlines import OutlineSource
 from seggpt_jax.data.sources import FileSource, Item, Source
+from seggpt_jax.data.stored_labels import read_stored
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE
 
@@ -92,10 +93,11 @@ class _Noting(LabelFormat):
 
   def decode(self, data: bytes, where: str) -> UInt8[np.ndarray, "h w"]:
     try:
-      self.noted.append(file_values(data, where))
+      stored = read_stored(open_image(data, where), where)
     except InputError as error:
       raise UnreadableError(str(error)) from error
-    return super().decode(data, where)
+    self.noted.append(file_values(stored, where))
+    return self.classes(stored, where)
 
 
 class FolderFiles:

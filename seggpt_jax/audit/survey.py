@@ -142,7 +142,7 @@ class Survey:
       self.pixels += facts.label.pixels
       self.holding += facts.label.pixels > 0
       for class_index, areas in facts.label.regions:
-        self.regions.setdefault(class_index, ClassRegions()).add(areas)
+        self.regions.setdefault(class_index, ClassRegions()).add(areas, int(facts.label.pixels.sum()))
     kind, problem = facts.problems[0] if facts.problems else ("", "")
     self.samples.append(Surveyed(facts.index, facts.name, classes, problem, kind))
 

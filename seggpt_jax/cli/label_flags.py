@@ -28,7 +28,12 @@ def define_label_flags(default: str) -> dict[str, list[flags.FlagHolder]]:
       f"table: the i-th value or color of --table is class i. Default: {default}.",
     ),
     flags.DEFINE_integer(
-      "threshold", None, "With --labels=binary: the largest background value; 127 suits JPEG masks. Default: 0.", 0, 255
+      "threshold",
+      None,
+      "With --labels=binary: the largest background value; 127 suits JPEG masks. Without it, "
+      "masks must hold 0 and one other value.",
+      0,
+      255,
     ),
     flags.DEFINE_string(
       "table", None, "With --labels=table: the values or colors of classes 0, 1, ...: 0,128,255 or (0,0,0),(255,0,0)."
@@ -62,4 +67,4 @@ def label_format() -> LabelFormat:
   if is_given("threshold") and mode != "binary":
     raise InputError(f"--threshold: found with --labels={mode}, expected only with --labels=binary")
   with naming_flags():
-    return LabelFormat(mode, values["threshold"] or 0, values["table"] or (), values["ignore"] or ())
+    return LabelFormat(mode, values["threshold"], values["table"] or (), values["ignore"] or ())

@@ -17,7 +17,9 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from seggpt_jax.data.images import load_upright, open_image, read_bytes
+from seggpt_jax.data.images import open_image, read_bytes
+from seggpt_jax.data.label_hints import reading_hint
+from seggpt_jax.data.stored_labels import StoredLabel, read_stored, unpack_color
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE
 
@@ -25,33 +27,37 @@ LabelMode = Literal["index", "binary", "table"]
 LABEL_MODES = ("index", "binary", "table")
 Value = int | tuple[int, ...]
 
-BINARY_HINT = "masks of 0 and 255 are read with labels=binary, and 127 as the threshold if they are JPEG"
-# Compression changes pixel values by a few, so class 1 may no longer be stored as 1.
-LOSSY_FORMATS = ("JPEG", "MPO")
-_SINGLE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_SAME_COLOR = 16  # largest difference in a channel of two colors that count as one
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelFormat:
   """The meaning of the values in label files.
 
+  Index labels that are read with one object must have palettes that agree: the same color for the same index.
+
   Attributes:
     mode: "index": values are class indices 0..254. "binary": values above `threshold` are class 1, the others
       background. "table": the i-th entry of `table` is class i.
-    threshold: for "binary", 0..255. Masks stored as JPEG have values near 0 and near 255, which 127 separates.
+    threshold: for "binary", 0..255. Masks stored as JPEG have values near 0 and near 255, which 127 separates. None is
+      for masks that hold 0 and one other value, and refuses all others.
     table: for "table", gray values 0..65535, or colors (red, green, blue) with 0..255 each.
     ignore: values that become IGNORE, in every mode; colors if the table has colors.
 
   Raises:
-    InputError: `table` or `ignore` does not fit the mode, or they contradict each other.
+    InputError: `table`, `threshold` or `ignore` does not fit the mode, or they contradict each other.
   """
 
   mode: LabelMode = "index"
-  threshold: int = 0
+  threshold: int | None = None
   table: tuple[Value, ...] = ()
   ignore: tuple[Value, ...] = ()
 
   def __post_init__(self):
+    # Not a field: what was read before is no part of what the format means. Index -> (color, name of the file).
+    object.__setattr__(self, "_palette", {})
+    if self.threshold is not None and self.mode != "binary":
+      raise InputError(f"threshold: found {self.threshold} with labels={self.mode}, expected it with binary only")
     if (self.mode == "table") != bool(self.table):
       found = f"{len(self.table)} entries with labels={self.mode}"
       raise InputError(f"table: found {found}, expected values or colors with labels=table, and only there")
@@ -67,7 +73,7 @@ class LabelFormat:
       raise InputError(f"table: found {both[0]!r} twice, or among the ignored too, expected one meaning for each")
 
   def __str__(self) -> str:
-    meaning = {"index": "class indices", "binary": f"binary, foreground above {self.threshold}"}
+    meaning = {"index": "class indices", "binary": f"binary, foreground above {self.threshold or 0}"}
     ignored = f", without {' '.join(map(str, self.ignore))}" if self.ignore else ""
     return meaning.get(self.mode, f"a table of {len(self.table)} {'colors' if self.colors else 'values'}") + ignored
 
@@ -99,27 +105,75 @@ class LabelFormat:
     Raises:
       InputError: the image is damaged, or has values that the format does not allow.
     """
-    if self.mode != "binary" and image.format in LOSSY_FORMATS:
-      raise InputError(f"{where}: found JPEG, expected class values in a format without loss; {BINARY_HINT}")
-    image = load_upright(image, where)
+    return self.classes(read_stored(image, where), where)
+
+  def classes(self, stored: StoredLabel, where: str) -> UInt8[np.ndarray, "h w"]:
+    """Converts the content of a label file to class indices, with the rules of `decode`.
+
+    Raises:
+      InputError: the file has values that the format does not allow, or values that are not its labels.
+    """
+    if stored.fault:
+      raise InputError(f"{where}: found {stored.fault}")
+    if stored.codec and self.mode != "binary":
+      raise InputError(
+        f"{where}: found {stored.codec}, expected class values in a format without loss; masks of 0 and 255 are read "
+        "with labels=binary, threshold=127"
+      )
     if self.colors:
-      return self._look_up(pack_colors(np.asarray(image.convert("RGB"))), where)
-    values = _single_channel(image, where, lossy=self.mode == "binary")
+      return self._look_up(stored.packed_colors(where), where)
+    values = self._values(stored, where)
     if self.mode == "table":
       return self._look_up(values, where)
     ignored = np.isin(values, self.ignore) if self.ignore else None
     if self.mode == "binary":
-      labels = (values > self.threshold).astype(np.uint8)
+      if self.threshold is None:
+        _check_two_values(stored, values, ignored, where)
+      labels = (values > (self.threshold or 0)).astype(np.uint8)
     else:
-      counted = True if ignored is None else ~ignored
-      largest, least = int(values.max(initial=0, where=counted)), int(values.min(initial=0, where=counted))
-      if largest > 254 or least < 0:
-        value = largest if largest > 254 else least
-        raise InputError(f"{where}: found label value {value}, expected class indices 0..254; {BINARY_HINT}")
-      labels = values.astype(np.uint8)
+      labels = _as_indices(values, ignored, where)
     if ignored is not None:
       labels[ignored] = IGNORE
     return labels
+
+  def _values(self, stored: StoredLabel, where: str) -> Integer[np.ndarray, "h w"]:
+    """Returns gray values or palette indices; for binary labels also the brightness of colors."""
+    if stored.palette is not None:
+      self._check_palette(stored, where)
+    if not stored.in_color:
+      return stored.pixels
+    if self.mode == "binary":
+      return cv2.cvtColor(stored.pixels, cv2.COLOR_RGB2GRAY)
+    raise InputError(
+      f"{where}: found colors, expected a single-channel label image of class indices; colors are read "
+      "with labels=table and a table of them"
+    )
+
+  def _check_palette(self, stored: StoredLabel, where: str) -> None:
+    """Checks that indices mean what they meant in the files before.
+
+    Raises:
+      InputError: an index has another color than in another file, or the palette shows the background as an object.
+    """
+    colors = {index: tuple(stored.palette[index].tolist()) for index in stored.used_indices().tolist()}
+    if self.mode == "binary" and self.threshold is None:
+      grays = [color for index, color in colors.items() if index and len(set(color)) == 1]
+      if grays and 0 in colors and len(set(colors[0])) > 1:
+        raise InputError(
+          f"{where}: found index 0 in the color {colors[0]} and another in {grays[0]}, expected index 0 to be the "
+          "background; read the colors with labels=table and a table of both, the background first"
+        )
+    for index, color in colors.items():
+      # Binary labels have one class for all indices but 0.
+      if index in self.ignore or (index and self.mode == "binary"):
+        continue
+      first, other = self._palette.setdefault(index, (color, where))
+      if not same_color(first, color):
+        raise InputError(
+          f"{where}: found {color} as the color of index {index}, expected {first} as in {other}: the palettes differ, "
+          "so an index is not one class; read the colors with labels=table, or save the labels without palettes if the "
+          "indices are right"
+        )
 
   def _look_up(self, values: np.ndarray, where: str) -> UInt8[np.ndarray, "h w"]:
     """Returns the position of each value in the table, found by binary search."""
@@ -168,6 +222,48 @@ def _code(value: Value) -> int:
   return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
 
 
+def same_color(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+  """Returns whether two colors differ so little that one program may have written the other's."""
+  return all(abs(a - b) <= _SAME_COLOR for a, b in zip(first, second, strict=True))
+
+
+def _as_indices(values: np.ndarray, ignored: np.ndarray | None, where: str) -> UInt8[np.ndarray, "h w"]:
+  """Returns values as class indices; raises InputError if one that is not ignored is none."""
+  counted = True if ignored is None else ~ignored
+  largest, least = int(values.max(initial=0, where=counted)), int(values.min(initial=0, where=counted))
+  if largest > 254 or least < 0:
+    hint = reading_hint(np.unique(values[counted] if ignored is not None else values).tolist())
+    value = largest if largest > 254 else least
+    raise InputError(f"{where}: found label value {value}, expected class indices 0..254; {hint}")
+  return values.astype(np.uint8)
+
+
+def _check_two_values(stored: StoredLabel, values: np.ndarray, ignored: np.ndarray | None, where: str) -> None:
+  """Checks that a mask without a threshold holds 0 and one other value, as several would become one class.
+
+  Raises:
+    InputError: the mask holds more values, or is compressed with loss.
+  """
+  if stored.codec:
+    raise InputError(
+      f"{where}: found {stored.codec}, whose noise near 0 would count as foreground, expected a threshold with "
+      "labels=binary: set threshold=127 (a flag --threshold=127, in a configuration data.threshold=127)"
+    )
+  if ignored is not None:
+    values = np.where(ignored, values.dtype.type(0), values)
+  largest = int(values.max(initial=0))
+  count = cv2.countNonZero if values.dtype == np.uint8 else np.count_nonzero
+  if count(values) == (count((values == largest).view(np.uint8)) if largest else 0):
+    return
+  found = np.unique(values).tolist()
+  if stored.in_color:
+    hint = "colors are read with labels=table and a table of them"
+  else:
+    hint = f"{reading_hint(found)}; to make one class of all, set threshold=0"
+  shown = ", ".join(map(str, found[:6])) + (", ..." if len(found) > 6 else "")
+  raise InputError(f"{where}: found the values {shown}, expected 0 and one other with labels=binary; {hint}")
+
+
 def keep_classes(label: UInt8[np.ndarray, "h w"], classes: Sequence[int], other: int = 0) -> UInt8[np.ndarray, "h w"]:
   """Replaces all foreground classes of a label map except the given ones. Ignored pixels stay.
 
@@ -179,35 +275,6 @@ def keep_classes(label: UInt8[np.ndarray, "h w"], classes: Sequence[int], other:
   table = np.full(256, other, np.uint8)
   table[[0, IGNORE, *classes]] = [0, IGNORE, *classes]
   return cv2.LUT(label, table)
-
-
-def pack_colors(colors: UInt8[np.ndarray, "h w 3"]) -> Integer[np.ndarray, "h w"]:
-  """Returns each color as one number: red << 16 | green << 8 | blue."""
-  red, green, blue = (colors[..., c].astype(np.int32) for c in range(3))
-  return red << 16 | green << 8 | blue
-
-
-def unpack_color(code: int) -> tuple[int, int, int]:
-  """Returns (red, green, blue) of a number from `pack_colors`."""
-  return code >> 16, code >> 8 & 255, code & 255
-
-
-def _single_channel(image: Image.Image, where: str, lossy: bool) -> Integer[np.ndarray, "h w"]:
-  """Returns the values of a label image with one channel. Color channels must be equal, unless `lossy` is True."""
-  if image.mode in _SINGLE_CHANNEL:
-    values = np.asarray(image)
-    return values.astype(np.uint8) if values.dtype == bool else values
-  if image.mode in ("RGB", "RGBA", "LA", "La", "RGBX"):
-    if lossy:
-      return np.asarray(image.convert("RGB").convert("L"))
-    channels = np.asarray(image.convert("RGB"))
-    if (channels == channels[..., :1]).all():
-      return channels[..., 1]
-    raise InputError(
-      f"{where}: found colors, expected a single-channel label image of class indices; colors are read with "
-      "labels=table and a table of them"
-    )
-  raise InputError(f"{where}: found mode {image.mode}, expected a single-channel label image of class indices")
 
 
 def read_labels(path: str | os.PathLike, label_format: LabelFormat) -> UInt8[np.ndarray, "h w"]:
@@ -277,7 +344,7 @@ def check_classes(label: UInt8[np.ndarray, "h w"], num_classes: int, where: str)
   if largest >= num_classes:
     largest = int(label.max(initial=0, where=label != IGNORE))
   if largest >= num_classes:
-    hint = f"; {BINARY_HINT}" if largest > 127 else ""
+    hint = f"; {reading_hint(np.unique(label[label != IGNORE]).tolist())}" if largest > 127 else ""
     raise InputError(
       f"{where}: found label value {largest}, expected 0..{num_classes - 1} (data.num_classes={num_classes}){hint}"
     )

@@ -37,7 +37,6 @@ from seggpt_jax.inference.shard import Shard
 from seggpt_jax.inference.video import segment_frames
 from seggpt_jax.metrics import video_objects
 
-_LABELS = LabelFormat(ignore=(IGNORE,))
 _SCORES = {"J": "j", "F": "f"}
 _STATISTICS = video_objects.Statistics._fields
 _EXAMPLES = 3  # pictures of each video
@@ -61,7 +60,7 @@ class Video:
     Raises:
       InputError: the annotation cannot be read; names the file.
     """
-    labels = read_labels(self.annotations[index], _LABELS)
+    labels = read_labels(self.annotations[index], LabelFormat(ignore=(IGNORE,)))
     return np.where(labels == IGNORE, np.uint8(0), labels)
 
 

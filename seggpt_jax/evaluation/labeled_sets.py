@@ -26,7 +26,6 @@ from seggpt_jax.retrieval.labeled_images import list_prompts
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 
 COLUMNS = ("one_prompt", "ensemble", "similar", "tiles", "copy", "constant")
-_CLASS_INDICES = LabelFormat()
 
 
 def evaluate_set(
@@ -52,7 +51,8 @@ def evaluate_set(
     InputError: a file is missing or cannot be read, or no class is in both parts.
   """
   files = list_prompts(dataset / "val" / "images", dataset / "val" / "labels")
-  queries = [(read_image(file.image), read_labels(file.labels, _CLASS_INDICES)) for file in files]
+  labels = LabelFormat()
+  queries = [(read_image(file.image), read_labels(file.labels, labels)) for file in files]
   holds, results = index.facts.holds, {}
   classes = [c for c in np.flatnonzero(holds.any(axis=0)).tolist() if any((label == c).any() for _, label in queries)]
   if not classes:
@@ -61,7 +61,7 @@ def evaluate_set(
   for value in classes:
     shown = generator.permutation([place for place, (_, label) in enumerate(queries) if (label == value).any()])
     candidates, scores = np.flatnonzero(holds[:, value]), []
-    objects = measure_objects([index.files[place].labels for place in candidates], _CLASS_INDICES)
+    objects = measure_objects([index.files[place].labels for place in candidates], labels)
     zoom = Objects({value: objects.sides[value]}, objects.shape).zoom(predictor.config)
     for place in tqdm(shown[:num_queries].tolist(), f"{dataset.name}, class {value}", unit="query"):
       image, label = queries[place]
@@ -104,7 +104,7 @@ def table(name: str, results: dict[int, dict[str, float]], num_prompts: int) -> 
 
 def _prompt(files: PromptFiles, value: int) -> Prompt:
   """Reads a training image with the mask of one class, 0 and 1."""
-  return read_image(files.image), (read_labels(files.labels, _CLASS_INDICES) == value).astype(np.uint8)
+  return read_image(files.image), (read_labels(files.labels, LabelFormat()) == value).astype(np.uint8)
 
 
 def _iou(found: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]) -> float | Float[np.ndarray, ""]:

@@ -213,7 +213,9 @@ def label_format(
     table = trained.table if same else ()
   if ignore is None:
     ignore = trained.ignore if same else ()
-  return LabelFormat(mode, trained.threshold if threshold is None else threshold, table, ignore)
+  if threshold is None:
+    threshold = trained.threshold if same else None
+  return LabelFormat(mode, threshold, table, ignore)
 
 
 def _trained_format(path: Path) -> LabelFormat:
@@ -223,11 +225,11 @@ def _trained_format(path: Path) -> LabelFormat:
     InputError: the file was not written by training.
   """
   data = run_data(path)
-  mode, threshold = data.get("labels", "index"), data.get("threshold", 0)
+  mode, threshold = data.get("labels", "index"), data.get("threshold", -1)
   if mode not in LABEL_MODES:
     raise InputError(f"{path}: data.labels: found {mode!r}, expected one of {', '.join(LABEL_MODES)}")
-  if not (isinstance(threshold, int) and 0 <= threshold <= 255):
-    raise InputError(f"{path}: data.threshold: found {threshold!r}, expected 0..255")
+  if not (isinstance(threshold, int) and -1 <= threshold <= 255):
+    raise InputError(f"{path}: data.threshold: found {threshold!r}, expected 0..255, or -1 for none")
   values: dict[str, tuple[Value, ...]] = {}
   for key in ("table", "ignore"):
     stored = data.get(key, [])
@@ -237,7 +239,8 @@ def _trained_format(path: Path) -> LabelFormat:
       raise InputError(f"{path}: data.{key}: found {stored!r}, expected a list of values or colors")
     values[key] = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in stored)
   with naming(f"{path}: data"):
-    return LabelFormat(mode, threshold, **values)
+    # Older runs stored 0 with every mode.
+    return LabelFormat(mode, threshold if mode == "binary" and threshold >= 0 else None, **values)
 
 
 def read_mapping(path: str | os.PathLike) -> dict[str, list[str]]:

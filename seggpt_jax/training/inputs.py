@@ -274,7 +274,8 @@ def _open(data: ConfigDict, name: str, notes: list[str]) -> Source:
   With data.bad_files=skip, files that do not fit are left out, and a line about them is added to the notes.
   """
   with naming("config.data"):
-    label_format = LabelFormat(data.labels, data.threshold, _values(data.table), _values(data.ignore))
+    threshold = None if data.threshold < 0 else data.threshold
+    label_format = LabelFormat(data.labels, threshold, _values(data.table), _values(data.ignore))
   if not data.path or not remote_or_local(data.path).is_dir():
     raise InputError(
       f"config.data.path: folder {data.path!r} not found, expected {KINDS[data.source]} in it; "

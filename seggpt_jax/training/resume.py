@@ -138,4 +138,6 @@ def _effective(values: dict[str, Any], name: str) -> Any:
   if name in ("optim.first_cycle", "optim.warmup") and values.get("optim.schedule") == "cycles":
     first_cycle, warmup = cycle_steps(values["optim.first_cycle"], values["optim.warmup"], values["num_steps"])
     return first_cycle if name == "optim.first_cycle" else warmup
+  if name == "data.threshold":
+    return max(values[name], 0)  # -1 reads labels as 0 does, or refuses them
   return values[name]

@@ -187,9 +187,9 @@ KEYS: tuple[Key, ...] = (
   ),
   Key(
     "data.threshold",
-    0,
-    "Largest value that is background; JPEG masks hold noise near 0 and 255 and need 127.",
-    0,
+    -1,
+    "Largest background value, 127 for JPEG masks; -1 refuses masks of other than 0 and one more value.",
+    -1,
     255,
     conditions=(*_READS_LABELS, *with_value("data.labels", "binary")),
   ),

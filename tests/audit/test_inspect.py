@@ -347,7 +347,7 @@ def with_values(*values):
     (with_values(1, 2, 3, 3), LabelFormat("table", table=(3, 1, 2)), 3),
     (with_values(0, 64, 128, 192), LabelFormat("table", table=(0, 64, 128, 192)), 4),
     (with_values(0, 1000, 2000), LabelFormat("table", table=(0, 1000, 2000)), 3),
-    (with_values(*range(400)), LabelFormat("binary"), 2),
+    (with_values(*range(400)), LabelFormat("binary", 0), 2),
     (with_values(0, 1, 3), LabelFormat("index"), 4),
     (with_values(255), LabelFormat("binary"), 2),
     (with_values(1), LabelFormat("index"), 2),
@@ -364,7 +364,8 @@ def test_how_labels_are_meant_is_found_out(tmp_path, label, expected, num_classe
   plain = expected == LabelFormat("index")
   assert (f"set data.labels={expected.mode}" in text) == (not plain)
   config = read_config(train_line(findings, advise(findings)))
-  read = LabelFormat(config.data.labels, config.data.threshold, config.data.table, config.data.ignore)
+  threshold = None if config.data.threshold < 0 else config.data.threshold
+  read = LabelFormat(config.data.labels, threshold, config.data.table, config.data.ignore)
   assert read == expected and config.data.num_classes == num_classes
 
 
@@ -382,6 +383,56 @@ def test_jpeg_labels_and_their_noise_want_a_threshold(tmp_path):
 
 def test_a_palette_is_said_not_to_count(tmp_path):
   assert "18 labels with a color palette" in advised(inspected(write(tmp_path, palette_image)))
+
+
+def test_palettes_in_another_order_are_refused_when_indices_are_asked_for(tmp_path):
+  colors = [0, 0, 0, 200, 10, 10, 10, 10, 200]
+
+  def label(i):
+    image = Image.fromarray(blob(1 + i % 2))
+    image.putpalette(colors if i % 3 else colors[:3] + colors[6:] + colors[3:6])
+    return image
+
+  write(tmp_path, label)
+  advice = advise(inspected(tmp_path, given={"labels"}, label_format=LabelFormat()))
+  assert any("the palettes of the labels differ: index 1 is" in each.text and each.fatal for each in advice)
+  findings = inspected(tmp_path)
+  assert findings.dataset.label_format.colors and not findings.train.problems["meaning"]
+
+
+def test_labels_in_the_alpha_channel_are_named(tmp_path):
+  def label(i):
+    image = Image.new("RGBA", (SIZE, SIZE), "white")
+    image.putalpha(Image.fromarray(blob(255)))
+    return image
+
+  findings = inspected(write(tmp_path, label))
+  assert "18 labels cannot be read in this format, the first: " in advised(findings)
+  assert "the mask is in the alpha channel" in advised(findings) and not findings.train.problems["unreadable"]
+
+
+def test_labels_resized_with_interpolation_are_named(tmp_path):
+  def large(i):
+    return np.pad(blob(1 + i % 2, size=40), 16)
+
+  def resized(resample):
+    return lambda i: Image.fromarray(large(i)).resize((SIZE, SIZE), resample)
+
+  text = advised(inspected(write(tmp_path / "smooth", resized(Image.Resampling.BILINEAR))))
+  assert "resize labels with nearest neighbor" in text
+  assert "nearest" not in advised(inspected(write(tmp_path / "nearest", resized(Image.Resampling.NEAREST))))
+
+
+def test_specks_and_classes_without_a_pixel_are_named(tmp_path):
+  def label(i):
+    label = blob(1)
+    label[30::6, 30::6] = 1
+    label[:20, 30:] = 3
+    return label
+
+  text = advised(inspected(write(tmp_path, label)))
+  assert "162 of the 180 regions of class 1 have at most 3 pixels" in text
+  assert "class 2 is in no label" in text
 
 
 def test_given_flags_that_do_not_fit_are_answered_with_those_that_do(tmp_path):

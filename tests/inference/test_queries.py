@@ -71,9 +71,14 @@ def test_labels_are_read_as_in_training_unless_asked_otherwise(tmp_path):
   assert queries.label_format(tmp_path / "run", "index").mode == "index"
   settings = {"data": {"labels": "table", "threshold": 0, "table": [[0, 0, 0], [255, 0, 0]], "ignore": [[1, 2, 3]]}}
   (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
-  expected = LabelFormat("table", 0, ((0, 0, 0), (255, 0, 0)), ((1, 2, 3),))
+  expected = LabelFormat("table", None, ((0, 0, 0), (255, 0, 0)), ((1, 2, 3),))
   assert queries.label_format(tmp_path / "run") == expected
   assert queries.label_format(tmp_path / "run", "index") == LabelFormat()
+  # Older runs stored 0 with every mode; only in a binary run somebody may have meant it.
+  assert queries.label_format(tmp_path / "run", "binary") == LabelFormat("binary")
+  for stored, threshold in ((0, 0), (-1, None)):
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"data": {"labels": "binary", "threshold": stored}}))
+    assert queries.label_format(tmp_path / "run") == LabelFormat("binary", threshold)
   (tmp_path / "run" / "config.json").unlink()
   assert queries.label_format(tmp_path / "run") == LabelFormat()
   with pytest.raises(InputError, match="--threshold: found with index labels"):

@@ -82,6 +82,17 @@ def test_what_was_stored_is_what_is_read(run, config):
   assert changed_keys(run, config) == ["model.drop_path_rate", "optim.peak"]
 
 
+def test_a_run_from_before_thresholds_could_be_left_out_is_resumed(run, config):
+  """It stored 0 as the default, which reads the same labels as no threshold does today."""
+  config.data.labels, config.data.threshold = "binary", 0
+  store_config(run, config)
+  config.data.threshold = -1
+  assert changed_keys(run, config) == []
+  config.data.threshold = 127
+  with pytest.raises(InputError, match="config.data.threshold: found 127, expected 0 as the run in .* has"):
+    changed_keys(run, config)
+
+
 @pytest.mark.parametrize(
   ("key", "value"),
   [("data.num_classes", 3), ("data.labels", "binary"), ("optim.name", "adamw"), ("optim.ema", 0.9)],
