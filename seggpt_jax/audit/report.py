@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from seggpt_jax.audit.findings import Findings, Groups
 from seggpt_jax.audit.networks import network
 from seggpt_jax.audit.sentence import class_label, count_text
 from seggpt_jax.audit.survey import PROBLEMS, Survey
+from seggpt_jax.files import expand
 from seggpt_jax.palette import IGNORE
 
 _SHOWN_VALUES = 32
@@ -47,6 +49,7 @@ def _split_facts(findings: Findings, survey: Survey) -> dict[str, Any]:
   total = max(int(survey.pixels.sum()), 1)
   return {
     "num_samples": survey.num_samples,
+    "folders": [os.path.relpath(each, expand(findings.dataset.path)) for each in findings.files[survey.split].folders],
     "num_read": len(survey.samples),
     "num_usable": survey.num_usable,
     "image_formats": dict(survey.kinds.most_common()),
@@ -131,6 +134,8 @@ def as_text(facts: dict[str, Any]) -> str:
 def _split_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
   read = "" if facts["num_read"] == facts["num_samples"] else f", {facts['num_read']} of them read"
   yield f"{_title(split)}: {facts['num_samples']} images with labels{read}"
+  if facts["folders"]:
+    yield f"  folders    {', '.join(facts['folders'])}"
   if facts["image_formats"]:
     sizes = facts["sizes"]
     named = ", ".join(f"{name} {_size(sizes[name])}" for name in ("smallest", "median", "largest"))

@@ -76,6 +76,11 @@ class SampleFiles(Protocol):
     ...
 
   @property
+  def folders(self) -> tuple[str, ...]:
+    """Folders with the images and with the label files; () if the samples are not in folders."""
+    ...
+
+  @property
   def notes(self) -> tuple[str, ...]:
     """Lines for the user on how the files were read."""
     ...
@@ -128,6 +133,12 @@ class FolderFiles:
   def field(self, index: int, key: str) -> str:
     raise InputError(f"field {key!r}: found files, which have no fields, expected a dataset with records")
 
+  @property
+  def folders(self) -> tuple[str, ...]:
+    images = [os.path.dirname(item.image) for item in self._items]
+    labels = [os.path.dirname(item.label) for item in self._items if isinstance(item.label, str)]
+    return tuple(os.path.commonpath(each) for each in (images, labels) if each)
+
   def num_boxes(self, index: int) -> int:
     return 0
 
@@ -158,6 +169,10 @@ class SourceFiles:
   @property
   def categories(self) -> tuple[str, ...]:
     return getattr(self._source, "categories", ())
+
+  @property
+  def folders(self) -> tuple[str, ...]:
+    return ()
 
   @property
   def notes(self) -> tuple[str, ...]:
