@@ -53,6 +53,8 @@ def test_a_mask_in_a_palette_of_grays_is_what_it_shows():
     refused("found label value 255, expected class indices", lambda data=data: read(data))
   grays = encode(with_palette(2 - LABELS, (2, 2, 2), (1, 1, 1), BLACK))
   np.testing.assert_array_equal(read(grays), LABELS)
+  for labels in (LABELS, np.full_like(LABELS, 2)):  # a palette that shows nothing, as some programs leave it
+    np.testing.assert_array_equal(read(encode(with_palette(labels, BLACK, BLACK, BLACK))), labels)
 
 
 def test_palettes_with_other_colors_for_an_index_are_refused_with_both_files():
