@@ -18,7 +18,7 @@ _SMALL_SHARE = 0.05  # share of the pixels
 _FEW_BORDERS = 100  # pixels
 _RAMPS = 0.15  # share of the pixels at borders; 0.1 at most without interpolation, also in crowded scenes
 _FEW_SPECKS = 20
-_SPECK_SHARE = 0.1  # share of the class's area
+_SPECK_SHARE = 0.3  # share of the class's area
 
 
 def _meaning(findings: Findings) -> Iterator[Advice]:
@@ -93,8 +93,8 @@ def _interpolated(findings: Findings) -> Iterator[Advice]:
     what = f"value {named} only occurs" if len(values) == 1 else f"values {named} only occur"
     what = f"{what} along borders between lower and higher values" if values else "borders run through values between"
     yield Advice(
-      f"{what}, as if labels were resized with interpolation or smoothed, which makes up classes there: resize labels "
-      "with nearest neighbor, without antialiasing; fine if these rims are real"
+      f"{what}, as if labels were resized with interpolation, smoothed or compressed with loss, which makes up classes "
+      "there: resize labels with nearest neighbor, without antialiasing; fine if these rims are real"
     )
 
 
@@ -137,8 +137,8 @@ def _specks(findings: Findings) -> Iterator[Advice]:
       noisy.append(f"{specks} of the {total} regions of class {class_label(findings, class_index)}")
   if noisy:
     yield Advice(
-      f"{', '.join(noisy[:5])} have at most 3 pixels, and nearly all of its area is in the others: specks, such as "
-      "noise or stray strokes; numbers and sizes of regions mean little before they are removed"
+      f"{', '.join(noisy[:5])} have at most 3 pixels, and most of its area is in the others: specks, such as noise "
+      "or stray strokes; numbers and sizes of regions mean little before they are removed"
     )
 
 

@@ -34,7 +34,8 @@ _SAME_COLOR = 16  # largest difference in a channel of two colors that count as 
 class LabelFormat:
   """The meaning of the values in label files.
 
-  Index labels that are read with one object must have palettes that agree: the same color for the same index.
+  Files that are read with one object must agree: the same color for the same palette index, and masks without a
+  threshold the same foreground value.
 
   Attributes:
     mode: "index": values are class indices 0..254. "binary": values above `threshold` are class 1, the others
@@ -54,8 +55,9 @@ class LabelFormat:
   ignore: tuple[Value, ...] = ()
 
   def __post_init__(self):
-    # Not a field: what was read before is no part of what the format means. Index -> (color, name of the file).
-    object.__setattr__(self, "_palette", {})
+    # No fields: what was read before is no part of what the format means.
+    object.__setattr__(self, "_palette", {})  # index -> (color, name of the file)
+    object.__setattr__(self, "_foreground", {})  # the key 0 -> (foreground value of masks, name of the file)
     if self.threshold is not None and self.mode != "binary":
       raise InputError(f"threshold: found {self.threshold} with labels={self.mode}, expected it with binary only")
     if (self.mode == "table") != bool(self.table):
@@ -128,7 +130,7 @@ class LabelFormat:
     ignored = np.isin(values, self.ignore) if self.ignore else None
     if self.mode == "binary":
       if self.threshold is None:
-        _check_two_values(stored, values, ignored, where)
+        self._check_foreground(_foreground_value(stored, values, ignored, where), where)
       labels = (values > (self.threshold or 0)).astype(np.uint8)
     else:
       labels = _as_indices(values, ignored, where)
@@ -148,6 +150,19 @@ class LabelFormat:
       f"{where}: found colors, expected a single-channel label image of class indices; colors are read "
       "with labels=table and a table of them"
     )
+
+  def _check_foreground(self, value: int, where: str) -> None:
+    """Checks that the foreground of a mask has the value that it has in the files before; 0 is a mask without any.
+
+    Raises:
+      InputError: the value differs, so that several classes would become one.
+    """
+    first, other = self._foreground.setdefault(0, (value, where)) if value else (0, "")
+    if value != first:
+      raise InputError(
+        f"{where}: found {value} as the value of the foreground, expected {first} as in {other} with labels=binary; "
+        f"{reading_hint(sorted({0, first, value}))}; to make one class of all, set threshold=0"
+      )
 
   def _check_palette(self, stored: StoredLabel, where: str) -> None:
     """Checks that indices mean what they meant in the files before.
@@ -238,8 +253,8 @@ def _as_indices(values: np.ndarray, ignored: np.ndarray | None, where: str) -> U
   return values.astype(np.uint8)
 
 
-def _check_two_values(stored: StoredLabel, values: np.ndarray, ignored: np.ndarray | None, where: str) -> None:
-  """Checks that a mask without a threshold holds 0 and one other value, as several would become one class.
+def _foreground_value(stored: StoredLabel, values: np.ndarray, ignored: np.ndarray | None, where: str) -> int:
+  """Returns the only value of a mask beside 0, or 0 if there is none; several would become one class.
 
   Raises:
     InputError: the mask holds more values, or is compressed with loss.
@@ -254,7 +269,7 @@ def _check_two_values(stored: StoredLabel, values: np.ndarray, ignored: np.ndarr
   largest = int(values.max(initial=0))
   count = cv2.countNonZero if values.dtype == np.uint8 else np.count_nonzero
   if count(values) == (count((values == largest).view(np.uint8)) if largest else 0):
-    return
+    return largest
   found = np.unique(values).tolist()
   if stored.in_color:
     hint = "colors are read with labels=table and a table of them"

@@ -7,6 +7,7 @@ sources, and `datasets.open_dataset` chooses among them by name.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
@@ -182,7 +183,7 @@ class FileSource:
     """Returns the label. Its height and width must be `size` unless that is None."""
     item = self._items[index]
     if isinstance(item.label, str):
-      label = self._read(item.label, size)
+      label = self._read(item.label, size, self._label_format)
       check_classes(label, self.num_classes, item.label)
       return label
     if size is None and not item.label:
@@ -194,14 +195,16 @@ class FileSource:
           f"{mask.path}: found class {mask.class_index}, expected 0..{self.num_classes - 1} "
           f"(data.num_classes={self.num_classes})"
         )
-      read = self._read(mask.path, size if label is None else label.shape)
+      # A mask may hold the number of its instance, so it need not agree with other masks.
+      alone = dataclasses.replace(self._label_format)
+      read = self._read(mask.path, size if label is None else label.shape, alone)
       label = np.zeros_like(read) if label is None else label
       label[(read == IGNORE) & (label == 0)] = IGNORE
       label[read == 1] = mask.class_index
     return label
 
-  def _read(self, path: str, size: tuple[int, int] | None) -> UInt8[np.ndarray, "h w"]:
-    read = read_labels(path, self._label_format)
+  def _read(self, path: str, size: tuple[int, int] | None, label_format: LabelFormat) -> UInt8[np.ndarray, "h w"]:
+    read = read_labels(path, label_format)
     check_size(read, size, path)
     return read
 

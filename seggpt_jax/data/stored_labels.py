@@ -126,8 +126,8 @@ def _read_palette(stored: StoredLabel) -> StoredLabel:
   palette = stored.palette
   if not (palette == palette[:, :1]).all():
     return stored
-  shown = palette[stored.used_indices(), 0]
-  if len(set(shown.tolist())) < len(shown):
+  shown = palette[: int(stored.pixels.max(initial=0)) + 1, 0].tolist()
+  if len(set(shown)) < len(shown):
     return stored
   grays = cv2.LUT(stored.pixels, palette[:, 0])
   return stored._replace(pixels=grays, palette=None, form=f"{stored.form} of grays")

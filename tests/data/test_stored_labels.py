@@ -53,6 +53,8 @@ def test_a_mask_in_a_palette_of_grays_is_what_it_shows():
     refused("found label value 255, expected class indices", lambda data=data: read(data))
   grays = encode(with_palette(2 - LABELS, (2, 2, 2), (1, 1, 1), BLACK))
   np.testing.assert_array_equal(read(grays), LABELS)
+  for labels in (LABELS, np.full_like(LABELS, 2)):  # a palette that shows nothing, as some programs leave it
+    np.testing.assert_array_equal(read(encode(with_palette(labels, BLACK, BLACK, BLACK))), labels)
 
 
 def test_palettes_with_other_colors_for_an_index_are_refused_with_both_files():
@@ -220,3 +222,16 @@ def test_the_content_says_its_form(tmp_path):
   assert (stored.form, stored.codec, stored.fault, stored.in_color) == ("PNG P", "", "", False)
   assert stored.used_indices().tolist() == [0, 1, 2] and stored.palette[1].tolist() == list(RED)
   np.testing.assert_array_equal(read_labels(path, LabelFormat()), LABELS)
+
+
+def test_masks_of_one_class_have_one_value_over_all_files():
+  """Files of one class each, 1 in some and 3 in others, would become one class without a word."""
+  label_format = LabelFormat("binary")
+  one, three = (encode(np.array([[0, value]], np.uint8)) for value in (1, 3))
+  assert label_format.decode(one, "a.png").tolist() == [[0, 1]]
+  assert label_format.decode(encode(np.zeros((1, 2), np.uint8)), "empty.png").tolist() == [[0, 0]]
+  with pytest.raises(
+    InputError, match=r"b.png: found 3 as the value of the foreground, expected 1 as in a.png .*labels=index"
+  ):
+    label_format.decode(three, "b.png")
+  assert LabelFormat("binary", 0).decode(one, "a").tolist() == LabelFormat("binary", 0).decode(three, "b").tolist()

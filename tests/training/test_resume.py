@@ -89,7 +89,7 @@ def test_a_run_from_before_thresholds_could_be_left_out_is_resumed(run, config):
   config.data.threshold = -1
   assert changed_keys(run, config) == []
   config.data.threshold = 127
-  with pytest.raises(InputError, match=r"config\.data\.threshold: found 127, expected 0 as the run in .* has"):
+  with pytest.raises(InputError, match=r"config.data.threshold: found 127, expected 0 as the run"):
     changed_keys(run, config)
 
 
