@@ -94,7 +94,7 @@ def _outlines(mask: Bool[np.ndarray, "h w"], tolerance: float | int) -> list[Flo
   order = sorted(range(len(contours)), key=lambda index: hierarchy[0, index, 3] >= 0)  # the outer edge has no parent
   corners = [contours[index][:, 0] for index in order]
   exact = [np.where(ring % 2, ring // 2 + 1 - INSET, ring // 2 + INSET) for ring in corners]
-  while tolerance >= _LEAST_TOLERANCE:
+  while tolerance >= _LEAST_TOLERANCE and max(map(len, exact)) > 4:  # rectangles have no corner to spare
     simple = [_simplified(ring, tolerance) for ring in exact]
     if _likeness(simple, mask) >= LEAST_IOU:
       return simple
@@ -131,34 +131,34 @@ def _joined(outlines: Sequence[Float[np.ndarray, "_ 2"]]) -> Float[np.ndarray, "
 
 
 def _likeness(outlines: Sequence[Float[np.ndarray, "_ 2"]], mask: Bool[np.ndarray, "h w"]) -> float:
-  """Returns the IoU of an instance and its polygon, for the kind of reader that makes it smaller."""
-  polygon = _joined(outlines)
-  filled = (fill_centers(polygon, mask.shape), fill_corners(polygon, mask.shape))
+  """Returns the IoU of an instance and its outlines, for the kind of reader that makes it smaller."""
+  filled = (fill_centers(outlines, mask.shape), fill_corners(outlines, mask.shape))
   return min(float((each & mask).sum() / (each | mask).sum()) for each in filled)
 
 
-def fill_corners(polygon: Float[np.ndarray, "n 2"], size: Sequence[int]) -> Bool[np.ndarray, "h w"]:
-  """Fills a polygon as labelme and Ultralytics do: decimals of corners are cut off, and the edges belong to it.
+def fill_corners(outlines: Sequence[Float[np.ndarray, "_ 2"]], size: Sequence[int]) -> Bool[np.ndarray, "h w"]:
+  """Fills outlines as labelme and Ultralytics do: decimals of corners are cut off, and the edges belong to the object.
 
   Args:
-    polygon: corners x, y in pixels.
+    outlines: corners x, y in pixels of an outer edge and of holes, or of one polygon.
     size: height and width of the image.
   """
-  return cv2.fillPoly(np.zeros(size, np.uint8), [polygon.astype(np.int32)], 1) > 0
+  return cv2.fillPoly(np.zeros(size, np.uint8), [ring.astype(np.int32) for ring in outlines], 1) > 0
 
 
-def fill_centers(polygon: Float[np.ndarray, "n 2"], size: Sequence[int]) -> Bool[np.ndarray, "h w"]:
-  """Fills a polygon as COCO does: the pixels whose centers are inside by the even-odd rule.
+def fill_centers(outlines: Sequence[Float[np.ndarray, "_ 2"]], size: Sequence[int]) -> Bool[np.ndarray, "h w"]:
+  """Fills outlines as COCO does: the pixels whose centers are inside by the even-odd rule.
 
   Args:
-    polygon: corners x, y in pixels.
+    outlines: corners x, y in pixels of an outer edge and of holes, or of one polygon.
     size: height and width of the image.
   """
-  (height, width), start, end = size, polygon, np.roll(polygon, -1, axis=0)
+  height, width = size
+  start, end = np.concatenate(outlines), np.concatenate([np.roll(ring, -1, axis=0) for ring in outlines])
   start, end = np.where((start[:, 1:] <= end[:, 1:])[None], (start, end), (end, start))
   # Each edge crosses the centers of rows first .. last - 1.
   first, last = (np.clip(np.ceil(side[:, 1] - 0.5), 0, height).astype(int) for side in (start, end))
-  edges = np.repeat(np.arange(len(polygon)), last - first)
+  edges = np.repeat(np.arange(len(first)), last - first)
   rows = np.arange(len(edges)) - np.repeat(np.cumsum(last - first) - last, last - first)
   share = (rows + 0.5 - start[edges, 1]) / (end[edges, 1] - start[edges, 1])
   columns = np.ceil(start[edges, 0] + share * (end[edges, 0] - start[edges, 0]) - 0.5)
