@@ -110,24 +110,50 @@ def _simplified(ring: Float[np.ndarray, "n 2"], tolerance: float | int) -> Float
 
 def _joined(outlines: Sequence[Float[np.ndarray, "_ 2"]]) -> Float[np.ndarray, "n 2"]:
   """Joins the outlines of holes to the outer one, by a horizontal cut from the leftmost corner of each to the left."""
-  polygon, holes = outlines[0], sorted(outlines[1:], key=lambda hole: hole[:, 0].min())
-  for hole in holes:
-    hole = np.roll(hole, -int(hole[:, 0].argmin()), axis=0)
-    x, y = hole[0]
-    start, end = polygon, np.roll(polygon, -1, axis=0)
-    rise = end[:, 1] - start[:, 1]
-    crossed = (start[:, 1] <= y) != (end[:, 1] <= y)
-    share = (y - start[:, 1]) / np.where(rise == 0, 1, rise)
-    meets = np.where(crossed, start[:, 0] + share * (end[:, 0] - start[:, 0]), np.inf)
-    meets = np.where(meets <= x, meets, -np.inf)
-    edge = int(meets.argmax())
-    if meets[edge] == -np.inf:  # a simplified hole may reach out of a simplified object
-      edge = int(((polygon - hole[0]) ** 2).sum(axis=1).argmin())
-      cut = polygon[edge : edge + 1]
-    else:
-      cut = np.array([[meets[edge], y]])
-    polygon = np.concatenate([polygon[: edge + 1], cut, hole, hole[:1], cut, polygon[edge + 1 :]])
+  rings = [outlines[0], *sorted(outlines[1:], key=lambda hole: hole[:, 0].min())]
+  rings = [np.roll(ring, -int(ring[:, 0].argmin()), axis=0) for ring in rings]
+  cuts = _cuts(rings)
+  # A cut leads to a ring further left, so all that is joined to a ring is known before the ring itself is joined.
+  for index in reversed(range(len(rings))):
+    ring, place, pieces = rings[index], 0, []
+    for edge, _, corner, hole in sorted(cuts[index], key=lambda cut: cut[:2]):
+      pieces += [ring[place : edge + 1], corner, rings[hole], rings[hole][:1], corner]
+      place = edge + 1
+    rings[index] = np.concatenate([*pieces, ring[place:]])
+  polygon = rings[0]
   return polygon[(polygon != np.roll(polygon, 1, axis=0)).any(axis=1)]  # a cut may start at a corner
+
+
+def _cuts(rings: Sequence[Float[np.ndarray, "_ 2"]]) -> list[list[tuple[int, float, np.ndarray, int]]]:
+  """Finds where the cut of each hole meets an edge of a ring further left.
+
+  Args:
+    rings: the outer ring and the holes from left to right, each from its leftmost corner.
+
+  Returns:
+    The cuts that start at each ring: the edge, the distance from its first corner, the point, and the hole.
+  """
+  start, end = np.concatenate(rings), np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
+  ring_of = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+  low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
+  order, tallest = np.argsort(low), (high - low).max()
+  sorted_low, first = low[order], np.searchsorted(ring_of, np.arange(len(rings)))
+  cuts: list[list[tuple[int, float, np.ndarray, int]]] = [[] for _ in rings]
+  for hole in range(1, len(rings)):
+    x, y = rings[hole][0]
+    edges = order[np.searchsorted(sorted_low, y - tallest) : np.searchsorted(sorted_low, y, "right")]
+    edges = edges[(ring_of[edges] < hole) & (high[edges] > y)]
+    share = (y - start[edges, 1]) / (end[edges, 1] - start[edges, 1])
+    meets = start[edges, 0] + share * (end[edges, 0] - start[edges, 0])
+    if (meets <= x).any():
+      edge = int(edges[np.where(meets <= x, meets, -np.inf).argmax()])
+      corner = np.array([[meets[meets <= x].max(), y]])
+    else:  # a simplified hole may reach out of a simplified object
+      edge = int(((start[: first[hole]] - rings[hole][0]) ** 2).sum(axis=1).argmin())
+      corner = start[edge : edge + 1]
+    ring = int(ring_of[edge])
+    cuts[ring].append((edge - int(first[ring]), float(np.abs(corner - start[edge]).sum()), corner, hole))
+  return cuts
 
 
 def _likeness(outlines: Sequence[Float[np.ndarray, "_ 2"]], mask: Bool[np.ndarray, "h w"]) -> float:
