@@ -35,7 +35,7 @@ from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference import annotations, batch, instances, outputs, queries, scores, video
+from seggpt_jax.inference import annotation_files, batch, instances, outputs, queries, scores, video
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.shard import Shard
@@ -183,17 +183,17 @@ def _find_queries(
   return find_queries(images, options, labels, bad)
 
 
-def _annotation_options(found: Sequence[queries.Query], labels: LabelFormat) -> annotations.AnnotationOptions:
+def _annotation_options(found: Sequence[queries.Query], labels: LabelFormat) -> annotation_files.AnnotationOptions:
   """Returns names of classes and tolerance of polygons, as far as annotations are to be written."""
   values = flags.FLAGS
   if not set(values.save) & set(outputs.ANNOTATION_KINDS):
-    return annotations.AnnotationOptions()
+    return annotation_files.AnnotationOptions()
   prompts = {prompt.labels for query in found for prompt in query.prompts}
   tolerance = instances.TOLERANCE if values.polygon_tolerance is None else values.polygon_tolerance
   root = Path(values.dataset_dir) if values.dataset_dir else None
   with naming_flags():
-    names = annotations.class_names(values.class_names, values.adapter or values.model_path, prompts, labels)
-    return annotations.AnnotationOptions(names, tolerance, root)
+    names = annotation_files.class_names(values.class_names, values.adapter or values.model_path, prompts, labels)
+    return annotation_files.AnnotationOptions(names, tolerance, root)
 
 
 def _segment_video(adapter: StoredAdapter | None, options: InferenceOptions, labels: LabelFormat) -> None:

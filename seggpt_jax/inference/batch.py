@@ -26,8 +26,8 @@ from seggpt_jax.data.labels import IGNORE, LabelFormat
 from seggpt_jax.data.ledger import Ledger
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference import annotations, outputs, scores
-from seggpt_jax.inference.annotations import AnnotationOptions
+from seggpt_jax.inference import annotation_files, outputs, scores
+from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
@@ -140,7 +140,7 @@ def run(
     entries = progress.read_all()
   left = sum(query.name not in entries for query in queries)
   if not left:
-    annotations.finish(outdir, queries, entries, kinds, annotation_options)
+    annotation_files.finish(outdir, queries, entries, kinds, annotation_options)
   metrics = None if left else write_report(outdir, queries, entries, settings)
   return Outcome(done, len(own) - len(unfinished), left, metrics, skipped_files(entries))
 
@@ -269,7 +269,7 @@ def _write(
   """Writes the results of a query. Returns what the ledger keeps about annotations, and pixel counts with labels."""
   shown = None if item.truth is None else np.where(item.truth == IGNORE, np.uint8(0), item.truth)
   outputs.write_prediction(outdir, item.query.name, item.image, item.shown, prediction, shown, kinds)
-  noted = annotations.write(outdir, item.query, prediction, kinds, annotation_options, least_area)
+  noted = annotation_files.write(outdir, item.query, prediction, kinds, annotation_options, least_area)
   if item.truth is None:
     return noted
   noted["counts"] = scores.count((prediction.unstitched or prediction).labels, item.truth)

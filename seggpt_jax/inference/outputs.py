@@ -1,4 +1,4 @@
-"""Predictions as files: label maps, colored label maps, and pictures to look at. Annotations are in `annotations`.
+"""Predictions as files: label maps, colored label maps, and pictures to look at. Annotations are in `annotation_files`.
 
 In: arrays of one image. Out: PNG and JSON files, each written whole or not at all.
 """
@@ -23,7 +23,7 @@ from seggpt_jax.palette import display_palette
 
 Kind = Literal["label", "color", "concat", "overlay", "confidence", "rle", "coco", "labelme", "yolo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-ANNOTATION_KINDS: tuple[Kind, ...] = ("coco", "labelme", "yolo")  # of `annotations`
+ANNOTATION_KINDS: tuple[Kind, ...] = ("coco", "labelme", "yolo")  # of `annotation_files`
 DEFAULT_KINDS: tuple[Kind, ...] = ("label", "color", "concat")
 
 
@@ -135,7 +135,7 @@ def write_prediction(
     truth: the query's true label map, if known.
     kinds: "label" (class indices), "color" (the classes in display colors), "concat" (see `concat`), "overlay" (display
       colors over the image), "confidence" (`Prediction.confidence` as gray values 0..255), and "rle" (`run_lengths` in
-      rle/NAME.json). Annotations are left to `annotations.write`.
+      rle/NAME.json). Annotations are left to `annotation_files.write`.
 
   Raises:
     InputError: the directory cannot be written to.

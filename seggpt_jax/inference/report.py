@@ -8,7 +8,7 @@ from typing import Any
 
 from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
 from seggpt_jax.inference import outputs, scores
-from seggpt_jax.inference.annotations import COCO_FILE
+from seggpt_jax.inference.annotation_files import COCO_FILE
 from seggpt_jax.inference.progress import as_text
 from seggpt_jax.inference.queries import Query
 

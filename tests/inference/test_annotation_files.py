@@ -15,8 +15,8 @@ from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference import annotations, batch
-from seggpt_jax.inference.annotations import AnnotationOptions
+from seggpt_jax.inference import annotation_files, batch
+from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import Query
@@ -42,8 +42,8 @@ def written(tmp_path):
     image = tmp_path / "data" / "images" / f"{name}.png"
     write(image, np.zeros((*label.shape, 3), np.uint8))
     queries.append(Query(name, image, None, ()))
-    entries[name] = annotations.write(tmp_path / "out", queries[-1], predicted(label), KINDS, options)
-  annotations.finish(tmp_path / "out", queries, entries, KINDS, options)
+    entries[name] = annotation_files.write(tmp_path / "out", queries[-1], predicted(label), KINDS, options)
+  annotation_files.finish(tmp_path / "out", queries, entries, KINDS, options)
   return tmp_path / "out", labels
 
 
@@ -208,18 +208,18 @@ def test_names_of_classes_come_from_the_training_run(tmp_path, weights_directory
   run = tmp_path / "run"
   shutil.copytree(weights_directory, run / "best")
   model, labels = run / "best", LabelFormat()
-  assert annotations.class_names((), model, (), labels) == ()
+  assert annotation_files.class_names((), model, (), labels) == ()
   assert [AnnotationOptions().name(index) for index in (1, 2)] == ["class_1", "class_2"]
   (run / "config.json").write_text(json.dumps({"data": {"num_classes": 4, "class_names": ["crack,hole", "dust"]}}))
-  assert annotations.class_names((), model, (), labels) == ("crack", "hole", "dust")
-  assert annotations.class_names(("a", "b", "c"), model, (), labels) == ("a", "b", "c")
+  assert annotation_files.class_names((), model, (), labels) == ("crack", "hole", "dust")
+  assert annotation_files.class_names(("a", "b", "c"), model, (), labels) == ("a", "b", "c")
   with pytest.raises(
     InputError, match="found a,b, 2 names, expected 3, one for each of classes 1 to 3 of the training"
   ):
-    annotations.class_names(("a", "b"), model, (), labels)
+    annotation_files.class_names(("a", "b"), model, (), labels)
   (run / "config.json").write_text(json.dumps({"data": {"class_names": [3]}}))
   with pytest.raises(InputError, match=r"config\.json: data\.class_names: found \[3\], expected a list of names"):
-    annotations.class_names((), model, (), labels)
+    annotation_files.class_names((), model, (), labels)
 
 
 @pytest.mark.parametrize("name", ["", "_background_", "__ignore__"])
