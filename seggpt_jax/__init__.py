@@ -11,6 +11,7 @@ Each name is imported when it is first used, so that `import seggpt_jax` is fast
   Predictor         segments images by example: the class to start with
   Prediction        the result of `Predictor.predict`: labels, colors, confidence
   InferenceOptions  options of a prediction: tiles, overlap, mirrored copies
+  instances         lists the objects of a prediction, with area, box, confidence and polygon
   trained_options   the options that fit trained weights: their scale, their operating point
   load_model        loads a network from weights, a training run, or a packaged name
   SegGPT            the network, a Flax NNX module: canvases in, colors out
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
   from seggpt_jax import canvas, palette
+  from seggpt_jax.inference.instances import instances
   from seggpt_jax.inference.options import InferenceOptions
   from seggpt_jax.inference.prediction import Prediction
   from seggpt_jax.inference.predictor import Predictor
@@ -45,6 +47,7 @@ _MODULES = {
   "SegGPT": "seggpt_jax.model.seggpt",
   "SegGPTConfig": "seggpt_jax.model.config",
   "canvas": "seggpt_jax.canvas",
+  "instances": "seggpt_jax.inference.instances",
   "load_model": "seggpt_jax.model.weights",
   "masked_smooth_l1": "seggpt_jax.training.loss",
   "palette": "seggpt_jax.palette",
@@ -58,6 +61,7 @@ __all__ = [
   "SegGPT",
   "SegGPTConfig",
   "canvas",
+  "instances",
   "load_model",
   "masked_smooth_l1",
   "palette",

@@ -15,13 +15,14 @@ A video, with the label map of its first frame:
   seggpt infer --model-path weights/vit_large --video street.mp4 --prompt-label first.png --outdir out
 
 Writes out/label (class indices), out/color, out/concat (pictures to look at), out/summary.txt, and out/metrics.json
-if the dataset has labels; for a video out/street.mp4 and out/label/street. Images and labels are paired by their file
-names without the ending.
+if the dataset has labels; for a video out/street.mp4 and out/label/street. --save=coco, labelme or yolo writes objects
+with polygons for labeling tools. Images and labels are paired by their file names without the ending.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -29,12 +30,12 @@ from seggpt_jax.cli import inference_flags, label_flags
 from seggpt_jax.cli.help_text import flag_name
 from seggpt_jax.cli.path_flags import define_path, define_paths
 from seggpt_jax.cli.prompt_flags import FOLDER_PROMPTS, define_prompt_flags, find_queries
-from seggpt_jax.cli.runner import is_given
+from seggpt_jax.cli.runner import is_given, naming_flags
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference import batch, outputs, queries, scores, video
+from seggpt_jax.inference import annotation_files, batch, instances, outputs, queries, scores, video
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.shard import Shard
@@ -42,11 +43,12 @@ from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt
 
 _FILE_PROMPTS = ("prompt_image", "prompt_label")
-_IMAGES_ONLY = ("save", "skip_bad", "resume", "shard")
+_ANNOTATIONS = ("class_names", "polygon_tolerance")
+_IMAGES_ONLY = ("save", *_ANNOTATIONS, "skip_bad", "resume", "shard")
 _VIDEO_ONLY = ("num_frames", "save_frames")
 # A resumed run must have these in common with the run that was stopped.
 _SETTINGS = (
-  *("model_path", "adapter", "dataset_dir", "image", *FOLDER_PROMPTS, *_FILE_PROMPTS, "save"),
+  *("model_path", "adapter", "dataset_dir", "image", *FOLDER_PROMPTS, *_FILE_PROMPTS, "save", *_ANNOTATIONS),
   *inference_flags.OPTION_NAMES,
   *label_flags.NAMES,
 )
@@ -74,6 +76,17 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
     **label_flags.define_label_flags("as in training, else index"),
     "Output for images": [
       flags.DEFINE_list("save", list(outputs.DEFAULT_KINDS), f"Any of {', '.join(outputs.KINDS)}."),
+      flags.DEFINE_list(
+        "class_names",
+        [],
+        "Names of classes 1, 2, ... for coco, labelme and yolo. By default as in training, else class_1.",
+      ),
+      flags.DEFINE_float(
+        "polygon_tolerance",
+        None,
+        "Pixels by which polygons of coco, labelme and yolo may leave the edges of objects; less for small and thin "
+        f"ones. By default {instances.TOLERANCE:g}.",
+      ),
       flags.DEFINE_bool("skip_bad", False, "Skip queries with missing or unreadable files, and list them."),
       flags.DEFINE_bool("resume", False, "Continue a run that was stopped; its settings must be the same."),
       flags.DEFINE_string("shard", "1/1", "I/N: do only the I-th of N shares of the work."),
@@ -103,13 +116,16 @@ def main() -> None:
     # What the run was calibrated to, not "auto": a run that is resumed must not mix two operating points.
     settings |= {"sensitivity": list(options.sensitivity), "least-area": options.least_area}
   bad = BadFiles() if values.skip_bad else None
+  found = _find_queries(learned, bad, options, labels)
+  annotation_options = _annotation_options(found, labels)
   outcome = batch.run(
     Predictor.from_checkpoint(values.model_path, adapter=adapter),
-    _find_queries(learned, bad, options, labels),
+    found,
     values.outdir,
     options=options,
     labels=labels,
     kinds=values.save,
+    annotation_options=annotation_options,
     bad=bad,
     resume=values.resume,
     shard=shard,
@@ -128,6 +144,9 @@ def _check_flags(learned: bool) -> None:
     _refuse(_IMAGES_ONLY, "with --video")
   else:
     _refuse(_VIDEO_ONLY, "without --video")
+    outputs.check_kinds(values.save)
+    if not set(values.save) & set(outputs.ANNOTATION_KINDS):
+      _refuse(_ANNOTATIONS, f"without --save={', '.join(outputs.ANNOTATION_KINDS)} or some of them")
   if learned:
     _refuse((*FOLDER_PROMPTS, *_FILE_PROMPTS), "beside a learned prompt, which serves every query")
   elif values.video or is_given("prompt_image"):
@@ -162,6 +181,19 @@ def _find_queries(
   if prompts := queries.given_prompts(values.prompt_image, values.prompt_label):
     return queries.list_queries(images, bad=bad, prompts=prompts)
   return find_queries(images, options, labels, bad)
+
+
+def _annotation_options(found: Sequence[queries.Query], labels: LabelFormat) -> annotation_files.AnnotationOptions:
+  """Returns names of classes and tolerance of polygons, as far as annotations are to be written."""
+  values = flags.FLAGS
+  if not set(values.save) & set(outputs.ANNOTATION_KINDS):
+    return annotation_files.AnnotationOptions()
+  prompts = {prompt.labels for query in found for prompt in query.prompts}
+  tolerance = instances.TOLERANCE if values.polygon_tolerance is None else values.polygon_tolerance
+  root = Path(values.dataset_dir) if values.dataset_dir else None
+  with naming_flags():
+    names = annotation_files.class_names(values.class_names, values.adapter or values.model_path, prompts, labels)
+    return annotation_files.AnnotationOptions(names, tolerance, root)
 
 
 def _segment_video(adapter: StoredAdapter | None, options: InferenceOptions, labels: LabelFormat) -> None:

@@ -26,7 +26,8 @@ from seggpt_jax.data.labels import IGNORE, LabelFormat
 from seggpt_jax.data.ledger import Ledger
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference import outputs, scores
+from seggpt_jax.inference import annotation_files, outputs, scores
+from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
@@ -86,6 +87,7 @@ def run(
   options: InferenceOptions | None = None,
   labels: LabelFormat | None = None,
   kinds: Sequence[outputs.Kind] = outputs.DEFAULT_KINDS,
+  annotation_options: AnnotationOptions | None = None,
   bad: BadFiles | None = None,
   resume: bool = False,
   shard: Shard | None = None,
@@ -101,6 +103,7 @@ def run(
     labels: format of the label files of prompts and queries; class indices by default. Ignored pixels are background in
       a prompt, and are not scored.
     kinds: kinds of results to write for each image.
+    annotation_options: names of classes and tolerance of polygons, for the kinds that are annotations.
     bad: if given, queries with unreadable files are skipped and added here. It may hold some already. All are listed
       in bad_files.txt.
     resume: skips images that an earlier run with the same settings has finished. Bad images are tried again.
@@ -112,6 +115,7 @@ def run(
       the run to resume had other settings.
   """
   outdir, settings, shard = Path(outdir).expanduser(), dict(settings or {}), shard or Shard()
+  options, annotation_options = options or InferenceOptions(), annotation_options or AnnotationOptions()
   outputs.check_kinds(kinds)
   notice = overwrite_notice(outdir, settings) if shard.count == 1 and not resume else None
   if notice:
@@ -129,11 +133,14 @@ def run(
     with tqdm(desc="infer", unit="image", total=len(unfinished)) as bar:
       skip = None if bad is None else functools.partial(_note_bad, bad, progress, bar)
       items = segment(predictor, unfinished, options, labels=labels, skip=skip)
-      done = _write_all(items, outdir, kinds, progress, bar)
+      write = functools.partial(_write, outdir, kinds, annotation_options, options.least_area)
+      done = _write_all(items, write, progress, bar)
     if bad and not done and len(unfinished) == len(own):
       raise InputError(f"none of {len(own)} images could be segmented, the first: {next(iter(bad)).reason}")
     entries = progress.read_all()
   left = sum(query.name not in entries for query in queries)
+  if not left:
+    annotation_files.finish(outdir, queries, entries, kinds, annotation_options)
   metrics = None if left else write_report(outdir, queries, entries, settings)
   return Outcome(done, len(own) - len(unfinished), left, metrics, skipped_files(entries))
 
@@ -159,9 +166,12 @@ def with_progress(
 
 
 def _write_all(
-  items: Iterator[tuple[Read, Prediction]], outdir: Path, kinds: Sequence[outputs.Kind], progress: Ledger, bar: tqdm
+  items: Iterator[tuple[Read, Prediction]],
+  write: Callable[[Read, Prediction], dict[str, Any]],
+  progress: Ledger,
+  bar: tqdm,
 ) -> int:
-  """Writes results in threads and notes them as finished, in order. Returns their number."""
+  """Writes results in threads and notes them with what `write` returns, in order. Returns their number."""
   done, written = 0, collections.deque[tuple[str, Future[dict[str, Any]]]]()
 
   def note_finished(behind: int) -> None:
@@ -171,7 +181,7 @@ def _write_all(
 
   with ThreadPoolExecutor(_WRITERS) as writers:
     for item, prediction in items:
-      written.append((item.query.name, writers.submit(_write, outdir, item, prediction, kinds)))
+      written.append((item.query.name, writers.submit(write, item, prediction)))
       note_finished(behind=_BEHIND)
       bar.update()
       done += 1
@@ -248,13 +258,21 @@ def _reader(
   return read
 
 
-def _write(outdir: Path, item: Read, prediction: Prediction, kinds: Sequence[outputs.Kind]) -> dict[str, Any]:
-  """Writes the results of a query. Returns its pixel counts if it has a label map."""
+def _write(
+  outdir: Path,
+  kinds: Sequence[outputs.Kind],
+  annotation_options: AnnotationOptions,
+  least_area: int,
+  item: Read,
+  prediction: Prediction,
+) -> dict[str, Any]:
+  """Writes the results of a query. Returns what the ledger keeps about annotations, and pixel counts with labels."""
   shown = None if item.truth is None else np.where(item.truth == IGNORE, np.uint8(0), item.truth)
   outputs.write_prediction(outdir, item.query.name, item.image, item.shown, prediction, shown, kinds)
+  noted = annotation_files.write(outdir, item.query, prediction, kinds, annotation_options, least_area)
   if item.truth is None:
-    return {}
-  counts = {"counts": scores.count((prediction.unstitched or prediction).labels, item.truth)}
+    return noted
+  noted["counts"] = scores.count((prediction.unstitched or prediction).labels, item.truth)
   if prediction.unstitched is not None:
-    counts["stitched"] = scores.count(prediction.labels, item.truth)
-  return counts
+    noted["stitched"] = scores.count(prediction.labels, item.truth)
+  return noted

@@ -1,4 +1,4 @@
-"""Predictions as files: label maps, colored label maps, and pictures to look at.
+"""Predictions as files: label maps, colored label maps, and pictures to look at. Annotations are in `annotation_files`.
 
 In: arrays of one image. Out: PNG and JSON files, each written whole or not at all.
 """
@@ -21,8 +21,9 @@ from seggpt_jax.inference.pictures import overlay, titled_row, write_png
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.palette import display_palette
 
-Kind = Literal["label", "color", "concat", "overlay", "confidence", "rle"]
+Kind = Literal["label", "color", "concat", "overlay", "confidence", "rle", "coco", "labelme", "yolo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+ANNOTATION_KINDS: tuple[Kind, ...] = ("coco", "labelme", "yolo")  # of `annotation_files`
 DEFAULT_KINDS: tuple[Kind, ...] = ("label", "color", "concat")
 
 
@@ -134,15 +135,20 @@ def write_prediction(
     truth: the query's true label map, if known.
     kinds: "label" (class indices), "color" (the classes in display colors), "concat" (see `concat`), "overlay" (display
       colors over the image), "confidence" (`Prediction.confidence` as gray values 0..255), and "rle" (`run_lengths` in
-      rle/NAME.json).
+      rle/NAME.json). Annotations are left to `annotation_files.write`.
 
   Raises:
     InputError: the directory cannot be written to.
   """
-  directory = Path(directory)
-  if prediction.unstitched is not None:
-    _write(directory / "stitch", name, query, prompts, prediction, truth, kinds)
-  _write(directory, name, query, prompts, prediction.unstitched or prediction, truth, kinds)
+  for folder, each in versions(prediction).items():
+    _write(Path(directory) / folder, name, query, prompts, each, truth, kinds)
+
+
+def versions(prediction: Prediction) -> dict[str, Prediction]:
+  """Returns the prediction as it was before seams were stitched, and the stitched one if any, by folder of results."""
+  if prediction.unstitched is None:
+    return {".": prediction}
+  return {".": prediction.unstitched, "stitch": prediction}
 
 
 def _write(directory, name, query, prompts, prediction, truth, kinds) -> None:
@@ -154,6 +160,8 @@ def _write(directory, name, query, prompts, prediction, truth, kinds) -> None:
     "confidence": lambda: np.round(255 * prediction.confidence()).astype(np.uint8),
   }
   for kind in kinds:
+    if kind in ANNOTATION_KINDS:
+      continue
     if kind == "rle":
       write_json(directory / kind / f"{name}.json", run_lengths(prediction, name))
     else:

@@ -1,0 +1,273 @@
+"""Predictions as annotations that labeling tools load: COCO, labelme and YOLO files of instances with polygons.
+
+In: predictions one by one, then the entries of a finished run. Out: for each image coco/NAME.json, labelme/NAME.json
+and yolo/labels/NAME.txt; for the run annotations.json, joined from the files in coco/, and yolo/data.yaml.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seggpt_jax.data.labels import LabelFormat, classes_in, read_labels
+from seggpt_jax.data.ledger import read_note
+from seggpt_jax.errors import InputError
+from seggpt_jax.files import write_whole
+from seggpt_jax.inference import outputs
+from seggpt_jax.inference.instances import TOLERANCE, Instance, instances
+from seggpt_jax.inference.prediction import Prediction
+from seggpt_jax.inference.queries import Query
+from seggpt_jax.inference.trained import run_config, run_data
+
+COCO_FILE = "annotations.json"
+_LABELME_VERSION = "5.5.0"  # labelme reads files of other versions too, and says so
+_RESERVED = ("_background_", "__ignore__")  # labels with which labelme's converters mean no class
+_DATA_YAML = """\
+# Put the images into images/ beside labels/, under the same names.
+train: images
+val: images
+names:
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotationOptions:
+  """Options of annotations.
+
+  Attributes:
+    names: names of classes 1, 2, ...; further classes are called class_N.
+    tolerance: see `instances`.
+    root: folder that the `file_name` of COCO is relative to. Images outside of it, or all without it, have their file
+      name alone.
+
+  Raises:
+    InputError: a name is empty, given twice or reserved, or the tolerance is negative.
+  """
+
+  names: tuple[str, ...] = ()
+  tolerance: float | int = TOLERANCE
+  root: Path | None = None
+
+  def __post_init__(self):
+    if not 0 <= self.tolerance < float("inf"):
+      raise InputError(f"polygon_tolerance: found {self.tolerance}, expected a number of pixels, or 0")
+    for place, name in enumerate(self.names):
+      if not name or name in _RESERVED or name in self.names[:place]:
+        why = " twice" if name in self.names[:place] else ""
+        raise InputError(f"class_names: found {name!r}{why}, expected a different name for each of classes 1, 2, ...")
+
+  def name(self, class_index: int) -> str:
+    """Returns the name of a class."""
+    return self.names[class_index - 1] if class_index <= len(self.names) else f"class_{class_index}"
+
+
+def class_names(
+  given: Sequence[str], model_path: str | os.PathLike, prompt_labels: Iterable[Path], labels: LabelFormat
+) -> tuple[str, ...]:
+  """Returns the names of classes 1, 2, ...: those that the user gave, else those of the training run.
+
+  Args:
+    given: the user's names; none for those of the run.
+    model_path: weights, a training run, or the run of an adapter.
+    prompt_labels: label files of all prompts, which show how many classes there are. Files that cannot be read do not
+      count; whoever segments with them reports them.
+    labels: format of the label files.
+
+  Raises:
+    InputError: the number of the given names is not that of the classes, or the run's config.json cannot be read.
+  """
+  path = run_config(model_path)
+  data = {} if path is None else run_data(path)
+  if not given:
+    stored = data.get("class_names") or ()
+    if not isinstance(stored, list | tuple) or not all(isinstance(name, str) for name in stored):
+      raise InputError(f"{path}: data.class_names: found {stored!r}, expected a list of names")
+    # A command line passes crack,hole as one string.
+    return tuple(name.strip() for names in stored for name in names.split(","))
+  trained, shown = data.get("num_classes", 1), 0
+  if not isinstance(trained, int):
+    raise InputError(f"{path}: data.num_classes: found {trained!r}, expected a number")
+  for file in sorted(set(prompt_labels)):
+    with contextlib.suppress(InputError):
+      shown = max([shown, *classes_in(read_labels(file, labels))])
+  expected = max(shown, trained - 1)
+  if len(given) != expected:
+    counted = "the training run" if trained > shown else "the prompts"
+    found = f"{','.join(given)}, {len(given)} name{'s' * (len(given) != 1)}"
+    raise InputError(
+      f"class_names: found {found}, expected {expected}, one for each of classes 1 to {expected} of {counted}; the "
+      "background has none"
+    )
+  return tuple(name.strip() for name in given)
+
+
+def write(
+  directory: Path,
+  query: Query,
+  prediction: Prediction,
+  kinds: Sequence[outputs.Kind],
+  options: AnnotationOptions,
+  least_area: int = 0,
+) -> dict[str, Any]:
+  """Writes the annotations of one image. Predictions with stitched seams go to stitch/.
+
+  Args:
+    directory: folder of the results.
+    query: the files of the image.
+    prediction: its prediction.
+    kinds: kinds of results; those that are no annotations are left to `outputs.write_prediction`.
+    options: names of classes, and how polygons are simplified.
+    least_area: see `instances`.
+
+  Returns:
+    JSON values for the run's ledger, from which `finish` knows what was written; none without annotations.
+
+  Raises:
+    InputError: the directory cannot be written to.
+  """
+  kinds = [kind for kind in kinds if kind in outputs.ANNOTATION_KINDS]
+  if not kinds:
+    return {}
+  versions = outputs.versions(prediction)
+  for folder, each in versions.items():
+    found, size = instances(each, least_area, options.tolerance), each.labels.shape
+    for kind in kinds:
+      if kind == "coco":
+        _write_json(directory / folder / kind / f"{query.name}.json", _coco(query, found, size, options))
+      elif kind == "labelme":
+        path = directory / folder / kind / f"{query.name}.json"
+        _write_json(path, _labelme(path, query, found, size, options))
+      else:
+        outputs.write_text(directory / folder / kind / "labels" / f"{query.name}.txt", _yolo(found, size))
+  return {"annotated": list(versions), "classes": prediction.classes[-1]}
+
+
+def _coco(query: Query, found: Sequence[Instance], size: Sequence[int], options: AnnotationOptions) -> dict[str, Any]:
+  """Returns one image of a COCO file, without ids."""
+  path, root = query.image.absolute(), (options.root or query.image.parent).absolute()
+  file_name = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+  annotations = [
+    {
+      "category_id": each.class_index,
+      "segmentation": [each.polygon.round(2).ravel().tolist()],
+      "area": each.area,
+      "bbox": list(each.box),
+      "iscrowd": 0,
+      "score": round(each.confidence, 4),
+    }
+    for each in found
+  ]
+  return {
+    "image": {"file_name": file_name.as_posix(), "height": size[0], "width": size[1]},
+    "annotations": annotations,
+  }
+
+
+def _labelme(
+  path: Path, query: Query, found: Sequence[Instance], size: Sequence[int], options: AnnotationOptions
+) -> dict[str, Any]:
+  """Returns a labelme file; `path` is where it goes."""
+  shapes = [
+    {
+      "label": options.name(each.class_index),
+      "points": each.polygon.round(2).tolist(),
+      "group_id": None,
+      "description": f"confidence {each.confidence:.2f}",
+      "shape_type": "polygon",
+      "flags": {},
+    }
+    for each in found
+  ]
+  image = query.image.parent.resolve() / query.image.name
+  with contextlib.suppress(ValueError):  # on Windows there is no relative path to another drive
+    image = Path(os.path.relpath(image, path.parent.resolve()))
+  return {
+    "version": _LABELME_VERSION,
+    "flags": {},
+    "shapes": shapes,
+    "imagePath": image.as_posix(),
+    "imageData": None,
+    "imageHeight": size[0],
+    "imageWidth": size[1],
+  }
+
+
+def _yolo(found: Sequence[Instance], size: Sequence[int]) -> str:
+  """Returns one line for each instance: its class from 0, then x and y of each corner as shares of width and height."""
+  lines = []
+  for each in found:
+    corners = (each.polygon / [size[1], size[0]]).ravel()
+    lines.append(" ".join([str(each.class_index - 1), *(f"{value:.6f}" for value in corners)]) + "\n")
+  return "".join(lines)
+
+
+def finish(
+  directory: Path,
+  queries: Sequence[Query],
+  entries: Mapping[str, Mapping[str, Any]],
+  kinds: Sequence[outputs.Kind],
+  options: AnnotationOptions,
+) -> None:
+  """Writes the files that describe all images: annotations.json for "coco", yolo/data.yaml for "yolo".
+
+  Args:
+    directory: folder of the results.
+    queries: all queries of the run.
+    entries: entries of the run's ledger, by name of the query, with what `write` returned.
+    kinds: kinds of results.
+    options: names of classes.
+
+  Raises:
+    InputError: a file cannot be written, or an image was finished without annotations.
+  """
+  if not {"coco", "yolo"} & set(kinds):
+    return
+  good = [query for query in queries if "bad" not in entries[query.name]]
+  for query in good:
+    if "annotated" not in entries[query.name]:
+      raise InputError(
+        f"{directory}: {query.name} was finished without annotations, expected some; start over without --resume"
+      )
+  last = max([len(options.names), *(entries[query.name]["classes"] for query in good)])
+  names = {index: options.name(index) for index in range(1, last + 1)}
+  for folder in sorted({each for query in good for each in entries[query.name]["annotated"]}):
+    of_folder = [query for query in good if folder in entries[query.name]["annotated"]]
+    if "coco" in kinds:
+      _write_json(directory / folder / COCO_FILE, _join_coco(directory / folder / "coco", of_folder, names))
+    if "yolo" in kinds:
+      lines = (f"  {index - 1}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in names.items())
+      outputs.write_text(directory / folder / "yolo" / "data.yaml", _DATA_YAML + "".join(lines))
+
+
+def _join_coco(folder: Path, queries: Sequence[Query], names: Mapping[int, str]) -> dict[str, Any]:
+  """Joins the files of single images to one COCO dataset.
+
+  Raises:
+    InputError: a file is missing or damaged.
+  """
+  images, annotations = [], []
+  for image_id, query in enumerate(queries, start=1):
+    path = folder / f"{query.name}.json"
+    part = read_note(path)
+    if part is None or not {"image", "annotations"} <= part.keys():
+      raise InputError(f"{path}: missing or damaged, expected what this run has written; start over without --resume")
+    images.append({"id": image_id, **part["image"]})
+    for each in part["annotations"]:
+      annotations.append({"id": 1 + len(annotations), "image_id": image_id, **each})
+  return {
+    "info": {"description": "predictions of seggpt-jax"},
+    "licenses": [],
+    "images": images,
+    "annotations": annotations,
+    "categories": [{"id": index, "name": name, "supercategory": ""} for index, name in names.items()],
+  }
+
+
+def _write_json(path: Path, value: Any) -> None:
+  """Writes JSON values without line breaks: most of them are coordinates."""
+  write_whole(path, lambda file: file.write(json.dumps(value, allow_nan=False).encode() + b"\n"))
