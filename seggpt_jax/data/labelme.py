@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from seggpt_jax.data.dataset_files import DatasetFiles
+from seggpt_jax.data.dataset_files import DatasetFiles, same_form
 from seggpt_jax.data.images import is_image, load_upright, open_image, read_bytes
 from seggpt_jax.data.outlines import (
   BACKGROUND,
@@ -125,7 +125,10 @@ def _entry(files: DatasetFiles, relative: str, content: dict[str, Any], split: s
   size = (height, width) if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0 else None
   shapes = tuple(_shape(each, f"shape {place}", size) for place, each in enumerate(content["shapes"]))
   name = name.removeprefix(f"{split}/") if split != "." else name
-  return Entry(name, files.find(image_path, (folder, split), split, splits), shapes, size, where=where)
+  # The path is relative to the file and may lead out of the dataset.
+  stated = os.path.normpath(os.path.join(os.path.dirname(where), same_form(image_path)))
+  image = stated if os.path.isfile(stated) else files.find(image_path, (folder, split), split, splits)
+  return Entry(name, image, shapes, size, where=where)
 
 
 def _label(shape: Any) -> str:

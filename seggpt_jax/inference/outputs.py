@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Integer, UInt8
+from pycocotools import mask as mask_module
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole, writing
@@ -34,15 +35,13 @@ def check_kinds(kinds: Sequence[str]) -> None:
     kinds: names of kinds.
 
   Raises:
-    InputError: there are none, one is unknown, or one needs a package that is not installed.
+    InputError: there are none, or one is unknown.
   """
   for kind in kinds:
     if kind not in KINDS:
       raise InputError(f"--save: found {kind!r}, expected some of {', '.join(KINDS)}")
   if not kinds:
     raise InputError(f"--save: found nothing, expected some of {', '.join(KINDS)}")
-  if "rle" in kinds:
-    _import_mask_module()
 
 
 def concat(
@@ -90,7 +89,7 @@ def run_lengths(prediction: Prediction, name: str) -> list[dict[str, Any]]:
     their `size`, height and width), `area` in pixels, `bbox` (left, top, width, height), and as `score` the mean
     confidence of the class's pixels, 0..1.
   """
-  mask_module, confidence, entries = _import_mask_module(), prediction.confidence(), []
+  confidence, entries = prediction.confidence(), []
   for index in np.unique(prediction.labels[prediction.labels > 0]).tolist():
     mask = prediction.mask(index)
     encoded = mask_module.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -105,14 +104,6 @@ def run_lengths(prediction: Prediction, name: str) -> list[dict[str, Any]]:
       }
     )
   return entries
-
-
-def _import_mask_module():
-  try:
-    from pycocotools import mask
-  except ImportError as error:
-    raise InputError("--save=rle: expected pycocotools, not installed: pip install 'seggpt-jax[coco]'") from error
-  return mask
 
 
 def write_prediction(

@@ -87,6 +87,25 @@ def test_a_coco_file_of_predictions_is_a_dataset_to_train_on(written, tmp_path):
   np.testing.assert_array_equal(source.label(0), labels["a"])
 
 
+def test_corrected_predictions_are_datasets_to_train_on(written, tmp_path):
+  """Predictions in labelme's and YOLO's form, read by the readers that training uses."""
+  out, labels = written
+  for image in (tmp_path / "data/images").rglob("*.png"):
+    copy = out / "yolo" / "images" / image.relative_to(tmp_path / "data/images")
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(image, copy)
+  for kind, split in (("labelme", "."), ("yolo", "train")):
+    source = open_dataset(Dataset(kind, str(out / kind), 4), split)
+    named = {"crack": 1, "hole: deep": 2, "Staub größer": 3}
+    read = {source.name(i): source[i]["label"] for i in range(len(source))}
+    assert list(read) == list(labels)
+    for name, label in labels.items():
+      found = np.zeros_like(label)
+      for place, category in enumerate(source.categories, 1):
+        found[read[name] == place] = named[category]
+      np.testing.assert_array_equal(found, label)
+
+
 def test_labelme_files_give_the_masks_back_and_name_their_images(written):
   out, labels = written
   for name, label in labels.items():
