@@ -17,6 +17,7 @@ _RARE = 0.1  # share of the samples
 _SMALL_SHARE = 0.05  # share of the pixels
 _FEW_BORDERS = 100  # pixels
 _RAMPS = 0.15  # share of the pixels at borders; 0.1 at most without interpolation, also in crowded scenes
+_RAMPS_OF_THREE = 0.5  # the same where there are only three values
 _FEW_SPECKS = 20
 _SPECK_SHARE = 0.3  # share of the class's area
 
@@ -87,7 +88,9 @@ def _interpolated(findings: Findings) -> Iterator[Advice]:
   if stored.lossy or stored.colors or label_format.mode == "binary":
     return
   values = [value for value in made_up(stored.facts()) if value not in label_format.ignore]
-  ramps = stored.steep >= _FEW_BORDERS and stored.soft > _RAMPS * stored.steep
+  # One class may really lie between two others, as gray matter does around white matter (0.43 of its borders).
+  least = _RAMPS if len(stored.facts()) > 3 else _RAMPS_OF_THREE
+  ramps = stored.steep >= _FEW_BORDERS and stored.soft > least * stored.steep
   if values or ramps:
     named = ", ".join(map(str, sorted(values)[:5])) + (", ..." if len(values) > 5 else "")
     what = f"value {named} only occurs" if len(values) == 1 else f"values {named} only occur"

@@ -16,7 +16,6 @@ from seggpt_jax.data.stored_labels import StoredLabel, is_gray, pack_colors, unp
 
 # A file with more values than the first limit holds noise or a photo. So does a dataset with more than the second.
 _MOST_IN_FILE = 1024
-_MOSTLY = 0.5  # share of the pixels of a value that was made up along borders which are between others
 _MOST = 100_000
 # JPEG at quality 75 changes values of a 0/255 mask by less than this, except for a few pixels at the edges.
 NEAR_ENDS = 48
@@ -70,11 +69,9 @@ def file_values(stored: StoredLabel, where: str) -> FileValues:
     keys = list(zip(values.tolist(), pack_colors(stored.palette[None])[0][values].tolist(), strict=True))
   else:
     keys = [(value, None) for value in values.tolist()]
-  # One class may really lie between two others, as gray matter does around white matter. Its pixels then also lie
-  # elsewhere in the file, unlike those of a value that was made up.
-  made_up = len(values) > 3 or (counts[:, 2] >= _MOSTLY * np.maximum(counts[:, 0], 1)).any()
-  soft = near.soft if made_up else 0
-  return FileValues(where, stored.form, bool(stored.codec), stored.fault, keys, counts, near.steep, soft, near.middle)
+  return FileValues(
+    where, stored.form, bool(stored.codec), stored.fault, keys, counts, near.steep, near.soft, near.middle
+  )
 
 
 def _count(pixels: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

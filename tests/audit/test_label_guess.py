@@ -144,7 +144,7 @@ def test_values_made_up_by_interpolation_are_told_from_classes(scale):
     return stored.soft / max(stored.steep, 1)
 
   def resized(interpolation):
-    return lambda i: cv2.resize(scene(i), None, fx=scale, fy=scale, interpolation=interpolation)
+    return lambda i: cv2.resize(scene(i, values=(1, 2, 3)), None, fx=scale, fy=scale, interpolation=interpolation)
 
   assert ratio(resized(cv2.INTER_LINEAR)) > 0.15 > ratio(resized(cv2.INTER_NEAREST))
   between = stored_values(lambda i: cv2.resize(scene(i, values=(9,)), None, fx=scale, fy=scale))
