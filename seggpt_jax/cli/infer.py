@@ -156,12 +156,12 @@ def _find_queries(
 ) -> list[queries.Query]:
   """Returns the images to segment with their prompts."""
   values = flags.FLAGS
-  images = values.dataset_dir or values.image
+  images, apart = values.dataset_dir or values.image, (values.outdir,)
   if learned:
-    return queries.list_queries(images, bad=bad)
+    return queries.list_queries(images, bad=bad, apart=apart)
   if prompts := queries.given_prompts(values.prompt_image, values.prompt_label):
-    return queries.list_queries(images, bad=bad, prompts=prompts)
-  return find_queries(images, options, labels, bad)
+    return queries.list_queries(images, bad=bad, prompts=prompts, apart=apart)
+  return find_queries(images, options, labels, bad, apart)
 
 
 def _segment_video(adapter: StoredAdapter | None, options: InferenceOptions, labels: LabelFormat) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from absl import app, flags, logging
 
 from seggpt_jax.cli.help_text import command_help, flag_name
 from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.files import expand
 
 _HELP = {"-h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort"}
 
@@ -131,7 +131,7 @@ def _check_arguments(found: Sequence[str], names: Sequence[str]) -> list[str]:
   for name, value in zip(names, found, strict=True):
     if not value:
       raise InputError(f"{name}: found an empty value, expected a path")
-  return [os.path.expanduser(value) for value in found]
+  return [expand(value) for value in found]
 
 
 def _exit(error: Exception | str) -> NoReturn:

@@ -26,6 +26,7 @@ from seggpt_jax.data.labels import IGNORE, LabelFormat
 from seggpt_jax.data.ledger import Ledger
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import expand
 from seggpt_jax.inference import outputs, scores
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
@@ -111,7 +112,7 @@ def run(
     InputError: a file cannot be read or written, a label map has another size than its image, every query is bad, or
       the run to resume had other settings.
   """
-  outdir, settings, shard = Path(outdir).expanduser(), dict(settings or {}), shard or Shard()
+  outdir, settings, shard = Path(expand(outdir)), dict(settings or {}), shard or Shard()
   outputs.check_kinds(kinds)
   notice = overwrite_notice(outdir, settings) if shard.count == 1 and not resume else None
   if notice:

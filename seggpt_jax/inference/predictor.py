@@ -18,6 +18,7 @@ from seggpt_jax import palette as palette_lib
 from seggpt_jax.compilation import default_device
 from seggpt_jax.data.cells import padded_image, zoomed_image
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import expand
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.batching import BatchedForward, TiledImage, predict_colors
 from seggpt_jax.inference.options import Flips, InferenceOptions
@@ -103,13 +104,13 @@ class Predictor:
     Raises:
       InputError: there are no weights, they do not fit their configuration, or they are not those of the adapter.
     """
-    directory = os.path.expanduser(directory)
+    directory = expand(directory)
     if dtype is None:
       dtype = parameters.default_dtype()
     if adapter is None:
       return cls(weights.load_model(directory, dtype=dtype, training=False), max_canvases=max_canvases)
     if not isinstance(adapter, StoredAdapter):
-      adapter = os.path.expanduser(adapter)
+      adapter = expand(adapter)
     model, stored = load_adapted_model(directory, adapter, dtype=dtype, training=False)
     learned = stored if isinstance(stored.adapter, LearnedPrompt) else None
     return cls(model, max_canvases=max_canvases, learned=learned)

@@ -18,6 +18,7 @@ from seggpt_jax.data.images import read_image, upright_pixels
 from seggpt_jax.data.labels import LabelFormat, classes_in, keep_classes, read_labels
 from seggpt_jax.data.sources import Sample, check_size
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import expand
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.palette import IGNORE
@@ -148,7 +149,7 @@ def as_image(image: Pixels, name: str) -> np.ndarray:
     InputError: the file cannot be read, or the array is not uint8 `[H, W, 3]`.
   """
   if isinstance(image, str | os.PathLike):
-    return read_image(Path(image).expanduser())
+    return read_image(Path(expand(image)))
   if isinstance(image, Image.Image):
     return upright_pixels(image, name)
   image = np.asarray(image)
@@ -159,7 +160,7 @@ def as_image(image: Pixels, name: str) -> np.ndarray:
 
 def _as_labels(labels: Pixels, name: str) -> np.ndarray:
   if isinstance(labels, str | os.PathLike):
-    return read_labels(Path(labels).expanduser(), LabelFormat())
+    return read_labels(Path(expand(labels)), LabelFormat())
   if isinstance(labels, Image.Image):
     return LabelFormat().decode_image(labels, name)
   return np.asarray(labels)

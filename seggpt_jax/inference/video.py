@@ -19,6 +19,7 @@ from seggpt_jax.compilation import compile_notice
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import expand
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
@@ -124,7 +125,7 @@ def run_video(
   Raises:
     InputError: a file cannot be read or written, prompts do not match, or the video would be overwritten.
   """
-  source, outdir = Path(path).expanduser(), Path(outdir).expanduser()
+  source, outdir = Path(expand(path)), Path(expand(outdir))
   info = probe(source)
   target, folder = outdir / f"{source.stem}.mp4", outdir / "label" / source.stem
   if target.exists() and target.samefile(source):
@@ -160,8 +161,8 @@ def _read_prompts(
     raise InputError(
       f"--prompt-label: found {len(labels)} label files without images, expected one, of the first frame"
     )
-  pixels = (read_image(Path(path).expanduser()) for path in images) if images else read_frames(video)
+  pixels = (read_image(Path(expand(path))) for path in images) if images else read_frames(video)
   return [
-    (image, read_label_map(Path(path).expanduser(), image, label_format))
+    (image, read_label_map(Path(expand(path)), image, label_format))
     for path, image in zip(labels, pixels, strict=False)
   ]

@@ -136,5 +136,5 @@ def test_files_named_one_by_one_have_to_be_there_and_fit(folders):
 def test_a_mapping_can_say_which_images_are_queries(folders):
   mapping = write_mapping(folders, {"b.png": ["q.png"]})
   assert [query.name for query in find(folders, mapping=mapping, mapped_only=True)] == ["b"]
-  with pytest.raises(InputError, match=r"mapping\.json: found key 'z', expected names of images in"):
+  with pytest.raises(InputError, match=r"mapping\.json: found key 'z\.png', expected names of images in"):
     find(folders, mapping=write_mapping(folders, {"z.png": ["q.png"]}), mapped_only=True)
