@@ -19,6 +19,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from logging import Formatter
 from types import ModuleType
 from typing import NoReturn
 
@@ -68,6 +69,7 @@ def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn
   def guarded(argv: list[str]) -> None:
     if not is_given("verbosity"):
       logging.set_verbosity(logging.WARNING)
+      logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
     try:
       command.main(*_check_arguments(argv[1:], getattr(command, "ARGUMENTS", ())))
     except InputError as error:

@@ -32,7 +32,7 @@ from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.progress import open_progress, overwrite_notice
-from seggpt_jax.inference.prompts import PreparedPrompt, cells_of, read_label_map
+from seggpt_jax.inference.prompts import PreparedPrompt, cells_of, read_label_map, without_ignored
 from seggpt_jax.inference.queries import PromptFiles, Query
 from seggpt_jax.inference.report import REPORT_FILES, skipped_files, write_report
 from seggpt_jax.inference.shard import Shard
@@ -234,7 +234,8 @@ def _reader(
   @functools.lru_cache(max(_CACHED_PROMPTS // split**2, most_prompts, 1))
   def read_prompt(files: PromptFiles) -> PreparedPrompt:
     image = read_image(files.image)
-    return predictor.prepare_prompt(image, read_label_map(files.labels, image, labels), split=split, zoom=options.zoom)
+    shown = without_ignored(read_label_map(files.labels, image, labels))
+    return predictor.prepare_prompt(image, shown, split=split, zoom=options.zoom, name=str(files.labels))
 
   def read(query: Query) -> Read:
     image = read_image(query.image)

@@ -175,8 +175,8 @@ class NameFinder:
     one, other = (without_ending(_relative(each)) for each in (earlier, written))
     if not (_ends(one, other) or _ends(other, one)):
       raise InputError(
-        f"{where}: found {earlier!r} and {written!r}, which both mean {name!r} in {self._folder}, expected one of them; "
-        "if they are two files, give the folder that holds both"
+        f"{where}: found {earlier!r} and {written!r}, which both mean {name!r} in {self._folder}, expected one of "
+        "them; if they are two files, give the folder that holds both"
       )
 
 
