@@ -95,7 +95,10 @@ def _walk(
 
 def _passed_over(passed: collections.Counter[str]) -> str:
   """Describes what a listing left out, in words such as "passed over: 2 .txt, 1 without an ending"."""
-  named = [f"{count} {what}" for what, count in passed.most_common(_MOST_ENDINGS)]
+  named = [
+    f"{count} {what.replace('folder', 'folders', 1) if count > 1 else what}"
+    for what, count in passed.most_common(_MOST_ENDINGS)
+  ]
   rest = passed.total() - sum(count for _, count in passed.most_common(_MOST_ENDINGS))
   hint = f"; {_HEIF_HINT}" if _HEIF & {what.lower() for what in passed} else ""
   return f"passed over: {', '.join(named)}{f', {rest} others' if rest else ''}{hint}"

@@ -169,7 +169,7 @@ class Predictor:
       if index not in self._unseen:
         self._unseen.add(index)
         logging.warning(
-          "%s: class %d is too small: it covers %.1f of the %d x %d pixels that the network sees; use a larger split "
+          "%s: class %d is too small: it covers %.2g of the %d x %d pixels that the network sees; use a larger split "
           "(--split), or crop the prompt around it",
           *(name, index, area, width, height),
         )
