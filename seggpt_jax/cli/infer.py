@@ -61,7 +61,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path("outdir", "Folder for the results.", required=True),
     ],
     "What to segment (one of these)": [
-      define_path("dataset_dir", "Folder with images/ and perhaps labels/, or a folder of images."),
+      define_path("dataset_dir", "Folder with images/ and perhaps labels/, or a folder of images; with folders in it."),
       define_paths("image", "One image, or several separated by commas."),
       define_path("video", "A video."),
     ],

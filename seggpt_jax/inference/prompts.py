@@ -12,7 +12,7 @@ from PIL import Image
 
 from seggpt_jax import palette as palette_lib
 from seggpt_jax.data.cells import make_prompts, zoomed
-from seggpt_jax.data.images import read_image, upright_pixels
+from seggpt_jax.data.images import read_bytes, read_image, upright_pixels
 from seggpt_jax.data.labels import LabelFormat, classes_in, keep_classes, read_labels
 from seggpt_jax.data.sources import Sample, check_size
 from seggpt_jax.errors import InputError, warn_once
@@ -187,13 +187,15 @@ def as_image(image: Pixels, name: str) -> np.ndarray:
 
 def _as_labels(labels: Pixels, shape: tuple[int, ...], name: str) -> Integer[np.ndarray, "h w"]:
   """Returns the class indices of an array, a Pillow image or a file, of the height and width of its image."""
-  if isinstance(labels, str | os.PathLike):
-    found = read_labels(expand(labels), LabelFormat())
-  elif isinstance(labels, Image.Image):
-    found = LabelFormat().decode_image(labels, name)
-  else:
+  if not isinstance(labels, str | os.PathLike | Image.Image):
     return _class_indices(np.asarray(labels), shape, name)
-  check_size(found, shape, name)
+  data = read_bytes(labels) if not isinstance(labels, Image.Image) else None
+  try:
+    found = LabelFormat().decode_image(labels, name) if data is None else LabelFormat().decode(data, os.fspath(labels))
+  except InputError as error:
+    # The message names the settings of the commands, which a caller in Python has not.
+    raise InputError(f"{error}; in Python, pass an array of class indices instead, such as mask > 0") from error
+  check_size(found, shape, name if data is None else os.fspath(labels))
   return found
 
 

@@ -281,7 +281,9 @@ def given_prompts(images: Sequence[str], labels: Sequence[str]) -> tuple[PromptF
 def _check_file(flag: str, name: str) -> Path:
   path = Path(expand(name))
   if not path.is_file():
-    raise InputError(f"{flag}: {path}: {'is a folder' if path.is_dir() else 'not found'}, expected an image file")
+    found = "is a folder" if path.is_dir() else "not found"
+    hint = "; folders are given with --dataset-dir" if path.is_dir() and flag == "--image" else ""
+    raise InputError(f"{flag}: {path}: {found}, expected an image file{hint}")
   return path
 
 

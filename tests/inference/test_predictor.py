@@ -293,7 +293,7 @@ def test_a_mask_of_0_and_255_is_refused_as_in_a_file(predictor):
       InputError, match=r"prompts\[0\] labels: found label value 255 .*; pass a mask .* as labels > 0"
     ):
       predictor.predict(picture(5), [(image, mask)])
-  with pytest.raises(InputError, match=r"prompts\[0\] labels: found label value 255"):
+  with pytest.raises(InputError, match=r"prompts\[0\] labels: found label value 255.*; in Python, pass .* mask > 0"):
     predictor.predict(picture(5), [(image, Image.fromarray((labels * 255).astype(np.uint8)))])
 
 
