@@ -138,8 +138,8 @@ class Predictor:
 
     Args:
       image: the prompt's image: uint8 `[h, w, 3]`, a Pillow image, or a file.
-      labels: its label map: integers `[h, w]`, a Pillow image, or a file of class indices. Ignored pixels (label 255)
-        become background.
+      labels: its label map: whole numbers or bool `[h, w]`, a Pillow image, or a file of class indices. Ignored pixels
+        (label 255) become background.
       split: the largest split that the prompt is used with.
       zoom: the zoom that it is used with, in place of a split; see `InferenceOptions`.
       name: name of the prompt, for error messages and warnings.
@@ -210,9 +210,9 @@ class Predictor:
     Args:
       image: the query: uint8 `[H, W, 3]`, a Pillow image, or a file.
       prompts: pairs of an image and its label map, best first; the network averages over them. The image is given as
-        the query is; the label map as integers `[h, w]`, a Pillow image, or a file of class indices. Ignored pixels
-        (label 255) are background. Each pair has any size, or comes from `prepare_prompt`. Optional with a learned
-        prompt; explicit prompts override it.
+        the query is; the label map as whole numbers or bool `[h, w]`, a Pillow image, or a file of class indices.
+        Ignored pixels (label 255) are background. Each pair has any size, or comes from `prepare_prompt`. Optional with
+        a learned prompt; explicit prompts override it.
       palette: the color of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes. Not
         allowed with a learned prompt, which has the colors it was trained with.
       split: number of tiles along each side, or several numbers; see `InferenceOptions`.
