@@ -7,7 +7,10 @@ line and exit with status 2 (`cli.runner`). Any other exception is a bug and kee
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
+
+from absl import logging
 
 
 class InputError(ValueError):
@@ -32,6 +35,16 @@ def refuse(message: str, problems: list[str] | None = None) -> None:
   if problems is None:
     raise InputError(message)
   problems.append(message)
+
+
+@functools.lru_cache(maxsize=4096)
+def warn_once(message: str) -> None:
+  """Logs a warning about the user's input, unless this process has logged the same one before.
+
+  Args:
+    message: the warning, in one line that names the file.
+  """
+  logging.warning("%s", message)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,14 @@
-"""Paths and atomic writes: `~` is expanded here, and a file appears under its name only once it is complete."""
+"""Paths, names and atomic writes: the one place that expands `~` and that says when two names are the same.
+
+A file appears under its name only once it is complete.
+"""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +24,30 @@ def expand(path: str | os.PathLike) -> str:
     path: local path or remote address.
   """
   return os.path.expanduser(os.fspath(path))
+
+
+def plain_name(name: str) -> str:
+  """Returns the form in which names of files are compared: composed Unicode (NFC), and slashes between folders.
+
+  macOS decomposes the accents of file names, JSON and CSV files have them composed, and Windows writes backslashes.
+
+  Args:
+    name: name or relative path of a file, as a file system or a person wrote it.
+  """
+  return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+def decode_text(data: bytes) -> str:
+  """Decodes a text file that a person wrote: UTF-8 with or without a byte order mark, or UTF-16 with one.
+
+  Args:
+    data: content of the file.
+
+  Raises:
+    UnicodeDecodeError: the file has another encoding.
+  """
+  utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+  return data.decode("utf-16" if utf16 else "utf-8-sig")
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ from seggpt_jax.data.datasets import KINDS, Dataset, list_items, open_dataset
 from seggpt_jax.data.groups import group_names
 from seggpt_jax.data.images import list_images, read_image
 from seggpt_jax.data.labels import LabelFormat, read_labels
+from seggpt_jax.data.sources import FileSource, Item
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import expand, write_whole
+from seggpt_jax.files import decode_text, expand, plain_name, write_whole
 from seggpt_jax.prepare.conversion import Settings, prepare
 
 
@@ -58,6 +59,22 @@ def test_conversion_expands_a_tilde(home, output):
   assert (home / "out" / ("train" if output == "folder" else "mine")).is_dir()
   written = Dataset("folder" if output == "folder" else "tfds", "~/out", 2, LabelFormat(ignore=(255,)))
   assert len(open_dataset(written, "train")) == 2
+
+
+def test_names_from_any_system_are_the_same_name():
+  assert plain_name("cam1\\cafe\u0301.png") == plain_name("cam1/caf\u00e9.png") == "cam1/caf\u00e9.png"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_of_any_editor_is_read(encoding):
+  """Notepad and PowerShell put a byte order mark in front."""
+  assert decode_text("na\u00efve,1\n".encode(encoding)) == "na\u00efve,1\n"
+
+
+def test_a_table_of_groups_may_have_another_form_of_the_names(tmp_path):
+  source = FileSource([Item("caf\u00e9", "", "")], 2, LabelFormat())
+  (tmp_path / "groups.csv").write_bytes("name,group\ncafe\u0301,x\n".encode("utf-16"))
+  assert group_names(source, f"csv:{tmp_path / 'groups.csv'}") == ["x"]
 
 
 def test_a_file_is_complete_or_not_there(tmp_path):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.path_flags import define_path, define_paths
 from seggpt_jax.cli.runner import is_given
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
@@ -24,7 +24,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
     "Evaluation": [
       define_path("model_path", "Weights directory, training run, or packaged name: small.", required=True),
       flags.DEFINE_list("families", "held_out", "held_out, training, or names of families."),
-      flags.DEFINE_list("data", [], "Folders of real datasets, in place of families."),
+      define_paths("data", "Folders of real datasets, in place of families."),
       flags.DEFINE_integer("num_episodes", 40, "Number of questions per family, or per class of a dataset.", 1),
       flags.DEFINE_integer("num_prompts", 5, "Number of prompts in the ensemble.", 1),
       flags.DEFINE_float("difficulty", 0.5, "0 to 1: lighting, and pictures of the training families.", 0.0, 1.0),

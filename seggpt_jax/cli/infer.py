@@ -63,7 +63,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path("outdir", "Folder for the results.", required=True),
     ],
     "What to segment (one of these)": [
-      define_path("dataset_dir", "Folder with images/ and perhaps labels/, or a folder of images."),
+      define_path("dataset_dir", "Folder with images/ and perhaps labels/, or a folder of images; with folders in it."),
       define_paths("image", "One image, or several separated by commas."),
       define_path("video", "A video."),
     ],
@@ -175,12 +175,12 @@ def _find_queries(
 ) -> list[queries.Query]:
   """Returns the images to segment with their prompts."""
   values = flags.FLAGS
-  images = values.dataset_dir or values.image
+  images, apart = values.dataset_dir or values.image, (values.outdir,)
   if learned:
-    return queries.list_queries(images, bad=bad)
+    return queries.list_queries(images, bad=bad, apart=apart)
   if prompts := queries.given_prompts(values.prompt_image, values.prompt_label):
-    return queries.list_queries(images, bad=bad, prompts=prompts)
-  return find_queries(images, options, labels, bad)
+    return queries.list_queries(images, bad=bad, prompts=prompts, apart=apart)
+  return find_queries(images, options, labels, bad, apart)
 
 
 def _annotation_options(found: Sequence[queries.Query], labels: LabelFormat) -> annotation_files.AnnotationOptions:

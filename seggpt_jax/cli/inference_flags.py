@@ -138,7 +138,7 @@ def _prompt_labels() -> Sequence[str | os.PathLike]:
     return values.prompt_label
   if not values.prompt_label_dir:
     raise InputError("--split: found objects beside a learned prompt, expected another value: it marks no objects")
-  return list(list_images(values.prompt_label_dir).values())
+  return list(list_images(values.prompt_label_dir, recursive=True).values())
 
 
 def _numbers(name: str, kind: type[int] | type[float], expected: str) -> tuple[Any, ...]:

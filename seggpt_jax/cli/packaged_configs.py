@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 import seggpt_jax
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import expand
 
 
 def names() -> list[str]:
@@ -31,7 +32,7 @@ def find(name: str) -> Path:
   """
   if name in names():
     return _folder() / f"{name}.py"
-  path = Path(os.path.expanduser(name))
+  path = Path(expand(name))
   if path.is_file():
     return path
   ordered = sorted(names(), key=lambda known: -difflib.SequenceMatcher(None, path.stem, known).ratio())

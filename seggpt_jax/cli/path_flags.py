@@ -6,6 +6,8 @@ import os
 
 from absl import flags
 
+from seggpt_jax.files import expand
+
 
 class _PathParser(flags.ArgumentParser):
   """Parses one path."""
@@ -17,18 +19,25 @@ class _PathParser(flags.ArgumentParser):
   def parse(self, argument: str) -> str:
     if not argument and not self._allow_empty:
       raise ValueError("found an empty value, expected a path")
-    return os.path.expanduser(argument)
+    return expand(argument)
 
   def flag_type(self) -> str:
     return "path"
 
 
 class _PathListParser(flags.ArgumentParser):
-  """Parses paths separated by commas; an empty value is no path at all."""
+  """Parses paths separated by commas; an empty value is no path at all. A path that exists may have commas itself."""
 
   def parse(self, argument: str | list[str]) -> list[str]:
-    paths = argument if isinstance(argument, list) else argument.split(",") if argument else []
-    return [os.path.expanduser(path.strip()) for path in paths]
+    if isinstance(argument, list):
+      return [expand(path) for path in argument]
+    parts, paths = argument.split(",") if argument else [], []
+    while parts:
+      joined = {count: expand(",".join(parts[:count]).strip()) for count in range(len(parts), 0, -1)}
+      count = next((count for count, path in joined.items() if os.path.exists(path)), 1)
+      paths.append(joined[count])
+      parts = parts[count:]
+    return paths
 
   def flag_type(self) -> str:
     return "paths"

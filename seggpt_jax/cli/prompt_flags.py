@@ -12,6 +12,7 @@ from absl import flags
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.files import expand
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.queries import Query, list_queries
 from seggpt_jax.model.parameters import default_dtype
@@ -48,7 +49,11 @@ def define_prompt_flags(required: bool = False) -> list[flags.FlagHolder]:
 
 
 def find_queries(
-  images: str | os.PathLike | Sequence[str], options: InferenceOptions, labels: LabelFormat, bad: BadFiles | None = None
+  images: str | os.PathLike | Sequence[str],
+  options: InferenceOptions,
+  labels: LabelFormat,
+  bad: BadFiles | None = None,
+  apart: Sequence[str | os.PathLike] = (),
 ) -> list[Query]:
   """Returns images with their prompts by the flags, and says how these were chosen.
 
@@ -57,6 +62,7 @@ def find_queries(
     options: how the network is shown an image.
     labels: format of the label files.
     bad: if given, queries whose prompts are missing are left out and added here.
+    apart: folders that hold no queries, such as the folder of the results.
 
   Raises:
     InputError: a folder or file is missing or cannot be read.
@@ -66,16 +72,16 @@ def find_queries(
   # At the scale of training a prompt consists of cells, each from another image.
   count = values.top_k * options.cells
   if values.mapping:
-    return list_queries(images, *folders, values.mapping, count, bad)
+    return list_queries(images, *folders, values.mapping, count, bad, apart=apart)
   rule = values.prompts if values.prompts != "auto" else "spread" if options.zoom else "first"
   if rule == "first":
-    found = list_queries(images, *folders, None, count, bad)
-    print(f"no --mapping: every query is prompted by {', '.join(files.image.name for files in found[0].prompts)}")
+    found = list_queries(images, *folders, None, count, bad, apart=apart)
+    print(f"no --mapping: every query is prompted by {', '.join(files.written for files in found[0].prompts)}")
     return found
-  found, candidates, index = list_queries(images), list_prompts(*folders), None
+  found, candidates, index = list_queries(images, apart=(*apart, *folders)), list_prompts(*folders), None
   if rule == "similar":
     model = load_model(values.model_path, dtype=default_dtype())
-    index = PromptIndex.build(model, candidates, labels, cache=Path(DEFAULT_CACHE).expanduser())
+    index = PromptIndex.build(model, candidates, labels, cache=Path(expand(DEFAULT_CACHE)))
   facts = read_facts(candidates, labels) if index is None else index.facts
   which = "those most similar to it" if index else "the same for all"
   if index is None or options.zoom:
@@ -83,7 +89,7 @@ def find_queries(
     return prompt_every_class(found, candidates, facts, count, index)
   print(f"no --mapping: every query gets {count} of the prompts, {which} (--prompts)")
   mapping, _ = choose(found, candidates, facts, ChoiceOptions(count), index=index)
-  by_name = {files.image.name: files for files in candidates}
+  by_name = {files.written: files for files in candidates}
   return [
-    dataclasses.replace(query, prompts=tuple(by_name[name] for name in mapping[query.image.name])) for query in found
+    dataclasses.replace(query, prompts=tuple(by_name[name] for name in mapping[query.written])) for query in found
   ]

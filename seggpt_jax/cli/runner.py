@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from logging import Formatter
 from types import ModuleType
 from typing import NoReturn
 
@@ -27,6 +27,7 @@ from absl import app, flags, logging
 
 from seggpt_jax.cli.help_text import command_help, flag_name
 from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.files import expand
 
 _HELP = {"-h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort"}
 
@@ -68,6 +69,7 @@ def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn
   def guarded(argv: list[str]) -> None:
     if not is_given("verbosity"):
       logging.set_verbosity(logging.WARNING)
+      logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
     try:
       command.main(*_check_arguments(argv[1:], getattr(command, "ARGUMENTS", ())))
     except InputError as error:
@@ -131,7 +133,7 @@ def _check_arguments(found: Sequence[str], names: Sequence[str]) -> list[str]:
   for name, value in zip(names, found, strict=True):
     if not value:
       raise InputError(f"{name}: found an empty value, expected a path")
-  return [os.path.expanduser(value) for value in found]
+  return [expand(value) for value in found]
 
 
 def _exit(error: Exception | str) -> NoReturn:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from seggpt_jax.data.dataset_files import DatasetFiles, same_form
+from seggpt_jax.data.dataset_files import DatasetFiles
 from seggpt_jax.data.images import read_bytes
 from seggpt_jax.data.outlines import Annotations, Entry, Outline, OutlineSource, Shape
 from seggpt_jax.errors import InputError, one_line, refuse
+from seggpt_jax.files import decode_text, plain_name
 
 # Words of file names that say what a file is rather than which split it holds.
 _WORDS = ("instances", "annotations", "annotation", "coco", "result", "labels", "segmentation")
@@ -149,7 +150,7 @@ def _annotation_file(files: DatasetFiles, split: str) -> str:
 def _parse(where: str) -> dict[str, Any]:
   """Parses the file and packs its annotations on the way, because outlines as lists would need ten times the memory."""
   try:
-    content = json.loads(read_bytes(where).decode("utf-8-sig"), object_hook=_pack)
+    content = json.loads(decode_text(read_bytes(where)), object_hook=_pack)
   except (ValueError, RecursionError) as error:
     if isinstance(error, InputError):
       raise
@@ -250,7 +251,7 @@ def _by_image(
 
 
 def _entry(image: dict[str, Any], shapes: Sequence[Shape], find: Callable[[str], str], where: str) -> Entry:
-  file_name, height, width = same_form(image["file_name"]), image["height"], image["width"]
+  file_name, height, width = plain_name(image["file_name"]), image["height"], image["width"]
   if not all(isinstance(side, int) and side > 0 for side in (height, width)):
     raise InputError(f"{where}: {file_name}: found size {width!r} x {height!r}, expected pixels")
   fields = {key: value for key, value in image.items() if isinstance(value, (str, int, float))}

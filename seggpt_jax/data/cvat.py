@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 from pycocotools import mask as mask_module
 
-from seggpt_jax.data.dataset_files import DatasetFiles, order_splits, same_form
+from seggpt_jax.data.dataset_files import DatasetFiles, order_splits
 from seggpt_jax.data.images import read_bytes
 from seggpt_jax.data.outlines import (
   Annotations,
@@ -24,6 +24,7 @@ from seggpt_jax.data.outlines import (
   rectangle_shape,
 )
 from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.files import plain_name
 
 _SHAPES = ("polygon", "box", "mask", "ellipse", "polyline", "points", "cuboid", "skeleton")
 _HEAD = 65_536
@@ -99,7 +100,7 @@ def _parse(where: str) -> ElementTree.Element:
 
 
 def _entry(image: ElementTree.Element, files: DatasetFiles, folder: str, split: str, where: str) -> Entry:
-  name = same_form(image.get("name", ""))
+  name = plain_name(image.get("name", ""))
   try:
     size = int(image.get("height", "")), int(image.get("width", ""))
   except ValueError as error:

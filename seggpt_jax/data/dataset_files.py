@@ -9,24 +9,19 @@ from __future__ import annotations
 import collections
 import functools
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from etils import epath
 
-from seggpt_jax.data.images import remote_or_local
+from seggpt_jax.data.images import is_junk, remote_or_local
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import plain_name
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "dev")
 _TEST_NAMES = ("test", "testing")
 _ORDER = (*TRAIN_NAMES, *VAL_NAMES, *_TEST_NAMES)
-
-
-def same_form(name: str) -> str:
-  """Returns a file name with slashes and composed characters, as names are compared."""
-  return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
 class DatasetFiles:
@@ -82,7 +77,7 @@ class DatasetFiles:
     Raises:
       InputError: two files fit equally well.
     """
-    wanted = [part for part in PurePosixPath(same_form(name)).parts if part not in ("..", ".", "/")]
+    wanted = [part for part in PurePosixPath(plain_name(name)).parts if part not in ("..", ".", "/")]
     candidates = self._by_name.get(wanted[-1], []) if wanted else []
     named = set(wanted[:-1])
     foreign = [each for each in candidates if _other_split(set(each.split("/")[:-1]) - named, split, splits)]
@@ -114,7 +109,7 @@ class DatasetFiles:
   def _by_name(self) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in self.paths:
-      found.setdefault(same_form(path.rpartition("/")[2]), []).append(path)
+      found.setdefault(plain_name(path.rpartition("/")[2]), []).append(path)
     return found
 
   def describe(self) -> str:
@@ -128,7 +123,7 @@ class DatasetFiles:
 
 def _rank(path: PurePosixPath, wanted: Sequence[str], near: Sequence[str]) -> tuple[int, int]:
   """Returns how badly a path fits: fewer agreeing folders first, then farther from the folders where it is expected."""
-  pairs = zip(reversed([same_form(part) for part in path.parts]), reversed(wanted), strict=False)
+  pairs = zip(reversed([plain_name(part) for part in path.parts]), reversed(wanted), strict=False)
   agreeing = next(
     (count for count, (first, second) in enumerate(pairs) if first != second), min(len(path.parts), len(wanted))
   )
@@ -165,7 +160,7 @@ def _walk(directory: str, prefix: str) -> Iterator[str]:
       (each.name, not os.path.splitext(each.name)[1] and each.is_dir()) for each in epath.Path(directory).iterdir()
     ]
   for name, is_folder in found:
-    if name.startswith(".") or name == "__MACOSX":
+    if is_junk(name):
       continue
     if is_folder:
       yield from _walk(f"{directory}/{name}", f"{prefix}{name}/")

@@ -13,6 +13,7 @@ from seggpt_jax.data.class_index import scan_classes
 from seggpt_jax.data.images import read_bytes
 from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import decode_text, plain_name
 
 SPECS = (
   "prefix:SEP (the name up to the last SEP), folder (the folder in the name), field:KEY (a field of the record), "
@@ -71,13 +72,13 @@ def _prefix(name: str, separator: str) -> str:
 
 def _listed(source: Source, path: str) -> list[str]:
   try:
-    rows = csv.DictReader(read_bytes(path).decode("utf-8-sig").splitlines())
+    rows = csv.DictReader(decode_text(read_bytes(path)).splitlines())
     columns = rows.fieldnames or []
     if not {"name", "group"} <= set(columns):
       raise InputError(f"{path}: found columns {', '.join(columns)}, expected name and group")
     group_of: dict[str, str] = {}
     for row in rows:
-      name, group = row["name"], row["group"]
+      name, group = plain_name(row["name"] or ""), row["group"]
       if not name or group is None:
         raise InputError(f"{path}: line {rows.line_num}: found {name!r} without a group, expected name,group")
       if group_of.setdefault(name, group) != group:

@@ -5,11 +5,13 @@ Training, inference and preparation all read images with this module, so that a 
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import functools
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -17,66 +19,142 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from seggpt_jax.errors import InputError, refuse
-from seggpt_jax.files import expand
+from seggpt_jax.errors import InputError, refuse, warn_once
+from seggpt_jax.files import expand, plain_name
 
 _UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 ORIENTATION = 274  # the EXIF tag
 
 
+# Junk that systems and programs leave in folders. Hidden files (.DS_Store, ._0001.jpg) are passed over as well.
+_JUNK = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"})
+_HEIF = frozenset({".heic", ".heif", ".heics", ".heifs", ".hif"})
+_HEIF_STARTS = tuple(
+  b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+)
+_HEIF_HINT = "HEIC is read after pip install 'seggpt-jax[heif]'"
+_MOST_ENDINGS = 5  # that one line names
+
+SkipFolder = Callable[[str], str]  # the path of a folder in, the reason to pass it over out; "" to enter it
+
+
 @functools.cache
-def _extensions() -> frozenset[str]:
+def image_endings() -> frozenset[str]:
+  """Returns the endings, in lower case, of the files that can be read as images."""
+  _register_heif()
   return frozenset(ext for ext, plugin in Image.registered_extensions().items() if plugin in Image.OPEN)
 
 
 def is_image(path: str) -> bool:
   """Returns True if a file has an ending of images that Pillow reads."""
-  return os.path.splitext(path)[1].lower() in _extensions()
+  return os.path.splitext(path)[1].lower() in image_endings()
 
 
-def _walk(directory: str, recursive: bool, prefix: str = "") -> Iterator[tuple[str, str]]:
-  """Yields the name (relative path without extension) and the path of every image file."""
+@functools.cache
+def _register_heif() -> None:
+  """Lets Pillow read HEIC if the package for it is installed."""
+  with contextlib.suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+def without_ending(name: str) -> str:
+  """Returns the name of an image file without its ending. A dot may be part of a name: `scan.v2` has no ending."""
+  stem, ending = os.path.splitext(name)
+  return stem if ending.lower() in image_endings() | _HEIF else name
+
+
+def is_junk(name: str) -> bool:
+  """Returns True for hidden files and folders, and for those that systems leave everywhere."""
+  return name.startswith(".") or name.lower() in _JUNK
+
+
+def _entries(directory: str, recursive: bool) -> list[tuple[str, bool]]:
+  """Returns the name of every file and folder in a folder, sorted, and whether it is a folder."""
   # Strings, because path objects for 100,000 files take longer than everything else before the first step.
-  local = os.path.isdir(directory)
-  for file in sorted(os.listdir(directory) if local else (path.name for path in epath.Path(directory).iterdir())):
-    if file.startswith("."):
+  if os.path.isdir(directory):
+    with os.scandir(directory) as entries:
+      return sorted((entry.name, entry.is_dir()) for entry in entries)
+  # Each question to a remote file system takes a round trip, so only those are asked that change the result.
+  return sorted(
+    (path.name, recursive and os.path.splitext(path.name)[1].lower() not in image_endings() and path.is_dir())
+    for path in epath.Path(directory).iterdir()
+  )
+
+
+def _walk(
+  directory: str, recursive: bool, skip: SkipFolder | None, passed: collections.Counter[str], prefix: str = ""
+) -> Iterator[tuple[str, str]]:
+  """Yields the name and the path of every image file, and counts in `passed` what else there is."""
+  for file, is_folder in _entries(directory, recursive):
+    path, (name, ending) = f"{directory}/{file}", os.path.splitext(file)
+    if is_junk(file):
       continue
-    name, ending = os.path.splitext(file)
-    if ending.lower() in _extensions():
-      yield prefix + name, f"{directory}/{file}"
-    elif recursive and not ending and epath.Path(f"{directory}/{file}").is_dir():
-      yield from _walk(f"{directory}/{file}", recursive, f"{prefix}{file}/")
+    if is_folder:
+      reason = "not entered" if not recursive else skip(path) if skip else ""
+      if reason:
+        passed[f"folder ({reason})"] += 1
+      else:
+        yield from _walk(path, recursive, skip, passed, f"{prefix}{file}/")
+    elif ending.lower() in image_endings():
+      yield plain_name(prefix + name), path
+    else:
+      passed[ending or "without an ending"] += 1
+
+
+def _passed_over(passed: collections.Counter[str]) -> str:
+  """Describes what a listing left out, in words such as "passed over: 2 .txt, 1 without an ending"."""
+  named = [
+    f"{count} {what.replace('folder', 'folders', 1) if count > 1 else what}"
+    for what, count in passed.most_common(_MOST_ENDINGS)
+  ]
+  rest = passed.total() - sum(count for _, count in passed.most_common(_MOST_ENDINGS))
+  hint = f"; {_HEIF_HINT}" if _HEIF & {what.lower() for what in passed} else ""
+  return f"passed over: {', '.join(named)}{f', {rest} others' if rest else ''}{hint}"
 
 
 def list_images(
-  directory: str | os.PathLike, recursive: bool = False, problems: list[str] | None = None
+  directory: str | os.PathLike,
+  recursive: bool = False,
+  problems: list[str] | None = None,
+  skip: SkipFolder | None = None,
 ) -> dict[str, str]:
-  """Lists the image files of a folder, sorted by name.
+  """Lists the image files of a folder, sorted by name. Warns, in one line, about files and folders that it leaves out.
 
   Args:
     directory: local folder, or a remote one such as gs://BUCKET/FOLDER.
-    recursive: True also lists subfolders, with names such as `street/0001`. Folders with a dot in their name are
-      skipped.
+    recursive: True also lists subfolders, with names such as `street/0001`.
     problems: list for descriptions of what is wrong; None raises instead. Of two files with one name the first is kept.
+    skip: function that says why a subfolder is to be left out, or "".
 
   Returns:
-    Path of each image by its name, which is the relative path without extension.
+    Path of each image by its name, which is the relative path without extension, in the form of `files.plain_name`.
 
   Raises:
     InputError: the folder is missing or has no images, or two files differ only in their extension.
   """
   directory = remote_or_local(directory)
   if not directory.is_dir():
-    refuse(f"{directory}: folder not found, expected a folder of images", problems)
+    refuse(
+      f"{directory}: {'is a file' if directory.exists() else 'folder not found'}, expected a folder of images", problems
+    )
     return {}
   found: dict[str, str] = {}
-  for name, path in _walk(os.fspath(directory), recursive):
-    if name in found:
-      refuse(f"{path}: found {os.path.basename(found[name])} beside it, expected one file for each name", problems)
-    found.setdefault(name, path)
+  passed: collections.Counter[str] = collections.Counter()
+  try:
+    for name, path in _walk(os.fspath(directory), recursive, skip, passed):
+      if name in found:
+        refuse(f"{path}: found {os.path.basename(found[name])} beside it, expected one file for each name", problems)
+      found.setdefault(name, path)
+  except OSError as error:
+    raise InputError(f"{directory}: cannot be listed: {error.strerror or error}") from error
   if not found:
-    refuse(f"{directory}: found no images, expected files that Pillow can read, such as .png or .jpg", problems)
+    left = f" ({_passed_over(passed)})" if passed else ""
+    refuse(f"{directory}: found no images{left}, expected files that Pillow can read, such as .png or .jpg", problems)
+  elif passed:
+    warn_once(f"{directory}: {_passed_over(passed)}")
   return dict(sorted(found.items()))
 
 
@@ -140,6 +218,7 @@ def open_image(data: bytes, where: str) -> Image.Image:
   Raises:
     InputError: the file is not an image, has several pages, or has more pixels than Pillow accepts (179 million).
   """
+  _register_heif()
   try:
     with warnings.catch_warnings():
       # Pillow warns from half of its limit on, which aerial images often exceed.
@@ -149,7 +228,8 @@ def open_image(data: bytes, where: str) -> Image.Image:
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
       raise InputError(f"{where}: found {image.n_frames} pages, expected a file with one picture")
   except _UNREADABLE as error:
-    raise _unreadable(where, error) from error
+    hint = f"; {_HEIF_HINT}" if data[4:12] in _HEIF_STARTS and isinstance(error, UnidentifiedImageError) else ""
+    raise _unreadable(where, error, hint) from error
   return image
 
 
@@ -179,17 +259,20 @@ def load_upright(image: Image.Image, where: str) -> Image.Image:
     InputError: the file is damaged or cut off.
   """
   try:
+    if image.format == "TIFF" and getattr(image, "tile", None):
+      # Pillow 13.0 maps an uncompressed TIFF that has a path with width and height exchanged if a tag rotates it.
+      image.filename = ""
     image.load()
     return ImageOps.exif_transpose(image)
   except _UNREADABLE as error:
     raise _unreadable(where, error) from error
 
 
-def _unreadable(where: str, error: Exception) -> InputError:
+def _unreadable(where: str, error: Exception, hint: str = "") -> InputError:
   if isinstance(error, InputError):
     return error
   if isinstance(error, UnidentifiedImageError):
-    return InputError(f"{where}: cannot be read as an image: found no format that Pillow knows")
+    return InputError(f"{where}: cannot be read as an image: found no format that Pillow knows{hint}")
   return InputError(f"{where}: cannot be read as an image: {error}")
 
 

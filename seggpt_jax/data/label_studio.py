@@ -29,6 +29,7 @@ from seggpt_jax.data.outlines import (
   polygon_shape,
 )
 from seggpt_jax.errors import InputError, one_line, refuse
+from seggpt_jax.files import decode_text
 
 _HEAD = 65_536
 _BRUSH_PNG = re.compile(r"(^|/)task-\d+-annotation-\d+-by-.*\.png$")
@@ -93,7 +94,7 @@ def read_label_studio(path: str | os.PathLike, split: str, problems: list[str] |
 
 def _parse(where: str) -> list[dict[str, Any]]:
   try:
-    content = json.loads(read_bytes(where).decode("utf-8-sig"))
+    content = json.loads(decode_text(read_bytes(where)))
   except (ValueError, RecursionError) as error:
     if isinstance(error, InputError):
       raise

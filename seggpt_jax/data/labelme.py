@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from seggpt_jax.data.dataset_files import DatasetFiles, same_form
+from seggpt_jax.data.dataset_files import DatasetFiles
 from seggpt_jax.data.images import is_image, load_upright, open_image, read_bytes
 from seggpt_jax.data.outlines import (
   BACKGROUND,
@@ -32,6 +32,7 @@ from seggpt_jax.data.outlines import (
   rectangle_shape,
 )
 from seggpt_jax.errors import InputError, one_line, refuse
+from seggpt_jax.files import decode_text, plain_name
 
 
 def labelme_files(files: DatasetFiles) -> dict[str, list[str]]:
@@ -55,7 +56,7 @@ def labelme_files(files: DatasetFiles) -> dict[str, list[str]]:
 def is_labelme(path: str) -> bool:
   """Returns True if a JSON file has shapes as LabelMe writes them."""
   try:
-    content = json.loads(read_bytes(path).decode("utf-8-sig"))
+    content = json.loads(decode_text(read_bytes(path)))
   except (ValueError, RecursionError):
     return False
   return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
@@ -105,7 +106,7 @@ def read_labelme(path: str | os.PathLike, split: str, problems: list[str] | None
 def _parse(where: str) -> dict[str, Any] | None:
   """Returns the content of a file; None if it is no file of LabelMe."""
   try:
-    content = json.loads(read_bytes(where).decode("utf-8-sig"))
+    content = json.loads(decode_text(read_bytes(where)))
   except (ValueError, RecursionError) as error:
     if isinstance(error, InputError):
       raise
@@ -126,7 +127,7 @@ def _entry(files: DatasetFiles, relative: str, content: dict[str, Any], split: s
   shapes = tuple(_shape(each, f"shape {place}", size) for place, each in enumerate(content["shapes"]))
   name = name.removeprefix(f"{split}/") if split != "." else name
   # The path is relative to the file and may lead out of the dataset.
-  stated = os.path.normpath(os.path.join(os.path.dirname(where), same_form(image_path)))
+  stated = os.path.normpath(os.path.join(os.path.dirname(where), plain_name(image_path)))
   image = stated if os.path.isfile(stated) else files.find(image_path, (folder, split), split, splits)
   return Entry(name, image, shapes, size, where=where)
 

@@ -333,15 +333,29 @@ def shrink_labels(label: UInt8[np.ndarray, "h w"], shape: tuple[int, int]) -> UI
   )
   values = np.array(list(masks), np.uint8)
   result = np.where(covered.sum(axis=0) > 127, values[np.argmax(covered, axis=0)], np.uint8(0))
-  rows, cols = (np.arange(old) * new // old for old, new in zip(label.shape, shape, strict=True))
   for value in values[:-1].tolist():
-    count, objects = cv2.connectedComponents(masks[value], connectivity=8)
-    kept = np.unique(objects[(result[rows[:, None], cols] == value) & (objects > 0)])
-    for lost in np.setdiff1d(np.arange(1, count), kept):
-      y, x = np.nonzero(objects == lost)
-      place, pixels = np.unique(rows[y] * width + cols[x], return_counts=True)
-      result.flat[place[2 * pixels >= pixels.max()]] = value
+    restore_objects(masks[value], value, result)
   return result
+
+
+def restore_objects(mask: UInt8[np.ndarray, "h w"], value: int, resized: Integer[np.ndarray, "h2 w2"]) -> None:
+  """Puts back the objects of a class of which a label map of another size shows nothing.
+
+  An object gets the pixels that it covers most, at least half as much as its best one: a thin line stays a line.
+
+  Args:
+    mask: pixels of the class at the original size, 0 elsewhere.
+    value: the class.
+    resized: the label map of another size, which is changed.
+  """
+  width = resized.shape[1]
+  rows, cols = (np.arange(old) * new // old for old, new in zip(mask.shape, resized.shape, strict=True))
+  count, objects = cv2.connectedComponents(mask, connectivity=8)
+  kept = np.unique(objects[(resized[rows[:, None], cols] == value) & (objects > 0)])
+  for lost in np.setdiff1d(np.arange(1, count), kept):
+    y, x = np.nonzero(objects == lost)
+    place, pixels = np.unique(rows[y] * width + cols[x], return_counts=True)
+    resized.flat[place[2 * pixels >= pixels.max()]] = value
 
 
 def check_classes(label: UInt8[np.ndarray, "h w"], num_classes: int, where: str) -> None:

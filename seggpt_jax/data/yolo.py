@@ -14,10 +14,11 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from seggpt_jax.data.dataset_files import DatasetFiles, order_splits, same_form
+from seggpt_jax.data.dataset_files import DatasetFiles, order_splits
 from seggpt_jax.data.images import is_image, read_bytes
 from seggpt_jax.data.outlines import Annotations, Entry, Shape, polygon_shape
 from seggpt_jax.errors import InputError, one_line, refuse
+from seggpt_jax.files import decode_text, plain_name
 
 _IMAGES, _LABELS = "images", "labels"
 
@@ -86,7 +87,7 @@ def _description(files: DatasetFiles) -> tuple[str, dict[str, Any]]:
   for relative in [path for path in files.ending(".yaml", ".yml") if path.count("/") <= 1]:
     where = files.full(relative)
     try:
-      content = yaml.safe_load(read_bytes(where).decode("utf-8-sig"))
+      content = yaml.safe_load(decode_text(read_bytes(where)))
     except (yaml.YAMLError, ValueError) as error:
       raise InputError(f"{where}: cannot be read as YAML: {one_line(error)}") from error
     if isinstance(content, dict) and "names" in content:
@@ -101,7 +102,7 @@ def _names(files: DatasetFiles, where: str, content: dict[str, Any]) -> dict[int
   names: Any = content.get("names", {})
   if not names:
     lists = files.ending("classes.txt")
-    lines = read_bytes(files.full(lists[0])).decode("utf-8-sig").splitlines() if lists else []
+    lines = decode_text(read_bytes(files.full(lists[0]))).splitlines() if lists else []
     names = [line.strip() for line in lines if line.strip()]
   if isinstance(names, list):
     names = dict(enumerate(names))
@@ -127,7 +128,7 @@ def _images(files: DatasetFiles, split: str, content: Mapping[str, Any], where: 
   folders = [f"{_IMAGES}/{split}", f"{split}/{_IMAGES}"] if split != "." else [_IMAGES]
   for place in [named] if isinstance(named, str) else named:
     # Roboflow writes ../train/images, which means the folder of data.yaml.
-    stated = "/".join(part for part in PurePosixPath(same_form(str(place))).parts if part not in ("..", ".", "/"))
+    stated = "/".join(part for part in PurePosixPath(plain_name(str(place))).parts if part not in ("..", ".", "/"))
     if stated.endswith(".txt"):
       return _listed(files, stated, where)
     folders.insert(0, stated)
@@ -142,7 +143,7 @@ def _listed(files: DatasetFiles, place: str, where: str) -> list[str]:
   lists = [path for path in files.ending(".txt") if path.endswith(PurePosixPath(place).name)]
   if not lists:
     raise InputError(f"{where}: found the list {place}, which does not exist, expected a folder or a list of images")
-  lines = read_bytes(files.full(lists[0])).decode("utf-8-sig").splitlines()
+  lines = decode_text(read_bytes(files.full(lists[0]))).splitlines()
   return [os.path.relpath(files.find(line.strip(), (_IMAGES,)), files.root) for line in lines if line.strip()]
 
 
@@ -167,7 +168,7 @@ def _name(image: str, split: str) -> str:
 def _read(where: str) -> list[tuple[int, Shape]]:
   """Reads the class numbers and polygons of a text file."""
   found = []
-  for number, line in enumerate(read_bytes(where).decode("utf-8-sig", "replace").splitlines(), 1):
+  for number, line in enumerate(decode_text(read_bytes(where)).splitlines(), 1):
     values = line.split()
     if not values:
       continue

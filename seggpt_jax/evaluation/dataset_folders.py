@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import decode_text, expand
 
 
 def existing_folder(directory: str | os.PathLike) -> Path:
@@ -15,7 +16,7 @@ def existing_folder(directory: str | os.PathLike) -> Path:
   Raises:
     InputError: there is no such folder.
   """
-  path = Path(directory).expanduser()
+  path = Path(expand(directory))
   if not path.is_dir():
     raise InputError(f"{directory}: folder not found, expected the dataset (--data-dir)")
   return path
@@ -47,7 +48,7 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     InputError: the file cannot be read.
   """
   try:
-    lines = Path(path).read_text().splitlines()
+    lines = decode_text(Path(path).read_bytes()).splitlines()
   except (OSError, UnicodeDecodeError) as error:
     raise InputError(f"{path}: cannot be read ({error}), expected a text file with one name in each line") from error
   return [line.strip() for line in lines if line.strip()]

@@ -78,7 +78,7 @@ def run(
     InputError: a file is missing or cannot be read or written, or the adapter is a learned prompt.
   """
   list_mapped = functools.partial(
-    list_queries, dataset_dir, prompt_img_dir, prompt_label_dir, top_k=top_k, mapped_only=True
+    list_queries, dataset_dir, prompt_img_dir, prompt_label_dir, top_k=top_k, mapped_only=True, apart=(outdir,)
   )
   positives = list_mapped(mapping)
   negatives = [] if negative_mapping is None else list_mapped(negative_mapping)
@@ -201,7 +201,7 @@ def _prompt_picture(files: PromptFiles, labels: LabelFormat) -> bytes:
 
 
 def _prompt_names(queries: Sequence[Query]) -> dict[str, list[str]]:
-  return {query.name: [files.image.name for files in query.prompts] for query in queries}
+  return {query.name: [files.written for files in query.prompts] for query in queries}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from PIL import Image
 
 from seggpt_jax.data import ledger
 from seggpt_jax.evaluation import tables
-from seggpt_jax.files import writing
+from seggpt_jax.files import expand, writing
 from seggpt_jax.inference import outputs, pictures
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.shard import Shard
@@ -97,7 +97,7 @@ def run(
   Raises:
     InputError: a finished part has other settings, a file of the dataset cannot be read, or a result cannot be written.
   """
-  outdir, shard = outdir.expanduser(), shard or Shard()
+  outdir, shard = Path(expand(outdir)), shard or Shard()
   folder = outdir / "parts"
   # Reports a folder that cannot be created before the work, not after it.
   with writing(folder):

@@ -26,13 +26,14 @@ from seggpt_jax.data.labels import IGNORE, LabelFormat
 from seggpt_jax.data.ledger import Ledger
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import expand
 from seggpt_jax.inference import annotation_files, outputs, scores
 from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.progress import open_progress, overwrite_notice
-from seggpt_jax.inference.prompts import PreparedPrompt, cells_of, read_label_map
+from seggpt_jax.inference.prompts import PreparedPrompt, cells_of, read_label_map, without_ignored
 from seggpt_jax.inference.queries import PromptFiles, Query
 from seggpt_jax.inference.report import REPORT_FILES, skipped_files, write_report
 from seggpt_jax.inference.shard import Shard
@@ -114,7 +115,7 @@ def run(
     InputError: a file cannot be read or written, a label map has another size than its image, every query is bad, or
       the run to resume had other settings.
   """
-  outdir, settings, shard = Path(outdir).expanduser(), dict(settings or {}), shard or Shard()
+  outdir, settings, shard = Path(expand(outdir)), dict(settings or {}), shard or Shard()
   options, annotation_options = options or InferenceOptions(), annotation_options or AnnotationOptions()
   outputs.check_kinds(kinds)
   notice = overwrite_notice(outdir, settings) if shard.count == 1 and not resume else None
@@ -243,7 +244,8 @@ def _reader(
   @functools.lru_cache(max(_CACHED_PROMPTS // split**2, most_prompts, 1))
   def read_prompt(files: PromptFiles) -> PreparedPrompt:
     image = read_image(files.image)
-    return predictor.prepare_prompt(image, read_label_map(files.labels, image, labels), split=split, zoom=options.zoom)
+    shown = without_ignored(read_label_map(files.labels, image, labels))
+    return predictor.prepare_prompt(image, shown, split=split, zoom=options.zoom, name=str(files.labels))
 
   def read(query: Query) -> Read:
     image = read_image(query.image)

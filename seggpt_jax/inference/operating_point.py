@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import write_whole
+from seggpt_jax.files import expand, write_whole
 
 FILE = "operating_point.json"
 
@@ -38,7 +38,7 @@ def read_operating_point(run: str | os.PathLike) -> OperatingPoint | None:
   Raises:
     InputError: the file was not written by `write_operating_point`.
   """
-  path = Path(run).expanduser() / FILE
+  path = Path(expand(run)) / FILE
   if not path.is_file():
     return None
   try:
@@ -63,7 +63,7 @@ def write_operating_point(run: str | os.PathLike, point: OperatingPoint, about: 
   Raises:
     InputError: the file cannot be written.
   """
-  path = Path(run).expanduser() / FILE
+  path = Path(expand(run)) / FILE
   content = {"sensitivity": list(point.sensitivity), "least_area": point.least_area, **about}
   write_whole(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
   return path

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Integer, Num, UInt8
 from PIL import Image
 
 from seggpt_jax import palette as palette_lib
+from seggpt_jax.files import expand
 from seggpt_jax.inference import pictures, tiling
 
 _MIN_BLOCK, _MAX_BLOCK = 2**12, 2**18  # pixels decoded at a time
@@ -84,7 +85,7 @@ class Prediction:
     Raises:
       InputError: the file cannot be written.
     """
-    pictures.write_png(Path(path).expanduser(), self.labels)
+    pictures.write_png(Path(expand(path)), self.labels)
 
   def colored(self) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the labels in `palette.display_palette`, the colors for people."""

@@ -13,11 +13,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from absl import logging
 
 from seggpt_jax import palette as palette_lib
 from seggpt_jax.compilation import default_device
 from seggpt_jax.data.cells import padded_image, zoomed_image
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import expand
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.batching import BatchedForward, TiledImage, predict_colors
 from seggpt_jax.inference.options import Flips, InferenceOptions
@@ -28,6 +30,7 @@ from seggpt_jax.inference.prompts import (
   Prompt,
   as_image,
   cells_of,
+  check_pairs,
   check_palette,
   load_prompt,
   load_prompts,
@@ -82,6 +85,7 @@ class Predictor:
     self.max_canvases = max_canvases or _MAX_CANVASES.get(default_device().platform, 16)
     self.learned = learned
     self._graph, self._params = parameters.split(model)
+    self._unseen: set[int] = set()  # classes that a warning has named
 
   @classmethod
   def from_checkpoint(
@@ -103,13 +107,13 @@ class Predictor:
     Raises:
       InputError: there are no weights, they do not fit their configuration, or they are not those of the adapter.
     """
-    directory = os.path.expanduser(directory)
+    directory = expand(directory)
     if dtype is None:
       dtype = parameters.default_dtype()
     if adapter is None:
       return cls(weights.load_model(directory, dtype=dtype, training=False), max_canvases=max_canvases)
     if not isinstance(adapter, StoredAdapter):
-      adapter = os.path.expanduser(adapter)
+      adapter = expand(adapter)
     model, stored = load_adapted_model(directory, adapter, dtype=dtype, training=False)
     learned = stored if isinstance(stored.adapter, LearnedPrompt) else None
     return cls(model, max_canvases=max_canvases, learned=learned)
@@ -125,23 +129,61 @@ class Predictor:
     learned = f", a learned prompt of {self.learned.num_classes} classes" if self.learned is not None else ""
     return f"Predictor({count:,} parameters, sees {height} x {width} pixels at once{learned})"
 
-  def prepare_prompt(self, image: Pixels, labels: Pixels, *, split: int = 1, zoom: float | int = 0) -> PreparedPrompt:
+  def prepare_prompt(
+    self, image: Pixels, labels: Pixels, *, split: int = 1, zoom: float | int = 0, name: str = "prompt"
+  ) -> PreparedPrompt:
     """Checks a prompt and resizes it to the network's input, so that it can serve many images at little memory.
 
     `predict` and `predict_many` prepare the prompts that they are given, so this is never required.
 
     Args:
       image: the prompt's image: uint8 `[h, w, 3]`, a Pillow image, or a file.
-      labels: its label map: integers `[h, w]`, a Pillow image, or a file of class indices. Ignored pixels (label 255)
-        become background.
+      labels: its label map: whole numbers or bool `[h, w]`, a Pillow image, or a file of class indices. Ignored pixels
+        (label 255) become background.
       split: the largest split that the prompt is used with.
       zoom: the zoom that it is used with, in place of a split; see `InferenceOptions`.
+      name: name of the prompt, for error messages and warnings.
 
     Raises:
       InputError: the prompt is not an image with an integer label map of the same size.
     """
-    prompt = load_prompt((image, labels), "prompt")
+    prompt = load_prompt((image, labels), name)
+    if not zoom:
+      self._warn_of_small(prompt, split, name)
+    return self.resize_prompt(prompt, split=split, zoom=zoom)
+
+  def resize_prompt(self, prompt: PreparedPrompt, *, split: int = 1, zoom: float | int = 0) -> PreparedPrompt:
+    """Resizes a checked prompt to the network's input.
+
+    Args:
+      prompt: the prompt.
+      split: the largest split that the prompt is used with.
+      zoom: the zoom that it is used with, in place of a split; see `InferenceOptions`.
+    """
     return prompt.zoomed(zoom) if zoom else prompt.resized(self._split_size(split))
+
+  def _warn_of_small(self, prompt: PreparedPrompt, split: int, name: str) -> None:
+    """Warns once about each class that a prompt shows too small for the network's input."""
+    height, width = size = self._split_size(split)
+    for index, area in tiling.small_classes(prompt.labels, size).items():
+      if index not in self._unseen:
+        self._unseen.add(index)
+        logging.warning(
+          "%s: class %d is too small: it covers %.2g of the %d x %d pixels that the network sees; use a larger split "
+          "(--split), or crop the prompt around it",
+          *(name, index, area, width, height),
+        )
+
+  def _warn_of_unseen(self, prompts: Iterable[PreparedPrompt], classes: np.ndarray) -> None:
+    """Warns once about each class of the prompts that none of their tiles shows."""
+    for index in np.setdiff1d(np.concatenate([np.unique(prompt.labels) for prompt in prompts]), classes).tolist():
+      if index not in self._unseen:
+        self._unseen.add(index)
+        logging.warning(
+          "prompts: class %d is in none of the tiles that the network is shown, so it cannot be found; use more "
+          "prompts (--top-k), or fewer classes",
+          index,
+        )
 
   def predict(
     self,
@@ -168,9 +210,9 @@ class Predictor:
     Args:
       image: the query: uint8 `[H, W, 3]`, a Pillow image, or a file.
       prompts: pairs of an image and its label map, best first; the network averages over them. The image is given as
-        the query is; the label map as integers `[h, w]`, a Pillow image, or a file of class indices. Ignored pixels
-        (label 255) are background. Each pair has any size, or comes from `prepare_prompt`. Optional with a learned
-        prompt; explicit prompts override it.
+        the query is; the label map as whole numbers or bool `[h, w]`, a Pillow image, or a file of class indices.
+        Ignored pixels (label 255) are background. Each pair has any size, or comes from `prepare_prompt`. Optional with
+        a learned prompt; explicit prompts override it.
       palette: the color of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes. Not
         allowed with a learned prompt, which has the colors it was trained with.
       split: number of tiles along each side, or several numbers; see `InferenceOptions`.
@@ -249,6 +291,7 @@ class Predictor:
     self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
   ) -> _PendingPrediction:
     """Checks a query, and cuts it and its prompts into tiles for every split and mirrored copy."""
+    check_pairs(prompts)
     if not prompts and self.learned is not None:
       tiles, palette, classes = _learned_tiles(self.learned, palette, options)
     else:
@@ -259,7 +302,8 @@ class Predictor:
     self, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
   ) -> tuple[_PromptTiles, np.ndarray, np.ndarray]:
     """Returns the prompts' tiles and their colors for each split, the palette, and the classes to decode to."""
-    loaded = load_prompts(prompts)
+    named = load_prompts(prompts)
+    loaded = [prompt for _, prompt in named]
     palette = check_palette(palette, 1 + max(int(prompt.labels.max()) for prompt in loaded))
     tiles, classes = {}, np.zeros(1, np.int32)
     if options.zoom:
@@ -267,7 +311,10 @@ class Predictor:
         images, labels = cells_of(loaded, options, min(self.tile_size), zoom)
         tiles[zoom] = images, palette[labels]
         classes = np.union1d(classes, labels)
+      self._warn_of_unseen(loaded, classes)
       return tiles, palette, classes
+    for name, prompt in named:
+      self._warn_of_small(prompt, max(options.splits), name)
     for split in options.splits:
       resized = [prompt.resized(self._split_size(split)) for prompt in loaded]
       images = np.concatenate([tiling.cut(prompt.image, split) for prompt in resized])
@@ -277,6 +324,7 @@ class Predictor:
         kept = tiling.foreground_tiles(labels)
         images, labels = images[kept], labels[kept]
       tiles[split] = images, palette[labels]
+    self._warn_of_unseen(loaded, classes)
     return tiles, palette, classes
 
   def _views(self, image: np.ndarray, tiles: _PromptTiles, options: InferenceOptions) -> list[_View]:

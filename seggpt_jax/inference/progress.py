@@ -51,6 +51,11 @@ def open_progress(outdir: Path, settings: Mapping[str, Any], resume: bool, shard
   return Ledger(own, "*.jsonl")
 
 
+def is_results_folder(path: Path) -> bool:
+  """Returns whether a folder holds the results of a run."""
+  return (path / _SETTINGS).is_file() and (path / _FOLDER).is_dir()
+
+
 def overwrite_notice(outdir: Path, settings: Mapping[str, Any]) -> str | None:
   """Returns the line that a command prints before it overwrites the results of an earlier run; None if there are none.
 

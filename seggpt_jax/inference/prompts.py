@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from seggpt_jax import palette as palette_lib
 from seggpt_jax.data.cells import make_prompts, zoomed
-from seggpt_jax.data.images import read_image, upright_pixels
+from seggpt_jax.data.images import read_bytes, read_image, upright_pixels
 from seggpt_jax.data.labels import LabelFormat, classes_in, keep_classes, read_labels
 from seggpt_jax.data.sources import Sample, check_size
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, warn_once
+from seggpt_jax.files import expand
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.palette import IGNORE
 
 Pixels = np.ndarray | Image.Image | str | os.PathLike  # an array, a Pillow image, or a file
 Prompt = tuple[Pixels, Pixels]  # an image and its label map
+_PIXELS = (np.ndarray, Image.Image, str, os.PathLike)
 
 _MAX_LABEL = 65_535  # the largest value of a 16-bit PNG
 
@@ -102,39 +102,67 @@ def load_prompt(prompt: Prompt, name: str) -> PreparedPrompt:
 
   Args:
     prompt: image and label map; a `PreparedPrompt` is returned as it is.
-    name: name of the prompt, for error messages.
+    name: name of the prompt, for error messages and warnings.
 
   Raises:
     InputError: the prompt is not an image with an integer label map of the same size.
   """
   if isinstance(prompt, PreparedPrompt):
     return prompt
-  if len(prompt) != 2:
-    raise InputError(f"{name}: found {len(prompt)} arrays, expected a pair of image and label map")
-  image, labels = as_image(prompt[0], f"{name} image"), _as_labels(prompt[1], f"{name} labels")
-  if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool) or labels.shape != image.shape[:2]:
-    expected = f"integers {list(image.shape[:2])} as its image has"
-    raise InputError(f"{name} labels: found {labels.dtype} {list(labels.shape)}, expected {expected}")
-  if labels.min() < 0 or labels.max() > _MAX_LABEL:
-    raise InputError(f"{name} labels: found values {labels.min()}..{labels.max()}, expected 0..{_MAX_LABEL}")
-  known = np.where(labels == IGNORE, 0, labels).astype(np.uint8 if labels.max() <= 255 else np.uint16)
-  if labels.max() == IGNORE and not known.any():
-    logging.warning(
-      "%s labels: found only 0 and %d, which marks ignored pixels, so nothing is foreground; pass a mask as labels > 0",
-      *(name, IGNORE),
-    )
+  if not isinstance(prompt, tuple | list) or len(prompt) != 2:
+    found = f"{len(prompt)} arrays" if isinstance(prompt, tuple | list) else _kind(prompt)
+    raise InputError(f"{name}: found {found}, expected a pair of image and label map")
+  image = as_image(prompt[0], f"{name} image")
+  labels = _as_labels(prompt[1], image.shape[:2], f"{name} labels")
+  known = without_ignored(labels).astype(np.uint8 if labels.max() <= 255 else np.uint16)
+  if not known.any():
+    warn_once(f"{_file_or(prompt, name)}: no foreground in the label map, so the prompt shows no class")
   return PreparedPrompt(image, known)
 
 
-def load_prompts(prompts: Sequence[Prompt]) -> list[PreparedPrompt]:
+def without_ignored(labels: Integer[np.ndarray, "h w"]) -> Integer[np.ndarray, "h w"]:
+  """Returns a label map with background in place of ignored pixels, as prompts need it."""
+  return np.where(labels == IGNORE, np.zeros((), labels.dtype), labels)
+
+
+def load_prompts(prompts: Sequence[Prompt]) -> list[tuple[str, PreparedPrompt]]:
   """Reads and checks prompts; see `load_prompt`.
+
+  Returns:
+    The name of each prompt for warnings, which is the label file or such as `prompts[0]`, and the prompt.
 
   Raises:
     InputError: there are none, or one is not an image with an integer label map of the same size.
   """
+  check_pairs(prompts)
   if not len(prompts):
     raise InputError("prompts: found none, expected at least one pair of image and label map")
-  return [load_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
+  names = [f"prompts[{index}]" for index in range(len(prompts))]
+  loaded = [load_prompt(prompt, name) for name, prompt in zip(names, prompts, strict=True)]
+  return [(_file_or(prompt, name), each) for name, prompt, each in zip(names, prompts, loaded, strict=True)]
+
+
+def _file_or(prompt: Prompt, name: str) -> str:
+  """Returns the label file of a prompt, if it has one, or else a name."""
+  return os.fspath(prompt[1]) if len(prompt) == 2 and isinstance(prompt[1], str | os.PathLike) else name
+
+
+def check_pairs(prompts: Any) -> None:
+  """Refuses a single pair, or a single image, in place of a list of pairs.
+
+  Raises:
+    InputError: the prompts are not a list of pairs.
+  """
+  single = (
+    isinstance(prompts, tuple | list) and len(prompts) == 2 and all(isinstance(each, _PIXELS) for each in prompts)
+  )
+  if single or isinstance(prompts, (PreparedPrompt, *_PIXELS)):
+    found = _kind(prompts) if isinstance(prompts, _PIXELS) else "one pair of image and label map"
+    raise InputError(f"prompts: found {found}, expected a list of pairs, such as [(image, labels)]")
+
+
+def _kind(value: Any) -> str:
+  return f"an array {list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
 def as_image(image: Pixels, name: str) -> np.ndarray:
@@ -148,7 +176,7 @@ def as_image(image: Pixels, name: str) -> np.ndarray:
     InputError: the file cannot be read, or the array is not uint8 `[H, W, 3]`.
   """
   if isinstance(image, str | os.PathLike):
-    return read_image(Path(image).expanduser())
+    return read_image(expand(image))
   if isinstance(image, Image.Image):
     return upright_pixels(image, name)
   image = np.asarray(image)
@@ -157,12 +185,42 @@ def as_image(image: Pixels, name: str) -> np.ndarray:
   return image
 
 
-def _as_labels(labels: Pixels, name: str) -> np.ndarray:
-  if isinstance(labels, str | os.PathLike):
-    return read_labels(Path(labels).expanduser(), LabelFormat())
-  if isinstance(labels, Image.Image):
-    return LabelFormat().decode_image(labels, name)
-  return np.asarray(labels)
+def _as_labels(labels: Pixels, shape: tuple[int, ...], name: str) -> Integer[np.ndarray, "h w"]:
+  """Returns the class indices of an array, a Pillow image or a file, of the height and width of its image."""
+  if not isinstance(labels, str | os.PathLike | Image.Image):
+    return _class_indices(np.asarray(labels), shape, name)
+  data = read_bytes(labels) if not isinstance(labels, Image.Image) else None
+  try:
+    found = LabelFormat().decode_image(labels, name) if data is None else LabelFormat().decode(data, os.fspath(labels))
+  except InputError as error:
+    # The message names the settings of the commands, which a caller in Python has not.
+    raise InputError(f"{error}; in Python, pass an array of class indices instead, such as mask > 0") from error
+  check_size(found, shape, name if data is None else os.fspath(labels))
+  return found
+
+
+def _class_indices(labels: np.ndarray, shape: tuple[int, ...], name: str) -> Integer[np.ndarray, "h w"]:
+  """Checks an array of class indices of any number type, which may have an axis of length 1 or equal channels."""
+  found = f"{labels.dtype} {list(labels.shape)}"
+  if labels.ndim == 3 and labels.shape == (1, *shape):
+    labels = labels[0]
+  elif labels.ndim == 3 and labels.shape in {(*shape, 1), (*shape, 3)}:
+    if (labels != labels[..., :1]).any():
+      raise InputError(f"{name}: found colors {list(labels.shape)}, expected class indices [H, W]")
+    labels = labels[..., 0]
+  if labels.dtype.kind not in "biuf" or labels.shape != tuple(shape):
+    raise InputError(f"{name}: found {found}, expected integers {list(shape)} as its image has")
+  if labels.dtype.kind == "f" and not (labels == np.round(labels)).all():
+    raise InputError(f"{name}: found {found} with fractions, expected whole numbers; pass a mask as labels > 0.5")
+  if labels.min() < 0 or labels.max() > _MAX_LABEL:
+    raise InputError(f"{name}: found values {labels.min():g}..{labels.max():g}, expected 0..{_MAX_LABEL}")
+  labels = labels.astype(np.uint16)
+  if labels.max() == IGNORE and not without_ignored(labels).any():
+    raise InputError(
+      f"{name}: found label value {IGNORE} and no class, expected class indices 0..{IGNORE - 1}: {IGNORE} marks "
+      "ignored pixels; pass a mask of 0 and 255 as labels > 0"
+    )
+  return labels
 
 
 def read_label_map(path: str | os.PathLike, image: np.ndarray, label_format: LabelFormat) -> np.ndarray:

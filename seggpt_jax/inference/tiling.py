@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Integer, Shaped, UInt8
 from PIL import Image
 
+from seggpt_jax.data.labels import restore_objects
+
 _Size = tuple[int, int]  # height, width
 
 
@@ -27,9 +29,39 @@ def resize_colors(colors: UInt8[np.ndarray, "h w 3"], size: _Size) -> UInt8[np.n
 
 
 def resize_labels(labels: Integer[np.ndarray, "h w"], size: _Size) -> Integer[np.ndarray, "h2 w2"]:
-  """Resizes labels to the nearest neighbor, for integers of any width."""
+  """Resizes labels to the nearest neighbor, for integers of any width, without losing a class.
+
+  The objects of a class of which nothing would be left get the pixels that they cover most.
+
+  Args:
+    labels: class indices of at least 0.
+    size: height and width of the result.
+  """
   if labels.shape == size:
     return labels
+  resized = _nearest(labels, size)
+  before, after = (np.bincount(each.ravel(), minlength=2) for each in (labels, resized))
+  lost = [index for index in np.flatnonzero(before).tolist() if index and (index >= len(after) or not after[index])]
+  # The smallest class comes last: where two classes are lost at one place, it covers the other.
+  for index in sorted(lost, key=lambda index: -before[index]):
+    restore_objects((labels == index).astype(np.uint8), index, resized)
+  return resized
+
+
+def small_classes(labels: Integer[np.ndarray, "h w"], size: _Size) -> dict[int, float]:
+  """Returns the classes that resizing leaves less than 2 x 2 pixels of, and their areas in pixels of the new size.
+
+  Args:
+    labels: class indices of at least 0.
+    size: height and width of the new size.
+  """
+  if labels.shape == size:
+    return {}
+  areas = np.bincount(labels.ravel()) * (size[0] * size[1] / labels.size)
+  return {index: float(area) for index, area in enumerate(areas) if index and 0 < area < 4}
+
+
+def _nearest(labels: np.ndarray, size: _Size) -> np.ndarray:
   rows, cols = (
     ((np.arange(new) + 0.5) * (old / new)).astype(np.int64) for new, old in zip(size, labels.shape, strict=True)
   )

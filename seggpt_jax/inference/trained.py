@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import expand
 from seggpt_jax.inference.operating_point import OperatingPoint, read_operating_point
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.model.weights import find_adapter, find_weights
@@ -60,7 +61,7 @@ def run_config(model_path: str | os.PathLike) -> Path | None:
   Raises:
     InputError: there are no weights.
   """
-  model_path = os.path.expanduser(model_path)
+  model_path = expand(model_path)
   found = find_adapter(Path(model_path)) or find_weights(model_path)
   configs = (folder / "config.json" for folder in (Path(model_path), *found.absolute().parents[:2]))
   return next((path for path in configs if path.is_file()), None)

@@ -19,11 +19,19 @@ from seggpt_jax.compilation import compile_notice
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import expand
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.prompts import Prompt, load_prompts, read_label_map
+from seggpt_jax.inference.prompts import (
+  PreparedPrompt,
+  Prompt,
+  load_prompt,
+  load_prompts,
+  read_label_map,
+  without_ignored,
+)
 from seggpt_jax.inference.video_files import probe, read_frames, write_video
 
 
@@ -67,7 +75,8 @@ def segment_frames(
     raise InputError(f"num_frames: found {num_frames}, expected 0 or more")
   options = options or InferenceOptions()
   if prompts or predictor.learned is None:
-    prompts = [_prepared(prompt, predictor, options) for prompt in load_prompts(prompts)]
+    named = load_prompts(prompts)
+    prompts = [_prepared(prompt, predictor, options, name) for name, prompt in named]
   elif num_frames:
     raise InputError("num_frames: found recent frames beside a learned prompt, expected 0: they would take its place")
   if not num_frames:
@@ -78,14 +87,25 @@ def segment_frames(
     (prediction,) = predictor.predict_many([(frame, [*prompts, *recent])], options, palette=palette)
     yield prediction
     if keep_empty or prediction.labels.any():
-      recent.append(_prepared((frame, prediction.labels), predictor, options))
+      recent.append(_prepared(PreparedPrompt(frame, prediction.labels), predictor, options))
 
 
-def _prepared(prompt: Prompt, predictor: Predictor, options: InferenceOptions) -> Prompt:
-  """Resizes a prompt once and not for every frame. Several splits need several sizes, so the prompt then stays."""
-  return (
-    prompt if len(options.splits) > 1 else predictor.prepare_prompt(*prompt, split=options.splits[0], zoom=options.zoom)
-  )
+def _prepared(
+  prompt: PreparedPrompt, predictor: Predictor, options: InferenceOptions, name: str | None = None
+) -> PreparedPrompt:
+  """Resizes a prompt once and not for every frame. Several splits need several sizes, so the prompt then stays.
+
+  Args:
+    prompt: the prompt.
+    predictor: the network.
+    options: how the prompt is shown.
+    name: name of the prompt, for warnings about small classes; None gives none.
+  """
+  if len(options.splits) > 1:
+    return prompt
+  if name is None:
+    return predictor.resize_prompt(prompt, split=options.splits[0], zoom=options.zoom)
+  return predictor.prepare_prompt(*prompt, split=options.splits[0], zoom=options.zoom, name=name)
 
 
 def run_video(
@@ -124,12 +144,13 @@ def run_video(
   Raises:
     InputError: a file cannot be read or written, prompts do not match, or the video would be overwritten.
   """
-  source, outdir = Path(path).expanduser(), Path(outdir).expanduser()
+  source, outdir = Path(expand(path)), Path(expand(outdir))
   info = probe(source)
   target, folder = outdir / f"{source.stem}.mp4", outdir / "label" / source.stem
   if target.exists() and target.samefile(source):
     raise InputError(f"{target}: found the video itself there, expected another folder for the results")
-  prompts = _read_prompts(source, prompt_images, prompt_labels, labels or LabelFormat())
+  named = _read_prompts(source, prompt_images, prompt_labels, labels or LabelFormat())
+  prompts = [_prepared(prompt, predictor, options or InferenceOptions(), name) for name, prompt in named]
   if target.exists():
     print(
       f"{target}: overwriting the video of an earlier run and its label maps; to keep them, choose another --outdir"
@@ -151,8 +172,8 @@ def run_video(
 
 def _read_prompts(
   video: Path, images: Sequence[str | os.PathLike], labels: Sequence[str | os.PathLike], label_format: LabelFormat
-) -> list[Prompt]:
-  """Reads pairs of images and label maps; without images, the video's first frame is the image."""
+) -> list[tuple[str, PreparedPrompt]]:
+  """Reads pairs of images and label maps, by label file; without images, the video's first frame is the image."""
   if images and len(images) != len(labels):
     found = f"{len(images)} images and {len(labels)} label files"
     raise InputError(f"--prompt-image, --prompt-label: found {found}, expected as many of both")
@@ -160,8 +181,9 @@ def _read_prompts(
     raise InputError(
       f"--prompt-label: found {len(labels)} label files without images, expected one, of the first frame"
     )
-  pixels = (read_image(Path(path).expanduser()) for path in images) if images else read_frames(video)
+  pixels = (read_image(path) for path in images) if images else read_frames(video)
+  pairs = zip(map(str, labels), pixels, strict=False)
   return [
-    (image, read_label_map(Path(path).expanduser(), image, label_format))
-    for path, image in zip(labels, pixels, strict=False)
+    (path, load_prompt((image, without_ignored(read_label_map(path, image, label_format))), path))
+    for path, image in pairs
   ]

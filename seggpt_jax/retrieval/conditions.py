@@ -53,7 +53,7 @@ def by_group(queries: Sequence[Query], prompts: Sequence[PromptFiles], spec: str
   if spec == "classes":
     _check_truths(queries, "--groups=classes")
   query_items = [Item(query.name, str(query.image), str(query.truth or "")) for query in queries]
-  prompt_items = [Item(prompt.image.stem, str(prompt.image), str(prompt.labels)) for prompt in prompts]
+  prompt_items = [Item(prompt.name or prompt.image.stem, str(prompt.image), str(prompt.labels)) for prompt in prompts]
   query_groups, prompt_groups = (
     list(group_names(FileSource(items, IGNORE, labels), spec)) for items in (query_items, prompt_items)
   )

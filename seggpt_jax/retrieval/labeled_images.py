@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from seggpt_jax.data.images import list_images, read_bytes
+from seggpt_jax.data.images import read_bytes
 from seggpt_jax.data.labels import IGNORE, LabelFormat, classes_in, read_labels
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference.queries import PromptFiles
+from seggpt_jax.inference.queries import PromptFiles, list_prompt_folders
 
 
 class Facts(NamedTuple):
@@ -33,16 +33,16 @@ class Facts(NamedTuple):
 
 
 def list_prompts(prompt_img_dir: str | os.PathLike, prompt_label_dir: str | os.PathLike) -> list[PromptFiles]:
-  """Returns the labeled images of two folders, by name.
+  """Returns the labeled images of two folders, by name, also those in folders below.
 
   Raises:
     InputError: a folder is missing or empty, or an image has no label.
   """
-  images, labels = list_images(prompt_img_dir), list_images(prompt_label_dir)
+  images, labels = list_prompt_folders(prompt_img_dir, prompt_label_dir)
   for name, path in images.items():
     if name not in labels:
       raise InputError(f"{path}: found no label for it, expected {Path(prompt_label_dir) / name}.*")
-  return [PromptFiles(Path(path), Path(labels[name])) for name, path in images.items()]
+  return [PromptFiles(path, labels[name], name) for name, path in images.items()]
 
 
 def read_facts(files: Sequence[PromptFiles], labels: LabelFormat) -> Facts:

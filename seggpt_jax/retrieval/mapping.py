@@ -20,7 +20,7 @@ from seggpt_jax.data.images import decode_image, read_bytes
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import writing
+from seggpt_jax.files import expand, writing
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
 from seggpt_jax.model import parameters, weights
@@ -88,7 +88,8 @@ def write_mappings(
   Raises:
     InputError: a file is missing or cannot be read, or a query has no candidate.
   """
-  queries, prompts = list_queries(dataset_dir), list_prompts(prompt_img_dir, prompt_label_dir)
+  queries = list_queries(dataset_dir, apart=(prompt_img_dir, prompt_label_dir))
+  prompts = list_prompts(prompt_img_dir, prompt_label_dir)
   # Problems with the queries are reported before the labeled images are encoded, which can take minutes.
   conditions = by_group(queries, prompts, groups, labels) if groups else None
   holds = classes_of(queries, labels) if share_class else None
@@ -98,7 +99,7 @@ def write_mappings(
       path.parent.mkdir(parents=True, exist_ok=True)
   if by_likeness:
     model = weights.load_model(model_path, dtype=parameters.default_dtype())
-    folder = Path(cache).expanduser() if cache else None
+    folder = Path(expand(cache)) if cache else None
     index = PromptIndex.build(model, prompts, labels, cache=folder, tap=tap, foreground_weight=foreground_weight)
     facts = index.facts
   else:
@@ -152,13 +153,13 @@ def choose(
       chosen = ranking.at_random(candidates, options.top_k, options.seed, query.name)
     else:
       chosen = ranking.most_relevant(scores, candidates, options.top_k, options.diversity, index.likeness_to)
-    return [prompts[place].image.name for place in chosen]
+    return [prompts[place].written for place in chosen]
 
   positive: dict[str, list[str]] = {}
   negative: dict[str, list[str]] = {}
   bar = tqdm(scored(queries, index), "choose", len(queries), unit="query")
   for number, (query, (own_digest, scores)) in enumerate(zip(queries, bar, strict=True)):
-    key, others = query.image.name, shows & (digests != own_digest) & (paths != os.path.realpath(query.image))
+    key, others = query.written, shows & (digests != own_digest) & (paths != os.path.realpath(query.image))
     if conditions is None:
       positive[key] = pick(query, others, scores, "its prompt")
       continue

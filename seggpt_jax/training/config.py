@@ -6,13 +6,13 @@ The files in configs/ start from `default_config` and change what differs; `--co
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from seggpt_jax.errors import InputError, naming
+from seggpt_jax.files import expand
 from seggpt_jax.model.adapters import Adapter, LearnedPrompt, LoRA
 from seggpt_jax.training.schema import KEYS
 
@@ -32,7 +32,7 @@ def expand_paths(config: ConfigDict) -> ConfigDict:
   """Returns a copy of the configuration with `~` expanded in every path."""
   expanded = config.copy_and_resolve_references()
   values = flatten(config)
-  expanded.update_from_flattened_dict({key: os.path.expanduser(values[key]) for key in _PATHS if key in values})
+  expanded.update_from_flattened_dict({key: expand(values[key]) for key in _PATHS if key in values})
   return expanded
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from seggpt_jax.data import pipeline
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import refuse_remote, writing
+from seggpt_jax.files import expand, refuse_remote, writing
 from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.adapter_files import describe_adapter
 from seggpt_jax.model.adapters import Adapter
@@ -101,7 +101,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike) -> Run:
     InputError: something is wrong with the configuration, the data, the weights or the run directory.
   """
   refuse_remote("--workdir", workdir)
-  workdir, config = Path(workdir).expanduser(), expand_paths(config)
+  workdir, config = Path(expand(workdir)), expand_paths(config)
   check_config(config)
   config = resume.keep_pairs(workdir, config)
   changed = resume.changed_keys(workdir, config)

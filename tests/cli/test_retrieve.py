@@ -17,7 +17,7 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.retrieval.conditions import by_class, by_group, classes_of
-from seggpt_jax.retrieval.labeled_images import list_prompts
+from seggpt_jax.retrieval.labeled_images import list_prompts, read_facts
 from seggpt_jax.retrieval.mapping import ChoiceOptions, choose
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 
@@ -38,8 +38,9 @@ def write(folder: Path, name: str, image: np.ndarray, classes: tuple[int, ...]) 
   for place, index in enumerate(classes):
     label[4:20, 10 * place + 2 : 10 * place + 9] = index
   for kind, pixels in (("images", image), ("labels", label)):
-    (folder / kind).mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(folder / kind / f"{name}.png")
+    path = folder / kind / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture
@@ -163,6 +164,23 @@ def test_groups_from_a_table_and_one_that_no_prompt_has(folders):
     by_group(queries, prompts, f"csv:{table}", LabelFormat())
   with pytest.raises(InputError, match="--groups: found 'folder', expected prefix:SEP, csv:FILE or classes"):
     by_group(queries, prompts, "folder", LabelFormat())
+
+
+def test_images_of_two_folders_with_one_name_stay_apart(folders):
+  """A mapping by file name would give the prompts of one camera to the images of the other."""
+  for number, camera in enumerate(("cam1", "cam2")):
+    write(folders / "data", f"{camera}/001", picture(number), (1,))
+    write(folders / "prompts", f"{camera}/p", picture(number + 5), (1,))
+  queries = list_queries(folders / "data")
+  prompts = list_prompts(folders / "prompts" / "images", folders / "prompts" / "labels")
+  mapping, _ = choose(queries, prompts, read_facts(prompts, LabelFormat()), ChoiceOptions(9))
+  assert {"cam1/001.png", "cam2/001.png"} <= mapping.keys() and len(mapping) == len(QUERIES) + 2
+  assert {"cam1/p.png", "cam2/p.png", "red_1.png"} <= set(mapping["cam1/001.png"])
+  (folders / "mapping.json").write_text(json.dumps(mapping))
+  read = list_queries(
+    folders / "data", folders / "prompts/images", folders / "prompts/labels", folders / "mapping.json", 9
+  )
+  assert {query.written: [files.written for files in query.prompts] for query in read} == mapping
 
 
 def test_queries_without_what_is_asked_of_them_are_named(folders, model):

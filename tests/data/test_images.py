@@ -8,7 +8,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from seggpt_jax.data.images import list_images, read_image
+from seggpt_jax.data.images import list_images, read_image, upright_pixels, without_ending
 from seggpt_jax.errors import InputError
 
 GENERATOR = np.random.default_rng(0)
@@ -150,6 +150,77 @@ def test_images_are_listed_by_name_and_other_files_left_alone(tmp_path):
   Image.fromarray(GRAY).save(images / "below" / "a.JPG")
   assert list(list_images(images)) == ["a", "b", "c"]
   assert list(list_images(images, recursive=True)) == ["a", "b", "below/a", "c"]
+
+
+def test_folders_with_a_dot_in_their_name_are_folders(tmp_path):
+  """A season's photographs lie in folders such as 2024.05.01, or were exported into shots.jpg/."""
+  for place in ("2024.05.01", "shots.jpg", "plant/line.2"):
+    (tmp_path / place).mkdir(parents=True)
+    Image.fromarray(GRAY).save(tmp_path / place / "0.png")
+  assert list(list_images(tmp_path, recursive=True)) == ["2024.05.01/0", "plant/line.2/0", "shots.jpg/0"]
+
+
+def test_a_listing_says_what_it_passes_over_except_junk(tmp_path, caplog):
+  images = folder(tmp_path / "images")
+  for junk in (".DS_Store", "Thumbs.db", "desktop.ini", "._a.JPG", "__MACOSX/._a.png"):
+    (images / junk).parent.mkdir(exist_ok=True)
+    (images / junk).write_bytes(b"")
+  assert len(list_images(images, recursive=True)) == 3 and not caplog.text
+  for name in ("IMG_1.HEIC", "IMG_2.HEIC", "noending", "notes.txt", "below/x.CR2"):
+    (images / name).parent.mkdir(exist_ok=True)
+    (images / name).write_bytes(b"")
+  for _ in range(2):
+    assert len(list_images(images)) == 3
+  said = [record.getMessage() for record in caplog.records]
+  assert len(said) == 1, "the same listing says it once"
+  assert said[0].startswith(f"{images}: passed over: 2 .HEIC, ")
+  assert all(word in said[0] for word in ("1 without an ending", "1 .txt", "1 folder (not entered)", "[heif]"))
+  list_images(images, recursive=True, skip=lambda path: "labels" if path.endswith("below") else "")
+  assert "1 folder (labels)" in caplog.records[-1].getMessage()
+  list_images(images, recursive=True)
+  assert "1 .CR2" in caplog.records[-1].getMessage()
+
+
+def test_a_folder_of_other_files_says_which_they_are(tmp_path):
+  for number in range(12):
+    (tmp_path / f"{number}.heic").write_bytes(b"")
+  expected = r"found no images \(passed over: 12 .heic; HEIC is read after pip install 'seggpt-jax\[heif\]'\)"
+  refused(expected, lambda: list_images(tmp_path))
+
+
+def test_a_photograph_of_a_phone_names_the_extra_that_reads_it(tmp_path):
+  (tmp_path / "a.jpg").write_bytes(bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(16))
+  expected = r"a.jpg: cannot be read as an image: .* pip install 'seggpt-jax\[heif\]'"
+  refused(expected, lambda: read_image(tmp_path / "a.jpg"))
+
+
+def test_names_match_whatever_form_their_accents_have(tmp_path):
+  """macOS writes a letter and its accent as two characters; most other programs write one."""
+  composed, decomposed = "caf\u00e9", "cafe\u0301"
+  for kind, name in (("images", decomposed), ("labels", composed)):
+    (tmp_path / kind).mkdir()
+    Image.fromarray(GRAY).save(tmp_path / kind / f"{name}.png")
+  images, labels = (list_images(tmp_path / kind) for kind in ("images", "labels"))
+  assert list(images) == list(labels) == [composed]
+  assert read_image(images[composed]).shape == (5, 7, 3)
+  Image.fromarray(GRAY).save(tmp_path / "images" / f"{composed}.png")
+  refused("beside it, expected one file for each name", lambda: list_images(tmp_path / "images"))
+
+
+@pytest.mark.parametrize("pixels", [GRAY, RGB, GRAY.astype(np.uint16) * 257])
+def test_a_tiff_that_pillow_opened_by_its_path_is_turned_upright(tmp_path, pixels):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  Image.fromarray(pixels).save(tmp_path / "a.tif", exif=exif)
+  found = upright_pixels(Image.open(tmp_path / "a.tif"), "a.tif")
+  np.testing.assert_array_equal(found, read_image(tmp_path / "a.tif"))
+  gray = (pixels if pixels.ndim == 2 else pixels[..., 0]) // (257 if pixels.dtype == np.uint16 else 1)
+  np.testing.assert_array_equal(found[..., 0], np.rot90(gray, 3))
+
+
+def test_only_the_ending_of_an_image_is_no_part_of_its_name():
+  written = ("scan.v2", "scan.v2.JPG", "a.heic", "001", "cam.1/001.png")
+  assert [without_ending(name) for name in written] == ["scan.v2", "scan.v2", "a", "001", "cam.1/001"]
 
 
 def test_folders_that_cannot_be_listed_are_refused(tmp_path):

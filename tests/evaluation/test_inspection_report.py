@@ -211,7 +211,7 @@ def test_what_cannot_be_judged_is_named(folders, predictor, tmp_path):
   listed[1] = Query(listed[1].name, listed[1].image, None, listed[1].prompts)
   with pytest.raises(InputError, match=r"b\.png: found no label file"):
     inspection.inspect(predictor, listed)
-  for keys, words in (({"a.png": ["red1.png"], "lost.png": ["red1.png"]}, "key 'lost'"), ({}, "no keys")):
+  for keys, words in (({"a.png": ["red1.png"], "lost.png": ["red1.png"]}, "key 'lost.png'"), ({}, "no keys")):
     (tmp_path / "some.json").write_text(json.dumps(keys))
     prompts = folders / "prompts"
     with pytest.raises(InputError, match=words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -305,6 +306,24 @@ def test_every_kind_of_result_describes_the_same_prediction(folders, weights_dir
   wrong = command(folders, weights_directory, "--save", "label,masks")
   assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
   assert "--save: found 'masks', expected some of label, color, concat" in wrong.stderr
+
+
+def test_results_of_queries_in_folders_keep_the_folders(folders, predictor):
+  for camera in ("cam1", "cam2"):
+    for kind in ("images", "labels"):
+      (folders / "data" / kind / camera).mkdir()
+      shutil.copy(folders / "data" / kind / "a.png", folders / "data" / kind / camera / "a.png")
+  outcome = batch.run(predictor, find(folders), folders / "out")
+  assert outcome.done == 5 and {"cam1/a", "cam2/a"} <= outcome.metrics["per_image"].keys()
+  for name in ("cam1/a", "cam2/a"):
+    for kind in ("label", "color", "concat"):
+      assert (folders / "out" / kind / f"{name}.png").exists()
+
+
+def test_an_empty_prompt_is_named_by_its_file(folders, predictor, caplog):
+  write(folders / "prompts" / "labels" / "p.png", np.zeros((40, 50), np.uint8))
+  batch.run(predictor, find(folders), folders / "out")
+  assert f"{folders / 'prompts' / 'labels' / 'p.png'}: no foreground" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_to_is_reported_before_the_work(folders, weights_directory):

@@ -18,6 +18,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.inference import batching, tiling
 from seggpt_jax.inference import prediction as prediction_lib
 from seggpt_jax.inference import predictor as predictor_lib
+from seggpt_jax.inference import prompts as prompts_lib
 from seggpt_jax.inference.batching import TiledImage
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
@@ -284,13 +285,95 @@ def test_ignored_pixels_of_a_prompt_are_background(predictor, tmp_path):
   assert found.classes == (0, 1, 2) and len(found.palette) == 3
 
 
-def test_a_mask_of_0_and_255_is_warned_about(predictor, caplog):
-  """Such masks are common, and 255 means ignored here: the prompt would be empty without a word."""
+def test_a_mask_of_0_and_255_is_refused_as_in_a_file(predictor):
+  """Such masks are common, and 255 means ignored here: the class that was meant would not be found."""
   image, labels = make_prompts(1, num_classes=2)[0]
-  predictor.predict(picture(5), [(image, labels * 255)])
-  assert "prompts[0] labels: found only 0 and 255" in caplog.text
+  for mask in (labels * 255, (labels * 255).astype(np.float32), np.full_like(labels, 255)):
+    with pytest.raises(
+      InputError, match=r"prompts\[0\] labels: found label value 255 .*; pass a mask .* as labels > 0"
+    ):
+      predictor.predict(picture(5), [(image, mask)])
+  with pytest.raises(InputError, match=r"prompts\[0\] labels: found label value 255.*; in Python, pass .* mask > 0"):
+    predictor.predict(picture(5), [(image, Image.fromarray((labels * 255).astype(np.uint8)))])
+
+
+def test_masks_of_any_array_are_read_if_they_have_one_meaning(predictor):
+  """OpenCV, PyTorch and SAM give masks as bool, float, with one more axis, or with equal channels."""
+  query, (image, labels) = picture(5, 40, 30), make_prompts(1, num_classes=2)[0]
+  expected = predictor.predict(query, [(image, labels)]).colors
+  channels = np.repeat(labels[..., None], 3, axis=-1)
+  for mask in (labels == 1, labels.astype(np.float32), labels[..., None], labels[None], channels):
+    np.testing.assert_array_equal(predictor.predict(query, [(image, mask)]).colors, expected)
+  assert predictor.predict(query, [(image, labels == 1)]).classes == (0, 1)
+  for mask, words in (
+    (labels * 0.5, "with fractions, expected whole numbers; pass a mask as labels > 0.5"),
+    (np.where(labels, np.nan, 0), "with fractions"),
+    (channels * [1, 2, 3], "found colors"),
+    (np.repeat(labels[None], 2, axis=0), "found int64 [2, 32, 32]"),
+    (labels.astype(str), "found <U"),
+  ):
+    with pytest.raises(InputError) as error:
+      predictor.predict(query, [(image, mask)])
+    assert f"prompts[0] labels: {words}" in str(error.value) or words in str(error.value)
+
+
+def test_one_pair_in_place_of_a_list_is_named():
+  """`predict(query, (image, labels))` is the first mistake of many."""
+  labels, drawn = LABELS, Image.fromarray(IMAGE)
+  check = inspect.unwrap(prompts_lib.check_pairs)
+  for single in (
+    (IMAGE, labels),
+    [drawn, labels],
+    (drawn, drawn),
+    ("a.png", "b.png"),
+    prompts_lib.PreparedPrompt(IMAGE, labels),
+  ):
+    with pytest.raises(
+      InputError, match=r"prompts: found one pair .*, expected a list of pairs, such as \[\(image, labels"
+    ):
+      check(single)
+  for single in (IMAGE, drawn, "a.png"):
+    with pytest.raises(InputError, match=r"prompts: found an? .*, expected a list of pairs"):
+      check(single)
+  for pairs in ([(IMAGE, labels)], [(IMAGE, labels)] * 2, [prompts_lib.PreparedPrompt(IMAGE, labels)] * 2, ()):
+    check(pairs)
+  for wrong in (drawn, "ab", (IMAGE,)):
+    with pytest.raises(InputError, match=r"prompts\[0\]: found .*, expected a pair of image and label map"):
+      inspect.unwrap(prompts_lib.load_prompt)(wrong, "prompts[0]")
+
+
+def test_a_pillow_label_is_turned_as_its_image_is(predictor, tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  (image, labels) = make_prompts(1, height=20, width=30)[0]
+  for name, pixels in (("image", image), ("labels", labels.astype(np.uint8))):
+    Image.fromarray(pixels).save(tmp_path / f"{name}.tif", exif=exif)
+  opened = [Image.open(tmp_path / f"{name}.tif") for name in ("image", "labels")]
+  expected = predictor.predict(IMAGE, [(np.rot90(image, 3), np.rot90(labels, 3))])
+  np.testing.assert_array_equal(predictor.predict(IMAGE, [tuple(opened)]).colors, expected.colors)
+
+
+def test_a_prompt_that_shows_nothing_is_warned_about_once(model, caplog, tmp_path):
+  """All background would be predicted, without a word."""
+  predictor = Predictor(model)
+  Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(tmp_path / "empty.png")
+  for _ in range(2):
+    predictor.predict(IMAGE, [(IMAGE, tmp_path / "empty.png")])
+  assert [record.getMessage() for record in caplog.records] == [
+    f"{tmp_path / 'empty.png'}: no foreground in the label map, so the prompt shows no class"
+  ]
   caplog.clear()
-  predictor.predict(picture(5), [(image, labels)])
+  labels = np.zeros((1000, 1000), np.uint8)
+  labels[103:108, 400:405], labels[500:, :] = 1, 2
+  for split in (1, 1, 2):
+    found = predictor.predict(IMAGE, [(picture(3, 1000, 1000), labels)], split=split)
+    assert found.classes == (0, 1, 2), "no class of the prompts vanishes"
+  (said,) = (record.getMessage() for record in caplog.records)
+  assert (
+    said.startswith("prompts[0]: class 1 is too small: it covers 0.026 of the 32 x 32 pixels") and "--split" in said
+  )
+  caplog.clear()
+  predictor.predict(IMAGE, make_prompts(1))
   assert not caplog.text
 
 
@@ -398,7 +481,7 @@ IMAGE, LABELS = picture(0), np.zeros((SIZE, SIZE), np.int32)
     ({"image": IMAGE[:0]}, "expected uint8 [H, W, 3]"),
     ({"prompts": []}, "prompts: found none"),
     ({"prompts": [(IMAGE, LABELS), (IMAGE, LABELS[:5])]}, "prompts[1] labels: found int32 [5, 32]"),
-    ({"prompts": [(IMAGE, LABELS.astype(float))]}, "prompts[0] labels: found float64"),
+    ({"prompts": [(IMAGE, LABELS + 0.5)]}, "prompts[0] labels: found float64"),
     ({"prompts": [(IMAGE, LABELS - 1)]}, "found values -1..-1"),
     ({"prompts": [(IMAGE[..., :1], LABELS)]}, "prompts[0] image: found uint8 [32, 32, 1]"),
     ({"split": 0}, "split: found 0"),

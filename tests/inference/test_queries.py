@@ -53,6 +53,117 @@ def test_a_wrong_mapping_is_named_with_its_key(folders, mapping, words):
   assert all(word in str(error.value) for word in words), error.value
 
 
+@pytest.fixture
+def cameras(folders):
+  """Queries and prompts of two cameras, which number their images alike."""
+  generator = np.random.default_rng(0)
+  for camera in ("cam1", "cam2"):
+    for place, name in (("data", "001"), ("data", "scan.v2"), ("prompts", f"{camera}_p"), ("prompts", "same")):
+      for kind, shape in (("images", (8, 8, 3)), ("labels", (8, 8))):
+        write(folders / place / kind / camera / f"{name}.png", generator.integers(0, 2, shape, np.uint8))
+  return folders
+
+
+def test_folders_of_queries_may_hold_folders(cameras):
+  found = {query.name: query for query in find(cameras)}
+  assert list(found) == ["a", "b", "c", "cam1/001", "cam1/scan.v2", "cam2/001", "cam2/scan.v2"]
+  for name in ("cam1/001", "cam2/001"):
+    assert found[name].image == cameras / "data" / "images" / f"{name}.png"
+    assert found[name].truth == cameras / "data" / "labels" / f"{name}.png"
+
+
+@pytest.mark.parametrize(
+  "key, name",
+  [
+    ("cam1/001.png", "cam1/001"),
+    ("cam1/001", "cam1/001"),
+    ("cam1\\001.JPG", "cam1/001"),
+    ("./cam2/001.jpg", "cam2/001"),
+    ("D:\\photos\\cam2\\001.jpg", "cam2/001"),
+    ("/data/images/cam2/001.jpg", "cam2/001"),
+    ("cam2/scan.v2", "cam2/scan.v2"),
+    ("a.jpg", "a"),
+    ("photos/a.jpg", "a"),
+    ("lost/001.png", None),
+    ("scan.v3", None),
+    ("cam1", None),
+  ],
+)
+def test_a_name_means_the_file_that_its_path_says(cameras, key, name):
+  names = [query.name for query in find(cameras)]
+  assert queries.NameFinder(names, "data").find(key, "mapping.json") == name
+
+
+def test_a_name_without_a_folder_means_the_only_file_of_that_name():
+  finder = queries.NameFinder(["cam1/001", "cam2/001", "cam2/only"], "data")
+  assert finder.find("only.png", "mapping.json") == "cam2/only"
+  with pytest.raises(
+    InputError, match=r"mapping.json: found '001.jpg', which may be 'cam1/001' and 'cam2/001' in data"
+  ):
+    finder.find("001.jpg", "mapping.json")
+
+
+def test_two_files_of_one_name_are_never_taken_for_each_other(cameras):
+  mapping = write_mapping(cameras, {"cam1/001.jpg": ["cam1/same.png"], "cam2/001.jpg": ["cam2/same.png"]})
+  first, second = find(cameras, mapping=mapping, mapped_only=True)
+  for query, camera in ((first, "cam1"), (second, "cam2")):
+    (prompt,) = query.prompts
+    assert (prompt.name, prompt.written) == (f"{camera}/same", f"{camera}/same.png")
+    assert prompt.labels.parent.name == camera
+
+
+@pytest.mark.parametrize(
+  "mapping, words",
+  [
+    ({"cam3/a.jpg": ["p"], "cam4/a.jpg": ["q"]}, "'cam3/a.jpg' and 'cam4/a.jpg', which both mean 'a'"),
+    ({"a.jpg": ["p"], "a.png": ["q"]}, "keys 'a.jpg' and 'a.png', which both mean 'a', expected one of them"),
+    ({"a": ["cam3/p.png"], "b": ["cam4/p.png"], "c": ["p"]}, "'cam3/p.png' and 'cam4/p.png', which both mean 'p'"),
+    ('{"a": ["p"], "a": ["q"]}', "found key 'a' twice, expected it once"),
+  ],
+)
+def test_two_names_of_one_file_are_refused_and_both_named(folders, mapping, words):
+  """One of the two would win without a word, and its prompts would serve the other's image."""
+  with pytest.raises(InputError) as error:
+    find(folders, mapping=write_mapping(folders, mapping))
+  assert str(error.value).startswith(f"{folders / 'mapping.json'}: ") and words in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_mapping_of_any_editor_and_system_is_read(folders, encoding):
+  (folders / "data" / "images" / "a.png").rename(folders / "data" / "images" / "cafe\u0301.png")
+  text = json.dumps({"caf\u00e9.png": ["prompts\\images\\q.png"], "b": ["q"], "c": ["q"]}, ensure_ascii=False)
+  (folders / "mapping.json").write_bytes(text.encode(encoding))
+  (query,) = (query for query in find(folders, mapping=folders / "mapping.json") if query.name.startswith("caf"))
+  assert (query.name, query.prompts[0].name) == ("caf\u00e9", "q")
+
+
+def test_what_belongs_to_no_query_is_counted(folders, caplog):
+  (folders / "data" / "images" / "a.png").unlink()
+  write(folders / "data" / "x.png", np.zeros((8, 8, 3), np.uint8))
+  write(folders / "prompts" / "labels" / "z.png", np.zeros((8, 8), np.uint8))
+  find(folders, mapping=write_mapping(folders, {name: ["p"] for name in "abcz"}))
+  said = [record.getMessage() for record in caplog.records]
+  data = folders / "data"
+  assert f"{data}: passed over: 1 images beside the folder images/" in said
+  assert f"{data / 'labels'}: passed over: 1 label files that no image in {data / 'images'} has, first a.png" in said
+  assert any("1 label files that no image" in line and line.endswith("first z.png") for line in said)
+  assert f"{folders / 'mapping.json'}: passed over: 2 of 4 keys, no images of {data}, first 'a'" in said
+
+
+def test_results_prompts_and_labels_below_the_images_are_no_queries(folders, caplog):
+  """`--dataset-dir . --outdir out`: a second run must not segment the masks of the first."""
+  photos, prompts = folders / "photos", folders / "photos" / "examples"
+  for name in ("a", "day1/a", "out/label/a", "old/color/a", "examples/images/p", "examples/labels/p", "labels/a"):
+    write(photos / f"{name}.png", np.zeros((8, 8), np.uint8))
+  (photos / "old" / "progress").mkdir()
+  (photos / "old" / "run.json").write_text("{}")
+  found = queries.list_queries(photos, prompts / "images", prompts / "labels", apart=[photos / "out"])
+  assert [query.name for query in found] == ["a", "day1/a"]
+  (said,) = (record.getMessage() for record in caplog.records)
+  for words in ("1 folder (labels)", "3 folders (prompts or results)", "1 folder (results of a run)"):
+    assert words in said
+
+
 def test_a_missing_mapping_is_named(folders):
   with pytest.raises(InputError, match=r"nowhere\.json: not found"):
     find(folders, mapping=folders / "nowhere.json")
@@ -141,5 +252,5 @@ def test_files_named_one_by_one_have_to_be_there_and_fit(folders):
 def test_a_mapping_can_say_which_images_are_queries(folders):
   mapping = write_mapping(folders, {"b.png": ["q.png"]})
   assert [query.name for query in find(folders, mapping=mapping, mapped_only=True)] == ["b"]
-  with pytest.raises(InputError, match=r"mapping\.json: found key 'z', expected names of images in"):
+  with pytest.raises(InputError, match=r"mapping\.json: found key 'z\.png', expected names of images in"):
     find(folders, mapping=write_mapping(folders, {"z.png": ["q.png"]}), mapped_only=True)
