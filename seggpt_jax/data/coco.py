@@ -13,10 +13,10 @@ import numpy as np
 from etils import epath
 
 from seggpt_jax.data.dataset_files import DatasetFiles
-from seggpt_jax.data.images import read_bytes
+from seggpt_jax.data.images import read_text
 from seggpt_jax.data.outlines import Annotations, Entry, Outline, OutlineSource, Shape
 from seggpt_jax.errors import InputError, one_line, refuse
-from seggpt_jax.files import decode_text, plain_name
+from seggpt_jax.files import plain_name
 
 # Words of file names that say what a file is rather than which split it holds.
 _WORDS = ("instances", "annotations", "annotation", "coco", "result", "labels", "segmentation")
@@ -150,7 +150,7 @@ def _annotation_file(files: DatasetFiles, split: str) -> str:
 def _parse(where: str) -> dict[str, Any]:
   """Parses the file and packs its annotations on the way, because outlines as lists would need ten times the memory."""
   try:
-    content = json.loads(decode_text(read_bytes(where)), object_hook=_pack)
+    content = json.loads(read_text(where), object_hook=_pack)
   except (ValueError, RecursionError) as error:
     if isinstance(error, InputError):
       raise

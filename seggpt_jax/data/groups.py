@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from seggpt_jax.data.class_index import scan_classes
-from seggpt_jax.data.images import read_bytes
+from seggpt_jax.data.images import read_text
 from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import decode_text, plain_name
+from seggpt_jax.files import plain_name
 
 SPECS = (
   "prefix:SEP (the name up to the last SEP), folder (the folder in the name), field:KEY (a field of the record), "
@@ -72,7 +72,7 @@ def _prefix(name: str, separator: str) -> str:
 
 def _listed(source: Source, path: str) -> list[str]:
   try:
-    rows = csv.DictReader(decode_text(read_bytes(path)).splitlines())
+    rows = csv.DictReader(read_text(path).splitlines())
     columns = rows.fieldnames or []
     if not {"name", "group"} <= set(columns):
       raise InputError(f"{path}: found columns {', '.join(columns)}, expected name and group")

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from seggpt_jax.errors import InputError, refuse, warn_once
-from seggpt_jax.files import expand, plain_name
+from seggpt_jax.files import decode_text, expand, plain_name
 
 _UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -189,6 +189,18 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     raise InputError(f"{path}: not found, expected a file") from error
   except OSError as error:
     raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_text(path: str | os.PathLike) -> str:
+  """Reads a text file that a person or a tool wrote, local or remote, see `files.decode_text`.
+
+  Raises:
+    InputError: the file is missing, or is not UTF-8.
+  """
+  try:
+    return decode_text(read_bytes(path))
+  except UnicodeDecodeError as error:
+    raise InputError(f"{path}: cannot be read as text: {error.reason} at byte {error.start}, expected UTF-8") from error
 
 
 def file_stamp(path: str | os.PathLike) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from seggpt_jax.data.dataset_files import DatasetFiles
-from seggpt_jax.data.images import read_bytes
+from seggpt_jax.data.images import read_text
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import decode_text
 
 _FILE = "labelmap.txt"
 _BACKGROUND, _IGNORED = ("background",), ("ignore", "ignored", "void")
@@ -48,7 +47,7 @@ def read_label_map(files: DatasetFiles) -> LabelMap | None:
     return None
   where = files.full(found[0])
   colors: dict[str, tuple[int, ...]] = {}
-  for number, line in enumerate(decode_text(read_bytes(where)).splitlines(), 1):
+  for number, line in enumerate(read_text(where).splitlines(), 1):
     if line.strip() and not line.startswith("#"):
       name, color = _entry(line, f"{where}: line {number}")
       if name in colors or color in colors.values():

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.data.dataset_files import DatasetFiles
-from seggpt_jax.data.images import is_image, read_bytes
+from seggpt_jax.data.images import is_image, read_bytes, read_text
 from seggpt_jax.data.outlines import (
   Annotations,
   Entry,
@@ -29,7 +29,6 @@ from seggpt_jax.data.outlines import (
   polygon_shape,
 )
 from seggpt_jax.errors import InputError, one_line, refuse
-from seggpt_jax.files import decode_text
 
 _HEAD = 65_536
 _BRUSH_PNG = re.compile(r"(^|/)task-\d+-annotation-\d+-by-.*\.png$")
@@ -94,7 +93,7 @@ def read_label_studio(path: str | os.PathLike, split: str, problems: list[str] |
 
 def _parse(where: str) -> list[dict[str, Any]]:
   try:
-    content = json.loads(decode_text(read_bytes(where)))
+    content = json.loads(read_text(where))
   except (ValueError, RecursionError) as error:
     if isinstance(error, InputError):
       raise

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from seggpt_jax.data.dataset_files import DatasetFiles
-from seggpt_jax.data.images import is_image, load_upright, open_image, read_bytes
+from seggpt_jax.data.images import is_image, load_upright, open_image, read_text
 from seggpt_jax.data.outlines import (
   BACKGROUND,
   UNKNOWN,
@@ -32,7 +32,7 @@ from seggpt_jax.data.outlines import (
   rectangle_shape,
 )
 from seggpt_jax.errors import InputError, one_line, refuse
-from seggpt_jax.files import decode_text, plain_name
+from seggpt_jax.files import plain_name
 
 
 def labelme_files(files: DatasetFiles) -> dict[str, list[str]]:
@@ -56,7 +56,7 @@ def labelme_files(files: DatasetFiles) -> dict[str, list[str]]:
 def is_labelme(path: str) -> bool:
   """Returns True if a JSON file has shapes as LabelMe writes them."""
   try:
-    content = json.loads(decode_text(read_bytes(path)))
+    content = json.loads(read_text(path))
   except (ValueError, RecursionError):
     return False
   return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
@@ -106,7 +106,7 @@ def read_labelme(path: str | os.PathLike, split: str, problems: list[str] | None
 def _parse(where: str) -> dict[str, Any] | None:
   """Returns the content of a file; None if it is no file of LabelMe."""
   try:
-    content = json.loads(decode_text(read_bytes(where)))
+    content = json.loads(read_text(where))
   except (ValueError, RecursionError) as error:
     if isinstance(error, InputError):
       raise

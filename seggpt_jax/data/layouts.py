@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 
 from seggpt_jax.data.dataset_files import DatasetFiles, order_splits
-from seggpt_jax.data.images import is_image, list_images, read_bytes, remote_or_local
+from seggpt_jax.data.images import is_image, list_images, read_text, remote_or_local
 from seggpt_jax.data.sources import Item, Mask
 from seggpt_jax.errors import InputError, refuse
-from seggpt_jax.files import decode_text, plain_name
+from seggpt_jax.files import plain_name
 
 _LABEL_FOLDER = {"image": "label", "images": "labels"}
 # Names that people give to the folder of images and to the folder of label maps, most common first.
@@ -126,7 +126,7 @@ def _by_name(files: DatasetFiles, paths: Sequence[str]) -> dict[str, str]:
 
 
 def _lines(path: str) -> list[str]:
-  lines = decode_text(read_bytes(path)).splitlines()
+  lines = read_text(path).splitlines()
   return [plain_name(line.split()[0]) for line in lines if line.strip()]
 
 

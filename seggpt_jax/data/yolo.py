@@ -15,10 +15,10 @@ import yaml
 from tqdm import tqdm
 
 from seggpt_jax.data.dataset_files import DatasetFiles, order_splits
-from seggpt_jax.data.images import is_image, read_bytes
+from seggpt_jax.data.images import is_image, read_text
 from seggpt_jax.data.outlines import Annotations, Entry, Shape, polygon_shape
 from seggpt_jax.errors import InputError, one_line, refuse
-from seggpt_jax.files import decode_text, plain_name
+from seggpt_jax.files import plain_name
 
 _IMAGES, _LABELS = "images", "labels"
 
@@ -87,7 +87,7 @@ def _description(files: DatasetFiles) -> tuple[str, dict[str, Any]]:
   for relative in [path for path in files.ending(".yaml", ".yml") if path.count("/") <= 1]:
     where = files.full(relative)
     try:
-      content = yaml.safe_load(decode_text(read_bytes(where)))
+      content = yaml.safe_load(read_text(where))
     except (yaml.YAMLError, ValueError) as error:
       raise InputError(f"{where}: cannot be read as YAML: {one_line(error)}") from error
     if isinstance(content, dict) and "names" in content:
@@ -102,7 +102,7 @@ def _names(files: DatasetFiles, where: str, content: dict[str, Any]) -> dict[int
   names: Any = content.get("names", {})
   if not names:
     lists = files.ending("classes.txt")
-    lines = decode_text(read_bytes(files.full(lists[0]))).splitlines() if lists else []
+    lines = read_text(files.full(lists[0])).splitlines() if lists else []
     names = [line.strip() for line in lines if line.strip()]
   if isinstance(names, list):
     names = dict(enumerate(names))
@@ -143,7 +143,7 @@ def _listed(files: DatasetFiles, place: str, where: str) -> list[str]:
   lists = [path for path in files.ending(".txt") if path.endswith(PurePosixPath(place).name)]
   if not lists:
     raise InputError(f"{where}: found the list {place}, which does not exist, expected a folder or a list of images")
-  lines = decode_text(read_bytes(files.full(lists[0]))).splitlines()
+  lines = read_text(files.full(lists[0])).splitlines()
   return [os.path.relpath(files.find(line.strip(), (_IMAGES,)), files.root) for line in lines if line.strip()]
 
 
@@ -168,7 +168,7 @@ def _name(image: str, split: str) -> str:
 def _read(where: str) -> list[tuple[int, Shape]]:
   """Reads the class numbers and polygons of a text file."""
   found = []
-  for number, line in enumerate(decode_text(read_bytes(where)).splitlines(), 1):
+  for number, line in enumerate(read_text(where).splitlines(), 1):
     values = line.split()
     if not values:
       continue

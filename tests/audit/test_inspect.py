@@ -413,7 +413,7 @@ def test_labels_in_the_alpha_channel_are_named(tmp_path):
 
 def test_labels_resized_with_interpolation_are_named(tmp_path):
   def large(i):
-    return np.pad(blob(1 + i % 2, size=40), 16)
+    return np.pad(blob(1 + i % 3, size=40), 16)
 
   def resized(resample):
     return lambda i: Image.fromarray(large(i)).resize((SIZE, SIZE), resample)
