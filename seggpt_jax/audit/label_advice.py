@@ -117,6 +117,8 @@ def _foreground(findings: Findings) -> Iterator[Advice]:
     return
   if train.num_empty == train.num_labels:
     text = f"no label of {train.split} shows any foreground, read as {findings.dataset.label_format}"
+    if train.pixels[IGNORE]:
+      text += ", and all that is marked is ignored (crowd regions, or data.ignore)"
     yield Advice(f"{text}: training stops", fatal=True)
   elif train.num_empty > 0.5 * train.num_labels:
     keys = {"balanced": True, "negative": 0.1}

@@ -208,6 +208,21 @@ def test_images_that_annotations_list_and_nobody_has_are_missing_not_damaged(tmp
   assert "none of the 4 images that the annotations of train list was found" in text and "bad_share=1" not in text
 
 
+def test_objects_that_are_all_crowds_are_no_foreground(tmp_path):
+  for split in ("train", "val"):
+    for i in range(3):
+      save(tmp_path / split / f"{i}.png", picture(i + 9 * (split == "val")))
+    content = {"categories": [{"id": 1, "name": "grain"}]}
+    content["images"] = [{"id": i, "file_name": f"{i}.png", "height": SIZE, "width": SIZE} for i in range(3)]
+    content["annotations"] = [
+      {"id": i, "image_id": i, "category_id": 1, "segmentation": [[0, 0, 24, 0, 24, 24]], "iscrowd": 1}
+      for i in range(3)
+    ]
+    (tmp_path / f"{split}.json").write_text(json.dumps(content))
+  text = advised(inspected(tmp_path, kind="coco"))
+  assert "no label of train shows any foreground" in text and "all that is marked is ignored (crowd regions" in text
+
+
 def test_rectangles_among_outlines_are_mentioned(tmp_path):
   for split in ("train", "val"):
     for i in range(4):

@@ -87,6 +87,18 @@ def test_a_split_or_form_that_the_data_does_not_have_is_answered_with_what_it_ha
   refused("this looks like data.source=labelme: `seggpt inspect --path", lambda: opened(config, tmp_path))
 
 
+def test_several_classes_are_not_trained_on_as_one_without_a_word(config, tmp_path):
+  """The base configuration reads masks, 0 and another value. Files with another class each are no such masks."""
+  for i, path in enumerate(sorted((tmp_path / "data").glob("*/labels/*.png"))):
+    write(path, label(0, 1 + i % 3, 0))
+  refused(
+    "found 2 as the value of the foreground, expected 1 as in .*; class indices are read with labels=index, num_",
+    (lambda: opened(config, tmp_path)),
+  )
+  config.data.threshold = 0  # on purpose
+  opened(config, tmp_path)
+
+
 def test_outlines_reach_the_canvas(config, tmp_path):
   for split in ("train", "val"):
     for i in range(4):
