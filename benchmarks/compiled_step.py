@@ -46,6 +46,7 @@ def lower_train(mesh) -> tuple[Any, Any, Any]:
   config, model_config, shape = default_config(), VARIANTS[_VARIANT.value], jax.ShapeDtypeStruct
   config.model.update(remat=_REMAT.value, attention=_ATTENTION.value, dtype="bfloat16")
   config.adapter.kind = _ADAPTER.value
+  config.model.init_from = _VARIANT.value  # an adapter must name its weights, which are not read here
   plan = setup.make_plan(config, model_config, mesh, scan=_SCAN.value)
   size, num_classes = _BATCH.value * mesh.size, config.data.num_classes
   batch = {
