@@ -63,6 +63,7 @@ class Inputs:
     prompt_grid: cells along a side of a prompt; 0 if a prompt is one sample.
     coarse_zoom: second zoom, for classes that are too large for a square at the first one; 0 without.
     coarse_classes: the classes that are looked for at the second zoom only.
+    class_names: names of classes 1, 2, ... that the dataset states; () if it states none.
   """
 
   training: TrainingPairs
@@ -73,6 +74,7 @@ class Inputs:
   prompt_grid: int = 0
   coarse_zoom: float = 0.0
   coarse_classes: tuple[int, ...] = ()
+  class_names: tuple[str, ...] = ()
 
 
 def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | os.PathLike) -> Inputs:
@@ -165,6 +167,7 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     fine.zoom,
     grids[0],
     *((coarse[0].zoom, coarse[0].classes) if coarse else (0.0, ())),
+    class_names=getattr(splits["train"], "categories", ()),
   )
 
 

@@ -52,7 +52,9 @@ _BEFORE_THESE_KEYS = {
 
 # Keys that decide which pairs a run draws. A run keeps the values of its first start where the new start has defaults,
 # so that runs of versions with other defaults go on with the same pairs, or -1, so that nothing is measured again.
+# Names of classes are those that the dataset had at the first start.
 _KEPT = (
+  "data.class_names",
   "data.same_class",
   "data.unanswerable",
   "data.prompt_foreground",

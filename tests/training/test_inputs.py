@@ -104,8 +104,8 @@ def test_outlines_reach_the_canvas(config, tmp_path):
     for i in range(4):
       write_labelme(tmp_path / "tool" / split, f"{i}", seed=i)
   config.data.path, config.data.source, config.data.num_classes = str(tmp_path / "tool"), "labelme", 3
-  _, batch = batch_of(config, tmp_path)
-  assert set(np.unique(batch["labels"])) == {0, 1, 2}
+  inputs, batch = batch_of(config, tmp_path)
+  assert set(np.unique(batch["labels"])) == {0, 1, 2} and inputs.class_names == ("crack", "hole")
 
 
 def test_prompts_come_from_the_query_s_group(config, tmp_path):
