@@ -52,6 +52,7 @@ def config(boards, monkeypatch):
   config.batch_size = 8
   config.model.variant = "small_test"
   config.data.path = str(boards)
+  config.data.threshold = 0  # one class of all kinds of defects
   config.data.resize = 40
   config.data.blur = 0.0
   config.optim.peak = 1e-3
@@ -147,7 +148,7 @@ def test_a_run_with_several_prompts_negative_pairs_and_bad_files_resumes_bit_for
   bad = sorted((tmp_path / "boards" / "train" / "images").iterdir())[5]
   bad.write_bytes(bad.read_bytes()[:200])
   config.data.path = str(tmp_path / "boards")
-  config.data.labels, config.data.num_classes = "index", 7
+  config.data.labels, config.data.num_classes, config.data.threshold = "index", 7, -1
   config.data.update(
     prompts=2, negative=0.3, same_class=0.5, bad_files="skip", bad_share=0.1, cache_mb=1, scale=(0.8, 1.2), noise=3.0
   )
@@ -414,7 +415,7 @@ def test_best_weights_of_an_abandoned_future_are_dropped(config, tmp_path):
 
 
 def test_a_bad_label_is_named_before_anything_is_written(config, boards, tmp_path):
-  config.data.labels = "index"
+  config.data.labels, config.data.threshold = "index", -1
   with pytest.raises(InputError, match=r"train/labels/.*png: found label value \d, expected 0..1"):
     loop.train(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
@@ -462,6 +463,7 @@ def test_the_tiny_network_learns_to_paint_what_it_is_shown(config, boards, tmp_p
 def test_pretraining_on_tasks_needs_no_folder_and_resumes_bit_for_bit(config, tmp_path):
   changes = {"num_steps": 6, "eval_every": 3, "eval_pairs": 8, "checkpoint_every": 3, "panel_every": 0}
   changes |= {"data.source": "tasks", "data.path": "data", "data.num_classes": 4, "data.resize": 0, "data.ramp": 5}
+  changes["data.threshold"] = -1
   changes |= {"optim.name": "muon", "optim.clip_norm": 1.0}
   config.update_from_flattened_dict(changes)
   loop.train(config, tmp_path / "whole")
@@ -480,6 +482,8 @@ def test_pretraining_on_tasks_needs_no_folder_and_resumes_bit_for_bit(config, tm
 def test_resuming_with_another_optimizer_or_source_is_refused(config, tmp_path, key, value):
   config.num_steps = 1
   loop.train(config, tmp_path)
-  config.update_from_flattened_dict({key: value} | ({"data.path": "data"} if value == "tasks" else {}))
+  config.update_from_flattened_dict(
+    {key: value} | ({"data.path": "data", "data.threshold": -1} if value == "tasks" else {})
+  )
   with pytest.raises(InputError, match=rf"config.{key}: found {value}, expected \w+ as the run in .* has"):
     loop.train(config, tmp_path)
