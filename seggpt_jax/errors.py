@@ -1,7 +1,7 @@
 """The exception for mistakes that the user can correct: wrong files, flags and config values.
 
 Raise `InputError` with one line that names the file or key, what was found and what was expected. Commands print that
-line and exit with status 2 (`cli.runner`). Any other exception is a bug and keeps its traceback.
+line and exit with status 2 (`cli.runner`). `MachineError` ends them with status 1. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from absl import logging
 
 class InputError(ValueError):
   """The user's input is wrong; the message is one line for the user."""
+
+
+class MachineError(RuntimeError):
+  """The machine cannot do what is right to ask of it: its disk is full or fails. One line for the user, status 1."""
 
 
 def one_line(message: object) -> str:

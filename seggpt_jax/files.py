@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
+import json
 import os
 import unicodedata
 import uuid
@@ -14,7 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, MachineError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def expand(path: str | os.PathLike) -> str:
@@ -50,20 +54,57 @@ def decode_text(data: bytes) -> str:
   return data.decode("utf-16" if utf16 else "utf-8-sig")
 
 
+def parse_json(text: str | bytes, **options: Any) -> Any:
+  """Parses JSON of any origin.
+
+  Args:
+    text: the JSON text.
+    **options: options of `json.loads`.
+
+  Raises:
+    ValueError: the text is no JSON, or its values are nested thousands of times.
+  """
+  try:
+    return json.loads(text, **options)
+  except RecursionError as error:
+    raise ValueError("nested too deeply") from error
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-  """Turns an operating system error (missing folder, no permission, disk full) into an InputError that names the path.
+  """Turns an error of the operating system into one line that names the path.
 
   Args:
     path: file or folder that is written inside the context.
 
   Raises:
-    InputError: the operating system refused to write.
+    InputError: the operating system refused to write, as a folder is missing or needs permission.
+    MachineError: the disk is full or fails.
   """
   try:
     yield
-  except OSError as error:
-    raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+  except (InputError, MachineError):
+    raise
+  # Libraries wrap the errors of a full disk in errors of their own.
+  except Exception as error:
+    if is_full(error):
+      raise MachineError(f"{path}: the disk is full; make room and rerun the same command") from error
+    if isinstance(error, OSError) and error.errno == errno.EIO:
+      raise MachineError(f"{path}: cannot be written, the disk fails: {error.strerror}") from error
+    if isinstance(error, OSError):
+      raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    raise
+
+
+def is_full(error: BaseException | None) -> bool:
+  """Returns whether an error or one of its causes is a full disk or quota. TensorStore only tells by the message."""
+  seen = []  # causes can form a circle where an error was raised again
+  while error is not None and error not in seen:
+    if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
+      return True
+    seen.append(error)
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def refuse_remote(key: str, path: str | os.PathLike) -> None:
@@ -91,6 +132,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
   Raises:
     InputError: the file cannot be written.
+    MachineError: the disk is full or fails.
   """
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from seggpt_jax.audit.findings import Findings
-from seggpt_jax.audit.report import percent
+from seggpt_jax.audit.report import percent, split_title
 from seggpt_jax.audit.sample_files import SampleFiles
 from seggpt_jax.audit.sentence import class_label
 from seggpt_jax.audit.survey import Survey, spread
@@ -58,7 +58,9 @@ def draw_samples(findings: Findings) -> Image.Image:
     draw.text((x + 28, y), _fitted(text, _LEGEND_WIDTH - 40, 15), _INK, _font(15))
   y = 52 + legend_height
   for (survey, cells), count in zip(rows, lines, strict=True):
-    draw.text((_MARGIN, y + 8), f"{survey.split}: {len(cells)} of {survey.num_samples} samples", _INK, _font(18))
+    draw.text(
+      (_MARGIN, y + 8), f"{split_title(survey.split)}: {len(cells)} of {survey.num_samples} samples", _INK, _font(18)
+    )
     for place, cell in enumerate(cells):
       x = _MARGIN + place % _COLUMNS * (_CELL[0] + _MARGIN)
       _draw_cell(sheet, (x, y + 40 + place // _COLUMNS * (_CELL[1] + _MARGIN)), cell, palette)
@@ -229,7 +231,9 @@ def _legend_entries(
   entries: list[tuple[str, tuple[int, ...] | None]] = []
   for class_index in np.flatnonzero(pixels[:IGNORE]).tolist():
     shares = ", ".join(
-      f"{s.split} {percent(s.pixels[class_index] / max(s.pixels.sum(), 1))}" for s in surveys if s.num_labels
+      f"{split_title(s.split)} {percent(s.pixels[class_index] / max(s.pixels.sum(), 1))}"
+      for s in surveys
+      if s.num_labels
     )
     name = "0 background" if class_index == 0 else class_label(findings, class_index)
     entries.append((f"{name}: {shares} of pixels", tuple(palette[class_index].tolist())))

@@ -133,7 +133,7 @@ def as_text(facts: dict[str, Any]) -> str:
 
 def _split_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
   read = "" if facts["num_read"] == facts["num_samples"] else f", {facts['num_read']} of them read"
-  yield f"{_title(split)}: {facts['num_samples']} images with labels{read}"
+  yield f"{split_title(split).upper()}: {facts['num_samples']} images with labels{read}"
   if facts["folders"]:
     yield f"  folders    {', '.join(facts['folders'])}"
   if facts["image_formats"]:
@@ -155,8 +155,9 @@ def _split_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
     yield "  files      all have a partner of the same size and can be read"
 
 
-def _title(split: str) -> str:
-  return "ALL" if split == "." else split.upper()
+def split_title(split: str) -> str:
+  """Returns the name of a split as people read it: "." is all of a folder without parts."""
+  return "all" if split == "." else split
 
 
 def _different(sizes: dict[str, Any]) -> str:
@@ -203,7 +204,7 @@ def _value(value: Any) -> str:
 
 
 def _class_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
-  title = f"{_title(split)} CLASSES"
+  title = f"{split_title(split).upper()} CLASSES"
   yield f"{title:<22}{'pixels':>9}{'samples':>9}{'regions':>9}{'median size':>26}{'smallest':>26}"
   for row in facts["classes"]:
     name = f"{row['class']} {row['name']}".strip()[:19]

@@ -8,25 +8,28 @@ A command is a module of this package with
 - `main(*arguments)`, which does the work, with one value for each of `ARGUMENTS`;
 - `more_help()`, further text for the end of the help (optional).
 
-Status 0: done. 2: the user's input is wrong; one line on stderr says how. 130: interrupted. 1: anything else, with a
-traceback.
+Status 0: done. 2: the user's input is wrong; one line on stderr says how. 130: interrupted. 1: anything else; one line
+on stderr names the file with the traceback, which `--verbosity=0` prints instead.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import re
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from logging import Formatter
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from absl import app, flags, logging
 
 from seggpt_jax.cli.help_text import command_help, flag_name
-from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.errors import InputError, MachineError, one_line
 from seggpt_jax.files import expand
 
 _HELP = {"-h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort"}
@@ -67,6 +70,7 @@ def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn
   sys.argv = [program, *_registered_names(arguments)]
 
   def guarded(argv: list[str]) -> None:
+    sys.stdout = _LastingOutput(sys.stdout)
     if not is_given("verbosity"):
       logging.set_verbosity(logging.WARNING)
       logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
@@ -74,9 +78,16 @@ def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn
       command.main(*_check_arguments(argv[1:], getattr(command, "ARGUMENTS", ())))
     except InputError as error:
       _exit(error)
+    except MachineError as error:
+      print(f"error: {one_line(error)}", file=sys.stderr)
+      sys.exit(1)
     except KeyboardInterrupt:
       print("interrupted", file=sys.stderr)
       sys.exit(130)  # 128 + SIGINT, as shells count
+    except Exception as error:
+      if is_given("verbosity"):
+        raise
+      _report(error)
 
   app.run(guarded, argv=sys.argv, flags_parser=lambda argv: _parse(argv, own))
   sys.exit(0)
@@ -134,6 +145,50 @@ def _check_arguments(found: Sequence[str], names: Sequence[str]) -> list[str]:
     if not value:
       raise InputError(f"{name}: found an empty value, expected a path")
   return [expand(value) for value in found]
+
+
+class _LastingOutput:
+  """Passes text on to standard output, until that is closed or full; the work goes on without it.
+
+  Args:
+    stream: the standard output.
+  """
+
+  def __init__(self, stream: TextIO):
+    self._stream = stream
+
+  def write(self, text: str) -> int:
+    with self._lasting():
+      self._stream.write(text)
+    return len(text)
+
+  def flush(self) -> None:
+    with self._lasting():
+      self._stream.flush()
+
+  @contextlib.contextmanager
+  def _lasting(self) -> Iterator[None]:
+    try:
+      yield
+    except (OSError, ValueError) as error:  # ValueError: the program that started this one has closed it
+      logging.warning("standard output cannot be written to (%s); the work goes on without it", error)
+      self._stream = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+
+def _report(error: Exception) -> NoReturn:
+  """Prints one line about an error that is not the user's, writes its traceback to a file, and exits with status 1."""
+  text = "".join(traceback.format_exception(error))
+  try:
+    with tempfile.NamedTemporaryFile("w", prefix="seggpt_", suffix=".log", delete=False) as file:
+      file.write(text)
+    where = f"traceback in {file.name}"
+  except OSError:
+    where = "no room for a traceback; print it with --verbosity=0"
+  print(f"error: {type(error).__name__}: {one_line(error)[:500]}; {where}", file=sys.stderr)
+  sys.exit(1)
 
 
 def _exit(error: Exception | str) -> NoReturn:

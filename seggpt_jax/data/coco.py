@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from seggpt_jax.data.dataset_files import DatasetFiles
 from seggpt_jax.data.images import read_text
 from seggpt_jax.data.outlines import Annotations, Entry, Outline, OutlineSource, Shape
 from seggpt_jax.errors import InputError, one_line, refuse
-from seggpt_jax.files import plain_name
+from seggpt_jax.files import parse_json, plain_name
 
 # Words of file names that say what a file is rather than which split it holds.
 _WORDS = ("instances", "annotations", "annotation", "coco", "result", "labels", "segmentation")
@@ -150,8 +149,8 @@ def _annotation_file(files: DatasetFiles, split: str) -> str:
 def _parse(where: str) -> dict[str, Any]:
   """Parses the file and packs its annotations on the way, because outlines as lists would need ten times the memory."""
   try:
-    content = json.loads(read_text(where), object_hook=_pack)
-  except (ValueError, RecursionError) as error:
+    content = parse_json(read_text(where), object_hook=_pack)
+  except ValueError as error:
     if isinstance(error, InputError):
       raise
     raise InputError(f"{where}: cannot be read as JSON: {error}") from error

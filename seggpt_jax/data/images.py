@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -19,10 +20,12 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from seggpt_jax.errors import InputError, refuse, warn_once
+from seggpt_jax.errors import InputError, one_line, refuse, warn_once
 from seggpt_jax.files import decode_text, expand, plain_name
 
-_UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Only these decoders see what users have. Others start programs (EPS runs Ghostscript), draw vectors, or read formats
+# that no camera and no labeling tool writes.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 ORIENTATION = 274  # the EXIF tag
 
@@ -43,7 +46,8 @@ SkipFolder = Callable[[str], str]  # the path of a folder in, the reason to pass
 def image_endings() -> frozenset[str]:
   """Returns the endings, in lower case, of the files that can be read as images."""
   _register_heif()
-  return frozenset(ext for ext, plugin in Image.registered_extensions().items() if plugin in Image.OPEN)
+  known = {ext for ext, plugin in Image.registered_extensions().items() if plugin in Image.OPEN and plugin in FORMATS}
+  return frozenset(known)
 
 
 def is_image(path: str) -> bool:
@@ -181,14 +185,19 @@ def read_bytes(path: str | os.PathLike) -> bytes:
   """Reads a file, local or remote.
 
   Raises:
-    InputError: the file is missing or cannot be read.
+    InputError: the file is missing, cannot be read, or is a device or pipe, which may have no end.
   """
+  path = expand(path)
   try:
-    return epath.Path(expand(path)).read_bytes()
+    if "://" in path or stat.S_ISREG(os.stat(path).st_mode):
+      return epath.Path(path).read_bytes()
   except FileNotFoundError as error:
     raise InputError(f"{path}: not found, expected a file") from error
   except OSError as error:
     raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+  except ValueError as error:  # a NUL in the name
+    raise InputError(f"{path!r}: cannot be a file: {error}") from error
+  raise InputError(f"{path}: found a {'folder' if os.path.isdir(path) else 'device or pipe'}, expected a file")
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -212,8 +221,8 @@ def file_stamp(path: str | os.PathLike) -> str:
   path = expand(path)
   try:
     if "://" in path:
-      stat = epath.Path(path).stat()
-      return f"{stat.length} {stat.mtime}"
+      remote = epath.Path(path).stat()
+      return f"{remote.length} {remote.mtime}"
     local = os.stat(path)  # with the time in nanoseconds, which the other has in seconds
   except OSError as error:
     raise InputError(f"{path}: not found, expected a file") from error
@@ -231,18 +240,37 @@ def open_image(data: bytes, where: str) -> Image.Image:
     InputError: the file is not an image, has several pages, or has more pixels than Pillow accepts (179 million).
   """
   _register_heif()
-  try:
+  with _decoding(where, data):
     with warnings.catch_warnings():
       # Pillow warns from half of its limit on, which aerial images often exceed.
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-      image = Image.open(io.BytesIO(data))
+      image = Image.open(io.BytesIO(data), formats=[each for each in FORMATS if each in _known_formats()])
     # Phones store a preview as the second picture of a JPEG (MPO). Pages of a TIFF or GIF are all real pictures.
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
       raise InputError(f"{where}: found {image.n_frames} pages, expected a file with one picture")
-  except _UNREADABLE as error:
-    hint = f"; {_HEIF_HINT}" if data[4:12] in _HEIF_STARTS and isinstance(error, UnidentifiedImageError) else ""
-    raise _unreadable(where, error, hint) from error
   return image
+
+
+@functools.cache
+def _known_formats() -> frozenset[str]:
+  """Returns the formats that this build of Pillow has."""
+  Image.init()
+  return frozenset(Image.OPEN)
+
+
+@contextlib.contextmanager
+def _decoding(where: str, data: bytes = b"") -> Iterator[None]:
+  """Turns every error of a decoder into an InputError that names the file."""
+  try:
+    yield
+  except InputError:
+    raise
+  except UnidentifiedImageError as error:
+    hint = f"; {_HEIF_HINT}" if data[4:12] in _HEIF_STARTS else ""
+    raise InputError(f"{where}: cannot be read as an image: found none of {', '.join(FORMATS)}{hint}") from error
+  # Damaged files make decoders raise anything: struct.error, KeyError, IndexError, OverflowError, MemoryError, ...
+  except Exception as error:
+    raise InputError(f"{where}: cannot be read as an image: {one_line(error) or type(error).__name__}") from error
 
 
 def upright_size(data: bytes, where: str) -> tuple[int, int]:
@@ -256,8 +284,10 @@ def upright_size(data: bytes, where: str) -> tuple[int, int]:
     InputError: the file is not an image.
   """
   image = open_image(data, where)
+  with _decoding(where):
+    turned = image.getexif().get(ORIENTATION, 1)
   # Orientations 5 to 8 exchange width and height.
-  return image.size if image.getexif().get(ORIENTATION, 1) >= 5 else image.size[::-1]
+  return image.size if isinstance(turned, int) and turned >= 5 else image.size[::-1]
 
 
 def load_upright(image: Image.Image, where: str) -> Image.Image:
@@ -270,22 +300,12 @@ def load_upright(image: Image.Image, where: str) -> Image.Image:
   Raises:
     InputError: the file is damaged or cut off.
   """
-  try:
+  with _decoding(where):
     if image.format == "TIFF" and getattr(image, "tile", None):
       # Pillow 13.0 maps an uncompressed TIFF that has a path with width and height exchanged if a tag rotates it.
       image.filename = ""
     image.load()
     return ImageOps.exif_transpose(image)
-  except _UNREADABLE as error:
-    raise _unreadable(where, error) from error
-
-
-def _unreadable(where: str, error: Exception, hint: str = "") -> InputError:
-  if isinstance(error, InputError):
-    return error
-  if isinstance(error, UnidentifiedImageError):
-    return InputError(f"{where}: cannot be read as an image: found no format that Pillow knows{hint}")
-  return InputError(f"{where}: cannot be read as an image: {error}")
 
 
 def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:

@@ -6,7 +6,6 @@ Source: Label Studio's "Export annotations" and "Units of image annotations"; ru
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -29,6 +28,7 @@ from seggpt_jax.data.outlines import (
   polygon_shape,
 )
 from seggpt_jax.errors import InputError, one_line, refuse
+from seggpt_jax.files import parse_json
 
 _HEAD = 65_536
 _BRUSH_PNG = re.compile(r"(^|/)task-\d+-annotation-\d+-by-.*\.png$")
@@ -93,8 +93,8 @@ def read_label_studio(path: str | os.PathLike, split: str, problems: list[str] |
 
 def _parse(where: str) -> list[dict[str, Any]]:
   try:
-    content = json.loads(read_text(where))
-  except (ValueError, RecursionError) as error:
+    content = parse_json(read_text(where))
+  except ValueError as error:
     if isinstance(error, InputError):
       raise
     raise InputError(f"{where}: cannot be read as JSON: {one_line(error)}") from error

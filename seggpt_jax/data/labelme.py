@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from seggpt_jax.data.outlines import (
   rectangle_shape,
 )
 from seggpt_jax.errors import InputError, one_line, refuse
-from seggpt_jax.files import plain_name
+from seggpt_jax.files import parse_json, plain_name
 
 
 def labelme_files(files: DatasetFiles) -> dict[str, list[str]]:
@@ -56,8 +55,8 @@ def labelme_files(files: DatasetFiles) -> dict[str, list[str]]:
 def is_labelme(path: str) -> bool:
   """Returns True if a JSON file has shapes as LabelMe writes them."""
   try:
-    content = json.loads(read_text(path))
-  except (ValueError, RecursionError):
+    content = parse_json(read_text(path))
+  except ValueError:
     return False
   return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
 
@@ -106,8 +105,8 @@ def read_labelme(path: str | os.PathLike, split: str, problems: list[str] | None
 def _parse(where: str) -> dict[str, Any] | None:
   """Returns the content of a file; None if it is no file of LabelMe."""
   try:
-    content = json.loads(read_text(where))
-  except (ValueError, RecursionError) as error:
+    content = parse_json(read_text(where))
+  except ValueError as error:
     if isinstance(error, InputError):
       raise
     raise InputError(f"{where}: cannot be read as JSON: {one_line(error)}") from error

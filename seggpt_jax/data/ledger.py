@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import write_whole, writing
+from seggpt_jax.files import parse_json, write_whole, writing
 
 try:
   import fcntl
@@ -24,8 +24,14 @@ except ImportError:  # Windows has no such locks
 
 
 @contextlib.contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
+def exclusive(directory: Path, *, shared: bool = False) -> Iterator[None]:
   """Locks a folder against a second run. The system releases the lock however the process ends.
+
+  The lock holds on the file systems of one machine, and on network file systems as far as these pass locks on.
+
+  Args:
+    directory: the folder, which exists.
+    shared: lets other processes in that also ask for a shared lock, such as those of one run.
 
   Raises:
     InputError: another process holds the lock.
@@ -36,7 +42,7 @@ def exclusive(directory: Path) -> Iterator[None]:
   handle = os.open(directory, os.O_RDONLY)
   try:
     try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise InputError(f"{directory}: found a run at work in it, expected none; wait for it or stop it") from error
     except OSError:
@@ -53,7 +59,7 @@ def read_note(path: Path) -> dict[str, Any] | None:
     InputError: the file holds anything else.
   """
   try:
-    note = json.loads(path.read_text(encoding="utf-8"))
+    note = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(note, dict):
       raise ValueError(f"found a {type(note).__name__}, no object")
   except FileNotFoundError:
@@ -157,7 +163,7 @@ def read_entries(folder: Path, pattern: str = "*.jsonl") -> dict[str, dict[str, 
   for path in sorted(folder.glob(pattern)):
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
       try:
-        entry = json.loads(line) if line else None
+        entry = parse_json(line) if line else None
       except ValueError:
         continue
       if entry is not None and not (isinstance(entry, dict) and isinstance(entry.get("name"), str)):

@@ -24,6 +24,7 @@ from seggpt_jax.errors import InputError, one_line
 
 # Polygons are arrays of x0, y0, x1, y1, ... in pixels. Run lengths are an array, or bytes if they are compressed.
 Outline = tuple[np.ndarray, ...] | np.ndarray | bytes
+_LARGE = 50_000_000  # pixels; larger sizes are compared with the image before they are drawn
 BACKGROUND = "_background_"  # category of an outline that is cut out of the objects below it
 UNKNOWN = "__ignore__"  # category of pixels without a known class
 
@@ -118,10 +119,11 @@ class OutlineSource:
     return len(self._entries)
 
   def __getitem__(self, index: int) -> Sample:
-    image = decode_image(*self.encoded_image(index))
+    image, stated = decode_image(*self.encoded_image(index)), self._entries[index].size
+    if stated and stated != image.shape[:2]:
+      # The size in the annotations is wrong, so the message names their file.
+      check_size(np.broadcast_to(np.uint8(0), stated), image.shape[:2], self._place(index))
     label = self._draw(index, image.shape[:2])
-    # The size in the annotations is wrong, so the message names their file.
-    check_size(label, image.shape[:2], self._place(index))
     return {"image": image, "label": label, "name": self.name(index)}
 
   def name(self, index: int) -> str:
@@ -162,6 +164,9 @@ class OutlineSource:
     """Draws the label of a sample; `size` is that of its image, if it was read already."""
     entry = self._entries[index]
     size = entry.size or size or upright_size(*self.encoded_image(index))
+    if size[0] * size[1] > _LARGE and (real := upright_size(*self.encoded_image(index))) != size:
+      # Before anything of the stated size is allocated.
+      raise InputError(f"{self._place(index)}: found {size[1]} x {size[0]} pixels, expected {real[1]} x {real[0]}")
     kept = []
     for shape in entry.shapes:
       # An object without a category may be of any class.

@@ -23,10 +23,10 @@ from seggpt_jax.compilation import compile_notice
 from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import IGNORE, LabelFormat
-from seggpt_jax.data.ledger import Ledger
+from seggpt_jax.data.ledger import Ledger, exclusive
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import expand
+from seggpt_jax.files import expand, writing
 from seggpt_jax.inference import annotation_files, outputs, scores
 from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.options import InferenceOptions
@@ -121,7 +121,10 @@ def run(
   notice = overwrite_notice(outdir, settings) if shard.count == 1 and not resume else None
   if notice:
     print(notice)
-  with open_progress(outdir, settings, resume, shard) as progress:
+  with writing(outdir):
+    outdir.mkdir(parents=True, exist_ok=True)
+  # The processes of a run with shards work in one folder.
+  with exclusive(outdir, shared=shard.count > 1), open_progress(outdir, settings, resume, shard) as progress:
     # Reports of an earlier run are no longer true once this one writes results.
     for name in REPORT_FILES:
       outputs.remove(outdir / name)

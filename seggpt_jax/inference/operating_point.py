@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import expand, write_whole
+from seggpt_jax.files import expand, parse_json, write_whole
 
 FILE = "operating_point.json"
 
@@ -42,7 +42,7 @@ def read_operating_point(run: str | os.PathLike) -> OperatingPoint | None:
   if not path.is_file():
     return None
   try:
-    stored = json.loads(path.read_text())
+    stored = parse_json(path.read_text())
     values = [float(value) for value in stored["sensitivity"]]
     least_area = int(stored["least_area"])
   except (OSError, ValueError, KeyError, TypeError) as error:

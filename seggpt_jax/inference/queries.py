@@ -17,7 +17,7 @@ from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.images import image_endings, list_images, without_ending
 from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, LabelMode, Value
 from seggpt_jax.errors import InputError, naming, warn_once
-from seggpt_jax.files import decode_text, expand, plain_name
+from seggpt_jax.files import decode_text, expand, parse_json, plain_name
 from seggpt_jax.inference.progress import is_results_folder
 from seggpt_jax.inference.trained import run_config, run_data
 
@@ -432,7 +432,7 @@ def read_mapping(path: str | os.PathLike) -> dict[str, list[str]]:
     return found
 
   try:
-    mapping = json.loads(decode_text(path.read_bytes()), object_pairs_hook=unique)
+    mapping = parse_json(decode_text(path.read_bytes()), object_pairs_hook=unique)
   except FileNotFoundError as error:
     raise InputError(f"{path}: not found, expected a JSON file {{query file: [prompt files, best first]}}") from error
   except InputError:

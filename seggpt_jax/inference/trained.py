@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import expand
+from seggpt_jax.files import expand, parse_json
 from seggpt_jax.inference.operating_point import OperatingPoint, read_operating_point
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.model.weights import find_adapter, find_weights
@@ -77,7 +76,7 @@ def run_data(path: Path) -> dict[str, Any]:
     InputError: the file was not written by training.
   """
   try:
-    stored = json.loads(path.read_text())
+    stored = parse_json(path.read_text())
   except (OSError, ValueError) as error:
     raise InputError(f"{path}: cannot be read as JSON ({error}), expected the config of a training run") from error
   data = stored.get("data", {}) if isinstance(stored, dict) else None

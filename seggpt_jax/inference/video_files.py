@@ -25,6 +25,8 @@ from seggpt_jax.files import write_whole
 
 _Frame = UInt8[np.ndarray, "h w 3"]
 
+# Containers of videos. Playlists and concatenations are left out: they would open other files and addresses.
+_CONTAINERS = "3g2,3gp,asf,avi,flv,gif,h264,hevc,m4a,matroska,mj2,mov,mp4,mpeg,mpegts,mpegvideo,mxf,ogg,wav,webm"
 _DEFAULT_RATE = Fraction(25)  # frames per second, for the few containers without a rate
 _SLACK = 1.0, 0.05  # error of the length in containers: seconds, and share of the length
 _BT709 = 1  # the same number for primaries, transfer and matrix
@@ -120,8 +122,10 @@ def _pyav() -> ModuleType:
 def _opened(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
   """Opens a file; gives its container and its first video stream."""
   av = _pyav()
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise InputError(f"{path}: cannot be read as a video: found a folder, device or pipe, expected a file")
   try:
-    container = av.open(os.fspath(path))
+    container = av.open(os.fspath(path), options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"})
   except FileNotFoundError as error:
     raise InputError(f"{path}: not found, expected a video") from error
   except (av.FFmpegError, OSError) as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seggpt_jax.errors import InputError, one_line
-from seggpt_jax.files import expand
+from seggpt_jax.files import expand, parse_json
 from seggpt_jax.model import adapters, parameters, weights
 from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import SegGPTConfig
@@ -82,7 +81,7 @@ def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
     raise InputError(f"{directory}: found no adapter in it, expected a training run with config.adapter.kind set")
   path = found / "adapter" / "metadata"
   try:
-    stored = _from_description(json.loads(path.read_text()))
+    stored = _from_description(parse_json(path.read_text()))
     _, network = parameters.abstract(stored.config)
     init = functools.partial(stored.adapter.init, network, stored.config.canvas_size)
     expected = jax.eval_shape(init, jax.random.key(0))

@@ -7,6 +7,9 @@ from typing import Any
 
 from seggpt_jax.canvas import IMAGENET_MEAN, IMAGENET_STD, grid_size
 
+# Largest values; those of other attributes are 65,536.
+_MOST = {"depth": 1000, "num_heads": 1024, "patch_size": 1024, "drop_path_rate": 1, "image_mean": 100, "image_std": 100}
+
 
 @dataclasses.dataclass(frozen=True)
 class SegGPTConfig:
@@ -43,6 +46,11 @@ class SegGPTConfig:
   image_std: tuple[float, float, float] = IMAGENET_STD
 
   def __post_init__(self):
+    # Values may come from a file. They are checked before anything of their size is allocated.
+    for field in dataclasses.fields(self):
+      _check(field.name, getattr(self, field.name), field.default)
+    if min(self.image_std) <= 0:
+      raise ValueError(f"image_std: found {self.image_std}, expected numbers above 0")
     grid_size(self.canvas_size, self.patch_size)
     if self.width % self.num_heads:
       raise ValueError(f"width: found {self.width}, expected a multiple of num_heads = {self.num_heads}")
@@ -78,6 +86,33 @@ class SegGPTConfig:
     if unknown:
       raise ValueError(f"model config: found unknown key {unknown[0]!r}, expected only {', '.join(sorted(known))}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})  # JSON has lists only
+
+
+def _check(name: str, value: Any, example: Any) -> None:
+  """Checks the type and range of an attribute.
+
+  Args:
+    name: its name.
+    value: its value.
+    example: a value of the right type.
+
+  Raises:
+    ValueError: the type differs, a tuple has another length, or a number is out of range.
+  """
+  if isinstance(example, tuple):
+    same_length = name == "feature_taps" or (isinstance(value, tuple) and len(value) == len(example))
+    if not isinstance(value, tuple) or not value or not same_length:
+      raise ValueError(f"{name}: found {str(value)[:100]}, expected {len(example)} numbers")
+    for each in value:
+      _check(name, each, example[0])
+  elif isinstance(value, bool) or not isinstance(value, int if isinstance(example, int) else int | float):
+    raise ValueError(
+      f"{name}: found {str(value)[:100]!r}, expected {'a whole number' if isinstance(example, int) else 'a number'}"
+    )
+  else:
+    least = 0 if name in ("merge_block", "feature_taps", "drop_path_rate", "image_mean", "image_std") else 1
+    if not least <= value <= _MOST.get(name, 2**16):
+      raise ValueError(f"{name}: found {value}, expected {least}..{_MOST.get(name, 2**16)}")
 
 
 VARIANTS: dict[str, SegGPTConfig] = {

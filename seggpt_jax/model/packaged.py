@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from seggpt_jax.files import write_whole
+from seggpt_jax.files import parse_json, write_whole
 from seggpt_jax.model.config import SegGPTConfig
 
 _SUFFIX = ".safetensors"
@@ -45,7 +45,7 @@ def find(name: str | os.PathLike) -> Path | None:
 def read_config(path: Path) -> SegGPTConfig:
   """Reads the architecture from a packaged file."""
   with safetensors.safe_open(path, framework="numpy") as file:
-    return SegGPTConfig.from_dict(json.loads(file.metadata()["config"]))
+    return SegGPTConfig.from_dict(parse_json(file.metadata()["config"]))
 
 
 def read_params(path: Path) -> dict[str, np.ndarray]:

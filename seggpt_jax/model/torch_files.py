@@ -24,7 +24,7 @@ import safetensors.numpy
 from absl import logging
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import expand, writing
+from seggpt_jax.files import expand, parse_json, writing
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.torch_weights import Conversion, Layout, Tensors, from_torch, to_torch
 
@@ -53,7 +53,7 @@ def read(path: str | os.PathLike) -> Conversion:
 def _read_hf_directory(path: Path) -> Conversion:
   for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
     if (path / index_name).exists():
-      shards = sorted(set(_read_json(path / index_name, "weight_map").values()))
+      shards = sorted(set(_read_json(path / index_name, "weight_map").values()), key=str)
       break
   else:
     shards = [n for n in ("model.safetensors", "pytorch_model.bin") if (path / n).exists()][:1]
@@ -61,6 +61,8 @@ def _read_hf_directory(path: Path) -> Conversion:
     raise InputError(f"{path}: no config.json with model.safetensors in it, expected a Hugging Face model directory")
   tensors: Tensors = {}
   for shard in shards:
+    if not isinstance(shard, str) or Path(shard).name != shard:
+      raise InputError(f"{path / index_name}: found {shard!r}, expected the name of a file in the same folder")
     if not (path / shard).exists():
       raise InputError(f"{path / shard}: not found, but {index_name} names it")
     tensors.update(_read_file(path / shard)[0])
@@ -70,7 +72,7 @@ def _read_hf_directory(path: Path) -> Conversion:
 def _read_json(path: Path, key: str | None = None) -> dict[str, Any]:
   """Reads a JSON object from a file, or the object under one of its keys."""
   try:
-    content = json.loads(path.read_text())
+    content = parse_json(path.read_text())
   except (OSError, ValueError) as error:
     raise InputError(f"{path}: cannot be read as JSON: {error}") from error
   found = content.get(key) if key and isinstance(content, dict) else content
@@ -102,10 +104,10 @@ def _read_file(path: Path) -> tuple[Tensors, dict[str, Any]]:
 def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
-      hints = json.loads((file.metadata() or {}).get(CONFIG_KEY, "{}"))
+      hints = parse_json((file.metadata() or {}).get(CONFIG_KEY, "{}"))
     header_size = int.from_bytes(path.open("rb").read(8), "little")
     # Views of a memory map, not the copies of `get_tensor`: a page is read when it is written out, and then dropped.
-    header = json.loads(path.open("rb").read(8 + header_size)[8:])
+    header = parse_json(path.open("rb").read(8 + header_size)[8:])
     # Copy-on-write, because PyTorch warns about arrays that are not writable.
     data = np.memmap(path, np.uint8, "c", offset=8 + header_size) if len(header) > 1 else np.zeros(0, np.uint8)
     tensors = {
@@ -113,7 +115,7 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
       for name, entry in header.items()
       if name != "__metadata__"
     }
-  except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+  except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
     raise InputError(f"{path}: cannot be read as safetensors: {error}") from error
   return tensors, _checked_hints(path, hints)
 
@@ -171,7 +173,7 @@ def _read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
   if not isinstance(content, Mapping):
     raise InputError(f"{path}: found a {type(content).__name__}, expected a dictionary of tensors")
   tensors = {
-    name: _to_numpy(value)
+    name: _to_numpy(value, f"{path}: {name}")
     for name, value in content.items()
     if isinstance(name, str) and isinstance(value, torch.Tensor)
   }
@@ -195,12 +197,27 @@ def _harmless_globals() -> list[Any]:
   return [argparse.Namespace, scalar, numpy_1, np.dtype, *dtypes]
 
 
-def _to_numpy(tensor) -> np.ndarray:
+def _to_numpy(tensor: Any, where: str) -> np.ndarray:
+  """Returns a view of a tensor that is stored as it is.
+
+  Raises:
+    InputError: the tensor is sparse, quantized, or larger than what is stored of it, as an expanded one is.
+  """
   torch = _torch()
   tensor = tensor.detach()
+  if tensor.is_quantized or tensor.layout != torch.strided or tensor.is_complex():
+    raise InputError(f"{where}: found a tensor of {tensor.dtype} and {tensor.layout}, expected plain numbers")
+  size, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+  if size > stored:
+    raise InputError(
+      f"{where}: found {list(tensor.shape)} in {stored} bytes, expected {size}, one value for each element"
+    )
   if tensor.dtype == torch.bfloat16:
     return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-  return tensor.numpy()
+  try:
+    return tensor.numpy()
+  except (TypeError, RuntimeError) as error:
+    raise InputError(f"{where}: found {tensor.dtype}, expected numbers that NumPy has") from error
 
 
 def write(path: str | os.PathLike, params: dict[str, np.ndarray], config: SegGPTConfig, layout: Layout) -> None:
@@ -222,9 +239,14 @@ def write(path: str | os.PathLike, params: dict[str, np.ndarray], config: SegGPT
     raise InputError(f"{path}: expected a file name ending in .pth, .pt or .safetensors for --to baai")
   if layout == "hf" and path.suffix in (".pth", ".pt", ".safetensors"):
     raise InputError(f"{path}: expected the name of a directory for --to hf")
+  tensors = to_torch(params, config.depth, layout)
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-  tensors = to_torch(params, config.depth, layout)
+    _write(path, tensors, config, layout)
+
+
+def _write(path: Path, tensors: Tensors, config: SegGPTConfig, layout: Layout) -> None:
+  """Writes the files beside the path first, and then renames them."""
   with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
     unfinished = Path(scratch) / path.name
     if layout == "hf":

@@ -8,8 +8,8 @@ directories too, with more items beside these two.
 from __future__ import annotations
 
 import itertools
-import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from seggpt_jax.errors import InputError, one_line
-from seggpt_jax.files import expand, writing
-from seggpt_jax.model import packaged, parameters
+from seggpt_jax.errors import InputError, one_line, warn_once
+from seggpt_jax.files import expand, parse_json, writing
+from seggpt_jax.model import digests, packaged, parameters
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 
@@ -54,6 +54,7 @@ def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config
 
   Raises:
     InputError: the directory exists already, or cannot be written.
+    MachineError: the disk is full; nothing is left behind.
   """
   check_new(directory)
   path = epath.Path(os.path.abspath(expand(directory)))
@@ -72,8 +73,14 @@ def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config
   )
   with writing(directory):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with ocp.Checkpointer(handler) as checkpointer:
-      checkpointer.save(path, args=items)
+    try:
+      with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path, args=items)
+      digests.seal(Path(path))
+    except BaseException:
+      for unfinished in (path, *path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*")):
+        shutil.rmtree(unfinished, ignore_errors=True)
+      raise
 
 
 def find_checkpoint(path: Path, items: tuple[str, ...]) -> Path | None:
@@ -150,7 +157,7 @@ def load_config(name: str | os.PathLike) -> SegGPTConfig:
     return packaged.read_config(path)
   path = path / "config" / "metadata"
   try:
-    return SegGPTConfig.from_dict(json.loads(path.read_text()))
+    return SegGPTConfig.from_dict(parse_json(path.read_text()))
   except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
     raise InputError(f"{path}: cannot be read as a SegGPT configuration: {one_line(error)[:200]}") from error
 
@@ -177,9 +184,16 @@ def load_params(name: str | os.PathLike, config: SegGPTConfig | None = None) -> 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
   """Reads the `params` item of a weights directory or of an adapter as host arrays.
 
+  Its files are compared with their digests first, since Orbax reads flipped bits as other weights.
+
   Raises:
-    InputError: the item cannot be read.
+    InputError: the item cannot be read, or differs from what was written.
   """
+  directory = Path(os.path.abspath(path)).parent
+  if found := digests.damage(directory):
+    raise InputError(f"{directory}: cannot be read as weights, damaged: {found}")
+  if not digests.is_sealed(directory):
+    warn_once(f"{directory}: has no {digests.FILE}, so damage to its files cannot be noticed")
   path = epath.Path(os.path.abspath(path))
   params: dict[str, np.ndarray] = {}
   try:

@@ -21,8 +21,8 @@ from typing import Any
 
 from seggpt_jax.data.bad_files import BadFile, BadFiles
 from seggpt_jax.data.sample_index import SampleIndex, index_name
-from seggpt_jax.errors import InputError, one_line
-from seggpt_jax.files import expand, writing
+from seggpt_jax.errors import InputError, MachineError, one_line
+from seggpt_jax.files import expand, is_full, writing
 from seggpt_jax.prepare.encoding import EncodedSample
 
 VERSION = "1.0.0"
@@ -142,6 +142,8 @@ def _write_shard(
     if writer is not None:
       writer.close()
   except RuntimeError as error:
+    if is_full(error):
+      raise MachineError(f"{path}: the disk is full; make room and rerun the same command") from error
     raise InputError(f"{path}: cannot be written: {one_line(error)}") from error
   if not good and not bad:
     return None

@@ -5,6 +5,9 @@ RUN/checkpoints/STEP    params and config (a weights directory), optimizer state
 RUN/best/STEP           params and config of the best validation mIoU so far
 RUN/damaged/STEP        checkpoints that could not be read, moved out of the way
 
+Each STEP has the digests of its files, which are written when the next checkpoint begins or the run ends, and compared
+when it is read.
+
 With a moving average of the parameters, `best` holds the averaged parameters, which are the ones that are scored. A
 checkpoint holds the raw ones, and the average beside the optimizer state. A run with an adapter stores the adapter's
 parameters only, with an item `adapter` that describes them instead of `config`.
@@ -12,13 +15,14 @@ parameters only, with an item `adapter` that describes them instead of `config`.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,12 +31,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from seggpt_jax.errors import InputError, one_line
-from seggpt_jax.model import adapters, parameters
+from seggpt_jax.errors import InputError, MachineError, one_line
+from seggpt_jax.files import is_full, parse_json
+from seggpt_jax.model import adapters, digests, parameters
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.step import TrainState
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 # A process that fails waits this long for checkpoints that it was writing with others, which may have ended.
 _LAST_WRITE_SECONDS = 20.0
 
@@ -91,6 +95,9 @@ class Checkpoints:
     self._description = json.loads(json.dumps(description))  # as a file returns it
     weights_handlers = {"params": ocp.PyTreeCheckpointHandler, self._label: ocp.JsonCheckpointHandler}
     self.warnings: list[str] = []
+    self._unsealed: set[epath.Path] = set()  # directories that this process writes or has written, without digests yet
+    self._sealer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="digests")
+    self._sealing: list[concurrent.futures.Future[None]] = []
     self._steps = ocp.CheckpointManager(
       self._root / "checkpoints",
       options=_options("checkpoints", preservation_policy=_PreservationPolicy(keep, keep_every)),
@@ -125,6 +132,8 @@ class Checkpoints:
     step = int(state.step)
     if step == self._steps.latest_step():
       return
+    self._seal()
+    self._unsealed.add(self._steps.directory / str(step))
     self._steps.save(
       step,
       args=ocp.args.Composite(
@@ -137,8 +146,29 @@ class Checkpoints:
   def save_best(self, state: TrainState) -> None:
     """Starts writing the weights of this step as the best; the former best is deleted when they are complete."""
     step = int(state.step)
+    self._seal()
+    self._unsealed.add(self._best.directory / str(step))
     if not self._best.save(step, args=ocp.args.Composite(**self._weights(state.averaged))):
       raise RuntimeError(f"{self._best.directory}: step {step} was not kept, found {self._best.all_steps()} there")
+
+  def _seal(self) -> None:
+    """Starts writing the digests of what this process has finished writing; a directory appears when it is complete."""
+    for directory in [each for each in self._unsealed if each.exists()]:
+      self._unsealed.remove(directory)
+      if jax.process_index() == 0:
+        self._sealing.append(self._sealer.submit(_seal, Path(directory)))
+
+  def _finish_sealing(self) -> None:
+    """Waits until everything is written and has digests.
+
+    Raises:
+      InputError: digests could not be written.
+    """
+    for manager in (self._steps, self._best):
+      manager.wait_until_finished()
+    self._seal()
+    while self._sealing:
+      self._sealing.pop().result()
 
   def _weights(self, params: parameters.Params) -> dict[str, Any]:
     """Returns the two items that store parameters: the arrays and their description."""
@@ -203,12 +233,18 @@ class Checkpoints:
     if _on_any_process(damaged_here):
       return found if damaged_here else "a part that another process reads is damaged"
     self._refuse_another_model(directory, found[2])
+    if not digests.is_sealed(Path(directory)):
+      self.warnings.append(
+        f"{directory} has no {digests.FILE}, since it was not finished, and was read without a check"
+      )
     return found[:2]
 
   def _read_here(
     self, directory: epath.Path, abstract_state: TrainState
   ) -> tuple[TrainState | None, dict[str, Any], dict[str, Any]]:
     """Returns state (None for another network), progress, and the description of the weights, on this process."""
+    if found := digests.damage(Path(directory)):
+      raise ValueError(found)
     for item in ("params", "optimizer", "progress"):
       if not (directory / item).exists():
         raise FileNotFoundError(f"found no {item} in it")
@@ -269,7 +305,7 @@ class Checkpoints:
 
   def describe_newest(self) -> str:
     """Waits for the checkpoint being written and returns the newest one in words."""
-    self._steps.wait_until_finished()
+    self._finish_sealing()
     return self._describe_whole()
 
   def _describe_whole(self) -> str:
@@ -284,15 +320,15 @@ class Checkpoints:
     """Turns any error that a full disk causes inside the context into one line.
 
     Raises:
-      InputError: the disk is full.
+      MachineError: the disk is full.
     """
     try:
       yield
     except Exception as error:
-      if not _is_full(error):
+      if not is_full(error):
         raise
       newest = self._describe_whole()
-      raise InputError(
+      raise MachineError(
         f"{self._root}: the disk is full, {newest}; make room and rerun the same command to resume"
       ) from error
 
@@ -305,6 +341,8 @@ class Checkpoints:
     with contextlib.ExitStack() as closing:
       closing.callback(self._steps.close)
       closing.callback(self._best.close)
+      closing.callback(self._sealer.shutdown)
+      self._finish_sealing()
 
   def abandon(self) -> None:
     """Waits for checkpoints for a limited time; for a process that fails while others, which it cannot join, go on."""
@@ -318,6 +356,15 @@ class Checkpoints:
       thread.start()
     for thread in waiting:
       thread.join(_LAST_WRITE_SECONDS / len(waiting))
+
+
+def _seal(directory: Path) -> None:
+  """Writes the digests of a directory, unless it is deleted meanwhile, as older checkpoints are."""
+  try:
+    digests.seal(directory)
+  except InputError:
+    if directory.exists():
+      raise
 
 
 def _beside_params(state: TrainState) -> dict[str, Any]:
@@ -337,7 +384,7 @@ def _read_description(path: epath.Path, ours: Mapping[str, Any]) -> dict[str, An
     ours: description of this run. Its values replace those that may differ: the drop path rate, which is a matter of
       training, and the path of an adapter's base weights, which are identified by their fingerprint.
   """
-  stored = json.loads(path.read_text())
+  stored = parse_json(path.read_text())
   if not isinstance(stored, dict) or not all(isinstance(stored.get(key, {}), dict) for key in ("config", "adapter")):
     raise ValueError(f"found no description of weights in {path.parent.name}")
   network, our_network = stored.get("config", stored), ours.get("config", ours)
@@ -362,14 +409,3 @@ def _wait_for_all(name: str) -> None:
   """Waits until all processes have come to this point."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
-
-
-def _is_full(error: BaseException | None) -> bool:
-  """Returns whether an error or one of its causes is a full disk or quota. TensorStore only tells by the message."""
-  seen = []  # causes can form a circle where an error was raised again
-  while error is not None and error not in seen:
-    if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
-      return True
-    seen.append(error)
-    error = error.__cause__ or error.__context__
-  return False

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from seggpt_jax.files import write_whole
+from seggpt_jax.files import parse_json, write_whole
 
 
 def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -21,7 +20,7 @@ def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int,
   series: dict[str, dict[str, list[tuple[int, float]]]] = {}
   for line in Path(path).read_text(errors="replace").splitlines():
     try:
-      entry: dict[str, Any] = json.loads(line)
+      entry: dict[str, Any] = parse_json(line)
       step, split = entry.pop("step"), entry.pop("split")
     except (ValueError, KeyError, TypeError, AttributeError):
       continue  # the line was cut short, or is not from us

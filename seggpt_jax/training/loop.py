@@ -28,11 +28,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     The last evaluation: loss, mIoU and the IoU of each class.
 
   Raises:
-    InputError: something in the configuration or the data is wrong, or the disk is full.
+    InputError: something in the configuration or the data is wrong, or another run works in the directory.
+    MachineError: the disk is full.
     SystemExit: with status 0, after SIGTERM and a checkpoint.
     KeyboardInterrupt: after Ctrl-C and a checkpoint.
   """
-  run = prepare(config, workdir)
+  with contextlib.ExitStack() as held:
+    return _train(prepare(config, workdir, held))
+
+
+def _train(run: Run) -> dict[str, float]:
+  """Takes the steps of a run that is ready, see `train`."""
   config, state, best, monitor = run.config, run.state, run.best, run.monitor
   finished = run.start >= config.num_steps or best.should_stop()
   result: dict[str, float] = {}

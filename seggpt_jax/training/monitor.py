@@ -17,7 +17,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from seggpt_jax.data.pipeline import Batch
-from seggpt_jax.files import write_whole
+from seggpt_jax.files import parse_json, write_whole
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.curves import draw_curves
 from seggpt_jax.training.panels import draw_panels
@@ -137,7 +137,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
   kept = []
   for line in path.read_text(errors="replace").splitlines():
     try:
-      before = json.loads(line)["step"] <= step
+      before = parse_json(line)["step"] <= step
     except (ValueError, KeyError, TypeError):
       continue  # a run was killed while it wrote this line, or the line is not from us
     if before:

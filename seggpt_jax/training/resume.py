@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import write_whole
+from seggpt_jax.files import parse_json, write_whole
 from seggpt_jax.training.config import flatten
 from seggpt_jax.training.optimizer import cycle_steps
 from seggpt_jax.training.schema import KEYS
@@ -122,7 +122,7 @@ def store_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
 def _read(path: Path) -> dict[str, Any]:
   """Returns a stored configuration as flat values, completed for runs of older versions."""
   try:
-    stored = json.loads(path.read_bytes())
+    stored = parse_json(path.read_bytes())
   except ValueError as error:
     raise InputError(
       f"{path}: found no JSON ({error}), expected the run's configuration; move it away to resume without comparing"

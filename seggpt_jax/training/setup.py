@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -18,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from seggpt_jax.data import pipeline
+from seggpt_jax.data.ledger import exclusive
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand, refuse_remote, writing
 from seggpt_jax.model import packaged, parameters, weights
@@ -90,12 +92,13 @@ class Run:
     return {"epoch": self.epoch, **self.best.to_progress()}
 
 
-def prepare(config: ConfigDict, workdir: str | os.PathLike) -> Run:
+def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.ExitStack) -> Run:
   """Checks everything that can be wrong before the first step and builds the run, or restores it.
 
   Args:
     config: configuration, with the keys of `training.schema`; it is not changed.
     workdir: run directory; nothing is written to it before all checks have passed.
+    held: takes the lock of the run directory, which is released when it closes.
 
   Raises:
     InputError: something is wrong with the configuration, the data, the weights or the run directory.
@@ -119,6 +122,8 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike) -> Run:
   for folder in ("checkpoints", "best", "panels"):
     with writing(workdir / folder):
       (workdir / folder).mkdir(parents=True, exist_ok=True)
+  if jax.process_index() == 0:
+    held.enter_context(exclusive(workdir))
   checkpoints, state, progress = _open_state(config, model_config, plan, workdir)
   if progress.get("epoch", inputs.training.epoch) != inputs.training.epoch:
     changed.append(

@@ -38,7 +38,7 @@ def managed_shutdown(monitor: Monitor, checkpoints: Checkpoints, mesh: Mesh) -> 
     The interruption, which says when to stop.
 
   Raises:
-    InputError: the disk is full.
+    MachineError: the disk is full.
   """
   with checkpoints.explain_full_disk(), listen_for_signals(mesh) as interruption, contextlib.ExitStack() as closing:
     closing.callback(checkpoints.close)

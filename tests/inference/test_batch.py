@@ -330,7 +330,7 @@ def test_a_folder_that_cannot_be_written_to_is_reported_before_the_work(folders,
   (folders / "out").write_text("a file")
   done = command(folders, weights_directory)
   assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-  assert "out/progress: cannot be written" in done.stderr
+  assert "out: cannot be written: File exists" in done.stderr
 
 
 def test_an_empty_folder_is_named(folders, weights_directory):

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.nano import NANO
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import parameters, weights
+from seggpt_jax.model import digests, parameters, weights
 from seggpt_jax.model.adapter_files import load_adapted_model, load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt, LoRA
 from tests import adapter_runs
@@ -35,6 +35,7 @@ def run(base, tmp_path):
 def change(run, **values):
   """Changes values in an adapter's description; a new value may be a function of the old one."""
   path = run / "best" / "7" / "adapter" / "metadata"
+  (run / "best" / "7" / digests.FILE).unlink(missing_ok=True)  # as if it had been written so
   stored = json.loads(path.read_text())
   path.write_text(json.dumps({**stored, **{k: v(stored[k]) if callable(v) else v for k, v in values.items()}}))
 
@@ -115,6 +116,7 @@ def test_the_shape_of_a_learned_prompt_is_checked(base, tmp_path):
 def test_parameters_cut_short_are_named(run):
   folder = run / "best" / "7" / "params"
   shutil.rmtree(folder)
+  (folder.parent / digests.FILE).unlink()
   ocp.PyTreeCheckpointer().save(folder, {"a": np.zeros(3, np.float32)})
   with pytest.raises(InputError, match="missing parameters"):
     load_adapter(run)

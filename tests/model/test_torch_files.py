@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from transformers import SegGptForImageSegmentation
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, MachineError
 from seggpt_jax.model import parameters, torch_files, torch_weights, weights
 from seggpt_jax.model.config import SegGPTConfig
 from tests import peers as peers_lib
@@ -405,7 +405,7 @@ def test_nothing_half_written(square, tmp_path, monkeypatch):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(torch_files.safetensors.numpy, "save_file", full)
-  with pytest.raises(OSError, match="No space left"):
+  with pytest.raises(MachineError, match="hf: the disk is full; make room"):
     torch_files.write(tmp_path / "hf", contiguous(square.params), square.config, "hf")
   assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,94 @@
+"""Real commands under conditions that go wrong: two runs at once, a closed terminal, an error that nobody foresaw."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seggpt_jax.data.ledger import exclusive
+from seggpt_jax.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments, **options):
+  return subprocess.run(
+    [sys.executable, "-m", "seggpt_jax", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, **options
+  )
+
+
+@pytest.fixture
+def dataset(tmp_path):
+  for split, count in (("train", 4), ("val", 2)):
+    for i in range(count):
+      for folder, pixels in (
+        ("images", np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)),
+        ("labels", np.pad(np.ones((20, 20), np.uint8), 10)),
+      ):
+        path = tmp_path / "data" / split / folder / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+  return tmp_path / "data"
+
+
+def test_a_lock_is_exclusive_or_shared(tmp_path):
+  with exclusive(tmp_path), pytest.raises(InputError, match="found a run at work in it"), exclusive(tmp_path):
+    pass
+  with exclusive(tmp_path, shared=True), exclusive(tmp_path, shared=True):
+    pass
+  with (
+    exclusive(tmp_path, shared=True),
+    pytest.raises(InputError, match="found a run at work in it"),
+    exclusive(tmp_path),
+  ):
+    pass
+
+
+def test_a_second_run_in_the_same_folder_is_refused(dataset, tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "out").mkdir()
+  keys = (f"--config.data.path={dataset}", "--config.data.labels=index", "--config.num_steps=1")
+  prompts = (f"--prompt-img-dir={dataset}/train/images", f"--prompt-label-dir={dataset}/train/labels")
+  with exclusive(tmp_path / "run"), exclusive(tmp_path / "out"):
+    training = run("train", "--config", "small", "--workdir", tmp_path / "run", *keys)
+    inference = run("infer", "--model-path=small", f"--dataset-dir={dataset}/val", f"--outdir={tmp_path}/out", *prompts)
+  for done, folder in ((training, "run"), (inference, "out")):
+    assert done.returncode == 2, done.stderr
+    assert f"{tmp_path}/{folder}: found a run at work in it, expected none; wait for it or stop it" in done.stderr
+  assert not list((tmp_path / "out").iterdir()) and not list((tmp_path / "run/checkpoints").iterdir())
+
+
+def test_the_work_goes_on_when_standard_output_is_closed(dataset, tmp_path):
+  line = [sys.executable, "-m", "seggpt_jax", "inspect", f"--path={dataset}", f"--outdir={tmp_path}/out"]
+  process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  process.stdout.close()
+  errors = process.stderr.read()
+  assert process.wait() == 0, errors
+  assert "standard output cannot be written to" in errors and "Traceback" not in errors
+  assert (tmp_path / "out/inspect.json").is_file() and (tmp_path / "out/inspect.png").is_file()
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(line, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+  assert done.returncode == 0 and "standard output cannot be written to" in done.stderr
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_a_file(tmp_path):
+  program = """
+import sys, types
+from seggpt_jax.cli import runner
+command = types.ModuleType("command", "Fails.")
+command.define_flags = dict
+def main(): raise KeyError("unforeseen")
+command.main = main
+runner.run(command, "seggpt fail", sys.argv[1:])
+"""
+  line = [sys.executable, "-c", program]
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env={"TMPDIR": str(tmp_path), "PATH": ""})
+  assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+  assert done.stderr.startswith("error: KeyError: 'unforeseen'; traceback in ")
+  (log,) = tmp_path.glob("seggpt_*.log")
+  assert str(log) in done.stderr and "Traceback" in log.read_text()
+  shown = subprocess.run([*line, "--verbosity=0"], cwd=ROOT, capture_output=True, text=True)
+  assert shown.returncode == 1 and "Traceback" in shown.stderr
