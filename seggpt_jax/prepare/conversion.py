@@ -73,7 +73,7 @@ class Settings:
 
   @property
   def written_names(self) -> list[str]:
-    """Names of the parts as they are written. A part that is divided is train, whatever its name."""
+    """Names of the parts as they are written. A part that is divided becomes train."""
     written = [_written_name(split) for split in self.splits]
     return ["train"] if self.val_share and len(written) == 1 else written
 

@@ -1,4 +1,4 @@
-"""Flags that hold paths: a file is found whatever its name looks like."""
+"""Flags that hold paths: a file is found with commas and spaces in its name."""
 
 from __future__ import annotations
 

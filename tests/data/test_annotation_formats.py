@@ -1,4 +1,4 @@
-"""What labelling tools write is read as they mean it, and what cannot be read is an error that names the file."""
+"""Reads the files of labeling tools as the tools mean them. A file that cannot be read is an error that names it."""
 
 import json
 

@@ -192,7 +192,7 @@ def test_a_photograph_of_a_phone_names_the_extra_that_reads_it(tmp_path):
   refused(expected, lambda: read_image(tmp_path / "a.jpg"))
 
 
-def test_names_match_whatever_form_their_accents_have(tmp_path):
+def test_names_match_in_any_form_of_their_accents(tmp_path):
   """macOS writes a letter and its accent as two characters; most other programs write one."""
   composed, decomposed = "caf\u00e9", "cafe\u0301"
   for kind, name in (("images", decomposed), ("labels", composed)):

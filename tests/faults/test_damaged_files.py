@@ -111,7 +111,7 @@ def test_weights_of_before_have_no_digests_and_are_read(saved, tmp_path):
 
 
 def test_a_file_that_would_start_a_program_is_no_image(tmp_path):
-  """Pillow gives EPS files to Ghostscript, which would never end with this one, whatever their name is."""
+  """Pillow gives EPS files of any name to Ghostscript, which would never end with this one."""
   (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n%%EOF\n")
   refused("a.png: cannot be read as an image: found none of AVIF, BMP", lambda: read_image(tmp_path / "a.png"))
   assert not {"EPS", "WMF", "PSD", "DDS", "FITS", "SPIDER"} & set(FORMATS)
@@ -128,7 +128,7 @@ def test_devices_and_pipes_have_no_end_and_are_no_files(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyError(3), IndexError(), OverflowError("big"), ZeroDivisionError(), MemoryError()])
-def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
+def test_any_error_of_a_decoder_names_the_file(tmp_path, monkeypatch, error):
   Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
 
   def fail(*_):
