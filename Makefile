@@ -22,9 +22,10 @@ test: .venv/.test  ## the whole test suite, on two processes
 
 check: lint types fast  ## lint, types and the fast tests: run this before every commit
 
-lint: .venv/.test  ## style and formatting
+lint: .venv/.test  ## style and formatting, and the container file
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 
 types: .venv/.test  ## type-check the public face
 	$(BIN)/basedpyright --pythonpath $(BIN)/python

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/speed.md and docs/chips.md from the files in benchmarks/results.
+"""Writes the tables of docs/speed.md, chips.md and reliability.md from the files in benchmarks/results.
 
   python -m benchmarks.tables
 
@@ -230,7 +230,22 @@ def chip_tables(results: dict[str, Any]) -> str:
   return "\n".join((f"{about('Compiled', results['machine'])}\n", head(*columns), *rows))
 
 
-PAGES = {"speed.md": TABLES, "chips.md": {"chips": chip_tables}}
+def fault_line(row: dict[str, Any]) -> str:
+  """Returns the table line of a row in faults.json."""
+  if "not_tried" in row:
+    return line(row["fault"], f"not tried here: {row['not_tried']}", *[""] * 4)
+  lost = f"{row['lost']:.0f} {row['unit']}" if row["unit"] else ""
+  seconds = [duration(each) for each in row["seconds"] or ()] or ["", ""]
+  return line(row["fault"], str(row["tries"]), str(row["survived"]), lost, *seconds)
+
+
+def fault_tables(results: dict[str, Any]) -> str:
+  columns = ("fault", "tries", "survived", "work lost, at most", "seconds to recover, median", "at most")
+  rows = map(fault_line, results["rows"])
+  return "\n".join((f"{about('CPU', results['machine'])}\n", head(*columns), *rows))
+
+
+PAGES = {"speed.md": TABLES, "chips.md": {"chips": chip_tables}, "reliability.md": {"faults": fault_tables}}
 
 
 def generate(page: str, results: Path) -> str:

@@ -18,6 +18,9 @@ import jax
 import numpy as np
 from absl import logging
 
+from seggpt_jax.errors import InputError
+from seggpt_jax.files import cache_folder
+
 # XLA's CPU compiler hands matrix products to a library (YNNPACK) that takes 1.3 to 2.2 times as long as its predecessor
 # (Eigen) for products of this network's sizes. It also fuses softmax into them in a way that writes broadcasts to
 # memory. Seen with jaxlib 0.10; the option can go once YNNPACK is as fast.
@@ -107,12 +110,17 @@ def keep_programs() -> None:
 
   The folder is JAX_COMPILATION_CACHE_DIR if that is set (an empty value turns keeping off), else seggpt_jax in the
   user's cache folder. There, each kind of processor has its own subfolder, because machines that share a home folder
-  may not share instructions. Programs that compile within a second are not kept.
+  may not share instructions. Programs that compile within a second are not kept. Nothing is kept, with one warning,
+  where there is no home folder or no permission to write.
   """
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
-  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-  jax.config.update("jax_compilation_cache_dir", str(cache / "seggpt_jax" / _processor()))
+  try:
+    cache = cache_folder(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "seggpt_jax" / _processor())
+  except InputError as error:
+    logging.warning("compiled programs are not kept for the next run: %s; set JAX_COMPILATION_CACHE_DIR", error)
+    return
+  jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 def _processor() -> str:

@@ -12,9 +12,21 @@ from collections.abc import Iterator
 
 from absl import logging
 
+_LONGEST = 2000  # characters of a message
+
 
 class InputError(ValueError):
-  """The user's input is wrong; the message is one line for the user."""
+  """The user's input is wrong; the message is one line for the user.
+
+  Args:
+    message: the line; line breaks in it, of names or of messages of libraries, become spaces. The middle of a very long
+      one is left out, as a file may have names and values of any length.
+  """
+
+  def __init__(self, message: object = ""):
+    text = str(message)
+    text = one_line(text) if len(text.splitlines()) > 1 or text.endswith("\n") else text
+    super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 3 :]}")
 
 
 class MachineError(RuntimeError):

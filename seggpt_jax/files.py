@@ -1,6 +1,8 @@
 """Paths, names and atomic writes: the one place that expands `~` and that says when two names are the same.
 
-A file appears under its name only once it is complete.
+A file or folder appears under its name only once it is complete. Until then it is called `.NAME.UUID` and its writer
+holds a lock on it. A writer that is killed leaves it behind without the lock. So whatever has such a name and no lock
+is a leftover, and the next start of the command deletes it.
 """
 
 from __future__ import annotations
@@ -8,8 +10,12 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import glob
 import json
 import os
+import re
+import shutil
+import time
 import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,7 +24,18 @@ from typing import Any, BinaryIO
 
 from seggpt_jax.errors import InputError, MachineError
 
+try:
+  import fcntl
+except ImportError:  # Windows has no such locks
+  fcntl = None
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}", re.DOTALL)
+# A file is not locked just after it is created and just before it is renamed.
+_MOMENT = 1.0
+# Hosts may not see each other's locks. A file that has not changed for so long has no writer on any host.
+HOUR = 3600.0
 
 
 def expand(path: str | os.PathLike) -> str:
@@ -26,8 +43,43 @@ def expand(path: str | os.PathLike) -> str:
 
   Args:
     path: local path or remote address.
+
+  Raises:
+    InputError: there is no home directory, or no file system can have such a name.
   """
-  return os.path.expanduser(os.fspath(path))
+  text = os.path.expanduser(os.fspath(path))
+  shown = text if len(text) <= 80 else f"{text[:80]}..."
+  try:
+    encoded = os.fsencode(text)
+  except UnicodeEncodeError as error:
+    raise InputError(f"{text!a:.80}: cannot be the name of a file: {error.reason}") from error
+  if b"\0" in encoded:
+    raise InputError(f"{shown!r}: cannot be the name of a file, found a NUL character in it")
+  longest = max(map(len, encoded.replace(b"\\", b"/").split(b"/")))
+  if "://" not in text and (longest > _LONGEST_NAME or len(encoded) > _LONGEST_PATH):
+    what, most = ("a name", _LONGEST_NAME) if longest > _LONGEST_NAME else ("a path", _LONGEST_PATH)
+    found = max(longest, len(encoded) if what == "a path" else 0)
+    raise InputError(f"{shown}: cannot be the name of a file, found {what} of {found} bytes, expected at most {most}")
+  # A folder may have such a name, but a new one would surprise.
+  if text.startswith("~") and not os.path.lexists(text.split("/")[0]):
+    raise InputError(f"{shown}: found no home directory for {text.split('/')[0]}, expected HOME set, or a full path")
+  return text
+
+
+def cache_folder(path: str | os.PathLike) -> Path:
+  """Creates a folder for what can be made again, and returns it.
+
+  Raises:
+    InputError: there is no home directory, or no permission to write.
+  """
+  folder = Path(expand(path))
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+  if not os.access(folder, os.W_OK | os.X_OK):
+    raise InputError(f"{folder}: cannot be written: no permission")
+  return folder
 
 
 def plain_name(name: str) -> str:
@@ -123,6 +175,44 @@ def refuse_remote(key: str, path: str | os.PathLike) -> None:
     )
 
 
+@contextlib.contextmanager
+def exclusive(directory: Path, *, shared: bool = False) -> Iterator[None]:
+  """Locks a folder against a second run. The system releases the lock however the process ends.
+
+  The lock holds on the file systems of one machine, and on network file systems as far as these pass locks on.
+
+  Args:
+    directory: the folder, which exists.
+    shared: lets other processes in that also ask for a shared lock, such as those of one run.
+
+  Raises:
+    InputError: another process holds the lock.
+  """
+  if fcntl is None:
+    yield
+    return
+  handle = os.open(directory, os.O_RDONLY)
+  try:
+    if _lock(handle, shared) is False:
+      raise InputError(f"{directory}: found a run at work in it, expected none; wait for it or stop it")
+    yield
+  finally:
+    os.close(handle)
+
+
+def _lock(handle: int, shared: bool = False) -> bool | None:
+  """Locks an open file or folder. Returns False if another process has locked it, None if there are no locks here."""
+  try:
+    if fcntl is not None:
+      fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+      return True
+  except BlockingIOError:
+    return False
+  except OSError:
+    pass  # a file system without locks
+  return None
+
+
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
   """Writes a temporary file in the same folder, then renames it. A missing folder is created.
 
@@ -136,11 +226,83 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
   """
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A process number would not be unique: hosts that share a folder may each run their first process in a container.
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    unfinished = _unfinished_name(path)
     try:
       with open(unfinished, "wb") as file:
+        _lock(file.fileno())
         write(file)
       os.replace(unfinished, path)
     finally:
       unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+  """Gives a place for a new file or folder, and renames what is there when the context ends without an error.
+
+  A missing folder around the path is created.
+
+  Args:
+    path: the new file or folder.
+
+  Yields:
+    The place to write to, in a temporary folder beside the path.
+
+  Raises:
+    OSError: the operating system refuses.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  remove_leftovers_of(path)
+  unfinished = _unfinished_name(path)
+  unfinished.mkdir()
+  try:
+    with exclusive(unfinished):
+      yield unfinished / path.name
+      os.replace(unfinished / path.name, path)
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_leftovers_of(path: Path) -> None:
+  """Deletes what killed processes left that wrote to the same path."""
+  for found in path.parent.glob(f".{glob.escape(path.name)}.*"):
+    _remove_if_left(found)
+
+
+def remove_leftovers(folder: Path, *inside: str, least_age: float = _MOMENT) -> None:
+  """Deletes unfinished files of killed processes: those that no process has locked.
+
+  Where there are no locks, as on Windows and some network file systems, it deletes those that are an hour old.
+
+  Args:
+    folder: folder to look in, which exists.
+    *inside: names of folders in it, which may be missing, to look in at any depth.
+    least_age: seconds since the last change of a file; `HOUR` where other hosts may be at work in the folder.
+  """
+  for name in os.listdir(folder):
+    _remove_if_left(folder / name, least_age)
+  for name in inside:
+    for above, _, files in os.walk(folder / name):
+      for file in files:
+        _remove_if_left(Path(above) / file, least_age)
+
+
+def _unfinished_name(path: Path) -> Path:
+  # A process number would not be unique: hosts that share a folder may each run their first process in a container.
+  return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def _remove_if_left(path: Path, least_age: float = _MOMENT) -> None:
+  """Deletes an unfinished file or folder that no process writes any more."""
+  if not _UNFINISHED.fullmatch(path.name):
+    return
+  with contextlib.suppress(OSError):  # another process may have deleted it, or own it
+    is_folder = path.is_dir()
+    # Network file systems lock only what is open for writing.
+    handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    try:
+      locked = _lock(handle)
+      if locked is not False and time.time() - path.stat().st_mtime >= (least_age if locked else HOUR):
+        shutil.rmtree(path) if is_folder else path.unlink()
+    finally:
+      os.close(handle)

@@ -20,14 +20,14 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   names = "; ".join(f"{labels}: {', '.join(classes)}" for labels, classes in LABELINGS.items())
   return {
     "Boards": [
-      flags.DEFINE_integer("num_train", 512, "Number of boards for training.", 1),
-      flags.DEFINE_integer("num_val", 64, "Number of boards for validation.", 1),
-      flags.DEFINE_integer("size", 256, "Side of a board in pixels."),
-      flags.DEFINE_float("scale", 1.0, "Magnification, at least 1: larger shows a smaller part of the board."),
-      flags.DEFINE_integer("most", 3, "Largest number of defects on a board; the smallest is 1.", 1),
+      flags.DEFINE_integer("num_train", 512, "Number of boards for training.", 1, 10**7),
+      flags.DEFINE_integer("num_val", 64, "Number of boards for validation.", 1, 10**7),
+      flags.DEFINE_integer("size", 256, "Side of a board in pixels.", 32, 4096),
+      flags.DEFINE_float("scale", 1.0, "Magnification, at least 1: larger shows a smaller part of the board.", 1, 128),
+      flags.DEFINE_integer("most", 3, "Largest number of defects on a board; the smallest is 1.", 1, 1000),
       flags.DEFINE_bool("one_kind", False, "One kind of defect on each board, named in the file: --groups=prefix:_."),
       flags.DEFINE_enum("labels", "defect", list(LABELINGS), f"Classes, from 0 on. {names}."),
-      flags.DEFINE_integer("seed", 0, "Seed of all boards.", 0),
+      flags.DEFINE_integer("seed", 0, "Seed of all boards.", 0, 2**32 - 1),
     ]
   }
 

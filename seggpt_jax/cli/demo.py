@@ -45,8 +45,8 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   return {
     "Demo": [
       define_path("workdir", "Folder for boards, run and pictures.", default="demo_run"),
-      flags.DEFINE_integer("num_steps", 200, "Training steps, less than a second each on two cores.", 1),
-      flags.DEFINE_integer("num_boards", 400, "Number of boards to train on.", 2),
+      flags.DEFINE_integer("num_steps", 200, "Training steps, less than a second each on two cores.", 1, 10**6),
+      flags.DEFINE_integer("num_boards", 400, "Number of boards to train on.", 2, 10**6),
     ]
   }
 

@@ -20,6 +20,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import few_shot_data, parts
 from seggpt_jax.evaluation.davis import Davis
 from seggpt_jax.evaluation.few_shot import FewShot
+from seggpt_jax.inference.options import MOST_SPLITS
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.model.weights import find_weights
@@ -47,21 +48,25 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path("data_dir", "Folder of the dataset as it is unpacked.", required=True),
       define_path("outdir", "Folder for the results.", required=True),
       flags.DEFINE_string("shard", "1/1", "I/N: do only the I-th of N shares of the work."),
-      flags.DEFINE_integer("split", 1, "Cut queries and prompts into N x N tiles.", lower_bound=1),
+      flags.DEFINE_integer("split", 1, "Cut queries and prompts into N x N tiles.", 1, MOST_SPLITS),
     ],
     "Few-shot benchmarks": [
       flags.DEFINE_list("fold", None, "With pascal5i and coco20i: any of 0,1,2,3; all by default."),
-      flags.DEFINE_integer("shots", 1, "Number of prompts for each query.", lower_bound=1),
+      flags.DEFINE_integer("shots", 1, "Number of prompts for each query.", 1, 1000),
       flags.DEFINE_integer("seed", 0, "Seed of the episodes.", 0, 2**32 - 1),
       flags.DEFINE_integer(
-        "episodes", None, "Number of episodes of each fold, evenly spread, for a quick look; all by default.", 1
+        "episodes", None, "Number of episodes of each fold, evenly spread, for a quick look; all by default.", 1, 10**7
       ),
       define_path("classes", "With fss1000: a file with one class on each line; all folders by default."),
       define_path("lists", "With pascal5i: folder with the published fold0.txt to fold3.txt."),
     ],
     "Video benchmark": [
       flags.DEFINE_integer(
-        "num_frames", 0, "With davis2017: number of recent predictions that are prompts beside the first frame.", 0
+        "num_frames",
+        0,
+        "With davis2017: number of recent predictions that are prompts beside the first frame.",
+        0,
+        1000,
       )
     ],
   }
@@ -85,7 +90,7 @@ def main() -> None:
   if results is None:
     print(f"{shard} is done; the last of {shard.count} writes the table to {outdir}")
   else:
-    print((outdir / "results.md").read_text())
+    print((outdir / "results.md").read_text("utf-8"))
     print(f"written: {outdir}")
 
 

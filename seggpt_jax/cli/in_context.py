@@ -25,8 +25,8 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path("model_path", "Weights directory, training run, or packaged name: small.", required=True),
       flags.DEFINE_list("families", "held_out", "held_out, training, or names of families."),
       define_paths("data", "Folders of real datasets, in place of families."),
-      flags.DEFINE_integer("num_episodes", 40, "Number of questions per family, or per class of a dataset.", 1),
-      flags.DEFINE_integer("num_prompts", 5, "Number of prompts in the ensemble.", 1),
+      flags.DEFINE_integer("num_episodes", 40, "Number of questions per family, or per class of a dataset.", 1, 10**6),
+      flags.DEFINE_integer("num_prompts", 5, "Number of prompts in the ensemble.", 1, 1000),
       flags.DEFINE_float("difficulty", 0.5, "0 to 1: lighting, and pictures of the training families.", 0.0, 1.0),
       define_path("output", "Folder for in_context.json and in_context.png; without it, only a table is printed."),
     ]

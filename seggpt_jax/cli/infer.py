@@ -86,13 +86,15 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
         None,
         "Pixels by which polygons of coco, labelme and yolo may leave the edges of objects; less for small and thin "
         f"ones. By default {instances.TOLERANCE:g}.",
+        0,
+        1000,
       ),
       flags.DEFINE_bool("skip_bad", False, "Skip queries with missing or unreadable files, and list them."),
       flags.DEFINE_bool("resume", False, "Continue a run that was stopped; its settings must be the same."),
       flags.DEFINE_string("shard", "1/1", "I/N: do only the I-th of N shares of the work."),
     ],
     "Output for a video": [
-      flags.DEFINE_integer("num_frames", 0, "Number of recent frames that also prompt the next frame.", 0),
+      flags.DEFINE_integer("num_frames", 0, "Number of recent frames that also prompt the next frame.", 0, 1000),
       flags.DEFINE_bool("save_frames", True, "Write the label map of every frame."),
     ],
   }

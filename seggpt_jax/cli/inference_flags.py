@@ -17,7 +17,7 @@ from seggpt_jax.data.images import list_images
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.object_scale import measure_objects
-from seggpt_jax.inference.options import Flips, InferenceOptions
+from seggpt_jax.inference.options import MOST_AREA, Flips, InferenceOptions
 from seggpt_jax.inference.queries import label_format
 from seggpt_jax.inference.trained import ZOOM_OVERLAP, trained_options
 from seggpt_jax.model.seggpt import SegType
@@ -48,9 +48,15 @@ def define_option_flags(operating_point: bool = True) -> dict[str, list[flags.Fl
       None,
       "Share of a tile's side, 0 to 0.9, that neighboring tiles of a query overlap by; blended. By default 0, but "
       f"{ZOOM_OVERLAP} where --split=auto cuts.",
+      0,
+      0.9,
     ),
     flags.DEFINE_integer(
-      "stitch_width", 0, "Predict the seams between tiles again, in bands of this many patches on each side of a seam."
+      "stitch_width",
+      0,
+      "Predict the seams between tiles again, in bands of this many patches on each side of a seam.",
+      0,
+      1000,
     ),
     flags.DEFINE_enum("flips", "none", get_args(Flips), "Average predictions over mirrored copies."),
     flags.DEFINE_bool("foreground_tiles", False, "Leave out tiles of prompts that have no foreground."),
@@ -66,7 +72,11 @@ def define_option_flags(operating_point: bool = True) -> dict[str, list[flags.Fl
       "what seggpt calibrate chose for the run, else 1.",
     ),
     flags.DEFINE_integer(
-      "least_area", None, "Smallest object in pixels; smaller ones become background. By default as calibrated.", 0
+      "least_area",
+      None,
+      "Smallest object in pixels; smaller ones become background. By default as calibrated.",
+      0,
+      MOST_AREA,
     ),
   ]
   return {"Tiles and averaging": holders, "Operating point": decoding}

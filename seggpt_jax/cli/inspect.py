@@ -25,7 +25,7 @@ from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.runner import is_given
 from seggpt_jax.data.recognize import Form, recognize
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import write_whole
+from seggpt_jax.files import remove_leftovers, write_whole, writing
 
 _GUESSED = ("kind", "num_classes", "class_names", "labels", "threshold", "table", "ignore")
 
@@ -37,7 +37,9 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
     "Inspection": [
       flags.DEFINE_list("split", None, "Splits to inspect, the one to train on first. Found out by default."),
       flags.DEFINE_string("groups", "", "How samples form groups: prefix:SEP, folder, field:KEY, csv:FILE or classes."),
-      flags.DEFINE_integer("max_images", 0, "Read only this many images of each split, evenly spread; 0 reads all.", 0),
+      flags.DEFINE_integer(
+        "max_images", 0, "Read only this many images of each split, evenly spread; 0 reads all.", 0, 10**9
+      ),
       define_path("outdir", "Folder for inspect.json and inspect.png.", default="inspect"),
     ],
   }
@@ -61,7 +63,10 @@ def main() -> None:
   facts["ready"] = not any(each.fatal for each in advice)
   facts["train"] = train_line(findings, advice)
   outdir = Path(values.outdir)
-  text = json.dumps(facts, indent=2, ensure_ascii=False).encode()
+  with writing(outdir):
+    outdir.mkdir(parents=True, exist_ok=True)
+  remove_leftovers(outdir)
+  text = json.dumps(facts, indent=2, ensure_ascii=False).encode(errors="backslashreplace")
   write_whole(outdir / "inspect.json", lambda file: file.write(text))
   sheet = draw_samples(findings)
   write_whole(outdir / "inspect.png", lambda file: sheet.save(file, "PNG"))

@@ -32,7 +32,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path("model_path", "Weights directory, training run, or packaged name: small.", required=True),
       define_path("adapter", "Training run that learned a LoRA for these weights."),
       define_path("outdir", "Folder for inspection.json and report.html.", required=True),
-      flags.DEFINE_integer("rows", 50, "Number of worst images with pictures in each part of the report.", 0),
+      flags.DEFINE_integer("rows", 50, "Number of worst images with pictures in each part of the report.", 0, 10**5),
     ],
     "Images and prompts": [
       define_path("dataset_dir", "Folder with images/ and labels/.", required=True),
@@ -46,12 +46,14 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path(
         "negative_mapping", "The same for prompts that show what the image does not show: for the yield rate."
       ),
-      flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each image.", 1),
+      flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each image.", 1, 1000),
     ],
     "Scores": [
-      flags.DEFINE_float("catch_iou", Thresholds.catch_iou, "Smallest IoU of a catch, 0 to 1."),
-      flags.DEFINE_float("yield_response", Thresholds.yield_response, "Response rate below which a yield is correct."),
-      flags.DEFINE_float("catch_weight", Thresholds.catch_weight, "Weight of the catch rate in PES, 0 to 1."),
+      flags.DEFINE_float("catch_iou", Thresholds.catch_iou, "Smallest IoU of a catch.", 0, 1),
+      flags.DEFINE_float(
+        "yield_response", Thresholds.yield_response, "Response rate below which a yield is correct.", 0, 1
+      ),
+      flags.DEFINE_float("catch_weight", Thresholds.catch_weight, "Weight of the catch rate in PES.", 0, 1),
     ],
     **inference_flags.define_option_flags(),
     **define_label_flags("as in training, else index"),

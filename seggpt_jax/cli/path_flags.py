@@ -6,7 +6,10 @@ import os
 
 from absl import flags
 
+from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand
+
+_MOST_COMMAS = 100  # parts of one name with commas in it
 
 
 class _PathParser(flags.ArgumentParser):
@@ -19,7 +22,7 @@ class _PathParser(flags.ArgumentParser):
   def parse(self, argument: str) -> str:
     if not argument and not self._allow_empty:
       raise ValueError("found an empty value, expected a path")
-    return expand(argument)
+    return _expand(argument)
 
   def flag_type(self) -> str:
     return "path"
@@ -30,17 +33,34 @@ class _PathListParser(flags.ArgumentParser):
 
   def parse(self, argument: str | list[str]) -> list[str]:
     if isinstance(argument, list):
-      return [expand(path) for path in argument]
+      return [_expand(path) for path in argument]
     parts, paths = argument.split(",") if argument else [], []
     while parts:
-      joined = {count: expand(",".join(parts[:count]).strip()) for count in range(len(parts), 0, -1)}
-      count = next((count for count, path in joined.items() if os.path.exists(path)), 1)
-      paths.append(joined[count])
+      # The longest name that exists; names that no file can have do not.
+      joined = (count for count in range(min(len(parts), _MOST_COMMAS), 1, -1) if _exists(",".join(parts[:count])))
+      count = next(joined, 1)
+      paths.append(_expand(",".join(parts[:count]).strip()))
       parts = parts[count:]
     return paths
 
   def flag_type(self) -> str:
     return "paths"
+
+
+def _exists(text: str) -> bool:
+  """Returns whether a text is the path of something, with `~` and spaces around it as people type them."""
+  try:
+    return os.path.exists(expand(text.strip()))
+  except InputError:
+    return False
+
+
+def _expand(path: str) -> str:
+  """Expands `~`; the parser of flags puts the name of the flag before the message of a ValueError."""
+  try:
+    return expand(path)
+  except InputError as error:
+    raise ValueError(str(error)) from None
 
 
 def define_path(

@@ -14,6 +14,7 @@ from absl import flags
 
 from seggpt_jax.cli.dataset_flags import dataset_from_flags, define_dataset_flags, parse_splits
 from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.data.read_ahead import MOST_WORKERS
 from seggpt_jax.data.recognize import recognize
 from seggpt_jax.prepare.conversion import FORMATS, Settings, prepare
 
@@ -33,9 +34,10 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
         0,
         "Shrink images with a longer shorter side to this many pixels, and their labels; 0 is off.",
         0,
+        2**16,
       ),
       flags.DEFINE_enum("bad_files", "error", ["error", "skip"], "Stop at a bad file, or leave it out and list it."),
-      flags.DEFINE_integer("num_workers", 2, "Threads that decode and compress.", 1),
+      flags.DEFINE_integer("num_workers", 2, "Threads that decode and compress.", 1, MOST_WORKERS),
     ],
     "Splits": [
       flags.DEFINE_list(
@@ -43,7 +45,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       ),
       flags.DEFINE_float("val_share", 0.0, "Share of train that becomes val, by whole groups.", 0.0, 1.0),
       flags.DEFINE_string("groups", "", "How samples form groups: prefix:SEP, folder, field:KEY, csv:FILE or classes."),
-      flags.DEFINE_integer("seed", 0, "Seed of the choice of groups for val.", 0),
+      flags.DEFINE_integer("seed", 0, "Seed of the choice of groups for val.", 0, 2**32 - 1),
     ],
   }
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.files import expand
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.queries import Query, list_queries
 from seggpt_jax.model.parameters import default_dtype
 from seggpt_jax.model.weights import load_model
 from seggpt_jax.retrieval.every_class import prompt_every_class
 from seggpt_jax.retrieval.labeled_images import list_prompts, read_facts
-from seggpt_jax.retrieval.mapping import DEFAULT_CACHE, ChoiceOptions, choose
+from seggpt_jax.retrieval.mapping import ChoiceOptions, choose, default_cache
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 
 FOLDER_PROMPTS = ("prompt_img_dir", "prompt_label_dir", "mapping", "prompts", "top_k")
@@ -43,7 +41,7 @@ def define_prompt_flags(required: bool = False) -> list[flags.FlagHolder]:
       "similar to the query. auto is spread for a network trained with data.zoom, else first.",
     ),
     flags.DEFINE_integer(
-      "top_k", 1, "Largest number of prompts for each query, each of several cells with data.zoom.", lower_bound=1
+      "top_k", 1, "Largest number of prompts for each query, each of several cells with data.zoom.", 1, 1000
     ),
   ]
 
@@ -81,7 +79,7 @@ def find_queries(
   found, candidates, index = list_queries(images, apart=(*apart, *folders)), list_prompts(*folders), None
   if rule == "similar":
     model = load_model(values.model_path, dtype=default_dtype())
-    index = PromptIndex.build(model, candidates, labels, cache=Path(expand(DEFAULT_CACHE)))
+    index = PromptIndex.build(model, candidates, labels, cache=default_cache())
   facts = read_facts(candidates, labels) if index is None else index.facts
   which = "those most similar to it" if index else "the same for all"
   if index is None or options.zoom:

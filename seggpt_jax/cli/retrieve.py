@@ -36,7 +36,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path("output", "JSON file to write, for `seggpt infer --mapping`.", required=True),
     ],
     "Choice": [
-      flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each query.", lower_bound=1),
+      flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each query.", 1, 1000),
       flags.DEFINE_enum("strategy", "retrieval", ["retrieval", "random"], "Choose by likeness, or at random."),
       flags.DEFINE_float("diversity", 0.0, "How much the prompts of one query must differ, 0 to 1.", 0.0, 1.0),
       flags.DEFINE_float(
@@ -46,14 +46,13 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
         0.0,
         1.0,
       ),
-      flags.DEFINE_integer("tap", TAP, "Which feature tap of the network is compared, from 1.", lower_bound=1),
+      flags.DEFINE_integer("tap", TAP, "Which feature tap of the network is compared, from 1.", 1, 1000),
       define_path(
         "cache",
-        "Folder for features of labeled images; empty keeps none.",
-        default=DEFAULT_CACHE,
+        f"Folder for features of labeled images, by default {DEFAULT_CACHE}; empty keeps none.",
         allow_empty=True,
       ),
-      flags.DEFINE_integer("seed", 0, "Seed of random choices.", lower_bound=0),
+      flags.DEFINE_integer("seed", 0, "Seed of random choices.", 0, 2**32 - 1),
     ],
     "Positive and negative prompts": [
       flags.DEFINE_string(
@@ -94,7 +93,7 @@ def main() -> None:
     share_class=values.by_class,
     negative_output=values.negative_output,
     by_likeness=values.strategy == "retrieval",
-    cache=values.cache,
+    cache=DEFAULT_CACHE if values.cache is None else values.cache,
     tap=values.tap,
     foreground_weight=values.foreground_weight,
   )

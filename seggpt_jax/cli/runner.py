@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import os
 import re
 import sys
@@ -61,6 +62,9 @@ def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn
     program: the command as people type it, for its help.
     arguments: the command line after the name of the command.
   """
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, "reconfigure"):
+      stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end the work
   groups = command.define_flags()
   own = [holder.name for holders in groups.values() for holder in holders]
   if _HELP & set(arguments):
@@ -114,7 +118,12 @@ def _registered_names(arguments: Sequence[str]) -> list[str]:
 def _parse(argv: list[str], own: Sequence[str]) -> list[str]:
   """Parses the flags; `own` are the names that a misspelled flag may have been meant for."""
   try:
-    return flags.FLAGS(argv)
+    positional = flags.FLAGS(argv)
+    for name in own:
+      value = flags.FLAGS[name].value
+      if isinstance(value, float) and not math.isfinite(value):  # NaN is in all bounds
+        _exit(f"{flag_name(name)}: found {value}, expected a finite number")
+    return positional
   except flags.UnrecognizedFlagError as error:
     if error.flagname.removeprefix("no").startswith("config.") and "config" in own:
       _exit("--config: missing, expected it before the keys that are set, for example --config small")

@@ -77,8 +77,8 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
     "Several processes": [
       flags.DEFINE_string("distributed", "off", "off, auto (ask the cluster) or explicit (by the three flags below)."),
       flags.DEFINE_string("coordinator_address", None, "With explicit: HOST:PORT on which process 0 listens."),
-      flags.DEFINE_integer("num_processes", None, "With explicit: the number of processes."),
-      flags.DEFINE_integer("process_id", None, "With explicit: the number of this process, from 0."),
+      flags.DEFINE_integer("num_processes", None, "With explicit: the number of processes.", 1, 10**6),
+      flags.DEFINE_integer("process_id", None, "With explicit: the number of this process, from 0.", 0, 10**6),
     ],
   }
 

@@ -248,7 +248,8 @@ def random_appearance(sample: Sample, generator: np.random.Generator, augmentati
   if augmentation.brightness or augmentation.contrast or augmentation.saturation or augmentation.hue:
     strengths = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
     factors = [generator.uniform(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]
-    turn = generator.uniform(-augmentation.hue, augmentation.hue)
+    hue = abs(augmentation.hue)  # NumPy draws nothing from 0 to -0.0
+    turn = generator.uniform(-hue, hue)
     image = cv2.transform(image, color_map(float(_GRAY @ cv2.mean(image)[:3]), *factors, turn))
   if augmentation.blur:
     # 1 - random() is above 0. OpenCV refuses a deviation of 0.

@@ -111,4 +111,6 @@ class BadFiles:
     Raises:
       InputError: the file cannot be written.
     """
-    write_whole(path, lambda file: file.write("".join(f"{line}\n" for line in self.lines()).encode()))
+    write_whole(
+      path, lambda file: file.write("".join(f"{line}\n" for line in self.lines()).encode(errors="backslashreplace"))
+    )

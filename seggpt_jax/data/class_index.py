@@ -15,7 +15,7 @@ from tqdm import tqdm
 from seggpt_jax.data.labels import classes_in
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.data.sources import Source
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, one_line, warn_once
 from seggpt_jax.files import expand, write_whole
 
 _THREADS = os.cpu_count() or 1
@@ -81,13 +81,23 @@ def scan_classes(
     return table
   names = hashlib.sha256()
   for index in range(count):
-    names.update(f"{source.name(index)}\0{source.label_stamp(index)}\0".encode())
+    try:
+      stamp = source.label_stamp(index)
+    except InputError:
+      if skip is None:
+        raise
+      stamp = ""  # the label is gone: reading it fails as well, and passes it over
+    names.update(f"{source.name(index)}\0{stamp}\0".encode(errors="surrogatepass"))
   made_of = f"{source.num_classes} {names.hexdigest()}"
   cache = None if cache is None else Path(expand(cache))
   if cache is not None and cache.exists():
-    with np.load(cache) as stored:
-      if str(stored["made_of"]) == made_of:
-        return stored["table"]
+    try:
+      with np.load(cache) as stored:
+        if str(stored["made_of"]) == made_of and stored["table"].shape == table.shape:
+          return stored["table"]
+    # A damaged archive raises all kinds of errors. The labels themselves are read instead.
+    except Exception as error:
+      warn_once(f"{cache}: cannot be read ({one_line(error)[:100]}), written again from the labels")
   results = read_ahead(lambda i: sample_classes(source, i), range(count), threads=_THREADS, ahead=16 * _THREADS)
   with contextlib.closing(results):
     for index, result in tqdm(results, desc="reading labels", unit="label", total=count, delay=2.0, leave=False):

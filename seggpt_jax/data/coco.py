@@ -178,7 +178,7 @@ def _pack(entry: dict[str, Any]) -> Any:
       outline = tuple(polygon for polygon in polygons if len(polygon) >= 6)  # two points have no area
     else:
       raise ValueError("none" if not entry.get("bbox") else "none, only a box")
-  except (KeyError, ValueError, TypeError) as error:
+  except (KeyError, ValueError, TypeError, OverflowError) as error:
     outline = ()
     problem = f"annotation {entry.get('id')}: found segmentation {one_line(error)}, expected polygons or run lengths"
   crowd = bool(entry.get("iscrowd", 0))
@@ -251,7 +251,7 @@ def _by_image(
 
 def _entry(image: dict[str, Any], shapes: Sequence[Shape], find: Callable[[str], str], where: str) -> Entry:
   file_name, height, width = plain_name(image["file_name"]), image["height"], image["width"]
-  if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+  if not all(type(side) is int and side > 0 for side in (height, width)):
     raise InputError(f"{where}: {file_name}: found size {width!r} x {height!r}, expected pixels")
   fields = {key: value for key, value in image.items() if isinstance(value, (str, int, float))}
   return Entry(os.path.splitext(file_name)[0], find(file_name), tuple(shapes), (height, width), fields)

@@ -87,7 +87,10 @@ def read_label_studio(path: str | os.PathLike, split: str, problems: list[str] |
     if "annotations" in task and not [each for each in task["annotations"] if not each.get("was_cancelled")]:
       refuse(f"{where}: {name}: found no annotation, expected one", problems)
       continue
-    entries.append(_entry(task, name, files, os.path.dirname(wanted[0]), where))
+    try:
+      entries.append(_entry(task, name, files, os.path.dirname(wanted[0]), where))
+    except (AttributeError, KeyError, OverflowError, TypeError) as error:
+      raise InputError(f"{where}: {name}: found a value of another type ({one_line(error)[:200]})") from error
   return Annotations(where, entries, tuple(sorted(categories)), notes=files.notes())
 
 

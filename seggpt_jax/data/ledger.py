@@ -7,49 +7,14 @@ is a file of JSON lines to which one process appends, beside those of other proc
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import parse_json, write_whole, writing
-
-try:
-  import fcntl
-except ImportError:  # Windows has no such locks
-  fcntl = None
-
-
-@contextlib.contextmanager
-def exclusive(directory: Path, *, shared: bool = False) -> Iterator[None]:
-  """Locks a folder against a second run. The system releases the lock however the process ends.
-
-  The lock holds on the file systems of one machine, and on network file systems as far as these pass locks on.
-
-  Args:
-    directory: the folder, which exists.
-    shared: lets other processes in that also ask for a shared lock, such as those of one run.
-
-  Raises:
-    InputError: another process holds the lock.
-  """
-  if fcntl is None:
-    yield
-    return
-  handle = os.open(directory, os.O_RDONLY)
-  try:
-    try:
-      fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise InputError(f"{directory}: found a run at work in it, expected none; wait for it or stop it") from error
-    except OSError:
-      pass  # a file system without locks
-    yield
-  finally:
-    os.close(handle)
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
@@ -117,7 +82,7 @@ class Ledger:
 
   def __init__(self, path: Path, pattern: str | None = None):
     self._path, self._pattern = path, pattern or path.name
-    self.finished = self.read_all()
+    self.finished = read_entries(path.parent, self._pattern)
     with writing(self._path):
       self._file = open(self._path, "a+b")  # noqa: SIM115 - closed by `close`
       _end_torn_line(self._file)
@@ -128,16 +93,29 @@ class Ledger:
     Args:
       name: name of the item.
       **values: JSON values to keep with it.
+
+    Raises:
+      InputError: the file cannot be written, or somebody has deleted it.
     """
     entry = {"name": name, **values}
     self.finished[name] = entry
+    self._check_there()
     with writing(self._path):
       self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
       self._file.flush()
 
   def read_all(self) -> dict[str, dict[str, Any]]:
-    """Reads the entries of all processes again; see `read_entries`."""
+    """Reads the entries of all processes again; see `read_entries`.
+
+    Raises:
+      InputError: a file cannot be read, or somebody has deleted the one of this process.
+    """
+    self._check_there()
     return read_entries(self._path.parent, self._pattern)
+
+  def _check_there(self) -> None:
+    if not self._path.exists():
+      raise InputError(f"{self._path}: not found, deleted while the run was at work; rerun the same command")
 
   def close(self) -> None:
     self._file.close()

@@ -25,6 +25,7 @@ from seggpt_jax.errors import InputError, one_line
 # Polygons are arrays of x0, y0, x1, y1, ... in pixels. Run lengths are an array, or bytes if they are compressed.
 Outline = tuple[np.ndarray, ...] | np.ndarray | bytes
 _LARGE = 50_000_000  # pixels; larger sizes are compared with the image before they are drawn
+_FAR_OUTSIDE = 16  # widths or heights of an image, whichever is larger, that a polygon may leave it by
 BACKGROUND = "_background_"  # category of an outline that is cut out of the objects below it
 UNKNOWN = "__ignore__"  # category of pixels without a known class
 
@@ -119,7 +120,7 @@ class OutlineSource:
     return len(self._entries)
 
   def __getitem__(self, index: int) -> Sample:
-    image, stated = decode_image(*self.encoded_image(index)), self._entries[index].size
+    image, stated = decode_image(*self.encoded_image(index)), self._stated_size(index)
     if stated and stated != image.shape[:2]:
       # The size in the annotations is wrong, so the message names their file.
       check_size(np.broadcast_to(np.uint8(0), stated), image.shape[:2], self._place(index))
@@ -160,10 +161,18 @@ class OutlineSource:
     entry = self._entries[index]
     return entry.where or f"{self._where}: {entry.name}{os.path.splitext(entry.image)[1]}"
 
+  def _stated_size(self, index: int) -> tuple[int, int] | None:
+    """Returns the height and width that the annotations state for an image, if they do."""
+    size = self._entries[index].size
+    # bool is a kind of int, and files may have either.
+    if size is not None and not all(type(side) is int and 0 < side < 2**31 for side in size):
+      raise InputError(f"{self._place(index)}: found size {size[1]!r} x {size[0]!r}, expected pixels")
+    return size
+
   def _draw(self, index: int, size: tuple[int, int] | None) -> UInt8[np.ndarray, "h w"]:
     """Draws the label of a sample; `size` is that of its image, if it was read already."""
     entry = self._entries[index]
-    size = entry.size or size or upright_size(*self.encoded_image(index))
+    size = self._stated_size(index) or size or upright_size(*self.encoded_image(index))
     if size[0] * size[1] > _LARGE and (real := upright_size(*self.encoded_image(index))) != size:
       # Before anything of the stated size is allocated.
       raise InputError(f"{self._place(index)}: found {size[1]} x {size[0]} pixels, expected {real[1]} x {real[0]}")
@@ -182,7 +191,7 @@ class OutlineSource:
       kept.append((shape, self._class_of[shape.category]))
     try:
       return _draw(kept, size, self._smallest_on_top)
-    except (ValueError, TypeError, MemoryError) as error:
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:
       raise InputError(f"{self._place(index)}: found an outline that cannot be read: {one_line(error)}") from error
 
 
@@ -244,6 +253,9 @@ def _run_lengths(shape: Shape, size: tuple[int, int]) -> dict[str, Any]:
   if isinstance(outline, tuple):
     scale = np.array(size[::-1]) if shape.relative else 1
     polygons = [(polygon.reshape(-1, 2) * scale).ravel().tolist() for polygon in outline] or [[0.0] * 6]
+    # pycocotools allocates memory for every pixel of an edge, and ends the process where that is too much.
+    if not all(abs(number) <= _FAR_OUTSIDE * max(size) for polygon in polygons for number in polygon):
+      raise ValueError(f"coordinates of a polygon, which are not all numbers within {_FAR_OUTSIDE} times the image")
     return mask_module.merge(mask_module.frPyObjects(polygons, *size))
   if outline.min(initial=0) < 0 or outline.sum() != size[0] * size[1]:
     raise ValueError(f"run lengths of {outline.sum()} pixels, expected {size[0] * size[1]}")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import collections
+import os
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+# Most threads or worker processes that a user may ask for: reading waits for disks, so that a core serves several.
+MOST_WORKERS = max(16, 4 * (os.cpu_count() or 1))
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -58,7 +58,7 @@ class SampleIndex(NamedTuple):
       num_classes: number of classes, background included.
       bad: one line for each sample that was left out.
     """
-    encoded = [name.encode() for name in names]
+    encoded = [name.encode(errors="surrogatepass") for name in names]
     unique, group_of = np.unique(np.array(groups, str), return_inverse=True)
     holds = np.zeros((len(names), num_classes), bool)
     for row, found in zip(holds, classes, strict=True):
@@ -90,7 +90,7 @@ class SampleIndex(NamedTuple):
   def name(self, index: int) -> str:
     """Returns the name of a sample."""
     start = self.ends[index - 1] if index else 0
-    return self.text[start : self.ends[index]].tobytes().decode()
+    return self.text[start : self.ends[index]].tobytes().decode(errors="surrogatepass")
 
   def group(self, index: int) -> str:
     """Returns the group of a sample."""

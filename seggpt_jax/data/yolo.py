@@ -87,19 +87,37 @@ def _description(files: DatasetFiles) -> tuple[str, dict[str, Any]]:
   for relative in [path for path in files.ending(".yaml", ".yml") if path.count("/") <= 1]:
     where = files.full(relative)
     try:
-      content = yaml.safe_load(read_text(where))
-    except (yaml.YAMLError, ValueError) as error:
+      content = _parse_yaml(read_text(where))
+    # Nested a thousand times, or numbers of thousands of digits, or dates that do not exist.
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, LookupError) as error:
       raise InputError(f"{where}: cannot be read as YAML: {one_line(error)}") from error
     if isinstance(content, dict) and "names" in content:
       found.append((where, content))
-  if len({str(content["names"]) for _, content in found}) > 1:
+  for where, content in found:
+    for key in ("train", "val", "test"):
+      named = content.get(key) or []
+      places = named if isinstance(named, list) else [named]
+      if not all(isinstance(place, str) for place in places):
+        raise InputError(f"{where}: {key}: found {str(named)[:80]!r}, expected a folder or a list of folders")
+  if any(content["names"] != found[0][1]["names"] for _, content in found):
     raise InputError(f"{found[1][0]}: found other names than in {found[0][0]}, expected one list of classes")
   return found[0] if found else ("", {})
+
+
+def _parse_yaml(text: str) -> Any:
+  """Parses YAML without aliases, a few of which stand for values without end."""
+  if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+    raise ValueError("found an alias (*NAME), expected plain values")
+  content = yaml.safe_load(text)
+  str(content)  # fails for numbers of thousands of digits, which no message could show
+  return content
 
 
 def _names(files: DatasetFiles, where: str, content: dict[str, Any]) -> dict[int, str]:
   """Returns the names of classes by number; empty if no file has any."""
   names: Any = content.get("names", {})
+  if isinstance(names, dict) and not all(type(number) is int for number in names):
+    raise InputError(f"{where}: names: found {str(list(names))[:200]}, expected the numbers of classes 0, 1, ...")
   if not names:
     lists = files.ending("classes.txt")
     lines = read_text(files.full(lists[0])).splitlines() if lists else []
@@ -124,7 +142,7 @@ def _split_of(path: str, folder: str) -> str:
 
 def _images(files: DatasetFiles, split: str, content: Mapping[str, Any], where: str) -> list[str]:
   """Returns the relative paths of a split's images."""
-  named = content.get(split, [])
+  named = content.get(split) or []
   folders = [f"{_IMAGES}/{split}", f"{split}/{_IMAGES}"] if split != "." else [_IMAGES]
   for place in [named] if isinstance(named, str) else named:
     # Roboflow writes ../train/images, which means the folder of data.yaml.

@@ -23,10 +23,10 @@ from seggpt_jax.compilation import compile_notice
 from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import IGNORE, LabelFormat
-from seggpt_jax.data.ledger import Ledger, exclusive
+from seggpt_jax.data.ledger import Ledger
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import expand, writing
+from seggpt_jax.files import HOUR, exclusive, expand, remove_leftovers, writing
 from seggpt_jax.inference import annotation_files, outputs, scores
 from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.options import InferenceOptions
@@ -40,6 +40,7 @@ from seggpt_jax.inference.shard import Shard
 
 _WRITERS = 4  # threads that write results
 _BEHIND = 8  # images whose results may wait to be written
+_BEHIND_PIXELS = 100_000_000  # of these images together; one always may
 _CACHED_PROMPTS = 256  # prompts of one tile that stay in memory: 200 MB for the released weights
 
 
@@ -123,8 +124,10 @@ def run(
     print(notice)
   with writing(outdir):
     outdir.mkdir(parents=True, exist_ok=True)
-  # The processes of a run with shards work in one folder.
+  # The processes of a run with shards work in one folder, and may be on several hosts.
+  alone = {"least_age": HOUR} if shard.count > 1 else {}
   with exclusive(outdir, shared=shard.count > 1), open_progress(outdir, settings, resume, shard) as progress:
+    remove_leftovers(outdir, "stitch", *outputs.KINDS, **alone)
     # Reports of an earlier run are no longer true once this one writes results.
     for name in REPORT_FILES:
       outputs.remove(outdir / name)
@@ -169,6 +172,11 @@ def with_progress(
   yield from tqdm(items, name, len(queries), unit="image")
 
 
+def _pixels_of(written: Iterable[tuple[str, int, Future[dict[str, Any]]]]) -> int:
+  """Returns the pixels of images that wait to be written."""
+  return sum(pixels for _, pixels, _ in written)
+
+
 def _write_all(
   items: Iterator[tuple[Read, Prediction]],
   write: Callable[[Read, Prediction], dict[str, Any]],
@@ -176,16 +184,17 @@ def _write_all(
   bar: tqdm,
 ) -> int:
   """Writes results in threads and notes them with what `write` returns, in order. Returns their number."""
-  done, written = 0, collections.deque[tuple[str, Future[dict[str, Any]]]]()
+  done, written = 0, collections.deque[tuple[str, int, Future[dict[str, Any]]]]()
 
   def note_finished(behind: int) -> None:
-    while len(written) > behind or (written and written[0][1].done()):
-      name, future = written.popleft()
+    while len(written) > behind or (written and written[0][2].done()) or _pixels_of(written) > _BEHIND_PIXELS:
+      name, _, future = written.popleft()
       progress.add(name, **future.result())
 
   with ThreadPoolExecutor(_WRITERS) as writers:
     for item, prediction in items:
-      written.append((item.query.name, writers.submit(write, item, prediction)))
+      written.append((item.query.name, prediction.labels.size, writers.submit(write, item, prediction)))
+      del item, prediction  # which may be large, while the next one is read
       note_finished(behind=_BEHIND)
       bar.update()
       done += 1

@@ -42,7 +42,7 @@ def read_operating_point(run: str | os.PathLike) -> OperatingPoint | None:
   if not path.is_file():
     return None
   try:
-    stored = parse_json(path.read_text())
+    stored = parse_json(path.read_bytes())
     values = [float(value) for value in stored["sensitivity"]]
     least_area = int(stored["least_area"])
   except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,8 +9,11 @@ from typing import Literal, get_args
 from seggpt_jax.data.cells import fewest_cells
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.seggpt import SegType
+from seggpt_jax.palette import IGNORE
 
 Flips = Literal["none", "horizontal", "vertical", "both"]
+# Largest values: a hundred tiles along a side are a hundred million passes for each prompt.
+MOST_SPLITS, MOST_AREA = 100, 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,23 +64,27 @@ class InferenceOptions:
 
   def __post_init__(self):
     splits = self.splits
-    if not splits or len(set(splits)) < len(splits) or not all(isinstance(n, int) and n >= 1 for n in splits):
-      raise InputError(f"split: found {self.split}, expected a whole number of at least 1, or several that differ")
+    whole = all(isinstance(n, int) and 1 <= n <= MOST_SPLITS for n in splits)
+    if not splits or len(set(splits)) < len(splits) or not whole:
+      raise InputError(
+        f"split: found {self.split}, expected a whole number of at least 1 and at most {MOST_SPLITS}, or several that "
+        "differ"
+      )
     for name, kinds in (("seg_type", get_args(SegType)), ("flips", get_args(Flips))):
       if getattr(self, name) not in kinds:
         raise InputError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(kinds)}")
     if not 0 <= self.overlap <= 0.9:
       raise InputError(f"overlap: found {self.overlap}, expected 0 to 0.9, a share of a tile's side")
-    if self.stitch_width < 0:
-      raise InputError(f"stitch_width: found {self.stitch_width}, expected a number of patches, or 0")
+    if not 0 <= self.stitch_width <= 1000:
+      raise InputError(f"stitch_width: found {self.stitch_width}, expected a number of patches up to 1000, or 0")
     if self.overlap and self.stitch_width:
       raise InputError(f"overlap: found {self.overlap} with stitch_width {self.stitch_width}, expected one of the two")
-    if not all(value > 0 for value in self.sensitivity):
+    if len(self.sensitivity) > IGNORE or not all(0 < value <= 1e6 for value in self.sensitivity):
       raise InputError(f"sensitivity: found {self.sensitivity}, expected numbers above 0, one for each class from 1")
-    if self.least_area < 0:
+    if not 0 <= self.least_area <= MOST_AREA:
       raise InputError(f"least_area: found {self.least_area}, expected a number of pixels, or 0")
-    if self.zoom < 0 or self.prompt_grid < 1:
-      name = "zoom" if self.zoom < 0 else "prompt_grid"
+    if not 0 <= self.zoom <= 1000 or not 1 <= self.prompt_grid <= 16:
+      name = "prompt_grid" if 0 <= self.zoom <= 1000 else "zoom"
       raise InputError(f"{name}: found {getattr(self, name)}, expected a positive number{' or 0' * (name == 'zoom')}")
     if bool(self.coarse_zoom) != bool(self.coarse_classes) or not 0 <= self.coarse_zoom <= self.zoom:
       raise InputError(

@@ -26,6 +26,7 @@ Kind = Literal["label", "color", "concat", "overlay", "confidence", "rle", "coco
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ANNOTATION_KINDS: tuple[Kind, ...] = ("coco", "labelme", "yolo")  # of `annotation_files`
 DEFAULT_KINDS: tuple[Kind, ...] = ("label", "color", "concat")
+_MOST_PANEL = 2048  # pixels: a picture of panels is for looking at, and an aerial image has 100 million pixels
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -59,10 +60,18 @@ def concat(
     truth: the query's true label map, if known.
 
   Returns:
-    Left to right, each panel as large as the query: the query, the prompt, the prompt's mask, the network's own colors,
-    the prediction over the query, and the truth over the query.
+    Left to right, each panel as large as the query but at most 2048 pixels a side: the query, the prompt, the prompt's
+    mask, the network's own colors, the prediction over the query, and the truth over the query.
   """
-  size = query.shape[:2]
+  height, width = query.shape[:2]
+  scale = min(1, _MOST_PANEL / max(height, width))
+  size = max(round(scale * height), 1), max(round(scale * width), 1)
+  query, raw, found = (
+    tiling.resize_image(query, size),
+    tiling.resize_colors(prediction.colors, size),
+    tiling.resize_labels(prediction.labels, size),
+  )
+  truth = None if truth is None else tiling.resize_labels(truth, size)
   # The truth may hold classes that no prompt has shown.
   largest = 0 if truth is None else int(truth.max())
   colors = display_palette(max(len(prediction.palette), 1 + largest))
@@ -71,7 +80,7 @@ def concat(
     image, labels = prompt
     panels.append(("prompt", tiling.resize_image(image, size)))
     panels.append(("prompt mask", colors[tiling.resize_labels(labels, size)]))
-  panels += [("raw colors", prediction.colors), ("prediction", overlay(query, prediction.labels, colors))]
+  panels += [("raw colors", raw), ("prediction", overlay(query, found, colors))]
   if truth is not None:
     panels.append(("truth", overlay(query, truth, colors)))
   return titled_row(panels)
@@ -174,7 +183,7 @@ def write_text(path: Path, text: str) -> None:
   Raises:
     InputError: the folder cannot be written to.
   """
-  write_whole(path, lambda file: file.write(text.encode()))
+  write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def remove(path: Path) -> None:

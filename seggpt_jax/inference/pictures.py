@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from seggpt_jax.files import write_whole
 
+_PIXELS_AT_A_TIME = 2**22  # of large images, whose intermediate results would fill the memory
+
 
 def overlay(
   image: UInt8[np.ndarray, "h w 3"],
@@ -26,8 +28,13 @@ def overlay(
     palette: the color of each class.
     opacity: 0 shows the image alone, 1 the colors alone.
   """
-  tinted = Image.blend(Image.fromarray(image), Image.fromarray(palette[labels]), opacity)
-  return np.where((labels > 0)[..., None], np.asarray(tinted), image)
+  picture = np.empty_like(image)
+  rows = max(_PIXELS_AT_A_TIME // max(image.shape[1], 1), 1)
+  for start in range(0, len(image), rows):
+    own, part = image[start : start + rows], labels[start : start + rows]
+    tinted = Image.blend(Image.fromarray(own), Image.fromarray(palette[part]), opacity)
+    picture[start : start + rows] = np.where((part > 0)[..., None], np.asarray(tinted), own)
+  return picture
 
 
 def title_height(width: int) -> int:

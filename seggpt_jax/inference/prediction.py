@@ -60,7 +60,7 @@ class Prediction:
 
     Distances are Euclidean, in units of color values 0..255. With a single class, the second distance is infinite.
     """
-    distances = _in_blocks(_distances_block, self.colors, self.palette[list(self.classes)])
+    distances = _in_blocks(_distances_block, self.colors, self.palette[list(self.classes)], np.float32)
     if len(self.classes) == 1:
       distances[..., 1] = np.inf
     return distances
@@ -140,7 +140,8 @@ def decode_prediction(
     divisors = np.ones(max(len(palette), 1 + len(sensitivity)), np.float32)
     divisors[1 : 1 + len(sensitivity)] = sensitivity
     divisors = divisors[classes]
-  labels = classes[decode(colors, palette[classes], divisors)].astype(np.uint8 if len(palette) <= 256 else np.uint16)
+  dtype = np.uint8 if len(palette) <= 256 else np.uint16
+  labels = classes.astype(dtype)[decode(colors, palette[classes], divisors)]
   if least_area > 1:
     labels = without_specks(labels, least_area)
   return Prediction(labels, colors, palette, tuple(classes.tolist()), image=image)
@@ -200,22 +201,31 @@ def decode(
     sensitivity: divisors of the distances to each color; None for 1.
 
   Returns:
-    int32 class indices 0..N-1.
+    Class indices 0..N-1, of the smallest unsigned type that holds them.
   """
+  dtype = np.min_scalar_type(max(len(palette) - 1, 0))
   if sensitivity is None:
-    return _in_blocks(_decode_block, colors, palette)
+    return _in_blocks(_decode_block, colors, palette, dtype)
   filled = np.ones((1, max(1 << (len(palette) - 1).bit_length(), 2)), np.float32)
   filled[0, : len(palette)] = sensitivity
-  return _in_blocks(lambda block, colors: _decode_block(block, colors, filled), colors, palette)
+  return _in_blocks(lambda block, colors: _decode_block(block, colors, filled), colors, palette, dtype)
 
 
-def _in_blocks(function: Callable, colors: np.ndarray, palette: np.ndarray) -> np.ndarray:
-  """Applies a function of colors `[B, H, W, 3]` and palettes `[B, N, 3]` to one image, in shapes of powers of two."""
+def _in_blocks(function: Callable, colors: np.ndarray, palette: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
+  """Applies a function of colors `[B, H, W, 3]` and palettes `[B, N, 3]` to one image, in shapes of powers of two.
+
+  Args:
+    function: the function.
+    colors: the image.
+    palette: its palette.
+    dtype: dtype of the results, which are converted block by block: images may have 100 million pixels.
+  """
   rows = 1 << (len(palette) - 1).bit_length()
   filled = np.full((1, max(rows, 2), 3), _FAR, np.float32)
   filled[0, : len(palette)] = palette
   height, width, _ = colors.shape
   size = min(max(1 << (height * width - 1).bit_length(), _MIN_BLOCK), _MAX_BLOCK)
   blocks = tiling.pixel_blocks(colors.reshape(-1, 3), size, fill=0)
-  results = np.concatenate([np.asarray(function(block[None, None], filled))[0, 0] for block in blocks])
-  return results[: height * width].reshape(height, width, *results.shape[1:])
+  results = [np.asarray(function(block[None, None], filled))[0, 0].astype(dtype) for block in blocks]
+  results[-1] = results[-1][: height * width - (len(results) - 1) * size]
+  return np.concatenate(results).reshape(height, width, *results[0].shape[1:])

@@ -117,8 +117,8 @@ def foreground_tiles(labels: Integer[np.ndarray, "tiles th tw"]) -> Bool[np.ndar
   return kept
 
 
-def pixel_blocks(pixels: Shaped[np.ndarray, "n *c"], size: int, fill: int) -> Shaped[np.ndarray, "blocks size *c"]:
-  """Cuts a row of pixels into blocks of equal size.
+def pixel_blocks(pixels: Shaped[np.ndarray, "n *c"], size: int, fill: int) -> list[Shaped[np.ndarray, "b *c"]]:
+  """Cuts a row of pixels into blocks of equal size. All but the last are views.
 
   Compiled functions that work pixel by pixel take blocks, so that they are not compiled for each image size.
 
@@ -127,7 +127,9 @@ def pixel_blocks(pixels: Shaped[np.ndarray, "n *c"], size: int, fill: int) -> Sh
     size: number of pixels in a block.
     fill: value for the rest of the last block.
   """
-  count = -(-len(pixels) // size)
-  padded = np.full((count * size, *pixels.shape[1:]), fill, pixels.dtype)
-  padded[: len(pixels)] = pixels
-  return padded.reshape(count, size, *pixels.shape[1:])
+  blocks = [pixels[start : start + size] for start in range(0, len(pixels), size)]
+  if blocks:
+    last = np.full((size, *pixels.shape[1:]), fill, pixels.dtype)
+    last[: len(blocks[-1])] = blocks[-1]
+    blocks[-1] = last
+  return blocks

@@ -76,7 +76,7 @@ def run_data(path: Path) -> dict[str, Any]:
     InputError: the file was not written by training.
   """
   try:
-    stored = parse_json(path.read_text())
+    stored = parse_json(path.read_bytes())
   except (OSError, ValueError) as error:
     raise InputError(f"{path}: cannot be read as JSON ({error}), expected the config of a training run") from error
   data = stored.get("data", {}) if isinstance(stored, dict) else None

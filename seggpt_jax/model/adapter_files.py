@@ -81,7 +81,7 @@ def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
     raise InputError(f"{directory}: found no adapter in it, expected a training run with config.adapter.kind set")
   path = found / "adapter" / "metadata"
   try:
-    stored = _from_description(parse_json(path.read_text()))
+    stored = _from_description(parse_json(path.read_bytes()))
     _, network = parameters.abstract(stored.config)
     init = functools.partial(stored.adapter.init, network, stored.config.canvas_size)
     expected = jax.eval_shape(init, jax.random.key(0))
@@ -90,6 +90,7 @@ def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
     raise InputError(f"{path}: cannot be read as an adapter: {one_line(error)[:200]}") from error
   params = weights.read_arrays(found / "params")
   parameters.check_shapes(str(found), params, expected)
+  parameters.check_finite(str(found), params)
   return dataclasses.replace(stored, params=params)
 
 

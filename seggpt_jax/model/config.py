@@ -81,6 +81,8 @@ class SegGPTConfig:
     Raises:
       ValueError: a key is not an attribute of the configuration, or the values contradict each other.
     """
+    if not isinstance(values, dict):
+      raise ValueError(f"model config: found a {type(values).__name__}, expected an object")
     known = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(values) - known)
     if unknown:

@@ -10,28 +10,34 @@ import concurrent.futures
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.files import parse_json, write_whole
 
 FILE = "digests.json"
 _THREADS = os.cpu_count() or 1
 
 
-def seal(directory: Path) -> None:
-  """Writes the digests of all files in a complete directory.
+def seal(directory: Path, but: Collection[str] = ()) -> None:
+  """Writes the digests of all files in a complete directory. Digests that it has already are kept.
+
+  Args:
+    directory: the directory.
+    but: names of files at its top that are not complete yet.
 
   Raises:
     InputError: a file cannot be read, or the digests cannot be written.
   """
-  paths = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != FILE]
+  values = _read(directory) if is_sealed(directory) else {}
+  paths = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
+  missing = {name: path for name, path in paths.items() if name not in (FILE, *but, *values)}
   try:
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-      found = list(pool.map(_size_and_digest, paths))
+      values |= zip(missing, pool.map(_size_and_digest, missing.values()), strict=True)
   except OSError as error:
     raise InputError(f"{directory}: cannot be read: {error.strerror or error}") from error
-  values = {path.relative_to(directory).as_posix(): each for path, each in zip(paths, found, strict=True)}
   text = json.dumps({"sha256": values}, indent=1).encode()
   write_whole(directory / FILE, lambda file: file.write(text))
 
@@ -54,22 +60,34 @@ def damage(directory: Path, part: str = "") -> str:
   if not is_sealed(directory):
     return ""
   try:
-    stored = parse_json((directory / FILE).read_bytes())["sha256"]
-    expected = {Path(name): (int(size), str(digest)) for name, (size, digest) in stored.items()}
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):
-    return f"{FILE} is damaged"
-  expected = {name: each for name, each in expected.items() if not part or name.is_relative_to(part)}
-  if any(name.is_absolute() or ".." in name.parts for name in expected):
+    expected = {name: each for name, each in _read(directory).items() if not part or Path(name).is_relative_to(part)}
+  except InputError:
     return f"{FILE} is damaged"
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     found = pool.map(_size_and_digest, [directory / name for name in expected])
     try:
       for (name, whole), each in zip(expected.items(), found, strict=True):
         if each != whole:
-          return f"{name.as_posix()} is not what was written"
+          return f"{name} is not what was written"
     except OSError as error:
       return f"{os.path.relpath(error.filename or directory, directory)} cannot be read: {error.strerror or error}"
   return ""
+
+
+def _read(directory: Path) -> dict[str, tuple[int, str]]:
+  """Returns size and digest of each file, by its path in the directory.
+
+  Raises:
+    InputError: the digests cannot be read.
+  """
+  try:
+    stored = parse_json((directory / FILE).read_bytes())["sha256"]
+    values = {str(name): (int(size), str(digest)) for name, (size, digest) in stored.items()}
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in values):
+      raise ValueError("found paths out of the directory")
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(f"{directory / FILE}: cannot be read: {one_line(error)[:200]}") from error
+  return values
 
 
 def _size_and_digest(path: Path) -> tuple[int, str]:

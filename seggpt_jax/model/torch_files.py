@@ -11,7 +11,6 @@ import json
 import os
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ import safetensors.numpy
 from absl import logging
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import expand, parse_json, writing
+from seggpt_jax.files import expand, parse_json, writing, written_whole
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.torch_weights import Conversion, Layout, Tensors, from_torch, to_torch
 
@@ -53,7 +52,7 @@ def read(path: str | os.PathLike) -> Conversion:
 def _read_hf_directory(path: Path) -> Conversion:
   for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
     if (path / index_name).exists():
-      shards = sorted(set(_read_json(path / index_name, "weight_map").values()), key=str)
+      shards = list(_read_json(path / index_name, "weight_map").values())
       break
   else:
     shards = [n for n in ("model.safetensors", "pytorch_model.bin") if (path / n).exists()][:1]
@@ -62,9 +61,12 @@ def _read_hf_directory(path: Path) -> Conversion:
   tensors: Tensors = {}
   for shard in shards:
     if not isinstance(shard, str) or Path(shard).name != shard:
-      raise InputError(f"{path / index_name}: found {shard!r}, expected the name of a file in the same folder")
-    if not (path / shard).exists():
-      raise InputError(f"{path / shard}: not found, but {index_name} names it")
+      raise InputError(
+        f"{path / index_name}: found {str(shard)[:80]!r}, expected the name of a file in the same folder"
+      )
+  for shard in sorted(set(shards)):
+    if not os.path.isfile(path / shard):  # unlike pathlib's, it takes any text
+      raise InputError(f"{path / index_name}: found {shard[:80]!r}, which is no file of the same folder")
     tensors.update(_read_file(path / shard)[0])
   return from_torch(str(path), tensors, _hf_hints(_read_json(path / "config.json")))
 
@@ -72,7 +74,7 @@ def _read_hf_directory(path: Path) -> Conversion:
 def _read_json(path: Path, key: str | None = None) -> dict[str, Any]:
   """Reads a JSON object from a file, or the object under one of its keys."""
   try:
-    content = parse_json(path.read_text())
+    content = parse_json(path.read_bytes())
   except (OSError, ValueError) as error:
     raise InputError(f"{path}: cannot be read as JSON: {error}") from error
   found = content.get(key) if key and isinstance(content, dict) else content
@@ -240,15 +242,7 @@ def write(path: str | os.PathLike, params: dict[str, np.ndarray], config: SegGPT
   if layout == "hf" and path.suffix in (".pth", ".pt", ".safetensors"):
     raise InputError(f"{path}: expected the name of a directory for --to hf")
   tensors = to_torch(params, config.depth, layout)
-  with writing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, tensors, config, layout)
-
-
-def _write(path: Path, tensors: Tensors, config: SegGPTConfig, layout: Layout) -> None:
-  """Writes the files beside the path first, and then renames them."""
-  with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-    unfinished = Path(scratch) / path.name
+  with writing(path), written_whole(path) as unfinished:
     if layout == "hf":
       unfinished.mkdir()
       safetensors.numpy.save_file(tensors, unfinished / "model.safetensors", metadata={"format": "pt"})
@@ -258,7 +252,6 @@ def _write(path: Path, tensors: Tensors, config: SegGPTConfig, layout: Layout) -
       safetensors.numpy.save_file(tensors, unfinished, metadata=metadata)
     else:
       _write_pickle(unfinished, tensors, config)
-    os.replace(unfinished, path)
 
 
 def _write_pickle(path: Path, tensors: Tensors, config: SegGPTConfig) -> None:

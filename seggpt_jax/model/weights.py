@@ -7,9 +7,10 @@ directories too, with more items beside these two.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
-import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from seggpt_jax.errors import InputError, one_line, warn_once
-from seggpt_jax.files import expand, parse_json, writing
+from seggpt_jax.files import expand, parse_json, remove_leftovers_of, writing, written_whole
 from seggpt_jax.model import digests, packaged, parameters
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
@@ -31,12 +32,13 @@ _ADAPTER = ("params", "adapter")
 
 
 def check_new(directory: str | os.PathLike) -> None:
-  """Checks that `save_weights` can create a directory, before time is spent on what to write.
+  """Checks that `save_weights` can create a directory, before time is spent on what to write; deletes leftovers.
 
   Raises:
     InputError: the path exists already, or cannot be written.
   """
   path = Path(os.path.abspath(expand(directory)))
+  remove_leftovers_of(path)  # a process may be killed after its directory has appeared
   if os.path.lexists(path):
     raise InputError(f"{directory}: already exists; choose a new path")
   above = next(parent for parent in path.parents if os.path.lexists(parent))
@@ -57,7 +59,6 @@ def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config
     MachineError: the disk is full; nothing is left behind.
   """
   check_new(directory)
-  path = epath.Path(os.path.abspath(expand(directory)))
   # Small files, because encoded arrays stay in memory until their file is full.
   items = ocp.args.Composite(
     params=ocp.args.PyTreeSave(dict(params), ocdbt_target_data_file_size=32_000_000),
@@ -71,16 +72,10 @@ def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config
   handler = ocp.CompositeCheckpointHandler(
     params=ocp.PyTreeCheckpointHandler(type_handler_registry=without_copies), config=ocp.JsonCheckpointHandler()
   )
-  with writing(directory):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path, args=items)
-      digests.seal(Path(path))
-    except BaseException:
-      for unfinished in (path, *path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*")):
-        shutil.rmtree(unfinished, ignore_errors=True)
-      raise
+  with writing(directory), written_whole(Path(os.path.abspath(expand(directory)))) as unfinished:
+    with ocp.Checkpointer(handler) as checkpointer:
+      checkpointer.save(epath.Path(unfinished), args=items)
+    digests.seal(unfinished)
 
 
 def find_checkpoint(path: Path, items: tuple[str, ...]) -> Path | None:
@@ -157,7 +152,7 @@ def load_config(name: str | os.PathLike) -> SegGPTConfig:
     return packaged.read_config(path)
   path = path / "config" / "metadata"
   try:
-    return SegGPTConfig.from_dict(parse_json(path.read_text()))
+    return SegGPTConfig.from_dict(parse_json(path.read_bytes()))
   except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
     raise InputError(f"{path}: cannot be read as a SegGPT configuration: {one_line(error)[:200]}") from error
 
@@ -196,6 +191,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     warn_once(f"{directory}: has no {digests.FILE}, so damage to its files cannot be noticed")
   path = epath.Path(os.path.abspath(path))
   params: dict[str, np.ndarray] = {}
+  ignore_late_reads()
   try:
     # A Checkpointer would warn about metadata that is stored beside the item instead of in it.
     handler = ocp.PyTreeCheckpointHandler()
@@ -208,9 +204,28 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
       # Copied, because Orbax's own buffers are not returned to the system when they are freed.
       params.update({name: np.array(value) for name, value in handler.restore(path, args=args).items()})
     handler.close()
-  except (OSError, ValueError, KeyError, RuntimeError) as error:
+  except Exception as error:  # files that are garbled raise all kinds of errors, from Orbax even a bare Exception
     raise InputError(f"{path}: cannot be read as weights, cut short or damaged: {one_line(error)[:200]}") from error
   return params
+
+
+@functools.cache
+def ignore_late_reads() -> None:
+  """Keeps results that come after a failed read from being printed as tracebacks, one for each array.
+
+  Orbax reads many arrays at once and gives up at the first that fails; the others then find its event loop closed (seen
+  in orbax-checkpoint 0.12 with tensorstore 0.1; can go when Orbax cancels them). Call it before a read that may fail.
+  """
+  before = sys.unraisablehook
+
+  def hook(late: Any) -> None:
+    code = getattr(late.object, "cr_code", None)  # of a coroutine
+    of_orbax = code is not None and f"{os.sep}orbax{os.sep}" in code.co_filename
+    closed = isinstance(late.exc_value, RuntimeError) and str(late.exc_value) == "Event loop is closed"
+    if not (of_orbax or closed):
+      before(late)
+
+  sys.unraisablehook = hook
 
 
 def load_model(name: str | os.PathLike, *, dtype=jnp.float32, **options: Any) -> SegGPT:

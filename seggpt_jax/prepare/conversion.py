@@ -21,12 +21,11 @@ from seggpt_jax.data.dataset_files import TRAIN_NAMES, VAL_NAMES
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.groups import divide, group_names
 from seggpt_jax.data.labels import IGNORE
-from seggpt_jax.data.ledger import exclusive
 from seggpt_jax.data.outlines import check_categories
 from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.data.sources import EncodedSource, Subset
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import expand, writing
+from seggpt_jax.files import exclusive, expand, remove_leftovers, writing
 from seggpt_jax.prepare.encoding import EncodedSample, encoded_samples
 from seggpt_jax.prepare.folder_writer import delete_journal, has_finished_samples, write_folder
 from seggpt_jax.prepare.record_writer import VERSION, write_records
@@ -124,6 +123,7 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
   with writing(directory):
     directory.mkdir(parents=True, exist_ok=True)
   with exclusive(directory):
+    remove_leftovers(directory, *settings.written_names, settings.name)
     earlier = read_note(directory)
     check_same(directory, earlier.get("settings", wanted), wanted)
     if earlier.get("finished") and _output_exists(directory, settings, earlier["samples"]):
@@ -264,7 +264,7 @@ def _digest(part: Part) -> str:
   """Returns a text that identifies the samples and their groups, to compare them when a run is resumed."""
   digest = hashlib.sha256()
   for i in range(len(part.source)):
-    digest.update(f"{part.source.name(i)}\0{part.groups[i]}\0".encode())
+    digest.update(f"{part.source.name(i)}\0{part.groups[i]}\0".encode(errors="surrogatepass"))
   return f"{len(part.source)} samples {digest.hexdigest()[:16]}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from seggpt_jax.data.bad_files import BadFile, BadFiles
 from seggpt_jax.data.ledger import Ledger, read_entries
 from seggpt_jax.data.sample_index import SampleIndex
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import write_whole, writing
+from seggpt_jax.files import write_whole
 from seggpt_jax.prepare.encoding import EncodedSample, image_ending
 
 
@@ -46,9 +45,6 @@ def write_folder(
         f"{split}: found the name {name!r}, expected no dot in its folders or at its start; --format=records accepts it"
       )
   journal = _journal(directory, split)
-  if journal.exists():
-    with writing(directory / split):
-      _remove_torn(directory / split)
   with Ledger(journal) as ledger:
     # Bad samples are tried again, because their files may have been repaired.
     done = {name for name, entry in ledger.finished.items() if "bad" not in entry}
@@ -79,14 +75,6 @@ def delete_journal(directory: Path, split: str) -> None:
 
 def _journal(directory: Path, split: str) -> Path:
   return directory / f".journal-{split}"
-
-
-def _remove_torn(directory: Path) -> None:
-  """Deletes temporary files that an earlier run had no time to rename."""
-  for folder, _, files in os.walk(directory):
-    for file in files:
-      if file.startswith("."):
-        (Path(folder) / file).unlink()
 
 
 def _write(directory: Path, sample: EncodedSample | BadFile) -> dict[str, Any]:

@@ -42,6 +42,4 @@ def save_note(directory: Path, content: dict[str, Any]) -> None:
   Raises:
     InputError: the folder cannot be written to.
   """
-  for torn in directory.glob(f".{NOTE}.*"):
-    torn.unlink()
   ledger.write_note(directory / NOTE, content)

@@ -86,7 +86,7 @@ class Encoder:
     """A digest of the weights and of everything else that the features depend on."""
     made_by = (_VERSION, self.tap, str(self._dtype), json.dumps(self.config.to_dict()))
     parts = (*map(str, made_by), parameters.fingerprint(self._params))
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b("\n".join(parts).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
   def __call__(
     self, images: UInt8[np.ndarray, "n h w 3"], shares: Float[np.ndarray, "n rows cols"] | None = None

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from seggpt_jax.data.images import decode_image, read_bytes
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import expand, writing
+from seggpt_jax.files import cache_folder, expand, writing
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
 from seggpt_jax.model import parameters, weights
@@ -48,6 +49,15 @@ class ChoiceOptions:
   diversity: float | int = 0.0
   negatives: Literal["hardest", "random"] | None = None
   seed: int = 0
+
+
+def default_cache() -> Path | None:
+  """Returns the folder where features are kept by default; None, with a warning, where it cannot be written."""
+  try:
+    return cache_folder(DEFAULT_CACHE)
+  except InputError as error:
+    logging.warning("features of labeled images are not kept for the next run: %s", error)
+    return None
 
 
 def write_mappings(
@@ -99,7 +109,7 @@ def write_mappings(
       path.parent.mkdir(parents=True, exist_ok=True)
   if by_likeness:
     model = weights.load_model(model_path, dtype=parameters.default_dtype())
-    folder = Path(expand(cache)) if cache else None
+    folder = default_cache() if cache == DEFAULT_CACHE else Path(expand(cache)) if cache else None
     index = PromptIndex.build(model, prompts, labels, cache=folder, tap=tap, foreground_weight=foreground_weight)
     facts = index.facts
   else:

@@ -107,7 +107,7 @@ class PromptIndex:
       raise InputError("prompts: found none, expected at least one image with its label")
     encoder, labels = Encoder(model, tap), labels or LabelFormat()
     # One file for each network and folder, so that the features of one dataset are not rewritten with another's.
-    name = digest(f"{encoder.identity} {os.path.dirname(cache_key(files[0]))}".encode())
+    name = digest(f"{encoder.identity} {os.path.dirname(cache_key(files[0]))}".encode(errors="surrogatepass"))
     path = None if cache is None else Path(cache) / f"{name}.npz"
     kept = {} if path is None or not path.exists() else read_features(path)
     stamps = {cache_key(prompt): stamp_of(prompt, labels) for prompt in files}

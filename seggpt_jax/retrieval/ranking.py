@@ -56,5 +56,5 @@ def at_random(candidates: Bool[np.ndarray, "n"], top_k: int, seed: int, name: st
     seed: seed of the draw. The same seed, name and candidates give the same prompts.
     name: name of the query, which makes its draw independent of other queries.
   """
-  generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+  generator = np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogatepass"))])
   return generator.permutation(np.flatnonzero(candidates))[:top_k].tolist()

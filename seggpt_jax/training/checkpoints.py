@@ -5,8 +5,9 @@ RUN/checkpoints/STEP    params and config (a weights directory), optimizer state
 RUN/best/STEP           params and config of the best validation mIoU so far
 RUN/damaged/STEP        checkpoints that could not be read, moved out of the way
 
-Each STEP has the digests of its files, which are written when the next checkpoint begins or the run ends, and compared
-when it is read.
+Each STEP has the digests of its files, which are compared when it is read. They are written before it appears under
+its name, except for two files that Orbax writes last, and that nothing is read from. The digests of these are added
+when the next checkpoint begins or the run ends.
 
 With a moving average of the parameters, `best` holds the averaged parameters, which are the ones that are scored. A
 checkpoint holds the raw ones, and the average beside the optimizer state. A run with an adapter stores the adapter's
@@ -15,9 +16,9 @@ parameters only, with an item `adapter` that describes them instead of `config`.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import threading
@@ -33,12 +34,14 @@ from jax.experimental import multihost_utils
 
 from seggpt_jax.errors import InputError, MachineError, one_line
 from seggpt_jax.files import is_full, parse_json
-from seggpt_jax.model import adapters, digests, parameters
+from seggpt_jax.model import adapters, digests, parameters, weights
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.step import TrainState
 
 # A process that fails waits this long for checkpoints that it was writing with others, which may have ended.
 _LAST_WRITE_SECONDS = 20.0
+# Orbax writes times and a text to these at the end (0.12).
+_WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +59,27 @@ class _PreservationPolicy:
     ]
 
 
-def _options(name: str, **kept: Any) -> ocp.CheckpointManagerOptions:
-  """Returns the options of one of the checkpoint managers of a run."""
+def _options(folder: epath.Path, **kept: Any) -> ocp.CheckpointManagerOptions:
+  """Returns the options of the checkpoint manager of a folder of a run."""
   # Both managers may write the same step at the same time. Without a prefix their barriers would have the same names,
   # and several processes would fail.
-  barriers = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name)
+  barriers = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name)
+  # Orbax calls this on the first process when arrays are written, before the folder of the step gets its name.
+  sealing = ocp.AsyncOptions(post_finalization_callback=functools.partial(_seal_unfinished, Path(folder)))
   # Killed runs leave incomplete folders behind, which would fill the disk.
   return ocp.CheckpointManagerOptions(
-    enable_async_checkpointing=True, cleanup_tmp_directories=True, multiprocessing_options=barriers, **kept
+    enable_async_checkpointing=True,
+    async_options=sealing,
+    cleanup_tmp_directories=True,
+    multiprocessing_options=barriers,
+    **kept,
   )
+
+
+def _seal_unfinished(folder: Path) -> None:
+  """Writes the digests of the step that is about to appear in a folder."""
+  (unfinished,) = folder.glob("*.orbax-checkpoint-tmp*")
+  digests.seal(unfinished, but=_WRITTEN_LAST)
 
 
 class Checkpoints:
@@ -95,12 +110,10 @@ class Checkpoints:
     self._description = json.loads(json.dumps(description))  # as a file returns it
     weights_handlers = {"params": ocp.PyTreeCheckpointHandler, self._label: ocp.JsonCheckpointHandler}
     self.warnings: list[str] = []
-    self._unsealed: set[epath.Path] = set()  # directories that this process writes or has written, without digests yet
-    self._sealer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="digests")
-    self._sealing: list[concurrent.futures.Future[None]] = []
+    self._unsealed: set[epath.Path] = set()  # directories that this process writes or has written, to be sealed
     self._steps = ocp.CheckpointManager(
       self._root / "checkpoints",
-      options=_options("checkpoints", preservation_policy=_PreservationPolicy(keep, keep_every)),
+      options=_options(self._root / "checkpoints", preservation_policy=_PreservationPolicy(keep, keep_every)),
       item_handlers={
         **{item: handler() for item, handler in weights_handlers.items()},
         "optimizer": ocp.PyTreeCheckpointHandler(),
@@ -109,7 +122,7 @@ class Checkpoints:
     )
     self._best = ocp.CheckpointManager(
       self._root / "best",
-      options=_options("best", max_to_keep=1),
+      options=_options(self._root / "best", max_to_keep=1),
       item_handlers={item: handler() for item, handler in weights_handlers.items()},
     )
 
@@ -152,13 +165,17 @@ class Checkpoints:
       raise RuntimeError(f"{self._best.directory}: step {step} was not kept, found {self._best.all_steps()} there")
 
   def _seal(self) -> None:
-    """Starts writing the digests of what this process has finished writing; a directory appears when it is complete."""
+    """Completes the digests of what this process has finished writing; a directory appears when it is complete."""
     for directory in [each for each in self._unsealed if each.exists()]:
       self._unsealed.remove(directory)
       if jax.process_index() == 0:
-        self._sealing.append(self._sealer.submit(_seal, Path(directory)))
+        try:
+          digests.seal(Path(directory))
+        except InputError:
+          if directory.exists():  # older checkpoints are deleted meanwhile
+            raise
 
-  def _finish_sealing(self) -> None:
+  def _finish_writing(self) -> None:
     """Waits until everything is written and has digests.
 
     Raises:
@@ -167,8 +184,6 @@ class Checkpoints:
     for manager in (self._steps, self._best):
       manager.wait_until_finished()
     self._seal()
-    while self._sealing:
-      self._sealing.pop().result()
 
   def _weights(self, params: parameters.Params) -> dict[str, Any]:
     """Returns the two items that store parameters: the arrays and their description."""
@@ -219,6 +234,7 @@ class Checkpoints:
   def _read(self, step: int, abstract_state: TrainState) -> tuple[TrainState, dict[str, Any]] | str:
     """Returns the state and progress of one step, or the damage found on this or on another process."""
     directory = self._steps.directory / str(step)
+    weights.ignore_late_reads()
     try:
       found = self._read_here(directory, abstract_state)
     except jax.errors.JaxRuntimeError:
@@ -235,7 +251,7 @@ class Checkpoints:
     self._refuse_another_model(directory, found[2])
     if not digests.is_sealed(Path(directory)):
       self.warnings.append(
-        f"{directory} has no {digests.FILE}, since it was not finished, and was read without a check"
+        f"{directory} has no {digests.FILE}, as in older versions, so damage to its files cannot be noticed"
       )
     return found[:2]
 
@@ -253,8 +269,10 @@ class Checkpoints:
       raise FileNotFoundError(f"found no {self._label} in it")
     stored = _read_description(directory / label / "metadata", self._description)
     progress = ocp.JsonCheckpointHandler().restore(directory / "progress", args=ocp.args.JsonRestore())
-    if not isinstance(progress, dict) or "best_miou" not in progress:
+    if not isinstance(progress, dict) or not _is_number(progress.get("best_miou")):
       raise ValueError("found no best mIoU in progress")
+    if not isinstance(progress.get("since_best", 0), int):
+      raise ValueError("found no number of evaluations since the best one in progress")
     if stored != self._description:
       return None, progress, stored
     optimizer = _beside_params(abstract_state)
@@ -305,7 +323,7 @@ class Checkpoints:
 
   def describe_newest(self) -> str:
     """Waits for the checkpoint being written and returns the newest one in words."""
-    self._finish_sealing()
+    self._finish_writing()
     return self._describe_whole()
 
   def _describe_whole(self) -> str:
@@ -338,11 +356,8 @@ class Checkpoints:
     Raises:
       Exception: one could not be written.
     """
-    with contextlib.ExitStack() as closing:
-      closing.callback(self._steps.close)
-      closing.callback(self._best.close)
-      closing.callback(self._sealer.shutdown)
-      self._finish_sealing()
+    with contextlib.closing(self._steps), contextlib.closing(self._best):
+      self._finish_writing()
 
   def abandon(self) -> None:
     """Waits for checkpoints for a limited time; for a process that fails while others, which it cannot join, go on."""
@@ -358,13 +373,9 @@ class Checkpoints:
       thread.join(_LAST_WRITE_SECONDS / len(waiting))
 
 
-def _seal(directory: Path) -> None:
-  """Writes the digests of a directory, unless it is deleted meanwhile, as older checkpoints are."""
-  try:
-    digests.seal(directory)
-  except InputError:
-    if directory.exists():
-      raise
+def _is_number(value: Any) -> bool:
+  """Returns whether a value from JSON is a number; NaN is none."""
+  return isinstance(value, int | float) and value == value
 
 
 def _beside_params(state: TrainState) -> dict[str, Any]:
@@ -384,7 +395,7 @@ def _read_description(path: epath.Path, ours: Mapping[str, Any]) -> dict[str, An
     ours: description of this run. Its values replace those that may differ: the drop path rate, which is a matter of
       training, and the path of an adapter's base weights, which are identified by their fingerprint.
   """
-  stored = parse_json(path.read_text())
+  stored = parse_json(path.read_bytes())
   if not isinstance(stored, dict) or not all(isinstance(stored.get(key, {}), dict) for key in ("config", "adapter")):
     raise ValueError(f"found no description of weights in {path.parent.name}")
   network, our_network = stored.get("config", stored), ours.get("config", ours)

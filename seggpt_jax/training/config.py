@@ -16,7 +16,8 @@ from seggpt_jax.files import expand
 from seggpt_jax.model.adapters import Adapter, LearnedPrompt, LoRA
 from seggpt_jax.training.schema import KEYS
 
-_PATHS = ("data.path", "model.init_from")
+_PATHS = ("data.path", "data.assets", "model.init_from")
+_LARGEST_SIDE = 16384  # pixels of a resized sample
 
 
 def default_config() -> ConfigDict:
@@ -32,7 +33,10 @@ def expand_paths(config: ConfigDict) -> ConfigDict:
   """Returns a copy of the configuration with `~` expanded in every path."""
   expanded = config.copy_and_resolve_references()
   values = flatten(config)
-  expanded.update_from_flattened_dict({key: expand(values[key]) for key in _PATHS if key in values})
+  for key in _PATHS:
+    if isinstance(values.get(key), str):  # anything else is refused by `check_config`
+      with naming(f"config.{key}"):
+        expanded.update_from_flattened_dict({key: expand(values[key])})
   return expanded
 
 
@@ -55,8 +59,9 @@ def check_config(config: ConfigDict) -> None:
   for key in KEYS:
     found = values[key.name]
     if expected := key.problem(found):
-      shown = repr(found) if key.choices else found
-      raise InputError(f"config.{key.name}: found {shown}, expected {expected}")
+      raise InputError(f"config.{key.name}: found {shown(found)}, expected {expected}")
+  for key in KEYS:
+    found = values[key.name]
     if _plain(found) != _plain(key.default) and not key.has_effect(values):
       raise InputError(
         f"config.{key.name}: found {found!r}, expected the default {key.default!r}: "
@@ -69,16 +74,30 @@ def check_config(config: ConfigDict) -> None:
     )
   if not (config.loss.smooth_l1 or config.loss.cross_entropy or config.loss.dice):
     raise InputError("config.loss: found 0 for smooth_l1, cross_entropy and dice, expected at least one above 0")
-  if -1 < config.data.zoom < 0:
-    raise InputError(f"config.data.zoom: found {config.data.zoom}, expected a factor above 0, 0, or -1")
+  for name in ("zoom", "coarse_zoom"):
+    if -1 < config.data[name] < 0.001 and config.data[name]:
+      raise InputError(
+        f"config.data.{name}: found {config.data[name]}, expected a factor above 0, 0, or -1; at least 0.001"
+      )
   if config.eval_pairs == 0:
     raise InputError("config.eval_pairs: found 0, expected at least 1, or -1 for all")
   low, high = config.data.scale if len(config.data.scale) == 2 else (0, 0)
   if not 0 < low <= high:
-    raise InputError(f"config.data.scale: found {config.data.scale}, expected two factors, the smaller first")
+    raise InputError(f"config.data.scale: found {shown(config.data.scale)}, expected two factors, the smaller first")
+  if config.data.resize * high > _LARGEST_SIDE:
+    raise InputError(
+      f"config.data.scale: found {high} with data.resize={config.data.resize}, expected samples of at most "
+      f"{_LARGEST_SIDE} pixels"
+    )
   for name in ("image_mean", "image_std"):
     if len(config.model[name]) not in (0, 3):
-      raise InputError(f"config.model.{name}: found {config.model[name]}, expected three numbers or ()")
+      raise InputError(f"config.model.{name}: found {shown(config.model[name])}, expected three numbers or ()")
+
+
+def shown(value: Any) -> str:
+  """Returns a value of any kind as text that is short enough for one line."""
+  text = repr(value)
+  return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _check_names(values: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int,
     path: path of RUN/metrics.jsonl.
   """
   series: dict[str, dict[str, list[tuple[int, float]]]] = {}
-  for line in Path(path).read_text(errors="replace").splitlines():
+  for line in Path(path).read_text("utf-8", errors="replace").splitlines():
     try:
       entry: dict[str, Any] = parse_json(line)
-      step, split = entry.pop("step"), entry.pop("split")
+      step, split = operator.index(entry.pop("step")), str(entry.pop("split"))
     except (ValueError, KeyError, TypeError, AttributeError):
       continue  # the line was cut short, or is not from us
     for key, value in entry.items():
-      if value is not None:
+      if isinstance(value, int | float) and abs(step) < 2**53 and abs(value) < 1e300:  # NaN and infinity are not drawn
         series.setdefault(split, {}).setdefault(key, []).append((step, value))
   return series
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ def _check(mode: str, given: dict[str, str | int | None]) -> None:
   if not address:
     raise InputError("--coordinator_address: missing, expected HOST:PORT of process 0 (or JAX_COORDINATOR_ADDRESS)")
   host, _, port = address.rpartition(":")
-  if not host or not port.isdigit():
+  if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
     raise InputError(f"--coordinator_address: found {address!r}, expected HOST:PORT")
   for name in ("num_processes", "process_id"):
     if given[name] is None:

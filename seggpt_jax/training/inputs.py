@@ -106,6 +106,10 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   evaluation = EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes)
   if not data.zoom and data.resize and data.resize < square:
     raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
+  if unknown := [value for value in data.coarse_classes if value >= data.num_classes]:
+    raise InputError(
+      f"config.data.coarse_classes: found {unknown[0]}, expected classes below data.num_classes={data.num_classes}"
+    )
   if data.source == "tasks":
     tasks = Tasks(
       size=data.resize or square,
@@ -334,7 +338,7 @@ def _known_splits(data: ConfigDict) -> str:
   return ""
 
 
-def _values(values: tuple) -> tuple:
+def _values(values: tuple | list) -> tuple:
   """Returns label values or colors with each color as a tuple; a configuration may hold lists."""
   return tuple(value if isinstance(value, int) else tuple(value) for value in values)
 

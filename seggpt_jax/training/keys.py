@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 Values = Mapping[str, Any]  # flat: {"data.source": "folder", ...}
+
+_KINDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text"}
+_LONGEST_TEXT, _LONGEST_TUPLE = 4096, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +34,11 @@ class Key:
     name: dotted name, such as "data.resize".
     default: value where a config file says nothing. A key counts as set when its value differs from this one.
     meaning: one line for the help text.
-    minimum: smallest value allowed; None where there is no limit.
-    maximum: largest value allowed; None where there is no limit.
+    minimum: smallest value allowed, of each entry for a tuple; None where there is no limit.
+    maximum: largest value allowed, of each entry for a tuple; None where there is no limit.
     choices: all values allowed; empty where the value is free.
     conditions: all of them must hold, or the key has no effect and may not be set.
+    entries: for a tuple, an example of each type that an entry may have.
   """
 
   name: str
@@ -43,6 +48,7 @@ class Key:
   maximum: int | float | None = None
   choices: tuple[str, ...] = ()
   conditions: tuple[Condition, ...] = ()
+  entries: tuple[Any, ...] = ()
 
   @property
   def applies(self) -> str:
@@ -56,18 +62,65 @@ class Key:
       return f"one of {', '.join(self.choices)}"
     if self.minimum is None:
       return "" if self.maximum is None else f"at most {self.maximum}"
-    return f"at least {self.minimum}" if self.maximum is None else f"{self.minimum} to {self.maximum}"
+    if self.maximum is None:
+      return f"at least {self.minimum}"
+    # Nobody looks for a value near a limit of thousands, which only keeps out slips.
+    small = self.maximum < 1000
+    return f"{self.minimum} to {self.maximum}" if small else f"at least {self.minimum}, at most {self.maximum:,.15g}"
 
   def has_effect(self, values: Values) -> bool:
     """Returns whether the key has an effect beside the other values, which are given by dotted key."""
     return all(condition.holds(values) for condition in self.conditions)
 
+  def wrong_type(self, value: Any) -> str | None:
+    """Returns what was expected of a value of another type than the default, or None for one of the right type."""
+    if not isinstance(self.default, tuple):
+      return None if _has_type(value, self.default) else _KINDS[type(self.default)]
+    if (
+      isinstance(value, list | tuple)
+      and len(value) <= _LONGEST_TUPLE
+      and all(any(_has_type(entry, example) for example in self.entries) for entry in value)
+    ):
+      return None
+    kinds = " or ".join(_kind(example) for example in self.entries)
+    return f"a list of at most {_LONGEST_TUPLE} entries, each {kinds}"
+
   def problem(self, value: Any) -> str | None:
     """Returns what was expected of a value that is not allowed, or None for one that is."""
     if self.choices:
       return None if value in self.choices else self.allowed
-    fits = (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
-    return None if fits else self.allowed
+    if expected := self.wrong_type(value):
+      return f"{expected}, {self.allowed}" if self.allowed else expected
+    for each in _numbers(value):
+      if not (self.minimum is None or each >= self.minimum) or not (self.maximum is None or each <= self.maximum):
+        return self.allowed
+    return None
+
+
+def _has_type(value: Any, example: Any) -> bool:
+  """Returns whether a value has the type of an example. Whole numbers may stand for others; texts are printable."""
+  if isinstance(example, tuple):
+    return isinstance(value, list | tuple) and len(value) == len(example) and all(map(_has_type, value, example))
+  if isinstance(example, bool) or isinstance(value, bool):
+    return isinstance(example, bool) and isinstance(value, bool)
+  if isinstance(example, float):
+    # Whole numbers beyond the range of a float would overflow.
+    return isinstance(value, int | float) and abs(value) < 1e308 and math.isfinite(value)
+  if isinstance(example, str):
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT and "\0" not in value and len(value.splitlines()) < 2
+  return isinstance(value, type(example))
+
+
+def _kind(example: Any) -> str:
+  """Returns the type of an example in words."""
+  return f"{len(example)} whole numbers" if isinstance(example, tuple) else _KINDS[type(example)]
+
+
+def _numbers(value: Any) -> list[int | float]:
+  """Returns the numbers in a value, of all entries of a tuple."""
+  if isinstance(value, list | tuple):
+    return [number for entry in value for number in _numbers(entry)]
+  return [value] if isinstance(value, int | float) else []
 
 
 def with_value(key: str, *choices: Any) -> tuple[Condition]:

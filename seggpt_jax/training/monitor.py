@@ -135,10 +135,10 @@ def _drop_lines_after(path: Path, step: int) -> None:
   if not path.exists():
     return
   kept = []
-  for line in path.read_text(errors="replace").splitlines():
+  for line in path.read_text("utf-8", errors="replace").splitlines():
     try:
       before = parse_json(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, IndexError):
       continue  # a run was killed while it wrote this line, or the line is not from us
     if before:
       kept.append(line + "\n")

@@ -39,6 +39,9 @@ _DECAYED: tuple[tuple[str, bool], ...] = (
 )
 
 
+_MOST_CYCLES = 1000  # each becomes a part of the compiled schedule
+
+
 class Optimizer(NamedTuple):
   """The optimizer of a run.
 
@@ -146,6 +149,11 @@ def cosine_cycles(
     )
   cycles, length, total = [], first_cycle, 0
   while total <= num_steps:
+    if len(cycles) == _MOST_CYCLES:
+      raise InputError(
+        f"config.optim.first_cycle: found {first_cycle}, expected longer cycles: {num_steps} steps would have "
+        f"more than {_MOST_CYCLES}"
+      )
     cycles.append(
       {
         "init_value": minimum,

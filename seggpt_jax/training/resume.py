@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import parse_json, write_whole
-from seggpt_jax.training.config import flatten
+from seggpt_jax.training.config import flatten, shown
 from seggpt_jax.training.optimizer import cycle_steps
 from seggpt_jax.training.schema import KEYS
 
@@ -73,10 +73,13 @@ def keep_pairs(workdir: Path, config: ConfigDict) -> ConfigDict:
   """
   if not _is_run(workdir):
     return config
-  before, config = _read(workdir / "config.json"), copy.deepcopy(config)
+  path = workdir / "config.json"
+  before, config = _read(path), copy.deepcopy(config)
   for key in KEYS:
     found = flatten(config)[key.name]
     if key.name in _KEPT and key.name in before and (found == key.default or found == -1):
+      if expected := key.problem(before[key.name]):
+        raise InputError(f"{path}: {key.name}: found {shown(before[key.name])}, expected {expected}")
       config.update_from_flattened_dict({key.name: before[key.name]})
   return config
 
@@ -123,15 +126,26 @@ def _read(path: Path) -> dict[str, Any]:
   """Returns a stored configuration as flat values, completed for runs of older versions."""
   try:
     stored = parse_json(path.read_bytes())
-  except ValueError as error:
+  except (OSError, ValueError) as error:
     raise InputError(
       f"{path}: found no JSON ({error}), expected the run's configuration; move it away to resume without comparing"
     ) from error
   if not isinstance(stored, dict):
     raise InputError(f"{path}: found {type(stored).__name__}, expected the run's configuration")
-  values = _BEFORE_THESE_KEYS | flatten(stored)
+  values = dict(_BEFORE_THESE_KEYS)
+  for key in KEYS:  # nothing else of the file is looked at
+    group, _, name = key.name.rpartition(".")
+    section = stored.get(group, {}) if group else stored
+    if not isinstance(section, dict):
+      raise InputError(f"{path}: {group}: found {shown(section)}, expected an object of the run's configuration")
+    if name in section:
+      values[key.name] = section[name]
   if isinstance(values.get("model.remat"), bool):
     values["model.remat"] = "full" if values["model.remat"] else "none"
+  for key in KEYS:
+    # Older versions had other limits, but the same types.
+    if key.name in values and (expected := key.wrong_type(values[key.name])):
+      raise InputError(f"{path}: {key.name}: found {shown(values[key.name])}, expected {expected}")
   return values
 
 

@@ -12,6 +12,7 @@ from seggpt_jax.data.augment import RESIZE_MODES
 from seggpt_jax.data.datasets import KINDS, OUTLINES
 from seggpt_jax.data.labels import LABEL_MODES
 from seggpt_jax.data.pipeline import BAD_FILES
+from seggpt_jax.data.read_ahead import MOST_WORKERS
 from seggpt_jax.model.adapters import KINDS as ADAPTERS
 from seggpt_jax.model.adapters import LORA_TARGETS
 from seggpt_jax.model.attention.dispatch import IMPLEMENTATIONS
@@ -19,6 +20,10 @@ from seggpt_jax.model.seggpt import Remat
 from seggpt_jax.palette import PALETTE_MODES
 from seggpt_jax.training.keys import Condition, Key, with_value, without
 from seggpt_jax.training.optimizer import OPTIMIZERS, SCHEDULES
+
+_STEPS = 10**9  # steps are counted in 32 bits
+_VALUES = (0, (0, 0, 0))  # of label files: gray values or colors
+_DECAY = 0.999999  # a moving average with a decay of 1 never moves
 
 # Tasks are drawn at random: no files are read for them. COCO annotations are polygons: there are no label images.
 _READS_FILES = (Condition("with a data.source other than tasks", lambda values: values["data.source"] != "tasks"),)
@@ -65,13 +70,14 @@ _SEVERAL_CYCLES = (
 KEYS: tuple[Key, ...] = (
   # --------------------------------------------------------------------------------------------------------- the run
   Key("seed", 0, "Seed of initialization, data order, augmentation and drop path.", 0, 2**32 - 1),
-  Key("num_steps", 6700, "Optimizer steps of the whole run; the default is two cosine cycles.", 1),
-  Key("batch_size", 4, "Pairs in a step, over all devices (original: 4 on each device).", 1),
+  Key("num_steps", 6700, "Optimizer steps of the whole run; the default is two cosine cycles.", 1, _STEPS),
+  Key("batch_size", 4, "Pairs in a step, over all devices (original: 4 on each device).", 1, 2**20),
   Key(
     "accumulate",
     1,
     "Micro-batches that a batch is computed in, one after the other, to save memory; the step stays the same.",
     1,
+    2**20,
   ),
   # ----------------------------------------------------------------------------------------------------- the network
   Key("model.init_from", "", "Weights directory, training run or packaged name to start from; '' starts at random."),
@@ -81,9 +87,23 @@ KEYS: tuple[Key, ...] = (
     "Architecture of a random start: vit_large, small or tiny.",
     conditions=without("model.init_from"),
   ),
-  Key("model.square", 0, "Side S of prompt and query in pixels; 0 takes that of the weights or the variant.", 0),
-  Key("model.image_mean", (), "Channel means of images and colored targets, 1.0 = 255; () takes those of the weights."),
-  Key("model.image_std", (), "Channel standard deviations, 1.0 = 255; () takes those of the weights."),
+  Key("model.square", 0, "Side S of prompt and query in pixels; 0 takes that of the weights or the variant.", 0, 4096),
+  Key(
+    "model.image_mean",
+    (),
+    "Channel means of images and colored targets, 1.0 = 255; () takes those of the weights.",
+    0,
+    100,
+    entries=(0.0,),
+  ),
+  Key(
+    "model.image_std",
+    (),
+    "Channel standard deviations, 1.0 = 255; () takes those of the weights.",
+    1e-6,
+    100,
+    entries=(0.0,),
+  ),
   Key("model.drop_path_rate", 0.1, "Drop path rate of the last block; it rises linearly from 0 at the first.", 0, 0.99),
   Key(
     "model.dtype",
@@ -111,7 +131,12 @@ KEYS: tuple[Key, ...] = (
     choices=(*KINDS, "tasks"),
   ),
   Key(
-    "data.ramp", 0, "Steps until tasks of any difficulty are drawn.", 0, conditions=with_value("data.source", "tasks")
+    "data.ramp",
+    0,
+    "Steps until tasks of any difficulty are drawn.",
+    0,
+    _STEPS,
+    conditions=with_value("data.source", "tasks"),
   ),
   Key(
     "data.assets",
@@ -124,6 +149,7 @@ KEYS: tuple[Key, ...] = (
     (),
     "Families of tasks to draw, by name (docs/small.md lists them); () draws all.",
     conditions=with_value("data.source", "tasks"),
+    entries=("",),
   ),
   Key(
     "data.path",
@@ -143,6 +169,7 @@ KEYS: tuple[Key, ...] = (
     -1,
     "Number of training images to use, the first by name; -1 uses all (original: data_count).",
     -1,
+    10**9,
     conditions=_READS_FILES,
   ),
   Key("data.image_key", "image", "Feature that holds the image.", conditions=with_value("data.source", "tfds")),
@@ -169,6 +196,7 @@ KEYS: tuple[Key, ...] = (
     0,
     "Megabytes of decoded images to keep in memory, in each process that reads; 0 keeps none.",
     0,
+    10**7,
     conditions=_READS_FILES,
   ),
   # ------------------------------------------------------------------------------------------------ what labels mean
@@ -178,6 +206,7 @@ KEYS: tuple[Key, ...] = (
     (),
     "Names of classes 1, 2, ...: the masks or categories to take; () takes all.",
     conditions=with_value("data.source", "masks", *OUTLINES),
+    entries=("",),
   ),
   Key(
     "data.labels",
@@ -197,13 +226,19 @@ KEYS: tuple[Key, ...] = (
     "data.table",
     (),
     "Values (0, 128, 255) or colors ((0, 0, 0), (255, 0, 0)) of classes 0, 1, ...",
+    0,
+    2**16 - 1,
     conditions=(*_READS_LABELS, *with_value("data.labels", "table")),
+    entries=_VALUES,
   ),
   Key(
     "data.ignore",
     (),
     "Label values or colors that count neither in the loss nor in a score.",
+    0,
+    2**16 - 1,
     conditions=_READS_LABELS,
+    entries=_VALUES,
   ),
   # ------------------------------------------------------------------------------------- which sample prompts which
   Key(
@@ -249,7 +284,13 @@ KEYS: tuple[Key, ...] = (
     "Draw queries by class, each class equally often, instead of every image once an epoch.",
     conditions=_READS_FILES,
   ),
-  Key("data.prompts", 1, "Prompts for each query, whose features are averaged; a step costs that many times more.", 1),
+  Key(
+    "data.prompts",
+    1,
+    "Prompts for each query, whose features are averaged; a step costs that many times more.",
+    1,
+    1000,
+  ),
   # --------------------------------------------------------------------------------------- what the network is given
   Key(
     "data.palette",
@@ -292,7 +333,10 @@ KEYS: tuple[Key, ...] = (
     "data.coarse_classes",
     (),
     "Classes to look for at data.coarse_zoom only; () with data.coarse_zoom=-1, which finds them.",
+    1,
+    254,
     conditions=(*_READS_FILES, Condition("with data.coarse_zoom", lambda values: bool(values["data.coarse_zoom"]))),
+    entries=(0,),
   ),
   Key(
     "data.prompt_grid",
@@ -307,6 +351,7 @@ KEYS: tuple[Key, ...] = (
     1024,
     "Side in pixels that samples are resized to before the random crop; 0 resizes to the square of the network.",
     0,
+    8192,
     conditions=_RESIZES,
   ),
   Key(
@@ -316,7 +361,7 @@ KEYS: tuple[Key, ...] = (
     choices=RESIZE_MODES,
     conditions=_RESIZES,
   ),
-  Key("data.scale", (1.0, 1.0), "Smallest and largest random factor on that size."),
+  Key("data.scale", (1.0, 1.0), "Smallest and largest random factor on that size.", 0.01, 10, entries=(0.0,)),
   Key("data.foreground_crop", 0.0, "Probability that the query's crop is placed on foreground.", 0, 1),
   Key(
     "data.prompt_foreground",
@@ -333,7 +378,13 @@ KEYS: tuple[Key, ...] = (
   Key("data.contrast", 0.1, "Contrast c: the factor is drawn from 1 - c to 1 + c.", 0, 1),
   Key("data.saturation", 0.1, "Saturation s: the factor is drawn from 1 - s to 1 + s.", 0, 1),
   Key("data.hue", 0.0, "Hue h: the shift is drawn from -h to h of the color circle.", 0, 0.5),
-  Key("data.blur", 0.5, "Largest standard deviation in pixels of the Gaussian blur; each is drawn from 0 up to it.", 0),
+  Key(
+    "data.blur",
+    0.5,
+    "Largest standard deviation in pixels of the Gaussian blur; each is drawn from 0 up to it.",
+    0,
+    100,
+  ),
   Key("data.noise", 0.0, "Largest standard deviation of noise in gray levels; each is drawn from 0 up to it.", 0, 255),
   Key(
     "data.jpeg_quality", 100, "Lowest quality of JPEG compression, drawn from it to 100; 100 is no compression.", 1, 100
@@ -343,19 +394,31 @@ KEYS: tuple[Key, ...] = (
     -1,
     "Threads that read and transform ahead, in each process; -1 is one for each core, at most 16.",
     -1,
+    MOST_WORKERS,
   ),
-  Key("data.num_workers", 0, "Worker processes that read; 0 reads in the training process.", 0),
-  # ----------------------------------------------------------------------------------------------------- the loss
-  Key("loss.smooth_l1", 1.0, "Weight of the smooth L1 of the colors, the original's only loss.", 0),
   Key(
-    "loss.cross_entropy", 0.0, "Weight of the cross-entropy of classes, by the distances of colors to the palette.", 0
+    "data.num_workers",
+    0,
+    "Worker processes that read, at most 16 or four for each core; 0 reads in the training process.",
+    0,
+    MOST_WORKERS,
   ),
-  Key("loss.dice", 0.0, "Weight of the soft Dice loss of each canvas's foreground, of the same classes.", 0),
+  # ----------------------------------------------------------------------------------------------------- the loss
+  Key("loss.smooth_l1", 1.0, "Weight of the smooth L1 of the colors, the original's only loss.", 0, 1e6),
+  Key(
+    "loss.cross_entropy",
+    0.0,
+    "Weight of the cross-entropy of classes, by the distances of colors to the palette.",
+    0,
+    1e6,
+  ),
+  Key("loss.dice", 0.0, "Weight of the soft Dice loss of each canvas's foreground, of the same classes.", 0, 1e6),
   Key(
     "loss.temperature",
     0.125,
     "Share of the least squared distance of two classes' colors that changes their odds by a factor of e.",
     0.001,
+    1000,
     conditions=_READS_CLASSES,
   ),
   Key(
@@ -368,26 +431,28 @@ KEYS: tuple[Key, ...] = (
   ),
   # ------------------------------------------------------------------------------------------- how weights change
   Key("optim.name", "adamw", "Optimizer; muon is for a start from random weights.", choices=tuple(OPTIMIZERS)),
-  Key("optim.clip_norm", 0.0, "Global norm that larger gradients are scaled down to; 0 is off.", 0),
+  Key("optim.clip_norm", 0.0, "Global norm that larger gradients are scaled down to; 0 is off.", 0, 1e6),
   Key(
     "optim.schedule",
     "cycles",
     "Learning rate: cycles of cosines, or cosine for a single one that ends with the run.",
     choices=tuple(SCHEDULES),
   ),
-  Key("optim.peak", 1e-4, "Learning rate after the first warm-up.", 0),
-  Key("optim.minimum", 1e-8, "Learning rate at both ends of a cosine.", 0),
+  Key("optim.peak", 1e-4, "Learning rate after the first warm-up.", 0, 100),
+  Key("optim.minimum", 1e-8, "Learning rate at both ends of a cosine.", 0, 100),
   Key(
     "optim.warmup",
     500,
     "Steps of linear warm-up before each cosine; at most a tenth of the run with optim.first_cycle=0.",
     0,
+    _STEPS,
   ),
   Key(
     "optim.first_cycle",
     5000,
     "Steps of the first cycle, warm-up included; 0 makes one cycle as long as the run.",
     0,
+    _STEPS,
     conditions=_CYCLES,
   ),
   Key(
@@ -395,6 +460,7 @@ KEYS: tuple[Key, ...] = (
     1.2,
     "Factor on the length of the part after the warm-up, from one cycle to the next.",
     1,
+    1000,
     conditions=_SEVERAL_CYCLES,
   ),
   Key("optim.decay", 0.5, "Factor on the peak, from one cycle to the next.", 0, 1, conditions=_SEVERAL_CYCLES),
@@ -405,13 +471,14 @@ KEYS: tuple[Key, ...] = (
     0.01,
     1,
   ),
-  Key("optim.b1", 0.9, "Decay of the average of gradients.", 0, 1),
-  Key("optim.b2", 0.999, "Decay of the average of squared gradients.", 0, 1),
+  Key("optim.b1", 0.9, "Decay of the average of gradients.", 0, _DECAY),
+  Key("optim.b2", 0.999, "Decay of the average of squared gradients.", 0, _DECAY),
   Key(
     "optim.weight_decay",
     0.01,
     "Decoupled weight decay: each step takes this times the learning rate off a parameter.",
     0,
+    1000,
   ),
   Key(
     "optim.decay_all",
@@ -423,13 +490,14 @@ KEYS: tuple[Key, ...] = (
     (),
     "Regular expressions; parameters whose names match one anywhere are not trained.",
     conditions=with_value("adapter.kind", "none"),
+    entries=("",),
   ),
   Key(
     "optim.ema",
     0.0,
     "Decay of a moving average of the parameters, which is evaluated and kept as best; 0 is off.",
     0,
-    0.999999,
+    _DECAY,
   ),
   # -------------------------------------------------------------------------------------------------------- adapters
   Key(
@@ -438,12 +506,13 @@ KEYS: tuple[Key, ...] = (
     "Trained beside a frozen network: none (the network itself is trained), lora, or prompt (a learned prompt).",
     choices=("none", *ADAPTERS),
   ),
-  Key("adapter.rank", 8, "Rank of the update of each kernel.", 1, conditions=with_value("adapter.kind", "lora")),
+  Key("adapter.rank", 8, "Rank of the update of each kernel.", 1, 2**16, conditions=with_value("adapter.kind", "lora")),
   Key(
     "adapter.alpha",
     8.0,
     "Scale of the update, which is multiplied by alpha / rank.",
     0.001,
+    1e6,
     conditions=with_value("adapter.kind", "lora"),
   ),
   Key(
@@ -451,18 +520,19 @@ KEYS: tuple[Key, ...] = (
     LORA_TARGETS,
     f"Kernels of each block to update, some of {', '.join(LORA_TARGETS)}.",
     conditions=with_value("adapter.kind", "lora"),
+    entries=("",),
   ),
   # --------------------------------------------------------------------------------------------------------- devices
-  Key("mesh.data", -1, "Devices that each hold a copy of the parameters; -1 is all that mesh.fsdp leaves.", -1),
-  Key("mesh.fsdp", 1, "Devices that share one copy of the parameters.", 1),
+  Key("mesh.data", -1, "Devices that each hold a copy of the parameters; -1 is all that mesh.fsdp leaves.", -1, 2**20),
+  Key("mesh.fsdp", 1, "Devices that share one copy of the parameters.", 1, 2**20),
   # --------------------------------------------------------------------------------------------- records of the run
-  Key("log_every", 10, "Steps between lines in metrics.jsonl.", 1),
-  Key("eval_every", 500, "Steps between evaluations on the validation split (original: once an epoch).", 1),
-  Key("eval_pairs", 64, "Validation queries in an evaluation; -1 is all.", -1),
-  Key("stop_after", 0, "Evaluations without a better mIoU after which the run ends; 0 is never.", 0),
-  Key("profile_steps", 0, "Steps to profile into RUN/profile, after a few to warm up; 0 is none.", 0),
-  Key("panel_every", 100, "Steps between panels of training pairs (original: 5); 0 is never.", 0),
-  Key("checkpoint_every", 500, "Steps between checkpoints.", 1),
-  Key("keep_checkpoints", 2, "Number of newest checkpoints to keep.", 1),
-  Key("keep_every", 0, "Steps between checkpoints that are kept for good; 0 is none.", 0),
+  Key("log_every", 10, "Steps between lines in metrics.jsonl.", 1, _STEPS),
+  Key("eval_every", 500, "Steps between evaluations on the validation split (original: once an epoch).", 1, _STEPS),
+  Key("eval_pairs", 64, "Validation queries in an evaluation; -1 is all.", -1, _STEPS),
+  Key("stop_after", 0, "Evaluations without a better mIoU after which the run ends; 0 is never.", 0, _STEPS),
+  Key("profile_steps", 0, "Steps to profile into RUN/profile, after a few to warm up; 0 is none.", 0, 1000),
+  Key("panel_every", 100, "Steps between panels of training pairs (original: 5); 0 is never.", 0, _STEPS),
+  Key("checkpoint_every", 500, "Steps between checkpoints.", 1, _STEPS),
+  Key("keep_checkpoints", 2, "Number of newest checkpoints to keep.", 1, 10**6),
+  Key("keep_every", 0, "Steps between checkpoints that are kept for good; 0 is none.", 0, _STEPS),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from seggpt_jax.data import pipeline
-from seggpt_jax.data.ledger import exclusive
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import expand, refuse_remote, writing
+from seggpt_jax.files import exclusive, expand, refuse_remote, remove_leftovers, writing
 from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.adapter_files import describe_adapter
 from seggpt_jax.model.adapters import Adapter
@@ -110,7 +110,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
   changed = resume.changed_keys(workdir, config)
   model_config = _architecture(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-  _check_batch_size(config)
+  _check_batch_size(config, model_config)
   inputs = open_inputs(config, model_config, workdir)
   # What was measured becomes part of the run, for its next start and for inference.
   config.data.update(zoom=inputs.zoom, prompt_grid=inputs.prompt_grid)
@@ -124,6 +124,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
       (workdir / folder).mkdir(parents=True, exist_ok=True)
   if jax.process_index() == 0:
     held.enter_context(exclusive(workdir))
+    remove_leftovers(workdir, "panels", "checkpoints", "best")
   checkpoints, state, progress = _open_state(config, model_config, plan, workdir)
   if progress.get("epoch", inputs.training.epoch) != inputs.training.epoch:
     changed.append(
@@ -285,13 +286,28 @@ def _architecture(config: ConfigDict) -> SegGPTConfig:
   return dataclasses.replace(architecture, drop_path_rate=model.drop_path_rate, **changes)
 
 
-def _check_batch_size(config: ConfigDict) -> None:
-  """Refuses a batch that cannot be split evenly."""
+def _check_batch_size(config: ConfigDict, model_config: SegGPTConfig) -> None:
+  """Refuses a batch that cannot be split evenly, or that the memory of this machine cannot hold."""
   if config.batch_size % (jax.device_count() * config.accumulate):
     parts = f" x config.accumulate = {config.accumulate}" if config.accumulate > 1 else ""
     raise InputError(
       f"config.batch_size: found {config.batch_size}, expected a multiple of the {jax.device_count()} devices{parts}"
     )
+  canvases = config.batch_size * config.data.prompts // jax.process_count()
+  needed = canvases * math.prod(model_config.canvas_size) * 4  # an image and its label, in bytes
+  if needed > (memory := _memory_bytes()):
+    raise InputError(
+      f"config.batch_size: found {config.batch_size} with data.prompts={config.data.prompts}, expected a batch that "
+      f"fits into the {memory / 1e9:.0f} GB of memory here; its images alone take {needed / 1e9:.0f} GB"
+    )
+
+
+def _memory_bytes() -> float:
+  """Returns the memory of this machine, infinity where the system does not tell."""
+  try:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+  except (AttributeError, ValueError, OSError):  # not on Windows
+    return math.inf
 
 
 def _initial_params(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.faults import small_disk
 from seggpt_jax.errors import InputError, MachineError
 from seggpt_jax.files import write_whole, writing
-from tests.training.test_checkpoints import can_mount, small_disk  # noqa: F401 - a fixture
+from tests.training.test_checkpoints import can_mount  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]
 

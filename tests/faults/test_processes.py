@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.data.ledger import exclusive
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import exclusive
 
 ROOT = Path(__file__).parents[2]
 

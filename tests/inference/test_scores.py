@@ -29,3 +29,16 @@ def test_a_picture_larger_than_a_block_is_counted_once(model):
   predicted, truth = generator.integers(0, 3, (2, 600, 901), np.uint8)
   expected = np.bincount((truth.astype(int) * 3 + predicted).ravel(), minlength=9).reshape(3, 3)
   np.testing.assert_array_equal(scores.confusion_counts(predicted, truth, 3), expected)
+
+
+def test_pictures_of_a_large_image_are_drawn_piece_by_piece_and_panels_are_small(monkeypatch):
+  generator = np.random.default_rng(0)
+  labels, colors = generator.integers(0, 3, (70, 41), np.uint8), palette.display_palette(3)
+  image = generator.integers(0, 256, (70, 41, 3), np.uint8)
+  whole = pictures.overlay(image, labels, colors)
+  monkeypatch.setattr(pictures, "_PIXELS_AT_A_TIME", 100)
+  np.testing.assert_array_equal(pictures.overlay(image, labels, colors), whole)
+  monkeypatch.setattr(outputs, "_MOST_PANEL", 35)
+  prediction = Prediction(labels, image, palette.fixed_palette(3), (0, 1, 2))
+  panels = outputs.concat(image, (image, labels), prediction, labels)
+  assert panels.shape == (35 + pictures.title_height(20), 6 * 20, 3)

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.nano import NANO
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import parameters, weights
+from seggpt_jax.model import digests, parameters, weights
 from tests.loud_network import loud_params
 from tests.model.comparison import assert_same
 
@@ -54,3 +54,18 @@ def test_a_folder_without_weights_is_refused_with_what_to_do(tmp_path):
     weights.load_model(tmp_path)
   with pytest.raises(InputError, match=r"not found, expected a weights directory, .* packaged weights: small"):
     weights.load_model(tmp_path / "lost")
+
+
+def test_what_a_killed_conversion_has_left_is_deleted_by_the_next_one(tmp_path):
+  lefts = [tmp_path / f".mine.{digit * 32}" for digit in "ab"]
+  other = tmp_path / f".other.{32 * 'a'}"
+  for folder in (*lefts, other):
+    (folder / "mine.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    os.utime(folder, (0, 0))
+  weights.save_weights(tmp_path / "mine", loud_params(NANO), NANO)
+  assert sorted(tmp_path.iterdir()) == [other, tmp_path / "mine"] and digests.is_sealed(tmp_path / "mine")
+  lefts[0].mkdir()  # killed when the weights had their name already
+  os.utime(lefts[0], (0, 0))
+  with pytest.raises(InputError, match="already exists"):
+    weights.check_new(tmp_path / "mine")
+  assert not lefts[0].exists()

@@ -14,8 +14,8 @@ from PIL import Image
 import seggpt_jax
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.ledger import exclusive
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import exclusive
 from seggpt_jax.prepare.conversion import Settings, prepare
 
 
@@ -152,14 +152,16 @@ def test_finished_samples_are_not_written_again(data, tmp_path, monkeypatch):
   monkeypatch.setattr(folder_writer, "_write", stopping)
   with pytest.raises(StoppedError):
     prepare(settings(data, splits=("train",)), tmp_path)
-  (tmp_path / "train/images" / ".p0_0000.jpg.123").write_bytes(b"torn")
+  torn = tmp_path / "train/images" / f".p0_0000.jpg.{32 * '0'}"
+  torn.write_bytes(b"torn")
+  os.utime(torn, (0, 0))
   with open(tmp_path / ".journal-train", "a") as journal:
     journal.write('\n{"name": "p2_')
   made.clear()
   prepare(settings(data, splits=("train",)), tmp_path)
   assert made == [f"p{i // 3}_{i:04d}" for i in range(7, 12)]
   same(written(tmp_path, "folder", "train"), open_dataset(settings(data).dataset, "train"))
-  assert not (tmp_path / "train/images" / ".p0_0000.jpg.123").exists()
+  assert not torn.exists()
 
 
 @pytest.mark.parametrize("output", ["folder", "records"])

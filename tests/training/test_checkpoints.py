@@ -1,9 +1,10 @@
 """Checkpoints that are damaged, written on other devices or on a full disk: if these fail, a user loses a run."""
 
+import json
 import os
 import shutil
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -12,9 +13,11 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks import faults
+from benchmarks.faults import small_disk
 from benchmarks.nano import NANO
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import parameters
+from seggpt_jax.model import digests, parameters
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training import sharding
 from seggpt_jax.training.checkpoints import Checkpoints
@@ -89,6 +92,25 @@ def spoil_array_metadata(directory):
 
 
 DAMAGE = [remove_item, cut_arrays, spoil_progress, spoil_config, spoil_array_metadata]
+
+
+def test_a_checkpoint_has_digests_from_the_moment_it_appears(tmp_path):
+  """A run that is killed leaves its newest checkpoint as it is, and a bit of it may flip before the run is resumed."""
+  checkpoints = Checkpoints(tmp_path, NANO, keep=10)
+  state = state_at(5)
+  checkpoints.save(state, {"epoch": 5, "best_miou": 0.5})
+  checkpoints.save_best(state)
+  for folder in (tmp_path / "checkpoints/5", tmp_path / "best/5"):
+    while not folder.exists():
+      time.sleep(0.001)
+    assert digests.is_sealed(folder) and digests.damage(folder) == ""
+  largest = max((tmp_path / "checkpoints/5/params").rglob("*"), key=lambda path: path.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[::-1])
+  assert "is not what was written" in digests.damage(tmp_path / "checkpoints/5")
+  checkpoints.close()
+  stored = json.loads((tmp_path / "best/5" / digests.FILE).read_text())["sha256"]
+  files = {path.relative_to(tmp_path / "best/5").as_posix() for path in (tmp_path / "best/5").rglob("*")}
+  assert {name for name in files if (tmp_path / "best/5" / name).is_file()} == {*stored, digests.FILE}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -196,28 +218,9 @@ print("restored", int(restored.step), float(restored.params["mask_token"].mean()
 """
 
 
-def small_disk(folder, command, megabytes):
-  """Runs a command with a small file system mounted at the folder, in a separate mount namespace."""
-  mount = f'mount -t tmpfs -o size={megabytes}m tmpfs {folder} && exec "$@"'
-  environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-  return subprocess.run(
-    ["unshare", "-rm", "sh", "-c", mount, "sh", *command],
-    cwd=ROOT,
-    env=environment,
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=240,
-  )
-
-
 @pytest.fixture
 def can_mount(tmp_path):
-  try:
-    works = small_disk(tmp_path, ["true"], 1).returncode == 0
-  except FileNotFoundError:
-    works = False
-  if not works:
+  if not faults.can_mount(tmp_path):
     pytest.skip("needs a Linux where a file system can be mounted in a namespace")
 
 

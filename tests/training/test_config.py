@@ -1,15 +1,20 @@
 """The configuration: a misspelled key, or a value that is wrong or does nothing, must not cost a night of training."""
 
 import importlib.util
+import math
 import re
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from seggpt_jax.errors import InputError
+from seggpt_jax.model.config import VARIANTS
+from seggpt_jax.training import setup
 from seggpt_jax.training.config import check_config, default_config, expand_paths
+from seggpt_jax.training.inputs import open_inputs
 from seggpt_jax.training.optimizer import cosine_cycles, make_schedule
 from seggpt_jax.training.schema import KEYS
 
@@ -83,6 +88,105 @@ def test_wrong_values_are_refused_by_name(key, value, message):
   config.update_from_flattened_dict({key: value})
   with pytest.raises(InputError, match=message):
     check_config(config)
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
+def test_every_key_refuses_values_of_another_type(key):
+  """Found out before anything is allocated, not by a traceback of a library."""
+  example = key.default
+  wrong = [None, {}, {1}, b"x", object(), math.nan, math.inf, -math.inf, 10**400, [[[[]]]]]
+  if not isinstance(example, str):
+    wrong += ["x", "", "1"]
+  else:
+    wrong += [1, 1.0, True, "a\0b", "a\nb", "x" * 5000]
+  if not isinstance(example, tuple):
+    wrong += [(), (1,), [1, 2], ("a", "b")]
+  else:
+    wrong += [1, (None,), ((),), ([1],), (True,), (math.nan,), (1,) * 10_001, ("a\0",)]
+  wrong += [0, 1, 0.0, 1.5] if isinstance(example, bool) else [True, False]
+  if isinstance(example, int):
+    wrong += [1.0, 0.5]
+  for value in wrong:
+    config = default_config().to_dict()
+    group, _, name = key.name.rpartition(".")
+    (config[group] if group else config)[name] = value
+    with pytest.raises(InputError, match=f"config.{key.name}: ") as caught:
+      check_config(ConfigDict(config))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
+def test_every_number_has_bounds_and_is_refused_beyond_them(key):
+  if isinstance(key.default, bool | str) or "" in key.entries:
+    return
+  assert key.minimum is not None and key.maximum is not None
+  for value in (key.maximum + 1, key.minimum - 1, 2**70, -(2**70)):
+    found = (value,) if isinstance(key.default, tuple) else type(key.default)(value)
+    assert key.problem(found) == key.allowed
+  for value in (key.minimum, key.maximum):
+    assert key.problem((value,) if isinstance(key.default, tuple) else value) is None
+
+
+def test_lists_of_numbers_for_tuples_and_whole_numbers_for_others_are_fine():
+  config = default_config()
+  config.data.scale, config.optim.peak = [1, 2], 1
+  check_config(config)
+  config.data.update(labels="table", table=[0, 65535], ignore=((1, 2, 3),))
+  check_config(config)
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"data.scale": ("a", "b")}, r"config.data.scale: found \('a', 'b'\), expected a list .* each a finite number"),
+    ({"data.num_workers": 1000}, "config.data.num_workers: found 1000, expected "),
+    ({"data.num_threads": 10_000}, "config.data.num_threads: found 10000, expected "),
+    ({"data.resize": 8192, "data.scale": (1.0, 4.0)}, "config.data.scale: found 4.0 with data.resize=8192, expected"),
+    ({"data.zoom": 1e-9}, "config.data.zoom: found 1e-09, expected a factor above 0, 0, or -1; at least 0.001"),
+    ({"model.image_std": (0.0, 1.0, 1.0)}, "config.model.image_std: found .*, expected 1e-06 to 100"),
+    ({"optim.b1": 1.0}, "config.optim.b1: found 1.0, expected 0 to 0.999999"),
+  ],
+)
+def test_values_that_cannot_be_right_are_refused(values, message):
+  config = ConfigDict(default_config().to_dict(), type_safe=False)
+  config.update_from_flattened_dict(values)
+  with pytest.raises(InputError, match=message):
+    check_config(config)
+
+
+def test_classes_that_do_not_exist_have_no_second_scale(tmp_path):
+  config = default_config()
+  config.data.update(zoom=0.5, coarse_zoom=0.2, coarse_classes=(9,), resize=1024)
+  with pytest.raises(InputError, match=r"config.data.coarse_classes: found 9, expected classes below .*num_classes=2"):
+    open_inputs(config, VARIANTS["tiny"], tmp_path)
+
+
+def test_a_batch_that_no_memory_holds_is_refused_and_one_of_a_cluster_is_not(monkeypatch):
+  config = default_config()
+  config.batch_size = 2**20
+  check_config(config)
+  monkeypatch.setattr(setup, "_memory_bytes", lambda: 16e9)
+  with pytest.raises(
+    InputError, match=r"config.batch_size: found 1048576 with data.prompts=1, expected a batch that fits"
+  ):
+    setup._check_batch_size(config, VARIANTS["vit_large"])
+  config.batch_size = 1024
+  setup._check_batch_size(config, VARIANTS["vit_large"])
+
+
+def test_a_schedule_of_a_million_cycles_is_refused():
+  """Each would become a part of the compiled program."""
+  with pytest.raises(InputError, match=r"config.optim.first_cycle: found 2, expected longer cycles"):
+    cosine_cycles(1.0, 2, cycle_mult=1.0, warmup=0, decay=0.5, minimum=0.0, num_steps=10**9)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "/".join(["x" * 200] * 30), "~nobody_at_all/data"])
+def test_paths_that_no_file_can_have_are_refused_by_key(name):
+  for key in ("data.path", "data.assets", "model.init_from"):
+    config = default_config()
+    config.update_from_flattened_dict({key: name})
+    with pytest.raises(InputError, match=f"config.{key}: "):
+      expand_paths(config)
 
 
 # For each key: a value other than the default, the values beside which it has no effect, and those beside which it has.

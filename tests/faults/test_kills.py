@@ -1,0 +1,68 @@
+"""Commands that are killed: what is left is whole, and the rerun ends with what an undisturbed run writes.
+
+benchmarks/faults.py is the long form of these tests.
+"""
+
+import functools
+import signal
+
+import numpy as np
+import pytest
+
+from benchmarks import faults, nano
+from seggpt_jax.model import weights
+
+
+def survived(tries):
+  tries = list(tries)
+  assert not [each.problem for each in tries if each.problem]
+  return tries
+
+
+def kill(folder, tries, make, number=signal.SIGKILL):
+  return survived(faults.kill_commands(folder, tries, np.random.default_rng(0), make=make, number=number))
+
+
+def test_a_run_that_is_killed_is_bit_for_bit_the_one_left_alone(tmp_path):
+  run = functools.partial(faults.kill_training, number=signal.SIGKILL, num_steps=30)
+  tries = survived(run(tmp_path, 2, np.random.default_rng(1)))
+  assert len(tries) == 2 and all(0 <= each.lost <= 10 for each in tries)  # every fifth step is kept
+
+
+def test_weights_of_a_conversion_that_is_killed_are_missing_or_whole(tmp_path):
+  assert len(kill(tmp_path, 1, faults.convert)) == 1
+
+
+def test_folders_of_a_preparation_that_is_killed_are_completed(tmp_path):
+  kill(tmp_path, 1, functools.partial(faults.prepare, output="folder", images=80))
+
+
+def nano_inference(folder):
+  weights.save_weights(folder / "weights", faults.nano_params(), nano.NANO)
+  return faults.infer(folder, str(folder / "weights"), images=16)
+
+
+def test_images_of_an_inference_that_is_killed_are_completed(tmp_path):
+  kill(tmp_path, 1, nano_inference)
+
+
+@pytest.mark.parametrize("spoil", [faults.flip, faults.cut, faults.delete])
+def test_damaged_weights_and_checkpoints_are_not_read(tmp_path, spoil):
+  for function in (faults.spoil_weights, faults.spoil_checkpoints):
+    (tmp_path / function.__name__).mkdir()
+    survived(function(tmp_path / function.__name__, 8, np.random.default_rng(2), spoil=spoil))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax, of damaged arrays
+def test_what_was_not_survived_is_seen(tmp_path, monkeypatch):
+  """The other tests would be worthless if nothing could fail them."""
+  monkeypatch.setattr("seggpt_jax.model.digests.is_sealed", lambda directory: False)
+  tries = list(faults.spoil_weights(tmp_path, 40, np.random.default_rng(0), spoil=faults.flip))
+  assert any("read without an error" in each.problem for each in tries)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", faults.FAULTS)
+def test_every_fault_is_survived(name):
+  row = faults.measure(name, min(faults.FAULTS[name].tries, 5), seed=1)
+  assert "not_tried" in row or row["survived"] == row["tries"] > 0, row
