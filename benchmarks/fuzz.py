@@ -12,29 +12,24 @@ some.
 from __future__ import annotations
 
 import collections
-import hashlib
 import importlib
 import json
 import multiprocessing
 import pkgutil
-import random
 import resource
 import shutil
 import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import app, flags
 
 from benchmarks import fuzz_targets, report
-from benchmarks.fuzz_targets import Target
-from benchmarks.mutations import mutate
-from seggpt_jax.errors import InputError
+from benchmarks.fuzz_targets import OUTCOMES, Outcome, Target, attempt, mutation
 
 _TRIES = flags.DEFINE_integer("tries", 2000, "Tries of each target.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the mutations.")
@@ -43,17 +38,8 @@ _FAILURES = flags.DEFINE_string("failures", "fuzz_failures", "Folder for inputs 
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "Longest time of one try.")
 _KEEP = flags.DEFINE_bool("keep", True, "Write the counts to benchmarks/results/fuzz.json.")
 
-OUTCOMES = ("read", "refused", "crashed", "slow", "large")
 MEGABYTES = 500  # that one try may need
-_LONGEST_MESSAGE = 2000  # characters
 _ADDRESS_SPACE = 8 << 30  # bytes more than at the start, so that nothing takes the machine down
-
-
-class Outcome(NamedTuple):
-  """The end of one try: one of `OUTCOMES`, and the error."""
-
-  what: str
-  error: str = ""
 
 
 def find_targets() -> dict[str, Callable[[Path], Target]]:
@@ -62,34 +48,6 @@ def find_targets() -> dict[str, Callable[[Path], Target]]:
   for module in sorted(each.name for each in pkgutil.iter_modules(fuzz_targets.__path__)):
     found |= getattr(importlib.import_module(f"benchmarks.fuzz_targets.{module}"), "TARGETS", {})
   return found
-
-
-def mutation(target: Target, name: str, seed: int, number: int) -> tuple[str, bytes]:
-  """Returns the name and the content of the file that a try mutates: the same ones for the same arguments."""
-  digest = hashlib.sha256(f"{name} {seed} {number}".encode()).digest()
-  draw = random.Random(int.from_bytes(digest[:8], "big"))
-  file = draw.choice(sorted(target.seeds))
-  return file, mutate(target.seeds[file], file, target.structured, draw)
-
-
-def attempt(folder: Path, target: Target, file: str, content: bytes) -> Outcome:
-  """Reads a target with one of its files mutated, and puts the file back."""
-  path = folder / file
-  path.write_bytes(content)
-  try:
-    target.read()
-    return Outcome("read")
-  except InputError as error:
-    message = str(error)
-    if len(message.splitlines()) != 1 or len(message) > _LONGEST_MESSAGE:
-      return Outcome("crashed", f"message of {len(message)} characters and several lines: {message[:500]!r}")
-    if str(folder) not in message and path.name not in message:
-      return Outcome("crashed", f"message without the file: {message}")
-    return Outcome("refused", message)
-  except BaseException:  # also of exceptions in other libraries that are no Exception
-    return Outcome("crashed", traceback.format_exc())
-  finally:
-    path.write_bytes(target.seeds[file])
 
 
 def _watch_memory() -> Callable[[], float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 
 from absl import logging
@@ -74,3 +75,24 @@ def naming(where: str) -> Iterator[None]:
     yield
   except InputError as error:
     raise InputError(f"{where}: {error}") from error
+
+
+@contextlib.contextmanager
+def reading_values(where: str | os.PathLike) -> Iterator[None]:
+  """Turns Python's errors about values of another type or size, inside, into one line that names the file.
+
+  Files of other programs may hold anything in any place. This is for readers that use their values at once, without a
+  check of each one.
+
+  Args:
+    where: the file, or the dataset that it belongs to.
+
+  Raises:
+    InputError: a value cannot be used.
+  """
+  try:
+    yield
+  except InputError:
+    raise
+  except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    raise InputError(f"{where}: found a value that cannot be read ({one_line(repr(error))[:200]})") from error

@@ -1,8 +1,8 @@
 """Paths, names and atomic writes: the one place that expands `~` and that says when two names are the same.
 
 A file or folder appears under its name only once it is complete. Until then it is called `.NAME.UUID` and its writer
-holds a lock on it. A writer that is killed leaves it behind without the lock. So whatever has such a name and no lock
-is a leftover, and the next start of the command deletes it.
+holds a lock on it. A writer that is killed leaves it behind without the lock. A file or folder with such a name and
+no lock is a leftover, and the next start of the command deletes it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}", re.DOTALL)
 # A file is not locked just after it is created and just before it is renamed.
-_MOMENT = 1.0
+MOMENT = 1.0
 # Hosts may not see each other's locks. A file that has not changed for so long has no writer on any host.
 HOUR = 3600.0
 
@@ -52,14 +52,14 @@ def expand(path: str | os.PathLike) -> str:
   try:
     encoded = os.fsencode(text)
   except UnicodeEncodeError as error:
-    raise InputError(f"{text!a:.80}: cannot be the name of a file: {error.reason}") from error
+    raise InputError(f"{text!a:.80}: cannot be a file: {error.reason}") from error
   if b"\0" in encoded:
-    raise InputError(f"{shown!r}: cannot be the name of a file, found a NUL character in it")
+    raise InputError(f"{shown!r}: cannot be a file, found a NUL character in it")
   longest = max(map(len, encoded.replace(b"\\", b"/").split(b"/")))
   if "://" not in text and (longest > _LONGEST_NAME or len(encoded) > _LONGEST_PATH):
     what, most = ("a name", _LONGEST_NAME) if longest > _LONGEST_NAME else ("a path", _LONGEST_PATH)
     found = max(longest, len(encoded) if what == "a path" else 0)
-    raise InputError(f"{shown}: cannot be the name of a file, found {what} of {found} bytes, expected at most {most}")
+    raise InputError(f"{shown}: cannot be a file, found {what} of {found} bytes, expected at most {most}")
   # A folder may have such a name, but a new one would surprise.
   if text.startswith("~") and not os.path.lexists(text.split("/")[0]):
     raise InputError(f"{shown}: found no home directory for {text.split('/')[0]}, expected HOME set, or a full path")
@@ -266,10 +266,10 @@ def written_whole(path: Path) -> Iterator[Path]:
 def remove_leftovers_of(path: Path) -> None:
   """Deletes what killed processes left that wrote to the same path."""
   for found in path.parent.glob(f".{glob.escape(path.name)}.*"):
-    _remove_if_left(found)
+    _remove_if_left(found, MOMENT)
 
 
-def remove_leftovers(folder: Path, *inside: str, least_age: float = _MOMENT) -> None:
+def remove_leftovers(folder: Path, *inside: str, least_age: float = 0.0) -> None:
   """Deletes unfinished files of killed processes: those that no process has locked.
 
   Where there are no locks, as on Windows and some network file systems, it deletes those that are an hour old.
@@ -277,7 +277,8 @@ def remove_leftovers(folder: Path, *inside: str, least_age: float = _MOMENT) -> 
   Args:
     folder: folder to look in, which exists.
     *inside: names of folders in it, which may be missing, to look in at any depth.
-    least_age: seconds since the last change of a file; `HOUR` where other hosts may be at work in the folder.
+    least_age: seconds since the last change of a file: 0 for a process that has locked the folder itself, `MOMENT`
+      where others of this machine may be at work in it, `HOUR` where those of other hosts may be.
   """
   for name in os.listdir(folder):
     _remove_if_left(folder / name, least_age)
@@ -292,7 +293,7 @@ def _unfinished_name(path: Path) -> Path:
   return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
-def _remove_if_left(path: Path, least_age: float = _MOMENT) -> None:
+def _remove_if_left(path: Path, least_age: float) -> None:
   """Deletes an unfinished file or folder that no process writes any more."""
   if not _UNFINISHED.fullmatch(path.name):
     return

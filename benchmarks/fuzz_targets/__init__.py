@@ -1,9 +1,20 @@
-"""Lists what to fuzz: each target has small files to mutate, and a function that reads them."""
+"""Targets to fuzz: each has small files to mutate, and a function that reads them. A try mutates one file and reads."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import random
+import traceback
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.mutations import mutate
+from seggpt_jax.errors import InputError
+
+OUTCOMES = ("read", "refused", "crashed", "slow", "large")
+_LONGEST_MESSAGE = 2000  # characters
 
 
 @dataclasses.dataclass
@@ -19,3 +30,39 @@ class Target:
   seeds: dict[str, bytes]
   read: Callable[[], None]
   structured: bool
+
+
+class Outcome(NamedTuple):
+  """The end of one try: one of `OUTCOMES`, and the error."""
+
+  what: str
+  error: str = ""
+
+
+def mutation(target: Target, name: str, seed: int, number: int) -> tuple[str, bytes]:
+  """Returns the name and the content of the file that a try mutates: the same ones for the same arguments."""
+  digest = hashlib.sha256(f"{name} {seed} {number}".encode()).digest()
+  draw = random.Random(int.from_bytes(digest[:8], "big"))
+  file = draw.choice(sorted(target.seeds))
+  return file, mutate(target.seeds[file], file, target.structured, draw)
+
+
+def attempt(folder: Path, target: Target, file: str, content: bytes) -> Outcome:
+  """Reads a target with one of its files mutated, and puts the file back."""
+  path = folder / file
+  path.write_bytes(content)
+  try:
+    target.read()
+    return Outcome("read")
+  except InputError as error:
+    message = str(error)
+    if len(message.splitlines()) != 1 or len(message) > _LONGEST_MESSAGE:
+      return Outcome("crashed", f"message of {len(message)} characters and several lines: {message[:500]!r}")
+    # Configurations are told by their keys, and what a command prints names a flag or its value.
+    if not (str(folder) in message or path.name in message or message.startswith(("config.", "error: "))):
+      return Outcome("crashed", f"message without the file: {message}")
+    return Outcome("refused", message)
+  except BaseException:  # also of exceptions in other libraries that are no Exception
+    return Outcome("crashed", traceback.format_exc())
+  finally:
+    path.write_bytes(target.seeds[file])

@@ -229,7 +229,7 @@ def _labels(folder: Path, make: Callable[[np.ndarray], bytes], ending: str = ".p
   def read() -> None:
     """Raises the error of a format only if none reads the file."""
     _inspect(folder, "folder")
-    first = None
+    errors = []
     for each in _FORMATS:
       try:
         values = read_labels(label, each)
@@ -239,9 +239,9 @@ def _labels(folder: Path, make: Callable[[np.ndarray], bytes], ending: str = ".p
         assert set(np.unique(values).tolist()) <= set(allowed)
         _check(FileSource(folder_layout(folder), 4, each))
       except InputError as error:
-        first = first or error
-    if first is not None:
-      raise first
+        errors.append(error)
+    if len(errors) == len(_FORMATS):
+      raise errors[0]
 
   return _target(folder, [f"labels/a{ending}"], read)
 
@@ -272,7 +272,6 @@ _LABELS: dict[str, tuple[Callable[[np.ndarray], bytes], str]] = {
   "tiff": (functools.partial(_gray, file_format="TIFF"), ".tif"),
   "tiff_16_bit": (functools.partial(_gray, file_format="TIFF", scale=500, dtype=np.uint16), ".tif"),
   "tiff_packed": (functools.partial(_gray, file_format="TIFF", compression="tiff_lzw"), ".tif"),
-  "tiff_float": (functools.partial(_gray, file_format="TIFF", dtype=np.float32), ".tif"),
   "webp": (lambda label: _saved(Image.fromarray(np.stack([label] * 3, 2)), "WEBP", lossless=True), ".webp"),
   "gif": (functools.partial(_gray, file_format="GIF"), ".gif"),
   "bmp": (functools.partial(_gray, file_format="BMP"), ".bmp"),
@@ -383,7 +382,7 @@ def _operating_point(folder: Path) -> Target:
 
   def read() -> None:
     point = read_operating_point(folder)
-    assert point is not None and all(0 < value < 100 for value in point.sensitivity) and 0 <= point.least_area < 2**31
+    assert point is not None and all(0 < value <= 1e6 for value in point.sensitivity) and 0 <= point.least_area < 2**31
 
   return _target(folder, ["operating_point.json"], read)
 
@@ -391,8 +390,8 @@ def _operating_point(folder: Path) -> Target:
 def _run_config(folder: Path) -> Target:
   """Returns a run as inference reads it: its config and operating point. The weights are never read."""
   run = folder / "run"
-  (run / "best" / "params").mkdir(parents=True)
-  (run / "best" / "params" / "_METADATA").write_text("{}")
+  for item in ("params", "config"):
+    (run / "best" / "5" / item).mkdir(parents=True)
   data = {"labels": "table", "threshold": -1, "table": [0, 5, 7], "ignore": [255], "zoom": 0.5, "prompt_grid": 2}
   data |= {"coarse_zoom": 0.25, "coarse_classes": [1, 2], "path": "x", "kind": "folder"}
   (run / "config.json").write_text(json.dumps({"data": data, "num_steps": 3}))
@@ -428,12 +427,13 @@ def _metrics(folder: Path) -> Target:
 def _ledger(folder: Path) -> Target:
   (folder / "progress").mkdir()
   (folder / "progress/1.jsonl").write_text('{"name": "a", "counts": [1, 2]}\n{"name": "b", "bad": "x"}\n')
-  (folder / "run.json").write_text(json.dumps({"labels": "index", "top-k": 1, "size": [1, 2]}))
+  settings = {"labels": "index", "top-k": 1, "size": [1, 2]}
+  (folder / "run.json").write_text(json.dumps(settings))
 
   def read() -> None:
     for name, entry in ledger.read_entries(folder / "progress").items():
       assert entry["name"] == name
-    ledger.check_settings(folder / "run.json", ledger.read_note(folder / "run.json") or {}, {"labels": "index"}, "x")
+    ledger.check_settings(folder / "run.json", ledger.read_note(folder / "run.json") or {}, settings, "x")
 
   return _target(folder, ["progress/1.jsonl", "run.json"], read)
 
@@ -463,7 +463,7 @@ def _records(folder: Path, pattern: str) -> Target:
     (folder / "in/labels" / f"{name}.png").write_bytes(_gray(folders.expected()))
   source = FileSource(folder_layout(folder / "in"), 3, LabelFormat())
   version = write_records(
-    folder, "mine", {"train": lambda start: encoded_samples(source, range(start, 2), ["a", "b"], 2)}, 3
+    folder, "mine", {"train": lambda start: encoded_samples(source, range(start, 2), ["a", "b"], 2, False)}, 3
   )
 
   def read() -> None:

@@ -63,7 +63,7 @@ def _check_finite(params: dict[str, np.ndarray]) -> None:
 # ---------------------------------------------------------------------------------------------------- PyTorch's files
 
 
-def _converted(path: Path, canary: Path | None = None) -> None:
+def _converted(path: Path, canary: Path | None = None) -> dict[str, np.ndarray]:
   """Reads PyTorch weights as `seggpt convert` does; the result must be a whole network."""
   try:
     conversion = torch_files.read(path)
@@ -73,6 +73,7 @@ def _converted(path: Path, canary: Path | None = None) -> None:
   assert len(shapes) == len(_expected()) or conversion.config != NANO
   for value in conversion.params.values():
     np.asarray(value, np.float32).sum()  # every byte can be read
+  return conversion.params
 
 
 class _Program:
@@ -86,9 +87,14 @@ class _Program:
 
 
 def pth(folder: Path) -> Target:
-  """A .pth file, and one that would run a program."""
+  """A .pth file of BAAI's names."""
   torch_files.write(folder / "a.pth", dict(_params()), NANO, "baai")
-  return Target({"a.pth": (folder / "a.pth").read_bytes()}, lambda: _converted(folder / "a.pth"), structured=False)
+
+  def read() -> None:
+    for name, value in _converted(folder / "a.pth").items():  # checksums notice any other bytes
+      np.testing.assert_array_equal(value, _params()[name])
+
+  return Target({"a.pth": (folder / "a.pth").read_bytes()}, read, structured=False)
 
 
 def pickles(folder: Path) -> Target:
@@ -111,7 +117,11 @@ def pickles(folder: Path) -> Target:
 def safetensors_file(folder: Path) -> Target:
   """A .safetensors file of BAAI's names."""
   torch_files.write(folder / "a.safetensors", dict(_params()), NANO, "baai")
-  return Target(_content(folder), lambda: _converted(folder / "a.safetensors"), structured=False)
+
+  def read() -> None:
+    _converted(folder / "a.safetensors")
+
+  return Target(_content(folder), read, structured=False)
 
 
 def hugging_face(folder: Path) -> Target:
@@ -121,7 +131,11 @@ def hugging_face(folder: Path) -> Target:
   index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, "model.safetensors")}
   (folder / "hf/model.safetensors.index.json").write_text(json.dumps(index))
   seeds = {name: data for name, data in _content(folder).items() if name.endswith(".json")}
-  return Target(seeds, lambda: _converted(folder / "hf"), structured=True)
+
+  def read() -> None:
+    _converted(folder / "hf")
+
+  return Target(seeds, read, structured=True)
 
 
 # ------------------------------------------------------------------------------------------------- weights directories

@@ -106,7 +106,7 @@ def _guess_values(facts: Facts) -> Guess:
   ignored, doubt = _read_255(facts) if IGNORE in facts and len(values) > 2 else (False, "")
   ignore = (IGNORE,) if ignored else ()
   if ignored:
-    values = values[:-1]
+    values = [value for value in values if value != IGNORE]  # labels of 16 bits may have larger ones
     reason = f"labels hold {_listed(values)} and 255, the usual value of pixels to ignore"
   if are_indices(values):
     doubt = doubt or (_inverted(facts, 1) if values == [0, 1] else "")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from absl import flags
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, MachineError
+from seggpt_jax.files import writing
 from seggpt_jax.synthetic.boards import LABELINGS, write_boards
 
 ARGUMENTS = ("DIRECTORY",)
@@ -36,18 +37,19 @@ def main(directory: str) -> None:
   """Draws the boards and writes them."""
   values = flags.FLAGS
   try:
-    write_boards(
-      directory,
-      values.num_train,
-      values.num_val,
-      values.seed,
-      size=values.size,
-      scale=values.scale,
-      count=(1, values.most),
-      labels=values.labels,
-      one_kind=values.one_kind,
-    )
-  except InputError:
+    with writing(directory):
+      write_boards(
+        directory,
+        values.num_train,
+        values.num_val,
+        values.seed,
+        size=values.size,
+        scale=values.scale,
+        count=(1, values.most),
+        labels=values.labels,
+        one_kind=values.one_kind,
+      )
+  except (InputError, MachineError):
     raise
   except (ValueError, RuntimeError) as error:
     raise InputError(str(error)) from error

@@ -86,8 +86,6 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
         None,
         "Pixels by which polygons of coco, labelme and yolo may leave the edges of objects; less for small and thin "
         f"ones. By default {instances.TOLERANCE:g}.",
-        0,
-        1000,
       ),
       flags.DEFINE_bool("skip_bad", False, "Skip queries with missing or unreadable files, and list them."),
       flags.DEFINE_bool("resume", False, "Continue a run that was stopped; its settings must be the same."),

@@ -25,7 +25,7 @@ from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.runner import is_given
 from seggpt_jax.data.recognize import Form, recognize
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import remove_leftovers, write_whole, writing
+from seggpt_jax.files import MOMENT, remove_leftovers, write_whole, writing
 
 _GUESSED = ("kind", "num_classes", "class_names", "labels", "threshold", "table", "ignore")
 
@@ -65,7 +65,7 @@ def main() -> None:
   outdir = Path(values.outdir)
   with writing(outdir):
     outdir.mkdir(parents=True, exist_ok=True)
-  remove_leftovers(outdir)
+  remove_leftovers(outdir, least_age=MOMENT)
   text = json.dumps(facts, indent=2, ensure_ascii=False).encode(errors="backslashreplace")
   write_whole(outdir / "inspect.json", lambda file: file.write(text))
   sheet = draw_samples(findings)

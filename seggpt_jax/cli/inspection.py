@@ -49,11 +49,9 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each image.", 1, 1000),
     ],
     "Scores": [
-      flags.DEFINE_float("catch_iou", Thresholds.catch_iou, "Smallest IoU of a catch.", 0, 1),
-      flags.DEFINE_float(
-        "yield_response", Thresholds.yield_response, "Response rate below which a yield is correct.", 0, 1
-      ),
-      flags.DEFINE_float("catch_weight", Thresholds.catch_weight, "Weight of the catch rate in PES.", 0, 1),
+      flags.DEFINE_float("catch_iou", Thresholds.catch_iou, "Smallest IoU of a catch, 0 to 1."),
+      flags.DEFINE_float("yield_response", Thresholds.yield_response, "Response rate below which a yield is correct."),
+      flags.DEFINE_float("catch_weight", Thresholds.catch_weight, "Weight of the catch rate in PES, 0 to 1."),
     ],
     **inference_flags.define_option_flags(),
     **define_label_flags("as in training, else index"),

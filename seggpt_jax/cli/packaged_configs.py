@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.machinery
 import importlib.util
 import inspect
 import os
@@ -51,7 +52,9 @@ def load(text: str) -> ConfigDict:
   """
   name, colon, argument = text.partition(":")
   path = find(name)
-  spec = importlib.util.spec_from_file_location("config_config", path)
+  # The loader is named, since Python guesses none for files that do not end in .py.
+  loader = importlib.machinery.SourceFileLoader("config_config", os.path.abspath(path))
+  spec = importlib.util.spec_from_file_location("config_config", path, loader=loader)
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)

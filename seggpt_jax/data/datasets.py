@@ -19,7 +19,7 @@ from seggpt_jax.data.outlines import Annotations, OutlineSource
 from seggpt_jax.data.records import RecordSource
 from seggpt_jax.data.sources import FileSource, Item, Source, Subset
 from seggpt_jax.data.yolo import read_yolo
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, reading_values
 from seggpt_jax.files import expand
 
 # Kinds whose labels are outlines of objects, and the functions that read them.
@@ -91,7 +91,8 @@ def open_dataset(dataset: Dataset, split: str, limit: int = -1, problems: list[s
 def _open(dataset: Dataset, split: str, problems: list[str] | None) -> Source:
   path = expand(dataset.path)
   if dataset.kind in OUTLINES:
-    return OutlineSource(OUTLINES[dataset.kind](path, split, problems), dataset.num_classes, dataset.class_names)
+    with reading_values(path):
+      return OutlineSource(OUTLINES[dataset.kind](path, split, problems), dataset.num_classes, dataset.class_names)
   if dataset.kind == "tfds":
     return RecordSource(path, split, dataset.num_classes, dataset.label_format, dataset.image_key, dataset.label_key)
   return FileSource(list_items(dataset, split, problems), dataset.num_classes, dataset.label_format)

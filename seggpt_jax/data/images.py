@@ -286,8 +286,9 @@ def upright_size(data: bytes, where: str) -> tuple[int, int]:
   image = open_image(data, where)
   with _decoding(where):
     turned = image.getexif().get(ORIENTATION, 1)
-  # Orientations 5 to 8 exchange width and height.
-  return image.size if isinstance(turned, int) and turned >= 5 else image.size[::-1]
+  # Orientations 5 to 8 exchange width and height. Pillow does so itself for TIFF, already when it opens the file.
+  exchanged = turned in (5, 6, 7, 8) and image.format != "TIFF"
+  return image.size if exchanged else image.size[::-1]
 
 
 def load_upright(image: Image.Image, where: str) -> Image.Image:

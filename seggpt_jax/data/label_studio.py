@@ -27,7 +27,7 @@ from seggpt_jax.data.outlines import (
   mask_shape,
   polygon_shape,
 )
-from seggpt_jax.errors import InputError, one_line, refuse
+from seggpt_jax.errors import InputError, one_line, reading_values, refuse
 from seggpt_jax.files import parse_json
 
 _HEAD = 65_536
@@ -87,10 +87,8 @@ def read_label_studio(path: str | os.PathLike, split: str, problems: list[str] |
     if "annotations" in task and not [each for each in task["annotations"] if not each.get("was_cancelled")]:
       refuse(f"{where}: {name}: found no annotation, expected one", problems)
       continue
-    try:
+    with reading_values(f"{where}: {name}"):
       entries.append(_entry(task, name, files, os.path.dirname(wanted[0]), where))
-    except (AttributeError, KeyError, OverflowError, TypeError) as error:
-      raise InputError(f"{where}: {name}: found a value of another type ({one_line(error)[:200]})") from error
   return Annotations(where, entries, tuple(sorted(categories)), notes=files.notes())
 
 
@@ -181,7 +179,7 @@ def _shape(result: dict[str, Any], where: str) -> Shape:
       return ellipse_shape(label, center, radii, relative=True)
     if "width" in value:
       return _rectangle(label, value, result, where)
-  except (ValueError, KeyError, TypeError, IndexError) as error:
+  except (ArithmeticError, LookupError, TypeError, ValueError) as error:
     return Shape(label, problem=f"{where}: cannot be read: {one_line(repr(error))}")
   return Shape(label, problem=f"{where}: covers no pixels, expected a polygon, brush, rectangle or ellipse")
 

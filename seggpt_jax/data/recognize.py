@@ -17,7 +17,7 @@ from seggpt_jax.data.label_studio import label_studio_files
 from seggpt_jax.data.labelme import is_labelme, labelme_files
 from seggpt_jax.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, find_folders, voc_root, voc_splits
 from seggpt_jax.data.yolo import yolo_splits
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, reading_values
 
 _PROBED = 8  # files that decide whether JSON files are LabelMe's
 
@@ -50,14 +50,16 @@ def recognize(path: str, kind: str | None = None) -> Form:
   if not directory.is_dir():
     raise InputError(f"{path!r}: folder not found, expected a dataset")
   if kind in _SPLITS:
-    return Form(kind, tuple(_SPLITS[kind](DatasetFiles(path))))
+    with reading_values(path):
+      return Form(kind, tuple(_SPLITS[kind](DatasetFiles(path))))
   if kind == "tfds" or any(True for depth in ("", "*/", "*/*/") for _ in directory.glob(f"{depth}dataset_info.json")):
     return Form("tfds")
   if kind is not None:
     return Form(kind, tuple(folder_splits(directory)) if kind in ("folder", "masks") else ())
   files = DatasetFiles(path)
   for known, splits_of in _SPLITS.items():
-    splits = splits_of(files)
+    with reading_values(path):
+      splits = splits_of(files)
     if splits:
       return Form(known, tuple(splits))
   return _folders(directory, files)

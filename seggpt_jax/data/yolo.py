@@ -17,7 +17,7 @@ from tqdm import tqdm
 from seggpt_jax.data.dataset_files import DatasetFiles, order_splits
 from seggpt_jax.data.images import is_image, read_text
 from seggpt_jax.data.outlines import Annotations, Entry, Shape, polygon_shape
-from seggpt_jax.errors import InputError, one_line, refuse
+from seggpt_jax.errors import InputError, one_line, reading_values, refuse
 from seggpt_jax.files import plain_name
 
 _IMAGES, _LABELS = "images", "labels"
@@ -87,9 +87,10 @@ def _description(files: DatasetFiles) -> tuple[str, dict[str, Any]]:
   for relative in [path for path in files.ending(".yaml", ".yml") if path.count("/") <= 1]:
     where = files.full(relative)
     try:
-      content = _parse_yaml(read_text(where))
-    # Nested a thousand times, or numbers of thousands of digits, or dates that do not exist.
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, LookupError) as error:
+      # PyYAML itself fails for values such as `!!timestamp x` or dates that do not exist, in many ways.
+      with reading_values(where):
+        content = _parse_yaml(read_text(where))
+    except yaml.YAMLError as error:
       raise InputError(f"{where}: cannot be read as YAML: {one_line(error)}") from error
     if isinstance(content, dict) and "names" in content:
       found.append((where, content))

@@ -146,7 +146,7 @@ def fss1000(directory: str | os.PathLike, classes: str | os.PathLike | None = No
 
 def _fss_items(folder: Path) -> list[Item]:
   """Returns the images of a class, by name, with the masks beside them."""
-  if not folder.is_dir():
+  if not os.path.isdir(folder):  # unlike pathlib's, it takes names of any length
     raise InputError(f"{folder}: folder not found, expected one of the class with 1.jpg and 1.png in it")
   items = []
   for image in sorted(folder.glob("*.jpg")):

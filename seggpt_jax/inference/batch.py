@@ -125,9 +125,9 @@ def run(
   with writing(outdir):
     outdir.mkdir(parents=True, exist_ok=True)
   # The processes of a run with shards work in one folder, and may be on several hosts.
-  alone = {"least_age": HOUR} if shard.count > 1 else {}
+  least_age = HOUR if shard.count > 1 else 0.0
   with exclusive(outdir, shared=shard.count > 1), open_progress(outdir, settings, resume, shard) as progress:
-    remove_leftovers(outdir, "stitch", *outputs.KINDS, **alone)
+    remove_leftovers(outdir, "stitch", *outputs.KINDS, least_age=least_age)
     # Reports of an earlier run are no longer true once this one writes results.
     for name in REPORT_FILES:
       outputs.remove(outdir / name)

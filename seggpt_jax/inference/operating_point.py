@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand, parse_json, write_whole
+from seggpt_jax.inference.options import InferenceOptions
 
 FILE = "operating_point.json"
 
@@ -43,13 +44,13 @@ def read_operating_point(run: str | os.PathLike) -> OperatingPoint | None:
     return None
   try:
     stored = parse_json(path.read_bytes())
-    values = [float(value) for value in stored["sensitivity"]]
-    least_area = int(stored["least_area"])
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    point = OperatingPoint(tuple(float(value) for value in stored["sensitivity"]), int(stored["least_area"]))
+    InferenceOptions(**point._asdict())  # checks the ranges
+  except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
     raise InputError(
       f"{path}: found no operating point in it ({error!r}), expected that of `seggpt calibrate`"
     ) from error
-  return OperatingPoint(tuple(values), least_area)
+  return point
 
 
 def write_operating_point(run: str | os.PathLike, point: OperatingPoint, about: dict[str, Any]) -> Path:

@@ -67,8 +67,8 @@ class InferenceOptions:
     whole = all(isinstance(n, int) and 1 <= n <= MOST_SPLITS for n in splits)
     if not splits or len(set(splits)) < len(splits) or not whole:
       raise InputError(
-        f"split: found {self.split}, expected a whole number of at least 1 and at most {MOST_SPLITS}, or several that "
-        "differ"
+        f"split: found {self.split}, expected a whole number of at least 1, or several that differ, none above "
+        f"{MOST_SPLITS}"
       )
     for name, kinds in (("seg_type", get_args(SegType)), ("flips", get_args(Flips))):
       if getattr(self, name) not in kinds:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, naming
 from seggpt_jax.files import expand, parse_json
 from seggpt_jax.inference.operating_point import OperatingPoint, read_operating_point
 from seggpt_jax.inference.options import InferenceOptions
@@ -48,7 +48,8 @@ def trained_options(model_path: str | os.PathLike) -> InferenceOptions:
     if not isinstance(classes, list | tuple) or not all(isinstance(value, int) for value in classes):
       raise InputError(f"{path}: data.coarse_classes: found {classes!r}, expected class indices")
     scale |= {"coarse_zoom": coarse, "coarse_classes": tuple(classes)}
-  return InferenceOptions(**scale, **point._asdict())
+  with naming(os.fspath(path or model_path)):
+    return InferenceOptions(**scale, **point._asdict())
 
 
 def run_config(model_path: str | os.PathLike) -> Path | None:

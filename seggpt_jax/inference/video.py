@@ -19,7 +19,7 @@ from seggpt_jax.compilation import compile_notice
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import expand
+from seggpt_jax.files import MOMENT, expand, remove_leftovers, writing
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
@@ -155,6 +155,9 @@ def run_video(
     print(
       f"{target}: overwriting the video of an earlier run and its label maps; to keep them, choose another --outdir"
     )
+  with writing(outdir):
+    outdir.mkdir(parents=True, exist_ok=True)
+  remove_leftovers(outdir, "label", least_age=MOMENT)
   for stale in (target, *folder.glob("[0-9]*.png")):
     outputs.remove(stale)
   print(compile_notice("the network", predictor.config.depth, training=False))

@@ -125,7 +125,8 @@ def _opened(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
   if os.path.exists(path) and not os.path.isfile(path):
     raise InputError(f"{path}: cannot be read as a video: found a folder, device or pipe, expected a file")
   try:
-    container = av.open(os.fspath(path), options={"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"})
+    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+    container = av.open(os.fspath(path), options=options, metadata_errors="replace")
   except FileNotFoundError as error:
     raise InputError(f"{path}: not found, expected a video") from error
   except (av.FFmpegError, OSError) as error:

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +82,26 @@ def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
   if found is None:
     raise InputError(f"{directory}: found no adapter in it, expected a training run with config.adapter.kind set")
   path = found / "adapter" / "metadata"
-  try:
+  with _reading_description(path):
     stored = _from_description(parse_json(path.read_bytes()))
+  params = weights.read_arrays(found / "params")
+  parameters.check_depth(str(found), params, stored.config)
+  with _reading_description(path):
     _, network = parameters.abstract(stored.config)
     init = functools.partial(stored.adapter.init, network, stored.config.canvas_size)
     expected = jax.eval_shape(init, jax.random.key(0))
-  except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-    # A description with wrong values can fail in any of these ways.
-    raise InputError(f"{path}: cannot be read as an adapter: {one_line(error)[:200]}") from error
-  params = weights.read_arrays(found / "params")
   parameters.check_shapes(str(found), params, expected)
   parameters.check_finite(str(found), params)
   return dataclasses.replace(stored, params=params)
+
+
+@contextlib.contextmanager
+def _reading_description(path: Path) -> Iterator[None]:
+  """Turns every way in which a description with wrong values can fail into one line that names its file."""
+  try:
+    yield
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    raise InputError(f"{path}: cannot be read as an adapter: {one_line(error)[:200]}") from error
 
 
 def _from_description(values: dict[str, Any]) -> StoredAdapter:

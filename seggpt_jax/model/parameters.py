@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,6 +85,22 @@ def check_shapes(source: str, params: Mapping[str, Any], expected: Mapping[str, 
   for name, shape in expected.items():
     if tuple(params[name].shape) != shape.shape:
       raise InputError(f"{source}: {name} has shape {tuple(params[name].shape)}, expected {shape.shape}")
+
+
+def check_depth(source: str, params: Mapping[str, Any], config: SegGPTConfig) -> None:
+  """Checks that parameters have the blocks of an architecture, before seconds are spent on building a deep network.
+
+  Args:
+    source: where the parameters come from, for the error.
+    params: parameters of the network, or of an adapter, which may have none of blocks.
+    config: the architecture.
+
+  Raises:
+    InputError: there are more or fewer blocks.
+  """
+  found = {match[1] for name in params if (match := re.search(r"(?:^|\.)blocks\.(\d+)\.", name))}
+  if found and len(found) != config.depth:
+    raise InputError(f"{source}: found parameters of {len(found)} blocks, expected depth = {config.depth}")
 
 
 def check_finite(source: str, params: Mapping[str, np.ndarray]) -> None:

@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import safetensors
 import safetensors.numpy
 from absl import logging
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.files import expand, parse_json, writing, written_whole
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.torch_weights import Conversion, Layout, Tensors, from_torch, to_torch
@@ -66,7 +67,7 @@ def _read_hf_directory(path: Path) -> Conversion:
       )
   for shard in sorted(set(shards)):
     if not os.path.isfile(path / shard):  # unlike pathlib's, it takes any text
-      raise InputError(f"{path / index_name}: found {shard[:80]!r}, which is no file of the same folder")
+      raise InputError(f"{path}/{shard[:80]}: not found, but {index_name} names it as a file of the same folder")
     tensors.update(_read_file(path / shard)[0])
   return from_torch(str(path), tensors, _hf_hints(_read_json(path / "config.json")))
 
@@ -149,6 +150,8 @@ def _read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
   torch = _torch()
   with path.open("rb") as file:
     is_zip = file.read(4) == b"PK\x03\x04"
+  if is_zip:
+    _check_records(path)
   try:
     with torch.serialization.safe_globals(_harmless_globals()), warnings.catch_warnings():
       warnings.simplefilter("ignore")  # about unreadable pickles; the errors below are clearer
@@ -180,6 +183,39 @@ def _read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
     if isinstance(name, str) and isinstance(value, torch.Tensor)
   }
   return tensors, _checked_hints(path, hints)
+
+
+def _check_records(path: Path) -> None:
+  """Compares each record of a zip file with its checksum, which PyTorch does not do for memory-mapped files.
+
+  A file whose checksums are all wrong was saved without any, as `torch.serialization.set_crc32_options` allows.
+
+  Raises:
+    InputError: some records are not what was written, or the file is no zip file that PyTorch writes.
+  """
+  wrong, right = [], 0
+  try:
+    with zipfile.ZipFile(path) as file:
+      for record in file.infolist():
+        if record.compress_type != zipfile.ZIP_STORED or record.file_size > path.stat().st_size:
+          raise InputError(f"{path}: {record.filename}: found a compressed record, expected what torch.save writes")
+        try:
+          with file.open(record) as content:
+            while content.read(2**20):
+              pass
+          right += record.file_size > 0
+        except zipfile.BadZipFile as error:
+          wrong.append(f"{record.filename}: {error}")
+  except InputError:
+    raise
+  except (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+    raise InputError(
+      f"{path}: cannot be read as a PyTorch checkpoint, it is cut short or something else: {one_line(error)[:200]}"
+    ) from error
+  if wrong and right:
+    raise InputError(f"{path}: cannot be read as a PyTorch checkpoint, damaged: {one_line(wrong[0])[:200]}")
+  if wrong:
+    logging.warning("%s: has no checksums, so damage to it cannot be noticed", path)
 
 
 def _checked_hints(path: Path, hints: Any) -> dict[str, Any]:

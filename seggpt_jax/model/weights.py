@@ -171,8 +171,10 @@ def load_params(name: str | os.PathLike, config: SegGPTConfig | None = None) -> 
   found = find_weights(name)
   if found.is_file():
     return packaged.read_params(found)
+  config = config or load_config(name)
   params = read_arrays(found / "params")
-  parameters.check_shapes(str(name), params, parameters.abstract(config or load_config(name))[1])
+  parameters.check_depth(str(name), params, config)
+  parameters.check_shapes(str(name), params, parameters.abstract(config)[1])
   return params
 
 

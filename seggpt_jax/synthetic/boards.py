@@ -264,11 +264,11 @@ def write_boards(directory: str | os.PathLike[str], num_train: int, num_val: int
   ]
   with writing(directory):
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
-      whole = pathlib.Path(temporary) / "boards"
-      for source in sources:
-        _write_source(source, whole / source.split)
-      os.replace(whole, directory)
+  with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
+    whole = pathlib.Path(temporary) / "boards"
+    for source in sources:
+      _write_source(source, whole / source.split)
+    os.replace(whole, directory)
 
 
 def _write_source(source: BoardSource, directory: pathlib.Path) -> None:

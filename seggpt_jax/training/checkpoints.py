@@ -111,6 +111,8 @@ class Checkpoints:
     weights_handlers = {"params": ocp.PyTreeCheckpointHandler, self._label: ocp.JsonCheckpointHandler}
     self.warnings: list[str] = []
     self._unsealed: set[epath.Path] = set()  # directories that this process writes or has written, to be sealed
+    for folder in ("checkpoints", "best"):
+      _drop_garbled_times(self._root / folder)
     self._steps = ocp.CheckpointManager(
       self._root / "checkpoints",
       options=_options(self._root / "checkpoints", preservation_policy=_PreservationPolicy(keep, keep_every)),
@@ -371,6 +373,19 @@ class Checkpoints:
       thread.start()
     for thread in waiting:
       thread.join(_LAST_WRITE_SECONDS / len(waiting))
+
+
+def _drop_garbled_times(directory: epath.Path) -> None:
+  """Deletes the file with the times of a step where it is garbled, without which Orbax lists no step at all.
+
+  Orbax takes the times of the directory instead. A step with digests is then damaged like any other (seen in
+  orbax-checkpoint 0.12).
+  """
+  for step in ocp.path.step.standard_name_format().find_all(directory) if directory.exists() else ():
+    try:
+      step.commit_timestamp  # noqa: B018 - reads the file
+    except Exception:  # Orbax passes on what the file's content causes, of any type
+      (step.path / "_CHECKPOINT_METADATA").unlink(missing_ok=True)
 
 
 def _is_number(value: Any) -> bool:

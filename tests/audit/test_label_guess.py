@@ -78,6 +78,12 @@ def table(*values):
       LabelFormat("table", table=(0, 5, 15), ignore=(255,)),
       "255 is taken as pixels to ignore",
     ),
+    # Labels of 16 bits may have larger values than 255.
+    (
+      lambda i: np.array([0, 500, 1000, 255], np.uint16)[outlined(scene(i, 400), 3)],
+      LabelFormat("table", table=(0, 500, 1000), ignore=(255,)),
+      "255 is taken as pixels to ignore",
+    ),
     (lambda i: outlined(scene(i, 96, (255,)), 128), table(0, 128, 255), "128 is only a rim.*data.threshold=127"),
     # The background may be the brighter one, or a color.
     (lambda i: 255 - scene(i, values=(255,)), LabelFormat("binary"), r"255 fills 8.% .*data.table=\(255, 0\)"),

@@ -14,6 +14,7 @@ from ml_collections import config_flags
 from PIL import Image
 
 from benchmarks.fuzz_targets import commands
+from seggpt_jax.cli import packaged_configs
 from seggpt_jax.cli.main import _MODULES, COMMANDS
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.options import InferenceOptions
@@ -36,6 +37,7 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_numeric_flag_has_both_bounds(name, monkeypatch):
+  module = importlib.import_module(f"seggpt_jax.cli.{_MODULES.get(name, name)}")
   values = flags.FlagValues()
   for define in (
     "DEFINE",
@@ -56,9 +58,10 @@ def test_every_numeric_flag_has_both_bounds(name, monkeypatch):
     define_config = config_flags.DEFINE_config_file
     monkeypatch.setattr(config_flags, "DEFINE_config_file", functools.partial(define_config, flag_values=values))
     monkeypatch.setattr(flags, "FLAGS", values)
-  importlib.import_module(f"seggpt_jax.cli.{_MODULES.get(name, name)}").define_flags()
-  for flag in (values[each] for each in values):
-    if flag.flag_type() in ("int", "float"):
+  groups = module.define_flags()
+  for flag in (values[holder.name] for holders in groups.values() for holder in holders):
+    # `Thresholds` checks its own.
+    if flag.flag_type() in ("int", "float") and flag.name not in ("catch_iou", "yield_response", "catch_weight"):
       assert flag.parser.lower_bound is not None and flag.parser.upper_bound is not None, flag.name
 
 
@@ -90,8 +93,16 @@ def test_values_that_cannot_be_right_end_in_one_line_that_names_the_flag(name, d
 
 @pytest.mark.parametrize("value", [0, -1, 101, 10**6, (1, 1), (), (1, 0)])
 def test_splits_have_bounds_in_python_too(value):
-  with pytest.raises(InputError, match=r"split: found .*, expected a whole number of at least 1 and at most 100"):
+  with pytest.raises(InputError, match=r"split: found .*, expected a whole number of at least 1, .* none above 100"):
     InferenceOptions(split=value)
+
+
+@pytest.mark.parametrize("content", [b"root:x:0:0:root\n", bytes(9), b"\xff\xfe", b"", b"{}", b"get_config = 3\n"])
+def test_a_file_that_is_no_config_is_refused(tmp_path, content):
+  (tmp_path / "passwd").write_bytes(content)
+  with pytest.raises(InputError, match=r"^--config: ") as caught:
+    packaged_configs.load(str(tmp_path / "passwd"))
+  assert "\n" not in str(caught.value)
 
 
 def seggpt(*arguments, **environment):

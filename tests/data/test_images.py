@@ -1,5 +1,6 @@
 """Image files of any kind: every file has one defined meaning, or is refused with an error that names it."""
 
+import io
 from typing import ClassVar
 
 import fsspec
@@ -8,7 +9,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from seggpt_jax.data.images import list_images, read_image, upright_pixels, without_ending
+from seggpt_jax.data.images import decode_image, list_images, read_image, upright_pixels, upright_size, without_ending
 from seggpt_jax.errors import InputError
 
 GENERATOR = np.random.default_rng(0)
@@ -255,3 +256,13 @@ def test_remote_folders_are_listed_and_read(tmp_path):
 
 def test_a_remote_path_without_its_package_says_what_is_missing():
   refused("az://bucket/images: cannot be reached, expected the package", lambda: list_images("az://bucket/images"))
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", [*range(1, 9), 2560])
+def test_the_size_in_a_header_is_that_of_the_decoded_picture(file_format, orientation):
+  """Outlines are drawn at that size: a turned TIFF with labels of a labeling tool was refused."""
+  exif, file = Image.Exif(), io.BytesIO()
+  exif[0x0112] = orientation
+  Image.new("RGB", (40, 30)).save(file, file_format, exif=exif)
+  assert upright_size(file.getvalue(), "a") == decode_image(file.getvalue(), "a").shape[:2]

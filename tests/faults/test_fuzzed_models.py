@@ -1,20 +1,18 @@
-"""Damaged weights, runs, configurations and flags end in the right value or in one line; a longer form is benchmarks.
+"""Damaged weights, runs, configurations and flags end in the right value or in one line.
 
-Each try changes one file of a target in `benchmarks.fuzz_targets.model` by bytes or, for JSON, by values.
+`benchmarks/fuzz.py` tries more.
 """
 
-import copy
 import json
 import math
-import random
 import time
+import zipfile
 
 import numpy as np
 import pytest
 
-from benchmarks.fuzz_targets import model
+from benchmarks.fuzz_targets import attempt, model, mutation
 from benchmarks.nano import NANO
-from seggpt_jax.errors import InputError
 from seggpt_jax.model import digests, torch_files, weights
 from seggpt_jax.model.adapter_files import load_adapter
 from seggpt_jax.training import resume
@@ -23,78 +21,21 @@ from seggpt_jax.training.monitor import _drop_lines_after
 from tests.faults.test_damaged_files import refused
 
 _SECONDS = 5
-_VALUES = (
-  *(None, True, -1, 0, 1e308, math.nan, math.inf, 2**70, 10**6, 1e-9, "", "x", "\0", "a\nb", "../../x", "/etc", "~"),
-  *("x" * 300, "\ud800", [], ["a"], [[1]], [1, 2, 3], [math.nan] * 3, {}, {"a": 1}, [[[[]]]], "nan", "1,2,4"),
-)
 # Tries take from a millisecond (configurations) to a third of a second (runs).
 _TRIES = dict.fromkeys(model.TARGETS, 10) | {"configuration": 200, "run": 1, "run without digests": 5}
 _TRIES |= {"adapter": 3, "adapter without digests": 5, "metadata of weights": 20}
 _TRIES |= dict.fromkeys((".pth", "pickle with a program", ".safetensors", "weights"), 40)
 
 
-def places(value, path=()):
-  """Yields the path to each value of a JSON value but the outermost."""
-  inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-  for key, each in inner:
-    yield (*path, key)
-    yield from places(each, (*path, key))
-
-
-def mutate_values(data, draw):
-  """Replaces, deletes or repeats values of a JSON text; None for another text."""
-  try:
-    value = json.loads(data)
-  except ValueError:
-    return None
-  for _ in range(draw.randint(1, 2)):
-    found = list(places(value))
-    if not found:
-      break
-    *path, last = draw.choice(found)
-    inner = value
-    for key in path:
-      inner = inner[key]
-    if draw.random() < 0.15:
-      del inner[last]
-    else:
-      inner[last] = copy.deepcopy(draw.choice(_VALUES))
-  return json.dumps(value).encode()
-
-
-def mutate_bytes(data, draw):
-  """Replaces, cuts out, repeats and cuts off bytes."""
-  data = bytearray(data)
-  for _ in range(draw.randint(1, 4)):
-    place = draw.randrange(min(len(data), 300 if draw.random() < 0.6 else len(data)) or 1)
-    kind, count = draw.randrange(4), draw.randint(1, 30)
-    if kind == 0:
-      data[place : place + 1] = bytes([draw.randrange(256)])
-    elif kind == 1:
-      del data[place : place + count]
-    elif kind == 2:
-      data[place:place] = data[place : place + count]
-    else:
-      data[place : place + 4] = draw.choice((b"\xff\xff\xff\xff", bytes(4), b"\xff\xff\xff\x7f"))
-  return bytes(data)
-
-
 @pytest.mark.parametrize("name", model.TARGETS)
-def test_whatever_is_in_a_file_it_is_read_or_refused_in_one_line(name, tmp_path):
+def test_mutated_files_are_read_or_refused_in_one_line(name, tmp_path):
   target = model.TARGETS[name](tmp_path)
   target.read()
-  for seed in range(_TRIES[name]):
-    draw = random.Random(seed)
-    path = draw.choice(sorted(target.seeds))
-    content = mutate_values(target.seeds[path], draw) if target.structured and draw.random() < 0.7 else None
-    (tmp_path / path).write_bytes(mutate_bytes(target.seeds[path], draw) if content is None else content)
+  for number in range(_TRIES[name]):
     start = time.process_time()
-    try:
-      target.read()
-    except InputError as error:
-      assert str(error) and "\n" not in str(error)
-    assert time.process_time() - start < _SECONDS, (seed, path)
-    (tmp_path / path).write_bytes(target.seeds[path])
+    outcome = attempt(tmp_path, target, *mutation(target, name, 0, number))
+    assert outcome.what in ("read", "refused"), f"try {number}: {outcome.error}"
+    assert time.process_time() - start < _SECONDS, number
 
 
 # -------------------------------------------------------------------------------------- what fuzzing has found, by kind
@@ -121,12 +62,36 @@ def test_an_architecture_of_another_type_is_refused(old_weights, config):
   refused("config/metadata: cannot be read as a SegGPT configuration", lambda: weights.load_config(old_weights))
 
 
+def test_a_flipped_bit_of_a_pth_file_is_noticed_by_its_checksum(tmp_path):
+  """PyTorch itself reads it as other weights where the file is memory-mapped."""
+  target = model.TARGETS[".pth"](tmp_path)
+  content = bytearray(target.seeds["a.pth"])
+  content[len(content) // 2] ^= 1
+  (tmp_path / "a.pth").write_bytes(content)
+  refused("a.pth: cannot be read as a PyTorch checkpoint, damaged: .*Bad CRC-32", lambda: target.read())
+
+
+def test_a_pth_file_without_checksums_is_read_and_one_with_compressed_records_is_not(tmp_path):
+  torch = pytest.importorskip("torch")
+  target = model.TARGETS[".pth"](tmp_path)
+  content = torch.load(tmp_path / "a.pth", weights_only=True)
+  torch.serialization.set_crc32_options(False)
+  try:
+    torch.save(content, tmp_path / "a.pth")
+  finally:
+    torch.serialization.set_crc32_options(True)
+  target.read()
+  with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as file:
+    file.writestr("a/data.pkl", bytes(10**7))
+  refused("a.pth: a/data.pkl: found a compressed record", target.read)
+
+
 def test_an_index_of_shards_of_another_type_is_refused(tmp_path):
   model.TARGETS["Hugging Face folder"](tmp_path)
   for shard in ([], {}, None, "x" * 5000, "a\0b", ".", ""):
     index = {"weight_map": {"a": shard, "b": "model.safetensors"}}
     (tmp_path / "hf/model.safetensors.index.json").write_text(json.dumps(index))
-    refused("index.json: found .*same folder", lambda: torch_files.read(tmp_path / "hf"))
+    refused("index.json.* same folder", lambda: torch_files.read(tmp_path / "hf"))
 
 
 def test_an_adapter_that_is_not_finite_is_refused(tmp_path):
@@ -184,6 +149,22 @@ def test_lines_of_a_log_of_another_type_are_left_out(tmp_path):
   assert read_metrics(path) == {"val": {"loss": [(2, 0.5)]}}
   _drop_lines_after(path, 5)
   assert '"loss": 0.5' in path.read_text()
+
+
+def test_a_deep_architecture_is_compared_with_the_weights_before_it_is_built(old_weights):
+  """A thousand blocks would take seconds to build."""
+  path = old_weights / "config/metadata"
+  path.write_text(json.dumps({**json.loads(path.read_text()), "depth": 1000}))
+  refused("found parameters of 2 blocks, expected depth = 1000", lambda: weights.load_params(old_weights))
+
+
+def test_a_checkpoint_with_garbled_times_hides_no_other(tmp_path):
+  """Orbax would list no step at all."""
+  for place, name in enumerate(("run", "run without digests")):
+    target = model.TARGETS[name](tmp_path / str(place))
+    for content in ('""', '{"custom_metadata": "x"}', '{"commit_timestamp_nsecs": "x"}', "[", ""):
+      (tmp_path / str(place) / "run/checkpoints/4/_CHECKPOINT_METADATA").write_text(content)
+      target.read()
 
 
 def test_a_checkpoint_with_progress_of_another_type_is_passed_over(tmp_path):

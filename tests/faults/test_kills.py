@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 
-from benchmarks import faults, nano
+from benchmarks import faults, killed, nano
 from seggpt_jax.model import weights
 
 
@@ -20,26 +20,26 @@ def survived(tries):
 
 
 def kill(folder, tries, make, number=signal.SIGKILL):
-  return survived(faults.kill_commands(folder, tries, np.random.default_rng(0), make=make, number=number))
+  return survived(killed.kill_commands(folder, tries, np.random.default_rng(0), make=make, number=number))
 
 
 def test_a_run_that_is_killed_is_bit_for_bit_the_one_left_alone(tmp_path):
-  run = functools.partial(faults.kill_training, number=signal.SIGKILL, num_steps=30)
+  run = functools.partial(killed.kill_training, number=signal.SIGKILL, num_steps=30)
   tries = survived(run(tmp_path, 2, np.random.default_rng(1)))
   assert len(tries) == 2 and all(0 <= each.lost <= 10 for each in tries)  # every fifth step is kept
 
 
 def test_weights_of_a_conversion_that_is_killed_are_missing_or_whole(tmp_path):
-  assert len(kill(tmp_path, 1, faults.convert)) == 1
+  assert len(kill(tmp_path, 1, killed.convert)) == 1
 
 
 def test_folders_of_a_preparation_that_is_killed_are_completed(tmp_path):
-  kill(tmp_path, 1, functools.partial(faults.prepare, output="folder", images=80))
+  kill(tmp_path, 1, functools.partial(killed.prepare, output="folder", images=80))
 
 
 def nano_inference(folder):
-  weights.save_weights(folder / "weights", faults.nano_params(), nano.NANO)
-  return faults.infer(folder, str(folder / "weights"), images=16)
+  weights.save_weights(folder / "weights", killed.nano_params(), nano.NANO)
+  return killed.infer(folder, str(folder / "weights"), images=16)
 
 
 def test_images_of_an_inference_that_is_killed_are_completed(tmp_path):

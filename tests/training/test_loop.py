@@ -422,7 +422,7 @@ def test_a_bad_label_is_named_before_anything_is_written(config, boards, tmp_pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
-  config.optim.peak = 1e30
+  config.optim.peak, config.optim.weight_decay = 100.0, 1000.0  # decay alone multiplies parameters by -99,999
   config.checkpoint_every = 1
   expected = r"step \d+: found loss \S+ and gradient norm \S+ on .*\d+, .*, expected finite numbers"
   with pytest.raises(InputError, match=expected) as caught:
