@@ -38,7 +38,7 @@ _FAILURES = flags.DEFINE_string("failures", "fuzz_failures", "Folder for inputs 
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "Longest time of one try.")
 _KEEP = flags.DEFINE_bool("keep", True, "Write the counts to benchmarks/results/fuzz.json.")
 
-MEGABYTES = 500  # that one try may need
+MEGABYTES = 2000  # that one try may need: an image of 179 million pixels, three times
 _ADDRESS_SPACE = 8 << 30  # bytes more than at the start, so that nothing takes the machine down
 
 
@@ -84,7 +84,7 @@ def _work(name: str, seed: int, first: int, last: int, pipe: Any) -> None:
 
 def tries(name: str, seed: int, count: int, seconds: float) -> Iterator[tuple[int, Outcome]]:
   """Yields the number and the outcome of each try, in processes that may crash or hang."""
-  context, number = multiprocessing.get_context("fork"), 0
+  context, number = multiprocessing.get_context("spawn"), 0  # JAX has threads, which a fork would lose
   while number < count:
     pipe, end = context.Pipe()
     process = context.Process(target=_work, args=(name, seed, number, count, end), daemon=True)

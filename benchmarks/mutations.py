@@ -154,9 +154,9 @@ def mutate_bytes(content: bytes, draw: random.Random) -> bytes:
 def _mutate_structure(content: bytes, name: str, draw: random.Random) -> bytes | None:
   """Returns a file with other values, or None if its structure is not known."""
   ending = name.rpartition(".")[2].lower()
-  if content.startswith(_PNG):
-    return _mutate_png(content, draw)
   try:
+    if content.startswith(_PNG):
+      return _mutate_png(content, draw)
     if ending == "xml":
       return _mutate_xml(content, draw)
     if ending in ("yaml", "yml"):
@@ -170,7 +170,7 @@ def _mutate_structure(content: bytes, name: str, draw: random.Random) -> bytes |
     if ending in ("txt", "csv"):
       return _mutate_lines(content, draw)
     return _mutate_json(content, draw)
-  except (ValueError, RecursionError, IndexError, ElementTree.ParseError, yaml.YAMLError):
+  except (ValueError, RecursionError, zlib.error, IndexError, ElementTree.ParseError, yaml.YAMLError):
     return None
 
 

@@ -258,7 +258,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _fitted(text: str, width: int, size: int, keep_end: bool = False) -> str:
   """Shortens a text that is wider than `width` pixels."""
   font = _font(size)
-  if font.getlength(text) <= width:
+  # No character is narrower than a pixel. A name of a damaged file may have any length.
+  long, text = len(text) > width, text[-width:] if keep_end else text[:width]
+  if not long and font.getlength(text) <= width:
     return text
   while text and font.getlength(text + "...") > width:
     text = text[1:] if keep_end else text[:-1]

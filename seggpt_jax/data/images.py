@@ -28,6 +28,17 @@ from seggpt_jax.files import decode_text, expand, plain_name
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 ORIENTATION = 274  # the EXIF tag
+# How to turn the pixels of each orientation upright.
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+  1: lambda pixels: pixels,
+  2: lambda pixels: pixels[:, ::-1],
+  3: lambda pixels: pixels[::-1, ::-1],
+  4: lambda pixels: pixels[::-1],
+  5: lambda pixels: pixels.swapaxes(0, 1),
+  6: lambda pixels: np.rot90(pixels, 3),
+  7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+  8: np.rot90,
+}
 
 
 # Junk that systems and programs leave in folders. Hidden files (.DS_Store, ._0001.jpg) are passed over as well.
@@ -284,11 +295,16 @@ def upright_size(data: bytes, where: str) -> tuple[int, int]:
     InputError: the file is not an image.
   """
   image = open_image(data, where)
-  with _decoding(where):
-    turned = image.getexif().get(ORIENTATION, 1)
   # Orientations 5 to 8 exchange width and height. Pillow does so itself for TIFF, already when it opens the file.
-  exchanged = turned in (5, 6, 7, 8) and image.format != "TIFF"
+  exchanged = _orientation(image, where) in (5, 6, 7, 8) and image.format != "TIFF"
   return image.size if exchanged else image.size[::-1]
+
+
+def _orientation(image: Image.Image, where: str) -> int:
+  """Returns the orientation 1..8 that the EXIF tag of an opened image states; 1 without a valid one."""
+  with _decoding(where):
+    stated = image.getexif().get(ORIENTATION, 1)
+  return stated if stated in _TURNS else 1
 
 
 def load_upright(image: Image.Image, where: str) -> Image.Image:
@@ -324,10 +340,11 @@ def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
   """
   image = open_image(data, where)
   if image.format == "JPEG" and image.mode in ("RGB", "L"):
-    # OpenCV gives the same pixels as Pillow in half the time. It returns None for a damaged file; Pillow says why.
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    # OpenCV gives the same pixels as Pillow in half the time. It returns None for a damaged file; Pillow says why. It
+    # also finds orientations in damaged tags, which Pillow does not.
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is not None:
-      return pixels
+      return np.ascontiguousarray(_TURNS[_orientation(image, where)](pixels))
   return upright_pixels(image, where)
 
 

@@ -125,9 +125,11 @@ def _entry(files: DatasetFiles, relative: str, content: dict[str, Any], split: s
   size = (height, width) if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0 else None
   shapes = tuple(_shape(each, f"shape {place}", size) for place, each in enumerate(content["shapes"]))
   name = name.removeprefix(f"{split}/") if split != "." else name
-  # The path is relative to the file and may lead out of the dataset.
+  # The path is relative to the file and may lead out of the dataset, but only to an image.
   stated = os.path.normpath(os.path.join(os.path.dirname(where), plain_name(image_path)))
-  image = stated if os.path.isfile(stated) else files.find(image_path, (folder, split), split, splits)
+  image = (
+    stated if is_image(stated) and os.path.isfile(stated) else files.find(image_path, (folder, split), split, splits)
+  )
   return Entry(name, image, shapes, size, where=where)
 
 

@@ -249,6 +249,8 @@ def _run_lengths(shape: Shape, size: tuple[int, int]) -> dict[str, Any]:
   """Returns an outline as compressed run lengths in the form that pycocotools uses."""
   outline = shape.outline
   if isinstance(outline, bytes):
+    if (found := _pixels_of(outline)) != size[0] * size[1]:
+      raise ValueError(f"run lengths of {found} pixels, expected {size[0] * size[1]}")
     return {"counts": outline, "size": list(size)}
   if isinstance(outline, tuple):
     scale = np.array(size[::-1]) if shape.relative else 1
@@ -260,6 +262,24 @@ def _run_lengths(shape: Shape, size: tuple[int, int]) -> dict[str, Any]:
   if outline.min(initial=0) < 0 or outline.sum() != size[0] * size[1]:
     raise ValueError(f"run lengths of {outline.sum()} pixels, expected {size[0] * size[1]}")
   return mask_module.frPyObjects({"counts": outline.tolist(), "size": list(size)}, *size)
+
+
+def _pixels_of(counts: bytes) -> int:
+  """Returns the number of pixels that compressed run lengths cover; -1 if one of them is negative.
+
+  pycocotools leaves pixels that they do not cover as they were in memory. Source: `rleFrString` of cocoapi; numbers of
+  five bits a byte, with the difference to the run before the last one from the fourth run on.
+  """
+  runs, value, shift = [], 0, 0
+  for byte in counts:
+    code = byte - 48
+    value |= (code & 31) << shift
+    shift += 5
+    if not code & 32:
+      value -= (1 << shift) if code & 16 else 0
+      runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+      value = shift = 0
+  return sum(runs) if min(runs, default=0) >= 0 and not shift else -1
 
 
 def polygon_shape(category: str, points: Any, *, relative: bool = False, where: str = "") -> Shape:

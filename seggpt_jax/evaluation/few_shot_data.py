@@ -121,6 +121,8 @@ def fss1000(directory: str | os.PathLike, classes: str | os.PathLike | None = No
     names = sorted(set(read_lines(classes)))
   if not names:
     raise InputError(f"{classes or root}: found no classes, expected folders CLASS with 1.jpg and 1.png in it")
+  if wrong := [name for name in names if os.path.basename(name) != name]:
+    raise InputError(f"{classes}: found {wrong[0][:80]!r}, expected the names of folders in {root}")
   is_test_split = len(names) == 240
   items: list[Item] = []
   pools, queries = {}, []

@@ -17,6 +17,7 @@ from seggpt_jax.data.layouts import folder_layout
 from seggpt_jax.data.recognize import recognize
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
+from seggpt_jax.evaluation.few_shot_data import fss1000
 from seggpt_jax.inference.operating_point import FILE, read_operating_point
 from tests.data import annotation_folders as folders
 
@@ -97,3 +98,24 @@ def test_an_operating_point_out_of_range_is_refused(values, tmp_path):
   content = {"sensitivity": [1.0], "least_area": 0} | values if isinstance(values, dict) else values
   (tmp_path / FILE).write_text(json.dumps(content))
   refused("found no operating point in it", lambda: read_operating_point(tmp_path))
+
+
+@pytest.mark.parametrize("counts", ["", "0", "PPYo0", "1"])
+def test_compressed_run_lengths_that_do_not_cover_the_image_are_refused(counts, tmp_path):
+  """pycocotools returns what was in memory for the pixels that they leave out."""
+  source = coco(tmp_path, {"counts": counts, "size": [16, 20]})
+  refused("a.png: found an outline that cannot be read: run lengths of", lambda: source.label(0))
+
+
+def test_compressed_run_lengths_of_any_mask_are_read(tmp_path):
+  for seed in range(20):
+    mask = np.random.default_rng(seed).random((16, 20)) < seed / 19
+    counts = folders.mask_module.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    np.testing.assert_array_equal(coco(tmp_path, {"counts": counts, "size": [16, 20]}).label(0), mask)
+
+
+def test_a_class_list_names_folders_of_the_dataset_only(tmp_path):
+  (tmp_path / "classes.txt").write_text("/etc\n")
+  refused(
+    "classes.txt: found '/etc', expected the names of folders", lambda: fss1000(tmp_path, tmp_path / "classes.txt")
+  )
