@@ -245,7 +245,30 @@ def fault_tables(results: dict[str, Any]) -> str:
   return "\n".join((f"{about('CPU', results['machine'])}\n", head(*columns), *rows))
 
 
-PAGES = {"speed.md": TABLES, "chips.md": {"chips": chip_tables}, "reliability.md": {"faults": fault_tables}}
+def fuzz_tables(results: dict[str, Any]) -> str:
+  def fuzz_line(name: str, row: dict[str, Any]) -> str:
+    failed = (f"{row[what]} {what}" for what in ("crashed", "slow", "large") if row[what])
+    return line(name.replace("_", " "), *(str(row[what]) for what in ("tries", "read", "refused")), ", ".join(failed))
+
+  rows = (fuzz_line(name, row) for name, row in results["targets"].items())
+  top = head("files", "tries", "read", "refused", "neither")
+  return "\n".join((f"Mutated files, {about('CPU', results['machine'])}\n", top, *rows))
+
+
+def soak_tables(results: dict[str, Any]) -> str:
+  def soak_line(row: dict[str, Any]) -> str:
+    counts = (f"{row[name]:.0f}" for name in ("second_quarter", "last_quarter", "most"))
+    return line(row["run"], row["counted"].replace("_mb", ", MB").replace("_", " "), *counts, duration(row["seconds"]))
+
+  top = head("run", "counted", "second quarter, median", "last quarter, median", "most", "time")
+  return "\n".join((f"Long runs, {about('CPU', results['machine'])}\n", top, *map(soak_line, results["rows"])))
+
+
+PAGES = {
+  "speed.md": TABLES,
+  "chips.md": {"chips": chip_tables},
+  "reliability.md": {"faults": fault_tables, "fuzz": fuzz_tables, "soak": soak_tables},
+}
 
 
 def generate(page: str, results: Path) -> str:

@@ -130,7 +130,7 @@ def _parse(argv: list[str], own: Sequence[str]) -> list[str]:
     nearest = difflib.get_close_matches(error.flagname.replace("-", "_"), own, n=3, cutoff=0.5)
     expected = f"expected {' or '.join(map(flag_name, nearest))} (--help)" if nearest else "--help lists the flags"
     _exit(f"--{error.flagname}: unknown flag, {expected}")
-  except (flags.Error, ValueError) as error:
+  except (flags.Error, ValueError, RecursionError) as error:  # a list in a list, thousands of times
     if isinstance(error.__context__, InputError):
       _exit(error.__context__)
     missing = re.findall(r"Flag --([\w-]+) must have a value other than None", str(error))

@@ -19,7 +19,7 @@ from seggpt_jax.data.images import decode_image, file_stamp
 from seggpt_jax.data.labels import IGNORE, LabelFormat, check_classes
 from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.data.sources import Sample, check_size
-from seggpt_jax.data.tfds_info import FileSlice, find_version, list_features, list_slices, read_info
+from seggpt_jax.data.tfds_info import INFO_FILE, FileSlice, find_version, list_features, list_slices, read_info
 from seggpt_jax.errors import InputError, one_line
 
 
@@ -63,6 +63,10 @@ class RecordSource:
     names = {part.split for part in self._slices}
     places = {name: epath.Path(self._path) / index_name(name) for name in names}
     self._index = {name: SampleIndex.load(place) for name, place in places.items() if place.exists()}
+    for part in self._slices:
+      if part.split in self._index and len(self._index[part.split]) < part.first + part.take:
+        found, expected = len(self._index[part.split]), part.first + part.take
+        raise InputError(f"{places[part.split]}: found {found} samples, expected {expected} or more, as in {INFO_FILE}")
     self._label_format = self._checked(label_format) if self._index else label_format
     self._records = None
 

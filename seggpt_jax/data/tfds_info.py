@@ -98,13 +98,12 @@ def read_info(path: str) -> Any:
     InputError: the header cannot be read, or the records are not in ArrayRecord format.
   """
   import tensorflow_datasets as tfds
-  from google.protobuf import json_format
 
   try:
     info = tfds.builder_from_directory(path).info
     if _file_format(info) != "array_record" and "array_record" in _alternatives(info):
       info = tfds.builder_from_directory(path, file_format="array_record").info
-  except (ValueError, KeyError, OSError, TypeError, AttributeError, ImportError, json_format.Error) as error:
+  except Exception as error:  # TFDS and protobuf raise all kinds of errors for a damaged header
     reason = one_line(error)
     raise InputError(f"{path}: cannot be read as a TFDS dataset: {reason}") from error
   if _file_format(info) != "array_record":

@@ -34,6 +34,8 @@ val: images
 names:
 """
 
+_MOST_TOLERANCE = 1000  # pixels
+
 
 @dataclasses.dataclass(frozen=True)
 class AnnotationOptions:
@@ -46,7 +48,7 @@ class AnnotationOptions:
       name alone.
 
   Raises:
-    InputError: a name is empty, given twice or reserved, or the tolerance is negative.
+    InputError: a name is empty, given twice or reserved, or the tolerance is negative or very large.
   """
 
   names: tuple[str, ...] = ()
@@ -54,8 +56,10 @@ class AnnotationOptions:
   root: Path | None = None
 
   def __post_init__(self):
-    if not 0 <= self.tolerance < float("inf"):
-      raise InputError(f"polygon_tolerance: found {self.tolerance}, expected a number of pixels, or 0")
+    if not 0 <= self.tolerance <= _MOST_TOLERANCE:
+      raise InputError(
+        f"polygon_tolerance: found {self.tolerance}, expected a number of pixels, or 0, at most {_MOST_TOLERANCE}"
+      )
     for place, name in enumerate(self.names):
       if not name or name in _RESERVED or name in self.names[:place]:
         why = " twice" if name in self.names[:place] else ""

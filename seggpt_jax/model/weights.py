@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -228,6 +229,8 @@ def ignore_late_reads() -> None:
       before(late)
 
   sys.unraisablehook = hook
+  # asyncio logs errors that nobody asked for as well, one traceback for each array.
+  logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def load_model(name: str | os.PathLike, *, dtype=jnp.float32, **options: Any) -> SegGPT:

@@ -60,8 +60,9 @@ def test_every_numeric_flag_has_both_bounds(name, monkeypatch):
     monkeypatch.setattr(flags, "FLAGS", values)
   groups = module.define_flags()
   for flag in (values[holder.name] for holders in groups.values() for holder in holders):
-    # `Thresholds` checks its own.
-    if flag.flag_type() in ("int", "float") and flag.name not in ("catch_iou", "yield_response", "catch_weight"):
+    # `Thresholds` and `AnnotationOptions` check their own.
+    own = ("catch_iou", "yield_response", "catch_weight", "polygon_tolerance")
+    if flag.flag_type() in ("int", "float") and flag.name not in own:
       assert flag.parser.lower_bound is not None and flag.parser.upper_bound is not None, flag.name
 
 
