@@ -13,7 +13,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY configs configs
 COPY seggpt_jax seggpt_jax
-RUN pip install --constraint constraints.txt ".[video,heif${EXTRAS:+,$EXTRAS}]" && rm -rf /src
+RUN pip install --constraint constraints.txt ".[app,video,heif${EXTRAS:+,$EXTRAS}]" && rm -rf /src
 # Any user may run it, so that results belong to the one who asked: docker run --user "$(id -u):$(id -g)" ...
 RUN mkdir -m 1777 /home/seggpt
 ENV HOME=/home/seggpt

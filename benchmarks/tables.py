@@ -1,4 +1,4 @@
-"""Writes the tables of docs/speed.md, chips.md and reliability.md from the files in benchmarks/results.
+"""Writes the tables of docs/speed.md, chips.md, export.md and reliability.md from benchmarks/results.
 
   python -m benchmarks.tables
 
@@ -264,9 +264,32 @@ def soak_tables(results: dict[str, Any]) -> str:
   return "\n".join((f"Long runs, {about('CPU', results['machine'])}\n", top, *map(soak_line, results["rows"])))
 
 
+def export_line(row: dict[str, Any], model: dict[str, Any]) -> str:
+  """Returns the table line of a row in exports.json; `model` is the row of the model that was measured with it."""
+  seconds, expected = (statistics.median(each["seconds"]) for each in (row, model))
+  return line(
+    *(row["network"], row["kind"], row["dtype"], f"{row['bytes'] / 1e6:.0f} MB" if row["bytes"] else ""),
+    *(f"{row['error']:.0e}", f"{row['same_labels']:.3%}", duration(seconds) + disturbed(row)),
+    "void" if report.is_disturbed(row) else f"{seconds / expected:.2f}",
+  )
+
+
+def export_tables(results: dict[str, Any]) -> str:
+  models = {row["network"]: row for row in results["rows"] if row["kind"] == "model"}
+  device = results["rows"][0]["device"]
+  columns = ("network", "program", "dtype", "file", "largest error", "same labels", "median time", "of the model's")
+  return "\n\n".join(
+    [
+      f"{results['rows'][0]['prompts']} prompts, one query. {about(device, results['machine'])}",
+      "\n".join([head(*columns), *(export_line(row, models[row["network"]]) for row in results["rows"])]),
+    ]
+  )
+
+
 PAGES = {
   "speed.md": TABLES,
   "chips.md": {"chips": chip_tables},
+  "export.md": {"exports": export_tables},
   "reliability.md": {"faults": fault_tables, "fuzz": fuzz_tables, "soak": soak_tables},
 }
 

@@ -176,7 +176,7 @@ def refuse_remote(key: str, path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(directory: Path, *, shared: bool = False) -> Iterator[None]:
+def exclusive(directory: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
   """Locks a folder against a second run. The system releases the lock however the process ends.
 
   The lock holds on the file systems of one machine, and on network file systems as far as these pass locks on.
@@ -184,6 +184,7 @@ def exclusive(directory: Path, *, shared: bool = False) -> Iterator[None]:
   Args:
     directory: the folder, which exists.
     shared: lets other processes in that also ask for a shared lock, such as those of one run.
+    wait: waits until the lock is free.
 
   Raises:
     InputError: another process holds the lock.
@@ -193,18 +194,18 @@ def exclusive(directory: Path, *, shared: bool = False) -> Iterator[None]:
     return
   handle = os.open(directory, os.O_RDONLY)
   try:
-    if _lock(handle, shared) is False:
+    if _lock(handle, shared, wait) is False:
       raise InputError(f"{directory}: found a run at work in it, expected none; wait for it or stop it")
     yield
   finally:
     os.close(handle)
 
 
-def _lock(handle: int, shared: bool = False) -> bool | None:
+def _lock(handle: int, shared: bool = False, wait: bool = False) -> bool | None:
   """Locks an open file or folder. Returns False if another process has locked it, None if there are no locks here."""
   try:
     if fcntl is not None:
-      fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+      fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
       return True
   except BlockingIOError:
     return False

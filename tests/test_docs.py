@@ -8,6 +8,7 @@ and only its flags and config keys are checked.
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -28,6 +29,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 # Beginnings of printed commands, and why they are not run.
 NOT_RUN = {
+  "seggpt app ": "serves until it is stopped; tests/app starts it",
+  "seggpt serve": "runs until it is stopped; tests/cli/test_serve.py runs the page",
   "seggpt evaluate ": "needs PASCAL VOC; tests/evaluation runs it on small copies of every benchmark",
   "seggpt train --config base --workdir runs/pets": "needs the Oxford pets in TFDS format",
   "seggpt train --config base --workdir /shared": "needs a cluster",
@@ -72,6 +75,14 @@ def commands(page: Path) -> list[list[str]]:
   return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+def notebook_commands(path: Path) -> list[list[str]]:
+  """Returns the `!seggpt` commands of a notebook; variables in braces stay, except those for several flags."""
+  cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+  lines = [line.strip() for cell in cells for line in "".join(cell["source"]).replace("\\\n", " ").splitlines()]
+  found = [shlex.split(line.removeprefix("!")) for line in lines if line.startswith("!")]
+  return [[word for word in words if not word.endswith("_FLAGS}")] for words in found]
+
+
 def seggpt_commands(words: list[str]) -> list[list[str]]:
   """Returns the `seggpt` commands in a line, also inside loops and quoted arguments of other programs."""
   for i, word in enumerate(words):
@@ -87,7 +98,9 @@ def fitting(table: dict[str, list[str] | str], command: list[str]) -> list[str] 
 
 
 ALL = [(page, command) for page in PAGES for words in commands(page) for command in seggpt_commands(words)]
-CHECKED = [command for _, command in ALL if fitting(NOT_RUN, command)]
+# tests/test_notebooks.py runs the commands of notebooks.
+IN_NOTEBOOKS = [command for path in sorted(ROOT.glob("notebooks/*.ipynb")) for command in notebook_commands(path)]
+CHECKED = [command for _, command in ALL if fitting(NOT_RUN, command)] + IN_NOTEBOOKS
 RUN = [(page, command) for page, command in ALL if not fitting(NOT_RUN, command)]
 # A page all of whose commands are on an earlier page, too, is not run again.
 FIRST_PAGES = {shlex.join(command): page for page, command in reversed(RUN)}
@@ -139,6 +152,17 @@ def make_class_folders(folder: Path) -> None:
         shutil.copy(boards / split / f"{kind}s" / image.name, target)
 
 
+def make_yolo(folder: Path) -> None:
+  """Makes YOLO from the images of DATASET, with a square of class 0 in each."""
+  for split in ("train", "val"):
+    images, labels = folder / "YOLO" / split / "images", folder / "YOLO" / split / "labels"
+    shutil.copytree(folder / "DATASET" / split / "images", images)
+    labels.mkdir()
+    for image in images.iterdir():
+      (labels / f"{image.stem}.txt").write_text("0 0.2 0.2 0.8 0.2 0.8 0.8 0.2 0.8\n")
+  (folder / "YOLO" / "data.yaml").write_text("path: YOLO\ntrain: train/images\nval: val/images\nnames: [square]\n")
+
+
 def run(folder: Path, *command: str) -> None:
   """Runs Python in a folder, on one device as on a laptop."""
   environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "HOME": str(folder)}
@@ -151,7 +175,7 @@ def seggpt(folder: Path, *arguments: str) -> None:
 
 
 # `make test` runs the pages that people start with, `.ci/run` the others too.
-_STARTING_PAGES = ("README", "tutorial")
+_STARTING_PAGES = ("README", "first", "tutorial")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +188,9 @@ def test_the_commands_and_examples_of_a_page_run_in_their_order(page, files, tmp
   shutil.copytree(files, folder)
   if page.stem == "prepare":
     make_class_folders(folder)
-  if page.stem in ("boards", "tutorial", "retrieval"):
+  if page.stem == "coming_from_ultralytics":
+    make_yolo(folder)
+  if page.stem in ("boards", "classes", "first", "tutorial", "retrieval"):
     # The page draws the dataset itself.
     shutil.move(folder / "DATASET", folder / "drawn before")
   printed = [command for its_page, command in RUN if its_page == page]
@@ -172,14 +198,20 @@ def test_the_commands_and_examples_of_a_page_run_in_their_order(page, files, tmp
     # Boards are drawn last on this page, where it says what was measured.
     printed.sort(key=lambda command: command[1] != "boards")
   for command in printed:
-    if command[1] == "convert":
-      shutil.rmtree(folder / command[-1])  # a stand-in for what this command writes
+    if command[1] == "convert" and (folder / command[3]).exists():
+      shutil.rmtree(folder / command[3])  # a stand-in for what this command writes
     seggpt(folder, *command[1:], *(fitting(SMALLER, command) or []))
   for block in blocks(page, "python"):
     run(folder, "-c", block)
 
 
 # ---------------------------------------------------------------------------------------------------- checking commands
+
+
+def _value_of(flag: str, arguments: list[str]) -> str:
+  """Returns the value of a flag, which is written as `--flag=value` or `--flag value`."""
+  joined = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{flag}=")]
+  return joined[0] if joined else arguments[arguments.index(flag) + 1]
 
 
 def test_flags_and_keys_of_commands_that_are_not_run_exist(tmp_path):
@@ -199,9 +231,9 @@ def test_flags_and_keys_of_commands_that_are_not_run_exist(tmp_path):
       ).stdout
       known[name] = set(re.findall(r"--(?:\[no\])?([\w-]+)", help_text))
     given = [argument.lstrip("-").split("=")[0] for argument in arguments if argument.startswith("--")]
-    assert {flag for flag in given if not flag.startswith("config.")} <= known[name], arguments
+    assert {flag for flag in given if not flag.startswith("config.")} <= known[name], (name, arguments)
     if name == "train":
-      config = packaged_configs.load(arguments[arguments.index("--config") + 1])
+      config = packaged_configs.load(_value_of("--config", arguments))
       for argument in arguments:
         if argument.startswith("--config."):
           key, value = argument.removeprefix("--config.").split("=", 1)
@@ -249,3 +281,19 @@ def test_every_subcommand_and_every_room_has_its_place_in_the_reference():
   assert set(re.findall(r"^## seggpt ([\w-]+)", (reference / "commands.md").read_text(), re.M)) == set(COMMANDS)
   rooms = {path.parent.name for path in (ROOT / "seggpt_jax").glob("*/__init__.py")} - {"cli", "packaged"}
   assert {room for room in rooms if not (reference / f"{room}.md").is_file()} == set()
+  rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "design.md").read_text(), re.M)
+  assert set(rows) == rooms | {"cli"}
+
+
+def test_every_configuration_key_that_a_page_names_exists():
+  """Tables that translate from other programs would otherwise name keys that are gone."""
+  from seggpt_jax.training.schema import KEYS
+
+  groups = "|".join(sorted({key.name.split(".")[0] for key in KEYS if "." in key.name}))
+  named = {
+    (page.name, name)
+    for page in PAGES
+    for name in re.findall(rf"`(?:--)?(?:config\.)?((?:{groups})\.[a-z0-9_]+)", page.read_text())
+    if name not in ("data.yaml", "model.safetensors")
+  }
+  assert {(page, name) for page, name in named if name not in {key.name for key in KEYS}} == set()

@@ -58,8 +58,10 @@ def attempt(folder: Path, target: Target, file: str, content: bytes) -> Outcome:
     message = str(error)
     if len(message.splitlines()) != 1 or len(message) > _LONGEST_MESSAGE:
       return Outcome("crashed", f"message of {len(message)} characters and several lines: {message[:500]!r}")
-    # Configurations are told by their keys, and what a command prints names a flag or its value.
-    if not (str(folder) in message or path.name in message or message.startswith(("config.", "error: "))):
+    # Configurations are told by their keys, weights by their directory, and what a command prints names a flag or its
+    # value.
+    starts = ("config.", "error: ", f"{Path(file).parts[0]}: ")
+    if not (str(folder) in message or path.name in message or message.startswith(starts)):
       return Outcome("crashed", f"message without the file: {message}")
     return Outcome("refused", message)
   except BaseException:  # also of exceptions in other libraries that are no Exception

@@ -3,9 +3,10 @@
   seggpt convert seggpt_vit_large.pth weights/vit_large          # PyTorch to JAX
   seggpt convert --to baai runs/mine finetuned.pth               # back, with the names of the original
   seggpt convert --to hf runs/mine finetuned_hf                  # back, as a transformers directory
+  seggpt convert --to hf runs/mine mine_hf --push me/scratches   # the same, uploaded to the Hugging Face hub
 
 INPUT is a .pth, .pt or .bin pickle, a .safetensors file, a Hugging Face model directory, or a weights directory or
-training run of this package.
+training run of this package, or the name of a repository on the hub.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from pathlib import Path
 
 from absl import flags
 
-from seggpt_jax.files import writing
-from seggpt_jax.model import torch_files, torch_weights, weights
+from seggpt_jax.cli import model_card
+from seggpt_jax.errors import InputError
+from seggpt_jax.files import expand, writing
+from seggpt_jax.model import hub, torch_files, torch_weights, weights
 
 ARGUMENTS = ("INPUT", "OUTPUT")
 
@@ -25,12 +28,21 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   to = flags.DEFINE_enum(
     "to", None, ["baai", "hf"], "Write PyTorch weights instead of JAX weights, named as BAAI or Hugging Face name them."
   )
-  return {"Output": [to]}
+  push = flags.DEFINE_string(
+    "push", "", "Repository OWNER/NAME on the Hugging Face hub that gets OUTPUT and a model card."
+  )
+  private = flags.DEFINE_bool("private", False, "Create the repository such that only its owner can read it.")
+  return {"Output": [to], "Upload": [push, private]}
 
 
 def main(source: str, destination: str) -> None:
   """Converts one file or directory to another."""
   weights.check_new(destination)
+  values = flags.FLAGS
+  if values.private and not values.push:
+    raise InputError("--private: found no --push, expected both")
+  if values.push:  # before minutes are spent on converting
+    hub.create(values.push, private=values.private)
   with writing(destination):  # before minutes are spent on reading
     Path(destination).absolute().parent.mkdir(parents=True, exist_ok=True)
   if weights.has_weights(source):
@@ -40,10 +52,14 @@ def main(source: str, destination: str) -> None:
     conversion = torch_files.read(source)
     params, config, unexpected = conversion.params, conversion.config, conversion.unexpected
   print(torch_weights.summary(params, unexpected))
-  if flags.FLAGS.to:
-    torch_files.write(destination, params, config, flags.FLAGS.to)
+  if values.to:
+    torch_files.write(destination, params, config, values.to)
   else:
     weights.save_weights(destination, params, config)
   height, width = config.canvas_size
   print(f"depth {config.depth}, width {config.width}, heads {config.num_heads}, canvas {height} x {width}")
   print(f"written: {destination}")
+  if values.push:
+    output = Path(expand(destination))
+    name = f"hf://{values.push}/{output.name}" if output.is_file() else values.push
+    print(f"uploaded: {hub.upload(values.push, output, model_card.model_card(name, source, params, config))}")

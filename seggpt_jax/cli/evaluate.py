@@ -17,24 +17,25 @@ from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.runner import is_given
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation import few_shot_data, parts
+from seggpt_jax.evaluation import parts
 from seggpt_jax.evaluation.davis import Davis
 from seggpt_jax.evaluation.few_shot import FewShot
+from seggpt_jax.evaluation.few_shot_benchmarks import BENCHMARKS, Opening
 from seggpt_jax.inference.options import MOST_SPLITS
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.model.weights import find_weights
 
-_FEW_SHOT, _DAVIS = ("fss1000", "pascal5i", "coco20i"), "davis2017"
+_DAVIS = "davis2017"
 
 # The benchmarks that a flag has an effect on.
 _APPLIES = {
-  "fold": ("pascal5i", "coco20i"),
-  "shots": _FEW_SHOT,
-  "seed": _FEW_SHOT,
-  "episodes": _FEW_SHOT,
-  "classes": ("fss1000",),
-  "lists": ("pascal5i",),
+  "fold": tuple(name for name, each in BENCHMARKS.items() if each.num_folds > 1),
+  "shots": tuple(BENCHMARKS),
+  "seed": tuple(BENCHMARKS),
+  "episodes": tuple(BENCHMARKS),
+  "classes": tuple(name for name, each in BENCHMARKS.items() if "classes" in each.flags),
+  "lists": tuple(name for name, each in BENCHMARKS.items() if "lists" in each.flags),
   "num_frames": (_DAVIS,),
 }
 
@@ -43,22 +44,24 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags of the command."""
   return {
     "Benchmark": [
-      flags.DEFINE_enum("benchmark", None, [*_FEW_SHOT, _DAVIS], "Benchmark to run.", required=True),
-      define_path("model_path", "Weights directory, training run, or packaged name: small.", required=True),
+      flags.DEFINE_enum("benchmark", None, [*BENCHMARKS, _DAVIS], "Benchmark to run.", required=True),
+      define_path(
+        "model_path", "Path of weights or of a training run, packaged name (small) or Hugging Face name.", required=True
+      ),
       define_path("data_dir", "Folder of the dataset as it is unpacked.", required=True),
       define_path("outdir", "Folder for the results.", required=True),
       flags.DEFINE_string("shard", "1/1", "I/N: do only the I-th of N shares of the work."),
       flags.DEFINE_integer("split", 1, "Cut queries and prompts into N x N tiles.", 1, MOST_SPLITS),
     ],
     "Few-shot benchmarks": [
-      flags.DEFINE_list("fold", None, "With pascal5i and coco20i: any of 0,1,2,3; all by default."),
+      flags.DEFINE_list("fold", None, "Folds to run, such as 0,2; all by default."),
       flags.DEFINE_integer("shots", 1, "Number of prompts for each query.", 1, 1000),
       flags.DEFINE_integer("seed", 0, "Seed of the episodes.", 0, 2**32 - 1),
       flags.DEFINE_integer(
         "episodes", None, "Number of episodes of each fold, evenly spread, for a quick look; all by default.", 1, 10**7
       ),
       define_path("classes", "With fss1000: a file with one class on each line; all folders by default."),
-      define_path("lists", "With pascal5i: folder with the published fold0.txt to fold3.txt."),
+      define_path("lists", "With pascal5i and isaid5i: folder with the published fold0.txt, fold1.txt, ..."),
     ],
     "Video benchmark": [
       flags.DEFINE_integer(
@@ -96,16 +99,13 @@ def main() -> None:
 
 def _few_shot(model: str) -> FewShot:
   values = flags.FLAGS
+  benchmark = BENCHMARKS[values.benchmark]
   # Checked before the labels are read, which may take minutes.
-  known = set(map(str, range(few_shot_data.NUM_FOLDS)))
-  if values.fold is not None and not (values.fold and set(values.fold) <= known):
-    raise InputError(f"--fold: found {','.join(values.fold)!r}, expected some of 0,1,2,3")
-  if values.benchmark == "fss1000":
-    data = few_shot_data.fss1000(values.data_dir, values.classes)
-  elif values.benchmark == "pascal5i":
-    data = few_shot_data.pascal5i(values.data_dir, values.lists)
-  else:
-    data = few_shot_data.coco20i(values.data_dir, Path(values.outdir) / "parts" / "classes.npz")
+  known = [str(fold) for fold in range(benchmark.num_folds)]
+  if values.fold is not None and not (values.fold and set(values.fold) <= set(known)):
+    raise InputError(f"--fold: found {','.join(values.fold)!r}, expected some of {','.join(known)}")
+  cache = Path(values.outdir) / "parts" / "classes.npz"
+  data = benchmark.read(Opening(values.data_dir, values.shots, values.classes, values.lists, cache))
   return FewShot(
     values.benchmark,
     data,

@@ -22,7 +22,9 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags of the command."""
   return {
     "Evaluation": [
-      define_path("model_path", "Weights directory, training run, or packaged name: small.", required=True),
+      define_path(
+        "model_path", "Path of weights or of a training run, packaged name (small) or Hugging Face name.", required=True
+      ),
       flags.DEFINE_list("families", "held_out", "held_out, training, or names of families."),
       define_paths("data", "Folders of real datasets, in place of families."),
       flags.DEFINE_integer("num_episodes", 40, "Number of questions per family, or per class of a dataset.", 1, 10**6),

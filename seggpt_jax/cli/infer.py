@@ -58,7 +58,9 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags of the command."""
   return {
     "Network and results": [
-      define_path("model_path", "Weights directory, training run, or packaged name: small.", required=True),
+      define_path(
+        "model_path", "Path of weights or of a training run, packaged name (small) or Hugging Face name.", required=True
+      ),
       define_path("adapter", "Training run that learned a LoRA or a prompt for these weights."),
       define_path("outdir", "Folder for the results.", required=True),
     ],

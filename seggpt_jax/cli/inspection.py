@@ -29,7 +29,9 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags of the command."""
   return {
     "Network and results": [
-      define_path("model_path", "Weights directory, training run, or packaged name: small.", required=True),
+      define_path(
+        "model_path", "Path of weights or of a training run, packaged name (small) or Hugging Face name.", required=True
+      ),
       define_path("adapter", "Training run that learned a LoRA for these weights."),
       define_path("outdir", "Folder for inspection.json and report.html.", required=True),
       flags.DEFINE_integer("rows", 50, "Number of worst images with pictures in each part of the report.", 0, 10**5),

@@ -16,6 +16,8 @@ COMMANDS = {
   "prepare": "Convert a dataset to image folders or to ArrayRecord, and divide it into train and val.",
   "train": "Fine-tune or train a network on labeled images.",
   "infer": "Segment images or a video by example.",
+  "app": "Open a page to label one image, see the others answered, correct, and train.",
+  "serve": "Segment images for other programs, over HTTP.",
   "calibrate": "Choose how sensitive a trained network is, for a catch rate or a yield rate.",
   "retrieve": "Choose the best prompts for every image, for `seggpt infer --mapping`.",
   "evaluate": "Run a public benchmark: FSS-1000, PASCAL-5i, COCO-20i or DAVIS 2017.",
@@ -23,6 +25,7 @@ COMMANDS = {
   "evaluate-in-context": "Measure segmentation by example on families of pictures that no training has used.",
   "convert": "Convert weights from PyTorch or Hugging Face to JAX, and back.",
   "merge": "Merge a LoRA into the weights it was trained for.",
+  "export": "Export a network as one file for other programs: ONNX or StableHLO.",
   "boards": "Draw a dataset of synthetic circuit boards with defects.",
   "demo": "Segment circuit boards by example, fine-tune, segment again, and draw a picture.",
 }

@@ -33,7 +33,7 @@ from seggpt_jax.cli.help_text import command_help, flag_name
 from seggpt_jax.errors import InputError, MachineError, one_line
 from seggpt_jax.files import expand
 
-_HELP = {"-h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort"}
+_HELP = {"h", "?", "help", "helpfull", "helpshort"}  # with one hyphen or two
 
 
 def is_given(name: str) -> bool:
@@ -67,7 +67,7 @@ def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn
       stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end the work
   groups = command.define_flags()
   own = [holder.name for holders in groups.values() for holder in holders]
-  if _HELP & set(arguments):
+  if any(argument.startswith("-") and argument.lstrip("-").partition("=")[0] in _HELP for argument in arguments):
     print(command_help(command, program, groups))
     sys.exit(0)
   # ml_collections looks for the keys of a config in sys.argv.

@@ -104,6 +104,11 @@ def padded_image(image: UInt8[np.ndarray, "h w *c"], size: int) -> UInt8[np.ndar
   return cv2.copyMakeBorder(image, 0, rows, 0, cols, cv2.BORDER_REFLECT_101) if rows or cols else image
 
 
+def window_count(length: int, size: int, overlap: float | int = 0) -> int:
+  """Returns the number of evenly spaced windows that cover one side of an image; see `window_starts`."""
+  return 1 + math.ceil((length / size - 1) / (1 - overlap) - 1e-9)
+
+
 def window_starts(length: int, size: int, overlap: float | int = 0) -> list[int]:
   """Returns the first pixels of evenly spaced windows that cover one side of an image.
 
@@ -112,8 +117,7 @@ def window_starts(length: int, size: int, overlap: float | int = 0) -> list[int]
     size: side of a window in pixels.
     overlap: smallest share of a window's side, at least 0 and below 1, by which neighbors overlap.
   """
-  count = 1 + math.ceil((length / size - 1) / (1 - overlap) - 1e-9)
-  return np.linspace(0, length - size, count).round().astype(int).tolist()
+  return np.linspace(0, length - size, window_count(length, size, overlap)).round().astype(int).tolist()
 
 
 def zoomed_shape(shape: tuple[int, ...], zoom: float | int) -> tuple[int, int]:

@@ -168,21 +168,34 @@ def _pack(entry: dict[str, Any]) -> Any:
     return entry
   found, outline, size, problem = entry.get("segmentation"), (), None, ""
   try:
-    if isinstance(found, dict):
-      counts, (height, width) = found["counts"], found["size"]
-      outline, size = counts.encode() if isinstance(counts, str) else np.array(counts, np.int64), (height, width)
-    elif found:
-      polygons = [np.array(polygon, np.float64) for polygon in found]
-      if any(polygon.ndim != 1 or len(polygon) % 2 for polygon in polygons):
-        raise ValueError("coordinates do not come in pairs")
-      outline = tuple(polygon for polygon in polygons if len(polygon) >= 6)  # two points have no area
-    else:
+    if not found and not isinstance(found, dict):
       raise ValueError("none" if not entry.get("bbox") else "none, only a box")
+    outline, size = parse_outline(found)
   except (KeyError, ValueError, TypeError, OverflowError) as error:
     outline = ()
     problem = f"annotation {entry.get('id')}: found segmentation {one_line(error)}, expected polygons or run lengths"
   crowd = bool(entry.get("iscrowd", 0))
   return _Annotation(entry.get("id"), entry["image_id"], entry["category_id"], crowd, outline, size, problem)
+
+
+def parse_outline(segmentation: Any) -> tuple[Outline, tuple[int, int] | None]:
+  """Returns a COCO segmentation as an outline, and the height and width that run lengths refer to.
+
+  Args:
+    segmentation: polygons, each as x0, y0, x1, y1, ..., or run lengths with their size.
+
+  Raises:
+    KeyError, ValueError, TypeError, OverflowError: it is neither.
+  """
+  if isinstance(segmentation, dict):
+    counts, (height, width) = segmentation["counts"], segmentation["size"]
+    if isinstance(counts, str):
+      counts = counts.encode()
+    return counts if isinstance(counts, bytes) else np.array(counts, np.int64), (height, width)
+  polygons = [np.array(polygon, np.float64) for polygon in segmentation]
+  if any(polygon.ndim != 1 or len(polygon) % 2 for polygon in polygons):
+    raise ValueError("coordinates do not come in pairs")
+  return tuple(polygon for polygon in polygons if len(polygon) >= 6), None  # two points have no area
 
 
 def _unique(found: dict[Any, Any], entries: list[dict[str, Any]], what: str, where: str) -> dict[Any, dict[str, Any]]:

@@ -221,7 +221,7 @@ def parse_values(text: str, name: str) -> tuple[Value, ...]:
   try:
     # The comma makes a tuple even of a single value.
     values = ast.literal_eval(f"({text},)") if text.strip() else ()
-  except (ValueError, SyntaxError, TypeError) as error:
+  except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
     raise InputError(f"{name}: found {text!r}, expected values such as 0,128,255 or (0,0,0),(255,0,0)") from error
   # The whole list may be in parentheses.
   return values[0] if len(values) == 1 and isinstance(values[0], tuple) and not _is_value(values[0], True) else values

@@ -144,18 +144,24 @@ def _split_of(path: str, folder: str) -> str:
 def _images(files: DatasetFiles, split: str, content: Mapping[str, Any], where: str) -> list[str]:
   """Returns the relative paths of a split's images."""
   named = content.get(split) or []
-  folders = [f"{_IMAGES}/{split}", f"{split}/{_IMAGES}"] if split != "." else [_IMAGES]
-  for place in [named] if isinstance(named, str) else named:
-    # Roboflow writes ../train/images, which means the folder of data.yaml.
-    stated = "/".join(part for part in PurePosixPath(plain_name(str(place))).parts if part not in ("..", ".", "/"))
-    if stated.endswith(".txt"):
-      return _listed(files, stated, where)
-    folders.insert(0, stated)
-  for folder in folders:
-    found = [path for path in files.paths if path.startswith(f"{folder}/") and is_image(path)]
-    if found:
-      return found
-  return []
+  places = [str(place) for place in ([named] if isinstance(named, str) else named)]
+  found = {place: _images_at(files, place, where) for place in places}
+  missing = [place for place, images in found.items() if not images]
+  if missing and len(places) > 1:
+    raise InputError(f"{where}: {split}: found no images in {missing[0]}, expected some in each of its folders")
+  if places and not missing:
+    return list(dict.fromkeys(image for images in found.values() for image in images))
+  usual = (f"{_IMAGES}/{split}", f"{split}/{_IMAGES}") if split != "." else (_IMAGES,)
+  return next((images for place in usual if (images := _images_at(files, place, where))), [])
+
+
+def _images_at(files: DatasetFiles, place: str, where: str) -> list[str]:
+  """Returns the relative paths of the images in a folder, or in a text file of images, that data.yaml names."""
+  # Roboflow writes ../train/images, which means the folder of data.yaml.
+  stated = "/".join(part for part in PurePosixPath(plain_name(place)).parts if part not in ("..", ".", "/"))
+  if stated.endswith(".txt"):
+    return _listed(files, stated, where)
+  return [path for path in files.paths if path.startswith(f"{stated}/") and is_image(path)]
 
 
 def _listed(files: DatasetFiles, place: str, where: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Class names of PASCAL VOC and COCO, in the order of their class indices, which start at 1."""
+"""Class names of PASCAL VOC, COCO and iSAID, in the order of their class indices, which start at 1."""
 
 from __future__ import annotations
 
@@ -19,4 +19,8 @@ COCO_CLASSES = _names("""
   broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop,
   mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors,
   teddy bear, hair drier, toothbrush
+""")
+ISAID_CLASSES = _names("""
+  ship, storage tank, baseball diamond, tennis court, basketball court, ground track field, bridge, large vehicle,
+  small vehicle, helicopter, swimming pool, roundabout, soccer ball field, plane, harbor
 """)

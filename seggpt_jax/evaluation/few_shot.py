@@ -1,7 +1,7 @@
-"""Evaluates few-shot segmentation on FSS-1000, PASCAL-5i and COCO-20i: network and dataset in, mIoU and FB-IoU out.
+"""Evaluates few-shot segmentation on the benchmarks of `few_shot_benchmarks`: network and dataset in, mIoU out.
 
-The protocol is the one of HSNet's published test code (arXiv 2104.01538):
-- 1000 episodes for each fold, or one for every image of FSS-1000.
+The protocol is the one of HSNet's published test code (arXiv 2104.01538), which Matcher, PATNet and INSID3 kept:
+- A fixed number of episodes for each fold, such as 1000.
 - Each episode asks for one class; everything else is background.
 - Pixels of intersection and union are summed over all episodes of a class. Ignored pixels are not counted.
 - mIoU is the mean over the fold's classes. FB-IoU is the mean of foreground and background IoU, each from pixels summed
@@ -9,7 +9,7 @@ The protocol is the one of HSNet's published test code (arXiv 2104.01538):
 - Papers report the mean over folds.
 
 There are two differences. Predictions are scored at the query's own size; HSNet shrinks truth and prediction to 400 x
-400 pixels (others to 417 or 473), which is easier. The listings can differ, see `few_shot_data`.
+400 pixels (others to 417, 473 or 518), which is easier. The listings can differ, see the readers.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.evaluation import examples, few_shot_episodes, tables
-from seggpt_jax.evaluation.few_shot_data import FewShotData
 from seggpt_jax.evaluation.few_shot_episodes import Episode
+from seggpt_jax.evaluation.few_shot_samples import FewShotData
 from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
@@ -52,7 +52,7 @@ class FewShot:
   """A few-shot benchmark, see `parts.Benchmark`. A part is a shard's share of a fold.
 
   Args:
-    name: fss1000, pascal5i or coco20i.
+    name: a name of `few_shot_benchmarks.BENCHMARKS`.
     data: the dataset.
     model: path of the weights, which is recorded in the settings.
     folds: folds to run; all folds of the dataset by default.
@@ -83,9 +83,9 @@ class FewShot:
     self._notes = list(data.notes)
     if count is not None:
       self._notes.append("Only some of the episodes were run (--episodes).")
-    if shots > 1:
+    if shots > 1 and tables.published(name, "mIoU", shots):
       self._notes.append("Published few-shot figures do not say how many prompts each query had.")
-    names = [data.source.name(index) for index in range(len(data.source))]
+    names = [data.samples.name(index) for index in range(len(data.samples))]
     self.settings: dict[str, Any] = {
       "model": model,
       "folds": folds,
@@ -109,7 +109,7 @@ class FewShot:
         asked = item.episode.class_index
         counts.add(asked, episode_counts(labels, item.truth))
         if place in shown:
-          prompt = self._data.read(item.episode.prompts[0], asked)
+          prompt = self._data.samples.read(item.episode.prompts[0], asked)
           rows.append([examples.panel(*prompt), *_query_panels(item, labels)])
           titles.append(f"fold {fold}, {self._data.class_names[asked]}: prompt, query, truth, prediction")
         bar.set_postfix(mIoU=f"{100 * counts.mean_iou():.1f}", refresh=False)
@@ -155,8 +155,8 @@ class FewShot:
     waiting = collections.deque[_Read]()
 
     def read(episode: Episode) -> _Read:
-      image, truth = self._data.read(episode.query, episode.class_index)
-      prompts = [self._data.read(prompt, episode.class_index) for prompt in episode.prompts]
+      image, truth = self._data.samples.read(episode.query, episode.class_index)
+      prompts = [self._data.samples.read(prompt, episode.class_index) for prompt in episode.prompts]
       # Prepared here because prompts of the network's size take little memory while many episodes wait.
       return _Read(episode, image, truth, [predictor.prepare_prompt(*prompt, split=self._split) for prompt in prompts])
 

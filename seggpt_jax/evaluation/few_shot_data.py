@@ -1,4 +1,4 @@
-"""Datasets of the few-shot benchmarks in the layouts that people download: a folder in, `FewShotData` out.
+"""The few-shot benchmarks of photographs in the layouts that people download: a folder in, `FewShotData` out.
 
 - FSS-1000: CLASS/1.jpg .. 10.jpg, each with its mask beside it as .png, foreground above 127.
 - PASCAL-5i: VOC2012 with JPEGImages, SegmentationClassAug or SegmentationClass, ImageSets/Segmentation/val.txt; 255 is
@@ -13,14 +13,12 @@ a class is used for that class, in the order of names, which is also the order o
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
 from seggpt_jax.data.class_index import scan_classes
 from seggpt_jax.data.coco import CocoSource
@@ -28,75 +26,13 @@ from seggpt_jax.data.images import list_images
 from seggpt_jax.data.labels import IGNORE, LabelFormat
 from seggpt_jax.data.sources import FileSource, Item, Source
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation import few_shot_episodes
 from seggpt_jax.evaluation.class_names import COCO_CLASSES, VOC_CLASSES
 from seggpt_jax.evaluation.dataset_folders import existing_folder, find_root, read_lines
-from seggpt_jax.evaluation.few_shot_episodes import Episode
+from seggpt_jax.evaluation.few_shot_episodes import Pools
+from seggpt_jax.evaluation.few_shot_samples import FewShotData, LabelMaps
 
 NUM_FOLDS = 4
 _NUM_EPISODES = 1000  # per fold of PASCAL-5i and COCO-20i
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FewShotData:
-  """A dataset with its classes, folds and lists of samples.
-
-  Attributes:
-    source: the samples.
-    class_names: name of each class.
-    folds: classes of each fold.
-    pools: samples that show each class, in order.
-    queries: (sample, class) pairs of each fold, in order, which are the queries in turn; None if queries are drawn at
-      random.
-    own_class: whether label files are masks of their folder's class instead of class indices.
-    notes: sentences to print below the results.
-    comparable: whether published results use the same classes.
-  """
-
-  source: Source
-  class_names: Mapping[int, str]
-  folds: Mapping[int, Sequence[int]]
-  pools: Mapping[int, Sequence[int]]
-  queries: Mapping[int, Sequence[tuple[int, int]]] | None
-  own_class: bool = False
-  notes: tuple[str, ...] = ()
-  comparable: bool = True
-
-  def episodes(self, fold: int, shots: int, seed: int = 0, count: int | None = None) -> list[Episode]:
-    """Returns the episodes of a fold, the same ones for the same files and arguments.
-
-    Args:
-      fold: a key of `folds`.
-      shots: number of prompts per query.
-      seed: seed of the draws.
-      count: number of episodes to keep, evenly spread. By default all are kept: 1000, or one for each image of
-        FSS-1000.
-
-    Raises:
-      InputError: there is no such fold, or one of its classes has too few images.
-    """
-    if fold not in self.folds:
-      raise InputError(f"--fold: found {fold}, expected some of {', '.join(map(str, self.folds))}")
-    classes = self.folds[fold]
-    few_shot_episodes.check_pools(classes, self.pools, shots, self.class_names)
-    if self.queries is None:
-      drawn = few_shot_episodes.at_random(classes, self.pools, _NUM_EPISODES, shots, seed)
-    else:
-      total = len(self.queries[fold]) if self.own_class else _NUM_EPISODES
-      drawn = few_shot_episodes.in_turn(self.queries[fold], self.pools, total, shots, seed)
-    return few_shot_episodes.evenly_spread(drawn, count)
-
-  def read(self, sample: int, class_index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-    """Reads an image and its mask of a class: 1 where the class is, IGNORE where the label is ignored.
-
-    Raises:
-      InputError: a file is missing, cannot be read, or has another size than its image; names the file.
-    """
-    read = self.source[sample]
-    label = read["label"]
-    mask = (label == (1 if self.own_class else class_index)).astype(np.uint8)
-    mask[label == IGNORE] = IGNORE
-    return read["image"], mask
 
 
 def fss1000(directory: str | os.PathLike, classes: str | os.PathLike | None = None) -> FewShotData:
@@ -135,12 +71,12 @@ def fss1000(directory: str | os.PathLike, classes: str | os.PathLike | None = No
     pools[class_index] = sorted(places, key=lambda place: _number(items[place].name))
   note = f"{len(names)} classes; published figures are of the 240 of the test split (--classes)."
   return FewShotData(
-    FileSource(items, 2, LabelFormat("binary", threshold=127)),
+    LabelMaps(FileSource(items, 2, LabelFormat("binary", threshold=127)), own_class=True),
     dict(enumerate(names, 1)),
     {0: list(pools)},
-    pools,
-    {0: queries},
-    own_class=True,
+    Pools(pools),
+    {0: len(queries)},
+    queries={0: queries},
     notes=() if is_test_split else (note,),
     comparable=is_test_split,
   )
@@ -187,18 +123,47 @@ def pascal5i(directory: str | os.PathLike, lists: str | os.PathLike | None = Non
   ]
   source = FileSource(items, 1 + len(VOC_CLASSES), LabelFormat(ignore=(IGNORE,)))
   folds = {fold: list(range(5 * fold + 1, 5 * fold + 6)) for fold in range(NUM_FOLDS)}
+  queries = listed_queries(source, names, folds, lists)
+  notes = () if lists else ("Queries from the labels; the published lists have fewer (--lists).",)
+  return FewShotData(
+    LabelMaps(source),
+    dict(enumerate(VOC_CLASSES, 1)),
+    {fold: folds[fold] for fold in queries},
+    pools_of_queries({fold: folds[fold] for fold in queries}, queries),
+    dict.fromkeys(queries, _NUM_EPISODES),
+    queries=queries,
+    notes=notes,
+  )
+
+
+def listed_queries(
+  source: Source, names: Sequence[str], folds: Mapping[int, Sequence[int]], lists: str | os.PathLike | None
+) -> dict[int, list[tuple[int, int]]]:
+  """Returns the (sample, class) pairs of each fold, in order.
+
+  Args:
+    source: label maps with class indices.
+    names: name of each sample in the lists.
+    folds: classes of each fold.
+    lists: folder with the published lists fold0.txt, fold1.txt, ...; those of some folds are enough. None takes every
+      pair that the labels show.
+
+  Raises:
+    InputError: a list cannot be read, or none is there.
+  """
   if lists is None:
     table = scan_classes(source)
-    queries = {fold: [(i, c) for i in range(len(items)) for c in folds[fold] if table[i, c]] for fold in folds}
-  else:
-    places = {name: index for index, name in enumerate(names)}
-    files = {fold: Path(lists) / f"fold{fold}.txt" for fold in folds}
-    # The lists of some folds are enough. If there is none at all, the error names the first.
-    folds = {fold: folds[fold] for fold in folds if files[fold].exists()} or folds
-    queries = {fold: _read_list(files[fold], places, folds[fold]) for fold in folds}
-  pools = {c: [i for i, class_index in queries[fold] if class_index == c] for fold in folds for c in folds[fold]}
-  notes = () if lists else ("Queries from the labels; the published lists have fewer (--lists).",)
-  return FewShotData(source, dict(enumerate(VOC_CLASSES, 1)), folds, pools, queries, notes=notes)
+    return {fold: [(i, c) for i in range(len(names)) for c in folds[fold] if table[i, c]] for fold in folds}
+  places = {name: index for index, name in enumerate(names)}
+  files = {fold: Path(lists) / f"fold{fold}.txt" for fold in folds}
+  # If there is none at all, the error names the first.
+  found = [fold for fold in folds if files[fold].exists()] or list(folds)
+  return {fold: _read_list(files[fold], places, folds[fold]) for fold in found}
+
+
+def pools_of_queries(folds: Mapping[int, Sequence[int]], queries: Mapping[int, Sequence[tuple[int, int]]]) -> Pools:
+  """Returns the pools whose prompts are the queries of the same class."""
+  return Pools({c: [i for i, class_index in queries[fold] if class_index == c] for fold in folds for c in folds[fold]})
 
 
 def _read_list(path: Path, places: Mapping[str, int], classes: Sequence[int]) -> list[tuple[int, int]]:
@@ -208,8 +173,8 @@ def _read_list(path: Path, places: Mapping[str, int], classes: Sequence[int]) ->
     name, _, number = line.rpartition("__")
     if name not in places or not number.isdecimal() or int(number) not in classes:
       raise InputError(
-        f"{path}: found line {line!r}, expected IMAGE__CLASS with an image of val.txt and a class of {classes[0]}.."
-        f"{classes[-1]}"
+        f"{path}: found line {line!r}, expected IMAGE__CLASS with an image of the validation images "
+        f"and a class of {classes[0]}..{classes[-1]}"
       )
     pairs.append((places[name], int(number)))
   return pairs
@@ -234,7 +199,8 @@ def coco20i(directory: str | os.PathLike, cache: str | os.PathLike | None = None
   pools = {c: np.flatnonzero(table[:, c]).tolist() for c in range(1, 1 + len(COCO_CLASSES))}
   folds = {fold: list(range(fold + 1, 1 + len(COCO_CLASSES), NUM_FOLDS)) for fold in range(NUM_FOLDS)}
   notes = ("Episodes are drawn from the labels, not from the published list.",)
-  return FewShotData(source, dict(enumerate(COCO_CLASSES, 1)), folds, pools, None, notes=notes)
+  names, count = dict(enumerate(COCO_CLASSES, 1)), dict.fromkeys(folds, _NUM_EPISODES)
+  return FewShotData(LabelMaps(source), names, folds, Pools(pools), count, notes=notes)
 
 
 class _DrawnCoco(CocoSource):

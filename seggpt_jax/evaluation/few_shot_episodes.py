@@ -2,14 +2,16 @@
 
 Episodes are drawn like in the published test code of HSNet (Min et al., 2021, arXiv 2104.01538), which others have
 adopted: NumPy's legacy generator with one seed for each fold, one draw for each prompt, and a new draw if the prompt is
-the query. Hence a query can have the same prompt twice. If the listing is in the published order, the episodes are the
-published ones. All functions depend on their arguments only.
+the query. Hence a query can have the same prompt twice, except where the published code of a benchmark differs. If the
+listing is in the published order, the episodes are the published ones. All functions depend on their arguments only.
+
+Where a benchmark asks for parts of one object, an image is drawn first and one of its objects second.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,14 +27,36 @@ class Episode(NamedTuple):
   prompts: tuple[int, ...]
 
 
-def in_turn(
-  queries: Sequence[tuple[int, int]], pools: Mapping[int, Sequence[int]], count: int, shots: int, seed: int
-) -> list[Episode]:
+class Pools(NamedTuple):
+  """The images that queries and prompts are drawn from.
+
+  Attributes:
+    images: images that show each class, in order.
+    objects: function that returns the samples of a class in an image, in order, one for each object; None stands for an
+      object that has no sample, which is drawn again. By default the only sample of image i is i.
+    distinct: whether the prompts of a query are of different images.
+  """
+
+  images: Mapping[int, Sequence[int]]
+  objects: Callable[[int, int], Sequence[int | None]] | None = None
+  distinct: bool = False
+
+  def samples(self, class_index: int, image: int) -> Sequence[int | None]:
+    """Returns the samples of a class in an image."""
+    return (image,) if self.objects is None else self.objects(class_index, image)
+
+  def num_usable(self, class_index: int) -> int:
+    """Returns the number of different images that have a sample of a class."""
+    images = set(self.images.get(class_index, ()))
+    return sum(any(sample is not None for sample in self.samples(class_index, image)) for image in images)
+
+
+def in_turn(queries: Sequence[tuple[int, int]], pools: Pools, count: int, shots: int, seed: int) -> list[Episode]:
   """Returns episodes whose queries come in turn, starting over at the end, with prompts drawn at random.
 
   Args:
-    queries: (sample, class) pairs in order.
-    pools: samples of each class that prompts are drawn from, in order.
+    queries: (image, class) pairs in order.
+    pools: images that prompts are drawn from; every image is one sample.
     count: number of episodes.
     shots: number of prompts per episode.
     seed: seed of the draws.
@@ -41,29 +65,36 @@ def in_turn(
   episodes = []
   for index in range(count):
     query, class_index = queries[index % len(queries)]
-    episodes.append(Episode(class_index, query, _prompts(generator, pools[class_index], query, shots)))
+    episodes.append(Episode(class_index, query, _prompts(generator, pools, class_index, query, shots)))
   return episodes
 
 
-def at_random(
-  classes: Sequence[int], pools: Mapping[int, Sequence[int]], count: int, shots: int, seed: int
-) -> list[Episode]:
+def at_random(classes: Sequence[int], pools: Pools, count: int, shots: int, seed: int) -> list[Episode]:
   """Returns episodes whose class, query and prompts are all drawn at random.
 
   Args:
     classes: classes of the fold, in order.
-    pools: samples of each class that queries and prompts are drawn from, in order.
+    pools: images that queries and prompts are drawn from.
     count: number of episodes.
     shots: number of prompts per episode.
     seed: seed of the draws.
   """
   generator = np.random.RandomState(seed)
-  episodes = []
-  for _ in range(count):
-    class_index = classes[_draw(generator, len(classes))]
-    query = pools[class_index][_draw(generator, len(pools[class_index]))]
-    episodes.append(Episode(class_index, query, _prompts(generator, pools[class_index], query, shots)))
-  return episodes
+  return [_drawn(generator, pools, classes[_draw(generator, len(classes))], shots) for _ in range(count)]
+
+
+def class_by_class(classes: Sequence[int], pools: Pools, count: int, shots: int, seed: int) -> list[Episode]:
+  """Returns episodes whose classes come in turn, with query and prompts drawn at random.
+
+  Args:
+    classes: classes of the fold, in order.
+    pools: images that queries and prompts are drawn from.
+    count: number of episodes.
+    shots: number of prompts per episode.
+    seed: seed of the draws.
+  """
+  generator = np.random.RandomState(seed)
+  return [_drawn(generator, pools, classes[index % len(classes)], shots) for index in range(count)]
 
 
 def evenly_spread(episodes: Sequence[Episode], count: int | None) -> list[Episode]:
@@ -73,17 +104,17 @@ def evenly_spread(episodes: Sequence[Episode], count: int | None) -> list[Episod
   return [episodes[index * len(episodes) // count] for index in range(count)]
 
 
-def check_pools(classes: Sequence[int], pools: Mapping[int, Sequence[int]], shots: int, names: Mapping[int, str]):
-  """Checks that every class has enough samples for a query and its prompts.
+def check_pools(classes: Sequence[int], pools: Pools, shots: int, names: Mapping[int, str]) -> None:
+  """Checks that every class has enough images for a query and its prompts.
 
   Raises:
     InputError: a class has too few; names the class.
   """
   for index in classes:
-    if len(pools.get(index, ())) <= shots:
+    if (found := pools.num_usable(index)) <= shots:
       raise InputError(
-        f"class {names[index]}: found {len(pools.get(index, ()))} images of it, expected at least {shots + 1} for "
-        f"--shots {shots}: a query and its prompts"
+        f"class {names[index]}: found {found} images of it, expected at least {shots + 1} for --shots {shots}: a query "
+        "and its prompts"
       )
 
 
@@ -101,13 +132,38 @@ def digest(episodes: Sequence[Episode], names: Sequence[str]) -> str:
   return listing.hexdigest()[:16]
 
 
-def _prompts(generator: np.random.RandomState, pool: Sequence[int], query: int, shots: int) -> tuple[int, ...]:
+def _drawn(generator: np.random.RandomState, pools: Pools, class_index: int, shots: int) -> Episode:
+  image, query = _sample(generator, pools, class_index, ())
+  return Episode(class_index, query, _prompts(generator, pools, class_index, image, shots))
+
+
+def _prompts(
+  generator: np.random.RandomState, pools: Pools, class_index: int, query_image: int, shots: int
+) -> tuple[int, ...]:
   chosen: list[int] = []
+  taken = {query_image}
   while len(chosen) < shots:
-    prompt = pool[_draw(generator, len(pool))]
-    if prompt != query:
-      chosen.append(prompt)
+    image, sample = _sample(generator, pools, class_index, taken)
+    chosen.append(sample)
+    if pools.distinct:
+      taken.add(image)
   return tuple(chosen)
+
+
+def _sample(
+  generator: np.random.RandomState, pools: Pools, class_index: int, taken: Collection[int]
+) -> tuple[int, int]:
+  """Draws an image that is not taken, and a sample in it."""
+  images = pools.images[class_index]
+  while True:
+    image = images[_draw(generator, len(images))]
+    if image in taken:
+      continue
+    samples = pools.samples(class_index, image)
+    # Drawing one of one takes no number from the generator, so images without objects need no case of their own.
+    sample = samples[_draw(generator, len(samples))] if samples else None
+    if sample is not None:
+      return image, sample
 
 
 def _draw(generator: np.random.RandomState, count: int) -> int:

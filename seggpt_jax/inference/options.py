@@ -14,6 +14,7 @@ from seggpt_jax.palette import IGNORE
 Flips = Literal["none", "horizontal", "vertical", "both"]
 # Largest values: a hundred tiles along a side are a hundred million passes for each prompt.
 MOST_SPLITS, MOST_AREA = 100, 2**31 - 1
+_MOST_OCTAVES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +94,12 @@ class InferenceOptions:
       )
     if self.prompt_grid > 1 and not self.zoom:
       raise InputError(f"prompt_grid: found {self.prompt_grid} without zoom, expected 1")
-    if self.octaves < 1 or (self.octaves > 1 and (not self.zoom or self.coarse_zoom)):
+    if not all(0 < value < IGNORE for value in self.coarse_classes) or len(self.coarse_classes) >= IGNORE:
+      raise InputError(f"coarse_classes: found {self.coarse_classes}, expected class indices 1..{IGNORE - 1}")
+    if not 1 <= self.octaves <= _MOST_OCTAVES or (self.octaves > 1 and (not self.zoom or self.coarse_zoom)):
       raise InputError(
-        f"octaves: found {self.octaves} with zoom {self.zoom} and coarse_zoom {self.coarse_zoom}, expected 1, or more "
-        "with a zoom alone"
+        f"octaves: found {self.octaves} with zoom {self.zoom} and coarse_zoom {self.coarse_zoom}, expected 1, or up to "
+        f"{_MOST_OCTAVES} with a zoom alone"
       )
     if self.zoom:
       for name in ("split", "stitch_width", "foreground_tiles"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,11 +60,18 @@ def titled_row(panels: Sequence[tuple[str, UInt8[np.ndarray, "h w 3"]]]) -> UInt
   return np.concatenate([np.asarray(bar), np.concatenate([pixels for _, pixels in panels], axis=1)])
 
 
+def encode_png(pixels: np.ndarray) -> bytes:
+  """Returns a PNG file of `[H, W]` uint8 or uint16, or of `[H, W, 3]` uint8."""
+  file = io.BytesIO()
+  # The least compression: the default takes longer than the network on large images, and saves a tenth of the size.
+  Image.fromarray(pixels).save(file, "png", compress_level=1)
+  return file.getvalue()
+
+
 def write_png(path: Path, pixels: np.ndarray) -> None:
   """Writes `[H, W]` uint8 or uint16, or `[H, W, 3]` uint8.
 
   Raises:
     InputError: the folder cannot be written to.
   """
-  # The least compression: the default takes longer than the network on large images, and saves a tenth of the size.
-  write_whole(path, lambda file: Image.fromarray(pixels).save(file, "png", compress_level=1))
+  write_whole(path, lambda file: file.write(encode_png(pixels)))

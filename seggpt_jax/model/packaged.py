@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from seggpt_jax.files import parse_json, write_whole
+from seggpt_jax.model import parameters
 from seggpt_jax.model.config import SegGPTConfig
 
 _SUFFIX = ".safetensors"
@@ -59,10 +60,6 @@ def write(path: Path, params: Mapping[str, Any], config: SegGPTConfig) -> None:
   Raises:
     ValueError: a parameter is too large for float16.
   """
-  with np.errstate(over="ignore"):  # the loop below raises an error that names the parameter
-    halves = {name: np.asarray(value).astype(np.float16) for name, value in params.items()}
-  for name, value in halves.items():
-    if not np.isfinite(value).all():
-      raise ValueError(f"{name}: found values beyond the range of float16, expected at most 65504")
+  halves = parameters.to_float16(params)
   data = safetensors.numpy.save(halves, metadata={"config": json.dumps(config.to_dict())})
   write_whole(path, lambda file: file.write(data))

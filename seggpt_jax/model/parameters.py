@@ -123,6 +123,20 @@ def check_finite(source: str, params: Mapping[str, np.ndarray]) -> None:
         raise InputError(f"{source}: {name} holds {count} values that are not finite, expected numbers")
 
 
+def to_float16(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Rounds parameters to float16, as host arrays.
+
+  Raises:
+    ValueError: a parameter is too large for float16.
+  """
+  with np.errstate(over="ignore"):  # the loop below raises an error that names the parameter
+    halves = {name: np.asarray(value).astype(np.float16) for name, value in params.items()}
+  for name, value in halves.items():
+    if not np.isfinite(value).all():
+      raise ValueError(f"{name}: found values beyond the range of float16, expected at most 65504")
+  return halves
+
+
 def fingerprint(params: Mapping[str, Any]) -> str:
   """Returns a content hash that identifies parameters wherever they are stored.
 

@@ -36,7 +36,7 @@ _normal = nnx.initializers.normal(stddev=0.02)
 # The original draws from a normal of deviation 0.02. Xavier's deviation is nearly the same at the original's width of
 # 1024; narrow networks hardly learn with 0.02.
 _xavier_uniform = nnx.initializers.xavier_uniform()
-_LAYER_NORM_EPSILON = 1e-6
+LAYER_NORM_EPSILON = 1e-6
 # What each kind of rematerialization keeps of a block for the backward pass, beside the block's input.
 _SAVEABLE = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers, not attention's products
@@ -153,7 +153,7 @@ class Block(nnx.Module):
   """A pre-norm transformer block; the feature ensemble acts on the attention output before it is added."""
 
   def __init__(self, config: SegGPTConfig, *, dtype, attention: str, batch_sharding, rngs: nnx.Rngs):
-    norm = functools.partial(nnx.LayerNorm, config.width, epsilon=_LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
+    norm = functools.partial(nnx.LayerNorm, config.width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
     self.norm1 = norm()
     self.attn = Attention(config, dtype=dtype, implementation=attention, batch_sharding=batch_sharding, rngs=rngs)
     self.norm2 = norm()
@@ -179,7 +179,7 @@ class DecoderHead(nnx.Module):
   def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
     dim = config.decoder_dim
     self.conv = Conv3x3(dim, dim, dtype=dtype, rngs=rngs)
-    self.norm = nnx.LayerNorm(dim, epsilon=_LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
+    self.norm = nnx.LayerNorm(dim, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
     self.head = Linear(dim, 3, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
@@ -259,7 +259,7 @@ class SegGPT(nnx.Module):
       rngs=rngs,
     )
     self.blocks = nnx.List([block() for _ in range(config.depth)])
-    self.norm = nnx.LayerNorm(width, epsilon=_LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
+    self.norm = nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
     self.decoder_embed = Linear(
       width * len(config.feature_taps),
       patch * patch * config.decoder_dim,

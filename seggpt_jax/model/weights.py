@@ -8,6 +8,7 @@ directories too, with more items beside these two.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import logging
 import os
@@ -23,8 +24,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from seggpt_jax.errors import InputError, one_line, warn_once
-from seggpt_jax.files import expand, parse_json, remove_leftovers_of, writing, written_whole
-from seggpt_jax.model import digests, packaged, parameters
+from seggpt_jax.files import exclusive, expand, parse_json, remove_leftovers_of, writing, written_whole
+from seggpt_jax.model import digests, hub, packaged, parameters, torch_files
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
 
@@ -106,8 +107,10 @@ def find_weights(name: str | os.PathLike) -> Path:
   """Returns the weights directory, or the packaged file, that a name or path stands for.
 
   Args:
-    name: a weights directory, a step directory, a training run (its best weights, else its newest), or the name of
-      packaged weights. An existing file or folder takes precedence over packaged weights of the same name.
+    name: a weights directory, a step directory, a training run (its best weights, else its newest), the name of
+      packaged weights, PyTorch weights (a file or a Hugging Face directory), or a name on the Hugging Face hub, see
+      `hub.parse`. An existing file or folder takes precedence over packaged weights and hub names. PyTorch weights are
+      converted once, into a cache.
 
   Raises:
     InputError: no weights are found.
@@ -116,13 +119,20 @@ def find_weights(name: str | os.PathLike) -> Path:
   if file := packaged.find(name):
     return file
   if not path.exists():
+    if address := hub.parse(name):
+      return _from_hub(os.fspath(name), address)
     raise InputError(
-      f"{name}: not found, expected a weights directory, a training run, or one of the "
-      f"packaged weights: {', '.join(packaged.names())}"
+      f"{name}: not found, expected a weights directory, a training run, one of the packaged weights: "
+      f"{', '.join(packaged.names())}, or a Hugging Face name such as BAAI/seggpt-vit-large or hf://OWNER/NAME"
     )
   found = find_checkpoint(path, _WEIGHTS)
   if found:
     return found
+  if _is_torch(path):
+    parts = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+    key = hashlib.sha256(repr((str(path.resolve()), stats)).encode()).hexdigest()
+    return _converted(path, hub.cache() / "local" / key[:32])
   if find_adapter(path):
     raise InputError(
       f"{name}: found an adapter, which is not a network by itself, expected weights; pass the adapter with --adapter, "
@@ -134,9 +144,47 @@ def find_weights(name: str | os.PathLike) -> Path:
   )
 
 
+@functools.lru_cache(maxsize=64)
+def _from_hub(name: str, address: hub.Address) -> Path:
+  """Fetches weights once in a process, so that the architecture and the parameters are those of one commit."""
+  source, commit = hub.fetch(name, address)
+  if found := find_checkpoint(source, _WEIGHTS) if source.is_dir() else None:
+    return found
+  folder = hub.cache() / address.repo.replace("/", "--") / commit
+  return _converted(source, folder / (address.file.replace("/", "--") or "model"))
+
+
+def _is_torch(path: Path) -> bool:
+  """Returns whether a path is a PyTorch file or a Hugging Face directory."""
+  if path.is_dir():
+    return (path / "config.json").is_file() and any(
+      any(path.glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*.bin")
+    )
+  return path.suffix in hub.FILES
+
+
+def _converted(source: Path, destination: Path) -> Path:
+  """Converts PyTorch weights into the cache, unless they are there. Another process that needs them waits.
+
+  Raises:
+    InputError: the source is no SegGPT, or the cache cannot be written.
+  """
+  if destination.is_dir():
+    return destination
+  with writing(destination):
+    destination.parent.mkdir(parents=True, exist_ok=True)
+  with exclusive(destination.parent, wait=True):
+    if not destination.is_dir():
+      conversion = torch_files.read(source)
+      save_weights(destination, conversion.params, conversion.config)
+  return destination
+
+
 def has_weights(name: str | os.PathLike) -> bool:
-  """Returns True if `find_weights` finds weights under a name or path."""
-  return packaged.find(name) is not None or find_checkpoint(Path(expand(name)), _WEIGHTS) is not None
+  """Returns whether a name or path stands for weights of this package or on the hub. Fetches nothing."""
+  path = Path(expand(name))
+  known = packaged.find(name) is not None or find_checkpoint(path, _WEIGHTS) is not None
+  return known or (not path.exists() and hub.parse(name) is not None)
 
 
 def load_config(name: str | os.PathLike) -> SegGPTConfig:
@@ -237,8 +285,9 @@ def load_model(name: str | os.PathLike, *, dtype=jnp.float32, **options: Any) ->
   """Loads a SegGPT from weights of the converter or of a training run, or from packaged weights.
 
   Args:
-    name: a weights directory, a step directory, a training run (its best weights, else its newest), or the name of
-      packaged weights, such as "small". An existing folder takes precedence over packaged weights of the same name.
+    name: a weights directory, a step directory, a training run (its best weights, else its newest), the name of
+      packaged weights, such as "small", PyTorch weights, or a Hugging Face name, such as "BAAI/seggpt-vit-large". An
+      existing file or folder takes precedence over names.
     dtype: compute dtype; parameters become float32 in any case.
     **options: further options of `SegGPT`, such as `remat`.
 

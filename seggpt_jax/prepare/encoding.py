@@ -60,6 +60,21 @@ def encode_sample(source: EncodedSource, index: int, group: str = "", shorter_si
   return EncodedSample(source.name(index), group, data, _png(label), classes_in(label))
 
 
+def as_stored(data: bytes, where: str) -> tuple[bytes, str]:
+  """Returns an image file as it is stored, with the rules of `encode_sample`, and its ending.
+
+  Args:
+    data: content of the file.
+    where: name of the file, for error messages.
+
+  Raises:
+    InputError: the file is damaged, cut off, or no image.
+  """
+  image = decode_image(data, where)
+  data = data if _can_copy(data, where) else _png(image)
+  return data, image_ending(data)
+
+
 def _can_copy(data: bytes, where: str) -> bool:
   """Returns True if the image file can be stored byte for byte."""
   image = open_image(data, where)

@@ -1,19 +1,14 @@
-"""Shows a run: a progress bar, RUN/metrics.jsonl, TensorBoard events, curves and image panels."""
+"""Shows a run: a progress bar, RUN/metrics.jsonl, curves and image panels, and an experiment tracker."""
 
 from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from seggpt_jax.data.pipeline import Batch
@@ -21,6 +16,7 @@ from seggpt_jax.files import parse_json, write_whole
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.curves import draw_curves
 from seggpt_jax.training.panels import draw_panels
+from seggpt_jax.training.trackers import Tracker
 
 
 class Monitor:
@@ -31,9 +27,12 @@ class Monitor:
     num_steps: steps of the whole run.
     step: steps done already; lines of later steps are dropped from the log, since the run will log them again.
     enabled: whether this is the first process.
+    tracker: opens the experiment tracker; it is only called on the first process.
   """
 
-  def __init__(self, workdir: str | os.PathLike, num_steps: int, step: int, enabled: bool):
+  def __init__(
+    self, workdir: str | os.PathLike, num_steps: int, step: int, enabled: bool, tracker: Callable[[], Tracker]
+  ):
     self._enabled = enabled
     if not enabled:
       return
@@ -41,7 +40,7 @@ class Monitor:
     (self._workdir / "panels").mkdir(parents=True, exist_ok=True)
     self._metrics = self._workdir / "metrics.jsonl"
     _drop_lines_after(self._metrics, step)
-    self._events = _Events(self._workdir, step)
+    self._tracker = tracker()
     self._bar = tqdm(
       total=num_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0, smoothing=0.1, desc="train"
     )
@@ -58,10 +57,8 @@ class Monitor:
     clean = {key: None if np.isnan(value) else float(f"{value:.6g}") for key, value in values.items()}
     with self._metrics.open("a") as file:
       file.write(json.dumps({"step": step, "split": split, **clean}) + "\n")
-    for key, value in values.items():
-      if not np.isnan(value):
-        self._events.add(step, summary.scalar(f"{split}/{key}", value))
-    self._events.flush()
+    self._tracker.numbers(step, {f"{split}/{key}": value for key, value in values.items() if not np.isnan(value)})
+    self._tracker.flush()
     if split == "train":
       shown = {"loss": "{:.4f}", "miou": "{:.3f}", "pairs_per_second": "{:.1f}"}
       self._bar.set_postfix({k.replace("pairs_per_second", "pairs/s"): f.format(values[k]) for k, f in shown.items()})
@@ -69,7 +66,7 @@ class Monitor:
       self._bar.write(f"step {step}: {split} loss {values['loss']:.4f}, mIoU {values['miou']:.3f}")
 
   def panels(self, step: int, split: str, batch: Batch, colors: np.ndarray, config: SegGPTConfig) -> None:
-    """Writes RUN/panels/SPLIT_STEP.png with one row for each pair, and the same picture to TensorBoard.
+    """Writes RUN/panels/SPLIT_STEP.png with one row for each pair, and gives the picture to the tracker.
 
     Args:
       step: number of the step.
@@ -83,7 +80,7 @@ class Monitor:
     picture = draw_panels(batch, colors, config)
     path = self._workdir / "panels" / f"{split}_{step:07d}.png"
     write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"))
-    self._events.add(step, summary.image(split, picture, dataformats="HWC"))
+    self._tracker.picture(step, split, picture)
 
   def curves(self) -> None:
     """Draws the numbers logged so far as RUN/curves.png."""
@@ -96,38 +93,10 @@ class Monitor:
       self._bar.write(message)
 
   def close(self) -> None:
-    """Closes the bar and the event file."""
+    """Closes the bar and the tracker."""
     if self._enabled:
       self._bar.close()
-      self._events.close()
-
-
-class _Events:
-  """The event file for TensorBoard.
-
-  tensorboardX's SummaryWriter is not used: it writes from a thread that dies on a full disk, and the training would
-  then wait for its queue forever (seen in tensorboardX 2.6).
-
-  Args:
-    folder: folder for the file.
-    step: steps done already; TensorBoard hides later steps of older files.
-  """
-
-  def __init__(self, folder: Path, step: int):
-    self._writer = EventsWriter(str(folder / "events"))
-    self._writer.write_event(Event(wall_time=time.time(), step=step, file_version="brain.Event:2"))
-    self._writer.write_event(
-      Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.SessionStatus.START))
-    )
-
-  def add(self, step: int, value: Summary) -> None:
-    self._writer.write_event(Event(wall_time=time.time(), step=step, summary=value))
-
-  def flush(self) -> None:
-    self._writer.flush()
-
-  def close(self) -> None:
-    self._writer.close()
+      self._tracker.close()
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

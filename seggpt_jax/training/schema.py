@@ -80,7 +80,7 @@ KEYS: tuple[Key, ...] = (
     2**20,
   ),
   # ----------------------------------------------------------------------------------------------------- the network
-  Key("model.init_from", "", "Weights directory, training run or packaged name to start from; '' starts at random."),
+  Key("model.init_from", "", "Weights to start from: a path, packaged name or hub name; '' starts at random."),
   Key(
     "model.variant",
     "vit_large",
@@ -526,6 +526,12 @@ KEYS: tuple[Key, ...] = (
   Key("mesh.data", -1, "Devices that each hold a copy of the parameters; -1 is all that mesh.fsdp leaves.", -1, 2**20),
   Key("mesh.fsdp", 1, "Devices that share one copy of the parameters.", 1, 2**20),
   # --------------------------------------------------------------------------------------------- records of the run
+  Key(
+    "tracker",
+    "tensorboard",
+    "Gets numbers and panels beside the run's own files: tensorboard (an event file in RUN), wandb, trackio, or none.",
+    choices=("tensorboard", "wandb", "trackio", "none"),
+  ),
   Key("log_every", 10, "Steps between lines in metrics.jsonl.", 1, _STEPS),
   Key("eval_every", 500, "Steps between evaluations on the validation split (original: once an epoch).", 1, _STEPS),
   Key("eval_pairs", 64, "Validation queries in an evaluation; -1 is all.", -1, _STEPS),

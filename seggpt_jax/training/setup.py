@@ -39,6 +39,7 @@ from seggpt_jax.training.optimizer import Optimizer, make_optimizer
 from seggpt_jax.training.profiler import StepProfiler
 from seggpt_jax.training.step import StepOutput, TrainState, init_state, make_eval_step, make_train_step
 from seggpt_jax.training.step_recorder import StepRecorder
+from seggpt_jax.training.trackers import check_tracker, open_tracker
 from seggpt_jax.training.validation import BestScore, Validator
 
 
@@ -106,6 +107,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
   refuse_remote("--workdir", workdir)
   workdir, config = Path(expand(workdir)), expand_paths(config)
   check_config(config)
+  check_tracker(config.tracker)
   config = resume.keep_pairs(workdir, config)
   changed = resume.changed_keys(workdir, config)
   model_config = _architecture(config)
@@ -133,7 +135,8 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
   start = int(state.step)
   resume.store_config(workdir, config)
 
-  monitor = Monitor(workdir, config.num_steps, start, enabled=jax.process_index() == 0)
+  tracker = functools.partial(open_tracker, config.tracker, workdir, start, config.to_dict())
+  monitor = Monitor(workdir, config.num_steps, start, enabled=jax.process_index() == 0, tracker=tracker)
   monitor.say(f"{f'resumed at step {start}' if start else 'new run'}: {_describe(config, model_config, mesh)}")
   if changed:
     monitor.say(f"changed since the run was last started: {', '.join(changed)}")
@@ -265,13 +268,15 @@ def _architecture(config: ConfigDict) -> SegGPTConfig:
   """Returns the model config of `init_from` or `variant`, with the config's overrides applied."""
   model = config.model
   if model.init_from:
-    if not Path(model.init_from).exists() and not weights.has_weights(model.init_from):
-      raise InputError(
-        f"config.model.init_from: {model.init_from} not found; convert the released weights with "
-        f"`seggpt convert seggpt_vit_large.pth {model.init_from}`, take packaged ones "
-        f"({', '.join(packaged.names())}), or set it to '' for a random start"
+    try:
+      architecture = weights.load_config(model.init_from)
+    except InputError as error:
+      remedy = (
+        f"; or convert the released weights with `seggpt convert seggpt_vit_large.pth {model.init_from}`, take "
+        f"packaged ones ({', '.join(packaged.names())}), or set it to '' for a random start"
       )
-    architecture = weights.load_config(model.init_from)
+      is_there = Path(model.init_from).exists()
+      raise InputError(f"config.model.init_from: {error}{'' if is_there else remedy}") from error
   elif model.variant in VARIANTS:
     architecture = VARIANTS[model.variant]
   else:

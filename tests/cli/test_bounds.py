@@ -44,6 +44,7 @@ def test_every_numeric_flag_has_both_bounds(name, monkeypatch):
     "DEFINE_integer",
     "DEFINE_float",
     "DEFINE_string",
+    "DEFINE_multi_string",
     "DEFINE_list",
     "DEFINE_enum",
     "DEFINE_bool",

@@ -80,6 +80,12 @@ def test_wrong_command_lines_end_with_status_2_and_one_line(arguments, message):
   assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("flag", ["-?", "--help=1", "-helpfull"])
+def test_every_spelling_of_help_prints_the_same_text(flag):
+  done = seggpt("boards", "--num-train=1", flag)
+  assert done.returncode == 0 and "--num-train" in done.stdout
+
+
 def test_hyphens_underscores_home_and_the_old_path_of_a_command(tmp_path):
   """One run of the old path: it says the new name once, and does the same."""
   command = [sys.executable, "-m", "seggpt_jax.data.boards", "~/drawn", "--num_train=1", "--num-val", "1"]

@@ -59,7 +59,7 @@ def test_train_resume_and_segment(boards, tmp_path):
     (["--config", "configs/small.py", "--workdir", "run", "--config.num_steps=many"], "--config.num_steps=many"),
     (["--config", "configs/small.py", "--workdir", "run", "extra"], "found argument 'extra'"),
     (["--nosuchflag"], "nosuchflag"),
-    (["--config", "configs/base.py", "--workdir", "run"], "weights/vit_large not found; convert the released weights"),
+    (["--config", "configs/base.py", "--workdir", "run"], "or convert the released weights with `seggpt convert"),
   ],
 )
 def test_wrong_input_is_status_2_and_one_line(arguments, message):

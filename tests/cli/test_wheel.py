@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import seggpt_jax
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -63,6 +65,7 @@ def test_the_wheel_holds_every_module_config_and_packaged_file(wheel):
   inside = set(zipfile.ZipFile(wheel).namelist())
   expected = {str(path.relative_to(ROOT)) for path in (ROOT / "seggpt_jax").rglob("*.py")}
   expected |= {f"seggpt_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+  expected |= {f"seggpt_jax/app/page/{path.name}" for path in (ROOT / "seggpt_jax" / "app" / "page").iterdir()}
   expected |= {"seggpt_jax/packaged/small.safetensors", "seggpt_jax/py.typed"}
   assert not expected - inside, f"missing in pyproject.toml, tool.setuptools.packages: {sorted(expected - inside)}"
 
@@ -70,7 +73,7 @@ def test_the_wheel_holds_every_module_config_and_packaged_file(wheel):
 def test_the_installed_package_is_the_one_in_use(installed, folder):
   code = "import seggpt_jax; print(seggpt_jax.__file__)"
   assert run(installed / "python", "-c", code, cwd=folder).stdout.startswith(str(installed.parent))
-  assert run(installed / "seggpt", "--version", cwd=folder).stdout == "seggpt-jax 0.1.0\n"
+  assert run(installed / "seggpt", "--version", cwd=folder).stdout == f"seggpt-jax {seggpt_jax.__version__}\n"
 
 
 def test_from_an_empty_folder_to_segmented_images(installed, folder):

@@ -187,6 +187,18 @@ def test_yolo_lists_of_images(tmp_path):
   assert len(source) == 1 and source[0]["label"].any()
 
 
+def test_yolo_split_of_several_folders_and_lists(tmp_path):
+  for place, name in (("one", "a"), ("two", "a"), ("rest", "b"), ("rest", "c")):
+    write.yolo(tmp_path, place, name=name)
+  (tmp_path / "some.txt").write_text("./images/rest/c.png\n./images/two/a.png\n")
+  (tmp_path / "data.yaml").write_text("train: [images/one, images/two, some.txt]\nnames: [crack, hole]\n")
+  source = opened(tmp_path, "yolo", "train")
+  assert [source.name(index) for index in range(len(source))] == ["one/a", "rest/c", "two/a"]
+  assert all(source[index]["label"].any() for index in range(3))
+  (tmp_path / "data.yaml").write_text("train: [images/one, images/three]\nnames: [crack, hole]\n")
+  refused("data.yaml: train: found no images in images/three", lambda: opened(tmp_path, "yolo", "train"))
+
+
 @pytest.mark.parametrize(
   "text, match",
   [

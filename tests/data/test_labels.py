@@ -166,3 +166,9 @@ def test_too_large_classes_are_refused_and_ignored_pixels_are_not():
   refused(
     r"a.png: found label value 2, expected 0..1", lambda: check_classes(np.array([[0, 2, 255]], np.uint8), 2, "a.png")
   )
+
+
+@pytest.mark.parametrize("text", ["-" * 10_000 + "1", "(" * 10_000])
+def test_tables_that_are_nested_too_deeply_are_refused(text):
+  with pytest.raises(InputError, match="--table: found"):
+    parse_values(text, "--table")

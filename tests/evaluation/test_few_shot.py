@@ -42,7 +42,7 @@ def by_hand(data, episodes):
   """Returns mIoU, FB-IoU and IoU by class, computed with plain loops over pixels."""
   sums = {}
   for episode in episodes:
-    image, truth = data.read(episode.query, episode.class_index)
+    image, truth = data.samples.read(episode.query, episode.class_index)
     pixels = sums.setdefault(episode.class_index, [[0, 0], [0, 0]])
     for red, true in zip(image[..., 0].ravel().tolist(), truth.ravel().tolist(), strict=True):
       if true == 255:
@@ -79,7 +79,7 @@ def test_the_network_is_asked_about_each_episode_in_order_with_its_prompts(voc, 
   episodes = data.episodes(1, 2, count=50)[1::3]
   assert len(predictor.asked) == len(episodes) == 17
   for (image, prompts), episode in zip(predictor.asked, episodes, strict=True):
-    np.testing.assert_array_equal(image, data.read(episode.query, episode.class_index)[0])
+    np.testing.assert_array_equal(image, data.samples.read(episode.query, episode.class_index)[0])
     assert len(prompts) == 2
     for pixels, labels in prompts:
       # Resized to the tile size, with only the class that is asked for.
@@ -201,6 +201,9 @@ def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice
     (["--benchmark", "davis2017"], ["val.txt"]),
     (["--benchmark", "fss1000", "--fold", "0"], ["--fold: found with fss1000", "pascal5i"]),
     (["--benchmark", "pascal5i", "--num_frames", "2"], ["--num-frames: found with pascal5i", "davis2017"]),
+    (["--benchmark", "isaid5i", "--fold", "3"], ["--fold: found '3'", "0,1,2"]),
+    (["--benchmark", "suim", "--fold", "0"], ["--fold: found with suim", "lvis92i", "paco_part"]),
+    (["--benchmark", "lvis92i"], ["found no coco/ in it", "LVIS"]),
     (["--benchmark", "pascal5i", "--shard", "3/2"], ["--shard: found '3/2'", "2/4"]),
   ],
 )

@@ -20,7 +20,7 @@ def check(data, fold, shots, expected):
   for episode in episodes[:60]:
     assert episode.class_index in data.folds[fold] and episode.query not in episode.prompts
     for sample in (episode.query, *episode.prompts):
-      image, mask = data.read(sample, episode.class_index)
+      image, mask = data.samples.read(sample, episode.class_index)
       assert image.shape[:2] == mask.shape and (mask == 1).any()
       assert set(np.unique(mask)) <= {0, 1, 255}
   return episodes
@@ -31,10 +31,10 @@ def test_every_image_of_fss_is_a_query_once(fss):
   assert data.class_names == {1: "abacus", 2: "mug", 3: "zebra"}
   episodes = check(data, 0, 5, 30)
   # Queries are sorted by name, prompts by number.
-  assert [data.source.name(episode.query) for episode in episodes[:3]] == ["abacus/1", "abacus/10", "abacus/2"]
-  assert [data.source.name(sample) for sample in data.pools[2]] == [f"mug/{number}" for number in range(1, 11)]
+  assert [data.samples.name(episode.query) for episode in episodes[:3]] == ["abacus/1", "abacus/10", "abacus/2"]
+  assert [data.samples.name(sample) for sample in data.pools.images[2]] == [f"mug/{number}" for number in range(1, 11)]
   for number in (1, 3):  # the third is a mask in color
-    _, mask = data.read(data.pools[3][number - 1], 3)
+    _, mask = data.samples.read(data.pools.images[3][number - 1], 3)
     stored = np.asarray(Image.open(fss / "zebra" / f"{number}.png").convert("L"))
     np.testing.assert_array_equal(mask, stored > 127)
 
@@ -69,7 +69,7 @@ def test_folds_of_pascal_have_five_classes_each_and_queries_come_in_turn(voc):
 def test_pixels_that_voc_ignores_stay_ignored(voc):
   data = few_shot_data.pascal5i(voc / "VOCdevkit")
   label = np.asarray(Image.open(voc / "VOCdevkit/VOC2012/SegmentationClassAug/2007_000004.png"))
-  _, mask = data.read(4, 5)
+  _, mask = data.samples.read(4, 5)
   np.testing.assert_array_equal(mask == 255, label == 255)
   np.testing.assert_array_equal(mask == 1, label == 5)
 
@@ -94,7 +94,7 @@ def test_folds_of_coco_have_every_fourth_class_and_images_show_what_lies_on_top(
   assert data.folds[1] == list(range(2, 81, 4)) and data.class_names[2] == "bicycle"
   assert data.class_names[78] == "teddy bear" and len(data.class_names) == 80
   # In the first image only the upper object is visible.
-  assert 0 not in data.pools[2] and data.pools[80] == [0] and len(data.pools[6]) == 3
+  assert 0 not in data.pools.images[2] and data.pools.images[80] == [0] and len(data.pools.images[6]) == 3
   episodes = check(data, 1, 1, 1000)
   assert len({episode.class_index for episode in episodes}) == 20
   with pytest.raises(InputError, match="class person: found 0 images of it, expected at least 2"):
@@ -107,11 +107,13 @@ def test_coco_from_masks_is_coco_from_annotations(coco, tmp_path):
   root = tmp_path / "COCO2014"
   shutil.copytree(coco / "val2014", root / "val2014")
   (root / "annotations" / "val2014").mkdir(parents=True)
-  for index in range(len(drawn.source)):
-    Image.fromarray(drawn.source.label(index)).save(root / f"annotations/val2014/{drawn.source.name(index)}.png")
+  for index in range(len(drawn.samples)):
+    Image.fromarray(drawn.samples.source.label(index)).save(
+      root / f"annotations/val2014/{drawn.samples.name(index)}.png"
+    )
   data = few_shot_data.coco20i(tmp_path)
   assert data.episodes(1, 1) == drawn.episodes(1, 1)
-  for one, other in zip(data.read(7, 30), drawn.read(7, 30), strict=True):
+  for one, other in zip(data.samples.read(7, 30), drawn.samples.read(7, 30), strict=True):
     np.testing.assert_array_equal(one, other)
 
 
@@ -149,4 +151,4 @@ def test_a_mask_of_another_size_is_named(fss, tmp_path):
   Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "mug" / "1.png")
   data = few_shot_data.fss1000(tmp_path)
   with pytest.raises(InputError, match=r"1\.png: found 9 x 9 pixels, expected 24 x 20 as its image has"):
-    data.read(0, 1)
+    data.samples.read(0, 1)

@@ -7,8 +7,9 @@ import pytest
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import few_shot_episodes
+from seggpt_jax.evaluation.few_shot_episodes import Pools
 
-POOLS = {3: [10, 11, 12, 13], 7: [20, 21, 22]}
+POOLS = Pools({3: [10, 11, 12, 13], 7: [20, 21, 22]})
 QUERIES = [(10, 3), (20, 7), (11, 3)]
 
 
@@ -18,7 +19,7 @@ def test_in_turn_draws_as_the_published_code_does():
   np.random.seed(0)
   for index, episode in enumerate(episodes):
     query, asked = QUERIES[index % 3]
-    names = [f"image {sample}" for sample in POOLS[asked]]
+    names = [f"image {sample}" for sample in POOLS.images[asked]]
     prompts = []
     while len(prompts) < 2:
       name = np.random.choice(names, 1, replace=False)[0]
@@ -32,10 +33,10 @@ def test_at_random_draws_as_the_published_code_does():
   np.random.seed(5)
   for episode in episodes:
     asked = int(np.random.choice([7, 3], 1, replace=False)[0])
-    query = int(np.random.choice(POOLS[asked], 1, replace=False)[0])
+    query = int(np.random.choice(POOLS.images[asked], 1, replace=False)[0])
     prompt = query
     while prompt == query:
-      prompt = int(np.random.choice(POOLS[asked], 1, replace=False)[0])
+      prompt = int(np.random.choice(POOLS.images[asked], 1, replace=False)[0])
     assert episode == (asked, query, (prompt,))
   assert {episode.class_index for episode in episodes} == {3, 7}
 
@@ -50,7 +51,7 @@ def test_no_query_prompts_itself_and_all_prompts_show_its_class(shots):
     for episode in episodes:
       assert len(episode.prompts) == shots
       assert episode.query not in episode.prompts and {episode.query, *episode.prompts} <= set(
-        POOLS[episode.class_index]
+        POOLS.images[episode.class_index]
       )
   again = few_shot_episodes.at_random([3, 7], POOLS, 50, shots, 0)
   assert again == both[1] != few_shot_episodes.at_random([3, 7], POOLS, 50, shots, 1)

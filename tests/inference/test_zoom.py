@@ -188,3 +188,13 @@ def test_an_operating_point_is_stored_with_the_run(tmp_path):
   path.write_text("{}")
   with pytest.raises(InputError, match=r"operating_point\.json: found no operating point in it"):
     read_operating_point(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  [{"octaves": 10**9}, {"coarse_zoom": 1, "coarse_classes": (1,) * 10**5}, {"coarse_zoom": 1, "coarse_classes": (0,)}],
+  ids=lambda wrong: next(reversed(wrong)),
+)
+def test_scales_that_no_machine_could_show_are_refused(wrong):
+  with pytest.raises(InputError, match=next(reversed(wrong))):
+    InferenceOptions(zoom=2, **wrong)

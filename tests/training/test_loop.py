@@ -345,7 +345,11 @@ def test_a_workdir_of_another_architecture_is_refused(config, tmp_path):
   ("key", "value", "message"),
   [
     ("data.path", "nowhere", r"config.data.path: folder 'nowhere' not found, expected SPLIT/images/NAME"),
-    ("model.init_from", "nowhere", r"config.model.init_from: nowhere not found; convert the released weights with"),
+    (
+      "model.init_from",
+      "nowhere",
+      r"config.model.init_from: nowhere: not found.*; or convert the released weights with",
+    ),
     ("model.variant", "huge", r"config.model.variant: found 'huge', expected one of vit_large"),
     ("model.square", 60, r"config.model.square: found 60, expected a multiple of the patch size 8"),
     ("data.resize", 20, r"config.data.resize: found 20, expected 0 or at least the square 32"),

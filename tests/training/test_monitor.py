@@ -1,5 +1,6 @@
 """The monitor: numbers that can be plotted and pictures that can be looked at."""
 
+import functools
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training.monitor import Monitor
 from seggpt_jax.training.panels import draw_panels
+from seggpt_jax.training.trackers import open_tracker
 
 CONFIG = VARIANTS["tiny"]
 HEIGHT, WIDTH = CONFIG.canvas_size
@@ -40,12 +42,16 @@ def test_a_panel_is_image_masked_target_target_prediction_and_decoded_prediction
   np.testing.assert_array_equal(decoded, palette[nearest])
 
 
+def monitor_in(folder, step=0, enabled=True, tracker="tensorboard"):
+  return Monitor(folder, 10, step, enabled, functools.partial(open_tracker, tracker, folder, step, {"seed": 0}))
+
+
 def read(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_metrics_panels_and_events_are_files(tmp_path):
-  monitor = Monitor(tmp_path, num_steps=10, step=0, enabled=True)
+  monitor = monitor_in(tmp_path, step=0, enabled=True)
   monitor.log(5, "train", {"loss": 0.5, "miou": 0.25, "lr": 1e-4, "pairs_per_second": 7.0})
   monitor.log(5, "val", {"loss": 0.75, "miou": 0.5, "iou_0": 0.5, "iou_1": float("nan")})
   monitor.panels(5, "val", *batch_and_colors(), CONFIG)
@@ -60,12 +66,12 @@ def test_metrics_panels_and_events_are_files(tmp_path):
 def test_resuming_drops_what_was_logged_after_the_checkpoint_and_half_a_line(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text("".join(json.dumps({"step": step, "split": "train"}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "s')
-  Monitor(tmp_path, num_steps=10, step=2, enabled=True).close()
+  monitor_in(tmp_path, step=2, enabled=True).close()
   assert [line["step"] for line in read(path)] == [1, 2]
 
 
 def test_other_processes_write_nothing(tmp_path):
-  monitor = Monitor(tmp_path, num_steps=10, step=0, enabled=False)
+  monitor = monitor_in(tmp_path, step=0, enabled=False)
   monitor.advance()
   monitor.log(1, "train", {"loss": 0.5, "miou": 0.25, "lr": 1e-4, "pairs_per_second": 7.0})
   monitor.panels(1, "train", *batch_and_colors(), CONFIG)

@@ -1,0 +1,1 @@
+"""The predictor for other programs: one engine that owns it, and the HTTP service on top."""

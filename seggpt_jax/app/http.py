@@ -1,0 +1,212 @@
+"""The checks and headers around every request: who may ask, how much is read, and how errors are written.
+
+In: an ASGI application. Out: the same behind checks of host, origin and token, with security headers. Errors are JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Collection
+from urllib.parse import urlsplit
+
+from absl import logging
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from seggpt_jax.app.engine import NotReadyError
+from seggpt_jax.app.limits import BusyError, TooLargeError
+from seggpt_jax.app.prompt_sets import UnknownPromptsError
+from seggpt_jax.errors import InputError, one_line
+
+_HEADERS = {
+  "cache-control": "no-store",
+  "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+  "cross-origin-resource-policy": "same-origin",
+  "referrer-policy": "no-referrer",
+  "x-content-type-options": "nosniff",
+  "x-frame-options": "DENY",
+}
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+_DRAIN_SECONDS = 10.0
+
+Observe = Callable[[str, int, float], None]  # name of the endpoint, status, seconds
+
+
+def is_loopback(host: str) -> bool:
+  """Returns whether only programs on this machine reach an address, such as 127.0.0.1, ::1 or localhost."""
+  try:
+    return ipaddress.ip_address(host.strip("[]")).is_loopback
+  except ValueError:
+    return host.lower() == "localhost"
+
+
+class Guard:
+  """Refuses requests that may not be answered, and adds headers to every answer.
+
+  A web page that a user visits could send requests to a service on the user's machine. It cannot choose the Origin and
+  Host headers, so requests from other origins are refused, and those to loopback under a public name (DNS rebinding).
+
+  Args:
+    app: the application.
+    token: what "Authorization: Bearer TOKEN" must hold; "" for none.
+    open_paths: paths that need no token.
+    loopback: whether only loopback names are accepted as Host.
+    most_bytes: bytes of a refused request's body that are read and thrown away, so that its sender sees the answer.
+    observe: called after each request.
+  """
+
+  def __init__(
+    self,
+    app: ASGIApp,
+    *,
+    token: str = "",
+    open_paths: Collection[str] = (),
+    loopback: bool = True,
+    most_bytes: int = 0,
+    observe: Observe | None = None,
+  ):
+    self._app, self._token, self._open_paths = app, token.encode(), frozenset(open_paths)
+    self._loopback, self._most_bytes, self._observe = loopback, most_bytes, observe
+
+  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] != "http":
+      await self._app(scope, receive, send)
+      return
+    began, status, unread = time.perf_counter(), 500, _has_body(Headers(scope=scope))
+
+    async def noting() -> Message:
+      nonlocal unread
+      message = await receive()
+      unread = unread and message["type"] == "http.request" and message.get("more_body", False)
+      return message
+
+    async def answer(message: Message) -> None:
+      nonlocal status, unread
+      if message["type"] == "http.response.start":
+        status, headers = message["status"], MutableHeaders(scope=message)
+        for name, value in _HEADERS.items():
+          headers.setdefault(name, value)
+        if unread:
+          await _drain(receive, self._most_bytes)
+          unread = False
+      await send(message)
+
+    try:
+      refusal = self._refusal(scope)
+      await (refusal or self._app)(scope, noting, answer)
+    finally:
+      if self._observe is not None:
+        self._observe(getattr(scope.get("endpoint"), "__name__", "none"), status, time.perf_counter() - began)
+
+  def authorized(self, headers: Headers) -> bool:
+    """Returns whether a request has the token. The time that takes does not tell how much of it was right."""
+    kind, _, given = headers.get("authorization", "").partition(" ")
+    return not self._token or (kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._token))
+
+  def _refusal(self, scope: Scope) -> ASGIApp | None:
+    headers = Headers(scope=scope)
+    hosts = headers.getlist("host")
+    host = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+    if host is None or (self._loopback and not is_loopback(host[1])):
+      expected = "localhost or a loopback address" if self._loopback else "one host name"
+      return error_response(400, f"Host: found {', '.join(hosts)[:100] or 'none'}, expected {expected}")
+    origins = headers.getlist("origin")
+    if any(_origin_host(origin) != hosts[0].lower() for origin in origins):
+      return error_response(403, "Origin: found another one, expected a request from this service's own pages")
+    scope["authorized"] = self.authorized(headers)
+    if not scope["authorized"] and scope["path"] not in self._open_paths:
+      return error_response(
+        401, "Authorization: found no valid token, expected Bearer and the token", {"www-authenticate": "Bearer"}
+      )
+    return None
+
+
+def _origin_host(origin: str) -> str:
+  """Returns the host and port of an origin, in lower case, or "" for any other text."""
+  try:
+    parts = urlsplit(origin)
+  except ValueError:
+    return ""
+  return parts.netloc.lower() if parts.scheme in ("http", "https") else ""
+
+
+def _has_body(headers: Headers) -> bool:
+  return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+
+async def _drain(receive: Receive, most_bytes: int) -> None:
+  """Reads and forgets the rest of a body unless it is too long: many clients read no answer before all is sent."""
+  found = 0
+  with contextlib.suppress(TimeoutError):
+    async with asyncio.timeout(_DRAIN_SECONDS):
+      while found <= most_bytes:
+        message = await receive()
+        found += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body", False):
+          return
+
+
+async def limited_stream(request: Request, most_bytes: int) -> AsyncGenerator[bytes, None]:
+  """Yields the body of a request in pieces.
+
+  Args:
+    request: the request.
+    most_bytes: largest body.
+
+  Raises:
+    TooLargeError: the body is longer, or its header says so.
+    HTTPException: the header that states its length is no number, or the client has gone.
+  """
+  stated = request.headers.get("content-length", "0")
+  if not (stated.isascii() and stated.isdigit()):
+    raise HTTPException(400, f"Content-Length: found {stated[:40]!r}, expected a number of bytes")
+  found = int(stated[:20])
+  if found <= most_bytes:
+    found = 0
+    while True:
+      message = await request.receive()
+      if message["type"] != "http.request":
+        raise HTTPException(400, "body: found its end too early, expected as many bytes as announced")
+      found += len(message.get("body", b""))
+      if found > most_bytes:
+        break
+      yield message.get("body", b"")
+      if not message.get("more_body", False):
+        return
+  raise TooLargeError(f"body: found {found} bytes or more, expected at most {most_bytes}")
+
+
+def error_response(status: int, message: object, headers: dict[str, str] | None = None) -> JSONResponse:
+  """Returns an error as JSON: `{"error": "one line"}`."""
+  text = one_line(message).encode(errors="backslashreplace").decode()  # a name in JSON may hold half of a character
+  return JSONResponse({"error": text}, status, headers)
+
+
+def _http_error(_: Request, error: HTTPException) -> JSONResponse:
+  details = {404: "path: not found; GET /docs lists the paths", 405: "method: not allowed for this path"}
+  detail = error.detail if error.detail not in ("Not Found", "Method Not Allowed") else details[error.status_code]
+  return error_response(error.status_code, detail, dict(error.headers or {}))
+
+
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+  logging.error("%s %s: %s", request.method, request.url.path, one_line(repr(error)))
+  return error_response(500, "the service failed; its log says why")
+
+
+HANDLERS = {
+  InputError: lambda _, error: error_response(422, error),
+  TooLargeError: lambda _, error: error_response(413, error),
+  UnknownPromptsError: lambda _, error: error_response(404, error.args[0]),
+  BusyError: lambda _, error: error_response(429, error, {"retry-after": "1"}),
+  NotReadyError: lambda _, error: error_response(503, error, {"retry-after": "5"}),
+  HTTPException: _http_error,
+  Exception: _unexpected,
+}

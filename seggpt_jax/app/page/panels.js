@@ -1,0 +1,164 @@
+// The panels at the side: classes, how images are answered, and the training run.
+
+import {panelAddress, setClasses, setSettings, startLearning, stopLearning} from "./api.js";
+import {change, current, state} from "./state.js";
+
+const $ = (id) => document.getElementById(id);
+
+// ---------------------------------------------------------------------------------------------------------- classes
+
+let shownClasses = "";
+
+export function showClasses(choose) {
+  const list = $("classes"), wanted = JSON.stringify([state.classes, state.colors, current.classIndex]);
+  const typing = list.contains(document.activeElement) && document.activeElement.tagName === "INPUT";
+  if (typing || shownClasses === wanted) return;
+  shownClasses = wanted;
+  list.replaceChildren(...state.classes.map((name, place) => classRow(name, place, choose)));
+}
+
+function classRow(name, place, choose) {
+  const [item, chip, input] = ["li", "button", "input"].map((name) => document.createElement(name));
+  const color = state.colors[place] ?? [128, 128, 128];
+  chip.type = "button";
+  chip.className = "chip";
+  chip.textContent = place < 9 ? String(place + 1) : "•";
+  chip.style.backgroundColor = `rgb(${color.join(" ")})`;
+  chip.setAttribute("aria-label", `Draw class ${name}`);
+  chip.setAttribute("aria-pressed", String(current.classIndex === place + 1));
+  item.classList.toggle("chosen", current.classIndex === place + 1);
+  chip.addEventListener("click", () => choose(place + 1));
+  input.type = "text";
+  input.value = name;
+  input.maxLength = 80;
+  input.setAttribute("aria-label", `Name of class ${place + 1}`);
+  input.addEventListener("focus", () => { if (current.classIndex !== place + 1) choose(place + 1); });
+  input.addEventListener("change", () => {
+    const names = state.classes.map((each, other) => other === place ? input.value.trim() : each);
+    input.blur();
+    change(setClasses(names));
+  });
+  input.addEventListener("keydown", (event) => { if (event.key === "Enter") input.blur(); });
+  item.append(chip, input);
+  return item;
+}
+
+export async function addClass(choose) {
+  let number = state.classes.length + 1;
+  while (state.classes.includes(`class ${number}`)) number++;
+  if (await change(setClasses([...state.classes, `class ${number}`]))) choose(state.classes.length);
+}
+
+// --------------------------------------------------------------------------------------------------------- settings
+
+const NUMBERS = {split: "split", examples: "examples", "least-area": "least_area"};
+
+export function prepareSettings() {
+  for (const [id, name] of Object.entries(NUMBERS)) {
+    const number = () => Math.max(0, Math.round(Number($(id).value) || 0));
+    $(id).addEventListener("change", () => change(setSettings({[name]: number()})));
+  }
+  for (const name of ["flips", "network"]) {
+    $(name).addEventListener("change", () => change(setSettings({[name]: $(name).value})));
+  }
+  $("paused").addEventListener("change", () => change(setSettings({paused: $("paused").checked})));
+  $("sensitivity").addEventListener("input", showSensitivityValue);
+  $("sensitivity").addEventListener("change", () => {
+    const values = state.classes.map((_, place) => state.settings.sensitivity[place] ?? 1);
+    values[current.classIndex - 1] = factor();
+    change(setSettings({sensitivity: values}));
+  });
+}
+
+// The slider is logarithmic: each step to the right looks a little harder for the class.
+const factor = () => Number((2 ** Number($("sensitivity").value)).toFixed(3));
+const showSensitivityValue = () => {
+  $("sensitivity-value").textContent = `${state.classes[current.classIndex - 1] ?? ""} × ${factor().toFixed(2)}`;
+};
+
+export function showSettings() {
+  const {settings} = state;
+  for (const [id, name] of Object.entries(NUMBERS)) if (document.activeElement !== $(id)) $(id).value = settings[name];
+  $("flips").value = settings.flips;
+  $("network").value = settings.network;
+  $("network").options[1].hidden = !state.plain;
+  $("network").options[2].disabled = !state.learned;
+  $("paused").checked = settings.paused;
+  if (document.activeElement !== $("sensitivity")) {
+    $("sensitivity").value = Math.log2(settings.sensitivity[current.classIndex - 1] ?? 1);
+  }
+  showSensitivityValue();
+}
+
+// --------------------------------------------------------------------------------------------------------- learning
+
+export function prepareLearning() {
+  $("learn").addEventListener("click", () => {
+    change(startLearning(Math.round(Number($("steps").value)), $("again").checked));
+  });
+  $("stop").addEventListener("click", () => change(stopLearning()));
+  $("steps").addEventListener("input", showHint);
+}
+
+const minutes = (value) => {
+  return value < 1.5 ? `${Math.max(10, Math.round(value * 6) * 10)} seconds` : `${Math.round(value)} minutes`;
+};
+
+function showHint() {
+  const labeled = [...state.images.values()].filter((image) => image.label).length;
+  const steps = Number($("steps").value), left = state.step_seconds && steps * state.step_seconds / 60;
+  $("learn-hint").textContent = labeled < 2
+    ? "Trains the network on your examples. It needs at least two."
+    : `Trains the network on your ${labeled} examples${left ? `, about ${minutes(left)}` : ""}. Then it answers.`;
+  $("learn").disabled = labeled < 2;
+}
+
+const STATES = {
+  running: "Training", stopping: "Stopping after this step", stopped: "Stopped; what it learned is in use",
+  done: "Done; the network that learned is in use", failed: "Failed",
+};
+
+export function showLearning() {
+  const run = state.learning, active = ["running", "stopping"].includes(run?.state);
+  showHint();
+  $("again-row").hidden = !state.learned;
+  $("learn").hidden = active;
+  $("stop").hidden = !active;
+  $("stop").disabled = run?.state === "stopping";
+  $("run").hidden = !run;
+  if (!run) return;
+  $("run-bar").max = run.steps;
+  $("run-bar").value = run.step;
+  const loss = run.curve.at(-1)?.[1], score = run.scores.at(-1)?.[1];
+  $("run-text").textContent = [
+    run.step || !active ? `${STATES[run.state]}: step ${run.step} of ${run.steps}` : "Starting, about half a minute",
+    loss != null && `loss ${loss.toFixed(3)}`, score != null && `mIoU ${score.toFixed(3)}`,
+    run.minutes != null && `${minutes(run.minutes)} left`, run.error,
+  ].filter(Boolean).join(", ");
+  drawCurve($("curve"), run);
+  $("panel").hidden = !run.panel;
+  if (run.panel && $("panel").dataset.name !== run.panel) {
+    $("panel").dataset.name = run.panel;
+    $("panel").src = panelAddress(run.panel);
+  }
+}
+
+function drawCurve(canvas, run) {
+  const context = canvas.getContext("2d"), {width, height} = canvas;
+  context.clearRect(0, 0, width, height);
+  canvas.hidden = run.curve.length < 2;
+  const line = (points, most, color, text, y) => {
+    const known = points.filter(([, value]) => value != null);
+    context.strokeStyle = context.fillStyle = color;
+    context.lineWidth = 3;
+    context.beginPath();
+    const place = ([step, value]) => [10 + step / run.steps * (width - 20), height - 10 - value / most * (height - 46)];
+    known.forEach((point) => context.lineTo(...place(point)));
+    context.stroke();
+    context.font = "600 20px system-ui, sans-serif";
+    context.fillText(text, y, 24);
+  };
+  const most = Math.max(...run.curve.map(([, loss]) => loss ?? 0), 1e-6);
+  line(run.curve, most, "#0b5cad", "loss", 12);
+  if (run.scores.length > 1) line(run.scores, 1, "#b34b00", "mIoU", 70);
+}

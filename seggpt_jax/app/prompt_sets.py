@@ -1,0 +1,201 @@
+"""Prompts in memory: sets of checked prompts, and a store of sets under names.
+
+In: checked prompts. Out: the same at the size that the options need, resized once. Nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from seggpt_jax.app.limits import TooLargeError
+from seggpt_jax.errors import InputError
+from seggpt_jax.inference import tiling
+from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.prompts import PreparedPrompt
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MOST_SETS = 1000
+_MOST_SCALES = 2  # at which a set stays resized
+
+
+class UnknownPromptsError(LookupError):
+  """No prompts are stored under a name."""
+
+
+class PromptSet:
+  """Prompts that serve queries together, best first.
+
+  Args:
+    prompts: checked prompts of any size, from `inference.prompts.load_prompt`. None for a learned prompt.
+
+  Attributes:
+    classes: the foreground classes that the prompts show.
+    num_bytes: memory that the set takes.
+  """
+
+  def __init__(self, prompts: Sequence[PreparedPrompt] = ()):
+    self._prompts = tuple(prompts)
+    # By split or zoom. Read and written by the thread of the engine only.
+    self._resized: collections.OrderedDict[float | int, tuple[PreparedPrompt, ...]] = collections.OrderedDict()
+    labels = [np.unique(prompt.labels) for prompt in self._prompts]
+    self.classes = tuple(value for value in np.unique(np.concatenate([[0], *labels])).tolist() if value)
+    self.num_bytes = _num_bytes(self._prompts)
+
+  def __len__(self) -> int:
+    return len(self._prompts)
+
+  @property
+  def sizes(self) -> list[tuple[int, int]]:
+    """Height and width of each prompt in pixels."""
+    return [prompt.labels.shape for prompt in self._prompts]
+
+  def warnings(self, predictor: Predictor, options: InferenceOptions) -> list[str]:
+    """Returns a line for each prompt without foreground, and for each class that is too small for the network to see.
+
+    Args:
+      predictor: the predictor.
+      options: how the network is shown an image.
+    """
+    size = tuple(max(options.splits) * side for side in predictor.tile_size)
+    found = []
+    for index, prompt in enumerate(self._prompts):
+      if not prompt.labels.any():
+        found.append(f"prompts[{index}]: no foreground in the label map, so the prompt shows no class")
+      for value, area in {} if options.zoom else tiling.small_classes(prompt.labels, size).items():
+        found.append(
+          f"prompts[{index}]: class {value} covers {area:.2g} of the pixels that the network sees; use a larger split, "
+          "or crop the prompt around it"
+        )
+    return found
+
+  def for_options(self, predictor: Predictor, options: InferenceOptions) -> tuple[PreparedPrompt, ...]:
+    """Returns the prompts as the predictor takes them, resized where that leaves its answer the same bit for bit.
+
+    With several splits, each of them needs the prompts at their own size. Call this from one thread only.
+
+    Args:
+      predictor: the predictor.
+      options: how the network is shown an image.
+    """
+    if not options.zoom and len(options.splits) > 1:
+      return self._prompts
+    key = options.zoom or -options.splits[0]
+    if key not in self._resized:
+      resized = [predictor.resize_prompt(p, split=options.splits[0], zoom=options.zoom) for p in self._prompts]
+      self._resized[key] = tuple(resized)
+      if len(self._resized) > _MOST_SCALES:
+        self._resized.popitem(last=False)
+      self.num_bytes = _num_bytes(self._prompts) + sum(map(_num_bytes, self._resized.values()))
+    self._resized.move_to_end(key)
+    return self._resized[key]
+
+
+def _num_bytes(prompts: Sequence[PreparedPrompt]) -> int:
+  return sum(prompt.image.nbytes + prompt.labels.nbytes for prompt in prompts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """A set under a name.
+
+  Attributes:
+    prompts: the set.
+    pinned: whether it stays when memory is short.
+  """
+
+  prompts: PromptSet
+  pinned: bool = False
+
+
+class PromptStore:
+  """Sets of prompts under names. The least recently used ones are dropped when memory is short.
+
+  Args:
+    capacity: bytes of all sets together.
+  """
+
+  def __init__(self, capacity: int):
+    self._capacity, self._lock = capacity, threading.Lock()
+    self._sets: collections.OrderedDict[str, Stored] = collections.OrderedDict()
+
+  def put(self, name: str, prompts: PromptSet, *, pinned: bool = False) -> bool:
+    """Stores a set and returns whether the name is new. A set of the same name is replaced.
+
+    Args:
+      name: up to 64 letters, digits, dots, hyphens and underscores.
+      prompts: the set.
+      pinned: whether the set stays when memory is short.
+
+    Raises:
+      TooLargeError: the sets that cannot be dropped leave no room for it.
+      InputError: the name has another form.
+    """
+    if not _NAME.fullmatch(name):
+      raise InputError(f"name: found {name[:80]!r}, expected up to 64 of the characters A-Z, a-z, 0-9, '.', '-', '_'")
+    with self._lock:
+      kept = sum(each.prompts.num_bytes for other, each in self._sets.items() if each.pinned and other != name)
+      if kept + prompts.num_bytes > self._capacity:
+        raise TooLargeError(
+          f"prompts: found {prompts.num_bytes} bytes in memory, expected at most {self._capacity - kept}"
+        )
+      is_new = self._sets.pop(name, None) is None
+      self._sets[name] = Stored(prompts, pinned)
+      self._evict()
+    return is_new
+
+  def get(self, name: str) -> PromptSet:
+    """Returns a set for use, which makes it the most recently used one.
+
+    Raises:
+      UnknownPromptsError: there is none of this name.
+    """
+    with self._lock:
+      stored = self._find(name)
+      self._sets.move_to_end(name)
+      self._evict()  # sets grow while they are used
+    return stored.prompts
+
+  def peek(self, name: str) -> Stored:
+    """Returns a set to describe it; it counts as no use.
+
+    Raises:
+      UnknownPromptsError: there is none of this name.
+    """
+    with self._lock:
+      return self._find(name)
+
+  def remove(self, name: str) -> None:
+    """Drops a set. Requests that use it already are answered.
+
+    Raises:
+      UnknownPromptsError: there is none of this name.
+    """
+    with self._lock:
+      self._find(name)
+      del self._sets[name]
+
+  def list(self) -> dict[str, Stored]:
+    """Returns all sets, by name."""
+    with self._lock:
+      return dict(sorted(self._sets.items()))
+
+  def _find(self, name: str) -> Stored:
+    if name not in self._sets:
+      raise UnknownPromptsError(f"prompts: found no stored set {name[:80]!r}, expected one from GET /prompts")
+    return self._sets[name]
+
+  def _evict(self) -> None:
+    """Drops the least recently used sets until the others fit. The newest one stays."""
+    used = sum(each.prompts.num_bytes for each in self._sets.values())
+    for name in list(self._sets)[:-1]:
+      if used <= self._capacity and len(self._sets) <= _MOST_SETS:
+        return
+      if not self._sets[name].pinned:
+        used -= self._sets.pop(name).prompts.num_bytes

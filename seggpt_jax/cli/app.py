@@ -1,0 +1,115 @@
+"""Opens a page in the browser: label one image, see the others answered, correct some, train on them, and repeat.
+
+  seggpt app --open
+  seggpt app --model-path runs/mine --port 7861
+
+The page listens on this machine only. Any other --host needs a token, which the address that the command prints holds.
+Images stay on this machine and are deleted when their session ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import urllib.parse
+import webbrowser
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from seggpt_jax.cli import packaged_configs
+from seggpt_jax.cli.address_flags import define_address_flags, needs_app, read_token
+from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.compilation import keep_programs
+from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.trained import trained_options
+from seggpt_jax.model import parameters
+from seggpt_jax.model.weights import load_config
+from seggpt_jax.training.config import adapter_of
+
+if TYPE_CHECKING:
+  from seggpt_jax.app.learning import Recipe
+
+_LARGE = 30_000_000  # parameters from which training learns a LoRA instead of all weights
+_PATIENCE = 5  # seconds that open requests get when the page ends
+
+
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of the command."""
+  return {
+    "Network": [
+      define_path(
+        "model_path", "Path of weights or of a training run, packaged name or Hugging Face name.", default="small"
+      ),
+      define_path("adapter", "Training run that learned a LoRA for these weights."),
+    ],
+    "Address": [
+      *define_address_flags(7860, "the address of the page must hold"),
+      flags.DEFINE_bool("open", False, "Open the page in the browser of this machine."),
+    ],
+    "Limits": [
+      flags.DEFINE_integer("max_images", 2000, "Images of a session.", 1, 10**6),
+      flags.DEFINE_float("idle_minutes", 60, "A session that nobody has used for so long ends.", 1, 10**5),
+      flags.DEFINE_integer("max_sessions", 16, "People at a time.", 1, 1000),
+    ],
+    "Training": [
+      flags.DEFINE_string(
+        "config", None, "Packaged config or config file of training. By default small, or lora for large weights."
+      )
+    ],
+  }
+
+
+def main() -> None:
+  """Serves the page until it is stopped."""
+  with needs_app():
+    from seggpt_jax.app import server
+    from seggpt_jax.app.answering import Network
+    from seggpt_jax.app.engine import Engine
+    from seggpt_jax.app.http import is_loopback
+    from seggpt_jax.app.page_routes import create_page
+    from seggpt_jax.app.page_sessions import PageSessions, temporary_folder
+    from seggpt_jax.app.settings import SessionLimits
+  # Training runs in another process beside this one, and JAX would take most of a GPU's memory for each.
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+  keep_programs()
+  values = flags.FLAGS
+  path, adapter, loopback = values.model_path, values.adapter or None, is_loopback(values.host)
+  token, options, recipe = read_token(loopback), trained_options(adapter or path), _recipe(path, values.config)
+  limits = SessionLimits(images=values.max_images, idle_seconds=60 * values.idle_minutes, sessions=values.max_sessions)
+  with contextlib.ExitStack() as closing:
+    listening = closing.enter_context(server.listen(values.host, values.port))
+    folder = closing.enter_context(temporary_folder())
+    engine = Engine(lambda: Predictor.from_checkpoint(path, adapter=adapter), options=options, warm_prompts=(1,))
+
+    def load_plain() -> Network:
+      return Network(Engine(lambda: Predictor.from_checkpoint(path)), trained_options(path))
+
+    sessions = PageSessions(
+      Network(engine, options), recipe, folder, limits, plain=load_plain if adapter is not None else None
+    )
+    closing.callback(sessions.close)
+    page = create_page(sessions, folder, token=token, loopback=loopback)
+    address = server.address_of(listening) + (f"/?token={urllib.parse.quote(token)}" if token else "/")
+    ended_by = server.serve(page, engine, listening, lambda: _announce(address), _PATIENCE)
+  if ended_by == signal.SIGINT:
+    raise KeyboardInterrupt
+
+
+def _recipe(path: str, config: str | None) -> Recipe:
+  """Returns what training starts from: all weights of a small network, a LoRA for a large one."""
+  from seggpt_jax.app.learning import Recipe
+
+  _, shapes = parameters.abstract(load_config(path))
+  large = sum(math.prod(shape.shape) for shape in shapes.values()) > _LARGE
+  config = config or ("lora" if large else "small")
+  return Recipe(path, config, adapts=adapter_of(packaged_configs.load(config)) is not None)
+
+
+def _announce(address: str) -> None:
+  """Prints the address of the page, and opens it if the user wants that."""
+  print(f"ready: {address} (Ctrl-C ends it and deletes all sessions)", flush=True)
+  if flags.FLAGS.open:
+    webbrowser.open(address)

@@ -1,0 +1,269 @@
+"""The network as an ONNX graph, node by node from the parameters.
+
+The graph follows `model/ensemble.py`: K prompt halves and one query half go through the linear layers, and attention
+sees K whole canvases. jax2onnx 0.17 replaces Flax's layers by primitives of its own that cannot be batched, and needs
+several other packages, so the graph is written with `onnx.helper`. The tests hold it against the model.
+
+Dimensions in comments: B queries, N = 2B while image and target streams are apart and B after that, K prompts, T tokens
+of a half, D channels, h heads of d channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Shaped
+
+import seggpt_jax
+from seggpt_jax import palette
+from seggpt_jax.errors import InputError
+from seggpt_jax.model import parameters
+from seggpt_jax.model.attention.relative_positions import one_hot_positions, relative_table
+from seggpt_jax.model.seggpt import LAYER_NORM_EPSILON, SegGPT, SegType
+
+if TYPE_CHECKING:
+  import onnx
+
+_OPSET = 20  # the first with GELU
+_IR_VERSION = 10  # of ONNX 1.16, so that older runtimes read the file
+
+
+def build_onnx(model: SegGPT, num_prompts: int, *, seg_type: SegType = "semantic") -> onnx.ModelProto:
+  """Returns the network as an ONNX model.
+
+  Its metadata hold `tile_size` (width and height in pixels), `num_prompts`, `palette` (256 colors, of which color I
+  stands for class I), `canvas_size` (height and width) and `seggpt_jax_version`.
+
+  Args:
+    model: the network, with compute dtype float32 or float16. The parameters are stored in this dtype.
+    num_prompts: K.
+    seg_type: "semantic" or "instance".
+
+  Raises:
+    InputError: the package `onnx` is missing.
+    ValueError: a parameter is too large for float16.
+  """
+  try:
+    from onnx import helper
+  except ImportError as error:
+    raise InputError("onnx: not installed, expected the extra: pip install 'seggpt-jax[export]'") from error
+  network = _Network(model, num_prompts, seg_type)
+  network.predict("query", "prompt_images", "prompt_colors")
+  network.nodes[-1].output[0] = "colors"
+  (height, width), k = network.tile_size, num_prompts
+  uint8, float32 = (helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for dtype in (np.uint8, np.float32))
+  inputs = {
+    "query": ("batch", height, width, 3),
+    "prompt_images": ("batch", k, height, width, 3),
+    "prompt_colors": ("batch", k, height, width, 3),
+  }
+  graph = helper.make_graph(
+    network.nodes,
+    "seggpt",
+    [helper.make_tensor_value_info(name, uint8, shape) for name, shape in inputs.items()],
+    [helper.make_tensor_value_info("colors", float32, ("batch", height, width, 3))],
+    network.constants,
+  )
+  opset = helper.make_opsetid("", _OPSET)
+  proto = helper.make_model(graph, opset_imports=[opset], producer_name="seggpt-jax", ir_version=_IR_VERSION)
+  metadata = {
+    "tile_size": json.dumps([width, height]),
+    "canvas_size": json.dumps(model.config.canvas_size),
+    "num_prompts": json.dumps(k),
+    "palette": json.dumps(palette.fixed_palette(256).tolist()),
+    "seggpt_jax_version": seggpt_jax.__version__,
+  }
+  helper.set_model_props(proto, metadata)
+  return proto
+
+
+class _Network:
+  """Nodes and constants of the graph. Methods add nodes and return the name of the result.
+
+  Args:
+    model: the network.
+    num_prompts: K.
+    seg_type: "semantic" or "instance".
+  """
+
+  def __init__(self, model: SegGPT, num_prompts: int, seg_type: SegType):
+    self.config, self.k, self.dtype = model.config, num_prompts, np.dtype(model.dtype)
+    self.nodes: list[Any] = []
+    self.constants: list[Any] = []
+    self._names: dict[tuple, str] = {}
+    params = {name: np.asarray(value) for name, value in parameters.split(model)[1].items()}
+    rows, cols = self.config.grid
+    self._posemb = np.asarray(model.position_embedding((rows, cols)))[0]
+    self._type_token = params["type_token_cls" if seg_type == "semantic" else "type_token_ins"]
+    self.params = parameters.to_float16(params) if self.dtype == np.float16 else params
+
+  @property
+  def tile_size(self) -> tuple[int, int]:
+    height, width = self.config.canvas_size
+    return height // 2, width
+
+  def op(self, kind: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
+    """Adds a node with one result. Arrays among its inputs become constants."""
+    from onnx import helper
+
+    name = f"{kind.lower()}_{len(self.nodes)}"
+    names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
+    self.nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
+    return name
+
+  def constant(self, value: Shaped[np.ndarray, "*shape"]) -> str:
+    """Adds a constant, or returns the one of the same value."""
+    from onnx import numpy_helper
+
+    key = (value.dtype.str, value.shape, hashlib.blake2b(np.ascontiguousarray(value)).digest())
+    if key not in self._names:
+      self._names[key] = f"constant_{len(self.constants)}"
+      self.constants.append(numpy_helper.from_array(value, self._names[key]))
+    return self._names[key]
+
+  def reshape(self, x: str, *shape: int) -> str:
+    return self.op("Reshape", x, np.array(shape, np.int64))
+
+  def transpose(self, x: str, *axes: int) -> str:
+    return self.op("Transpose", x, perm=axes)
+
+  def part(self, x: str, axis: int, start: int, end: int) -> str:
+    return self.op("Slice", x, *(np.array([value], np.int64) for value in (start, end, axis)))
+
+  def concatenate(self, parts: Sequence[str], axis: int) -> str:
+    return self.op("Concat", *parts, axis=axis) if len(parts) > 1 else parts[0]
+
+  def pad(self, x: str, axis: int, ndim: int, count: int) -> str:
+    """Appends zeros along an axis."""
+    pads = np.zeros((2, ndim), np.int64)
+    pads[1, axis] = count
+    return self.op("Pad", x, pads.ravel())
+
+  def cast(self, x: str, dtype: Any) -> str:
+    from onnx import helper
+
+    return self.op("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+  def linear(self, x: str, name: str) -> str:
+    return self.op("Add", self.op("MatMul", x, self.params[f"{name}.kernel"]), self.params[f"{name}.bias"])
+
+  def norm(self, x: str, name: str) -> str:
+    scale, bias = self.params[f"{name}.scale"], self.params[f"{name}.bias"]
+    return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=LAYER_NORM_EPSILON)
+
+  def predict(self, query: str, images: str, targets: str) -> str:
+    """Adds the whole network: from uint8 pixels to float32 colors, 0..255."""
+    x, features = self.embed(query, images, targets), []
+    for index in range(self.config.depth):
+      x = self.block(x, f"blocks.{index}")
+      if index == self.config.merge_block:
+        streams = [f"{part}_stream" for part in ("image", "target")]
+        self.split(x, streams, axis=0)
+        x = self.op("Mul", self.op("Add", *streams), np.array(0.5, self.dtype))
+      if index in self.config.feature_taps:
+        features.append(self.tap(x))
+    return self.decode(self.concatenate(features, 3))
+
+  def split(self, x: str, names: Sequence[str], axis: int) -> None:
+    """Adds a node that cuts an array into equal parts of these names."""
+    from onnx import helper
+
+    self.nodes.append(helper.make_node("Split", [x], list(names), axis=axis, num_outputs=len(names)))
+
+  def embed(self, query: str, images: str, targets: str) -> str:
+    """Adds the tokens of both streams, one after the other along the batch: `[2B, K + 1, T, D]`."""
+    k, (height, width), p = self.k, self.tile_size, self.config.patch_size
+    rows, cols = height // p, width // p
+    mean, std = (np.array(values, np.float32) for values in (self.config.image_mean, self.config.image_std))
+
+    def tokens(pixels: str, halves: int) -> str:
+      scaled = self.op("Div", self.cast(pixels, np.float32), np.array(255.0, np.float32))
+      normalized = self.cast(self.op("Div", self.op("Sub", scaled, mean), std), self.dtype)
+      patches = self.transpose(self.reshape(normalized, -1, rows, p, cols, p, 3), 0, 1, 3, 2, 4, 5)
+      return self.linear(self.reshape(patches, -1, halves, rows * cols, p * p * 3), "patch_embed")
+
+    query = self.reshape(query, -1, 1, height, width, 3)
+    x = tokens(self.concatenate([images, query], 1), k + 1)
+    y = self.pad(tokens(targets, k), 1, 4, 1)  # the query's target is hidden: zeros, to which the mask token is added
+    upper, lower = np.split(self._posemb.reshape(2, rows * cols, -1), 2)
+    shared = np.concatenate([upper] * k + [lower]) + self._type_token[0]
+    segments = [self.params[f"segment_token_{stream}"][0] + shared for stream in "xy"]
+    segments[1][k] += self.params["mask_token"][0, 0, 0]
+    return self.concatenate(
+      [self.op("Add", z, segment.astype(self.dtype)) for z, segment in zip((x, y), segments, strict=True)], 0
+    )
+
+  def block(self, x: str, name: str) -> str:
+    """Adds a block: `[N, K + 1, T, D]`."""
+    attended = self.attend(self.linear(self.norm(x, f"{name}.norm1"), f"{name}.attn.qkv"), f"{name}.attn")
+    x = self.op("Add", x, self.linear(attended, f"{name}.attn.proj"))
+    hidden = self.op("Gelu", self.linear(self.norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
+    return self.op("Add", x, self.linear(hidden, f"{name}.mlp.fc2"))
+
+  def attend(self, qkv: str, name: str) -> str:
+    """Adds attention on K whole canvases, and the mean of their query halves: `[N, K + 1, T, D]`."""
+    k, (rows, cols), heads, dim = self.k, self.config.grid, self.config.num_heads, self.config.head_dim
+    half, tokens = rows * cols // 2, rows * cols
+    lower = self.part(qkv, 1, k, k + 1)
+    if k > 1:
+      lower = self.op("Expand", lower, np.array([1, k, 1, 1], np.int64))
+    canvases = self.concatenate([self.part(qkv, 1, 0, k), lower], 2)
+    parts = [f"{name}.{part}" for part in ("query", "key", "value")]
+    self.split(canvases, parts, axis=3)
+    query, key, value = (self.transpose(self.reshape(x, -1, tokens, heads, dim), 0, 2, 1, 3) for x in parts)
+    logits = self.logits(query, key, name)
+    weights = self.op("Softmax", self.cast(logits, np.float32), axis=-1)
+    output = self.transpose(self.op("MatMul", self.cast(weights, self.dtype), value), 0, 2, 1, 3)
+    output = self.reshape(output, -1, k, tokens, heads * dim)
+    lower = self.part(output, 2, half, tokens)
+    if k > 1:
+      mean = self.op("ReduceMean", self.cast(lower, np.float32), np.array([1], np.int64), keepdims=1)
+      lower = self.cast(mean, self.dtype)
+    return self.concatenate([self.part(output, 2, 0, half), lower], 1)
+
+  def logits(self, query: str, key: str, name: str) -> str:
+    """Adds the products of queries with keys, both extended such that relative positions are included."""
+    rows, cols = self.config.grid
+    heads, dim, tokens = self.config.num_heads, self.config.head_dim, rows * cols
+
+    def table(axis: str, size: int) -> np.ndarray:
+      """Returns `[row or column of the query, d, row or column of the key]`."""
+      found = relative_table(jnp.asarray(self.params[f"{name}.rel_pos_{axis}"]), size)
+      return np.swapaxes(np.asarray(found), 1, 2)
+
+    grid = self.reshape(query, -1, heads, rows, cols, dim)
+    by_row = self.op("MatMul", grid, table("h", rows))
+    by_col = self.transpose(self.op("MatMul", self.transpose(grid, 0, 1, 3, 2, 4), table("w", cols)), 0, 1, 3, 2, 4)
+    scaled = self.op("Mul", query, np.array(1 / math.sqrt(dim), self.dtype))
+    relative = [self.reshape(x, -1, heads, tokens, n) for x, n in ((by_row, rows), (by_col, cols))]
+    positions = np.pad(one_hot_positions((rows, cols)), ((0, 0), (dim, 0))).astype(self.dtype)
+    keys = self.op("Add", self.pad(key, 3, 4, rows + cols), positions)
+    return self.op("MatMul", self.concatenate([scaled, *relative], 3), self.transpose(keys, 0, 1, 3, 2))
+
+  def tap(self, x: str) -> str:
+    """Adds the features of a block for the decoder: the query's, below the last row of the first prompt."""
+    k, (rows, cols) = self.k, self.config.grid
+    half = rows * cols // 2
+    above = self.part(self.part(x, 1, 0, 1), 2, half - cols, half)
+    return self.norm(self.concatenate([above, self.part(x, 1, k, k + 1)], 2), "norm")
+
+  def decode(self, features: str) -> str:
+    """Adds the decoder, from the normalized features of all taps to colors."""
+    p, dim, (rows, cols) = self.config.patch_size, self.config.decoder_dim, self.config.grid
+    rows = rows // 2 + 1
+    patches = self.reshape(self.linear(features, "decoder_embed"), -1, rows, cols, p, p, dim)
+    pixels = self.reshape(self.transpose(patches, 0, 5, 1, 3, 2, 4), -1, dim, rows * p, cols * p)
+    kernel, bias = (self.params[f"decoder_pred.conv.{part}"] for part in ("kernel", "bias"))
+    pixels = self.op("Conv", pixels, np.transpose(kernel, (3, 2, 0, 1)), bias, pads=(1, 1, 1, 1))
+    pixels = self.transpose(self.part(pixels, 2, p, rows * p), 0, 2, 3, 1)
+    hidden = self.op("Gelu", self.norm(pixels, "decoder_pred.norm"))
+    colors = self.cast(self.linear(hidden, "decoder_pred.head"), np.float32)
+    mean, std = (np.array(values, np.float32) for values in (self.config.image_mean, self.config.image_std))
+    colors = self.op("Mul", self.op("Add", self.op("Mul", colors, std), mean), np.array(255.0, np.float32))
+    return self.op("Clip", colors, np.array(0.0, np.float32), np.array(255.0, np.float32))

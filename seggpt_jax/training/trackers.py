@@ -1,0 +1,188 @@
+"""Experiment trackers: where the numbers and pictures of a run go beside its own files.
+
+In: numbers and pictures with their step. Out: an event file for TensorBoard, or a run of Weights & Biases or Trackio,
+whose packages are optional and read their own environment variables, such as WANDB_MODE or TRACKIO_SPACE_ID.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.files import write_whole
+
+_PROJECT = "seggpt-jax"  # unless WANDB_PROJECT or TRACKIO_PROJECT names another
+
+
+class Tracker:
+  """Receives what a run tells, and drops it; the base of those that keep it.
+
+  Args:
+    workdir: run directory.
+    step: steps done already.
+    config: the configuration, as JSON values.
+  """
+
+  def __init__(self, workdir: Path, step: int, config: Mapping[str, Any]):
+    del workdir, step, config
+
+  def numbers(self, step: int, values: Mapping[str, float]) -> None:
+    """Takes numbers by name."""
+
+  def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Takes a picture."""
+
+  def flush(self) -> None:
+    """Ends a group of numbers."""
+
+  def close(self) -> None:
+    """Ends the start of the run."""
+
+
+def check_tracker(name: str) -> None:
+  """Checks that the package of a tracker is installed.
+
+  Args:
+    name: one of `TRACKERS`.
+
+  Raises:
+    InputError: it is not.
+  """
+  if name in ("wandb", "trackio") and importlib.util.find_spec(name) is None:
+    raise InputError(
+      f"config.tracker: found {name!r}, which is not installed, expected: pip install 'seggpt-jax[{name}]'"
+    )
+
+
+def open_tracker(name: str, workdir: Path, step: int, config: Mapping[str, Any]) -> Tracker:
+  """Opens a tracker, or continues its run.
+
+  Args:
+    name: one of `TRACKERS`.
+    workdir: run directory.
+    step: steps done already.
+    config: the configuration, as JSON values.
+
+  Raises:
+    InputError: the tracker cannot be used, for example without a login.
+  """
+  return TRACKERS[name](workdir, step, config)
+
+
+class _TensorBoard(Tracker):
+  """An event file in the run directory.
+
+  tensorboardX's SummaryWriter is not used: it writes from a thread that dies on a full disk, and the training would
+  then wait for its queue forever (seen in tensorboardX 2.6).
+  """
+
+  def __init__(self, workdir: Path, step: int, config: Mapping[str, Any]):
+    del config
+    self._writer = EventsWriter(str(workdir / "events"))
+    self._writer.write_event(Event(wall_time=time.time(), step=step, file_version="brain.Event:2"))
+    # TensorBoard hides later steps of older files.
+    start = SessionLog(status=SessionLog.SessionStatus.START)
+    self._writer.write_event(Event(wall_time=time.time(), step=step, session_log=start))
+
+  def numbers(self, step: int, values: Mapping[str, float]) -> None:
+    for key, value in values.items():
+      self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary.scalar(key, value)))
+
+  def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]) -> None:
+    image = summary.image(name, picture, dataformats="HWC")
+    self._writer.write_event(Event(wall_time=time.time(), step=step, summary=image))
+
+  def flush(self) -> None:
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+class _Service(Tracker):
+  """A run of Weights & Biases or Trackio, whose interfaces are nearly the same.
+
+  Args:
+    module: "wandb" or "trackio".
+    config: the configuration.
+    **options: further options of `init`.
+  """
+
+  def __init__(self, module: str, config: Mapping[str, Any], **options: Any):
+    self._module = importlib.import_module(module)
+    project = os.environ.get(f"{module.upper()}_PROJECT") or _PROJECT
+    with _refusal_in_one_line(module):
+      self._run = self._module.init(project=project, config=dict(config), resume="allow", **options)
+
+  def numbers(self, step: int, values: Mapping[str, float]) -> None:
+    self._run.log(dict(values), step=step)
+
+  def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]) -> None:
+    self._run.log({name: self._module.Image(picture)}, step=step)
+
+  def close(self) -> None:
+    self._run.finish()
+
+
+class _Trackio(_Service):
+  def __init__(self, workdir: Path, step: int, config: Mapping[str, Any]):
+    del step
+    super().__init__("trackio", config, name=f"{workdir.name}-{_run_id(workdir)}", embed=False)
+
+
+class _WandB(_Service):
+  """A run of Weights & Biases. The step is a number like the others, since its own steps cannot go back.
+
+  A run that is resumed from a checkpoint repeats the steps after it.
+  """
+
+  def __init__(self, workdir: Path, step: int, config: Mapping[str, Any]):
+    del step
+    settings = importlib.import_module("wandb").Settings(console="off")  # the progress bar is not worth keeping
+    identity = {"id": _run_id(workdir), "name": workdir.name, "dir": str(workdir)}
+    super().__init__("wandb", config, settings=settings, **identity)
+    self._run.define_metric("*", step_metric="step")
+
+  def numbers(self, step: int, values: Mapping[str, float]) -> None:
+    self._run.log({"step": step, **values})
+
+  def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]) -> None:
+    self._run.log({"step": step, name: self._module.Image(picture)})
+
+
+@contextlib.contextmanager
+def _refusal_in_one_line(module: str) -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:  # of the service: no login, no network, a wrong name; both have errors of their own
+    remedy = "; run `wandb login` or set WANDB_MODE=offline" if module == "wandb" else ""
+    raise InputError(f"config.tracker: {module} does not start ({one_line(error)[:200]}){remedy}") from error
+
+
+def _run_id(workdir: Path) -> str:
+  """Returns the name of the run at its service, which its next start continues."""
+  path = workdir / "tracker_id"
+  if not path.exists():
+    write_whole(path, lambda file: file.write(secrets.token_hex(4).encode()))
+  return path.read_text().strip()
+
+
+TRACKERS: dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]] = {
+  "tensorboard": _TensorBoard,
+  "wandb": _WandB,
+  "trackio": _Trackio,
+  "none": Tracker,
+}

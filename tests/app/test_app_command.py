@@ -1,0 +1,60 @@
+"""The command `seggpt app`: wrong flags are one line and status 2, and other machines need a token."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(*arguments: str) -> subprocess.Popen:
+  environment = {key: value for key, value in os.environ.items() if key != "SEGGPT_TOKEN"} | {"PYTHONPATH": str(ROOT)}
+  command = [sys.executable, "-m", "seggpt_jax", "app", *arguments]
+  return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def taken_port():
+  with socket.create_server(("127.0.0.1", 0)) as listening:
+    yield listening.getsockname()[1]
+
+
+def test_wrong_flags_are_refused_in_one_line(taken_port):
+  wrong = {
+    ("--host=0.0.0.0",): "--token: missing",
+    ("--token=a b",): "--token: found other characters",
+    ("--model-path=no_such_weights",): "no_such_weights",
+    (f"--port={taken_port}",): "cannot listen",
+    ("--config=no_such_config",): "no_such_config",
+  }
+  started = {message: start(*arguments) for arguments, message in wrong.items()}
+  for message, process in started.items():
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2 and message in said and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_token_opens_the_page_and_a_signal_ends_it(weights_directory, number, status):
+  process = start("--port=0", f"--model-path={weights_directory}", "--token=secret")
+  try:
+    address = re.search(r"http://\S+", process.stdout.readline())[0]
+    assert address.endswith("/?token=secret")
+    opened = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    assert b"<!doctype html>" in opened.open(address).read()
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+      urllib.request.urlopen(address.partition("?")[0])
+    process.send_signal(number)
+    assert process.wait(60) == status
+  finally:
+    process.kill()
+    process.communicate()

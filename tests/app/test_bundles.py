@@ -1,0 +1,121 @@
+"""Files that leave the page, and come back: every format is read by the package's own readers."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seggpt_jax.app import bundles
+from seggpt_jax.app.limits import TooLargeError
+from seggpt_jax.app.sessions import Session
+from seggpt_jax.app.video_frames import MOST_FRAMES, add_frames
+from seggpt_jax.data.coco import read_coco
+from seggpt_jax.data.labelme import read_labelme
+from seggpt_jax.data.labels import LabelFormat, read_labels
+from seggpt_jax.data.outlines import OutlineSource
+from seggpt_jax.data.recognize import recognize
+from seggpt_jax.errors import InputError
+from seggpt_jax.inference.prediction import decode_prediction
+from seggpt_jax.inference.video_files import write_video
+from seggpt_jax.palette import fixed_palette
+from tests.app.page_clients import noise, png, square
+
+
+@pytest.fixture
+def session(tmp_path):
+  """A session of three images: one labeled, one answered, one neither."""
+  session = Session(tmp_path / "session")
+  session.set_classes(["crack", "hole"])
+  labeled, answered, _ = [session.add_image(f"part_{seed}.png", png(noise(seed))).key for seed in range(3)]
+  session.set_label(labeled, square(2))
+  palette = fixed_palette(3)
+  session.put_answer(answered, session.round, decode_prediction(palette[square(1, start=12)], palette, np.arange(3)))
+  return session
+
+
+def unpacked(session: Session, kind: bundles.Download, folder: Path) -> Path:
+  bundles.write_download(session, kind, folder / "download.zip")
+  zipfile.ZipFile(folder / "download.zip").extractall(folder / kind)
+  return folder / kind
+
+
+def test_masks_are_label_maps_of_the_same_names(session, tmp_path):
+  folder = unpacked(session, "masks", tmp_path)
+  assert sorted(path.stem for path in (folder / "images").iterdir()) == ["part_0", "part_1"]
+  for name, expected in (("part_0", square(2)), ("part_1", square(1, start=12))):
+    np.testing.assert_array_equal(read_labels(folder / "labels" / f"{name}.png", LabelFormat()), expected)
+
+
+@pytest.mark.parametrize(("kind", "read"), [("coco", read_coco), ("labelme", read_labelme)])
+def test_annotations_are_read_back(session, tmp_path, kind, read):
+  folder = unpacked(session, kind, tmp_path)
+  assert recognize(str(folder)).kind == kind
+  found = OutlineSource(read(folder, recognize(str(folder)).splits[0]), 3, ("crack", "hole"))
+  labels = {found.name(index).rpartition("/")[2]: found.label(index) for index in range(len(found))}
+  np.testing.assert_array_equal(labels["part_0"], square(2))
+  np.testing.assert_array_equal(labels["part_1"], square(1, start=12))
+
+
+def test_a_saved_session_is_a_dataset_and_loads_again(session, tmp_path):
+  bundles.save_session(session, tmp_path / "session.zip")
+  zipfile.ZipFile(tmp_path / "session.zip").extractall(tmp_path / "dataset")
+  assert recognize(str(tmp_path / "dataset")) == ("folder", ("train",))
+  other = Session(tmp_path / "other")
+  assert bundles.load_session(other, tmp_path / "session.zip", 10**7) == 3
+  assert other.classes == ["crack", "hole"] and [each.name for each in other.examples] == ["part_0"]
+  np.testing.assert_array_equal(other.label(other.examples[0].key), square(2))
+  np.testing.assert_array_equal(other.pixels(other.examples[0].key), noise(0))
+
+
+def test_a_zip_of_another_dataset_loads(session, tmp_path):
+  with zipfile.ZipFile(tmp_path / "other.zip", "w") as packed:
+    packed.writestr("mine/images/a.png", png(noise(5)))
+    packed.writestr("mine/masks/a.png", png(square(1)))
+  assert bundles.load_session(session, tmp_path / "other.zip", 10**7) == 1
+  assert len(session.examples) == 2 and session.classes == ["crack", "hole"]
+
+
+def test_archives_that_are_too_large_or_damaged_are_refused(session, tmp_path):
+  bundles.save_session(session, tmp_path / "session.zip")
+  with pytest.raises(TooLargeError, match="archive"):
+    bundles.load_session(session, tmp_path / "session.zip", 1000)
+  data = (tmp_path / "session.zip").read_bytes()
+  (tmp_path / "cut.zip").write_bytes(data[: len(data) // 2])
+  with pytest.raises(InputError, match="zip file"):
+    bundles.load_session(session, tmp_path / "cut.zip", 10**7)
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, "w") as packed:
+    packed.writestr("notes.txt", "nothing")
+  (tmp_path / "empty.zip").write_bytes(file.getvalue())
+  with pytest.raises(InputError, match="found no dataset"):
+    bundles.load_session(session, tmp_path / "empty.zip", 10**7)
+  assert len(session.pictures) == 3
+
+
+def test_names_of_files_are_kept_apart_and_clean(session):
+  for name, expected in (
+    ("part_0.png", "part_0_2"),
+    ("C:\\photos\\part_0.jpg", "part_0_3"),
+    ("../../etc/pass\nwd", "pass_wd"),
+    ("<b>.png", "_b_"),
+    ("...", "image"),
+    ("Ünï 1.png", "Ünï 1"),
+  ):
+    assert session.add_image(name, png(noise(9))).name == expected
+
+
+def test_a_video_becomes_evenly_spread_frames(session, tmp_path):
+  frames = [np.full((32, 48, 3), 2 * index, np.uint8) for index in range(100)]
+  write_video(tmp_path / "film.mp4", frames, 25)
+  assert add_frames(session, tmp_path / "film.mp4", "film.mp4", 10**6) == MOST_FRAMES
+  names = [each.name for each in session.pictures.values() if each.name.startswith("film")]
+  assert names[0] == "film_00000" and names[-1] == "film_00099" and len(names) == MOST_FRAMES
+  (tmp_path / "bad.mp4").write_bytes(b"no video")
+  with pytest.raises(InputError, match=r"^mine\.mp4"):
+    add_frames(session, tmp_path / "bad.mp4", "mine.mp4", 10**6)
+  with pytest.raises(TooLargeError):
+    add_frames(session, tmp_path / "film.mp4", "film.mp4", 100)

@@ -1,0 +1,330 @@
+"""The page's API: one person's images, labels and answers, and nobody else's."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+import time
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from seggpt_jax.app.page_routes import PAGE
+from seggpt_jax.app.page_sessions import temporary_folder
+from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.model import parameters
+from tests.app.page_clients import Person, noise, open_page, png, square
+from tests.loud_network import LOUD, loud_params
+
+
+@pytest.fixture(scope="module")
+def page(model, tmp_path_factory):
+  with open_page(model, tmp_path_factory.mktemp("page"), images=30, pixels=10_000, sessions=100) as app:
+    yield app
+
+
+@pytest.fixture
+def person(page):
+  return Person(page)
+
+
+def test_an_example_answers_the_others_as_the_predictor_does(person, model):
+  images = [noise(seed) for seed in range(3)]
+  keys = [person.add(image) for image in images]
+  person.draw(keys[0], square())
+  state = person.wait()
+  assert state["examples"] == [keys[0]] and state["progress"] == {**state["progress"], "answered": 2, "total": 2}
+  predictor = Predictor(model)
+  for key, image in list(zip(keys, images, strict=True))[1:]:
+    expected = predictor.predict(image, [(images[0], square())]).labels
+    np.testing.assert_array_equal(person.answer(key), expected)
+
+
+def test_promoting_a_corrected_answer_changes_the_others(person):
+  keys = [person.add(noise(seed)) for seed in range(10, 14)]
+  person.draw(keys[0], square())
+  before = person.wait()
+  answers = [person.answer(key) for key in keys[2:]]
+  person.draw(keys[1], square(start=16))  # the answer, corrected by hand
+  after = person.wait()
+  assert after["round"] > before["round"] and set(after["examples"]) == {keys[0], keys[1]}
+  assert any((person.answer(key) != old).any() for key, old in zip(keys[2:], answers, strict=True))
+
+
+def test_an_answer_becomes_an_example_with_one_request(person):
+  keys = [person.add(noise(seed)) for seed in range(20, 23)]
+  person.draw(keys[0], square())
+  person.wait()
+  answer = person.answer(keys[1])
+  assert answer.any()
+  assert person.post(f"/api/images/{keys[1]}/promote").status_code == 200
+  label = person.get(f"/api/images/{keys[1]}/label")
+  np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(label.content))), answer)
+  assert set(person.wait()["examples"]) == set(keys[:2])
+
+
+def test_two_people_do_not_see_each_others_images(page):
+  first, second = Person(page), Person(page)
+  key = first.add(noise(1))
+  assert first.cookies != second.cookies
+  assert second.state()["images"] == []
+  for path in ("picture", "thumbnail", "label", "answer", "confidence"):
+    assert second.get(f"/api/images/{key}/{path}").status_code == 404
+  assert second.delete(f"/api/images/{key}").status_code == 404
+  second.add(noise(2))
+  assert [each["name"] for each in first.state()["images"]] == ["image"]
+  np.testing.assert_array_equal(
+    np.asarray(Image.open(io.BytesIO(first.get(f"/api/images/{key}/picture").content))), noise(1)
+  )
+
+
+def test_the_cookie_is_secret_and_an_unknown_one_opens_nothing(page, person):
+  cookie = person.opened.headers["set-cookie"]
+  assert "HttpOnly" in cookie and "SameSite=strict" in cookie
+  assert len(cookie.partition("=")[2].partition(";")[0]) >= 22  # 128 bits in base64
+  stranger = Person(page)
+  stranger.cookies.clear()
+  for path in ("/api/session", "/api/images/a1/picture", "/api/archive"):
+    assert stranger.get(path).status_code == 401
+
+
+@pytest.mark.parametrize(
+  ("headers", "status"),
+  [({"origin": "http://evil.example"}, 403), ({"host": "evil.example"}, 400), ({"origin": ""}, 403), ({}, 200)],
+)
+def test_changes_come_from_the_pages_own_origin(person, headers, status):
+  assert person.post("/api/settings", json={"split": 1}, headers=headers).status_code == status
+
+
+def test_every_answer_has_a_strict_policy(person):
+  for path in ("/", "/api/session", "/page/main.js", "/nothing", "/api/images/a9/answer"):
+    headers = person.get(path).headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+    assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+
+
+def test_the_page_needs_nothing_from_outside():
+  for path in PAGE.iterdir():
+    text = path.read_text()
+    assert "http://" not in text.replace("http://www.w3.org/", "") and "https://" not in text, path
+    assert "//cdn" not in text and "@import" not in text and "style=" not in text and "onclick=" not in text, path
+
+
+def test_a_token_opens_the_page_once(model, tmp_path):
+  with open_page(model, tmp_path, token="secret") as app:
+    assert Person(app).opened.status_code == 401
+    assert Person(app, "/?token=wrong").opened.status_code == 401
+    person = Person(app, "/?token=secret")
+    assert person.opened.status_code == 200 and "token" not in str(person.opened.url)
+    assert person.get("/").status_code == 200 and person.state()["images"] == []
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+def bomb() -> bytes:
+  """Returns the header of a PNG file of 60,000 x 60,000 pixels."""
+  data = bytearray(png(np.zeros((8, 8, 3), np.uint8)))
+  data[16:24] = (60_000).to_bytes(4, "big") * 2
+  return bytes(data)
+
+
+@pytest.mark.parametrize(
+  ("data", "status"),
+  [
+    (b"", 422),
+    (b"no image", 422),
+    (bomb(), 422),
+    (png(noise(0, 200)), 413),  # more pixels than this page takes
+    (png(noise(0))[:200], 422),
+  ],
+)
+def test_bad_images_are_refused_in_one_line(person, data, status):
+  response = person.post("/api/images", params={"name": "../../photo.png"}, content=data)
+  assert response.status_code == status
+  message = response.json()["error"]
+  assert message.startswith("photo.png") and "\n" not in message and "/tmp" not in message
+  assert person.state()["images"] == []
+
+
+def test_bad_labels_are_refused(person):
+  key = person.add(noise(0))
+  for labels in (square()[:-1], np.zeros((40, 48), np.uint8), square(2), noise(3)):
+    response = person.put(f"/api/images/{key}/label", content=png(labels))
+    assert response.status_code == 422 and "\n" not in response.json()["error"]
+  assert person.state()["examples"] == []
+  assert person.post(f"/api/images/{key}/promote").status_code == 404  # no answer yet
+
+
+@pytest.mark.parametrize(
+  ("path", "body"),
+  [
+    ("settings", b"{"),
+    ("settings", b"[]"),
+    ("settings", b'{"split": 99}'),
+    ("settings", b'{"split": true}'),
+    ("settings", b'{"flips": "diagonal"}'),
+    ("settings", b'{"sensitivity": ["a"]}'),
+    ("settings", b'{"sensitivity": [NaN]}'),
+    ("settings", b'{"network": "learned"}'),
+    ("settings", b'{"network": "plain"}'),
+    ("settings", b'{"unknown": 1}'),
+    ("settings", b'{"split": "2"}'),
+    ("settings", b'{"paused": 1}'),
+    ("settings", b'{"flips": []}'),
+    ("settings", b'{"sensitivity": [1e400]}'),
+    ("classes", b'{"names": []}'),
+    ("classes", b'{"names": ["a", "a"]}'),
+    ("classes", b'{"names": ["a", ""]}'),
+    ("classes", b'{"names": "abc"}'),
+    ("learning", b'{"steps": 10}'),
+    ("learning", b'{"steps": "many"}'),
+    ("archive", b"no zip"),
+  ],
+)
+def test_bad_requests_are_refused(person, path, body):
+  response = person.post(f"/api/{path}", content=body)
+  assert response.status_code == 422 and "\n" not in response.json()["error"], response.text
+
+
+def test_addresses_do_not_reach_other_files(person):
+  for path in ("/page/..%2fsessions.py", "/page/%2e%2e/sessions.py", "/page/nothing.js", "/api/download/..%2f.."):
+    assert person.get(path).status_code == 404
+  assert person.request("PATCH", "/api/session").status_code == 405
+  assert person.put("/api/session").status_code == 405
+
+
+def test_a_session_takes_a_limited_number_of_images(model, tmp_path):
+  with open_page(model, tmp_path, images=2) as app:
+    person = Person(app)
+    person.add(noise(0))
+    person.add(noise(1))
+    assert person.post("/api/images", content=png(noise(2))).status_code == 413
+
+
+# --------------------------------------------------------------------------------------------------- masks and settings
+
+
+def test_masks_of_one_class_and_of_class_indices_are_read(person):
+  key = person.add(noise(0))
+  assert person.post("/api/classes", json={"names": ["crack", "hole"]}).status_code == 200
+
+  def read(labels: np.ndarray, index: int) -> np.ndarray:
+    response = person.post(f"/api/images/{key}/mask", params={"class": index, "name": "m.png"}, content=png(labels))
+    assert response.status_code == 200, response.text
+    return np.asarray(Image.open(io.BytesIO(response.content)))
+
+  np.testing.assert_array_equal(read(square(255), 2), square(2))
+  both = square(1)
+  both[0, :5] = 2
+  np.testing.assert_array_equal(read(both, 1), both)
+
+
+def test_sensitivity_shows_more_of_a_class_without_asking_again(person):
+  keys = [person.add(noise(seed)) for seed in range(30, 33)]
+  person.draw(keys[0], square())
+  before = person.wait()
+  areas = []
+  for value in (0.5, 1.0, 2.0):
+    assert person.post("/api/settings", json={"sensitivity": [value]}).status_code == 200
+    areas.append(int((person.answer(keys[1]) > 0).sum()))
+  assert areas[0] < areas[1] < areas[2]
+  assert person.state()["round"] == before["round"]
+  confidence = person.get(f"/api/images/{keys[1]}/confidence")
+  assert np.asarray(Image.open(io.BytesIO(confidence.content))).std() > 0
+
+
+def test_other_settings_ask_again(person):
+  keys = [person.add(noise(seed)) for seed in range(40, 42)]
+  person.draw(keys[0], square())
+  before = person.wait()
+  answer = person.answer(keys[1])
+  assert person.post("/api/settings", json={"split": 2, "flips": "horizontal"}).status_code == 200
+  assert person.wait()["round"] > before["round"]
+  assert (person.answer(keys[1]) != answer).any()
+
+
+def test_the_network_answers_with_and_without_its_adapter(model, tmp_path):
+  params = {name: jnp.asarray(value) for name, value in loud_params(LOUD, seed=1).items()}
+  plain = parameters.merge(parameters.abstract(LOUD)[0], params)
+  with open_page(model, tmp_path, plain=plain) as app:
+    person, other = Person(app), Predictor(plain)
+    keys = [person.add(noise(seed)) for seed in range(2)]
+    person.draw(keys[0], square())
+    person.wait()
+    before = person.answer(keys[1])
+    assert person.state()["plain"]
+    assert person.post("/api/settings", json={"network": "plain"}).status_code == 200
+    person.wait()
+    expected = other.predict(noise(1), [(noise(0), square())]).labels
+    np.testing.assert_array_equal(person.answer(keys[1]), expected)
+    assert (before != expected).any()
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def test_a_saved_session_loads_into_another(page, person):
+  keys = [person.add(noise(seed), f"part {seed}.png") for seed in range(3)]
+  person.post("/api/classes", json={"names": ["crack", "hole"]})
+  person.draw(keys[0], square(2))
+  archive = person.get("/api/archive")
+  assert archive.status_code == 200
+  names = zipfile.ZipFile(io.BytesIO(archive.content)).namelist()
+  assert "train/images/part 0.png" in names and "train/labels/part 0.png" in names and "classes.txt" in names
+  other = Person(page)
+  assert other.post("/api/archive", content=archive.content).json() == {"added": 3}
+  state = other.state()
+  assert state["classes"] == ["crack", "hole"] and len(state["images"]) == 3
+  (example,) = state["examples"]
+  label = other.get(f"/api/images/{example}/label")
+  np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(label.content))), square(2))
+
+
+def test_archives_cannot_write_elsewhere(person):
+  for name in ("../evil.png", "/evil.png", "train/../../evil.png"):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed:
+      packed.writestr(name, png(noise(0)))
+    response = person.post("/api/archive", content=file.getvalue())
+    assert response.status_code == 422 and "inside the archive" in response.json()["error"]
+
+
+def test_closing_the_page_and_ending_a_session_delete_the_files(model, tmp_path):
+  with open_page(model, tmp_path) as app:
+    first, second = Person(app), Person(app)
+    for person in (first, second):
+      person.add(noise(0))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert first.delete("/api/session").status_code == 200
+    assert len(list(tmp_path.iterdir())) == 1
+    assert first.get("/api/session").status_code == 401
+  assert not list(tmp_path.iterdir())
+
+
+def test_idle_sessions_end(model, tmp_path):
+  with open_page(model, tmp_path, idle_seconds=0.3) as app:
+    person = Person(app)
+    person.add(noise(0))
+    for _ in range(100):
+      if not list(tmp_path.iterdir()):
+        break
+      time.sleep(0.05)
+    assert not list(tmp_path.iterdir())
+    assert person.get("/api/session").status_code == 401
+
+
+def test_the_next_start_deletes_what_a_killed_server_left(tmp_path, monkeypatch):
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+  left = tmp_path / f".seggpt_app.{'0' * 32}"
+  left.mkdir()
+  os.utime(left, (0, 0))
+  with temporary_folder() as first, temporary_folder() as second:
+    assert not left.exists() and first.is_dir() and second.is_dir()
+    assert first.stat().st_mode & 0o777 == 0o700
+  assert not list(tmp_path.iterdir())
