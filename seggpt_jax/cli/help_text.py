@@ -89,7 +89,7 @@ def _value(flag: flags.Flag) -> str:
 
 def _description(flag: flags.Flag) -> str:
   # absl puts the choices of an enum before its help.
-  text = re.sub(r"^<[^>]*>: ", "", flag.help)
+  text = re.sub(r"^<[^>]*>: |;\s+repeat this option to specify a list of values$", "", flag.help)
   if _is_required(flag):
     return f"{text} (required)"
   default = _text(flag.default_unparsed)

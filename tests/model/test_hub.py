@@ -85,7 +85,7 @@ def test_local_pytorch_files_are_converted_once(tmp_path, params, monkeypatch):
 
 
 def test_weights_of_the_hub_are_fetched_resumed_and_kept(tmp_path, params):
-  """Interrupts the first download; the second start needs no network."""
+  """Breaks the connection of the first download; the second start needs no network."""
   torch_files.write(tmp_path / "hf", dict(params), NANO, "hf")
   weights.save_weights(tmp_path / "ours", params, NANO)
   (tmp_path / "ours" / "README.md").write_text("card")
