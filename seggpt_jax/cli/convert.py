@@ -41,8 +41,6 @@ def main(source: str, destination: str) -> None:
   values = flags.FLAGS
   if values.private and not values.push:
     raise InputError("--private: found no --push, expected both")
-  if values.push:  # before minutes are spent on converting
-    hub.create(values.push, private=values.private)
   with writing(destination):  # before minutes are spent on reading
     Path(destination).absolute().parent.mkdir(parents=True, exist_ok=True)
   if weights.has_weights(source):
@@ -51,6 +49,8 @@ def main(source: str, destination: str) -> None:
   else:
     conversion = torch_files.read(source)
     params, config, unexpected = conversion.params, conversion.config, conversion.unexpected
+  if values.push:  # before anything is written, and not for an input that cannot be read
+    hub.create(values.push, private=values.private)
   print(torch_weights.summary(params, unexpected))
   if values.to:
     torch_files.write(destination, params, config, values.to)

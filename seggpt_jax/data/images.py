@@ -285,7 +285,9 @@ def _decoding(where: str, data: bytes = b"") -> Iterator[None]:
 
 
 def upright_size(data: bytes, where: str) -> tuple[int, int]:
-  """Reads the height and width of an image file, upright, without decoding its pixels.
+  """Reads the height and width of an image file, upright.
+
+  Pixels are decoded only for PNG without an orientation before them, since one may come after them.
 
   Args:
     data: content of the file.

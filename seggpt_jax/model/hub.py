@@ -125,7 +125,7 @@ def create(name: str, *, private: bool) -> None:
 
   if not re.fullmatch(rf"{_PART}/{_PART}", name, re.ASCII):
     raise InputError(f"{name}: expected OWNER/NAME of a repository on the hub")
-  with _uploading(name):
+  with _uploading(name, "nothing is written"):
     HfApi().create_repo(name, private=private, exist_ok=True)
 
 
@@ -147,7 +147,7 @@ def upload(name: str, path: Path, card: str) -> str:
 
   files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
   root = path.parent if path.is_file() else path
-  with _uploading(name):
+  with _uploading(name, f"the output is written: upload it with `hf upload {name} {path}`"):
     api = HfApi()
     operations = [CommitOperationAdd(each.relative_to(root).as_posix(), each) for each in files]
     if not api.file_exists(name, "README.md"):
@@ -229,8 +229,8 @@ def _one_line(name: str, address: Address) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _uploading(name: str) -> Iterator[None]:
-  """Turns an error of an upload into one line for the user."""
+def _uploading(name: str, left: str) -> Iterator[None]:
+  """Turns an error of an upload into one line for the user, which ends with what is left."""
   from huggingface_hub import constants, errors
 
   where = f"{constants.ENDPOINT}/{name}"
@@ -244,6 +244,5 @@ def _uploading(name: str) -> Iterator[None]:
     raise InputError(f"{where}: refuses the upload: {one_line(error)[:200]}{remedy}") from error
   except (*_connection_errors(), OSError, RuntimeError) as error:  # the library wraps errors of single files
     raise InputError(
-      f"{name}: the upload to {where} broke off ({one_line(error.__cause__ or error)[:120]}); the output is written: "
-      f"upload it with `hf upload {name} OUTPUT`, or rerun the command with a new one"
+      f"{name}: the upload to {where} broke off ({one_line(error.__cause__ or error)[:120]}); {left}"
     ) from error

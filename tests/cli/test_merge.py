@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import SegGptForImageSegmentation
 
 from benchmarks.nano import NANO
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.model import weights
+from seggpt_jax.model import torch_files, weights
 from seggpt_jax.model.adapters import LearnedPrompt, LoRA
-from tests import adapter_runs
+from tests import adapter_runs, peers
 from tests.loud_network import loud_params
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +57,21 @@ def test_merged_weights_segment_like_weights_with_their_lora(folder):
   np.testing.assert_array_equal(merged.labels, beside.labels)
   plain = Predictor.from_checkpoint(folder / "base").predict(query, prompts)
   assert np.abs(plain.colors.astype(int) - merged.colors).mean() > 1
+
+
+def test_merged_weights_go_to_transformers_without_a_missing_name_and_predict_the_same(folder):
+  """Reference: this package's network with the merged weights, within 1e-4 of colors of up to 5, in float32."""
+  assert merge(folder / "base", folder / "lora", folder / "merged").returncode == 0
+  params, config = weights.load_params(folder / "merged"), weights.load_config(folder / "merged")
+  torch_files.write(folder / "hf", params, config, "hf")
+  theirs, report = SegGptForImageSegmentation.from_pretrained(folder / "hf", output_loading_info=True)
+  assert not any(report.values()), report
+  inputs = peers.canvases(config, batch=2)
+  with torch.no_grad():
+    expected = peers.colors(peers.call_theirs(theirs.eval(), *inputs, embedding_type="semantic"))
+  found = np.asarray(weights.load_model(folder / "merged", training=False)(*inputs))
+  assert np.abs(expected).max() > 0.1
+  np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
 
 def test_an_impossible_output_is_reported_before_anything_is_read(folder):
