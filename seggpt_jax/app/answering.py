@@ -1,6 +1,6 @@
 """Answers the images of all sessions, one session after the other, in one thread.
 
-In: sessions that have examples. Out: the answers, stored in the sessions as they come.
+In: sessions that have examples. Out: the answers, each stored in its session when it is ready.
 """
 
 from __future__ import annotations
