@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import os
 import re
@@ -71,6 +72,42 @@ def labels_of(answer: httpx2.Response) -> np.ndarray:
   return np.asarray(Image.open(io.BytesIO(answer.content)))
 
 
+@contextlib.contextmanager
+def begun(request: httpx2.Request):
+  """Sends the head of a request, waits until the service asks for its body, and yields what sends it and reads on."""
+  body = request.read()
+  with socket.create_connection((request.url.host, request.url.port), 60) as connection:
+    lines = [f"{name}: {value}" for name, value in request.headers.items()]
+    head = "\r\n".join([f"POST {request.url.path} HTTP/1.1", *lines, "Expect: 100-continue", "", ""])
+    connection.sendall(head.encode())
+    assert connection.recv(1024).startswith(b"HTTP/1.1 100 ")
+
+    def finish() -> np.ndarray:
+      connection.sendall(body)
+      answer = http.client.HTTPResponse(connection)
+      answer.begin()
+      content = answer.read()
+      assert answer.status == 200, content
+      assert connection.recv(1) == b""  # closed after the answer
+      return np.asarray(Image.open(io.BytesIO(content)))
+
+    yield finish
+
+
+def wait_until_refused(address: str) -> None:
+  """Waits until the service accepts no more connections."""
+  until = time.monotonic() + 60
+  # It also closes connections that have sent nothing yet.
+  while time.monotonic() < until:
+    try:
+      httpx2.get(f"{address}/health")
+    except httpx2.ConnectError:
+      return
+    except httpx2.TransportError:
+      continue
+  pytest.fail("still accepts connections after 60 seconds")
+
+
 def test_a_service_from_start_to_end(weights_directory, prompts):
   """Stored prompts, a token, many clients, requests that run while it is told to end."""
   arguments = ("--model-path", weights_directory, "--prompts", prompts, "--prompts", f"more={prompts / 'parts'}")
@@ -83,31 +120,26 @@ def test_a_service_from_start_to_end(weights_directory, prompts):
     found = httpx2.get(f"{address}/prompts", headers=headers).json()["prompts"]
     assert {each["name"]: len(each["sizes"]) for each in found} == {"more": 2, "one": 1, "parts": 2, "scratches": 1}
 
-    def ask(seed: int) -> np.ndarray:
-      return labels_of(
-        httpx2.post(
-          f"{address}/predict",
-          files={"image": png(noise(seed))},
-          data={"prompts": "parts", "split": "2"},
-          headers=headers | {"accept": "image/png"},
-          timeout=60,
-        )
+    def request(seed: int) -> httpx2.Request:
+      return httpx2.Request(
+        "POST",
+        f"{address}/predict",
+        files={"image": png(noise(seed))},
+        data={"prompts": "parts", "split": "2"},
+        headers=headers | {"accept": "image/png"},
       )
 
-    with ThreadPoolExecutor(8) as clients:
-      answers = list(clients.map(ask, range(16)))
-      last = [clients.submit(ask, seed) for seed in range(4)]
-      time.sleep(0.05)
+    with httpx2.Client(timeout=60) as client, ThreadPoolExecutor(8) as threads:
+      answers = [labels_of(answer) for answer in threads.map(client.send, map(request, range(16)))]
+    with contextlib.ExitStack() as stack:
+      running = [stack.enter_context(begun(request(seed))) for seed in range(4)]
       process.send_signal(signal.SIGTERM)
-      for future in last:
-        with contextlib.suppress(httpx2.ConnectError):  # those that had not reached it
-          future.result()
+      wait_until_refused(address)
+      answers += [finish() for finish in running]
     assert process.wait(60) == 0
     assert process.stderr.read() == ""
-    with pytest.raises(httpx2.ConnectError):
-      httpx2.get(f"{address}/health")
   pairs = [prompt_of(1), prompt_of(2)]
-  for seed, labels in enumerate(answers):
+  for seed, labels in zip([*range(16), *range(4)], answers, strict=True):
     np.testing.assert_array_equal(labels, predictor.predict(noise(seed), pairs, split=2).labels)
 
 
