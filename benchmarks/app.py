@@ -16,7 +16,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from absl import app, flags
 from PIL import Image
 
 from benchmarks import report
+from seggpt_jax.child_processes import start_command
 from seggpt_jax.synthetic.boards import BoardSource
 
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Number of measurements; the median counts.", 1)
@@ -39,8 +39,7 @@ _WINDOWS = {"wide": (1280, 800), "phone": (390, 844)}
 @contextlib.contextmanager
 def served() -> Iterator[str]:
   """Starts the command and gives the address of its page."""
-  command = [sys.executable, "-m", "seggpt_jax", "app", "--port=0"]
-  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+  with start_command(["app", "--port=0"], stdout=subprocess.PIPE, text=True) as process:
     try:
       yield re.search(r"http://\S+", process.stdout.readline())[0]
     finally:

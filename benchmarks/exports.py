@@ -1,76 +1,85 @@
-"""Compares exported networks with the model: errors, labels and time, in one run on the CPU.
+"""Compares exported networks with the model: errors, labels, time and memory, in one run on the CPU.
 
   python -m benchmarks.exports
-  python -m benchmarks.exports --networks=vit_large --turns=2   # more than 20 GB of memory; keeps other networks' rows
+  python -m benchmarks.exports --networks=vit_large --prompts=1 --turns=2      # keeps the rows of other networks
 
 `small` has the weights that come with the package and sees circuit boards; other networks have random parameters and
-see noise. Model and exports take turns. The reference is the model in float32, as `Predictor` runs it.
+see noise. First, `seggpt export` writes each file, in a process of its own. The reference is the model in float32, as
+`Predictor` runs it. It takes turns with one export after the other, each in its own process, so memory never holds
+more than two programs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import json
+import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import onnxruntime
 from absl import app, flags
-from flax import nnx
 
-from benchmarks import report
-from benchmarks.timing import median_seconds, take_turns
-from seggpt_jax import canvas, palette
-from seggpt_jax.export import build_onnx, build_stablehlo
+from benchmarks import children, report
+from benchmarks.side_process import SPAWN, Running, SideProcess
+from seggpt_jax import palette
 from seggpt_jax.inference import tiling
-from seggpt_jax.model import packaged, parameters
-from seggpt_jax.model.config import VARIANTS
-from seggpt_jax.model.ensemble import predict_queries
-from seggpt_jax.model.seggpt import SegGPT
+from seggpt_jax.model import packaged, weights
+from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.synthetic.boards import BoardSource
 
 _NETWORKS = flags.DEFINE_list("networks", ["small"], "Packaged names, or variants with random parameters.")
+_KINDS = flags.DEFINE_list("kinds", ["onnx", "stablehlo"], "Formats of the exports.")
 _DTYPES = flags.DEFINE_list("dtypes", ["float32", "float16"], "Types of the exports.")
 _PROMPTS = flags.DEFINE_integer("prompts", 2, "Number of prompts.", 1)
 _BATCH = flags.DEFINE_integer("batch", 1, "Number of queries.", 1)
 _TURNS = flags.DEFINE_integer("turns", 5, "Number of turns.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the boards or of the noise.")
+_KEEP = flags.DEFINE_bool("keep", True, "Also write the results to benchmarks/results/exports.json.")
 
 _CLASSES = 3
 _PACKAGES = ("jax", "onnx", "onnxruntime")
-_Program = Callable[..., np.ndarray]  # the three inputs of an export to colors
 
 
-def load(network: str) -> tuple[SegGPT, bool]:
-  """Returns a network in float32, and whether it has trained weights."""
-  if network in packaged.names():
-    path = packaged.path_of(network)
-    return parameters.build_model(packaged.read_config(path), packaged.read_params(path), training=False), True
-  return SegGPT(VARIANTS[network], training=False, rngs=nnx.Rngs(0)), False
+@dataclasses.dataclass(frozen=True)
+class Side:
+  """Settings of the model or of an export.
+
+  Attributes:
+    kind: "model", "onnx" or "stablehlo".
+    path: the weights, or the exported file.
+    pixels: the three inputs of an export.
+    least_seconds: minimum length of a turn.
+  """
+
+  kind: str
+  path: str
+  pixels: tuple[np.ndarray, ...]
+  least_seconds: float = 0.5
 
 
-def inputs(model: SegGPT, trained: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns queries, prompts and colored masks."""
-  size, count = (model.config.canvas_size[0] // 2, model.config.canvas_size[1]), _BATCH.value * (_PROMPTS.value + 1)
-  if trained:
-    source = BoardSource(count, 0, size=192, scale=3.0, labels="etched")
-    samples = [source[index] for index in range(count)]
-    images = np.stack([tiling.resize_image(sample["image"], size) for sample in samples])
-    labels = np.stack([tiling.resize_labels(sample["label"].astype(np.int32), size) for sample in samples])
-  else:
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (count, *size, 3), np.uint8)
-    labels = generator.integers(0, _CLASSES, (count, *size))
-  images, colors = (x.reshape(_BATCH.value, -1, *size, 3) for x in (images, palette.fixed_palette(_CLASSES)[labels]))
-  return images[:, 0], images[:, 1:], colors[:, 1:]
+def start(side: Side) -> Running:
+  """Loads the program of a side."""
+  program = {"model": load_model, "onnx": load_onnx, "stablehlo": load_stablehlo}[side.kind](side.path)
+  call = functools.partial(program, *side.pixels)
+  return Running(call, call, lambda: None, lambda: None)
 
 
-def as_model(model: SegGPT) -> _Program:
+def load_model(path: str):
   """Returns the network as `Predictor` runs it, without rounding the colors."""
+  import jax
+  import jax.numpy as jnp
+
+  from seggpt_jax import canvas
+  from seggpt_jax.model import parameters
+  from seggpt_jax.model.ensemble import predict_queries
+
+  model = weights.load_model(path, training=False)
   config, (graph, params) = model.config, parameters.split(model)
 
   @jax.jit
@@ -86,66 +95,148 @@ def as_model(model: SegGPT) -> _Program:
   return lambda *pixels: np.asarray(run(params, *pixels))
 
 
-def export(model: SegGPT, kind: str, dtype: str, path: Path) -> _Program:
-  """Writes an export, and returns the program that runs it."""
-  graph, _ = parameters.abstract(model.config, dtype=jnp.dtype(dtype), attention="folded", training=False)
-  model = parameters.merge(graph, parameters.split(model)[1])
-  if kind == "onnx":
-    path.write_bytes(build_onnx(model, _PROMPTS.value).SerializeToString())
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
-    return lambda *pixels: session.run(None, dict(zip(names, pixels, strict=True)))[0]
-  path.write_bytes(build_stablehlo(model, _PROMPTS.value))
-  exported = jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
+def load_onnx(path: str):
+  import onnxruntime
+
+  session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+  names = [each.name for each in session.get_inputs()]
+  return lambda *pixels: session.run(None, dict(zip(names, pixels, strict=True)))[0]
+
+
+def load_stablehlo(path: str):
+  import jax
+
+  exported = jax.jit(jax.export.deserialize(bytearray(Path(path).read_bytes())).call)
   return lambda *pixels: np.asarray(exported(*pixels))
 
 
+def write_random_weights(variant: str, folder: Path) -> None:
+  """Writes a weights directory. Call it in a process of its own, whose memory is free again afterwards."""
+  from benchmarks import networks
+
+  weights.save_weights(folder, networks.random_params(VARIANTS[variant]), VARIANTS[variant])
+
+
+def inputs(config: SegGPTConfig, *, trained: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns queries, prompts and colored masks."""
+  size, count = (config.canvas_size[0] // 2, config.canvas_size[1]), _BATCH.value * (_PROMPTS.value + 1)
+  if trained:
+    source = BoardSource(count, _SEED.value, size=192, scale=3.0, labels="etched")
+    samples = [source[index] for index in range(count)]
+    images = np.stack([tiling.resize_image(sample["image"], size) for sample in samples])
+    labels = np.stack([tiling.resize_labels(sample["label"].astype(np.int32), size) for sample in samples])
+  else:
+    generator = np.random.default_rng(_SEED.value)
+    images = generator.integers(0, 256, (count, *size, 3), np.uint8)
+    labels = generator.integers(0, _CLASSES, (count, *size))
+  images, colors = (x.reshape(_BATCH.value, -1, *size, 3) for x in (images, palette.fixed_palette(_CLASSES)[labels]))
+  return images[:, 0], images[:, 1:], colors[:, 1:]
+
+
+def decode(colors: np.ndarray) -> np.ndarray:
+  return np.asarray(palette.decode(colors, np.repeat(palette.fixed_palette(_CLASSES)[None], len(colors), 0)))
+
+
+def run_beside(model: Side, exported: Side) -> list[SideProcess]:
+  """Lets an export and the model take turns, and returns their processes, which have ended.
+
+  The export starts first. Compiling it takes more memory than anything else, so the model must not be there yet.
+
+  Raises:
+    RuntimeError: a process failed.
+  """
+  processes = []
+  try:
+    for side in (exported, model):
+      processes.append(SideProcess(side, start, count_start=True))
+    for turn in range(_TURNS.value):
+      for process in processes if turn % 2 == 0 else reversed(processes):
+        if process.error is None:
+          process.take_turn()
+  finally:
+    for process in processes:
+      process.finish()
+  for process in processes:
+    if process.error is not None:
+      raise RuntimeError(f"{process.side.kind} {process.side.path}: {process.error}")
+  return processes
+
+
+def export(name: str, kind: str, dtype: str, path: Path) -> int:
+  """Writes an export, and returns the peak memory of `seggpt export` in bytes."""
+  options = (f"--to={kind}", f"--dtype={dtype}", f"--prompts={_PROMPTS.value}")
+  return children.run_module("exported", name, str(path), *options)["memory"]
+
+
+def compare(network: str, name: str, folder: Path) -> Iterator[dict[str, Any]]:
+  """Yields a row for each kind and type of export, and then one for the model.
+
+  Args:
+    network: name in the rows.
+    name: name or path of the weights.
+    folder: where exports are written.
+  """
+  pixels = inputs(weights.load_config(name), trained=name == network)
+  same = {"device": report.device("cpu"), "network": network, "prompts": _PROMPTS.value, "batch": _BATCH.value}
+  paths = {
+    (kind, dtype): folder / f"{network}_{dtype}.{kind}"
+    for dtype, kind in itertools.product(_DTYPES.value, _KINDS.value)
+  }
+  export_memory = {key: export(name, *key, path) for key, path in paths.items()}
+  models = []
+  for (kind, dtype), path in paths.items():
+    program, model = run_beside(Side("model", name, pixels), Side(kind, str(path), pixels))
+    models.append(model)
+    pairs = list(zip(program.turns, model.turns, strict=True))
+    yield same | {
+      **{"kind": kind, "dtype": dtype, "bytes": path.stat().st_size},
+      "error": float(np.abs(program.output - model.output).max() / 255),
+      "same_labels": float(np.mean(decode(program.output) == decode(model.output))),
+      "seconds": [turn.seconds for turn in program.turns],
+      "ratio": statistics.median(mine.seconds / beside.seconds for mine, beside in pairs),
+      "others": max(turn.others for pair in pairs for turn in pair),
+      **{"memory": program.memory, "export_memory": export_memory[kind, dtype]},
+    }
+  labels, turns = decode(models[0].output), [turn for model in models for turn in model.turns]
+  yield same | {
+    **{"kind": "model", "dtype": "float32", "bytes": None, "error": 0.0, "same_labels": 1.0, "ratio": 1.0},
+    "shares": (np.bincount(labels.ravel(), minlength=_CLASSES) / labels.size).tolist(),
+    "seconds": [turn.seconds for turn in turns],
+    "others": max(turn.others for turn in turns),
+    **{"memory": max(model.memory for model in models), "export_memory": None},
+  }
+
+
 def measure(network: str, folder: Path) -> list[dict[str, Any]]:
-  """Returns a row for the model, and one for each kind and type of export."""
-  model, trained = load(network)
-  pixels = inputs(model, trained)
-  programs, sizes = {("model", "float32"): as_model(model)}, {}
-  for dtype in _DTYPES.value:
-    for kind in ("onnx", "stablehlo"):
-      path = folder / f"{network}_{dtype}.{kind}"
-      programs[kind, dtype] = export(model, kind, dtype, path)
-      sizes[kind, dtype] = path.stat().st_size
-  colors = {key: program(*pixels) for key, program in programs.items()}  # compiles
-  taken = take_turns({key: functools.partial(program, *pixels) for key, program in programs.items()}, _TURNS.value, 0.0)
-  expected, rows = colors["model", "float32"], []
-  palettes = np.repeat(palette.fixed_palette(_CLASSES)[None], _BATCH.value, 0)
-  labels = palette.decode(jnp.asarray(expected), palettes)
-  for key, found in colors.items():
-    same = float(np.mean(palette.decode(jnp.asarray(found), palettes) == labels))
-    error = float(np.abs(found - expected).max() / 255)
-    shares = np.bincount(np.ravel(labels), minlength=_CLASSES) / labels.size
-    rows.append(
-      {
-        "device": report.device("cpu"),
-        "network": network,
-        "kind": key[0],
-        "dtype": key[1],
-        "prompts": _PROMPTS.value,
-        "batch": _BATCH.value,
-      }
-      | {"error": error, "same_labels": same, "shares": shares.tolist(), "bytes": sizes.get(key)}
-      | {"seconds": [turn.seconds for turn in taken[key]], "others": max(turn.others for turn in taken[key])}
+  """Returns the model's row and those of its exports."""
+  name = network
+  if network not in packaged.names():
+    name = str(folder / "weights")
+    with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
+      pool.submit(write_random_weights, network, Path(name)).result()
+  rows = []
+  for row in compare(network, name, folder):
+    memory = f"{row['memory'] / 1e9:.2f} GB, export {(row['export_memory'] or 0) / 1e9:.2f} GB"
+    print(
+      f"{network} {row['kind']} {row['dtype']}: error {row['error']:.1e}, labels {row['same_labels']:.4%}, "
+      f"{statistics.median(row['seconds']):.3f} s, {row['ratio']:.2f} of the model's, {memory}",
+      flush=True,
     )
-    print(f"{network} {' '.join(key)}: error {error:.1e}, labels {same:.4%}, {median_seconds(taken[key]):.3f} s")
-  return rows
+    rows.append(row)
+  return [rows[-1], *rows[:-1]]
 
 
 def main(_: list[str]) -> None:
-  rows = []
   for network in _NETWORKS.value:
     with tempfile.TemporaryDirectory() as folder:
-      rows += measure(network, Path(folder))
-  # Errors do not depend on how busy the machine is. Rows of a busy one are kept, and the table says that their times
-  # are void.
-  path = report.RESULTS / "exports.json"
-  before = json.loads(path.read_text())["rows"] if path.exists() else []
-  rows = report.merge_rows(before, rows, ("network", "kind", "dtype"))
-  print(f"written: {report.write('exports', {'machine': report.machine(_PACKAGES), 'rows': rows})}")
+      rows = measure(network, Path(folder))
+    if _KEEP.value:
+      # Errors do not depend on how busy the machine is. Rows of a busy one are kept, and the table says that their
+      # times are void.
+      path = report.RESULTS / "exports.json"
+      before = json.loads(path.read_text())["rows"] if path.exists() else []
+      rows = report.merge_rows(before, rows, ("network", "prompts", "kind", "dtype"))
+      print(f"written: {report.write('exports', {'machine': report.machine(_PACKAGES), 'rows': rows})}")
 
 
 if __name__ == "__main__":

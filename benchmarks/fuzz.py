@@ -35,7 +35,7 @@ _TRIES = flags.DEFINE_integer("tries", 2000, "Tries of each target.", lower_boun
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the mutations.")
 _TARGETS = flags.DEFINE_list("targets", [], "Names of targets; all by default.")
 _FAILURES = flags.DEFINE_string("failures", "fuzz_failures", "Folder for inputs that failed.")
-_SECONDS = flags.DEFINE_float("seconds", 5.0, "Longest time of one try.")
+_SECONDS = flags.DEFINE_float("seconds", 5.0, "Longest time of one reading of a file.")
 _KEEP = flags.DEFINE_bool("keep", True, "Write the counts to benchmarks/results/fuzz.json.")
 
 MEGABYTES = 2000  # that one try may need: an image of 179 million pixels, three times
@@ -72,12 +72,13 @@ def _work(name: str, seed: int, first: int, last: int, pipe: Any) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + _ADDRESS_SPACE, resource.getrlimit(resource.RLIMIT_AS)[1]))
     pipe.send(("ready",))
+    target.laps.report = lambda: pipe.send(("lap",))
     for number in range(first, last):
       pipe.send(("start", number))
       file, content = mutation(target, name, seed, number)
-      needed, start = _watch_memory(), time.monotonic()
+      needed = _watch_memory()
       outcome = attempt(folder, target, file, content)
-      pipe.send(("end", outcome, time.monotonic() - start, needed()))
+      pipe.send(("end", outcome, target.laps.longest, needed()))
   finally:
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -106,7 +107,7 @@ def tries(name: str, seed: int, count: int, seconds: float) -> Iterator[tuple[in
         yield number, Outcome("crashed", f"the process ended with status {process.exitcode}")
         number += 1
         break
-      ready, busy = True, message[0] == "start"
+      ready, busy = True, message[0] in ("start", "lap")
       if message[0] == "end":
         _, outcome, took, megabytes = message
         if outcome.what in ("read", "refused") and took > seconds:

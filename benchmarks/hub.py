@@ -32,6 +32,7 @@ _KEEP = flags.DEFINE_bool("keep", True, "Write benchmarks/results/hub.json.")
 
 _NAME, _FILE = "someone/seggpt", "model.safetensors"
 _LOAD = "import sys, seggpt_jax; seggpt_jax.load_model(sys.argv[1])"
+_PIECE = 10 * 1024 * 1024  # bytes that huggingface_hub writes at once, so that a kill loses no more
 _MISSING = "import sys; from seggpt_jax.model import weights; weights.find_weights(sys.argv[1])"
 
 
@@ -41,6 +42,11 @@ def start(code: str, home: Path, address: str, **environment: str) -> subprocess
   return subprocess.Popen(
     [sys.executable, "-c", code, _NAME], env={**os.environ, **hub, **environment}, stderr=subprocess.PIPE, text=True
   )
+
+
+def unfinished(home: Path) -> int:
+  """Returns the bytes of the largest file that is being downloaded."""
+  return max((path.stat().st_size for path in home.glob("seggpt_jax/*/downloads/*") if path.is_file()), default=-1)
 
 
 def sent(requests: list[str]) -> float:
@@ -78,13 +84,15 @@ def main(argv: list[str]) -> None:
     size = (folder / "hf" / _FILE).stat().st_size
     rows = []
     with serve({_NAME: folder / "hf"}, stall={_FILE: size // 2}) as (address, requests):
-      killed = start(_LOAD, folder / "killed", address)
-      while not any(line.startswith("stalls") for line in requests):
+      piece = min(_PIECE, size // 20)
+      small_pieces = f"from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = {piece}; "
+      killed = start(small_pieces + _LOAD, folder / "killed", address)
+      while unfinished(folder / "killed") < size // 2 - 2 * piece:  # what came last may be in buffers
         time.sleep(0.1)
-      time.sleep(2)  # until the client has written what it got
       killed.kill()
       killed.wait()
-      rows.append(measure("after a download that was killed half-way", folder / "killed", address, requests))
+      kept = {"kept_megabytes": unfinished(folder / "killed") / 1e6}
+      rows.append(measure("killed half-way and restarted", folder / "killed", address, requests) | kept)
       shutil.rmtree(folder / "killed")
       rows.append(measure("the first", folder / "home", address, requests))
       rows.append(measure("the second", folder / "home", address, requests))

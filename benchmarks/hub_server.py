@@ -7,8 +7,11 @@ import contextlib
 import hashlib
 import http.server
 import json
+import socket
+import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -16,25 +19,30 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextlib.contextmanager
 def serve(
-  repositories: dict[str, Path | int],
+  repositories: dict[str, Path | int | str],
   cut: dict[str, int] | None = None,
   *,
   stall: dict[str, int] | None = None,
+  reset: dict[str, tuple[int, Callable[[], bool]]] | None = None,
+  answers: dict[str, tuple[int, dict[str, str], bytes]] | None = None,
   uploads: Path | None = None,
 ) -> Iterator[tuple[str, list[str]]]:
   """Serves folders as repositories.
 
   Args:
-    repositories: a folder for each OWNER/NAME, or the status that it fails with; what is created is added.
+    repositories: a folder for each OWNER/NAME, or the status that it fails with, or the address that it redirects to,
+      http://HOST/OWNER/NAME; what is created is added.
     cut: for a file, the bytes after which its first answer breaks off.
     stall: for a file, the bytes after which its first answer goes on no more, until its client has gone.
+    reset: for a file, the bytes after which its first answer is reset, once a condition holds.
+    answers: status, headers and body of what is answered instead to paths that begin with the key.
     uploads: folder for new repositories, which are accepted with the token "writer".
 
   Yields:
     The address, and the list of requests so far.
   """
   requests: list[str] = []
-  breaks, stalls = dict(cut or {}), dict(stall or {})
+  breaks, stalls, resets = dict(cut or {}), dict(stall or {}), dict(reset or {})
 
   class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
@@ -111,6 +119,14 @@ def serve(
       self.end_headers()
       self.wfile.write(data)
 
+    def answer_instead(self, status: int, headers: dict[str, str], data: bytes) -> None:
+      self.send_response(status)
+      for key, value in (headers | {"Content-Length": str(len(data))}).items():
+        self.send_header(key, value)
+      self.end_headers()
+      if self.command == "GET":
+        self.wfile.write(data)
+
     def fail(self, code: str, status: int = 404) -> None:
       self.send_response(status)
       self.send_header("X-Error-Code", code)
@@ -120,6 +136,10 @@ def serve(
     def answer(self, body: bool) -> None:
       path = self.path.partition("?")[0].strip("/")
       requests.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
+      if "Authorization" in self.headers:
+        requests.append(f"token for {path}")
+      if instead := next((answer for start, answer in (answers or {}).items() if path.startswith(start)), None):
+        return self.answer_instead(*instead)
       is_api = path.startswith("api/models/")
       owner, name, _, revision, *file = path.removeprefix("api/models/").split("/") + [""] * 2
       folder = repositories.get(f"{owner}/{name}")
@@ -129,6 +149,10 @@ def serve(
         return self.fail("RepoNotFound", 401)
       if isinstance(folder, int):
         return self.fail("", folder)
+      if isinstance(folder, str):
+        server, *new = folder.rsplit("/", 2)
+        location = f"{server}/{path.replace(f'{owner}/{name}', '/'.join(new))}"
+        return self.answer_instead(307, {"Location": location}, b"")
       if revision not in ("main", COMMIT):
         return self.fail("RevisionNotFound")
       headers = {"X-Repo-Commit": COMMIT}
@@ -156,12 +180,19 @@ def serve(
       if body:
         end = breaks.pop(file[0], None) if not is_api else None
         stop = stalls.pop(file[0], None) if not is_api else None
-        requests.append(f"sends {len(data[start : end or stop])} of {path}")
-        self.wfile.write(data[start : end or stop])
+        last, is_time = resets.pop(file[0], (None, None)) if not is_api else (None, None)
+        part = data[start : end or stop or last]
+        requests.append(f"sends {len(part)} of {path}")
+        self.wfile.write(part)
         if stop is not None:
           requests.append(f"stalls {path}")
           self.connection.recv(1)  # nothing comes but the end of the connection
-        if end or stop:
+        if is_time:
+          while not is_time():
+            time.sleep(0.01)
+          self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+          self.connection.close()
+        if end or stop or last:
           self.close_connection = True
       return None
 

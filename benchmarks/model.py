@@ -25,7 +25,6 @@ formula in cost.py.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import statistics
 import sys
@@ -37,7 +36,9 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from benchmarks import matmul_peaks, report, sides, tables, timing
+from benchmarks import matmul_peaks, report, sides, tables
+from benchmarks.side_process import SPAWN, SideProcess
+from seggpt_jax.data.worker import follow_parent
 
 _PEER = flags.DEFINE_enum("peer", "transformers", ["transformers", "none"], "Network to compare with.")
 _VARIANTS = flags.DEFINE_list("variants", ["small"], "Architectures, keys of seggpt_jax.model.config.VARIANTS.")
@@ -62,53 +63,6 @@ for _flag, _known in (
   )
 
 _KEY = ("device", "variant", "dtype", "batch_size", "work", "side")
-_SPAWN = multiprocessing.get_context("spawn")
-
-
-class SideProcess:
-  """The handle of a side that runs in its own process.
-
-  Attributes:
-    side: settings of the side.
-    error: error of the side in one line, after which it has ended; else None.
-    output: predicted colors of its network.
-    turns: turns that it has taken.
-    memory: peak memory in bytes, after `finish`.
-  """
-
-  def __init__(self, side: sides.Side):
-    self.side = side
-    self.error: str | None = None
-    self.turns: list[timing.Turn] = []
-    self.memory: int | None = None
-    self._pipe, theirs = _SPAWN.Pipe()
-    self._process = _SPAWN.Process(target=sides.serve, args=(theirs, side))
-    self._process.start()
-    theirs.close()
-    self.output: np.ndarray | None = self._receive()
-
-  def take_turn(self) -> None:
-    self._pipe.send(True)
-    if (turn := self._receive()) is not None:
-      self.turns.append(turn)
-
-  def finish(self) -> None:
-    if self.error is None:
-      self._pipe.send(False)
-      self.memory = self._receive()
-    self._pipe.close()
-    self._process.join()
-
-  def _receive(self) -> Any:
-    try:
-      answer = self._pipe.recv()
-    except EOFError:
-      self._process.join()
-      answer = f"ended with status {self._process.exitcode}"
-    if isinstance(answer, str):
-      self.error = answer
-      return None
-    return answer
 
 
 def sides_of(variant: str, dtype: str, batch_size: int, work: str, weights: Path) -> list[sides.Side]:
@@ -134,7 +88,7 @@ def measure(chosen: list[sides.Side]) -> list[SideProcess]:
   processes: list[SideProcess] = []
   try:
     for side in chosen:
-      processes.append(SideProcess(side))  # one after the other, because compilers time their choices
+      processes.append(SideProcess(side, sides.start))  # one after the other, because compilers time their choices
     for turn in range(_ROUNDS.value):
       # Back and forth, so that no side always runs after the same one.
       for process in processes if turn % 2 == 0 else reversed(processes):
@@ -204,7 +158,7 @@ def main(argv: list[str]) -> None:
   # A new process for each task, which leaves nothing on the device.
   with (
     tempfile.TemporaryDirectory() as folder,
-    ProcessPoolExecutor(1, mp_context=_SPAWN, max_tasks_per_child=1) as pool,
+    ProcessPoolExecutor(1, SPAWN, follow_parent, (0, 1), max_tasks_per_child=1) as pool,
   ):
     device, peaks = measure_peaks(pool)
     print(f"{device}: {', '.join(f'{dtype} {rate / 1e12:.3g} TFLOP/s' for dtype, (rate, _) in peaks.items())}\n")

@@ -32,6 +32,7 @@ from PIL import Image
 
 from benchmarks import report
 from benchmarks.children import ROOT
+from seggpt_jax.child_processes import start_command
 from seggpt_jax.inference.pictures import encode_png
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.synthetic.boards import BoardSource
@@ -86,8 +87,8 @@ def service(*arguments: str) -> Iterator[tuple[subprocess.Popen, int]]:
   Raises:
     RuntimeError: it does not start, or does not end with status 0.
   """
-  line = [sys.executable, "-m", "seggpt_jax", "serve", "--model-path", _MODEL.value, "--port=0", *arguments]
-  process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+  line = ["serve", "--model-path", _MODEL.value, "--port=0", *arguments]
+  process = start_command(line, cwd=ROOT, stdout=subprocess.PIPE, text=True)
   try:
     ready = next((text for text in process.stdout if text.startswith("ready: ")), "")
     if not ready:

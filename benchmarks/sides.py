@@ -1,22 +1,16 @@
-"""Runs one side of a comparison in a separate process, so that its peak memory can be measured.
-
-A side builds a network, runs it once to compile it, and then takes a turn whenever it is asked. Neither JAX nor PyTorch
-is imported before a side needs it.
-"""
+"""The sides of the comparison with PyTorch. Neither JAX nor PyTorch is imported before a side needs it."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import noise, timing
+from benchmarks import noise
+from benchmarks.side_process import Running
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,55 +42,9 @@ class Side:
   attention: str | None = None
 
 
-class Running(NamedTuple):
-  """A network that is ready to be timed.
-
-  Attributes:
-    call: function that does the work once and returns when the result is there.
-    output: function that returns the predicted colors `[B, H, W, 3]`, or None in training.
-    rest: function that frees memory until the next turn.
-    device_memory: function that returns the peak in bytes, or None if the device does not report it.
-  """
-
-  call: Callable[[], Any]
-  output: Callable[[], np.ndarray | None]
-  rest: Callable[[], None]
-  device_memory: Callable[[], int | None]
-
-
-def serve(pipe: Connection, side: Side) -> None:
-  """Runs a side in this process.
-
-  Sends the output, then a `Turn` for every True that it receives, and the peak memory in bytes for a False. An error is
-  sent as text and ends the side.
-
-  Args:
-    pipe: connection to the process that compares.
-    side: settings of the side.
-  """
-  try:
-    running = in_jax(side) if side.way == "jax" else in_torch(side)
-    running.call()
-    pipe.send(running.output())
-    running.rest()
-    # Resets the high-water mark of memory, so that it does not include compilation.
-    Path("/proc/self/clear_refs").write_text("5")
-    while pipe.recv():
-      if running.device_memory() is not None:
-        running.call()  # allocates again what `rest` has freed
-      pipe.send(timing.take_turn(running.call, side.least_seconds))
-      running.rest()
-    pipe.send(running.device_memory() or _high_water_mark())
-  except EOFError:
-    pass  # the comparing process has ended
-  except Exception as error:  # out of memory, no compiler, ...; the other sides continue
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    pipe.send(": ".join([type(error).__name__, *lines[:1]]))
-
-
-def _high_water_mark() -> int:
-  status = Path("/proc/self/status").read_text().splitlines()
-  return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+def start(side: Side) -> Running:
+  """Builds the network of a side."""
+  return in_jax(side) if side.way == "jax" else in_torch(side)
 
 
 def in_jax(side: Side) -> Running:

@@ -264,33 +264,46 @@ def soak_tables(results: dict[str, Any]) -> str:
   return "\n".join((f"Long runs, {about('CPU', results['machine'])}\n", top, *map(soak_line, results["rows"])))
 
 
-def export_line(row: dict[str, Any], model: dict[str, Any]) -> str:
-  """Returns the table line of a row in exports.json; `model` is the row of the model that was measured with it."""
-  seconds, expected = (statistics.median(each["seconds"]) for each in (row, model))
+LOADING_HEAD = head("network", "files", "with digests", "without", "digests alone", "share of the time with them")
+
+
+def loading_line(row: dict[str, Any]) -> str:
+  """Returns the table line of a row in loading.json."""
+  times = (duration(statistics.median(row[name])) for name in ("with", "without", "alone"))
+  # A share below zero is noise.
+  return line(row["variant"], f"{row['bytes'] / 1e6:.0f} MB", *times, f"{max(row['share'], 0):.0%}{disturbed(row)}")
+
+
+def loading_tables(results: dict[str, Any]) -> str:
+  tables = ["\n".join((f"{title}\n", LOADING_HEAD, *map(loading_line, rows))) for title, rows in by_device(results)]
+  return "\n\n".join(("`load_model` of weights in memory (`python -m benchmarks.loading`)", *tables))
+
+
+def export_line(row: dict[str, Any]) -> str:
+  """Returns the table line of a row in exports.json."""
+  memory = (f"{row[name] / 1e9:.1f} GB" if row[name] else "" for name in ("export_memory", "memory"))
   return line(
-    *(row["network"], row["kind"], row["dtype"], f"{row['bytes'] / 1e6:.0f} MB" if row["bytes"] else ""),
-    *(f"{row['error']:.0e}", f"{row['same_labels']:.3%}", duration(seconds) + disturbed(row)),
-    "void" if report.is_disturbed(row) else f"{seconds / expected:.2f}",
+    *(row["network"], str(row["prompts"]), row["kind"], row["dtype"]),
+    *(f"{row['bytes'] / 1e6:.0f} MB" if row["bytes"] else "", f"{row['error']:.0e}", f"{row['same_labels']:.3%}"),
+    duration(statistics.median(row["seconds"])) + disturbed(row),
+    "void" if report.is_disturbed(row) else f"{row['ratio']:.2f}",
+    *memory,
   )
 
 
 def export_tables(results: dict[str, Any]) -> str:
-  models = {row["network"]: row for row in results["rows"] if row["kind"] == "model"}
-  device = results["rows"][0]["device"]
-  columns = ("network", "program", "dtype", "file", "largest error", "same labels", "median time", "of the model's")
-  return "\n\n".join(
-    [
-      f"{results['rows'][0]['prompts']} prompts, one query. {about(device, results['machine'])}",
-      "\n".join([head(*columns), *(export_line(row, models[row["network"]]) for row in results["rows"])]),
-    ]
-  )
+  rows = results["rows"]
+  columns = ("network", "prompts", "program", "dtype", "file", "largest error", "same labels", "median time")
+  columns += ("of the model's", "memory to export", "memory to run")
+  title = f"{rows[0]['batch']} query. {about(rows[0]['device'], results['machine'])}"
+  return f"{title}\n\n" + "\n".join([head(*columns), *map(export_line, rows)])
 
 
 PAGES = {
   "speed.md": TABLES,
   "chips.md": {"chips": chip_tables},
   "export.md": {"exports": export_tables},
-  "reliability.md": {"faults": fault_tables, "fuzz": fuzz_tables, "soak": soak_tables},
+  "reliability.md": {"faults": fault_tables, "fuzz": fuzz_tables, "soak": soak_tables, "loading": loading_tables},
 }
 
 

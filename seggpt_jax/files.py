@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from seggpt_jax.errors import InputError, MachineError
+from seggpt_jax.errors import InputError, MachineError, warn_once
 
 try:
   import fcntl
@@ -194,8 +194,11 @@ def exclusive(directory: Path, *, shared: bool = False, wait: bool = False) -> I
     return
   handle = os.open(directory, os.O_RDONLY)
   try:
-    if _lock(handle, shared, wait) is False:
-      raise InputError(f"{directory}: found a run at work in it, expected none; wait for it or stop it")
+    if _lock(handle, shared) is False:
+      if not wait:
+        raise InputError(f"{directory}: found a run at work in it, expected none; wait for it or stop it")
+      warn_once(f"{directory}: another process is at work in it; this one waits until it has ended")
+      _lock(handle, shared, wait)
     yield
   finally:
     os.close(handle)

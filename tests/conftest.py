@@ -3,10 +3,12 @@
 import os
 import tempfile
 
+from tests.xla_flags import QUICK
+
 # These must be set before JAX is imported anywhere: the tests run on eight simulated CPU devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the internet
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
 
 # Many tests train the same tiny network: the processes of one session share what any of them has compiled.
 _SESSION = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))

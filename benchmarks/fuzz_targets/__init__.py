@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,29 @@ OUTCOMES = ("read", "refused", "crashed", "slow", "large")
 _LONGEST_MESSAGE = 2000  # characters
 
 
+class Laps:
+  """Times the parts of a try, since the time limit holds for one reading of a file and a target may read it often.
+
+  Attributes:
+    longest: seconds of the longest lap since the start.
+    report: called at the end of each lap.
+  """
+
+  def __init__(self):
+    self.report: Callable[[], None] = lambda: None
+    self.start()
+
+  def start(self) -> None:
+    """Starts the first lap of a try."""
+    self.longest, self._began = 0.0, time.monotonic()
+
+  def end_lap(self) -> None:
+    """Ends a lap and starts the next."""
+    now = time.monotonic()
+    self.longest, self._began = max(self.longest, now - self._began), now
+    self.report()
+
+
 @dataclasses.dataclass
 class Target:
   """One format to fuzz.
@@ -25,11 +49,13 @@ class Target:
     seeds: content by relative file name of the files that get mutated; they are already written in the folder.
     read: reads everything from the folder. It raises InputError or returns, and asserts that what was read is valid.
     structured: whether files are JSON, YAML or XML, which are also mutated by their structure.
+    laps: times the readings; `read` ends a lap after each if it reads a file more than once.
   """
 
   seeds: dict[str, bytes]
   read: Callable[[], None]
   structured: bool
+  laps: Laps = dataclasses.field(default_factory=Laps)
 
 
 class Outcome(NamedTuple):
@@ -51,6 +77,7 @@ def attempt(folder: Path, target: Target, file: str, content: bytes) -> Outcome:
   """Reads a target with one of its files mutated, and puts the file back."""
   path = folder / file
   path.write_bytes(content)
+  target.laps.start()
   try:
     target.read()
     return Outcome("read")
@@ -67,4 +94,5 @@ def attempt(folder: Path, target: Target, file: str, content: bytes) -> Outcome:
   except BaseException:  # also of exceptions in other libraries that are no Exception
     return Outcome("crashed", traceback.format_exc())
   finally:
+    target.laps.end_lap()
     path.write_bytes(target.seeds[file])

@@ -1,6 +1,7 @@
 """Answers the images of all sessions, one session after the other, in one thread.
 
-In: sessions that have examples. Out: the answers, each stored in its session when it is ready.
+In: sessions that have examples, or whose network has learned a prompt. Out: the answers, each stored in its session
+when it is ready.
 """
 
 from __future__ import annotations
@@ -8,23 +9,29 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
+import numpy as np
 from absl import logging
+from jaxtyping import UInt8
 
 from seggpt_jax.app.engine import Engine, NotReadyError
+from seggpt_jax.app.likeness import Likeness
 from seggpt_jax.app.limits import BusyError
 from seggpt_jax.app.prompt_sets import PromptSet
 from seggpt_jax.app.sessions import Session
+from seggpt_jax.compilation import default_device
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
-from seggpt_jax.inference.prompts import load_prompt
+from seggpt_jax.inference.prompts import PreparedPrompt, load_prompt
 
 _IN_FLIGHT = 8  # images of all sessions that wait for the network: enough for its batches, and few to give up
+_KEPT = 32  # examples of a round, and choices of them, that stay in memory
 _TICK = 0.25  # seconds between two looks for work when nothing has called
 
 
@@ -39,6 +46,11 @@ class Network:
 
   engine: Engine
   options: InferenceOptions
+
+  @functools.cached_property
+  def likeness(self) -> Likeness:
+    """The comparison of images, for the choice of examples; it is compiled when it is first wanted."""
+    return Likeness(self.engine.predictor)
 
 
 class Rate:
@@ -66,7 +78,49 @@ class _Request:
   session: Session
   key: str
   round: int
+  used: tuple[str, ...]
   future: Future[Prediction]
+
+
+class _Examples:
+  """The examples of one round of a session, from which each image gets its own.
+
+  Args:
+    session: the session.
+    network: the network that answers it.
+    options: how the network is shown an image.
+    call: is called when the examples can be compared.
+  """
+
+  def __init__(self, session: Session, network: Network, options: InferenceOptions, call: Callable[[], None]):
+    self.round, self._session = session.round, session
+    self._predictor, self._options = network.engine.predictor, options
+    self._same, self._scores = tuple(session.chosen()), None
+    if session.chooses_alike:
+      self._scores = network.likeness.compare_with(session.candidates(), session.folder / "features")
+      self._scores.add_done_callback(lambda _: call())
+    self.load = functools.lru_cache(_KEPT)(self._load)
+    self.prompts = functools.lru_cache(_KEPT)(self._prompts)
+
+  def keys_for(self, image: UInt8[np.ndarray, "_ _ 3"]) -> tuple[str, ...]:
+    """Returns the keys of the examples of an image.
+
+    Raises:
+      NotReadyError: the examples are being encoded.
+    """
+    if self._scores is None:
+      return self._same
+    if not self._scores.done():
+      raise NotReadyError("the examples are being encoded")
+    return tuple(self._session.chosen(self._scores.result()(image)))
+
+  def _load(self, key: str) -> PreparedPrompt:
+    prompt = load_prompt((self._session.pixels(key), self._session.label(key)), f"example {key}")
+    # Images with other examples share it, at the size of the network, where that gives the same answers bit for bit.
+    return PromptSet([prompt]).for_options(self._predictor, self._options)[0]
+
+  def _prompts(self, keys: tuple[str, ...]) -> PromptSet:
+    return PromptSet([self.load(key) for key in keys])
 
 
 class Answering:
@@ -80,7 +134,7 @@ class Answering:
   def __init__(self, sessions: Callable[[], Iterable[Session]], network_of: Callable[[Session], Network]):
     self._sessions, self._network_of = sessions, network_of
     self._flying: list[_Request] = []
-    self._prompts: dict[str, tuple[int, PromptSet]] = {}  # by folder of the session: the round, and its prompts
+    self._examples: dict[str, _Examples] = {}  # by folder of the session
     self._rates: dict[str, Rate] = collections.defaultdict(Rate)
     self._called, self._closed = threading.Event(), False
     self._thread = threading.Thread(target=self._work, name="answering", daemon=True)
@@ -115,8 +169,8 @@ class Answering:
     """Sends one more image of each session; returns whether any was sent."""
     sent = False
     open_sessions = list(self._sessions())
-    for gone in self._prompts.keys() - {str(each.folder) for each in open_sessions}:
-      del self._prompts[gone]
+    for gone in self._examples.keys() - {str(each.folder) for each in open_sessions}:
+      del self._examples[gone]
       self._rates.pop(gone, None)
     for session in open_sessions:
       if len(self._flying) < _IN_FLIGHT:
@@ -124,30 +178,42 @@ class Answering:
     return sent
 
   def _send(self, session: Session) -> bool:
+    try:
+      network = self._network_of(session)
+      session.answer_by_examples(network.engine.predictor.learned is None)
+    except (NotReadyError, LookupError):
+      return False  # tried again at the next tick, unless the session has ended
     flying = {request.key for request in self._flying if request.session is session and request.round == session.round}
     key = next((key for key in session.waiting() if key not in flying), None)
     if key is None:
+      if session.needs_examples and session.settings.choice == "alike" and len(session.examples) > 1 and not flying:
+        _ = network.likeness  # compiles before there are so many examples that it is needed
       return False
+    if flying and session.chooses_alike and default_device().platform == "cpu":
+      return False  # comparing the next image would take the cores that answer this one
     round_ = session.round
     try:
-      network = self._network_of(session)
       options = session.options(network.options, network.engine.predictor.tile_size)
-      (future,) = network.engine.submit([session.pixels(key)], self._prompts_of(session, round_), options)
+      image, examples = session.pixels(key), self._examples_of(session, network, options)
+      used = examples.keys_for(image)
+      (future,) = network.engine.submit([image], examples.prompts(used), options)
     except (BusyError, NotReadyError):
-      return False  # tried again at the next tick
+      return False
     except (InputError, LookupError, OSError) as error:
       session.put_error(key, round_, str(error))
       return True
-    self._flying.append(_Request(session, key, round_, future))
+    except Exception as error:
+      self._note_failure(session, key, round_, error)
+      return True
+    self._flying.append(_Request(session, key, round_, used, future))
     future.add_done_callback(lambda _: self._called.set())
     return True
 
-  def _prompts_of(self, session: Session, round_: int) -> PromptSet:
+  def _examples_of(self, session: Session, network: Network, options: InferenceOptions) -> _Examples:
     name = str(session.folder)
-    if name not in self._prompts or self._prompts[name][0] != round_:
-      pairs = [(session.pixels(key), session.label(key)) for key in session.chosen()]
-      self._prompts[name] = round_, PromptSet([load_prompt(pair, f"example {i + 1}") for i, pair in enumerate(pairs)])
-    return self._prompts[name][1]
+    if name not in self._examples or self._examples[name].round != session.round:
+      self._examples[name] = _Examples(session, network, options, self.call)
+    return self._examples[name]
 
   def _collect(self) -> None:
     """Stores the answers that are there, and gives up those that nobody wants any more."""
@@ -164,12 +230,15 @@ class Answering:
 
   def _store(self, request: _Request) -> None:
     try:
-      request.session.put_answer(request.key, request.round, request.future.result())
+      request.session.put_answer(request.key, request.round, request.future.result(), request.used)
       self._rates[str(request.session.folder)].add()
     except InputError as error:
       request.session.put_error(request.key, request.round, str(error))
     except OSError:
       raise
     except Exception as error:
-      logging.exception("an image could not be answered")
-      request.session.put_error(request.key, request.round, f"the network failed: {type(error).__name__}")
+      self._note_failure(request.session, request.key, request.round, error)
+
+  def _note_failure(self, session: Session, key: str, round_: int, error: Exception) -> None:
+    logging.exception("an image could not be answered")
+    session.put_error(key, round_, f"the network failed: {type(error).__name__}")

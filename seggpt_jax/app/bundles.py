@@ -119,6 +119,7 @@ def _adopt_classes(session: Session, root: Path, needed: int) -> None:
   path = root / CLASSES_FILE
   stated = [line.strip() for line in read_text(path).splitlines() if line.strip()] if path.is_file() else []
   names = stated if stated and not session.examples else list(session.classes)
+  needed = max(needed, session.least_classes)
   if needed > MOST_CLASSES:
     raise InputError(f"archive: found label value {needed}, expected at most {MOST_CLASSES} classes")
   session.set_classes([*names, *(f"class_{number}" for number in range(len(names) + 1, needed + 1))])

@@ -10,13 +10,12 @@ import dataclasses
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import seggpt_jax
 from seggpt_jax.app.bundles import write_dataset
 from seggpt_jax.app.sessions import Session
+from seggpt_jax.child_processes import start_command
 from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.files import parse_json
 
@@ -77,17 +76,8 @@ class Learning:
     keys += [f"checkpoint_every={max(steps // 4, 1)}", f"log_every={max(min(steps // 20, 10), 1)}"]
     keys += [] if val_share else ["data.val_split=train"]
     keys += recipe.keys
-    line = [sys.executable, "-m", "seggpt_jax", "train", "--config", recipe.config, "--workdir", str(self.run)]
-    paths = [str(Path(seggpt_jax.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    self._process = subprocess.Popen(
-      [*line, *(f"--config.{key}" for key in keys)],
-      stdout=self._log,
-      stderr=self._log,
-      stdin=subprocess.DEVNULL,
-      env=environment,
-      start_new_session=True,
-    )
+    line = ["train", "--config", recipe.config, "--workdir", str(self.run), *(f"--config.{key}" for key in keys)]
+    self._process = start_command(line, stdout=self._log, stderr=self._log, start_new_session=True)
 
   @property
   def run(self) -> Path:
@@ -122,6 +112,7 @@ class Learning:
       with contextlib.suppress(ProcessLookupError):
         os.killpg(self._process.pid, signal.SIGKILL)
       self._process.wait()
+    self._process.stdin.close()
     self._log.close()
 
   def panel(self) -> Path | None:

@@ -21,7 +21,7 @@ DOCS_POLICY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; frame-ancestor
 _FILE = {"type": "string", "format": "binary"}
 _FILES = {
   "image": "Images to segment, one or several.",
-  "prompt_image": "Prompt images, best first.",
+  "prompt_image": "Prompt images, best first. None with a learned prompt, which serves every image.",
   "prompt_label": "The label map of each prompt image.",
 }
 _ERRORS = {

@@ -228,9 +228,9 @@ class _Page:
     return self._changed()
 
   async def remove_all(self, request: Request, session: Session) -> Response:
-    """Deletes all images."""
-    for key in list(session.pictures):
-      await self._in_thread(session.remove, key)
+    """Deletes all images; ?keep=1 keeps the names of the classes, the settings and what was learned."""
+    keep = _number(request, "keep", 0, 1, 0) == 1
+    await self._in_thread(self._sessions.clear, session, keep)
     return self._changed()
 
   async def picture(self, request: Request, session: Session) -> Response:

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class PageSessions:
     limits: limits of each session, and of their number.
     load: loads the result of a training run.
     plain: loads the network without its adapter, when somebody chooses it; None if it has none.
+    learned_classes: names of the classes of the learned prompt that the network starts with; none without one.
   """
 
   def __init__(
@@ -83,10 +84,11 @@ class PageSessions:
     limits: SessionLimits | None = None,
     load: Callable[[Learning], Network] | None = None,
     plain: Callable[[], Network] | None = None,
+    learned_classes: Sequence[str] = (),
   ):
     self._network, self._recipe, self._folder = network, recipe, folder
     self.limits, self._load = limits or SessionLimits(), load or load_learned
-    self._load_plain, self._plain = plain, None
+    self._load_plain, self._plain, self._learned_classes = plain, None, learned_classes
     self._lock, self._works = threading.RLock(), dict[str, _Work]()
     self.answering = Answering(self._tick, self.network_of)
 
@@ -103,7 +105,7 @@ class PageSessions:
           raise BusyError(f"the page is busy: {len(self._works)} people use it; try again later")
         self.end(oldest)
       key = secrets.token_urlsafe(16)
-      self._works[key] = _Work(Session(self._folder / secrets.token_hex(8), self.limits))
+      self._works[key] = _Work(Session(self._folder / secrets.token_hex(8), self.limits, self._learned_classes))
       return key, self._works[key].session
 
   def find(self, key: str | None) -> Session | None:
@@ -120,12 +122,33 @@ class PageSessions:
       work = self._works.pop(key)
     self._close(work)
 
+  def clear(self, session: Session, keep: bool = False) -> None:
+    """Deletes all images of a session.
+
+    Args:
+      session: the session.
+      keep: whether the names of the classes, the settings and what was learned stay; otherwise the session is as new.
+    """
+    work = self._work_of(session)
+    if not keep and work.learning is not None:
+      work.learning.close()
+    with self._lock:
+      session.clear(keep)
+      if not keep:
+        self._close_network(work)
+        work.learning = work.learned = work.adopted = None
+        for folder in session.folder.glob("learning_*"):
+          shutil.rmtree(folder, ignore_errors=True)
+
   def _close(self, work: _Work) -> None:
     if work.learning is not None:
       work.learning.close()
+    self._close_network(work)
+    work.session.close()
+
+  def _close_network(self, work: _Work) -> None:
     if work.learned is not None:
       threading.Thread(target=work.learned.engine.close, daemon=True).start()
-    work.session.close()
 
   def close(self) -> None:
     """Ends everything."""
@@ -179,12 +202,15 @@ class PageSessions:
       work.session.set_settings({"network": "start"})
     if learning is None or work.adopted is learning or not learning.has_weights:
       return
-    work.adopted = learning
-    try:
-      before, work.learned = work.learned, self._load(learning)
-    except InputError as error:
-      logging.warning("a training run cannot be used: %s", error)
-      return
+    with self._lock:
+      if work.learning is not learning:  # it was dropped at this moment
+        return
+      work.adopted = learning
+      try:
+        before, work.learned = work.learned, self._load(learning)
+      except InputError as error:
+        logging.warning("a training run cannot be used: %s", error)
+        return
     if before is not None:
       threading.Thread(target=before.engine.close, daemon=True).start()
     if work.session.settings.network == "learned":
@@ -263,7 +289,7 @@ class PageSessions:
   def _step_seconds(self, session: Session, rate: float) -> float | None:
     """Returns about how long a training step will take, from the rate of answers; None if that is unknown."""
     examples = session.chosen()
-    if not rate or not examples:
+    if not rate or (session.needs_examples and not examples):
       return None
     tile = self._network.engine.predictor.tile_size
     try:

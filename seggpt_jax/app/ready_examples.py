@@ -18,13 +18,13 @@ _BOARDS = (10, 0, 3, 4, 5, 1, 8, 9, 2, 7)
 
 
 def add_boards(session: Session) -> None:
-  """Adds boards to a session and labels the copper of the first one."""
+  """Adds boards to a session and labels the copper of the first one, if the session needs examples."""
   source = BoardSource(max(_BOARDS) + 1, _SEED, size=_SIDE, scale=_SCALE, count=(0, 1), labels="etched")
-  if not session.examples:
+  if session.needs_examples and not session.examples:
     session.set_classes(["copper"])
   for place, index in enumerate(_BOARDS):
     board, file = source[index], io.BytesIO()
     Image.fromarray(board["image"]).save(file, "png")
     picture = session.add_image(f"board_{place + 1:02d}.png", file.getvalue())
-    if place == 0:
+    if place == 0 and session.needs_examples:
       session.set_label(picture.key, board["label"])

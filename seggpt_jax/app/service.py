@@ -101,6 +101,7 @@ class Service:
     self.engine.check_room()
     with self._budget.reserve(self._body_bytes(request)):
       body = await read_body(request, PREDICT_FIELDS, FILES, self.limits)
+      self._check_learned(body)
       options, labels = options_of(body.values, self.options), labels_of(body.values, self.labels)
       stored = self._stored_prompts(body)
       as_png, confidence = _wants_png(request, body), body.values.get("confidence", False)
@@ -117,6 +118,12 @@ class Service:
         warnings = await self._in_thread(prompts.warnings, self.engine.predictor, options)
         described = await self._in_thread(lambda: [_describe(each, confidence) for each in predictions])
     return JSONResponse({"model": self.model, "predictions": described, "warnings": warnings})
+
+  def _check_learned(self, body: Body) -> None:
+    """Raises InputError for prompts beside a learned prompt."""
+    given = [name for name in FILES[1:] if body.files[name]] + ["prompts"] * ("prompts" in body.values)
+    if given and self.engine.predictor.learned is not None:
+      raise InputError(f"{given[0]}: found beside a learned prompt, which serves every query, expected none")
 
   def _stored_prompts(self, body: Body) -> PromptSet | None:
     """Returns the stored prompts that a request names, if it does."""
@@ -174,6 +181,7 @@ class Service:
     self.engine.check_room(0)
     with self._budget.reserve(self._body_bytes(request)):
       body = await read_body(request, LABEL_FIELDS, FILES[1:], self.limits)
+      self._check_learned(body)
       labels = labels_of(body.values, self.labels)
       if not body.files["prompt_image"]:
         raise InputError("prompt_image: found none, expected at least one file")

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ from seggpt_jax.inference import tiling
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.inference.prediction import Prediction, decode_prediction
+from seggpt_jax.inference.queries import PromptFiles
 from seggpt_jax.palette import fixed_palette
 from seggpt_jax.prepare.encoding import as_stored
 from seggpt_jax.retrieval.every_class import in_turn
 
 _AUTO_EXAMPLES, _AUTO_SPLIT = 4, 3  # largest values that are chosen automatically
+_MOST_COMPARED = 64  # examples that an image is compared with: each is encoded once, in a tenth of a second or more
 _MOST_NAME = 80  # characters of the name of an image or a class
 _UNSAFE = re.compile(r"[^\w .,()+=@-]")
 
@@ -57,6 +59,7 @@ class Picture:
     holds: classes of its label.
     answer: round of its answer; 0 if it has none.
     classes: classes that its answer was decoded to.
+    used: keys of the examples that its answer used.
     error: why it could not be answered.
     changed: count of the session's changes when it last changed.
   """
@@ -70,14 +73,16 @@ class Picture:
   holds: tuple[int, ...] = ()
   answer: int = 0
   classes: tuple[int, ...] = (0,)
+  used: tuple[str, ...] = ()
   error: str = ""
   changed: int = 0
 
   def as_json(self) -> dict[str, Any]:
     """Returns what the page shows of the image."""
     height, width = self.size
-    state = {"label": self.label, "answer": self.answer, "error": self.error, "holds": list(self.holds)}
-    return {"key": self.key, "name": self.name, "height": height, "width": width, "changed": self.changed, **state}
+    state = {"label": self.label, "answer": self.answer, "error": self.error, "changed": self.changed}
+    state |= {"holds": list(self.holds), "used": list(self.used)}
+    return {"key": self.key, "name": self.name, "height": height, "width": width, **state}
 
 
 class Session:
@@ -88,24 +93,27 @@ class Session:
   Args:
     folder: folder for the session's files; it is created, and deleted with the session.
     limits: the limits.
+    learned_classes: names of the classes of a learned prompt, if the page starts with one; they can be renamed only.
 
   Attributes:
     pictures: the images by their keys, in the order of their names.
     classes: names of classes 1, 2, ...
     settings: how images are answered.
+    needs_examples: whether images are answered by examples; False for a learned prompt.
     round: counts the changes after which all images have to be answered again.
     first: key of the image that is answered first: the one on the screen.
     used: time of the last request.
   """
 
-  def __init__(self, folder: Path, limits: SessionLimits | None = None):
+  def __init__(self, folder: Path, limits: SessionLimits | None = None, learned_classes: Sequence[str] = ()):
     self.folder, self._limits = folder, limits or SessionLimits()
-    for name in ("images", "labels", "answers"):
+    for name in ("images", "labels", "answers", "features"):
       (folder / name).mkdir(parents=True, mode=0o700)
     self.lock = threading.RLock()
     self.pictures: dict[str, Picture] = {}
-    self.classes = ["object"]
-    self.settings = Settings()
+    self._learned_classes = list(learned_classes)
+    self.classes = self._learned_classes or ["object"]
+    self.settings, self.needs_examples = Settings(), not learned_classes
     self.round, self.changes, self.first = 1, 0, ""
     self.used = time.monotonic()
     self._split = (0, 1)  # the round it was chosen for, and the split
@@ -171,9 +179,24 @@ class Session:
       for path in (picture.path, self._label_path(key), self._answer_path(key)):
         path.unlink(missing_ok=True)
       del self.pictures[key]
-      if picture.label:
-        self._ask_again()
       self.changes += 1
+      if picture.label:
+        self._labels_changed()
+
+  def clear(self, keep: bool = False) -> None:
+    """Deletes all images with their labels and answers.
+
+    Args:
+      keep: whether the names of the classes and the settings stay as they are.
+    """
+    with self.lock:
+      for key in list(self.pictures):
+        self.remove(key)
+      for path in (self.folder / "features").iterdir():
+        path.unlink(missing_ok=True)
+      if not keep:
+        self.classes, self.settings = self._learned_classes or ["object"], Settings()
+      self._ask_again()
 
   def pixels(self, key: str) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the pixels of an image."""
@@ -203,7 +226,7 @@ class Session:
       write_png(self._label_path(key), labels)
       picture.label, picture.holds = picture.label + 1, holds
       self._touch(picture)
-      self._ask_again()
+      self._labels_changed()
 
   def clear_label(self, key: str) -> None:
     """Deletes the label of an image, which is answered again like the others."""
@@ -212,7 +235,7 @@ class Session:
       self._label_path(key).unlink(missing_ok=True)
       picture.label, picture.holds = 0, ()
       self._touch(picture)
-      self._ask_again()
+      self._labels_changed()
 
   def promote(self, key: str) -> None:
     """Takes the answer of an image over as its label, which makes it an example.
@@ -247,11 +270,16 @@ class Session:
       if not name or len(name) > _MOST_NAME or "," in name or name in names[:place]:
         raise InputError(f"classes: found {name[:_MOST_NAME]!r}, expected different names, not empty, without commas")
     with self.lock:
-      needed = max((each.holds[-1] for each in self.pictures.values() if each.holds), default=0)
-      if len(names) < needed:
-        raise InputError(f"classes: found {len(names)} names, expected {needed}: labels show that many classes")
+      if len(names) < self.least_classes:
+        why = "labels show that many" if self.needs_examples else "the learned prompt has that many"
+        raise InputError(f"classes: found {len(names)} names, expected {self.least_classes}: {why}")
       self.classes = names
       self.changes += 1
+
+  @property
+  def least_classes(self) -> int:
+    """Number of classes that need a name: those of the labels and of the learned prompt."""
+    return max([len(self._learned_classes), *(each.holds[-1] for each in self.pictures.values() if each.holds)])
 
   # -------------------------------------------------------------------------------------------------------- answers
 
@@ -272,6 +300,18 @@ class Session:
     with self.lock:
       self._ask_again()
 
+  def answer_by_examples(self, needs_examples: bool) -> None:
+    """Notes whether the network in use needs examples. If that has changed, all images are answered again."""
+    with self.lock:
+      if self.needs_examples != needs_examples:
+        self.needs_examples = needs_examples
+        self._ask_again()
+
+  def _labels_changed(self) -> None:
+    """Lets all images be answered again if answers depend on labels."""
+    if self.needs_examples:
+      self._ask_again()
+
   def _ask_again(self) -> None:
     self.round += 1
     self.changes += 1
@@ -284,17 +324,37 @@ class Session:
     with self.lock:
       return [each for each in self.pictures.values() if each.label]
 
-  def chosen(self) -> list[str]:
-    """Returns the keys of the examples that answers use: they show every class in turn, the newest labels first."""
+  @property
+  def chooses_alike(self) -> bool:
+    """True if every image gets the examples most alike to it, as there are more than an answer uses."""
     with self.lock:
-      examples = self.examples
+      alike = self.needs_examples and self.settings.choice == "alike"
+      return alike and len(self.examples) > len(self.chosen())
+
+  def candidates(self) -> dict[str, PromptFiles]:
+    """Returns the files of the examples that images are compared with, by key: the newest ones, and some of a class."""
+    with self.lock:
+      newest = sorted(self.examples, key=lambda each: each.changed)[-_MOST_COMPARED:]
+      compared = [self.find(key) for key in dict.fromkeys([*(each.key for each in newest), *self.chosen()])]
+      return {each.key: PromptFiles(each.path, self._label_path(each.key), each.key) for each in compared}
+
+  def chosen(self, scores: Mapping[str, float] | None = None) -> list[str]:
+    """Returns the keys of the examples that an answer uses: they show every class in turn, the best of each first.
+
+    Args:
+      scores: score of each example by its key; by default the newest labels are best.
+    """
+    with self.lock:
+      if not self.needs_examples:
+        return []
+      examples = self.examples if scores is None else [each for each in self.examples if each.key in scores]
       holds = np.zeros((len(examples), MOST_CLASSES + 1), bool)
       for place, each in enumerate(examples):
         holds[place, list(each.holds)] = True
-      newest = np.array([each.changed for each in examples], np.float64)
+      best = np.array([each.changed if scores is None else scores[each.key] for each in examples], np.float64)
       count = self.settings.examples or max(_AUTO_EXAMPLES, int(holds.any(axis=0).sum()))
-      # A rare class has fewer images than its turns; the newest of all fill the rest.
-      places = dict.fromkeys([*in_turn(holds, newest, count), *np.argsort(-newest, kind="stable").tolist()])
+      # A rare class has fewer images than its turns; the best of all fill the rest.
+      places = dict.fromkeys([*in_turn(holds, best, count), *np.argsort(-best, kind="stable").tolist()])
       return [examples[place].key for place in list(places)[:count]]
 
   def options(self, base: InferenceOptions, tile: tuple[int, int]) -> InferenceOptions:
@@ -323,24 +383,26 @@ class Session:
   def waiting(self) -> list[str]:
     """Returns the keys of the images to answer, the one on the screen first."""
     with self.lock:
-      if self.settings.paused or not self.examples:
+      if self.settings.paused or (self.needs_examples and not self.examples):
         return []
       left = [p.key for p in self.pictures.values() if not p.label and not p.error and p.answer != self.round]
       return sorted(left, key=lambda key: key != self.first)
 
-  def put_answer(self, key: str, round_: int, prediction: Prediction) -> None:
-    """Stores an answer. One of an earlier round is shown until the next one comes."""
+  def put_answer(self, key: str, round_: int, prediction: Prediction, used: Sequence[str] = ()) -> None:
+    """Stores an answer and the examples it used. One of an earlier round is shown until the next one comes."""
     with self.lock:
       picture = self.pictures.get(key)
-      if picture is not None and round_ >= picture.answer:
+      # That of an image labeled meanwhile is not needed, and must not make its label the newest one.
+      if picture is not None and not picture.label and round_ >= picture.answer:
         write_png(self._answer_path(key), prediction.colors)
         picture.answer, picture.classes, picture.error = round_, prediction.classes, ""
+        picture.used = tuple(used)
         self._touch(picture)
 
   def put_error(self, key: str, round_: int, message: str) -> None:
     """Notes that an image cannot be answered."""
     with self.lock:
-      if key in self.pictures and round_ == self.round:
+      if key in self.pictures and not self.pictures[key].label and round_ == self.round:
         self.pictures[key].error = one_line(message)[:300]
         self._touch(self.pictures[key])
 
@@ -394,11 +456,13 @@ class Session:
       answered = sum(each.answer == self.round or bool(each.error) for each in others)
       settings = dataclasses.asdict(self.settings)
       return {
+        "session": self.folder.name,  # differs from that of every other session, and opens none
         "changes": self.changes,
         "round": self.round,
         "classes": self.classes,
         "settings": {**settings, "sensitivity": list(self.settings.sensitivity)},
-        "examples": self.chosen(),
+        "examples": list(self.candidates()) if self.chooses_alike else self.chosen(),
+        "needs_examples": self.needs_examples,
         "order": list(self.pictures),
         "images": [each.as_json() for each in self.pictures.values() if each.changed > since],
         "progress": {"answered": answered, "total": len(others)},

@@ -14,7 +14,7 @@ _MOST_SPLIT, _MOST_EXAMPLES = 4, 16
 # Types of the settings in JSON.
 _KINDS = {
   **{"split": int, "examples": int, "flips": str, "least_area": int, "sensitivity": list, "paused": bool},
-  "network": str,
+  **{"choice": str, "network": str},
 }
 
 
@@ -44,6 +44,7 @@ class Settings:
   Attributes:
     split: tiles along a side, as `InferenceOptions.split`.
     examples: number of examples that an answer uses.
+    choice: which examples an answer uses, each class in turn: "alike" for those most alike to its image, or "newest".
     flips: mirrored copies, as `InferenceOptions.flips`.
     least_area: as `InferenceOptions.least_area`; applies when an answer is shown.
     sensitivity: for classes 1, 2, ..., as `InferenceOptions.sensitivity`; applies when an answer is shown.
@@ -54,6 +55,7 @@ class Settings:
 
   split: int = 0
   examples: int = 0
+  choice: str = "alike"
   flips: str = "none"
   least_area: int = 0
   sensitivity: tuple[float, ...] = ()
@@ -67,6 +69,8 @@ class Settings:
         raise InputError(f"{name}: found {found!r}, expected a whole number from 0 to {most}")
     if self.flips not in get_args(Flips):
       raise InputError(f"flips: found {self.flips!r}, expected one of {', '.join(get_args(Flips))}")
+    if self.choice not in ("alike", "newest"):
+      raise InputError(f"choice: found {self.choice!r}, expected alike or newest")
     if self.network not in ("start", "plain", "learned"):
       raise InputError(f"network: found {self.network!r}, expected start, plain or learned")
     if not all(0.05 <= value <= 20 for value in self.sensitivity):
@@ -94,4 +98,4 @@ class Settings:
   @property
   def shapes_answers(self) -> tuple[Any, ...]:
     """The values of which an answer depends before it is decoded."""
-    return self.split, self.examples, self.flips, self.network
+    return self.split, self.examples, self.choice, self.flips, self.network

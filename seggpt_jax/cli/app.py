@@ -23,9 +23,14 @@ from seggpt_jax.cli import packaged_configs
 from seggpt_jax.cli.address_flags import define_address_flags, needs_app, read_token
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.compilation import keep_programs
+from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.errors import InputError
+from seggpt_jax.inference import annotation_files
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.trained import trained_options
 from seggpt_jax.model import parameters
+from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
+from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.weights import load_config
 from seggpt_jax.training.config import adapter_of
 
@@ -43,7 +48,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path(
         "model_path", "Path of weights or of a training run, packaged name or Hugging Face name.", default="small"
       ),
-      define_path("adapter", "Training run that learned a LoRA for these weights."),
+      define_path("adapter", "Training run that learned a LoRA or a prompt for these weights."),
     ],
     "Address": [
       *define_address_flags(7860, "the address of the page must hold"),
@@ -76,8 +81,10 @@ def main() -> None:
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   keep_programs()
   values = flags.FLAGS
-  path, adapter, loopback = values.model_path, values.adapter or None, is_loopback(values.host)
-  token, options, recipe = read_token(loopback), trained_options(adapter or path), _recipe(path, values.config)
+  path, loopback = values.model_path, is_loopback(values.host)
+  adapter = load_adapter(values.adapter) if values.adapter else None
+  token, options = read_token(loopback), trained_options(values.adapter or path)
+  recipe, learned_classes = _recipe(path, values.config), _learned_classes(adapter)
   limits = SessionLimits(images=values.max_images, idle_seconds=60 * values.idle_minutes, sessions=values.max_sessions)
   with contextlib.ExitStack() as closing:
     listening = closing.enter_context(server.listen(values.host, values.port))
@@ -88,7 +95,12 @@ def main() -> None:
       return Network(Engine(lambda: Predictor.from_checkpoint(path)), trained_options(path))
 
     sessions = PageSessions(
-      Network(engine, options), recipe, folder, limits, plain=load_plain if adapter is not None else None
+      Network(engine, options),
+      recipe,
+      folder,
+      limits,
+      plain=load_plain if adapter is not None else None,
+      learned_classes=learned_classes,
     )
     closing.callback(sessions.close)
     page = create_page(sessions, folder, token=token, loopback=loopback)
@@ -106,6 +118,23 @@ def _recipe(path: str, config: str | None) -> Recipe:
   large = sum(math.prod(shape.shape) for shape in shapes.values()) > _LARGE
   config = config or ("lora" if large else "small")
   return Recipe(path, config, adapts=adapter_of(packaged_configs.load(config)) is not None)
+
+
+def _learned_classes(adapter: StoredAdapter | None) -> tuple[str, ...]:
+  """Returns the names of the classes of a learned prompt, as far as its run has names; none without one.
+
+  Raises:
+    InputError: it has more classes than a session.
+  """
+  from seggpt_jax.app.settings import MOST_CLASSES
+
+  if adapter is None or not isinstance(adapter.adapter, LearnedPrompt):
+    return ()
+  count = adapter.num_classes - 1
+  if count > MOST_CLASSES:
+    raise InputError(f"--adapter: found a learned prompt of {count} classes, expected at most {MOST_CLASSES}")
+  names = annotation_files.class_names((), flags.FLAGS.adapter, (), LabelFormat())
+  return (*names[:count], *(f"class {number}" for number in range(len(names) + 1, count + 1)))
 
 
 def _announce(address: str) -> None:

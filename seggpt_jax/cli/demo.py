@@ -12,15 +12,13 @@ import itertools
 import json
 import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw
 
-import seggpt_jax
+from seggpt_jax.child_processes import start_command
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.data.images import list_images, read_image
 from seggpt_jax.data.labels import LabelFormat, read_labels
@@ -88,9 +86,7 @@ def _run(*arguments: str) -> None:
   """Prints and runs one `seggpt` command in a process of its own."""
   line = f"seggpt {shlex.join(arguments)}"
   print(f"\n$ {line}", flush=True)
-  paths = [str(Path(seggpt_jax.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-  environment = _KEEP_MEMORY | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-  status = subprocess.run([sys.executable, "-m", "seggpt_jax", *arguments], env=environment, check=False).returncode
+  status = start_command(arguments, _KEEP_MEMORY | os.environ).wait()
   if status:
     raise InputError(f"{line}: ended with status {status}")
 

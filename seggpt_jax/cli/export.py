@@ -13,7 +13,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-import jax.numpy as jnp
 from absl import flags
 
 from seggpt_jax.cli.path_flags import define_path
@@ -38,7 +37,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
     ],
     "Output": [
       flags.DEFINE_enum("to", None, ["onnx", "stablehlo"], "Format of the file.", required=True),
-      flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Type of the parameters and of the arithmetic."),
+      flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Type of stored kernels; arithmetic is float32."),
     ],
   }
 
@@ -47,24 +46,25 @@ def main(source: str, output: str) -> None:
   """Exports weights to a file."""
   weights.check_new(output)
   values = flags.FLAGS
-  model = _load(source, values.adapter, jnp.dtype(values.dtype))
+  model = _load(source, values.adapter)
+  options = {"dtype": values.dtype, "seg_type": values.seg_type}
   try:
     if values.to == "onnx":
-      data = build_onnx(model, values.prompts, seg_type=values.seg_type).SerializeToString()
+      data = build_onnx(model, values.prompts, **options).SerializeToString()
     else:
-      data = build_stablehlo(model, values.prompts, seg_type=values.seg_type)
+      data = build_stablehlo(model, values.prompts, **options)
   except InputError:
     raise
-  except ValueError as error:  # a parameter is too large for float16
+  except ValueError as error:  # a kernel is too large for float16
     raise InputError(f"{source}: {error}") from error
   write_whole(Path(expand(output)), lambda file: file.write(data))
   height, width = model.config.canvas_size
   print(f"{output}: tiles of {height // 2} x {width} pixels, prompts {values.prompts}, {values.dtype}, {values.to}")
 
 
-def _load(source: str, adapter: str | None, dtype: jnp.dtype) -> SegGPT:
+def _load(source: str, adapter: str | None) -> SegGPT:
   """Loads weights, with a LoRA merged into them."""
-  options = {"dtype": dtype, "attention": "folded", "training": False, "scan": False}
+  options = {"attention": "folded", "training": False, "scan": False}
   if not adapter:
     return weights.load_model(source, **options)
   stored = load_adapter(adapter)

@@ -29,6 +29,7 @@ from typing import Any, NoReturn, TextIO
 
 from absl import app, flags, logging
 
+from seggpt_jax.child_processes import follow_parent
 from seggpt_jax.cli.help_text import command_help, flag_name
 from seggpt_jax.errors import InputError, MachineError, one_line
 from seggpt_jax.files import expand
@@ -62,6 +63,7 @@ def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn
     program: the command as people type it, for its help.
     arguments: the command line after the name of the command.
   """
+  follow_parent()
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, "reconfigure"):
       stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end the work

@@ -34,6 +34,8 @@ from seggpt_jax.files import expand
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.prompts import load_prompt, read_label_map
 from seggpt_jax.inference.queries import PromptFiles, given_prompts
+from seggpt_jax.model.adapter_files import load_adapter
+from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.weights import load_config
 from seggpt_jax.retrieval.labeled_images import list_prompts
 
@@ -105,7 +107,9 @@ def main() -> None:
   token = read_token(loopback)
   if values.split == ["objects"]:
     raise InputError("--split: found objects, expected another value: requests bring the prompts")
-  weights = values.adapter or values.model_path
+  weights, adapter = values.adapter or values.model_path, load_adapter(values.adapter) if values.adapter else None
+  if values.prompts and adapter is not None and isinstance(adapter.adapter, LearnedPrompt):
+    raise InputError("--prompts: found beside a learned prompt, which serves every query, expected none")
   labels = inference_flags.trained_label_format(weights)
   options = inference_flags.options_from_flags(weights, labels)
   limits = _limits()
@@ -114,7 +118,7 @@ def main() -> None:
   listening = server.listen(values.host, values.port)
   print(compile_notice("the network", load_config(values.model_path).depth, training=False), flush=True)
   engine = Engine(
-    lambda: Predictor.from_checkpoint(values.model_path, adapter=values.adapter or None),
+    lambda: Predictor.from_checkpoint(values.model_path, adapter=adapter),
     options=options,
     warm_prompts=counts,
     queue=limits.queue,

@@ -191,12 +191,14 @@ class LabelFormat:
         )
 
   def _look_up(self, values: np.ndarray, where: str) -> UInt8[np.ndarray, "h w"]:
-    """Returns the position of each value in the table, found by binary search."""
-    known = np.array([_code(value) for value in (*self.table, *self.ignore)])
-    classes = np.array([*range(len(self.table)), *[IGNORE] * len(self.ignore)], np.uint8)
-    order = np.argsort(known)
-    place = np.minimum(np.searchsorted(known[order], values), len(known) - 1)
-    unknown = known[order][place] != values
+    """Returns the position of each value in the table."""
+    # An entry for each possible value: 0 if it has no class, as the last one, which stands for all larger values.
+    # Memory of zeros is only taken where something is written or read.
+    classes = np.zeros((1 << (24 if self.colors else 16)) + 1, np.uint16)
+    for place, value in [*enumerate(self.table), *((IGNORE, value) for value in self.ignore)]:
+      classes[_code(value)] = place + 1
+    found = np.take(classes, values.astype(np.uint32, copy=False), mode="clip")  # negative values become large ones
+    unknown = found == 0
     if unknown.any():
       value = int(values[unknown][0])
       named = unpack_color(value) if self.colors else value
@@ -205,7 +207,7 @@ class LabelFormat:
         f"{where}: found {what} {named} in {unknown.mean():.2%} of the pixels, expected one of the {len(self.table)} "
         f"in the table or an ignored one"
       )
-    return classes[order][place]
+    return (found - 1).astype(np.uint8)
 
 
 def parse_values(text: str, name: str) -> tuple[Value, ...]:

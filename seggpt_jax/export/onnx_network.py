@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -23,8 +23,9 @@ from jaxtyping import Shaped
 import seggpt_jax
 from seggpt_jax import palette
 from seggpt_jax.errors import InputError
+from seggpt_jax.export.stored import StoredDtype, stored_params
 from seggpt_jax.model import parameters
-from seggpt_jax.model.attention.relative_positions import one_hot_positions, relative_table
+from seggpt_jax.model.attention.relative_positions import fit_table, one_hot_positions, relative_index
 from seggpt_jax.model.seggpt import LAYER_NORM_EPSILON, SegGPT, SegType
 
 if TYPE_CHECKING:
@@ -34,28 +35,38 @@ _OPSET = 20  # the first with GELU
 _IR_VERSION = 10  # of ONNX 1.16, so that older runtimes read the file
 
 
-def build_onnx(model: SegGPT, num_prompts: int, *, seg_type: SegType = "semantic") -> onnx.ModelProto:
+def build_onnx(
+  model: SegGPT, num_prompts: int, *, dtype: StoredDtype = "float32", seg_type: SegType = "semantic"
+) -> onnx.ModelProto:
   """Returns the network as an ONNX model.
 
   Its metadata hold `tile_size` (width and height in pixels), `num_prompts`, `palette` (256 colors, of which color I
   stands for class I), `canvas_size` (height and width) and `seggpt_jax_version`.
 
   Args:
-    model: the network, with compute dtype float32 or float16. The parameters are stored in this dtype.
+    model: the network. Only its architecture and parameters are read; the arithmetic is in float32.
     num_prompts: K.
+    dtype: type in which large kernels are stored, see `stored_params`.
     seg_type: "semantic" or "instance".
 
   Raises:
     InputError: the package `onnx` is missing.
-    ValueError: a parameter is too large for float16.
+    ValueError: a large kernel holds values beyond float16.
   """
   try:
+    import onnx
     from onnx import helper
   except ImportError as error:
     raise InputError("onnx: not installed, expected the extra: pip install 'seggpt-jax[export]'") from error
-  network = _Network(model, num_prompts, seg_type)
+  # Filled in place: `helper.make_graph` and `make_model` would copy all parameters, once each.
+  opset = helper.make_opsetid("", _OPSET)
+  proto = onnx.ModelProto(opset_import=[opset], producer_name="seggpt-jax", ir_version=_IR_VERSION)
+  proto.graph.name = "seggpt"
+  stored = stored_params(parameters.split(model)[1], dtype)
+  params = {name: np.asarray(value) for name, value in stored.items()}
+  network = _Network(proto.graph, model, num_prompts, params, seg_type)
   network.predict("query", "prompt_images", "prompt_colors")
-  network.nodes[-1].output[0] = "colors"
+  proto.graph.node[-1].output[0] = "colors"
   (height, width), k = network.tile_size, num_prompts
   uint8, float32 = (helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for dtype in (np.uint8, np.float32))
   inputs = {
@@ -63,15 +74,8 @@ def build_onnx(model: SegGPT, num_prompts: int, *, seg_type: SegType = "semantic
     "prompt_images": ("batch", k, height, width, 3),
     "prompt_colors": ("batch", k, height, width, 3),
   }
-  graph = helper.make_graph(
-    network.nodes,
-    "seggpt",
-    [helper.make_tensor_value_info(name, uint8, shape) for name, shape in inputs.items()],
-    [helper.make_tensor_value_info("colors", float32, ("batch", height, width, 3))],
-    network.constants,
-  )
-  opset = helper.make_opsetid("", _OPSET)
-  proto = helper.make_model(graph, opset_imports=[opset], producer_name="seggpt-jax", ir_version=_IR_VERSION)
+  proto.graph.input.extend(helper.make_tensor_value_info(name, uint8, shape) for name, shape in inputs.items())
+  proto.graph.output.append(helper.make_tensor_value_info("colors", float32, ("batch", height, width, 3)))
   metadata = {
     "tile_size": json.dumps([width, height]),
     "canvas_size": json.dumps(model.config.canvas_size),
@@ -84,24 +88,23 @@ def build_onnx(model: SegGPT, num_prompts: int, *, seg_type: SegType = "semantic
 
 
 class _Network:
-  """Nodes and constants of the graph. Methods add nodes and return the name of the result.
+  """Writes nodes and constants into a graph. Methods add nodes and return the name of the result.
 
   Args:
+    graph: an empty graph.
     model: the network.
     num_prompts: K.
+    params: its parameters, as `stored_params` returns them.
     seg_type: "semantic" or "instance".
   """
 
-  def __init__(self, model: SegGPT, num_prompts: int, seg_type: SegType):
-    self.config, self.k, self.dtype = model.config, num_prompts, np.dtype(model.dtype)
-    self.nodes: list[Any] = []
-    self.constants: list[Any] = []
+  def __init__(
+    self, graph: onnx.GraphProto, model: SegGPT, num_prompts: int, params: Mapping[str, np.ndarray], seg_type: SegType
+  ):
+    self.graph, self.config, self.k, self.params = graph, model.config, num_prompts, params
     self._names: dict[tuple, str] = {}
-    params = {name: np.asarray(value) for name, value in parameters.split(model)[1].items()}
-    rows, cols = self.config.grid
-    self._posemb = np.asarray(model.position_embedding((rows, cols)))[0]
+    self._posemb = np.asarray(model.position_embedding(self.config.grid))[0]
     self._type_token = params["type_token_cls" if seg_type == "semantic" else "type_token_ins"]
-    self.params = parameters.to_float16(params) if self.dtype == np.float16 else params
 
   @property
   def tile_size(self) -> tuple[int, int]:
@@ -112,9 +115,9 @@ class _Network:
     """Adds a node with one result. Arrays among its inputs become constants."""
     from onnx import helper
 
-    name = f"{kind.lower()}_{len(self.nodes)}"
+    name = f"{kind.lower()}_{len(self.graph.node)}"
     names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
-    self.nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
+    self.graph.node.append(helper.make_node(kind, names, [name], name=name, **attributes))
     return name
 
   def constant(self, value: Shaped[np.ndarray, "*shape"]) -> str:
@@ -123,8 +126,8 @@ class _Network:
 
     key = (value.dtype.str, value.shape, hashlib.blake2b(np.ascontiguousarray(value)).digest())
     if key not in self._names:
-      self._names[key] = f"constant_{len(self.constants)}"
-      self.constants.append(numpy_helper.from_array(value, self._names[key]))
+      self._names[key] = f"constant_{len(self.graph.initializer)}"
+      self.graph.initializer.append(numpy_helper.from_array(value, self._names[key]))
     return self._names[key]
 
   def reshape(self, x: str, *shape: int) -> str:
@@ -151,7 +154,10 @@ class _Network:
     return self.op("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
   def linear(self, x: str, name: str) -> str:
-    return self.op("Add", self.op("MatMul", x, self.params[f"{name}.kernel"]), self.params[f"{name}.bias"])
+    kernel: str | np.ndarray = self.params[f"{name}.kernel"]
+    if kernel.dtype != np.float32:
+      kernel = self.cast(self.constant(kernel), np.float32)  # runtimes do this once, when they load the file
+    return self.op("Add", self.op("MatMul", x, kernel), self.params[f"{name}.bias"])
 
   def norm(self, x: str, name: str) -> str:
     scale, bias = self.params[f"{name}.scale"], self.params[f"{name}.bias"]
@@ -165,7 +171,7 @@ class _Network:
       if index == self.config.merge_block:
         streams = [f"{part}_stream" for part in ("image", "target")]
         self.split(x, streams, axis=0)
-        x = self.op("Mul", self.op("Add", *streams), np.array(0.5, self.dtype))
+        x = self.op("Mul", self.op("Add", *streams), np.array(0.5, np.float32))
       if index in self.config.feature_taps:
         features.append(self.tap(x))
     return self.decode(self.concatenate(features, 3))
@@ -174,7 +180,7 @@ class _Network:
     """Adds a node that cuts an array into equal parts of these names."""
     from onnx import helper
 
-    self.nodes.append(helper.make_node("Split", [x], list(names), axis=axis, num_outputs=len(names)))
+    self.graph.node.append(helper.make_node("Split", [x], list(names), axis=axis, num_outputs=len(names)))
 
   def embed(self, query: str, images: str, targets: str) -> str:
     """Adds the tokens of both streams, one after the other along the batch: `[2B, K + 1, T, D]`."""
@@ -184,20 +190,21 @@ class _Network:
 
     def tokens(pixels: str, halves: int) -> str:
       scaled = self.op("Div", self.cast(pixels, np.float32), np.array(255.0, np.float32))
-      normalized = self.cast(self.op("Div", self.op("Sub", scaled, mean), std), self.dtype)
+      normalized = self.op("Div", self.op("Sub", scaled, mean), std)
       patches = self.transpose(self.reshape(normalized, -1, rows, p, cols, p, 3), 0, 1, 3, 2, 4, 5)
       return self.linear(self.reshape(patches, -1, halves, rows * cols, p * p * 3), "patch_embed")
 
     query = self.reshape(query, -1, 1, height, width, 3)
     x = tokens(self.concatenate([images, query], 1), k + 1)
     y = self.pad(tokens(targets, k), 1, 4, 1)  # the query's target is hidden: zeros, to which the mask token is added
-    upper, lower = np.split(self._posemb.reshape(2, rows * cols, -1), 2)
-    shared = np.concatenate([upper] * k + [lower]) + self._type_token[0]
-    segments = [self.params[f"segment_token_{stream}"][0] + shared for stream in "xy"]
-    segments[1][k] += self.params["mask_token"][0, 0, 0]
-    return self.concatenate(
-      [self.op("Add", z, segment.astype(self.dtype)) for z, segment in zip((x, y), segments, strict=True)], 0
-    )
+    posemb = self.op("Gather", self._posemb.reshape(2, rows * cols, -1), np.array([0] * k + [1], np.int64), axis=0)
+    streams = []
+    for stream, z in zip("xy", (x, y), strict=True):
+      token = np.tile((self.params[f"segment_token_{stream}"] + self._type_token)[0], (k + 1, 1, 1))
+      if stream == "y":
+        token[k] += self.params["mask_token"][0, 0]
+      streams.append(self.op("Add", z, self.op("Add", posemb, token)))
+    return self.concatenate(streams, 0)
 
   def block(self, x: str, name: str) -> str:
     """Adds a block: `[N, K + 1, T, D]`."""
@@ -217,14 +224,12 @@ class _Network:
     parts = [f"{name}.{part}" for part in ("query", "key", "value")]
     self.split(canvases, parts, axis=3)
     query, key, value = (self.transpose(self.reshape(x, -1, tokens, heads, dim), 0, 2, 1, 3) for x in parts)
-    logits = self.logits(query, key, name)
-    weights = self.op("Softmax", self.cast(logits, np.float32), axis=-1)
-    output = self.transpose(self.op("MatMul", self.cast(weights, self.dtype), value), 0, 2, 1, 3)
+    weights = self.op("Softmax", self.logits(query, key, name), axis=-1)
+    output = self.transpose(self.op("MatMul", weights, value), 0, 2, 1, 3)
     output = self.reshape(output, -1, k, tokens, heads * dim)
     lower = self.part(output, 2, half, tokens)
     if k > 1:
-      mean = self.op("ReduceMean", self.cast(lower, np.float32), np.array([1], np.int64), keepdims=1)
-      lower = self.cast(mean, self.dtype)
+      lower = self.op("ReduceMean", lower, np.array([1], np.int64), keepdims=1)
     return self.concatenate([self.part(output, 2, 0, half), lower], 1)
 
   def logits(self, query: str, key: str, name: str) -> str:
@@ -232,17 +237,18 @@ class _Network:
     rows, cols = self.config.grid
     heads, dim, tokens = self.config.num_heads, self.config.head_dim, rows * cols
 
-    def table(axis: str, size: int) -> np.ndarray:
+    def table(axis: str, size: int) -> str:
       """Returns `[row or column of the query, d, row or column of the key]`."""
-      found = relative_table(jnp.asarray(self.params[f"{name}.rel_pos_{axis}"]), size)
-      return np.swapaxes(np.asarray(found), 1, 2)
+      fitted = np.asarray(fit_table(jnp.asarray(self.params[f"{name}.rel_pos_{axis}"]), size))
+      # Gathered by the runtime when it loads the file, because the table is a fraction of the result.
+      return self.transpose(self.op("Gather", fitted, relative_index(size).astype(np.int64)), 0, 2, 1)
 
     grid = self.reshape(query, -1, heads, rows, cols, dim)
     by_row = self.op("MatMul", grid, table("h", rows))
     by_col = self.transpose(self.op("MatMul", self.transpose(grid, 0, 1, 3, 2, 4), table("w", cols)), 0, 1, 3, 2, 4)
-    scaled = self.op("Mul", query, np.array(1 / math.sqrt(dim), self.dtype))
+    scaled = self.op("Mul", query, np.array(1 / math.sqrt(dim), np.float32))
     relative = [self.reshape(x, -1, heads, tokens, n) for x, n in ((by_row, rows), (by_col, cols))]
-    positions = np.pad(one_hot_positions((rows, cols)), ((0, 0), (dim, 0))).astype(self.dtype)
+    positions = np.pad(one_hot_positions((rows, cols)), ((0, 0), (dim, 0))).astype(np.float32)
     keys = self.op("Add", self.pad(key, 3, 4, rows + cols), positions)
     return self.op("MatMul", self.concatenate([scaled, *relative], 3), self.transpose(keys, 0, 1, 3, 2))
 
@@ -263,7 +269,7 @@ class _Network:
     pixels = self.op("Conv", pixels, np.transpose(kernel, (3, 2, 0, 1)), bias, pads=(1, 1, 1, 1))
     pixels = self.transpose(self.part(pixels, 2, p, rows * p), 0, 2, 3, 1)
     hidden = self.op("Gelu", self.norm(pixels, "decoder_pred.norm"))
-    colors = self.cast(self.linear(hidden, "decoder_pred.head"), np.float32)
+    colors = self.linear(hidden, "decoder_pred.head")
     mean, std = (np.array(values, np.float32) for values in (self.config.image_mean, self.config.image_std))
     colors = self.op("Mul", self.op("Add", self.op("Mul", colors, std), mean), np.array(255.0, np.float32))
     return self.op("Clip", colors, np.array(0.0, np.float32), np.array(255.0, np.float32))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import importlib.util
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 
 from seggpt_jax import canvas
 from seggpt_jax.errors import InputError
+from seggpt_jax.export.stored import StoredDtype, stored_params
 from seggpt_jax.model import parameters
 from seggpt_jax.model.ensemble import predict_queries
 from seggpt_jax.model.seggpt import SegGPT, SegType
@@ -17,29 +20,29 @@ from seggpt_jax.model.seggpt import SegGPT, SegType
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def build_stablehlo(model: SegGPT, num_prompts: int, *, seg_type: SegType = "semantic") -> bytearray:
+def build_stablehlo(
+  model: SegGPT, num_prompts: int, *, dtype: StoredDtype = "float32", seg_type: SegType = "semantic"
+) -> bytearray:
   """Returns the network as a serialized program, which `jax.export.deserialize` loads on any of `PLATFORMS`.
 
   Args:
-    model: the network, with an implementation of attention that compiles everywhere, such as "folded". The parameters
-      are stored in the compute dtype if that is float16, else in float32.
+    model: the network, with an implementation of attention that compiles everywhere, such as "folded".
     num_prompts: K.
+    dtype: type in which large kernels are stored, see `stored_params`.
     seg_type: "semantic" or "instance".
 
   Raises:
     InputError: the package `flatbuffers` is missing.
-    ValueError: a parameter is too large for float16.
+    ValueError: a large kernel holds values beyond float16.
   """
   if importlib.util.find_spec("flatbuffers") is None:
     raise InputError("flatbuffers: not installed, expected the extra: pip install 'seggpt-jax[export]'")
   config, (graph, params) = model.config, parameters.split(model)
-  if model.dtype == jnp.float16:
-    params = {name: jnp.asarray(value) for name, value in parameters.to_float16(params).items()}
-  model = parameters.merge(graph, params)
+  params = stored_params(params, dtype)
   height, width = config.canvas_size[0] // 2, config.canvas_size[1]
   grid = canvas.grid_size((height, width), config.patch_size)
 
-  def predict_one(*pixels: jax.Array) -> jax.Array:
+  def predict_one(model: SegGPT, *pixels: jax.Array) -> jax.Array:
     query, images, targets = (canvas.normalize(x, config.image_mean, config.image_std)[None] for x in pixels)
     hidden = np.ones((1, *grid), bool)
     colors = predict_queries(model, query, images, targets, jnp.zeros_like(query), hidden, seg_type)
@@ -48,9 +51,13 @@ def build_stablehlo(model: SegGPT, num_prompts: int, *, seg_type: SegType = "sem
   # One query at a time as the network sees it, so that no shape inside depends on the size of the batch.
   @jax.jit
   def predict(query: jax.Array, prompt_images: jax.Array, prompt_colors: jax.Array) -> jax.Array:
-    return jax.vmap(predict_one)(query, prompt_images, prompt_colors)
+    # The conversion is part of the program: `jnp.asarray` with a dtype would convert before anything is stored.
+    model = parameters.merge(graph, {name: jnp.asarray(value).astype(jnp.float32) for name, value in params.items()})
+    return jax.vmap(functools.partial(predict_one, model))(query, prompt_images, prompt_colors)
 
   (batch,) = jax.export.symbolic_shape("batch")
   shapes = [(batch, height, width, 3), *[(batch, num_prompts, height, width, 3)] * 2]
   inputs = [jax.ShapeDtypeStruct(shape, jnp.uint8) for shape in shapes]
-  return jax.export.export(predict, platforms=PLATFORMS)(*inputs).serialize()
+  exported = jax.export.export(predict, platforms=PLATFORMS)(*inputs)
+  gc.collect()  # frees the compiler's copy of the parameters, which reference cycles hold, before they are copied again
+  return exported.serialize()

@@ -119,6 +119,11 @@ class Predictor:
     return cls(model, max_canvases=max_canvases, learned=learned)
 
   @property
+  def model(self) -> SegGPT:
+    """The network, with the parameters of this predictor."""
+    return parameters.merge(self._graph, self._params)
+
+  @property
   def tile_size(self) -> tuple[int, int]:
     """Height and width in pixels of the network's input: half a canvas."""
     height, width = self.config.canvas_size

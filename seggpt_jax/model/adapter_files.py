@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,16 @@ def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
   path = found / "adapter" / "metadata"
   with _reading_description(path):
     stored = _from_description(parse_json(path.read_bytes()))
-  params = weights.read_arrays(found / "params")
-  parameters.check_depth(str(found), params, stored.config)
-  with _reading_description(path):
-    _, network = parameters.abstract(stored.config)
-    init = functools.partial(stored.adapter.init, network, stored.config.canvas_size)
-    expected = jax.eval_shape(init, jax.random.key(0))
-  parameters.check_shapes(str(found), params, expected)
+
+  def check(arrays: Mapping[str, Any]) -> None:
+    parameters.check_depth(str(found), arrays, stored.config)
+    with _reading_description(path):
+      _, network = parameters.abstract(stored.config)
+      init = functools.partial(stored.adapter.init, network, stored.config.canvas_size)
+      expected = jax.eval_shape(init, jax.random.key(0))
+    parameters.check_shapes(str(found), arrays, expected)
+
+  params = weights.read_arrays(found / "params", check)
   parameters.check_finite(str(found), params)
   return dataclasses.replace(stored, params=params)
 

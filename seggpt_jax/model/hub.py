@@ -1,27 +1,39 @@
 """Weights on the Hugging Face hub: what a name stands for, downloads of the files that are needed, and uploads.
 
-In: a name such as `BAAI/seggpt-vit-large`, `hf://OWNER/NAME@REVISION` or `hf://OWNER/NAME/FILE.pth`. Out: the
-downloaded file or folder. `weights.py` converts it. The library `huggingface_hub` is imported only when it is used.
+In: a name such as `BAAI/seggpt-vit-large`, `hf://OWNER/NAME@REVISION` or `hf://OWNER/NAME/FILE.pth`. Out: a weights
+directory in the cache, which `weights.py` makes of the download. The library `huggingface_hub` is imported only when it
+is used.
+
+The cache of a repository, which one process at a time may change:
+
+  OWNER--NAME/COMMIT/model      a weights directory
+  OWNER--NAME/revisions/...     the commit that a name stood for when it was last used
+  OWNER--NAME/downloads/        files until they are converted, and unfinished ones under their digest
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from seggpt_jax.errors import InputError, one_line, warn_once
-from seggpt_jax.files import is_full, write_whole, writing
+from seggpt_jax.files import exclusive, is_full, write_whole, writing
 from seggpt_jax.model import digests
+from seggpt_jax.model.downloads import connection_errors, fetch_large
 
 PREFIX = "hf://"
 FILES = (".pth", ".pt", ".bin", ".safetensors")
 _PART = r"[A-Za-z0-9][\w.-]*"
 _NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(@(?P<revision>[^/@\s]+))?(/(?P<file>[^@\s]+))?", re.ASCII)
+_COMMIT, _SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
+_BUSY = (408, 429)  # statuses of a hub that would answer later
 
 
 class Address(NamedTuple):
@@ -65,50 +77,42 @@ def cache() -> Path:
   return Path(os.path.expandvars(home)).expanduser() / "seggpt_jax"
 
 
-def fetch(name: str, address: Address) -> tuple[Path, str]:
-  """Downloads weights, unless they are complete on this machine.
+def fetch(name: str, address: Address, convert: Callable[[Path, Path], None]) -> Path:
+  """Returns a weights directory, which is downloaded and converted unless it is on this machine.
 
-  Files that an interrupted start completed are not fetched again.
+  Another process that needs the same repository waits. What an earlier start fetched is not fetched again.
 
   Args:
     name: the name as the user wrote it, for messages.
     address: what it stands for.
-
-  Returns:
-    The file, or the folder of the repository's files, and the commit.
+    convert: makes the weights directory, its second argument, of the downloaded file or folder, its first. The download
+      is deleted afterwards.
 
   Raises:
     InputError: the hub has no such weights, or cannot be reached and they are not on this machine.
   """
-  from huggingface_hub import HfApi, errors, hf_hub_download
-
-  note = cache() / address.repo.replace("/", "--") / "revisions" / hashlib.sha256(repr(address).encode()).hexdigest()
-  if done := _noted(note, re.fullmatch("[0-9a-f]{40}", address.revision) is not None):
-    return done
+  folder = cache() / address.repo.replace("/", "--")
+  note = folder / "revisions" / hashlib.sha256(repr(address).encode()).hexdigest()
+  part = address.file.replace("/", "--") or "model"
+  known = note.read_text(errors="replace").partition("\n")[0] if note.is_file() else ""
+  known = known if _COMMIT.fullmatch(known) and (folder / known / part).is_dir() else ""
+  if known and _COMMIT.fullmatch(address.revision):
+    return folder / known / part
   with _one_line(name, address):
-    try:
-      info = HfApi().model_info(address.repo, revision=address.revision, files_metadata=True, timeout=10)
-    except (errors.OfflineModeIsEnabled, *_connection_errors()) as error:
-      answer = getattr(error, "response", None)  # a refusal must not be hidden by what was fetched before
-      if (answer is not None and answer.status_code < 500) or not (done := _noted(note)):
-        raise
-      if not isinstance(error, errors.OfflineModeIsEnabled):
-        warn_once(f"{name}: the hub does not answer ({one_line(error)[:120]}); read as fetched before, {done[1][:8]}")
-      return done
-    known = {each.rfilename: each for each in info.siblings}
-    paths = []
-    for file in _needed(name, address, list(known)):
-      download = {"repo_id": address.repo, "filename": file, "revision": info.sha}
-      path, lfs = hf_hub_download(**download), known[file].lfs
-      if lfs and _digest(path) != lfs.sha256:
-        path = hf_hub_download(**download, force_download=True)
-        if _digest(path) != lfs.sha256:
-          raise InputError(f"{name}: {file} is not what the hub's digest says, even when fetched again")
-      paths.append((file, Path(path)))
-  file, path = paths[0]
-  found = path if address.file else path.parents[len(Path(file).parts) - 1]
-  write_whole(note, lambda out: out.write(f"{info.sha}\n{found}\n".encode()))
-  return found, info.sha
+    info = _ask(name, address, known)
+  if info is None or info.sha == known:  # writes nothing, since the cache may be read-only
+    return folder / known / part
+  found, downloads = folder / info.sha / part, folder / "downloads"
+  with writing(folder):
+    found.parent.mkdir(parents=True, exist_ok=True)
+  with exclusive(folder, wait=True):
+    if not found.is_dir():
+      with _one_line(name, address):
+        source = _download(name, address, info, downloads)
+      convert(source, found)
+    shutil.rmtree(downloads, ignore_errors=True)
+  write_whole(note, lambda out: out.write(info.sha.encode()))
+  return found
 
 
 def create(name: str, *, private: bool) -> None:
@@ -155,12 +159,54 @@ def upload(name: str, path: Path, card: str) -> str:
     return str(api.create_commit(name, operations, commit_message=f"Upload {path.name}").commit_url)
 
 
-def _noted(note: Path, wanted: bool = True) -> tuple[Path, str] | None:
-  """Returns the download that an earlier start completed, if it is still there."""
-  if not (wanted and note.is_file()):
+def _ask(name: str, address: Address, known: str) -> Any:
+  """Asks the hub for the commit and files of a revision, or returns None if it does not answer and a commit is known.
+
+  A refusal must not be hidden by what was fetched before, so it is an error in any case.
+  """
+  from huggingface_hub import HfApi, errors
+
+  try:
+    try:
+      info = HfApi().model_info(address.repo, revision=address.revision, files_metadata=True, timeout=10)
+      lfs = [each.lfs for each in info.siblings or () if each.lfs]
+      if _COMMIT.fullmatch(info.sha or "") and all(_SHA256.fullmatch(each.sha256) and each.size > 0 for each in lfs):
+        return info
+    except errors.HFValidationError as error:
+      raise InputError(f"{name}: {address.repo} cannot be a repository: {one_line(error)[:200]}") from error
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
+      pass  # the answer is no JSON, or lacks what is needed
+    except (ImportError, ValueError) as error:  # of the HTTP library, such as a proxy that needs another package
+      raise InputError(
+        f"{name}: cannot connect to the hub: {one_line(error)[:200]}; check the proxy (HTTPS_PROXY, ALL_PROXY)"
+      ) from error
+    raise ConnectionError("not a hub's, but for example a web page of a proxy or of a network's login")
+  except (errors.OfflineModeIsEnabled, *connection_errors()) as error:
+    answer = getattr(error, "response", None)
+    refused = answer is not None and answer.status_code < 500 and answer.status_code not in _BUSY
+    if refused or not known:
+      raise
+    if not isinstance(error, errors.OfflineModeIsEnabled):
+      warn_once(f"{name}: the hub does not answer ({one_line(error)[:120]}); read as fetched before, {known[:8]}")
     return None
-  commit, _, path = note.read_text().strip().partition("\n")
-  return (Path(path), commit) if Path(path).exists() else None
+
+
+def _download(name: str, address: Address, info: Any, downloads: Path) -> Path:
+  """Downloads the files that are needed; returns the file, or the folder that holds them."""
+  from huggingface_hub import hf_hub_download
+
+  known = {each.rfilename: each for each in info.siblings}
+  folder = downloads / info.sha
+  for file in _needed(name, address, list(known)):
+    if Path(file).is_absolute() or ".." in re.split(r"[/\\]", file):
+      raise InputError(f"{name}: found a file {file!r} in the repository, expected a path inside it")
+    if lfs := known[file].lfs:
+      # The same file may belong to several commits, so it goes on if a branch gets a new one meanwhile.
+      fetch_large(name, address.repo, file, info.sha, folder, downloads / lfs.sha256, lfs.sha256, lfs.size)
+    else:
+      hf_hub_download(address.repo, file, revision=info.sha, local_dir=folder)
+  shutil.rmtree(folder / ".cache", ignore_errors=True)  # the library's notes on local_dir
+  return folder / address.file
 
 
 def _needed(name: str, address: Address, files: list[str]) -> list[str]:
@@ -181,19 +227,6 @@ def _needed(name: str, address: Address, files: list[str]) -> list[str]:
   raise InputError(f"{name}: found no config.json with model.safetensors in the repository{remedy}")
 
 
-def _digest(path: str) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _connection_errors() -> tuple[type[BaseException], ...]:
-  """Returns the errors of the HTTP library that huggingface_hub uses when a server cannot be reached."""
-  from huggingface_hub import errors
-
-  transport = next((base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"), OSError)
-  return (transport, ConnectionError, TimeoutError)
-
-
 @contextlib.contextmanager
 def _one_line(name: str, address: Address) -> Iterator[None]:
   """Turns an error of the hub into one line for the user."""
@@ -212,17 +245,24 @@ def _one_line(name: str, address: Address) -> Iterator[None]:
   except errors.RevisionNotFoundError as error:
     raise InputError(f"{name}: {where} has no revision {address.revision!r}") from error
   except errors.HfHubHTTPError as error:
-    raise InputError(f"{name}: {where} cannot be fetched: {one_line(error)[:200]}") from error
-  except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, *_connection_errors()) as error:
+    wait = error.response.headers.get("Retry-After", "")
+    remedy = {
+      401: "; run `hf auth login`, or correct HF_TOKEN",
+      403: "; run `hf auth login` with a token that may read it, or correct HF_TOKEN",
+      429: f"; rerun the command {f'in {wait} s' if wait.isdigit() else 'later'}, and set HF_TOKEN for a higher limit",
+    }.get(error.response.status_code, "")
+    raise InputError(f"{name}: {where} cannot be fetched: {one_line(error)[:200]}{remedy}") from error
+  except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, *connection_errors()) as error:
     file = address.file or "model.safetensors"
     rest = "by hand and pass its path" if address.file else "and config.json beside it by hand and pass their folder"
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no connection to {constants.ENDPOINT}"
+    reason = f"no usable answer from {constants.ENDPOINT} ({one_line(error.__cause__ or error)[:200]})"
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else reason
     raise InputError(
       f"{name}: not found on this machine, and cannot be fetched, {why}; fetch "
       f"{where}/resolve/{address.revision}/{file} {rest} instead of the name"
     ) from error
   except OSError as error:  # also the library's error for a file of the wrong size
-    with writing(constants.HF_HUB_CACHE):
+    with writing(cache()):
       if is_full(error) or error.errno:
         raise
     raise InputError(f"{name}: {where}: the download broke off ({one_line(error)[:120]}); rerun the command") from error
@@ -238,11 +278,18 @@ def _uploading(name: str, left: str) -> Iterator[None]:
     yield
   except errors.OfflineModeIsEnabled as error:
     raise InputError(f"{name}: cannot be uploaded, HF_HUB_OFFLINE is set") from error
+  except errors.HFValidationError as error:
+    raise InputError(f"{name}: cannot be a repository: {one_line(error)[:200]}") from error
   except errors.HfHubHTTPError as error:
     login = "; run `hf auth login` with a token that may write, or set HF_TOKEN"
     remedy = login if error.response.status_code in (401, 403, 404) else ""
-    raise InputError(f"{where}: refuses the upload: {one_line(error)[:200]}{remedy}") from error
-  except (*_connection_errors(), OSError, RuntimeError) as error:  # the library wraps errors of single files
+    raise InputError(f"{where}: refuses the upload: {one_line(error)[:200]}{remedy}; {left}") from error
+  except (
+    *connection_errors(),
+    OSError,
+    RuntimeError,
+    ImportError,
+  ) as error:  # the library wraps errors of single files
     raise InputError(
       f"{name}: the upload to {where} broke off ({one_line(error.__cause__ or error)[:120]}); {left}"
     ) from error

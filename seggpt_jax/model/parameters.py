@@ -64,7 +64,11 @@ def build_model(config: SegGPTConfig, params: Mapping[str, Any], **options: Any)
     params: its parameters, of any dtype.
     **options: further options of `SegGPT`, such as `dtype`.
   """
-  graph, _ = abstract(config, **options)
+  return fill(abstract(config, **options)[0], params)
+
+
+def fill(graph: nnx.GraphDef, params: Mapping[str, Any]) -> SegGPT:
+  """Returns the SegGPT of a structure with the given parameters, see `build_model`."""
   return merge(graph, {name: jnp.asarray(value, jnp.float32) for name, value in params.items()})
 
 

@@ -7,13 +7,14 @@ directories too, with more items beside these two.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,7 @@ def find_weights(name: str | os.PathLike) -> Path:
 @functools.lru_cache(maxsize=64)
 def _from_hub(name: str, address: hub.Address) -> Path:
   """Fetches weights once in a process, so that the architecture and the parameters are those of one commit."""
-  source, commit = hub.fetch(name, address)
-  if found := find_checkpoint(source, _WEIGHTS) if source.is_dir() else None:
-    return found
-  folder = hub.cache() / address.repo.replace("/", "--") / commit
-  return _converted(source, folder / (address.file.replace("/", "--") or "model"))
+  return hub.fetch(name, address, _convert)
 
 
 def _is_torch(path: Path) -> bool:
@@ -175,9 +172,18 @@ def _converted(source: Path, destination: Path) -> Path:
     destination.parent.mkdir(parents=True, exist_ok=True)
   with exclusive(destination.parent, wait=True):
     if not destination.is_dir():
-      conversion = torch_files.read(source)
-      save_weights(destination, conversion.params, conversion.config)
+      _convert(source, destination)
   return destination
+
+
+def _convert(source: Path, destination: Path) -> None:
+  """Makes a weights directory of PyTorch weights, or moves one that is there already."""
+  if source.is_dir() and find_checkpoint(source, _WEIGHTS) == source:
+    with writing(destination):
+      os.replace(source, destination)
+  else:
+    conversion = torch_files.read(source)
+    save_weights(destination, conversion.params, conversion.config)
 
 
 def has_weights(name: str | os.PathLike) -> bool:
@@ -217,46 +223,75 @@ def load_params(name: str | os.PathLike, config: SegGPTConfig | None = None) -> 
     InputError: no weights are found, or they do not fit the architecture. The message names the first parameter that
       differs.
   """
+  config = config or load_config(name)
+  return _load_params(name, config, lambda: parameters.abstract(config)[1])
+
+
+def _load_params(
+  name: str | os.PathLike, config: SegGPTConfig, shapes: Callable[[], Mapping[str, jax.ShapeDtypeStruct]]
+) -> dict[str, np.ndarray]:
+  """Reads the parameters of an architecture, see `load_params`; their shapes are only asked for when the depth fits."""
   found = find_weights(name)
   if found.is_file():
     return packaged.read_params(found)
-  config = config or load_config(name)
-  params = read_arrays(found / "params")
-  parameters.check_depth(str(name), params, config)
-  parameters.check_shapes(str(name), params, parameters.abstract(config)[1])
-  return params
+
+  def check(stored: Mapping[str, Any]) -> None:
+    parameters.check_depth(str(name), stored, config)
+    parameters.check_shapes(str(name), stored, shapes())
+
+  return read_arrays(found / "params", check)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[str, np.ndarray]:
   """Reads the `params` item of a weights directory or of an adapter as host arrays.
 
-  Its files are compared with their digests first, since Orbax reads flipped bits as other weights.
+  Its files are compared with their digests meanwhile, since Orbax reads flipped bits as other weights.
+
+  Args:
+    path: the item.
+    check: gets the shape of each array by name before memory is allocated for any, and raises InputError if they are
+      not what they should be.
 
   Raises:
-    InputError: the item cannot be read, or differs from what was written.
+    InputError: the item cannot be read, differs from what was written, or is not what it should be.
   """
   directory = Path(os.path.abspath(path)).parent
-  if found := digests.damage(directory):
-    raise InputError(f"{directory}: cannot be read as weights, damaged: {found}")
   if not digests.is_sealed(directory):
     warn_once(f"{directory}: has no {digests.FILE}, so damage to its files cannot be noticed")
   path = epath.Path(os.path.abspath(path))
-  params: dict[str, np.ndarray] = {}
   ignore_late_reads()
   try:
     # A Checkpointer would warn about metadata that is stored beside the item instead of in it.
-    handler = ocp.PyTreeCheckpointHandler()
-    names = handler.metadata(path).tree
-    # One block at a time: reading all at once takes half as much memory again as the weights themselves.
-    for _, group in itertools.groupby(sorted(names), lambda name: name.split(".")[:2]):
-      restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group}
-      item = dict.fromkeys(restore, 0)
-      args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
-      # Copied, because Orbax's own buffers are not returned to the system when they are freed.
-      params.update({name: np.array(value) for name, value in handler.restore(path, args=args).items()})
-    handler.close()
+    with digests.verifying(directory), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+      with _explain_garbled(path):
+        stored = handler.metadata(path).tree
+        shapes = {name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in stored.items()}
+      check(shapes)
+      with _explain_garbled(path):
+        return _restore(handler, path, shapes)
+  except digests.DamageError as error:
+    raise InputError(f"{directory}: cannot be read as weights, damaged: {error}") from error
+
+
+@contextlib.contextmanager
+def _explain_garbled(path: epath.Path) -> Iterator[None]:
+  """Turns any error of a read into one line."""
+  try:
+    yield
   except Exception as error:  # files that are garbled raise all kinds of errors, from Orbax even a bare Exception
     raise InputError(f"{path}: cannot be read as weights, cut short or damaged: {one_line(error)[:200]}") from error
+
+
+def _restore(handler: ocp.PyTreeCheckpointHandler, path: epath.Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+  """Reads arrays of an item as host arrays."""
+  params: dict[str, np.ndarray] = {}
+  # One block at a time: reading all at once takes half as much memory again as the weights themselves.
+  for _, group in itertools.groupby(sorted(names), lambda name: name.split(".")[:2]):
+    restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in group}
+    item = dict.fromkeys(restore, 0)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
+    # Copied, because Orbax's own buffers are not returned to the system when they are freed.
+    params.update({name: np.array(value) for name, value in handler.restore(path, args=args).items()})
   return params
 
 
@@ -298,6 +333,8 @@ def load_model(name: str | os.PathLike, *, dtype=jnp.float32, **options: Any) ->
     InputError: no weights are found, or they do not fit their configuration.
   """
   config = load_config(name)
-  params = load_params(name, config)
+  # Takes a second for the released weights, while their files are compared with their digests.
+  structure = functools.cache(lambda: parameters.abstract(config, dtype=dtype, **options))
+  params = _load_params(name, config, lambda: structure()[1])
   parameters.check_finite(str(name), params)
-  return parameters.build_model(config, params, dtype=dtype, **options)
+  return parameters.fill(structure()[0], params)

@@ -55,17 +55,18 @@ class Encoder:
   Args:
     model: the network. Its parameters stay on their current devices.
     tap: feature tap to read, 1 for the first. Blocks after the tap are not computed.
+    batch_size: largest number of images at once; by default the fastest for many images.
 
   Raises:
     InputError: the network has no such tap.
   """
 
-  def __init__(self, model: SegGPT, tap: int):
+  def __init__(self, model: SegGPT, tap: int, batch_size: int | None = None):
     taps = model.config.feature_taps
     if not 1 <= tap <= len(taps):
       raise InputError(f"tap: found {tap}, expected 1..{len(taps)}: the network has {len(taps)} feature taps")
     self.config, self.tap = model.config, tap
-    self.batch_size = _BATCH.get(default_device().platform, 16)
+    self.batch_size = batch_size or _BATCH.get(default_device().platform, 16)
     self._dtype = model.dtype
     self._graph, self._params = parameters.split(model)
 

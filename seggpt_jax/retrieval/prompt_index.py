@@ -73,39 +73,41 @@ class PromptIndex:
   ):
     self.encoder, self.files, self.facts = encoder, list(files), facts
     self._weight, self._mean = foreground_weight, images.mean(axis=0)
-    self._images = np.asarray(normalized(images))
+    self._images = _of_length_1(images)
     # The mean cosine of all pairs is the squared length of the mean, so no table of pairs is needed.
     self._spread = max(1.0 - float(np.sum(self._images.mean(axis=0) ** 2)), _MIN_SPREAD)
     # Features of an absent foreground mean nothing, but images without foreground are never found.
-    self._foregrounds = jnp.asarray(in_blocks(np.asarray(normalized(foregrounds - self._mean))))
+    self._foregrounds = jnp.asarray(in_blocks(_of_length_1(foregrounds - self._mean)))
 
   @classmethod
   def build(
     cls,
-    model: SegGPT,
+    model: SegGPT | Encoder,
     files: Sequence[PromptFiles],
     labels: LabelFormat | None = None,
     *,
     cache: str | os.PathLike | None = None,
     tap: int = TAP,
     foreground_weight: float | int = FOREGROUND_WEIGHT,
+    progress: bool = True,
   ) -> PromptIndex:
     """Encodes labeled images, except those whose features are in the cache.
 
     Args:
-      model: the network.
+      model: the network, or its encoder.
       files: image and label files of the labeled images.
       labels: format of the label files; class indices by default.
       cache: folder in which features are kept; None to keep none.
-      tap: feature tap of the network that is compared, 1 for the first.
+      tap: feature tap of the network that is compared, 1 for the first; an encoder has its own.
       foreground_weight: weight w of presence in the score, 0 to 1.
+      progress: whether a progress bar is shown.
 
     Raises:
       InputError: there are no files, a file cannot be read, the network has no such tap, or the cache is damaged.
     """
     if not files:
       raise InputError("prompts: found none, expected at least one image with its label")
-    encoder, labels = Encoder(model, tap), labels or LabelFormat()
+    encoder, labels = model if isinstance(model, Encoder) else Encoder(model, tap), labels or LabelFormat()
     # One file for each network and folder, so that the features of one dataset are not rewritten with another's.
     name = digest(f"{encoder.identity} {os.path.dirname(cache_key(files[0]))}".encode(errors="surrogatepass"))
     path = None if cache is None else Path(cache) / f"{name}.npz"
@@ -114,7 +116,7 @@ class PromptIndex:
     known = {key: entry for key, entry in kept.items() if stamps.get(key) == entry.stamp}
     missing = [prompt for prompt in files if cache_key(prompt) not in known]
     try:
-      for prompt, entry in _encode(encoder, missing, labels, stamps):
+      for prompt, entry in _encode(encoder, missing, labels, stamps, progress):
         known[cache_key(prompt)] = entry
     finally:
       # Also after an error or Ctrl-C, so that finished work is not repeated.
@@ -174,10 +176,15 @@ class PromptIndex:
     return [Match(self.files[index], float(scores[index])) for index in chosen]
 
 
+def _of_length_1(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+  """Returns `features.normalized` of vectors in NumPy, as JAX would compile it for every number of labeled images."""
+  return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
 def _encode(
-  encoder: Encoder, files: Sequence[PromptFiles], labels: LabelFormat, stamps: dict[str, str]
+  encoder: Encoder, files: Sequence[PromptFiles], labels: LabelFormat, stamps: dict[str, str], progress: bool
 ) -> Iterator[tuple[PromptFiles, StoredFeatures]]:
-  """Reads and encodes labeled images and shows a progress bar."""
+  """Reads and encodes labeled images, with a progress bar if it is wanted."""
 
   def read(prompt: PromptFiles) -> tuple[np.ndarray, np.ndarray, str, np.ndarray]:
     data = read_bytes(prompt.image)
@@ -186,7 +193,7 @@ def _encode(
     shares = foreground_shares(label, encoder.grid)
     return tiling.resize_image(image, encoder.size), shares, digest(data), held_classes(label)
 
-  bar = tqdm(total=len(files), desc="encode prompts", unit="image", disable=not files)
+  bar = tqdm(total=len(files), desc="encode prompts", unit="image", disable=not (files and progress))
   coming = (future.result() for _, future in read_ahead(read, files, ahead=2 * encoder.batch_size))
   with bar:
     for start in range(0, len(files), encoder.batch_size):

@@ -5,7 +5,7 @@ RUN/checkpoints/STEP    params and config (a weights directory), optimizer state
 RUN/best/STEP           params and config of the best validation mIoU so far
 RUN/damaged/STEP        checkpoints that could not be read, moved out of the way
 
-Each STEP has the digests of its files, which are compared when it is read. They are written before it appears under
+Each STEP has the digests of its files, which are compared while it is read. They are written before it appears under
 its name, except for two files that Orbax writes last, and that nothing is read from. The digests of these are added
 when the next checkpoint begins or the run ends.
 
@@ -238,7 +238,8 @@ class Checkpoints:
     directory = self._steps.directory / str(step)
     weights.ignore_late_reads()
     try:
-      found = self._read_here(directory, abstract_state)
+      with digests.verifying(Path(directory)):
+        found = self._read_here(directory, abstract_state)
     except jax.errors.JaxRuntimeError:
       raise  # the devices failed, for example for lack of memory, not the files
     except Exception as error:
@@ -261,8 +262,6 @@ class Checkpoints:
     self, directory: epath.Path, abstract_state: TrainState
   ) -> tuple[TrainState | None, dict[str, Any], dict[str, Any]]:
     """Returns state (None for another network), progress, and the description of the weights, on this process."""
-    if found := digests.damage(Path(directory)):
-      raise ValueError(found)
     for item in ("params", "optimizer", "progress"):
       if not (directory / item).exists():
         raise FileNotFoundError(f"found no {item} in it")

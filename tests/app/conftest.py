@@ -8,6 +8,9 @@ import pytest
 from seggpt_jax.app.engine import Engine
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.prompts import PreparedPrompt
+from seggpt_jax.model.adapter_files import load_adapter
+from seggpt_jax.model.adapters import LearnedPrompt
+from tests import adapter_runs
 
 
 def noise(seed: int, height: int = 40, width: int = 50) -> np.ndarray:
@@ -26,6 +29,14 @@ def prompt_of(seed: int, classes: int = 2, height: int = 36, width: int = 44) ->
 @pytest.fixture(scope="session")
 def predictor(model):
   return Predictor(model)
+
+
+@pytest.fixture(scope="session")
+def learned_prompt(config, weights_directory, tmp_path_factory):
+  """A learned prompt of three classes."""
+  run = tmp_path_factory.mktemp("runs") / "prompt"
+  adapter_runs.write_run(run, LearnedPrompt(), config, weights_directory)
+  return load_adapter(run)
 
 
 @pytest.fixture

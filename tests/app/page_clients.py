@@ -88,14 +88,21 @@ def square(index: int = 1, side: int = 40, start: int = 8) -> np.ndarray:
 
 @contextlib.contextmanager
 def open_page(
-  model: Any, folder: Path, *, recipe: Recipe | None = None, token: str = "", plain: Any = None, **limits
+  model: Any,
+  folder: Path,
+  *,
+  recipe: Recipe | None = None,
+  token: str = "",
+  plain: Any = None,
+  learned: Any = None,
+  **limits,
 ) -> Iterator[Any]:
-  """Gives the application of a page."""
+  """Gives the application of a page; `learned` is a learned prompt that it starts with."""
 
   def load_plain() -> Network:
     return Network(Engine(lambda: Predictor(plain)), InferenceOptions())
 
-  engine = Engine(lambda: Predictor(model))
+  engine = Engine(lambda: Predictor(model, learned=learned))
   engine.started.result()
   sessions = PageSessions(
     Network(engine, InferenceOptions()),
@@ -103,6 +110,7 @@ def open_page(
     folder,
     SessionLimits(**limits),
     plain=None if plain is None else load_plain,
+    learned_classes=() if learned is None else ["crack", "hole"],
   )
   try:
     yield create_page(sessions, folder, token=token, examples=False)

@@ -8,11 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import httpx2
 import pytest
+
+from tests.app.page_clients import noise, png, square
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +45,40 @@ def test_wrong_flags_are_refused_in_one_line(taken_port):
   for message, process in started.items():
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2 and message in said and said.count("\n") == 1, said
+
+
+def commands_that_name(text: str) -> list[str]:
+  """Returns the command lines of running processes that hold a text."""
+  listed = subprocess.run(["ps", "-A", "-ww", "-o", "command"], capture_output=True, text=True, check=True).stdout
+  return [line for line in listed.splitlines() if text in line]
+
+
+def test_a_training_run_ends_soon_after_a_page_that_was_killed(weights_directory, tmp_path, monkeypatch):
+  monkeypatch.setenv("TMPDIR", str(tmp_path))
+  monkeypatch.setenv("XLA_FLAGS", "")
+  config = Path(__file__).with_name("page_training.py")
+  process = start("--port=0", f"--model-path={weights_directory}", f"--config={config}")
+  try:
+    address = re.search(r"http://[^/\s]+", process.stdout.readline())[0]
+    with httpx2.Client(base_url=address, headers={"origin": address}, timeout=60) as person:
+      person.get("/")
+      for seed in range(2):
+        key = person.post("/api/images", content=png(noise(seed))).json()["key"]
+        person.put(f"/api/images/{key}/label", content=png(square()))
+      assert person.post("/api/learning", json={"steps": 5000}).status_code == 202
+      while not (learning := person.get("/api/session").json()["learning"])["step"]:
+        assert learning["state"] == "running", learning["error"]
+        time.sleep(0.2)
+    (run,) = tmp_path.glob(".seggpt_app.*/*/learning_1/run")
+    assert commands_that_name(str(run))
+  finally:
+    process.kill()
+    process.communicate()
+  until = time.monotonic() + 20
+  while commands_that_name(str(run)) and time.monotonic() < until:
+    time.sleep(0.1)
+  assert not commands_that_name(str(run))
+  assert list(run.glob("checkpoints/*")), "what it had learned is not kept"
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

@@ -53,6 +53,13 @@ def test_a_run_can_be_stopped_and_its_network_answers(person):
   assert person.post("/api/settings", json={"network": "start"}).status_code == 200
   person.wait(lambda state: state["progress"]["answered"] == 1)
   np.testing.assert_array_equal(person.answer(person.keys[2]), answer)
+  # It goes on with other images, or is dropped with them.
+  assert person.delete("/api/images", params={"keep": 1}).status_code == 200
+  assert person.state()["learned"]
+  assert person.delete("/api/images").status_code == 200
+  state = person.state()
+  assert not state["learned"] and state["learning"] is None and state["settings"]["network"] == "start"
+  assert person.get("/api/learning/panel").status_code == 404
 
 
 def test_a_run_that_fails_says_why_without_paths(model, tmp_path):

@@ -177,6 +177,8 @@ def test_bad_labels_are_refused(person):
     ("settings", b'{"split": "2"}'),
     ("settings", b'{"paused": 1}'),
     ("settings", b'{"flips": []}'),
+    ("settings", b'{"choice": "oldest"}'),
+    ("settings", b'{"choice": "oldest"}'),
     ("settings", b'{"sensitivity": [1e400]}'),
     ("classes", b'{"names": []}'),
     ("classes", b'{"names": ["a", "a"]}'),
@@ -264,6 +266,76 @@ def test_the_network_answers_with_and_without_its_adapter(model, tmp_path):
     expected = other.predict(noise(1), [(noise(0), square())]).labels
     np.testing.assert_array_equal(person.answer(keys[1]), expected)
     assert (before != expected).any()
+
+
+def test_with_many_examples_each_image_gets_those_most_alike_to_it(person, model):
+  """The choice is that of `seggpt infer --prompts=similar`; which examples an answer used is shown."""
+  keys = [person.add(noise(seed)) for seed in range(50, 54)]
+  queries = {person.add(noise(seed) // 8 * 8): seed for seed in (51, 53)}  # nearly the same as an example
+  assert person.post("/api/settings", json={"examples": 1}).status_code == 200
+  for place, key in enumerate(keys):
+    person.draw(key, square(start=4 * place))
+  state = person.wait()
+  assert set(state["examples"]) == set(keys)  # any of them may be used
+  used = {each["key"]: each["used"] for each in state["images"]}
+  for key, seed in queries.items():
+    assert used[key] == [keys[seed - 50]]
+    expected = Predictor(model).predict(noise(seed) // 8 * 8, [(noise(seed), square(start=4 * (seed - 50)))]).labels
+    np.testing.assert_array_equal(person.answer(key), expected)
+  # The newest one for all, if the user wants that.
+  assert person.post("/api/settings", json={"choice": "newest"}).status_code == 200
+  state = person.wait()
+  assert state["examples"] == keys[-1:]
+  assert all(each["used"] == keys[-1:] for each in state["images"] if each["key"] in queries)
+
+
+def test_examples_that_are_most_alike_still_show_every_class(person):
+  keys = [person.add(noise(seed)) for seed in range(60, 65)]
+  query = person.add(noise(60) // 8 * 8)
+  assert person.post("/api/classes", json={"names": ["crack", "hole"]}).status_code == 200
+  assert person.post("/api/settings", json={"examples": 2}).status_code == 200
+  for place, key in enumerate(keys):
+    person.draw(key, square(1 + (place == 4)))
+  (used,) = [each["used"] for each in person.wait()["images"] if each["key"] == query]
+  assert used == [keys[0], keys[4]]
+
+
+def test_a_learned_prompt_answers_without_examples(model, learned_prompt, tmp_path):
+  with open_page(model, tmp_path, plain=model, learned=learned_prompt) as app:
+    person, predictor = Person(app), Predictor(model, learned=learned_prompt)
+    assert person.post("/api/boards").status_code == 200  # examples of something else
+    assert person.delete("/api/images").status_code == 200
+    keys = [person.add(noise(seed)) for seed in range(3)]
+    state = person.wait()
+    assert not state["needs_examples"] and state["progress"]["answered"] == 3
+    assert state["classes"] == ["crack", "hole"] and len(state["colors"]) == 2
+    for seed, key in enumerate(keys):
+      np.testing.assert_array_equal(person.answer(key), predictor.predict(noise(seed)).labels)
+    # A label is no example: nothing is answered again, as `seggpt infer` takes no prompts beside a learned one.
+    person.draw(keys[0], square(2))
+    after = person.wait()
+    assert after["round"] == state["round"] and after["examples"] == []
+    assert person.post("/api/classes", json={"names": ["crack"]}).status_code == 422
+    # Without the adapter, the label is the example.
+    assert person.post("/api/settings", json={"network": "plain"}).status_code == 200
+    state = person.wait(lambda state: state["needs_examples"] and state["progress"]["answered"] == 2)
+    assert state["examples"] == keys[:1]
+    expected = Predictor(model).predict(noise(1), [(noise(0), square(2))]).labels
+    np.testing.assert_array_equal(person.answer(keys[1]), expected)
+
+
+def test_removing_all_images_leaves_a_new_session_or_keeps_what_the_user_wants(person):
+  for keep in (1, 0):
+    key = person.add(noise(0))
+    assert person.post("/api/classes", json={"names": ["crack", "hole"]}).status_code == 200
+    assert person.post("/api/settings", json={"split": 2, "sensitivity": [1.0, 2.0]}).status_code == 200
+    person.draw(key, square(2))
+    kept = person.state()
+    assert person.delete("/api/images", params={"keep": keep}).status_code == 200
+    state, new = person.state(), Person(person.app).state()
+    assert state["images"] == [] and state["examples"] == [] and state["changes"] > kept["changes"]
+    for name in ("classes", "settings"):
+      assert state[name] == (kept if keep else new)[name]
 
 
 # ---------------------------------------------------------------------------------------------------------------- files

@@ -18,15 +18,18 @@ from PIL import Image
 
 from tests.app.page_clients import noise, png
 
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+
 ROOT = Path(__file__).parents[2]
 CONFIG = str(Path(__file__).with_name("page_training.py"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SECONDS = 60_000  # milliseconds that a step may take
+SECONDS = 180_000  # milliseconds that a step may take on a busy machine
+expect = playwright.expect  # waits until it is so
+expect.set_options(timeout=SECONDS)
 
 
 @pytest.fixture(scope="module")
 def browser():
-  playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
   if CHROMIUM is None:
     pytest.skip("needs chromium: apt-get install chromium")
   with playwright.sync_playwright() as started:
@@ -73,11 +76,6 @@ def page(browser, address):
   assert not problems
 
 
-def is_problem(kind: str, text: str) -> bool:
-  """Returns whether a line of the console is an error; browsers also log files that the server has refused there."""
-  return kind == "error" and "422" not in text
-
-
 def drag(page, start: tuple[float, float], end: tuple[float, float]) -> None:
   """Draws with the mouse from one place to another, in shares of the stage."""
   page.locator("#canvas").scroll_into_view_if_needed()
@@ -101,6 +99,7 @@ def add_images(page, count: int) -> list[str]:
   """Replaces the ready examples by images of noise and returns their keys."""
   page.get_by_text("Files", exact=True).click()
   page.get_by_role("button", name="Remove all images").click()
+  page.get_by_role("button", name="Remove all", exact=True).click()
   page.get_by_text("Add images to start").wait_for()
   files = [{"name": f"{i}.png", "mimeType": "image/png", "buffer": png(noise(i))} for i in range(count)]
   page.locator("#files").set_input_files(files)
@@ -156,7 +155,8 @@ def test_label_correct_promote_train_download_and_come_back(page):
   # Come back later.
   page.reload()
   page.get_by_text("1 of 1 answered").wait_for()
-  assert len(state(page)["examples"]) == 2 and page.locator("#thumbnails button").count() == 3
+  expect(page.locator("#thumbnails button")).to_have_count(3)
+  assert len(state(page)["examples"]) == 2
 
 
 def test_the_page_fits_a_phone_and_takes_polygons_undo_and_classes(page):
@@ -183,6 +183,61 @@ def test_the_page_fits_a_phone_and_takes_polygons_undo_and_classes(page):
   page.get_by_text("Example: answers use it").wait_for()
   label = answer(page, key, "label")
   assert set(np.unique(label)) == {0, 2} and 0.05 < (label == 2).mean() < 0.2
+
+
+def test_what_is_drawn_belongs_to_the_picture_on_the_screen(page):
+  """A picture may take seconds to load, or not load at all; until then the one before is still on the screen."""
+  keys = add_images(page, 3)
+  open_picture(page, "0")
+  refused = []
+  page.route(f"**/{keys[1]}/picture", lambda route: (refused.append(1), route.fulfill(status=422, body="{}")))
+  page.get_by_role("button", name=re.compile(r"^1\.")).click()
+  page.get_by_text("The server answers 422").first.wait_for()
+  drag(page, (0.4, 0.4), (0.6, 0.5))
+  page.keyboard.press("Enter")
+  expect(page.get_by_role("button", name="Use as example")).to_be_disabled()
+  assert refused
+  page.unroute_all()
+  page.locator("#image-name").get_by_text("1", exact=True).wait_for()  # it is asked for again
+  expect(page.locator("#badge")).to_have_text("Not answered yet")
+  assert state(page)["examples"] == []
+  drag(page, (0.4, 0.4), (0.6, 0.5))
+  page.get_by_role("button", name="Use as example").click()
+  page.get_by_text("2 of 2 answered").wait_for()
+  assert state(page)["examples"] == [keys[1]]
+  # An answer without a mistake: a click on its small picture, and Enter.
+  open_picture(page, "2")
+  page.locator("#badge").get_by_text("Answered by the network, from 1").wait_for()
+  page.keyboard.press("Enter")
+  page.get_by_text("1 of 1 answered").wait_for()
+  assert set(state(page)["examples"]) == set(keys[1:])
+
+
+def test_another_tab_may_remove_all_or_end_the_session(page):
+  add_images(page, 2)
+  page.get_by_role("button", name="+ Add a class").click()
+  page.get_by_label("Name of class 2").wait_for()
+  other = page.context.new_page()
+  other.on("dialog", lambda dialog: dialog.accept())
+  other.goto(page.url)
+  other.get_by_label("Name of class 2").wait_for()
+  add_images(other, 1)
+  other.get_by_label("Name of class 2").wait_for(state="detached")
+  page.get_by_label("Name of class 2").wait_for(state="detached")
+  open_picture(page, "0")
+  drag(page, (0.4, 0.4), (0.6, 0.5))
+  page.get_by_role("button", name="Use as example").click()
+  page.get_by_text("Example: answers use it").wait_for()  # of class 1, as there is no other one
+  other.close()
+  # Or end the session and open a new one, before this tab has asked again.
+  page.route("**/api/session?*", lambda route: route.fulfill(status=422, body="{}"))
+  page.get_by_text("The server answers 422").first.wait_for()
+  page.request.delete(f"{page.url}api/session", headers={"origin": page.url.rstrip("/")})
+  page.request.get(page.url)
+  page.unroute_all()
+  page.get_by_text("9 of 9 answered").wait_for()
+  expect(page.locator("#thumbnails button")).to_have_count(10)
+  expect(page.locator("#image-name")).to_have_text("board_01")
 
 
 def test_files_can_be_dropped_and_bad_ones_are_named(page):

@@ -21,6 +21,7 @@ from seggpt_jax.app.limits import Limits
 from seggpt_jax.app.prompt_sets import PromptStore
 from seggpt_jax.app.service import Service
 from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.inference.predictor import Predictor
 from tests.app.conftest import noise, prompt_of
 from tests.app.test_engine import Held
 from tests.app.test_limits import png, png_header
@@ -91,6 +92,26 @@ def test_answers_are_those_of_the_predictor(client, predictor, form):
     shares = {each["class"]: each["share"] for each in entry["classes"] if each["pixels"]}
     assert shares == expected.shares() and (entry["height"], entry["width"]) == image.shape[:2]
     assert sum(each["pixels"] for each in entry["classes"]) == expected.labels.size
+
+
+def test_a_learned_prompt_answers_alone_and_refuses_others(start, engines, model, learned_prompt):
+  predictor = Predictor(model, learned=learned_prompt)
+  client = start(engines(lambda: predictor))
+  answer = client.post("/predict", files=files_of([], [noise(1)]), headers={"accept": "image/png"})
+  assert answer.status_code == 200, answer.text
+  found = np.asarray(Image.open(io.BytesIO(answer.content)))
+  np.testing.assert_array_equal(found, predictor.predict(noise(1)).labels)
+  classes = client.post("/predict", files=files_of([], [noise(1)])).json()["predictions"][0]["classes"]
+  assert [each["class"] for each in classes] == [0, 1, 2]
+  with_prompts = files_of([prompt_of(1)], [noise(1)])
+  for answer, name in (
+    (client.post("/predict", files=with_prompts), "prompt_image"),
+    (client.post("/predict", files=files_of([], [noise(1)]), data={"prompts": "parts"}), "prompts"),
+    (client.put("/prompts/parts", files=with_prompts[1:]), "prompt_image"),
+  ):
+    assert answer.status_code == 422
+    message = f"{name}: found beside a learned prompt, which serves every query, expected none"
+    assert answer.json() == {"error": message}
 
 
 def test_a_png_for_one_image(client, predictor):

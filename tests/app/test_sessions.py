@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from seggpt_jax.app import sessions
 from seggpt_jax.app.sessions import Session, UnknownError
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.options import InferenceOptions
@@ -114,3 +115,25 @@ def test_least_area_applies_to_answers_that_are_there(session):
   session.set_settings({"least_area": 4})
   np.testing.assert_array_equal(session.answer(keys[1]).labels, square(1))
   assert session.round == before
+
+
+def test_a_late_answer_does_not_make_a_label_the_newest(session):
+  keys = add(session, 3)
+  for key in keys[:2]:
+    session.set_label(key, square())
+  session.set_settings({"examples": 1})
+  session.put_answer(keys[0], session.round, prediction(square()))
+  session.put_error(keys[0], session.round, "unreadable")
+  assert session.chosen() == [keys[1]] and not session.find(keys[0]).error
+
+
+def test_images_are_compared_with_the_newest_examples_and_with_every_class(session, monkeypatch):
+  monkeypatch.setattr(sessions, "_MOST_COMPARED", 2)
+  keys = add(session, 5)
+  session.set_settings({"examples": 2})
+  for place, key in enumerate(keys):
+    session.set_label(key, square(2 if place == 0 else 1))
+  assert session.chooses_alike and set(session.candidates()) == {keys[0], keys[3], keys[4]}
+  assert session.chosen({key: float(key == keys[3]) for key in session.candidates()}) == [keys[3], keys[0]]
+  session.set_settings({"choice": "newest"})
+  assert not session.chooses_alike

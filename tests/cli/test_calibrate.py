@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.xla_flags import QUICK
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -19,7 +21,7 @@ def command(*arguments):
   # One device, not the eight of the other tests.
   return subprocess.run(
     [sys.executable, "-m", "seggpt_jax", *map(str, arguments)],
-    **{"capture_output": True, "text": True, "cwd": ROOT, "timeout": 300, "env": {**os.environ, "XLA_FLAGS": ""}},
+    **{"capture_output": True, "text": True, "cwd": ROOT, "timeout": 300, "env": {**os.environ, "XLA_FLAGS": QUICK}},
   )
 
 

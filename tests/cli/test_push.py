@@ -83,11 +83,13 @@ def test_refused_uploads_end_in_one_line_before_anything_is_converted(tmp_path, 
     done = convert(address, tmp_path / "home", run, tmp_path / "out", "--push=me/scratches", token="reader")
   assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
   assert "me/scratches: refuses the upload" in done.stderr and "hf auth login" in done.stderr
+  assert "nothing is written" in done.stderr
   unreachable = convert(address, tmp_path / "home", run, tmp_path / "out", "--push=me/scratches")
   assert unreachable.returncode == 2 and unreachable.stderr.count("\n") == 1, unreachable.stderr
   assert "me/scratches: the upload to" in unreachable.stderr and "nothing is written" in unreachable.stderr
   for flags, message in (
     (["--push=scratches"], "scratches: expected OWNER/NAME"),
+    (["--push=me/a--b"], "me/a--b: cannot be a repository"),
     (["--private"], "--private: found no --push"),
   ):
     done = convert(address, tmp_path / "home", run, tmp_path / "out", *flags)

@@ -22,6 +22,8 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.model.adapters import LearnedPrompt
+from tests import adapter_runs
 from tests.app.conftest import noise, prompt_of
 from tests.app.test_limits import png
 
@@ -213,3 +215,12 @@ def test_a_port_that_is_taken(weights_directory):
     process = command("--model-path", weights_directory, f"--port={other.getsockname()[1]}")
     _, error = process.communicate(timeout=120)
   assert process.returncode == 2 and "cannot listen there: Address already in use" in error
+
+
+def test_prompts_beside_a_learned_prompt_end_with_one_line(config, weights_directory, prompts, tmp_path):
+  adapter_runs.write_run(tmp_path / "run", LearnedPrompt(), config, weights_directory)
+  process = command("--port=0", "--model-path", weights_directory, "--adapter", tmp_path / "run", "--prompts", prompts)
+  _, error = process.communicate(timeout=120)
+  assert process.returncode == 2 and error == (
+    "error: --prompts: found beside a learned prompt, which serves every query, expected none\n"
+  )

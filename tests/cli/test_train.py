@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from seggpt_jax.synthetic.boards import write_boards
+from tests.xla_flags import QUICK
 
 ROOT = Path(__file__).parents[2]
 
 
 def command(script, *args):
   """Runs a root script on one device, as on a laptop."""
-  environment = {**os.environ, "XLA_FLAGS": ""}
+  environment = {**os.environ, "XLA_FLAGS": QUICK}
   return subprocess.run(
     [sys.executable, script, *map(str, args)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
   )

@@ -114,6 +114,13 @@ def test_a_table_of_values(save):
   refused(r"found value 3 in .* of the pixels", lambda: read_labels(path, LabelFormat("table", table=(2, 1))))
 
 
+@pytest.mark.parametrize("value", [-1, 2, 65536, 2**31 - 1, -(2**31)])
+def test_values_far_from_those_of_a_table_are_refused(save, value):
+  path = save(np.full((4, 4), value, np.int32), "label.tif")
+  for table in ((0, 65535), ((0, 0, 0), (255, 255, 255))):
+    refused("found (value|color|gray values)", lambda: read_labels(path, LabelFormat("table", table=table)))  # noqa: B023
+
+
 def test_ignored_values_in_index_and_binary_labels(save):
   path = save(np.array([0, 1, 255], np.uint8)[LABELS])
   np.testing.assert_array_equal(read_labels(path, LabelFormat(ignore=(255,))), np.array([0, 1, IGNORE])[LABELS])

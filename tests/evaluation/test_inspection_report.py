@@ -231,7 +231,7 @@ def test_the_command_writes_numbers_and_page(folders, tmp_path):
       [sys.executable, "-m", "seggpt_jax", "evaluate-inspection", *arguments, *options],
       capture_output=True,
       text=True,
-      env={**os.environ, "PYTHONPATH": str(ROOT)},
+      env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
       check=False,
     )
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.fuzz_targets import attempt, mutation
-from benchmarks.fuzz_targets.data import TARGETS
+from benchmarks.fuzz_targets import annotation_files, attempt, labels, media, mutation, run_files
 from seggpt_jax.data.class_index import scan_classes
 from seggpt_jax.data.coco import CocoSource
 from seggpt_jax.data.datasets import Dataset, open_dataset
@@ -22,6 +21,7 @@ from seggpt_jax.inference.operating_point import FILE, read_operating_point
 from tests.data import annotation_folders as folders
 
 _TRIES = 15
+TARGETS = {**annotation_files.TARGETS, **labels.TARGETS, **media.TARGETS, **run_files.TARGETS}
 
 
 def refused(match, make):
@@ -37,6 +37,15 @@ def test_mutated_files_are_read_or_refused_in_one_line(name, tmp_path):
   for number in range(_TRIES):
     outcome = attempt(tmp_path, target, *mutation(target, name, 7, number))
     assert outcome.what in ("read", "refused"), f"try {number}: {outcome.error}"
+
+
+def test_the_time_limit_of_a_target_holds_for_one_reading(tmp_path):
+  """A label of 42 megapixels is read a dozen times in one try."""
+  ended = []
+  target = TARGETS["label_png_index"](tmp_path)
+  target.laps.report = lambda: ended.append(target.laps.longest)
+  assert attempt(tmp_path, target, *next(iter(target.seeds.items()))).what == "read"
+  assert len(ended) > 12 and 0 < target.laps.longest == max(ended)
 
 
 def coco(folder, segmentation, **image):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.xla_flags import QUICK
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -14,7 +16,7 @@ def start(data, workdir, *arguments, devices=1, **options):
   """Starts train.py; its output goes to WORKDIR.log or the given stdout."""
   line = [sys.executable, "train.py", "--config", "benchmarks/nano.py", "--workdir", str(workdir)]
   line += [f"--config.data.path={data}", *arguments]
-  environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}"}
   environment |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
   with open(options.pop("log", f"{workdir}.log"), "w") as log:
     return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, **options)

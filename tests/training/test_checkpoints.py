@@ -103,12 +103,16 @@ def test_a_checkpoint_has_digests_from_the_moment_it_appears(tmp_path):
   for folder in (tmp_path / "checkpoints/5", tmp_path / "best/5"):
     while not folder.exists():
       time.sleep(0.001)
-    assert digests.is_sealed(folder) and digests.damage(folder) == ""
+    assert digests.is_sealed(folder)
+    with digests.verifying(folder):
+      pass
   largest = max((tmp_path / "checkpoints/5/params").rglob("*"), key=lambda path: path.stat().st_size)
   largest.write_bytes(largest.read_bytes()[::-1])
-  assert "is not what was written" in digests.damage(tmp_path / "checkpoints/5")
+  damaged = pytest.raises(digests.DamageError, match="is not what was written")
+  with damaged, digests.verifying(tmp_path / "checkpoints/5"):
+    pass
   checkpoints.close()
-  stored = json.loads((tmp_path / "best/5" / digests.FILE).read_text())["sha256"]
+  stored = json.loads((tmp_path / "best/5" / digests.FILE).read_text())["xxh3_128"]
   files = {path.relative_to(tmp_path / "best/5").as_posix() for path in (tmp_path / "best/5").rglob("*")}
   assert {name for name in files if (tmp_path / "best/5" / name).is_file()} == {*stored, digests.FILE}
 

@@ -1,8 +1,10 @@
 """The learning curve: the picture of a run has to show the logged numbers."""
 
+import gc
 import json
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from seggpt_jax.training.curves import draw_curves, read_metrics
@@ -38,4 +40,6 @@ def test_a_run_becomes_a_picture_and_an_empty_one_too(tmp_path):
     draw_curves(write(tmp_path / f"{name}.jsonl", some), tmp_path / f"{name}.png")
   pictures = [np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")).astype(int) for name in ("full", "empty")]
   assert pictures[0].shape == pictures[1].shape
+  # Figures are cycles; a run would collect many that grow with the log.
+  assert not [each for each in gc.get_objects() if type(each) is Figure]
   assert (pictures[0] < 200).sum() > (pictures[1] < 200).sum() + 2000

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -80,3 +81,22 @@ def test_a_stopped_run_has_saved_its_last_step_and_goes_on_bit_for_bit(nano_data
   parts, whole = (weights.load_params(path / "checkpoints" / str(stopped + 2)) for path in (run, tmp_path / "whole"))
   for name, value in whole.items():
     np.testing.assert_array_equal(parts[name], value, err_msg=name)
+
+
+def test_no_worker_outlives_a_run_that_was_killed(nano_data, tmp_path):
+  run = tmp_path / "run"
+  options = ("--config.data.num_workers=1", "--config.num_steps=100000")
+  process = launching.start(nano_data, run, *options, start_new_session=True)
+
+  def living() -> list[str]:
+    listed = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if line.split()[0] == str(process.pid) and "Z" not in line.split()[1]]
+
+  wait_for_step(process, run, 1)
+  assert len(living()) > 1, "no worker was started"
+  process.kill()
+  process.wait()
+  until = time.monotonic() + 20
+  while living() and time.monotonic() < until:
+    time.sleep(0.1)
+  assert not living()

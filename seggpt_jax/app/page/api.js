@@ -29,7 +29,7 @@ export const addFile = async (file) => {
 };
 export const addBoards = () => request("POST", "/api/boards");
 export const removeImage = (key) => request("DELETE", image(key));
-export const removeAll = () => request("DELETE", "/api/images");
+export const removeAll = (keep) => request("DELETE", `/api/images?keep=${keep ? 1 : 0}`);
 export const endSession = () => request("DELETE", "/api/session");
 export const setClasses = (names) => json("POST", "/api/classes", {names});
 export const setSettings = (values) => json("POST", "/api/settings", values);

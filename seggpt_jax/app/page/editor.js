@@ -18,6 +18,7 @@ export class Editor {
     this.pointers = new Map();
     this.corners = [];
     this.cursor = this.stroke = null;
+    this.locked = () => false;
     this.open(null, null);
     canvas.addEventListener("pointerdown", (event) => this.down(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
@@ -61,7 +62,7 @@ export class Editor {
   // ------------------------------------------------------------------------------------------------------- pointers
 
   down(event) {
-    if (!this.image) return;
+    if (!this.image || this.locked()) return;
     this.view.canvas.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, this.view.onCanvas(event));
     if (this.pointers.size > 1) return this.abandonStroke();

@@ -9,12 +9,18 @@ const buttons = new Map();
 // What the state of an image is called.
 export function described(image, long = false) {
   if (image.error) return {text: long ? `Could not be answered: ${image.error}` : "failed", kind: "failed"};
+  if (image.label && !state.needs_examples) {
+    const why = "Labeled, for training and downloads; the learned prompt needs no example";
+    return {text: long ? why : "label", kind: "example"};
+  }
   if (image.label) {
     const used = state.examples.includes(image.key);
     const why = used ? "Example: answers use it" : "Example, not among those that answers use at the moment";
     return {text: long ? why : "example", kind: used ? "example" : "unused"};
   }
-  if (image.answer === state.round) return {text: long ? "Answered by the network" : "", kind: ""};
+  const names = image.used.map((key) => state.images.get(key)?.name).filter(Boolean).join(", ");
+  const how = state.needs_examples ? `Answered by the network, from ${names}` : "Answered with the learned prompt";
+  if (image.answer === state.round) return {text: long ? how : "", kind: ""};
   if (image.answer) return {text: long ? "Answered before the last change; a new answer comes" : "…", kind: ""};
   return {text: long ? "Not answered yet" : "…", kind: ""};
 }

@@ -4,15 +4,20 @@ import * as api from "./api.js";
 import {Editor} from "./editor.js";
 import {described, scrollToCurrent, showGallery, shownVersion} from "./gallery.js";
 import {addClass, prepareLearning, prepareSettings, showClasses, showLearning, showSettings} from "./panels.js";
-import {change, current, listen, onFailure, refresh, state} from "./state.js";
+import {answers, change, current, listen, onFailure, refresh, state} from "./state.js";
 
 const $ = (id) => document.getElementById(id);
 const drafts = new Map();  // by image: labels that are drawn and not yet used
 const shown = {key: "", version: "", confidence: ""};
 const editor = new Editor($("canvas"), () => {
-  drafts.set(current.key, editor.labels);
+  edits++;
+  drafts.set(shown.key, editor.labels);
   showButtons();
 });
+// The picture before stays on the screen until the open one is there; what is drawn meanwhile would be for neither.
+const loading = () => shown.key !== current.key;
+editor.locked = loading;
+let edits = 0;
 let toastTimer = 0;
 
 function toast(text, bad = false) {
@@ -27,7 +32,9 @@ function toast(text, bad = false) {
 
 async function open(key) {
   current.key = key;
-  await showPicture();
+  $("canvas").focus({preventScroll: true});  // keys are for the picture: Enter would press its small picture again
+  showButtons();
+  await showPicture().catch(fail);
   showGallery(open);
   scrollToCurrent();
   refresh();
@@ -46,8 +53,10 @@ async function showPicture() {
   const version = `${what}.${what === "label" ? image.label : `${image.answer}.${shownVersion()}`}`;
   if (shown.key !== key || (shown.version !== version && !drafts.has(key) && !editor.stroke)) {
     const picture = shown.key === key ? editor.image : await api.readPicture(key);
-    const labels = drafts.get(key) ?? (what ? await api.readNumbers(key, what) : null);
+    const read = what && !drafts.has(key) ? await api.readNumbers(key, what) : null;
     if (key !== current.key) return;  // another one was opened meanwhile
+    if (shown.key === key && (drafts.has(key) || editor.stroke)) return;  // or somebody has drawn on this one
+    const labels = drafts.get(key) ?? read;
     editor.colors = state.colors;
     if (shown.key === key && labels) editor.setLabels(labels);
     else editor.open(picture, labels);
@@ -65,10 +74,12 @@ async function showConfidence(image, version) {
 }
 
 function showButtons() {
-  const image = state.images.get(current.key), draft = drafts.has(current.key);
+  const image = loading() ? null : state.images.get(current.key), draft = drafts.has(current.key);
   $("image-name").textContent = image?.name ?? "";
   $("badge").textContent = image ? (draft ? "Changed by hand, not in use yet" : described(image, true).text) : "";
-  $("use").textContent = image?.label ? "Update example" : "Use as example";
+  const kind = state.needs_examples ? "example" : "label";
+  $("use").textContent = image?.label ? `Update ${kind}` : `Use as ${kind}`;
+  $("drop-example").textContent = state.needs_examples ? "Not an example" : "Remove the label";
   $("use").disabled = !image || editor.empty || (Boolean(image.label) && !draft);
   $("drop-example").hidden = !image?.label;
   $("undo").disabled = !editor.history.length && !editor.corners.length;
@@ -81,9 +92,9 @@ function showProgress() {
   const left = seconds > 90 ? `${Math.round(seconds / 60)} min left` : seconds && `${Math.ceil(seconds)} s left`;
   const words = state.ready ? [] : ["Loading the network"];
   if (!state.order.length) words.push("Add images to start");
-  else if (!state.examples.length) words.push("Draw on one picture, then press Use as example");
-  else words.push(`${answered} of ${total} answered`);
-  if (state.examples.length && answered < total) {
+  else if (!answers()) words.push("Draw on one picture, then press Use as example");
+  else words.push(`${answered} of ${total} answered${state.needs_examples ? "" : " with the learned prompt"}`);
+  if (answers() && answered < total) {
     words.push(...state.settings.paused ? ["paused"] : [rate && `${rate.toFixed(1)} a second`, left].filter(Boolean));
   }
   $("progress-text").textContent = words.join(", ");
@@ -97,10 +108,11 @@ async function use() {
   const image = state.images.get(current.key);
   if (!image || $("use").disabled) return;
   $("use").disabled = true;
-  const draft = drafts.get(image.key);
+  const draft = drafts.get(image.key), sent = edits;
   const request = draft ? api.putLabel(image.key, draft, image.width, image.height) : api.promote(image.key);
-  const worked = await change(request.then(() => drafts.delete(image.key)));
-  if (worked) toast(`${image.name} is an example. The others are answered again.`);
+  const worked = await change(request.then(() => { if (edits === sent) drafts.delete(image.key); }));
+  const what = state.needs_examples ? "is an example. The others are answered again." : "has a label.";
+  if (worked) toast(`${image.name} ${what}`);
 }
 
 async function dropExample() {
@@ -130,10 +142,16 @@ async function readMask(file) {
   const key = current.key;
   try {
     const labels = await api.readMask(key, file, current.classIndex);
-    if (key === current.key) editor.replace(labels);
+    if (key === shown.key) editor.replace(labels);
   } catch (error) {
     toast(error.message, true);
   }
+}
+
+async function removeAll() {
+  $("clear-dialog").close();
+  drafts.clear();
+  await change(api.removeAll($("keep").checked));
 }
 
 async function endSession() {
@@ -188,7 +206,7 @@ function onKey(event) {
   const sliding = event.target.matches("input[type=range]") && event.key.startsWith("Arrow");
   const pressing = event.target.matches("button, a, summary") && event.key === "Enter";
   const plain = !event.altKey && !event.metaKey && (!event.ctrlKey || event.key === "z");
-  if (typing || sliding || pressing || !plain) return;
+  if (typing || sliding || pressing || !plain || $("clear-dialog").open) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const action = /^[1-9]$/.test(key) ? () => chooseClass(Number(key)) : KEYS[key];
   if (!action) return;
@@ -242,7 +260,12 @@ function prepare() {
   choosesFiles("upload-mask", "mask-file", ([file]) => readMask(file));
   const clicks = {
     "add-boards": () => change(api.addBoards()),
-    "clear-all": () => { if (confirm("Remove all images with their labels?")) change(api.removeAll()); },
+    "clear-all": () => {
+      $("keep").checked = false;
+      $("clear-dialog").showModal();
+    },
+    "clear-no": () => $("clear-dialog").close(),
+    "clear-yes": removeAll,
     "end": endSession,
     "use": use, "drop-example": dropExample, "undo": KEYS.z,
     "clear": () => editor.replace(new Uint8Array(editor.labels.length)),
@@ -271,13 +294,15 @@ function prepare() {
   prepareLearning();
 }
 
-onFailure((error) => {
+function fail(error) {
   toast(error.message, true);
   $("progress-text").textContent = error.message;
-});
+}
+onFailure(fail);
 listen(async () => {
   for (const key of drafts.keys()) if (!state.images.has(key)) drafts.delete(key);
   editor.colors = state.colors;
+  if (current.classIndex > state.classes.length) current.classIndex = editor.classIndex = 1;
   showProgress();
   showGallery(open);
   showClasses(chooseClass);

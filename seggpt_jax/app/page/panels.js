@@ -58,7 +58,7 @@ export function prepareSettings() {
     const number = () => Math.max(0, Math.round(Number($(id).value) || 0));
     $(id).addEventListener("change", () => change(setSettings({[name]: number()})));
   }
-  for (const name of ["flips", "network"]) {
+  for (const name of ["flips", "choice", "network"]) {
     $(name).addEventListener("change", () => change(setSettings({[name]: $(name).value})));
   }
   $("paused").addEventListener("change", () => change(setSettings({paused: $("paused").checked})));
@@ -80,6 +80,7 @@ export function showSettings() {
   const {settings} = state;
   for (const [id, name] of Object.entries(NUMBERS)) if (document.activeElement !== $(id)) $(id).value = settings[name];
   $("flips").value = settings.flips;
+  $("choice").value = settings.choice;
   $("network").value = settings.network;
   $("network").options[1].hidden = !state.plain;
   $("network").options[2].disabled = !state.learned;
@@ -122,6 +123,7 @@ export function showLearning() {
   const run = state.learning, active = ["running", "stopping"].includes(run?.state);
   showHint();
   $("again-row").hidden = !state.learned;
+  if (!state.learned) $("again").checked = false;
   $("learn").hidden = active;
   $("stop").hidden = !active;
   $("stop").disabled = run?.state === "stopping";

@@ -6,9 +6,13 @@ const BUSY = 400, IDLE = 2000;  // milliseconds between two questions
 
 export const state = {
   images: new Map(), order: [], classes: ["object"], colors: [], settings: {sensitivity: []}, examples: [], round: 0,
-  changes: 0, progress: {answered: 0, total: 0}, learning: null, learned: false, ready: false, step_seconds: null,
+  session: "", needs_examples: true, changes: 0, progress: {answered: 0, total: 0}, learning: null, learned: false,
+  ready: false, step_seconds: null,
 };
 export const current = {key: "", classIndex: 1};
+
+// Whether images can be answered: by examples, or by a network that has learned a prompt.
+export const answers = () => state.examples.length > 0 || !state.needs_examples;
 
 const listeners = [];
 export const listen = (listener) => listeners.push(listener);
@@ -26,14 +30,18 @@ export async function refresh() {
 async function ask() {
   let wait = IDLE;
   try {
-    const told = await readState(state.changes, current.key);
+    let told = await readState(state.changes, current.key);
+    if (state.session && told.session !== state.session) {  // it has ended, and another tab has opened a new one
+      state.images.clear();
+      told = await readState(0, "");
+    }
     const {images, ...rest} = told;
     for (const each of images) state.images.set(each.key, each);
     for (const key of state.images.keys()) if (!rest.order.includes(key)) state.images.delete(key);
     Object.assign(state, rest);
     if (!state.images.has(current.key)) current.key = state.order[0] ?? "";
     const {answered, total} = state.progress;
-    const answering = answered < total && state.examples.length && !state.settings.paused;
+    const answering = answered < total && answers() && !state.settings.paused;
     wait = answering || ["running", "stopping"].includes(state.learning?.state) ? BUSY : IDLE;
     for (const listener of listeners) await listener();
   } catch (error) {

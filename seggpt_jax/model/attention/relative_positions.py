@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from seggpt_jax.model.interpolation import linear_resize_matrix
 
@@ -23,6 +23,11 @@ def fit_table(rel_pos: Float[Array, "distances d"], size: int) -> Float[Array, "
   return jnp.matmul(resize, rel_pos, precision=jax.lax.Precision.HIGHEST)
 
 
+def relative_index(size: int) -> Int[np.ndarray, "size size"]:
+  """Returns the place of every (query, key) pair of positions in a table for an axis of `size` positions."""
+  return np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1
+
+
 def relative_table(rel_pos: Float[Array, "distances d"], size: int) -> Float[Array, "size size d"]:
   """Returns the embedding of every (query, key) pair of positions along one axis, `[query, key, d]`.
 
@@ -30,8 +35,7 @@ def relative_table(rel_pos: Float[Array, "distances d"], size: int) -> Float[Arr
     rel_pos: one embedding for each signed distance, from -(S - 1) to S - 1 for the size S that it was stored for.
     size: number of positions along the axis; a table stored for another size is resized linearly.
   """
-  index = np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1
-  return fit_table(rel_pos, size)[index]
+  return fit_table(rel_pos, size)[relative_index(size)]
 
 
 def relative_logits(

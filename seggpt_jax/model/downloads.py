@@ -1,0 +1,119 @@
+"""Large files of the Hugging Face hub: a download goes on where it stopped, even if its process was killed.
+
+`hf_hub_download` begins again at the first byte after a kill (huggingface_hub 2.4), because it
+gives each process a temporary file of its own. Its inner function `http_get` takes the place to go on from. Here the
+unfinished file is named by its digest, and it is used only if the digest of the complete file is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from seggpt_jax.errors import InputError, one_line
+
+
+def fetch_large(
+  name: str, repo: str, file: str, commit: str, folder: Path, unfinished: Path, sha256: str, size: int
+) -> None:
+  """Downloads a file, unless it is complete. One process at a time may do this for one folder.
+
+  Args:
+    name: the name as the user wrote it, for messages.
+    repo: OWNER/NAME.
+    file: path of the file in the repository.
+    commit: commit of the repository.
+    folder: folder that gets the file, under its path in the repository.
+    unfinished: place of the file until it is complete.
+    sha256: digest of the file.
+    size: bytes of the file.
+
+  Raises:
+    InputError: the download broke off, or its content is wrong.
+  """
+  from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+  path = folder / file
+  if _is_whole(path, sha256):
+    return
+  path.unlink(missing_ok=True)
+  cached = isinstance(try_to_load_from_cache(repo, file, revision=commit), str)
+  if cached or constants.HF_XET_HIGH_PERFORMANCE:
+    hf_hub_download(repo, file, revision=commit, local_dir=folder)
+    if _is_whole(path, sha256):
+      return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  for _ in range(2):
+    _go_on(name, hf_hub_url(repo, file, revision=commit), unfinished, size)
+    if _is_whole(unfinished, sha256):
+      os.replace(unfinished, path)
+      return
+    unfinished.unlink()
+  raise InputError(f"{name}: {file} is not what the hub's digest says, even when fetched again")
+
+
+def connection_errors() -> tuple[type[BaseException], ...]:
+  """Returns the errors of the HTTP library that huggingface_hub uses when a server cannot be reached."""
+  from huggingface_hub import errors
+
+  transport = next((base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"), OSError)
+  return (transport, ConnectionError, TimeoutError)
+
+
+def _go_on(name: str, url: str, unfinished: Path, size: int) -> None:
+  """Fetches what an unfinished file lacks, as long as each connection brings something."""
+  from huggingface_hub import errors
+  from huggingface_hub.file_download import http_get  # not documented: the reason for the bound in pyproject.toml
+  from huggingface_hub.utils import build_hf_headers
+
+  if unfinished.exists() and unfinished.stat().st_size > size:
+    unfinished.unlink()
+  headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+  unfinished.touch()
+  # Not opened to append: where locks do not work, two processes write the same bytes to the same places.
+  with open(unfinished, "r+b") as out:
+    while True:
+      before = out.seek(0, os.SEEK_END)
+      label = url.rpartition("/")[2]
+      try:
+        http_get(url, out, resume_size=before, headers=headers, expected_size=size, displayed_filename=label)
+        return
+      except errors.HfHubHTTPError:
+        raise
+      except connection_errors() as error:
+        if out.tell() <= before:
+          raise InputError(f"{name}: {_broken(error, out.tell(), size)}") from error
+      except OSError as error:
+        if error.errno:  # of this machine
+          raise
+        out.seek(0)  # the library's error for another size
+        start = out.read(100).lstrip()
+        out.seek(0, os.SEEK_END)
+        if start.startswith(b"<"):
+          out.truncate(0)
+          raise InputError(
+            f"{name}: found a web page instead of the file, for example of a proxy or of a network's login; open {url} "
+            "in a browser, then rerun the command"
+          ) from error
+        raise InputError(f"{name}: {_broken(OSError('it has another size'), out.tell(), size)}") from error
+
+
+def _broken(error: BaseException, have: int, size: int) -> str:
+  """Returns the message for a download that broke off."""
+  try:
+    request = getattr(error, "request", None)  # the last one after redirects, as to a storage that a firewall blocks
+  except RuntimeError:  # the HTTP library's, if there was none
+    request = None
+  host = f" from {request.url.host}" if request is not None else ""
+  return (
+    f"the download{host} broke off after {have / 1e6:.1f} of {size / 1e6:.1f} MB ({one_line(error)[:120]}); rerun the "
+    "command, which goes on there"
+  )
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+  if not path.is_file():
+    return False
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest() == sha256
