@@ -380,10 +380,10 @@ def test_closing_the_page_and_ending_a_session_delete_the_files(model, tmp_path)
 
 
 def test_idle_sessions_end(model, tmp_path):
-  with open_page(model, tmp_path, idle_seconds=0.3) as app:
+  with open_page(model, tmp_path, idle_seconds=1.0) as app:
     person = Person(app)
     person.add(noise(0))
-    for _ in range(100):
+    for _ in range(1200):
       if not list(tmp_path.iterdir()):
         break
       time.sleep(0.05)
