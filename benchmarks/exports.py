@@ -26,7 +26,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import children, report
-from benchmarks.side_process import SPAWN, Running, SideProcess
+from benchmarks.side_process import SPAWN, Running, SideProcess, take_turns
 from seggpt_jax import palette
 from seggpt_jax.inference import tiling
 from seggpt_jax.model import packaged, weights
@@ -145,17 +145,7 @@ def run_beside(model: Side, exported: Side) -> list[SideProcess]:
   Raises:
     RuntimeError: a process failed.
   """
-  processes = []
-  try:
-    for side in (exported, model):
-      processes.append(SideProcess(side, start, count_start=True))
-    for turn in range(_TURNS.value):
-      for process in processes if turn % 2 == 0 else reversed(processes):
-        if process.error is None:
-          process.take_turn()
-  finally:
-    for process in processes:
-      process.finish()
+  processes = take_turns((exported, model), start, _TURNS.value, count_start=True)
   for process in processes:
     if process.error is not None:
       raise RuntimeError(f"{process.side.kind} {process.side.path}: {process.error}")

@@ -37,7 +37,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import matmul_peaks, report, sides, tables
-from benchmarks.side_process import SPAWN, SideProcess
+from benchmarks.side_process import SPAWN, SideProcess, take_turns
 from seggpt_jax.data.worker import follow_parent
 
 _PEER = flags.DEFINE_enum("peer", "transformers", ["transformers", "none"], "Network to compare with.")
@@ -81,23 +81,6 @@ def sides_of(variant: str, dtype: str, batch_size: int, work: str, weights: Path
   if work == "predict":
     return [*found, sides.Side("transformers eager, float32, one by one", "eager", dtype="float32", **setting)]
   return found + [sides.Side(f"transformers {way}", way, dtype=dtype, **setting) for way in _WAYS.value]
-
-
-def measure(chosen: list[sides.Side]) -> list[SideProcess]:
-  """Starts all sides and lets them take turns."""
-  processes: list[SideProcess] = []
-  try:
-    for side in chosen:
-      processes.append(SideProcess(side, sides.start))  # one after the other, because compilers time their choices
-    for turn in range(_ROUNDS.value):
-      # Back and forth, so that no side always runs after the same one.
-      for process in processes if turn % 2 == 0 else reversed(processes):
-        if process.error is None:
-          process.take_turn()
-  finally:
-    for process in processes:
-      process.finish()
-  return processes
 
 
 def difference(output: np.ndarray | None, ours: np.ndarray | None) -> float | None:
@@ -167,7 +150,7 @@ def main(argv: list[str]) -> None:
       weights = Path(folder) / variant
       flops = pool.submit(sides.write_weights, variant, weights).result()
       for dtype, batch_size, work in itertools.product(_DTYPES.value, batch_sizes, _WORK.value):
-        processes = measure(sides_of(variant, dtype, batch_size, work, weights))
+        processes = take_turns(sides_of(variant, dtype, batch_size, work, weights), sides.start, _ROUNDS.value)
         found = rows_of(processes, flops[work], peaks[dtype], device)
         print("\n".join(map(tables.model_line, found)), flush=True)
         rows += found

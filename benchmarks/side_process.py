@@ -7,7 +7,7 @@ meanwhile.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -90,6 +90,35 @@ class SideProcess:
       self.error = answer
       return None
     return answer
+
+
+def take_turns(
+  sides: Sequence[Timed], start: Callable[[Any], Running], count: int, *, count_start: bool = False
+) -> list[SideProcess]:
+  """Starts sides and lets them take turns.
+
+  Args:
+    sides: settings of the sides.
+    start: function of a module that builds a side's program in its process.
+    count: number of turns of each.
+    count_start: whether peak memory includes building and compiling.
+
+  Returns:
+    The processes of the sides, which have ended.
+  """
+  processes: list[SideProcess] = []
+  try:
+    for side in sides:  # one after the other, because compilers time their choices and take memory
+      processes.append(SideProcess(side, start, count_start=count_start))
+    for turn in range(count):
+      # Back and forth, so that no side always runs after the same one.
+      for process in processes if turn % 2 == 0 else reversed(processes):
+        if process.error is None:
+          process.take_turn()
+  finally:
+    for process in processes:
+      process.finish()
+  return processes
 
 
 def high_water_mark() -> int:

@@ -1,4 +1,4 @@
-"""Weights are compared with their digests while they are read, so the comparison has to win over whatever was read."""
+"""Weights are compared with their digests while they are read, so the comparison has to win over what was read."""
 
 import dataclasses
 import hashlib
@@ -71,7 +71,7 @@ def test_sha256_digests_of_earlier_versions_are_compared_and_added_to(tmp_path, 
     pytest.fail("read before it was compared")
 
 
-def test_an_interruption_stays_one_whatever_the_comparison_finds(folder):
+def test_an_interruption_stays_one_beside_damage(folder):
   flip(folder / "large")
   with pytest.raises(KeyboardInterrupt), digests.verifying(folder):
     raise KeyboardInterrupt
