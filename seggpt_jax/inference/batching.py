@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -63,13 +64,45 @@ def predict_colors(
   return jnp.round(canvas.unnormalize(colors, config.image_mean, config.image_std)).astype(jnp.uint8)
 
 
+@jit(static_argnames="graph")
+def predict_masks(
+  graph: nnx.GraphDef,
+  params: parameters.Params,
+  queries: UInt8[AnyArray, "q h w 3"],
+  prompts: UInt8[AnyArray, "q k h w 3"],
+  masks: UInt8[AnyArray, "q k h w c"],
+  known: UInt8[AnyArray, "q h w 3"],
+  patch_mask: Bool[AnyArray, "q rows cols"],
+) -> UInt8[Array, "q h w 3"]:
+  """Runs a `Matcher` on every query for up to three masks, which are asked one by one.
+
+  Args:
+    graph: structure of the model.
+    params: parameters of the model.
+    queries: Q images of half a canvas.
+    prompts: K prompt images for each query.
+    masks: C masks of each prompt, 0 or 255, with C from 1 to 3.
+    known: probabilities that are already predicted; read where `patch_mask` is False.
+    patch_mask: True for patches of the queries that are to be predicted.
+
+  Returns:
+    The probabilities of the C masks, 0..255, then zeros.
+  """
+  model = parameters.merge(graph, params)
+  config = model.config
+  pixels = [canvas.normalize(part, config.image_mean, config.image_std) for part in (queries, prompts)]
+  found = jax.nn.sigmoid(model.logits(*pixels, masks / 255.0).astype(jnp.float32))
+  found = jnp.pad(jnp.round(255.0 * found).astype(jnp.uint8), ((0, 0), (0, 0), (0, 0), (0, 3 - masks.shape[-1])))
+  return jnp.where(canvas.upsample_mask(patch_mask, config.patch_size)[..., None], found, known)
+
+
 class TiledImage:
   """An image that is predicted window by window, in rounds. The windows of a round see the colors of earlier rounds.
 
   Args:
     pixels: the image.
     prompts: K prompt images of a tile's size, uint8, or normalized floating-point values.
-    targets: colored masks of the prompts, in the same form.
+    targets: colored masks of the prompts, in the same form, or up to three masks of a `Matcher`.
     rounds: windows that together cover the image, then for each further round windows that replace parts of it.
     patch_size: side of a patch in pixels.
 
@@ -85,7 +118,7 @@ class TiledImage:
     self,
     pixels: UInt8[np.ndarray, "h w 3"],
     prompts: Num[np.ndarray, "k th tw 3"],
-    targets: Num[np.ndarray, "k th tw 3"],
+    targets: Num[np.ndarray, "k th tw c"],
     rounds: Sequence[Sequence[Window]],
     patch_size: int,
   ):
@@ -140,14 +173,14 @@ class BatchedForward:
 
   def __init__(self, run: Callable[..., Array], max_canvases: int):
     self._run, self._max_canvases = run, max_canvases
-    # By number and dtype of prompts, which must be the same in a batch.
-    self._waiting: dict[tuple[int, np.dtype], list[tuple[TiledImage, int]]] = {}
+    # By number and dtype of prompts and number of masks, which must be the same in a batch.
+    self._waiting: dict[tuple[int, np.dtype, int], list[tuple[TiledImage, int]]] = {}
     self._in_flight: collections.deque[tuple[list[tuple[TiledImage, int]], Array]] = collections.deque()
 
   def add(self, image: TiledImage) -> None:
     """Queues the windows of an image's current round, and sends those that fill a batch."""
     num_prompts = len(image.prompts)
-    waiting = self._waiting.setdefault((num_prompts, image.prompts.dtype), [])
+    waiting = self._waiting.setdefault((num_prompts, image.prompts.dtype, image.targets.shape[-1]), [])
     waiting += [(image, index) for index in range(len(image.windows))]
     batch_size = _floor_power_of_two(max(self._max_canvases // num_prompts, 1))
     while len(waiting) >= batch_size:

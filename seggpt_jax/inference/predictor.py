@@ -21,7 +21,7 @@ from seggpt_jax.data.cells import padded_image, zoomed_image
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand
 from seggpt_jax.inference import tiling
-from seggpt_jax.inference.batching import BatchedForward, TiledImage, predict_colors
+from seggpt_jax.inference.batching import BatchedForward, TiledImage, predict_colors, predict_masks
 from seggpt_jax.inference.options import Flips, InferenceOptions
 from seggpt_jax.inference.prediction import Prediction, decode_prediction, nearest_blends
 from seggpt_jax.inference.prompts import (
@@ -128,6 +128,11 @@ class Predictor:
     """Height and width in pixels of the network's input: half a canvas."""
     height, width = self.config.canvas_size
     return height // 2, width
+
+  @property
+  def _asks_masks(self) -> bool:
+    """True if the network answers one mask for each class, not colors."""
+    return bool(self.config.backbone) and self.learned is None
 
   def __repr__(self) -> str:
     count, (height, width) = sum(value.size for value in self._params.values()), self.tile_size
@@ -272,7 +277,10 @@ class Predictor:
         f"stitch_width: found {options.stitch_width}, expected at most {max_width}, half a tile's patches"
       )
     palette = None if palette is None else np.asarray(palette)
-    run = functools.partial(predict_colors, self._graph, self._params, seg_type=options.seg_type)
+    if self._asks_masks:
+      run = functools.partial(predict_masks, self._graph, self._params)
+    else:
+      run = functools.partial(predict_colors, self._graph, self._params, seg_type=options.seg_type)
     batches = BatchedForward(run, self.max_canvases)
     pending: collections.deque[_PendingPrediction] = collections.deque()
     for image, prompts in queries:
@@ -301,12 +309,12 @@ class Predictor:
       tiles, palette, classes = _learned_tiles(self.learned, palette, options)
     else:
       tiles, palette, classes = self._prompt_tiles(prompts, palette, options)
-    return _PendingPrediction(image, self._views(image, tiles, options), palette, classes, options)
+    return _PendingPrediction(image, self._views(image, tiles, palette, classes, options), palette, classes, options)
 
   def _prompt_tiles(
     self, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
   ) -> tuple[_PromptTiles, np.ndarray, np.ndarray]:
-    """Returns the prompts' tiles and their colors for each split, the palette, and the classes to decode to."""
+    """Returns the prompts' tiles and their labels for each split, the palette, and the classes to decode to."""
     named = load_prompts(prompts)
     loaded = [prompt for _, prompt in named]
     palette = check_palette(palette, 1 + max(int(prompt.labels.max()) for prompt in loaded))
@@ -314,7 +322,7 @@ class Predictor:
     if options.zoom:
       for zoom in options.zooms:
         images, labels = cells_of(loaded, options, min(self.tile_size), zoom)
-        tiles[zoom] = images, palette[labels]
+        tiles[zoom] = images, labels
         classes = np.union1d(classes, labels)
       self._warn_of_unseen(loaded, classes)
       return tiles, palette, classes
@@ -328,12 +336,32 @@ class Predictor:
       if options.foreground_tiles:
         kept = tiling.foreground_tiles(labels)
         images, labels = images[kept], labels[kept]
-      tiles[split] = images, palette[labels]
+      tiles[split] = images, labels
     self._warn_of_unseen(loaded, classes)
     return tiles, palette, classes
 
-  def _views(self, image: np.ndarray, tiles: _PromptTiles, options: InferenceOptions) -> list[_View]:
-    """Returns the image at every split, with every mirroring, each with its prompts."""
+  def _questions(
+    self, targets: np.ndarray, palette: np.ndarray, classes: np.ndarray
+  ) -> list[tuple[np.ndarray, tuple[int, ...]]]:
+    """Returns what the network is asked for one by one: targets, and the class of each channel if they are masks.
+
+    Args:
+      targets: label maps of the prompts' tiles, or the learned prompt's normalized target.
+      palette: the color of each class.
+      classes: the classes of all tiles, and the background.
+    """
+    if targets.ndim == 4:
+      return [(targets, ())]
+    if not self._asks_masks:
+      return [(palette[targets], ())]
+    asked = [index for index in classes.tolist() if index] or [1]
+    groups = [tuple(asked[start : start + 3]) for start in range(0, len(asked), 3)]
+    return [(np.where(targets[..., None] == group, np.uint8(255), np.uint8(0)), group) for group in groups]
+
+  def _views(
+    self, image: np.ndarray, tiles: _PromptTiles, palette: np.ndarray, classes: np.ndarray, options: InferenceOptions
+  ) -> list[_View]:
+    """Returns the image at every split, with every mirroring and question, each with its prompts."""
     patch_size, views = self.config.patch_size, []
     for scale, prompts in tiles.items():
       if options.zoom:
@@ -349,13 +377,15 @@ class Predictor:
         if options.stitch_width and split > 1:
           rounds += seam_windows(split, self.tile_size, patch_size, options.stitch_width)
       coarse = bool(options.coarse_zoom) and scale == options.coarse_zoom
-      for axes in _MIRRORED_AXES[options.flips]:
-        pixels, images, targets = (np.flip(array, axes) for array in (resized, *prompts))
-        views.append(_View(TiledImage(pixels, images, targets, rounds, patch_size), axes, shape, coarse))
+      images, targets = prompts
+      for question, asked in self._questions(targets, palette, classes):
+        for axes in _MIRRORED_AXES[options.flips]:
+          shown = (np.flip(array, axes) for array in (resized, images, question))
+          views.append(_View(TiledImage(*shown, rounds, patch_size), axes, shape, coarse, asked))
     return views
 
 
-# By split or zoom: images and colored masks of the prompts' tiles.
+# By split or zoom: images and label maps of the prompts' tiles, or a learned prompt and its target.
 _PromptTiles = dict[float | int, tuple[np.ndarray, np.ndarray]]
 
 
@@ -385,12 +415,14 @@ class _View:
     axes: the mirrored axes.
     shape: height and width in pixels of the image at this split, without what fills it up to a tile.
     coarse: whether this is the second zoom.
+    asked: the class of each channel, if the network answers masks.
   """
 
   tiled: TiledImage
   axes: tuple[int, ...]
   shape: tuple[int, int]
   coarse: bool = False
+  asked: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -431,6 +463,8 @@ class _PendingPrediction:
     ]
     colors = [tiling.resize_colors(pixels, self.image.shape[:2]) for pixels in upright]
     decoding = self.options.sensitivity, self.options.least_area
+    if self.views[0].asked:
+      return decode_prediction(self._blend(colors), self.palette, self.classes, self.image, *decoding)
     fine, coarse = (
       [c for c, view in zip(colors, self.views, strict=True) if view.coarse == which] for which in (False, True)
     )
@@ -444,6 +478,23 @@ class _PendingPrediction:
       found = decode_prediction(fused, self.palette, small, None, self.options.sensitivity).labels > 0
       fused = np.where(found[..., None], fused, nearest_blends(_mean(coarse), self.palette, large))
     return decode_prediction(fused, self.palette, self.classes, self.image, *decoding)
+
+
+  def _blend(self, predicted: list[np.ndarray]) -> np.ndarray:
+    """Blends each pixel's most likely class into the background, by its probability, from masks of all views."""
+    found: dict[int, list[np.ndarray]] = collections.defaultdict(list)
+    for view, masks in zip(self.views, predicted, strict=True):
+      for channel, index in enumerate(view.asked):
+        # Each zoom is asked for its own classes.
+        if not self.options.coarse_zoom or view.coarse == (index in self.options.coarse_classes):
+          found[index].append(masks[..., channel])
+    background = self.palette[0].astype(np.float32)
+    best, color = np.zeros(self.image.shape[:2], np.float32), np.broadcast_to(background, self.image.shape)
+    for index, masks in found.items():
+      probability = np.mean(masks, axis=0, dtype=np.float32) / 255.0
+      color = np.where((probability > best)[..., None], self.palette[index], color)
+      best = np.maximum(best, probability)
+    return np.round(background + best[..., None] * (color - background)).astype(np.uint8)
 
 
 def _mean(colors: list[np.ndarray]) -> np.ndarray:

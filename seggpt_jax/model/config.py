@@ -7,6 +7,7 @@ from typing import Any
 
 from seggpt_jax.canvas import IMAGENET_MEAN, IMAGENET_STD, grid_size
 
+BACKBONES = ("efficientnet_lite0",)
 # Largest values; those of other attributes are 65,536.
 _MOST = {"depth": 1000, "num_heads": 1024, "patch_size": 1024, "drop_path_rate": 1, "image_mean": 100, "image_std": 100}
 
@@ -29,6 +30,8 @@ class SegGPTConfig:
     drop_path_rate: drop path rate of the last block; the rate rises linearly from 0 at the first block.
     image_mean: channel means of images and colored targets, where 1.0 stands for 255.
     image_std: channel standard deviations, in the same unit.
+    backbone: name of the frozen ImageNet features that a `Matcher` compares, one of `BACKBONES`; "" for a SegGPT, which
+      has none.
   """
 
   canvas_size: tuple[int, int] = (896, 448)
@@ -44,6 +47,7 @@ class SegGPTConfig:
   drop_path_rate: float = 0.1
   image_mean: tuple[float, float, float] = IMAGENET_MEAN
   image_std: tuple[float, float, float] = IMAGENET_STD
+  backbone: str = ""
 
   def __post_init__(self):
     # Values may come from a file. They are checked before anything of their size is allocated.
@@ -52,6 +56,8 @@ class SegGPTConfig:
     if min(self.image_std) <= 0:
       raise ValueError(f"image_std: found {self.image_std}, expected numbers above 0")
     grid_size(self.canvas_size, self.patch_size)
+    if self.backbone:
+      self._check_matcher()
     if self.width % self.num_heads:
       raise ValueError(f"width: found {self.width}, expected a multiple of num_heads = {self.num_heads}")
     if not 0 <= self.merge_block <= min(self.feature_taps) or max(self.feature_taps) >= self.depth:
@@ -59,6 +65,16 @@ class SegGPTConfig:
         f"merge_block {self.merge_block} and feature_taps {self.feature_taps}: expected 0 <= merge_block <= every "
         f"tap < depth = {self.depth}"
       )
+
+  def _check_matcher(self) -> None:
+    """Checks what only a `Matcher` asks for."""
+    if self.backbone not in BACKBONES:
+      raise ValueError(f"backbone: found {self.backbone!r}, expected one of {', '.join(BACKBONES)}, or ''")
+    if self.patch_size != 8:
+      raise ValueError(f"patch_size: found {self.patch_size} with a backbone, expected 8")
+    height, width = self.canvas_size
+    if height % 32 or width % 16:
+      raise ValueError(f"canvas_size: found {height} x {width} with a backbone, expected squares of a multiple of 16")
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -101,7 +117,10 @@ def _check(name: str, value: Any, example: Any) -> None:
   Raises:
     ValueError: the type differs, a tuple has another length, or a number is out of range.
   """
-  if isinstance(example, tuple):
+  if isinstance(example, str):
+    if not isinstance(value, str):
+      raise ValueError(f"{name}: found {str(value)[:100]!r}, expected a string")
+  elif isinstance(example, tuple):
     same_length = name == "feature_taps" or (isinstance(value, tuple) and len(value) == len(example))
     if not isinstance(value, tuple) or not value or not same_length:
       raise ValueError(f"{name}: found {str(value)[:100]}, expected {len(example)} numbers")
@@ -134,8 +153,23 @@ VARIANTS: dict[str, SegGPTConfig] = {
     decoder_dim=16,
     drop_path_rate=0.0,
   ),
-  # 3.2 M parameters, of the weights that come with the package, which see squares of 128 pixels.
+  # 1.8 M parameters, of which 0.7 M are frozen ImageNet features: the weights that come with the package.
   "small": SegGPTConfig(
+    canvas_size=(384, 192),
+    patch_size=8,
+    posemb_size=1,
+    width=160,
+    depth=4,
+    num_heads=5,
+    mlp_dim=320,
+    merge_block=0,
+    feature_taps=(0, 3),
+    decoder_dim=48,
+    drop_path_rate=0.0,
+    backbone="efficientnet_lite0",
+  ),
+  # 3.2 M parameters: a SegGPT of the released network's design, pretrained on drawings alone.
+  "drawn": SegGPTConfig(
     canvas_size=(192, 96),
     patch_size=8,
     posemb_size=8,

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from seggpt_jax import canvas
 from seggpt_jax.model.attention import dispatch as attention
+from seggpt_jax.model.matcher import Matcher
 from seggpt_jax.model.seggpt import Block, SegGPT, SegType, stack_streams, unstack_streams
 from seggpt_jax.typing import AnyArray
 
@@ -51,6 +52,14 @@ def predict_queries(
     Normalized colors of the queries, float32.
   """
   q, k = prompts.shape[:2]
+  if isinstance(model, Matcher):
+    canvases = [
+      jnp.concatenate([upper, jnp.broadcast_to(lower[:, None], upper.shape)], axis=2).reshape(q * k, -1, *lower.shape[2:])
+      for upper, lower in ((prompts, queries), (prompt_targets, query_targets))
+    ]
+    mask = jnp.concatenate([jnp.zeros_like(patch_mask), patch_mask], axis=1)
+    colors = model(*canvases, jnp.repeat(mask, k, axis=0), seg_type=seg_type, prompts_per_query=k)
+    return canvas.query_half(colors)[::k]
   patch, (rows, cols) = model.config.patch_size, patch_mask.shape[1:]
 
   def halves(upper, lower):

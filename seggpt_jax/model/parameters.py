@@ -21,6 +21,7 @@ from seggpt_jax.compilation import default_device
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.interpolation import linear_resize_matrix
+from seggpt_jax.model.matcher import Matcher
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.typing import Params
 
@@ -46,6 +47,17 @@ def merge(graph: nnx.GraphDef, params: Mapping[str, Any]) -> SegGPT:
   return nnx.merge(graph, nnx.from_flat_state([(path(name), value) for name, value in params.items()]))
 
 
+def network(config: SegGPTConfig, seed: int = 0, **options: Any) -> SegGPT:
+  """Returns a network of an architecture with random parameters.
+
+  Args:
+    config: the architecture; with a backbone it is a `Matcher`, else a `SegGPT`.
+    seed: of the parameters.
+    **options: options of the network, such as `dtype`.
+  """
+  return (Matcher if config.backbone else SegGPT)(config, rngs=nnx.Rngs(seed), **options)
+
+
 def abstract(config: SegGPTConfig, **options: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
   """Returns what `split` would return, with shapes in place of parameters and without initializing any.
 
@@ -53,7 +65,7 @@ def abstract(config: SegGPTConfig, **options: Any) -> tuple[nnx.GraphDef, dict[s
     config: the architecture.
     **options: options of `SegGPT`, such as `dtype`.
   """
-  return split(nnx.eval_shape(lambda: SegGPT(config, rngs=nnx.Rngs(0), **options)))
+  return split(nnx.eval_shape(lambda: network(config, **options)))
 
 
 def build_model(config: SegGPTConfig, params: Mapping[str, Any], **options: Any) -> SegGPT:

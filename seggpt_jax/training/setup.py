@@ -327,7 +327,7 @@ def _initial_params(
     stored: parameters of `init_from` if they have been read already.
   """
   if not config.model.init_from:
-    return jax.jit(lambda: parameters.split(SegGPT(model_config, rngs=nnx.Rngs(config.seed)))[1], out_shardings=where)()
+    return jax.jit(lambda: parameters.split(parameters.network(model_config, config.seed))[1], out_shardings=where)()
   source = weights.load_config(config.model.init_from)
   stored = weights.load_params(config.model.init_from, source) if stored is None else stored
   params = parameters.resize_canvas(stored, source, model_config.canvas_size)

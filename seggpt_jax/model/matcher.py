@@ -1,0 +1,397 @@
+"""The small network: masks are carried from prompts to a query by matching frozen ImageNet features.
+
+In: canvases, as for `SegGPT`. Out: colors of the same form. Each color channel is one mask, and all channels share the
+weights, so three classes in pure red, green and blue are asked at once without a blend that means another class. The
+prompts' side never sees the query: `remember` computes it once for all queries.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from seggpt_jax import canvas
+from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.model.imagenet import CHANNELS, ImageNetFeatures
+from seggpt_jax.model.layers import Conv3x3, Linear, gelu
+from seggpt_jax.model.seggpt import SegGPT, SegType
+from seggpt_jax.typing import AnyArray
+
+PATCH = 8  # pixels of a token's side
+_KEY_DIM = 32  # channels of one matching head
+_HEADS = {4: 1, 8: 2}  # matching heads by stride
+_RIDGE = 0.2  # the ridge, as a share of the number of pixels
+_FREQUENCIES = 5  # of the position code
+
+
+class Image(NamedTuple):
+  """What the network computes from an image alone.
+
+  Attributes:
+    tokens: contextual tokens of stride 8, [N, rows, cols, width].
+    keys: normalized features that are matched, by stride 4 and 8: [N, pixels, heads, channels].
+    ridge: features of the linear heads of stride 4: [N, 2, pixels, channels].
+    skips: features for the decoder, by stride 4 and 2.
+  """
+
+  tokens: Array
+  keys: dict[int, Array]
+  ridge: Array
+  skips: dict[int, Array]
+
+
+class Memory(NamedTuple):
+  """What the network keeps of the prompts of a query.
+
+  Attributes:
+    keys: features to match with, by stride: [B, prompts * pixels, heads, channels].
+    values: 4 x 4 mask values of each place, by stride: [B, prompts * pixels, C, 16].
+    ridge: weights of the linear heads, [B, 2, channels, C].
+    copy: the mean of the prompts' masks, 4 x 4 values of each token: [B, tokens, C, 16].
+    tokens: tokens of the prompts in front of each layer: [B * C, prompts * tokens, width].
+  """
+
+  keys: dict[int, Array]
+  values: dict[int, Array]
+  ridge: Array
+  copy: Array
+  tokens: list[Array]
+
+
+def _standardize(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+  """Normalizes each channel of each image by its own mean and standard deviation."""
+  mean = jnp.mean(x, axis=(1, 2), keepdims=True)
+  return (x - mean) / (jnp.std(x, axis=(1, 2), keepdims=True) + 1e-2)
+
+
+def _pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h2 w2 c"]:
+  """Averages squares of pixels."""
+  n, height, width, channels = x.shape
+  return x.reshape(n, height // size, size, width // size, size, channels).mean(axis=(2, 4))
+
+
+def _upsample(x: Float[Array, "n h w c"], factor: int) -> Float[Array, "n h2 w2 c"]:
+  """Enlarges feature maps bilinearly."""
+  n, height, width, channels = x.shape
+  return jax.image.resize(x, (n, height * factor, width * factor, channels), "linear")
+
+
+def _flat(x: Float[Array, "n h w *c"]) -> Float[Array, "n hw *c"]:
+  return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def _mask_patches(masks: Float[Array, "n h w c"], stride: int) -> Float[Array, "n places c 16"]:
+  """Returns 4 x 4 values of each square of a mask."""
+  values = canvas.patchify(_pool(masks, stride // 4) if stride > 4 else masks, 4)
+  return values.reshape(len(masks), -1, 16, masks.shape[-1]).swapaxes(2, 3)
+
+
+@functools.cache
+def _position_code(rows: int, cols: int) -> Float[np.ndarray, "rows cols d"]:
+  """Returns sines and cosines of the place in the image, which do not depend on its size in pixels."""
+  axes = []
+  for size in (rows, cols):
+    place = (np.arange(size) + 0.5) / size
+    angles = np.pi * place[:, None] * 2.0 ** np.arange(_FREQUENCIES)
+    axes.append(np.concatenate([np.sin(angles), np.cos(angles)], axis=1))
+  by_row = np.broadcast_to(axes[0][:, None], (rows, cols, axes[0].shape[1]))
+  by_col = np.broadcast_to(axes[1][None], (rows, cols, axes[1].shape[1]))
+  return np.concatenate([by_row, by_col], axis=-1).astype(np.float32)
+
+
+def _weighted_mean(
+  query: Float[Array, "*b n d"], key: Float[Array, "*b m d"], value: Float[Array, "*b m e"]
+) -> Float[Array, "*b n e"]:
+  """Returns the means of values, weighted by the softmax of the products of queries and keys.
+
+  The sum of the weights is one more value, so that no array of all weights is divided and written again.
+  """
+  scores = jnp.einsum("...nd,...md->...nm", query, key)
+  weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+  total = jnp.einsum("...nm,...me->...ne", weights, jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1))
+  return total[..., :-1] / total[..., -1:]
+
+
+class Attention(nnx.Module):
+  """Attention of tokens to themselves and to others."""
+
+  def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
+    self.num_heads = config.num_heads
+    self.qkv = Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
+    self.proj = Linear(config.width, config.width, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b n d"], others: Float[Array, "b m d"] | None = None) -> Float[Array, "b n d"]:
+    def heads(y):
+      return y.reshape(*y.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+
+    query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
+    if others is not None:
+      added = jnp.split(self.qkv(others), 3, axis=-1)
+      key, value = (jnp.concatenate(pair, axis=1) for pair in ((key, added[1]), (value, added[2])))
+    scaled = heads(query) * (self.num_heads / x.shape[-1]) ** 0.5
+    return self.proj(_weighted_mean(scaled, heads(key), heads(value)).swapaxes(1, 2).reshape(x.shape))
+
+
+class MLP(nnx.Module):
+  """Two linear layers with a GELU between them."""
+
+  def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
+    self.fc1 = Linear(config.width, config.mlp_dim, dtype=dtype, rngs=rngs)
+    self.fc2 = Linear(config.mlp_dim, config.width, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    return self.fc2(gelu(self.fc1(x)))
+
+
+class Block(nnx.Module):
+  """A transformer block whose tokens attend to themselves and to others."""
+
+  def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
+    self.norm1 = nnx.LayerNorm(config.width, dtype=dtype, rngs=rngs)
+    self.attn = Attention(config, dtype=dtype, rngs=rngs)
+    self.norm2 = nnx.LayerNorm(config.width, dtype=dtype, rngs=rngs)
+    self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b n d"], others: Float[Array, "b m d"] | None = None) -> Float[Array, "b n d"]:
+    x = x + self.attn(self.norm1(x), None if others is None else self.norm1(others))
+    return x + self.mlp(self.norm2(x))
+
+
+class Matcher(SegGPT):
+  """A small network that segments by example with frozen ImageNet features. It is called as a `SegGPT` is.
+
+  Args:
+    config: the architecture; the first `merge_block + 1` blocks look at one image, the others at prompts and query.
+    dtype: dtype of the computation.
+    rngs: random streams for the parameters.
+    **options: further options of `SegGPT`, which a network of this size does not need.
+  """
+
+  def __init__(self, config: SegGPTConfig, *, dtype=jnp.float32, rngs: nnx.Rngs, **options: Any):
+    del options
+    self.config, self.dtype = config, jnp.dtype(dtype)
+    width, dim = config.width, config.decoder_dim
+    self.features = ImageNetFeatures(rngs)
+    self.feature_mean = nnx.Param(jnp.zeros(sum(CHANNELS.values())))
+    self.feature_scale = nnx.Param(jnp.ones(sum(CHANNELS.values())))
+    linear = functools.partial(Linear, dtype=dtype, rngs=rngs)
+    total = 2 * sum(CHANNELS.values()) + 6
+    self.embed = linear(total + 4 * _FREQUENCIES, width)
+    self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
+    self.key4 = linear(total, _HEADS[4] * _KEY_DIM)
+    self.key8 = linear(width, _HEADS[8] * _KEY_DIM)
+    self.sharpness = nnx.Param(jnp.full(sum(_HEADS.values()), np.log(12.0), jnp.float32))
+    self.prompt_embed = linear(width + 16, width)
+    self.query_embed = linear(width + _HEADS[8] * 16 + 16 + 4 * (2 + _HEADS[4]), width)
+    self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+    self.to4 = linear(width, 4 * dim)
+    self.skip4 = linear(total, dim)
+    self.conv4a = Conv3x3(2 * dim + _HEADS[4] + 2 + 1, dim, dtype=dtype, rngs=rngs)
+    self.conv4b = Conv3x3(dim, dim, dtype=dtype, rngs=rngs)
+    half = dim // 2
+    self.to2 = linear(dim, 4 * half)
+    fine = 2 * CHANNELS[2] + 2 * 12
+    self.conv2a = Conv3x3(half + fine + _HEADS[4] * 4 + 2, half, dtype=dtype, rngs=rngs)
+    self.conv2b = Conv3x3(half, half, dtype=dtype, rngs=rngs)
+    # At first the answer is that of the linear heads; the decoder learns what they miss.
+    self.to1 = linear(half, 4, kernel_init=nnx.initializers.zeros)
+    self.hint_weights = nnx.Param(jnp.asarray([0.0] * _HEADS[4] + [2.0, 2.0]))
+
+  def __call__(
+    self,
+    images: Float[AnyArray, "b h w 3"],
+    targets: Float[AnyArray, "b h w 3"],
+    patch_mask: Bool[AnyArray, "b rows cols"],
+    *,
+    seg_type: SegType | Int[AnyArray, "b"] = "semantic",
+    prompts_per_query: int = 1,
+    deterministic: bool = True,
+    key: PRNGKeyArray | None = None,
+  ) -> Float[Array, "b h w 3"]:
+    """Predicts the colors of target canvases; see `SegGPT.__call__`.
+
+    Each channel of the targets is a mask. Of the prompts' half, hidden patches count as outside the mask, and their
+    prediction is gray: this network only answers the query's half.
+    """
+    del seg_type, deterministic, key
+    mean, std = self.config.image_mean, self.config.image_std
+    groups = (-1, prompts_per_query)
+    half = images.shape[1] // 2
+    hidden = canvas.upsample_mask(patch_mask, PATCH)[..., None]
+    masks = jnp.where(hidden, 0.0, canvas.unnormalize(targets, mean, std) / 255.0)[:, :half]
+    logits = self.logits(
+      jnp.asarray(images)[::prompts_per_query, half:],
+      jnp.asarray(images)[:, :half].reshape(*groups, half, *images.shape[2:]),
+      masks.reshape(*groups, *masks.shape[1:]),
+    )
+    lower = jnp.repeat(jax.nn.sigmoid(logits.astype(jnp.float32)), prompts_per_query, axis=0)
+    colors = jnp.concatenate([jnp.full_like(lower, 0.5), lower], axis=1)
+    return jnp.where(hidden, canvas.normalize(255.0 * colors, mean, std), targets)
+
+  def describe(self, images: Float[AnyArray, "n h w 3"]) -> Image:
+    """Computes everything that needs no mask.
+
+    Args:
+      images: normalized images.
+    """
+    maps = jax.tree.map(jax.lax.stop_gradient, self.features(images))
+    ends = np.cumsum(list(CHANNELS.values()))[:-1]
+    means, scales = (
+      jnp.split(jax.lax.stop_gradient(part[...]), ends) for part in (self.feature_mean, self.feature_scale)
+    )
+    fixed = {
+      stride: (maps[stride] - mean) * scale for stride, mean, scale in zip(CHANNELS, means, scales, strict=True)
+    }
+    own = {stride: _standardize(x) for stride, x in maps.items()}
+    pixels = jnp.concatenate([images, _standardize(images)], axis=-1)
+    # All features at stride 4, of training's statistics and of the image's own.
+    rich = [
+      jnp.concatenate([_pool(part[2], 2), part[4], _upsample(part[8], 2), _upsample(part[16], 4), colors], axis=-1)
+      for part, colors in ((fixed, _pool(pixels[..., :3], 4)), (own, _pool(pixels[..., 3:], 4)))
+    ]
+    all4 = jnp.concatenate(rich, axis=-1)
+    n, rows, cols = len(images), images.shape[1] // PATCH, images.shape[2] // PATCH
+    code = jnp.broadcast_to(_position_code(rows, cols), (n, rows, cols, 4 * _FREQUENCIES))
+    tokens = _flat(self.embed(jnp.concatenate([_pool(all4, 2), code], axis=-1)))
+    for block in self.blocks[: self.config.merge_block + 1]:
+      tokens = block(tokens)
+
+    def keys(x):
+      x = x.reshape(*x.shape[:-1], -1, _KEY_DIM)
+      return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
+
+    fine = canvas.patchify(pixels, 2)
+    return Image(
+      tokens,
+      {4: keys(self.key4(_flat(all4))), 8: keys(self.key8(tokens))},
+      jnp.stack([_flat(part) for part in rich], axis=1),
+      {4: self.skip4(all4), 2: jnp.concatenate([fixed[2], own[2], fine], axis=-1)},
+    )
+
+  def remember(self, prompts: Image, masks: Float[AnyArray, "b k h w c"]) -> Memory:
+    """Computes everything that needs no query.
+
+    Args:
+      prompts: the descriptions of B * K prompts.
+      masks: their masks, 0..1, of C classes that are asked one by one.
+    """
+    b, k, _, _, c = masks.shape
+    flat = masks.reshape(b * k, *masks.shape[2:])
+
+    def together(x):
+      return x.reshape(b, -1, *x.shape[2:])
+
+    keys = {stride: together(x) for stride, x in prompts.keys.items()}
+    patches = {stride: _mask_patches(flat, stride) for stride in (4, 8)}
+    values = {stride: together(x) for stride, x in patches.items()}
+    own = jnp.broadcast_to(prompts.tokens[:, None], (b * k, c, *prompts.tokens.shape[1:]))
+    tokens = self.prompt_embed(jnp.concatenate([own, patches[8].swapaxes(1, 2)], axis=-1))
+    tokens, kept = tokens.reshape(b * k * c, *tokens.shape[2:]), []
+    across = self.blocks[self.config.merge_block + 1 :]
+    for index, block in enumerate(across):
+      grouped = tokens.reshape(b, k, c, *tokens.shape[1:]).swapaxes(1, 2)
+      kept.append(grouped.reshape(b * c, -1, tokens.shape[-1]))
+      if index < len(across) - 1:
+        tokens = block(tokens)
+    features = prompts.ridge.reshape(b, k, *prompts.ridge.shape[1:]).swapaxes(1, 2)
+    ridge = _fit(features.reshape(b, 2, -1, features.shape[-1]), values[4].mean(axis=-1))
+    copy = patches[8].reshape(b, k, *patches[8].shape[1:]).mean(axis=1)
+    return Memory(keys, values, jax.lax.stop_gradient(ridge), copy, kept)
+
+  def answer(self, query: Image, memory: Memory) -> tuple[Float[Array, "b h w c"], dict[int, Array]]:
+    """Computes the logits of each query's pixels for each class.
+
+    Returns:
+      Logits, and by stride the shares of the mask that the matches found, [B, h, w, C, heads], for a loss of their own.
+    """
+    b, c = query.tokens.shape[0], memory.copy.shape[2]
+    height, width = (side * 2 for side in query.skips[2].shape[1:3])
+    rows, cols = height // PATCH, width // PATCH
+
+    def match(stride, sharpness):
+      values = memory.values[stride].reshape(b, -1, c * 16)
+      found = [
+        _weighted_mean(query.keys[stride][:, :, head] * jnp.exp(sharp), memory.keys[stride][:, :, head], values)
+        for head, sharp in enumerate(sharpness)
+      ]
+      return jnp.stack([each.reshape(b, -1, c, 16) for each in found], axis=3).swapaxes(1, 2)  # b c places heads 16
+
+    sharpness = self.sharpness[...]
+    fine, coarse = match(4, sharpness[: _HEADS[4]]), match(8, sharpness[_HEADS[4] :])
+    matches = {
+      stride: found.mean(axis=-1).transpose(0, 2, 1, 3).reshape(b, height // stride, width // stride, c, -1)
+      for stride, found in ((4, fine), (8, coarse))
+    }
+    linear = jnp.einsum("btpf,btfc->bcpt", _with_one(query.ridge), memory.ridge)
+    linear = jnp.clip(linear, -1.0, 2.0)
+
+    def image(x, stride):  # b c places d -> (b c) h w d
+      return x.reshape(b * c, height // stride, width // stride, -1)
+
+    fine_means = image(jnp.concatenate([fine.mean(axis=-1), linear], axis=-1), 4)
+    own = jnp.broadcast_to(query.tokens[:, None], (b, c, *query.tokens.shape[1:])).reshape(b * c, rows, cols, -1)
+    copy = image(memory.copy.swapaxes(1, 2), 8)
+    hints = jnp.concatenate([own, image(coarse, 8), copy, canvas.patchify(fine_means, 2)], axis=-1)
+    tokens = _flat(self.query_embed(hints))
+    for block, others in zip(self.blocks[self.config.merge_block + 1 :], memory.tokens, strict=True):
+      tokens = block(tokens, others)
+    x = self.to4(self.norm(tokens)).reshape(b * c, rows, cols, -1)
+    repeat = functools.partial(jnp.repeat, repeats=c, axis=0)
+    copy4 = canvas.unpatchify(copy.reshape(*copy.shape[:3], 2, 2, 2, 2).mean(axis=(4, 6)).reshape(*copy.shape[:3], 4), 2)
+    x = jnp.concatenate([canvas.unpatchify(x, 2), repeat(query.skips[4]), fine_means, copy4], axis=-1)
+    x = gelu(self.conv4a(x))
+    x = gelu(x + self.conv4b(x))
+    # A match carries 4 x 4 pixels of the prompt's mask: 2 x 2 pixels of stride 2.
+    fine = fine.reshape(b * c, height // 4, width // 4, _HEADS[4], 2, 2, 2, 2)
+    fine = fine.transpose(0, 1, 4, 2, 6, 3, 5, 7).reshape(b * c, height // 2, width // 2, -1)
+    x = jnp.concatenate(
+      [canvas.unpatchify(self.to2(x), 2), repeat(query.skips[2]), fine, _upsample(image(linear, 4), 2)], axis=-1
+    )
+    x = gelu(self.conv2a(x))
+    x = gelu(x + self.conv2b(x))
+    hints = jnp.einsum("nhwd,d->nhw", fine_means - 0.5, self.hint_weights[...])[..., None]
+    logits = canvas.unpatchify(self.to1(x), 2) + _upsample(hints, 4)
+    return logits.reshape(b, c, height, width).transpose(0, 2, 3, 1), matches
+
+  def logits(
+    self,
+    queries: Float[AnyArray, "b h w 3"],
+    prompts: Float[AnyArray, "b k h w 3"],
+    masks: Float[AnyArray, "b k h w c"],
+  ) -> Float[Array, "b h w c"]:
+    """Returns the logits of each query's pixels for each of C masks of its K prompts; images are normalized."""
+    b, k = prompts.shape[:2]
+    everything = self.describe(jnp.concatenate([queries, prompts.reshape(b * k, *prompts.shape[2:])]))
+    query, shown = jax.tree.map(lambda x: x[:b], everything), jax.tree.map(lambda x: x[b:], everything)
+    return self.answer(query, self.remember(shown, masks))[0]
+
+
+def _with_one(x: Float[Array, "*n p f"]) -> Float[Array, "*n p f1"]:
+  """Appends a constant feature."""
+  return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
+
+
+def _fit(features: Float[Array, "b t p f"], masks: Float[Array, "b p c"]) -> Float[Array, "b t f1 c"]:
+  """Fits linear heads to the prompts' masks by ridge regression.
+
+  Returns:
+    Weights whose outputs are 0 on average outside the mask of the prompts, and 1 inside.
+  """
+  features = jax.lax.stop_gradient(_with_one(features.astype(jnp.float32)))
+  gram = jnp.einsum("btpf,btpg->btfg", features, features)
+  size = features.shape[-1]
+  penalty = jnp.ones(size).at[-1].set(1e-4) * _RIDGE * features.shape[2]
+  target = jnp.einsum("btpf,bpc->btfc", features, masks)
+  weights = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + jnp.diag(penalty)), target)
+  scores = jnp.einsum("btpf,btfc->btpc", features, weights)
+  inside = masks[:, None]
+  high = jnp.sum(scores * inside, axis=2, keepdims=True) / (jnp.sum(inside, axis=2, keepdims=True) + 1e-3)
+  low = jnp.sum(scores * (1 - inside), axis=2, keepdims=True) / (jnp.sum(1 - inside, axis=2, keepdims=True) + 1e-3)
+  scale = 1.0 / jnp.maximum(high - low, 1e-2)
+  return (weights.at[:, :, -1:].add(-low)) * scale
