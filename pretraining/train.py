@@ -32,9 +32,8 @@ from seggpt_jax import canvas
 from seggpt_jax.compilation import jit
 from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
-from seggpt_jax.model.matcher import Matcher
+from seggpt_jax.model.matcher import FROZEN, Matcher
 
-FROZEN = ("features.", "feature_")
 _SCORE_PAIRS = 0.3  # weight of the matches' own loss
 
 
@@ -83,7 +82,9 @@ def make_step(graph, optimizer, decay: float):
 
   @jit(donate_argnums=(0, 2, 3))
   def step(params, frozen, opt_state, ema, images, masks, known, count):
-    value, gradient = jax.value_and_grad(compute)(params, frozen, images, masks.astype(jnp.float32), known.astype(jnp.float32))
+    value, gradient = jax.value_and_grad(compute)(
+      params, frozen, images, masks.astype(jnp.float32), known.astype(jnp.float32)
+    )
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
     keep = jnp.minimum(decay, (1 + count) / (10 + count))
@@ -171,7 +172,9 @@ def train(args) -> None:
   config = SegGPTConfig.from_dict(VARIANTS["small"].to_dict() | args.model)
   graph, params = parameters.split(Matcher(config, rngs=nnx.Rngs(args.seed)))
   params = {name: jnp.asarray(value) for name, value in params.items()}
-  loaded = {f"features.{n}": v for n, v in safetensors.numpy.load_file(args.imagenet).items() if not n.startswith("feature_")}
+  loaded = {
+    f"features.{n}": v for n, v in safetensors.numpy.load_file(args.imagenet).items() if not n.startswith("feature_")
+  }
   loaded |= {n: v for n, v in safetensors.numpy.load_file(args.imagenet).items() if n.startswith("feature_")}
   if args.init_from:
     loaded = safetensors.numpy.load_file(args.init_from)
@@ -180,10 +183,20 @@ def train(args) -> None:
     params[name] = jnp.asarray(value, jnp.float32)
   frozen = {name: value for name, value in params.items() if name.startswith(FROZEN)}
   params = {name: value for name, value in params.items() if name not in frozen}
-  print(f"{sum(v.size for v in params.values()):,} trained and {sum(v.size for v in frozen.values()):,} frozen parameters")
+  print(
+    f"{sum(v.size for v in params.values()):,} trained and {sum(v.size for v in frozen.values()):,} frozen parameters"
+  )
   optimizer = make_optimizer(args.rate, 100, args.steps)
-  state = {"params": params, "opt_state": optimizer.init(params), "ema": jax.tree.map(jnp.copy, params), "step": np.int64(0), "minutes": np.float64(0)}
-  manager = ocp.CheckpointManager(args.workdir.absolute() / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2))
+  state = {
+    "params": params,
+    "opt_state": optimizer.init(params),
+    "ema": jax.tree.map(jnp.copy, params),
+    "step": np.int64(0),
+    "minutes": np.float64(0),
+  }
+  manager = ocp.CheckpointManager(
+    args.workdir.absolute() / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
+  )
   if manager.latest_step() is not None:
     state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
   step_fn = make_step(graph, optimizer, args.decay)
@@ -204,12 +217,21 @@ def train(args) -> None:
     now = time.time()
     state["minutes"] = np.float64(before + (now - begin - measured) / 60)
     if len(losses) % 50 == 0:
-      row = {"step": int(state["step"]), "minutes": round(float(state["minutes"]), 2), "loss": round(float(np.mean(losses[-50:])), 4)}
+      row = {
+        "step": int(state["step"]),
+        "minutes": round(float(state["minutes"]), 2),
+        "loss": round(float(np.mean(losses[-50:])), 4),
+      }
       print(row, flush=True)
       log.write(json.dumps(row) + "\n")
     if sets and now - judged > args.judge_every * 60:
       mean, each = judge.evaluate(functools.partial(predict, state["ema"] | frozen), sets, 128)
-      row = {"step": int(state["step"]), "minutes": round(float(state["minutes"]), 2), "judge": round(mean, 4), "sets": {n: round(v, 3) for n, v in each.items()}}
+      row = {
+        "step": int(state["step"]),
+        "minutes": round(float(state["minutes"]), 2),
+        "judge": round(mean, 4),
+        "sets": {n: round(v, 3) for n, v in each.items()},
+      }
       print(row, flush=True)
       log.write(json.dumps(row) + "\n")
       log.flush()
@@ -220,7 +242,9 @@ def train(args) -> None:
       saved = time.time()
   manager.save(int(state["step"]), args=ocp.args.StandardSave(state), force=True)
   manager.wait_until_finished()
-  safetensors.numpy.save_file({n: np.asarray(v) for n, v in (state["ema"] | frozen).items()}, args.workdir / "ema.safetensors")
+  safetensors.numpy.save_file(
+    {n: np.asarray(v) for n, v in (state["ema"] | frozen).items()}, args.workdir / "ema.safetensors"
+  )
 
 
 def _drawn(path: Path | None):

@@ -50,6 +50,8 @@ def main(source: str, output: str) -> None:
   options = {"dtype": values.dtype, "seg_type": values.seg_type}
   try:
     if values.to == "onnx":
+      if model.config.backbone:
+        raise InputError(f"{source}: found a network with a backbone, expected a SegGPT for ONNX; use --to stablehlo")
       data = build_onnx(model, values.prompts, **options).SerializeToString()
     else:
       data = build_stablehlo(model, values.prompts, **options)

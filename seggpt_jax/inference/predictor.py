@@ -479,7 +479,6 @@ class _PendingPrediction:
       fused = np.where(found[..., None], fused, nearest_blends(_mean(coarse), self.palette, large))
     return decode_prediction(fused, self.palette, self.classes, self.image, *decoding)
 
-
   def _blend(self, predicted: list[np.ndarray]) -> np.ndarray:
     """Blends each pixel's most likely class into the background, by its probability, from masks of all views."""
     found: dict[int, list[np.ndarray]] = collections.defaultdict(list)

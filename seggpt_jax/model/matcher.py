@@ -23,6 +23,7 @@ from seggpt_jax.model.layers import Conv3x3, Linear, gelu
 from seggpt_jax.model.seggpt import SegGPT, SegType
 from seggpt_jax.typing import AnyArray
 
+FROZEN = ("features.", "feature_")  # starts of the names of parameters that are never trained
 PATCH = 8  # pixels of a token's side
 _KEY_DIM = 32  # channels of one matching head
 _HEADS = {4: 1, 8: 2}  # matching heads by stride
@@ -234,20 +235,29 @@ class Matcher(SegGPT):
     colors = jnp.concatenate([jnp.full_like(lower, 0.5), lower], axis=1)
     return jnp.where(hidden, canvas.normalize(255.0 * colors, mean, std), targets)
 
+  def _maps(self, images: Float[AnyArray, "n h w 3"]) -> tuple[dict[int, Array], dict[int, Array]]:
+    """Returns the ImageNet features by stride, as they are and normalized by the statistics of pretraining."""
+    maps = jax.tree.map(jax.lax.stop_gradient, self.features(images))
+    ends = np.cumsum(list(CHANNELS.values()))[:-1]
+    means, scales = (
+      jnp.split(jax.lax.stop_gradient(part[...]), ends) for part in (self.feature_mean, self.feature_scale)
+    )
+    return maps, {
+      stride: (maps[stride] - mean) * scale for stride, mean, scale in zip(CHANNELS, means, scales, strict=True)
+    }
+
+  def patches(self, images: Float[AnyArray, "n h w 3"]) -> Float[Array, "n rows cols d"]:
+    """Returns features of each patch of images that say what it shows, for retrieval: those of strides 8 and 16."""
+    _, fixed = self._maps(images)
+    return jnp.concatenate([fixed[8], _upsample(fixed[16], 2)], axis=-1)
+
   def describe(self, images: Float[AnyArray, "n h w 3"]) -> Image:
     """Computes everything that needs no mask.
 
     Args:
       images: normalized images.
     """
-    maps = jax.tree.map(jax.lax.stop_gradient, self.features(images))
-    ends = np.cumsum(list(CHANNELS.values()))[:-1]
-    means, scales = (
-      jnp.split(jax.lax.stop_gradient(part[...]), ends) for part in (self.feature_mean, self.feature_scale)
-    )
-    fixed = {
-      stride: (maps[stride] - mean) * scale for stride, mean, scale in zip(CHANNELS, means, scales, strict=True)
-    }
+    maps, fixed = self._maps(images)
     own = {stride: _standardize(x) for stride, x in maps.items()}
     pixels = jnp.concatenate([images, _standardize(images)], axis=-1)
     # All features at stride 4, of training's statistics and of the image's own.
@@ -343,7 +353,9 @@ class Matcher(SegGPT):
       tokens = block(tokens, others)
     x = self.to4(self.norm(tokens)).reshape(b * c, rows, cols, -1)
     repeat = functools.partial(jnp.repeat, repeats=c, axis=0)
-    copy4 = canvas.unpatchify(copy.reshape(*copy.shape[:3], 2, 2, 2, 2).mean(axis=(4, 6)).reshape(*copy.shape[:3], 4), 2)
+    copy4 = canvas.unpatchify(
+      copy.reshape(*copy.shape[:3], 2, 2, 2, 2).mean(axis=(4, 6)).reshape(*copy.shape[:3], 4), 2
+    )
     x = jnp.concatenate([canvas.unpatchify(x, 2), repeat(query.skips[4]), fine_means, copy4], axis=-1)
     x = gelu(self.conv4a(x))
     x = gelu(x + self.conv4b(x))

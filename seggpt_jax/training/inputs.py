@@ -90,20 +90,27 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   """
   data, square = config.data, model_config.canvas_size[1]
   learned = config.adapter.kind == "prompt"
+  matcher = bool(model_config.backbone) and not learned
+  if matcher and data.num_classes > 8:
+    raise InputError(
+      f"config.data.num_classes: found {data.num_classes}, expected at most 8 for a network with a backbone; start "
+      "from a SegGPT, such as model.init_from=drawn"
+    )
   strengths = {name: data[name] for name in _AUGMENTATION} | {"scale": tuple(map(float, data.scale))}
   training = TrainingPair(
     canvas_size=model_config.canvas_size,
     patch_size=model_config.patch_size,
     num_classes=data.num_classes,
-    palette_mode=data.palette,
+    # A matcher reads each channel as one mask, and only answers the query's half.
+    palette_mode="corners" if matcher else data.palette,
     mask_ratio=data.mask_ratio,
-    lower_half_share=data.lower_half_share,
+    lower_half_share=1.0 if matcher else data.lower_half_share,
     augmentation=Augmentation(**strengths),
     # A learned prompt takes the place of the drawn ones and knows every class.
     prompt_foreground=0.0 if learned or data.source == "tasks" else data.prompt_foreground,
     unanswerable="keep" if learned or data.source == "tasks" else data.unanswerable,
   )
-  evaluation = EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes)
+  evaluation = EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes, corners=matcher)
   if not data.zoom and data.resize and data.resize < square:
     raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
   if unknown := [value for value in data.coarse_classes if value >= data.num_classes]:

@@ -16,15 +16,18 @@ from ml_collections import ConfigDict
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.adapters import is_adapter_name
+from seggpt_jax.model.matcher import FROZEN
 
 # The first match wins. Every parameter has to match a row: whoever adds one has to decide on its layer and its decay.
 # The layers are those of BEiT's and MAE's fine-tuning (arXiv 2106.08254, 2111.06377): the embedding is layer 0, block i
 # is layer i + 1, everything after the blocks is the last layer.
 _LAYERS: tuple[tuple[str, str], ...] = (
   (r"^(patch_embed\.|pos_embed$|mask_token$|segment_token_[xy]$|type_token_(cls|ins)$)", "first"),
+  (r"^(features\.|feature_(mean|scale)$|embed\.|key[48]\.|sharpness$|(prompt|query)_embed\.)", "first"),
   (r"^prompt\.", "first"),
   (r"^(?:lora\.)?blocks\.(\d+)\.", "block"),
   (r"^(norm|decoder_embed|decoder_pred)\.", "last"),
+  (r"^(to[124]|skip4|conv[24][ab])\.|^hint_weights$", "last"),
 )
 # Only parameters that multiply features are decayed. A norm's scale near zero would switch off its features, and a
 # position or a token near zero would carry no information.
@@ -34,7 +37,7 @@ _DECAYED: tuple[tuple[str, bool], ...] = (
   (r"\.bias$", False),
   (r"(^|\.)norm[12]?\.scale$", False),
   (r"\.rel_pos_[hw]$", False),
-  (r"^pos_embed$", False),
+  (r"^(pos_embed|sharpness|hint_weights|feature_mean|feature_scale)$", False),
   (r"^(mask_token|segment_token_[xy]|type_token_(cls|ins))$", False),
 )
 
@@ -77,7 +80,7 @@ def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any],
   transform = optax.chain(clip, _by_name(descend, factors, undecayed))
   frozen = (
     frozenset(name for name in params if not is_adapter_name(name)) if adapter else frozen_names(optim.freeze, params)
-  )
+  ) | frozenset(name for name in params if name.startswith(FROZEN))
   return Optimizer(transform, schedule, frozen)
 
 

@@ -26,7 +26,6 @@ from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.adapter_files import describe_adapter
 from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
-from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import resume, sharding
 from seggpt_jax.training.bad_files import SharedBadFiles
 from seggpt_jax.training.checkpoints import Checkpoints
