@@ -191,8 +191,8 @@ def train(args) -> None:
     "params": params,
     "opt_state": optimizer.init(params),
     "ema": jax.tree.map(jnp.copy, params),
-    "step": np.int64(0),
-    "minutes": np.float64(0),
+    "step": np.zeros((), np.int64),
+    "minutes": np.zeros(()),
   }
   manager = ocp.CheckpointManager(
     args.workdir.absolute() / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
@@ -212,10 +212,10 @@ def train(args) -> None:
     state["params"], state["opt_state"], state["ema"], value = step_fn(
       state["params"], frozen, state["opt_state"], state["ema"], images, masks > 0.5, known, np.float32(state["step"])
     )
-    state["step"] += 1
+    state["step"] = np.asarray(state["step"] + 1)
     losses.append(float(value))
     now = time.time()
-    state["minutes"] = np.float64(before + (now - begin - measured) / 60)
+    state["minutes"] = np.asarray(before + (now - begin - measured) / 60)
     if len(losses) % 50 == 0:
       row = {
         "step": int(state["step"]),

@@ -1,6 +1,6 @@
 """Exports a network as a single file that programs without this package run: ONNX or StableHLO.
 
-  seggpt export small small.onnx --to onnx --prompts 2
+  seggpt export drawn drawn.onnx --to onnx --prompts 2
   seggpt export weights/vit_large mine.onnx --to onnx --adapter runs/lora --dtype float16
   seggpt export runs/mine mine.stablehlo --to stablehlo
 

@@ -71,7 +71,7 @@ def _standardize(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
   return (x - mean) / (jnp.std(x, axis=(1, 2), keepdims=True) + 1e-2)
 
 
-def _pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h2 w2 c"]:
+def _pool(x: Float[AnyArray, "n h w c"], size: int) -> Float[Array, "n h2 w2 c"]:
   """Averages squares of pixels."""
   n, height, width, channels = x.shape
   return x.reshape(n, height // size, size, width // size, size, channels).mean(axis=(2, 4))
@@ -87,7 +87,7 @@ def _flat(x: Float[Array, "n h w *c"]) -> Float[Array, "n hw *c"]:
   return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
-def _mask_patches(masks: Float[Array, "n h w c"], stride: int) -> Float[Array, "n places c 16"]:
+def _mask_patches(masks: Float[AnyArray, "n h w c"], stride: int) -> Float[Array, "n places c 16"]:
   """Returns 4 x 4 values of each square of a mask."""
   values = canvas.patchify(_pool(masks, stride // 4) if stride > 4 else masks, 4)
   return values.reshape(len(masks), -1, 16, masks.shape[-1]).swapaxes(2, 3)
@@ -243,7 +243,8 @@ class Matcher(SegGPT):
       jnp.split(jax.lax.stop_gradient(part[...]), ends) for part in (self.feature_mean, self.feature_scale)
     )
     return maps, {
-      stride: (maps[stride] - mean) * scale for stride, mean, scale in zip(CHANNELS, means, scales, strict=True)
+      stride: (maps[stride] - mean[None, None, None]) * scale[None, None, None]
+      for stride, mean, scale in zip(CHANNELS, means, scales, strict=True)
     }
 
   def patches(self, images: Float[AnyArray, "n h w 3"]) -> Float[Array, "n rows cols d"]:
@@ -267,7 +268,7 @@ class Matcher(SegGPT):
     ]
     all4 = jnp.concatenate(rich, axis=-1)
     n, rows, cols = len(images), images.shape[1] // PATCH, images.shape[2] // PATCH
-    code = jnp.broadcast_to(_position_code(rows, cols), (n, rows, cols, 4 * _FREQUENCIES))
+    code = jnp.broadcast_to(_position_code(rows, cols)[None], (n, rows, cols, 4 * _FREQUENCIES))
     tokens = _flat(self.embed(jnp.concatenate([_pool(all4, 2), code], axis=-1)))
     for block in self.blocks[: self.config.merge_block + 1]:
       tokens = block(tokens)
@@ -400,7 +401,7 @@ def _fit(features: Float[Array, "b t p f"], masks: Float[Array, "b p c"]) -> Flo
   size = features.shape[-1]
   penalty = jnp.ones(size).at[-1].set(1e-4) * _RIDGE * features.shape[2]
   target = jnp.einsum("btpf,bpc->btfc", features, masks)
-  weights = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + jnp.diag(penalty)), target)
+  weights = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + jnp.diag(penalty)[None, None]), target)
   scores = jnp.einsum("btpf,btfc->btpc", features, weights)
   inside = masks[:, None]
   high = jnp.sum(scores * inside, axis=2, keepdims=True) / (jnp.sum(inside, axis=2, keepdims=True) + 1e-3)

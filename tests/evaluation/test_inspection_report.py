@@ -69,7 +69,7 @@ def queries(folders, mapping, top_k=2):
 
 @pytest.fixture(scope="module")
 def predictor():
-  return Predictor.from_checkpoint("small")
+  return Predictor.from_checkpoint("drawn")
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_what_cannot_be_judged_is_named(folders, predictor, tmp_path):
 def test_the_command_writes_numbers_and_page(folders, tmp_path):
   prompts = folders / "prompts"
   arguments = [
-    *("--model-path", "small", "--dataset-dir", folders / "data", "--outdir", tmp_path / "out", "--labels", "binary"),
+    *("--model-path", "drawn", "--dataset-dir", folders / "data", "--outdir", tmp_path / "out", "--labels", "binary"),
     *("--prompt-img-dir", prompts / "images", "--prompt-label-dir", prompts / "labels", "--split", "1,2"),
     *("--mapping", folders / "positive.json", "--negative_mapping", folders / "negative.json", "--rows", "2"),
   ]

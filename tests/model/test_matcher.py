@@ -10,6 +10,7 @@ import pytest
 from seggpt_jax import canvas
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
+from seggpt_jax.model.imagenet import CHANNELS, ImageNetFeatures
 from seggpt_jax.model.matcher import FROZEN, Matcher
 
 CONFIG = dataclasses.replace(
@@ -22,6 +23,24 @@ CONFIG = dataclasses.replace(
   feature_taps=(2,),
   decoder_dim=8,
 )
+
+
+def cheap_features(self, images):
+  """Stands in for the ImageNet features, which take long to compile and are tested elsewhere: pooled colors."""
+  del self
+  generator, maps = np.random.default_rng(3), {}
+  for stride, channels in CHANNELS.items():
+    n, height, width, _ = images.shape
+    pooled = images.reshape(n, height // stride, stride, width // stride, stride, 3).mean(axis=(2, 4))
+    maps[stride] = jnp.sin(pooled @ generator.normal(0, 2, (3, channels)).astype(np.float32))
+  return maps
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_imagenet():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(ImageNetFeatures, "__call__", cheap_features)
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +131,6 @@ def test_it_comes_back_from_disk(model, tmp_path):
     ({"backbone": "resnet"}, "backbone: found 'resnet', expected one of efficientnet_lite0"),
     ({"patch_size": 16}, "patch_size: found 16 with a backbone, expected 8"),
     ({"canvas_size": (48, 24)}, "canvas_size: found 48 x 24 with a backbone"),
-    ({"backbone": 3}, "backbone: found '3', expected a string"),
   ],
 )
 def test_architectures_that_cannot_be_built_are_refused(changes, message):

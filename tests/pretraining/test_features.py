@@ -1,14 +1,15 @@
 """ImageNet features equal PyTorch's, with small random weights under the names of the PyTorch package."""
 
+import jax.numpy as jnp
 import numpy as np
 import torch
-from flax import nnx
 from torch.nn import functional
 
 from pretraining import features
 from seggpt_jax import canvas
 from seggpt_jax.model import parameters
-from seggpt_jax.model.imagenet import STAGES, STEM, STRIDES, ImageNetFeatures
+from seggpt_jax.model.config import VARIANTS
+from seggpt_jax.model.imagenet import STAGES, STEM, STRIDES
 
 
 def random_weights(generator):
@@ -67,11 +68,12 @@ def torch_features(weights, x):
 def test_features_equal_pytorchs_to_1e_4():
   generator = np.random.default_rng(0)
   weights = random_weights(generator)
-  graph, initial = parameters.split(ImageNetFeatures(nnx.Rngs(0)))
-  params = features.convert(weights)
-  assert {name: value.shape for name, value in params.items()} == {name: v.shape for name, v in initial.items()}
+  graph, initial = parameters.split(parameters.network(VARIANTS["small"]))
+  params = {f"features.{name}": jnp.asarray(value) for name, value in features.convert(weights).items()}
+  expected = {name: value.shape for name, value in initial.items() if name.startswith("features.")}
+  assert {name: value.shape for name, value in params.items()} == expected
   pixels = generator.integers(0, 256, (2, 48, 64, 3)).astype(np.float32)
-  ours = parameters.merge(graph, params)(canvas.normalize(pixels))
+  ours = parameters.merge(graph, initial | params).features(canvas.normalize(pixels))
   theirs = torch_features(weights, torch.from_numpy((pixels / 127.5 - 1).transpose(0, 3, 1, 2)))
   assert ours.keys() == theirs.keys() == {2, 4, 8, 16}
   for stride, value in theirs.items():
