@@ -36,7 +36,6 @@ NOT_RUN = {
   "seggpt train --config base --workdir /shared": "needs a cluster",
   "seggpt train --config base --workdir /mnt": "needs a TPU slice",
   "seggpt train --config demo --workdir runs/two": "starts two processes; tests/training/test_distributed.py does it",
-  "seggpt train --config pretrain_small": "makes its own pictures for hours; tests/training pretrains on some",
   "seggpt train --config lora --workdir runs/brain_lora": "needs the brain slices",
   "seggpt train --config small --workdir runs/brain": "needs the brain slices",
   "seggpt infer --model-path small --dataset-dir BRAIN": "needs the brain slices",
@@ -55,8 +54,6 @@ SMALLER = {
   "seggpt train --config in_context_tuning": [*_FEW_STEPS, "--config.optim.warmup=0"],
   "seggpt train --config defects_small": [flag for flag in _FEW_STEPS if "resize" not in flag],
   "seggpt train": _FEW_STEPS,
-  "seggpt evaluate-in-context --model-path small --data": ["--model-path=weights/vit_large", "--num-episodes=1"],
-  "seggpt evaluate-in-context": ["--model-path=weights/vit_large", "--families=regions", "--num-episodes=1"],
   "seggpt retrieve": ["--cache="],
 }
 

@@ -17,18 +17,8 @@ ROOMS = (
   *("model", "data", "metrics", ""),
 )
 
-# Modules that may import upward: `python -m seggpt_jax`, and the old paths of commands, which call the new ones.
-ENTRIES = {
-  "seggpt_jax.__main__",
-  "seggpt_jax.data.boards",
-  "seggpt_jax.data.inspect",
-  "seggpt_jax.data.prepare",
-  "seggpt_jax.inference.retrieval",
-  "seggpt_jax.model.merge",
-  "seggpt_jax.model.pack",
-}
-# Libraries that were commands under the same path: their `if __name__ == "__main__"` calls the new command.
-OLD_COMMANDS = {"seggpt_jax.evaluation.in_context", "seggpt_jax.evaluation.inspection"}
+
+MAIN = {"seggpt_jax.__main__"}  # `python -m seggpt_jax` is above all rooms
 
 
 def module_name(path: Path) -> str:
@@ -39,23 +29,22 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imported_names(tree: ast.AST, skip: str) -> Iterator[str]:
-  """Yields what a module imports, inside functions too, except under an `if` on `skip`."""
+def imported_names(tree: ast.AST) -> Iterator[str]:
+  """Yields what a module imports, inside functions too, except for types only."""
   for node in ast.iter_child_nodes(tree):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
       assert node.level == 0, "relative import"
       yield from (f"{node.module}.{alias.name}" for alias in node.names)
-    elif not (isinstance(node, ast.If) and skip in ast.unparse(node.test)):
-      yield from imported_names(node, skip)
+    elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+      yield from imported_names(node)
 
 
 def imports_of(name: str) -> set[str]:
   """Returns the modules of the package that a module imports."""
-  skip = "__name__" if name in OLD_COMMANDS else "TYPE_CHECKING"
   found = set()
-  for target in imported_names(ast.parse(MODULES[name].read_text()), skip):
+  for target in imported_names(ast.parse(MODULES[name].read_text())):
     while target not in MODULES and "." in target:
       target = target.rpartition(".")[0]  # a name in a module
     if target in MODULES and target != name:
@@ -75,25 +64,28 @@ def test_every_folder_of_the_package_is_a_room():
 
 def test_no_room_imports_a_room_above_it():
   upward = []
-  for name in MODULES.keys() - ENTRIES:
+  for name in MODULES.keys() - MAIN:
     for target in imports_of(name):
       if ROOMS.index(room_of(target)) < ROOMS.index(room_of(name)):
         upward.append(f"{name} imports {target}")
   assert not upward, "\n".join(sorted(upward))
 
 
-def test_entries_are_nothing_but_entries():
-  """An exception for a command must not become a way around the order."""
-  for name in ENTRIES & MODULES.keys():
-    assert len(MODULES[name].read_text().splitlines()) <= 12, name
-    importers = [other for other in MODULES if name in imports_of(other)]
-    assert not importers, f"{name} is imported by {importers}"
-  assert not ENTRIES - MODULES.keys()
+def test_nothing_of_the_package_imports_what_is_outside_of_it():
+  """The wheel holds neither `pretraining` nor `benchmarks`; `configs` is shipped inside the package."""
+  outside = {"pretraining", "benchmarks", "tests", "configs"}
+  found = [
+    f"{path.relative_to(ROOT)} imports {target}"
+    for path in (*MODULES.values(), *sorted((ROOT / "configs").glob("*.py")))
+    for target in imported_names(ast.parse(path.read_text()))
+    if target.partition(".")[0] in outside
+  ]
+  assert not found, "\n".join(found)
 
 
 def test_no_module_imports_itself_in_a_circle():
   """Counts imports inside functions too: they only hide a circle."""
-  graph = {name: imports_of(name) for name in MODULES.keys() - ENTRIES}
+  graph = {name: imports_of(name) for name in MODULES.keys() - MAIN}
   done: set[str] = set()
 
   def visit(name: str, path: tuple[str, ...]) -> None:

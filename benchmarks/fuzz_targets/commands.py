@@ -28,7 +28,6 @@ _WORK = {
   "calibrate": ("seggpt_jax.cli.calibrate.Predictor.from_checkpoint",),
   "demo": ("seggpt_jax.cli.demo._run",),
   "evaluate": ("seggpt_jax.cli.evaluate.parts.run",),
-  "evaluate-in-context": ("seggpt_jax.cli.in_context.in_context_report.run",),
   "evaluate-inspection": ("seggpt_jax.cli.inspection.inspection.run",),
   "infer": ("seggpt_jax.cli.infer.Predictor.from_checkpoint", "seggpt_jax.cli.prompt_flags.load_model"),
   "inspect": ("seggpt_jax.cli.inspect.draw_samples",),
@@ -60,9 +59,6 @@ def seed(name: str, folder: Path) -> dict[str, Any]:
     "evaluate": {
       **{"benchmark": "fss1000", "model_path": "small", "data_dir": str(folder / "fss"), "outdir": out, "split": 1},
       **{"shots": 1, "seed": 0, "episodes": 1, "shard": "1/2"},
-    },
-    "evaluate-in-context": {
-      **{"model_path": "small", "families": "held_out", "num_episodes": 2, "num_prompts": 1, "difficulty": 0.5},
     },
     "evaluate-inspection": {
       **network,

@@ -22,14 +22,13 @@ COMMANDS = {
   "retrieve": "Choose the best prompts for every image, for `seggpt infer --mapping`.",
   "evaluate": "Run a public benchmark, such as FSS-1000, COCO-20i, LVIS-92i, ISIC 2018 or DAVIS 2017.",
   "evaluate-inspection": "Judge a network as an inspection line would: catch rate and yield rate.",
-  "evaluate-in-context": "Measure segmentation by example on families of pictures that no training has used.",
   "convert": "Convert weights from PyTorch or Hugging Face to JAX, and back.",
   "merge": "Merge a LoRA into the weights it was trained for.",
   "export": "Export a network as one file for other programs: ONNX or StableHLO.",
   "boards": "Draw a dataset of synthetic circuit boards with defects.",
   "demo": "Segment circuit boards by example, fine-tune, segment again, and draw a picture.",
 }
-_MODULES = {"evaluate-inspection": "inspection", "evaluate-in-context": "in_context"}
+_MODULES = {"evaluate-inspection": "inspection"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,17 +69,6 @@ def run(module: str, program: str, arguments: Sequence[str] | None = None) -> No
   from seggpt_jax.cli import runner
 
   runner.run(importlib.import_module(module), program, sys.argv[1:] if arguments is None else arguments)
-
-
-def run_alias(module: str, name: str) -> None:
-  """Runs a subcommand under the name of the module that it used to be, and prints the new name.
-
-  Args:
-    module: the old name, as in `python -m MODULE`.
-    name: the subcommand.
-  """
-  print(f"note: `python -m {module}` is now `seggpt {name}`", file=sys.stderr)
-  main([name, *sys.argv[1:]])
 
 
 def _overview() -> str:

@@ -16,7 +16,7 @@ from seggpt_jax.files import expand
 from seggpt_jax.model.adapters import Adapter, LearnedPrompt, LoRA
 from seggpt_jax.training.schema import KEYS
 
-_PATHS = ("data.path", "data.assets", "model.init_from")
+_PATHS = ("data.path", "model.init_from")
 _LARGEST_SIDE = 16384  # pixels of a resized sample
 
 

@@ -33,7 +33,6 @@ from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
 from seggpt_jax.data.zoomed import ZoomedSource, measured_coarse_zoom, measured_zoom, num_windows, object_sides
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.synthetic.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
 from seggpt_jax.training.pairs import (
   SplitSamples,
   describe_answerable,
@@ -57,7 +56,7 @@ class Inputs:
   Attributes:
     training: training pairs.
     evaluation: validation pairs.
-    sources: samples under "train" and "val"; empty for tasks, which have no files.
+    sources: samples under "train" and "val".
     notes: lines on the data for the person who started the run.
     zoom: factor from the images' pixels to the network's; 0 if samples are resized instead.
     prompt_grid: cells along a side of a prompt; 0 if a prompt is one sample.
@@ -100,8 +99,8 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     lower_half_share=data.lower_half_share,
     augmentation=Augmentation(**strengths),
     # A learned prompt takes the place of the drawn ones and knows every class.
-    prompt_foreground=0.0 if learned or data.source == "tasks" else data.prompt_foreground,
-    unanswerable="keep" if learned or data.source == "tasks" else data.unanswerable,
+    prompt_foreground=0.0 if learned else data.prompt_foreground,
+    unanswerable="keep" if learned else data.unanswerable,
   )
   evaluation = EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes)
   if not data.zoom and data.resize and data.resize < square:
@@ -110,17 +109,6 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     raise InputError(
       f"config.data.coarse_classes: found {unknown[0]}, expected classes below data.num_classes={data.num_classes}"
     )
-  if data.source == "tasks":
-    tasks = Tasks(
-      size=data.resize or square,
-      num_classes=data.num_classes,
-      ramp=data.ramp * config.batch_size,
-      num_prompts=data.prompts,
-      assets=data.assets,
-      families=tuple(data.families),
-    )
-    hardest = dataclasses.replace(tasks, ramp=0)
-    return Inputs(TaskTrainingPairs(tasks, training), TaskEvaluationPairs(hardest, evaluation), {})
   notes: list[str] = []
   splits = {name: _open(data, name, notes) for name in ("train", "val")}
   check_categories(list(splits.values()))

@@ -18,7 +18,7 @@ class Condition:
   """A condition on other keys, without which a key has no effect.
 
   Attributes:
-    text: the condition in words, such as "with data.source=tasks".
+    text: the condition in words, such as "with data.labels=binary".
     holds: takes all values of a configuration by dotted key and returns whether the condition is met.
   """
 

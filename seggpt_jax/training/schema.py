@@ -25,17 +25,14 @@ _STEPS = 10**9  # steps are counted in 32 bits
 _VALUES = (0, (0, 0, 0))  # of label files: gray values or colors
 _DECAY = 0.999999  # a moving average with a decay of 1 never moves
 
-# Tasks are drawn at random: no files are read for them. COCO annotations are polygons: there are no label images.
-_READS_FILES = (Condition("with a data.source other than tasks", lambda values: values["data.source"] != "tasks"),)
 _SHOWS_PROMPTS = (
-  *_READS_FILES,
   Condition("with an adapter.kind other than prompt", lambda values: values["adapter.kind"] != "prompt"),
 )
-_RESIZES = (Condition("without data.zoom", lambda values: values["data.source"] == "tasks" or not values["data.zoom"]),)
-_ZOOMS = (*_READS_FILES, Condition("with data.zoom", lambda values: bool(values["data.zoom"])))
+_RESIZES = without("data.zoom")
+_ZOOMS = (Condition("with data.zoom", lambda values: bool(values["data.zoom"])),)
+# COCO annotations are polygons: there are no label images.
 _READS_LABELS = with_value("data.source", "folder", "class_folders", "masks", "voc", "tfds")
 _HAS_GROUPS = (
-  *_READS_FILES,
   Condition(
     "with data.groups or data.source=class_folders",
     lambda values: bool(values["data.groups"]) or values["data.source"] == "class_folders",
@@ -127,50 +124,26 @@ KEYS: tuple[Key, ...] = (
   Key(
     "data.source",
     "folder",
-    "Form of the dataset (docs/data.md shows the folders); tasks are drawn at random, to pretrain on.",
-    choices=(*KINDS, "tasks"),
-  ),
-  Key(
-    "data.ramp",
-    0,
-    "Steps until tasks of any difficulty are drawn.",
-    0,
-    _STEPS,
-    conditions=with_value("data.source", "tasks"),
-  ),
-  Key(
-    "data.assets",
-    "",
-    "Folder of photographs and cut-outs for tasks, made by seggpt_jax.cli.assets; empty draws all pictures.",
-    conditions=with_value("data.source", "tasks"),
-  ),
-  Key(
-    "data.families",
-    (),
-    "Families of tasks to draw, by name (docs/small.md lists them); () draws all.",
-    conditions=with_value("data.source", "tasks"),
-    entries=("",),
+    "Form of the dataset; docs/data.md shows the folders.",
+    choices=tuple(KINDS),
   ),
   Key(
     "data.path",
     "data",
     "Folder of the dataset, with {train,val}/{images,labels} for source=folder; gs:// and s3:// work too.",
-    conditions=_READS_FILES,
   ),
   Key(
     "data.train_split",
     "train",
     "Part of the dataset to train on: a folder in data.path, or a TFDS split.",
-    conditions=_READS_FILES,
   ),
-  Key("data.val_split", "val", "Part of the dataset to validate with.", conditions=_READS_FILES),
+  Key("data.val_split", "val", "Part of the dataset to validate with."),
   Key(
     "data.num_train",
     -1,
     "Number of training images to use, the first by name; -1 uses all (original: data_count).",
     -1,
     10**9,
-    conditions=_READS_FILES,
   ),
   Key("data.image_key", "image", "Feature that holds the image.", conditions=with_value("data.source", "tfds")),
   Key(
@@ -181,7 +154,6 @@ KEYS: tuple[Key, ...] = (
     "error",
     "What to do about a file that cannot be read or has no partner: error names it and stops, skip counts it.",
     choices=BAD_FILES,
-    conditions=_READS_FILES,
   ),
   Key(
     "data.bad_share",
@@ -189,7 +161,7 @@ KEYS: tuple[Key, ...] = (
     "Share of the images of a split that may be bad before the run stops after all.",
     0,
     1,
-    conditions=(*_READS_FILES, *with_value("data.bad_files", "skip")),
+    conditions=with_value("data.bad_files", "skip"),
   ),
   Key(
     "data.cache_mb",
@@ -197,7 +169,6 @@ KEYS: tuple[Key, ...] = (
     "Megabytes of decoded images to keep in memory, in each process that reads; 0 keeps none.",
     0,
     10**7,
-    conditions=_READS_FILES,
   ),
   # ------------------------------------------------------------------------------------------------ what labels mean
   Key("data.num_classes", 2, "Number of classes, background included.", 2, 255),
@@ -245,7 +216,6 @@ KEYS: tuple[Key, ...] = (
     "data.groups",
     "",
     "Groups of samples that prompt each other: prefix:SEPARATOR, folder, field:KEY, csv:FILE or classes; '' is one.",
-    conditions=_READS_FILES,
   ),
   Key(
     "data.same_group",
@@ -276,13 +246,11 @@ KEYS: tuple[Key, ...] = (
     "Share of pairs whose prompt shows a class that the query lacks: the answer is background.",
     0,
     1,
-    conditions=_READS_FILES,
   ),
   Key(
     "data.balanced",
     False,
     "Draw queries by class, each class equally often, instead of every image once an epoch.",
-    conditions=_READS_FILES,
   ),
   Key(
     "data.prompts",
@@ -319,7 +287,6 @@ KEYS: tuple[Key, ...] = (
     "Factor from image pixels to the network's, for crops and later for tiles; 0 is off, -1 measures objects.",
     -1,
     8,
-    conditions=_READS_FILES,
   ),
   Key(
     "data.coarse_zoom",
@@ -335,7 +302,7 @@ KEYS: tuple[Key, ...] = (
     "Classes to look for at data.coarse_zoom only; () with data.coarse_zoom=-1, which finds them.",
     1,
     254,
-    conditions=(*_READS_FILES, Condition("with data.coarse_zoom", lambda values: bool(values["data.coarse_zoom"]))),
+    conditions=(Condition("with data.coarse_zoom", lambda values: bool(values["data.coarse_zoom"])),),
     entries=(0,),
   ),
   Key(

@@ -56,7 +56,6 @@ class Run:
     key: random key of the run, from which each step derives its own.
     epoch: number of training pairs after which they start again in another order; None if they never do.
     schedule: step, counted from 0 -> learning rate.
-    whole_network: whether every parameter of the network is trained.
     train_step: (state, batch, key) -> (state, output), compiled at its first call.
     validate: scores parameters on the validation pairs.
     best: best validation score so far.
@@ -76,7 +75,6 @@ class Run:
   key: jax.Array
   epoch: int | None
   schedule: optax.Schedule
-  whole_network: bool
   train_step: Callable[..., tuple[TrainState, StepOutput]]
   validate: Validator
   best: BestScore
@@ -157,7 +155,6 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
     key=jax.random.key(config.seed),
     epoch=inputs.training.epoch,
     schedule=plan.optimizer.schedule,
-    whole_network=not plan.optimizer.frozen,
     train_step=make_train_step(
       plan.graph, model_config, transform, mesh, where, prompts, adapter=adapter, loss=loss, **learning
     ),
@@ -369,8 +366,6 @@ def _describe(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh) -> str
 
 def _describe_samples(inputs: Inputs, samples: np.ndarray) -> str:
   """Returns the names of the queries in a batch, at most eight of them."""
-  if "train" not in inputs.sources:
-    return "tasks that were drawn at random"
   queries = list(dict.fromkeys(inputs.sources["train"].name(int(index)) for index in samples[:, 1]))
   share = f" (the share of process {jax.process_index()})" if jax.process_count() > 1 else ""
   return ", ".join(queries[:8]) + (f" and {len(queries) - 8} more" if len(queries) > 8 else "") + share

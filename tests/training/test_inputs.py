@@ -182,9 +182,6 @@ def test_several_prompts(config, tmp_path):
   config.data.prompts = 3
   _, batch = batch_of(config, tmp_path, size=2)
   assert batch["images"].shape[0] == 6
-  config.data.source, config.data.path, config.data.num_classes = "tasks", "data", 3
-  _, batch = batch_of(config, tmp_path, size=2)
-  assert batch["images"].shape[0] == 6
 
 
 def test_decoded_images_are_kept(config, tmp_path):
