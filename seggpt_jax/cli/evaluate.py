@@ -105,7 +105,7 @@ def _few_shot(model: str) -> FewShot:
   if values.fold is not None and not (values.fold and set(values.fold) <= set(known)):
     raise InputError(f"--fold: found {','.join(values.fold)!r}, expected some of {','.join(known)}")
   cache = Path(values.outdir) / "parts" / "classes.npz"
-  data = benchmark.read(Opening(values.data_dir, values.shots, values.classes, values.lists, cache))
+  data = benchmark.read(Opening(values.data_dir, values.classes, values.lists, cache))
   return FewShot(
     values.benchmark,
     data,

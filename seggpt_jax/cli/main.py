@@ -20,7 +20,7 @@ COMMANDS = {
   "serve": "Segment images for other programs, over HTTP.",
   "calibrate": "Choose how sensitive a trained network is, for a catch rate or a yield rate.",
   "retrieve": "Choose the best prompts for every image, for `seggpt infer --mapping`.",
-  "evaluate": "Run a public benchmark, such as FSS-1000, COCO-20i, LVIS-92i, ISIC 2018 or DAVIS 2017.",
+  "evaluate": "Run a public benchmark, such as FSS-1000, COCO-20i, ISIC 2018 or DAVIS 2017.",
   "evaluate-inspection": "Judge a network as an inspection line would: catch rate and yield rate.",
   "convert": "Convert weights from PyTorch or Hugging Face to JAX, and back.",
   "merge": "Merge a LoRA into the weights it was trained for.",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from seggpt_jax.evaluation import few_shot_data, few_shot_domains, few_shot_parts
+from seggpt_jax.evaluation import few_shot_data, few_shot_domains
 from seggpt_jax.evaluation.few_shot_samples import FewShotData
 
 
@@ -16,14 +16,12 @@ class Opening(NamedTuple):
 
   Attributes:
     directory: folder of the dataset.
-    shots: number of prompts per query.
     classes: file with names of classes, or None.
     lists: folder with published lists, or None.
     cache: file to keep the classes of every image in.
   """
 
   directory: str | os.PathLike
-  shots: int = 1
   classes: str | None = None
   lists: str | None = None
   cache: str | os.PathLike | None = None
@@ -51,15 +49,6 @@ BENCHMARKS: Mapping[str, FewShotBenchmark] = {
   ),
   "coco20i": FewShotBenchmark(
     lambda given: few_shot_data.coco20i(given.directory, given.cache), few_shot_data.NUM_FOLDS
-  ),
-  "lvis92i": FewShotBenchmark(
-    lambda given: few_shot_parts.lvis92i(given.directory, given.shots), few_shot_parts.NUM_LVIS_FOLDS
-  ),
-  "pascal_part": FewShotBenchmark(
-    lambda given: few_shot_parts.pascal_part(given.directory), few_shot_parts.NUM_PASCAL_FOLDS
-  ),
-  "paco_part": FewShotBenchmark(
-    lambda given: few_shot_parts.paco_part(given.directory, given.shots), few_shot_parts.NUM_PACO_FOLDS
   ),
   "isaid5i": FewShotBenchmark(
     lambda given: few_shot_domains.isaid5i(given.directory, given.lists), few_shot_domains.NUM_ISAID_FOLDS, ("lists",)

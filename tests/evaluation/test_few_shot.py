@@ -202,8 +202,8 @@ def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice
     (["--benchmark", "fss1000", "--fold", "0"], ["--fold: found with fss1000", "pascal5i"]),
     (["--benchmark", "pascal5i", "--num_frames", "2"], ["--num-frames: found with pascal5i", "davis2017"]),
     (["--benchmark", "isaid5i", "--fold", "3"], ["--fold: found '3'", "0,1,2"]),
-    (["--benchmark", "suim", "--fold", "0"], ["--fold: found with suim", "lvis92i", "paco_part"]),
-    (["--benchmark", "lvis92i"], ["found no coco/ in it", "LVIS"]),
+    (["--benchmark", "suim", "--fold", "0"], ["--fold: found with suim", "pascal5i", "isaid5i"]),
+    (["--benchmark", "isic2018"], ["found no ISIC2018_Task1-2_Training_Input/ in it", "ISIC"]),
     (["--benchmark", "pascal5i", "--shard", "3/2"], ["--shard: found '3/2'", "2/4"]),
   ],
 )

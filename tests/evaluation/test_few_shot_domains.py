@@ -10,6 +10,7 @@ from PIL import Image
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import few_shot_domains
+from seggpt_jax.evaluation.few_shot_benchmarks import BENCHMARKS, Opening
 from tests.evaluation.conftest import save
 
 IMAGE = np.full((6, 8, 3), 90, np.uint8)
@@ -176,3 +177,9 @@ def test_what_is_missing_is_named(isaid, isic, tmp_path):
   (isic / few_shot_domains._ISIC_MASKS / "ISIC_20_segmentation.png").unlink()
   with pytest.raises(InputError, match=r"ISIC_20_segmentation\.png: file not found, expected it beside .*ISIC_20\.jpg"):
     few_shot_domains.isic2018(isic)
+
+
+def test_every_benchmark_of_the_command_has_a_reader_that_names_what_is_missing(tmp_path):
+  for benchmark in BENCHMARKS.values():
+    with pytest.raises(InputError, match="nowhere: folder not found"):
+      benchmark.read(Opening(tmp_path / "nowhere"))
