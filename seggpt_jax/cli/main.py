@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-# Each subcommand is the module in seggpt_jax/cli of this name, or of the name in _MODULES.
+# Each subcommand is the module in seggpt_jax/cli of this name.
 COMMANDS = {
   "inspect": "Check a dataset: what it holds, what is wrong with it, and how to train on it.",
   "prepare": "Convert a dataset to image folders or to ArrayRecord, and divide it into train and val.",
@@ -28,7 +28,6 @@ COMMANDS = {
   "boards": "Draw a dataset of synthetic circuit boards with defects.",
   "demo": "Segment circuit boards by example, fine-tune, segment again, and draw a picture.",
 }
-_MODULES = {"evaluate-inspection": "inspection"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     print(f"seggpt-jax {seggpt_jax.__version__}")
   elif name in COMMANDS:
-    run(f"seggpt_jax.cli.{_MODULES.get(name, name)}", f"seggpt {name}", rest)
+    run(f"seggpt_jax.cli.{name.replace('-', '_')}", f"seggpt {name}", rest)
   else:
     nearest = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5) or list(COMMANDS)
     print(f"error: {name}: unknown command, expected {_alternatives(nearest)} (seggpt --help)", file=sys.stderr)

@@ -129,6 +129,11 @@ def with_value(key: str, *choices: Any) -> tuple[Condition]:
   return (Condition(f"with {key}={words}", lambda values: values[key] in choices),)
 
 
+def with_any(*keys: str) -> tuple[Condition]:
+  """Returns the condition that one of several other keys is neither zero nor empty."""
+  return (Condition(f"with {' or '.join(keys)}", lambda values: any(values[key] for key in keys)),)
+
+
 def without(key: str) -> tuple[Condition]:
   """Returns the condition that another key is zero or empty."""
   return (Condition(f"without {key}", lambda values: not values[key]),)

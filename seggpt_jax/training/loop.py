@@ -67,7 +67,7 @@ def _train(run: Run) -> dict[str, float]:
         run.bad_files.settle()
       if step % config.log_every == 0:
         _log(run, step)
-      if config.panel_every and step % config.panel_every == 0:
+      if step % config.eval_every == 0:
         monitor.panels(step, "train", batch, local_shards(output.colors), run.model_config)
       if step % config.eval_every == 0 or step == config.num_steps:
         result = _validate(run, step, state)

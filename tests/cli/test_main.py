@@ -1,8 +1,5 @@
 """The `seggpt` command: what it prints for people who look around, and who mistype."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,14 +8,9 @@ import seggpt_jax
 from seggpt_jax.cli import packaged_configs
 from seggpt_jax.cli.main import COMMANDS, main
 from seggpt_jax.errors import InputError
+from tests.commands import seggpt
 
 ROOT = Path(__file__).parents[2]
-
-
-def seggpt(*arguments, cwd=ROOT):
-  environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-  command = [sys.executable, "-m", "seggpt_jax", *map(str, arguments)]
-  return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 def ended(capsys, *arguments):
@@ -50,12 +42,14 @@ def test_help_of_train_lists_each_flag_and_each_config_key_once():
   done = seggpt("train", "--help")
   assert (done.returncode, done.stderr) == (0, "")
   lines = done.stdout.splitlines()
-  for flag in ("  --config CONFIG", "  --workdir PATH", "  --num-processes, --num_processes N"):
+  for flag in ("  --config CONFIG", "  --workdir PATH", "  --distributed TEXT"):
     assert sum(line.startswith(flag) for line in lines) == 1
   for key in KEYS:
     assert sum(line.startswith(f"  {key.name}=") for line in lines) == 1, key.name
   text = " ".join(done.stdout.split())
-  assert "(one of fixed, shorter; only with" in text and "(0.001 to 1" in text and "base, defects" in text
+  assert (
+    "(one of none, horizontal, vertical, both, turns)" in text and "(0.001 to 1" in text and "base, defects" in text
+  )
   assert "absl" not in text and "flagfile" not in text
 
 
@@ -87,12 +81,8 @@ def test_every_spelling_of_help_prints_the_same_text(flag):
 
 
 def test_hyphens_underscores_and_the_home_directory_are_understood(tmp_path):
-  command = [sys.executable, "-m", "seggpt_jax", "boards", "~/drawn", "--num_train=1", "--num-val", "1"]
-  environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
-  options = ["--size=64", "--no-one-kind"]
-  done = subprocess.run(
-    [*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-  )
+  options = ("~/drawn", "--num_train=1", "--num-val", "1", "--size=64", "--no-one-kind")
+  done = seggpt("boards", *options, cwd=tmp_path, env={"HOME": str(tmp_path)})
   assert done.returncode == 0, done.stderr
   assert len(list((tmp_path / "drawn" / "train" / "images").iterdir())) == 1
 

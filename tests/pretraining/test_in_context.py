@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from seggpt_jax.inference.predictor import Prediction, Predictor
 from seggpt_jax.model import weights
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.palette import fixed_palette
+from tests.commands import seggpt
 from tests.loud_network import loud_params
 
 ROOT = Path(__file__).parents[2]
@@ -167,14 +165,7 @@ def test_a_family_that_shows_nothing_in_common_is_named():
 
 
 def command(*options):
-  return subprocess.run(
-    [sys.executable, "-m", "pretraining.in_context", *map(str, options)],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": ""},
-    check=False,
-  )
+  return seggpt(*options, env={"XLA_FLAGS": ""}, module="pretraining.in_context")
 
 
 @pytest.fixture(scope="module")
