@@ -38,7 +38,7 @@ from absl import app, flags
 
 from benchmarks import matmul_peaks, report, sides, tables
 from benchmarks.side_process import SPAWN, SideProcess, take_turns
-from seggpt_jax.data.worker import follow_parent
+from seggpt_jax.data.pipeline import follow_parent
 
 _PEER = flags.DEFINE_enum("peer", "transformers", ["transformers", "none"], "Network to compare with.")
 _VARIANTS = flags.DEFINE_list("variants", ["drawn"], "Architectures, keys of seggpt_jax.model.config.VARIANTS.")

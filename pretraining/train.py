@@ -4,7 +4,7 @@
 
 In: a corpus (`sets.py`), ImageNet features (`features.py`), drawn tasks (`drawn.py`). Out: RUN/checkpoints and
 RUN/progress.jsonl with a row of loss and, with `--judge`, the mean IoU on sets that never train. `pack.py` makes the
-packaged file of the moving average.
+packaged file of the moving average, which RUN/weights_STEP holds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pretraining import judge
 from pretraining.sets import Corpus, Example, load_corpus
 from seggpt_jax import canvas
 from seggpt_jax.compilation import jit
-from seggpt_jax.model import parameters
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.matcher import FROZEN, Matcher
 
@@ -151,7 +151,7 @@ def main() -> None:
   parser.add_argument("--drawn", type=Path, help="file written by pretraining.drawn")
   parser.add_argument("--drawn-share", type=float, default=0.2, help="share of drawn tasks")
   parser.add_argument("--judge", type=Path, help="folder of sets that only measure")
-  parser.add_argument("--init-from", type=Path, help="packaged file to start from")
+  parser.add_argument("--init-from", help="weights to start from, such as small")
   parser.add_argument("--steps", type=int, default=20000)
   parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many minutes of this start")
   parser.add_argument("--batch", type=int, default=8, help="pairs of the smallest size")
@@ -177,7 +177,7 @@ def train(args) -> None:
   }
   loaded |= {n: v for n, v in safetensors.numpy.load_file(args.imagenet).items() if n.startswith("feature_")}
   if args.init_from:
-    loaded = safetensors.numpy.load_file(args.init_from)
+    loaded = weights.load_params(args.init_from, config)
   for name, value in loaded.items():
     assert params[name].shape == value.shape, name
     params[name] = jnp.asarray(value, jnp.float32)
@@ -242,9 +242,9 @@ def train(args) -> None:
       saved = time.time()
   manager.save(int(state["step"]), args=ocp.args.StandardSave(state), force=True)
   manager.wait_until_finished()
-  safetensors.numpy.save_file(
-    {n: np.asarray(v) for n, v in (state["ema"] | frozen).items()}, args.workdir / "ema.safetensors"
-  )
+  averaged = args.workdir / f"weights_{int(state['step'])}"
+  weights.save_weights(averaged, state["ema"] | frozen, config)
+  print(f"written: {averaged}; python -m pretraining.pack {averaged} small")
 
 
 def _drawn(path: Path | None):

@@ -41,7 +41,9 @@ _DECAYED: tuple[tuple[str, bool], ...] = (
   (r"^(mask_token|segment_token_[xy]|type_token_(cls|ins))$", False),
 )
 
-
+# The original's values: the learning rate at both ends of a cosine; the factors from one cycle to the next on the
+# length of the part after the warm-up, and on the peak; and the decay of the average of gradients.
+MINIMUM, CYCLE_MULT, DECAY, _B1 = 1e-8, 1.2, 0.5, 0.9
 _MOST_CYCLES = 1000  # each becomes a part of the compiled schedule
 
 
@@ -72,7 +74,7 @@ def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any],
     InputError: values do not fit each other or the network; names the key.
   """
   schedule = make_schedule(optim, num_steps)
-  descend = OPTIMIZERS[optim.name](schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay)
+  descend = OPTIMIZERS[optim.name](schedule, b1=_B1, b2=optim.b2, weight_decay=optim.weight_decay)
   factors = rate_factors(params, optim.layer_decay)
   undecayed = frozenset() if optim.decay_all else frozenset(name for name in params if not is_decayed(name))
   # Always a chain of two, so that switching clipping does not change the form of the optimizer state.
@@ -94,16 +96,17 @@ def make_schedule(optim: ConfigDict, num_steps: int) -> optax.Schedule:
   Raises:
     InputError: a warm-up that is too long; names the key.
   """
+  minimum = min(MINIMUM, optim.peak)
   if optim.schedule == "cosine":
-    return one_cosine(optim.peak, warmup=optim.warmup, minimum=optim.minimum, num_steps=num_steps)
+    return one_cosine(optim.peak, warmup=optim.warmup, minimum=minimum, num_steps=num_steps)
   first_cycle, warmup = cycle_steps(optim.first_cycle, optim.warmup, num_steps)
   return cosine_cycles(
     optim.peak,
     first_cycle,
-    cycle_mult=optim.cycle_mult,
+    cycle_mult=CYCLE_MULT,
     warmup=warmup,
-    decay=optim.decay,
-    minimum=optim.minimum,
+    decay=DECAY,
+    minimum=minimum,
     num_steps=num_steps,
   )
 

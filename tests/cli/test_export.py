@@ -25,6 +25,7 @@ from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.ensemble import predict_queries
 from seggpt_jax.model.seggpt import SegGPT
 from tests import adapter_runs
+from tests.commands import seggpt
 from tests.loud_network import LOUD, loud_network, loud_params
 
 ROOT = Path(__file__).parents[2]
@@ -32,13 +33,7 @@ KINDS = ("onnx", "stablehlo")
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, "-m", "seggpt_jax", *map(str, arguments)],
-    capture_output=True,
-    text=True,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    check=False,
-  )
+  return seggpt(*arguments)
 
 
 def export(*arguments: object) -> None:
@@ -197,6 +192,7 @@ def test_a_program_with_jax_only_runs_stablehlo(files):
   np.savez(files / "pixels.npz", *arrays)
   program = """
 import jax, numpy as np
+from tests.commands import seggpt
 with open("model.stablehlo", "rb") as file:
   exported = jax.export.deserialize(bytearray(file.read()))
 assert exported.platforms == ("cpu", "cuda", "tpu")

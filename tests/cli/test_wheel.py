@@ -17,6 +17,8 @@ import pytest
 
 import seggpt_jax
 
+pytestmark = pytest.mark.slow  # .ci/run runs them after the suite
+
 ROOT = Path(__file__).parents[2]
 
 

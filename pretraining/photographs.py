@@ -1,6 +1,6 @@
 """Families of real pictures: things cut out and put on photographs, and two views of one photograph.
 
-The pictures come from a folder that `python -m seggpt_jax.cli.assets` makes; the package holds none.
+The pictures come from a folder that `python -m pretraining.assets` makes; the package holds none.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from pretraining.scenes import Family, Scenes
+from pretraining.surfaces import random_surface
 from seggpt_jax.errors import InputError
-from seggpt_jax.synthetic.scenes import Family, Scenes
-from seggpt_jax.synthetic.surfaces import random_surface
 
 FILES = ("grounds", "regions", "cutouts")
 # How often each family is drawn, at difficulty 0 and 1, beside those of families.py.
@@ -36,7 +36,7 @@ def families(folder: str) -> dict[str, Family]:
   """
   for name in FILES:
     if not (Path(folder) / f"{name}.npy").is_file():
-      raise InputError(f"{folder}: found no {name}.npy, expected a folder from python -m seggpt_jax.cli.assets")
+      raise InputError(f"{folder}: found no {name}.npy, expected a folder from python -m pretraining.assets")
   # Mapped, so that all worker processes share one copy.
   grounds, regions, things = (np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in FILES)
   return {

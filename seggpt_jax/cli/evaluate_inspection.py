@@ -34,7 +34,6 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       ),
       define_path("adapter", "Training run that learned a LoRA for these weights."),
       define_path("outdir", "Folder for inspection.json and report.html.", required=True),
-      flags.DEFINE_integer("rows", 50, "Number of worst images with pictures in each part of the report.", 0, 10**5),
     ],
     "Images and prompts": [
       define_path("dataset_dir", "Folder with images/ and labels/.", required=True),
@@ -76,7 +75,6 @@ def main() -> None:
     adapter=values.adapter,
     top_k=values.top_k,
     thresholds=Thresholds(values.catch_iou, values.yield_response, values.catch_weight),
-    num_rows=values.rows,
     options=inference_flags.options_from_flags(values.adapter or values.model_path, labels),
     labels=labels,
     arguments={name.replace("_", "-"): values[name].value for name in _RECORDED} | {"labels": str(labels)},

@@ -8,8 +8,8 @@ import inspect
 import numpy as np
 import pytest
 
-from seggpt_jax.synthetic import families, held_out
-from seggpt_jax.synthetic.tasks import draw_episode
+from pretraining import families, held_out
+from pretraining.tasks import draw_episode
 
 SIZE = 96
 FAMILIES = pytest.mark.parametrize("family", held_out.HELD_OUT)
@@ -74,8 +74,8 @@ def test_nothing_of_what_is_trained_on_is_drawn():
   }
   assert not any(word in name for name in imported for word in ("families", "surfaces", "photographs"))
   assert {name for name in imported if "materials" in name} <= {
-    "seggpt_jax.synthetic.materials.coordinates",
-    "seggpt_jax.synthetic.materials.smooth_noise",
+    "pretraining.materials.coordinates",
+    "pretraining.materials.smooth_noise",
   }
   assert not any("shapes" in name for name in imported)
   assert not held_out.HELD_OUT.keys() & families.FAMILIES.keys()

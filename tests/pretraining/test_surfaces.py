@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.cli import assets
+from pretraining import assets, photographs, surfaces, tasks
 from seggpt_jax.errors import InputError
-from seggpt_jax.synthetic import photographs, surfaces, tasks
 
 SIZE = 64
 
@@ -55,13 +54,12 @@ def test_a_fault_of_line_art_adds_or_removes_ink(fault):
 
 
 def test_prompts_of_sparse_tasks_show_every_class_and_queries_may_be_faultless():
-  source, empty = tasks.Tasks(SIZE, 7, families=("flaws",)), 0
+  empty = 0
   for seed in range(60):
-    prompts, query = source.draw(0, generator(seed))
-    shown = set(np.unique(np.stack([prompt["label"] for prompt in prompts])).tolist())
-    assert set(np.unique(query["label"]).tolist()) <= {0, *range(1, 7)}
-    assert shown - {0}
-    empty += not query["label"].any()
+    task = tasks.draw_task("flaws", generator(seed), SIZE)
+    assert set(np.unique(task.query_labels).tolist()) <= {0, *range(1, 7)}
+    assert task.prompt_labels.any()
+    empty += not task.query_labels.any()
   assert 5 < empty < 45
 
 
@@ -109,9 +107,6 @@ def test_cut_outs_and_views_are_where_their_labels_say(folder):
 
 
 def test_tasks_draw_from_assets_only_where_there_are_some(folder):
-  (prompt,), query = tasks.Tasks(SIZE, 4, assets=folder, families=("cutouts",)).draw(0, generator())
-  assert prompt["name"].startswith("cutouts") and prompt["label"].any() and query["image"].shape == (SIZE, SIZE, 3)
-  with pytest.raises(InputError, match=r"data.families: found 'cutouts', expected some of .*needs data.assets"):
-    tasks.Tasks(SIZE, 4, families=("cutouts",))
-  with pytest.raises(InputError, match=r"data.families: found 'dogs', expected some of .*cutouts, fabrics"):
-    tasks.Tasks(SIZE, 4, assets=folder, families=("dogs",))
+  assert tasks.all_families(folder).keys() - tasks.all_families().keys() == {"cutouts", "views"}
+  task = tasks.draw_task(tasks.all_families(folder)["cutouts"], generator(), SIZE, num_classes=4)
+  assert task.prompt_labels.any() and task.query_image.shape == (SIZE, SIZE, 3)

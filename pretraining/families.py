@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seggpt_jax.synthetic import shapes, surfaces
-from seggpt_jax.synthetic.materials import (
+from pretraining import shapes, surfaces
+from pretraining.materials import (
   Material,
   coordinates,
   random_material,
@@ -25,7 +25,7 @@ from seggpt_jax.synthetic.materials import (
   smooth_noise,
   vary,
 )
-from seggpt_jax.synthetic.scenes import Family, Scenes
+from pretraining.scenes import Family, Scenes
 
 
 def _between(generator: np.random.Generator, easy: tuple[float, float], hard: tuple[float, float], difficulty: float):

@@ -15,9 +15,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.peaks import find_chip
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import Remat
-from seggpt_jax.training.chips import find_chip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def model_flops_utilization(config: SegGPTConfig, canvases_per_second: float, de
     devices: devices that share a step, from `jax.devices()`.
 
   Returns:
-    The share of the bfloat16 peak, in any number format; None when a device is not in `chips.CHIPS`, such as a CPU.
+    The share of the bfloat16 peak, in any number format; None when a device is not in `peaks.CHIPS`, such as a CPU.
   """
   chips = [find_chip(device.device_kind) for device in devices]
   if not chips or None in chips:

@@ -54,13 +54,6 @@ def known_samples(
     if spec not in ("", "folder"):
       raise InputError(f"config.data.groups: found {spec!r}, expected folder: each of the class folders is a group")
     spec = "folder"
-    if data.same_group < 1:
-      raise InputError(
-        f"config.data.same_group: found {data.same_group}, expected 1 for class folders, where labels of another "
-        "folder mean another thing; data.negative prompts from other folders"
-      )
-  elif spec and not data.same_group:
-    raise InputError(f"config.data.groups: found {spec!r} with data.same_group=0, expected a share above 0, or ''")
   with naming("config.data.groups"):
     groups = group_names(source, spec) if spec else None
   if data.source == "class_folders":
@@ -68,7 +61,7 @@ def known_samples(
   unread: list[InputError] = []
   classes = None
   if needs_classes:
-    skip = None if data.bad_files == "error" else unread.append
+    skip = unread.append if data.bad_share else None
     # A new run has no folder yet, and must not get one before everything has been checked.
     cache = workdir / f"classes_{name}.npz" if (workdir / "checkpoints").is_dir() else None
     classes = scan_classes(source, cache, skip)

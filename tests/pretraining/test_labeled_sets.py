@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pretraining import in_context, labeled_sets
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation import in_context_report, labeled_sets
 from seggpt_jax.inference.predictor import Prediction, Predictor
 from seggpt_jax.model import weights
 from seggpt_jax.model.config import VARIANTS
@@ -87,7 +87,7 @@ def test_whoever_copies_the_mask_scores_the_copy(dataset, index):
 
 
 def test_the_report_has_a_row_for_each_class_and_their_mean(dataset, tiny, tmp_path, capsys):
-  in_context_report.run(tiny, data=[str(dataset)], num_episodes=1, num_prompts=2, output=tmp_path)
+  in_context.evaluate_weights(tiny, data=[str(dataset)], num_episodes=1, num_prompts=2, output=tmp_path)
   printed = capsys.readouterr().out.splitlines()
   assert [line.split(", ")[1].split("  ")[0] for line in printed[1:4]] == ["class 1", "class 2", "mean"]
   written = json.loads((tmp_path / "in_context.json").read_text())

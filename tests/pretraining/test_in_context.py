@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pretraining import in_context
+from pretraining.held_out import HELD_OUT
+from pretraining.questions import choose_families, draw_question, evaluate
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation import in_context, in_context_report
 from seggpt_jax.inference.predictor import Prediction, Predictor
 from seggpt_jax.model import weights
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.palette import fixed_palette
-from seggpt_jax.synthetic.held_out import HELD_OUT
+from tests.commands import seggpt
 from tests.loud_network import loud_params
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +46,7 @@ class StandIn(Predictor):
 @pytest.fixture(scope="module")
 def questions():
   return {
-    name: [in_context.draw_question(name, family, index, SIZE, PROMPTS) for index in range(EPISODES)]
+    name: [draw_question(name, family, index, SIZE, PROMPTS) for index in range(EPISODES)]
     for name, family in HELD_OUT.items()
   }
 
@@ -65,7 +64,7 @@ def oracle(questions):
 
 
 def test_a_predictor_that_uses_the_prompt_scores_1(oracle):
-  results = in_context.evaluate(oracle, HELD_OUT, **SETTINGS)
+  results = evaluate(oracle, HELD_OUT, **SETTINGS)
   assert list(results["families"]) == list(HELD_OUT)
   for row in (*results["families"].values(), results["mean"]):
     assert row.keys() == KEYS
@@ -76,7 +75,7 @@ def test_a_predictor_that_uses_the_prompt_scores_1(oracle):
 
 
 def test_a_predictor_that_copies_the_mask_scores_the_copy_baseline(questions):
-  results = in_context.evaluate(StandIn(lambda image, prompts: prompts[0][1]), HELD_OUT, **SETTINGS)
+  results = evaluate(StandIn(lambda image, prompts: prompts[0][1]), HELD_OUT, **SETTINGS)
   for name, row in results["families"].items():
     assert row["one_prompt"] == row["ensemble"] == row["copy"] < 0.4
     by_hand = []
@@ -90,22 +89,22 @@ def test_a_predictor_that_copies_the_mask_scores_the_copy_baseline(questions):
 
 
 def test_a_predictor_that_ignores_pictures_scores_the_constant_baseline_or_0():
-  results = in_context.evaluate(StandIn(lambda image, _: np.ones(image.shape[:2], np.uint8)), HELD_OUT, **SETTINGS)
+  results = evaluate(StandIn(lambda image, _: np.ones(image.shape[:2], np.uint8)), HELD_OUT, **SETTINGS)
   for row in results["families"].values():
     assert row["one_prompt"] == row["constant"] < 0.5
-  silent = in_context.evaluate(StandIn(lambda image, _: np.zeros(image.shape[:2], np.uint8)), HELD_OUT, **SETTINGS)
+  silent = evaluate(StandIn(lambda image, _: np.zeros(image.shape[:2], np.uint8)), HELD_OUT, **SETTINGS)
   assert (silent["mean"]["one_prompt"], silent["mean"]["swapped"], silent["mean"]["follows"]) == (0.0, 0.0, 0.0)
 
 
 def test_a_predictor_that_ignores_the_other_mask_does_not_follow(questions):
   first = {q.query.tobytes(): q.mask(q.asked) for of_family in questions.values() for q in of_family}
-  mean = in_context.evaluate(StandIn(lambda image, _: first[image.tobytes()]), HELD_OUT, **SETTINGS)["mean"]
+  mean = evaluate(StandIn(lambda image, _: first[image.tobytes()]), HELD_OUT, **SETTINGS)["mean"]
   assert (mean["one_prompt"], mean["swapped"], mean["swapped_vs_old"], mean["follows"]) == (1.0, 0.0, 1.0, 0.0)
 
 
 def test_questions_are_always_the_same_and_ask_for_two_kinds_that_every_picture_shows(questions):
   for name, family in HELD_OUT.items():
-    again = in_context.draw_question(name, family, 1, SIZE, PROMPTS)
+    again = draw_question(name, family, 1, SIZE, PROMPTS)
     question = questions[name][1]
     np.testing.assert_array_equal(question.episode.images, again.episode.images)
     assert (question.asked, question.other) == (again.asked, again.other)
@@ -120,18 +119,18 @@ def test_questions_are_always_the_same_and_ask_for_two_kinds_that_every_picture_
 
 def test_with_one_prompt_and_one_episode_there_is_no_ensemble_and_no_error():
   standin = StandIn(lambda image, prompts: prompts[0][1])
-  results = in_context.evaluate(standin, {"cells": HELD_OUT["cells"]}, num_episodes=1, num_prompts=1)
+  results = evaluate(standin, {"cells": HELD_OUT["cells"]}, num_episodes=1, num_prompts=1)
   assert standin.num_prompts == [1, 1]
   assert results["mean"]["ensemble"] == results["mean"]["one_prompt"]
   assert results["mean"]["standard_error"] is None
-  table = in_context_report.table(results, 1).splitlines()
+  table = in_context.table(results, 1).splitlines()
   assert [line.split()[0] for line in table[1:]] == ["cells", "mean"]
   assert table[1].split()[2] == "-"
 
 
 def test_the_picture_shows_what_was_asked_and_what_was_answered(oracle, questions):
   families = {name: HELD_OUT[name] for name in ("cells", "fruits")}
-  sheet = in_context_report.picture(oracle, families, num_prompts=PROMPTS)
+  sheet = in_context.picture(oracle, families, num_prompts=PROMPTS)
   side = 2 * SIZE
   assert sheet.shape == (16 + 4 * (side + 4), 64 + 8 * (side + 4), 3)
   third_row = [sheet[16 + 2 * (side + 4) :][:side, 64 + column * (side + 4) :][:, :side] for column in range(8)]
@@ -148,12 +147,12 @@ def test_the_picture_shows_what_was_asked_and_what_was_answered(oracle, question
 
 
 def test_families_are_chosen_by_name_or_by_group():
-  assert list(in_context.choose_families(["held_out"])) == list(HELD_OUT)
-  assert list(in_context.choose_families(["regions", "cells"])) == ["regions", "cells"]
-  assert not HELD_OUT.keys() & in_context.choose_families(["training"]).keys()
+  assert list(choose_families(["held_out"])) == list(HELD_OUT)
+  assert list(choose_families(["regions", "cells"])) == ["regions", "cells"]
+  assert not HELD_OUT.keys() & choose_families(["training"]).keys()
   for names, found in ((["cells", "galaxies"], "'galaxies'"), ([""], "''"), ([], "none")):
     with pytest.raises(InputError, match=f"--families: found {found}, expected some of held_out, training, cells"):
-      in_context.choose_families(names)
+      choose_families(names)
 
 
 def test_a_family_that_shows_nothing_in_common_is_named():
@@ -162,18 +161,11 @@ def test_a_family_that_shows_nothing_in_common_is_named():
     return scenes._replace(kinds=[np.zeros_like(kinds) for kinds in scenes.kinds])
 
   with pytest.raises(InputError, match="nothing: found no two kinds in 1 prompts"):
-    in_context.draw_question("nothing", nothing, 0, 16, 1)
+    draw_question("nothing", nothing, 0, 16, 1)
 
 
 def command(*options):
-  return subprocess.run(
-    [sys.executable, "-m", "seggpt_jax", "evaluate-in-context", *map(str, options)],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": ""},
-    check=False,
-  )
+  return seggpt(*options, env={"XLA_FLAGS": ""}, module="pretraining.in_context")
 
 
 @pytest.fixture(scope="module")

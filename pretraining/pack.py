@@ -1,6 +1,6 @@
 """Copies the weights of a training run into the package, where `load_model(NAME)` finds them; for maintainers.
 
-python -m seggpt_jax.cli.pack runs/small_96 small
+python -m pretraining.pack runs/small_96 small
 """
 
 from __future__ import annotations
@@ -27,4 +27,4 @@ def main(source: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-  run("seggpt_jax.cli.pack", "python -m seggpt_jax.cli.pack")
+  run("pretraining.pack", "python -m pretraining.pack")

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks import cost
+from benchmarks.peaks import find_chip
 from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS
-from seggpt_jax.training import cost
-from seggpt_jax.training.chips import find_chip
 
 BATCH = 4
 

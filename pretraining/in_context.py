@@ -1,4 +1,11 @@
-"""Reports what `in_context` measured: a table, a JSON file and a sheet of pictures."""
+"""Measures how well a network segments what a prompt shows, on families of pictures that it was not trained on.
+
+  python -m pretraining.in_context --model-path runs/mine --output OUT
+
+In: weights and the names of families. Out: a table of foreground IoU, OUT/in_context.json with the same numbers, and
+OUT/in_context.png with pictures. --data FOLDER,FOLDER measures on real datasets instead, with
+{train,val}/{images,labels} of class indices: the training images prompt the validation images.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import flags
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from seggpt_jax.evaluation import labeled_sets
-from seggpt_jax.evaluation.in_context import Answers, Question, answer, choose_families, draw_question, evaluate
-from seggpt_jax.evaluation.labeled_sets import evaluate_set
+from pretraining import labeled_sets
+from pretraining.labeled_sets import evaluate_set
+from pretraining.questions import Answers, Question, answer, choose_families, draw_question, evaluate
+from pretraining.scenes import Family
+from seggpt_jax.cli.main import run
+from seggpt_jax.cli.path_flags import define_path, define_paths
+from seggpt_jax.cli.runner import is_given
+from seggpt_jax.compilation import keep_programs
+from seggpt_jax.errors import InputError
 from seggpt_jax.files import writing
 from seggpt_jax.inference import outputs, pictures
 from seggpt_jax.inference.predictor import Predictor
@@ -21,7 +35,6 @@ from seggpt_jax.model import parameters, weights
 from seggpt_jax.palette import display_palette
 from seggpt_jax.retrieval.labeled_images import list_prompts
 from seggpt_jax.retrieval.prompt_index import PromptIndex
-from seggpt_jax.synthetic.scenes import Family
 
 # Column titles by the keys of the scores; {k} is the number of prompts.
 _COLUMNS = {
@@ -38,7 +51,41 @@ _PANELS = ("prompt", "its mask", "query", "truth", "1 prompt", "{k} prompts", "o
 _ASKED, _OTHER = display_palette(3)[[0, 1]], display_palette(3)[[0, 2]]
 
 
-def run(
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of the command."""
+  return {
+    "Evaluation": [
+      define_path(
+        "model_path", "Path of weights or of a training run, packaged name (small) or Hugging Face name.", required=True
+      ),
+      flags.DEFINE_list("families", "held_out", "held_out, training, or names of families."),
+      define_paths("data", "Folders of real datasets, in place of families."),
+      flags.DEFINE_integer("num_episodes", 40, "Number of questions per family, or per class of a dataset.", 1, 10**6),
+      flags.DEFINE_integer("num_prompts", 5, "Number of prompts in the ensemble.", 1, 1000),
+      flags.DEFINE_float("difficulty", 0.5, "0 to 1: lighting, and pictures of the training families.", 0.0, 1.0),
+      define_path("output", "Folder for in_context.json and in_context.png; without it, only a table is printed."),
+    ]
+  }
+
+
+def main() -> None:
+  """Evaluates the network that the flags name."""
+  keep_programs()
+  values = flags.FLAGS
+  if values.data and is_given("families"):
+    raise InputError("--families: found beside --data, expected one of the two: datasets take the place of families")
+  evaluate_weights(
+    values.model_path,
+    values.families,
+    data=values.data,
+    num_episodes=values.num_episodes,
+    num_prompts=values.num_prompts,
+    difficulty=values.difficulty,
+    output=values.output,
+  )
+
+
+def evaluate_weights(
   model_path: str | os.PathLike,
   families: Sequence[str] = ("held_out",),
   *,
@@ -154,3 +201,7 @@ def _panels(question: Question, answers: Answers) -> list[np.ndarray]:
     pictures.overlay(prompt, question.mask(question.other, 0), _OTHER),
     pictures.overlay(query, answers.swapped, _OTHER),
   ]
+
+
+if __name__ == "__main__":
+  run("pretraining.in_context", "python -m pretraining.in_context")

@@ -1,6 +1,6 @@
 """Packs pictures for pretraining: things with opacity become cut-outs, photographs become grounds; for maintainers.
 
-python -m seggpt_jax.cli.assets FOLDER runs/assets
+python -m pretraining.assets FOLDER runs/assets
 
 Finds all PNG, JPEG and WebP files below the folder. docs/small.md names the packages that the packaged weights saw.
 """
@@ -18,9 +18,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from pretraining.photographs import FILES
 from seggpt_jax.cli.main import run
 from seggpt_jax.errors import InputError
-from seggpt_jax.synthetic.photographs import FILES
 
 ARGUMENTS = ("FOLDER", "OUT")
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -106,4 +106,4 @@ def _regions(ground: UInt8[np.ndarray, "side side 3"]) -> UInt8[np.ndarray, "sid
 
 
 if __name__ == "__main__":
-  run("seggpt_jax.cli.assets", "python -m seggpt_jax.cli.assets")
+  run("pretraining.assets", "python -m pretraining.assets")

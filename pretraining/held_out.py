@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 
+from pretraining.materials import coordinates, smooth_noise
+from pretraining.scenes import Family, Scenes
 from seggpt_jax.synthetic.board_layout import FINE, draw_layout
-from seggpt_jax.synthetic.materials import coordinates, smooth_noise
-from seggpt_jax.synthetic.scenes import Family, Scenes
 
 _LEAST, _MOST = 0.015, 0.4  # share of a picture that each kind covers
 

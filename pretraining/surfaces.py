@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from seggpt_jax.synthetic.materials import coordinates, random_material, smooth_noise, vary
-from seggpt_jax.synthetic.scenes import Scenes
+from pretraining.materials import coordinates, random_material, smooth_noise, vary
+from pretraining.scenes import Scenes
 
 _FINE = 4  # lines are drawn this many times larger
 _BITS = 8  # of the fraction of a pixel in which OpenCV draws

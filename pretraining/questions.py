@@ -18,13 +18,13 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from pretraining.families import FAMILIES
+from pretraining.held_out import HELD_OUT
+from pretraining.scenes import Family
+from pretraining.tasks import Episode, draw_episode
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.predictor import Predictor, Prompt
 from seggpt_jax.metrics import iou
-from seggpt_jax.synthetic.families import FAMILIES
-from seggpt_jax.synthetic.held_out import HELD_OUT
-from seggpt_jax.synthetic.scenes import Family
-from seggpt_jax.synthetic.tasks import Episode, draw_episode
 
 _GROUPS: dict[str, dict[str, Family]] = {
   "held_out": HELD_OUT,
@@ -215,9 +215,3 @@ def _mean_over_families(rows: Sequence[dict[str, float | None]]) -> dict[str, fl
   mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key != "standard_error"}
   errors = [row["standard_error"] for row in rows]
   return {**mean, "standard_error": None if None in errors else float(np.linalg.norm(errors) / len(errors))}
-
-
-if __name__ == "__main__":
-  from seggpt_jax.cli.main import run_alias
-
-  run_alias("seggpt_jax.evaluation.in_context", "evaluate-in-context")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from seggpt_jax.synthetic import materials, shapes
+from pretraining import materials, shapes
 
 
 @pytest.mark.parametrize("pattern", materials.PATTERNS)
