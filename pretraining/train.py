@@ -17,6 +17,7 @@ import threading
 import time
 from pathlib import Path
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +60,19 @@ def loss(logits: Array, matches: dict[int, Array], masks: Array, known: Array) -
     each = -(truth * jnp.log(found) + (1 - truth) * jnp.log(1 - found)) * weight
     result = result + _SCORE_PAIRS * jnp.mean(each)
   return result
+
+
+def feature_statistics(graph, params, sets) -> dict[str, np.ndarray]:
+  """Returns mean and inverse deviation of each ImageNet feature over some pictures of all sets."""
+  images = [image for one in sets for image in one.images[:6]]
+  squares = np.stack([cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA) for image in images])
+  maps = jit(lambda x: parameters.merge(graph, params).features(canvas.normalize(x)))
+  found = [maps(squares[start : start + 32]) for start in range(0, len(squares) - 31, 32)]
+  values = [np.concatenate([np.asarray(part[stride]) for part in found]) for stride in found[0]]
+  return {
+    "feature_mean": np.concatenate([value.mean(axis=(0, 1, 2)) for value in values]),
+    "feature_scale": np.concatenate([1 / (value.std(axis=(0, 1, 2)) + 1e-2) for value in values]),
+  }
 
 
 def make_step(graph, optimizer, decay: float):
@@ -146,7 +160,7 @@ def main() -> None:
   """Parses flags and trains."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--corpus", type=Path, required=True, help="folder with sets.json")
-  parser.add_argument("--imagenet", type=Path, required=True, help="file written by pretraining.features")
+  parser.add_argument("--imagenet", type=Path, help="file written by pretraining.features")
   parser.add_argument("--workdir", type=Path, required=True, help="where checkpoints are kept")
   parser.add_argument("--drawn", type=Path, help="file written by pretraining.drawn")
   parser.add_argument("--drawn-share", type=float, default=0.2, help="share of drawn tasks")
@@ -171,16 +185,13 @@ def train(args) -> None:
   """Runs the loop; see the flags of `main`."""
   config = SegGPTConfig.from_dict(VARIANTS["small"].to_dict() | args.model)
   graph, params = parameters.split(Matcher(config, rngs=nnx.Rngs(args.seed)))
-  params = {name: jnp.asarray(value) for name, value in params.items()}
-  loaded = {
-    f"features.{n}": v for n, v in safetensors.numpy.load_file(args.imagenet).items() if not n.startswith("feature_")
-  }
-  loaded |= {n: v for n, v in safetensors.numpy.load_file(args.imagenet).items() if n.startswith("feature_")}
+  sets = load_corpus(args.corpus)
   if args.init_from:
-    loaded = weights.load_params(args.init_from, config)
-  for name, value in loaded.items():
-    assert params[name].shape == value.shape, name
-    params[name] = jnp.asarray(value, jnp.float32)
+    params |= weights.load_params(args.init_from, config)
+  else:
+    params |= {f"features.{name}": value for name, value in safetensors.numpy.load_file(args.imagenet).items()}
+    params |= feature_statistics(graph, params, sets)
+  params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
   frozen = {name: value for name, value in params.items() if name.startswith(FROZEN)}
   params = {name: value for name, value in params.items() if name not in frozen}
   print(
@@ -200,9 +211,9 @@ def train(args) -> None:
   if manager.latest_step() is not None:
     state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
   step_fn = make_step(graph, optimizer, args.decay)
-  feed = Feed(Corpus(load_corpus(args.corpus)), _drawn(args.drawn), args, int(state["step"]))
+  feed = Feed(Corpus(sets), _drawn(args.drawn), args, int(state["step"]))
   log = (args.workdir / "progress.jsonl").open("a")
-  sets = judge.load(args.judge, 8) if args.judge else None
+  judged_sets = judge.load(args.judge, 8) if args.judge else None
   predict = judge.make_predict(graph)
   begin = saved = judged = time.time()
   before, losses = float(state["minutes"]), []
@@ -224,8 +235,8 @@ def train(args) -> None:
       }
       print(row, flush=True)
       log.write(json.dumps(row) + "\n")
-    if sets and now - judged > args.judge_every * 60:
-      mean, each = judge.evaluate(functools.partial(predict, state["ema"] | frozen), sets, 128)
+    if judged_sets and now - judged > args.judge_every * 60:
+      mean, each = judge.evaluate(functools.partial(predict, state["ema"] | frozen), judged_sets, 128)
       row = {
         "step": int(state["step"]),
         "minutes": round(float(state["minutes"]), 2),

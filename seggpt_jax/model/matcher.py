@@ -71,7 +71,7 @@ def _standardize(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
   return (x - mean) / (jnp.std(x, axis=(1, 2), keepdims=True) + 1e-2)
 
 
-def _pool(x: Float[AnyArray, "n h w c"], size: int) -> Float[Array, "n h2 w2 c"]:
+def _pool(x: Float[AnyArray, "n h w c"], size: int) -> Float[AnyArray, "n h2 w2 c"]:
   """Averages squares of pixels."""
   n, height, width, channels = x.shape
   return x.reshape(n, height // size, size, width // size, size, channels).mean(axis=(2, 4))
@@ -87,7 +87,7 @@ def _flat(x: Float[Array, "n h w *c"]) -> Float[Array, "n hw *c"]:
   return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
-def _mask_patches(masks: Float[AnyArray, "n h w c"], stride: int) -> Float[Array, "n places c 16"]:
+def _mask_patches(masks: Float[AnyArray, "n h w c"], stride: int) -> Float[AnyArray, "n places c 16"]:
   """Returns 4 x 4 values of each square of a mask."""
   values = canvas.patchify(_pool(masks, stride // 4) if stride > 4 else masks, 4)
   return values.reshape(len(masks), -1, 16, masks.shape[-1]).swapaxes(2, 3)

@@ -45,10 +45,13 @@ def without_imagenet():
 
 @pytest.fixture(scope="module")
 def model():
-  """A tiny network whose decoder answers more than its linear heads do."""
-  graph, params = parameters.split(parameters.network(CONFIG))
-  noise = np.random.default_rng(0).normal(0, 0.3, params["to1.kernel"].shape)
-  return parameters.merge(graph, params | {"to1.kernel": jnp.asarray(noise, jnp.float32)})
+  """A tiny network with random parameters, which answers more than its linear heads do."""
+  generator, (graph, shapes) = np.random.default_rng(0), parameters.abstract(CONFIG)
+  params = {
+    name: np.ones(shape.shape) if shape.ndim < 2 else generator.normal(0, 1, shape.shape) / shape.shape[-2] ** 0.5
+    for name, shape in shapes.items()
+  }
+  return parameters.fill(graph, params)
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +92,8 @@ def test_the_order_of_prompts_does_not_matter(pixels, answer):
 
 def test_prompts_are_remembered_without_the_query(model, pixels, answer):
   queries, prompts, masks = pixels
-  memory = model.remember(model.describe(prompts.reshape(-1, 32, 32, 3)), masks)
-  logits, _ = model.answer(model.describe(queries), memory)
+  memory = jax.jit(lambda x, masks: model.remember(model.describe(x), masks))(prompts.reshape(-1, 32, 32, 3), masks)
+  logits, _ = jax.jit(lambda x, memory: model.answer(model.describe(x), memory))(queries, memory)
   np.testing.assert_allclose(logits, answer(queries, prompts, masks), atol=1e-4)
 
 
@@ -100,7 +103,7 @@ def test_it_is_called_as_a_seggpt_is(model, pixels, answer):
   targets = canvas.normalize(np.concatenate([colors, np.zeros_like(colors)], axis=2).reshape(4, 64, 32, 3))
   images = jnp.concatenate([prompts, jnp.broadcast_to(queries[:, None], prompts.shape)], axis=2).reshape(4, 64, 32, 3)
   hidden = np.broadcast_to(canvas.lower_half_mask(CONFIG.grid), (4, *CONFIG.grid))
-  found = model(images, targets, hidden, prompts_per_query=2)
+  found = jax.jit(lambda *arrays: model(*arrays, prompts_per_query=2))(images, targets, hidden)
   expected = jax.nn.sigmoid(answer(queries, prompts, masks))
   lower = canvas.unnormalize(found)[::2, 32:] / 255
   np.testing.assert_allclose(lower[..., :2], expected, atol=1e-4)
@@ -109,7 +112,7 @@ def test_it_is_called_as_a_seggpt_is(model, pixels, answer):
 
 def test_imagenet_features_have_no_gradient(model, pixels):
   graph, params = parameters.split(model)
-  gradients = jax.grad(lambda params: jnp.sum(parameters.merge(graph, params).logits(*pixels) ** 2))(params)
+  gradients = jax.jit(jax.grad(lambda params: jnp.sum(parameters.merge(graph, params).logits(*pixels) ** 2)))(params)
   moving = {name for name, value in gradients.items() if np.abs(value).max() > 0}
   assert not [name for name in moving if name.startswith(FROZEN)]
   # The first linear head of each prompt's class is fitted in closed form; everything else is learned.
