@@ -7,6 +7,7 @@ from typing import Any
 
 from seggpt_jax.data import ledger
 from seggpt_jax.errors import InputError
+from seggpt_jax.written import RECORD
 
 NOTE = "prepare.json"
 
@@ -19,9 +20,11 @@ def read_note(directory: Path) -> dict[str, Any]:
   """
   note = ledger.read_note(directory / NOTE)
   if note is not None:
+    if not {"settings", "samples"} <= note.keys():
+      raise InputError(f"{directory / NOTE}: found no settings of an earlier run in it; choose another --outdir")
     return note
   # A run that was stopped before it wrote anything may leave an unfinished note.
-  present = [path.name for path in directory.iterdir() if not path.name.startswith(f".{NOTE}")]
+  present = [path.name for path in directory.iterdir() if not path.name.startswith(f".{NOTE}") and path.name != RECORD]
   if present:
     raise InputError(f"{directory}: found {present[0]} in it, expected a new folder, or that of an earlier run")
   return {}

@@ -79,7 +79,7 @@ class Monitor:
       return
     picture = draw_panels(batch, colors, config)
     path = self._workdir / "panels" / f"{split}_{step:07d}.png"
-    write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"))
+    write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"), replace=True)
     self._tracker.picture(step, split, picture)
 
   def curves(self) -> None:
@@ -111,4 +111,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
       continue  # a run was killed while it wrote this line, or the line is not from us
     if before:
       kept.append(line + "\n")
-  write_whole(path, lambda file: file.write("".join(kept).encode()))
+  write_whole(path, lambda file: file.write("".join(kept).encode()), replace=True)

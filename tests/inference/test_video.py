@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import write_whole
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
@@ -103,15 +104,14 @@ def test_a_video_becomes_a_playable_one_with_a_label_map_for_each_frame(predicto
   first = next(read_frames(source))
   Image.fromarray(square_mask(first)).save(tmp_path / "first.png")
   out = tmp_path / "out"
-  (out / "label" / "long").mkdir(parents=True)
-  (out / "label" / "long" / "000300.png").write_bytes(b"of an earlier, longer video")
+  write_whole(out / "label" / "long" / "000300.png", lambda file: file.write(b"of an earlier, longer video"))
   target = run_video(predictor, source, out, prompt_labels=[tmp_path / "first.png"])
   assert target == out / "long.mp4"
   info = probe(target)
   assert (info.rate, info.size, info.num_frames) == (NTSC, (32, 48), 300)
   shown = list(read_frames(target))
   assert len(shown) == 300
-  assert sorted(path.name for path in (out / "label" / "long").iterdir()) == [f"{n:06}.png" for n in range(300)]
+  assert sorted(path.name for path in (out / "label" / "long").glob("[!.]*")) == [f"{n:06}.png" for n in range(300)]
   frames = list(read_frames(source))
   for index in (0, 150, 299):
     expected = predictor.predict(frames[index], [(first, square_mask(first))])
@@ -276,7 +276,7 @@ def test_prompts_of_a_video_have_to_match(predictor, clip, tmp_path):
     run_video(predictor, path, out, prompt_labels=[label, label])
   with pytest.raises(InputError, match="found 1 images and 2 label files"):
     run_video(predictor, path, out, prompt_images=[label], prompt_labels=[label, label])
-  with pytest.raises(InputError, match="found the video itself there"):
+  with pytest.raises(InputError, match="is a file that this command reads"):
     run_video(predictor, path, path.parent, prompt_labels=[label])
   assert not out.exists() and len(list(read_frames(path))) == 10
 
@@ -341,4 +341,4 @@ def test_flags_of_folders_and_of_videos_are_not_mixed(clip, weights_directory, t
 def test_label_maps_can_be_left_out(predictor, clip, tmp_path):
   path, label = clip
   run_video(predictor, path, tmp_path / "out", prompt_labels=[label], save_frames=False)
-  assert [item.name for item in (tmp_path / "out").iterdir()] == ["clip.mp4"]
+  assert [item.name for item in (tmp_path / "out").glob("[!.]*")] == ["clip.mp4"]
