@@ -56,6 +56,8 @@ _LIMITS = {
   "prompt_bytes": ("prompt_memory_mb", 2**20),
 }
 
+ENDS_WITH_TERMINAL = True
+
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags of the command."""
