@@ -342,3 +342,25 @@ def test_label_maps_can_be_left_out(predictor, clip, tmp_path):
   path, label = clip
   run_video(predictor, path, tmp_path / "out", prompt_labels=[label], save_frames=False)
   assert [item.name for item in (tmp_path / "out").glob("[!.]*")] == ["clip.mp4"]
+
+
+def test_drawn_labels_and_other_videos_are_not_replaced(predictor, clip, tmp_path):
+  path, label = clip
+  drawn = tmp_path / "out/label/clip/00000.png"
+  drawn.parent.mkdir(parents=True)
+  drawn.write_bytes(label.read_bytes())
+  with pytest.raises(InputError, match=r"00000\.png: already exists and is not a result"):
+    run_video(predictor, path, tmp_path / "out", prompt_labels=[label])
+  drawn.rename(tmp_path / "out/clip.mp4")
+  with pytest.raises(InputError, match=r"clip\.mp4: already exists and is not a result"):
+    run_video(predictor, path, tmp_path / "out", prompt_labels=[label])
+  assert (tmp_path / "out/clip.mp4").read_bytes() == label.read_bytes()
+
+
+def test_a_folder_of_frames_is_a_video_in_the_order_of_its_numbers(tmp_path):
+  for number in range(11):
+    write_whole(
+      tmp_path / f"frames/{number}.png", lambda file, n=number: Image.new("RGB", (8, 6), (n, 0, 0)).save(file, "png")
+    )
+  assert [int(frame[0, 0, 0]) for frame in read_frames(tmp_path / "frames")] == list(range(11))
+  assert (probe(tmp_path / "frames").num_frames, probe(tmp_path / "frames").size) == (11, (6, 8))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -302,3 +303,13 @@ def test_large_images_are_shrunk_with_their_labels(tmp_path, output):
   np.testing.assert_array_equal(source[2]["image"], truth[2]["image"])
   kinds = [source.encoded_image(i)[0][:2] for i in range(2)]
   assert kinds == [b"\xff\xd8", b"\x89P"]
+
+
+def test_the_next_line_can_be_run_as_it_is_printed(data, tmp_path):
+  """A space in a path and a folder without parts are usual."""
+  report = prepare(settings(data), tmp_path / "my data")
+  assert f"--config.data.path={tmp_path}/my data" in shlex.split(report.partition("next:")[2].replace("\\\n", ""))
+  alone = settings(data / "train", splits=(".",))
+  words = shlex.split(prepare(alone, tmp_path / "one").partition("next:")[2].replace("\\\n", ""))
+  split = next(word.partition("=")[2] for word in words if "train_split" in word)
+  assert (tmp_path / "one" / split / "images").is_dir() and f"--config.data.val_split={split}" in words
