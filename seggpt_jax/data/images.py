@@ -155,7 +155,7 @@ def _walk(
       else:
         yield from _walk(path, recursive, skip, passed, f"{prefix}{file}/", above, has_results)
     elif has_results and is_listed(path):
-      passed["result of a run"] += 1
+      passed[f"{ending} (result of a run)"] += 1
     elif ending.lower() in image_endings():
       yield plain_name(prefix + name), path
     else:
