@@ -123,7 +123,7 @@ def draw(ours: np.ndarray, theirs: np.ndarray, path: Path) -> None:
   apart.set(title="relative difference", xlabel="step")
   for axis in (losses, apart):
     axis.grid(alpha=0.3)
-  write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
+  write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100), replace=True)
 
 
 def main(argv: list[str]) -> None:

@@ -142,7 +142,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axis.grid(alpha=0.3, which="both")
   panels["prompts"].set(ylabel="seconds")
   figure.suptitle(f"{rows[0]['variant']}, {rows[0]['dtype']}, {rows[0]['device']}; dashed: in proportion")
-  write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
+  write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100), replace=True)
 
 
 def main(argv: list[str]) -> None:

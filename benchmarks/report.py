@@ -40,7 +40,7 @@ def _lines(path: str) -> list[str]:
 def write(name: str, results: dict[str, Any]) -> Path:
   """Writes results to benchmarks/results/NAME.json; returns the file."""
   path = RESULTS / f"{name}.json"
-  write_whole(path, lambda file: file.write((json.dumps(results, indent=2) + "\n").encode()))
+  write_whole(path, lambda file: file.write((json.dumps(results, indent=2) + "\n").encode()), replace=True)
   return path
 
 

@@ -98,7 +98,7 @@ def draw(title: str, counts: list[dict[str, float]], path: Path) -> None:
     axis.grid(alpha=0.3)
   axes[0].set(title=title)
   axes[-1].set(xlabel="minutes")
-  write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
+  write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100), replace=True)
 
 
 def write_images(folder: Path, number: int) -> None:

@@ -326,7 +326,7 @@ def main() -> None:
   for name in PAGES:
     path = DOCS / name
     page = fill(path.read_text(), generate(name, report.RESULTS))
-    write_whole(path, lambda file, page=page: file.write(page.encode()))
+    write_whole(path, lambda file, page=page: file.write(page.encode()), replace=True)
     print(f"written: {path}")
 
 

@@ -2,7 +2,7 @@
 
   python onnx_segment.py MODEL.onnx IMAGE OUTPUT.png PROMPT PROMPT_LABEL [PROMPT PROMPT_LABEL ...]
 
-Label maps are images of class indices: 0 is the background, 255 is ignored.
+Label maps are images of class indices: 0 is the background, 255 is ignored. Masks of 0 and 255 show class 1.
 """
 
 import json
@@ -20,7 +20,7 @@ def segment(model: str, image: str, output: str, *prompts: str) -> None:
   pictures = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in (image, *prompts[0::2])]
   query, *images = (np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures)
   labels = np.stack([np.asarray(Image.open(path).resize(size, Image.Resampling.NEAREST)) for path in prompts[1::2]])
-  labels = np.where(labels == 255, 0, labels)
+  labels = np.where(labels == 255, int(labels.max() == 255 and not ((labels > 0) & (labels < 255)).any()), labels)
   inputs = {"query": query[None], "prompt_images": np.stack(images)[None], "prompt_colors": palette[labels][None]}
   (colors,) = session.run(None, inputs)
   colors = Image.fromarray(np.round(colors[0]).astype(np.uint8)).resize(pictures[0].size, Image.Resampling.BILINEAR)

@@ -35,6 +35,7 @@ from seggpt_jax.model import parameters, weights
 from seggpt_jax.palette import display_palette
 from seggpt_jax.retrieval.labeled_images import list_prompts
 from seggpt_jax.retrieval.prompt_index import PromptIndex
+from seggpt_jax.written import check_outputs
 
 # Column titles by the keys of the scores; {k} is the number of prompts.
 _COLUMNS = {
@@ -115,6 +116,7 @@ def evaluate_weights(
   folder = None if output is None else Path(output)
   if folder is not None:
     # Created first: an error after an hour of predictions would lose them.
+    check_outputs([folder / "in_context.json", folder / "in_context.png"], flag="--output")
     with writing(folder):
       folder.mkdir(parents=True, exist_ok=True)
   about = {"model_path": str(model_path), "num_episodes": num_episodes, "size": predictor.tile_size[1]}

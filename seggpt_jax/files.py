@@ -1,8 +1,8 @@
 """Paths, names and atomic writes: the one place that expands `~` and that says when two names are the same.
 
-A file or folder appears under its name only once it is complete. Until then it is called `.NAME.UUID` and its writer
-holds a lock on it. A writer that is killed leaves it behind without the lock. A file or folder with such a name and
-no lock is a leftover, and the next start of the command deletes it.
+A file or folder appears under its name only once it is complete. Until then it is called `.NAME.seggpt-UUID` and its
+writer holds a lock on it. A writer that is killed leaves it behind without the lock. A file or folder with such a name
+and no lock is a leftover, and the next start of the command deletes it. `written` keeps the record of finished files.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from seggpt_jax import written
 from seggpt_jax.errors import InputError, MachineError, warn_once
 
 try:
@@ -31,7 +32,7 @@ except ImportError:  # Windows has no such locks
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}", re.DOTALL)
+_UNFINISHED = re.compile(r"\..+\.seggpt-[0-9a-f]{32}", re.DOTALL)  # no other program makes such names
 # A file is not locked just after it is created and just before it is renamed.
 MOMENT = 1.0
 # Hosts may not see each other's locks. A file that has not changed for so long has no writer on any host.
@@ -91,6 +92,11 @@ def plain_name(name: str) -> str:
     name: name or relative path of a file, as a file system or a person wrote it.
   """
   return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+def is_plain_text(text: str) -> bool:
+  """Returns whether a text can be written to every file: no half characters, control characters or byte order mark."""
+  return "\ufeff" not in text and not any(unicodedata.category(each) in ("Cc", "Cs") for each in text)
 
 
 def decode_text(data: bytes) -> str:
@@ -159,6 +165,26 @@ def is_full(error: BaseException | None) -> bool:
   return False
 
 
+def refuse_patterns(key: str, path: str | os.PathLike) -> None:
+  """Refuses a folder for checkpoints whose path has one of the characters *, ? and [.
+
+  Orbax 0.12 takes the path for a pattern when it joins the files of a checkpoint, finds none, and writes one that
+  cannot be read (`merge_ocdbt_per_process_files`); this can go when it escapes the path.
+
+  Args:
+    key: flag or argument that the path comes from, for the error message.
+    path: the folder.
+
+  Raises:
+    InputError: the absolute path has such a character.
+  """
+  absolute = os.path.abspath(expand(path))
+  if found := next((character for character in "[*?" if character in absolute), None):
+    raise InputError(
+      f"{key}: found {found!r} in {absolute}, expected a path without *, ? and [: checkpoints there cannot be read back"
+    )
+
+
 def refuse_remote(key: str, path: str | os.PathLike) -> None:
   """Refuses gs:// and similar addresses where files are appended to and renamed.
 
@@ -217,24 +243,30 @@ def _lock(handle: int, shared: bool = False, wait: bool = False) -> bool | None:
   return None
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], Any], *, replace: bool = False) -> None:
   """Writes a temporary file in the same folder, then renames it. A missing folder is created.
 
   Args:
     path: the file.
     write: function that writes the content to the open file.
+    replace: replaces whatever is there, as in caches and in folders that belong to this package. Otherwise the file is
+      noted in the folder's record, and only files that are listed there are replaced; see `written`.
 
   Raises:
-    InputError: the file cannot be written.
+    InputError: the file cannot be written, or would replace one of the user's.
     MachineError: the disk is full or fails.
   """
   with writing(path):
+    if not replace:
+      written.check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _unfinished_name(path)
     try:
       with open(unfinished, "wb") as file:
         _lock(file.fileno())
         write(file)
+      if not replace:
+        written.note(path, unfinished)
       os.replace(unfinished, path)
     finally:
       unfinished.unlink(missing_ok=True)
@@ -253,8 +285,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     The place to write to, in a temporary folder beside the path.
 
   Raises:
+    InputError: the path exists.
     OSError: the operating system refuses.
   """
+  if os.path.lexists(path):
+    raise InputError(f"{path}: already exists; choose a new path")
   path.parent.mkdir(parents=True, exist_ok=True)
   remove_leftovers_of(path)
   unfinished = _unfinished_name(path)
@@ -269,7 +304,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def remove_leftovers_of(path: Path) -> None:
   """Deletes what killed processes left that wrote to the same path."""
-  for found in path.parent.glob(f".{glob.escape(path.name)}.*"):
+  for found in path.parent.glob(f"{glob.escape(_unfinished_start(path))}*"):
     _remove_if_left(found, MOMENT)
 
 
@@ -292,9 +327,20 @@ def remove_leftovers(folder: Path, *inside: str, least_age: float = 0.0) -> None
         _remove_if_left(Path(above) / file, least_age)
 
 
+def cut_bytes(text: str, most: int) -> str:
+  """Returns the longest start of a text that takes at most so many bytes in a file name."""
+  while len(os.fsencode(text)) > most:
+    text = text[: min(len(text) - 1, most)]
+  return text
+
+
+def _unfinished_start(path: Path) -> str:
+  return f".{cut_bytes(path.name, _LONGEST_NAME - len('..seggpt-') - 32)}.seggpt-"
+
+
 def _unfinished_name(path: Path) -> Path:
   # A process number would not be unique: hosts that share a folder may each run their first process in a container.
-  return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+  return path.with_name(f"{_unfinished_start(path)}{uuid.uuid4().hex}")
 
 
 def _remove_if_left(path: Path, least_age: float) -> None:

@@ -29,6 +29,7 @@ from seggpt_jax.files import (
   written_whole,
 )
 from seggpt_jax.prepare.conversion import Settings, prepare
+from seggpt_jax.written import RECORD
 
 
 @pytest.fixture
@@ -170,7 +171,7 @@ def test_a_second_process_cannot_lock_the_folder(tmp_path):
 
 def left_behind(path, seconds=60.0):
   """Makes an unfinished file as a process that was killed some time ago leaves it behind."""
-  left = path.with_name(f".{path.name}.{'0123456789abcdef' * 2}")
+  left = path.with_name(f".{path.name}.seggpt-{'0123456789abcdef' * 2}")
   left.parent.mkdir(parents=True, exist_ok=True)
   left.write_text("half")
   os.utime(left, (left.stat().st_atime, left.stat().st_mtime - seconds))
@@ -180,7 +181,8 @@ def left_behind(path, seconds=60.0):
 def test_leftovers_are_removed_where_the_command_writes_and_nowhere_else(tmp_path):
   gone = [left_behind(tmp_path / name) for name in ("a.json", "label/a.png", "label/b/c.png")]
   kept = [left_behind(tmp_path / name) for name in ("photos/a.png", "other/label/a.png")]
-  for name in (".hidden", ".a.json.backup", f"a.{32 * '0'}", f"..{32 * '0'}", f".a.{32 * 'G'}", ".journal-train"):
+  others = (".hidden", ".a.json.backup", f"a.seggpt-{32 * '0'}", f".seggpt-{32 * '0'}", f".a.seggpt-{32 * 'G'}")
+  for name in (*others, f".a.{32 * '0'}", ".journal-train"):  # other programs add 32 digits too
     kept.append(tmp_path / name)
     kept[-1].write_text("of the user")
     os.utime(kept[-1], (0, 0))
@@ -193,13 +195,13 @@ def test_what_somebody_writes_at_the_moment_is_no_leftover(tmp_path):
 
   def write(file):
     file.write(b"whole")
-    (unfinished,) = (path for path in tmp_path.iterdir() if path.name.startswith("."))
+    (unfinished,) = tmp_path.glob(".a.txt.*")
     os.utime(unfinished, (0, 0))
     remove_leftovers(tmp_path)
     assert unfinished.exists()
 
   write_whole(tmp_path / "a.txt", write)
-  assert [path.name for path in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "whole"
+  assert sorted(os.listdir(tmp_path)) == [RECORD, "a.txt"] and (tmp_path / "a.txt").read_text() == "whole"
 
 
 def test_where_other_hosts_may_write_only_old_files_are_leftovers(tmp_path, monkeypatch):
@@ -220,7 +222,7 @@ def test_where_other_hosts_may_write_only_old_files_are_leftovers(tmp_path, monk
 
 def test_a_new_folder_appears_whole_and_leftovers_of_the_same_name_go(tmp_path):
   target = tmp_path / "above/[new]"
-  left, foreign = (target.with_name(f".{name}.{32 * 'a'}") for name in ("[new]", "other"))
+  left, foreign = (target.with_name(f".{name}.seggpt-{32 * 'a'}") for name in ("[new]", "other"))
   for folder in (left, foreign):
     (folder / "part").mkdir(parents=True)
     os.utime(folder, (0, 0))

@@ -70,7 +70,7 @@ def _metrics(folder: Path) -> Target:
 
 def _ledger(folder: Path) -> Target:
   (folder / "progress").mkdir()
-  (folder / "progress/1.jsonl").write_text('{"name": "a", "counts": [1, 2]}\n{"name": "b", "bad": "x"}\n')
+  (folder / "progress/1-of-1.jsonl").write_text('{"name": "a", "counts": [1, 2]}\n{"name": "b", "bad": "x"}\n')
   settings = {"labels": "index", "top-k": 1, "size": [1, 2]}
   (folder / "run.json").write_text(json.dumps(settings))
 
@@ -79,7 +79,7 @@ def _ledger(folder: Path) -> Target:
       assert entry["name"] == name
     ledger.check_settings(folder / "run.json", ledger.read_note(folder / "run.json") or {}, settings, "x")
 
-  return make_target(folder, ["progress/1.jsonl", "run.json"], read)
+  return make_target(folder, ["progress/1-of-1.jsonl", "run.json"], read)
 
 
 def _class_table(folder: Path) -> Target:

@@ -14,22 +14,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from jaxtyping import UInt8
+
 from seggpt_jax.app.limits import TooLargeError
 from seggpt_jax.app.sessions import Picture, Session, answered
 from seggpt_jax.app.settings import MOST_CLASSES
-from seggpt_jax.data.images import list_images, read_bytes, read_text, remote_or_local
+from seggpt_jax.data.images import list_images, open_image, read_bytes, read_text, remote_or_local
 from seggpt_jax.data.labels import LabelFormat, classes_in, read_labels
 from seggpt_jax.data.layouts import folder_layout
 from seggpt_jax.data.recognize import folder_splits
+from seggpt_jax.data.sources import Item
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import annotation_files
 from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.inference.queries import Query
+from seggpt_jax.written import RECORD
 
 Download = Literal["masks", "coco", "labelme"]
 CLASSES_FILE, UNLABELED = "classes.txt", "unlabeled"
 _MOST_FILES = 20_000  # of an archive
+_MOST_ENTRY = 1000  # bytes of a file in the list of contents
+_MOST_END = 2**16 + 64  # bytes at the end of a zip file that hold the place of that list
+_MOST_NAMES_BYTES = 2**16  # of the names of classes
 
 
 def write_dataset(session: Session, folder: Path, val_share: float = 0.0) -> int:
@@ -81,7 +89,8 @@ def load_session(session: Session, archive: Path, most_bytes: int) -> int:
   """Adds the images and labels of a zip file to a session; the labels become examples.
 
   Args:
-    session: the session. Class names of the archive replace its own if it has no example yet.
+    session: the session. Class names of the archive replace its own if it has no example yet; else the archive's
+      classes are found among its own by name, and new ones are added.
     archive: a zip file of `save_session`, or of any dataset with images and label maps in folders.
     most_bytes: bytes that the content may have in all.
 
@@ -102,31 +111,57 @@ def load_session(session: Session, archive: Path, most_bytes: int) -> int:
     if not splits:
       raise InputError("archive: found no dataset in it, expected train/images and train/labels")
     items = [item for split in splits for item in folder_layout(root, split)]
-    labels = [read_labels(item.label, LabelFormat()) for item in items]
-    _adopt_classes(session, root, max((classes_in(each)[-1] for each in labels if each.any()), default=1))
-    for item, each in zip(items, labels, strict=True):
-      picture = session.add_image(str(item.image), read_bytes(item.image))
-      if classes_in(each):
-        session.set_label(picture.key, each, item.name)
-    others = list_images(root / UNLABELED) if (root / UNLABELED).is_dir() else {}
-    for path in others.values():
-      session.add_image(path, read_bytes(path))
+    # Labels are read one at a time, here and again below: all of them at once may not fit into memory.
+    meaning = _adopt_classes(session, root, max(classes_in(_label(item))[-1:] or (1,) for item in items)[0])
+    for item in items:
+      labels = meaning[_label(item)]
+      picture = session.add_image(f"{item.name}{Path(item.image).suffix}", read_bytes(item.image))
+      if classes_in(labels):
+        session.set_label(picture.key, labels, item.name)
+    others = list_images(root / UNLABELED, recursive=True) if (root / UNLABELED).is_dir() else {}
+    for name, path in others.items():
+      session.add_image(f"{name}{Path(path).suffix}", read_bytes(path))
     return len(items) + len(others)
 
 
-def _adopt_classes(session: Session, root: Path, needed: int) -> None:
-  """Takes over the names of classes of an archive; classes without a name get a number."""
+def _label(item: Item) -> UInt8[np.ndarray, "h w"]:
+  """Reads the label map of an image, once the headers of both say that they have the same number of pixels.
+
+  Raises:
+    InputError: they differ, or a file cannot be read.
+  """
+  image, label = (open_image(read_bytes(path), item.name).size for path in (item.image, item.label))
+  if sorted(image) != sorted(label):
+    raise InputError(f"{item.name}: found a label of {label[0]} x {label[1]} pixels, expected {image[0]} x {image[1]}")
+  return read_labels(item.label, LabelFormat())
+
+
+def _adopt_classes(session: Session, root: Path, needed: int) -> UInt8[np.ndarray, "256"]:
+  """Gives the classes of an archive a place among those of the session: by their names, if the archive has them.
+
+  Returns:
+    The class of the session for each class of the archive.
+  """
   path = root / CLASSES_FILE
+  if path.is_file() and (size := path.stat().st_size) > _MOST_NAMES_BYTES:
+    raise InputError(f"archive: {CLASSES_FILE}: found {size} bytes, expected at most {_MOST_NAMES_BYTES}")
   stated = [line.strip() for line in read_text(path).splitlines() if line.strip()] if path.is_file() else []
-  names = stated if stated and not session.examples else list(session.classes)
+  if max(needed, len(stated)) > MOST_CLASSES:
+    raise InputError(f"archive: found {max(needed, len(stated))} classes, expected at most {MOST_CLASSES}")
+  meaning, names = np.arange(256, dtype=np.uint8), list(session.classes)
+  if stated:
+    stated += [f"class_{number}" for number in range(len(stated) + 1, needed + 1)]
+    in_use = names if session.least_classes else []
+    names = [*in_use, *(name for name in stated if name not in in_use)]
+    meaning[1 : len(stated) + 1] = [1 + names.index(name) for name in stated]
   needed = max(needed, session.least_classes)
-  if needed > MOST_CLASSES:
-    raise InputError(f"archive: found label value {needed}, expected at most {MOST_CLASSES} classes")
   session.set_classes([*names, *(f"class_{number}" for number in range(len(names) + 1, needed + 1))])
+  return meaning
 
 
 def _unpack(archive: Path, root: Path, most_bytes: int) -> None:
   """Unpacks the files of a zip file below a folder, never outside, and never more bytes than allowed."""
+  _check_directory(archive)
   try:
     with zipfile.ZipFile(archive) as packed:
       files = [info for info in packed.infolist() if not info.is_dir()]
@@ -144,6 +179,22 @@ def _unpack(archive: Path, root: Path, most_bytes: int) -> None:
     if isinstance(error, InputError):
       raise
     raise InputError(f"archive: cannot be read as a zip file: {type(error).__name__}") from error
+
+
+def _check_directory(archive: Path) -> None:
+  """Refuses a zip file with a list of contents that would take much memory, before it is read.
+
+  Raises:
+    TooLargeError: it lists too many files.
+  """
+  with open(archive, "rb") as file:
+    file.seek(-min(_MOST_END, archive.stat().st_size), 2)
+    end = file.read()
+  place = end.rfind(b"PK\5\6")
+  size = int.from_bytes(end[place + 12 : place + 16], "little")
+  # The other form is for more than 65,535 files or 4 GiB.
+  if place >= 0 and (size > _MOST_FILES * _MOST_ENTRY or b"PK\6\7" in end[max(place - 20, 0) : place]):
+    raise TooLargeError(f"archive: found a list of contents of {size} bytes, expected at most {_MOST_FILES} files")
 
 
 def write_download(session: Session, kind: Download, target: Path) -> None:
@@ -191,5 +242,5 @@ def _packing(target: Path) -> Iterator[Path]:
     # Images are compressed already.
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as packed:
       for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != RECORD:
           packed.write(path, path.relative_to(folder))

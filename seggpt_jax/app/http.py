@@ -36,6 +36,8 @@ _HEADERS = {
 }
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 _DRAIN_SECONDS = 10.0
+# How long a body may take: without any byte, in all, and for each byte at the least rate in bytes a second.
+_SILENT_SECONDS, _BODY_SECONDS, _LEAST_RATE = 30.0, 60.0, 2**16
 
 Observe = Callable[[str, int, float], None]  # name of the endpoint, status, seconds
 
@@ -121,12 +123,20 @@ class Guard:
     origins = headers.getlist("origin")
     if any(_origin_host(origin) != hosts[0].lower() for origin in origins):
       return error_response(403, "Origin: found another one, expected a request from this service's own pages")
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not _is_visit(scope, headers):
+      return error_response(403, "Sec-Fetch-Site: found another site, expected a request from this service's own pages")
     scope["authorized"] = self.authorized(headers)
     if not scope["authorized"] and scope["path"] not in self._open_paths:
       return error_response(
         401, "Authorization: found no valid token, expected Bearer and the token", {"www-authenticate": "Bearer"}
       )
     return None
+
+
+def _is_visit(scope: Scope, headers: Headers) -> bool:
+  """Returns whether a browser opens an address by a link, and not as a part of another page."""
+  opens = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+  return opens and scope["method"] == "GET" and not scope["path"].startswith("/api/")
 
 
 def _origin_host(origin: str) -> str:
@@ -163,16 +173,23 @@ async def limited_stream(request: Request, most_bytes: int) -> AsyncGenerator[by
 
   Raises:
     TooLargeError: the body is longer, or its header says so.
-    HTTPException: the header that states its length is no number, or the client has gone.
+    HTTPException: the header that states its length is no number, the client has gone, sends nothing for 30 seconds,
+      or needs more than a minute at less than 64 KiB a second.
   """
   stated = request.headers.get("content-length", "0")
   if not (stated.isascii() and stated.isdigit()):
     raise HTTPException(400, f"Content-Length: found {stated[:40]!r}, expected a number of bytes")
   found = int(stated[:20])
   if found <= most_bytes:
-    found = 0
+    found, began = 0, time.monotonic()
     while True:
-      message = await request.receive()
+      left = began + _BODY_SECONDS + found / _LEAST_RATE - time.monotonic()
+      try:
+        message = await asyncio.wait_for(request.receive(), min(_SILENT_SECONDS, left))
+      except TimeoutError as error:
+        raise HTTPException(
+          408, f"body: found {found} bytes so far, expected the rest in time; it is too slow"
+        ) from error
       if message["type"] != "http.request":
         raise HTTPException(400, "body: found its end too early, expected as many bytes as announced")
       found += len(message.get("body", b""))
@@ -197,7 +214,10 @@ def _http_error(_: Request, error: HTTPException) -> JSONResponse:
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
-  logging.error("%s %s: %s", request.method, request.url.path, one_line(repr(error)))
+  # Without names of images, labels and paths, which an error may hold; --verbosity=0 logs all of it.
+  endpoint = getattr(request.scope.get("endpoint"), "__name__", "none")
+  logging.error("%s %s: %s", request.method, endpoint, type(error).__name__)
+  logging.info("%s: %s", request.url.path, one_line(repr(error)))
   return error_response(500, "the service failed; its log says why")
 
 

@@ -6,6 +6,7 @@ In: requests with a session's cookie. Out: JSON, pictures and zip files. The wor
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hmac
 import io
@@ -28,8 +29,9 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from seggpt_jax.app import bundles, http, ready_examples, video_frames
+from seggpt_jax.app.limits import Budget
 from seggpt_jax.app.page_sessions import PageSessions
-from seggpt_jax.app.sessions import Session, UnknownError, drawn_label
+from seggpt_jax.app.sessions import Session, UnknownError, check_header, drawn_label
 from seggpt_jax.data.images import upright_size
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError, MachineError
@@ -45,6 +47,7 @@ _POLICY = (
   "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
   "form-action 'none'; frame-ancestors 'none'"
 )
+_BODIES_BYTES = 6 * _IMAGE_BYTES  # of all requests together, which are held in memory until they are answered
 _THREADS = 4
 _THUMBNAIL = 160  # pixels of the longer side
 
@@ -124,6 +127,7 @@ class _Page:
     self._sessions, self._token, self._examples = sessions, token, examples
     # Each may hold an image of the largest size in memory.
     self._threads = anyio.CapacityLimiter(_THREADS)
+    self._bodies, self._opening = Budget(_BODIES_BYTES), asyncio.Lock()
 
   async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
     """Calls a function that decodes images or writes files, a few at a time."""
@@ -133,7 +137,10 @@ class _Page:
     """Returns an endpoint that checks the session of a request and calls the handler of its method."""
 
     async def endpoint(request: Request) -> Response:
-      session = self._sessions.find(request.cookies.get(cookie_name(request)))
+      key = request.cookies.get(cookie_name(request))
+      session = self._sessions.find(key)
+      if session is None and self._sessions.is_new(key):
+        session = await self._open(key)
       if session is None:
         raise HTTPException(401, "session: it has ended, or was never opened; reload the page")
       handler = handlers.get("GET" if request.method == "HEAD" else request.method)
@@ -142,25 +149,36 @@ class _Page:
       if request.method not in ("GET", "HEAD") and not request.headers.get("origin"):
         # The guard has compared those that are there. Every browser sends one with a change.
         raise HTTPException(403, "Origin: missing, expected the page's own for a change")
-      return await handler(request, session)
+      with self._bodies.reserve(_body_bytes(request)):
+        return await handler(request, session)
 
     return endpoint
+
+  async def _open(self, key: str) -> Session:
+    """Opens the session of a browser that has shown the page, at its first call of the API."""
+    async with self._opening:  # a page sends its first calls at the same time
+      if (session := self._sessions.find(key)) is None:
+        _, session = await self._in_thread(self._sessions.open, key)
+        if self._examples:
+          await self._in_thread(ready_examples.add_boards, session)
+          self._sessions.answering.call()
+    return session
 
   # ------------------------------------------------------------------------------------------------------- the page
 
   async def index(self, request: Request) -> Response:
-    """Serves the page, and opens a session for a browser that has none."""
+    """Serves the page, and gives a browser without a session the id of one, which its first call opens.
+
+    A picture in another page that has this address opens nothing: its request has no way to make that call.
+    """
     given = request.query_params.get("token", "")
-    session = self._sessions.find(request.cookies.get(cookie_name(request)))
-    if session is None:
+    known = request.cookies.get(cookie_name(request))
+    if self._sessions.find(known) is None and not self._sessions.is_new(known):
       if self._token and not hmac.compare_digest(given.encode(), self._token.encode()):
         raise HTTPException(401, "token: missing or wrong, expected the address that `seggpt app` has printed")
-      key, session = await self._in_thread(self._sessions.open)
-      if self._examples:
-        await self._in_thread(ready_examples.add_boards, session)
-        self._sessions.answering.call()
+      await self._in_thread(self._sessions.make_room)
       response: Response = RedirectResponse("/", 303) if given else _static("index.html")
-      response.set_cookie(cookie_name(request), key, httponly=True, samesite="strict", path="/")
+      response.set_cookie(cookie_name(request), self._sessions.new_key(), httponly=True, samesite="strict", path="/")
       return response
     return RedirectResponse("/", 303) if given else _static("index.html")
 
@@ -335,6 +353,12 @@ def _static(name: str) -> Response:
   return FileResponse(path, media_type=_TYPES[path.suffix], headers=headers)
 
 
+def _body_bytes(request: Request) -> int:
+  """Returns the bytes of memory that the body of a request may take; videos and archives go to the disk."""
+  stated = request.headers.get("content-length", "" if "transfer-encoding" in request.headers else "0")
+  return min(int(stated) if stated.isascii() and stated.isdigit() and len(stated) < 20 else _IMAGE_BYTES, _IMAGE_BYTES)
+
+
 async def _read(request: Request, most_bytes: int) -> bytes:
   """Returns the body of a request; see `http.limited_stream`."""
   return b"".join([piece async for piece in http.limited_stream(request, most_bytes)])
@@ -392,6 +416,7 @@ def _read_mask(session: Session, key: str, data: bytes, where: str, class_index:
     class_index: class of a mask of one class; None for class indices.
   """
   height, width = session.find(key).size
+  check_header(data, where, height * width)
   if (found := upright_size(data, where)) != (height, width):
     raise InputError(f"{where}: found {found[1]} x {found[0]} pixels, expected {width} x {height} as the image has")
   return LabelFormat().decode(data, where) if class_index is None else drawn_label(data, where, class_index)

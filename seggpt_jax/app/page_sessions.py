@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hmac
 import secrets
 import shutil
 import tempfile
@@ -43,7 +44,7 @@ def temporary_folder() -> Iterator[Path]:
   """Gives a folder that is deleted at the end; those of killed servers are deleted now."""
   marker = Path(tempfile.gettempdir()) / "seggpt_app"
   remove_leftovers_of(marker)
-  folder = marker.with_name(f".{marker.name}.{uuid.uuid4().hex}")
+  folder = marker.with_name(f".{marker.name}.seggpt-{uuid.uuid4().hex}")
   folder.mkdir(mode=0o700)
   try:
     with exclusive(folder):
@@ -90,23 +91,53 @@ class PageSessions:
     self.limits, self._load = limits or SessionLimits(), load or load_learned
     self._load_plain, self._plain, self._learned_classes = plain, None, learned_classes
     self._lock, self._works = threading.RLock(), dict[str, _Work]()
+    self._secret, self._opened = secrets.token_bytes(32), set[str]()
     self.answering = Answering(self._tick, self.network_of)
 
-  def open(self) -> tuple[str, Session]:
-    """Opens a session and returns its id, of 128 random bits.
+  def new_key(self) -> str:
+    """Returns an id, of 128 random bits, with which one session may be opened. Nothing is kept for it until then."""
+    key = secrets.token_urlsafe(16)
+    return f"{key}.{self._sign(key)}"
+
+  def _sign(self, key: str) -> str:
+    return hmac.new(self._secret, key.encode(), "sha256").hexdigest()[:32]
+
+  def is_new(self, key: str | None) -> bool:
+    """Returns whether an id is from `new_key` and no session was opened with it."""
+    name, _, signature = (key or "").partition(".")
+    ours = hmac.compare_digest(signature.encode(), self._sign(name).encode())
+    return ours and key not in self._opened
+
+  def open(self, key: str | None = None) -> tuple[str, Session]:
+    """Opens a session and returns its id.
+
+    Args:
+      key: an id from `new_key`; None makes one.
 
     Raises:
-      BusyError: there are as many sessions as allowed, and all are in use.
+      BusyError: there are as many sessions as allowed, and all are in use or hold labels of their owners.
     """
     with self._lock:
-      if len(self._works) >= self.limits.sessions:
-        oldest = min(self._works, key=lambda key: self._works[key].session.used)
-        if time.monotonic() - self._works[oldest].session.used < _SEND_AWAY:
-          raise BusyError(f"the page is busy: {len(self._works)} people use it; try again later")
-        self.end(oldest)
-      key = secrets.token_urlsafe(16)
+      self.make_room()
+      key = key or self.new_key()
+      self._opened.add(key)
       self._works[key] = _Work(Session(self._folder / secrets.token_hex(8), self.limits, self._learned_classes))
       return key, self._works[key].session
+
+  def make_room(self) -> None:
+    """Ends the session that was idle longest if there are as many as allowed; never one with labels of its owner.
+
+    Raises:
+      BusyError: all are in use or hold labels.
+    """
+    with self._lock:
+      if len(self._works) < self.limits.sessions:
+        return
+      ends = [key for key, work in self._works.items() if not work.session.has_work]
+      oldest = min(ends, key=lambda key: self._works[key].session.used, default=None)
+      if oldest is None or time.monotonic() - self._works[oldest].session.used < _SEND_AWAY:
+        raise BusyError(f"the page is busy: {len(self._works)} people use it; try again later")
+      self.end(oldest)
 
   def find(self, key: str | None) -> Session | None:
     """Returns a session and notes that it is in use; None if there is none of this id."""

@@ -27,4 +27,6 @@ def add_boards(session: Session) -> None:
     Image.fromarray(board["image"]).save(file, "png")
     picture = session.add_image(f"board_{place + 1:02d}.png", file.getvalue())
     if place == 0 and session.needs_examples:
+      had_work = session.has_work
       session.set_label(picture.key, board["label"])
+      session.has_work = had_work  # this label is ours

@@ -7,6 +7,7 @@ finishes the requests that run, and then closes the engine.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import math
@@ -16,12 +17,13 @@ from concurrent.futures import Future
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from seggpt_jax.app.engine import Engine
 from seggpt_jax.errors import InputError
 
 _MOST_CONNECTIONS = 512
-_KEEP_ALIVE_SECONDS = 30
+_KEEP_ALIVE_SECONDS, _HEADER_SECONDS = 30, 30
 # They log a warning for every damaged request, which would let clients fill a disk.
 _CHATTY = ("python_multipart", "uvicorn.error")
 
@@ -39,6 +41,55 @@ class _Server(uvicorn.Server):
       yield
       self.signal = self._captured_signals[0] if self._captured_signals else 0
       self._captured_signals.clear()
+
+
+class _Protocol(H11Protocol):
+  """A connection that ends if no request comes in time. Of too many, one that has been silent for long ends."""
+
+  def connection_made(self, transport: asyncio.Transport) -> None:
+    """Makes room for the connection and starts its time."""
+    if len(self.connections) >= _MOST_CONNECTIONS:
+      counts = collections.Counter(each.address for each in self.connections)
+      silent = [each for each in self.connections if each.is_silent]
+      if silent:  # of the address with the most connections
+        min(silent, key=lambda each: (-counts[each.address], each.silent_since)).hang_up()
+    super().connection_made(transport)
+    self.address, self.silent_since = (self.client or ("", 0))[0], self.loop.time()
+    self._timer = self.loop.call_later(_HEADER_SECONDS, self._check)
+
+  @property
+  def is_silent(self) -> bool:
+    """True if no request is being answered."""
+    return self.cycle is None or self.cycle.response_complete
+
+  def data_received(self, data: bytes) -> None:
+    """Reads data; the time for the next request starts when the last one is answered."""
+    was_silent = self.is_silent
+    super().data_received(data)
+    if not was_silent:
+      self.silent_since = self.loop.time()
+
+  def on_response_complete(self) -> None:
+    """Starts the time for the next request."""
+    super().on_response_complete()
+    self.silent_since = self.loop.time()
+
+  def connection_lost(self, exc: Exception | None) -> None:
+    """Ends the time."""
+    self._timer.cancel()
+    super().connection_lost(exc)
+
+  def hang_up(self) -> None:
+    """Ends the connection at once."""
+    self.connections.discard(self)
+    self.transport.abort()
+
+  def _check(self) -> None:
+    left = self.silent_since + _HEADER_SECONDS - self.loop.time()
+    if self.is_silent and left <= 0:
+      self.hang_up()
+    else:
+      self._timer = self.loop.call_later(max(left, 1.0), self._check)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -85,7 +136,7 @@ def serve(
   """
   config = uvicorn.Config(
     app,
-    http="h11",
+    http=_Protocol,
     ws="none",
     loop="asyncio",
     lifespan="off",
@@ -93,7 +144,7 @@ def serve(
     access_log=False,
     server_header=False,
     proxy_headers=False,
-    limit_concurrency=_MOST_CONNECTIONS,
+    limit_concurrency=2 * _MOST_CONNECTIONS,  # only requests that are being answered count up to here
     timeout_keep_alive=_KEEP_ALIVE_SECONDS,
     timeout_graceful_shutdown=math.ceil(seconds),
   )

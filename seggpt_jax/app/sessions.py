@@ -21,11 +21,11 @@ from jaxtyping import Float, UInt8
 
 from seggpt_jax.app.limits import TooLargeError
 from seggpt_jax.app.settings import MOST_CLASSES, SessionLimits, Settings
-from seggpt_jax.data.images import read_image, upright_size
+from seggpt_jax.data.images import open_image, read_image, upright_size
 from seggpt_jax.data.labels import LabelFormat, classes_in, read_labels
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError, one_line
-from seggpt_jax.files import plain_name, write_whole
+from seggpt_jax.files import is_plain_text, plain_name, write_whole
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.pictures import write_png
@@ -38,6 +38,7 @@ from seggpt_jax.retrieval.every_class import in_turn
 _AUTO_EXAMPLES, _AUTO_SPLIT = 4, 3  # largest values that are chosen automatically
 _MOST_COMPARED = 64  # examples that an image is compared with: each is encoded once, in a tenth of a second or more
 _MOST_NAME = 80  # characters of the name of an image or a class
+_MOST_NAME_BYTES = 200  # of the name of an image; a file name has 255, and gets endings and numbers
 _UNSAFE = re.compile(r"[^\w .,()+=@-]")
 
 
@@ -103,6 +104,7 @@ class Session:
     round: counts the changes after which all images have to be answered again.
     first: key of the image that is answered first: the one on the screen.
     used: time of the last request.
+    has_work: whether its owner has labeled something, which lasts until the owner ends the session or stays away.
   """
 
   def __init__(self, folder: Path, limits: SessionLimits | None = None, learned_classes: Sequence[str] = ()):
@@ -116,6 +118,7 @@ class Session:
     self.settings, self.needs_examples = Settings(), not learned_classes
     self.round, self.changes, self.first = 1, 0, ""
     self.used = time.monotonic()
+    self.has_work = False
     self._split = (0, 1)  # the round it was chosen for, and the split
 
   # --------------------------------------------------------------------------------------------------------- images
@@ -132,10 +135,8 @@ class Session:
       InputError: the file is not an image that the package reads.
     """
     shown = clean_name(name)
+    check_header(data, shown, self._limits.pixels)
     size = upright_size(data, shown)
-    if size[0] * size[1] > self._limits.pixels:
-      found = f"{size[1]} x {size[0]} pixels"
-      raise TooLargeError(f"{shown}: found {found}, expected at most {self._limits.pixels / 1e6:g} million")
     data, ending = as_stored(data, shown)
     with self.lock:
       if len(self.pictures) >= self._limits.images:
@@ -150,7 +151,7 @@ class Session:
       # Random, as browsers keep pictures by their address, and another session must not have the same addresses.
       key = secrets.token_hex(8)
       path = self.folder / "images" / f"{key}{ending}"
-      write_whole(path, lambda file: file.write(data))
+      write_whole(path, lambda file: file.write(data), replace=True)
       picture = Picture(key, self._free_name(Path(shown).stem or key), path, size, len(data))
       self.pictures[key] = picture
       self._touch(picture)
@@ -223,8 +224,8 @@ class Session:
         raise InputError(f"{where}: found no class in it, expected at least one object")
       if holds[-1] > len(self.classes):
         raise InputError(f"{where}: found class {holds[-1]}, expected at most {len(self.classes)}, the named classes")
-      write_png(self._label_path(key), labels)
-      picture.label, picture.holds = picture.label + 1, holds
+      write_png(self._label_path(key), labels, replace=True)
+      picture.label, picture.holds, self.has_work = picture.label + 1, holds, True
       self._touch(picture)
       self._labels_changed()
 
@@ -267,8 +268,11 @@ class Session:
       raise InputError(f"classes: expected a list of 1 to {MOST_CLASSES} names")
     names = [one_line(name) if isinstance(name, str) else "" for name in names]
     for place, name in enumerate(names):
-      if not name or len(name) > _MOST_NAME or "," in name or name in names[:place]:
-        raise InputError(f"classes: found {name[:_MOST_NAME]!r}, expected different names, not empty, without commas")
+      if not name or len(name) > _MOST_NAME or "," in name or name in names[:place] or not is_plain_text(name):
+        raise InputError(
+          f"classes: found {name[:_MOST_NAME]!a}, expected different names, not empty, without commas "
+          "and control characters"
+        )
     with self.lock:
       if len(names) < self.least_classes:
         why = "labels show that many" if self.needs_examples else "the learned prompt has that many"
@@ -394,7 +398,7 @@ class Session:
       picture = self.pictures.get(key)
       # That of an image labeled meanwhile is not needed, and must not make its label the newest one.
       if picture is not None and not picture.label and round_ >= picture.answer:
-        write_png(self._answer_path(key), prediction.colors)
+        write_png(self._answer_path(key), prediction.colors, replace=True)
         picture.answer, picture.classes, picture.error = round_, prediction.classes, ""
         picture.used = tuple(used)
         self._touch(picture)
@@ -473,12 +477,37 @@ class Session:
     shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def check_header(data: bytes, where: str, most_pixels: int) -> None:
+  """Compares the pixels that the header of an image file states with a limit, before any is decoded.
+
+  Raises:
+    TooLargeError: there are more.
+    InputError: the file is not an image.
+  """
+  width, height = open_image(data, where).size
+  if width * height > most_pixels:
+    raise TooLargeError(
+      f"{where}: found {width} x {height} pixels, expected at most {most_pixels / 1e6:g} million pixels"
+    )
+
+
 def clean_name(name: str) -> str:
-  """Returns the last part of a path that a browser names, without characters that a file name should not have."""
-  last = plain_name(name).rpartition("/")[2]
+  """Returns the path that a browser names as one file name: `cam1/001.png` becomes `cam1_001.png`.
+
+  Of a path from a root only the last name counts. Characters that a file name should not have become `_`, and what is
+  too long loses its start.
+  """
+  path = plain_name(name)
+  *folders, last = [part for part in path.split("/") if part.strip(" .")] or ["image"]
+  if path.startswith("/") or ":" in path or ".." in path.split("/"):
+    folders = []
   stem, dot, ending = last.rpartition(".")
-  stem = _UNSAFE.sub("_", (stem if dot else last)[:_MOST_NAME]).strip(" .") or "image"
-  return f"{stem}.{ending[:5]}" if dot and ending.isalnum() else stem
+  stem = "_".join([*folders, stem if dot else last])
+  stem = _UNSAFE.sub("_", stem).strip(" .")[-_MOST_NAME:]
+  while len(stem.encode()) > _MOST_NAME_BYTES:
+    stem = stem[1:]
+  stem = stem.strip(" .") or "image"
+  return f"{stem}.{ending[:5]}" if dot and ending.isascii() and ending.isalnum() else stem
 
 
 def drawn_label(data: bytes, where: str, class_index: int) -> UInt8[np.ndarray, "h w"]:

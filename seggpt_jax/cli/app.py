@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _LARGE = 30_000_000  # parameters from which training learns a LoRA instead of all weights
 _PATIENCE = 5  # seconds that open requests get when the page ends
 
+ENDS_WITH_TERMINAL = True
+
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags of the command."""

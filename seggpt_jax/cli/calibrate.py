@@ -10,6 +10,8 @@ should not be those of training, and other images will have slightly lower rates
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from absl import flags
 
@@ -20,9 +22,10 @@ from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.calibration import Rates, Seen, calibrate, draw_rates, rates
 from seggpt_jax.inference import batch
-from seggpt_jax.inference.operating_point import write_operating_point
+from seggpt_jax.inference.operating_point import FILE, write_operating_point
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
+from seggpt_jax.written import check_outputs
 
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
@@ -49,6 +52,8 @@ def main() -> None:
   catch, least_yield = values["catch"].value, values["yield"].value
   if catch is not None and least_yield is not None:
     raise InputError("--yield: found beside --catch, expected one of the two: one is given up for the other")
+  target = Path(values.model_path) / FILE
+  check_outputs([target, target.with_suffix(".png")], flag="--model-path")
   labels = inference_flags.trained_label_format(values.model_path)
   options = inference_flags.options_from_flags(values.model_path, labels, calibrated=False)
   if missing := next((query for query in list_queries(values.dataset_dir) if query.truth is None), None):

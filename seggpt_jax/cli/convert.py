@@ -37,8 +37,8 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
 
 def main(source: str, destination: str) -> None:
   """Converts one file or directory to another."""
-  weights.check_new(destination)
   values = flags.FLAGS
+  (weights.check_new if values.to else weights.check_new_weights)(destination)
   if values.private and not values.push:
     raise InputError("--private: found no --push, expected both")
   with writing(destination):  # before minutes are spent on reading

@@ -23,6 +23,8 @@ from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.data.images import list_images, read_image
 from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError
+from seggpt_jax.inference.outputs import write_json
+from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.palette import display_palette
 from seggpt_jax.synthetic.boards import LABELINGS
 
@@ -62,14 +64,15 @@ def main() -> None:
   queries, examples = ([f"{name}.png" for name in list_images(boards / split / "images")] for split in ("val", "train"))
   prompts = dict(zip(queries, itertools.cycle(examples), strict=False))
   mapping = workdir / "mapping.json"
-  mapping.write_text(json.dumps({query: [prompt] for query, prompt in prompts.items()}, indent=1))
+  write_json(mapping, {query: [prompt] for query, prompt in prompts.items()})
   scores_before = _infer("small", boards, mapping, before)
   _run(
     *("train", "--config", "demo", "--workdir", str(training)),
     *(f"--config.data.path={boards}", f"--config.num_steps={steps}"),
   )
   scores_after = _infer(str(training), boards, mapping, after)
-  _picture(boards, before, after, dict(itertools.islice(prompts.items(), 5))).save(workdir / "demo.png")
+  sheet = _picture(boards, before, after, dict(itertools.islice(prompts.items(), 5)))
+  write_png(workdir / "demo.png", np.asarray(sheet))
   print(f"\nIoU on {len(prompts)} held-out boards with one prompt each:")
   print(f"{'':<10}{'before':>8}{f'after {steps} steps':>18}")
   for name, *scores in zip(_CLASSES, scores_before, scores_after, strict=True):

@@ -38,6 +38,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.inference import annotation_files, batch, instances, outputs, queries, scores, video
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.report import own_prompts_line
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt
@@ -67,7 +68,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
     "What to segment (one of these)": [
       define_path("dataset_dir", "Folder with images/ and perhaps labels/, or a folder of images; with folders in it."),
       define_paths("image", "One image, or several separated by commas."),
-      define_path("video", "A video."),
+      define_path("video", "A video, or a folder of its frames."),
     ],
     "Prompts from folders": define_prompt_flags(),
     "Prompts one by one": [
@@ -132,6 +133,7 @@ def main() -> None:
     resume=values.resume,
     shard=shard,
     settings=settings,
+    also_read=[values.mapping] if values.mapping else [],
   )
   _report(outcome)
 
@@ -219,6 +221,8 @@ def _report(outcome: batch.Outcome) -> None:
   outdir = flags.FLAGS.outdir
   if outcome.before:
     print(f"resumed: {outcome.before} images were done, {outcome.done} are done now")
+  if outcome.own_prompts:
+    print(own_prompts_line(outcome.own_prompts))
   if outcome.metrics:
     print(scores.report(outcome.metrics))
     if "stitched" in outcome.metrics:

@@ -23,9 +23,11 @@ from seggpt_jax.audit.report import as_facts, as_text
 from seggpt_jax.cli.dataset_flags import dataset_from_flags, define_dataset_flags, parse_splits
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.runner import is_given
+from seggpt_jax.data.images import is_image
 from seggpt_jax.data.recognize import Form, recognize
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import MOMENT, remove_leftovers, write_whole, writing
+from seggpt_jax.written import check_outputs, is_own
 
 _GUESSED = ("kind", "num_classes", "class_names", "labels", "threshold", "table", "ignore")
 
@@ -49,6 +51,9 @@ def main() -> None:
   """Inspects the dataset that the flags name."""
   values = flags.FLAGS
   given = frozenset(name for name in _GUESSED if is_given(name))
+  outdir = Path(values.outdir)
+  pictures = [path for path in outdir.glob("*") if is_image(path.name) and not is_own(path)]
+  check_outputs([outdir / "inspect.json", outdir / "inspect.png"], pictures, is_image=is_image)
   if "labels" not in given and (alone := given & {"threshold", "table", "ignore"}):
     raise InputError(f"--{min(alone)}: found without --labels, expected --labels with it")
   dataset = dataset_from_flags()
@@ -62,7 +67,6 @@ def main() -> None:
   facts["advice"] = [each.text for each in advice]
   facts["ready"] = not any(each.fatal for each in advice)
   facts["train"] = train_line(findings, advice)
-  outdir = Path(values.outdir)
   with writing(outdir):
     outdir.mkdir(parents=True, exist_ok=True)
   remove_leftovers(outdir, least_age=MOMENT)

@@ -22,7 +22,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
 
 def main(base: str, run: str, output: str) -> None:
   """Merges the adapter of a run into its base weights."""
-  weights.check_new(output)
+  weights.check_new_weights(output)
   stored = load_adapter(run)
   if not isinstance(stored.adapter, LoRA):
     raise InputError(f"{run}: found a learned prompt, expected a LoRA: a prompt cannot be merged into weights")

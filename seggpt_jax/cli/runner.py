@@ -19,6 +19,7 @@ import difflib
 import math
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -64,6 +65,9 @@ def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn
     arguments: the command line after the name of the command.
   """
   follow_parent()
+  _open_missing_streams()
+  if hasattr(signal, "SIGHUP") and not getattr(command, "ENDS_WITH_TERMINAL", False):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed must not end the work
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, "reconfigure"):
       stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end the work
@@ -76,7 +80,8 @@ def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn
   sys.argv = [program, *_registered_names(arguments)]
 
   def guarded(argv: list[str]) -> None:
-    sys.stdout = _LastingOutput(sys.stdout)
+    sys.stdout, sys.stderr = _LastingOutput(sys.stdout), _LastingOutput(sys.stderr, warns=False)
+    logging.get_absl_handler().python_handler.stream = sys.stderr
     if not is_given("verbosity"):
       logging.set_verbosity(logging.WARNING)
       logging.get_absl_handler().setFormatter(Formatter("%(levelname)s: %(message)s"))
@@ -158,15 +163,28 @@ def _check_arguments(found: Sequence[str], names: Sequence[str]) -> list[str]:
   return [expand(value) for value in found]
 
 
+def _open_missing_streams() -> None:
+  """Opens standard streams that are closed, as by `2>&-`: the next file would get their numbers, and their text."""
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)  # takes the lowest number
+  for number, name in ((1, "stdout"), (2, "stderr")):
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115 - for the rest of the process
+
+
 class _LastingOutput:
-  """Passes text on to standard output, until that is closed or full; the work goes on without it.
+  """Passes text on to standard output or error, until that is closed or full; the work goes on without it.
 
   Args:
-    stream: the standard output.
+    stream: the stream.
+    warns: whether a warning says that it is closed or full.
   """
 
-  def __init__(self, stream: TextIO):
-    self._stream = stream
+  def __init__(self, stream: TextIO, warns: bool = True):
+    self._stream, self._warns = stream, warns
 
   def write(self, text: str) -> int:
     with self._lasting():
@@ -182,8 +200,9 @@ class _LastingOutput:
     try:
       yield
     except (OSError, ValueError) as error:  # ValueError: the program that started this one has closed it
-      logging.warning("standard output cannot be written to (%s); the work goes on without it", error)
       self._stream = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+      if self._warns:
+        logging.warning("standard output cannot be written to (%s); the work goes on without it", error)
 
   def __getattr__(self, name: str) -> Any:
     return getattr(self._stream, name)

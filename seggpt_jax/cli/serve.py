@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 # The flag and its unit for each limit.
 _LIMITS = {"pixels": ("max_megapixels", 10**6), "seconds": ("max_seconds", 1), "memory_bytes": ("max_memory_mb", 2**20)}
 
+ENDS_WITH_TERMINAL = True
+
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags of the command."""

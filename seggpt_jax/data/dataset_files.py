@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 
 from etils import epath
 
-from seggpt_jax.data.images import is_junk, remote_or_local
+from seggpt_jax.data.images import FolderId, folder_id, is_circle, is_junk, remote_or_local
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import plain_name
 
@@ -150,8 +150,9 @@ def _kind_of(split: str) -> str | None:
   return None
 
 
-def _walk(directory: str, prefix: str) -> Iterator[str]:
+def _walk(directory: str, prefix: str, above: tuple[FolderId, ...] = ()) -> Iterator[str]:
   if os.path.isdir(directory):
+    above = (*above, folder_id(directory))
     with os.scandir(directory) as entries:
       found = [(entry.name, entry.is_dir()) for entry in entries]
   else:
@@ -163,7 +164,8 @@ def _walk(directory: str, prefix: str) -> Iterator[str]:
     if is_junk(name):
       continue
     if is_folder:
-      yield from _walk(f"{directory}/{name}", f"{prefix}{name}/")
+      if not is_circle(f"{directory}/{name}", above):
+        yield from _walk(f"{directory}/{name}", f"{prefix}{name}/", above)
     else:
       yield prefix + name
 

@@ -10,9 +10,10 @@ import contextlib
 import functools
 import io
 import os
+import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -20,13 +21,18 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from seggpt_jax.data.depth import as_eight_bits, deep_colors, stated_white, without_hidden
 from seggpt_jax.errors import InputError, one_line, refuse, warn_once
 from seggpt_jax.files import decode_text, expand, plain_name
+from seggpt_jax.written import is_listed
 
 # Only these decoders see what users have. Others start programs (EPS runs Ghostscript), draw vectors, or read formats
 # that no camera and no labeling tool writes.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+# TIFF: the tag that says what a page is, and the bits of overviews and masks.
+_SUBFILE_TYPE, _OVERVIEW_OR_MASK, _MOST_OVERVIEWS = 254, 1 | 4, 64
+_LIMIT = "SEGGPT_MAX_PIXELS"  # in the environment: most pixels of an image
 ORIENTATION = 274  # the EXIF tag
 # How to turn the pixels of each orientation upright.
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -50,6 +56,7 @@ _HEIF_STARTS = tuple(
 _HEIF_HINT = "HEIC is read after pip install 'seggpt-jax[heif]'"
 _MOST_ENDINGS = 5  # that one line names
 
+FolderId = tuple[int, int]
 SkipFolder = Callable[[str], str]  # the path of a folder in, the reason to pass it over out; "" to enter it
 
 
@@ -99,20 +106,56 @@ def _entries(directory: str, recursive: bool) -> list[tuple[str, bool]]:
   )
 
 
+def is_results_folder(path: str | os.PathLike) -> bool:
+  """Returns whether a folder holds the results of a run of `seggpt infer`."""
+  return os.path.isfile(os.path.join(path, "run.json")) and os.path.isdir(os.path.join(path, "progress"))
+
+
+def _why_not(path: str, skip: SkipFolder | None, above: tuple[FolderId, ...]) -> str:
+  """Returns the reason to pass a folder over, or "": results of a run are never images to read."""
+  if is_results_folder(path):
+    return "results of a run"
+  if is_circle(path, above):
+    return "a link in a circle"
+  return skip(path) if skip else ""
+
+
+def is_circle(path: str, above: Sequence[FolderId]) -> bool:
+  """Returns whether a folder is a link to one of those that lead to it."""
+  return os.path.islink(path) and folder_id(path) in above
+
+
+def folder_id(path: str) -> FolderId:
+  """Returns the device and number of a local folder, which are the same for all links to it."""
+  found = os.stat(path)
+  return found.st_dev, found.st_ino
+
+
 def _walk(
-  directory: str, recursive: bool, skip: SkipFolder | None, passed: collections.Counter[str], prefix: str = ""
+  directory: str,
+  recursive: bool,
+  skip: SkipFolder | None,
+  passed: collections.Counter[str],
+  prefix: str = "",
+  above: tuple[FolderId, ...] = (),
+  has_results: bool = False,
 ) -> Iterator[tuple[str, str]]:
   """Yields the name and the path of every image file, and counts in `passed` what else there is."""
+  local = "://" not in directory
+  has_results = has_results or (local and is_results_folder(directory))
+  above = (*above, folder_id(directory)) if local else ()
   for file, is_folder in _entries(directory, recursive):
     path, (name, ending) = f"{directory}/{file}", os.path.splitext(file)
     if is_junk(file):
       continue
     if is_folder:
-      reason = "not entered" if not recursive else skip(path) if skip else ""
+      reason = "not entered" if not recursive else _why_not(path, skip, above) if local else skip(path) if skip else ""
       if reason:
         passed[f"folder ({reason})"] += 1
       else:
-        yield from _walk(path, recursive, skip, passed, f"{prefix}{file}/")
+        yield from _walk(path, recursive, skip, passed, f"{prefix}{file}/", above, has_results)
+    elif has_results and is_listed(path):
+      passed[f"{ending} (result of a run)"] += 1
     elif ending.lower() in image_endings():
       yield plain_name(prefix + name), path
     else:
@@ -251,21 +294,38 @@ def open_image(data: bytes, where: str) -> Image.Image:
     InputError: the file is not an image, has several pages, or has more pixels than Pillow accepts (179 million).
   """
   _register_heif()
+  formats = [each for each in FORMATS if each in _known_formats()]
   with _decoding(where, data):
     with warnings.catch_warnings():
       # Pillow warns from half of its limit on, which aerial images often exceed.
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-      image = Image.open(io.BytesIO(data), formats=[each for each in FORMATS if each in _known_formats()])
+      image = Image.open(io.BytesIO(data), formats=formats)
     # Phones store a preview as the second picture of a JPEG (MPO). Pages of a TIFF or GIF are all real pictures.
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO" and not _has_overviews_only(image):
       raise InputError(f"{where}: found {image.n_frames} pages, expected a file with one picture")
   return image
+
+
+def _has_overviews_only(image: Image.Image) -> bool:
+  """Returns whether all pages of a TIFF but the first are smaller copies of it or masks, as GeoTIFFs have them."""
+  if image.format != "TIFF" or image.n_frames > _MOST_OVERVIEWS:
+    return False
+  try:
+    for page in range(1, image.n_frames):
+      image.seek(page)
+      if not image.tag_v2.get(_SUBFILE_TYPE, 0) & _OVERVIEW_OR_MASK:
+        return False
+    return True
+  finally:
+    image.seek(0)
 
 
 @functools.cache
 def _known_formats() -> frozenset[str]:
   """Returns the formats that this build of Pillow has."""
   Image.init()
+  if os.environ.get(_LIMIT, "").isdecimal():
+    Image.MAX_IMAGE_PIXELS = int(os.environ[_LIMIT]) // 2  # Pillow refuses twice as many
   return frozenset(Image.OPEN)
 
 
@@ -276,6 +336,12 @@ def _decoding(where: str, data: bytes = b"") -> Iterator[None]:
     yield
   except InputError:
     raise
+  except Image.DecompressionBombError as error:
+    found = re.search(r"\d+", str(error))
+    raise InputError(
+      f"{where}: found {found[0] if found else 'too many'} pixels, expected at most {2 * Image.MAX_IMAGE_PIXELS}; cut "
+      f"the image, or set {_LIMIT} to read larger files of your own"
+    ) from error
   except UnidentifiedImageError as error:
     hint = f"; {_HEIF_HINT}" if data[4:12] in _HEIF_STARTS else ""
     raise InputError(f"{where}: cannot be read as an image: found none of {', '.join(FORMATS)}{hint}") from error
@@ -330,8 +396,8 @@ def load_upright(image: Image.Image, where: str) -> Image.Image:
 def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
   """Decodes an image file to upright RGB pixels.
 
-  Grayscale is repeated over the channels, palette indices become colors, 16 bits are scaled to 8 (65535 becomes 255),
-  CMYK is converted, and alpha is dropped: transparent pixels show the color that is stored for them.
+  Grayscale is repeated over the channels, palette indices become colors, 16 bits are scaled to 8 (see `depth`), CMYK is
+  converted, and transparent pixels become white.
 
   Args:
     data: content of the file.
@@ -347,6 +413,11 @@ def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is not None:
       return np.ascontiguousarray(_TURNS[_orientation(image, where)](pixels))
+  with _decoding(where):
+    # A TIFF that is turned is left to Pillow, as OpenCV turns some of them itself.
+    deep = None if image.format == "TIFF" and _orientation(image, where) != 1 else deep_colors(data, image, where)
+  if deep is not None:
+    return np.ascontiguousarray(_TURNS[_orientation(image, where)](deep))
   return upright_pixels(image, where)
 
 
@@ -360,15 +431,16 @@ def upright_pixels(image: Image.Image, where: str) -> UInt8[np.ndarray, "h w 3"]
   Raises:
     InputError: the image is damaged, cut off, or has floating-point values.
   """
+  white = stated_white(image)
   image = load_upright(image, where)
   if image.mode in _SIXTEEN_BIT or image.mode == "I":
-    values = np.asarray(image).astype(np.float64)
-    if not 0 <= values.min(initial=0) <= values.max(initial=0) <= 65535:
-      raise InputError(f"{where}: found values {values.min():g}..{values.max():g}, expected 8 or 16 bits, unsigned")
-    image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    image = Image.fromarray(as_eight_bits(np.asarray(image), where, white))
   elif image.mode == "F":
     raise InputError(f"{where}: found floating-point values, expected 8 or 16 bits, unsigned")
-  return np.array(image.convert("RGB"))
+  if not image.has_transparency_data:
+    return np.array(image.convert("RGB"))
+  found = np.asarray(image.convert("RGBA"))
+  return np.ascontiguousarray(without_hidden(found[..., :3], found[..., 3]))
 
 
 def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:

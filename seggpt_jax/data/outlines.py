@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from etils import epath
@@ -105,7 +105,7 @@ class OutlineSource:
 
   def __init__(self, annotations: Annotations, num_classes: int, class_names: Sequence[str] = ()):
     self.num_classes = num_classes
-    self.categories = tuple(class_names) or annotations.categories
+    self.categories, self.stated = tuple(class_names) or annotations.categories, annotations.categories
     self.notes = annotations.notes
     self._where, self._smallest_on_top = annotations.where, annotations.smallest_on_top
     self._class_of = _classes(annotations, num_classes, class_names)
@@ -148,6 +148,9 @@ class OutlineSource:
     if key not in fields:
       raise InputError(f"{self._place(index)}: found no {key!r}, expected one of {', '.join(fields) or 'no field'}")
     return str(fields[key])
+
+  def image_path(self, index: int) -> str:
+    return self._entries[index].image
 
   def encoded_image(self, index: int) -> tuple[bytes, str]:
     path = self._entries[index].image
@@ -195,12 +198,15 @@ class OutlineSource:
       raise InputError(f"{self._place(index)}: found an outline that cannot be read: {one_line(error)}") from error
 
 
+def _refuse_category(where: str, name: str, known: Sequence[str]) -> NoReturn:
+  raise InputError(f"{where}: found no category {name!r}, expected one of {', '.join(known)}")
+
+
 def _classes(annotations: Annotations, num_classes: int, class_names: Sequence[str]) -> dict[str, int]:
   """Returns the class of each category that is drawn."""
-  for name in class_names:
-    if name not in annotations.categories:
-      known = ", ".join(annotations.categories)
-      raise InputError(f"{annotations.where}: found no category {name!r}, expected one of {known}")
+  # One split may lack a category that another has; `check_categories` knows all of them.
+  if class_names and not set(class_names) & set(annotations.categories):
+    _refuse_category(annotations.where, class_names[0], annotations.categories)
   names = tuple(class_names) or annotations.categories
   if len(names) >= num_classes:
     raise InputError(
@@ -219,6 +225,10 @@ def check_categories(sources: Sequence[Any]) -> None:
   Raises:
     InputError: class 1 or another one means something else in two splits.
   """
+  stated = [source for source in sources if getattr(source, "stated", ())]
+  known = {name: None for source in stated for name in source.stated}
+  for name in (name for source in stated for name in source.categories if name not in known):
+    _refuse_category("class_names", name, list(known))
   named = [tuple(source.categories) for source in sources if getattr(source, "categories", ())]
   for other in named[1:]:
     if other != named[0]:

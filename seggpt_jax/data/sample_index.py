@@ -109,7 +109,7 @@ class SampleIndex(NamedTuple):
     Raises:
       InputError: the file cannot be written.
     """
-    write_whole(path, lambda file: np.savez_compressed(file, **self._asdict()))
+    write_whole(path, lambda file: np.savez_compressed(file, **self._asdict()), replace=True)
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> SampleIndex:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
+import os
 import threading
 from collections.abc import Sequence
 from typing import NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
@@ -19,6 +21,8 @@ from jaxtyping import UInt8
 from seggpt_jax.data.images import file_stamp, read_bytes, read_image
 from seggpt_jax.data.labels import IGNORE, LabelFormat, check_classes, read_labels
 from seggpt_jax.errors import InputError
+
+_START = 2**18  # bytes of a file that tell it from others of its size
 
 
 class Sample(TypedDict):
@@ -174,6 +178,9 @@ class FileSource:
     files = [label] if isinstance(label, str) else [mask.path for mask in label]
     return " ".join([repr(self._label_format), *map(file_stamp, files)])
 
+  def image_path(self, index: int) -> str:
+    return self._items[index].image
+
   def encoded_image(self, index: int) -> tuple[bytes, str]:
     path = self._items[index].image
     return read_bytes(path), path
@@ -209,6 +216,35 @@ class FileSource:
     read = read_labels(path, label_format)
     check_size(read, size, path)
     return read
+
+
+def shared_images(first: Source, second: Source) -> list[str]:
+  """Returns the names of images in one source whose files are also in another, under any name.
+
+  Only files of equal size are read, and of these only the start. Sources without local image files share nothing.
+
+  Args:
+    first: the source whose names are returned.
+    second: the other source.
+  """
+  if not (hasattr(first, "image_path") and hasattr(second, "image_path")):
+    return []
+  own = [first.image_path(index) for index in range(len(first))]
+  others = [second.image_path(index) for index in range(len(second))]
+  try:
+    sizes = set(map(os.path.getsize, own)) & set(map(os.path.getsize, others))
+    known = {_start(path) for path in others if os.path.getsize(path) in sizes}
+    return [
+      first.name(index) for index, path in enumerate(own) if os.path.getsize(path) in sizes and _start(path) in known
+    ]
+  except OSError:  # a remote or missing file, which is reported where it is used
+    return []
+
+
+def _start(path: str) -> tuple[int, bytes]:
+  """Returns the size of a file and a hash of its first bytes."""
+  with open(path, "rb") as file:
+    return os.path.getsize(path), hashlib.sha256(file.read(_START)).digest()
 
 
 def check_size(label: UInt8[np.ndarray, "h w"], size: tuple[int, ...] | None, where: str) -> None:

@@ -34,8 +34,9 @@ from seggpt_jax.inference import batch, outputs
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
+from seggpt_jax.inference.queries import PromptFiles, Query, files_of, list_queries
 from seggpt_jax.metrics.inspection import Thresholds, foreground_iou, judge, response_rate
+from seggpt_jax.written import check_outputs
 
 
 def run(
@@ -83,10 +84,12 @@ def run(
   positives = list_mapped(mapping)
   negatives = [] if negative_mapping is None else list_mapped(negative_mapping)
   outdir = Path(outdir)
+  reports = [outdir / name for name in ("inspection.json", "report.html")]
+  check_outputs(reports, files_of([*positives, *negatives]))
   with writing(outdir):
     outdir.mkdir(parents=True, exist_ok=True)
-  for name in ("inspection.json", "report.html"):
-    outputs.remove(outdir / name)
+  for path in reports:
+    outputs.remove(path)
   predictor = Predictor.from_checkpoint(model_path, adapter=adapter)
   if predictor.learned is not None:
     raise InputError("--adapter: found a learned prompt, expected a LoRA: an inspection is prompted by images")

@@ -23,6 +23,7 @@ from seggpt_jax.files import expand, writing
 from seggpt_jax.inference import outputs, pictures
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.shard import Shard
+from seggpt_jax.written import check_outputs, open_record
 
 _MAX_STRIPS = 8  # pictures of parts in examples.png
 
@@ -100,8 +101,10 @@ def run(
   outdir, shard = Path(expand(outdir)), shard or Shard()
   folder = outdir / "parts"
   # Reports a folder that cannot be created before the work, not after it.
+  check_outputs([outdir / "results.md", outdir / "results.json", outdir / "examples.png"])
   with writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
+    open_record(outdir)
   unfinished = [name for name in benchmark.parts(shard) if _read_part(benchmark, folder, name) is None]
   predictor = load() if unfinished else None
   for name in unfinished:

@@ -17,7 +17,7 @@ from typing import Any
 from seggpt_jax.data.labels import LabelFormat, classes_in, read_labels
 from seggpt_jax.data.ledger import read_note
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import write_whole
+from seggpt_jax.files import is_plain_text, write_whole
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.instances import TOLERANCE, Instance, instances
 from seggpt_jax.inference.prediction import Prediction
@@ -61,9 +61,9 @@ class AnnotationOptions:
         f"polygon_tolerance: found {self.tolerance}, expected a number of pixels, or 0, at most {_MOST_TOLERANCE}"
       )
     for place, name in enumerate(self.names):
-      if not name or name in _RESERVED or name in self.names[:place]:
+      if not name or name in _RESERVED or name in self.names[:place] or not is_plain_text(name):
         why = " twice" if name in self.names[:place] else ""
-        raise InputError(f"class_names: found {name!r}{why}, expected a different name for each of classes 1, 2, ...")
+        raise InputError(f"class_names: found {name!a}{why}, expected a different name for each of classes 1, 2, ...")
 
   def name(self, class_index: int) -> str:
     """Returns the name of a class."""

@@ -8,8 +8,10 @@ time.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +23,7 @@ from tqdm import tqdm
 
 from seggpt_jax.compilation import compile_notice
 from seggpt_jax.data.bad_files import BadFiles
-from seggpt_jax.data.images import read_image
+from seggpt_jax.data.images import is_image, read_image
 from seggpt_jax.data.labels import IGNORE, LabelFormat
 from seggpt_jax.data.ledger import Ledger
 from seggpt_jax.data.read_ahead import read_ahead
@@ -32,11 +34,21 @@ from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.progress import open_progress, overwrite_notice
+from seggpt_jax.inference.progress import (
+  SETTINGS,
+  check_same_read,
+  earlier_names,
+  kept_entries,
+  open_progress,
+  overwrite_notice,
+  what_is_read,
+)
 from seggpt_jax.inference.prompts import PreparedPrompt, cells_of, read_label_map, without_ignored
-from seggpt_jax.inference.queries import PromptFiles, Query
-from seggpt_jax.inference.report import REPORT_FILES, skipped_files, write_report
+from seggpt_jax.inference.queries import PromptFiles, Query, files_of
+from seggpt_jax.inference.report import REPORT_FILES, own_prompts, skipped_files, write_report
 from seggpt_jax.inference.shard import Shard
+from seggpt_jax.model import parameters
+from seggpt_jax.written import check_outputs, is_own, open_record
 
 _WRITERS = 4  # threads that write results
 _BEHIND = 8  # images whose results may wait to be written
@@ -53,6 +65,7 @@ class Read(NamedTuple):
     truth: the true label map `[H, W]`; None if the query has no label file.
     prompts: prompts of the network's size.
     shown: prompts as the network sees them: at the scale of training those of cells, else the same.
+    is_prompt: whether the image is one of its own prompts, by its pixels.
   """
 
   query: Query
@@ -60,6 +73,7 @@ class Read(NamedTuple):
   truth: np.ndarray | None
   prompts: list[PreparedPrompt]
   shown: list[PreparedPrompt]
+  is_prompt: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +86,7 @@ class Outcome:
     left: number of images that other processes have not finished.
     metrics: the content of metrics.json; None if no image has labels, or if images are left.
     bad: images of all processes that were skipped.
+    own_prompts: images with labels that are their own prompts, which are not scored.
   """
 
   done: int
@@ -79,6 +94,7 @@ class Outcome:
   left: int
   metrics: dict[str, Any] | None
   bad: BadFiles
+  own_prompts: tuple[str, ...] = ()
 
 
 def run(
@@ -94,13 +110,14 @@ def run(
   resume: bool = False,
   shard: Shard | None = None,
   settings: Mapping[str, Any] | None = None,
+  also_read: Sequence[str | os.PathLike] = (),
 ) -> Outcome:
   """Segments every query and writes the results. Says so before it overwrites the results of an earlier run.
 
   Args:
     predictor: the network.
     queries: queries from `queries.list_queries`.
-    outdir: folder of the results, created if missing. Files of the same names are replaced.
+    outdir: folder of the results, created if missing. Files of an earlier run are replaced, no others.
     options: tiles, overlap and mirrored copies; one tile for the whole image by default.
     labels: format of the label files of prompts and queries; class indices by default. Ignored pixels are background in
       a prompt, and are not scored.
@@ -111,14 +128,25 @@ def run(
     resume: skips images that an earlier run with the same settings has finished. Bad images are tried again.
     shard: the share of the queries that this process takes. The process that ends last writes metrics.json.
     settings: settings of the run, JSON values by name of their flags; the heading of summary.txt.
+    also_read: further files that the command reads and must not replace, such as the mapping.
 
   Raises:
-    InputError: a file cannot be read or written, a label map has another size than its image, every query is bad, or
-      the run to resume had other settings.
+    InputError: a file cannot be read or written, a result would replace a file that no earlier run wrote, a label map
+      has another size than its image, every query is bad, or the run to resume had other settings, weights or files.
   """
   outdir, settings, shard = Path(expand(outdir)), dict(settings or {}), shard or Shard()
   options, annotation_options = options or InferenceOptions(), annotation_options or AnnotationOptions()
   outputs.check_kinds(kinds)
+  own, read = shard.select(queries), what_is_read(queries, _weights_of(predictor))
+  kept = kept_entries(outdir, resume, shard)
+  finished = {name: entry for name, entry in kept.items() if "bad" not in entry}
+  check_same_read(outdir, finished, read)
+  folders = (".", "stitch") if options.stitch_width else (".",)
+  plan = [
+    path for query in own if query.name not in finished for path in outputs.planned(outdir, query.name, kinds, folders)
+  ]
+  reports = [outdir / name for name in (*REPORT_FILES, *([] if kept else [SETTINGS]))]
+  check_outputs([*plan, *reports], [*files_of(queries), *also_read], is_image=is_image)
   notice = overwrite_notice(outdir, settings) if shard.count == 1 and not resume else None
   if notice:
     print(notice)
@@ -126,12 +154,17 @@ def run(
     outdir.mkdir(parents=True, exist_ok=True)
   # The processes of a run with shards work in one folder, and may be on several hosts.
   least_age = HOUR if shard.count > 1 else 0.0
-  with exclusive(outdir, shared=shard.count > 1), open_progress(outdir, settings, resume, shard) as progress:
+  with contextlib.ExitStack() as held:
+    held.enter_context(exclusive(outdir, shared=shard.count > 1))
+    with writing(outdir):
+      open_record(outdir)
+    if not kept:
+      _remove_stale(outdir, frozenset(plan))
+    progress = held.enter_context(open_progress(outdir, settings, resume, shard))
     remove_leftovers(outdir, "stitch", *outputs.KINDS, least_age=least_age)
     # Reports of an earlier run are no longer true once this one writes results.
     for name in REPORT_FILES:
       outputs.remove(outdir / name)
-    own = shard.select(queries)
     unfinished = [query for query in own if "bad" in progress.finished.get(query.name, {"bad": ""})]
     for file in bad or ():
       progress.add(file.name, bad=file.reason)
@@ -140,7 +173,7 @@ def run(
     with tqdm(desc="infer", unit="image", total=len(unfinished)) as bar:
       skip = None if bad is None else functools.partial(_note_bad, bad, progress, bar)
       items = segment(predictor, unfinished, options, labels=labels, skip=skip)
-      write = functools.partial(_write, outdir, kinds, annotation_options, options.least_area)
+      write = functools.partial(_write, outdir, kinds, annotation_options, options.least_area, read)
       done = _write_all(items, write, progress, bar)
     if bad and not done and len(unfinished) == len(own):
       raise InputError(f"none of {len(own)} images could be segmented, the first: {next(iter(bad)).reason}")
@@ -149,7 +182,27 @@ def run(
   if not left:
     annotation_files.finish(outdir, queries, entries, kinds, annotation_options)
   metrics = None if left else write_report(outdir, queries, entries, settings)
-  return Outcome(done, len(own) - len(unfinished), left, metrics, skipped_files(entries))
+  return Outcome(done, len(own) - len(unfinished), left, metrics, skipped_files(entries), own_prompts(queries, entries))
+
+
+def _weights_of(predictor: Predictor) -> str:
+  """Returns a content hash of everything that a predictor has learned."""
+  learned = {} if predictor.learned is None else predictor.learned.params
+  return parameters.fingerprint({**parameters.split(predictor.model)[1], **learned})
+
+
+def _remove_stale(outdir: Path, plan: frozenset[Path]) -> None:
+  """Removes results of an earlier run that this one will not replace, so that none stay among the new ones."""
+  stale = [
+    path
+    for name in earlier_names(outdir)
+    for path in outputs.planned(outdir, name, outputs.KINDS, (".", "stitch"))
+    if path not in plan and is_own(path)
+  ]
+  if stale:
+    print(f"{outdir}: removing {len(stale)} files of the earlier run that this one does not write")
+  for path in stale:
+    outputs.remove(path)
 
 
 def _note_bad(bad: BadFiles, progress: Ledger, bar: tqdm, name: str, reason: str) -> None:
@@ -254,22 +307,28 @@ def _reader(
   split = max(options.splits)
 
   @functools.lru_cache(max(_CACHED_PROMPTS // split**2, most_prompts, 1))
-  def read_prompt(files: PromptFiles) -> PreparedPrompt:
+  def read_prompt(files: PromptFiles) -> tuple[PreparedPrompt, bytes]:
     image = read_image(files.image)
     shown = without_ignored(read_label_map(files.labels, image, labels))
-    return predictor.prepare_prompt(image, shown, split=split, zoom=options.zoom, name=str(files.labels))
+    prepared = predictor.prepare_prompt(image, shown, split=split, zoom=options.zoom, name=str(files.labels))
+    return prepared, _digest(image)
 
   def read(query: Query) -> Read:
     image = read_image(query.image)
     truth = None if query.truth is None else read_label_map(query.truth, image, labels)
-    prompts = [read_prompt(files) for files in query.prompts]
-    shown = prompts
+    found = [read_prompt(files) for files in query.prompts]
+    prompts = shown = [prompt for prompt, _ in found]
     if options.zoom and prompts:
       made = zip(*cells_of(prompts, options, min(predictor.tile_size)), strict=True)
       shown = [PreparedPrompt(*prompt) for prompt in made]
-    return Read(query, image, truth, prompts, shown)
+    return Read(query, image, truth, prompts, shown, bool(found) and _digest(image) in {each for _, each in found})
 
   return read
+
+
+def _digest(image: np.ndarray) -> bytes:
+  """Returns a hash of the pixels of an image, the same for all files that show them."""
+  return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
 
 
 def _write(
@@ -277,6 +336,7 @@ def _write(
   kinds: Sequence[outputs.Kind],
   annotation_options: AnnotationOptions,
   least_area: int,
+  read: Mapping[str, dict[str, str]],
   item: Read,
   prediction: Prediction,
 ) -> dict[str, Any]:
@@ -284,6 +344,9 @@ def _write(
   shown = None if item.truth is None else np.where(item.truth == IGNORE, np.uint8(0), item.truth)
   outputs.write_prediction(outdir, item.query.name, item.image, item.shown, prediction, shown, kinds)
   noted = annotation_files.write(outdir, item.query, prediction, kinds, annotation_options, least_area)
+  noted["read"] = read[item.query.name]
+  if item.is_prompt:
+    noted["is_prompt"] = True
   if item.truth is None:
     return noted
   noted["counts"] = scores.count((prediction.unstitched or prediction).labels, item.truth)

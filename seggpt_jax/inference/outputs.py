@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +21,7 @@ from seggpt_jax.inference import tiling
 from seggpt_jax.inference.pictures import overlay, titled_row, write_png
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.palette import display_palette
+from seggpt_jax.written import remove_own
 
 Kind = Literal["label", "color", "concat", "overlay", "confidence", "rle", "coco", "labelme", "yolo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -168,6 +169,21 @@ def _write(directory, name, query, prompts, prediction, truth, kinds) -> None:
       write_png(directory / kind / f"{name}.png", draw[kind]())
 
 
+def planned(directory: Path, name: str, kinds: Iterable[Kind], folders: Iterable[str]) -> Iterator[Path]:
+  """Yields the files that a prediction is written to, annotations included.
+
+  Args:
+    directory: folder of the results.
+    name: name of the query.
+    kinds: kinds of results.
+    folders: folders of `versions`.
+  """
+  for folder in folders:
+    for kind in kinds:
+      ending = {"rle": ".json", "coco": ".json", "labelme": ".json", "yolo": ".txt"}.get(kind, ".png")
+      yield directory / folder / kind / ("labels" if kind == "yolo" else "") / f"{name}{ending}"
+
+
 def write_json(path: Path, value: Any) -> None:
   """Writes JSON values, indented.
 
@@ -187,10 +203,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove(path: Path) -> None:
-  """Removes a file if it exists.
+  """Removes a file if it is there and a run of this package has written it.
 
   Raises:
     InputError: the file cannot be removed.
   """
   with writing(path):
-    path.unlink(missing_ok=True)
+    remove_own(path)

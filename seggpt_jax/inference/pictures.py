@@ -68,10 +68,15 @@ def encode_png(pixels: np.ndarray) -> bytes:
   return file.getvalue()
 
 
-def write_png(path: Path, pixels: np.ndarray) -> None:
+def write_png(path: Path, pixels: np.ndarray, *, replace: bool = False) -> None:
   """Writes `[H, W]` uint8 or uint16, or `[H, W, 3]` uint8.
 
+  Args:
+    path: the file.
+    pixels: its pixels.
+    replace: see `files.write_whole`.
+
   Raises:
-    InputError: the folder cannot be written to.
+    InputError: the folder cannot be written to, or the file is one of the user's.
   """
-  write_whole(path, lambda file: file.write(encode_png(pixels)))
+  write_whole(path, lambda file: file.write(encode_png(pixels)), replace=replace)

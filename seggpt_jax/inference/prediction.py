@@ -85,7 +85,7 @@ class Prediction:
     Raises:
       InputError: the file cannot be written.
     """
-    pictures.write_png(Path(expand(path)), self.labels)
+    pictures.write_png(Path(expand(path)), self.labels, replace=True)
 
   def colored(self) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the labels in `palette.display_palette`, the colors for people."""

@@ -18,7 +18,6 @@ from seggpt_jax.data.images import image_endings, list_images, without_ending
 from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, LabelMode, Value
 from seggpt_jax.errors import InputError, naming, warn_once
 from seggpt_jax.files import decode_text, expand, parse_json, plain_name
-from seggpt_jax.inference.progress import is_results_folder
 from seggpt_jax.inference.trained import run_config, run_data
 
 _LABEL_FOLDERS = frozenset({"label", "labels", "mask", "masks"})  # their files are no images to segment
@@ -124,6 +123,15 @@ def list_queries(
   if not queries:
     raise InputError(f"{dataset}: none of {len(images)} images has its prompts, the first: {next(iter(bad)).reason}")
   return queries
+
+
+def files_of(queries: Iterable[Query]) -> set[Path]:
+  """Returns all files that queries and their prompts are read from."""
+  found: set[Path] = set()
+  for query in queries:
+    found |= {query.image, *(() if query.truth is None else (query.truth,))}
+    found |= {file for prompt in query.prompts for file in (prompt.image, prompt.labels)}
+  return found
 
 
 class NameFinder:
@@ -321,8 +329,6 @@ def _list_files(
   def skip(path: str) -> str:
     if os.path.realpath(path) in others:
       return "prompts or results"
-    if is_results_folder(Path(path)):
-      return "results of a run"
     return "labels" if not of_labels and os.path.basename(path).lower() in _LABEL_FOLDERS else ""
 
   return {name: Path(path) for name, path in list_images(directory, recursive=True, skip=skip).items()}

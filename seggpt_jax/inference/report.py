@@ -26,6 +26,12 @@ def skipped_files(entries: _Entries) -> BadFiles:
   return skipped
 
 
+def own_prompts(queries: Sequence[Query], entries: _Entries) -> tuple[str, ...]:
+  """Returns the images with labels that are their own prompts, which scores leave out: the answer was shown."""
+  found = ((query.name, entries.get(query.name, {})) for query in queries)
+  return tuple(name for name, entry in found if entry.get("is_prompt") and "counts" in entry)
+
+
 def write_report(
   outdir: Path, queries: Sequence[Query], entries: _Entries, settings: Mapping[str, Any]
 ) -> dict[str, Any] | None:
@@ -51,23 +57,39 @@ def write_report(
   if metrics is not None:
     metrics |= {} if stitched is None else {"stitched": stitched}
     outputs.write_json(outdir / "metrics.json", metrics)
-  outputs.write_text(outdir / "summary.txt", _summary(len(queries), len(skipped), metrics, settings))
+  own = own_prompts(queries, entries)
+  outputs.write_text(outdir / "summary.txt", _summary(len(queries), len(skipped), own, metrics, settings))
   return metrics
 
 
 def _sum_scores(queries: Sequence[Query], entries: _Entries, key: str) -> dict[str, Any] | None:
-  total = scores.Scores()
+  total, own = scores.Scores(), own_prompts(queries, entries)
   for query in queries:
     counts = entries.get(query.name, {}).get(key)
-    if counts is not None:
+    if counts is not None and query.name not in own:
       total.add(query.name, counts)
-  return total.summary([query.name for query in queries if query.truth is None]) if total.per_image else None
+  if not total.per_image:
+    return None
+  return total.summary([query.name for query in queries if query.truth is None]) | {"own_prompts": list(own)}
 
 
-def _summary(images: int, skipped: int, metrics: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> str:
+def own_prompts_line(own: Sequence[str]) -> str:
+  """Returns the line that says which images are not scored."""
+  images = "image is its own prompt and is" if len(own) == 1 else "images are their own prompts and are"
+  return f"{len(own)} labeled {images} left out of the scores: {', '.join(own[:3])}{', ...' if len(own) > 3 else ''}"
+
+
+def _summary(
+  images: int,
+  skipped: int,
+  own: Sequence[str],
+  metrics: Mapping[str, Any] | None,
+  settings: Mapping[str, Any],
+) -> str:
   """Returns the run as a page of text: settings, scores, and the scores of each image, the worst first."""
   lines = [f"{key}: {as_text(value)}" for key, value in settings.items()]
   lines += ["", f"{images} images" + (f", {skipped} of them bad, see {LIST_FILE}" if skipped else "")]
+  lines += [own_prompts_line(own)] if own else []
   for title, of_run in (("", metrics), ("with the seams predicted again", (metrics or {}).get("stitched"))):
     if of_run is not None:
       lines += ["", *([title] if title else []), scores.report(of_run)]

@@ -16,12 +16,13 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from seggpt_jax.compilation import compile_notice
-from seggpt_jax.data.images import read_image
+from seggpt_jax.data.images import is_image, read_image
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import MOMENT, expand, remove_leftovers, writing
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.prompts import (
@@ -33,6 +34,7 @@ from seggpt_jax.inference.prompts import (
   without_ignored,
 )
 from seggpt_jax.inference.video_files import probe, read_frames, write_video
+from seggpt_jax.written import check_outputs, open_record
 
 
 def segment_frames(
@@ -124,12 +126,12 @@ def run_video(
 
   Label maps have the size of the source. The written video shows the classes in display colors over the frames; it has
   even sides (see `write_video`), and the mean rate of a source with a variable frame rate. Files that an earlier run
-  left under these names are removed first, after a line that says so. A run that fails leaves the label maps so far and
-  no video.
+  left under these names are removed first, after a line that says so; anything else there is refused. A run that fails
+  leaves the label maps so far and no video.
 
   Args:
     predictor: the network.
-    path: the video file.
+    path: the video file, or a folder of its frames.
     outdir: folder of the results, created if missing.
     prompt_images: image files of the prompts; empty if the video's first frame is the prompt.
     prompt_labels: a label file for each prompt image, or one for the first frame; empty for a learned prompt.
@@ -147,8 +149,9 @@ def run_video(
   source, outdir = Path(expand(path)), Path(expand(outdir))
   info = probe(source)
   target, folder = outdir / f"{source.stem}.mp4", outdir / "label" / source.stem
-  if target.exists() and target.samefile(source):
-    raise InputError(f"{target}: found the video itself there, expected another folder for the results")
+  frames = sorted(folder.glob("*.png"))
+  shown = sorted(source.iterdir()) if source.is_dir() else [source]
+  check_outputs([target, *frames], [*shown, *prompt_images, *prompt_labels], is_image=is_image)
   named = _read_prompts(source, prompt_images, prompt_labels, labels or LabelFormat())
   prompts = [_prepared(prompt, predictor, options or InferenceOptions(), name) for name, prompt in named]
   if target.exists():
@@ -157,8 +160,9 @@ def run_video(
     )
   with writing(outdir):
     outdir.mkdir(parents=True, exist_ok=True)
+    open_record(outdir)
   remove_leftovers(outdir, "label", least_age=MOMENT)
-  for stale in (target, *folder.glob("[0-9]*.png")):
+  for stale in (target, *frames):
     outputs.remove(stale)
   print(compile_notice("the network", predictor.config.depth, training=False))
 
@@ -166,7 +170,7 @@ def run_video(
     predictions = segment_frames(predictor, read_frames(source), prompts, options, num_frames=num_frames)
     for index, prediction in enumerate(tqdm(predictions, desc="video", unit="frame", total=info.num_frames)):
       if save_frames:
-        prediction.save(folder / f"{index:06}.png")
+        write_png(folder / f"{index:06}.png", prediction.labels)
       yield prediction.overlay()
 
   write_video(target, overlays(), info.rate)

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import UInt8
 
+from seggpt_jax.data.images import list_images, read_image
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole
 
@@ -53,6 +54,9 @@ def probe(path: str | os.PathLike) -> VideoInfo:
   Raises:
     InputError: the file is missing, is not a video, or has no video stream or no frames; PyAV is not installed.
   """
+  if os.path.isdir(path):
+    files = _frame_files(path)
+    return VideoInfo(_DEFAULT_RATE, read_image(files[0]).shape[:2], len(files))
   with _opened(path) as (container, stream):
     first = next(_decoded(path, container, stream), None)
     if first is None:
@@ -65,11 +69,30 @@ def probe(path: str | os.PathLike) -> VideoInfo:
 def read_frames(path: str | os.PathLike) -> Iterator[_Frame]:
   """Decodes the first video stream of a file, one frame at a time, and applies its rotation.
 
+  A folder of images is a video of 25 frames a second.
+
   Raises:
     InputError: the file is missing, is not a video, has no video stream, or is cut off; PyAV is not installed.
   """
+  if os.path.isdir(path):
+    yield from map(read_image, _frame_files(path))
+    return
   with _opened(path) as (container, stream):
     yield from _decoded(path, container, stream)
+
+
+def _frame_files(folder: str | os.PathLike) -> list[str]:
+  """Returns the images of a folder in the order of the numbers in their names: 2.jpg comes before 10.jpg.
+
+  Raises:
+    InputError: the folder has no images.
+  """
+  files = list_images(folder)
+
+  def place(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+  return [files[name] for name in sorted(files, key=place)]
 
 
 def write_video(path: str | os.PathLike, frames: Iterable[_Frame], rate: Fraction | float | int) -> int:

@@ -50,7 +50,7 @@ def seal(directory: Path, but: Collection[str] = ()) -> None:
   except OSError as error:
     raise InputError(f"{directory}: cannot be read: {error.strerror or error}") from error
   text = json.dumps({kind: values}, indent=1).encode()
-  write_whole(directory / FILE, lambda file: file.write(text))
+  write_whole(directory / FILE, lambda file: file.write(text), replace=True)
 
 
 def is_sealed(directory: Path) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from seggpt_jax.errors import InputError, one_line
 
@@ -53,6 +54,30 @@ def fetch_large(
   raise InputError(f"{name}: {file} is not what the hub's digest says, even when fetched again")
 
 
+def fetch_small(name: str, repo: str, file: str, commit: str, folder: Path, size: int | None) -> None:
+  """Downloads a file without a digest, such as config.json.
+
+  Args:
+    name: the name as the user wrote it, for messages.
+    repo: OWNER/NAME.
+    file: path of the file in the repository.
+    commit: commit of the repository.
+    folder: folder that gets the file, under its path in the repository.
+    size: bytes of the file, if the hub announces them; it may not send more.
+
+  Raises:
+    InputError: the download broke off, or is larger than announced.
+  """
+  from huggingface_hub import hf_hub_url
+
+  path = folder / file
+  path.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = path.with_name(f"{path.name}.incomplete")
+  unfinished.unlink(missing_ok=True)
+  _go_on(name, hf_hub_url(repo, file, revision=commit), unfinished, size)
+  os.replace(unfinished, path)
+
+
 def connection_errors() -> tuple[type[BaseException], ...]:
   """Returns the errors of the HTTP library that huggingface_hub uses when a server cannot be reached."""
   from huggingface_hub import errors
@@ -61,13 +86,43 @@ def connection_errors() -> tuple[type[BaseException], ...]:
   return (transport, ConnectionError, TimeoutError)
 
 
-def _go_on(name: str, url: str, unfinished: Path, size: int) -> None:
+_MOST_SMALL = 64 * 2**20  # bytes of a file whose size the hub does not announce
+
+
+class _Bounded:
+  """A file that refuses more bytes than the hub has announced.
+
+  Args:
+    file: the file.
+    most: its largest size in bytes.
+    name: name of the weights, for messages.
+  """
+
+  def __init__(self, file: BinaryIO, most: int, name: str):
+    self._file, self._most, self._name = file, most, name
+
+  def write(self, data: bytes) -> int:
+    """Writes bytes.
+
+    Raises:
+      InputError: they are too many.
+    """
+    if self._file.tell() + len(data) > self._most:
+      raise InputError(f"{self._name}: the hub sends more than the {self._most} bytes that it has announced")
+    return self._file.write(data)
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._file, name)
+
+
+def _go_on(name: str, url: str, unfinished: Path, size: int | None) -> None:
   """Fetches what an unfinished file lacks, as long as each connection brings something."""
   from huggingface_hub import errors
   from huggingface_hub.file_download import http_get  # not documented: the reason for the bound in pyproject.toml
   from huggingface_hub.utils import build_hf_headers
 
-  if unfinished.exists() and unfinished.stat().st_size > size:
+  most = _MOST_SMALL if size is None else size
+  if unfinished.exists() and unfinished.stat().st_size > most:
     unfinished.unlink()
   headers = build_hf_headers() | {"Accept-Encoding": "identity"}
   unfinished.touch()
@@ -77,13 +132,14 @@ def _go_on(name: str, url: str, unfinished: Path, size: int) -> None:
       before = out.seek(0, os.SEEK_END)
       label = url.rpartition("/")[2]
       try:
-        http_get(url, out, resume_size=before, headers=headers, expected_size=size, displayed_filename=label)
+        options = {"resume_size": before, "expected_size": size, "displayed_filename": label}
+        http_get(url, _Bounded(out, most, name), headers=headers, **options)
         return
       except errors.HfHubHTTPError:
         raise
       except connection_errors() as error:
         if out.tell() <= before:
-          raise InputError(f"{name}: {_broken(error, out.tell(), size)}") from error
+          raise InputError(f"{name}: {_broken(error, out.tell(), most)}") from error
       except OSError as error:
         if error.errno:  # of this machine
           raise
@@ -96,7 +152,7 @@ def _go_on(name: str, url: str, unfinished: Path, size: int) -> None:
             f"{name}: found a web page instead of the file, for example of a proxy or of a network's login; open {url} "
             "in a browser, then rerun the command"
           ) from error
-        raise InputError(f"{name}: {_broken(OSError('it has another size'), out.tell(), size)}") from error
+        raise InputError(f"{name}: {_broken(OSError('it has another size'), out.tell(), most)}") from error
 
 
 def _broken(error: BaseException, have: int, size: int) -> str:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from seggpt_jax.errors import InputError, one_line, warn_once
 from seggpt_jax.files import exclusive, is_full, write_whole, writing
 from seggpt_jax.model import digests
-from seggpt_jax.model.downloads import connection_errors, fetch_large
+from seggpt_jax.model.downloads import connection_errors, fetch_large, fetch_small
 
 PREFIX = "hf://"
 FILES = (".pth", ".pt", ".bin", ".safetensors")
@@ -111,7 +111,7 @@ def fetch(name: str, address: Address, convert: Callable[[Path, Path], None]) ->
         source = _download(name, address, info, downloads)
       convert(source, found)
     shutil.rmtree(downloads, ignore_errors=True)
-  write_whole(note, lambda out: out.write(info.sha.encode()))
+  write_whole(note, lambda out: out.write(info.sha.encode()), replace=True)
   return found
 
 
@@ -193,8 +193,6 @@ def _ask(name: str, address: Address, known: str) -> Any:
 
 def _download(name: str, address: Address, info: Any, downloads: Path) -> Path:
   """Downloads the files that are needed; returns the file, or the folder that holds them."""
-  from huggingface_hub import hf_hub_download
-
   known = {each.rfilename: each for each in info.siblings}
   folder = downloads / info.sha
   for file in _needed(name, address, list(known)):
@@ -204,7 +202,7 @@ def _download(name: str, address: Address, info: Any, downloads: Path) -> Path:
       # The same file may belong to several commits, so it goes on if a branch gets a new one meanwhile.
       fetch_large(name, address.repo, file, info.sha, folder, downloads / lfs.sha256, lfs.sha256, lfs.size)
     else:
-      hf_hub_download(address.repo, file, revision=info.sha, local_dir=folder)
+      fetch_small(name, address.repo, file, info.sha, folder, known[file].size)
   shutil.rmtree(folder / ".cache", ignore_errors=True)  # the library's notes on local_dir
   return folder / address.file
 

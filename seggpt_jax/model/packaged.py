@@ -62,4 +62,4 @@ def write(path: Path, params: Mapping[str, Any], config: SegGPTConfig) -> None:
   """
   halves = parameters.to_float16(params)
   data = safetensors.numpy.save(halves, metadata={"config": json.dumps(config.to_dict())})
-  write_whole(path, lambda file: file.write(data))
+  write_whole(path, lambda file: file.write(data), replace=True)

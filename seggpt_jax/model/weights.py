@@ -12,6 +12,7 @@ import functools
 import hashlib
 import itertools
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +26,15 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from seggpt_jax.errors import InputError, one_line, warn_once
-from seggpt_jax.files import exclusive, expand, parse_json, remove_leftovers_of, writing, written_whole
+from seggpt_jax.files import (
+  exclusive,
+  expand,
+  parse_json,
+  refuse_patterns,
+  remove_leftovers_of,
+  writing,
+  written_whole,
+)
 from seggpt_jax.model import digests, hub, packaged, parameters, torch_files
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
@@ -49,6 +58,29 @@ def check_new(directory: str | os.PathLike) -> None:
     raise InputError(f"{directory}: cannot be written: {above} is not a folder with permission to write")
 
 
+def check_new_weights(directory: str | os.PathLike) -> None:
+  """Checks that `save_weights` can create a directory that can be read back; see `check_new`.
+
+  Raises:
+    InputError: the path exists already, cannot be written, or has characters that Orbax takes for a pattern.
+  """
+  refuse_patterns("OUTPUT", directory)
+  check_new(directory)
+
+
+def check_readable(directory: Path) -> None:
+  """Opens weights that have just been written, and reads the smallest parameter.
+
+  Raises:
+    InputError: they cannot be read back.
+  """
+  path = epath.Path(os.path.abspath(directory / "params"))
+  ignore_late_reads()
+  with _explain_garbled(path), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+    stored = handler.metadata(path).tree
+    _restore(handler, path, [min(stored, key=lambda name: math.prod(stored[name].shape))])
+
+
 def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config: SegGPTConfig) -> None:
   """Writes a weights directory, which appears under its name only when it is complete.
 
@@ -61,7 +93,7 @@ def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config
     InputError: the directory exists already, or cannot be written.
     MachineError: the disk is full; nothing is left behind.
   """
-  check_new(directory)
+  check_new_weights(directory)
   # Small files, because encoded arrays stay in memory until their file is full.
   items = ocp.args.Composite(
     params=ocp.args.PyTreeSave(dict(params), ocdbt_target_data_file_size=32_000_000),
@@ -78,6 +110,7 @@ def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config
   with writing(directory), written_whole(Path(os.path.abspath(expand(directory)))) as unfinished:
     with ocp.Checkpointer(handler) as checkpointer:
       checkpointer.save(epath.Path(unfinished), args=items)
+    check_readable(unfinished)
     digests.seal(unfinished)
 
 

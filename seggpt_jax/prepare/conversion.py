@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive, expand, remove_leftovers, writing
 from seggpt_jax.prepare.encoding import EncodedSample, encoded_samples
 from seggpt_jax.prepare.writers import VERSION, delete_journal, has_finished_samples, write_folder, write_records
+from seggpt_jax.written import RECORD, open_record
 
 FORMATS = ("records", "folder")
 
@@ -122,8 +124,10 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
   with writing(directory):
     directory.mkdir(parents=True, exist_ok=True)
   with exclusive(directory):
-    remove_leftovers(directory, *settings.written_names, settings.name)
     earlier = read_note(directory)
+    remove_leftovers(directory, *settings.written_names, settings.name)
+    with writing(directory):
+      open_record(directory)
     check_same(directory, earlier.get("settings", wanted), wanted)
     if earlier.get("finished") and _output_exists(directory, settings, earlier["samples"]):
       for split in earlier["samples"]:
@@ -257,6 +261,8 @@ def _clean_up(directory: Path, settings: Settings, parts: Sequence[Part]) -> Non
   for part in parts:
     delete_journal(directory, part.split)
   (directory / NOTE).unlink(missing_ok=True)
+  if os.listdir(directory) == [RECORD]:
+    (directory / RECORD).unlink()
 
 
 def _digest(part: Part) -> str:
@@ -270,6 +276,14 @@ def _digest(part: Part) -> str:
 # -------------------------------------------------------------------------------------------------------------- report
 
 
+def _split_keys(splits: Sequence[str]) -> str:
+  """Returns the keys that name the parts to train on and to validate on, where they are not train and val."""
+  train = "train" if "train" in splits else splits[0]
+  val = "val" if "val" in splits else next((split for split in splits if split != train), train)
+  keys = {"train": train, "val": val}
+  return "".join(f" --config.data.{key}_split={shlex.quote(name)}" for key, name in keys.items() if name != key)
+
+
 def _report(written: Iterable[Written], bad: BadFiles, settings: Settings, directory: Path) -> str:
   lines = [f"{'split':<8}{'samples':>9}{'groups':>8}{'MB':>10}  classes by share of samples"]
   for split, index, num_bytes in written:
@@ -281,13 +295,14 @@ def _report(written: Iterable[Written], bad: BadFiles, settings: Settings, direc
     lines += [f"  {line}" for line in bad.lines()[:10]] + (["  ..."] if len(bad) > 10 else [])
   records = settings.output == "records"
   source = f"--config.data.source={'tfds' if records else 'folder'}"
-  path = f"--config.data.path={directory / settings.name if records else directory}"
+  path = f"--config.data.path={shlex.quote(str(directory / settings.name if records else directory))}"
+  keys = _split_keys([each.split for each in written])
   # Records need no flag for ignored pixels, because their index says that 255 is ignored.
   labels = "--config.data.labels=index" + ("" if records else f" --config.data.ignore={IGNORE}")
   lines += [
     "next:",
     f"  seggpt train --config base --workdir runs/{settings.name} {source} {path} \\",
-    f"    {labels} --config.data.num_classes={settings.dataset.num_classes}",
+    f"    {labels} --config.data.num_classes={settings.dataset.num_classes}{keys}",
   ]
   return "\n".join(lines)
 
@@ -303,9 +318,11 @@ def read_note(directory: Path) -> dict[str, Any]:
   """
   note = ledger.read_note(directory / NOTE)
   if note is not None:
+    if not {"settings", "samples"} <= note.keys():
+      raise InputError(f"{directory / NOTE}: found no settings of an earlier run in it; choose another --outdir")
     return note
   # A run that was stopped before it wrote anything may leave an unfinished note.
-  present = [path.name for path in directory.iterdir() if not path.name.startswith(f".{NOTE}")]
+  present = [path.name for path in directory.iterdir() if not path.name.startswith(f".{NOTE}") and path.name != RECORD]
   if present:
     raise InputError(f"{directory}: found {present[0]} in it, expected a new folder, or that of an earlier run")
   return {}

@@ -23,12 +23,13 @@ from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import cache_folder, expand, writing
 from seggpt_jax.inference import outputs
-from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
+from seggpt_jax.inference.queries import PromptFiles, Query, files_of, list_queries
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.retrieval import ranking
 from seggpt_jax.retrieval.conditions import Conditions, by_class, by_group, classes_of
 from seggpt_jax.retrieval.labeled_images import Facts, digest, list_prompts
 from seggpt_jax.retrieval.prompt_index import PromptIndex
+from seggpt_jax.written import check_outputs
 
 _AHEAD = 16  # queries that are read before they are needed
 DEFAULT_CACHE = "~/.cache/seggpt_jax"
@@ -98,6 +99,8 @@ def write_mappings(
   conditions = by_group(queries, prompts, groups, labels) if groups else None
   holds = classes_of(queries, labels) if share_class else None
   written = [Path(path) for path in (output, negative_output) if path]
+  read = files_of([*queries, *(Query("", each.image, each.labels, ()) for each in prompts)])
+  check_outputs(written, read, "--output")
   for path in written:
     with writing(path.parent):
       path.parent.mkdir(parents=True, exist_ok=True)

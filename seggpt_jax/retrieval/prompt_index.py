@@ -254,7 +254,7 @@ def write_features(path: Path, kept: dict[str, StoredFeatures]) -> None:
     InputError: the file cannot be written.
   """
   columns = {key: np.array([getattr(entry, key) for entry in kept.values()]) for key in StoredFeatures._fields}
-  write_whole(path, lambda file: np.savez(file, place=np.array(list(kept)), **columns))
+  write_whole(path, lambda file: np.savez(file, place=np.array(list(kept)), **columns), replace=True)
 
 
 def read_features(path: Path) -> dict[str, StoredFeatures]:

@@ -173,6 +173,7 @@ class Checkpoints:
       if jax.process_index() == 0:
         try:
           digests.seal(Path(directory))
+          weights.check_readable(Path(directory))
         except InputError:
           if directory.exists():  # older checkpoints are deleted meanwhile
             raise

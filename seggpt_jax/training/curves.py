@@ -72,4 +72,4 @@ def _draw(series: dict[str, dict[str, list[tuple[int, float]]]], path: Path) -> 
   for axis in axes[:2]:
     if axis.lines:
       axis.legend(fontsize="small")
-  write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
+  write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100), replace=True)

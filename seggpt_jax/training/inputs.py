@@ -27,7 +27,7 @@ from seggpt_jax.data.pipeline import (
   TrainingPairs,
 )
 from seggpt_jax.data.recognize import recognize
-from seggpt_jax.data.sources import CachedSource, Source
+from seggpt_jax.data.sources import CachedSource, Source, shared_images
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
 from seggpt_jax.data.zoomed import ZoomedSource, measured_coarse_zoom, measured_zoom, num_windows, object_sides
 from seggpt_jax.errors import InputError, naming
@@ -120,6 +120,11 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   policy = "skip" if data.bad_share else "error"
   splits = {name: _open(data, name, notes) for name in ("train", "val")}
   check_categories(list(splits.values()))
+  if shared := shared_images(splits["val"], splits["train"]):
+    notes.append(
+      f"{data.val_split}: {len(shared)} of {len(splits['val'])} images are training images, such as {shared[0]}: "
+      "validation scores are too good"
+    )
   same_class = 0.0 if learned else data.same_class
   scales, every_class = [_Scale(0.0)], False
   if data.zoom:

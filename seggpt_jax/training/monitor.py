@@ -83,7 +83,7 @@ class Monitor:
       return
     picture = draw_panels(batch, colors, config)
     path = self._workdir / "panels" / f"{split}_{step:07d}.png"
-    write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"))
+    write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"), replace=True)
     self._tracker.picture(step, split, picture)
 
   def curves(self) -> None:
@@ -115,7 +115,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
       continue  # a run was killed while it wrote this line, or the line is not from us
     if before:
       kept.append(line + "\n")
-  write_whole(path, lambda file: file.write("".join(kept).encode()))
+  write_whole(path, lambda file: file.write("".join(kept).encode()), replace=True)
 
 
 _HIDDEN = np.uint8(128)

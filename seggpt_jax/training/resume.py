@@ -20,6 +20,7 @@ from seggpt_jax.files import parse_json, write_whole
 from seggpt_jax.training.config import flatten, shown
 from seggpt_jax.training.optimizer import cycle_steps
 from seggpt_jax.training.schema import KEYS
+from seggpt_jax.written import is_own
 
 # Keys that define the task or the form of the optimizer's state. Scores from before and after could not be compared, or
 # the checkpoint could not be read.
@@ -49,6 +50,25 @@ _KEPT = (
   "data.coarse_zoom",
   "data.coarse_classes",
 )
+
+# What a run writes, and what one of its steps holds.
+_OF_A_RUN = ("config.json", "metrics.jsonl", "curves.png", "tracker_id", "checkpoints", "best", "panels", "damaged")
+_OF_A_STEP = ("_CHECKPOINT_METADATA", "digests.json", "params", "state", "config")
+
+
+def check_workdir(workdir: Path) -> None:
+  """Checks that a folder is new, holds nothing that a run would replace, or holds a run.
+
+  Raises:
+    InputError: it holds something else under a name that a run uses.
+  """
+  steps = [path for path in (workdir / "checkpoints").glob("*") if path.name.partition(".")[0].isdigit()]
+  if is_own(workdir / "config.json") or any((step / name).exists() for step in steps for name in _OF_A_STEP):
+    return
+  for name in _OF_A_RUN:
+    path = workdir / name
+    if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
+      raise InputError(f"{path}: already exists and is not part of a training run; choose another --workdir")
 
 
 def keep_pairs(workdir: Path, config: ConfigDict) -> ConfigDict:
@@ -104,7 +124,8 @@ def store_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
   """Writes RUN/config.json for the next start of the run."""
   if jax.process_index() == 0:
     text = json.dumps(config.to_dict(), indent=2) + "\n"
-    write_whole(Path(workdir) / "config.json", lambda file: file.write(text.encode()))
+    path, write = Path(workdir) / "config.json", lambda file: file.write(text.encode())
+    write_whole(path, write, replace=_is_run(Path(workdir)))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from seggpt_jax.data import pipeline
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import exclusive, expand, refuse_remote, remove_leftovers, writing
+from seggpt_jax.files import exclusive, expand, refuse_patterns, refuse_remote, remove_leftovers, writing
 from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.adapter_files import describe_adapter
 from seggpt_jax.model.adapters import Adapter
@@ -103,9 +103,11 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
     InputError: something is wrong with the configuration, the data, the weights or the run directory.
   """
   refuse_remote("--workdir", workdir)
+  refuse_patterns("--workdir", workdir)
   workdir, config = Path(expand(workdir)), expand_paths(config)
   check_config(config)
   check_tracker(config.tracker)
+  resume.check_workdir(workdir)
   config = resume.keep_pairs(workdir, config)
   changed = resume.changed_keys(workdir, config)
   model_config = _architecture(config)

@@ -176,7 +176,7 @@ def _run_id(workdir: Path) -> str:
   """Returns the name of the run at its service, which its next start continues."""
   path = workdir / "tracker_id"
   if not path.exists():
-    write_whole(path, lambda file: file.write(secrets.token_hex(4).encode()))
+    write_whole(path, lambda file: file.write(secrets.token_hex(4).encode()), replace=True)
   return path.read_text().strip()
 
 

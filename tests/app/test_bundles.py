@@ -119,3 +119,57 @@ def test_a_video_becomes_evenly_spread_frames(session, tmp_path):
     add_frames(session, tmp_path / "bad.mp4", "mine.mp4", 10**6)
   with pytest.raises(TooLargeError):
     add_frames(session, tmp_path / "film.mp4", "film.mp4", 100)
+
+
+def saved(folder: Path, classes: list[str], **labels: int) -> Path:
+  """Saves a session with an image of one class for each label."""
+  session = Session(folder / "saved")
+  session.set_classes(classes)
+  for seed, (name, index) in enumerate(labels.items()):
+    session.set_label(session.add_image(f"{name}.png", png(noise(50 + seed))).key, square(index))
+  bundles.save_session(session, folder / "saved.zip")
+  return folder / "saved.zip"
+
+
+def test_classes_of_an_archive_are_found_by_name(tmp_path):
+  """By number, cracks would become rust: in labels, in downloads and in training."""
+  archive = saved(tmp_path, ["crack", "rust"], a=1, b=2)
+  session = Session(tmp_path / "session")
+  session.set_classes(["rust", "dent"])
+  session.set_label(session.add_image("mine.png", png(noise(0))).key, square(1))
+  bundles.load_session(session, archive, 10**8)
+  assert session.classes == ["rust", "dent", "crack"]
+  held = {each.name: [session.classes[index - 1] for index in each.holds] for each in session.pictures.values()}
+  assert held == {"mine": ["rust"], "a": ["crack"], "b": ["rust"]}
+  learned = Session(tmp_path / "learned", learned_classes=["rust", "crack"])
+  bundles.load_session(learned, archive, 10**8)
+  assert learned.classes == ["rust", "crack"]
+  assert {each.name: each.holds for each in learned.pictures.values()} == {"a": (2,), "b": (1,)}
+
+
+def zipped(folder: Path, **files: bytes) -> Path:
+  with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+    for name, data in files.items():
+      packed.writestr(name.replace("__", "/"), data)
+  return folder / "a.zip"
+
+
+def test_archives_are_measured_before_they_are_read(session, tmp_path, monkeypatch):
+  """A file of some hundred bytes may stand for gigabytes."""
+  image, label = png(noise(0)), png(np.zeros((3000, 3000), np.uint8))
+  bomb = zipped(tmp_path, **{"train__images__a.png": image, "train__labels__a.png": label})
+  monkeypatch.setattr(bundles, "read_labels", lambda *_: pytest.fail("decoded"))
+  with pytest.raises(InputError, match="a: found a label of 3000 x 3000 pixels, expected 48 x 40"):
+    bundles.load_session(session, bomb, 10**8)
+  monkeypatch.undo()
+  names = zipped(
+    tmp_path,
+    **{"train__images__a.png": image, "train__labels__a.png": png(square(1)), "classes.txt": b"\n" * 10**6},
+  )
+  with pytest.raises(InputError, match=r"classes\.txt: found 1000000 bytes, expected at most 65536"):
+    bundles.load_session(session, names, 10**8)
+  data = bytearray(bomb.read_bytes())
+  data[-10:-6] = (2**31).to_bytes(4, "little")  # the list of contents says that it is long
+  bomb.write_bytes(data)
+  with pytest.raises(TooLargeError, match="found a list of contents of 2147483648 bytes"):
+    bundles.load_session(session, bomb, 10**8)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import os
+import socket
 import tempfile
+import threading
 import time
+import urllib.request
 import zipfile
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 
+from seggpt_jax.app import http, page_routes, page_sessions, server
 from seggpt_jax.app.page_routes import PAGE
 from seggpt_jax.app.page_sessions import temporary_folder
 from seggpt_jax.inference.predictor import Predictor
@@ -393,10 +400,93 @@ def test_idle_sessions_end(model, tmp_path):
 
 def test_the_next_start_deletes_what_a_killed_server_left(tmp_path, monkeypatch):
   monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-  left = tmp_path / f".seggpt_app.{'0' * 32}"
+  left = tmp_path / f".seggpt_app.seggpt-{'0' * 32}"
   left.mkdir()
   os.utime(left, (0, 0))
   with temporary_folder() as first, temporary_folder() as second:
     assert not left.exists() and first.is_dir() and second.is_dir()
     assert first.stat().st_mode & 0o777 == 0o700
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_other_pages_open_no_session_and_call_nothing(model, tmp_path, site):
+  """A picture in any web page may have the page's address."""
+  with open_page(model, tmp_path, sessions=2) as app:
+    person = Person(app)
+    person.add(noise(0))
+    fetch = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
+    for path in ("/", "/api/session", "/page/main.js"):
+      assert person.get(path, headers=fetch).status_code == 403
+    visit = {**fetch, "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    assert person.get("/", headers=visit).status_code == 200  # a link
+    assert person.get("/api/session", headers=visit).status_code == 403
+    for _ in range(20):  # older browsers say nothing
+      Person(app)
+    assert len(list(tmp_path.iterdir())) == 1 and person.state()["images"]
+
+
+def test_a_session_with_labels_does_not_end_for_others(model, tmp_path, monkeypatch):
+  monkeypatch.setattr(page_sessions, "_SEND_AWAY", 0.0)
+  with open_page(model, tmp_path, sessions=2) as app:
+    worked, idle = Person(app), Person(app)
+    worked.draw(worked.add(noise(0)), square())
+    idle.add(noise(1))
+    third = Person(app)
+    assert third.state()["images"] == [] and idle.get("/api/session").status_code == 401
+    third.draw(third.add(noise(2)), square())
+    assert Person(app).opened.status_code == 429
+    assert len(worked.state()["images"]) == 1
+
+
+def test_a_body_that_stops_ends_and_bodies_share_the_memory(model, tmp_path, monkeypatch):
+  monkeypatch.setattr(http, "_SILENT_SECONDS", 0.2)
+  monkeypatch.setattr(http, "_DRAIN_SECONDS", 0.1)
+  monkeypatch.setattr(page_routes, "_BODIES_BYTES", 3000)
+  with open_page(model, tmp_path) as app, running(app) as port:
+    person = Person(app)
+    person.state()
+    cookie = "; ".join(f"{name}={value}" for name, value in person.cookies.items()).replace("_7860", f"_{port}")
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+      lines = (
+        f"POST /api/images?name=x.png HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nOrigin: http://127.0.0.1:{port}\r\n"
+        f"Cookie: {cookie}\r\nContent-Length: 2000\r\n\r\n"
+      )
+      connection.sendall(lines.encode() + b"0" * 1999)
+      assert b" 408 " in connection.recv(1000)
+    assert person.post("/api/images?name=x.png", content=b"0" * 4000).status_code == 429
+
+
+def test_silent_connections_make_room(model, tmp_path, monkeypatch):
+  monkeypatch.setattr(server, "_MOST_CONNECTIONS", 20)
+  monkeypatch.setattr(server, "_HEADER_SECONDS", 2)
+  with open_page(model, tmp_path) as app, running(app) as port:
+    silent = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(60)]
+    for each in silent[::2]:
+      with contextlib.suppress(OSError):
+        each.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: ")
+    for _ in range(3):
+      assert urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20).status == 200
+    time.sleep(4)
+    for each in silent:
+      with contextlib.suppress(ConnectionError):
+        assert each.recv(10) == b""  # all have ended
+      each.close()
+
+
+@contextlib.contextmanager
+def running(app):
+  """Serves an application at a port, in a thread, with the connections of the page."""
+  listening = server.listen("127.0.0.1", 0)
+  config = uvicorn.Config(app, http=server._Protocol, ws="none", lifespan="off", log_config=None)
+  running_server = uvicorn.Server(config)
+  thread = threading.Thread(target=lambda: asyncio.run(running_server.serve(sockets=[listening])))
+  thread.start()
+  try:
+    while not running_server.started:
+      time.sleep(0.01)
+    yield listening.getsockname()[1]
+  finally:
+    running_server.should_exit = True
+    thread.join()
+    listening.close()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seggpt_jax.app import sessions
-from seggpt_jax.app.sessions import Session, UnknownError
+from seggpt_jax.app.sessions import Session, UnknownError, clean_name
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import decode_prediction
@@ -137,3 +137,21 @@ def test_images_are_compared_with_the_newest_examples_and_with_every_class(sessi
   assert session.chosen({key: float(key == keys[3]) for key in session.candidates()}) == [keys[3], keys[0]]
   session.set_settings({"choice": "newest"})
   assert not session.chooses_alike
+
+
+def test_names_are_cut_by_bytes_and_keep_their_folders(session):
+  """A name of 80 characters may have 320 bytes, and no file system has such names."""
+  for name in ("\u6f22" * 75, "\U00020000" * 80, "\u044f" * 300):
+    assert len(clean_name(f"{name}.png").encode()) <= 210
+  assert clean_name("cam1/001.png") == "cam1_001.png"
+  assert (
+    clean_name("C:\\fakepath\\001.png") == clean_name("/home/me/001.png") == clean_name("../../001.png") == "001.png"
+  )
+  assert clean_name("a" * 100 + "/001.png").endswith("a_001.png")
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\0b", "\ufeffcrack"])
+def test_names_of_classes_that_cannot_be_written_are_refused(session, name):
+  with pytest.raises(InputError, match="expected different names"):
+    session.set_classes([name])
+  assert session.classes == ["crack", "hole", "dent"]

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -297,3 +298,12 @@ def test_twenty_thousand_annotations_open_quickly(tmp_path):
   start = time.perf_counter()
   assert len(CocoSource(tmp_path, "val", 3)) == 5000
   assert time.perf_counter() - start < 5
+
+
+def test_a_split_may_lack_a_category_that_another_has(tmp_path):
+  write(tmp_path, [annotation(0, 3, SQUARE)])
+  source = CocoSource(tmp_path, "val", 3, ("cow", "cat"))
+  assert set(np.unique(source.label(0))) == {0, 2}
+  other = SimpleNamespace(categories=("cow", "cat"), stated=("cow",))
+  check_categories([source, other])
+  refused("class_names: found no category 'cow', expected one of cat, dog", lambda: check_categories([source]))

@@ -10,7 +10,7 @@ from seggpt_jax.data import sources
 from seggpt_jax.data.datasets import KINDS, Dataset, open_dataset
 from seggpt_jax.data.labels import IGNORE, LabelFormat
 from seggpt_jax.data.layouts import class_folder_layout, folder_layout, mask_layout
-from seggpt_jax.data.sources import FileSource, Source
+from seggpt_jax.data.sources import FileSource, Item, Source, shared_images
 from seggpt_jax.errors import InputError
 
 GENERATOR = np.random.default_rng(0)
@@ -248,3 +248,19 @@ def test_mask_layouts_list_all_problems(tmp_path):
   items = mask_layout(tmp_path, ("crack",), problems)
   assert [(item.name, len(item.label)) for item in items] == [("a", 1)]
   assert "dent_1.png" in problems[0] and "b/masks" in problems[1]
+
+
+def test_images_of_two_splits_are_compared_by_content(tmp_path):
+  """A validation that shows training images is too good."""
+  for split, seeds in (("train", (0, 1, 2)), ("val", (2, 3))):
+    for seed in seeds:
+      path = tmp_path / split / "images" / f"{split}_{seed}.png"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)).save(path)
+
+  def source(split):
+    paths = sorted((tmp_path / split / "images").iterdir())
+    return FileSource([Item(path.stem, str(path), str(path)) for path in paths], 2, LabelFormat())
+
+  train, val = source("train"), source("val")
+  assert shared_images(val, train) == ["val_2"] and shared_images(train, val) == ["train_2"]

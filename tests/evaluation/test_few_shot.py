@@ -164,7 +164,7 @@ def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice
   done = command(*options)
   assert done.returncode == 0, done.stderr
   assert "episode/s" in done.stderr and "mIoU=" in done.stderr  # the bar, with its rate and the score so far
-  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+  assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
     "examples.png", "parts", "results.json", "results.md",
   ]  # fmt: skip
   results = json.loads((tmp_path / "out" / "results.json").read_text())

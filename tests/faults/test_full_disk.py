@@ -114,7 +114,11 @@ def test_a_failing_disk_and_a_missing_permission_are_told_apart(tmp_path):
     file.write(b"half")
     raise OSError(28, "No space left on device")
 
-  (tmp_path / "a.txt").write_text("whole")
+  write_whole(tmp_path / "a.txt", lambda file: file.write(b"whole"))
   with pytest.raises(MachineError):
     write_whole(tmp_path / "a.txt", fail)
-  assert [path.name for path in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "whole"
+  assert (
+    [path.name for path in tmp_path.glob("[!.]*")] == ["a.txt"]
+    and not list(tmp_path.glob(".a.txt*"))
+    and (tmp_path / "a.txt").read_text() == "whole"
+  )

@@ -16,8 +16,10 @@ from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import batch, outputs, pictures
 from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.palette import display_palette
+from seggpt_jax.written import RECORD
 from tests.inference.image_folders import SIZES, command, find, infer, write, write_mapping
 
 
@@ -49,7 +51,7 @@ def test_the_command_writes_and_scores_the_predictions_of_the_predictor(folders,
   out = folders / "out"
   assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()) == sorted(
     [f"{kind}/{name}.png" for kind in ("label", "color", "concat") for name in SIZES]
-    + ["metrics.json", "summary.txt", "run.json", "progress/1-of-1.jsonl"]
+    + ["metrics.json", "summary.txt", "run.json", "progress/1-of-1.jsonl", RECORD]
   )
   prompts = folders / "prompts"
   for name, chosen in {"a": "qp", "b": "rq", "c": "p"}.items():
@@ -153,7 +155,7 @@ def test_a_failed_write_leaves_neither_half_a_file_nor_a_temporary_one(tmp_path)
     outputs.write_json(tmp_path / "metrics.json", {"miou": float("nan")})
   with pytest.raises(InputError, match="cannot be written"):
     outputs.write_json(tmp_path / "metrics.json" / "below.json", {})
-  assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+  assert [path.name for path in tmp_path.iterdir() if path.name != RECORD] == ["metrics.json"]
   assert json.loads((tmp_path / "metrics.json").read_text()) == {"miou": 0.5}
 
 
@@ -339,3 +341,63 @@ def test_an_empty_folder_is_named(folders, weights_directory):
   done = command(folders, weights_directory)
   assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
   assert "data/images: found no images" in done.stderr
+
+
+def stop_after_one(folders):
+  """Takes a finished run back to the state after its first image."""
+  path = folders / "out" / "progress" / "1-of-1.jsonl"
+  path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+
+
+@pytest.mark.parametrize("changed", ["prompts", "image", "label", "weights"])
+def test_a_run_whose_files_have_changed_does_not_resume(folders, predictor, monkeypatch, changed):
+  """Half of the results from each of two runs, and one mean over both, would be nobody's result."""
+  batch.run(predictor, find(folders), folders / "out", kinds=["label"])
+  stop_after_one(folders)
+  path = {"prompts": "prompts/labels/p.png", "image": "data/images/a.png", "label": "data/labels/a.png"}.get(changed)
+  if path is None:
+    monkeypatch.setattr(batch, "_weights_of", lambda predictor: "others")
+  else:
+    write(folders / path, np.asarray(Image.open(folders / path))[::-1])
+  before = {file: file.read_bytes() for file in (folders / "out").rglob("*") if file.is_file()}
+  with pytest.raises(InputError, match="two runs would be mixed; leave out --resume to start over"):
+    batch.run(predictor, find(folders), folders / "out", kinds=["label"], resume=True)
+  with pytest.raises(InputError, match="two runs would be mixed"):  # a share of the same results
+    batch.run(predictor, find(folders), folders / "out", kinds=["label"], shard=Shard(2, 2))
+  assert before == {file: file.read_bytes() for file in (folders / "out").rglob("*") if file.is_file()}
+
+
+def test_an_image_that_is_its_own_prompt_is_not_scored(folders, predictor):
+  """It was shown the answer. The same pixels in another file are the same image."""
+  image = Image.open(folders / "data/images/a.png")
+  image.save(folders / "prompts/images/p.tif")
+  (folders / "prompts/images/p.png").unlink()
+  Image.open(folders / "data/labels/a.png").save(folders / "prompts/labels/p.png")
+  outcome = batch.run(predictor, find(folders), folders / "out", kinds=["label"])
+  assert outcome.own_prompts == ("a",) and outcome.metrics["own_prompts"] == ["a"]
+  assert list(outcome.metrics["per_image"]) == ["b"] and outcome.metrics["images"] == 1
+  assert "1 labeled image is its own prompt and is left out" in (folders / "out/summary.txt").read_text()
+
+
+def test_results_of_images_that_are_gone_do_not_stay(folders, predictor, capsys):
+  batch.run(predictor, find(folders), folders / "out", kinds=["label", "color"])
+  mine = folders / "out" / "label" / "mine.png"
+  mine.write_bytes(b"of the user")
+  (folders / "data/images/c.png").rename(folders / "data/images/d.png")
+  batch.run(predictor, find(folders), folders / "out", kinds=["label"])
+  assert sorted(path.name for path in (folders / "out/label").iterdir()) == ["a.png", "b.png", "d.png", "mine.png"]
+  assert not list((folders / "out/color").iterdir())
+  assert "removing 4 files of the earlier run" in capsys.readouterr().out
+
+
+def test_results_never_replace_images_and_labels(folders, predictor):
+  """With --outdir above them, results would go to the folders of images and of true labels."""
+  (folders / "data/images").rename(folders / "data/color")
+  (folders / "data/labels").rename(folders / "data/label")
+  before = {file: file.read_bytes() for file in (folders / "data").rglob("*.png")}
+  prompts = [folders / "prompts/images", folders / "prompts/labels"]
+  found = list_queries(folders / "data/color", *prompts)
+  for kinds in (["label"], ["color"]):
+    with pytest.raises(InputError, match=r"choose another --outdir"):
+      batch.run(predictor, found, folders / "data", kinds=kinds)
+  assert before == {file: file.read_bytes() for file in (folders / "data").rglob("*") if file.is_file()}

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import write_whole
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
@@ -104,15 +105,14 @@ def test_a_video_becomes_a_playable_one_with_a_label_map_for_each_frame(predicto
   first = next(read_frames(source))
   Image.fromarray(square_mask(first)).save(tmp_path / "first.png")
   out = tmp_path / "out"
-  (out / "label" / "long").mkdir(parents=True)
-  (out / "label" / "long" / "000300.png").write_bytes(b"of an earlier, longer video")
+  write_whole(out / "label" / "long" / "000300.png", lambda file: file.write(b"of an earlier, longer video"))
   target = run_video(predictor, source, out, prompt_labels=[tmp_path / "first.png"])
   assert target == out / "long.mp4"
   info = probe(target)
   assert (info.rate, info.size, info.num_frames) == (NTSC, (32, 48), 300)
   shown = list(read_frames(target))
   assert len(shown) == 300
-  assert sorted(path.name for path in (out / "label" / "long").iterdir()) == [f"{n:06}.png" for n in range(300)]
+  assert sorted(path.name for path in (out / "label" / "long").glob("[!.]*")) == [f"{n:06}.png" for n in range(300)]
   frames = list(read_frames(source))
   for index in (0, 150, 299):
     expected = predictor.predict(frames[index], [(first, square_mask(first))])
@@ -277,7 +277,7 @@ def test_prompts_of_a_video_have_to_match(predictor, clip, tmp_path):
     run_video(predictor, path, out, prompt_labels=[label, label])
   with pytest.raises(InputError, match="found 1 images and 2 label files"):
     run_video(predictor, path, out, prompt_images=[label], prompt_labels=[label, label])
-  with pytest.raises(InputError, match="found the video itself there"):
+  with pytest.raises(InputError, match="is a file that this command reads"):
     run_video(predictor, path, path.parent, prompt_labels=[label])
   assert not out.exists() and len(list(read_frames(path))) == 10
 
@@ -336,4 +336,26 @@ def test_flags_of_folders_and_of_videos_are_not_mixed(clip, weights_directory, t
 def test_label_maps_can_be_left_out(predictor, clip, tmp_path):
   path, label = clip
   run_video(predictor, path, tmp_path / "out", prompt_labels=[label], save_frames=False)
-  assert [item.name for item in (tmp_path / "out").iterdir()] == ["clip.mp4"]
+  assert [item.name for item in (tmp_path / "out").glob("[!.]*")] == ["clip.mp4"]
+
+
+def test_drawn_labels_and_other_videos_are_not_replaced(predictor, clip, tmp_path):
+  path, label = clip
+  drawn = tmp_path / "out/label/clip/00000.png"
+  drawn.parent.mkdir(parents=True)
+  drawn.write_bytes(label.read_bytes())
+  with pytest.raises(InputError, match=r"00000\.png: already exists and is not a result"):
+    run_video(predictor, path, tmp_path / "out", prompt_labels=[label])
+  drawn.rename(tmp_path / "out/clip.mp4")
+  with pytest.raises(InputError, match=r"clip\.mp4: already exists and is not a result"):
+    run_video(predictor, path, tmp_path / "out", prompt_labels=[label])
+  assert (tmp_path / "out/clip.mp4").read_bytes() == label.read_bytes()
+
+
+def test_a_folder_of_frames_is_a_video_in_the_order_of_its_numbers(tmp_path):
+  for number in range(11):
+    write_whole(
+      tmp_path / f"frames/{number}.png", lambda file, n=number: Image.new("RGB", (8, 6), (n, 0, 0)).save(file, "png")
+    )
+  assert [int(frame[0, 0, 0]) for frame in read_frames(tmp_path / "frames")] == list(range(11))
+  assert (probe(tmp_path / "frames").num_frames, probe(tmp_path / "frames").size) == (11, (6, 8))

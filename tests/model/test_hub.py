@@ -19,7 +19,7 @@ from flax import nnx
 from benchmarks.hub_server import COMMIT, serve
 from benchmarks.nano import NANO
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import hub, parameters, torch_files, weights
+from seggpt_jax.model import downloads, hub, parameters, torch_files, weights
 from seggpt_jax.model.seggpt import SegGPT
 
 FIND = (
@@ -422,3 +422,13 @@ def test_interrupted_conversion_fetches_nothing_again(served, home, params):
     assert sent(log) == before
   assert_same(found, params)
   assert not list(home.rglob("*.safetensors"))
+
+
+def test_a_hub_cannot_send_more_than_it_announces(tmp_path):
+  """A small file that never ends would fill the disk."""
+  with open(tmp_path / "config.json", "wb") as file:
+    bounded = downloads._Bounded(file, 5, "OWNER/NAME")
+    assert bounded.write(b"12345") == 5 and bounded.tell() == 5
+    with pytest.raises(InputError, match="OWNER/NAME: the hub sends more than the 5 bytes that it has announced"):
+      bounded.write(b"6")
+  assert (tmp_path / "config.json").read_bytes() == b"12345"

@@ -57,8 +57,8 @@ def test_a_folder_without_weights_is_refused_with_what_to_do(tmp_path):
 
 
 def test_what_a_killed_conversion_has_left_is_deleted_by_the_next_one(tmp_path):
-  lefts = [tmp_path / f".mine.{digit * 32}" for digit in "ab"]
-  other = tmp_path / f".other.{32 * 'a'}"
+  lefts = [tmp_path / f".mine.seggpt-{digit * 32}" for digit in "ab"]
+  other = tmp_path / f".other.seggpt-{32 * 'a'}"
   for folder in (*lefts, other):
     (folder / "mine.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
     os.utime(folder, (0, 0))
@@ -69,3 +69,18 @@ def test_what_a_killed_conversion_has_left_is_deleted_by_the_next_one(tmp_path):
   with pytest.raises(InputError, match="already exists"):
     weights.check_new(tmp_path / "mine")
   assert not lefts[0].exists()
+
+
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path):
+  """Weights would be written there without an error, and could not be read back."""
+  for name in ("try [2]", "a*b", "what?"):
+    with pytest.raises(InputError, match=r"expected a path without \*, \? and \["):
+      weights.save_weights(tmp_path / name / "mine", loud_params(NANO), NANO)
+  assert not list(tmp_path.iterdir())
+
+
+def test_weights_are_opened_once_after_they_are_written(tmp_path, monkeypatch):
+  monkeypatch.setattr(weights, "refuse_patterns", lambda *_: None)
+  with pytest.raises(InputError, match="cannot be read as weights"):
+    weights.save_weights(tmp_path / "try [2]", loud_params(NANO), NANO)
+  assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive
 from seggpt_jax.prepare.conversion import Settings, prepare
+from seggpt_jax.written import RECORD
 
 
 def make(path, count, size=24, splits=("train", "val")):
@@ -82,7 +84,7 @@ def test_the_command_converts_and_says_what_comes_next(data, tmp_path, output):
   again, _ = command(data, tmp_path / "out", output).communicate(timeout=60)
   assert "finished by an earlier run" in again and "seggpt train" in again
   expected = ["prepare.json", "train", "val"] if output == "folder" else ["mine", "prepare.json"]
-  assert sorted(os.listdir(tmp_path / "out")) == expected
+  assert sorted(os.listdir(tmp_path / "out")) == [RECORD, *expected]
 
 
 def test_image_files_are_copied_as_they_are(data, tmp_path):
@@ -113,7 +115,8 @@ def test_a_run_killed_at_any_moment_can_be_resumed(tmp_path, output):
   assert process.returncode == 0, errors
   same(written(out, output, "train"), open_dataset(settings(path).dataset, "train"))
   files = [os.path.join(folder, file) for folder, _, files in os.walk(out) for file in files]
-  assert not [file for file in files if os.path.basename(file).startswith(".") or "incomplete" in file]
+  names = [os.path.relpath(file, out) for file in files if os.path.basename(file) != RECORD]
+  assert not [name for name in names if os.path.basename(name).startswith(".") or "incomplete" in name]
 
 
 @pytest.mark.parametrize("output", ["folder", "records"])
@@ -128,6 +131,8 @@ def test_output_that_was_moved_away_is_written_again(data, tmp_path, output):
 def test_two_runs_do_not_mix(data, tmp_path):
   with open(tmp_path / "prepare.json", "w") as file:
     json.dump({}, file)
+  refused("no settings of an earlier run", lambda: prepare(settings(data), tmp_path))
+  (tmp_path / "prepare.json").unlink()
   with exclusive(tmp_path):
     refused("found a run at work in it", lambda: prepare(settings(data), tmp_path))
   prepare(settings(data), tmp_path)
@@ -152,7 +157,7 @@ def test_finished_samples_are_not_written_again(data, tmp_path, monkeypatch):
   monkeypatch.setattr(writers, "_write", stopping)
   with pytest.raises(StoppedError):
     prepare(settings(data, splits=("train",)), tmp_path)
-  torn = tmp_path / "train/images" / f".p0_0000.jpg.{32 * '0'}"
+  torn = tmp_path / "train/images" / f".p0_0000.jpg.seggpt-{32 * '0'}"
   torn.write_bytes(b"torn")
   os.utime(torn, (0, 0))
   with open(tmp_path / ".journal-train", "a") as journal:
@@ -298,3 +303,13 @@ def test_large_images_are_shrunk_with_their_labels(tmp_path, output):
   np.testing.assert_array_equal(source[2]["image"], truth[2]["image"])
   kinds = [source.encoded_image(i)[0][:2] for i in range(2)]
   assert kinds == [b"\xff\xd8", b"\x89P"]
+
+
+def test_the_next_line_can_be_run_as_it_is_printed(data, tmp_path):
+  """A space in a path and a folder without parts are usual."""
+  report = prepare(settings(data), tmp_path / "my data")
+  assert f"--config.data.path={tmp_path}/my data" in shlex.split(report.partition("next:")[2].replace("\\\n", ""))
+  alone = settings(data / "train", splits=(".",))
+  words = shlex.split(prepare(alone, tmp_path / "one").partition("next:")[2].replace("\\\n", ""))
+  split = next(word.partition("=")[2] for word in words if "train_split" in word)
+  assert (tmp_path / "one" / split / "images").is_dir() and f"--config.data.val_split={split}" in words

@@ -181,7 +181,7 @@ def test_the_command_prints_a_table_and_writes_numbers_and_a_picture(larger_weig
   done = command("--model_path", larger_weights, *options)
   assert done.returncode == 0, done.stderr
   assert "episode/s" in done.stderr  # the bar, with its rate
-  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["in_context.json", "in_context.png"]
+  assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["in_context.json", "in_context.png"]
   results = json.loads((tmp_path / "out" / "in_context.json").read_text())
   assert results["arguments"] == {
     "model_path": str(larger_weights),

@@ -25,7 +25,8 @@ export const readState = async (since, first) =>
   (await request("GET", `/api/session?since=${since}&first=${encodeURIComponent(first || "")}`)).json();
 export const addFile = async (file) => {
   const path = file.name.toLowerCase().endsWith(".zip") ? "/api/archive" : "/api/images";
-  return (await request("POST", `${path}?name=${encodeURIComponent(file.name)}`, file)).json();
+  const name = file.webkitRelativePath || file.name;  // with its folders, as two may hold the same names
+  return (await request("POST", `${path}?name=${encodeURIComponent(name)}`, file)).json();
 };
 export const addBoards = () => request("POST", "/api/boards");
 export const removeImage = (key) => request("DELETE", image(key));
