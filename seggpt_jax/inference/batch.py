@@ -256,7 +256,9 @@ def _reader(
   @functools.lru_cache(max(_CACHED_PROMPTS // split**2, most_prompts, 1))
   def read_prompt(files: PromptFiles) -> PreparedPrompt:
     image = read_image(files.image)
-    shown = without_ignored(read_label_map(files.labels, image, labels))
+    shown = read_label_map(files.labels, image, labels)
+    if not without_ignored(shown).any():
+      shown = without_ignored(shown)  # a map without a class is a warning here
     return predictor.prepare_prompt(image, shown, split=split, zoom=options.zoom, name=str(files.labels))
 
   def read(query: Query) -> Read:
