@@ -11,7 +11,7 @@ import dataclasses
 import os
 from typing import Any
 
-from seggpt_jax.training.chips import CHIPS, Chip
+from benchmarks.peaks import CHIPS, Chip
 
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}

@@ -35,6 +35,7 @@ from seggpt_jax.training.config import default_config
 from seggpt_jax.training.curves import read_metrics
 from seggpt_jax.training.inputs import open_inputs
 from seggpt_jax.training.loop import train
+from seggpt_jax.training.optimizer import CYCLE_MULT, DECAY, MINIMUM
 
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 200, "Number of steps.", lower_bound=1)
 _KEEP = flags.DEFINE_bool("keep", False, "Also write benchmarks/results/against_torch.json and the picture in docs.")
@@ -63,7 +64,6 @@ def recipe(folder: Path, num_steps: int) -> ConfigDict:
   config.optim.weight_decay = 0.05
   config.log_every = 1
   config.eval_every = config.checkpoint_every = num_steps
-  config.panel_every = 0
   return config
 
 
@@ -72,14 +72,14 @@ def learning_rates(optim: ConfigDict, num_steps: int) -> Iterator[float]:
   in_cycle, length, top = 0, optim.first_cycle, optim.peak
   for _ in range(num_steps):
     if in_cycle < optim.warmup:
-      yield (top - optim.minimum) * in_cycle / optim.warmup + optim.minimum
+      yield (top - MINIMUM) * in_cycle / optim.warmup + MINIMUM
     else:
       phase = math.pi * (in_cycle - optim.warmup) / (length - optim.warmup)
-      yield optim.minimum + (top - optim.minimum) * (1 + math.cos(phase)) / 2
+      yield MINIMUM + (top - MINIMUM) * (1 + math.cos(phase)) / 2
     in_cycle += 1
     if in_cycle >= length:
-      in_cycle, top = 0, top * optim.decay
-      length = int((length - optim.warmup) * optim.cycle_mult) + optim.warmup
+      in_cycle, top = 0, top * DECAY
+      length = int((length - optim.warmup) * CYCLE_MULT) + optim.warmup
 
 
 def torch_losses(config: ConfigDict, weights_directory: Path) -> list[float]:
@@ -87,7 +87,7 @@ def torch_losses(config: ConfigDict, weights_directory: Path) -> list[float]:
   network = SegGptForImageSegmentation.from_pretrained(weights_directory).train()
   optim = config.optim
   optimizer = torch.optim.AdamW(
-    network.parameters(), lr=0.0, betas=(optim.b1, optim.b2), eps=1e-8, weight_decay=optim.weight_decay
+    network.parameters(), lr=0.0, betas=(0.9, optim.b2), eps=1e-8, weight_decay=optim.weight_decay
   )
   model_config = weights.load_config(config.model.init_from)
   statistics = model_config.image_mean, model_config.image_std

@@ -1,6 +1,6 @@
 """Compares the implementations of attention: error, time and memory, forward and backward.
 
-  python -m benchmarks.attention --variants=small,vit_large --batch_sizes=1          # two cores
+  python -m benchmarks.attention --variants=drawn,vit_large --batch_sizes=1          # two cores
   python -m benchmarks.attention --batch_sizes=1,4,16 --dtypes=float32,bfloat16      # one accelerator
 
 Each computes the attention of one block from the same operands. The error is the norm of the difference to `reference`
@@ -33,7 +33,7 @@ _NAMES = flags.DEFINE_list(
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of turns of each implementation.", lower_bound=1)
 _KEEP = flags.DEFINE_bool("keep", False, "Also write the results to benchmarks/results/attention.json.")
 
-ODD = dataclasses.replace(VARIANTS["small"], canvas_size=(13 * 8, 7 * 8))
+ODD = dataclasses.replace(VARIANTS["drawn"], canvas_size=(13 * 8, 7 * 8))
 
 
 @dataclasses.dataclass(frozen=True)

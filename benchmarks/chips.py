@@ -10,7 +10,7 @@ docs/chips.md. TPUs are compiled for by libtpu, their own compiler; GPUs need `j
 beside it, and cuDNN is not asked about its kernels.
 
 The bytes are those of the compiled program. The time is a PREDICTION and a lower bound: the largest of three times, as
-if the others were hidden behind it and each resource ran at the vendor's peak (seggpt_jax/training/chips.py):
+if the others were hidden behind it and each resource ran at the vendor's peak (benchmarks/peaks.py):
 - compute: operations of the executed products (cost.py, with remat),
 - memory: bytes of these products in bfloat16 with flash attention, and seven passes of AdamW over its state,
 - network: bytes that the collectives send. A group on one TPU pod uses all links of a chip; a group over several nodes
@@ -27,12 +27,11 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
-from benchmarks import absent, children, report
+from benchmarks import absent, children, cost, report
 from benchmarks.collectives import KINDS, Collective, bandwidth
+from benchmarks.peaks import Chip
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.seggpt import Remat
-from seggpt_jax.training import cost
-from seggpt_jax.training.chips import Chip
 
 CASES = (
   "train:vit_large:v5e:1x1:1:full",

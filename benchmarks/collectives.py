@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from seggpt_jax.training.chips import Chip
+from benchmarks.peaks import Chip
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 

@@ -21,7 +21,7 @@ from benchmarks import absent, collectives
 WORKS = ("train", "predict")
 _CHIP = flags.DEFINE_enum("chip", "v5e", absent.NAMES, "What is compiled for.")
 _WORK = flags.DEFINE_enum("work", "train", WORKS, "A step of `seggpt train`, or what `seggpt infer` runs on one chip.")
-_VARIANT = flags.DEFINE_string("variant", "small", "Architecture, a key of seggpt_jax.model.config.VARIANTS.")
+_VARIANT = flags.DEFINE_string("variant", "drawn", "Architecture, a key of seggpt_jax.model.config.VARIANTS.")
 _DATA = flags.DEFINE_integer("data", 1, "Chips that copy parameters.")
 _FSDP = flags.DEFINE_integer("fsdp", 1, "Chips that share a copy.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Canvases on each chip.")

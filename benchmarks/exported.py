@@ -1,6 +1,6 @@
 """Runs `seggpt export` and prints the peak memory of the process, as JSON.
 
-python -m benchmarks.exported small small.onnx --to=onnx --prompts=2
+python -m benchmarks.exported drawn drawn.onnx --to=onnx --prompts=2
 """
 
 from __future__ import annotations

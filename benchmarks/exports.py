@@ -33,7 +33,7 @@ from seggpt_jax.model import packaged, weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.synthetic.boards import BoardSource
 
-_NETWORKS = flags.DEFINE_list("networks", ["small"], "Packaged names, or variants with random parameters.")
+_NETWORKS = flags.DEFINE_list("networks", ["drawn"], "Packaged names, or variants with random parameters.")
 _KINDS = flags.DEFINE_list("kinds", ["onnx", "stablehlo"], "Formats of the exports.")
 _DTYPES = flags.DEFINE_list("dtypes", ["float32", "float16"], "Types of the exports.")
 _PROMPTS = flags.DEFINE_integer("prompts", 2, "Number of prompts.", 1)

@@ -31,7 +31,7 @@ from seggpt_jax.training import cost
 
 KINDS = ("prompts", "forward", "train", "canvas")
 
-_VARIANT = flags.DEFINE_enum("variant", "small", list(VARIANTS), "Architecture.")
+_VARIANT = flags.DEFINE_enum("variant", "drawn", list(VARIANTS), "Architecture.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
 _GROWS = flags.DEFINE_list("grows", list(KINDS), "What grows.")
 _PROMPTS = flags.DEFINE_list("prompts", ["1", "2", "4", "8", "16"], "Numbers of prompts per query.")

@@ -157,7 +157,7 @@ def main(_: list[str]) -> None:
   source = BoardSource(_NUM_QUERIES.value + _NUM_PROMPTS.value, 0, size=_SIZE.value, scale=3.0, labels="etched")
   samples = [source[index] for index in range(len(source))]
   prompts = [(sample["image"], sample["label"]) for sample in samples[: _NUM_PROMPTS.value]]
-  model = weights.load_model("small")
+  model = weights.load_model("drawn")
   predictor = Predictor(model)
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)

@@ -23,7 +23,7 @@ from benchmarks import networks, report, tables, timing
 from seggpt_jax.model import digests, parameters, weights
 from seggpt_jax.model.config import VARIANTS
 
-_VARIANT = flags.DEFINE_enum("variant", "small", list(VARIANTS), "Architecture.")
+_VARIANT = flags.DEFINE_enum("variant", "drawn", list(VARIANTS), "Architecture.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Number of turns of each.", 1)
 _LEAST_SECONDS = flags.DEFINE_float("least_seconds", 0.3, "Minimum length of a turn.")
 

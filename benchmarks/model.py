@@ -38,10 +38,10 @@ from absl import app, flags
 
 from benchmarks import matmul_peaks, report, sides, tables
 from benchmarks.side_process import SPAWN, SideProcess, take_turns
-from seggpt_jax.data.worker import follow_parent
+from seggpt_jax.data.pipeline import follow_parent
 
 _PEER = flags.DEFINE_enum("peer", "transformers", ["transformers", "none"], "Network to compare with.")
-_VARIANTS = flags.DEFINE_list("variants", ["small"], "Architectures, keys of seggpt_jax.model.config.VARIANTS.")
+_VARIANTS = flags.DEFINE_list("variants", ["drawn"], "Architectures, keys of seggpt_jax.model.config.VARIANTS.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1"], "Numbers of canvases in a batch.")
 _DTYPES = flags.DEFINE_list("dtypes", ["float32"], "Compute dtypes: float32, bfloat16.")
 _WORK = flags.DEFINE_list("work", ["forward", "train"], "Kinds of work: forward, train, predict.")

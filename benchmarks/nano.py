@@ -36,12 +36,10 @@ def get_config() -> ConfigDict:
   config.batch_size = 4
   config.data.labels, config.data.num_classes = "index", 3
   config.data.resize = 20
-  config.data.num_threads = 1
   config.optim.peak, config.optim.first_cycle, config.optim.warmup = 1e-3, 1000, 5
   config.log_every = 1
   config.eval_every = 20
   config.eval_pairs = 8
-  config.panel_every = 0
   config.checkpoint_every = 5
   return config
 

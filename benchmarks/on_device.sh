@@ -1,16 +1,14 @@
 #!/usr/bin/env bash
-# Measures an accelerator in three slices, each complete in itself and at most ten minutes long. No network is needed.
+# Measures an accelerator in two slices, each complete in itself and at most ten minutes long. No network is needed.
 #
 #   benchmarks/on_device.sh kernels OUT     errors, times and memory of every attention, forward and backward
 #   benchmarks/on_device.sh speed OUT       ViT-L beside PyTorch eager and torch.compile; batch 4, 8, 16; a profile
-#   benchmarks/on_device.sh pretrain OUT    goes on pretraining the packaged weights for SECONDS_LEFT (default 480)
 #
 # WHEELS=FOLDER installs packages that the machine lacks from a folder of wheels; PYTHON chooses an interpreter.
-# REHEARSE=1 does the same with the tiny network, to find typos on a CPU. ASSETS=FOLDER adds photographs (docs/small.md).
-# A run to go on with is unpacked from OUT/run.tar.* if there is one; it is packed again in pieces of 15 MB.
+# REHEARSE=1 does the same with the tiny network, to find typos on a CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-SLICE=${1:?kernels, speed or pretrain} OUT=$(mkdir -p "${2:?folder for results}" && cd "$2" && pwd)
+SLICE=${1:?kernels or speed} OUT=$(mkdir -p "${2:?folder for results}" && cd "$2" && pwd)
 PYTHON=${PYTHON:-python3}
 if [ -n "${WHEELS:-}" ]; then
   "$PYTHON" -m pip install -q --no-index --no-deps --target "$OUT/../site" "$WHEELS"/*.whl
@@ -38,25 +36,13 @@ speed)
     run -m benchmarks.model "${sizes[@]}" --work=forward,predict --dtypes=bfloat16 --rounds=3 --keep
   } | tee "$OUT/speed.txt"
   cp benchmarks/results/model.json "$OUT/"
-  seggpt train --config base --workdir "$OUT/../profiled" --config.data.source=tasks --config.data.resize=0 \
+  seggpt boards "$OUT/../boards" --num-train 64 --num-val 16
+  seggpt train --config base --workdir "$OUT/../profiled" --config.data.path="$OUT/../boards" --config.data.resize=0 \
     --config.model.init_from= --config.num_steps=20 --config.profile_steps=3 --config.eval_every=20 --config.eval_pairs=4 "${model[@]}"
   tar -C "$OUT/../profiled" -czf "$OUT/profile.tgz" profile
   ;;
-pretrain)
-  work=$OUT/../small steps=(--config.num_steps=4000)
-  if [ -n "${REHEARSE:-}" ]; then steps=(--config.num_steps=4 --config.batch_size=2 --config.eval_pairs=4); fi
-  if compgen -G "$OUT/run.tar.*" >/dev/null; then mkdir -p "$work" && cat "$OUT"/run.tar.* | tar -C "$work" -x; fi
-  status=0
-  timeout --signal=TERM "${SECONDS_LEFT:-480}" "$PYTHON" -m seggpt_jax train \
-    --config pretrain_small:128 --workdir "$work" --config.model.init_from=small --config.batch_size=32 \
-    --config.data.assets="${ASSETS:-}" --config.checkpoint_every=200 "${steps[@]}" || status=$?
-  # Stopped in time, it has saved where it was.
-  [ $status -eq 0 ] || [ $status -eq 124 ] || exit $status
-  rm -f "$OUT"/run.tar.*
-  tar -C "$work" -c . | split -b 15m - "$OUT/run.tar."
-  ;;
 *)
-  echo "found $SLICE, expected kernels, speed or pretrain" >&2
+  echo "found $SLICE, expected kernels or speed" >&2
   exit 2
   ;;
 esac

@@ -37,10 +37,10 @@ def measure(variant: str, batch_size: int, steps: int, dtype: str, remat: str, a
   import numpy as np
 
   from benchmarks import networks
+  from benchmarks.cost import model_flops_utilization
   from seggpt_jax.model import parameters
   from seggpt_jax.model.adapters import KINDS
   from seggpt_jax.model.config import VARIANTS
-  from seggpt_jax.training.cost import model_flops_utilization
   from seggpt_jax.training.step_recorder import peak_memory
 
   config = VARIANTS[variant]

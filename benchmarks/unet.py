@@ -24,7 +24,7 @@ from seggpt_jax.data.sources import Sample
 
 LEVELS = 4
 BATCH = 8
-_CHANGES = Augmentation(flip_horizontal=True, flip_vertical=True, brightness=0.2, contrast=0.2)
+_CHANGES = Augmentation(flips="both", color=(0.2, 0.2, 0.0))
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

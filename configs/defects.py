@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
   config.data.lower_half_share = 1.0
   config.data.scale = (0.8, 1.25)
   config.data.foreground_crop = 0.7
-  config.data.brightness = config.data.contrast = 0.2
+  config.data.color = (0.2, 0.2, 0.1)
   config.data.cache_mb = 4000
   config.loss.smooth_l1 = 0.3
   config.loss.cross_entropy = 1.0

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
   config.data.lower_half_share = 1.0
   config.data.scale = (0.8, 1.25)
   config.data.foreground_crop = 0.7
-  config.data.brightness = config.data.contrast = 0.2
+  config.data.color = (0.2, 0.2, 0.1)
   config.data.blur = 0.0
   config.data.cache_mb = 1000
   config.loss.smooth_l1 = 0.3
@@ -36,6 +36,5 @@ def get_config() -> ConfigDict:
   config.optim.warmup = 20
   config.eval_every = 500
   config.eval_pairs = 256
-  config.panel_every = 250
   config.checkpoint_every = 500
   return config

@@ -30,6 +30,5 @@ def get_config() -> ConfigDict:
   config.optim.warmup = 20
   config.eval_every = 100
   config.eval_pairs = 32
-  config.panel_every = 100
   config.checkpoint_every = 100
   return config

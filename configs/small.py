@@ -27,6 +27,5 @@ def get_config() -> ConfigDict:
   config.optim.first_cycle = 0  # one cosine over the run, however long it is
   config.optim.warmup = 20
   config.eval_every = 100
-  config.panel_every = 100
   config.checkpoint_every = 100
   return config

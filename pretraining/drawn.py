@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from pretraining.sets import Example
+from pretraining.tasks import Tasks
 from seggpt_jax.files import write_whole
-from seggpt_jax.synthetic.tasks import Tasks
 
 _PROMPTS = 3
 

@@ -135,7 +135,9 @@ class Corpus:
       prompts = [int(place) for place in generator.choice(others, num_prompts, replace=len(others) < num_prompts)]
     if generator.random() < _ABSENT:
       query = int(generator.integers(len(one.images)))
-    turn, mirror = (int(generator.integers(4)), bool(generator.integers(2))) if generator.random() < 0.35 else (0, False)
+    turn, mirror = (
+      (int(generator.integers(4)), bool(generator.integers(2))) if generator.random() < 0.35 else (0, False)
+    )
     mirror = mirror or generator.random() < 0.25
     whole = not same and generator.random() < _WHOLE
     side = generator.uniform(0.35, 1.0)
@@ -170,13 +172,13 @@ class Corpus:
     return Example(np.stack(images), np.stack(masks), np.stack(known))
 
 
-def _random_box(
-  generator: np.random.Generator, shape: tuple[int, int], share: float
-) -> tuple[int, int, int, int]:
+def _random_box(generator: np.random.Generator, shape: tuple[int, int], share: float) -> tuple[int, int, int, int]:
   """Draws a part of a picture: top, left, height and width in pixels; its aspect varies a little."""
   side = max(24, min(share, 1.0) * min(shape))
   aspect = np.exp(generator.normal(0, 0.12))
-  height, width = (int(min(limit, max(16, value))) for limit, value in zip(shape, (side * aspect, side / aspect), strict=True))
+  height, width = (
+    int(min(limit, max(16, value))) for limit, value in zip(shape, (side * aspect, side / aspect), strict=True)
+  )
   return (
     int(generator.integers(shape[0] - height + 1)),
     int(generator.integers(shape[1] - width + 1)),
@@ -185,7 +187,9 @@ def _random_box(
   )
 
 
-def _cut(image: np.ndarray, label: np.ndarray, box: tuple[int, int, int, int], size: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut(
+  image: np.ndarray, label: np.ndarray, box: tuple[int, int, int, int], size: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Cuts a part out of a picture and its labels, and resizes it to a square."""
   top, left, height, width = box
   place = np.s_[top : top + height, left : left + width]
@@ -212,9 +216,13 @@ class _Look:
       values = 255 - values
     gain = self.gain * np.exp(self.amount * generator.normal(0, 0.12))
     tint = np.exp(self.amount * generator.normal(0, 0.05, 3)).astype(np.float32) if self.gray is None else np.float32(1)
-    values = (values - 127.5) * np.float32(gain) * tint + np.float32(127.5 + self.shift + self.amount * generator.normal(0, 10))
+    values = (values - 127.5) * np.float32(gain) * tint + np.float32(
+      127.5 + self.shift + self.amount * generator.normal(0, 10)
+    )
     if generator.random() < 0.12:
       values = cv2.GaussianBlur(values, (0, 0), generator.uniform(0.4, 1.2))
     if generator.random() < 0.25:
-      values = values + generator.standard_normal(values.shape, dtype=np.float32) * np.float32(10 * generator.random() ** 2)
+      values = values + generator.standard_normal(values.shape, dtype=np.float32) * np.float32(
+        10 * generator.random() ** 2
+      )
     return np.clip(np.round(values), 0, 255).astype(np.uint8)

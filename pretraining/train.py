@@ -4,7 +4,7 @@
 
 In: a corpus (`sets.py`), ImageNet features (`features.py`), drawn tasks (`drawn.py`). Out: RUN/checkpoints and
 RUN/progress.jsonl with a row of loss and, with `--judge`, the mean IoU on sets that never train. `pack.py` makes the
-packaged file of the moving average.
+packaged file of the moving average, which RUN/weights_STEP holds.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from pretraining import judge
 from pretraining.sets import Corpus, Example, load_corpus
 from seggpt_jax import canvas
 from seggpt_jax.compilation import jit
-from seggpt_jax.model import parameters
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
-from seggpt_jax.model.matcher import Matcher
+from seggpt_jax.model.matcher import FROZEN, Matcher
 
-FROZEN = ("features.", "feature_")
 _SCORE_PAIRS = 0.3  # weight of the matches' own loss
 
 
@@ -83,7 +82,9 @@ def make_step(graph, optimizer, decay: float):
 
   @jit(donate_argnums=(0, 2, 3))
   def step(params, frozen, opt_state, ema, images, masks, known, count):
-    value, gradient = jax.value_and_grad(compute)(params, frozen, images, masks.astype(jnp.float32), known.astype(jnp.float32))
+    value, gradient = jax.value_and_grad(compute)(
+      params, frozen, images, masks.astype(jnp.float32), known.astype(jnp.float32)
+    )
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     params = optax.apply_updates(params, updates)
     keep = jnp.minimum(decay, (1 + count) / (10 + count))
@@ -150,7 +151,7 @@ def main() -> None:
   parser.add_argument("--drawn", type=Path, help="file written by pretraining.drawn")
   parser.add_argument("--drawn-share", type=float, default=0.2, help="share of drawn tasks")
   parser.add_argument("--judge", type=Path, help="folder of sets that only measure")
-  parser.add_argument("--init-from", type=Path, help="packaged file to start from")
+  parser.add_argument("--init-from", help="weights to start from, such as small")
   parser.add_argument("--steps", type=int, default=20000)
   parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many minutes of this start")
   parser.add_argument("--batch", type=int, default=8, help="pairs of the smallest size")
@@ -171,19 +172,31 @@ def train(args) -> None:
   config = SegGPTConfig.from_dict(VARIANTS["small"].to_dict() | args.model)
   graph, params = parameters.split(Matcher(config, rngs=nnx.Rngs(args.seed)))
   params = {name: jnp.asarray(value) for name, value in params.items()}
-  loaded = {f"features.{n}": v for n, v in safetensors.numpy.load_file(args.imagenet).items() if not n.startswith("feature_")}
+  loaded = {
+    f"features.{n}": v for n, v in safetensors.numpy.load_file(args.imagenet).items() if not n.startswith("feature_")
+  }
   loaded |= {n: v for n, v in safetensors.numpy.load_file(args.imagenet).items() if n.startswith("feature_")}
   if args.init_from:
-    loaded = safetensors.numpy.load_file(args.init_from)
+    loaded = weights.load_params(args.init_from, config)
   for name, value in loaded.items():
     assert params[name].shape == value.shape, name
     params[name] = jnp.asarray(value, jnp.float32)
   frozen = {name: value for name, value in params.items() if name.startswith(FROZEN)}
   params = {name: value for name, value in params.items() if name not in frozen}
-  print(f"{sum(v.size for v in params.values()):,} trained and {sum(v.size for v in frozen.values()):,} frozen parameters")
+  print(
+    f"{sum(v.size for v in params.values()):,} trained and {sum(v.size for v in frozen.values()):,} frozen parameters"
+  )
   optimizer = make_optimizer(args.rate, 100, args.steps)
-  state = {"params": params, "opt_state": optimizer.init(params), "ema": jax.tree.map(jnp.copy, params), "step": np.int64(0), "minutes": np.float64(0)}
-  manager = ocp.CheckpointManager(args.workdir.absolute() / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2))
+  state = {
+    "params": params,
+    "opt_state": optimizer.init(params),
+    "ema": jax.tree.map(jnp.copy, params),
+    "step": np.zeros((), np.int64),
+    "minutes": np.zeros(()),
+  }
+  manager = ocp.CheckpointManager(
+    args.workdir.absolute() / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
+  )
   if manager.latest_step() is not None:
     state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
   step_fn = make_step(graph, optimizer, args.decay)
@@ -199,17 +212,26 @@ def train(args) -> None:
     state["params"], state["opt_state"], state["ema"], value = step_fn(
       state["params"], frozen, state["opt_state"], state["ema"], images, masks > 0.5, known, np.float32(state["step"])
     )
-    state["step"] += 1
+    state["step"] = np.asarray(state["step"] + 1)
     losses.append(float(value))
     now = time.time()
-    state["minutes"] = np.float64(before + (now - begin - measured) / 60)
+    state["minutes"] = np.asarray(before + (now - begin - measured) / 60)
     if len(losses) % 50 == 0:
-      row = {"step": int(state["step"]), "minutes": round(float(state["minutes"]), 2), "loss": round(float(np.mean(losses[-50:])), 4)}
+      row = {
+        "step": int(state["step"]),
+        "minutes": round(float(state["minutes"]), 2),
+        "loss": round(float(np.mean(losses[-50:])), 4),
+      }
       print(row, flush=True)
       log.write(json.dumps(row) + "\n")
     if sets and now - judged > args.judge_every * 60:
       mean, each = judge.evaluate(functools.partial(predict, state["ema"] | frozen), sets, 128)
-      row = {"step": int(state["step"]), "minutes": round(float(state["minutes"]), 2), "judge": round(mean, 4), "sets": {n: round(v, 3) for n, v in each.items()}}
+      row = {
+        "step": int(state["step"]),
+        "minutes": round(float(state["minutes"]), 2),
+        "judge": round(mean, 4),
+        "sets": {n: round(v, 3) for n, v in each.items()},
+      }
       print(row, flush=True)
       log.write(json.dumps(row) + "\n")
       log.flush()
@@ -220,7 +242,9 @@ def train(args) -> None:
       saved = time.time()
   manager.save(int(state["step"]), args=ocp.args.StandardSave(state), force=True)
   manager.wait_until_finished()
-  safetensors.numpy.save_file({n: np.asarray(v) for n, v in (state["ema"] | frozen).items()}, args.workdir / "ema.safetensors")
+  averaged = args.workdir / f"weights_{int(state['step'])}"
+  weights.save_weights(averaged, state["ema"] | frozen, config)
+  print(f"written: {averaged}; python -m pretraining.pack {averaged} small")
 
 
 def _drawn(path: Path | None):

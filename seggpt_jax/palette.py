@@ -19,7 +19,7 @@ from seggpt_jax.typing import AnyArray
 
 IGNORE = 255  # label of pixels whose class is unknown
 
-PALETTE_MODES = ("random", "black_background", "fixed")
+PALETTE_MODES = ("random", "black_background", "fixed", "corners")
 
 
 _MAX_COLORS = 256
@@ -93,6 +93,24 @@ def fixed_palette(num_classes: int) -> UInt8[np.ndarray, "n 3"]:
   return _fixed_colors()[:num_classes].copy()
 
 
+def corner_palette(num_classes: int) -> UInt8[np.ndarray, "n 3"]:
+  """Returns the palette in which each channel is a mask, for networks that answer each channel alone (`Matcher`).
+
+  One class is white. Up to three are pure red, green and blue, so that no blend of two looks like a third; up to seven
+  are the corners of the color cube.
+
+  Args:
+    num_classes: number of classes, background included, up to 8.
+
+  Raises:
+    ValueError: there are more classes.
+  """
+  if num_classes > 8:
+    raise ValueError(f"num_classes: found {num_classes}, expected at most 8 with one mask a channel")
+  corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], np.uint8)
+  return 255 * (corners[[0, 4]] if num_classes == 2 else corners[:num_classes])
+
+
 def display_palette(num_classes: int) -> UInt8[np.ndarray, "n 3"]:
   """Returns colors for pictures that people look at: a black background, then colors that stand out on any image.
 
@@ -124,16 +142,19 @@ def sample_palette(generator: np.random.Generator, num_classes: int, mode: str =
     generator: source of randomness.
     num_classes: number of classes N, background included.
     mode: "random" (random colors for all classes), "black_background" (black for class 0, random colors for the
-      others) or "fixed" (`fixed_palette`).
+      others), "fixed" (`fixed_palette`) or "corners" (`corner_palette`, its classes in random order).
 
   Returns:
-    N colors, each two at least `min_distance(N)` apart unless the mode is "fixed".
+    N colors, each two at least `min_distance(N)` apart unless the mode is "fixed" or "corners".
 
   Raises:
     ValueError: the mode is unknown.
   """
   if mode == "fixed":
     return fixed_palette(num_classes)
+  if mode == "corners":
+    background, *others = corner_palette(num_classes)
+    return np.stack([background, *generator.permutation(others)])
   if mode not in PALETTE_MODES:
     raise ValueError(f"palette: found {mode!r}, expected one of {', '.join(PALETTE_MODES)}")
   least = min_distance(num_classes)

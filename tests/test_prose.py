@@ -15,7 +15,7 @@ OPENERS = {
 
 def sources() -> Iterator[Path]:
   yield from sorted(ROOT.glob("*.py"))
-  for folder in ("seggpt_jax", "configs", "benchmarks"):
+  for folder in ("seggpt_jax", "configs", "benchmarks", "pretraining"):
     yield from sorted((ROOT / folder).rglob("*.py"))
 
 

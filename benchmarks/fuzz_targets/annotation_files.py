@@ -12,9 +12,9 @@ from PIL import Image
 
 from benchmarks.fuzz_targets import Target
 from benchmarks.fuzz_targets.datasets import CLASSES, check_source, inspect_folder, make_dataset, make_target, palette
+from seggpt_jax.audit.findings import read_label_map
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.groups import group_names
-from seggpt_jax.data.label_map import read_label_map
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.layouts import DatasetFiles, folder_layout
 from seggpt_jax.data.sources import FileSource

@@ -28,8 +28,7 @@ _WORK = {
   "calibrate": ("seggpt_jax.cli.calibrate.Predictor.from_checkpoint",),
   "demo": ("seggpt_jax.cli.demo._run",),
   "evaluate": ("seggpt_jax.cli.evaluate.parts.run",),
-  "evaluate-in-context": ("seggpt_jax.cli.in_context.in_context_report.run",),
-  "evaluate-inspection": ("seggpt_jax.cli.inspection.inspection.run",),
+  "evaluate-inspection": ("seggpt_jax.cli.evaluate_inspection.inspection.run",),
   "infer": ("seggpt_jax.cli.infer.Predictor.from_checkpoint", "seggpt_jax.cli.prompt_flags.load_model"),
   "inspect": ("seggpt_jax.cli.inspect.draw_samples",),
   "prepare": ("seggpt_jax.cli.prepare.prepare",),
@@ -61,12 +60,9 @@ def seed(name: str, folder: Path) -> dict[str, Any]:
       **{"benchmark": "fss1000", "model_path": "small", "data_dir": str(folder / "fss"), "outdir": out, "split": 1},
       **{"shots": 1, "seed": 0, "episodes": 1, "shard": "1/2"},
     },
-    "evaluate-in-context": {
-      **{"model_path": "small", "families": "held_out", "num_episodes": 2, "num_prompts": 1, "difficulty": 0.5},
-    },
     "evaluate-inspection": {
       **network,
-      **{"outdir": out, "rows": 3, "top_k": 1, "catch_iou": 0.3, "yield_response": 0.1, "catch_weight": 0.5},
+      **{"outdir": out, "top_k": 1, "catch_iou": 0.3, "yield_response": 0.1, "catch_weight": 0.5},
       **tiles,
       **point,
     },
@@ -77,17 +73,17 @@ def seed(name: str, folder: Path) -> dict[str, Any]:
     },
     "inspect": {**dataset, **reading, "split": "train,val", "groups": "prefix:_", "max_images": 3, "outdir": out},
     "prepare": {
-      **{**dataset, **reading, "outdir": out, "format": "folder", "shorter_side": 16, "num_workers": 1},
-      **{"split": "train", "val_share": 0.5, "groups": "", "seed": 1},
+      **{**dataset, **reading, "outdir": out, "format": "folder", "shorter_side": 16},
+      **{"split": "train", "val_share": 0.5, "groups": ""},
     },
     "retrieve": {
-      **{**network, "output": f"{out}.json", "top_k": 1, "diversity": 0.1, "foreground_weight": 0.5, "tap": 1},
+      **{**network, "output": f"{out}.json", "top_k": 1, "by_class": True, "negative_output": f"{out}_not.json"},
       "cache": "",
     },
     "train": {
       **{"config": "small", "workdir": out, "distributed": "off", "config.data.path": data},
       **{"config.num_steps": 5, "config.batch_size": 2, "config.data.scale": "(0.5,2.0)", "config.data.num_workers": 0},
-      **{"config.data.labels": "index", "config.optim.peak": 0.1, "config.data.flip_vertical": "true"},
+      **{"config.data.labels": "index", "config.optim.peak": 0.1, "config.data.flips": "both"},
     },
   }[name]
 
@@ -130,7 +126,7 @@ def _server() -> subprocess.Popen:
 def _serve(folder: str) -> None:
   os.chdir(folder)
   modules = {
-    name: importlib.import_module(path[0].rpartition(".cli.")[0] + ".cli." + _module(name))
+    name: importlib.import_module(path[0].rpartition(".cli.")[0] + ".cli." + name.replace("-", "_"))
     for name, path in _WORK.items()
   }
   for request in sys.stdin:
@@ -143,12 +139,6 @@ def _serve(folder: str) -> None:
       errors.seek(0)
       text = errors.read().decode(errors="replace")
     print(json.dumps([os.waitstatus_to_exitcode(status), text]), flush=True)
-
-
-def _module(name: str) -> str:
-  from seggpt_jax.cli.main import _MODULES
-
-  return _MODULES.get(name, name)
 
 
 def _run(module: Any, name: str, line: list[str], errors: int) -> NoReturn:

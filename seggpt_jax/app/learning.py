@@ -71,7 +71,6 @@ class Learning:
     keys += [
       f"model.init_from={recipe.model_path}",
       f"eval_every={max(steps // 4, 1)}",
-      f"panel_every={max(steps // 4, 1)}",
     ]
     keys += [f"checkpoint_every={max(steps // 4, 1)}", f"log_every={max(min(steps // 20, 10), 1)}"]
     keys += [] if val_share else ["data.val_split=train"]

@@ -158,10 +158,7 @@ def _skip_keys(findings: Findings) -> dict[str, Any]:
     unusable = len(survey.problems["unreadable"]) + len(survey.problems["missing"])
     unusable += len(survey.problems["meaning"]) if findings.guess is None else 0
     share = max(share, left_out / (survey.num_samples + left_out or 1), unusable / num_read)
-  keys: dict[str, Any] = {"bad_files": "skip"}
-  if share > 0.01:
-    keys["bad_share"] = min(math.ceil(share * 100 + 1) / 100, 1.0)
-  return keys
+  return {"bad_share": min(math.ceil(share * 100 + 1) / 100, 1.0) if share > 0.01 else 0.01}
 
 
 def _skip_text(findings: Findings) -> str:

@@ -54,11 +54,6 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       *define_address_flags(7860, "the address of the page must hold"),
       flags.DEFINE_bool("open", False, "Open the page in the browser of this machine."),
     ],
-    "Limits": [
-      flags.DEFINE_integer("max_images", 2000, "Images of a session.", 1, 10**6),
-      flags.DEFINE_float("idle_minutes", 60, "A session that nobody has used for so long ends.", 1, 10**5),
-      flags.DEFINE_integer("max_sessions", 16, "People at a time.", 1, 1000),
-    ],
     "Training": [
       flags.DEFINE_string(
         "config", None, "Packaged config or config file of training. By default small, or lora for large weights."
@@ -85,7 +80,6 @@ def main() -> None:
   adapter = load_adapter(values.adapter) if values.adapter else None
   token, options = read_token(loopback), trained_options(values.adapter or path)
   recipe, learned_classes = _recipe(path, values.config), _learned_classes(adapter)
-  limits = SessionLimits(images=values.max_images, idle_seconds=60 * values.idle_minutes, sessions=values.max_sessions)
   with contextlib.ExitStack() as closing:
     listening = closing.enter_context(server.listen(values.host, values.port))
     folder = closing.enter_context(temporary_folder())
@@ -98,7 +92,7 @@ def main() -> None:
       Network(engine, options),
       recipe,
       folder,
-      limits,
+      SessionLimits(),
       plain=load_plain if adapter is not None else None,
       learned_classes=learned_classes,
     )

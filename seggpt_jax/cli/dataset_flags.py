@@ -29,8 +29,6 @@ def define_dataset_flags(*, guess: bool) -> dict[str, list[flags.FlagHolder]]:
         "num_classes", None, f"Number of classes, background included.{found}", 2, IGNORE, required=not guess
       ),
       flags.DEFINE_list("class_names", [], "Names of classes 1, 2, ...: which masks or categories to take."),
-      flags.DEFINE_string("image_key", "image", "With --kind=tfds: the feature that holds the image."),
-      flags.DEFINE_string("label_key", "segmentation_mask", "With --kind=tfds: the feature that holds the label."),
     ],
     **define_label_flags("found out" if guess else "index"),
   }
@@ -49,8 +47,6 @@ def dataset_from_flags() -> Dataset:
     num_classes=values.num_classes or IGNORE,
     label_format=label_format(),
     class_names=tuple(values.class_names),
-    image_key=values.image_key,
-    label_key=values.label_key,
   )
 
 

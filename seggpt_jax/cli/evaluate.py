@@ -34,8 +34,7 @@ _APPLIES = {
   "shots": tuple(BENCHMARKS),
   "seed": tuple(BENCHMARKS),
   "episodes": tuple(BENCHMARKS),
-  "classes": tuple(name for name, each in BENCHMARKS.items() if "classes" in each.flags),
-  "lists": tuple(name for name, each in BENCHMARKS.items() if "lists" in each.flags),
+  "lists": tuple(name for name, each in BENCHMARKS.items() if each.has_lists),
   "num_frames": (_DAVIS,),
 }
 
@@ -60,8 +59,9 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       flags.DEFINE_integer(
         "episodes", None, "Number of episodes of each fold, evenly spread, for a quick look; all by default.", 1, 10**7
       ),
-      define_path("classes", "With fss1000: a file with one class on each line; all folders by default."),
-      define_path("lists", "With pascal5i and isaid5i: folder with the published fold0.txt, fold1.txt, ..."),
+      define_path(
+        "lists", "The published choice: a folder with fold0.txt, fold1.txt, ..., or with fss1000 a file of classes."
+      ),
     ],
     "Video benchmark": [
       flags.DEFINE_integer(
@@ -105,7 +105,7 @@ def _few_shot(model: str) -> FewShot:
   if values.fold is not None and not (values.fold and set(values.fold) <= set(known)):
     raise InputError(f"--fold: found {','.join(values.fold)!r}, expected some of {','.join(known)}")
   cache = Path(values.outdir) / "parts" / "classes.npz"
-  data = benchmark.read(Opening(values.data_dir, values.shots, values.classes, values.lists, cache))
+  data = benchmark.read(Opening(values.data_dir, values.lists, cache))
   return FewShot(
     values.benchmark,
     data,

@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-# Each subcommand is the module in seggpt_jax/cli of this name, or of the name in _MODULES.
+# Each subcommand is the module in seggpt_jax/cli of this name.
 COMMANDS = {
   "inspect": "Check a dataset: what it holds, what is wrong with it, and how to train on it.",
   "prepare": "Convert a dataset to image folders or to ArrayRecord, and divide it into train and val.",
@@ -20,16 +20,14 @@ COMMANDS = {
   "serve": "Segment images for other programs, over HTTP.",
   "calibrate": "Choose how sensitive a trained network is, for a catch rate or a yield rate.",
   "retrieve": "Choose the best prompts for every image, for `seggpt infer --mapping`.",
-  "evaluate": "Run a public benchmark, such as FSS-1000, COCO-20i, LVIS-92i, ISIC 2018 or DAVIS 2017.",
+  "evaluate": "Run a public benchmark, such as FSS-1000, COCO-20i, ISIC 2018 or DAVIS 2017.",
   "evaluate-inspection": "Judge a network as an inspection line would: catch rate and yield rate.",
-  "evaluate-in-context": "Measure segmentation by example on families of pictures that no training has used.",
   "convert": "Convert weights from PyTorch or Hugging Face to JAX, and back.",
   "merge": "Merge a LoRA into the weights it was trained for.",
   "export": "Export a network as one file for other programs: ONNX or StableHLO.",
   "boards": "Draw a dataset of synthetic circuit boards with defects.",
   "demo": "Segment circuit boards by example, fine-tune, segment again, and draw a picture.",
 }
-_MODULES = {"evaluate-inspection": "inspection", "evaluate-in-context": "in_context"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     print(f"seggpt-jax {seggpt_jax.__version__}")
   elif name in COMMANDS:
-    run(f"seggpt_jax.cli.{_MODULES.get(name, name)}", f"seggpt {name}", rest)
+    run(f"seggpt_jax.cli.{name.replace('-', '_')}", f"seggpt {name}", rest)
   else:
     nearest = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5) or list(COMMANDS)
     print(f"error: {name}: unknown command, expected {_alternatives(nearest)} (seggpt --help)", file=sys.stderr)
@@ -70,17 +68,6 @@ def run(module: str, program: str, arguments: Sequence[str] | None = None) -> No
   from seggpt_jax.cli import runner
 
   runner.run(importlib.import_module(module), program, sys.argv[1:] if arguments is None else arguments)
-
-
-def run_alias(module: str, name: str) -> None:
-  """Runs a subcommand under the name of the module that it used to be, and prints the new name.
-
-  Args:
-    module: the old name, as in `python -m MODULE`.
-    name: the subcommand.
-  """
-  print(f"note: `python -m {module}` is now `seggpt {name}`", file=sys.stderr)
-  main([name, *sys.argv[1:]])
 
 
 def _overview() -> str:

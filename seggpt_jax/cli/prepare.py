@@ -14,7 +14,6 @@ from absl import flags
 
 from seggpt_jax.cli.dataset_flags import dataset_from_flags, define_dataset_flags, parse_splits
 from seggpt_jax.cli.path_flags import define_path
-from seggpt_jax.data.read_ahead import MOST_WORKERS
 from seggpt_jax.data.recognize import recognize
 from seggpt_jax.prepare.conversion import FORMATS, Settings, prepare
 
@@ -37,7 +36,6 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
         2**16,
       ),
       flags.DEFINE_enum("bad_files", "error", ["error", "skip"], "Stop at a bad file, or leave it out and list it."),
-      flags.DEFINE_integer("num_workers", 2, "Threads that decode and compress.", 1, MOST_WORKERS),
     ],
     "Splits": [
       flags.DEFINE_list(
@@ -45,7 +43,6 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       ),
       flags.DEFINE_float("val_share", 0.0, "Share of train that becomes val, by whole groups.", 0.0, 1.0),
       flags.DEFINE_string("groups", "", "How samples form groups: prefix:SEP, folder, field:KEY, csv:FILE or classes."),
-      flags.DEFINE_integer("seed", 0, "Seed of the choice of groups for val.", 0, 2**32 - 1),
     ],
   }
 
@@ -62,8 +59,7 @@ def main() -> None:
     output=values.format,
     val_share=values.val_share,
     groups=values.groups,
-    seed=values.seed,
     name=values.dataset_name,
     shorter_side=values.shorter_side,
   )
-  print(prepare(settings, values.outdir, values.bad_files == "skip", values.num_workers))
+  print(prepare(settings, values.outdir, values.bad_files == "skip"))

@@ -14,15 +14,12 @@ import os
 
 from absl import flags
 
-from seggpt_jax.cli.help_text import flag_name
 from seggpt_jax.cli.inference_flags import trained_label_format
 from seggpt_jax.cli.label_flags import define_label_flags
 from seggpt_jax.cli.path_flags import define_path
-from seggpt_jax.cli.runner import is_given
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
 from seggpt_jax.retrieval.mapping import DEFAULT_CACHE, ChoiceOptions, write_mappings
-from seggpt_jax.retrieval.prompt_index import FOREGROUND_WEIGHT, TAP
 
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
@@ -39,22 +36,11 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
     ],
     "Choice": [
       flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each query.", 1, 1000),
-      flags.DEFINE_enum("strategy", "retrieval", ["retrieval", "random"], "Choose by likeness, or at random."),
-      flags.DEFINE_float("diversity", 0.0, "How much the prompts of one query must differ, 0 to 1.", 0.0, 1.0),
-      flags.DEFINE_float(
-        "foreground_weight",
-        FOREGROUND_WEIGHT,
-        "Weight, 0 to 1, of how well a prompt's foreground is found in the query, beside the likeness of the images.",
-        0.0,
-        1.0,
-      ),
-      flags.DEFINE_integer("tap", TAP, "Which feature tap of the network is compared, from 1.", 1, 1000),
       define_path(
         "cache",
         f"Folder for features of labeled images, by default {DEFAULT_CACHE}; empty keeps none.",
         allow_empty=True,
       ),
-      flags.DEFINE_integer("seed", 0, "Seed of random choices.", 0, 2**32 - 1),
     ],
     "Positive and negative prompts": [
       flags.DEFINE_string(
@@ -65,9 +51,6 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       ),
       flags.DEFINE_bool("by_class", False, "Prompts that share a class with the query's label."),
       define_path("negative_output", "Second mapping: prompts of other groups, or without the query's classes."),
-      flags.DEFINE_enum(
-        "negatives", "hardest", ["hardest", "random"], "Negative prompts: those most like the query, or any."
-      ),
     ],
     **define_label_flags("as in training, else index"),
   }
@@ -85,19 +68,11 @@ def main() -> None:
     values.prompt_label_dir,
     values.output,
     labels=trained_label_format(values.model_path),
-    options=ChoiceOptions(
-      top_k=values.top_k,
-      diversity=values.diversity,
-      negatives=values.negatives if values.negative_output else None,
-      seed=values.seed,
-    ),
+    options=ChoiceOptions(values.top_k, negatives="hardest" if values.negative_output else None),
     groups=values.groups,
     share_class=values.by_class,
     negative_output=values.negative_output,
-    by_likeness=values.strategy == "retrieval",
     cache=DEFAULT_CACHE if values.cache is None else values.cache,
-    tap=values.tap,
-    foreground_weight=values.foreground_weight,
   )
 
 
@@ -111,12 +86,3 @@ def _check_flags() -> None:
     raise InputError("--negative-output: found without --groups or --by-class, expected one that says what is negative")
   if negative and os.path.abspath(negative) == os.path.abspath(values.output):
     raise InputError(f"--negative-output: found {negative}, expected another file than --output")
-  if is_given("negatives") and not negative:
-    raise InputError("--negatives: found without --negative-output, expected both or none")
-  if values.strategy == "random":
-    without_effect = ("cache", "tap", "foreground_weight", "diversity", "negatives")
-  else:
-    without_effect = () if values.negatives == "random" else ("seed",)
-  for name in without_effect:
-    if is_given(name):
-      raise InputError(f"{flag_name(name)}: found with --strategy={values.strategy}, where it has no effect")

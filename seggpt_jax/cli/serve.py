@@ -44,17 +44,7 @@ if TYPE_CHECKING:
   from seggpt_jax.app.prompt_sets import PromptStore
 
 # The flag and its unit for each limit.
-_LIMITS = {
-  "body_bytes": ("max_body_mb", 2**20),
-  "pixels": ("max_megapixels", 10**6),
-  "images": ("max_images", 1),
-  "prompts": ("max_prompts", 1),
-  "canvases": ("max_canvases", 1),
-  "seconds": ("max_seconds", 1),
-  "queue": ("queue", 1),
-  "memory_bytes": ("max_memory_mb", 2**20),
-  "prompt_bytes": ("prompt_memory_mb", 2**20),
-}
+_LIMITS = {"pixels": ("max_megapixels", 10**6), "seconds": ("max_seconds", 1), "memory_bytes": ("max_memory_mb", 2**20)}
 
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
@@ -78,17 +68,9 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
     **inference_flags.define_option_flags(),
     **label_flags.define_label_flags("as in training, else index"),
     "Limits": [
-      flags.DEFINE_integer("max_body_mb", 64, "Largest request, in MiB.", 1, 2**20),
       flags.DEFINE_integer("max_megapixels", 50, "Megapixels of all images of a request together.", 1, 10**6),
-      flags.DEFINE_integer("max_images", 16, "Images to segment in one request.", 1, 10**4),
-      flags.DEFINE_integer("max_prompts", 16, "Prompts of one request or of one stored set.", 1, 10**4),
-      flags.DEFINE_integer(
-        "max_canvases", 1024, "Passes of one image through the network: windows times prompts times copies.", 1, 10**8
-      ),
       flags.DEFINE_float("max_seconds", 60, "Time to read a request, and again to answer it.", 0.1, 10**5),
-      flags.DEFINE_integer("queue", 64, "Images that may wait for the network; more are refused.", 1, 10**5),
       flags.DEFINE_integer("max_memory_mb", 4096, "Memory of all requests together, estimated, in MiB.", 1, 10**8),
-      flags.DEFINE_integer("prompt_memory_mb", 1024, "Memory of stored prompts, in MiB.", 1, 10**8),
     ],
   }
 

@@ -4,7 +4,7 @@
   seggpt train --config base --workdir runs/mine --config.data.path=DATASET
 
 Rerun the same command to resume. Every value of the config can be set with --config.KEY=VALUE. On several hosts, start
-the same command on each of them with --distributed=auto or --distributed=explicit.
+the same command on each of them with --distributed=auto or --distributed=HOST:PORT,N,I.
 """
 
 from __future__ import annotations
@@ -75,10 +75,11 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path("workdir", "Run directory: checkpoints, metrics and pictures. Rerun with the same one to resume."),
     ],
     "Several processes": [
-      flags.DEFINE_string("distributed", "off", "off, auto (ask the cluster) or explicit (by the three flags below)."),
-      flags.DEFINE_string("coordinator_address", None, "With explicit: HOST:PORT on which process 0 listens."),
-      flags.DEFINE_integer("num_processes", None, "With explicit: the number of processes.", 1, 10**6),
-      flags.DEFINE_integer("process_id", None, "With explicit: the number of this process, from 0.", 0, 10**6),
+      flags.DEFINE_string(
+        "distributed",
+        "off",
+        "off, auto (ask the cluster) or HOST:PORT,N,I: where process 0 listens, the number of processes, this one's.",
+      ),
     ],
   }
 
@@ -90,7 +91,7 @@ def main() -> None:
   for name in ("config", "workdir"):
     if values[name].value is None:
       raise InputError(f"--{name}: missing, for example --config small --workdir runs/mine")
-  distributed.start(values.distributed, values.coordinator_address, values.num_processes, values.process_id)
+  distributed.start(values.distributed)
   with distributed.failing_alone():
     result = train(values.config, values.workdir)
   if jax.process_index() == 0:

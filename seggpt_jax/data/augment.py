@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import cv2
@@ -23,7 +22,7 @@ from seggpt_jax.data.sources import Sample
 # The pipeline already runs one sample in each thread. Threads inside OpenCV would only compete with them.
 cv2.setNumThreads(0)
 
-RESIZE_MODES = ("fixed", "shorter")
+FLIPS = ("none", "horizontal", "vertical", "both", "turns")
 
 _Image = UInt8[np.ndarray, "h w 3"]
 
@@ -31,58 +30,31 @@ _GRAY = np.array([0.299, 0.587, 0.114])
 _YIQ = np.array([_GRAY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _RGB = np.linalg.inv(_YIQ)
 
-# 256 equally likely quantiles of a standard Gaussian, one for each value of a random byte.
-_GAUSSIAN = np.array([NormalDist().inv_cdf((byte + 0.5) / 256) for byte in range(256)])
-_GAUSSIAN /= _GAUSSIAN.std()
-
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
   """Strengths of the random changes to training samples. The defaults switch every change off.
 
   Attributes:
-    resize: side in pixels to which a sample is resized before the crop; 0 takes the side of the canvas square, None
-      keeps its size.
-    resize_mode: "fixed" resizes to a square of that side, "shorter" resizes the shorter side to it and keeps the aspect
-      ratio.
+    resize: side in pixels of the square to which a sample is resized before the crop; 0 takes the side of the canvas
+      square, None keeps the size of the sample.
     scale: lowest and highest factor on the size after `resize`, above 0, drawn log-uniformly. A sample smaller than the
       crop is mirrored at its borders.
     foreground_crop: probability, 0 to 1, that the crop contains a chosen foreground pixel, see `random_crop`.
-    flip_horizontal: True mirrors left and right with probability 1/2.
-    flip_vertical: True mirrors top and bottom with probability 1/2.
-    rotate90: True rotates by 0, 90, 180 or 270 degrees, each with probability 1/4.
-    brightness: b >= 0; the colors are multiplied by a factor from 1 - b .. 1 + b, at least 0. Factor 0 gives black.
-    contrast: c >= 0; the difference of each color from the image's mean gray is multiplied by a factor from
-      1 - c .. 1 + c, at least 0.
-    saturation: s >= 0; the difference of each pixel from its own gray is multiplied by a factor from 1 - s .. 1 + s, at
-      least 0.
-    hue: h, 0 to 0.5; the colors are rotated by a fraction of the color circle from -h..h, so 0.5 reaches all hues.
+    flips: one of `FLIPS`. "horizontal" mirrors left and right with probability 1/2, "vertical" top and bottom, "both"
+      does both, "turns" also rotates by 0, 90, 180 or 270 degrees, each with probability 1/4.
+    color: brightness b, contrast c and saturation s, each at least 0. The colors are multiplied by a factor from
+      1 - b .. 1 + b, at least 0; the difference of each color from the image's mean gray by one from 1 - c .. 1 + c, at
+      least 0; the difference of each pixel from its own gray by one from 1 - s .. 1 + s, at least 0.
     blur: largest standard deviation, in pixels, of a Gaussian filter; drawn from 0..blur.
-    noise: largest standard deviation, in gray levels of 255, of Gaussian noise; drawn from 0..noise.
-    jpeg_quality: lowest quality, 1..100, of JPEG compression; drawn from jpeg_quality..100. 100 never compresses.
-
-  Raises:
-    ValueError: `resize_mode` is unknown.
   """
 
   resize: int | None = 0
-  resize_mode: str = "fixed"
   scale: tuple[float, float] = (1.0, 1.0)
   foreground_crop: float = 0.0
-  flip_horizontal: bool = False
-  flip_vertical: bool = False
-  rotate90: bool = False
-  brightness: float = 0.0
-  contrast: float = 0.0
-  saturation: float = 0.0
-  hue: float = 0.0
+  flips: str = "none"
+  color: tuple[float, float, float] = (0.0, 0.0, 0.0)
   blur: float = 0.0
-  noise: float = 0.0
-  jpeg_quality: int = 100
-
-  def __post_init__(self):
-    if self.resize_mode not in RESIZE_MODES:
-      raise ValueError(f"resize_mode: found {self.resize_mode!r}, expected one of {', '.join(RESIZE_MODES)}")
 
 
 def augment(
@@ -134,7 +106,7 @@ def random_crop(
   if augmentation.resize is None:
     resized, resize_label = zoomed_shape(shape, factor), shrink_labels
   else:
-    resized = _resized_shape(shape, factor * (augmentation.resize or size), augmentation.resize_mode)
+    resized = _resized_shape(shape, factor * (augmentation.resize or size))
     resize_label = _resize_label
   if augmentation.foreground_crop and generator.random() < augmentation.foreground_crop:
     anchor = _foreground_pixel(sample["label"], crop_classes, generator)
@@ -150,10 +122,9 @@ def random_crop(
   return {**sample, "image": image, "label": label}
 
 
-def _resized_shape(shape: tuple[int, int], side: float, mode: str) -> tuple[int, int]:
-  """Returns the height and width in pixels to which a sample is resized."""
-  factors = (side / length for length in shape) if mode == "fixed" else (side / min(shape),) * 2
-  height, width = (max(1, round(length * factor)) for length, factor in zip(shape, factors, strict=True))
+def _resized_shape(shape: tuple[int, int], side: float) -> tuple[int, int]:
+  """Returns the height and width in pixels to which a sample is resized: nearly a square of a given side."""
+  height, width = (max(1, round(length * (side / length))) for length in shape)
   return height, width
 
 
@@ -225,8 +196,8 @@ def _resize_label(label: UInt8[np.ndarray, "h w"], shape: tuple[int, int]) -> UI
 
 def random_flip(sample: Sample, generator: np.random.Generator, augmentation: Augmentation) -> Sample:
   """Mirrors image and label together, in each enabled direction with probability 1/2."""
-  vertical = augmentation.flip_vertical and generator.random() < 0.5
-  horizontal = augmentation.flip_horizontal and generator.random() < 0.5
+  vertical = augmentation.flips in ("vertical", "both", "turns") and generator.random() < 0.5
+  horizontal = augmentation.flips in ("horizontal", "both", "turns") and generator.random() < 0.5
   if not (vertical or horizontal):
     return sample
   code = -1 if vertical and horizontal else int(horizontal)
@@ -235,7 +206,7 @@ def random_flip(sample: Sample, generator: np.random.Generator, augmentation: Au
 
 def random_turn(sample: Sample, generator: np.random.Generator, augmentation: Augmentation) -> Sample:
   """Rotates image and label together by a random number of right angles, if that is enabled."""
-  turns = generator.integers(4) if augmentation.rotate90 else 0
+  turns = generator.integers(4) if augmentation.flips == "turns" else 0
   if not turns:
     return sample
   code = (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_COUNTERCLOCKWISE)[turns - 1]
@@ -243,60 +214,33 @@ def random_turn(sample: Sample, generator: np.random.Generator, augmentation: Au
 
 
 def random_appearance(sample: Sample, generator: np.random.Generator, augmentation: Augmentation) -> Sample:
-  """Changes the image in the order in which a camera would: color, blur, noise, compression. The label stays."""
+  """Changes the image: color, then blur. The label stays."""
   image = sample["image"]
-  if augmentation.brightness or augmentation.contrast or augmentation.saturation or augmentation.hue:
-    strengths = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
-    factors = [generator.uniform(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]
-    hue = abs(augmentation.hue)  # NumPy draws nothing from 0 to -0.0
-    turn = generator.uniform(-hue, hue)
-    image = cv2.transform(image, color_map(float(_GRAY @ cv2.mean(image)[:3]), *factors, turn))
+  if any(augmentation.color):
+    factors = [generator.uniform(max(0.0, 1.0 - strength), 1.0 + strength) for strength in augmentation.color]
+    generator.random()  # once drew a hue; without it, runs from before would resume with other numbers
+    image = cv2.transform(image, color_map(float(_GRAY @ cv2.mean(image)[:3]), *factors))
   if augmentation.blur:
     # 1 - random() is above 0. OpenCV refuses a deviation of 0.
     image = cv2.GaussianBlur(image, (0, 0), augmentation.blur * (1.0 - generator.random()))
-  if augmentation.noise:
-    image = add_noise(image, generator.uniform(0.0, augmentation.noise), generator)
-  if augmentation.jpeg_quality < 100:
-    image = compress(image, int(generator.integers(augmentation.jpeg_quality, 101)))
   return {**sample, "image": image}
 
 
-def color_map(
-  gray: float, brightness: float, contrast: float, saturation: float, hue: float
-) -> Float64[np.ndarray, "3 4"]:
-  """Returns one affine map of RGB for brightness, contrast, saturation and hue, applied in this order, clipped once.
+def color_map(gray: float, brightness: float, contrast: float, saturation: float) -> Float64[np.ndarray, "3 4"]:
+  """Returns one affine map of RGB for brightness, contrast and saturation, applied in this order, clipped once.
 
-  The first three match Pillow and torchvision. Hue rotates the chroma plane of YIQ; unlike a rotation in HSV, this
-  keeps the gray of every pixel.
+  They match Pillow and torchvision.
 
   Args:
     gray: mean gray of the image, 0..255.
     brightness: factor on each color.
     contrast: factor on the distance of each color from the mean gray.
     saturation: factor on the distance of each color from its own gray.
-    hue: rotation as a fraction of the color circle.
 
   Returns:
     Matrix to multiply with a column (r, g, b, 1).
   """
-  cos, sin = saturation * math.cos(math.tau * hue), saturation * math.sin(math.tau * hue)
-  chroma = _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ
+  chroma = _RGB @ np.diag([1, saturation, saturation]) @ _YIQ
   # The chroma map does not change grays, so it does not change the equal offset that contrast adds to all channels.
   offset = np.full((3, 1), (1.0 - contrast) * brightness * gray)
   return np.concatenate([brightness * contrast * chroma, offset], axis=1)
-
-
-def add_noise(image: _Image, deviation: float, generator: np.random.Generator) -> _Image:
-  """Adds Gaussian noise with a standard deviation in gray levels, independent for every value."""
-  # Random bytes and a table of quantiles take a tenth of the time of `standard_normal`, but noise never exceeds 2.9
-  # deviations. `cv2.randn` is not used because it has hidden state.
-  draws = np.frombuffer(generator.bytes(image.size), np.uint8).reshape(image.shape)
-  noise = cv2.LUT(draws, np.rint(deviation * _GAUSSIAN).astype(np.int16))
-  return cv2.add(image, noise, dtype=cv2.CV_8U)
-
-
-def compress(image: _Image, quality: int) -> _Image:
-  """Returns the image after JPEG compression with a quality of 1..100."""
-  # OpenCV expects BGR. In RGB order JPEG would lose most detail in the channels that eyes see best.
-  bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-  return cv2.imdecode(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR_RGB)

@@ -55,8 +55,6 @@ class Dataset:
     num_classes: number of classes, background included.
     label_format: meaning of the label files.
     class_names: names of classes 1, 2, ... for masks and outlines of objects; () takes all of them.
-    image_key: key of the image in a record of a TFDS dataset.
-    label_key: key of the label in a record of a TFDS dataset.
   """
 
   kind: str
@@ -64,8 +62,6 @@ class Dataset:
   num_classes: int
   label_format: LabelFormat = dataclasses.field(default_factory=LabelFormat)
   class_names: tuple[str, ...] = ()
-  image_key: str = "image"
-  label_key: str = "segmentation_mask"
 
 
 def open_dataset(dataset: Dataset, split: str, limit: int = -1, problems: list[str] | None = None) -> Source:
@@ -94,7 +90,7 @@ def _open(dataset: Dataset, split: str, problems: list[str] | None) -> Source:
     with reading_values(path):
       return OutlineSource(OUTLINES[dataset.kind](path, split, problems), dataset.num_classes, dataset.class_names)
   if dataset.kind == "tfds":
-    return RecordSource(path, split, dataset.num_classes, dataset.label_format, dataset.image_key, dataset.label_key)
+    return RecordSource(path, split, dataset.num_classes, dataset.label_format)
   return FileSource(list_items(dataset, split, problems), dataset.num_classes, dataset.label_format)
 
 

@@ -7,6 +7,10 @@ Training can therefore resume in the middle of an epoch: it skips the batches th
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol, TypedDict, runtime_checkable
 
@@ -16,7 +20,6 @@ import numpy as np
 from seggpt_jax.data.pairing import Draw, Pairing
 from seggpt_jax.data.sources import Sample, Source
 from seggpt_jax.data.transforms import EvaluationPair, Pair, TrainingPair, keep_class
-from seggpt_jax.data.worker import follow_parent
 from seggpt_jax.errors import InputError
 
 # Grain's traceback filter adds a paragraph of its own to every error (seen in grain 0.2.18).
@@ -28,7 +31,6 @@ _ENDLESS = 2**40
 _TRIES = 8
 
 BadFilePolicy = Literal["error", "skip"]
-BAD_FILES = ("error", "skip")
 
 
 class Batch(TypedDict):
@@ -310,3 +312,25 @@ def evaluation_batches(
         for slot in slots[start : start + batch_size]
       ]
     )
+
+
+def follow_parent(index: int, count: int) -> None:
+  """Makes this worker ignore SIGINT and SIGTERM, and ends it when its parent ends.
+
+  Ctrl-C and a scheduler's SIGTERM reach workers too, but the training process still needs them to finish a step. A
+  killed training process cannot stop its workers, which would otherwise wait forever.
+
+  Args:
+    index: index of this worker, unused; grain passes it.
+    count: number of workers, unused; grain passes it.
+  """
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+
+    def wait() -> None:
+      parent.join()
+      os._exit(1)
+
+    threading.Thread(target=wait, name="follow_parent", daemon=True).start()

@@ -1,6 +1,6 @@
 """TFDS datasets in ArrayRecord format as a source: random access to millions of labeled images in few files.
 
-Any TFDS dataset with an image and a label image can be read. Those that `prepare.record_writer` writes also have an
+Any TFDS dataset with an image and a label image can be read. Those that `prepare.writers` writes also have an
 index with the names, groups and classes of all samples. TensorFlow is not needed.
 """
 
@@ -19,7 +19,15 @@ from seggpt_jax.data.images import decode_image, file_stamp
 from seggpt_jax.data.labels import IGNORE, LabelFormat, check_classes
 from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.data.sources import Sample, check_size
-from seggpt_jax.data.tfds_info import INFO_FILE, FileSlice, find_version, list_features, list_slices, read_info
+from seggpt_jax.data.tfds_info import (
+  INFO_FILE,
+  FileSlice,
+  find_version,
+  image_and_label,
+  list_features,
+  list_slices,
+  read_info,
+)
 from seggpt_jax.errors import InputError, one_line
 
 
@@ -32,12 +40,10 @@ class RecordSource:
     path: folder of the version, which contains dataset_info.json, or a folder above it, whose newest version is taken.
     split: name of the split, or a slice of it such as train[:90%].
     num_classes: number of classes, background included.
-    label_format: meaning of the label images. Records of `record_writer` have class indices and IGNORE.
-    image_key: key of the image in a record; keys of nested features are joined by a slash.
-    label_key: key of the label image.
+    label_format: meaning of the label images. Records of `prepare.writers` have class indices and IGNORE.
 
   Raises:
-    InputError: the dataset, split or key does not exist, the dataset is not in ArrayRecord format, files are missing,
+    InputError: the dataset, split or image does not exist, the dataset is not in ArrayRecord format, files are missing,
       or the label format contradicts the index.
   """
 
@@ -47,17 +53,12 @@ class RecordSource:
     split: str,
     num_classes: int,
     label_format: LabelFormat,
-    image_key: str = "image",
-    label_key: str = "segmentation_mask",
   ):
     self._path = find_version(path)
     self._split, self.num_classes = split, num_classes
-    self._image_key, self._label_key = image_key, label_key
     info = read_info(self._path)
     self._features = list_features(info)
-    for key in (image_key, label_key):
-      if key not in self._features or not self._features[key].is_image:
-        raise InputError(f"{self._path}: found no image {key!r}, expected one of the images among {self._listed()}")
+    self._image_key, self._label_key = image_and_label(self._features, self._path)
     self._slices = list_slices(info, split, self._path)
     self._ends = np.cumsum([part.take for part in self._slices]).tolist()
     names = {part.split for part in self._slices}

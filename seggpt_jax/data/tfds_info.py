@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from seggpt_jax.data.images import remote_or_local
 from seggpt_jax.errors import InputError, one_line
 
 INFO_FILE = "dataset_info.json"
+_LABEL_WORDS = ("mask", "label", "segmentation", "annotation", "trimap")
 _DEPTH = 4  # levels below the given folder: dataset / config / version
 
 
@@ -80,7 +82,7 @@ def _versions(directory: epath.Path, depth: int) -> list[epath.Path]:
     return [directory]
   if not depth:
     return []
-  # TFDS and `record_writer` put "incomplete" in front of the names of unfinished folders.
+  # TFDS and `prepare.writers` put "incomplete" in front of the names of unfinished folders.
   inside = [path for path in directory.iterdir() if not path.name.startswith((".", "incomplete")) and path.is_dir()]
   return [version for path in sorted(inside) for version in _versions(path, depth - 1)]
 
@@ -140,6 +142,34 @@ def list_features(info: Any) -> dict[str, Feature]:
 
   visit(info.features, "")
   return found
+
+
+def image_and_label(features: Mapping[str, Feature], path: str) -> tuple[str, str]:
+  """Returns the keys of the image and of the label image of a record.
+
+  The label is the feature `segmentation_mask`, or else the only one whose name speaks of a label; the image is the
+  feature `image`, or else the only other one.
+
+  Args:
+    features: features by key, see `list_features`.
+    path: folder of the version, for the error message.
+
+  Raises:
+    InputError: there is no such feature, or there are several.
+  """
+  images = [key for key, feature in features.items() if feature.is_image]
+  speaking = [key for key in images if any(word in key.rpartition("/")[2] for word in _LABEL_WORDS)]
+  labels = ["segmentation_mask"] if "segmentation_mask" in images else speaking
+  others = [key for key in images if key not in speaking]
+  others = ["image"] if "image" in others else others
+  for name, found in (("label", labels), ("image", others)):
+    if len(found) != 1:
+      listed = ", ".join(sorted(features))
+      raise InputError(
+        f"{path}: found {', '.join(found) or 'nothing'} as the {name} among {listed}, expected one image: "
+        "image and segmentation_mask"
+      )
+  return others[0], labels[0]
 
 
 def list_slices(info: Any, split: str, path: str) -> list[FileSlice]:

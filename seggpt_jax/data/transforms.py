@@ -155,7 +155,7 @@ class TrainingPair:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationPair:
-  """Makes a pair as inference does: the fixed palette, and the query's half hidden.
+  """Makes a pair as inference does: one palette for all pairs, and the query's half hidden.
 
   Attributes:
     canvas_size: height and width of the canvas in pixels.
@@ -165,6 +165,7 @@ class EvaluationPair:
       of n x n cells.
     windows: number of windows of each query; those of a query with more are drawn at random, and those of a query with
       fewer repeat.
+    corners: whether each channel is a mask (`palette.corner_palette`), in place of the fixed palette.
   """
 
   canvas_size: tuple[int, int]
@@ -172,11 +173,12 @@ class EvaluationPair:
   num_classes: int
   prompt_grid: int = 0
   windows: int = 1
+  corners: bool = False
 
   def __call__(self, prompts: Sequence[Sample], query: Sample, window: int = 0) -> Pair:
     size = self.canvas_size[1]
     grid = canvas.grid_size(self.canvas_size, self.patch_size)
-    colors = palette.fixed_palette(self.num_classes)
+    colors = (palette.corner_palette if self.corners else palette.fixed_palette)(self.num_classes)
     if self.prompt_grid:
       prompts, query = make_prompts(prompts, self.prompt_grid, size), self._window(query, window)
     else:

@@ -35,10 +35,10 @@ from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.inference.video import segment_frames
-from seggpt_jax.metrics import video_objects
+from seggpt_jax.metrics import boundary
 
 _SCORES = {"J": "j", "F": "f"}
-_STATISTICS = video_objects.Statistics._fields
+_STATISTICS = boundary.Statistics._fields
 _EXAMPLES = 3  # pictures of each video
 _NUM_VIDEOS = 30  # in the validation set
 
@@ -139,11 +139,11 @@ class Davis:
         truth = video.objects(index)
         check_size(truth, labels.shape, video.annotations[index])
         _write_objects(outdir / video.name / f"{Path(video.frames[index]).stem}.png", labels)
-        counts.append(video_objects.object_counts(labels, truth, num_objects))
+        counts.append(boundary.object_counts(labels, truth, num_objects))
         if index in wanted:
           image = video.image(index)
           shown.append([examples.panel(image, objects, num_objects) for objects in (truth, labels)])
-        bar.set_postfix(J=f"{100 * video_objects.object_scores(np.stack(counts)).j.mean():.1f}", refresh=False)
+        bar.set_postfix(J=f"{100 * boundary.object_scores(np.stack(counts)).j.mean():.1f}", refresh=False)
         bar.update()
     # The last frame is predicted, but not scored.
     return Finished({"counts": np.stack(counts[:-1]).tolist()}, _strip(video, first, shown))
@@ -159,11 +159,10 @@ class Davis:
   def results(self, finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     objects: dict[str, dict[str, dict[str, float]]] = {}
     for name in self._videos:
-      scores = video_objects.object_scores(np.array(finished[name]["counts"], np.int64))
+      scores = boundary.object_scores(np.array(finished[name]["counts"], np.int64))
       for place in range(scores.j.shape[1]):
         objects[f"{name}_{place + 1}"] = {
-          title: video_objects.statistics(getattr(scores, field)[:, place])._asdict()
-          for title, field in _SCORES.items()
+          title: boundary.statistics(getattr(scores, field)[:, place])._asdict() for title, field in _SCORES.items()
         }
     means = {
       f"{title} {statistic}": float(np.mean([scores[title][statistic] for scores in objects.values()]))

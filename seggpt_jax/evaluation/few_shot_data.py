@@ -69,7 +69,7 @@ def fss1000(directory: str | os.PathLike, classes: str | os.PathLike | None = No
     queries += [(place, class_index) for place in places]
     # Prompts are drawn in the order of their numbers; queries come in the order of their names: 1, 10, 2, ...
     pools[class_index] = sorted(places, key=lambda place: _number(items[place].name))
-  note = f"{len(names)} classes; published figures are of the 240 of the test split (--classes)."
+  note = f"{len(names)} classes; published figures are of the 240 of the test split (--lists)."
   return FewShotData(
     LabelMaps(FileSource(items, 2, LabelFormat("binary", threshold=127)), own_class=True),
     dict(enumerate(names, 1)),

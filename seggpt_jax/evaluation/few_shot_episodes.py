@@ -2,16 +2,14 @@
 
 Episodes are drawn like in the published test code of HSNet (Min et al., 2021, arXiv 2104.01538), which others have
 adopted: NumPy's legacy generator with one seed for each fold, one draw for each prompt, and a new draw if the prompt is
-the query. Hence a query can have the same prompt twice, except where the published code of a benchmark differs. If the
+the query. Hence a query can have the same prompt twice. If the
 listing is in the published order, the episodes are the published ones. All functions depend on their arguments only.
-
-Where a benchmark asks for parts of one object, an image is drawn first and one of its objects second.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,23 +30,9 @@ class Pools(NamedTuple):
 
   Attributes:
     images: images that show each class, in order.
-    objects: function that returns the samples of a class in an image, in order, one for each object; None stands for an
-      object that has no sample, which is drawn again. By default the only sample of image i is i.
-    distinct: whether the prompts of a query are of different images.
   """
 
   images: Mapping[int, Sequence[int]]
-  objects: Callable[[int, int], Sequence[int | None]] | None = None
-  distinct: bool = False
-
-  def samples(self, class_index: int, image: int) -> Sequence[int | None]:
-    """Returns the samples of a class in an image."""
-    return (image,) if self.objects is None else self.objects(class_index, image)
-
-  def num_usable(self, class_index: int) -> int:
-    """Returns the number of different images that have a sample of a class."""
-    images = set(self.images.get(class_index, ()))
-    return sum(any(sample is not None for sample in self.samples(class_index, image)) for image in images)
 
 
 def in_turn(queries: Sequence[tuple[int, int]], pools: Pools, count: int, shots: int, seed: int) -> list[Episode]:
@@ -56,7 +40,7 @@ def in_turn(queries: Sequence[tuple[int, int]], pools: Pools, count: int, shots:
 
   Args:
     queries: (image, class) pairs in order.
-    pools: images that prompts are drawn from; every image is one sample.
+    pools: images that prompts are drawn from.
     count: number of episodes.
     shots: number of prompts per episode.
     seed: seed of the draws.
@@ -111,7 +95,7 @@ def check_pools(classes: Sequence[int], pools: Pools, shots: int, names: Mapping
     InputError: a class has too few; names the class.
   """
   for index in classes:
-    if (found := pools.num_usable(index)) <= shots:
+    if (found := len(set(pools.images.get(index, ())))) <= shots:
       raise InputError(
         f"class {names[index]}: found {found} images of it, expected at least {shots + 1} for --shots {shots}: a query "
         "and its prompts"
@@ -133,37 +117,20 @@ def digest(episodes: Sequence[Episode], names: Sequence[str]) -> str:
 
 
 def _drawn(generator: np.random.RandomState, pools: Pools, class_index: int, shots: int) -> Episode:
-  image, query = _sample(generator, pools, class_index, ())
-  return Episode(class_index, query, _prompts(generator, pools, class_index, image, shots))
+  images = pools.images[class_index]
+  query = images[_draw(generator, len(images))]
+  return Episode(class_index, query, _prompts(generator, pools, class_index, query, shots))
 
 
 def _prompts(
-  generator: np.random.RandomState, pools: Pools, class_index: int, query_image: int, shots: int
+  generator: np.random.RandomState, pools: Pools, class_index: int, query: int, shots: int
 ) -> tuple[int, ...]:
-  chosen: list[int] = []
-  taken = {query_image}
+  images, chosen = pools.images[class_index], []
   while len(chosen) < shots:
-    image, sample = _sample(generator, pools, class_index, taken)
-    chosen.append(sample)
-    if pools.distinct:
-      taken.add(image)
-  return tuple(chosen)
-
-
-def _sample(
-  generator: np.random.RandomState, pools: Pools, class_index: int, taken: Collection[int]
-) -> tuple[int, int]:
-  """Draws an image that is not taken, and a sample in it."""
-  images = pools.images[class_index]
-  while True:
     image = images[_draw(generator, len(images))]
-    if image in taken:
-      continue
-    samples = pools.samples(class_index, image)
-    # Drawing one of one takes no number from the generator, so images without objects need no case of their own.
-    sample = samples[_draw(generator, len(samples))] if samples else None
-    if sample is not None:
-      return image, sample
+    if image != query:
+      chosen.append(image)
+  return tuple(chosen)
 
 
 def _draw(generator: np.random.RandomState, count: int) -> int:

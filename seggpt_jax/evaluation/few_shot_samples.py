@@ -1,21 +1,19 @@
 """Samples and episode plans of few-shot benchmarks: what a reader of a dataset returns and an evaluation runs.
 
-A reader of a dataset makes `FewShotData`. It chooses one of the two kinds of samples: `LabelMaps` for label files, and
-`OutlinedRegions` for outlines of objects that may overlap, also in a cut-out of an image.
+A reader of a dataset makes `FewShotData`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.data.images import decode_image
 from seggpt_jax.data.labels import IGNORE
-from seggpt_jax.data.outlines import Annotations, Entry, OutlineSource, Shape
 from seggpt_jax.data.sources import EncodedSource, Source
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import few_shot_episodes
@@ -86,56 +84,6 @@ class StretchedImages(LabelMaps):
   def _read(self, sample: int) -> ImageAndMask:
     image, label = decode_image(*self._encoded.encoded_image(sample)), self.source.label(sample)
     return image if image.shape[:2] == label.shape else tiling.resize_image(image, label.shape), label
-
-
-class Region(NamedTuple):
-  """A part of an image.
-
-  Attributes:
-    name: a name that no other region has.
-    image: path of the image.
-    where: file with its outlines, for error messages.
-    box: left, top, right and bottom of the part in pixels; None is the whole image.
-  """
-
-  name: str
-  image: str
-  where: str
-  box: tuple[int, int, int, int] | None = None
-
-
-class OutlinedRegions:
-  """Samples whose masks are drawn from outlines. Implements `Samples`.
-
-  Args:
-    regions: the parts of images that are the samples.
-    shapes: function that returns the outlines of a class in a sample, in pixels of the whole image.
-  """
-
-  def __init__(self, regions: Sequence[Region], shapes: Callable[[int, int], tuple[Shape, ...]]):
-    self._regions, self._shapes = regions, shapes
-
-  def __len__(self) -> int:
-    return len(self._regions)
-
-  def name(self, sample: int) -> str:
-    return self._regions[sample].name
-
-  def read(self, sample: int, class_index: int) -> ImageAndMask:
-    region = self._regions[sample]
-    # All outlines are one class here, because parts overlap and the masks of two classes are not read together.
-    shapes = tuple(shape._replace(category="part") for shape in self._shapes(sample, class_index))
-    entry = Entry(region.name, region.image, shapes)
-    read = OutlineSource(Annotations(region.where, [entry], ("part",)), 2)[0]
-    image, mask = read["image"], read["label"]
-    if region.box is None:
-      return image, mask
-    left, top, right, bottom = region.box
-    cut = slice(max(top, 0), bottom), slice(max(left, 0), right)
-    if not mask[cut].size:
-      size = f"{mask.shape[1]} x {mask.shape[0]}"
-      raise InputError(f"{region.where}: {region.name}: found box {region.box}, expected one in the image of {size}")
-    return np.ascontiguousarray(image[cut]), np.ascontiguousarray(mask[cut])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -202,9 +202,3 @@ def _prompt_picture(files: PromptFiles, labels: LabelFormat) -> bytes:
 
 def _prompt_names(queries: Sequence[Query]) -> dict[str, list[str]]:
   return {query.name: [files.written for files in query.prompts] for query in queries}
-
-
-if __name__ == "__main__":
-  from seggpt_jax.cli.main import run_alias
-
-  run_alias("seggpt_jax.evaluation.inspection", "evaluate-inspection")

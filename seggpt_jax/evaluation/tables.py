@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 _PAPER = "SegGPT, arXiv 2304.03284"
 _TRANSFORMERS = "the documentation of transformers, model SegGPT"
-_SINE = "SINE, Liu et al., NeurIPS 2024, table 1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +24,6 @@ class Published:
 _PUBLISHED = {
   ("coco20i", "mIoU", 1): Published(56.1, _TRANSFORMERS),
   ("coco20i", "mIoU", 0): Published(67.9, _PAPER),
-  ("lvis92i", "mIoU", 1): Published(18.6, _SINE),
-  ("lvis92i", "mIoU", 0): Published(25.4, _SINE),
   ("fss1000", "mIoU", 1): Published(85.6, _TRANSFORMERS),
   ("pascal5i", "mIoU", 0): Published(89.8, _PAPER),
   ("davis2017", "J mean", 1): Published(72.5, _PAPER),

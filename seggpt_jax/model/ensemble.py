@@ -54,7 +54,9 @@ def predict_queries(
   q, k = prompts.shape[:2]
   if isinstance(model, Matcher):
     canvases = [
-      jnp.concatenate([upper, jnp.broadcast_to(lower[:, None], upper.shape)], axis=2).reshape(q * k, -1, *lower.shape[2:])
+      jnp.concatenate([upper, jnp.broadcast_to(lower[:, None], upper.shape)], axis=2).reshape(
+        q * k, -1, *lower.shape[2:]
+      )
       for upper, lower in ((prompts, queries), (prompt_targets, query_targets))
     ]
     mask = jnp.concatenate([jnp.zeros_like(patch_mask), patch_mask], axis=1)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from seggpt_jax.canvas import IMAGENET_MEAN, IMAGENET_STD
+from seggpt_jax import canvas
 from seggpt_jax.typing import AnyArray
 
 
@@ -59,7 +59,9 @@ def depthwise(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c"], stride:
   x = jnp.pad(x, ((0, 0), rows, cols, (0, 0)))
   last_row, last_col = (-(-side // stride) * stride - stride + 1 for side in (height, width))
   return sum(
-    x[:, i : i + last_row : stride, j : j + last_col : stride] * kernel[i, j] for i in range(size) for j in range(size)
+    x[:, i : i + last_row : stride, j : j + last_col : stride] * kernel[None, None, i : i + 1, j]
+    for i in range(size)
+    for j in range(size)
   )
 
 
@@ -75,6 +77,10 @@ class Affine(nnx.Module):
     self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), shape, jnp.float32))
     self.bias = nnx.Param(jnp.zeros(shape[-1], jnp.float32))
 
+  def plus_bias(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Adds the bias to what the kernel gave."""
+    return x + self.bias[...][None, None, None]
+
 
 class InvertedBottleneck(nnx.Module):
   """Widens by a pointwise convolution, convolves each channel, and projects back (MobileNetV2, arXiv 1801.04381)."""
@@ -87,9 +93,9 @@ class InvertedBottleneck(nnx.Module):
     self.project = Affine((wide, stage.channels), rngs)
 
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-    y = x if self.expand is None else relu6(x @ self.expand.kernel[...] + self.expand.bias[...])
-    y = relu6(depthwise(y, self.depthwise.kernel[...], self.stride) + self.depthwise.bias[...])
-    y = y @ self.project.kernel[...] + self.project.bias[...]
+    y = x if self.expand is None else relu6(self.expand.plus_bias(x @ self.expand.kernel[...]))
+    y = relu6(self.depthwise.plus_bias(depthwise(y, self.depthwise.kernel[...], self.stride)))
+    y = self.project.plus_bias(y @ self.project.kernel[...])
     return x + y if self.residual else y
 
 
@@ -113,13 +119,13 @@ class ImageNetFeatures(nnx.Module):
     """Computes the features of images.
 
     Args:
-      images: pixels normalized by ImageNet's mean and standard deviation (`canvas.normalize`); sides are multiples of 16.
+      images: pixels normalized by `canvas.normalize`; sides are multiples of 16.
 
     Returns:
       Feature maps by their strides 2, 4, 8 and 16, with `CHANNELS` channels.
     """
     # The network was trained on values of -1..1.
-    images = 2.0 * (images * jnp.asarray(IMAGENET_STD) + jnp.asarray(IMAGENET_MEAN)) - 1.0
+    images = canvas.unnormalize(images) / 127.5 - 1.0
     height, width = images.shape[1:3]
     x = jax.lax.conv_general_dilated(
       images,
@@ -128,7 +134,7 @@ class ImageNetFeatures(nnx.Module):
       (_same_padding(height, 3, 2), _same_padding(width, 3, 2)),
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    x, outputs = relu6(x + self.stem.bias[...]), []
+    x, outputs = relu6(self.stem.plus_bias(x)), []
     blocks = iter(self.blocks)
     for stage in STAGES:
       for _ in range(stage.repeats):

@@ -23,6 +23,7 @@ from seggpt_jax.model.layers import Conv3x3, Linear, gelu
 from seggpt_jax.model.seggpt import SegGPT, SegType
 from seggpt_jax.typing import AnyArray
 
+FROZEN = ("features.", "feature_")  # starts of the names of parameters that are never trained
 PATCH = 8  # pixels of a token's side
 _KEY_DIM = 32  # channels of one matching head
 _HEADS = {4: 1, 8: 2}  # matching heads by stride
@@ -70,7 +71,7 @@ def _standardize(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
   return (x - mean) / (jnp.std(x, axis=(1, 2), keepdims=True) + 1e-2)
 
 
-def _pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h2 w2 c"]:
+def _pool(x: Float[AnyArray, "n h w c"], size: int) -> Float[Array, "n h2 w2 c"]:
   """Averages squares of pixels."""
   n, height, width, channels = x.shape
   return x.reshape(n, height // size, size, width // size, size, channels).mean(axis=(2, 4))
@@ -86,7 +87,7 @@ def _flat(x: Float[Array, "n h w *c"]) -> Float[Array, "n hw *c"]:
   return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
-def _mask_patches(masks: Float[Array, "n h w c"], stride: int) -> Float[Array, "n places c 16"]:
+def _mask_patches(masks: Float[AnyArray, "n h w c"], stride: int) -> Float[Array, "n places c 16"]:
   """Returns 4 x 4 values of each square of a mask."""
   values = canvas.patchify(_pool(masks, stride // 4) if stride > 4 else masks, 4)
   return values.reshape(len(masks), -1, 16, masks.shape[-1]).swapaxes(2, 3)
@@ -234,20 +235,30 @@ class Matcher(SegGPT):
     colors = jnp.concatenate([jnp.full_like(lower, 0.5), lower], axis=1)
     return jnp.where(hidden, canvas.normalize(255.0 * colors, mean, std), targets)
 
+  def _maps(self, images: Float[AnyArray, "n h w 3"]) -> tuple[dict[int, Array], dict[int, Array]]:
+    """Returns the ImageNet features by stride, as they are and normalized by the statistics of pretraining."""
+    maps = jax.tree.map(jax.lax.stop_gradient, self.features(images))
+    ends = np.cumsum(list(CHANNELS.values()))[:-1]
+    means, scales = (
+      jnp.split(jax.lax.stop_gradient(part[...]), ends) for part in (self.feature_mean, self.feature_scale)
+    )
+    return maps, {
+      stride: (maps[stride] - mean[None, None, None]) * scale[None, None, None]
+      for stride, mean, scale in zip(CHANNELS, means, scales, strict=True)
+    }
+
+  def patches(self, images: Float[AnyArray, "n h w 3"]) -> Float[Array, "n rows cols d"]:
+    """Returns features of each patch of images that say what it shows, for retrieval: those of strides 8 and 16."""
+    _, fixed = self._maps(images)
+    return jnp.concatenate([fixed[8], _upsample(fixed[16], 2)], axis=-1)
+
   def describe(self, images: Float[AnyArray, "n h w 3"]) -> Image:
     """Computes everything that needs no mask.
 
     Args:
       images: normalized images.
     """
-    maps = jax.tree.map(jax.lax.stop_gradient, self.features(images))
-    ends = np.cumsum(list(CHANNELS.values()))[:-1]
-    means, scales = (
-      jnp.split(jax.lax.stop_gradient(part[...]), ends) for part in (self.feature_mean, self.feature_scale)
-    )
-    fixed = {
-      stride: (maps[stride] - mean) * scale for stride, mean, scale in zip(CHANNELS, means, scales, strict=True)
-    }
+    maps, fixed = self._maps(images)
     own = {stride: _standardize(x) for stride, x in maps.items()}
     pixels = jnp.concatenate([images, _standardize(images)], axis=-1)
     # All features at stride 4, of training's statistics and of the image's own.
@@ -257,7 +268,7 @@ class Matcher(SegGPT):
     ]
     all4 = jnp.concatenate(rich, axis=-1)
     n, rows, cols = len(images), images.shape[1] // PATCH, images.shape[2] // PATCH
-    code = jnp.broadcast_to(_position_code(rows, cols), (n, rows, cols, 4 * _FREQUENCIES))
+    code = jnp.broadcast_to(_position_code(rows, cols)[None], (n, rows, cols, 4 * _FREQUENCIES))
     tokens = _flat(self.embed(jnp.concatenate([_pool(all4, 2), code], axis=-1)))
     for block in self.blocks[: self.config.merge_block + 1]:
       tokens = block(tokens)
@@ -343,7 +354,9 @@ class Matcher(SegGPT):
       tokens = block(tokens, others)
     x = self.to4(self.norm(tokens)).reshape(b * c, rows, cols, -1)
     repeat = functools.partial(jnp.repeat, repeats=c, axis=0)
-    copy4 = canvas.unpatchify(copy.reshape(*copy.shape[:3], 2, 2, 2, 2).mean(axis=(4, 6)).reshape(*copy.shape[:3], 4), 2)
+    copy4 = canvas.unpatchify(
+      copy.reshape(*copy.shape[:3], 2, 2, 2, 2).mean(axis=(4, 6)).reshape(*copy.shape[:3], 4), 2
+    )
     x = jnp.concatenate([canvas.unpatchify(x, 2), repeat(query.skips[4]), fine_means, copy4], axis=-1)
     x = gelu(self.conv4a(x))
     x = gelu(x + self.conv4b(x))
@@ -388,7 +401,7 @@ def _fit(features: Float[Array, "b t p f"], masks: Float[Array, "b p c"]) -> Flo
   size = features.shape[-1]
   penalty = jnp.ones(size).at[-1].set(1e-4) * _RIDGE * features.shape[2]
   target = jnp.einsum("btpf,bpc->btfc", features, masks)
-  weights = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + jnp.diag(penalty)), target)
+  weights = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + jnp.diag(penalty)[None, None]), target)
   scores = jnp.einsum("btpf,btfc->btpc", features, weights)
   inside = masks[:, None]
   high = jnp.sum(scores * inside, axis=2, keepdims=True) / (jnp.sum(inside, axis=2, keepdims=True) + 1e-3)

@@ -1,7 +1,7 @@
 """Weights that come with the package, each a float16 safetensors file with the architecture in its header.
 
-`load_model("small")`, `--model-path small` and `--config.model.init_from=small` find them by name. `cli/pack.py` adds
-new ones.
+`load_model("small")`, `--model-path small` and `--config.model.init_from=small` find them by name. New
+ones come from `pretraining/pack.py`.
 """
 
 from __future__ import annotations

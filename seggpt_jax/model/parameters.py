@@ -114,7 +114,7 @@ def check_depth(source: str, params: Mapping[str, Any], config: SegGPTConfig) ->
   Raises:
     InputError: there are more or fewer blocks.
   """
-  found = {match[1] for name in params if (match := re.search(r"(?:^|\.)blocks\.(\d+)\.", name))}
+  found = {match[1] for name in params if (match := re.search(r"^(?:lora\.)?blocks\.(\d+)\.", name))}
   if found and len(found) != config.depth:
     raise InputError(f"{source}: found parameters of {len(found)} blocks, expected depth = {config.depth}")
 

@@ -271,6 +271,8 @@ def write(path: str | os.PathLike, params: dict[str, np.ndarray], config: SegGPT
     InputError: the path exists, or its ending does not fit the layout.
   """
   path = Path(expand(path))
+  if config.backbone:
+    raise InputError(f"{path}: found a network with a backbone, expected a SegGPT: PyTorch's has no such network")
   if path.exists():
     raise InputError(f"{path}: already exists; choose a new path")
   if layout == "baai" and path.suffix not in (".pth", ".pt", ".safetensors"):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from seggpt_jax.data import ledger
 from seggpt_jax.data.bad_files import LIST_FILE, BadFile, BadFiles
 from seggpt_jax.data.dataset_files import TRAIN_NAMES, VAL_NAMES
 from seggpt_jax.data.datasets import Dataset, open_dataset
@@ -27,9 +28,7 @@ from seggpt_jax.data.sources import EncodedSource, Subset
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive, expand, remove_leftovers, writing
 from seggpt_jax.prepare.encoding import EncodedSample, encoded_samples
-from seggpt_jax.prepare.folder_writer import delete_journal, has_finished_samples, write_folder
-from seggpt_jax.prepare.record_writer import VERSION, write_records
-from seggpt_jax.prepare.restart import NOTE, check_same, read_note, save_note
+from seggpt_jax.prepare.writers import VERSION, delete_journal, has_finished_samples, write_folder, write_records
 
 FORMATS = ("records", "folder")
 
@@ -291,3 +290,40 @@ def _report(written: Iterable[Written], bad: BadFiles, settings: Settings, direc
     f"    {labels} --config.data.num_classes={settings.dataset.num_classes}",
   ]
   return "\n".join(lines)
+
+
+NOTE = "prepare.json"
+
+
+def read_note(directory: Path) -> dict[str, Any]:
+  """Reads what an earlier run noted; an empty dictionary for an empty folder.
+
+  Raises:
+    InputError: the note cannot be read, or the folder holds files but no note.
+  """
+  note = ledger.read_note(directory / NOTE)
+  if note is not None:
+    return note
+  # A run that was stopped before it wrote anything may leave an unfinished note.
+  present = [path.name for path in directory.iterdir() if not path.name.startswith(f".{NOTE}")]
+  if present:
+    raise InputError(f"{directory}: found {present[0]} in it, expected a new folder, or that of an earlier run")
+  return {}
+
+
+def check_same(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+  """Checks that an earlier run had the same settings.
+
+  Raises:
+    InputError: a setting differs; names the first.
+  """
+  ledger.check_settings(directory / NOTE, found, wanted, "repeat the earlier flags, or choose another --outdir")
+
+
+def save_note(directory: Path, content: dict[str, Any]) -> None:
+  """Replaces the note of a folder that this process has locked.
+
+  Raises:
+    InputError: the folder cannot be written to.
+  """
+  ledger.write_note(directory / NOTE, content)

@@ -24,6 +24,7 @@ from seggpt_jax import canvas
 from seggpt_jax.compilation import default_device, jit
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import parameters
+from seggpt_jax.model.matcher import Matcher
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.typing import AnyArray
 
@@ -128,11 +129,14 @@ def encode(
   model = parameters.merge(graph, params)
   config = model.config
   pixels = canvas.normalize(images, config.image_mean, config.image_std)
-  canvases = jnp.concatenate([pixels, pixels], axis=1)
-  hidden = jnp.ones((images.shape[0], *config.grid), bool)
-  tokens = model.embed(canvases, jnp.zeros_like(canvases), hidden, "semantic", 1)
-  taps = jnp.split(model.encode(tokens, 1, None), len(config.feature_taps), axis=-1)
-  patches = canvas.query_half(taps[tap - 1]).astype(jnp.float32)
+  if isinstance(model, Matcher):
+    patches = model.patches(pixels).astype(jnp.float32)
+  else:
+    canvases = jnp.concatenate([pixels, pixels], axis=1)
+    hidden = jnp.ones((images.shape[0], *config.grid), bool)
+    tokens = model.embed(canvases, jnp.zeros_like(canvases), hidden, "semantic", 1)
+    taps = jnp.split(model.encode(tokens, 1, None), len(config.feature_taps), axis=-1)
+    patches = canvas.query_half(taps[tap - 1]).astype(jnp.float32)
   total = jnp.sum(shares, axis=(1, 2))[:, None]
   weighted = jnp.einsum("brc,brcd->bd", shares, patches, precision=jax.lax.Precision.HIGHEST)
   foreground = weighted / jnp.where(total > 0, total, 1.0)

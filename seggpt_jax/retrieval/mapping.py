@@ -27,8 +27,8 @@ from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.retrieval import ranking
 from seggpt_jax.retrieval.conditions import Conditions, by_class, by_group, classes_of
-from seggpt_jax.retrieval.labeled_images import Facts, digest, list_prompts, read_facts
-from seggpt_jax.retrieval.prompt_index import FOREGROUND_WEIGHT, TAP, PromptIndex
+from seggpt_jax.retrieval.labeled_images import Facts, digest, list_prompts
+from seggpt_jax.retrieval.prompt_index import PromptIndex
 
 _AHEAD = 16  # queries that are read before they are needed
 DEFAULT_CACHE = "~/.cache/seggpt_jax"
@@ -72,10 +72,7 @@ def write_mappings(
   groups: str | None = None,
   share_class: bool = False,
   negative_output: str | os.PathLike | None = None,
-  by_likeness: bool = True,
   cache: str | os.PathLike | None = DEFAULT_CACHE,
-  tap: int = TAP,
-  foreground_weight: float | int = FOREGROUND_WEIGHT,
 ) -> None:
   """Chooses prompts for every image of a folder and writes the mapping files.
 
@@ -90,10 +87,7 @@ def write_mappings(
     groups: positive prompts come from the query's group: "prefix:SEP", "csv:FILE" or "classes".
     share_class: whether positive prompts must share a class with the query's label; not together with `groups`.
     negative_output: JSON file for the negative prompts; needs `groups` or `share_class`.
-    by_likeness: whether prompts are chosen by likeness; otherwise they are drawn at random and no network is loaded.
     cache: folder where features of labeled images are kept; None to keep none.
-    tap: feature tap of the network that is compared, 1 for the first.
-    foreground_weight: 0 to 1; see `PromptIndex`.
 
   Raises:
     InputError: a file is missing or cannot be read, or a query has no candidate.
@@ -107,13 +101,10 @@ def write_mappings(
   for path in written:
     with writing(path.parent):
       path.parent.mkdir(parents=True, exist_ok=True)
-  if by_likeness:
-    model = weights.load_model(model_path, dtype=parameters.default_dtype())
-    folder = default_cache() if cache == DEFAULT_CACHE else Path(expand(cache)) if cache else None
-    index = PromptIndex.build(model, prompts, labels, cache=folder, tap=tap, foreground_weight=foreground_weight)
-    facts = index.facts
-  else:
-    index, facts = None, read_facts(prompts, labels)
+  model = weights.load_model(model_path, dtype=parameters.default_dtype())
+  folder = default_cache() if cache == DEFAULT_CACHE else Path(expand(cache)) if cache else None
+  index = PromptIndex.build(model, prompts, labels, cache=folder)
+  facts = index.facts
   if empty := int((~facts.holds.any(axis=1)).sum()):
     print(f"{empty} of {len(prompts)} labeled images hold no class and cannot be prompts")
   if holds is not None:

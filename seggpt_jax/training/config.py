@@ -16,7 +16,7 @@ from seggpt_jax.files import expand
 from seggpt_jax.model.adapters import Adapter, LearnedPrompt, LoRA
 from seggpt_jax.training.schema import KEYS
 
-_PATHS = ("data.path", "data.assets", "model.init_from")
+_PATHS = ("data.path", "model.init_from")
 _LARGEST_SIDE = 16384  # pixels of a resized sample
 
 
@@ -89,9 +89,8 @@ def check_config(config: ConfigDict) -> None:
       f"config.data.scale: found {high} with data.resize={config.data.resize}, expected samples of at most "
       f"{_LARGEST_SIDE} pixels"
     )
-  for name in ("image_mean", "image_std"):
-    if len(config.model[name]) not in (0, 3):
-      raise InputError(f"config.model.{name}: found {shown(config.model[name])}, expected three numbers or ()")
+  if len(config.data.color) != 3:
+    raise InputError(f"config.data.color: found {shown(config.data.color)}, expected brightness, contrast, saturation")
 
 
 def shown(value: Any) -> str:

@@ -12,7 +12,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seggpt_jax.data.augment import Augmentation
-from seggpt_jax.data.cached import CachedSource
 from seggpt_jax.data.cells import fewest_cells
 from seggpt_jax.data.class_index import has_foreground
 from seggpt_jax.data.datasets import KINDS, Dataset, open_dataset
@@ -28,13 +27,12 @@ from seggpt_jax.data.pipeline import (
   TrainingPairs,
 )
 from seggpt_jax.data.recognize import recognize
-from seggpt_jax.data.sources import Source
+from seggpt_jax.data.sources import CachedSource, Source
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
 from seggpt_jax.data.zoomed import ZoomedSource, measured_coarse_zoom, measured_zoom, num_windows, object_sides
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.synthetic.tasks import TaskEvaluationPairs, Tasks, TaskTrainingPairs
-from seggpt_jax.training.pairs import (
+from seggpt_jax.training.prompt_choice import (
   SplitSamples,
   describe_answerable,
   evaluation_pairs_of,
@@ -57,7 +55,7 @@ class Inputs:
   Attributes:
     training: training pairs.
     evaluation: validation pairs.
-    sources: samples under "train" and "val"; empty for tasks, which have no files.
+    sources: samples under "train" and "val".
     notes: lines on the data for the person who started the run.
     zoom: factor from the images' pixels to the network's; 0 if samples are resized instead.
     prompt_grid: cells along a side of a prompt; 0 if a prompt is one sample.
@@ -90,38 +88,36 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   """
   data, square = config.data, model_config.canvas_size[1]
   learned = config.adapter.kind == "prompt"
-  strengths = {name: data[name] for name in _AUGMENTATION} | {"scale": tuple(map(float, data.scale))}
+  matcher = bool(model_config.backbone) and not learned
+  if matcher and data.num_classes > 8:
+    raise InputError(
+      f"config.data.num_classes: found {data.num_classes}, expected at most 8 for a network with a backbone; start "
+      "from a SegGPT, such as model.init_from=drawn"
+    )
+  strengths = {name: data[name] for name in _AUGMENTATION}
+  strengths |= {name: tuple(map(float, data[name])) for name in ("scale", "color")}
   training = TrainingPair(
     canvas_size=model_config.canvas_size,
     patch_size=model_config.patch_size,
     num_classes=data.num_classes,
-    palette_mode=data.palette,
+    # A matcher reads each channel as one mask, and only answers the query's half.
+    palette_mode="corners" if matcher else data.palette,
     mask_ratio=data.mask_ratio,
-    lower_half_share=data.lower_half_share,
+    lower_half_share=1.0 if matcher else data.lower_half_share,
     augmentation=Augmentation(**strengths),
     # A learned prompt takes the place of the drawn ones and knows every class.
-    prompt_foreground=0.0 if learned or data.source == "tasks" else data.prompt_foreground,
-    unanswerable="keep" if learned or data.source == "tasks" else data.unanswerable,
+    prompt_foreground=0.0 if learned else data.prompt_foreground,
+    unanswerable="keep" if learned else data.unanswerable,
   )
-  evaluation = EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes)
+  evaluation = EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes, corners=matcher)
   if not data.zoom and data.resize and data.resize < square:
     raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
   if unknown := [value for value in data.coarse_classes if value >= data.num_classes]:
     raise InputError(
       f"config.data.coarse_classes: found {unknown[0]}, expected classes below data.num_classes={data.num_classes}"
     )
-  if data.source == "tasks":
-    tasks = Tasks(
-      size=data.resize or square,
-      num_classes=data.num_classes,
-      ramp=data.ramp * config.batch_size,
-      num_prompts=data.prompts,
-      assets=data.assets,
-      families=tuple(data.families),
-    )
-    hardest = dataclasses.replace(tasks, ramp=0)
-    return Inputs(TaskTrainingPairs(tasks, training), TaskEvaluationPairs(hardest, evaluation), {})
   notes: list[str] = []
+  policy = "skip" if data.bad_share else "error"
   splits = {name: _open(data, name, notes) for name in ("train", "val")}
   check_categories(list(splits.values()))
   same_class = 0.0 if learned else data.same_class
@@ -135,7 +131,7 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
         "config.data.coarse_zoom: found with adapter.kind=prompt, expected 0: a learned prompt has one scale"
       )
     training = dataclasses.replace(training, augmentation=dataclasses.replace(training.augmentation, resize=None))
-  options = PairingOptions(data.same_group, same_class, data.negative, float(data.balanced), data.prompts, every_class)
+  options = PairingOptions(1.0, same_class, data.negative, 0.0, data.prompts, every_class)
   samples = {}
   for name, source in splits.items():
     samples[name] = known_samples(data, name, source, options.needs_classes, Path(workdir), notes)
@@ -145,16 +141,16 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     paired = dataclasses.replace(
       options,
       num_prompts=data.prompts * max(grids[-1], 1) ** 2,
-      balanced=options.balanced if scale.classes is None else max(options.balanced, _SHOWN),
+      balanced=0.0 if scale.classes is None else _SHOWN,
     )
     known = {name: _only(of_split, scale.classes) for name, of_split in samples.items()}
     with naming(f"{data.path}: {data.train_split}"):
       pairing = training_pairing(known["train"], paired)
     read = {name: _at_scale(source, scale, data.cache_mb * 2**20 // len(scales)) for name, source in splits.items()}
     shown = dataclasses.replace(training, prompt_grid=grids[-1])
-    pairs = SourceTrainingPairs(read["train"], pairing, shown, data.bad_files)
+    pairs = SourceTrainingPairs(read["train"], pairing, shown, policy)
     validated = dataclasses.replace(evaluation, prompt_grid=grids[-1], windows=scale.windows)
-    parts.append((pairs, evaluation_pairs_of(read if data.zoom else splits, known, paired, validated, data.bad_files)))
+    parts.append((pairs, evaluation_pairs_of(read if data.zoom else splits, known, paired, validated, policy)))
     if len(parts) == 1 and pairing.describe() != f"{len(splits['train'])} samples":
       notes.append(f"train: {pairing.describe()}")
     if not learned and data.unanswerable != "keep":
@@ -226,7 +222,7 @@ def _scales(
 ) -> list[_Scale]:
   """Returns one or two scales, measured if the configuration asks for it, and adds a line about each to the notes."""
   square, patch = model_config.canvas_size[1], model_config.patch_size
-  shapes = {name: _typical_shape(source, data.bad_files) for name, source in splits.items()}
+  shapes = {name: _typical_shape(source, bool(data.bad_share)) for name, source in splits.items()}
   zoom, coarse, classes, measured = float(data.zoom), float(data.coarse_zoom), tuple(data.coarse_classes), ""
   sides = object_sides(splits["train"], _skip(data)) if -1 in (zoom, coarse) else {}
   if zoom == -1:
@@ -262,14 +258,14 @@ def _scales(
   ]
 
 
-def _typical_shape(source: Source, bad_files: str, count: int = 16) -> tuple[int, int]:
+def _typical_shape(source: Source, skip: bool, count: int = 16) -> tuple[int, int]:
   """Returns the median height and width in pixels of a few samples."""
   shapes = []
   for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist():
     try:
       shapes.append(source.label(index).shape)
     except InputError:
-      if bad_files == "error":
+      if not skip:
         raise
   height, width = np.median(shapes, axis=0).astype(int).tolist()
   return height, width
@@ -278,7 +274,7 @@ def _typical_shape(source: Source, bad_files: str, count: int = 16) -> tuple[int
 def _open(data: ConfigDict, name: str, notes: list[str]) -> Source:
   """Opens one split, reads a few of its samples and makes sure that there is some foreground.
 
-  With data.bad_files=skip, files that do not fit are left out, and a line about them is added to the notes.
+  With data.bad_share, files that do not fit are left out, and a line about them is added to the notes.
   """
   with naming("config.data"):
     threshold = None if data.threshold < 0 else data.threshold
@@ -295,11 +291,9 @@ def _open(data: ConfigDict, name: str, notes: list[str]) -> Source:
     label_format,
     # A command line passes crack,hole as one string.
     tuple(name for names in data.class_names for name in names.split(",")),
-    data.image_key,
-    data.label_key,
   )
   split = data[f"{name}_split"]
-  left_out: list[str] | None = [] if data.bad_files == "skip" else None
+  left_out: list[str] | None = [] if data.bad_share else None
   try:
     source = open_dataset(dataset, split, data.num_train if name == "train" else -1, left_out)
   except InputError as error:
@@ -315,7 +309,7 @@ def _open(data: ConfigDict, name: str, notes: list[str]) -> Source:
       )
   if len(source) < 2:
     raise InputError(f"{data.path}: found {len(source)} images in {split}, expected at least 2 to make a pair")
-  _peek(source, data.bad_files)
+  _peek(source, bool(data.bad_share))
   if name == "train" and not has_foreground(source, _skip(data)):
     raise InputError(
       f"{data.path}: found nothing but background in the {len(source)} labels of {split}, read as {label_format}, "
@@ -345,10 +339,10 @@ def _values(values: tuple | list) -> tuple:
 
 def _skip(data: ConfigDict) -> Callable[[InputError], None] | None:
   """Returns a function that ignores unreadable labels if bad files are skipped; they count once they are drawn."""
-  return None if data.bad_files == "error" else lambda error: None
+  return (lambda error: None) if data.bad_share else None
 
 
-def _peek(source: Source, bad_files: str, count: int = 16) -> None:
+def _peek(source: Source, skip: bool, count: int = 16) -> None:
   """Reads a few samples, so that a mistake in all of them is reported before anything is written."""
   indices = np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
   errors = []
@@ -356,7 +350,7 @@ def _peek(source: Source, bad_files: str, count: int = 16) -> None:
     try:
       source[index]
     except InputError as error:
-      if bad_files == "error":
+      if not skip:
         raise
       errors.append(error)
   if len(errors) == len(indices):

@@ -18,7 +18,7 @@ class Condition:
   """A condition on other keys, without which a key has no effect.
 
   Attributes:
-    text: the condition in words, such as "with data.source=tasks".
+    text: the condition in words, such as "with data.labels=binary".
     holds: takes all values of a configuration by dotted key and returns whether the condition is met.
   """
 
@@ -127,6 +127,11 @@ def with_value(key: str, *choices: Any) -> tuple[Condition]:
   """Returns the condition that another key has one of these values."""
   words = " or ".join(map(str, choices))
   return (Condition(f"with {key}={words}", lambda values: values[key] in choices),)
+
+
+def with_any(*keys: str) -> tuple[Condition]:
+  """Returns the condition that one of several other keys is neither zero nor empty."""
+  return (Condition(f"with {' or '.join(keys)}", lambda values: any(values[key] for key in keys)),)
 
 
 def without(key: str) -> tuple[Condition]:

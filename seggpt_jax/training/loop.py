@@ -9,7 +9,6 @@ import jax
 from ml_collections import ConfigDict
 
 from seggpt_jax.compilation import compile_notice
-from seggpt_jax.training.cost import model_flops_utilization
 from seggpt_jax.training.setup import Run, prepare
 from seggpt_jax.training.shutdown import managed_shutdown
 from seggpt_jax.training.step import TrainState
@@ -68,7 +67,7 @@ def _train(run: Run) -> dict[str, float]:
         run.bad_files.settle()
       if step % config.log_every == 0:
         _log(run, step)
-      if config.panel_every and step % config.panel_every == 0:
+      if step % config.eval_every == 0:
         monitor.panels(step, "train", batch, local_shards(output.colors), run.model_config)
       if step % config.eval_every == 0 or step == config.num_steps:
         result = _validate(run, step, state)
@@ -96,11 +95,6 @@ def _log(run: Run, step: int) -> None:
     "data_wait": run.feed.wait_share(),
     "memory_gb": peak_memory(),
   }
-  if run.whole_network:  # the operations of a step are only known for a network that is trained as a whole
-    canvases_per_second = run.config.data.prompts * numbers["pairs_per_second"]
-    utilization = model_flops_utilization(run.model_config, canvases_per_second, jax.devices())
-    if utilization is not None:
-      numbers["mfu"] = utilization
   run.monitor.log(step, "train", numbers)
 
 

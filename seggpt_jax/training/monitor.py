@@ -1,4 +1,4 @@
-"""Shows a run: a progress bar, RUN/metrics.jsonl, curves and image panels, and an experiment tracker."""
+"""Shows a run: a progress bar, RUN/metrics.jsonl, curves, image panels, bad files, and an experiment tracker."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from seggpt_jax import canvas, palette
+from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.pipeline import Batch
+from seggpt_jax.data.sources import Source
 from seggpt_jax.files import parse_json, write_whole
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.curves import draw_curves
-from seggpt_jax.training.panels import draw_panels
 from seggpt_jax.training.trackers import Tracker
 
 
@@ -112,3 +116,72 @@ def _drop_lines_after(path: Path, step: int) -> None:
     if before:
       kept.append(line + "\n")
   write_whole(path, lambda file: file.write("".join(kept).encode()))
+
+
+_HIDDEN = np.uint8(128)
+_IGNORED = np.uint8(96)
+
+
+def draw_panels(
+  batch: Batch, colors: Float[np.ndarray, "b h w 3"], config: SegGPTConfig, limit: int = 4
+) -> UInt8[np.ndarray, "height width 3"]:
+  """Draws five canvases side by side for each pair: image, masked target, target, raw and decoded prediction.
+
+  Args:
+    batch: the pairs.
+    colors: their predicted colors, 0..255.
+    config: architecture, for the patch size.
+    limit: largest number of pairs to draw, one row each.
+  """
+  rows = []
+  for index in range(min(limit, len(colors))):
+    images, labels, patch_mask = batch["images"][index], batch["labels"][index], batch["patch_mask"][index]
+    color_of = batch["palette"][index]
+    hidden = np.asarray(canvas.upsample_mask(patch_mask[None], config.patch_size))[0]
+    target = np.where((labels == palette.IGNORE)[..., None], _IGNORED, color_of[labels % len(color_of)])
+    shown = palette.shown_classes(labels[None, : len(labels) // 2], len(color_of))
+    decoded = color_of[np.asarray(palette.decode(colors[index : index + 1], color_of[None], shown=shown))[0]]
+    masked = np.where(hidden[..., None], _HIDDEN, target)
+    parts = [images, masked, target, np.round(colors[index]).astype(np.uint8), decoded]
+    gap = np.full((images.shape[0], 4, 3), 255, np.uint8)
+    rows.append(np.concatenate([p for part in parts for p in (part, gap)][:-1], axis=1))
+  gap = np.full((4, rows[0].shape[1], 3), 255, np.uint8)
+  return np.concatenate([r for row in rows for r in (row, gap)][:-1], axis=0)
+
+
+class SharedBadFiles:
+  """Collects the samples that all training processes skipped because their files cannot be read.
+
+  Args:
+    sources: the samples by split.
+    max_share: largest share of a split's samples that may be bad, 0 to 1.
+    say: called with one line for each bad sample.
+  """
+
+  def __init__(self, sources: Mapping[str, Source], max_share: float, say: Callable[[str], None]):
+    totals = {split: len(source) for split, source in sources.items()}
+    self._sources = sources
+    self._bad = BadFiles(say, max_share, totals, "config.data.bad_share")
+    self._pending: dict[str, list[np.ndarray]] = {}
+
+  def add(self, split: str, indices: np.ndarray) -> None:
+    """Notes the samples that a batch of this process skipped.
+
+    Args:
+      split: train or val.
+      indices: `bad` of the batch: indices of samples, -1 for none.
+    """
+    self._pending.setdefault(split, []).append(indices)
+
+  def settle(self) -> None:
+    """Counts the samples that all processes noted since the last call. All processes call it after the same batches.
+
+    Raises:
+      InputError: too many samples of a split are bad.
+    """
+    for split, noted in sorted(self._pending.items()):
+      for index in np.unique(multihost_utils.process_allgather(np.stack(noted))).tolist():
+        if index >= 0:
+          self._bad.add(self._sources[split].name(index), split=split)
+      self._bad.check()
+    self._pending.clear()

@@ -16,15 +16,18 @@ from ml_collections import ConfigDict
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.adapters import is_adapter_name
+from seggpt_jax.model.matcher import FROZEN
 
 # The first match wins. Every parameter has to match a row: whoever adds one has to decide on its layer and its decay.
 # The layers are those of BEiT's and MAE's fine-tuning (arXiv 2106.08254, 2111.06377): the embedding is layer 0, block i
 # is layer i + 1, everything after the blocks is the last layer.
 _LAYERS: tuple[tuple[str, str], ...] = (
   (r"^(patch_embed\.|pos_embed$|mask_token$|segment_token_[xy]$|type_token_(cls|ins)$)", "first"),
+  (r"^(features\.|feature_(mean|scale)$|embed\.|key[48]\.|sharpness$|(prompt|query)_embed\.)", "first"),
   (r"^prompt\.", "first"),
   (r"^(?:lora\.)?blocks\.(\d+)\.", "block"),
   (r"^(norm|decoder_embed|decoder_pred)\.", "last"),
+  (r"^(to[124]|skip4|conv[24][ab])\.|^hint_weights$", "last"),
 )
 # Only parameters that multiply features are decayed. A norm's scale near zero would switch off its features, and a
 # position or a token near zero would carry no information.
@@ -34,11 +37,13 @@ _DECAYED: tuple[tuple[str, bool], ...] = (
   (r"\.bias$", False),
   (r"(^|\.)norm[12]?\.scale$", False),
   (r"\.rel_pos_[hw]$", False),
-  (r"^pos_embed$", False),
+  (r"^(pos_embed|sharpness|hint_weights|feature_mean|feature_scale)$", False),
   (r"^(mask_token|segment_token_[xy]|type_token_(cls|ins))$", False),
 )
 
-
+# The original's values: the learning rate at both ends of a cosine; the factors from one cycle to the next on the
+# length of the part after the warm-up, and on the peak; and the decay of the average of gradients.
+MINIMUM, CYCLE_MULT, DECAY, _B1 = 1e-8, 1.2, 0.5, 0.9
 _MOST_CYCLES = 1000  # each becomes a part of the compiled schedule
 
 
@@ -69,7 +74,7 @@ def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any],
     InputError: values do not fit each other or the network; names the key.
   """
   schedule = make_schedule(optim, num_steps)
-  descend = OPTIMIZERS[optim.name](schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay)
+  descend = OPTIMIZERS[optim.name](schedule, b1=_B1, b2=optim.b2, weight_decay=optim.weight_decay)
   factors = rate_factors(params, optim.layer_decay)
   undecayed = frozenset() if optim.decay_all else frozenset(name for name in params if not is_decayed(name))
   # Always a chain of two, so that switching clipping does not change the form of the optimizer state.
@@ -77,7 +82,7 @@ def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any],
   transform = optax.chain(clip, _by_name(descend, factors, undecayed))
   frozen = (
     frozenset(name for name in params if not is_adapter_name(name)) if adapter else frozen_names(optim.freeze, params)
-  )
+  ) | frozenset(name for name in params if name.startswith(FROZEN))
   return Optimizer(transform, schedule, frozen)
 
 
@@ -91,16 +96,17 @@ def make_schedule(optim: ConfigDict, num_steps: int) -> optax.Schedule:
   Raises:
     InputError: a warm-up that is too long; names the key.
   """
+  minimum = min(MINIMUM, optim.peak)
   if optim.schedule == "cosine":
-    return one_cosine(optim.peak, warmup=optim.warmup, minimum=optim.minimum, num_steps=num_steps)
+    return one_cosine(optim.peak, warmup=optim.warmup, minimum=minimum, num_steps=num_steps)
   first_cycle, warmup = cycle_steps(optim.first_cycle, optim.warmup, num_steps)
   return cosine_cycles(
     optim.peak,
     first_cycle,
-    cycle_mult=optim.cycle_mult,
+    cycle_mult=CYCLE_MULT,
     warmup=warmup,
-    decay=optim.decay,
-    minimum=optim.minimum,
+    decay=DECAY,
+    minimum=minimum,
     num_steps=num_steps,
   )
 

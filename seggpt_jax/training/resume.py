@@ -36,22 +36,8 @@ _FIXED = (
   "optim.ema",
   "adapter.kind",
 )
-# Behavior of runs from before these keys existed.
-_BEFORE_THESE_KEYS = {
-  "accumulate": 1,
-  "data.unanswerable": "keep",
-  "data.prompt_foreground": 0.0,
-  "data.coarse_zoom": 0.0,
-  "optim.schedule": "cycles",
-  "optim.layer_decay": 1.0,
-  "optim.decay_all": True,
-  "optim.freeze": [],
-  "optim.ema": 0.0,
-  "adapter.kind": "none",
-}
-
 # Keys that decide which pairs a run draws. A run keeps the values of its first start where the new start has defaults,
-# so that runs of versions with other defaults go on with the same pairs, or -1, so that nothing is measured again.
+# or -1, so that nothing is measured again.
 # Names of classes are those that the dataset had at the first start.
 _KEPT = (
   "data.class_names",
@@ -95,7 +81,6 @@ def changed_keys(workdir: Path, config: ConfigDict) -> list[str]:
     return []
   now = flatten(json.loads(config.to_json()))
   before = now | _read(path)
-  # A key without effect in either start has not changed the run: older versions stored such values unchecked.
   changed = [
     key.name
     for key in KEYS
@@ -123,7 +108,7 @@ def store_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-  """Returns a stored configuration as flat values, completed for runs of older versions."""
+  """Returns a stored configuration as flat values."""
   try:
     stored = parse_json(path.read_bytes())
   except (OSError, ValueError) as error:
@@ -132,7 +117,7 @@ def _read(path: Path) -> dict[str, Any]:
     ) from error
   if not isinstance(stored, dict):
     raise InputError(f"{path}: found {type(stored).__name__}, expected the run's configuration")
-  values = dict(_BEFORE_THESE_KEYS)
+  values = {}
   for key in KEYS:  # nothing else of the file is looked at
     group, _, name = key.name.rpartition(".")
     section = stored.get(group, {}) if group else stored
@@ -140,10 +125,7 @@ def _read(path: Path) -> dict[str, Any]:
       raise InputError(f"{path}: {group}: found {shown(section)}, expected an object of the run's configuration")
     if name in section:
       values[key.name] = section[name]
-  if isinstance(values.get("model.remat"), bool):
-    values["model.remat"] = "full" if values["model.remat"] else "none"
   for key in KEYS:
-    # Older versions had other limits, but the same types.
     if key.name in values and (expected := key.wrong_type(values[key.name])):
       raise InputError(f"{path}: {key.name}: found {shown(values[key.name])}, expected {expected}")
   return values

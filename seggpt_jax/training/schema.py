@@ -8,63 +8,32 @@ from __future__ import annotations
 
 from typing import get_args
 
-from seggpt_jax.data.augment import RESIZE_MODES
+from seggpt_jax.data.augment import FLIPS
 from seggpt_jax.data.datasets import KINDS, OUTLINES
 from seggpt_jax.data.labels import LABEL_MODES
-from seggpt_jax.data.pipeline import BAD_FILES
 from seggpt_jax.data.read_ahead import MOST_WORKERS
 from seggpt_jax.model.adapters import KINDS as ADAPTERS
 from seggpt_jax.model.adapters import LORA_TARGETS
 from seggpt_jax.model.attention.dispatch import IMPLEMENTATIONS
 from seggpt_jax.model.seggpt import Remat
 from seggpt_jax.palette import PALETTE_MODES
-from seggpt_jax.training.keys import Condition, Key, with_value, without
+from seggpt_jax.training.keys import Condition, Key, with_any, with_value, without
 from seggpt_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 _STEPS = 10**9  # steps are counted in 32 bits
 _VALUES = (0, (0, 0, 0))  # of label files: gray values or colors
 _DECAY = 0.999999  # a moving average with a decay of 1 never moves
 
-# Tasks are drawn at random: no files are read for them. COCO annotations are polygons: there are no label images.
-_READS_FILES = (Condition("with a data.source other than tasks", lambda values: values["data.source"] != "tasks"),)
-_SHOWS_PROMPTS = (
-  *_READS_FILES,
-  Condition("with an adapter.kind other than prompt", lambda values: values["adapter.kind"] != "prompt"),
-)
-_RESIZES = (Condition("without data.zoom", lambda values: values["data.source"] == "tasks" or not values["data.zoom"]),)
-_ZOOMS = (*_READS_FILES, Condition("with data.zoom", lambda values: bool(values["data.zoom"])))
+_SHOWS_PROMPTS = with_value("adapter.kind", "none", "lora")
+_RESIZES = without("data.zoom")
+_ZOOMS = with_any("data.zoom")
+# COCO annotations are polygons: there are no label images.
 _READS_LABELS = with_value("data.source", "folder", "class_folders", "masks", "voc", "tfds")
-_HAS_GROUPS = (
-  *_READS_FILES,
-  Condition(
-    "with data.groups or data.source=class_folders",
-    lambda values: bool(values["data.groups"]) or values["data.source"] == "class_folders",
-  ),
-)
-_READS_CLASSES = (
-  Condition(
-    "with loss.cross_entropy or loss.dice", lambda values: bool(values["loss.cross_entropy"] or values["loss.dice"])
-  ),
-)
-_READS_PIXELS = (
-  Condition(
-    "with loss.smooth_l1 or loss.cross_entropy",
-    lambda values: bool(values["loss.smooth_l1"] or values["loss.cross_entropy"]),
-  ),
-)
-_HIDES_AT_RANDOM = (
-  Condition("with data.lower_half_share below 1", lambda values: values["data.lower_half_share"] < 1),
-)
+_READS_PIXELS = with_any("loss.smooth_l1", "loss.cross_entropy")
+_HIDES_AT_RANDOM = (Condition("with data.lower_half_share below 1", lambda v: v["data.lower_half_share"] < 1),)
 # A single cycle as long as the run is what optim.schedule=cosine has anyway, so 0 does not contradict it.
 _CYCLES = (
-  Condition(
-    "with optim.schedule=cycles",
-    lambda values: values["optim.schedule"] == "cycles" or values["optim.first_cycle"] == 0,
-  ),
-)
-_SEVERAL_CYCLES = (
-  *with_value("optim.schedule", "cycles"),
-  Condition("with optim.first_cycle above 0", lambda values: values["optim.first_cycle"] > 0),
+  Condition("with optim.schedule=cycles", lambda v: v["optim.schedule"] == "cycles" or not v["optim.first_cycle"]),
 )
 
 KEYS: tuple[Key, ...] = (
@@ -88,22 +57,6 @@ KEYS: tuple[Key, ...] = (
     conditions=without("model.init_from"),
   ),
   Key("model.square", 0, "Side S of prompt and query in pixels; 0 takes that of the weights or the variant.", 0, 4096),
-  Key(
-    "model.image_mean",
-    (),
-    "Channel means of images and colored targets, 1.0 = 255; () takes those of the weights.",
-    0,
-    100,
-    entries=(0.0,),
-  ),
-  Key(
-    "model.image_std",
-    (),
-    "Channel standard deviations, 1.0 = 255; () takes those of the weights.",
-    1e-6,
-    100,
-    entries=(0.0,),
-  ),
   Key("model.drop_path_rate", 0.1, "Drop path rate of the last block; it rises linearly from 0 at the first.", 0, 0.99),
   Key(
     "model.dtype",
@@ -124,72 +77,27 @@ KEYS: tuple[Key, ...] = (
     choices=("auto", *IMPLEMENTATIONS),
   ),
   # ---------------------------------------------------------------------------------------------- which data is read
-  Key(
-    "data.source",
-    "folder",
-    "Form of the dataset (docs/data.md shows the folders); tasks are drawn at random, to pretrain on.",
-    choices=(*KINDS, "tasks"),
-  ),
-  Key(
-    "data.ramp",
-    0,
-    "Steps until tasks of any difficulty are drawn.",
-    0,
-    _STEPS,
-    conditions=with_value("data.source", "tasks"),
-  ),
-  Key(
-    "data.assets",
-    "",
-    "Folder of photographs and cut-outs for tasks, made by seggpt_jax.cli.assets; empty draws all pictures.",
-    conditions=with_value("data.source", "tasks"),
-  ),
-  Key(
-    "data.families",
-    (),
-    "Families of tasks to draw, by name (docs/small.md lists them); () draws all.",
-    conditions=with_value("data.source", "tasks"),
-    entries=("",),
-  ),
+  Key("data.source", "folder", "Form of the dataset; docs/data.md shows the folders.", choices=tuple(KINDS)),
   Key(
     "data.path",
     "data",
     "Folder of the dataset, with {train,val}/{images,labels} for source=folder; gs:// and s3:// work too.",
-    conditions=_READS_FILES,
   ),
-  Key(
-    "data.train_split",
-    "train",
-    "Part of the dataset to train on: a folder in data.path, or a TFDS split.",
-    conditions=_READS_FILES,
-  ),
-  Key("data.val_split", "val", "Part of the dataset to validate with.", conditions=_READS_FILES),
+  Key("data.train_split", "train", "Part of the dataset to train on: a folder in data.path, or a TFDS split."),
+  Key("data.val_split", "val", "Part of the dataset to validate with."),
   Key(
     "data.num_train",
     -1,
     "Number of training images to use, the first by name; -1 uses all (original: data_count).",
     -1,
     10**9,
-    conditions=_READS_FILES,
-  ),
-  Key("data.image_key", "image", "Feature that holds the image.", conditions=with_value("data.source", "tfds")),
-  Key(
-    "data.label_key", "segmentation_mask", "Feature that holds the label.", conditions=with_value("data.source", "tfds")
-  ),
-  Key(
-    "data.bad_files",
-    "error",
-    "What to do about a file that cannot be read or has no partner: error names it and stops, skip counts it.",
-    choices=BAD_FILES,
-    conditions=_READS_FILES,
   ),
   Key(
     "data.bad_share",
-    0.01,
-    "Share of the images of a split that may be bad before the run stops after all.",
+    0.0,
+    "Share of a split's files that may be unreadable or without a partner and are skipped; 0 stops at the first.",
     0,
     1,
-    conditions=(*_READS_FILES, *with_value("data.bad_files", "skip")),
   ),
   Key(
     "data.cache_mb",
@@ -197,7 +105,6 @@ KEYS: tuple[Key, ...] = (
     "Megabytes of decoded images to keep in memory, in each process that reads; 0 keeps none.",
     0,
     10**7,
-    conditions=_READS_FILES,
   ),
   # ------------------------------------------------------------------------------------------------ what labels mean
   Key("data.num_classes", 2, "Number of classes, background included.", 2, 255),
@@ -245,15 +152,6 @@ KEYS: tuple[Key, ...] = (
     "data.groups",
     "",
     "Groups of samples that prompt each other: prefix:SEPARATOR, folder, field:KEY, csv:FILE or classes; '' is one.",
-    conditions=_READS_FILES,
-  ),
-  Key(
-    "data.same_group",
-    1.0,
-    "Share of positive pairs whose prompt comes from the query's group.",
-    0,
-    1,
-    conditions=_HAS_GROUPS,
   ),
   Key(
     "data.same_class",
@@ -276,13 +174,6 @@ KEYS: tuple[Key, ...] = (
     "Share of pairs whose prompt shows a class that the query lacks: the answer is background.",
     0,
     1,
-    conditions=_READS_FILES,
-  ),
-  Key(
-    "data.balanced",
-    False,
-    "Draw queries by class, each class equally often, instead of every image once an epoch.",
-    conditions=_READS_FILES,
   ),
   Key(
     "data.prompts",
@@ -319,7 +210,6 @@ KEYS: tuple[Key, ...] = (
     "Factor from image pixels to the network's, for crops and later for tiles; 0 is off, -1 measures objects.",
     -1,
     8,
-    conditions=_READS_FILES,
   ),
   Key(
     "data.coarse_zoom",
@@ -335,7 +225,7 @@ KEYS: tuple[Key, ...] = (
     "Classes to look for at data.coarse_zoom only; () with data.coarse_zoom=-1, which finds them.",
     1,
     254,
-    conditions=(*_READS_FILES, Condition("with data.coarse_zoom", lambda values: bool(values["data.coarse_zoom"]))),
+    conditions=with_any("data.coarse_zoom"),
     entries=(0,),
   ),
   Key(
@@ -354,13 +244,6 @@ KEYS: tuple[Key, ...] = (
     8192,
     conditions=_RESIZES,
   ),
-  Key(
-    "data.resize_mode",
-    "fixed",
-    "Resizing: fixed makes a square of any shape, shorter sets the shorter side and keeps the shape.",
-    choices=RESIZE_MODES,
-    conditions=_RESIZES,
-  ),
   Key("data.scale", (1.0, 1.0), "Smallest and largest random factor on that size.", 0.01, 10, entries=(0.0,)),
   Key("data.foreground_crop", 0.0, "Probability that the query's crop is placed on foreground.", 0, 1),
   Key(
@@ -371,30 +254,26 @@ KEYS: tuple[Key, ...] = (
     1,
     conditions=(*_SHOWS_PROMPTS, *_RESIZES),
   ),
-  Key("data.flip_horizontal", True, "Mirror left and right, every second time."),
-  Key("data.flip_vertical", True, "Mirror top and bottom, every second time."),
-  Key("data.rotate90", False, "Turn by 0, 90, 180 or 270 degrees."),
-  Key("data.brightness", 0.1, "Brightness b: the factor is drawn from 1 - b to 1 + b.", 0, 1),
-  Key("data.contrast", 0.1, "Contrast c: the factor is drawn from 1 - c to 1 + c.", 0, 1),
-  Key("data.saturation", 0.1, "Saturation s: the factor is drawn from 1 - s to 1 + s.", 0, 1),
-  Key("data.hue", 0.0, "Hue h: the shift is drawn from -h to h of the color circle.", 0, 0.5),
+  Key(
+    "data.flips",
+    "both",
+    "Mirrors every second time: none, horizontal (left and right), vertical, both, or turns (both, and right angles).",
+    choices=FLIPS,
+  ),
+  Key(
+    "data.color",
+    (0.1, 0.1, 0.1),
+    "Brightness, contrast and saturation x: each factor is drawn from 1 - x to 1 + x.",
+    0,
+    1,
+    entries=(0.0,),
+  ),
   Key(
     "data.blur",
     0.5,
     "Largest standard deviation in pixels of the Gaussian blur; each is drawn from 0 up to it.",
     0,
     100,
-  ),
-  Key("data.noise", 0.0, "Largest standard deviation of noise in gray levels; each is drawn from 0 up to it.", 0, 255),
-  Key(
-    "data.jpeg_quality", 100, "Lowest quality of JPEG compression, drawn from it to 100; 100 is no compression.", 1, 100
-  ),
-  Key(
-    "data.num_threads",
-    -1,
-    "Threads that read and transform ahead, in each process; -1 is one for each core, at most 16.",
-    -1,
-    MOST_WORKERS,
   ),
   Key(
     "data.num_workers",
@@ -414,14 +293,6 @@ KEYS: tuple[Key, ...] = (
   ),
   Key("loss.dice", 0.0, "Weight of the soft Dice loss of each canvas's foreground, of the same classes.", 0, 1e6),
   Key(
-    "loss.temperature",
-    0.125,
-    "Share of the least squared distance of two classes' colors that changes their odds by a factor of e.",
-    0.001,
-    1000,
-    conditions=_READS_CLASSES,
-  ),
-  Key(
     "loss.foreground",
     0.0,
     "Least share of the foreground in a canvas's pixel weights, as far as weights of 20 reach; 0 is off.",
@@ -435,11 +306,10 @@ KEYS: tuple[Key, ...] = (
   Key(
     "optim.schedule",
     "cycles",
-    "Learning rate: cycles of cosines, or cosine for a single one that ends with the run.",
+    "Learning rate: cycles of cosines, each with half the peak, or cosine for a single one that ends with the run.",
     choices=tuple(SCHEDULES),
   ),
-  Key("optim.peak", 1e-4, "Learning rate after the first warm-up.", 0, 100),
-  Key("optim.minimum", 1e-8, "Learning rate at both ends of a cosine.", 0, 100),
+  Key("optim.peak", 1e-4, "Learning rate after the first warm-up; it falls to 1e-8.", 0, 100),
   Key(
     "optim.warmup",
     500,
@@ -456,22 +326,12 @@ KEYS: tuple[Key, ...] = (
     conditions=_CYCLES,
   ),
   Key(
-    "optim.cycle_mult",
-    1.2,
-    "Factor on the length of the part after the warm-up, from one cycle to the next.",
-    1,
-    1000,
-    conditions=_SEVERAL_CYCLES,
-  ),
-  Key("optim.decay", 0.5, "Factor on the peak, from one cycle to the next.", 0, 1, conditions=_SEVERAL_CYCLES),
-  Key(
     "optim.layer_decay",
     1.0,
     "Factor on the learning rate from a block to the one below it; 1 is off, BEiT and MAE have 0.65.",
     0.01,
     1,
   ),
-  Key("optim.b1", 0.9, "Decay of the average of gradients.", 0, _DECAY),
   Key("optim.b2", 0.999, "Decay of the average of squared gradients.", 0, _DECAY),
   Key(
     "optim.weight_decay",
@@ -480,11 +340,7 @@ KEYS: tuple[Key, ...] = (
     0,
     1000,
   ),
-  Key(
-    "optim.decay_all",
-    False,
-    "Decay biases, norms, positions and tokens too (original: True).",
-  ),
+  Key("optim.decay_all", False, "Decay biases, norms, positions and tokens too (original: True)."),
   Key(
     "optim.freeze",
     (),
@@ -533,12 +389,12 @@ KEYS: tuple[Key, ...] = (
     choices=("tensorboard", "wandb", "trackio", "none"),
   ),
   Key("log_every", 10, "Steps between lines in metrics.jsonl.", 1, _STEPS),
-  Key("eval_every", 500, "Steps between evaluations on the validation split (original: once an epoch).", 1, _STEPS),
+  Key(
+    "eval_every", 500, "Steps between evaluations and panels of training pairs; the original's is an epoch.", 1, _STEPS
+  ),
   Key("eval_pairs", 64, "Validation queries in an evaluation; -1 is all.", -1, _STEPS),
   Key("stop_after", 0, "Evaluations without a better mIoU after which the run ends; 0 is never.", 0, _STEPS),
   Key("profile_steps", 0, "Steps to profile into RUN/profile, after a few to warm up; 0 is none.", 0, 1000),
-  Key("panel_every", 100, "Steps between panels of training pairs (original: 5); 0 is never.", 0, _STEPS),
-  Key("checkpoint_every", 500, "Steps between checkpoints.", 1, _STEPS),
-  Key("keep_checkpoints", 2, "Number of newest checkpoints to keep.", 1, 10**6),
+  Key("checkpoint_every", 500, "Steps between checkpoints; the two newest are kept.", 1, _STEPS),
   Key("keep_every", 0, "Steps between checkpoints that are kept for good; 0 is none.", 0, _STEPS),
 )

@@ -26,21 +26,21 @@ from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.adapter_files import describe_adapter
 from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
-from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import resume, sharding
-from seggpt_jax.training.bad_files import SharedBadFiles
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.config import adapter_of, check_config, expand_paths
-from seggpt_jax.training.feed import DeviceFeed
 from seggpt_jax.training.inputs import Inputs, open_inputs
 from seggpt_jax.training.loss import LossOptions
-from seggpt_jax.training.monitor import Monitor
+from seggpt_jax.training.monitor import Monitor, SharedBadFiles
 from seggpt_jax.training.optimizer import Optimizer, make_optimizer
-from seggpt_jax.training.profiler import StepProfiler
+from seggpt_jax.training.sharding import DeviceFeed
 from seggpt_jax.training.step import StepOutput, TrainState, init_state, make_eval_step, make_train_step
-from seggpt_jax.training.step_recorder import StepRecorder
+from seggpt_jax.training.step_recorder import StepProfiler, StepRecorder
 from seggpt_jax.training.trackers import check_tracker, open_tracker
 from seggpt_jax.training.validation import BestScore, Validator
+
+_KEPT = 2  # newest checkpoints
+_MOST_THREADS = 16  # that read and transform ahead, in each process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,6 @@ class Run:
     key: random key of the run, from which each step derives its own.
     epoch: number of training pairs after which they start again in another order; None if they never do.
     schedule: step, counted from 0 -> learning rate.
-    whole_network: whether every parameter of the network is trained.
     train_step: (state, batch, key) -> (state, output), compiled at its first call.
     validate: scores parameters on the validation pairs.
     best: best validation score so far.
@@ -76,7 +75,6 @@ class Run:
   key: jax.Array
   epoch: int | None
   schedule: optax.Schedule
-  whole_network: bool
   train_step: Callable[..., tuple[TrainState, StepOutput]]
   validate: Validator
   best: BestScore
@@ -157,7 +155,6 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
     key=jax.random.key(config.seed),
     epoch=inputs.training.epoch,
     schedule=plan.optimizer.schedule,
-    whole_network=not plan.optimizer.frozen,
     train_step=make_train_step(
       plan.graph, model_config, transform, mesh, where, prompts, adapter=adapter, loss=loss, **learning
     ),
@@ -249,7 +246,7 @@ def _open_state(
     description = describe_adapter(
       plan.adapter, model_config, parameters.fingerprint(stored), config.model.init_from, config.data.num_classes
     )
-  checkpoints = Checkpoints(workdir, model_config, config.keep_checkpoints, config.keep_every, description)
+  checkpoints = Checkpoints(workdir, model_config, _KEPT, config.keep_every, description)
   where = plan.state_sharding
   if checkpoints.latest_step() is not None:
     state, progress = checkpoints.restore(plan.abstract_state)
@@ -281,7 +278,7 @@ def _architecture(config: ConfigDict) -> SegGPTConfig:
     architecture = VARIANTS[model.variant]
   else:
     raise InputError(f"config.model.variant: found {model.variant!r}, expected one of {', '.join(VARIANTS)}")
-  changes = {name: tuple(model[name]) for name in ("image_mean", "image_std") if model[name]}
+  changes: dict[str, Any] = {}
   if model.square:
     if model.square % architecture.patch_size:
       raise InputError(
@@ -345,7 +342,7 @@ def _training_batches(config: ConfigDict, pairs: pipeline.TrainingPairs, start: 
     pairs,
     batch_size=config.batch_size // jax.process_count(),
     seed=config.seed,
-    num_threads=config.data.num_threads if config.data.num_threads >= 0 else min(os.cpu_count() or 1, 16),
+    num_threads=min(os.cpu_count() or 1, _MOST_THREADS),
     num_workers=config.data.num_workers,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
@@ -369,8 +366,6 @@ def _describe(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh) -> str
 
 def _describe_samples(inputs: Inputs, samples: np.ndarray) -> str:
   """Returns the names of the queries in a batch, at most eight of them."""
-  if "train" not in inputs.sources:
-    return "tasks that were drawn at random"
   queries = list(dict.fromkeys(inputs.sources["train"].name(int(index)) for index in samples[:, 1]))
   share = f" (the share of process {jax.process_index()})" if jax.process_count() > 1 else ""
   return ", ".join(queries[:8]) + (f" and {len(queries) - 8} more" if len(queries) > 8 else "") + share

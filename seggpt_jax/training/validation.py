@@ -15,7 +15,7 @@ from seggpt_jax.data import pipeline
 from seggpt_jax.metrics.iou import iou_from_confusion, mean_iou
 from seggpt_jax.model.parameters import Params
 from seggpt_jax.training import sharding
-from seggpt_jax.training.bad_files import SharedBadFiles
+from seggpt_jax.training.monitor import SharedBadFiles
 from seggpt_jax.training.step import StepOutput
 
 

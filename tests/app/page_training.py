@@ -12,7 +12,6 @@ def get_config() -> ConfigDict:
   config.model.remat = "none"
   config.data.labels = "index"
   config.data.resize = 40
-  config.data.num_threads = 1
   config.optim.peak, config.optim.first_cycle, config.optim.warmup = 1e-2, 1000, 0
   config.eval_pairs = 2
   return config

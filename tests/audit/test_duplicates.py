@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from seggpt_jax.audit.duplicates import Print, near_duplicates, print_image
-from seggpt_jax.data.augment import compress
 from seggpt_jax.synthetic.boards import BoardSource
 
 CHANGES = {
   "same": lambda image: image,
-  "jpeg": lambda image: compress(image, 60),
+  "jpeg": lambda image: cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 60])[1], cv2.IMREAD_COLOR),
   "half": lambda image: cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
   "half, cubic": lambda image: cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_CUBIC),
   "darker": lambda image: np.clip(image * 0.9, 0, 255).astype(np.uint8),

@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -24,6 +23,7 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.recognize import recognize
 from seggpt_jax.errors import InputError
 from seggpt_jax.training.config import check_config
+from tests.commands import seggpt
 from tests.data.annotation_folders import labelme as write_labelme
 
 SIZE = 48
@@ -60,8 +60,9 @@ def write(root, label=lambda i: blob(1 + i % 2), num_train=12, num_val=6, ending
 
 def command(*arguments):
   """Runs a command and returns what it prints."""
-  line = [sys.executable, "-m", "seggpt_jax", *arguments]
-  return subprocess.run(line, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+  done = seggpt(*arguments)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
 
 
 def inspected(root, groups="", given=frozenset(), max_images=0, splits=("train", "val"), **values):
@@ -125,8 +126,7 @@ def test_the_command_writes_its_files_and_prints_a_report(tmp_path):
 
 
 def run_command(*arguments):
-  command = [sys.executable, "-m", "seggpt_jax", "inspect", *map(str, arguments)]
-  return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+  return seggpt("inspect", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -164,10 +164,10 @@ def test_all_broken_files_are_named_not_only_the_first(tmp_path):
   ]
   assert "a03.png" in problems["train"]["unmatched"][0] and "a04.png" in problems["val"]["unmatched"][0]
   assert "20 x 20" in problems["val"]["size"][0]
-  assert "3 files unreadable or cut off" in text and "data.bad_files=skip" in text and "data.bad_share=0.2" in text
+  assert "3 files unreadable or cut off" in text and "data.bad_share=0.2" in text
   assert "without a partner" in text and "of another size" in text and "a03.png: found no label for it" in text
   config = read_config(train_line(findings, advise(findings)))
-  assert config.data.bad_files == "skip" and config.data.bad_share >= 0.25
+  assert config.data.bad_share >= 0.25
 
 
 def test_a_label_that_an_image_with_exif_turns_away_from_is_explained(tmp_path):
@@ -201,7 +201,7 @@ def test_images_that_annotations_list_and_nobody_has_are_missing_not_damaged(tmp
   (tmp_path / "train/1.png").unlink()
   findings = inspected(tmp_path, kind="labelme")
   assert "1 image of train are listed and not there, the first: " in advised(findings)
-  assert "data.bad_files=skip, data.bad_share=0.26" in advised(findings)
+  assert "data.bad_share=0.26" in advised(findings)
   for path in (tmp_path / "train").glob("*.png"):
     path.unlink()
   text = advised(inspected(tmp_path, kind="labelme"))
@@ -241,7 +241,7 @@ def test_a_folder_without_parts_gets_the_line_that_divides_it(tmp_path):
   text = advised(findings)
   assert "the folder has one part only" in text and "--split=." in text
   line = text.partition("seggpt prepare")[2].splitlines()[0]
-  subprocess.run([sys.executable, "-m", "seggpt_jax", "prepare", *shlex.split(line)], check=True, capture_output=True)
+  command("prepare", *shlex.split(line))
   divided = inspected(tmp_path / "data_divided")
   assert (divided.train.num_usable, divided.val.num_usable) == (8, 2)
   assert (divided.train.pixels / divided.train.pixels.sum()).tolist() == pytest.approx(
@@ -312,7 +312,7 @@ def test_large_images_want_memory_or_smaller_copies(tmp_path):
   assert "data.cache_mb=33" in text
   arguments = shlex.split(text[text.index("seggpt prepare") :].splitlines()[0])[1:]
   assert "--shorter_side=1024" in arguments
-  subprocess.run([sys.executable, "-m", "seggpt_jax", *arguments], check=True, cwd=ROOT, capture_output=True)
+  command(*arguments)
   assert Image.open(f"{tmp_path}_1024/train/images/a00.png").size == (1024, 1075)
 
 
@@ -472,14 +472,15 @@ def test_labels_unlike_those_looked_at_first_are_met(tmp_path):
 def test_no_foreground_at_all_is_refused_and_much_emptiness_is_not(tmp_path):
   assert "no label of train shows any foreground" in advised(inspected(write(tmp_path / "a", lambda i: blob(0))))
   text = advised(inspected(write(tmp_path / "b", lambda i: blob(int(i % 4 == 0)))))
-  assert "75% of train have no foreground" in text and "data.balanced=True, data.negative=0.1" in text
+  assert "75% of train have no foreground" in text and "training stops" not in text
 
 
 def test_rare_classes_and_those_of_one_split_only(tmp_path):
   write(tmp_path, lambda i: blob(1), num_train=30)
   save(tmp_path / "train/labels/a07.png", blob(2))
   text = advised(inspected(tmp_path))
-  assert "data.balanced=True" in text and "classes only in train, not in val: 2; they are not scored" in text
+  assert "rare classes (2 in 3.3% of the samples)" in text
+  assert "classes only in train, not in val: 2; they are not scored" in text
 
 
 def test_little_foreground_wants_crops_on_it(tmp_path):
@@ -575,14 +576,13 @@ def test_coco_annotations_are_read_as_they_are(tmp_path):
   findings = inspected(tmp_path, kind="coco")
   assert findings.dataset.num_classes == 3 and findings.train.holding[1] == 11
   assert "4.png" in findings.train.problems["missing"][0] and "data.source=coco" in train_line(findings, [])
-  assert "1 image of train are listed and not there" in advised(findings) and "bad_files=skip" in advised(findings)
+  assert "1 image of train are listed and not there" in advised(findings) and "bad_share=0.1" in advised(findings)
 
 
 def test_records_are_read_as_they_are(tmp_path):
   write(tmp_path / "folder")
   flags = ("--num_classes=3", "--labels=index", "--format=records", "--groups=prefix:a", f"--outdir={tmp_path}/records")
-  command = [sys.executable, "-m", "seggpt_jax", "prepare", f"--path={tmp_path}/folder", *flags]
-  subprocess.run(command, check=True, capture_output=True)
+  command("prepare", f"--path={tmp_path}/folder", *flags)
   assert recognize(str(tmp_path / "records")).kind == "tfds"
   findings = inspected(tmp_path / "records", kind="tfds", groups="field:name")
   assert (findings.train.num_usable, findings.dataset.num_classes) == (12, 3)
@@ -593,7 +593,7 @@ def test_the_line_that_divides_works(tmp_path):
   write(tmp_path / "data", lambda i: blob(255), num_train=20, num_val=0)
   (tmp_path / "data/train/labels/a03.png").write_bytes(b"no label")
   line = advised(inspected(tmp_path / "data")).partition("seggpt prepare")[2].splitlines()[0]
-  subprocess.run([sys.executable, "-m", "seggpt_jax", "prepare", *shlex.split(line)], check=True, capture_output=True)
+  command("prepare", *shlex.split(line))
   assert "usable" not in advised(inspected(tmp_path / "data_divided", splits=("train",)))
 
 

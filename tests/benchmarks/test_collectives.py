@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.collectives import Collective, bandwidth, find_collectives, loops_without_count
-from seggpt_jax.training.chips import CHIPS
+from benchmarks.peaks import CHIPS
 
 
 def compiled(function, into, out, *shapes):

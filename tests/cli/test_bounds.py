@@ -15,9 +15,10 @@ from PIL import Image
 
 from benchmarks.fuzz_targets import commands
 from seggpt_jax.cli import packaged_configs
-from seggpt_jax.cli.main import _MODULES, COMMANDS
+from seggpt_jax.cli.main import COMMANDS
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.options import InferenceOptions
+from tests.test_rooms import FLAGS
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,9 +36,9 @@ def data(tmp_path_factory):
   return folder
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_numeric_flag_has_both_bounds(name, monkeypatch):
-  module = importlib.import_module(f"seggpt_jax.cli.{_MODULES.get(name, name)}")
+def defined(name, monkeypatch):
+  """Returns the flags of a command."""
+  module = importlib.import_module(f"seggpt_jax.cli.{name.replace('-', '_')}")
   values = flags.FlagValues()
   for define in (
     "DEFINE",
@@ -60,20 +61,33 @@ def test_every_numeric_flag_has_both_bounds(name, monkeypatch):
     monkeypatch.setattr(config_flags, "DEFINE_config_file", functools.partial(define_config, flag_values=values))
     monkeypatch.setattr(flags, "FLAGS", values)
   groups = module.define_flags()
-  for flag in (values[holder.name] for holders in groups.values() for holder in holders):
+  return [values[holder.name] for holders in groups.values() for holder in holders]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_numeric_flag_has_both_bounds(name, monkeypatch):
+  for flag in defined(name, monkeypatch):
     # `Thresholds` and `AnnotationOptions` check their own.
     own = ("catch_iou", "yield_response", "catch_weight", "polygon_tolerance")
     if flag.flag_type() in ("int", "float") and flag.name not in own:
       assert flag.parser.lower_bound is not None and flag.parser.upper_bound is not None, flag.name
 
 
+def test_flags_stay_within_their_budget():
+  counts = {}
+  for name in COMMANDS:
+    with pytest.MonkeyPatch.context() as patch:
+      counts[name] = len(defined(name, patch))
+  assert sum(counts.values()) <= FLAGS, counts
+
+
 SEEDS = {
   "infer": {"split": "1000000", "sensitivity": "nan", "least_area": -1, "overlap": "nan", "polygon_tolerance": "inf"}
   | {"stitch_width": 10**9, "top_k": 10**9},
   "boards": {"num_train": 10**12, "size": 10**6, "scale": "nan", "most": 10**9, "seed": -1},
-  "evaluate-inspection": {"catch_iou": "nan", "yield_response": 2, "catch_weight": -1, "rows": 10**9},
-  "prepare": {"num_workers": 1000, "shorter_side": -1, "val_share": "nan", "seed": 2**70, "outdir": "x" * 300},
-  "retrieve": {"diversity": "nan", "tap": 0, "top_k": 10**9, "output": ""},
+  "evaluate-inspection": {"catch_iou": "nan", "yield_response": 2, "catch_weight": -1, "top_k": 10**9},
+  "prepare": {"shorter_side": -1, "val_share": "nan", "outdir": "x" * 300},
+  "retrieve": {"top_k": 10**9, "output": ""},
   "evaluate": {"split": 1000, "shots": 0, "episodes": 10**9, "shard": "3/2"},
   "train": {"config.data.num_workers": 1000, "config.data.scale": "('a','b')", "workdir": "x" * 300}
   | {"config.batch_size": 2**40, "config.optim.peak": "nan", "config.data.path": "x" * 300, "num_processes": 10**9},

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.commands import seggpt
 from tests.xla_flags import QUICK
 
 ROOT = Path(__file__).parents[2]
 
 
 def command(*arguments):
-  # One device, not the eight of the other tests.
-  return subprocess.run(
-    [sys.executable, "-m", "seggpt_jax", *map(str, arguments)],
-    **{"capture_output": True, "text": True, "cwd": ROOT, "timeout": 300, "env": {**os.environ, "XLA_FLAGS": QUICK}},
-  )
+  return seggpt(*arguments, cwd=ROOT, env={"XLA_FLAGS": QUICK})  # one device, not those of the other tests
 
 
 @pytest.fixture(scope="module")

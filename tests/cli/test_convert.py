@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import parameters, torch_files, torch_weights, weights
 from seggpt_jax.model.config import SegGPTConfig
+from tests.commands import seggpt
 
 ROOT = Path(__file__).parents[2]
 CONFIG = SegGPTConfig(
@@ -29,8 +29,7 @@ CONFIG = SegGPTConfig(
 
 
 def convert(*args) -> subprocess.CompletedProcess:
-  command = [sys.executable, str(ROOT / "convert_torch_weights.py"), *map(str, args)]
-  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+  return seggpt("convert", *args)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.ensemble import predict_queries
 from seggpt_jax.model.seggpt import SegGPT
 from tests import adapter_runs
+from tests.commands import seggpt
 from tests.loud_network import LOUD, loud_network, loud_params
 
 ROOT = Path(__file__).parents[2]
@@ -32,13 +33,7 @@ KINDS = ("onnx", "stablehlo")
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, "-m", "seggpt_jax", *map(str, arguments)],
-    capture_output=True,
-    text=True,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    check=False,
-  )
+  return seggpt(*arguments)
 
 
 def export(*arguments: object) -> None:
@@ -113,11 +108,11 @@ def test_instance_prompts_have_their_own_token(kind):
 
 def test_the_packaged_network_in_float16_is_half_the_file(tmp_path):
   """Its kernels are float16 in any case, so both files predict what the model predicts."""
-  model = weights.load_model("small")
+  model = weights.load_model("drawn")
   arrays = pixels(model.config, 1, 2)
   colors, sizes = expected(model, arrays), []
   for dtype in ("float32", "float16"):
-    export("small", tmp_path / dtype, "--to=onnx", "--prompts=2", f"--dtype={dtype}")
+    export("drawn", tmp_path / dtype, "--to=onnx", "--prompts=2", f"--dtype={dtype}")
     sizes.append((tmp_path / dtype).stat().st_size)
     found = run("onnx", (tmp_path / dtype).read_bytes(), arrays)
     assert np.abs(found - colors).max() < 1e-4 * 255 and same_labels(found, colors) >= 0.9999
@@ -197,6 +192,7 @@ def test_a_program_with_jax_only_runs_stablehlo(files):
   np.savez(files / "pixels.npz", *arrays)
   program = """
 import jax, numpy as np
+from tests.commands import seggpt
 with open("model.stablehlo", "rb") as file:
   exported = jax.export.deserialize(bytearray(file.read()))
 assert exported.platforms == ("cpu", "cuda", "tpu")

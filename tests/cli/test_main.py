@@ -1,8 +1,5 @@
 """The `seggpt` command: what it prints for people who look around, and who mistype."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,14 +8,9 @@ import seggpt_jax
 from seggpt_jax.cli import packaged_configs
 from seggpt_jax.cli.main import COMMANDS, main
 from seggpt_jax.errors import InputError
+from tests.commands import seggpt
 
 ROOT = Path(__file__).parents[2]
-
-
-def seggpt(*arguments, cwd=ROOT):
-  environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-  command = [sys.executable, "-m", "seggpt_jax", *map(str, arguments)]
-  return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 def ended(capsys, *arguments):
@@ -50,12 +42,14 @@ def test_help_of_train_lists_each_flag_and_each_config_key_once():
   done = seggpt("train", "--help")
   assert (done.returncode, done.stderr) == (0, "")
   lines = done.stdout.splitlines()
-  for flag in ("  --config CONFIG", "  --workdir PATH", "  --num-processes, --num_processes N"):
+  for flag in ("  --config CONFIG", "  --workdir PATH", "  --distributed TEXT"):
     assert sum(line.startswith(flag) for line in lines) == 1
   for key in KEYS:
     assert sum(line.startswith(f"  {key.name}=") for line in lines) == 1, key.name
   text = " ".join(done.stdout.split())
-  assert "(one of fixed, shorter; only with" in text and "(0.001 to 1" in text and "base, defects" in text
+  assert (
+    "(one of none, horizontal, vertical, both, turns)" in text and "(0.001 to 1" in text and "base, defects" in text
+  )
   assert "absl" not in text and "flagfile" not in text
 
 
@@ -86,17 +80,10 @@ def test_every_spelling_of_help_prints_the_same_text(flag):
   assert done.returncode == 0 and "--num-train" in done.stdout
 
 
-def test_hyphens_underscores_home_and_the_old_path_of_a_command(tmp_path):
-  """One run of the old path: it says the new name once, and does the same."""
-  command = [sys.executable, "-m", "seggpt_jax.data.boards", "~/drawn", "--num_train=1", "--num-val", "1"]
-  environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
-  options = ["--size=64", "--no-one-kind"]
-  done = subprocess.run(
-    [*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-  )
+def test_hyphens_underscores_and_the_home_directory_are_understood(tmp_path):
+  options = ("~/drawn", "--num_train=1", "--num-val", "1", "--size=64", "--no-one-kind")
+  done = seggpt("boards", *options, cwd=tmp_path, env={"HOME": str(tmp_path)})
   assert done.returncode == 0, done.stderr
-  assert done.stderr.startswith("note: `python -m seggpt_jax.data.boards` is now `seggpt boards`\n")
-  assert done.stderr.count("note:") == 1
   assert len(list((tmp_path / "drawn" / "train" / "images").iterdir())) == 1
 
 
@@ -107,7 +94,6 @@ def test_packaged_configs_are_found_from_any_folder_and_own_files_by_path(tmp_pa
   monkeypatch.chdir(tmp_path)
   assert packaged_configs.names() == sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
   assert packaged_configs.load("small").model.init_from == "small"
-  assert packaged_configs.load("pretrain_small:96").model.square == 96
   (tmp_path / "mine.py").write_text((ROOT / "configs" / "small.py").read_text().replace("112", "56"))
   assert packaged_configs.load("mine.py").data.resize == 56
   monkeypatch.setenv("HOME", str(tmp_path))
@@ -116,7 +102,7 @@ def test_packaged_configs_are_found_from_any_folder_and_own_files_by_path(tmp_pa
 
 def test_a_config_that_is_not_there_names_the_packaged_ones_with_the_nearest_first(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  for name, nearest in (("configs/base.py", "base"), ("demmo", "demo"), ("pretrain_smal", "pretrain_small")):
+  for name, nearest in (("configs/base.py", "base"), ("demmo", "demo")):
     with pytest.raises(InputError, match=rf"--config: file {name} not found, expected .* one of the names {nearest}, "):
       packaged_configs.load(name)
 

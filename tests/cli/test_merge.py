@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model import torch_files, weights
 from seggpt_jax.model.adapters import LearnedPrompt, LoRA
 from tests import adapter_runs, peers
+from tests.commands import seggpt
 from tests.loud_network import loud_params
 
 ROOT = Path(__file__).parents[2]
@@ -30,13 +28,7 @@ def folder(tmp_path):
 
 
 def merge(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "seggpt_jax", "merge", *arguments],
-    capture_output=True,
-    text=True,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    check=False,
-  )
+  return seggpt("merge", *arguments)
 
 
 def refused(done):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from seggpt_jax.retrieval.conditions import by_class, by_group, classes_of
 from seggpt_jax.retrieval.labeled_images import list_prompts, read_facts
 from seggpt_jax.retrieval.mapping import ChoiceOptions, choose
 from seggpt_jax.retrieval.prompt_index import PromptIndex
+from tests.commands import seggpt
 
 ROOT = Path(__file__).parents[2]
 # Prompts by name: their classes. Queries likewise; each looks like the prompt of the same number.
@@ -52,18 +50,13 @@ def folders(tmp_path):
   return tmp_path
 
 
-def command(folders, weights_directory, *options, program=("-m", "seggpt_jax", "retrieve")):
+def command(folders, weights_directory, *options, name="retrieve"):
   prompts = folders / "prompts"
-  return subprocess.run(
-    [
-      *(sys.executable, *program, "--model-path", weights_directory, "--dataset-dir", folders / "data"),
-      *("--prompt-img-dir", prompts / "images", "--prompt-label-dir", prompts / "labels", *options),
-    ],
-    capture_output=True,
-    text=True,
+  return seggpt(
+    *(name, "--model-path", weights_directory, "--dataset-dir", folders / "data"),
+    *("--prompt-img-dir", prompts / "images", "--prompt-label-dir", prompts / "labels", *options),
     cwd=folders,
-    env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folders / "home")},
-    check=False,
+    env={"HOME": str(folders / "home")},
   )
 
 
@@ -94,7 +87,7 @@ def test_infer_takes_the_mapping_and_features_are_kept_where_caches_are(folders,
   assert sorted(p.name for p in (folders / "prompts").iterdir()) == ["images", "labels"]
 
   mapping = ("--mapping", folders / "out" / "mapping.json", "--top-k", "3", "--outdir", folders / "segmented")
-  done = command(folders, weights_directory, *mapping, program=(ROOT / "infer.py",))
+  done = command(folders, weights_directory, *mapping, name="infer")
   assert done.returncode == 0, done.stderr
   assert json.loads((folders / "segmented" / "metrics.json").read_text())["images"] == 3
 
@@ -135,18 +128,6 @@ def test_by_class_positive_prompts_share_a_class_and_negative_ones_none(folders,
   assert sorted(negative["blue_q3"]) == ["red_0", "red_1", "red_2"]
   exact, _ = chosen(folders, model, top_k=9, conditions="classes")
   assert exact["red_q0"] == ["red_0"]
-
-
-def test_random_prompts_need_no_network_and_follow_the_seed(folders, weights_directory):
-  mappings = []
-  for number, seed in enumerate((1, 1, 2)):
-    options = ("--strategy=random", "--top-k=4", f"--seed={seed}", f"--output={number}.json", "--by-class")
-    done = command(folders, weights_directory, *options, f"--negative-output=not_{number}.json")
-    assert done.returncode == 0, done.stderr
-    mappings.append(tuple((folders / f"{part}{number}.json").read_text() for part in ("", "not_")))
-  assert mappings[0] == mappings[1] != mappings[2]
-  assert sorted(json.loads(mappings[0][0])["red_q0.png"]) == ["blue_4.png", "red_0.png", "red_1.png"]
-  assert not (folders / "home" / ".cache" / "seggpt_jax").exists()
 
 
 def test_groups_from_a_table_and_one_that_no_prompt_has(folders):
@@ -201,7 +182,6 @@ def test_queries_without_what_is_asked_of_them_are_named(folders, model):
   [
     (["--groups=prefix:-"], "blue_q3.png: found no labeled image of its group 'blue_q3'"),
     (["--groups=classes", "--by-class"], "--groups, --by-class: found both"),
-    (["--strategy=random", "--diversity=0.5"], "--diversity: found with --strategy=random"),
     (["--prompt-img-dir=bare"], "bare: found no images"),
     (["--prompt-label-dir=few"], "found no label for it, expected few/"),
     (["--cache=damaged"], "cannot be read as features, damaged"),

@@ -198,7 +198,6 @@ def taken() -> socket.socket:
     (["--prompts=nothing"], "--prompts: found 'nothing'"),
     (["--prompts=a=nothing.png"], "--prompts: a: found 'nothing.png'"),
     (["--prompts=a=x.png,y.png"], "x.png: not found"),
-    (["--queue=4"], "--queue: found 4, expected at least the 16 images"),
     (["--max-memory-mb=10"], "--max-memory-mb: found 10485760 bytes, expected at least"),
     (["--host=no.such.host.invalid", "--token=a"], "cannot listen there"),
   ],

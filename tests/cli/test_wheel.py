@@ -17,6 +17,8 @@ import pytest
 
 import seggpt_jax
 
+pytestmark = pytest.mark.slow  # .ci/run runs them after the suite
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -66,7 +68,7 @@ def test_the_wheel_holds_every_module_config_and_packaged_file(wheel):
   expected = {str(path.relative_to(ROOT)) for path in (ROOT / "seggpt_jax").rglob("*.py")}
   expected |= {f"seggpt_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
   expected |= {f"seggpt_jax/app/page/{path.name}" for path in (ROOT / "seggpt_jax" / "app" / "page").iterdir()}
-  expected |= {"seggpt_jax/packaged/small.safetensors", "seggpt_jax/py.typed"}
+  expected |= {f"seggpt_jax/packaged/{name}.safetensors" for name in ("small", "drawn")} | {"seggpt_jax/py.typed"}
   assert not expected - inside, f"missing in pyproject.toml, tool.setuptools.packages: {sorted(expected - inside)}"
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seggpt_jax.audit.findings import read_label_map
 from seggpt_jax.data.dataset_files import DatasetFiles, order_splits
 from seggpt_jax.data.datasets import OUTLINES, Dataset, open_dataset
-from seggpt_jax.data.label_map import read_label_map
 from seggpt_jax.data.labelme import encode_mask
 from seggpt_jax.data.labels import IGNORE, LabelFormat
 from seggpt_jax.data.recognize import recognize

@@ -1,7 +1,6 @@
 """Augmentation: a label must stay with its pixel, and a seed must always give the same sample."""
 
 import dataclasses
-import io
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -24,21 +23,18 @@ STRENGTHS = st.sampled_from([0.0, 0.1, 0.9])
 AUGMENTATIONS = st.builds(
   Augmentation,
   resize=st.sampled_from([0, 1, 20, 64, 150]),
-  resize_mode=st.sampled_from(augment.RESIZE_MODES),
   scale=st.sampled_from([(1.0, 1.0), (0.3, 0.3), (0.5, 2.0)]),
   foreground_crop=st.sampled_from([0.0, 0.5, 1.0]),
-  flip_horizontal=st.booleans(),
-  flip_vertical=st.booleans(),
-  rotate90=st.booleans(),
-  brightness=STRENGTHS,
-  contrast=STRENGTHS,
-  saturation=STRENGTHS,
-  hue=st.sampled_from([0.0, 0.5]),
+  flips=st.sampled_from(augment.FLIPS),
+  color=st.tuples(STRENGTHS, STRENGTHS, STRENGTHS),
   blur=st.sampled_from([0.0, 0.5, 3.0]),
-  noise=st.sampled_from([0.0, 8.0]),
-  jpeg_quality=st.sampled_from([1, 60, 100]),
 )
-APPEARANCE = ("brightness", "contrast", "saturation", "hue", "blur", "noise")
+APPEARANCE = {
+  "brightness": Augmentation(color=(0.9, 0.0, 0.0)),
+  "contrast": Augmentation(color=(0.0, 0.9, 0.0)),
+  "saturation": Augmentation(color=(0.0, 0.0, 0.9)),
+  "blur": Augmentation(blur=0.9),
+}
 
 
 def sample(shape=(40, 56), seed=0, labels=(0, 1, 2, 255)):
@@ -102,20 +98,20 @@ def test_default_options_change_nothing(size, seed):
 
 def test_a_crop_is_contiguous():
   # Strided views would make stacking a batch slow, and some code accepts only contiguous arrays.
-  augmentation = Augmentation(resize=40, resize_mode="shorter")
+  augmentation = Augmentation(resize=None)
   cut = augment.augment(sample(), 32, np.random.default_rng(0), augmentation)
   assert cut["image"].flags.c_contiguous and cut["label"].flags.c_contiguous
 
 
 def test_another_seed_gives_another_sample():
-  augmentation = Augmentation(resize=64, flip_horizontal=True, brightness=0.5, noise=5.0)
+  augmentation = Augmentation(resize=64, flips="horizontal", color=(0.5, 0.0, 0.0))
   changed = [augment.augment(sample(), 32, np.random.default_rng(seed), augmentation)["image"] for seed in range(20)]
   assert len({image.tobytes() for image in changed}) == 20
 
 
 def test_threads_do_not_change_samples():
   # Hidden random state would make runs impossible to reproduce.
-  augmentation = Augmentation(64, "shorter", (0.5, 2.0), 0.5, True, True, True, 0.5, 0.5, 0.5, 0.1, 2.0, 9.0, 30)
+  augmentation = Augmentation(64, (0.5, 2.0), 0.5, "turns", (0.5, 0.5, 0.5), 2.0)
 
   def make(seed):
     return augment.augment(sample(seed=seed), 32, np.random.default_rng(seed), augmentation)
@@ -126,11 +122,6 @@ def test_threads_do_not_change_samples():
     assert_equal(made, make(seed))
 
 
-def test_an_unknown_resize_mode_is_refused():
-  with pytest.raises(ValueError, match="found 'short', expected one of fixed, shorter"):
-    Augmentation(resize_mode="short")
-
-
 # Crop and resize.
 
 
@@ -138,7 +129,7 @@ def test_an_unknown_resize_mode_is_refused():
 @given(SHAPES, SIZES, SEEDS)
 def test_without_resizing_a_crop_has_the_pixels_of_the_image_mirrored_at_its_borders(shape, size, seed):
   given_sample = sample(shape)
-  augmentation = Augmentation(resize=min(shape), resize_mode="shorter")
+  augmentation = Augmentation(resize=None)
   cropped = augment.random_crop(given_sample, size, np.random.default_rng(seed), augmentation)
   assert_together(cropped)
   for axis, channel in ((0, 0), (1, 1)):
@@ -162,12 +153,11 @@ def stripes(seed, width, length):
   st.integers(2, 60),
   st.integers(1, 200),
   st.integers(24, 64),
-  st.sampled_from(augment.RESIZE_MODES),
   st.floats(0.5, 8.0),
 )
-def test_resampled_labels_stay_aligned_with_their_image(seed, width, length, size, mode, factor):
+def test_resampled_labels_stay_aligned_with_their_image(seed, width, length, size, factor):
   # Shifted labels would teach the network to predict shifted masks.
-  augmentation = Augmentation(resize=size, resize_mode=mode, scale=(factor, factor))
+  augmentation = Augmentation(resize=size, scale=(factor, factor))
   cropped = augment.random_crop(stripes(seed, width, length), size, np.random.default_rng(seed), augmentation)
   # Resampling may move an edge to either side, so pixels next to a change of label are not compared. Pixels at the
   # border are not compared either, because a change may be just outside.
@@ -218,14 +208,12 @@ def test_resized_images_match_those_of_pillow(shape, tolerance):
   assert difference.std() < tolerance * reference.std() and abs(difference.mean()) < 0.5
 
 
-def test_fixed_resizes_to_a_square_and_shorter_keeps_the_aspect_ratio():
+def test_a_sample_is_resized_to_a_square():
   ramp = {"image": sample((60, 120))["image"], "label": sample((60, 120))["label"], "name": ""}
-  for mode, step_x in (("fixed", 1.0), ("shorter", 0.5)):
-    augmentation = Augmentation(resize=120, resize_mode=mode)
-    image = augment.random_crop(ramp, 40, np.random.default_rng(0), augmentation)["image"].astype(float)
-    # The mean difference is the number of source pixels for each pixel of the result.
-    assert np.diff(image[5:-5, 20, 0]).mean() == pytest.approx(0.5, abs=0.05)
-    assert np.diff(image[20, 5:-5, 1]).mean() == pytest.approx(step_x, abs=0.05)
+  image = augment.random_crop(ramp, 40, np.random.default_rng(0), Augmentation(resize=120))["image"].astype(float)
+  # The mean difference is the number of source pixels for each pixel of the result.
+  assert np.diff(image[5:-5, 20, 0]).mean() == pytest.approx(0.5, abs=0.05)
+  assert np.diff(image[20, 5:-5, 1]).mean() == pytest.approx(1.0, abs=0.05)
 
 
 def test_scale_is_drawn_evenly_between_smaller_and_larger():
@@ -242,7 +230,7 @@ def test_scale_is_drawn_evenly_between_smaller_and_larger():
 
 
 def test_crops_reach_every_position():
-  augmentation = Augmentation(resize=40, resize_mode="shorter")
+  augmentation = Augmentation(resize=None)
   corners = [
     tuple(augment.random_crop(sample(), 36, np.random.default_rng(seed), augmentation)["image"][0, 0, :2].tolist())
     for seed in range(1500)
@@ -251,7 +239,7 @@ def test_crops_reach_every_position():
 
 
 def test_an_image_smaller_than_the_crop_can_be_anywhere_in_it():
-  augmentation = Augmentation(resize=12, resize_mode="shorter")
+  augmentation = Augmentation(resize=None)
   first = set()
   for seed in range(200):
     image = augment.random_crop(sample((12, 40)), 16, np.random.default_rng(seed), augmentation)["image"]
@@ -263,15 +251,14 @@ def test_an_image_smaller_than_the_crop_can_be_anywhere_in_it():
 
 
 @properties
-@given(SHAPES, SIZES, SEEDS, st.sampled_from(augment.RESIZE_MODES), st.floats(1.0, 5.0), st.integers(1, 254))
-def test_a_foreground_crop_contains_foreground(shape, size, seed, mode, factor, kind):
+@given(SHAPES, SIZES, SEEDS, st.floats(1.0, 5.0), st.integers(1, 254))
+def test_a_foreground_crop_contains_foreground(shape, size, seed, factor, kind):
   # The image is enlarged, so every pixel of the window is in the result.
   generator = np.random.default_rng(seed)
   label = generator.choice(np.array([0, 255], np.uint8), shape)
   label[generator.integers(shape[0]), generator.integers(shape[1])] = kind
   given_sample = {"image": np.zeros((*shape, 3), np.uint8), "label": label, "name": ""}
-  side = max(shape) if mode == "fixed" else min(shape)
-  augmentation = Augmentation(resize=side, resize_mode=mode, scale=(factor, factor), foreground_crop=1.0)
+  augmentation = Augmentation(resize=max(shape), scale=(factor, factor), foreground_crop=1.0)
   assert kind in augment.random_crop(given_sample, size, generator, augmentation)["label"]
 
 
@@ -280,10 +267,10 @@ def test_a_foreground_crop_contains_foreground(shape, size, seed, mode, factor, 
 def test_a_foreground_crop_of_a_shrunk_image_shows_the_object(seed, factor):
   # A shrunk label may lose an object of one pixel, but the window contains it, so the image must show it.
   generator = np.random.default_rng(seed)
-  label = np.zeros((90, 120), np.uint8)
-  label[generator.integers(90), generator.integers(120)] = 1
+  label = np.zeros((90, 90), np.uint8)
+  label[generator.integers(90), generator.integers(90)] = 1
   given_sample = {"image": np.repeat(label[..., None] * 255, 3, -1), "label": label, "name": ""}
-  augmentation = Augmentation(resize=90, resize_mode="shorter", scale=(1 / factor, 1 / factor), foreground_crop=1.0)
+  augmentation = Augmentation(resize=90, scale=(1 / factor, 1 / factor), foreground_crop=1.0)
   assert augment.random_crop(given_sample, 12, generator, augmentation)["image"].any()
 
 
@@ -305,7 +292,7 @@ def test_foreground_pixels_are_chosen_uniformly_and_ignored_ones_never():
 @pytest.mark.parametrize("value", [0, 255])
 def test_without_foreground_the_crop_can_be_anywhere(value):
   given_sample = {**sample(), "label": np.full((40, 56), value, np.uint8)}
-  augmentation = Augmentation(resize=40, resize_mode="shorter", foreground_crop=1.0)
+  augmentation = Augmentation(resize=None, foreground_crop=1.0)
   places = {
     augment.random_crop(given_sample, 32, np.random.default_rng(seed), augmentation)["image"][0, 0].tobytes()
     for seed in range(100)
@@ -330,16 +317,16 @@ def test_foreground_crops_have_the_given_probability():
 @given(SHAPES, SEEDS)
 def test_flips_and_rotations_move_image_and_label_together(shape, seed):
   given_sample, generator = sample(shape), np.random.default_rng(seed)
-  flipped = augment.random_flip(given_sample, generator, Augmentation(flip_horizontal=True, flip_vertical=True))
+  flipped = augment.random_flip(given_sample, generator, Augmentation(flips="both"))
   assert_together(flipped)
   assert any(np.array_equal(flipped["image"], given_sample["image"][::y, ::x]) for y in (1, -1) for x in (1, -1))
-  turned = augment.random_turn(given_sample, generator, Augmentation(rotate90=True))
+  turned = augment.random_turn(given_sample, generator, Augmentation(flips="turns"))
   assert_together(turned)
   assert any(np.array_equal(turned["image"], np.rot90(given_sample["image"], turns)) for turns in range(4))
 
 
 def test_all_flips_and_rotations_are_equally_frequent():
-  both = Augmentation(flip_horizontal=True, flip_vertical=True, rotate90=True)
+  both = Augmentation(flips="turns")
   flips, turns = np.zeros(4), np.zeros(4)
   for seed in range(400):
     corner = augment.random_flip(sample(), np.random.default_rng(seed), both)["image"][0, 0]
@@ -350,11 +337,11 @@ def test_all_flips_and_rotations_are_equally_frequent():
   np.testing.assert_allclose([flips, turns], 100, atol=35)
 
 
-@pytest.mark.parametrize(("flag", "channel"), [("flip_vertical", 0), ("flip_horizontal", 1)])
-def test_a_flip_changes_only_its_axis(flag, channel):
+@pytest.mark.parametrize(("flips", "channel"), [("vertical", 0), ("horizontal", 1)])
+def test_a_flip_changes_only_its_axis(flips, channel):
   corners = np.array(
     [
-      augment.random_flip(sample(), np.random.default_rng(seed), Augmentation(**{flag: True}))["image"][0, 0, :2]
+      augment.random_flip(sample(), np.random.default_rng(seed), Augmentation(flips=flips))["image"][0, 0, :2]
       for seed in range(20)
     ]
   )
@@ -375,7 +362,7 @@ def test_appearance_keeps_label_and_shape(shape, seed, augmentation):
 
 @pytest.mark.parametrize("part", APPEARANCE)
 def test_every_appearance_option_has_an_effect(part):
-  changed = augment.random_appearance(sample(), np.random.default_rng(1), Augmentation(**{part: 0.9}))
+  changed = augment.random_appearance(sample(), np.random.default_rng(1), APPEARANCE[part])
   assert (changed["image"] != sample()["image"]).any()
 
 
@@ -388,7 +375,7 @@ def test_color_factors_match_pillow(seed, name, factor):
   # Reference: Pillow's ImageEnhance, which truncates and rounds the mean gray.
   image = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
   factors = {"Brightness": 1.0, "Contrast": 1.0, "Color": 1.0, name: factor}
-  changed = cv2.transform(image, augment.color_map(float((image @ GRAY).mean()), *factors.values(), 0.0))
+  changed = cv2.transform(image, augment.color_map(float((image @ GRAY).mean()), *factors.values()))
   reference = np.asarray(getattr(ImageEnhance, name)(Image.fromarray(image)).enhance(factor))
   assert np.abs(changed.astype(int) - reference).max() <= 2
 
@@ -399,7 +386,7 @@ def test_the_color_map_equals_the_factors_applied_in_turn(seed, brightness, cont
   # Reference: the single steps in float64, on values that no step clips. OpenCV rounds the result to whole gray levels
   # and the entries of the map to 1/1024.
   image = np.random.default_rng(seed).integers(80, 140, (20, 30, 3), np.uint8)
-  folded = augment.color_map((image @ GRAY).mean().item(), brightness, contrast, saturation, 0.0)
+  folded = augment.color_map((image @ GRAY).mean().item(), brightness, contrast, saturation)
   changed = cv2.transform(image, folded)
   expected = image * brightness
   expected = contrast * expected + (1 - contrast) * (expected @ GRAY).mean()
@@ -410,7 +397,7 @@ def test_the_color_map_equals_the_factors_applied_in_turn(seed, brightness, cont
 def test_brightness_covers_exactly_its_range():
   flat = {"image": np.full((8, 8, 3), 100, np.uint8), "label": np.zeros((8, 8), np.uint8), "name": ""}
   values = [
-    augment.random_appearance(flat, np.random.default_rng(seed), Augmentation(brightness=0.2))["image"][0, 0, 0]
+    augment.random_appearance(flat, np.random.default_rng(seed), Augmentation(color=(0.2, 0.0, 0.0)))["image"][0, 0, 0]
     for seed in range(300)
   ]
   assert 80 <= min(values) < 83 and 117 < max(values) <= 120 and abs(np.mean(values) - 100) < 3
@@ -420,21 +407,11 @@ def test_contrast_keeps_the_mean_gray_and_saturation_every_gray():
   image = np.random.default_rng(0).integers(90, 160, (40, 40, 3), np.uint8)
   given_sample = {"image": image, "label": image[..., 0], "name": ""}
   for seed in range(10):
-    changed = augment.random_appearance(given_sample, np.random.default_rng(seed), Augmentation(contrast=0.5))
+    changed = augment.random_appearance(given_sample, np.random.default_rng(seed), Augmentation(color=(0.0, 0.5, 0.0)))
     assert (changed["image"] @ GRAY).mean() == pytest.approx((image @ GRAY).mean(), abs=0.5)
-    for augmentation in (Augmentation(saturation=0.5), Augmentation(hue=0.5)):
-      changed = augment.random_appearance(given_sample, np.random.default_rng(seed), augmentation)
-      np.testing.assert_allclose(changed["image"] @ GRAY, image @ GRAY, atol=1)
-
-
-def test_hue_rotates_colors_and_keeps_grays():
-  red = np.array([200, 100, 100, 1.0])
-  for hue in (-0.5, 0.1, 1 / 3):
-    np.testing.assert_allclose(augment.color_map(100.0, 1.0, 1.0, 1.0, hue) @ [70, 70, 70, 1], 70, atol=1e-9)
-  once = augment.color_map(100.0, 1.0, 1.0, 1.0, 1 / 3)
-  # A third of the circle changes which channel of a reddish color is largest. Three thirds give the color back.
-  assert np.argmax(once @ red) != 0
-  np.testing.assert_allclose(np.linalg.matrix_power(once[:, :3], 3) @ red[:3], red[:3], atol=1e-9)
+    saturated = Augmentation(color=(0.0, 0.0, 0.5))
+    changed = augment.random_appearance(given_sample, np.random.default_rng(seed), saturated)
+    np.testing.assert_allclose(changed["image"] @ GRAY, image @ GRAY, atol=1)
 
 
 def test_blur_has_the_given_width():
@@ -450,46 +427,11 @@ def test_blur_has_the_given_width():
   assert min(widths) < 0.1 and 1.6 < max(widths) <= 2.0
 
 
-@pytest.mark.parametrize("deviation", [1.0, 4.0, 20.0])
-def test_noise_is_gaussian_and_does_not_repeat(deviation):
-  gray = np.full((256, 256, 3), 128, np.uint8)
-  noise = augment.add_noise(gray, deviation, np.random.default_rng(0)).astype(float) - 128
-  # The mean of 200,000 values has a standard deviation of 0.0023. Rounding to gray levels adds a variance of 1/12.
-  assert abs(noise.mean()) < 0.012 * deviation
-  assert noise.std() == pytest.approx(np.sqrt(deviation**2 + 1 / 12), rel=0.02)
-  assert np.mean(noise**4) / np.mean(noise**2) ** 2 == pytest.approx(3.0, abs=0.2)
-  # The noise does not correlate with any shift of itself, and no channel correlates with another.
-  spectrum = np.fft.fft2((noise - noise.mean(axis=(0, 1))), axes=(0, 1))
-  for other in range(3):
-    likeness = np.fft.ifft2(spectrum[..., 0] * spectrum[..., other].conj()).real / (256**2 * noise.var())
-    likeness[0, 0] -= float(other == 0)
-    # Each correlation has a standard deviation of 1/256; this is the largest of 65,536.
-    assert np.abs(likeness).max() < 6 / 256
-
-
-def test_noise_at_black_and_white_is_clipped():
-  ends = np.repeat(np.array([[0, 255]], np.uint8), 50, 0)[..., None].repeat(3, -1)
-  noisy = augment.add_noise(ends, 20.0, np.random.default_rng(0))
-  assert noisy[:, 0].max() < 70 and noisy[:, 1].min() > 185
-
-
-@pytest.mark.parametrize("quality", [20, 60, 95])
-def test_compression_matches_a_jpeg_file(quality):
-  # Reference: Pillow's JPEG with the same quality and chroma subsampling. With channels in the wrong order, blue would
-  # keep the detail that belongs to luma.
-  noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
-  image = cv2.GaussianBlur(noise, (0, 0), 1.5)
-  file = io.BytesIO()
-  Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0")
-  difference = augment.compress(image, quality).astype(int) - np.asarray(Image.open(file))
-  assert np.abs(difference).mean() < 1.0
-
-
 @properties
 @given(SHAPES, SIZES, SEEDS, AUGMENTATIONS)
 def test_appearance_does_not_change_crop_flip_and_rotation(shape, size, seed, augmentation):
   # Labels are the same with and without appearance: changing colors must not change what geometry draws.
-  plain = dict.fromkeys(APPEARANCE, 0.0) | {"jpeg_quality": 100}
+  plain = dataclasses.replace(augmentation, color=(0.0, 0.0, 0.0), blur=0.0)
   first = augment.augment(sample(shape), size, np.random.default_rng(seed), augmentation)
-  again = augment.augment(sample(shape), size, np.random.default_rng(seed), dataclasses.replace(augmentation, **plain))
+  again = augment.augment(sample(shape), size, np.random.default_rng(seed), plain)
   np.testing.assert_array_equal(first["label"], again["label"])

@@ -6,8 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from seggpt_jax.data.cached import CachedSource
-from seggpt_jax.data.sources import Source
+from seggpt_jax.data.sources import CachedSource, Source
 
 SIZE = 10 * 10 * 4
 

@@ -27,7 +27,7 @@ from seggpt_jax.data.transforms import TrainingPair
 folder, out, index, count, steps, workers, pause = sys.argv[1:]
 flags.FLAGS.mark_as_parsed()
 source = FileSource(folder_layout(folder), 3, LabelFormat())
-varied = Augmentation(36, scale=(0.8, 1.5), flip_horizontal=True, rotate90=True, brightness=0.2, noise=4.0)
+varied = Augmentation(36, scale=(0.8, 1.5), flips="turns", color=(0.2, 0.0, 0.0), blur=1.0)
 transform = TrainingPair((64, 32), 8, 3, "random", 0.75, 0.5, varied)
 pairs = SourceTrainingPairs(source, Pairing(len(source), PairingOptions()), transform)
 out = Path(out)
@@ -91,6 +91,7 @@ def test_two_processes_together_read_the_pairs_of_one_process(folder, uninterrup
     assert together == pairs(uninterrupted[epoch])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_reader_resumes_bit_for_bit(folder, uninterrupted, tmp_path, workers):
   """The process is killed with SIGKILL in the middle of an epoch. Digests cover every byte of a batch."""

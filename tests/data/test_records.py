@@ -13,6 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from seggpt_jax.data import tfds_info
 from seggpt_jax.data.bad_files import BadFile
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
@@ -22,7 +23,7 @@ from seggpt_jax.data.sample_index import SampleIndex
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.prepare.encoding import encode_sample, encoded_samples
-from seggpt_jax.prepare.record_writer import write_records
+from seggpt_jax.prepare.writers import write_records
 
 INDEX = LabelFormat()
 
@@ -213,9 +214,9 @@ TRIMAP = LabelFormat("table", table=(2, 1), ignore=(3,))
 
 
 def test_any_dataset_with_two_images_in_a_record_is_read(foreign):
-  source = RecordSource(foreign, "train", 2, TRIMAP, "photo", "extra/trimap")
+  source = RecordSource(foreign, "train", 2, TRIMAP)
   expected = tfds.builder_from_directory(str(foreign / "pets/3.2.0")).as_data_source("train")
-  assert len(source) == 6 and len(RecordSource(foreign, "train+test", 2, TRIMAP, "photo", "extra/trimap")) == 8
+  assert len(source) == 6 and len(RecordSource(foreign, "train+test", 2, TRIMAP)) == 8
   for i in range(6):
     trimap = expected[i]["extra"]["trimap"][..., 0]
     np.testing.assert_array_equal(source[i]["label"], np.array([99, 1, 0, 255])[trimap])
@@ -233,14 +234,9 @@ def refused(match, make):
 
 
 def test_errors_about_keys_and_splits_list_the_known_ones(foreign):
-  def open_(split="train", image="photo", label="extra/trimap"):
-    return RecordSource(foreign, split, 2, TRIMAP, image, label)
+  def open_(split="train"):
+    return RecordSource(foreign, split, 2, TRIMAP)
 
-  listed = (
-    r"age \(.*\), boxes \(Sequence\), extra/trimap \(Image\), file_name \(Text\), photo \(Image\), species \(Class"
-  )
-  refused(f"found no image 'image', expected one of the images among {listed}", lambda: open_(image="image"))
-  refused("found no image 'species'", lambda: open_(label="species"))
   refused(r"found no split 'val', expected one of train \(6\), test \(2\)", lambda: open_("val"))
   refused("found no split 'train.:x.'", lambda: open_("train[:x]"))
   refused("found no records in 'train.:0.'", lambda: open_("train[:0]"))
@@ -249,8 +245,23 @@ def test_errors_about_keys_and_splits_list_the_known_ones(foreign):
   refused(r"3.2.0: train\[2\] boxes: found \d values, expected one", lambda: open_().field(2, "boxes"))
 
 
+def test_image_and_label_of_a_record_are_found_by_their_names():
+  def found(*names, **others):
+    features = {name: tfds_info.Feature("Image") for name in names}
+    features |= {name: tfds_info.Feature(kind) for name, kind in others.items()}
+    return tfds_info.image_and_label(features, "here")
+
+  assert found("image", "segmentation_mask", "preview", label="ClassLabel") == ("image", "segmentation_mask")
+  assert found("image", "segmentation_mask", "instance_mask") == ("image", "segmentation_mask")
+  assert found("photo", "extra/trimap") == ("photo", "extra/trimap")
+  expected = "here: found nothing as the label among image, species, expected one image"
+  refused(expected, lambda: found("image", species="ClassLabel"))
+  refused("found mask_1, mask_2 as the label among", lambda: found("image", "mask_1", "mask_2"))
+  refused("found left, right as the image among", lambda: found("left", "right", "mask"))
+
+
 def test_label_values_are_named_with_their_record(foreign):
-  source = RecordSource(foreign, "test", 2, INDEX, "photo", "extra/trimap")
+  source = RecordSource(foreign, "test", 2, INDEX)
   refused(r"3.2.0: test\[1\] extra/trimap: found label value 3, expected 0..1", lambda: source[1])
 
 

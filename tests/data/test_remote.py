@@ -14,7 +14,7 @@ from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.records import RecordSource
 from seggpt_jax.prepare.encoding import encoded_samples
-from seggpt_jax.prepare.record_writer import write_records
+from seggpt_jax.prepare.writers import write_records
 
 
 class Bucket(MemoryFileSystem):

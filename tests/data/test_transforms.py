@@ -68,7 +68,7 @@ def test_patch_masks_have_the_exact_ratio_or_are_the_lower_half():
 
 
 def test_the_generator_decides_the_pair():
-  make = training_pair(augmentation=Augmentation(36, flip_horizontal=True, brightness=0.1, blur=0.5))
+  make = training_pair(augmentation=Augmentation(36, flips="horizontal", color=(0.1, 0.0, 0.0), blur=0.5))
   first, again, other = (make([sample(0)], sample(1), np.random.default_rng(seed)) for seed in (5, 5, 6))
   for key in first:
     np.testing.assert_array_equal(first[key], again[key])
@@ -90,7 +90,7 @@ def test_palette_modes_reach_the_pair(mode):
 
 
 def test_several_prompts_share_the_query_the_palette_and_the_mask():
-  make = training_pair(augmentation=Augmentation(resize=36, flip_horizontal=True))
+  make = training_pair(augmentation=Augmentation(resize=36, flips="horizontal"))
   pair = make([sample(0), sample(1), sample(2)], sample(3), np.random.default_rng(0))
   assert pair["images"].shape == (3, 64, 32, 3)
   for key, first in (("images", 32), ("labels", 32), ("palette", 0), ("patch_mask", 0)):

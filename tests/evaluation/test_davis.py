@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from seggpt_jax.evaluation.davis import Davis, list_videos
 from seggpt_jax.inference.predictor import Prediction, Predictor
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.palette import fixed_palette
+from tests.commands import seggpt
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,14 +159,7 @@ def test_what_is_missing_or_does_not_fit_is_named(davis, tmp_path):
 
 def test_the_command_follows_objects_with_a_network(weights_directory, davis, tmp_path):
   options = ["--benchmark", "davis2017", "--model-path", weights_directory, "--data-dir", davis, "--num-frames", 1]
-  done = subprocess.run(
-    [sys.executable, "evaluate.py", *map(str, options), "--outdir", str(tmp_path)],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": ""},
-    check=False,
-  )
+  done = seggpt("evaluate", *options, "--outdir", tmp_path, env={"XLA_FLAGS": ""})
   assert done.returncode == 0, done.stderr
   assert "frame/s" in done.stderr and "J=" in done.stderr
   results = json.loads((tmp_path / "results.json").read_text())

@@ -7,10 +7,7 @@ import html.parser
 import io
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import inspection, inspection_results, report
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import Query, list_queries
+from tests.commands import seggpt
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("a", "b", "c <b>&", "d", "empty")
@@ -69,7 +67,7 @@ def queries(folders, mapping, top_k=2):
 
 @pytest.fixture(scope="module")
 def predictor():
-  return Predictor.from_checkpoint("small")
+  return Predictor.from_checkpoint("drawn")
 
 
 @pytest.fixture(scope="module")
@@ -221,19 +219,13 @@ def test_what_cannot_be_judged_is_named(folders, predictor, tmp_path):
 def test_the_command_writes_numbers_and_page(folders, tmp_path):
   prompts = folders / "prompts"
   arguments = [
-    *("--model-path", "small", "--dataset-dir", folders / "data", "--outdir", tmp_path / "out", "--labels", "binary"),
+    *("--model-path", "drawn", "--dataset-dir", folders / "data", "--outdir", tmp_path / "out", "--labels", "binary"),
     *("--prompt-img-dir", prompts / "images", "--prompt-label-dir", prompts / "labels", "--split", "1,2"),
-    *("--mapping", folders / "positive.json", "--negative_mapping", folders / "negative.json", "--rows", "2"),
+    *("--mapping", folders / "positive.json", "--negative_mapping", folders / "negative.json"),
   ]
 
   def command(*options):
-    return subprocess.run(
-      [sys.executable, "-m", "seggpt_jax", "evaluate-inspection", *arguments, *options],
-      capture_output=True,
-      text=True,
-      env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
-      check=False,
-    )
+    return seggpt("evaluate-inspection", *arguments, *options, env={"XLA_FLAGS": ""})
 
   done = command("--catch-iou", "0.5")
   assert done.returncode == 0, done.stderr

@@ -42,7 +42,7 @@ find {place} -type f
 
 COMMANDS = {
   "infer": (
-    "infer --model-path small --dataset-dir {photos}/train --prompt-img-dir {photos}/train/images "
+    "infer --model-path drawn --dataset-dir {photos}/train --prompt-img-dir {photos}/train/images "
     "--prompt-label-dir {photos}/train/labels --save overlay --outdir {place}/out",
     " --resume",
     "overlay/9.png",

@@ -1,6 +1,6 @@
 """Commands that are killed: what is left is whole, and the rerun ends with what an undisturbed run writes.
 
-benchmarks/faults.py is the long form of these tests.
+benchmarks/faults.py is the long form of these tests. .ci/run runs them after the suite.
 """
 
 import functools
@@ -23,16 +23,19 @@ def kill(folder, tries, make, number=signal.SIGKILL):
   return survived(killed.kill_commands(folder, tries, np.random.default_rng(0), make=make, number=number))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_is_bit_for_bit_the_one_left_alone(tmp_path):
   run = functools.partial(killed.kill_training, number=signal.SIGKILL, num_steps=30)
   tries = survived(run(tmp_path, 2, np.random.default_rng(1)))
   assert len(tries) == 2 and all(0 <= each.lost <= 10 for each in tries)  # every fifth step is kept
 
 
+@pytest.mark.slow
 def test_weights_of_a_conversion_that_is_killed_are_missing_or_whole(tmp_path):
   assert len(kill(tmp_path, 1, killed.convert)) == 1
 
 
+@pytest.mark.slow
 def test_folders_of_a_preparation_that_is_killed_are_completed(tmp_path):
   kill(tmp_path, 1, functools.partial(killed.prepare, output="folder", images=80))
 
@@ -42,6 +45,7 @@ def nano_inference(folder):
   return killed.infer(folder, str(folder / "weights"), images=16)
 
 
+@pytest.mark.slow
 def test_images_of_an_inference_that_is_killed_are_completed(tmp_path):
   kill(tmp_path, 1, nano_inference)
 

@@ -54,7 +54,7 @@ def test_a_second_run_in_the_same_folder_is_refused(dataset, tmp_path):
   prompts = (f"--prompt-img-dir={dataset}/train/images", f"--prompt-label-dir={dataset}/train/labels")
   with exclusive(tmp_path / "run"), exclusive(tmp_path / "out"):
     training = run("train", "--config", "small", "--workdir", tmp_path / "run", *keys)
-    inference = run("infer", "--model-path=small", f"--dataset-dir={dataset}/val", f"--outdir={tmp_path}/out", *prompts)
+    inference = run("infer", "--model-path=drawn", f"--dataset-dir={dataset}/val", f"--outdir={tmp_path}/out", *prompts)
   for done, folder in ((training, "run"), (inference, "out")):
     assert done.returncode == 2, done.stderr
     assert f"{tmp_path}/{folder}: found a run at work in it, expected none; wait for it or stop it" in done.stderr

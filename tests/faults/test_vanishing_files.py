@@ -107,18 +107,18 @@ def test_infer_names_a_file_that_vanishes_or_passes_it_over(vanishing, tmp_path,
 def test_train_names_a_file_that_vanishes_or_passes_it_over(vanishing, tmp_path):
   """Opens the data of a run and makes its first pairs, as `train` does before and between the steps."""
 
-  def make_pairs(folder, policy):
+  def make_pairs(folder, share):
     config = nano.get_config()
-    config.data.path, config.data.bad_files = str(folder), policy
+    config.data.path, config.data.bad_share = str(folder), share
     inputs = open_inputs(config, nano.NANO, tmp_path / "run")
     for index in range(4):
       inputs.training(index, np.random.default_rng(index))
     for index in range(3):
       inputs.evaluation(index)
 
-  for gone, error in at_every_moment(vanishing, tmp_path / "stop", lambda folder: make_pairs(folder, "error")):
+  for gone, error in at_every_moment(vanishing, tmp_path / "stop", lambda folder: make_pairs(folder, 0.0)):
     assert error is not None and gone in error and "\n" not in error
-  for gone, error in at_every_moment(vanishing, tmp_path / "skip", lambda folder: make_pairs(folder, "skip")):
+  for gone, error in at_every_moment(vanishing, tmp_path / "skip", lambda folder: make_pairs(folder, 0.9)):
     assert error is None, gone
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from seggpt_jax.inference import queries
+from tests.commands import seggpt
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"a": (31, 45), "b": (64, 20), "c": (33, 33)}  # height and width of the queries
@@ -52,14 +50,7 @@ def write_mapping(folders, mapping):
 
 def infer(folders, *options):
   """Runs the command with flags and --outdir."""
-  return subprocess.run(
-    [sys.executable, ROOT / "infer.py", "--outdir", folders / "out", *options],
-    capture_output=True,
-    text=True,
-    cwd=folders,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    check=False,
-  )
+  return seggpt("infer", "--outdir", folders / "out", *options, cwd=folders)
 
 
 def command(folders, weights_directory, *options):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -27,6 +24,7 @@ from seggpt_jax.model.adapters import LearnedPrompt, LoRA
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.palette import display_palette, fixed_palette
 from tests import adapter_runs
+from tests.commands import seggpt
 from tests.loud_network import loud_params
 
 ROOT = Path(__file__).parents[2]
@@ -175,14 +173,7 @@ PROMPTS = ("--prompt-img-dir", "prompts/images", "--prompt-label-dir", "prompts/
 
 
 def command(folders, *options):
-  return subprocess.run(
-    [sys.executable, ROOT / "infer.py", "--dataset-dir", "data", "--outdir", "out", *options],
-    capture_output=True,
-    text=True,
-    cwd=folders,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    check=False,
-  )
+  return seggpt("infer", "--dataset-dir", "data", "--outdir", "out", *options, cwd=folders)
 
 
 def written(folders, kind, name):

@@ -108,7 +108,7 @@ def resized(pixels, side, resampling):
 
 @functools.cache
 def packaged():
-  model = weights.load_model("small")
+  model = weights.load_model("drawn")
   return Predictor(model), SlowPredictor(model)
 
 

@@ -20,6 +20,7 @@ from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.video import run_video, segment_frames
 from seggpt_jax.inference.video_files import probe, read_frames, write_video
+from tests.commands import seggpt
 
 ROOT = Path(__file__).parents[2]
 NTSC = Fraction(30000, 1001)
@@ -297,13 +298,7 @@ def _environment():
 
 
 def command(weights_directory, *options):
-  return subprocess.run(
-    [sys.executable, ROOT / "infer.py", "--model-path", weights_directory, *options],
-    capture_output=True,
-    text=True,
-    env=_environment(),
-    check=False,
-  )
+  return seggpt("infer", "--model-path", weights_directory, *options)
 
 
 def test_the_command_takes_a_separate_prompt_and_recent_frames(clip, weights_directory, model, tmp_path):

@@ -95,7 +95,7 @@ def test_blends_are_told_apart_as_the_colors_they_stand_for():
 
 
 def test_objects_of_prompts_are_shown_two_patches_large(tmp_path):
-  config = VARIANTS["small"]  # squares of 96 pixels, patches of 8
+  config = VARIANTS["drawn"]  # squares of 96 pixels, patches of 8
   label = np.zeros((300, 400), np.uint8)
   label[10:30, 10:30] = 1
   label[100:300, 100:300] = 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from seggpt_jax.metrics import video_objects
+from seggpt_jax.metrics import boundary
 
 
 def contour(mask):
@@ -69,8 +69,8 @@ def videos():
 
 
 def test_j_and_f_of_every_object_in_every_frame(videos):
-  counts = np.stack([video_objects.object_counts(found, true, 3) for found, true in zip(*videos, strict=True)])
-  scores = video_objects.object_scores(counts)
+  counts = np.stack([boundary.object_counts(found, true, 3) for found, true in zip(*videos, strict=True)])
+  scores = boundary.object_scores(counts)
   expected = [
     [[score(found == index, true == index) for index in (1, 2, 3)] for found, true in zip(*videos, strict=True)]
     for score in (iou, f_measure)
@@ -84,9 +84,9 @@ def test_j_and_f_of_every_object_in_every_frame(videos):
 
 def test_objects_that_appear_later_are_background(videos):
   found, true = videos[0][2], videos[1][2]
-  two = video_objects.object_counts(found, true, 2)
+  two = boundary.object_counts(found, true, 2)
   np.testing.assert_array_equal(
-    two, video_objects.object_counts(np.where(found == 3, 0, found), np.where(true == 3, 0, true), 2)
+    two, boundary.object_counts(np.where(found == 3, 0, found), np.where(true == 3, 0, true), 2)
   )
   assert two.shape == (2, 6)
 
@@ -94,13 +94,13 @@ def test_objects_that_appear_later_are_background(videos):
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 7, 22, 50, 102])
 def test_mean_recall_and_decay(frames):
   values = np.random.default_rng(frames).random(frames)
-  statistics = video_objects.statistics(values)
+  statistics = boundary.statistics(values)
   assert statistics.mean == pytest.approx(sum(values) / frames)
   assert statistics.recall == sum(value > 0.5 for value in values) / frames
   assert statistics.decay == pytest.approx(decay(values))
 
 
 def test_decay_is_what_is_lost_from_the_first_quarter_to_the_last():
-  assert video_objects.statistics(np.linspace(1.0, 0.0, 101)).decay == pytest.approx(0.75)
-  assert video_objects.statistics(np.full(10, 0.5)) == (0.5, 0.0, 0.0)  # one half is not above one half
-  assert all(np.isnan(value) for value in video_objects.statistics(np.zeros(0)))
+  assert boundary.statistics(np.linspace(1.0, 0.0, 101)).decay == pytest.approx(0.75)
+  assert boundary.statistics(np.full(10, 0.5)) == (0.5, 0.0, 0.0)  # one half is not above one half
+  assert all(np.isnan(value) for value in boundary.statistics(np.zeros(0)))

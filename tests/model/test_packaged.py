@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import seggpt_jax
-from seggpt_jax.cli.pack import main
+from pretraining import held_out, tasks
+from pretraining.pack import main
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.config import VARIANTS
-from seggpt_jax.synthetic import held_out, tasks
 
 
 def test_the_small_weights_are_there_and_small():

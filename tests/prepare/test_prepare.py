@@ -138,9 +138,9 @@ class StoppedError(Exception):
 
 
 def test_finished_samples_are_not_written_again(data, tmp_path, monkeypatch):
-  import seggpt_jax.prepare.folder_writer as folder_writer
+  from seggpt_jax.prepare import writers
 
-  whole = folder_writer._write
+  whole = writers._write
   made = []
 
   def stopping(directory, sample):
@@ -149,7 +149,7 @@ def test_finished_samples_are_not_written_again(data, tmp_path, monkeypatch):
     made.append(sample.name)
     return whole(directory, sample)
 
-  monkeypatch.setattr(folder_writer, "_write", stopping)
+  monkeypatch.setattr(writers, "_write", stopping)
   with pytest.raises(StoppedError):
     prepare(settings(data, splits=("train",)), tmp_path)
   torn = tmp_path / "train/images" / f".p0_0000.jpg.{32 * '0'}"

@@ -27,9 +27,12 @@ def start_many(count, data, workdir, *arguments, devices=1):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  together = ["--distributed=explicit", f"--coordinator_address=localhost:{port}", f"--num_processes={count}"]
   return [
-    start(data, workdir, *arguments, *together, f"--process_id={i}", devices=devices, log=f"{workdir}.{i}.log")
+    start(
+      *(data, workdir, *arguments, f"--distributed=localhost:{port},{count},{i}"),
+      devices=devices,
+      log=f"{workdir}.{i}.log",
+    )
     for i in range(count)
   ]
 

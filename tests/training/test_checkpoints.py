@@ -248,7 +248,7 @@ def test_training_on_a_full_disk_ends_with_status_1(tmp_path):
   (tmp_path / "run").mkdir()
   arguments = ["--config", "benchmarks/nano.py", f"--config.data.path={tmp_path}/data", "--config.num_steps=4000"]
   arguments += ["--config.checkpoint_every=2"]
-  arguments += ["--config.keep_checkpoints=1000", "--workdir", str(tmp_path / "run")]
+  arguments += ["--config.keep_every=2", "--workdir", str(tmp_path / "run")]
   done = small_disk(tmp_path / "run", [sys.executable, "train.py", *arguments], 1)
   assert done.returncode == 1, done.stderr[-2000:]
   (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -35,14 +35,6 @@ def test_every_config_of_the_repository_is_valid_and_says_how_to_run_it(path):
   assert f"seggpt train --config {path.stem}" in module.__doc__
 
 
-def test_every_stage_of_pretraining_is_valid():
-  get_config = load(next(path for path in CONFIGS if path.stem == "pretrain_small")).get_config
-  for square in ("64", "96", "128"):
-    check_config(get_config(square))
-  with pytest.raises(InputError, match="found the square '100', expected one of 64, 96, 128"):
-    get_config("100")
-
-
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
 def test_every_key_is_explained_in_one_sentence_and_its_default_is_allowed(key):
   assert re.fullmatch(r"[A-Z][^\n]*\.", key.meaning) and len(key.meaning) < 120
@@ -59,17 +51,15 @@ def test_every_key_is_explained_in_one_sentence_and_its_default_is_allowed(key):
     ("data.num_classes", 1, "config.data.num_classes: found 1, expected 2 to 255"),
     ("data.num_classes", 300, "config.data.num_classes: found 300, expected 2 to 255"),
     ("data.mask_ratio", 1.5, "config.data.mask_ratio: found 1.5, expected 0.001 to 1"),
-    ("model.image_mean", (0.5,), r"config.model.image_mean: found \(0.5,\), expected three numbers"),
+    ("data.color", (0.1,), r"config.data.color: found \(0.1,\), expected brightness, contrast, saturation"),
+    ("data.flips", "all", "config.data.flips: found 'all', expected one of none, horizontal, vertical, both, turns"),
     ("batch_size", 0, "config.batch_size: found 0, expected at least 1"),
     ("data.source", "zip", "config.data.source: found 'zip', expected one of folder, class_folders, masks, coco"),
-    ("data.resize_mode", "longer", "config.data.resize_mode: found 'longer', expected one of fixed, shorter"),
     ("data.scale", (2.0, 0.5), r"config.data.scale: found \(2.0, 0.5\), expected two factors, the smaller first"),
     ("data.scale", (1.0,), r"config.data.scale: found \(1.0,\), expected two factors"),
     ("data.negative", 1.5, "config.data.negative: found 1.5, expected 0 to 1"),
-    ("data.bad_files", "ignore", "config.data.bad_files: found 'ignore', expected one of error, skip"),
     ("optim.schedule", "linear", "config.optim.schedule: found 'linear', expected one of cycles, cosine"),
     ("optim.first_cycle", -1, "config.optim.first_cycle: found -1, expected at least 0"),
-    ("optim.decay", 2.0, "config.optim.decay: found 2.0, expected 0 to 1"),
     ("optim.layer_decay", 0.0, "config.optim.layer_decay: found 0.0, expected 0.01 to 1"),
     ("optim.ema", 1.0, "config.optim.ema: found 1.0, expected 0 to 0.999999"),
     ("data.zoom", -0.5, "config.data.zoom: found -0.5, expected a factor above 0, 0, or -1"),
@@ -140,11 +130,8 @@ def test_lists_of_numbers_for_tuples_and_whole_numbers_for_others_are_fine():
   [
     ({"data.scale": ("a", "b")}, r"config.data.scale: found \('a', 'b'\), expected a list .* each a finite number"),
     ({"data.num_workers": 1000}, "config.data.num_workers: found 1000, expected "),
-    ({"data.num_threads": 10_000}, "config.data.num_threads: found 10000, expected "),
     ({"data.resize": 8192, "data.scale": (1.0, 4.0)}, "config.data.scale: found 4.0 with data.resize=8192, expected"),
     ({"data.zoom": 1e-9}, "config.data.zoom: found 1e-09, expected a factor above 0, 0, or -1; at least 0.001"),
-    ({"model.image_std": (0.0, 1.0, 1.0)}, "config.model.image_std: found .*, expected 1e-06 to 100"),
-    ({"optim.b1": 1.0}, "config.optim.b1: found 1.0, expected 0 to 0.999999"),
   ],
 )
 def test_values_that_cannot_be_right_are_refused(values, message):
@@ -182,7 +169,7 @@ def test_a_schedule_of_a_million_cycles_is_refused():
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300, "/".join(["x" * 200] * 30), "~nobody_at_all/data"])
 def test_paths_that_no_file_can_have_are_refused_by_key(name):
-  for key in ("data.path", "data.assets", "model.init_from"):
+  for key in ("data.path", "model.init_from"):
     config = default_config()
     config.update_from_flattened_dict({key: name})
     with pytest.raises(InputError, match=f"config.{key}: "):
@@ -192,44 +179,21 @@ def test_paths_that_no_file_can_have_are_refused_by_key(name):
 # For each key: a value other than the default, the values beside which it has no effect, and those beside which it has.
 WITHOUT_EFFECT = [
   ("model.variant", "small", {"model.init_from": "small"}, {}),
-  ("data.ramp", 5, {}, {"data.source": "tasks"}),
-  ("data.assets", "runs/assets", {}, {"data.source": "tasks"}),
-  ("data.families", ("flaws", "threads"), {}, {"data.source": "tasks"}),
-  ("data.path", "mine", {"data.source": "tasks"}, {}),
-  ("data.train_split", "all", {"data.source": "tasks"}, {}),
-  ("data.val_split", "test", {"data.source": "tasks"}, {}),
-  ("data.num_train", 10, {"data.source": "tasks"}, {}),
-  ("data.image_key", "picture", {}, {"data.source": "tfds"}),
-  ("data.label_key", "mask", {"data.source": "coco"}, {"data.source": "tfds"}),
-  ("data.bad_files", "skip", {"data.source": "tasks"}, {}),
-  ("data.bad_share", 0.5, {}, {"data.bad_files": "skip"}),
-  ("data.cache_mb", 10, {"data.source": "tasks"}, {}),
   ("data.class_names", ("crack",), {}, {"data.source": "coco"}),
   ("data.class_names", ("crack",), {"data.source": "class_folders"}, {"data.source": "masks"}),
   ("data.threshold", 127, {"data.labels": "index"}, {"data.source": "masks"}),
   ("data.table", (0, 255), {"data.labels": "index"}, {"data.labels": "table"}),
-  ("data.ignore", (7,), {"data.source": "tasks"}, {}),
-  ("data.groups", "folder", {"data.source": "tasks"}, {}),
-  ("data.same_group", 0.5, {}, {"data.groups": "folder"}),
-  ("data.same_class", 0.5, {"data.source": "tasks"}, {}),
-  ("data.unanswerable", "ignore", {"data.source": "tasks"}, {}),
-  ("data.prompt_foreground", 0.5, {"data.source": "tasks"}, {}),
-  ("data.negative", 0.5, {"data.source": "tasks"}, {}),
-  ("data.balanced", True, {"data.source": "tasks"}, {}),
+  ("data.ignore", (7,), {"data.source": "coco"}, {"data.source": "masks"}),
+  ("data.unanswerable", "ignore", {"adapter.kind": "prompt"}, {}),
   ("data.mask_ratio", 0.5, {"data.lower_half_share": 1.0}, {"data.lower_half_share": 0.9}),
-  ("data.zoom", 0.5, {"data.source": "tasks"}, {}),
   ("data.prompt_grid", 2, {}, {"data.zoom": 0.5}),
   ("data.coarse_zoom", 0.2, {}, {"data.zoom": 0.5}),
   ("data.coarse_classes", (2,), {"data.zoom": 0.5}, {"data.zoom": 0.5, "data.coarse_zoom": 0.2}),
   ("data.resize", 512, {"data.zoom": 0.5}, {}),
-  ("data.resize_mode", "shorter", {"data.zoom": 0.5}, {}),
   ("data.same_class", 0.5, {"data.zoom": 0.5}, {}),
   ("data.prompt_foreground", 0.5, {"data.zoom": 0.5}, {}),
-  ("loss.temperature", 1.0, {}, {"loss.dice": 1.0}),
   ("loss.foreground", 0.3, {"loss.smooth_l1": 0.0, "loss.dice": 1.0}, {}),
   ("optim.first_cycle", 100, {"optim.schedule": "cosine"}, {}),
-  ("optim.cycle_mult", 2.0, {"optim.schedule": "cosine"}, {}),
-  ("optim.decay", 0.9, {"optim.first_cycle": 0}, {}),
   ("optim.freeze", ("pos_embed",), {"adapter.kind": "lora"}, {}),
   ("adapter.rank", 4, {}, {"adapter.kind": "lora"}),
   ("adapter.alpha", 4.0, {"adapter.kind": "prompt"}, {"adapter.kind": "lora"}),
@@ -264,16 +228,16 @@ def test_every_key_with_a_condition_is_tested_above():
 
 
 @pytest.mark.parametrize(
-  ("name", "square", "old"),
-  [("demo", (), 201), ("small", (), 501), ("pretrain_small", ("64",), 4001), ("pretrain_small", ("128",), 501)],
+  ("name", "old"),
+  [("demo", 201), ("small", 501)],
 )
-def test_learning_rates_of_the_small_configs_are_those_of_an_explicit_cycle(name, square, old):
+def test_learning_rates_of_the_small_configs_are_those_of_an_explicit_cycle(name, old):
   """Reference: `cosine_cycles` with num_steps + 1 steps and the warm-up of the config; every step bit for bit."""
-  config = load(next(path for path in CONFIGS if path.stem == name)).get_config(*square)
+  config = load(next(path for path in CONFIGS if path.stem == name)).get_config()
   assert config.num_steps + 1 == old
   optim = config.optim
   expected = cosine_cycles(
-    optim.peak, old, cycle_mult=1.2, warmup=optim.warmup, decay=0.5, minimum=optim.minimum, num_steps=config.num_steps
+    optim.peak, old, cycle_mult=1.2, warmup=optim.warmup, decay=0.5, minimum=1e-8, num_steps=config.num_steps
   )
   steps = np.arange(config.num_steps)
   ours = jax.vmap(make_schedule(optim, config.num_steps))(steps)
@@ -298,11 +262,11 @@ def test_configs_of_the_repository_decay_as_their_results_did():
 
 def test_unknown_and_missing_keys_of_a_config_file_are_refused():
   config = default_config()
-  config.data.flip_horizontally = True
-  expected = "config.data.flip_horizontally: unknown key, expected one such as data.flip_horizontal,"
+  config.data.flip = True
+  expected = "config.data.flip: unknown key, expected one such as data.flips,"
   with pytest.raises(InputError, match=expected):
     check_config(config)
-  del config.data.flip_horizontally
+  del config.data.flip
   config.optim.xyz = 1
   with pytest.raises(InputError, match=r"config.optim.xyz: unknown key, expected one such as optim\.\w+"):
     check_config(config)

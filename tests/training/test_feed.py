@@ -11,7 +11,7 @@ from seggpt_jax.data.pairing import Pairing, PairingOptions
 from seggpt_jax.data.pipeline import DEVICE_KEYS, SourceTrainingPairs, training_batches
 from seggpt_jax.data.transforms import TrainingPair
 from seggpt_jax.errors import InputError
-from seggpt_jax.training.feed import DeviceFeed
+from seggpt_jax.training.sharding import DeviceFeed
 
 
 class Numbered:

@@ -7,9 +7,9 @@ from PIL import Image
 from seggpt_jax.data.pipeline import training_batches
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.config import VARIANTS
-from seggpt_jax.training.bad_files import SharedBadFiles
 from seggpt_jax.training.config import check_config, default_config
 from seggpt_jax.training.inputs import open_inputs
+from seggpt_jax.training.monitor import SharedBadFiles
 from tests.data.annotation_folders import labelme as write_labelme
 
 TINY = VARIANTS["tiny"]
@@ -71,7 +71,7 @@ def test_a_folder_becomes_canvases_of_the_model_s_size(config, tmp_path):
 def test_files_without_a_partner_are_left_out_if_bad_files_are_skipped(config, tmp_path):
   (tmp_path / "data/train/labels/a_0.png").unlink()
   refused("a_0.png: found no label for it", lambda: opened(config, tmp_path))
-  config.data.bad_files = "skip"
+  config.data.bad_share = 0.01
   refused("config.data.bad_share: found 1 files of train that do not fit, of 6", lambda: opened(config, tmp_path))
   config.data.bad_share = 0.2
   inputs = opened(config, tmp_path)
@@ -116,10 +116,7 @@ def test_prompts_come_from_the_query_s_group(config, tmp_path):
   assert inputs.notes == ("train: 6 samples, 2 groups",)
   pairs = [inputs.evaluation(i)["samples"][0] for i in range(6)]
   assert all(int(prompt) // 3 == int(query) // 3 for prompt, query in pairs)
-  config.data.same_group = 0.0
-  refused("config.data.groups: found 'prefix:_' with data.same_group=0", lambda: opened(config, tmp_path))
   config.data.groups = "size"
-  config.data.same_group = 1.0
   refused("config.data.groups: .*'size'", lambda: opened(config, tmp_path))
 
 
@@ -151,9 +148,7 @@ def test_class_folders_are_groups_with_a_meaning_of_their_own(config, tmp_path):
   _, batch = batch_of(config, tmp_path, size=4)
   assert (batch["samples"][:, 0] // 2 != batch["samples"][:, 1] // 2).all()
   assert (batch["labels"][:, TINY.canvas_size[1] :] == 0).all()
-  config.data.same_group = 0.5
-  refused("config.data.same_group: found 0.5, expected 1 for class folders", lambda: opened(config, tmp_path))
-  config.data.same_group, config.data.groups = 1.0, "prefix:_"
+  config.data.groups = "prefix:_"
   refused("config.data.groups: found 'prefix:_', expected folder", lambda: opened(config, tmp_path))
 
 
@@ -182,9 +177,6 @@ def test_several_prompts(config, tmp_path):
   config.data.prompts = 3
   _, batch = batch_of(config, tmp_path, size=2)
   assert batch["images"].shape[0] == 6
-  config.data.source, config.data.path, config.data.num_classes = "tasks", "data", 3
-  _, batch = batch_of(config, tmp_path, size=2)
-  assert batch["images"].shape[0] == 6
 
 
 def test_decoded_images_are_kept(config, tmp_path):
@@ -196,7 +188,7 @@ def test_decoded_images_are_kept(config, tmp_path):
 def test_bad_files_stop_the_run_or_are_passed_over_up_to_a_share(config, tmp_path):
   (tmp_path / "data" / "train" / "images" / "a_1.png").write_bytes(b"")
   refused("a_1.png: cannot be read", lambda: opened(config, tmp_path))
-  config.data.bad_files = "skip"
+  config.data.bad_share = 0.2
   inputs, batch = batch_of(config, tmp_path, size=12)
   assert 1 in batch["bad"] and 1 not in batch["samples"]
   said = []

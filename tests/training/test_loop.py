@@ -45,7 +45,8 @@ def boards(tmp_path_factory):
 
 @pytest.fixture
 def config(boards, monkeypatch):
-  """Twelve steps of eight pairs on eight devices, with drop path and a checkpoint after every four."""
+  """Twelve steps of eight pairs on two devices, with drop path and a checkpoint after every four."""
+  monkeypatch.setattr(jax, "device_count", lambda: 2)
   monkeypatch.setitem(VARIANTS, "small_test", SMALL)
   config = default_config()
   config.num_steps = 12
@@ -61,7 +62,6 @@ def config(boards, monkeypatch):
   config.log_every = 2
   config.eval_every = 6
   config.eval_pairs = -1
-  config.panel_every = 6
   config.checkpoint_every = 4
   return config
 
@@ -149,9 +149,7 @@ def test_a_run_with_several_prompts_negative_pairs_and_bad_files_resumes_bit_for
   bad.write_bytes(bad.read_bytes()[:200])
   config.data.path = str(tmp_path / "boards")
   config.data.labels, config.data.num_classes, config.data.threshold = "index", 7, -1
-  config.data.update(
-    prompts=2, negative=0.3, same_class=0.5, bad_files="skip", bad_share=0.1, cache_mb=1, scale=(0.8, 1.2), noise=3.0
-  )
+  config.data.update(prompts=2, negative=0.3, same_class=0.5, bad_share=0.1, cache_mb=1, scale=(0.8, 1.2), blur=1.0)
   config.num_steps = 4
   config.eval_every = config.checkpoint_every = 2
   loop.train(config, tmp_path / "whole")
@@ -232,7 +230,7 @@ def test_a_finished_run_is_evaluated_again_and_left_as_it_is(config, tmp_path):
 
 
 def test_a_run_that_gets_no_better_stops_and_stays_stopped(config, tmp_path, capsys):
-  config.optim.peak = config.optim.minimum = 0.0
+  config.optim.peak = 0.0
   config.eval_every = 2
   config.stop_after = 2
   loop.train(config, tmp_path)
@@ -262,7 +260,7 @@ def test_some_steps_are_traced(config, tmp_path, capfd):
   [
     ("lora", {}),
     ("prompt", {}),
-    ("lora", {"optim.ema": 0.9, "accumulate": 2, "batch_size": 16, "mesh.fsdp": 4}),
+    ("lora", {"optim.ema": 0.9, "accumulate": 2, "batch_size": 16, "mesh.fsdp": 2}),
   ],
 )
 def test_an_adapter_learns_beside_a_frozen_network_and_only_it_is_kept(config, tmp_path, kind, changes):
@@ -315,14 +313,12 @@ def test_fine_tuning_starts_from_given_weights_on_another_canvas(config, tmp_pat
   loop.train(config, tmp_path / "first")
   start_from(config, tmp_path / "first")
   config.model.square = 48
-  config.model.image_mean = (0.5, 0.5, 0.5)
   config.data.resize = 48
   config.num_steps = 1
-  config.optim.peak = config.optim.minimum = 0.0
+  config.optim.peak = 0.0
   loop.train(config, tmp_path / "second")
   before, after = weights.load_params(tmp_path / "first"), weights.load_params(tmp_path / "second")
   assert weights.load_config(tmp_path / "second").canvas_size == (96, 48)
-  assert weights.load_config(tmp_path / "second").image_mean == (0.5, 0.5, 0.5)
   assert after["blocks.0.attn.rel_pos_h"].shape == (23, 16) and before["blocks.0.attn.rel_pos_h"].shape == (15, 16)
   # With a learning rate of 0 nothing else has changed, and the network predicts the same on the new canvas.
   np.testing.assert_array_equal(after["blocks.0.mlp.fc1.kernel"], before["blocks.0.mlp.fc1.kernel"])
@@ -353,10 +349,10 @@ def test_a_workdir_of_another_architecture_is_refused(config, tmp_path):
     ("model.variant", "huge", r"config.model.variant: found 'huge', expected one of vit_large"),
     ("model.square", 60, r"config.model.square: found 60, expected a multiple of the patch size 8"),
     ("data.resize", 20, r"config.data.resize: found 20, expected 0 or at least the square 32"),
-    ("batch_size", 12, r"config.batch_size: found 12, expected a multiple of the 8 devices"),
-    ("accumulate", 3, r"config.batch_size: found 8, expected a multiple of the 8 devices x config.accumulate = 3"),
+    ("batch_size", 13, r"config.batch_size: found 13, expected a multiple of the 2 devices"),
+    ("accumulate", 3, r"config.batch_size: found 8, expected a multiple of the 2 devices x config.accumulate = 3"),
     ("optim.freeze", ("posembed",), r"config.optim.freeze: found 'posembed', expected a regular expression that fits"),
-    ("mesh.fsdp", 3, r"mesh.data x mesh.fsdp: found 2 x 3"),
+    ("mesh.fsdp", 3, r"mesh.data x mesh.fsdp: found 0 x 3"),
     ("optim.warmup", 10, r"config.optim.first_cycle: found 10, expected more than"),
   ],
 )
@@ -458,16 +454,13 @@ def test_the_tiny_network_learns_to_paint_what_it_is_shown(config, boards, tmp_p
   config.num_steps = 60
   config.optim.first_cycle = 61
   config.optim.peak = 3e-3
-  config.eval_every = config.panel_every = config.checkpoint_every = 60
+  config.eval_every = config.checkpoint_every = 60
   result = loop.train(config, tmp_path / "run")
   assert result["miou"] > 0.8
-  assert jax.device_count() == 8
 
 
-def test_pretraining_on_tasks_needs_no_folder_and_resumes_bit_for_bit(config, tmp_path):
-  changes = {"num_steps": 6, "eval_every": 3, "eval_pairs": 8, "checkpoint_every": 3, "panel_every": 0}
-  changes |= {"data.source": "tasks", "data.path": "data", "data.num_classes": 4, "data.resize": 0, "data.ramp": 5}
-  changes["data.threshold"] = -1
+def test_muon_resumes_bit_for_bit_and_is_not_changed_on_the_way(config, tmp_path):
+  changes = {"num_steps": 6, "eval_every": 3, "eval_pairs": 8, "checkpoint_every": 3}
   changes |= {"optim.name": "muon", "optim.clip_norm": 1.0}
   config.update_from_flattened_dict(changes)
   loop.train(config, tmp_path / "whole")
@@ -480,14 +473,14 @@ def test_pretraining_on_tasks_needs_no_folder_and_resumes_bit_for_bit(config, tm
   for name, value in whole.items():
     np.testing.assert_array_equal(parts[name], value, err_msg=name)
   assert [line["step"] for line in lines(tmp_path / "parts", "val")] == [3, 6]
+  config.optim.name = "adamw"
+  with pytest.raises(InputError, match=r"config.optim.name: found adamw, expected muon as the run in .* has"):
+    loop.train(config, tmp_path / "parts")
 
 
-@pytest.mark.parametrize(("key", "value"), [("optim.name", "muon"), ("data.source", "tasks")])
-def test_resuming_with_another_optimizer_or_source_is_refused(config, tmp_path, key, value):
+def test_resuming_with_another_source_is_refused(config, tmp_path):
   config.num_steps = 1
   loop.train(config, tmp_path)
-  config.update_from_flattened_dict(
-    {key: value} | ({"data.path": "data", "data.threshold": -1} if value == "tasks" else {})
-  )
-  with pytest.raises(InputError, match=rf"config.{key}: found {value}, expected \w+ as the run in .* has"):
+  config.update_from_flattened_dict({"data.source": "voc", "data.threshold": -1})
+  with pytest.raises(InputError, match=r"config.data.source: found voc, expected \w+ as the run in .* has"):
     loop.train(config, tmp_path)

@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image
 
 from seggpt_jax.model.config import VARIANTS
-from seggpt_jax.training.monitor import Monitor
-from seggpt_jax.training.panels import draw_panels
+from seggpt_jax.training.monitor import Monitor, draw_panels
 from seggpt_jax.training.trackers import open_tracker
 
 CONFIG = VARIANTS["tiny"]

@@ -83,6 +83,7 @@ def test_a_stopped_run_has_saved_its_last_step_and_goes_on_bit_for_bit(nano_data
     np.testing.assert_array_equal(parts[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_a_run_that_was_killed(nano_data, tmp_path):
   run = tmp_path / "run"
   options = ("--config.data.num_workers=1", "--config.num_steps=100000")

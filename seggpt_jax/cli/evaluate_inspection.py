@@ -1,0 +1,81 @@
+r"""Judges a network as an inspection line would: defects that are caught, and good parts that are left alone.
+
+  seggpt evaluate-inspection --model-path weights/vit_large --dataset-dir boards \
+    --prompt-img-dir prompts/images --prompt-label-dir prompts/labels --mapping positive.json \
+    --negative-mapping negative.json --outdir OUT
+
+In: images with labels, and prompts of classes that an image shows (positive) and does not show (negative). Out: a
+table, OUT/inspection.json with all numbers, and OUT/report.html with pictures, the worst first.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from seggpt_jax.cli import inference_flags
+from seggpt_jax.cli.label_flags import define_label_flags
+from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.compilation import keep_programs
+from seggpt_jax.evaluation import inspection
+from seggpt_jax.metrics.inspection import Thresholds
+
+_RECORDED = (
+  *("model_path", "adapter", "dataset_dir", "mapping", "negative_mapping", "top_k"),
+  *inference_flags.OPTION_NAMES,
+)
+
+
+def define_flags() -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags of the command."""
+  return {
+    "Network and results": [
+      define_path(
+        "model_path", "Path of weights or of a training run, packaged name (small) or Hugging Face name.", required=True
+      ),
+      define_path("adapter", "Training run that learned a LoRA for these weights."),
+      define_path("outdir", "Folder for inspection.json and report.html.", required=True),
+    ],
+    "Images and prompts": [
+      define_path("dataset_dir", "Folder with images/ and labels/.", required=True),
+      define_path("prompt_img_dir", "Images of the prompts.", required=True),
+      define_path("prompt_label_dir", "Label maps of the prompts.", required=True),
+      define_path(
+        "mapping",
+        "JSON file {image: [prompt files, best first]} of prompts that show what the image shows; without it, every "
+        "image gets the first prompts by name.",
+      ),
+      define_path(
+        "negative_mapping", "The same for prompts that show what the image does not show: for the yield rate."
+      ),
+      flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each image.", 1, 1000),
+    ],
+    "Scores": [
+      flags.DEFINE_float("catch_iou", Thresholds.catch_iou, "Smallest IoU of a catch, 0 to 1."),
+      flags.DEFINE_float("yield_response", Thresholds.yield_response, "Response rate below which a yield is correct."),
+      flags.DEFINE_float("catch_weight", Thresholds.catch_weight, "Weight of the catch rate in PES, 0 to 1."),
+    ],
+    **inference_flags.define_option_flags(),
+    **define_label_flags("as in training, else index"),
+  }
+
+
+def main() -> None:
+  """Judges the network that the flags name."""
+  keep_programs()
+  values = flags.FLAGS
+  labels = inference_flags.trained_label_format(values.adapter or values.model_path)
+  inspection.run(
+    values.model_path,
+    values.dataset_dir,
+    values.prompt_img_dir,
+    values.prompt_label_dir,
+    values.outdir,
+    mapping=values.mapping,
+    negative_mapping=values.negative_mapping,
+    adapter=values.adapter,
+    top_k=values.top_k,
+    thresholds=Thresholds(values.catch_iou, values.yield_response, values.catch_weight),
+    options=inference_flags.options_from_flags(values.adapter or values.model_path, labels),
+    labels=labels,
+    arguments={name.replace("_", "-"): values[name].value for name in _RECORDED} | {"labels": str(labels)},
+  )

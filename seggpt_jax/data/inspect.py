@@ -1,6 +1,0 @@
-"""Alias: `python -m seggpt_jax.data.inspect` is now `seggpt inspect`."""
-
-from seggpt_jax.cli.main import run_alias
-
-if __name__ == "__main__":
-  run_alias("seggpt_jax.data.inspect", "inspect")

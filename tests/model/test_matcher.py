@@ -1,0 +1,138 @@
+"""The small network's own design: what it may and may not depend on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seggpt_jax import canvas
+from seggpt_jax.model import parameters, weights
+from seggpt_jax.model.config import VARIANTS, SegGPTConfig
+from seggpt_jax.model.imagenet import CHANNELS, ImageNetFeatures
+from seggpt_jax.model.matcher import FROZEN, Matcher
+
+CONFIG = dataclasses.replace(
+  VARIANTS["small"],
+  canvas_size=(64, 32),
+  width=32,
+  depth=3,
+  num_heads=2,
+  mlp_dim=32,
+  feature_taps=(2,),
+  decoder_dim=8,
+)
+
+
+def cheap_features(self, images):
+  """Stands in for the ImageNet features, which take long to compile and are tested elsewhere: pooled colors."""
+  del self
+  generator, maps = np.random.default_rng(3), {}
+  for stride, channels in CHANNELS.items():
+    n, height, width, _ = images.shape
+    pooled = images.reshape(n, height // stride, stride, width // stride, stride, 3).mean(axis=(2, 4))
+    maps[stride] = jnp.sin(pooled @ generator.normal(0, 2, (3, channels)).astype(np.float32))
+  return maps
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_imagenet():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(ImageNetFeatures, "__call__", cheap_features)
+    yield
+
+
+@pytest.fixture(scope="module")
+def model():
+  """A tiny network whose decoder answers more than its linear heads do."""
+  graph, params = parameters.split(parameters.network(CONFIG))
+  noise = np.random.default_rng(0).normal(0, 0.3, params["to1.kernel"].shape)
+  return parameters.merge(graph, params | {"to1.kernel": jnp.asarray(noise, jnp.float32)})
+
+
+@pytest.fixture(scope="module")
+def pixels():
+  """Normalized prompts [2, 2, 32, 32, 3], their masks and queries."""
+  generator = np.random.default_rng(1)
+  prompts, queries = (canvas.normalize(generator.integers(0, 256, (*n, 32, 32, 3))) for n in ((2, 2), (2,)))
+  masks = np.zeros((2, 2, 32, 32, 2), np.float32)
+  masks[..., 4:20, 6:14, 0], masks[..., 10:30, 20:30, 1] = 1, 1
+  return queries, prompts, masks
+
+
+@pytest.fixture(scope="module")
+def answer(model):
+  return jax.jit(lambda *arrays: model.logits(*arrays))
+
+
+def test_a_mask_is_answered_as_if_it_were_asked_alone(model, pixels, answer):
+  queries, prompts, masks = pixels
+  together = answer(queries, prompts, masks)
+  for place in range(2):
+    alone = answer(queries, prompts, masks[..., place : place + 1])
+    np.testing.assert_allclose(together[..., place : place + 1], alone, atol=1e-4)
+
+
+def test_queries_of_a_batch_do_not_see_each_other(pixels, answer):
+  queries, prompts, masks = pixels
+  both = answer(queries, prompts, masks)
+  np.testing.assert_allclose(answer(queries[:1], prompts[:1], masks[:1]), both[:1], atol=1e-4)
+
+
+def test_the_order_of_prompts_does_not_matter(pixels, answer):
+  queries, prompts, masks = pixels
+  np.testing.assert_allclose(
+    answer(queries, prompts[:, ::-1], masks[:, ::-1]), answer(queries, prompts, masks), atol=2e-3
+  )
+
+
+def test_prompts_are_remembered_without_the_query(model, pixels, answer):
+  queries, prompts, masks = pixels
+  memory = model.remember(model.describe(prompts.reshape(-1, 32, 32, 3)), masks)
+  logits, _ = model.answer(model.describe(queries), memory)
+  np.testing.assert_allclose(logits, answer(queries, prompts, masks), atol=1e-4)
+
+
+def test_it_is_called_as_a_seggpt_is(model, pixels, answer):
+  queries, prompts, masks = pixels
+  colors = np.concatenate([masks, np.zeros_like(masks[..., :1])], axis=-1) * 255
+  targets = canvas.normalize(np.concatenate([colors, np.zeros_like(colors)], axis=2).reshape(4, 64, 32, 3))
+  images = jnp.concatenate([prompts, jnp.broadcast_to(queries[:, None], prompts.shape)], axis=2).reshape(4, 64, 32, 3)
+  hidden = np.broadcast_to(canvas.lower_half_mask(CONFIG.grid), (4, *CONFIG.grid))
+  found = model(images, targets, hidden, prompts_per_query=2)
+  expected = jax.nn.sigmoid(answer(queries, prompts, masks))
+  lower = canvas.unnormalize(found)[::2, 32:] / 255
+  np.testing.assert_allclose(lower[..., :2], expected, atol=1e-4)
+  np.testing.assert_allclose(found[:, :32], targets[:, :32], atol=1e-5)
+
+
+def test_imagenet_features_have_no_gradient(model, pixels):
+  graph, params = parameters.split(model)
+  gradients = jax.grad(lambda params: jnp.sum(parameters.merge(graph, params).logits(*pixels) ** 2))(params)
+  moving = {name for name, value in gradients.items() if np.abs(value).max() > 0}
+  assert not [name for name in moving if name.startswith(FROZEN)]
+  # The first linear head of each prompt's class is fitted in closed form; everything else is learned.
+  still = {name for name in params if not name.startswith(FROZEN)} - moving
+  assert still <= {"blocks.2.attn.qkv.bias"}, still
+
+
+def test_it_comes_back_from_disk(model, tmp_path):
+  weights.save_weights(tmp_path / "weights", parameters.split(model)[1], CONFIG)
+  loaded = weights.load_model(tmp_path / "weights")
+  assert isinstance(loaded, Matcher) and loaded.config == CONFIG
+  for name, value in parameters.split(loaded)[1].items():
+    np.testing.assert_array_equal(value, parameters.split(model)[1][name])
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"backbone": "resnet"}, "backbone: found 'resnet', expected one of efficientnet_lite0"),
+    ({"patch_size": 16}, "patch_size: found 16 with a backbone, expected 8"),
+    ({"canvas_size": (48, 24)}, "canvas_size: found 48 x 24 with a backbone"),
+  ],
+)
+def test_architectures_that_cannot_be_built_are_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    SegGPTConfig.from_dict(CONFIG.to_dict() | changes)
