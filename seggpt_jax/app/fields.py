@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 
 from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, parse_values
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference.options import Flips, InferenceOptions
+from seggpt_jax.inference.options import Flips, Heads, InferenceOptions
 from seggpt_jax.model.seggpt import SegType
 
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
@@ -138,6 +138,7 @@ OPTION_FIELDS: dict[str, Field] = {
     "For each class from 1; above 1 finds more of it.",
   ),
   "least_area": Field(_whole, {"type": "integer", "minimum": 0}, "Smaller objects, in pixels, become background."),
+  "head": Field(_one_of(get_args(Heads)), {"enum": list(get_args(Heads))}, "Adds a classifier fitted to prompts."),
 }
 LABEL_FIELDS: dict[str, Field] = {
   "labels": Field(

@@ -62,6 +62,8 @@ def main(source: str, output: str) -> None:
   write_whole(Path(expand(output)), lambda file: file.write(data))
   height, width = model.config.canvas_size
   print(f"{output}: tiles of {height // 2} x {width} pixels, prompts {values.prompts}, {values.dtype}, {values.to}")
+  if model.config.backbone:
+    print(f"{output}: without the head that `seggpt infer` fits to prompts (--head)")
 
 
 def _load(source: str, adapter: str | None) -> SegGPT:

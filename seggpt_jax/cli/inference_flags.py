@@ -17,14 +17,14 @@ from seggpt_jax.data.images import list_images
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.object_scale import measure_objects
-from seggpt_jax.inference.options import MOST_AREA, Flips, InferenceOptions
+from seggpt_jax.inference.options import MOST_AREA, Flips, Heads, InferenceOptions
 from seggpt_jax.inference.queries import label_format
 from seggpt_jax.inference.trained import ZOOM_OVERLAP, trained_options
 from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.model.weights import load_config
 
 OPTION_NAMES = (
-  *("split", "overlap", "stitch_width", "flips", "foreground_tiles", "seg_type"),
+  *("split", "overlap", "stitch_width", "flips", "foreground_tiles", "seg_type", "head"),
   *("sensitivity", "least_area"),
 )
 
@@ -61,6 +61,12 @@ def define_option_flags(operating_point: bool = True) -> dict[str, list[flags.Fl
     flags.DEFINE_enum("flips", "none", get_args(Flips), "Average predictions over mirrored copies."),
     flags.DEFINE_bool("foreground_tiles", False, "Leave out tiles of prompts that have no foreground."),
     flags.DEFINE_enum("seg_type", "semantic", get_args(SegType), "Whether prompts mark a class or single instances."),
+    flags.DEFINE_enum(
+      "head",
+      "auto",
+      get_args(Heads),
+      "Also fit a classifier to the prompts and average it with the network; auto does so with the packaged network.",
+    ),
   ]
   if not operating_point:
     return {"Tiles and averaging": holders}

@@ -309,7 +309,9 @@ def _reader(
   @functools.lru_cache(max(_CACHED_PROMPTS // split**2, most_prompts, 1))
   def read_prompt(files: PromptFiles) -> tuple[PreparedPrompt, bytes]:
     image = read_image(files.image)
-    shown = without_ignored(read_label_map(files.labels, image, labels))
+    shown = read_label_map(files.labels, image, labels)
+    if not without_ignored(shown).any():
+      shown = without_ignored(shown)  # a map without a class is a warning here
     prepared = predictor.prepare_prompt(image, shown, split=split, zoom=options.zoom, name=str(files.labels))
     return prepared, _digest(image)
 

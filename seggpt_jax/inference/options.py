@@ -12,6 +12,7 @@ from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.palette import IGNORE
 
 Flips = Literal["none", "horizontal", "vertical", "both"]
+Heads = Literal["auto", "on", "off"]
 # Largest values: a hundred tiles along a side are a hundred million passes for each prompt.
 MOST_SPLITS, MOST_AREA = 100, 2**31 - 1
 _MOST_OCTAVES = 16
@@ -44,6 +45,8 @@ class InferenceOptions:
     sensitivity: divisors of the distances of predicted colors to the colors of classes 1, 2, ..., above 0; the
       background and further classes have 1. With more than 1, more pixels become that class.
     least_area: foreground objects (8-connected, of any classes) with fewer pixels of the image become background.
+    head: also fits a classifier to the prompts (`heads.fit`) and averages its probabilities with the network's where it
+      is the better one. "auto" does so with the packaged network only, for which it was measured.
 
   Raises:
     InputError: a value is not one of these, or is not allowed with another.
@@ -62,6 +65,7 @@ class InferenceOptions:
   coarse_classes: tuple[int, ...] = ()
   sensitivity: tuple[float, ...] = ()
   least_area: int = 0
+  head: Heads = "auto"
 
   def __post_init__(self):
     splits = self.splits
@@ -71,7 +75,7 @@ class InferenceOptions:
         f"split: found {self.split}, expected a whole number of at least 1, or several that differ, none above "
         f"{MOST_SPLITS}"
       )
-    for name, kinds in (("seg_type", get_args(SegType)), ("flips", get_args(Flips))):
+    for name, kinds in (("seg_type", get_args(SegType)), ("flips", get_args(Flips)), ("head", get_args(Heads))):
       if getattr(self, name) not in kinds:
         raise InputError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(kinds)}")
     if not 0 <= self.overlap <= 0.9:

@@ -78,7 +78,7 @@ def concat(
   colors = display_palette(max(len(prediction.palette), 1 + largest))
   panels = [("query", query)]
   if prompt is not None:
-    image, labels = prompt
+    image, labels = prompt[:2]
     panels.append(("prompt", tiling.resize_image(image, size)))
     panels.append(("prompt mask", colors[tiling.resize_labels(labels, size)]))
   panels += [("raw colors", raw), ("prediction", overlay(query, found, colors))]

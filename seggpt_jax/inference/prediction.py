@@ -163,13 +163,35 @@ def nearest_blends(
   """
   if not len(classes):
     return np.broadcast_to(palette[0], colors.shape)
-  nearest = palette[classes[decode(colors, palette[classes])]].astype(np.float32)
+  nearest, share = _shares(colors, palette, classes)
   background = palette[0].astype(np.float32)
+  return np.round(background + share[..., None] * (palette[nearest] - background)).astype(np.uint8)
+
+
+def class_shares(
+  colors: UInt8[np.ndarray, "h w 3"], palette: UInt8[np.ndarray, "n 3"], classes: Integer[np.ndarray, "m"]
+) -> dict[int, Float[np.ndarray, "h w"]]:
+  """Returns how far each color is from the background to each class, 0..1: 0 where another class is nearer.
+
+  Args:
+    colors: predicted colors.
+    palette: color of each class.
+    classes: the classes, without the background.
+  """
+  if not len(classes):
+    return {}
+  nearest, share = _shares(colors, palette, classes)
+  return {index: np.where(nearest == index, share, np.float32(0)) for index in classes.tolist()}
+
+
+def _shares(colors: np.ndarray, palette: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the class whose color is nearest, and the share of the way to it from the background."""
+  nearest = classes[decode(colors, palette[classes])]
   to_background, to_class = (
-    np.linalg.norm(colors.astype(np.float32) - end, axis=-1, keepdims=True) for end in (background, nearest)
+    np.linalg.norm(colors.astype(np.float32) - end.astype(np.float32), axis=-1)
+    for end in (palette[0], palette[nearest])
   )
-  share = to_background / np.maximum(to_background + to_class, 1e-6)
-  return np.round(background + share * (nearest - background)).astype(np.uint8)
+  return nearest, to_background / np.maximum(to_background + to_class, 1e-6)
 
 
 _decode_block = jax.jit(palette_lib.decode)

@@ -20,10 +20,10 @@ from seggpt_jax.compilation import default_device
 from seggpt_jax.data.cells import padded_image, zoomed_image
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand
-from seggpt_jax.inference import tiling
+from seggpt_jax.inference import heads, tiling
 from seggpt_jax.inference.batching import BatchedForward, TiledImage, predict_colors, predict_masks
-from seggpt_jax.inference.options import Flips, InferenceOptions
-from seggpt_jax.inference.prediction import Prediction, decode_prediction, nearest_blends
+from seggpt_jax.inference.options import Flips, Heads, InferenceOptions
+from seggpt_jax.inference.prediction import Prediction, class_shares, decode_prediction, nearest_blends
 from seggpt_jax.inference.prompts import (
   Pixels,
   PreparedPrompt,
@@ -36,7 +36,7 @@ from seggpt_jax.inference.prompts import (
   load_prompts,
 )
 from seggpt_jax.inference.windows import image_windows, seam_windows, tile_windows
-from seggpt_jax.model import parameters, weights
+from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
 from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.seggpt import SegGPT, SegType
@@ -78,14 +78,23 @@ class Predictor:
     max_canvases: largest number of canvases that go through the network at once; 16 by default, on CPUs 4. The prompts
       of one tile always go together, because the network averages over them.
     learned: a learned prompt, for images that come without prompts.
+    head: what `InferenceOptions.head` "auto" means.
   """
 
-  def __init__(self, model: SegGPT, *, max_canvases: int | None = None, learned: StoredAdapter | None = None):
+  def __init__(
+    self,
+    model: SegGPT,
+    *,
+    max_canvases: int | None = None,
+    learned: StoredAdapter | None = None,
+    head: bool = False,
+  ):
     self.config = model.config
     self.max_canvases = max_canvases or _MAX_CANVASES.get(default_device().platform, 16)
     self.learned = learned
     self._graph, self._params = parameters.split(model)
     self._unseen: set[int] = set()  # classes that a warning has named
+    self._auto_head, self._heads = head, heads.HeadCache()
 
   @classmethod
   def from_checkpoint(
@@ -111,7 +120,9 @@ class Predictor:
     if dtype is None:
       dtype = parameters.default_dtype()
     if adapter is None:
-      return cls(weights.load_model(directory, dtype=dtype, training=False), max_canvases=max_canvases)
+      model = weights.load_model(directory, dtype=dtype, training=False)
+      head = bool(model.config.backbone) and packaged.find(directory) is not None
+      return cls(model, max_canvases=max_canvases, head=head)
     if not isinstance(adapter, StoredAdapter):
       adapter = expand(adapter)
     model, stored = load_adapted_model(directory, adapter, dtype=dtype, training=False)
@@ -210,6 +221,7 @@ class Predictor:
     zoom: float | int = 0,
     prompt_grid: int = 1,
     octaves: int = 1,
+    head: Heads = "auto",
   ) -> Prediction:
     """Segments one image.
 
@@ -234,6 +246,7 @@ class Predictor:
       zoom: in place of `split`, the factor from an image's pixels to the network's; see `InferenceOptions`.
       prompt_grid: cells along a side of each prompt, with `zoom`.
       octaves: number of zooms to average over, each half of the one before.
+      head: whether to average with a classifier fitted to the prompts; see `InferenceOptions`.
 
     Returns:
       Labels and colors of the query's size.
@@ -242,7 +255,7 @@ class Predictor:
       InputError: an argument is not as described above.
     """
     options = InferenceOptions(
-      split, overlap, stitch_width, flips, foreground_tiles, seg_type, zoom, prompt_grid, octaves
+      split, overlap, stitch_width, flips, foreground_tiles, seg_type, zoom, prompt_grid, octaves, head=head
     )
     (prediction,) = self.predict_many([(image, prompts)], options, palette=palette)
     return prediction
@@ -305,17 +318,21 @@ class Predictor:
   ) -> _PendingPrediction:
     """Checks a query, and cuts it and its prompts into tiles for every split and mirrored copy."""
     check_pairs(prompts)
+    head = None
     if not prompts and self.learned is not None:
       tiles, palette, classes = _learned_tiles(self.learned, palette, options)
     else:
-      tiles, palette, classes = self._prompt_tiles(prompts, palette, options)
-    return _PendingPrediction(image, self._views(image, tiles, palette, classes, options), palette, classes, options)
+      named = load_prompts(prompts)
+      tiles, palette, classes = self._prompt_tiles(named, palette, options)
+      if options.head == "on" or (options.head == "auto" and self._auto_head):
+        head = self._heads.fit([prompt.original for _, prompt in named if prompt.original is not None])
+    views = self._views(image, tiles, palette, classes, options)
+    return _PendingPrediction(image, views, palette, classes, options, head)
 
   def _prompt_tiles(
-    self, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
+    self, named: Sequence[tuple[str, PreparedPrompt]], palette: np.ndarray | None, options: InferenceOptions
   ) -> tuple[_PromptTiles, np.ndarray, np.ndarray]:
     """Returns the prompts' tiles and their labels for each split, the palette, and the classes to decode to."""
-    named = load_prompts(prompts)
     loaded = [prompt for _, prompt in named]
     palette = check_palette(palette, 1 + max(int(prompt.labels.max()) for prompt in loaded))
     tiles, classes = {}, np.zeros(1, np.int32)
@@ -435,6 +452,7 @@ class _PendingPrediction:
     palette: the color of each class.
     classes: the classes to decode to.
     options: how to decode.
+    head: a classifier whose probabilities are averaged with the network's.
   """
 
   image: np.ndarray
@@ -442,6 +460,7 @@ class _PendingPrediction:
   palette: np.ndarray
   classes: np.ndarray
   options: InferenceOptions
+  head: heads.Head | None = None
 
   @property
   def finished(self) -> bool:
@@ -450,13 +469,14 @@ class _PendingPrediction:
 
   def decode(self) -> Prediction:
     """Averages the predicted views and decodes them."""
-    prediction = self._decode([view.tiled.colors for view in self.views])
+    combine = self.head and self.head.combine(self.image)
+    prediction = self._decode([view.tiled.colors for view in self.views], combine)
     if all(view.tiled.colors is view.tiled.unstitched_colors for view in self.views):
       return prediction
-    unstitched = self._decode([view.tiled.unstitched_colors for view in self.views])
+    unstitched = self._decode([view.tiled.unstitched_colors for view in self.views], combine)
     return dataclasses.replace(prediction, unstitched=unstitched)
 
-  def _decode(self, predicted: list[np.ndarray]) -> Prediction:
+  def _decode(self, predicted: list[np.ndarray], combine: heads.Combine | None) -> Prediction:
     upright = [
       np.flip(colors, view.axes)[: view.shape[0], : view.shape[1]]
       for view, colors in zip(self.views, predicted, strict=True)
@@ -464,7 +484,8 @@ class _PendingPrediction:
     colors = [tiling.resize_colors(pixels, self.image.shape[:2]) for pixels in upright]
     decoding = self.options.sensitivity, self.options.least_area
     if self.views[0].asked:
-      return decode_prediction(self._blend(colors), self.palette, self.classes, self.image, *decoding)
+      colors = self._blend(self._probabilities(colors), combine)
+      return decode_prediction(colors, self.palette, self.classes, self.image, *decoding)
     fine, coarse = (
       [c for c, view in zip(colors, self.views, strict=True) if view.coarse == which] for which in (False, True)
     )
@@ -477,20 +498,28 @@ class _PendingPrediction:
       # What was found at the first zoom lies in front: small things lie on large ones.
       found = decode_prediction(fused, self.palette, small, None, self.options.sensitivity).labels > 0
       fused = np.where(found[..., None], fused, nearest_blends(_mean(coarse), self.palette, large))
+    if combine:
+      asked = self.classes[self.classes > 0]
+      fused = self._blend(class_shares(fused, self.palette, asked), combine)
     return decode_prediction(fused, self.palette, self.classes, self.image, *decoding)
 
-  def _blend(self, predicted: list[np.ndarray]) -> np.ndarray:
-    """Blends each pixel's most likely class into the background, by its probability, from masks of all views."""
+  def _probabilities(self, predicted: list[np.ndarray]) -> dict[int, np.ndarray]:
+    """Returns the probability of each class, 0..1, from masks of all views."""
     found: dict[int, list[np.ndarray]] = collections.defaultdict(list)
     for view, masks in zip(self.views, predicted, strict=True):
       for channel, index in enumerate(view.asked):
         # Each zoom is asked for its own classes.
         if not self.options.coarse_zoom or view.coarse == (index in self.options.coarse_classes):
           found[index].append(masks[..., channel])
+    return {index: np.mean(masks, axis=0, dtype=np.float32) / 255.0 for index, masks in found.items()}
+
+  def _blend(self, probabilities: dict[int, np.ndarray], combine: heads.Combine | None) -> np.ndarray:
+    """Blends each pixel's most likely class into the background, by its probability."""
     background = self.palette[0].astype(np.float32)
     best, color = np.zeros(self.image.shape[:2], np.float32), np.broadcast_to(background, self.image.shape)
-    for index, masks in found.items():
-      probability = np.mean(masks, axis=0, dtype=np.float32) / 255.0
+    for index, probability in probabilities.items():
+      if combine:
+        probability = combine(index, probability)
       color = np.where((probability > best)[..., None], self.palette[index], color)
       best = np.maximum(best, probability)
     return np.round(background + best[..., None] * (color - background)).astype(np.uint8)

@@ -17,7 +17,7 @@ from seggpt_jax.data.labels import LabelFormat, classes_in, keep_classes, read_l
 from seggpt_jax.data.sources import Sample, check_size
 from seggpt_jax.errors import InputError, warn_once
 from seggpt_jax.files import expand
-from seggpt_jax.inference import tiling
+from seggpt_jax.inference import heads, tiling
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.palette import IGNORE
 
@@ -34,14 +34,16 @@ class PreparedPrompt(NamedTuple):
   Attributes:
     image: uint8 `[H, W, 3]`.
     labels: class indices `[H, W]`, uint8 or uint16. Ignored pixels are background.
+    original: image and labels before any resizing, 255 where ignored, for a head (`heads.fit`); None without a head.
   """
 
   image: np.ndarray
   labels: np.ndarray
+  original: heads.Labeled | None = None
 
   def resized(self, size: tuple[int, int]) -> PreparedPrompt:
     """Returns the prompt at a size: height and width in pixels."""
-    return PreparedPrompt(tiling.resize_image(self.image, size), tiling.resize_labels(self.labels, size))
+    return PreparedPrompt(tiling.resize_image(self.image, size), tiling.resize_labels(self.labels, size), self.original)
 
   def zoomed(self, zoom: float | int) -> PreparedPrompt:
     """Returns the prompt at a scale, see `InferenceOptions.zoom`.
@@ -52,7 +54,7 @@ class PreparedPrompt(NamedTuple):
     if self.labels.max() >= IGNORE:
       raise InputError(f"prompts: found label {self.labels.max()}, expected at most {IGNORE - 1} with a zoom")
     sample = zoomed({"image": self.image, "label": self.labels.astype(np.uint8)}, zoom)
-    return ZoomedPrompt(sample["image"], sample["label"])
+    return ZoomedPrompt(sample["image"], sample["label"], self.original)
 
 
 class ZoomedPrompt(PreparedPrompt):
@@ -117,7 +119,7 @@ def load_prompt(prompt: Prompt, name: str) -> PreparedPrompt:
   known = without_ignored(labels).astype(np.uint8 if labels.max() <= 255 else np.uint16)
   if not known.any():
     warn_once(f"{_file_or(prompt, name)}: no foreground in the label map, so the prompt shows no class")
-  return PreparedPrompt(image, known)
+  return PreparedPrompt(image, known, heads.shrunk(image, labels))
 
 
 def without_ignored(labels: Integer[np.ndarray, "h w"]) -> Integer[np.ndarray, "h w"]:
