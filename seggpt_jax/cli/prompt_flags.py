@@ -14,12 +14,13 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.queries import Query, list_queries
 from seggpt_jax.model.parameters import default_dtype
-from seggpt_jax.model.weights import load_model
+from seggpt_jax.model.weights import load_config, load_model
 from seggpt_jax.retrieval.every_class import prompt_every_class
 from seggpt_jax.retrieval.labeled_images import list_prompts, read_facts
 from seggpt_jax.retrieval.mapping import ChoiceOptions, choose, default_cache
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 
+_SIMILAR = 5  # prompts of the packaged network, on real pictures better than one (docs/small.md)
 FOLDER_PROMPTS = ("prompt_img_dir", "prompt_label_dir", "mapping", "prompts", "top_k")
 
 
@@ -38,10 +39,15 @@ def define_prompt_flags(required: bool = False) -> list[flags.FlagHolder]:
       "auto",
       ("auto", "first", "spread", "similar"),
       "Prompts without a mapping: the first by name, the same for all that show every class (spread), or those most "
-      "similar to the query. auto is spread for a network trained with data.zoom, else first.",
+      "similar to the query. auto is spread for a network trained with data.zoom, similar for small, else first.",
     ),
     flags.DEFINE_integer(
-      "top_k", 1, "Largest number of prompts for each query, each of several cells with data.zoom.", 1, 1000
+      "top_k",
+      None,
+      "Largest number of prompts for each query, each of several cells with data.zoom. By default 5 where "
+      "--prompts=auto chooses similar ones, else 1.",
+      1,
+      1000,
     ),
   ]
 
@@ -67,11 +73,14 @@ def find_queries(
   """
   values = flags.FLAGS
   folders = values.prompt_img_dir, values.prompt_label_dir
+  rule = values.prompts
+  if rule == "auto":
+    rule = "spread" if options.zoom else "similar" if load_config(values.model_path).backbone else "first"
+  top_k = values.top_k or (_SIMILAR if rule == "similar" and values.prompts == "auto" and not values.mapping else 1)
   # At the scale of training a prompt consists of cells, each from another image.
-  count = values.top_k * options.cells
+  count = top_k * options.cells
   if values.mapping:
     return list_queries(images, *folders, values.mapping, count, bad, apart=apart)
-  rule = values.prompts if values.prompts != "auto" else "spread" if options.zoom else "first"
   if rule == "first":
     found = list_queries(images, *folders, None, count, bad, apart=apart)
     print(f"no --mapping: every query is prompted by {', '.join(files.written for files in found[0].prompts)}")
@@ -82,7 +91,7 @@ def find_queries(
     index = PromptIndex.build(model, candidates, labels, cache=default_cache())
   facts = read_facts(candidates, labels) if index is None else index.facts
   which = "those most similar to it" if index else "the same for all"
-  if index is None or options.zoom:
+  if index is None or options.zoom or values.prompts == "auto":
     print(f"no --mapping: every query gets {count} prompts that show every class in turn, {which} (--prompts)")
     return prompt_every_class(found, candidates, facts, count, index)
   print(f"no --mapping: every query gets {count} of the prompts, {which} (--prompts)")

@@ -172,9 +172,15 @@ def run(
       print(compile_notice("the network", predictor.config.depth, training=False))
     with tqdm(desc="infer", unit="image", total=len(unfinished)) as bar:
       skip = None if bad is None else functools.partial(_note_bad, bad, progress, bar)
-      items = segment(predictor, unfinished, options, labels=labels, skip=skip)
+      shown: set[int] = set()
+      items = _noting_classes(segment(predictor, unfinished, options, labels=labels, skip=skip), shown)
       write = functools.partial(_write, outdir, kinds, annotation_options, options.least_area, read)
       done = _write_all(items, write, progress, bar)
+    if never := sorted(shown):
+      print(
+        f"never found, although prompts show it: class {', '.join(map(str, never))}; try other or more prompts "
+        "(--prompts=similar, --top-k), or --split=objects if it is small"
+      )
     if bad and not done and len(unfinished) == len(own):
       raise InputError(f"none of {len(own)} images could be segmented, the first: {next(iter(bad)).reason}")
     entries = progress.read_all()
@@ -183,6 +189,17 @@ def run(
     annotation_files.finish(outdir, queries, entries, kinds, annotation_options)
   metrics = None if left else write_report(outdir, queries, entries, settings)
   return Outcome(done, len(own) - len(unfinished), left, metrics, skipped_files(entries), own_prompts(queries, entries))
+
+
+def _noting_classes(items: Iterable[tuple[Read, Prediction]], missing: set[int]) -> Iterator[tuple[Read, Prediction]]:
+  """Yields results; in the end `missing` has the classes that prompts showed and no prediction has."""
+  asked: set[int] = set()
+  found: set[int] = set()
+  for item, prediction in items:
+    asked.update(prediction.classes)
+    found.update(np.unique(prediction.labels).tolist())
+    yield item, prediction
+  missing.update(asked - found - {0})
 
 
 def _weights_of(predictor: Predictor) -> str:

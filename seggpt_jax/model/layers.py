@@ -1,4 +1,4 @@
-"""Linear layer, convolution and GELU that compute what Flax and JAX compute, but faster once compiled."""
+"""Layers: linear, convolution and GELU as in Flax but faster once compiled, and a block that attends to others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.typing import AnyArray
 
 
@@ -106,3 +107,61 @@ def _gelu_backward(x, gradient):
 
 
 _gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
+
+
+def weighted_mean(
+  query: Float[Array, "*b n d"], key: Float[Array, "*b m d"], value: Float[Array, "*b m e"]
+) -> Float[Array, "*b n e"]:
+  """Returns the means of values, weighted by the softmax of the products of queries and keys.
+
+  The sum of the weights is one more value, so that no array of all weights is divided and written again.
+  """
+  scores = jnp.einsum("...nd,...md->...nm", query, key)
+  weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+  total = jnp.einsum("...nm,...me->...ne", weights, jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1))
+  return total[..., :-1] / total[..., -1:]
+
+
+class ContextAttention(nnx.Module):
+  """Attention of tokens to themselves and to others."""
+
+  def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
+    self.num_heads = config.num_heads
+    self.qkv = Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
+    self.proj = Linear(config.width, config.width, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b n d"], others: Float[Array, "b m d"] | None = None) -> Float[Array, "b n d"]:
+    def heads(y):
+      return y.reshape(*y.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+
+    query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
+    if others is not None:
+      added = jnp.split(self.qkv(others), 3, axis=-1)
+      key, value = (jnp.concatenate(pair, axis=1) for pair in ((key, added[1]), (value, added[2])))
+    scaled = heads(query) * (self.num_heads / x.shape[-1]) ** 0.5
+    return self.proj(weighted_mean(scaled, heads(key), heads(value)).swapaxes(1, 2).reshape(x.shape))
+
+
+class MLP(nnx.Module):
+  """Two linear layers with a GELU between them."""
+
+  def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
+    self.fc1 = Linear(config.width, config.mlp_dim, dtype=dtype, rngs=rngs)
+    self.fc2 = Linear(config.mlp_dim, config.width, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    return self.fc2(gelu(self.fc1(x)))
+
+
+class ContextBlock(nnx.Module):
+  """A transformer block whose tokens attend to themselves and to others."""
+
+  def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
+    self.norm1 = nnx.LayerNorm(config.width, dtype=dtype, rngs=rngs)
+    self.attn = ContextAttention(config, dtype=dtype, rngs=rngs)
+    self.norm2 = nnx.LayerNorm(config.width, dtype=dtype, rngs=rngs)
+    self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b n d"], others: Float[Array, "b m d"] | None = None) -> Float[Array, "b n d"]:
+    x = x + self.attn(self.norm1(x), None if others is None else self.norm1(others))
+    return x + self.mlp(self.norm2(x))

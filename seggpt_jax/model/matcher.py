@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from seggpt_jax import canvas
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.imagenet import CHANNELS, ImageNetFeatures
-from seggpt_jax.model.layers import Conv3x3, Linear, gelu
+from seggpt_jax.model.layers import ContextBlock, Conv3x3, Linear, gelu, weighted_mean
 from seggpt_jax.model.seggpt import SegGPT, SegType
 from seggpt_jax.typing import AnyArray
 
@@ -32,7 +32,7 @@ _FREQUENCIES = 5  # of the position code
 
 
 class Image(NamedTuple):
-  """What the network computes from an image alone.
+  """Holds what the network computes from an image alone.
 
   Attributes:
     tokens: contextual tokens of stride 8, [N, rows, cols, width].
@@ -48,7 +48,7 @@ class Image(NamedTuple):
 
 
 class Memory(NamedTuple):
-  """What the network keeps of the prompts of a query.
+  """Holds what the network keeps of the prompts of a query.
 
   Attributes:
     keys: features to match with, by stride: [B, prompts * pixels, heads, channels].
@@ -106,64 +106,6 @@ def _position_code(rows: int, cols: int) -> Float[np.ndarray, "rows cols d"]:
   return np.concatenate([by_row, by_col], axis=-1).astype(np.float32)
 
 
-def _weighted_mean(
-  query: Float[Array, "*b n d"], key: Float[Array, "*b m d"], value: Float[Array, "*b m e"]
-) -> Float[Array, "*b n e"]:
-  """Returns the means of values, weighted by the softmax of the products of queries and keys.
-
-  The sum of the weights is one more value, so that no array of all weights is divided and written again.
-  """
-  scores = jnp.einsum("...nd,...md->...nm", query, key)
-  weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-  total = jnp.einsum("...nm,...me->...ne", weights, jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1))
-  return total[..., :-1] / total[..., -1:]
-
-
-class Attention(nnx.Module):
-  """Attention of tokens to themselves and to others."""
-
-  def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
-    self.num_heads = config.num_heads
-    self.qkv = Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
-    self.proj = Linear(config.width, config.width, dtype=dtype, rngs=rngs)
-
-  def __call__(self, x: Float[Array, "b n d"], others: Float[Array, "b m d"] | None = None) -> Float[Array, "b n d"]:
-    def heads(y):
-      return y.reshape(*y.shape[:2], self.num_heads, -1).swapaxes(1, 2)
-
-    query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
-    if others is not None:
-      added = jnp.split(self.qkv(others), 3, axis=-1)
-      key, value = (jnp.concatenate(pair, axis=1) for pair in ((key, added[1]), (value, added[2])))
-    scaled = heads(query) * (self.num_heads / x.shape[-1]) ** 0.5
-    return self.proj(_weighted_mean(scaled, heads(key), heads(value)).swapaxes(1, 2).reshape(x.shape))
-
-
-class MLP(nnx.Module):
-  """Two linear layers with a GELU between them."""
-
-  def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
-    self.fc1 = Linear(config.width, config.mlp_dim, dtype=dtype, rngs=rngs)
-    self.fc2 = Linear(config.mlp_dim, config.width, dtype=dtype, rngs=rngs)
-
-  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    return self.fc2(gelu(self.fc1(x)))
-
-
-class Block(nnx.Module):
-  """A transformer block whose tokens attend to themselves and to others."""
-
-  def __init__(self, config: SegGPTConfig, *, dtype, rngs: nnx.Rngs):
-    self.norm1 = nnx.LayerNorm(config.width, dtype=dtype, rngs=rngs)
-    self.attn = Attention(config, dtype=dtype, rngs=rngs)
-    self.norm2 = nnx.LayerNorm(config.width, dtype=dtype, rngs=rngs)
-    self.mlp = MLP(config, dtype=dtype, rngs=rngs)
-
-  def __call__(self, x: Float[Array, "b n d"], others: Float[Array, "b m d"] | None = None) -> Float[Array, "b n d"]:
-    x = x + self.attn(self.norm1(x), None if others is None else self.norm1(others))
-    return x + self.mlp(self.norm2(x))
-
-
 class Matcher(SegGPT):
   """A small network that segments by example with frozen ImageNet features. It is called as a `SegGPT` is.
 
@@ -184,7 +126,7 @@ class Matcher(SegGPT):
     linear = functools.partial(Linear, dtype=dtype, rngs=rngs)
     total = 2 * sum(CHANNELS.values()) + 6
     self.embed = linear(total + 4 * _FREQUENCIES, width)
-    self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
+    self.blocks = nnx.List([ContextBlock(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
     self.key4 = linear(total, _HEADS[4] * _KEY_DIM)
     self.key8 = linear(width, _HEADS[8] * _KEY_DIM)
     self.sharpness = nnx.Param(jnp.full(sum(_HEADS.values()), np.log(12.0), jnp.float32))
@@ -328,7 +270,7 @@ class Matcher(SegGPT):
     def match(stride, sharpness):
       values = memory.values[stride].reshape(b, -1, c * 16)
       found = [
-        _weighted_mean(query.keys[stride][:, :, head] * jnp.exp(sharp), memory.keys[stride][:, :, head], values)
+        weighted_mean(query.keys[stride][:, :, head] * jnp.exp(sharp), memory.keys[stride][:, :, head], values)
         for head, sharp in enumerate(sharpness)
       ]
       return jnp.stack([each.reshape(b, -1, c, 16) for each in found], axis=3).swapaxes(1, 2)  # b c places heads 16

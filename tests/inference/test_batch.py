@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import batch, outputs, pictures
+from seggpt_jax.inference import predictor as predictor_module
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.inference.shard import Shard
@@ -401,3 +403,20 @@ def test_results_never_replace_images_and_labels(folders, predictor):
     with pytest.raises(InputError, match=r"choose another --outdir"):
       batch.run(predictor, found, folders / "data", kinds=kinds)
   assert before == {file: file.read_bytes() for file in (folders / "data").rglob("*") if file.is_file()}
+
+
+def test_a_class_that_is_never_found_is_named(folders, predictor, monkeypatch, capsys):
+  """Somebody with two classes would otherwise see one of them and think that the other is not there."""
+  decode = predictor_module.decode_prediction
+
+  def without_class_2(*args):
+    prediction = decode(*args)
+    return dataclasses.replace(prediction, labels=np.where(prediction.labels == 2, 0, prediction.labels))
+
+  queries = find(folders, mapping=write_mapping(folders, {"a.png": ["q.png"], "b.png": ["q.png"], "c.png": ["p.png"]}))
+  batch.run(predictor, queries, folders / "all")
+  before = capsys.readouterr().out
+  monkeypatch.setattr(predictor_module, "decode_prediction", without_class_2)
+  batch.run(predictor, queries, folders / "some")
+  assert "never found, although prompts show it: class 2; try other or more prompts" in capsys.readouterr().out
+  assert "class 2" not in before
