@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
   config = default_config()
   config.num_steps = 1300
   config.batch_size = 8
-  config.model.init_from = "small"
+  config.model.init_from = "drawn"
   config.model.square = 64
   config.model.drop_path_rate = 0.0
   config.model.remat = "none"

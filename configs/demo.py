@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
   config = default_config()
   config.num_steps = 200
   config.batch_size = 8
-  config.model.init_from = "small"
+  config.model.init_from = "drawn"
   config.model.square = 96  # a step takes half of the time of one at the weights' own 128 pixels
   config.model.drop_path_rate = 0.0
   config.model.remat = "none"

@@ -199,7 +199,7 @@ def _cut(
 
 
 class _Look:
-  """Changes colors: all pictures of an example alike (gray, exchanged channels, negative), and each in its own light."""
+  """Changes colors: all pictures of an example alike (gray, exchanged channels, negative), each in its light."""
 
   def __init__(self, generator: np.random.Generator):
     self.gray = generator.dirichlet((2.0, 3.0, 1.0)).astype(np.float32) if generator.random() < 0.15 else None

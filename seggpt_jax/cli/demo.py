@@ -65,7 +65,7 @@ def main() -> None:
   prompts = dict(zip(queries, itertools.cycle(examples), strict=False))
   mapping = workdir / "mapping.json"
   write_json(mapping, {query: [prompt] for query, prompt in prompts.items()})
-  scores_before = _infer("small", boards, mapping, before)
+  scores_before = _infer("drawn", boards, mapping, before)
   _run(
     *("train", "--config", "demo", "--workdir", str(training)),
     *(f"--config.data.path={boards}", f"--config.num_steps={steps}"),
