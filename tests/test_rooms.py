@@ -21,7 +21,7 @@ ROOMS = (
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
   **{"cli": 2700, "app": 3950, "evaluation": 2350, "retrieval": 1000, "export": 400, "training": 4200},
-  **{"inference": 4050, "audit": 2700, "prepare": 750, "synthetic": 750, "model": 3650, "data": 6050, "metrics": 500},
+  **{"inference": 4480, "audit": 2700, "prepare": 750, "synthetic": 750, "model": 3650, "data": 6050, "metrics": 500},
   "": 1100,
 }
 MOST_IN_A_MODULE = 400
@@ -29,12 +29,12 @@ MOST_IN_A_MODULE = 400
 LONGER = {
   "seggpt_jax.app.page_routes": 430,
   "seggpt_jax.app.sessions": 506,
-  "seggpt_jax.inference.predictor": 451,
+  "seggpt_jax.inference.predictor": 423,
   "seggpt_jax.inference.queries": 447,
   "seggpt_jax.model.seggpt": 425,
   "seggpt_jax.training.checkpoints": 436,
 }
-KEYS, FLAGS, WORDS = 75, 180, 34_850  # of configurations, of all commands (tests/cli/test_bounds.py), of docs
+KEYS, FLAGS, WORDS = 75, 184, 35_050  # of configurations, of all commands (tests/cli/test_bounds.py), of docs
 
 MAIN = {"seggpt_jax.__main__"}  # `python -m seggpt_jax` is above all rooms
 

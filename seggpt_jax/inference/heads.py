@@ -31,11 +31,12 @@ _LEVELS = 4  # octaves of texture
 _GRID = _SIDE // 8  # places along a side of the coarse features
 _PIXELS = 1000  # pixels of each class that a head is fitted to, from all prompts
 _RIDGE, _STEPS = 1e-3, 30
-_WEIGHTS = (0.0, 0.4, 0.8)  # candidates for the share of the head in the mean of logits
+_WEIGHTS = (0.0, 0.2, 0.4, 0.8)  # candidates for the share of the head in the mean of logits
 _MARGIN = 0.1  # by which the last one must be better
+_NEAREST = 3  # neighbors whose mean a mask is carried back by
 _KEPT = 16  # heads of the last sets of prompts
 
-Labeled = tuple[UInt8[np.ndarray, "h w 3"], Integer[np.ndarray, "h w"]]
+Labeled = tuple[UInt8[np.ndarray, "_ _ 3"], Integer[np.ndarray, "_ _"]]
 Maps = list[Float[np.ndarray, "_ _ _"]]
 Combine = Callable[[int, Float[np.ndarray, "h w"]], Float[np.ndarray, "h w"]]
 
@@ -163,17 +164,18 @@ class Head:
   def combine(self, image: UInt8[np.ndarray, "h w 3"]) -> Combine:
     """Returns a function that improves the probability of a class, which the network has found in an image.
 
-    The candidates are the network's mask, the mean of both logits, and the head's mask. Each is carried back to the
-    prompts by their nearest neighbors in the image. The one that finds the prompts' own mask best is the answer. So a
-    head that has only learned the prompts' background is not heard.
+    The candidates are means of the network's and the head's logits, with more or less weight for the head. Each mask is
+    carried back to the prompts by their nearest neighbors in the image. The one that finds the prompts' own mask best
+    is the answer, so a head that has only learned the prompts' background is not heard.
     """
     features = describe(image)
     logits, places = self.logits(features), (features.places - self._mean) / self._scale
-    nearest = np.argmin((places * places).sum(axis=1) - 2 * self._places @ places.T, axis=1)
+    distances = (places * places).sum(axis=1) - 2 * self._places @ places.T
+    nearest = np.argpartition(distances, _NEAREST, axis=1)[:, :_NEAREST]
 
     def recall(found: Float[np.ndarray, "h w"], place: int) -> float:
       """Returns the soft IoU of a mask that is carried back with the prompts' mask."""
-      inside = _resized((found > 0).astype(np.float32), (_GRID, _GRID), area=True).reshape(-1)[nearest]
+      inside = _resized((found > 0).astype(np.float32), (_GRID, _GRID), area=True).reshape(-1)[nearest].mean(axis=1)
       share = self._shares[:, place]
       return float(np.minimum(inside, share).sum() / max(np.maximum(inside, share).sum(), 1e-6))
 

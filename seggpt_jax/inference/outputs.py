@@ -20,6 +20,7 @@ from seggpt_jax.files import write_whole, writing
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.pictures import overlay, titled_row, write_png
 from seggpt_jax.inference.prediction import Prediction
+from seggpt_jax.inference.prompts import PreparedPrompt
 from seggpt_jax.palette import display_palette
 from seggpt_jax.written import remove_own
 
@@ -48,7 +49,7 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 def concat(
   query: UInt8[np.ndarray, "h w 3"],
-  prompt: tuple[np.ndarray, np.ndarray] | None,
+  prompt: tuple[np.ndarray, np.ndarray] | PreparedPrompt | None,
   prediction: Prediction,
   truth: Integer[np.ndarray, "h w"] | None = None,
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
@@ -120,7 +121,7 @@ def write_prediction(
   directory: str | os.PathLike,
   name: str,
   query: UInt8[np.ndarray, "h w 3"],
-  prompts: Sequence[tuple[np.ndarray, np.ndarray]],
+  prompts: Sequence[tuple[np.ndarray, np.ndarray] | PreparedPrompt],
   prediction: Prediction,
   truth: Integer[np.ndarray, "h w"] | None = None,
   kinds: Sequence[Kind] = DEFAULT_KINDS,

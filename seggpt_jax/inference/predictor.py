@@ -7,7 +7,6 @@ In: images of any size and prompts, each an image with its label map. Out: a `Pr
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +22,8 @@ from seggpt_jax.files import expand
 from seggpt_jax.inference import heads, tiling
 from seggpt_jax.inference.batching import BatchedForward, TiledImage, predict_colors, predict_masks
 from seggpt_jax.inference.options import Flips, Heads, InferenceOptions
-from seggpt_jax.inference.prediction import Prediction, class_shares, decode_prediction, nearest_blends
+from seggpt_jax.inference.pending import PendingPrediction, View
+from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.prompts import (
   Pixels,
   PreparedPrompt,
@@ -295,7 +295,7 @@ class Predictor:
     else:
       run = functools.partial(predict_colors, self._graph, self._params, seg_type=options.seg_type)
     batches = BatchedForward(run, self.max_canvases)
-    pending: collections.deque[_PendingPrediction] = collections.deque()
+    pending: collections.deque[PendingPrediction] = collections.deque()
     for image, prompts in queries:
       pending.append(self._start(as_image(image, "image"), prompts, palette, options))
       for view in pending[-1].views:
@@ -315,7 +315,7 @@ class Predictor:
 
   def _start(
     self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
-  ) -> _PendingPrediction:
+  ) -> PendingPrediction:
     """Checks a query, and cuts it and its prompts into tiles for every split and mirrored copy."""
     check_pairs(prompts)
     head = None
@@ -327,7 +327,7 @@ class Predictor:
       if options.head == "on" or (options.head == "auto" and self._auto_head):
         head = self._heads.fit([prompt.original for _, prompt in named if prompt.original is not None])
     views = self._views(image, tiles, palette, classes, options)
-    return _PendingPrediction(image, views, palette, classes, options, head)
+    return PendingPrediction(image, views, palette, classes, options, head)
 
   def _prompt_tiles(
     self, named: Sequence[tuple[str, PreparedPrompt]], palette: np.ndarray | None, options: InferenceOptions
@@ -377,7 +377,7 @@ class Predictor:
 
   def _views(
     self, image: np.ndarray, tiles: _PromptTiles, palette: np.ndarray, classes: np.ndarray, options: InferenceOptions
-  ) -> list[_View]:
+  ) -> list[View]:
     """Returns the image at every split, with every mirroring and question, each with its prompts."""
     patch_size, views = self.config.patch_size, []
     for scale, prompts in tiles.items():
@@ -398,7 +398,7 @@ class Predictor:
       for question, asked in self._questions(targets, palette, classes):
         for axes in _MIRRORED_AXES[options.flips]:
           shown = (np.flip(array, axes) for array in (resized, images, question))
-          views.append(_View(TiledImage(*shown, rounds, patch_size), axes, shape, coarse, asked))
+          views.append(View(TiledImage(*shown, rounds, patch_size), axes, shape, coarse, asked))
     return views
 
 
@@ -421,110 +421,3 @@ def _learned_tiles(
     palette_lib.fixed_palette(len(classes)),
     classes,
   )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _View:
-  """An image at one split and with one mirroring.
-
-  Attributes:
-    tiled: the image on its way through the network.
-    axes: the mirrored axes.
-    shape: height and width in pixels of the image at this split, without what fills it up to a tile.
-    coarse: whether this is the second zoom.
-    asked: the class of each channel, if the network answers masks.
-  """
-
-  tiled: TiledImage
-  axes: tuple[int, ...]
-  shape: tuple[int, int]
-  coarse: bool = False
-  asked: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _PendingPrediction:
-  """A query on its way through the network.
-
-  Attributes:
-    image: the query.
-    views: the image at every split and with every mirroring.
-    palette: the color of each class.
-    classes: the classes to decode to.
-    options: how to decode.
-    head: a classifier whose probabilities are averaged with the network's.
-  """
-
-  image: np.ndarray
-  views: list[_View]
-  palette: np.ndarray
-  classes: np.ndarray
-  options: InferenceOptions
-  head: heads.Head | None = None
-
-  @property
-  def finished(self) -> bool:
-    """True once the network has predicted all views."""
-    return all(view.tiled.finished for view in self.views)
-
-  def decode(self) -> Prediction:
-    """Averages the predicted views and decodes them."""
-    combine = self.head and self.head.combine(self.image)
-    prediction = self._decode([view.tiled.colors for view in self.views], combine)
-    if all(view.tiled.colors is view.tiled.unstitched_colors for view in self.views):
-      return prediction
-    unstitched = self._decode([view.tiled.unstitched_colors for view in self.views], combine)
-    return dataclasses.replace(prediction, unstitched=unstitched)
-
-  def _decode(self, predicted: list[np.ndarray], combine: heads.Combine | None) -> Prediction:
-    upright = [
-      np.flip(colors, view.axes)[: view.shape[0], : view.shape[1]]
-      for view, colors in zip(self.views, predicted, strict=True)
-    ]
-    colors = [tiling.resize_colors(pixels, self.image.shape[:2]) for pixels in upright]
-    decoding = self.options.sensitivity, self.options.least_area
-    if self.views[0].asked:
-      colors = self._blend(self._probabilities(colors), combine)
-      return decode_prediction(colors, self.palette, self.classes, self.image, *decoding)
-    fine, coarse = (
-      [c for c, view in zip(colors, self.views, strict=True) if view.coarse == which] for which in (False, True)
-    )
-    fused = _mean(fine)
-    if coarse:
-      # Each zoom has been asked for its own classes, and its colors are to be told from these alone.
-      large = np.intersect1d(self.classes, self.options.coarse_classes)
-      small = np.setdiff1d(self.classes, large)
-      fused = nearest_blends(fused, self.palette, small[small > 0])
-      # What was found at the first zoom lies in front: small things lie on large ones.
-      found = decode_prediction(fused, self.palette, small, None, self.options.sensitivity).labels > 0
-      fused = np.where(found[..., None], fused, nearest_blends(_mean(coarse), self.palette, large))
-    if combine:
-      asked = self.classes[self.classes > 0]
-      fused = self._blend(class_shares(fused, self.palette, asked), combine)
-    return decode_prediction(fused, self.palette, self.classes, self.image, *decoding)
-
-  def _probabilities(self, predicted: list[np.ndarray]) -> dict[int, np.ndarray]:
-    """Returns the probability of each class, 0..1, from masks of all views."""
-    found: dict[int, list[np.ndarray]] = collections.defaultdict(list)
-    for view, masks in zip(self.views, predicted, strict=True):
-      for channel, index in enumerate(view.asked):
-        # Each zoom is asked for its own classes.
-        if not self.options.coarse_zoom or view.coarse == (index in self.options.coarse_classes):
-          found[index].append(masks[..., channel])
-    return {index: np.mean(masks, axis=0, dtype=np.float32) / 255.0 for index, masks in found.items()}
-
-  def _blend(self, probabilities: dict[int, np.ndarray], combine: heads.Combine | None) -> np.ndarray:
-    """Blends each pixel's most likely class into the background, by its probability."""
-    background = self.palette[0].astype(np.float32)
-    best, color = np.zeros(self.image.shape[:2], np.float32), np.broadcast_to(background, self.image.shape)
-    for index, probability in probabilities.items():
-      if combine:
-        probability = combine(index, probability)
-      color = np.where((probability > best)[..., None], self.palette[index], color)
-      best = np.maximum(best, probability)
-    return np.round(background + best[..., None] * (color - background)).astype(np.uint8)
-
-
-def _mean(colors: list[np.ndarray]) -> np.ndarray:
-  """Returns the mean of predicted colors, as uint8."""
-  return colors[0] if len(colors) == 1 else np.round(np.mean(colors, axis=0)).astype(np.uint8)

@@ -22,7 +22,6 @@ from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.palette import IGNORE
 
 Pixels = np.ndarray | Image.Image | str | os.PathLike  # an array, a Pillow image, or a file
-Prompt = tuple[Pixels, Pixels]  # an image and its label map
 _PIXELS = (np.ndarray, Image.Image, str, os.PathLike)
 
 _MAX_LABEL = 65_535  # the largest value of a 16-bit PNG
@@ -55,6 +54,9 @@ class PreparedPrompt(NamedTuple):
       raise InputError(f"prompts: found label {self.labels.max()}, expected at most {IGNORE - 1} with a zoom")
     sample = zoomed({"image": self.image, "label": self.labels.astype(np.uint8)}, zoom)
     return ZoomedPrompt(sample["image"], sample["label"], self.original)
+
+
+Prompt = tuple[Pixels, Pixels] | PreparedPrompt  # an image and its label map
 
 
 class ZoomedPrompt(PreparedPrompt):
