@@ -27,7 +27,7 @@ from seggpt_jax.data.recognize import Form, recognize
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import MOMENT, remove_leftovers, write_whole, writing
 
-_GUESSED = ("kind", "num_classes", "class_names", "labels", "threshold", "table", "ignore")
+_GUESSED = ("kind", "num_classes", "class_names", "labels", "ignore")
 
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
@@ -49,8 +49,8 @@ def main() -> None:
   """Inspects the dataset that the flags name."""
   values = flags.FLAGS
   given = frozenset(name for name in _GUESSED if is_given(name))
-  if "labels" not in given and (alone := given & {"threshold", "table", "ignore"}):
-    raise InputError(f"--{min(alone)}: found without --labels, expected --labels with it")
+  if "ignore" in given and "labels" not in given:
+    raise InputError("--ignore: found without --labels, expected --labels with it")
   dataset = dataset_from_flags()
   form = Form(values.kind) if "kind" in given and values.split else recognize(dataset.path, values.kind)
   dataset = dataclasses.replace(dataset, kind=form.kind)

@@ -36,7 +36,8 @@ def test_the_version_and_a_mistyped_command(capsys):
   assert status == 2 and err.startswith("error: nonsense: unknown command, expected inspect, prepare, train")
 
 
-def test_help_of_train_lists_each_flag_and_each_config_key_once():
+def test_help_of_train_lists_each_flag_and_the_common_keys_once_and_all_on_demand():
+  from seggpt_jax.cli.config_help import COMMON
   from seggpt_jax.training.schema import KEYS
 
   done = seggpt("train", "--help")
@@ -44,6 +45,10 @@ def test_help_of_train_lists_each_flag_and_each_config_key_once():
   lines = done.stdout.splitlines()
   for flag in ("  --config CONFIG", "  --workdir PATH", "  --distributed TEXT"):
     assert sum(line.startswith(flag) for line in lines) == 1
+  shown = [key.name for key in KEYS if any(line.startswith(f"  {key.name}=") for line in lines)]
+  assert sorted(shown) == sorted(COMMON) and "--helpfull lists all" in done.stdout
+  done = seggpt("train", "--helpfull")
+  lines = done.stdout.splitlines()
   for key in KEYS:
     assert sum(line.startswith(f"  {key.name}=") for line in lines) == 1, key.name
   text = " ".join(done.stdout.split())
