@@ -1,5 +1,7 @@
 """The `seggpt` command: what it prints for people who look around, and who mistype."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,14 @@ def test_wrong_command_lines_end_with_status_2_and_one_line(arguments, message):
 def test_every_spelling_of_help_prints_the_same_text(flag):
   done = seggpt("boards", "--num-train=1", flag)
   assert done.returncode == 0 and "--num-train" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "convert_torch_weights.py", "demo.py", "-m seggpt_jax merge"])
+def test_a_script_of_the_repository_is_its_command(script):
+  """Real processes; tests/cli/test_train.py runs train.py and infer.py."""
+  line = [sys.executable, *script.split(), "--help"]
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0 and done.stdout.startswith("usage: ") and done.stderr == ""
 
 
 def test_hyphens_underscores_and_the_home_directory_are_understood(tmp_path):
