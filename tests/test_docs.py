@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.synthetic.boards import write_boards
+from tests import commands as commands_in_forks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -168,7 +169,8 @@ def run(folder: Path, *command: str) -> None:
 
 
 def seggpt(folder: Path, *arguments: str) -> None:
-  run(folder, "-c", "from seggpt_jax.cli.main import main; main()", *arguments)
+  done = commands_in_forks.seggpt(*arguments, cwd=folder, env={"XLA_FLAGS": "", "HOME": str(folder)})
+  assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout}\n{done.stderr}"
 
 
 # `make test` runs the commands of the first page, `.ci/run` those of all.
@@ -219,13 +221,7 @@ def test_flags_and_keys_of_commands_that_are_not_run_exist(tmp_path):
   known: dict[str, set[str]] = {}
   for _, name, *arguments in CHECKED:
     if name not in known:
-      help_text = subprocess.run(
-        [sys.executable, "-c", "from seggpt_jax.cli.main import main; main()", name, "--help"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-      ).stdout
+      help_text = commands_in_forks.seggpt(name, "--help").stdout
       known[name] = set(re.findall(r"--(?:\[no\])?([\w-]+)", help_text))
     given = [argument.lstrip("-").split("=")[0] for argument in arguments if argument.startswith("--")]
     assert {flag for flag in given if not flag.startswith("config.")} <= known[name], (name, arguments)

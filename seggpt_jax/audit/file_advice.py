@@ -83,11 +83,13 @@ def _prepare_line(findings: Findings, outdir: str, **changes: Any) -> str:
   """Returns the command that converts this dataset, with labels read as in the audit."""
   dataset, label_format = findings.dataset, findings.dataset.label_format
   flags: dict[str, Any] = {"kind": dataset.kind, "path": dataset.path, "num_classes": dataset.num_classes}
-  flags |= {} if dataset.kind in OUTLINES else {"labels": label_format.mode}
-  flags |= {"threshold": label_format.threshold} if label_format.threshold is not None else {}
-  for name in ("table", "ignore"):
-    if getattr(label_format, name):
-      flags[name] = ",".join(str(value).replace(" ", "") for value in getattr(label_format, name))
+  table, ignore = (
+    ",".join(str(value).replace(" ", "") for value in values) for values in (label_format.table, label_format.ignore)
+  )
+  if dataset.kind not in OUTLINES:
+    more = str(label_format.threshold) if label_format.threshold is not None else table
+    flags["labels"] = f"{label_format.mode}:{more}" if more else label_format.mode
+  flags |= {"ignore": ignore} if ignore else {}
   flags |= {"class_names": ",".join(dataset.class_names)} if dataset.class_names else {}
   bad = any(
     survey.num_usable < len(survey.samples) or survey.problems["unmatched"] for survey in findings.surveys.values()

@@ -32,13 +32,16 @@ def flag_name(name: str) -> str:
   return f"--{name.replace('_', '-')}"
 
 
-def command_help(command: ModuleType, program: str, groups: Mapping[str, Sequence[flags.FlagHolder]]) -> str:
+def command_help(
+  command: ModuleType, program: str, groups: Mapping[str, Sequence[flags.FlagHolder]], full: bool = False
+) -> str:
   """Returns the help of a command.
 
   Args:
-    command: its module, with a docstring, `ARGUMENTS` and `more_help()` where it has any.
+    command: its module, with a docstring, `ARGUMENTS` and `more_help` where it has any.
     program: the command as people type it.
     groups: its flags, by the titles of their groups.
+    full: whether to print all of `more_help`.
   """
   own = {title: [flags.FLAGS[holder.name] for holder in holders] for title, holders in groups.items()}
   required = [f"{_spellings(flag)[0]} {_value(flag)}" for group in own.values() for flag in group if _is_required(flag)]
@@ -51,7 +54,7 @@ def command_help(command: ModuleType, program: str, groups: Mapping[str, Sequenc
     parts.append("\n".join([f"{title}:", *(entry(_heading(flag), _description(flag)) for flag in group)]))
   parts.append("\n".join(["General:", *(entry(*each) for each in _GENERAL)]))
   if hasattr(command, "more_help"):
-    parts.append(command.more_help())
+    parts.append(command.more_help(full))
   return "\n\n".join(parts)
 
 

@@ -29,7 +29,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.files import MOMENT, remove_leftovers, write_whole, writing
 from seggpt_jax.written import check_outputs, is_own
 
-_GUESSED = ("kind", "num_classes", "class_names", "labels", "threshold", "table", "ignore")
+_GUESSED = ("kind", "num_classes", "class_names", "labels", "ignore")
 
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
@@ -54,8 +54,8 @@ def main() -> None:
   outdir = Path(values.outdir)
   pictures = [path for path in outdir.glob("*") if is_image(path.name) and not is_own(path)]
   check_outputs([outdir / "inspect.json", outdir / "inspect.png"], pictures, is_image=is_image)
-  if "labels" not in given and (alone := given & {"threshold", "table", "ignore"}):
-    raise InputError(f"--{min(alone)}: found without --labels, expected --labels with it")
+  if "ignore" in given and "labels" not in given:
+    raise InputError("--ignore: found without --labels, expected --labels with it")
   dataset = dataset_from_flags()
   form = Form(values.kind) if "kind" in given and values.split else recognize(dataset.path, values.kind)
   dataset = dataclasses.replace(dataset, kind=form.kind)

@@ -6,11 +6,11 @@ from typing import Any
 
 from absl import flags
 
-from seggpt_jax.cli.runner import is_given, naming_flags
+from seggpt_jax.cli.runner import naming_flags
 from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, parse_values
 from seggpt_jax.errors import InputError
 
-NAMES = ("labels", "threshold", "table", "ignore")
+NAMES = ("labels", "ignore")
 
 
 def define_label_flags(default: str) -> dict[str, list[flags.FlagHolder]]:
@@ -20,39 +20,38 @@ def define_label_flags(default: str) -> dict[str, list[flags.FlagHolder]]:
     default: what happens without `--labels`, in words.
   """
   holders = [
-    flags.DEFINE_enum(
+    flags.DEFINE_string(
       "labels",
       None,
-      list(LABEL_MODES),
-      "How label files are read. index: values are class indices. binary: values above --threshold are class 1. "
-      f"table: the i-th value or color of --table is class i. Default: {default}.",
-    ),
-    flags.DEFINE_integer(
-      "threshold",
-      None,
-      "With --labels=binary: the largest background value; 127 suits JPEG masks. Without it, "
-      "masks must hold 0 and one other value.",
-      0,
-      255,
+      "How label files are read. index: values are class indices. binary: masks of 0 and one other value, class 1; "
+      "binary:T: values above T are class 1, and 127 suits JPEG masks. table:0,128,255 or table:(0,0,0),(255,0,0): the "
+      f"i-th value or color is class i. Default: {default}.",
     ),
     flags.DEFINE_string(
-      "table", None, "With --labels=table: the values or colors of classes 0, 1, ...: 0,128,255 or (0,0,0),(255,0,0)."
+      "ignore", None, "Values or colors of pixels without a known class: 255, or (255,255,255),(128,128,128)."
     ),
-    flags.DEFINE_string("ignore", None, "Values or colors of pixels without a known class, written as in --table."),
   ]
   return {"Label files": holders}
 
 
 def label_values() -> dict[str, Any]:
-  """Returns the values of the flags, parsed; None for each flag that is not given.
+  """Returns `labels` (the mode), `threshold`, `table` and `ignore` as the flags have them; None for what they lack.
 
   Raises:
-    InputError: `--table` or `--ignore` is not a list of values or colors.
+    InputError: a flag has another form.
   """
-  values = {name: flags.FLAGS[name].value for name in NAMES}
-  for name in ("table", "ignore"):
-    if values[name] is not None:
-      values[name] = parse_values(values[name], f"--{name}")
+  values: dict[str, Any] = dict.fromkeys(("labels", "threshold", "table", "ignore"))
+  if (text := flags.FLAGS.labels) is not None:
+    mode, colon, rest = text.partition(":")
+    values["labels"] = mode
+    if mode == "table":
+      values["table"] = parse_values(rest, "--labels")
+    elif mode == "binary" and colon and rest.isdecimal() and len(rest) < 4 and int(rest) <= 255:
+      values["threshold"] = int(rest)
+    elif mode not in LABEL_MODES or colon:
+      raise InputError(f"--labels: found {text!r}, expected index, binary, binary:T with T from 0 to 255, or table:...")
+  if flags.FLAGS.ignore is not None:
+    values["ignore"] = parse_values(flags.FLAGS.ignore, "--ignore")
   return values
 
 
@@ -63,8 +62,5 @@ def label_format() -> LabelFormat:
     InputError: the flags do not go together.
   """
   values = label_values()
-  mode = values["labels"] or "index"
-  if is_given("threshold") and mode != "binary":
-    raise InputError(f"--threshold: found with --labels={mode}, expected only with --labels=binary")
   with naming_flags():
-    return LabelFormat(mode, values["threshold"], values["table"] or (), values["ignore"] or ())
+    return LabelFormat(values["labels"] or "index", values["threshold"], values["table"] or (), values["ignore"] or ())

@@ -45,7 +45,7 @@ def load(text: str) -> ConfigDict:
 
   Args:
     text: name or path of a config as in `find`; after a colon there may be an argument for its `get_config`, as in
-      "pretrain_small:96".
+      "mine.py:96".
 
   Raises:
     InputError: there is no such config, or its file does not work as one.

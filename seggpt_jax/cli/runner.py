@@ -6,7 +6,7 @@ A command is a module of this package with
 - `ARGUMENTS`, names of the arguments that are no flags, all of them paths (optional);
 - `define_flags()`, which defines the flags and returns them in groups, by the titles that the help shows;
 - `main(*arguments)`, which does the work, with one value for each of `ARGUMENTS`;
-- `more_help()`, further text for the end of the help (optional).
+- `more_help(full)`, further text for the end of the help, all of it with `--helpfull` (optional).
 
 Status 0: done. 2: the user's input is wrong; one line on stderr says how. 130: interrupted. 1: anything else; one line
 on stderr names the file with the traceback, which `--verbosity=0` prints instead.
@@ -73,8 +73,9 @@ def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn
       stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end the work
   groups = command.define_flags()
   own = [holder.name for holders in groups.values() for holder in holders]
-  if any(argument.startswith("-") and argument.lstrip("-").partition("=")[0] in _HELP for argument in arguments):
-    print(command_help(command, program, groups))
+  asked = {argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")} & _HELP
+  if asked:
+    print(command_help(command, program, groups, full="helpfull" in asked))
     sys.exit(0)
   # ml_collections looks for the keys of a config in sys.argv.
   sys.argv = [program, *_registered_names(arguments)]

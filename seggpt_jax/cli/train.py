@@ -53,7 +53,7 @@ def _check_keys(config: ConfigDict, argv: list[str]) -> None:
     if not config_seen:
       raise InputError(f"--config: found --config.{match[2]} before it, expected --config first")
     if match[2] not in known:
-      raise InputError(f"--config.{match[2]}: unknown key, expected {_nearest(match[2], known)} (--help lists all)")
+      raise InputError(f"--config.{match[2]}: unknown key, expected {_nearest(match[2], known)} (--helpfull lists all)")
 
 
 def _nearest(key: str, known: list[str]) -> str:

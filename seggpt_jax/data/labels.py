@@ -264,7 +264,7 @@ def _foreground_value(stored: StoredLabel, values: np.ndarray, ignored: np.ndarr
   if stored.codec:
     raise InputError(
       f"{where}: found {stored.codec}, whose noise near 0 would count as foreground, expected a threshold with "
-      "labels=binary: set threshold=127 (a flag --threshold=127, in a configuration data.threshold=127)"
+      "labels=binary: set threshold=127 (--labels=binary:127, in a configuration data.threshold=127)"
     )
   if ignored is not None:
     values = np.where(ignored, values.dtype.type(0), values)

@@ -166,7 +166,7 @@ def bars(good: Sequence[int], bad: Sequence[int], ticks: Mapping[float | int, st
 def _section(section: Section) -> str:
   left_out = len(section.scores) - len(section.rows)
   shown = f"Pictures of the {len(section.rows)} worst of {len(section.scores)} images"
-  more = f"; the other {left_out} are only in the table (--rows shows more)." if left_out else "."
+  more = f"; the other {left_out} are only in the table." if left_out else "."
   table = "\n".join(
     f"<tr><td>{html.escape(name)}</td><td>{html.escape(score)}</td><td>{_mark(mark)}</td></tr>"
     for name, score, mark in section.scores

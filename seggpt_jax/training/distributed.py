@@ -55,7 +55,7 @@ def _parse(where: str) -> dict[str, Any] | None:
     return None
   if where == "auto":
     return {}
-  found = re.fullmatch(r"(.+):(\d{1,5}),(\d{1,6}),(\d{1,6})", where)
+  found = re.fullmatch(r"(.+):(\d{1,5}),([1-9]\d{0,5}),(\d{1,6})", where)
   if not found or int(found[2]) > 65535:
     raise InputError(f"--distributed: found {where!r}, expected off, auto or HOST:PORT,N,I")
   count, number = int(found[3]), int(found[4])

@@ -130,7 +130,14 @@ def run_command(*arguments):
 
 
 @pytest.mark.parametrize(
-  "arguments", [("--path", "nowhere"), ("--path", "{empty}"), ("--path", "{empty}", "--threshold=3"), ()]
+  "arguments",
+  [
+    ("--path", "nowhere"),
+    ("--path", "{empty}"),
+    ("--path", "{empty}", "--ignore=3"),
+    ("--path", "{empty}", "--labels=binary:300"),
+    (),
+  ],
 )
 def test_wrong_flags_end_with_status_2_and_one_line(tmp_path, arguments):
   run = run_command(*(each.format(empty=tmp_path) for each in arguments))

@@ -90,7 +90,12 @@ SEEDS = {
   "retrieve": {"top_k": 10**9, "output": ""},
   "evaluate": {"split": 1000, "shots": 0, "episodes": 10**9, "shard": "3/2"},
   "train": {"config.data.num_workers": 1000, "config.data.scale": "('a','b')", "workdir": "x" * 300}
-  | {"config.batch_size": 2**40, "config.optim.peak": "nan", "config.data.path": "x" * 300, "num_processes": 10**9},
+  | {
+    "config.batch_size": 2**40,
+    "config.optim.peak": "nan",
+    "config.data.path": "x" * 300,
+    "distributed": "here:1,0,9",
+  },
   "inspect": {"max_images": -1, "num_classes": 256, "outdir": ""},
 }
 

@@ -13,7 +13,6 @@ from seggpt_jax.model import parameters, torch_files, torch_weights, weights
 from seggpt_jax.model.config import SegGPTConfig
 from tests.commands import seggpt
 
-ROOT = Path(__file__).parents[2]
 CONFIG = SegGPTConfig(
   canvas_size=(32, 16),
   patch_size=8,

@@ -1,5 +1,7 @@
 """The `seggpt` command: what it prints for people who look around, and who mistype."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,8 @@ def test_the_version_and_a_mistyped_command(capsys):
   assert status == 2 and err.startswith("error: nonsense: unknown command, expected inspect, prepare, train")
 
 
-def test_help_of_train_lists_each_flag_and_each_config_key_once():
+def test_help_of_train_lists_each_flag_and_the_common_keys_once_and_all_on_demand():
+  from seggpt_jax.cli.config_help import COMMON
   from seggpt_jax.training.schema import KEYS
 
   done = seggpt("train", "--help")
@@ -44,6 +47,10 @@ def test_help_of_train_lists_each_flag_and_each_config_key_once():
   lines = done.stdout.splitlines()
   for flag in ("  --config CONFIG", "  --workdir PATH", "  --distributed TEXT"):
     assert sum(line.startswith(flag) for line in lines) == 1
+  shown = [key.name for key in KEYS if any(line.startswith(f"  {key.name}=") for line in lines)]
+  assert sorted(shown) == sorted(COMMON) and "--helpfull lists all" in done.stdout
+  done = seggpt("train", "--helpfull")
+  lines = done.stdout.splitlines()
   for key in KEYS:
     assert sum(line.startswith(f"  {key.name}=") for line in lines) == 1, key.name
   text = " ".join(done.stdout.split())
@@ -78,6 +85,14 @@ def test_wrong_command_lines_end_with_status_2_and_one_line(arguments, message):
 def test_every_spelling_of_help_prints_the_same_text(flag):
   done = seggpt("boards", "--num-train=1", flag)
   assert done.returncode == 0 and "--num-train" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "convert_torch_weights.py", "demo.py", "-m seggpt_jax merge"])
+def test_a_script_of_the_repository_is_its_command(script):
+  """Real processes; tests/cli/test_train.py runs train.py and infer.py."""
+  line = [sys.executable, *script.split(), "--help"]
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0 and done.stdout.startswith("usage: ") and done.stderr == ""
 
 
 def test_hyphens_underscores_and_the_home_directory_are_understood(tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,8 +14,6 @@ from seggpt_jax.model.adapters import LearnedPrompt, LoRA
 from tests import adapter_runs, peers
 from tests.commands import seggpt
 from tests.loud_network import loud_params
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

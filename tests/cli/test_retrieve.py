@@ -19,7 +19,6 @@ from seggpt_jax.retrieval.mapping import ChoiceOptions, choose
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 from tests.commands import seggpt
 
-ROOT = Path(__file__).parents[2]
 # Prompts by name: their classes. Queries likewise; each looks like the prompt of the same number.
 PROMPTS = {"red_0": (1,), "red_1": (1, 2), "red_2": (2,), "blue_3": (3,), "blue_4": (1, 3), "blue_5": ()}
 QUERIES = {"red_q0": (1,), "blue_q3": (3,), "blue_q4": (3,)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,6 @@ from seggpt_jax.inference.predictor import Prediction, Predictor
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.palette import fixed_palette
 from tests.commands import seggpt
-
-ROOT = Path(__file__).parents[2]
 
 
 class StandIn(Predictor):

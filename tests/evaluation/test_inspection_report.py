@@ -21,7 +21,6 @@ from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import Query, list_queries
 from tests.commands import seggpt
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("a", "b", "c <b>&", "d", "empty")
 
 

@@ -11,7 +11,6 @@ from PIL import Image
 from seggpt_jax.inference import queries
 from tests.commands import seggpt
 
-ROOT = Path(__file__).parents[2]
 SIZES = {"a": (31, 45), "b": (64, 20), "c": (33, 33)}  # height and width of the queries
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +26,6 @@ from tests import adapter_runs
 from tests.commands import seggpt
 from tests.loud_network import loud_params
 
-ROOT = Path(__file__).parents[2]
 SIZE = 32  # of the square that the model of these tests sees
 MASKS = {"labels": "binary", "threshold": 127}
 

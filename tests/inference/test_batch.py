@@ -98,7 +98,7 @@ def test_wrong_input_ends_the_command_with_status_2_and_one_line(folders, weight
 
 
 def test_a_wrong_flag_ends_the_command_with_status_2(folders, weights_directory):
-  for options in (["--top-k", "0"], ["--threshold", "127"]):
+  for options in (["--top-k", "0"], ["--labels", "index:127"]):
     done = command(folders, weights_directory, *options)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert options[0][2:] in done.stderr

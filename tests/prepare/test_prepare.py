@@ -61,7 +61,7 @@ def same(source, truth):
 
 def command(path, out, output, *more):
   """Starts the command line that a user would type."""
-  flags = [f"--path={path}", "--num_classes=2", "--labels=binary", "--threshold=127", f"--outdir={out}"]
+  flags = [f"--path={path}", "--num_classes=2", "--labels=binary:127", f"--outdir={out}"]
   environment = {**os.environ, "PYTHONPATH": os.path.dirname(seggpt_jax.__path__[0]), "JAX_PLATFORMS": "cpu"}
   return subprocess.Popen(
     [sys.executable, "-m", "seggpt_jax", "prepare", *flags, f"--format={output}", *more],
@@ -275,7 +275,7 @@ def test_the_settings_are_kept(data, tmp_path):
 
 @pytest.mark.parametrize(
   "more, match",
-  [(["--split=train,train"], "--split:"), (["--table=a"], "--table: found 'a'"), (["x"], "found argument 'x'")],
+  [(["--split=train,train"], "--split:"), (["--labels=table:a"], "--labels: found 'a'"), (["x"], "found argument 'x'")],
 )
 def test_wrong_flags_are_one_line(data, tmp_path, more, match):
   process = command(data, tmp_path / "out", "folder", *more)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from seggpt_jax.palette import fixed_palette
 from tests.commands import seggpt
 from tests.loud_network import loud_params
 
-ROOT = Path(__file__).parents[2]
 SIZE, EPISODES, PROMPTS = 48, 6, 3
 SETTINGS = {"num_episodes": EPISODES, "num_prompts": PROMPTS}
 KEYS = {"one_prompt", "ensemble", "copy", "constant", "swapped", "swapped_vs_old", "follows", "standard_error"}

@@ -100,7 +100,7 @@ def test_bad_files_that_any_process_passes_over_are_told_and_counted(nano_data, 
     ("here,2,0", "--distributed: found 'here,2,0', expected off"),
     ("here:1", "--distributed: found 'here:1', expected off"),
     ("here:99999,2,0", "--distributed: found 'here:99999,2,0', expected off"),
-    ("here:1,0,0", "--distributed: found process 0 of 0, expected"),
+    ("here:1,0,0", "--distributed: found 'here:1,0,0', expected off"),
     ("here:1,2,2", "--distributed: found process 2 of 2, expected a number from 0 to 1"),
   ],
 )
