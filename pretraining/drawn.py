@@ -2,7 +2,7 @@
 
   python -m pretraining.drawn runs/drawn.npz --tasks=3000
 
-Out: a file with three prompts and a query for each task. `DrawnTasks` asks for one of the task's classes.
+Out: a file with a prompt and a query for each task. `DrawnTasks` asks for one of the task's classes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from pretraining.sets import Example
-from pretraining.tasks import Tasks
+from pretraining.tasks import all_families, choose_family, draw_task
 from seggpt_jax.files import write_whole
-
-_PROMPTS = 3
 
 
 def draw(path: Path, count: int, size: int, seed: int, assets: str = "") -> None:
@@ -31,13 +29,14 @@ def draw(path: Path, count: int, size: int, seed: int, assets: str = "") -> None
     seed: of the random streams.
     assets: folder of photographs and cut-outs; "" draws everything.
   """
-  tasks = Tasks(size, 4, num_prompts=_PROMPTS, assets=assets)
-  images = np.zeros((count, _PROMPTS + 1, size, size, 3), np.uint8)
-  labels = np.zeros((count, _PROMPTS + 1, size, size), np.uint8)
+  families = all_families(assets)
+  images, labels = np.zeros((count, 2, size, size, 3), np.uint8), np.zeros((count, 2, size, size), np.uint8)
   for index in tqdm(range(count), "tasks"):
-    prompts, query = tasks.draw(index, np.random.default_rng([seed, index]))
-    for place, sample in enumerate([*prompts, query]):
-      images[index, place], labels[index, place] = sample["image"], sample["label"]
+    generator = np.random.default_rng([seed, index])
+    difficulty = generator.random() ** 0.5
+    family = families[choose_family(generator, families, difficulty)]
+    task = draw_task(family, generator, size, difficulty, num_classes=4)
+    images[index], labels[index] = (task[0], task[2]), (task[1], task[3])
   path.parent.mkdir(parents=True, exist_ok=True)
   write_whole(path, lambda file: np.savez(file, images=images, labels=labels))
 
@@ -49,18 +48,17 @@ class DrawnTasks:
     with np.load(path) as file:
       self._images, self._labels = file["images"], file["labels"]
 
-  def draw(self, generator: np.random.Generator, size: int, num_prompts: int) -> Example:
-    """Draws an example; see `sets.Corpus.draw`."""
+  def draw(self, generator: np.random.Generator, size: int) -> Example:
+    """Draws an example with one prompt; see `sets.Corpus.draw`."""
     while True:
       index = int(generator.integers(len(self._images)))
-      places = [*generator.permutation(_PROMPTS)[:num_prompts].tolist(), _PROMPTS]
-      labels = self._labels[index, places]
-      # Prompts that are squares of cells may lack a class that others show.
-      kinds = [kind for kind in np.unique(labels) if kind and all((part == kind).sum() >= 5 for part in labels[:-1])]
+      labels = self._labels[index]
+      # A prompt that is a square of cells may lack a class.
+      kinds = [kind for kind in np.unique(labels) if kind and (labels[0] == kind).sum() >= 5]
       if kinds:
         break
     masks = (labels == generator.choice(kinds)).astype(np.float32)
-    images = self._images[index, places]
+    images = self._images[index]
     turn, mirror = int(generator.integers(4)), bool(generator.integers(2))
     pairs = [
       (np.rot90(image[:, ::-1] if mirror else image, turn), np.rot90(mask[:, ::-1] if mirror else mask, turn))

@@ -146,10 +146,10 @@ class Feed:
       count = max(2, count // 2)
     examples: list[Example] = []
     for _ in range(count):
-      source = self._corpus
-      if self._drawn is not None and generator.random() < self._args.drawn_share:
-        source = self._drawn
-      examples.append(source.draw(generator, size, prompts))
+      if self._drawn is not None and prompts == 1 and generator.random() < self._args.drawn_share:
+        examples.append(self._drawn.draw(generator, size))
+      else:
+        examples.append(self._corpus.draw(generator, size, prompts))
     return tuple(np.stack([getattr(e, name) for e in examples]) for name in ("images", "masks", "known"))
 
   def __next__(self) -> tuple[np.ndarray, ...]:
