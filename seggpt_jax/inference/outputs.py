@@ -20,7 +20,6 @@ from seggpt_jax.files import write_whole, writing
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.pictures import overlay, titled_row, write_png
 from seggpt_jax.inference.prediction import Prediction
-from seggpt_jax.inference.prompts import PreparedPrompt
 from seggpt_jax.palette import display_palette
 from seggpt_jax.written import remove_own
 
@@ -49,7 +48,7 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 def concat(
   query: UInt8[np.ndarray, "h w 3"],
-  prompt: tuple[np.ndarray, np.ndarray] | PreparedPrompt | None,
+  prompt: tuple[np.ndarray, np.ndarray] | None,
   prediction: Prediction,
   truth: Integer[np.ndarray, "h w"] | None = None,
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
@@ -79,7 +78,7 @@ def concat(
   colors = display_palette(max(len(prediction.palette), 1 + largest))
   panels = [("query", query)]
   if prompt is not None:
-    image, labels = prompt[:2]
+    image, labels = prompt
     panels.append(("prompt", tiling.resize_image(image, size)))
     panels.append(("prompt mask", colors[tiling.resize_labels(labels, size)]))
   panels += [("raw colors", raw), ("prediction", overlay(query, found, colors))]
@@ -121,7 +120,7 @@ def write_prediction(
   directory: str | os.PathLike,
   name: str,
   query: UInt8[np.ndarray, "h w 3"],
-  prompts: Sequence[tuple[np.ndarray, np.ndarray] | PreparedPrompt],
+  prompts: Sequence[tuple[np.ndarray, np.ndarray]],
   prediction: Prediction,
   truth: Integer[np.ndarray, "h w"] | None = None,
   kinds: Sequence[Kind] = DEFAULT_KINDS,

@@ -22,12 +22,20 @@ from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.palette import IGNORE
 
 Pixels = np.ndarray | Image.Image | str | os.PathLike  # an array, a Pillow image, or a file
+Prompt = tuple[Pixels, Pixels]  # an image and its label map
 _PIXELS = (np.ndarray, Image.Image, str, os.PathLike)
 
 _MAX_LABEL = 65_535  # the largest value of a 16-bit PNG
 
 
-class PreparedPrompt(NamedTuple):
+class _Pair(NamedTuple):
+  """An image and its label map."""
+
+  image: np.ndarray
+  labels: np.ndarray
+
+
+class PreparedPrompt(_Pair):
   """A checked prompt; made by `Predictor.prepare_prompt`.
 
   Attributes:
@@ -36,13 +44,17 @@ class PreparedPrompt(NamedTuple):
     original: image and labels before any resizing, 255 where ignored, for a head (`heads.fit`); None without a head.
   """
 
-  image: np.ndarray
-  labels: np.ndarray
   original: heads.Labeled | None = None
+
+  def _keeping(self, original: heads.Labeled | None) -> PreparedPrompt:
+    """Keeps the original beside the pair, so that a prompt still unpacks into two."""
+    self.original = original
+    return self
 
   def resized(self, size: tuple[int, int]) -> PreparedPrompt:
     """Returns the prompt at a size: height and width in pixels."""
-    return PreparedPrompt(tiling.resize_image(self.image, size), tiling.resize_labels(self.labels, size), self.original)
+    image, labels = tiling.resize_image(self.image, size), tiling.resize_labels(self.labels, size)
+    return PreparedPrompt(image, labels)._keeping(self.original)
 
   def zoomed(self, zoom: float | int) -> PreparedPrompt:
     """Returns the prompt at a scale, see `InferenceOptions.zoom`.
@@ -53,10 +65,7 @@ class PreparedPrompt(NamedTuple):
     if self.labels.max() >= IGNORE:
       raise InputError(f"prompts: found label {self.labels.max()}, expected at most {IGNORE - 1} with a zoom")
     sample = zoomed({"image": self.image, "label": self.labels.astype(np.uint8)}, zoom)
-    return ZoomedPrompt(sample["image"], sample["label"], self.original)
-
-
-Prompt = tuple[Pixels, Pixels] | PreparedPrompt  # an image and its label map
+    return ZoomedPrompt(sample["image"], sample["label"])._keeping(self.original)
 
 
 class ZoomedPrompt(PreparedPrompt):
@@ -121,7 +130,7 @@ def load_prompt(prompt: Prompt, name: str) -> PreparedPrompt:
   known = without_ignored(labels).astype(np.uint8 if labels.max() <= 255 else np.uint16)
   if not known.any():
     warn_once(f"{_file_or(prompt, name)}: no foreground in the label map, so the prompt shows no class")
-  return PreparedPrompt(image, known, heads.shrunk(image, labels))
+  return PreparedPrompt(image, known)._keeping(heads.shrunk(image, labels))
 
 
 def without_ignored(labels: Integer[np.ndarray, "h w"]) -> Integer[np.ndarray, "h w"]:

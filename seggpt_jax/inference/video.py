@@ -107,7 +107,7 @@ def _prepared(
     return prompt
   if name is None:
     return predictor.resize_prompt(prompt, split=options.splits[0], zoom=options.zoom)
-  return predictor.prepare_prompt(*prompt[:2], split=options.splits[0], zoom=options.zoom, name=name)
+  return predictor.prepare_prompt(*prompt, split=options.splits[0], zoom=options.zoom, name=name)
 
 
 def run_video(
