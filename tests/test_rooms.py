@@ -29,7 +29,7 @@ MOST_IN_A_MODULE = 400
 LONGER = {
   "seggpt_jax.app.page_routes": 430,
   "seggpt_jax.app.sessions": 506,
-  "seggpt_jax.inference.predictor": 423,
+  "seggpt_jax.inference.predictor": 422,
   "seggpt_jax.inference.queries": 447,
   "seggpt_jax.model.seggpt": 425,
   "seggpt_jax.training.checkpoints": 436,
