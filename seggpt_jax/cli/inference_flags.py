@@ -65,7 +65,7 @@ def define_option_flags(operating_point: bool = True) -> dict[str, list[flags.Fl
       "head",
       "auto",
       get_args(Heads),
-      "Also fit a classifier to the prompts and average it with the network; auto does so with the packaged network.",
+      "Also fit a classifier to the prompts and average it with the network; auto does so with packaged networks.",
     ),
   ]
   if not operating_point:

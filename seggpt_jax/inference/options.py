@@ -46,7 +46,7 @@ class InferenceOptions:
       background and further classes have 1. With more than 1, more pixels become that class.
     least_area: foreground objects (8-connected, of any classes) with fewer pixels of the image become background.
     head: also fits a classifier to the prompts (`heads.fit`) and averages its probabilities with the network's where it
-      is the better one. "auto" does so with the packaged network only, for which it was measured.
+      is the better one. "auto" does so with the packaged networks only, for which it was measured.
 
   Raises:
     InputError: a value is not one of these, or is not allowed with another.

@@ -121,8 +121,7 @@ class Predictor:
       dtype = parameters.default_dtype()
     if adapter is None:
       model = weights.load_model(directory, dtype=dtype, training=False)
-      head = bool(model.config.backbone) and packaged.find(directory) is not None
-      return cls(model, max_canvases=max_canvases, head=head)
+      return cls(model, max_canvases=max_canvases, head=packaged.find(directory) is not None)
     if not isinstance(adapter, StoredAdapter):
       adapter = expand(adapter)
     model, stored = load_adapted_model(directory, adapter, dtype=dtype, training=False)

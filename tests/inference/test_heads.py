@@ -84,3 +84,13 @@ def test_a_predictor_uses_it_if_asked_and_fits_it_once(model, monkeypatch):
   again, other = predictor.predict_many([(image, [prepared]), (image[::-1], [prompt])], InferenceOptions(head="on"))
   np.testing.assert_array_equal(again.labels, on.labels)
   assert len(fits) == 1 and other.labels.any()
+
+
+def test_it_is_on_by_default_for_packaged_weights_alone(weights_directory, monkeypatch):
+  """A network that was trained on the task at hand keeps its answers."""
+  prompt, asked = drawn(0, 96, 144), []
+  monkeypatch.setattr(heads, "fit", lambda prompts: asked.append(len(prompts)))
+  for name, expected in (("small", [1]), (weights_directory, [])):
+    asked.clear()
+    Predictor.from_checkpoint(name)._start(prompt[0], [prompt], None, InferenceOptions())
+    assert asked == expected
