@@ -396,8 +396,8 @@ class Predictor:
       images, targets = prompts
       for question, asked in self._questions(targets, palette, classes):
         for axes in _MIRRORED_AXES[options.flips]:
-          shown = (np.flip(array, axes) for array in (resized, images, question))
-          views.append(View(TiledImage(*shown, rounds, patch_size), axes, shape, coarse, asked))
+          pixels, shown, masks = (np.flip(array, axes) for array in (resized, images, question))
+          views.append(View(TiledImage(pixels, shown, masks, rounds, patch_size), axes, shape, coarse, asked))
     return views
 
 
