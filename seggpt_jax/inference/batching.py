@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xxhash
 from flax import nnx
 from jaxtyping import Array, Bool, Num, UInt8
 
@@ -20,9 +21,11 @@ from seggpt_jax.compilation import jit
 from seggpt_jax.inference.windows import Window, blend, paste
 from seggpt_jax.model import parameters
 from seggpt_jax.model.ensemble import predict_queries
+from seggpt_jax.model.matcher import Memory
 from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.typing import AnyArray
 
+_MOST_MEMORIES = 32  # of prompts, 3 MB each for one class at 192 pixels
 _MAX_IN_FLIGHT = 2  # batches on the device: one that runs and one that waits
 
 
@@ -65,12 +68,31 @@ def predict_colors(
 
 
 @jit(static_argnames="graph")
-def predict_masks(
+def remember_prompt(
+  graph: nnx.GraphDef,
+  params: parameters.Params,
+  image: UInt8[AnyArray, "h w 3"],
+  masks: UInt8[AnyArray, "h w c"],
+) -> Memory:
+  """Computes what a `Matcher` keeps of one prompt, as a batch of one.
+
+  Args:
+    graph: structure of the model.
+    params: parameters of the model.
+    image: the prompt, half a canvas.
+    masks: its masks of C classes, 0 or 255.
+  """
+  model = parameters.merge(graph, params)
+  pixels = canvas.normalize(image, model.config.image_mean, model.config.image_std)
+  return model.remember(model.describe(pixels[None]), masks[None, None] / 255.0)
+
+
+@jit(static_argnames="graph")
+def answer_queries(
   graph: nnx.GraphDef,
   params: parameters.Params,
   queries: UInt8[AnyArray, "q h w 3"],
-  prompts: UInt8[AnyArray, "q k h w 3"],
-  masks: UInt8[AnyArray, "q k h w c"],
+  memories: list[list[Memory]],
   known: UInt8[AnyArray, "q h w 3"],
   patch_mask: Bool[AnyArray, "q rows cols"],
 ) -> UInt8[Array, "q h w 3"]:
@@ -80,8 +102,7 @@ def predict_masks(
     graph: structure of the model.
     params: parameters of the model.
     queries: Q images of half a canvas.
-    prompts: K prompt images for each query.
-    masks: C masks of each prompt, 0 or 255, with C from 1 to 3.
+    memories: for each query those of its K prompts, all with C masks.
     known: probabilities that are already predicted; read where `patch_mask` is False.
     patch_mask: True for patches of the queries that are to be predicted.
 
@@ -90,10 +111,49 @@ def predict_masks(
   """
   model = parameters.merge(graph, params)
   config = model.config
-  pixels = [canvas.normalize(part, config.image_mean, config.image_std) for part in (queries, prompts)]
-  found = jax.nn.sigmoid(model.logits(*pixels, masks / 255.0).astype(jnp.float32))
-  found = jnp.pad(jnp.round(255.0 * found).astype(jnp.uint8), ((0, 0), (0, 0), (0, 0), (0, 3 - masks.shape[-1])))
+  rows = [jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *row) for row in memories]
+  memory = jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
+  logits, _ = model.answer(model.describe(canvas.normalize(queries, config.image_mean, config.image_std)), memory)
+  found = jnp.round(255.0 * jax.nn.sigmoid(logits.astype(jnp.float32))).astype(jnp.uint8)
+  found = jnp.pad(found, ((0, 0), (0, 0), (0, 0), (0, 3 - found.shape[-1])))
   return jnp.where(canvas.upsample_mask(patch_mask, config.patch_size)[..., None], found, known)
+
+
+class MaskForward:
+  """Runs a `Matcher`, and keeps what it computed of the last prompts: they never see a query.
+
+  Args:
+    graph: structure of the model.
+    params: parameters of the model.
+  """
+
+  def __init__(self, graph: nnx.GraphDef, params: parameters.Params):
+    self._graph, self._params = graph, params
+    self._kept: collections.OrderedDict[str, Memory] = collections.OrderedDict()
+
+  def __call__(
+    self,
+    queries: UInt8[np.ndarray, "q h w 3"],
+    prompts: UInt8[np.ndarray, "q k h w 3"],
+    masks: UInt8[np.ndarray, "q k h w c"],
+    known: UInt8[np.ndarray, "q h w 3"],
+    patch_mask: Bool[np.ndarray, "q rows cols"],
+  ) -> UInt8[Array, "q h w 3"]:
+    """Returns the probabilities of the masks; see `answer_queries`."""
+    memories = [
+      [self._memory(*prompt) for prompt in zip(*row, strict=True)] for row in zip(prompts, masks, strict=True)
+    ]
+    return answer_queries(self._graph, self._params, queries, memories, known, patch_mask)
+
+  def _memory(self, image: UInt8[np.ndarray, "h w 3"], masks: UInt8[np.ndarray, "h w c"]) -> Memory:
+    key = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(image)) + xxhash.xxh3_128_hexdigest(
+      np.ascontiguousarray(masks)
+    )
+    memory = self._kept.pop(key, None)
+    self._kept[key] = memory = remember_prompt(self._graph, self._params, image, masks) if memory is None else memory
+    while len(self._kept) > _MOST_MEMORIES:
+      self._kept.popitem(last=False)
+    return memory
 
 
 class TiledImage:

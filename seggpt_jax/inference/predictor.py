@@ -20,7 +20,7 @@ from seggpt_jax.data.cells import padded_image, zoomed_image
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand
 from seggpt_jax.inference import heads, tiling
-from seggpt_jax.inference.batching import BatchedForward, TiledImage, predict_colors, predict_masks
+from seggpt_jax.inference.batching import BatchedForward, MaskForward, TiledImage, predict_colors
 from seggpt_jax.inference.options import Flips, Heads, InferenceOptions
 from seggpt_jax.inference.pending import PendingPrediction, View
 from seggpt_jax.inference.prediction import Prediction
@@ -93,6 +93,7 @@ class Predictor:
     self.max_canvases = max_canvases or _MAX_CANVASES.get(default_device().platform, 16)
     self.learned = learned
     self._graph, self._params = parameters.split(model)
+    self._forward = MaskForward(self._graph, self._params)
     self._unseen: set[int] = set()  # classes that a warning has named
     self._auto_head, self._heads = head, heads.HeadCache()
 
@@ -290,7 +291,7 @@ class Predictor:
       )
     palette = None if palette is None else np.asarray(palette)
     if self._asks_masks:
-      run = functools.partial(predict_masks, self._graph, self._params)
+      run = self._forward
     else:
       run = functools.partial(predict_colors, self._graph, self._params, seg_type=options.seg_type)
     batches = BatchedForward(run, self.max_canvases)

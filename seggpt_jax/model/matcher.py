@@ -48,20 +48,20 @@ class Image(NamedTuple):
 
 
 class Memory(NamedTuple):
-  """Holds what the network keeps of the prompts of a query.
+  """Holds what the network keeps of prompts. No array depends on another prompt, so memories of prompts can be stacked.
 
   Attributes:
-    keys: features to match with, by stride: [B, prompts * pixels, heads, channels].
-    values: 4 x 4 mask values of each place, by stride: [B, prompts * pixels, C, 16].
-    ridge: weights of the linear heads, [B, 2, channels, C].
-    copy: the mean of the prompts' masks, 4 x 4 values of each token: [B, tokens, C, 16].
-    tokens: tokens of the prompts in front of each layer: [B * C, prompts * tokens, width].
+    keys: features to match with, by stride: [B, K, pixels, heads, channels].
+    values: 4 x 4 mask values of each place, by stride: [B, K, pixels, C, 16].
+    gram: products of the features of the linear heads, summed over pixels: [B, K, 2, channels, channels].
+    target: products of these features and the masks, summed over pixels: [B, K, 2, channels, C].
+    tokens: tokens of the prompts in front of each layer: [B, K, C, tokens, width].
   """
 
   keys: dict[int, Array]
   values: dict[int, Array]
-  ridge: Array
-  copy: Array
+  gram: Array
+  target: Array
   tokens: list[Array]
 
 
@@ -236,26 +236,23 @@ class Matcher(SegGPT):
     """
     b, k, _, _, c = masks.shape
     flat = masks.reshape(b * k, *masks.shape[2:])
-
-    def together(x):
-      return x.reshape(b, -1, *x.shape[2:])
-
-    keys = {stride: together(x) for stride, x in prompts.keys.items()}
     patches = {stride: _mask_patches(flat, stride) for stride in (4, 8)}
-    values = {stride: together(x) for stride, x in patches.items()}
     own = jnp.broadcast_to(prompts.tokens[:, None], (b * k, c, *prompts.tokens.shape[1:]))
     tokens = self.prompt_embed(jnp.concatenate([own, patches[8].swapaxes(1, 2)], axis=-1))
     tokens, kept = tokens.reshape(b * k * c, *tokens.shape[2:]), []
     across = self.blocks[self.config.merge_block + 1 :]
     for index, block in enumerate(across):
-      grouped = tokens.reshape(b, k, c, *tokens.shape[1:]).swapaxes(1, 2)
-      kept.append(grouped.reshape(b * c, -1, tokens.shape[-1]))
+      kept.append(tokens.reshape(b, k, c, *tokens.shape[1:]))
       if index < len(across) - 1:
         tokens = block(tokens)
-    features = prompts.ridge.reshape(b, k, *prompts.ridge.shape[1:]).swapaxes(1, 2)
-    ridge = _fit(features.reshape(b, 2, -1, features.shape[-1]), values[4].mean(axis=-1))
-    copy = patches[8].reshape(b, k, *patches[8].shape[1:]).mean(axis=1)
-    return Memory(keys, values, jax.lax.stop_gradient(ridge), copy, kept)
+    features = jax.lax.stop_gradient(_with_one(prompts.ridge.astype(jnp.float32)))
+    gram = jnp.einsum("ntpf,ntpg->ntfg", features, features)
+    target = jnp.einsum("ntpf,npc->ntfc", features, patches[4].mean(axis=-1))
+
+    def grouped(x):
+      return x.reshape(b, k, *x.shape[1:])
+
+    return Memory(*jax.tree.map(grouped, (prompts.keys, patches, gram, target)), kept)
 
   def answer(self, query: Image, memory: Memory) -> tuple[Float[Array, "b h w c"], dict[int, Array]]:
     """Computes the logits of each query's pixels for each class.
@@ -263,14 +260,15 @@ class Matcher(SegGPT):
     Returns:
       Logits, and by stride the shares of the mask that the matches found, [B, h, w, C, heads], for a loss of their own.
     """
-    b, c = query.tokens.shape[0], memory.copy.shape[2]
+    b, c = query.tokens.shape[0], memory.target.shape[-1]
     height, width = (side * 2 for side in query.skips[2].shape[1:3])
     rows, cols = height // PATCH, width // PATCH
 
     def match(stride, sharpness):
       values = memory.values[stride].reshape(b, -1, c * 16)
+      keys = memory.keys[stride].reshape(b, values.shape[1], len(sharpness), _KEY_DIM)
       found = [
-        weighted_mean(query.keys[stride][:, :, head] * jnp.exp(sharp), memory.keys[stride][:, :, head], values)
+        weighted_mean(query.keys[stride][:, :, head] * jnp.exp(sharp), keys[:, :, head], values)
         for head, sharp in enumerate(sharpness)
       ]
       return jnp.stack([each.reshape(b, -1, c, 16) for each in found], axis=3).swapaxes(1, 2)  # b c places heads 16
@@ -281,7 +279,9 @@ class Matcher(SegGPT):
       stride: found.mean(axis=-1).transpose(0, 2, 1, 3).reshape(b, height // stride, width // stride, c, -1)
       for stride, found in ((4, fine), (8, coarse))
     }
-    linear = jnp.einsum("btpf,btfc->bcpt", _with_one(query.ridge), memory.ridge)
+    pixels = memory.values[4].shape[1] * memory.values[4].shape[2]
+    weights = _solve(memory.gram.sum(axis=1), memory.target.sum(axis=1), pixels)
+    linear = jnp.einsum("btpf,btfc->bcpt", _with_one(query.ridge), weights)
     linear = jnp.clip(linear, -1.0, 2.0)
 
     def image(x, stride):  # b c places d -> (b c) h w d
@@ -289,11 +289,11 @@ class Matcher(SegGPT):
 
     fine_means = image(jnp.concatenate([fine.mean(axis=-1), linear], axis=-1), 4)
     own = jnp.broadcast_to(query.tokens[:, None], (b, c, *query.tokens.shape[1:])).reshape(b * c, rows, cols, -1)
-    copy = image(memory.copy.swapaxes(1, 2), 8)
+    copy = image(memory.values[8].mean(axis=1).swapaxes(1, 2), 8)  # the mean of the prompts' masks
     hints = jnp.concatenate([own, image(coarse, 8), copy, canvas.patchify(fine_means, 2)], axis=-1)
     tokens = _flat(self.query_embed(hints))
     for block, others in zip(self.blocks[self.config.merge_block + 1 :], memory.tokens, strict=True):
-      tokens = block(tokens, others)
+      tokens = block(tokens, others.swapaxes(1, 2).reshape(b * c, -1, tokens.shape[-1]))
     x = self.to4(self.norm(tokens)).reshape(b * c, rows, cols, -1)
     repeat = functools.partial(jnp.repeat, repeats=c, axis=0)
     copy4 = canvas.unpatchify(
@@ -332,21 +332,22 @@ def _with_one(x: Float[Array, "*n p f"]) -> Float[Array, "*n p f1"]:
   return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
 
 
-def _fit(features: Float[Array, "b t p f"], masks: Float[Array, "b p c"]) -> Float[Array, "b t f1 c"]:
+def _solve(gram: Float[Array, "b t f1 f1"], target: Float[Array, "b t f1 c"], pixels: int) -> Float[Array, "b t f1 c"]:
   """Fits linear heads to the prompts' masks by ridge regression.
 
+  Args:
+    gram: products of features, the last of which is 1, summed over the pixels of all prompts.
+    target: products of features and masks.
+    pixels: number of pixels.
+
   Returns:
-    Weights whose outputs are 0 on average outside the mask of the prompts, and 1 inside.
+    Weights whose outputs are 0 on average outside the masks of the prompts, and 1 inside; they have no gradient.
   """
-  features = jax.lax.stop_gradient(_with_one(features.astype(jnp.float32)))
-  gram = jnp.einsum("btpf,btpg->btfg", features, features)
-  size = features.shape[-1]
-  penalty = jnp.ones(size).at[-1].set(1e-4) * _RIDGE * features.shape[2]
-  target = jnp.einsum("btpf,bpc->btfc", features, masks)
+  gram, target = jax.lax.stop_gradient((gram, target))
+  penalty = jnp.ones(gram.shape[-1]).at[-1].set(1e-4) * _RIDGE * pixels
   weights = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + jnp.diag(penalty)[None, None]), target)
-  scores = jnp.einsum("btpf,btfc->btpc", features, weights)
-  inside = masks[:, None]
-  high = jnp.sum(scores * inside, axis=2, keepdims=True) / (jnp.sum(inside, axis=2, keepdims=True) + 1e-3)
-  low = jnp.sum(scores * (1 - inside), axis=2, keepdims=True) / (jnp.sum(1 - inside, axis=2, keepdims=True) + 1e-3)
-  scale = 1.0 / jnp.maximum(high - low, 1e-2)
-  return (weights.at[:, :, -1:].add(-low)) * scale
+  # Products with the constant feature are sums over pixels, so the mean outputs inside and outside follow from them.
+  total, inside = gram[:, :, :, -1:], target[:, :, -1:]
+  high = jnp.sum(weights * target, axis=2, keepdims=True) / (inside + 1e-3)
+  low = jnp.sum(weights * (total - target), axis=2, keepdims=True) / (pixels - inside + 1e-3)
+  return weights.at[:, :, -1:].add(-low) / jnp.maximum(high - low, 1e-2)

@@ -1,0 +1,73 @@
+"""Networks that answer one mask for each class: groups of classes, prompts that are computed once, no third class."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seggpt_jax import canvas
+from seggpt_jax.inference import batching
+from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.model import parameters
+from seggpt_jax.model.imagenet import ImageNetFeatures
+from tests.model.test_matcher import CONFIG, cheap_features
+
+OFF = InferenceOptions(head="off")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_imagenet():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(ImageNetFeatures, "__call__", cheap_features)
+    yield
+
+
+@pytest.fixture(scope="module")
+def model():
+  """A tiny network with random parameters whose answers are those of its linear heads, nearly."""
+  generator, (graph, shapes) = np.random.default_rng(0), parameters.abstract(CONFIG)
+  params = {
+    name: np.ones(shape.shape) if shape.ndim < 2 else generator.normal(0, 1, shape.shape) / shape.shape[-2] ** 0.5
+    for name, shape in shapes.items()
+  }
+  params |= {"to1.kernel": 0.1 * params["to1.kernel"], "hint_weights": np.array([0.0, 4.0, 4.0])}
+  return parameters.fill(graph, params)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+  """Two pictures of five stripes in five colors, at the network's own size, and the stripes' labels."""
+  labels = np.repeat(np.arange(5, dtype=np.uint8), 8)[None, :32].repeat(32, axis=0)
+  labels[:, 30:] = 4
+  colors = np.random.default_rng(2).integers(40, 220, (5, 3))
+  image = colors[labels].astype(np.uint8)
+  return image, image[:, ::-1].copy(), labels
+
+
+def test_four_classes_are_asked_in_two_groups_and_the_likeliest_wins(model, pictures):
+  image, other, labels = pictures
+  found = next(Predictor(model).predict_many([(other, [(image, labels)])], OFF))
+  masks = (labels[..., None] == np.arange(1, 5)).astype(np.float32)
+  arrays = (canvas.normalize(other)[None], canvas.normalize(image)[None, None], jnp.asarray(masks)[None, None])
+  probabilities = np.asarray(jax.nn.sigmoid(jax.jit(lambda *a: model.logits(*a))(*arrays)))[0]
+  probabilities = np.round(probabilities * 255) / 255
+  expected = np.where(probabilities.max(axis=-1) > 0.5, 1 + probabilities.argmax(axis=-1), 0)
+  assert len(np.unique(expected)) > 3  # otherwise nothing was compared
+  near = np.abs(probabilities.max(axis=-1) - 0.5) < 0.01  # colors are whole numbers
+  assert (found.labels == expected)[~near].mean() > 0.99
+
+
+def test_a_prompt_is_computed_once_for_all_queries(model, pictures, monkeypatch):
+  image, other, labels = pictures
+  calls = []
+  compute = batching.remember_prompt
+  monkeypatch.setattr(batching, "remember_prompt", lambda *args: calls.append(1) or compute(*args))
+  predictor = Predictor(model)
+  first = next(predictor.predict_many([(other, [(image, labels)])], OFF))
+  again, turned = predictor.predict_many([(other, [(image, labels)]), (other[:, ::-1], [(image, labels)])], OFF)
+  assert len(calls) == 2  # one for each group of classes
+  np.testing.assert_array_equal(again.labels, first.labels)
+  assert (turned.labels != first.labels).any()
+  next(predictor.predict_many([(other, [(image, labels[::-1, ::-1])])], OFF))
+  assert len(calls) == 4  # another label map is another prompt
