@@ -42,7 +42,8 @@ def methods() -> dict[str, Answer]:
   """Returns the columns of the table."""
   return {
     "copying the mask": copied,
-    "drawn": network("drawn", 1),
+    "drawn": network("drawn", 1, head="off"),
+    "small without head": network("small", 1, head="off"),
     "small": network("small", 1),
     "small, 5 prompts": network("small", 5),
   }

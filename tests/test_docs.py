@@ -255,7 +255,7 @@ def test_other_printed_commands_exist():
         assert all((ROOT / word).exists() for word in words if word.startswith("tests")), line
       elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
         source = (ROOT / f"{words[2].replace('.', '/')}.py").read_text()
-        defined = set(re.findall(r'DEFINE_\w+\(\s*"([\w-]+)"', source))
+        defined = set(re.findall(r'(?:DEFINE_\w+|add_argument)\(\s*"(?:--)?([\w-]+)"', source))
         assert {word[2:].split("=")[0] for word in words if word.startswith("--")} <= defined, line
       elif words[:2] == ["python", "-m"]:
         assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), line

@@ -27,6 +27,8 @@ from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.model import weights
 from seggpt_jax.palette import fixed_palette
 from seggpt_jax.prepare.conversion import Settings, prepare
+from seggpt_jax.retrieval import mapping
+from seggpt_jax.retrieval.labeled_images import read_facts
 from seggpt_jax.retrieval.mapping import ChoiceOptions, write_mappings
 from seggpt_jax.training import resume
 from seggpt_jax.training.config import default_config
@@ -254,8 +256,20 @@ def run_retrieve(root, out, rng):
     *("small", root / "d/val", prompts / "images", prompts / "labels", output),
     labels=parts_labels(),
     options=ChoiceOptions(),
-    by_likeness=False,
   )
+
+
+class StandInIndex:
+  """Stands in for the index of the labeled images, which needs a network."""
+
+  def __init__(self, prompts, labels):
+    self.facts, self._count = read_facts(prompts, labels), len(prompts)
+
+  def score_many(self, images):
+    yield from (np.zeros(self._count) for _ in images)
+
+  def likeness_to(self, place):
+    return np.zeros(self._count)
 
 
 def parts_labels():
@@ -323,6 +337,8 @@ def stand_ins(monkeypatch, tmp_path):
       yield batch.Read(query, image, None, [], []), stitched if options.stitch_width else found
 
   frames = [np.full((8, 8, 3), 50 * number, np.uint8) for number in range(3)]
+  monkeypatch.setattr(mapping.weights, "load_model", lambda *_, **__: None)
+  monkeypatch.setattr(mapping.PromptIndex, "build", lambda _, prompts, labels, **__: StandInIndex(prompts, labels))
   monkeypatch.setattr(batch, "segment", segment)
   monkeypatch.setattr(batch, "_weights_of", lambda predictor: "weights")
   monkeypatch.setattr(batch, "compile_notice", lambda *_, **__: "")

@@ -108,5 +108,5 @@ def scan_classes(
           raise
         skip(error)
   if cache is not None:
-    write_whole(cache, lambda file: np.savez_compressed(file, table=table, made_of=np.array(made_of)))
+    write_whole(cache, lambda file: np.savez_compressed(file, table=table, made_of=np.array(made_of)), replace=True)
   return table

@@ -62,13 +62,18 @@ def check_workdir(workdir: Path) -> None:
   Raises:
     InputError: it holds something else under a name that a run uses.
   """
-  steps = [path for path in (workdir / "checkpoints").glob("*") if path.name.partition(".")[0].isdigit()]
-  if is_own(workdir / "config.json") or any((step / name).exists() for step in steps for name in _OF_A_STEP):
+  if is_own(workdir / "config.json") or _has_steps(workdir):
     return
   for name in _OF_A_RUN:
     path = workdir / name
     if os.path.lexists(path) and not (path.is_dir() and not os.listdir(path)):
       raise InputError(f"{path}: already exists and is not part of a training run; choose another --workdir")
+
+
+def _has_steps(workdir: Path) -> bool:
+  """Returns whether a run has left a checkpoint or best weights in this folder."""
+  steps = [path for folder in ("checkpoints", "best") for path in (workdir / folder).glob("*")]
+  return any((step / name).exists() for step in steps if step.name.partition(".")[0].isdigit() for name in _OF_A_STEP)
 
 
 def keep_pairs(workdir: Path, config: ConfigDict) -> ConfigDict:
@@ -125,7 +130,7 @@ def store_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
   if jax.process_index() == 0:
     text = json.dumps(config.to_dict(), indent=2) + "\n"
     path, write = Path(workdir) / "config.json", lambda file: file.write(text.encode())
-    write_whole(path, write, replace=_is_run(Path(workdir)))
+    write_whole(path, write, replace=_has_steps(Path(workdir)))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -323,12 +323,12 @@ def test_large_images_want_memory_or_smaller_copies(tmp_path):
   assert Image.open(f"{tmp_path}_1024/train/images/a00.png").size == (1024, 1075)
 
 
-def test_sixteen_bits_with_a_small_range_would_be_black(tmp_path):
+def test_sixteen_bits_with_a_small_range_say_how_they_are_read(tmp_path):
   write(tmp_path)
   for i in range(12):
     save(tmp_path / f"train/images/a{i:02d}.png", picture(i)[..., 0].astype(np.uint16) * 16)
   text = advised(inspected(tmp_path))
-  assert "of 65535" in text and "nearly black" in text
+  assert "reach only" in text and "of 65535" in text and "are read with 4095 as white" in text
 
 
 def test_max_images_reads_a_spread_of_them_and_says_so(tmp_path):

@@ -192,7 +192,6 @@ def test_a_program_with_jax_only_runs_stablehlo(files):
   np.savez(files / "pixels.npz", *arrays)
   program = """
 import jax, numpy as np
-from tests.commands import seggpt
 with open("model.stablehlo", "rb") as file:
   exported = jax.export.deserialize(bytearray(file.read()))
 assert exported.platforms == ("cpu", "cuda", "tpu")

@@ -233,7 +233,7 @@ def test_the_command_writes_numbers_and_page(folders, tmp_path):
   assert f"catch rate {stored['catch_rate']:.1%}" in done.stdout
   text = (tmp_path / "out" / "report.html").read_text()
   Page(text)
-  assert len(re.findall('<div class="row">', text)) == 4
+  assert len(re.findall('<div class="row">', text)) == 10  # of five images with prompts, and five with negative ones
   picture = re.search(r"base64,([^\"]+)", text)[1]
   assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (80, 60)
   done = command("--catch-iou", "30")

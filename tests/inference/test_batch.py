@@ -15,8 +15,7 @@ from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
 from seggpt_jax.data.images import read_image
 from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference import batch, outputs, pictures
-from seggpt_jax.inference import predictor as predictor_module
+from seggpt_jax.inference import batch, outputs, pending, pictures
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.inference.shard import Shard
@@ -407,7 +406,7 @@ def test_results_never_replace_images_and_labels(folders, predictor):
 
 def test_a_class_that_is_never_found_is_named(folders, predictor, monkeypatch, capsys):
   """Somebody with two classes would otherwise see one of them and think that the other is not there."""
-  decode = predictor_module.decode_prediction
+  decode = pending.decode_prediction
 
   def without_class_2(*args):
     prediction = decode(*args)
@@ -416,7 +415,7 @@ def test_a_class_that_is_never_found_is_named(folders, predictor, monkeypatch, c
   queries = find(folders, mapping=write_mapping(folders, {"a.png": ["q.png"], "b.png": ["q.png"], "c.png": ["p.png"]}))
   batch.run(predictor, queries, folders / "all")
   before = capsys.readouterr().out
-  monkeypatch.setattr(predictor_module, "decode_prediction", without_class_2)
+  monkeypatch.setattr(pending, "decode_prediction", without_class_2)
   batch.run(predictor, queries, folders / "some")
   assert "never found, although prompts show it: class 2; try other or more prompts" in capsys.readouterr().out
   assert "class 2" not in before

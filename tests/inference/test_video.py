@@ -223,7 +223,7 @@ def test_files_that_are_not_videos_are_named(tmp_path):
   (tmp_path / "empty.mp4").write_bytes(b"")
   for name in ("text.mp4", "empty.mp4"):
     assert "cannot be read as a video" in said(name)
-  assert "cannot be read as a video" in said(".")
+  assert "found no images (passed over: 2 .mp4)" in said(".")  # a folder may hold frames
   with av.open(tmp_path / "sound.wav", "w") as container:
     stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
     frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")

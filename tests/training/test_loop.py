@@ -375,7 +375,7 @@ def test_a_workdir_that_is_a_file_is_refused_and_left_alone(config, tmp_path):
 
 def test_a_file_where_checkpoints_should_be_is_refused_before_training(config, tmp_path):
   (tmp_path / "checkpoints").write_text("mine")
-  with pytest.raises(InputError, match=r"checkpoints: cannot be written: File exists"):
+  with pytest.raises(InputError, match=r"checkpoints: already exists and is not part of a training run"):
     loop.train(config, tmp_path)
   assert (tmp_path / "checkpoints").read_text() == "mine"
 
