@@ -21,7 +21,7 @@ ROOMS = (
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
   **{"cli": 2780, "app": 4160, "evaluation": 2350, "retrieval": 1000, "export": 400, "training": 4200},
-  **{"inference": 4720, "audit": 2700, "prepare": 760, "synthetic": 750, "model": 4340, "data": 6280, "metrics": 500},
+  **{"inference": 4770, "audit": 2700, "prepare": 760, "synthetic": 750, "model": 4340, "data": 6280, "metrics": 500},
   "": 1340,
 }
 MOST_IN_A_MODULE = 400
@@ -30,12 +30,12 @@ LONGER = {
   "seggpt_jax.app.page_routes": 455,
   "seggpt_jax.app.sessions": 535,
   "seggpt_jax.data.images": 452,
-  "seggpt_jax.inference.predictor": 422,
+  "seggpt_jax.inference.predictor": 423,
   "seggpt_jax.inference.queries": 453,
   "seggpt_jax.model.seggpt": 425,
   "seggpt_jax.training.checkpoints": 437,
 }
-KEYS, FLAGS, WORDS = 75, 170, 35_250  # of configurations, of all commands (tests/cli/test_bounds.py), of docs
+KEYS, FLAGS, WORDS = 75, 170, 35_450  # of configurations, of all commands (tests/cli/test_bounds.py), of docs
 
 MAIN = {"seggpt_jax.__main__"}  # `python -m seggpt_jax` is above all rooms
 
