@@ -86,7 +86,7 @@ def measure(
     shown = np.isin(first[1], episodes[0].classes) * np.searchsorted(episodes[0].classes, first[1]) + np.isin(
       first[1], episodes[0].classes
     )
-    row = [_overlay(first[0], shown), _overlay(items[episodes[0].query][0], truth % 255), *row]
+    row = [_overlay(first[0], shown), _overlay(items[episodes[0].query][0], truth), *row]
     rows.append(np.concatenate(row, axis=1))
     table[name] = scores
   return table, rows
@@ -97,7 +97,7 @@ def _overlay(image: np.ndarray, labels: np.ndarray, side: int = 160) -> np.ndarr
   from seggpt_jax import palette
   from seggpt_jax.inference import pictures
 
-  drawn = pictures.overlay(image, labels.astype(np.uint8), palette.display_palette(8), 0.6)
+  drawn = pictures.overlay(image, np.where(labels == 255, 0, labels).astype(np.uint8), palette.display_palette(8), 0.6)
   return cv2.resize(drawn, (side, side), interpolation=cv2.INTER_AREA)
 
 

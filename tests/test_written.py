@@ -259,7 +259,7 @@ def run_retrieve(root, out, rng):
   )
 
 
-class StandInIndex:
+class StandInIndex(mapping.PromptIndex):
   """Stands in for the index of the labeled images, which needs a network."""
 
   def __init__(self, prompts, labels):

@@ -20,7 +20,7 @@ from seggpt_jax.files import parse_json, write_whole
 from seggpt_jax.training.config import flatten, shown
 from seggpt_jax.training.optimizer import cycle_steps
 from seggpt_jax.training.schema import KEYS
-from seggpt_jax.written import is_own
+from seggpt_jax.written import is_own, note
 
 # Keys that define the task or the form of the optimizer's state. Scores from before and after could not be compared, or
 # the checkpoint could not be read.
@@ -130,7 +130,9 @@ def store_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
   if jax.process_index() == 0:
     text = json.dumps(config.to_dict(), indent=2) + "\n"
     path, write = Path(workdir) / "config.json", lambda file: file.write(text.encode())
-    write_whole(path, write, replace=_has_steps(Path(workdir)))
+    if path.is_file() and not is_own(path):
+      note(path, path)  # `check_workdir` has found that the folder is a run's, which may have been copied or edited
+    write_whole(path, write)
 
 
 def _read(path: Path) -> dict[str, Any]:
