@@ -1,6 +1,6 @@
 r"""Measures what the packaged networks find on real pictures from one prompt and from five, without any training.
 
-  python -m benchmarks.real_pictures FOLDER... --output docs/images/real_pictures.png
+  python -m benchmarks.real_pictures FOLDER... --output real_pictures.png
 
 A FOLDER holds SET/{images,labels}: images, and label maps of class indices (0 is the rest, 255 unknown). Each set is
 asked 24 fixed questions (`pretraining.judge.choose_episodes`): a query, and a prompt of the same set that shares a
