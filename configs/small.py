@@ -1,4 +1,4 @@
-"""Fine-tunes the packaged small SegGPT on your own dataset, in minutes on a laptop.
+"""Fine-tunes the packaged `drawn` SegGPT on your own dataset, in minutes on a laptop.
 
 seggpt train --config small --workdir runs/mine --config.data.path=DATASET --config.data.num_classes=3
 """
@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
   config = default_config()
   config.num_steps = 500
   config.batch_size = 8
-  config.model.init_from = "small"
+  config.model.init_from = "drawn"
   config.model.square = 96  # a step takes half of the time of one at the weights' own 128 pixels
   config.model.drop_path_rate = 0.0
   config.model.remat = "none"

@@ -108,7 +108,7 @@ def test_hyphens_underscores_and_the_home_directory_are_understood(tmp_path):
 def test_packaged_configs_are_found_from_any_folder_and_own_files_by_path(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert packaged_configs.names() == sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-  assert packaged_configs.load("small").model.init_from == "small"
+  assert packaged_configs.load("small").model.init_from == "drawn"
   (tmp_path / "mine.py").write_text((ROOT / "configs" / "small.py").read_text().replace("112", "56"))
   assert packaged_configs.load("mine.py").data.resize == 56
   monkeypatch.setenv("HOME", str(tmp_path))
