@@ -23,11 +23,10 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from benchmarks import networks, report, tables, timing
+from benchmarks import cost, networks, report, tables, timing
 from seggpt_jax.files import write_whole
 from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
-from seggpt_jax.training import cost
 
 KINDS = ("prompts", "forward", "train", "canvas")
 

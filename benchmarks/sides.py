@@ -140,10 +140,9 @@ def write_weights(variant: str, folder: Path) -> dict[str, int]:
   Returns:
     Floating point operations per canvas for each kind of work.
   """
-  from benchmarks import networks
+  from benchmarks import cost, networks
   from seggpt_jax.model import torch_files
   from seggpt_jax.model.config import VARIANTS
-  from seggpt_jax.training import cost
 
   config = dataclasses.replace(VARIANTS[variant], drop_path_rate=0.0)
   params = {name: np.array(value) for name, value in networks.random_params(config).items()}
