@@ -26,6 +26,7 @@ from benchmarks import nano
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.ledger import read_entries
 from seggpt_jax.model import digests, parameters, torch_files, weights
+from seggpt_jax.written import RECORD
 
 ROOT = Path(__file__).parents[1]
 # Values in metrics.jsonl that differ between any two runs.
@@ -107,7 +108,9 @@ def leftovers(folder: Path) -> list[str]:
   return [
     str(path.relative_to(folder))
     for path in sorted(folder.rglob("*"))
-    if path.name.startswith(".") or path.name == "incomplete" or "orbax-checkpoint-tmp" in path.name
+    if (path.name.startswith(".") and path.name != RECORD)
+    or path.name == "incomplete"
+    or "orbax-checkpoint-tmp" in path.name
   ]
 
 
