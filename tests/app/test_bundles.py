@@ -132,7 +132,7 @@ def saved(folder: Path, classes: list[str], **labels: int) -> Path:
 
 
 def test_classes_of_an_archive_are_found_by_name(tmp_path):
-  """By number, cracks would become rust: in labels, in downloads and in training."""
+  """Matches classes by name: by number, cracks would become rust in labels, downloads and training."""
   archive = saved(tmp_path, ["crack", "rust"], a=1, b=2)
   session = Session(tmp_path / "session")
   session.set_classes(["rust", "dent"])
