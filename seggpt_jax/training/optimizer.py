@@ -6,11 +6,13 @@ decay for matrices only, and frozen parameters.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -44,7 +46,7 @@ _DECAYED: tuple[tuple[str, bool], ...] = (
 # The original's values: the learning rate at both ends of a cosine; the factors from one cycle to the next on the
 # length of the part after the warm-up, and on the peak; and the decay of the average of gradients.
 MINIMUM, CYCLE_MULT, DECAY, _B1 = 1e-8, 1.2, 0.5, 0.9
-_MOST_CYCLES = 1000  # each becomes a part of the compiled schedule
+_MOST_CYCLES = 1000
 
 
 class Optimizer(NamedTuple):
@@ -153,26 +155,33 @@ def cosine_cycles(
     raise InputError(
       f"config.optim.first_cycle: found {first_cycle}, expected more than config.optim.warmup = {warmup}"
     )
-  cycles, length, total = [], first_cycle, 0
-  while total <= num_steps:
-    if len(cycles) == _MOST_CYCLES:
+  lengths = [first_cycle]
+  while sum(lengths) <= num_steps:
+    if len(lengths) == _MOST_CYCLES:
       raise InputError(
         f"config.optim.first_cycle: found {first_cycle}, expected longer cycles: {num_steps} steps would have "
         f"more than {_MOST_CYCLES}"
       )
-    cycles.append(
-      {
-        "init_value": minimum,
-        "peak_value": max(peak * decay ** len(cycles), minimum),
-        "warmup_steps": warmup,
-        "decay_steps": length,
-        "end_value": minimum,
-      }
-    )
-    total += length
     # The original's scheduler rounds down too.
-    length = int((length - warmup) * cycle_mult) + warmup
-  return optax.sgdr_schedule(cycles)
+    lengths.append(int((lengths[-1] - warmup) * cycle_mult) + warmup)
+  starts = np.cumsum([0, *lengths[:-1]])
+  peaks = np.maximum(peak * decay ** np.arange(len(lengths)), minimum).astype(np.float32)
+  # Tables, not optax.sgdr_schedule: with a part of the program for each cycle, XLA rounds the update differently when
+  # only the number of steps changes, and a longer run would not repeat the shorter one bit for bit.
+  one_cycle = functools.partial(_one_cycle, minimum=minimum, warmup=warmup)
+
+  def schedule(count):
+    cycle = jnp.searchsorted(starts, count, side="right") - 1
+    return one_cycle(count - jnp.asarray(starts)[cycle], jnp.asarray(peaks)[cycle], jnp.asarray(lengths)[cycle])
+
+  return schedule
+
+
+def _one_cycle(count, peak, length, *, minimum: float, warmup: int):
+  """Returns the learning rate of step `count` of a cycle: a linear warm-up, then half a cosine."""
+  rising = minimum + (peak - minimum) * count / max(warmup, 1)
+  share = jnp.minimum((count - warmup) / (length - warmup), 1.0)
+  return jnp.where(count < warmup, rising, minimum + (peak - minimum) * 0.5 * (1 + jnp.cos(jnp.pi * share)))
 
 
 def one_cosine(peak: float, *, warmup: int, minimum: float, num_steps: int) -> optax.Schedule:
