@@ -11,6 +11,7 @@ over the classes; prompts of more than one picture are random ones that show the
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +20,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
+from sklearn.ensemble import RandomForestClassifier
 
 from pretraining import judge
+from seggpt_jax.inference import heads
 from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.palette import IGNORE
+
+_FOREST_PIXELS = 2000  # of each class
 
 Answer = Callable[[np.ndarray, Sequence[tuple[np.ndarray, np.ndarray]]], np.ndarray]
 
@@ -32,16 +38,43 @@ def copied(image: np.ndarray, prompts: Sequence[tuple[np.ndarray, np.ndarray]]) 
   return cv2.resize(prompts[0][1], (width, height), interpolation=cv2.INTER_NEAREST)
 
 
+def forest(image: np.ndarray, prompts: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+  """Answers with a forest of 50 trees on the texture of the first prompt's pixels, as ilastik does."""
+  (shown, labels), generator = heads.shrunk(*prompts[0]), np.random.default_rng(0)
+  chosen = [np.flatnonzero(labels == index) for index in np.unique(labels) if index != IGNORE]
+  places = np.concatenate([generator.choice(each, min(len(each), _FOREST_PIXELS), replace=False) for each in chosen])
+  trees = RandomForestClassifier(50, min_samples_leaf=2, random_state=0)
+  trees.fit(_texture(shown)[places], labels.reshape(-1)[places])
+  small, _ = heads.shrunk(image, np.zeros(image.shape[:2], np.uint8))
+  found = trees.predict(_texture(small)).reshape(small.shape[:2])
+  return cv2.resize(found, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def _texture(image: np.ndarray) -> np.ndarray:
+  maps = [cv2.resize(each, image.shape[1::-1], interpolation=cv2.INTER_LINEAR) for each in heads.texture(image)]
+  return np.concatenate(maps, axis=-1).reshape(image.shape[0] * image.shape[1], -1)
+
+
+def head_alone(image: np.ndarray, prompts: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+  """Answers with the linear head that is fitted to the first prompt, without the network."""
+  head = heads.fit(prompts[:1])
+  logits = head.logits(heads.describe(image))
+  found = np.where(logits.max(axis=-1) > 0, np.asarray(head.classes, np.uint8)[logits.argmax(axis=-1)], np.uint8(0))
+  return cv2.resize(found, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+
+
 def network(name: str, count: int, **options) -> Answer:
   """Returns an answer by a packaged network with the first `count` prompts."""
-  predictor = Predictor.from_checkpoint(name)
-  return lambda image, prompts: predictor.predict(image, prompts[:count], **options).labels
+  predictor = functools.cache(lambda: Predictor.from_checkpoint(name))
+  return lambda image, prompts: predictor().predict(image, prompts[:count], **options).labels
 
 
 def methods() -> dict[str, Answer]:
   """Returns the columns of the table."""
   return {
     "copying the mask": copied,
+    "forest on texture": forest,
+    "head alone": head_alone,
     "drawn": network("drawn", 1, head="off"),
     "small without head": network("small", 1, head="off"),
     "small": network("small", 1),
@@ -107,9 +140,11 @@ def main() -> None:
   parser.add_argument("folders", nargs="+", type=Path)
   parser.add_argument("--output", type=Path, help="picture with a row for each set: prompt, truth, then the columns")
   parser.add_argument("--results", type=Path, help="JSON file for the scores")
+  parser.add_argument("--columns", nargs="+", help="measure only these columns, by their names")
   parser.add_argument("--episodes", type=int, default=24, help="questions of each set")
   args = parser.parse_args()
-  answers, table, rows = methods(), {}, []
+  answers = {name: answer for name, answer in methods().items() if not args.columns or name in args.columns}
+  table, rows = {}, []
   for folder in args.folders:
     found, pictures = measure(folder, answers, args.episodes)
     table |= found

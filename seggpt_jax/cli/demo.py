@@ -1,9 +1,9 @@
-"""Segments synthetic circuit boards by example, fine-tunes on some of them, segments again, and draws a picture.
+"""Segments photographs by example; then circuit boards before and after fine-tuning on some of them. Draws pictures.
 
   seggpt demo
 
-Starts from the small weights that come with the package, and prints every command before it runs it, so that you can
-run them on your own images. Rerun to resume after an interruption.
+Uses the weights that come with the package and photographs of scikit-image. Prints every command before it runs it, so
+that you can run them on your own images. Rerun to resume after an interruption.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import itertools
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw
@@ -29,6 +31,19 @@ from seggpt_jax.palette import display_palette
 from seggpt_jax.synthetic.boards import LABELINGS
 
 _CLASSES = LABELINGS["etched"]
+
+# Labels of the demo's photographs, in pixels: x, y and radius of coins; corners of a polygon.
+_COINS = (
+  "44,54,21 100,57,19 155,51,23 216,51,22 276,52,20 335,44,29 45,124,20 103,126,19 153,127,18 206,124,20 270,118,25 "
+  "337,125,19"
+)
+_MOTORCYCLE = (
+  "92,210 100,198 140,205 138,155 150,147 165,162 220,170 240,168 255,185 285,195 345,188 357,190 400,165 440,155 "
+  "470,150 465,130 490,110 495,80 515,80 540,100 520,100 535,115 560,130 575,118 582,138 562,148 555,180 550,195 "
+  "580,260 600,268 645,300 670,345 685,400 678,440 640,450 600,440 560,410 530,370 510,325 505,300 515,270 495,225 "
+  "475,240 475,300 470,345 440,375 400,380 345,375 335,432 325,435 330,375 290,365 270,380 230,400 190,400 150,380 "
+  "125,340 120,300 130,265 150,245 110,245"
+)
 
 # XLA on CPUs asks for its memory again in every step; glibc should keep that memory (docs/performance.md).
 _KEEP_MEMORY = {
@@ -55,6 +70,7 @@ def main() -> None:
   """Runs the demo."""
   values = flags.FLAGS
   workdir, steps = Path(values.workdir), values.num_steps
+  _segment_photographs(workdir / "photographs")
   boards = workdir / f"boards_{values.num_boards}"
   training = workdir / f"run_{values.num_boards}_{steps}"
   before, after = workdir / "before", workdir / "after"
@@ -71,8 +87,7 @@ def main() -> None:
     *(f"--config.data.path={boards}", f"--config.num_steps={steps}"),
   )
   scores_after = _infer(str(training), boards, mapping, after)
-  sheet = _picture(boards, before, after, dict(itertools.islice(prompts.items(), 5)))
-  write_png(workdir / "demo.png", np.asarray(sheet))
+  _draw_boards(workdir / "demo.png", boards, before, after, dict(itertools.islice(prompts.items(), 5)))
   print(f"\nIoU on {len(prompts)} held-out boards with one prompt each:")
   print(f"{'':<10}{'before':>8}{f'after {steps} steps':>18}")
   for name, *scores in zip(_CLASSES, scores_before, scores_after, strict=True):
@@ -81,7 +96,7 @@ def main() -> None:
   print(
     "\nBefore training, the network has never seen a circuit board: all it has is the prompt, often of another color."
     "\nThe defects themselves, 2 % of the pixels, take more training than this: see docs/small.md."
-    f"\npicture: {workdir / 'demo.png'}"
+    f"\npictures: {workdir / 'photographs.png'}, {workdir / 'demo.png'}"
   )
 
 
@@ -105,20 +120,70 @@ def _infer(model_path: str, boards: Path, mapping: Path, results: Path) -> list[
   return [entry["iou"] for entry in json.loads((results / "metrics.json").read_text())["classes"]]
 
 
-def _picture(boards: Path, before: Path, after: Path, prompts: dict[str, str], side: int = 128) -> Image.Image:
+def _segment_photographs(folder: Path) -> None:
+  """Labels one part of each photograph, lets the untrained network label another part, and draws both."""
+  rows = _photographs()
+  for name, (prompt, mask, query) in rows.items():
+    for kind, pixels in (("prompts/images", prompt), ("prompts/labels", mask), ("queries", query)):
+      write_png(folder / kind / f"{name}.png", pixels)
+  write_json(folder / "mapping.json", {f"{name}.png": [f"{name}.png"] for name in rows})
+  _run(
+    *("infer", "--model-path", "small", "--dataset-dir", str(folder / "queries")),
+    *("--prompt-img-dir", str(folder / "prompts/images"), "--prompt-label-dir", str(folder / "prompts/labels")),
+    *("--mapping", str(folder / "mapping.json"), "--outdir", str(folder / "results")),
+  )
+  picture, parts = folder.with_suffix(".png"), []
+  for name, (prompt, mask, query) in rows.items():
+    found = read_labels(folder / "results" / "label" / f"{name}.png", LabelFormat())
+    parts.append([prompt, _painted(prompt, mask), query, _painted(query, found)])
+  _draw_rows(picture, ("prompt", "its mask, by hand", "query", "answer, without training"), parts, (192, 288))
+  print(f"\nPhotographs, answered by the network as it comes: {picture}", flush=True)
+
+
+def _photographs() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """Returns prompt, mask and query of each photograph of scikit-image that is shown."""
+  try:
+    from skimage import data
+  except ImportError:
+    raise InputError("scikit-image is missing: pip install 'seggpt-jax[demo]', which has the photographs") from None
+  coins, page = (np.repeat(part[..., None], 3, axis=-1) for part in (data.coins(), data.page()))
+  tissue, (left, right, _) = data.immunohistochemistry(), data.stereo_motorcycle()
+  coins_mask, left_mask = np.zeros(coins.shape[:2], np.uint8), np.zeros(left.shape[:2], np.uint8)
+  for x, y, radius in _points(_COINS):
+    cv2.circle(coins_mask, (x, y), radius, 1, cv2.FILLED)
+  cv2.fillPoly(left_mask, [np.asarray(_points(_MOTORCYCLE))], 1)
+  # Tissue that took the brown stain absorbs blue and lets red pass; ink is darker than the paper around it.
+  density = -np.log((tissue.astype(np.float32) + 1) / 256)
+  stained = (cv2.GaussianBlur(density[..., 2] - density[..., 0], (0, 0), 3) > 0.25).astype(np.uint8)
+  stained = cv2.morphologyEx(stained, cv2.MORPH_OPEN, np.ones((7, 7), np.uint8))
+  ink = cv2.adaptiveThreshold(page[..., 0], 1, cv2.ADAPTIVE_THRESH_GAUSSIAN_C, cv2.THRESH_BINARY_INV, 25, 18)
+  return {
+    "motorcycle": (left, left_mask, right[:, ::-1]),
+    "coins": (coins[:152], coins_mask[:152], coins[152:]),
+    "tissue": (tissue[:, :256], stained[:, :256], tissue[:, 256:]),
+    "page": (page[:, :192], ink[:, :192], page[:, 192:]),
+  }
+
+
+def _points(text: str) -> list[list[int]]:
+  return [[int(value) for value in point.split(",")] for point in text.split()]
+
+
+def _painted(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """Returns an image with red over a mask."""
+  red = 0.4 * image + 0.6 * np.asarray([255.0, 0.0, 0.0])
+  return np.where(mask[..., None] > 0, red, image).astype(np.uint8)
+
+
+def _draw_boards(path: Path, boards: Path, before: Path, after: Path, prompts: dict[str, str]) -> None:
   """Draws one row for each query: prompt, its mask, query, truth, and both predictions."""
-  colors, title, gap = display_palette(len(_CLASSES)), 16, 6
-  titles = ("prompt", "its mask", "query", "truth", "before training", "after training")
+  colors = display_palette(len(_CLASSES))
 
   def labels(path: Path) -> np.ndarray:
     return colors[read_labels(path, LabelFormat())]
 
-  sheet = Image.new("RGB", (len(titles) * (side + gap) - gap, title + len(prompts) * (side + gap) - gap), "white")
-  draw = ImageDraw.Draw(sheet)
-  for column, text in enumerate(titles):
-    draw.text((column * (side + gap), 2), text, fill="black")
-  for row, (query, prompt) in enumerate(prompts.items()):
-    parts = (
+  rows = [
+    (
       read_image(boards / "train" / "images" / prompt),
       labels(boards / "train" / "labels" / prompt),
       read_image(boards / "val" / "images" / query),
@@ -126,7 +191,20 @@ def _picture(boards: Path, before: Path, after: Path, prompts: dict[str, str], s
       labels(before / "label" / query),
       labels(after / "label" / query),
     )
+    for query, prompt in prompts.items()
+  ]
+  _draw_rows(path, ("prompt", "its mask", "query", "truth", "before training", "after training"), rows, (128, 128))
+
+
+def _draw_rows(path: Path, titles: Sequence[str], rows: Sequence[Sequence[np.ndarray]], shape: tuple[int, int]) -> None:
+  """Draws a table of pictures, each resized to a height and width."""
+  (height, width), title, gap = shape, 16, 6
+  sheet = Image.new("RGB", (len(titles) * (width + gap) - gap, title + len(rows) * (height + gap) - gap), "white")
+  draw = ImageDraw.Draw(sheet)
+  for column, text in enumerate(titles):
+    draw.text((column * (width + gap), 2), text, fill="black")
+  for row, parts in enumerate(rows):
     for column, part in enumerate(parts):
-      tile = Image.fromarray(part).resize((side, side), Image.Resampling.NEAREST)
-      sheet.paste(tile, (column * (side + gap), title + row * (side + gap)))
-  return sheet
+      tile = Image.fromarray(part).resize((width, height), Image.Resampling.NEAREST)
+      sheet.paste(tile, (column * (width + gap), title + row * (height + gap)))
+  write_png(path, np.asarray(sheet))
