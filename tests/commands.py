@@ -68,7 +68,8 @@ def _serve() -> None:
   for name in COMMANDS:
     if name not in _NOT_HERE:
       importlib.import_module(f"seggpt_jax.cli.{name.replace('-', '_')}")
-  importlib.import_module("pretraining.in_context")
+  for name in ("pretraining.in_context", "matplotlib.backends.backend_agg", "matplotlib.figure", "scipy.ndimage"):
+    importlib.import_module(name)
   assert threading.active_count() == 1, "a process with threads cannot be forked"
   for text in sys.stdin:
     request = json.loads(text)

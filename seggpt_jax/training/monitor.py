@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from seggpt_jax.files import parse_json, write_whole
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.curves import draw_curves
 from seggpt_jax.training.trackers import Tracker
+
+_SECONDS_BETWEEN_CURVES = 30  # a picture takes about a second, as long as many steps of a small network
 
 
 class Monitor:
@@ -45,6 +49,7 @@ class Monitor:
     self._metrics = self._workdir / "metrics.jsonl"
     _drop_lines_after(self._metrics, step)
     self._tracker = tracker()
+    self._drawn, self._drawn_at = True, -math.inf
     self._bar = tqdm(
       total=num_steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0, smoothing=0.1, desc="train"
     )
@@ -87,9 +92,16 @@ class Monitor:
     self._tracker.picture(step, split, picture)
 
   def curves(self) -> None:
-    """Draws the numbers logged so far as RUN/curves.png."""
-    if self._enabled and self._metrics.exists():
+    """Draws the numbers logged so far as RUN/curves.png, unless that was done a moment ago: `close` does it then."""
+    if self._enabled:
+      self._drawn = time.monotonic() - self._drawn_at >= _SECONDS_BETWEEN_CURVES
+      if self._drawn:
+        self._draw()
+
+  def _draw(self) -> None:
+    if self._metrics.exists():
       draw_curves(self._metrics, self._workdir / "curves.png")
+    self._drawn_at = time.monotonic()
 
   def say(self, message: str) -> None:
     """Prints a line above the bar."""
@@ -97,9 +109,11 @@ class Monitor:
       self._bar.write(message)
 
   def close(self) -> None:
-    """Closes the bar and the tracker."""
+    """Closes the bar and the tracker, and draws the curves if their last numbers are not drawn."""
     if self._enabled:
       self._bar.close()
+      if not self._drawn:
+        self._draw()
       self._tracker.close()
 
 
