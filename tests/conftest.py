@@ -58,3 +58,14 @@ def weights_directory(model, tmp_path_factory):
   directory = tmp_path_factory.mktemp("weights") / "loud"
   weights.save_weights(directory, parameters.split(model)[1], model.config)
   return directory
+
+
+@pytest.fixture(scope="module")
+def without_imagenet():
+  """Puts pooled colors in the place of the ImageNet features, which take long to compile."""
+  from seggpt_jax.model.imagenet import ImageNetFeatures
+  from tests.tiny_matcher import cheap_features
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(ImageNetFeatures, "__call__", cheap_features)
+    yield

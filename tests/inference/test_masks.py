@@ -9,30 +9,16 @@ from seggpt_jax import canvas
 from seggpt_jax.inference import batching
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.model import parameters
-from seggpt_jax.model.imagenet import ImageNetFeatures
-from tests.model.test_matcher import CONFIG, cheap_features
+from tests.tiny_matcher import tiny_matcher
 
+pytestmark = pytest.mark.usefixtures("without_imagenet")
 OFF = InferenceOptions(head="off")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_imagenet():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(ImageNetFeatures, "__call__", cheap_features)
-    yield
 
 
 @pytest.fixture(scope="module")
 def model():
-  """A tiny network with random parameters whose answers are those of its linear heads, nearly."""
-  generator, (graph, shapes) = np.random.default_rng(0), parameters.abstract(CONFIG)
-  params = {
-    name: np.ones(shape.shape) if shape.ndim < 2 else generator.normal(0, 1, shape.shape) / shape.shape[-2] ** 0.5
-    for name, shape in shapes.items()
-  }
-  params |= {"to1.kernel": 0.1 * params["to1.kernel"], "hint_weights": np.array([0.0, 4.0, 4.0])}
-  return parameters.fill(graph, params)
+  """A network whose answers are those of its linear heads, nearly."""
+  return tiny_matcher(**{"to1.kernel": lambda value: 0.1 * value, "hint_weights": lambda _: np.array([0.0, 4.0, 4.0])})
 
 
 @pytest.fixture(scope="module")

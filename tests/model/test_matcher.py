@@ -1,7 +1,5 @@
 """The small network's own design: what it may and may not depend on."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,49 +7,17 @@ import pytest
 
 from seggpt_jax import canvas
 from seggpt_jax.model import parameters, weights
-from seggpt_jax.model.config import VARIANTS, SegGPTConfig
-from seggpt_jax.model.imagenet import CHANNELS, ImageNetFeatures
+from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.matcher import FROZEN, Matcher
+from tests.tiny_matcher import CONFIG, tiny_matcher
 
-CONFIG = dataclasses.replace(
-  VARIANTS["small"],
-  canvas_size=(64, 32),
-  width=32,
-  depth=3,
-  num_heads=2,
-  mlp_dim=32,
-  feature_taps=(2,),
-  decoder_dim=8,
-)
-
-
-def cheap_features(self, images):
-  """Stands in for the ImageNet features, which take long to compile and are tested elsewhere: pooled colors."""
-  del self
-  generator, maps = np.random.default_rng(3), {}
-  for stride, channels in CHANNELS.items():
-    n, height, width, _ = images.shape
-    pooled = images.reshape(n, height // stride, stride, width // stride, stride, 3).mean(axis=(2, 4))
-    maps[stride] = jnp.sin(pooled @ generator.normal(0, 2, (3, channels)).astype(np.float32))
-  return maps
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_imagenet():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(ImageNetFeatures, "__call__", cheap_features)
-    yield
+pytestmark = pytest.mark.usefixtures("without_imagenet")
 
 
 @pytest.fixture(scope="module")
 def model():
-  """A tiny network with random parameters, which answers more than its linear heads do."""
-  generator, (graph, shapes) = np.random.default_rng(0), parameters.abstract(CONFIG)
-  params = {
-    name: np.ones(shape.shape) if shape.ndim < 2 else generator.normal(0, 1, shape.shape) / shape.shape[-2] ** 0.5
-    for name, shape in shapes.items()
-  }
-  return parameters.fill(graph, params)
+  """A network that answers more than its linear heads do."""
+  return tiny_matcher()
 
 
 @pytest.fixture(scope="module")
