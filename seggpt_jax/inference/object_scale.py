@@ -12,7 +12,7 @@ from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.data.zoomed import measured_zoom, object_sides
 from seggpt_jax.model.config import SegGPTConfig
 
-# Objects of one patch are found when trained on; without training two are better (docs/small.md).
+# Objects of one patch are found when trained on; without training two are better.
 _PATCHES = 2
 _MOST_WINDOWS = 64
 

@@ -204,7 +204,7 @@ def muon(schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float)
   """Returns Muon (arXiv 2502.16982) with Nesterov momentum: orthogonal updates for matrices of blocks, else AdamW.
 
   Updates have the root mean square of Adam's, so that both take the same learning rate. With Muon a tiny SegGPT left
-  the plateau on which it predicts one color everywhere after 200 to 300 steps (docs/small.md).
+  the plateau on which it predicts one color everywhere after 200 to 300 steps.
   """
 
   def dimensions(params: Mapping[str, Any]) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
