@@ -81,7 +81,7 @@ def main() -> None:
   values = flags.FLAGS
   for name, benchmarks in _APPLIES.items():
     if is_given(name) and values.benchmark not in benchmarks:
-      raise InputError(f"{flag_name(name)} cannot be combined with {values.benchmark}; use {', '.join(benchmarks)}")
+      raise InputError(f"{flag_name(name)} cannot be combined with {values.benchmark}; for {', '.join(benchmarks)}")
   shard = Shard.parse(values.shard)
   model = str(find_weights(values.model_path).absolute())
   if values.benchmark == _DAVIS:

@@ -147,10 +147,10 @@ def _check_flags(learned: bool) -> None:
   if values.video:
     _refuse(_IMAGES_ONLY, "cannot be combined with --video")
   else:
-    _refuse(_VIDEO_ONLY, "needs --video")
+    _refuse(_VIDEO_ONLY, "cannot be combined with images; give --video")
     outputs.check_kinds(values.save)
     if not set(values.save) & set(outputs.ANNOTATION_KINDS):
-      _refuse(_ANNOTATIONS, f"needs --save={', '.join(outputs.ANNOTATION_KINDS)} or some of them")
+      _refuse(_ANNOTATIONS, f"cannot be combined with --save={','.join(values.save)}; add coco, labelme or yolo")
   if learned:
     _refuse((*FOLDER_PROMPTS, *_FILE_PROMPTS), "cannot be combined with a learned prompt, which serves every query")
   elif values.video or is_given("prompt_image"):

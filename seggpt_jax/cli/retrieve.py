@@ -83,6 +83,6 @@ def _check_flags() -> None:
     raise InputError("--groups cannot be combined with --by-class")
   negative = values.negative_output
   if negative and not (values.groups or values.by_class):
-    raise InputError("--negative-output needs --groups or --by-class, which say what is negative")
+    raise InputError("--groups, --by-class: not found; --negative-output needs one of them")
   if negative and os.path.abspath(negative) == os.path.abspath(values.output):
     raise InputError(f"--negative-output: found {negative}, expected another file than --output")

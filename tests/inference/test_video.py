@@ -326,7 +326,7 @@ def test_flags_of_folders_and_of_videos_are_not_mixed(clip, weights_directory, t
       "found --dataset-dir and --video, expected one",
     ),
     (["--video", path], "--prompt-label: missing"),
-    (["--dataset-dir", tmp_path, "--num-frames", "2"], "--num-frames needs --video"),
+    (["--dataset-dir", tmp_path, "--num-frames", "2"], "--num-frames cannot be combined with images; give --video"),
   ):
     done = command(weights_directory, "--outdir", tmp_path / "out", *options)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
