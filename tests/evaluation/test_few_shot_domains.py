@@ -170,7 +170,7 @@ def test_what_is_missing_is_named(isaid, isic, tmp_path):
   with pytest.raises(InputError, match=r"nowhere/fold0\.txt: cannot be read"):
     few_shot_benchmarks.isaid5i(isaid, tmp_path / "nowhere")
   (isaid / "val/images/P0_0_256.png").unlink()
-  with pytest.raises(InputError, match=r"val/images/P0_0_256\.png: file not found"):
+  with pytest.raises(InputError, match=r"val/images/P0_0_256\.png: not found"):
     few_shot_benchmarks.isaid5i(isaid)
   Image.fromarray(SEEN).save(isaid / "val/semantic_png/other.png")
   with pytest.raises(InputError, match=r"other\.png: found this name, expected NAME_instance_color_RGB\.png"):
