@@ -4,7 +4,7 @@
   python -m benchmarks.attention --batch_sizes=1,4,16 --dtypes=float32,bfloat16      # one accelerator
 
 Each computes the attention of one block from the same operands. The error is the norm of the difference to `reference`
-in float32, relative to its norm, and the largest over output and gradients. An odd grid of 13 x 7 is tested beside the
+in float32, relative to its norm, and the largest over output and gradients. An odd grid of 13 x 7 is tested besides the
 variants. Implementations take turns, so that a machine that is slower for a while slows all of them. If one cannot run,
 its row says why. Memory is the temporary memory of the compiled gradient, without operands and results.
 """

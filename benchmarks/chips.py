@@ -7,7 +7,7 @@
 A case is work:network:chip:mesh:canvases:remat, with the mesh as data x fsdp and the canvases of each chip. The network
 may end in +lora. Results are kept in benchmarks/results/chips.json; `python -m benchmarks.tables` writes them into
 docs/chips.md. TPUs are compiled for by libtpu, their own compiler; GPUs need `jax-cuda13-plugin` and NVIDIA's compiler
-beside it, and cuDNN is not asked about its kernels.
+as well, and cuDNN is not asked about its kernels.
 
 The bytes are those of the compiled program. The time is a PREDICTION and a lower bound: the largest of three times, as
 if the others were hidden behind it and each resource ran at the vendor's peak (benchmarks/peaks.py):

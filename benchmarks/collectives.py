@@ -105,7 +105,7 @@ def _rounds(computations: dict[str, list[str]], loop: str) -> int | None:
 
 
 def _of_computation(computations: dict[str, list[str]], name: str) -> list[Collective]:
-  """Returns the collectives of a computation and of those that it calls."""
+  """Returns the collectives of a computation and of the computations that it calls."""
   found, loops = _straight(computations, name)
   return [*found.values(), *loops]
 
@@ -117,7 +117,7 @@ def _straight(computations: dict[str, list[str]], name: str) -> tuple[dict[str, 
   for place, text in enumerate(computations.get(name, ())):
     if operation := _OPERATION.match(text):
       channel = re.search(r"channel_id=(\d+)", text)
-      # TPU programs write an operation that runs beside others once for its start, its middle and its end.
+      # TPU programs write an operation that runs in parallel with others once for its start, its middle and its end.
       found |= {channel[1] if channel else f"{name} {place}": one for one in _read(*operation.groups())}
     for called in _CALLED.findall(text):
       if " while(" in text:
@@ -131,7 +131,7 @@ def _straight(computations: dict[str, list[str]], name: str) -> tuple[dict[str, 
 
 def _read(shapes: str, kind: str, start: str | None, rest: str) -> list[Collective]:
   """Returns the collective of one line, or none if a device is alone in its group."""
-  # Scalars beside operand and result of a start are counters.
+  # Scalars next to operand and result of a start are counters.
   arrays = [(dtype, dims) for dtype, dims in _shapes(shapes) if dims or not start]
   payload = sum(_BYTES[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in arrays)
   group = _pairs(rest) if kind == "collective-permute" else _first_group(rest)

@@ -120,7 +120,7 @@ def tries(name: str, seed: int, count: int, seconds: float) -> Iterator[tuple[in
 
 
 def kind_of(error: str) -> str:
-  """Returns a text that is the same for failures of one kind: the error, and the last line of ours that raised it."""
+  """Returns a string that is the same for failures of one kind: the error, and the last line of ours that raised it."""
   lines = error.strip().splitlines()
   places = [line.strip() for line in lines if 'File "' in line and "seggpt_jax" in line]
   what = lines[-1].split(":")[0] if places else error[:40]
@@ -169,7 +169,7 @@ def main(argv: list[str]) -> None:
 
 
 def keep(rows: dict[str, dict[str, int]]) -> Path:
-  """Writes the counts of targets beside those of other targets, with the kinds of failures that were ever found."""
+  """Adds the counts of targets to the counts of other targets, with the kinds of failures that were ever found."""
   path = report.RESULTS / "fuzz.json"
   before = json.loads(path.read_text()) if path.exists() else {"targets": {}}
   targets = dict(before["targets"])

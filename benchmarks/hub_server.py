@@ -32,8 +32,8 @@ def serve(
   Args:
     repositories: a folder for each OWNER/NAME, or the status that it fails with, or the address that it redirects to,
       http://HOST/OWNER/NAME; what is created is added.
-    cut: for a file, the bytes after which its first answer breaks off.
-    stall: for a file, the bytes after which its first answer goes on no more, until its client has gone.
+    cut: for a file, the bytes after which its first answer is cut off.
+    stall: for a file, the bytes after which its first answer stalls until its client has gone.
     reset: for a file, the bytes after which its first answer is reset, once a condition holds.
     answers: status, headers and body of what is answered instead to paths that begin with the key.
     uploads: folder for new repositories, which are accepted with the token "writer".

@@ -4,7 +4,7 @@
 
 Each board has one kind of stain: flux residue, a burn, a scratch or a sticker, on 1 % to 20 % of the picture. Positive
 prompts of a query have the same kind of stain, negative prompts another. Rows differ in the split, in the prompts
-(chosen by likeness or at random), and in their number.
+(chosen by similarity or at random), and in their number.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ _REPORT = flags.DEFINE_string("report", None, "Folder for the report of the last
 
 # Inference options, how prompts are chosen, and their number.
 ROWS = (
-  (InferenceOptions(1), "likeness", 1),
-  (InferenceOptions(1), "likeness", 5),
+  (InferenceOptions(1), "similarity", 1),
+  (InferenceOptions(1), "similarity", 5),
   (InferenceOptions(1), "random", 1),
   (InferenceOptions(1), "random", 5),
-  (InferenceOptions(2), "likeness", 1),
-  (InferenceOptions(2), "likeness", 5),
-  (InferenceOptions(2, foreground_tiles=True), "likeness", 1),
-  (InferenceOptions(2, foreground_tiles=True), "likeness", 5),
-  (InferenceOptions((1, 2), foreground_tiles=True), "likeness", 5),
-  (InferenceOptions(4, foreground_tiles=True), "likeness", 1),
-  (InferenceOptions((1, 2, 4), foreground_tiles=True), "likeness", 1),
-  (InferenceOptions((1, 2)), "likeness", 1),
+  (InferenceOptions(2), "similarity", 1),
+  (InferenceOptions(2), "similarity", 5),
+  (InferenceOptions(2, foreground_tiles=True), "similarity", 1),
+  (InferenceOptions(2, foreground_tiles=True), "similarity", 5),
+  (InferenceOptions((1, 2), foreground_tiles=True), "similarity", 5),
+  (InferenceOptions(4, foreground_tiles=True), "similarity", 1),
+  (InferenceOptions((1, 2, 4), foreground_tiles=True), "similarity", 1),
+  (InferenceOptions((1, 2)), "similarity", 1),
 )
 KINDS = ("flux", "burn", "scratch", "sticker")
 
@@ -130,7 +130,7 @@ def main(_: list[str]) -> None:
     write_boards(folder)
     prompts = list_prompts(folder / "train" / "images", folder / "train" / "labels")
     model = weights.load_model(_MODEL_PATH.value, dtype=parameters.default_dtype())
-    paths = mappings(folder, {"likeness": PromptIndex.build(model, prompts), "random": None})
+    paths = mappings(folder, {"similarity": PromptIndex.build(model, prompts), "random": None})
     predictor, rows = Predictor(model), _done(arguments)
     for options, name, top_k in ROWS:
       tiles = " with foreground" if options.foreground_tiles else ""

@@ -41,7 +41,7 @@ class Try(NamedTuple):
   Attributes:
     problem: what was wrong afterwards; "" if nothing was.
     lost: work that had to be done again.
-    seconds: time from the restart until the work went on; None where there is no restart.
+    seconds: time from the restart until the work resumed; None where there is no restart.
   """
 
   problem: str = ""
@@ -97,7 +97,7 @@ class Command:
 
 
 def files(output: Path, *but: str) -> dict[str, bytes]:
-  """Returns the content of all files in a folder, by path, without hidden ones and those that match a pattern."""
+  """Returns the content of all files in a folder, by path, except hidden files and files that match a pattern."""
   paths = {path.relative_to(output): path for path in output.rglob("*") if path.is_file()}
   shown = {name: path for name, path in paths.items() if not any(part.startswith(".") for part in name.parts)}
   return {str(name): path.read_bytes() for name, path in shown.items() if not any(map(name.match, but))}

@@ -16,7 +16,7 @@ turn measures how much of the processors other processes used; on CPUs such rows
   query after the other in float32, eager.
 
 Parameters are float32, and bfloat16 is a compute dtype on both sides (torch.autocast in PyTorch). float32 never means
-TF32. The difference between the predicted colors is printed beside the times. All sides hold memory at the same time,
+TF32. The difference between the predicted colors is printed next to the times. All sides hold memory at the same time,
 although each frees what it can between turns; if one fails, try fewer sides. The share of peak is relative to the
 fastest of some large matrix products in that dtype, with either library, in the same run. Operations come from the
 formula in cost.py.

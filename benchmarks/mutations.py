@@ -257,7 +257,7 @@ def _nasty(draw: random.Random, more: tuple[str, ...]) -> Any:
 
 
 def _mutate_text(text: str, draw: random.Random) -> str:
-  """Mutates a text, and inside base64 the file that it holds."""
+  """Mutates a string, and inside base64 the file that it holds."""
   try:
     inside = base64.b64decode(text, validate=True)
     if len(inside) > 16:
@@ -306,7 +306,7 @@ def _mutate_xml(content: bytes, draw: random.Random) -> bytes:
 
 
 def _mutate_lines(content: bytes, draw: random.Random) -> bytes:
-  """Changes words and lines of a text whose words are separated by spaces, commas or colons."""
+  """Changes words and lines of a string whose words are separated by spaces, commas or colons."""
   lines = content.decode().splitlines()
   for _ in range(draw.choice((1, 1, 2, 3))):
     place = draw.randrange(len(lines))

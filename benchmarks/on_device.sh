@@ -2,7 +2,7 @@
 # Measures an accelerator in two slices, each complete in itself and at most ten minutes long. No network is needed.
 #
 #   benchmarks/on_device.sh kernels OUT     errors, times and memory of every attention, forward and backward
-#   benchmarks/on_device.sh speed OUT       ViT-L beside PyTorch eager and torch.compile; batch 4, 8, 16; a profile
+#   benchmarks/on_device.sh speed OUT       ViT-L against PyTorch eager and torch.compile; batch 4, 8, 16; a profile
 #
 # WHEELS=FOLDER installs packages that the machine lacks from a folder of wheels; PYTHON chooses an interpreter.
 # REHEARSE=1 does the same with the tiny network, to find typos on a CPU.

@@ -60,7 +60,7 @@ def is_disturbed(row: dict[str, Any]) -> bool:
 def keep_rows(
   name: str, rows: Sequence[dict[str, Any]], key: Sequence[str], device: str, packages: Sequence[str]
 ) -> bool:
-  """Writes rows beside those of other settings and devices, with the machine of each device's last measurement.
+  """Adds rows to the rows of other settings and devices, with the machine of each device's last measurement.
 
   Rows of a CPU are not written if other processes used it at the same time.
 

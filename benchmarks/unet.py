@@ -111,7 +111,7 @@ def train(
     width: channels of the first level.
     rate: largest learning rate of AdamW.
     seed: seed of weights, order and augmentation.
-    crop: side of the random crops to train on; 0 takes whole images, as squares.
+    crop: side of the random crops to train on; 0 takes whole images, resized to a square.
     progress: called with the share of the time that has passed.
 
   Returns:
@@ -165,7 +165,7 @@ def predict(network: UNet, image: UInt8[np.ndarray, "h w 3"], side: int, whole: 
     network: the trained network.
     image: the image.
     side: as in training.
-    whole: whether training saw whole images as squares.
+    whole: whether training saw whole images, resized to a square.
   """
   shape = (side, side) if whole else _area_shape(image.shape, side)
   small = cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA)

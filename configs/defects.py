@@ -1,4 +1,4 @@
-"""Fine-tunes the released SegGPT ViT-Large to find small things in large images.
+"""Fine-tunes the released SegGPT ViT-Large to find small objects in large images.
 
   seggpt convert seggpt_vit_large.pth weights/vit_large
   seggpt train --config defects --workdir runs/mine --config.data.path=DATASET --config.data.num_classes=6

@@ -1,4 +1,4 @@
-"""Fine-tunes the packaged small SegGPT to find small things in large images, on a laptop.
+"""Fine-tunes the packaged small SegGPT to find small objects in large images, on a laptop.
 
 seggpt train --config defects_small --workdir runs/mine --config.data.path=DATASET --config.data.num_classes=6
 """

@@ -1,4 +1,4 @@
-"""Packs pictures for pretraining: things with opacity become cut-outs, photographs become grounds; for maintainers.
+"""Packs pictures for pretraining: objects with opacity become cut-outs, photographs become grounds; for maintainers.
 
 python -m pretraining.assets FOLDER runs/assets
 

@@ -1,4 +1,4 @@
-"""Families of scenes for pretraining: each draws several pictures that show the same kinds of things.
+"""Families of scenes for pretraining: each draws several pictures that show the same kinds of objects.
 
 A family is a function (generator, size, count, difficulty) -> `Scenes`. The rule that makes two regions the same kind
 differs between families and between draws: the material, the shape, the part of an object, the place in an order, or
@@ -79,7 +79,7 @@ def _places(generator: np.random.Generator, radii: list[float], size: int) -> li
 
 
 def regions(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Draws squares divided into a few regions, each of one material; the material defines the kind."""
+  """Draws pictures divided into a few regions, each of one material; the material defines the kind."""
   num = int(generator.integers(2, 4 + round(2 * difficulty)))
   materials = random_materials(generator, num)
   images, labels = [], []

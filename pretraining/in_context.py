@@ -74,7 +74,7 @@ def main() -> None:
   keep_programs()
   values = flags.FLAGS
   if values.data and is_given("families"):
-    raise InputError("--families: found beside --data, expected one of the two: datasets take the place of families")
+    raise InputError("--families cannot be combined with --data, whose datasets replace the families")
   evaluate_weights(
     values.model_path,
     values.families,
@@ -141,7 +141,7 @@ def evaluate_weights(
 
 
 def table(results: Mapping[str, Any], num_prompts: int) -> str:
-  """Returns the results of `evaluate` as a text table with a row for each family and one for their mean."""
+  """Returns the results of `evaluate` as a plain-text table with a row for each family and one for their mean."""
   rows = {**results["families"], "mean": results["mean"]}
   width = max(map(len, rows))
   lines = [" " * width + "".join(f"{title.format(k=num_prompts):>11}" for title in _COLUMNS.values())]

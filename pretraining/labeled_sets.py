@@ -2,7 +2,7 @@
 
 In: a network and a dataset, {train,val}/{images,labels} with labels of class indices. Out: for each class the
 foreground IoU of validation images that show it, with one training image as the prompt, with several, and with the most
-similar one; beside it two answers that need no network, the prompt's own mask and the whole picture.
+similar one; for comparison two answers that need no network, the prompt's own mask and the whole picture.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def mean_over_classes(results: dict[int, dict[str, float]]) -> dict[str, float]:
 
 
 def table(name: str, results: dict[int, dict[str, float]], num_prompts: int) -> str:
-  """Returns the results of one dataset as a text table, with a row for each class and one for their mean."""
+  """Returns the results of one dataset as a plain-text table, with a row for each class and one for their mean."""
   titles = ("1 prompt", f"{num_prompts} prompts", "similar", "tiles", "copied", "constant")
   rows: Sequence[tuple[str, dict[str, float]]] = [
     *((f"{name}, class {value}", row) for value, row in results.items()),

@@ -1,6 +1,6 @@
-"""Materials: recipes for the appearance of a surface, from which any number of squares can be painted.
+"""Materials: recipes for the appearance of a surface, from which any number of patches can be painted.
 
-Two squares of one material share colors, pattern, scale and direction, but no pixel. Each takes NumPy tens of
+Two patches of one material share colors, pattern, scale and direction, but no pixel. Each takes NumPy tens of
 microseconds, so that tasks can be drawn as fast as a network trains on them.
 """
 

@@ -1,4 +1,4 @@
-"""Families of real pictures: things cut out and put on photographs, and two views of one photograph.
+"""Families of real pictures: objects cut out and put on photographs, and two views of one photograph.
 
 The pictures come from a folder that `python -m pretraining.assets` makes; the package holds none.
 """
@@ -18,7 +18,7 @@ from pretraining.surfaces import random_surface
 from seggpt_jax.errors import InputError
 
 FILES = ("grounds", "regions", "cutouts")
-# How often each family is drawn, at difficulty 0 and 1, beside those of families.py.
+# How often each family is drawn, at difficulty 0 and 1, in addition to the families in families.py.
 FAMILIES = {"cutouts": (2.0, 4.0), "views": (2.0, 2.0)}
 
 
@@ -28,7 +28,7 @@ def families(folder: str) -> dict[str, Family]:
 
   Args:
     folder: the folder. It has `grounds.npy` uint8 [n, side, side, 3], photographs; `regions.npy` uint8
-      [n, side, side], the region of each of their pixels from 1; `cutouts.npy` uint8 [m, side, side, 4], things with
+      [n, side, side], the region of each of their pixels from 1; `cutouts.npy` uint8 [m, side, side, 4], objects with
       their opacity.
 
   Raises:
@@ -87,7 +87,7 @@ def cutouts(
   count: int,
   difficulty: float,
 ) -> Scenes:
-  """Draws one to three things on photographs, turned, scaled, lit and partly hidden; further things are background.
+  """Draws one to three objects on photographs, turned, scaled, lit and partly hidden; more objects are background.
 
   In a third of the draws each picture shows another thing of the same sort, as photographs of a class do, and in half
   of these in other colors. Files of one sort lie side by side.

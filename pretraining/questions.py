@@ -83,7 +83,7 @@ def choose_families(names: Sequence[str]) -> dict[str, Family]:
     names: names of families; "held_out" and "training" stand for all families of that group.
 
   Raises:
-    InputError: a name is unknown, or there is none.
+    InputError: a name is unknown, or no name is given.
   """
   known = _GROUPS | {name: {name: family} for group in _GROUPS.values() for name, family in group.items()}
   for name in names:
@@ -104,7 +104,7 @@ def draw_question(
     family: function that draws the pictures.
     index: number of the question, from 0.
     size: side of the pictures in pixels.
-    num_prompts: number of pictures beside the query.
+    num_prompts: number of pictures in addition to the query.
     difficulty: 0 to 1, see `tasks.draw_episode`.
 
   Raises:

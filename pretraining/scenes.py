@@ -1,4 +1,4 @@
-"""Scenes: pictures of the same kinds of things, and the type of the functions that draw them."""
+"""Scenes: pictures of the same kinds of objects, and the type of the functions that draw them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Scenes(NamedTuple):
-  """Pictures of the same kinds of things.
+  """Pictures of the same kinds of objects.
 
   Attributes:
     images: float32 [size, size, 3] each, about 0..255, not clipped.

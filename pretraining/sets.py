@@ -102,7 +102,7 @@ class Corpus:
   def __init__(self, sets: Sequence[RealSet]):
     self.sets = list(sets)
     weights = np.array([min(len(one.images), _MOST_WEIGHT) ** 0.5 for one in self.sets])
-    # Sets of many classes ask for more kinds of things, and are drawn more often.
+    # Sets of many classes ask for more kinds of objects, and are drawn more often.
     weights = weights * np.array([min(len(one.by_class), 9) ** 0.4 for one in self.sets])
     self.weights = weights / weights.sum()
 

@@ -298,7 +298,7 @@ def flaws(generator: np.random.Generator, size: int, count: int, difficulty: flo
 
 
 def prints(generator: np.random.Generator, size: int, count: int, difficulty: float) -> Scenes:
-  """Draws two-tone line art with faults: gaps, bridges, notches, bumps, islands and holes; the art itself is none."""
+  """Draws two-tone line art with faults: gaps, bridges, notches, bumps, islands and holes; the art is no fault."""
   colors = generator.uniform(0, 255, (2, 1) if generator.random() < 0.6 else (2, 3)) + np.zeros((2, 3))
   if np.abs(colors[0] - colors[1]).max() < 70:
     colors[1] = 255 - colors[0]

@@ -22,7 +22,7 @@ from seggpt_jax.data.cells import make_prompts
 from seggpt_jax.data.sources import Sample
 from seggpt_jax.errors import InputError
 
-# Kinds that cover a smaller share of a picture are never classes, nor are those of a sparse family with fewer pixels.
+# Kinds that cover a smaller share of a picture are never classes, nor are kinds of a sparse family with fewer pixels.
 _LEAST_SHARE, _LEAST_PIXELS = 0.006, 5
 # Share of tasks of sparse families, and of others, whose prompt is a square of cells; most cells along its side; and
 # pictures that the cells are cut from, as drawing takes time.
@@ -34,7 +34,7 @@ _MOST_DRAWS = 500  # until a family that shows nothing to ask for is an error
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-  """Pictures of the same kinds of things: first the prompts, last the query.
+  """Pictures of the same kinds of objects: first the prompts, last the query.
 
   Attributes:
     images: uint8 [n, size, size, 3].
@@ -189,7 +189,7 @@ def draw_task(
     if generator.random() < 0.2 * difficulty:
       episode = _without_color(generator, episode)
     if family.sparse and generator.random() < _GENEROUS:
-      # People mark small things generously; how generously, the prompt shows.
+      # People mark small objects generously; how generously, the prompt shows.
       kinds = np.stack([cv2.dilate(kinds, np.ones((3, 3), np.uint8)) for kinds in episode.kinds])
       episode = dataclasses.replace(episode, kinds=kinds)
     candidates, whole = _candidates(episode, generator, difficulty, family.sparse or grid > 1)

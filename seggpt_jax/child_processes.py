@@ -27,7 +27,7 @@ def start_command(
 
   Args:
     arguments: the command line after `seggpt`.
-    environment: variables that are set beside those of this process.
+    environment: variables that are set in addition to the variables of this process.
     **options: further arguments of `subprocess.Popen`, except stdin.
 
   Returns:

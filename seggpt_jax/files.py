@@ -95,7 +95,7 @@ def plain_name(name: str) -> str:
 
 
 def is_plain_text(text: str) -> bool:
-  """Returns whether a text can be written to every file: no half characters, control characters or byte order mark."""
+  """Returns whether a string can be written to any file: no half characters, control characters or byte order mark."""
   return "\ufeff" not in text and not any(unicodedata.category(each) in ("Cc", "Cs") for each in text)
 
 
@@ -222,8 +222,8 @@ def exclusive(directory: Path, *, shared: bool = False, wait: bool = False) -> I
   try:
     if _lock(handle, shared) is False:
       if not wait:
-        raise InputError(f"{directory}: found a run at work in it, expected none; wait for it or stop it")
-      warn_once(f"{directory}: another process is at work in it; this one waits until it has ended")
+        raise InputError(f"{directory}: in use by another run; wait for it or stop it")
+      warn_once(f"{directory}: in use by another process; this one waits until it has ended")
       _lock(handle, shared, wait)
     yield
   finally:
@@ -249,7 +249,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any], *, replace: bool =
   Args:
     path: the file.
     write: function that writes the content to the open file.
-    replace: replaces whatever is there, as in caches and in folders that belong to this package. Otherwise the file is
+    replace: replaces any file there, as in caches and in folders that belong to this package. Otherwise the file is
       noted in the folder's record, and only files that are listed there are replaced; see `written`.
 
   Raises:
@@ -282,7 +282,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     path: the new file or folder.
 
   Yields:
-    The place to write to, in a temporary folder beside the path.
+    The place to write to, in a temporary folder next to the path.
 
   Raises:
     InputError: the path exists.
@@ -309,15 +309,15 @@ def remove_leftovers_of(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, *inside: str, least_age: float = 0.0) -> None:
-  """Deletes unfinished files of killed processes: those that no process has locked.
+  """Deletes unfinished files of killed processes, if no process has locked them.
 
-  Where there are no locks, as on Windows and some network file systems, it deletes those that are an hour old.
+  Where there are no locks, as on Windows and some network file systems, it deletes files that are an hour old.
 
   Args:
     folder: folder to look in, which exists.
     *inside: names of folders in it, which may be missing, to look in at any depth.
     least_age: seconds since the last change of a file: 0 for a process that has locked the folder itself, `MOMENT`
-      where others of this machine may be at work in it, `HOUR` where those of other hosts may be.
+      where others of this machine may be using it, `HOUR` where processes of other hosts may be.
   """
   for name in os.listdir(folder):
     _remove_if_left(folder / name, least_age)
@@ -328,7 +328,7 @@ def remove_leftovers(folder: Path, *inside: str, least_age: float = 0.0) -> None
 
 
 def cut_bytes(text: str, most: int) -> str:
-  """Returns the longest start of a text that takes at most so many bytes in a file name."""
+  """Returns the longest start of a string that takes at most so many bytes in a file name."""
   while len(os.fsencode(text)) > most:
     text = text[: min(len(text) - 1, most)]
   return text

@@ -204,7 +204,7 @@ def decode(
     palette: N colors for each sample, 0..255.
     sensitivity: divisors of the distances to each color, above 0: with 2, a color may be twice as far away as another
       one and still be chosen. None for 1.
-    shown: classes that may be chosen beside class 0, as the network has been asked for them; None for all.
+    shown: classes that may be chosen in addition to class 0, as the network has been asked for them; None for all.
 
   Returns:
     int32 class indices 0..N-1.
@@ -256,7 +256,7 @@ def nearest_distances(colors: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, "
 
 def _squared_distance(colors, palette, index: int) -> Float[AnyArray, "b h w"]:
   """Returns the squared distance of every pixel from one color of its palette, float32."""
-  # Squared differences are exact for whole numbers, so ties are ties. The expansion |c|^2 - 2cp is not.
+  # Squared differences are exact for integers, so ties are ties. The expansion |c|^2 - 2cp is not.
   colors, palette = colors.astype(jnp.float32), palette.astype(jnp.float32)
   red, green, blue = (colors[..., c] - palette[:, None, None, index, c] for c in range(3))
   return red * red + green * green + blue * blue

@@ -105,7 +105,7 @@ def note(path: Path, finished: Path) -> None:
     entry = {"name": name, "size": found.st_size, "time": found.st_mtime_ns}
     # The line break in front ends a line that a kill has cut off.
     line = b"\n" + json.dumps(entry).encode() + b"\n"
-    with contextlib.suppress(FileNotFoundError, PermissionError):  # there is none, or it is of another user
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # no such file, or it is of another user
       _append(os.path.join(folder, RECORD), line)
       return
   open_record(places[0][0])
@@ -159,7 +159,7 @@ def check_outputs(
 ) -> None:
   """Checks all files that a command will write, before it touches any.
 
-  Files are compared by what they are on the disk, whatever links and spellings lead to them.
+  Files are compared by what they are on the disk, regardless of the links and spellings that lead to them.
 
   Args:
     outputs: files that will be written.

@@ -34,7 +34,7 @@ def seggpt(
   Args:
     *arguments: the command line after `seggpt`.
     cwd: working directory; by default that of the tests.
-    env: variables beside those of the tests.
+    env: variables in addition to those of the tests.
     module: module with a command of its own, such as pretraining.in_context, in place of `seggpt`.
   """
   line = [os.fspath(each) if isinstance(each, os.PathLike) else str(each) for each in arguments]

@@ -214,7 +214,7 @@ def _value_of(flag: str, arguments: list[str]) -> str:
 
 
 def test_flags_and_keys_of_commands_that_are_not_run_exist(tmp_path):
-  """A renamed flag or key, and one that is refused beside the others of its command, is found here."""
+  """A renamed flag or key, and one that is refused together with the others of its command, is found here."""
   from seggpt_jax.cli import packaged_configs
   from seggpt_jax.training.config import check_config
 

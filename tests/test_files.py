@@ -165,7 +165,7 @@ def test_a_second_process_cannot_lock_the_folder(tmp_path):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
   with exclusive(tmp_path):
-    assert "found a run at work in it" in other().stderr
+    assert "in use by another run" in other().stderr
   assert other().stdout == "locked\n"
 
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "seggpt_jax"
 
-# From the roof down; "" stands for the modules beside the rooms, such as files.py and errors.py.
+# From the roof down; "" stands for the modules next to the rooms, such as files.py and errors.py.
 ROOMS = (
   *("cli", "app", "evaluation", "retrieval", "export", "training", "inference", "audit", "prepare", "synthetic"),
   *("model", "data", "metrics", ""),

@@ -216,7 +216,7 @@ class Answering:
     return self._examples[name]
 
   def _collect(self) -> None:
-    """Stores the answers that are there, and gives up those that nobody wants any more."""
+    """Stores the answers that are there, and gives up answers that nobody wants any more."""
     for request in list(self._flying):
       if not request.future.done():
         if request.round != request.session.round:

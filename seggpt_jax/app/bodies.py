@@ -1,7 +1,7 @@
 """The body of a request: multipart or JSON in, files and fields out. All of it stays in memory.
 
 Both forms have the same names. Files are `image`, `prompt_image` and `prompt_label`, each any number of times: parts of
-a multipart body, or base64 texts (one, or a list) in JSON.
+a multipart body, or base64 strings (one, or a list) in JSON.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ async def read_body(request: Request, known: Mapping[str, Field], files: tuple[s
     if isinstance(value, bytes) and name in files:
       found[name].append((f"{name}[{len(found[name])}]", value))
     elif isinstance(value, bytes) or name in files:
-      what = "a file" if isinstance(value, bytes) else "a text"
+      what = "a file" if isinstance(value, bytes) else "a string"
       raise InputError(
         f"{name[:80]}: found {what}, expected {'a file' if name in files else 'another field'} (GET /docs)"
       )
@@ -98,7 +98,7 @@ async def read_body(request: Request, known: Mapping[str, Field], files: tuple[s
 
 
 async def _read_form(request: Request, limits: Limits) -> list[tuple[str, Any]]:
-  """Returns the parts of a multipart body: bytes for files, texts for fields."""
+  """Returns the parts of a multipart body: bytes for files, strings for fields."""
   parser = _CompleteParser(
     request.headers,
     limited_stream(request, limits.body_bytes),
@@ -145,7 +145,7 @@ async def _read_json(request: Request, limits: Limits) -> list[tuple[str, Any]]:
 def _decode(text: Any, name: str) -> bytes:
   """Decodes a file in JSON: base64, or a data URL as browsers make it."""
   if not isinstance(text, str):
-    raise HTTPException(400, f"{name}: found {type(text).__name__}, expected a text in base64")
+    raise HTTPException(400, f"{name}: found {type(text).__name__}, expected a base64 string")
   if text.startswith("data:"):
     text = text.partition(",")[2]
   try:

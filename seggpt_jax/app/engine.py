@@ -180,7 +180,7 @@ class Engine:
       raise BusyError(f"the service is busy: {len(self._waiting)} images wait for the network")
 
   def close(self) -> None:
-    """Takes no more images, waits for those that were taken, and ends the thread."""
+    """Takes no more images, waits for the images already taken, and ends the thread."""
     with self._changed:
       self._closed = True
       self._changed.notify()
@@ -212,7 +212,7 @@ class Engine:
         images *= 2
 
   def _next_batch(self, max_canvases: int) -> list[_Job]:
-    """Waits for images and returns those that fit the first one, up to a batch; none once the engine is closed."""
+    """Waits for images and returns the images that fit the first one, up to a batch; none once the engine is closed."""
     with self._changed:
       self._changed.wait_for(lambda: self._waiting or self._closed)
       if not self._waiting:

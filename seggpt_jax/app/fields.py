@@ -24,7 +24,7 @@ class Field(NamedTuple):
   """A field of a request.
 
   Attributes:
-    parse: turns a text or a JSON value into the value of the field; gets the field's name for messages.
+    parse: turns a string or a JSON value into the value of the field; gets the field's name for messages.
     schema: JSON schema of the value.
     meaning: one sentence for people.
   """
@@ -43,8 +43,8 @@ def _whole(value: Any, name: str) -> int:
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
       return int(value)
   except ValueError as error:
-    raise _wrong(name, value, "a whole number") from error
-  raise _wrong(name, value, "a whole number")
+    raise _wrong(name, value, "an integer") from error
+  raise _wrong(name, value, "an integer")
 
 
 def _number(value: Any, name: str) -> float | int:
@@ -67,7 +67,7 @@ def _flag(value: Any, name: str) -> bool:
 
 
 def _several(parse: Callable[[Any, str], Any]) -> Callable[[Any, str], tuple]:
-  """Returns a parser of several values: a JSON list, or a text with commas."""
+  """Returns a parser of several values: a JSON list, or a string with commas."""
 
   def parse_all(value: Any, name: str) -> tuple:
     values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
@@ -83,12 +83,12 @@ def _splits(value: Any, name: str) -> int | tuple[int, ...]:
 
 def _text(value: Any, name: str) -> str:
   if not isinstance(value, str):
-    raise _wrong(name, value, "a text")
+    raise _wrong(name, value, "a string")
   return value
 
 
 def _one_of(names: Sequence[str]) -> Callable[[Any, str], str]:
-  """Returns a parser of a text that is one of some."""
+  """Returns a parser of a string that is one of several."""
 
   def parse(value: Any, name: str) -> str:
     if value not in names:
@@ -99,7 +99,7 @@ def _one_of(names: Sequence[str]) -> Callable[[Any, str], str]:
 
 
 def _values(value: Any, name: str) -> tuple:
-  """Parses gray values or colors: a text as on the command line, or a JSON list of numbers or of triples."""
+  """Parses gray values or colors: a string as on the command line, or a JSON list of numbers or of triples."""
   if isinstance(value, str):
     found = parse_values(value, name)
     return found if isinstance(found, tuple) else (found,)
@@ -163,7 +163,7 @@ def parse_fields(given: Mapping[str, Any], known: Mapping[str, Field], files: Co
   """Parses the fields of a request.
 
   Args:
-    given: texts or JSON values.
+    given: strings or JSON values.
     known: the fields that the request may have.
     files: names of its files, for messages.
 

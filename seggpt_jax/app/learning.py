@@ -58,7 +58,7 @@ class Learning:
 
   def __init__(self, session: Session, recipe: Recipe, steps: Any, number: int = 1):
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
-      raise InputError(f"steps: found {steps!r}, expected a whole number from 1 to {MOST_STEPS}")
+      raise InputError(f"steps: found {steps!r}, expected an integer from 1 to {MOST_STEPS}")
     if len(session.examples) < _LEAST_EXAMPLES:
       raise InputError(f"learning: found {len(session.examples)} examples, expected at least {_LEAST_EXAMPLES}")
     self.recipe, self.steps = recipe, steps

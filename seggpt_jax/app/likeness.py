@@ -29,7 +29,7 @@ class Likeness:
   """
 
   def __init__(self, predictor: Predictor):
-    self._predictor, self._thread = predictor, ThreadPoolExecutor(1, "likeness")
+    self._predictor, self._thread = predictor, ThreadPoolExecutor(1, "similarity")
     self._thread.submit(lambda: self._encoder)
 
   @functools.cached_property

@@ -109,7 +109,7 @@ def docs_page() -> str:
   return (
     f"<!doctype html><html lang=en><meta charset=utf-8><title>seggpt serve</title><style>{_STYLE}</style>"
     f"<h1>seggpt serve {seggpt_jax.__version__}</h1>{table(methods)}<h2>Example</h2><pre>{_EXAMPLE}</pre>"
-    f"<h2>Files</h2><p>Parts of multipart/form-data, or base64 texts in application/json.{table(_FILES)}"
+    f"<h2>Files</h2><p>Parts of multipart/form-data, or base64 strings in application/json.{table(_FILES)}"
     f"<h2>Fields</h2>{table(fields)}<h2>Errors</h2><p><code>{{&quot;error&quot;: &quot;one line&quot;}}</code>"
     f"{table({str(status): text for status, text in _ERRORS.items()})}"
     "<p>For programs: <a href=openapi.json>openapi.json</a></html>"

@@ -147,7 +147,7 @@ class _Page:
       if handler is None:
         raise HTTPException(405, f"method: found {request.method}, expected {' or '.join(handlers)}")
       if request.method not in ("GET", "HEAD") and not request.headers.get("origin"):
-        # The guard has compared those that are there. Every browser sends one with a change.
+        # The guard has compared the headers that are there. Every browser sends one with a change.
         raise HTTPException(403, "Origin: missing, expected the page's own for a change")
       with self._bodies.reserve(_body_bytes(request)):
         return await handler(request, session)
@@ -394,14 +394,14 @@ async def _json_object(request: Request) -> dict[str, Any]:
 
 
 def _number(request: Request, name: str, least: int, most: int, default: int) -> int:
-  """Returns a whole number of the query.
+  """Returns an integer of the query.
 
   Raises:
-    InputError: it is none, or out of range.
+    InputError: it is not an integer, or out of range.
   """
   text = request.query_params.get(name, str(default))
   if not (text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most):
-    raise InputError(f"{name}: found {text[:40]!r}, expected a whole number from {least} to {most}")
+    raise InputError(f"{name}: found {text[:40]!r}, expected an integer from {least} to {most}")
   return int(text)
 
 

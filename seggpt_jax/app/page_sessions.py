@@ -140,7 +140,7 @@ class PageSessions:
       self.end(oldest)
 
   def find(self, key: str | None) -> Session | None:
-    """Returns a session and notes that it is in use; None if there is none of this id."""
+    """Returns a session and notes that it is in use; None if no session has this id."""
     work = self._works.get(key or "")
     if work is None:
       return None
@@ -272,7 +272,7 @@ class PageSessions:
       again: whether to start from what the session's last run has learned.
 
     Raises:
-      BusyError: a training run is at work, of this session or of another.
+      BusyError: a training run of this session or of another is in progress.
       InputError: there are too few examples, or nothing has been learned yet.
     """
     with self._lock:
@@ -282,7 +282,7 @@ class PageSessions:
       ]
       if running:
         whose = "this page" if work in running else "another person"
-        raise BusyError(f"a training run of {whose} is at work; it must end first")
+        raise BusyError(f"training: in use by {whose}; wait until that run has ended")
       recipe = self._recipe
       if again:
         if work.adopted is None or recipe.adapts:

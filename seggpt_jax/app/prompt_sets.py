@@ -154,7 +154,7 @@ class PromptStore:
     """Returns a set for use, which makes it the most recently used one.
 
     Raises:
-      UnknownPromptsError: there is none of this name.
+      UnknownPromptsError: no set has this name.
     """
     with self._lock:
       stored = self._find(name)
@@ -166,7 +166,7 @@ class PromptStore:
     """Returns a set to describe it; it counts as no use.
 
     Raises:
-      UnknownPromptsError: there is none of this name.
+      UnknownPromptsError: no set has this name.
     """
     with self._lock:
       return self._find(name)
@@ -175,7 +175,7 @@ class PromptStore:
     """Drops a set. Requests that use it already are answered.
 
     Raises:
-      UnknownPromptsError: there is none of this name.
+      UnknownPromptsError: no set has this name.
     """
     with self._lock:
       self._find(name)

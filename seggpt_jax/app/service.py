@@ -120,10 +120,10 @@ class Service:
     return JSONResponse({"model": self.model, "predictions": described, "warnings": warnings})
 
   def _check_learned(self, body: Body) -> None:
-    """Raises InputError for prompts beside a learned prompt."""
+    """Raises InputError for prompts sent to a learned prompt."""
     given = [name for name in FILES[1:] if body.files[name]] + ["prompts"] * ("prompts" in body.values)
     if given and self.engine.predictor.learned is not None:
-      raise InputError(f"{given[0]}: found beside a learned prompt, which serves every query, expected none")
+      raise InputError(f"{given[0]} cannot be combined with a learned prompt, which serves every query")
 
   def _stored_prompts(self, body: Body) -> PromptSet | None:
     """Returns the stored prompts that a request names, if it does."""
@@ -131,7 +131,7 @@ class Service:
       return None
     given = [name for name in FILES[1:] if body.files[name]]
     if given:
-      raise InputError(f"{given[0]}: found beside prompts={body.values['prompts'][:80]}, expected one of the two")
+      raise InputError(f"{given[0]} cannot be combined with prompts={body.values['prompts'][:80]}")
     return self.store.get(body.values["prompts"])
 
   def _check_sizes(self, body: Body) -> list[tuple[int, int]]:
@@ -234,7 +234,7 @@ class Service:
     return min(size, self.limits.body_bytes) * BYTES_PER_BODY_BYTE
 
   async def _in_thread(self, function: Callable, *arguments: Any) -> Any:
-    """Runs what takes a while beside the event loop, in one of a few threads."""
+    """Runs a slow function outside the event loop, in one of a few threads."""
     return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
@@ -251,7 +251,7 @@ def _decode(body: Body, labels: LabelFormat) -> tuple[list[np.ndarray], PromptSe
 
 
 def _wants_png(request: Request, body: Body) -> bool:
-  """Returns whether the answer is to be a PNG file.
+  """Returns whether the answer must be a PNG file.
 
   Raises:
     InputError: there are several images, or more than a label map is asked for.
@@ -262,7 +262,7 @@ def _wants_png(request: Request, body: Body) -> bool:
   if len(body.files["image"]) > 1:
     raise InputError(f"Accept: found image/png for {len(body.files['image'])} images, expected one image")
   if body.values.get("confidence"):
-    raise InputError("confidence: found with Accept: image/png, expected it with an answer in JSON")
+    raise InputError("confidence cannot be combined with Accept: image/png; ask for JSON")
   return True
 
 

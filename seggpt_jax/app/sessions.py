@@ -282,7 +282,7 @@ class Session:
 
   @property
   def least_classes(self) -> int:
-    """Number of classes that need a name: those of the labels and of the learned prompt."""
+    """Number of classes that need a name: classes of the labels and of the learned prompt."""
     return max([len(self._learned_classes), *(each.holds[-1] for each in self.pictures.values() if each.holds)])
 
   # -------------------------------------------------------------------------------------------------------- answers
@@ -454,7 +454,7 @@ class Session:
     return self.folder / "answers" / f"{key}.png"
 
   def as_json(self, since: int = 0) -> dict[str, Any]:
-    """Returns the state for the page; of the images only those that changed since a count of changes."""
+    """Returns the state for the page; for images, only images that changed since a count of changes."""
     with self.lock:
       others = [each for each in self.pictures.values() if not each.label]
       answered = sum(each.answer == self.round or bool(each.error) for each in others)
@@ -514,7 +514,7 @@ def drawn_label(data: bytes, where: str, class_index: int) -> UInt8[np.ndarray, 
   """Reads a label map that a person made elsewhere.
 
   Args:
-    data: content of the file. One value beside 0 marks one class; several values are class indices.
+    data: content of the file. One value other than 0 marks one class; several values are class indices.
     where: name of the file, for messages.
     class_index: the class that one value marks.
 

@@ -66,7 +66,7 @@ class Settings:
     for name, most in (("split", _MOST_SPLIT), ("examples", _MOST_EXAMPLES), ("least_area", 10**6)):
       found = getattr(self, name)
       if not 0 <= found <= most:
-        raise InputError(f"{name}: found {found!r}, expected a whole number from 0 to {most}")
+        raise InputError(f"{name}: found {found!r}, expected an integer from 0 to {most}")
     if self.flips not in get_args(Flips):
       raise InputError(f"flips: found {self.flips!r}, expected one of {', '.join(get_args(Flips))}")
     if self.choice not in ("alike", "newest"):

@@ -154,7 +154,7 @@ def _foreground(findings: Findings) -> Iterator[Advice]:
 
 
 def _specks(findings: Findings) -> Iterator[Advice]:
-  """Advises on regions of a few pixels beside the real ones."""
+  """Advises on regions of a few pixels in addition to the real objects."""
   noisy = []
   for class_index in sorted({c for survey in findings.surveys.values() for c in survey.regions}):
     regions = [survey.regions[class_index] for survey in findings.surveys.values() if class_index in survey.regions]

@@ -1,4 +1,4 @@
-"""The contact sheet of a dataset: samples of each split beside the same samples with labels drawn over them."""
+"""The contact sheet of a dataset: samples of each split next to the same samples with labels drawn over them."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _fitted(text: str, width: int, size: int, keep_end: bool = False) -> str:
-  """Shortens a text that is wider than `width` pixels."""
+  """Shortens a string that is wider than `width` pixels."""
   font = _font(size)
   # No character is narrower than a pixel. A name of a damaged file may have any length.
   long, text = len(text) > width, text[-width:] if keep_end else text[:width]

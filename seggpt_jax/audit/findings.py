@@ -332,7 +332,7 @@ def read_label_map(files: DatasetFiles) -> LabelMap | None:
       name, color = _entry(line, f"{where}: line {number}")
       if name in colors or color in colors.values():
         raise InputError(
-          f"{where}: line {number}: found {line.strip()!r} beside another class, expected a color for each"
+          f"{where}: line {number}: found {line.strip()!r} as for another class, expected a color for each"
         )
       colors[name] = color
   background = next((name for name in colors if name.lower() in _BACKGROUND), None)

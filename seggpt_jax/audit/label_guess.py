@@ -13,7 +13,7 @@ from seggpt_jax.palette import IGNORE
 _MOST_TABLE = 64
 _BLACK = (0, 0, 0)
 _MADE_UP = 0.9  # share of a value's pixels between lower and higher ones from which on it counts as made up
-_SOLID = 1e-3  # smallest share of the pixels of a value that is none of the many along smooth edges
+_SOLID = 1e-3  # smallest share of the pixels of a value, unless it is one of the many along smooth edges
 _THIN = 0.1  # largest share of its pixels away from borders of a value that only outlines others
 _LARGE, _FILLED = 0.1, 0.75  # shares of the pixels
 _FAR = 4  # times as frequent: by far
@@ -122,7 +122,7 @@ def _guess_values(facts: Facts) -> Guess:
 
 
 def _read_255(facts: Facts) -> tuple[bool, str]:
-  """Returns whether 255 marks pixels to ignore, beside other values, and what speaks against it."""
+  """Returns whether 255 marks pixels to ignore, in addition to other values, and what speaks against it."""
   others, fact = [value for value in facts if value != IGNORE], facts[IGNORE]
   as_class = (
     f"255 is taken as a class: if it marks pixels to ignore, set data.table={tuple(others)}, data.ignore=(255,)"
@@ -155,7 +155,7 @@ def _rim_doubt(facts: Facts) -> list[str]:
   if list(facts) != [0, *rims, IGNORE] or len(rims) != 1:
     return []
   return [
-    f"{rims[0]} is only a rim beside 0 and 255: if it marks pixels to ignore, set data.table=(0, 255), "
+    f"{rims[0]} is only a rim next to 0 and 255: if it marks pixels to ignore, set data.table=(0, 255), "
     f"data.ignore=({rims[0]},); if it is a smooth edge, set data.labels=binary, data.threshold=127"
   ]
 

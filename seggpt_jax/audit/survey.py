@@ -1,6 +1,6 @@
 """The survey of one split of a dataset: every file is read once, and small facts about it are kept.
 
-A bad file stops nothing: it is counted and named, and the survey goes on.
+A bad file stops nothing: it is counted and named, and the survey continues.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Survey:
 
   Attributes:
     split: name of the split.
-    num_samples: number of samples, including those that were not read.
+    num_samples: number of samples, including samples that were not read.
     kinds: number of images by format and mode, such as "JPEG RGB".
     sizes: number of images by (height, width).
     num_bytes: size of the image files.

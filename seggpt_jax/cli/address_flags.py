@@ -50,10 +50,10 @@ def read_token(loopback: bool) -> str:
 
 @contextlib.contextmanager
 def needs_app() -> Iterator[None]:
-  """Turns a missing package, of those that only these commands need, into one line that says how to get it."""
+  """Turns the lack of a package that only these commands need into one line that says how to get it."""
   try:
     yield
   except ModuleNotFoundError as error:
     if (error.name or "").startswith("seggpt_jax"):
       raise
-    raise InputError(f"{error.name}: not installed, expected the extra: pip install 'seggpt-jax[app]'") from error
+    raise InputError(f"{error.name} is not installed; pip install 'seggpt-jax[app]'") from error

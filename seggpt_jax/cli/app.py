@@ -74,7 +74,7 @@ def main() -> None:
     from seggpt_jax.app.page_routes import create_page
     from seggpt_jax.app.page_sessions import PageSessions, temporary_folder
     from seggpt_jax.app.settings import SessionLimits
-  # Training runs in another process beside this one, and JAX would take most of a GPU's memory for each.
+  # Training runs in another process in parallel with this one, and JAX would take most of a GPU's memory for each.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   keep_programs()
   values = flags.FLAGS

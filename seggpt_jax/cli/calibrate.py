@@ -51,7 +51,7 @@ def main() -> None:
   values = flags.FLAGS
   catch, least_yield = values["catch"].value, values["yield"].value
   if catch is not None and least_yield is not None:
-    raise InputError("--yield: found beside --catch, expected one of the two: one is given up for the other")
+    raise InputError("--yield cannot be combined with --catch: one is given up for the other")
   target = Path(values.model_path) / FILE
   check_outputs([target, target.with_suffix(".png")], flag="--model-path")
   labels = inference_flags.trained_label_format(values.model_path)

@@ -40,7 +40,7 @@ def main(source: str, destination: str) -> None:
   values = flags.FLAGS
   (weights.check_new if values.to else weights.check_new_weights)(destination)
   if values.private and not values.push:
-    raise InputError("--private: found no --push, expected both")
+    raise InputError("--push: not found; --private needs it")
   with writing(destination):  # before minutes are spent on reading
     Path(destination).absolute().parent.mkdir(parents=True, exist_ok=True)
   if weights.has_weights(source):

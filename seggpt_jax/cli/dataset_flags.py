@@ -54,7 +54,7 @@ def parse_splits(names: list[str]) -> list[str]:
   """Returns the split names of a list flag.
 
   Raises:
-    InputError: there are none, one is empty, or one is there twice.
+    InputError: no split is given, a name is empty, or a name is given twice.
   """
   if not names or not all(names):
     raise InputError("--split: found no name, expected names such as train,val")

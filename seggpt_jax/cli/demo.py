@@ -145,7 +145,7 @@ def _photographs() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
   try:
     from skimage import data
   except ImportError:
-    raise InputError("scikit-image is missing: pip install 'seggpt-jax[demo]', which has the photographs") from None
+    raise InputError("scikit-image is not installed; pip install 'seggpt-jax[demo]' for its photographs") from None
   coins, page = (np.repeat(part[..., None], 3, axis=-1) for part in (data.coins(), data.page()))
   tissue, (left, right, _) = data.immunohistochemistry(), data.stereo_motorcycle()
   coins_mask, left_mask = np.zeros(coins.shape[:2], np.uint8), np.zeros(left.shape[:2], np.uint8)

@@ -1,4 +1,4 @@
-"""Runs a public benchmark and prints the results beside the published ones.
+"""Runs a public benchmark and prints the results next to the published results.
 
   seggpt evaluate --benchmark pascal5i --model-path weights/vit_large --data-dir VOCdevkit --shots 1 --outdir out
 
@@ -67,7 +67,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       flags.DEFINE_integer(
         "num_frames",
         0,
-        "With davis2017: number of recent predictions that are prompts beside the first frame.",
+        "With davis2017: number of recent predictions that are prompts in addition to the first frame.",
         0,
         1000,
       )
@@ -81,7 +81,7 @@ def main() -> None:
   values = flags.FLAGS
   for name, benchmarks in _APPLIES.items():
     if is_given(name) and values.benchmark not in benchmarks:
-      raise InputError(f"{flag_name(name)}: found with {values.benchmark}, expected only with {', '.join(benchmarks)}")
+      raise InputError(f"{flag_name(name)} cannot be combined with {values.benchmark}; for {', '.join(benchmarks)}")
   shard = Shard.parse(values.shard)
   model = str(find_weights(values.model_path).absolute())
   if values.benchmark == _DAVIS:

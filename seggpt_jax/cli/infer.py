@@ -139,22 +139,22 @@ def main() -> None:
 
 
 def _check_flags(learned: bool) -> None:
-  """Raises InputError for missing flags, and for flags that would have no effect beside the others."""
+  """Raises InputError for missing flags, and for flags that would have no effect together with the others."""
   values = flags.FLAGS
   found = [flag_name(name) for name in ("dataset_dir", "image", "video") if values[name].value]
   if len(found) != 1:
     raise InputError(f"--dataset-dir, --image, --video: found {' and '.join(found) or 'none of them'}, expected one")
   if values.video:
-    _refuse(_IMAGES_ONLY, "with --video")
+    _refuse(_IMAGES_ONLY, "cannot be combined with --video")
   else:
-    _refuse(_VIDEO_ONLY, "without --video")
+    _refuse(_VIDEO_ONLY, "cannot be combined with images; give --video")
     outputs.check_kinds(values.save)
     if not set(values.save) & set(outputs.ANNOTATION_KINDS):
-      _refuse(_ANNOTATIONS, f"without --save={', '.join(outputs.ANNOTATION_KINDS)} or some of them")
+      _refuse(_ANNOTATIONS, f"cannot be combined with --save={','.join(values.save)}; add coco, labelme or yolo")
   if learned:
-    _refuse((*FOLDER_PROMPTS, *_FILE_PROMPTS), "beside a learned prompt, which serves every query")
+    _refuse((*FOLDER_PROMPTS, *_FILE_PROMPTS), "cannot be combined with a learned prompt, which serves every query")
   elif values.video or is_given("prompt_image"):
-    _refuse(FOLDER_PROMPTS, "with --video" if values.video else "beside --prompt-image")
+    _refuse(FOLDER_PROMPTS, f"cannot be combined with {'--video' if values.video else '--prompt-image'}")
     _demand("prompt_label")
   elif is_given("prompt_label"):
     raise InputError("--prompt-image: missing, expected an image for each --prompt-label")
@@ -166,7 +166,7 @@ def _check_flags(learned: bool) -> None:
 def _refuse(names: Sequence[str], why: str) -> None:
   for name in names:
     if is_given(name):
-      raise InputError(f"{flag_name(name)}: found {why}, expected none")
+      raise InputError(f"{flag_name(name)} {why}")
 
 
 def _demand(name: str) -> None:
@@ -188,7 +188,7 @@ def _find_queries(
 
 
 def _annotation_options(found: Sequence[queries.Query], labels: LabelFormat) -> annotation_files.AnnotationOptions:
-  """Returns names of classes and tolerance of polygons, as far as annotations are to be written."""
+  """Returns names of classes and tolerance of polygons, if annotations will be written."""
   values = flags.FLAGS
   if not set(values.save) & set(outputs.ANNOTATION_KINDS):
     return annotation_files.AnnotationOptions()

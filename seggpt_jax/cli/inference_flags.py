@@ -1,4 +1,4 @@
-"""The flags of `InferenceOptions`, and how label files are read beside trained weights."""
+"""The flags of `InferenceOptions`, and how label files are read with trained weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def define_option_flags(operating_point: bool = True) -> dict[str, list[flags.Fl
   """Defines the flags of `InferenceOptions` and returns them in groups.
 
   Args:
-    operating_point: whether to define those that change it.
+    operating_point: whether to define the flags that change it.
   """
   holders = [
     flags.DEFINE_list(
@@ -74,8 +74,8 @@ def define_option_flags(operating_point: bool = True) -> dict[str, list[flags.Fl
     flags.DEFINE_list(
       "sensitivity",
       "auto",
-      "Divisor of the distances of predicted colors to those of each class from 1; above 1 finds more of it. auto is "
-      "what seggpt calibrate chose for the run, else 1.",
+      "Sensitivity of each class from 1: divides the distance of predicted colors to its color; above 1 finds more of "
+      "it. auto is the value that seggpt calibrate chose for the run, else 1.",
     ),
     flags.DEFINE_integer(
       "least_area",
@@ -153,7 +153,7 @@ def _prompt_labels() -> Sequence[str | os.PathLike]:
   if "prompt_label" in values and values.prompt_label:
     return values.prompt_label
   if not values.prompt_label_dir:
-    raise InputError("--split: found objects beside a learned prompt, expected another value: it marks no objects")
+    raise InputError("--split=objects cannot be combined with a learned prompt, which marks no objects")
   return list(list_images(values.prompt_label_dir, recursive=True).values())
 
 

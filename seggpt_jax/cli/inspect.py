@@ -55,7 +55,7 @@ def main() -> None:
   pictures = [path for path in outdir.glob("*") if is_image(path.name) and not is_own(path)]
   check_outputs([outdir / "inspect.json", outdir / "inspect.png"], pictures, is_image=is_image)
   if "ignore" in given and "labels" not in given:
-    raise InputError("--ignore: found without --labels, expected --labels with it")
+    raise InputError("--labels: not found; --ignore needs it")
   dataset = dataset_from_flags()
   form = Form(values.kind) if "kind" in given and values.split else recognize(dataset.path, values.kind)
   dataset = dataclasses.replace(dataset, kind=form.kind)

@@ -82,6 +82,6 @@ def load(text: str) -> ConfigDict:
 
 
 def _folder() -> Path:
-  """Returns the folder of configs: inside an installed package, beside the package in a clone."""
+  """Returns the folder of configs: inside an installed package, next to the package in a clone."""
   package = Path(seggpt_jax.__file__).parent
   return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())

@@ -48,7 +48,7 @@ class _PathListParser(flags.ArgumentParser):
 
 
 def _exists(text: str) -> bool:
-  """Returns whether a text is the path of something, with `~` and spaces around it as people type them."""
+  """Returns whether a string is an existing path, with `~` and spaces around it as people type them."""
   try:
     return os.path.exists(expand(text.strip()))
   except InputError:

@@ -77,12 +77,12 @@ def main() -> None:
 
 
 def _check_flags() -> None:
-  """Raises InputError for flags that would have no effect beside the others."""
+  """Raises InputError for flags that would have no effect together with the others."""
   values = flags.FLAGS
   if values.groups and values.by_class:
-    raise InputError("--groups, --by-class: found both, expected one of them")
+    raise InputError("--groups cannot be combined with --by-class")
   negative = values.negative_output
   if negative and not (values.groups or values.by_class):
-    raise InputError("--negative-output: found without --groups or --by-class, expected one that says what is negative")
+    raise InputError("--groups, --by-class: not found; --negative-output needs one of them")
   if negative and os.path.abspath(negative) == os.path.abspath(values.output):
     raise InputError(f"--negative-output: found {negative}, expected another file than --output")

@@ -177,7 +177,7 @@ def _open_missing_streams() -> None:
 
 
 class _LastingOutput:
-  """Passes text on to standard output or error, until that is closed or full; the work goes on without it.
+  """Passes text on to standard output or error, until that is closed or full; the work continues without it.
 
   Args:
     stream: the stream.
@@ -203,7 +203,7 @@ class _LastingOutput:
     except (OSError, ValueError) as error:  # ValueError: the program that started this one has closed it
       self._stream = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
       if self._warns:
-        logging.warning("standard output cannot be written to (%s); the work goes on without it", error)
+        logging.warning("standard output cannot be written to (%s); the work continues without it", error)
 
   def __getattr__(self, name: str) -> Any:
     return getattr(self._stream, name)

@@ -93,7 +93,7 @@ def main() -> None:
     raise InputError("--split: found objects, expected another value: requests bring the prompts")
   weights, adapter = values.adapter or values.model_path, load_adapter(values.adapter) if values.adapter else None
   if values.prompts and adapter is not None and isinstance(adapter.adapter, LearnedPrompt):
-    raise InputError("--prompts: found beside a learned prompt, which serves every query, expected none")
+    raise InputError("--prompts cannot be combined with a learned prompt, which serves every query")
   labels = inference_flags.trained_label_format(weights)
   options = inference_flags.options_from_flags(weights, labels)
   limits = _limits()

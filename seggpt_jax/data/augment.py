@@ -93,9 +93,9 @@ def random_crop(
 ) -> Sample:
   """Cuts a random square from the resized sample. Only the pixels inside the square are resampled.
 
-  The window is a whole number of source pixels, so the size of the result may differ from the drawn factor by half a
+  The window spans an integer number of pixels, so the size of the result may differ from the drawn factor by half a
   pixel. With probability `foreground_crop`, a foreground class of the sample and one of its pixels are drawn uniformly,
-  and the window uniformly among those that contain the pixel. A label that shrinks keeps only a sparse grid of its
+  and the window uniformly among windows that contain the pixel. A label that shrinks keeps only a sparse grid of its
   pixels, so an object smaller than the grid may be visible in the image and missing in the label; with `resize=None` no
   object is lost.
 
@@ -133,7 +133,7 @@ def _foreground_pixel(
 ) -> tuple[int, int] | None:
   """Returns row and column of a random pixel of a random class, or None if there is no foreground.
 
-  The class is drawn first, so that a small class beside a large one is found as often.
+  The class is drawn first, so that a small class next to a large one is found as often.
   """
   present = classes_in(label)
   if classes is not None:

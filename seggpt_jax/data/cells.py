@@ -56,7 +56,7 @@ def assemble(cells: Sequence[Sample], size: int) -> Sample:
 
 
 def next_class(label: UInt8[np.ndarray, "h w"], shown: collections.Counter[int]) -> int:
-  """Chooses the class of a label map that cells have shown least, and counts it; 0 if there is none.
+  """Chooses the class of a label map that cells have shown least, and counts it; 0 if the map shows no class.
 
   Args:
     label: label map to cut the next cell from.
@@ -84,7 +84,7 @@ def crop_object(sample: Sample, class_index: int, size: int) -> Sample:
     count, objects, stats, _ = cv2.connectedComponentsWithStats(cv2.inRange(label, class_index, class_index))
     largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA])) if count > 1 else 0
     rows, cols = np.nonzero(objects == largest)
-    # The middle pixel of the object itself: the center of a bent one may lie beside it.
+    # The middle pixel of the object itself: the center of a bent one may lie outside it.
     middle = np.argmin((rows - rows.mean()) ** 2 + (cols - cols.mean()) ** 2)
     row, col = int(rows[middle]), int(cols[middle])
   image = sample["image"]

@@ -37,7 +37,7 @@ KINDS = {
   "SPLIT/labels/CLASS/NAME.*, or SPLIT/NAME/{images,masks}/*.png",
   "coco": "COCO annotations: annotations/instances_SPLIT.json, SPLIT/_annotations.coco.json, or any other JSON file",
   "voc": "PASCAL VOC or CVAT's segmentation masks: JPEGImages, SegmentationClass, ImageSets/Segmentation/SPLIT.txt",
-  "labelme": "LabelMe: NAME.json beside NAME.jpg, in SPLIT/ or all in one folder",
+  "labelme": "LabelMe: NAME.json next to NAME.jpg, in SPLIT/ or all in one folder",
   "yolo": "YOLO's polygons: images/SPLIT/NAME.* with labels/SPLIT/NAME.txt, and data.yaml",
   "cvat": "CVAT for images: annotations.xml and its images",
   "label_studio": "Label Studio's JSON export and its images",

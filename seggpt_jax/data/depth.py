@@ -100,4 +100,4 @@ def without_hidden(pixels: UInt8[np.ndarray, "h w 3"], alpha: np.ndarray) -> UIn
 
 @functools.cache
 def _say_hidden() -> None:
-  warn_once("transparent pixels (alpha 0) of images are read as white, whatever color is stored for them")
+  warn_once("transparent pixels (alpha 0) of images are read as white, regardless of the color stored for them")

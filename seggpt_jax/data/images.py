@@ -53,7 +53,7 @@ _HEIF = frozenset({".heic", ".heif", ".heics", ".heifs", ".hif"})
 _HEIF_STARTS = tuple(
   b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 )
-_HEIF_HINT = "HEIC is read after pip install 'seggpt-jax[heif]'"
+_HEIF_HINT = "to read HEIC, pip install 'seggpt-jax[heif]'"
 _MOST_ENDINGS = 5  # that one line names
 
 FolderId = tuple[int, int]
@@ -89,7 +89,7 @@ def without_ending(name: str) -> str:
 
 
 def is_junk(name: str) -> bool:
-  """Returns True for hidden files and folders, and for those that systems leave everywhere."""
+  """Returns True for hidden files and folders, and for files and folders that systems leave everywhere."""
   return name.startswith(".") or name.lower() in _JUNK
 
 
@@ -121,7 +121,7 @@ def _why_not(path: str, skip: SkipFolder | None, above: tuple[FolderId, ...]) ->
 
 
 def is_circle(path: str, above: Sequence[FolderId]) -> bool:
-  """Returns whether a folder is a link to one of those that lead to it."""
+  """Returns whether a folder is a link to a folder that leads to it."""
   return os.path.islink(path) and folder_id(path) in above
 
 
@@ -185,7 +185,7 @@ def list_images(
     directory: local folder, or a remote one such as gs://BUCKET/FOLDER.
     recursive: True also lists subfolders, with names such as `street/0001`.
     problems: list for descriptions of what is wrong; None raises instead. Of two files with one name the first is kept.
-    skip: function that says why a subfolder is to be left out, or "".
+    skip: function that says why a subfolder must be left out, or "".
 
   Returns:
     Path of each image by its name, which is the relative path without extension, in the form of `files.plain_name`.
@@ -204,7 +204,7 @@ def list_images(
   try:
     for name, path in _walk(os.fspath(directory), recursive, skip, passed):
       if name in found:
-        refuse(f"{path}: found {os.path.basename(found[name])} beside it, expected one file for each name", problems)
+        refuse(f"{path}: found {os.path.basename(found[name])} next to it, expected one file for each name", problems)
       found.setdefault(name, path)
   except OSError as error:
     raise InputError(f"{directory}: cannot be listed: {error.strerror or error}") from error
@@ -229,7 +229,7 @@ def remote_or_local(path: str | os.PathLike) -> epath.Path:
   try:
     path.exists()  # the first access loads the package of the remote file system
   except ImportError as error:
-    raise InputError(f"{path}: cannot be reached, expected the package for such paths: {error}") from error
+    raise InputError(f"{path}: cannot be reached; install the package for such paths: {error}") from error
   except OSError as error:
     raise InputError(f"{path}: cannot be reached: {error}") from error
   return path
@@ -267,7 +267,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def file_stamp(path: str | os.PathLike) -> str:
-  """Returns the size and time of a file, local or remote, as a text that changes with its content.
+  """Returns the size and time of a file, local or remote, as a string that changes with its content.
 
   Raises:
     InputError: the file is missing.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from seggpt_jax.palette import IGNORE
 
-_MOST_CLASSES = 64  # beside 255 as the value to ignore, where it is not known whether values are indices
+_MOST_CLASSES = 64  # in addition to 255 as the value to ignore, where it is not known whether values are indices
 _MOST_LEVELS = 16  # gray levels of a label that a person may have chosen; more are smooth edges, noise or instances
 
 

@@ -59,7 +59,7 @@ class LabelFormat:
     object.__setattr__(self, "_palette", {})  # index -> (color, name of the file)
     object.__setattr__(self, "_foreground", {})  # the key 0 -> (foreground value of masks, name of the file)
     if self.threshold is not None and self.mode != "binary":
-      raise InputError(f"threshold: found {self.threshold} with labels={self.mode}, expected it with binary only")
+      raise InputError(f"threshold: cannot be combined with labels={self.mode}; it is for labels=binary")
     if (self.mode == "table") != bool(self.table):
       found = f"{len(self.table)} entries with labels={self.mode}"
       raise InputError(f"table: found {found}, expected values or colors with labels=table, and only there")
@@ -68,7 +68,7 @@ class LabelFormat:
     for name in ("table", "ignore"):
       for value in getattr(self, name):
         if not _is_value(value, self.colors):
-          kind = "three numbers 0..255 as in the table" if self.colors else "a whole number 0..65535"
+          kind = "three numbers 0..255 as in the table" if self.colors else "an integer 0..65535"
           raise InputError(f"{name}: found {value!r}, expected {kind}")
     both = [value for value in self.table if value in self.ignore or self.table.count(value) > 1]
     if both:
@@ -245,7 +245,7 @@ def same_color(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
 
 
 def _as_indices(values: np.ndarray, ignored: np.ndarray | None, where: str) -> UInt8[np.ndarray, "h w"]:
-  """Returns values as class indices; raises InputError if one that is not ignored is none."""
+  """Returns values as class indices; raises InputError if a value that is not ignored is not an index."""
   counted = True if ignored is None else ~ignored
   largest, least = int(values.max(initial=0, where=counted)), int(values.min(initial=0, where=counted))
   if largest > 254 or least < 0:
@@ -256,7 +256,7 @@ def _as_indices(values: np.ndarray, ignored: np.ndarray | None, where: str) -> U
 
 
 def _foreground_value(stored: StoredLabel, values: np.ndarray, ignored: np.ndarray | None, where: str) -> int:
-  """Returns the only value of a mask beside 0, or 0 if there is none; several would become one class.
+  """Returns the only value of a mask other than 0, or 0 if all are 0; several would become one class.
 
   Raises:
     InputError: the mask holds more values, or is compressed with loss.

@@ -42,7 +42,7 @@ def folder_layout(path: str | os.PathLike, split: str = ".", problems: list[str]
 
 
 def find_folders(directory: epath.Path, split: str) -> tuple[epath.Path, epath.Path] | None:
-  """Finds the folders with the images and label maps of a split, see `folder_layout`; None if there are none.
+  """Finds the folders with the images and label maps of a split, see `folder_layout`; None if they are missing.
 
   Raises:
     InputError: two folders may be those of the label maps.
@@ -99,7 +99,7 @@ def voc_layout(path: str | os.PathLike, split: str, problems: list[str] | None =
 
 
 def voc_root(files: DatasetFiles) -> str | None:
-  """Returns the relative path, with a slash or empty, of the folder with SegmentationClass; None if there is none."""
+  """Returns the relative path, with a slash or empty, of the folder with SegmentationClass; None if it is missing."""
   found = sorted(
     {path.partition("SegmentationClass/")[0] for path in files.paths if "SegmentationClass/" in f"/{path}"}
   )
@@ -107,7 +107,7 @@ def voc_root(files: DatasetFiles) -> str | None:
 
 
 def voc_splits(files: DatasetFiles) -> list[str]:
-  """Returns the names of the lists in ImageSets/Segmentation, or "." if there are none."""
+  """Returns the names of the lists in ImageSets/Segmentation, or "." if there are no lists."""
   prefix = f"{voc_root(files) or ''}ImageSets/Segmentation/"
   found = [path[len(prefix) : -len(".txt")] for path in files.ending(".txt") if path.startswith(prefix)]
   # trainval joins the two others.

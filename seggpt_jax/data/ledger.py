@@ -2,7 +2,7 @@
 
 In: the settings of a run and the items that it has finished. Out: what earlier runs finished in the same folder, after
 a check that their settings were the same. A note is one JSON object in a file that is replaced as a whole. A `Ledger`
-is a file of JSON lines to which one process appends, beside those of other processes that share the folder.
+is a file of JSON lines to which one process appends, next to the files of other processes that share the folder.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Ledger:
 
   def _check_there(self) -> None:
     if not self._path.exists():
-      raise InputError(f"{self._path}: not found, deleted while the run was at work; rerun the same command")
+      raise InputError(f"{self._path}: not found, deleted during the run; rerun the same command")
 
   def close(self) -> None:
     self._file.close()

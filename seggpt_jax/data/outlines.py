@@ -113,7 +113,7 @@ class OutlineSource:
     self._entries = sorted(annotations.entries, key=lambda entry: entry.name)
     for first, second in zip(self._entries, self._entries[1:], strict=False):
       if first.name == second.name:
-        found = f"{os.path.basename(second.image)} beside {os.path.basename(first.image)}"
+        found = f"{os.path.basename(second.image)} and {os.path.basename(first.image)}"
         raise InputError(f"{self._where}: found {found}, expected one image for the name {first.name}")
 
   def __len__(self) -> int:

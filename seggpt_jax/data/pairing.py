@@ -148,7 +148,7 @@ class Pairing:
     return Draw(query, self._positive(query, generator))
 
   def _positive(self, query: int, generator: np.random.Generator) -> tuple[int, ...]:
-    """Draws prompts of the same class and group; if there are none, of the class, then of the group, then any."""
+    """Draws prompts of the same class and group; if no image has both, of the class, then of the group, then any."""
     same_class, same_group = generator.random(2) < (self.options.same_class, self.options.same_group)
     if self.options.every_class:
       return self._of_every_class(query, bool(same_group), generator)
@@ -245,7 +245,7 @@ class EvaluationPairing:
     num_training: number of training samples.
     groups: group of each sample of the pool, preferred among equally good samples; None for no groups.
     num_prompts: number of prompts K of each query. The first one shows as many of the query's classes as possible, the
-      next ones as many as possible of those that are still missing.
+      next ones as many as possible of the classes still missing.
     every_class: True asks for every class of the training samples, as inference does, which cannot know what a query
       shows.
   """

@@ -1,6 +1,6 @@
 """TFDS datasets in ArrayRecord format as a source: random access to millions of labeled images in few files.
 
-Any TFDS dataset with an image and a label image can be read. Those that `prepare.writers` writes also have an
+Any TFDS dataset with an image and a label image can be read. Datasets that `prepare.writers` writes also have an
 index with the names, groups and classes of all samples. TensorFlow is not needed.
 """
 

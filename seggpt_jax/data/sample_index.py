@@ -127,5 +127,5 @@ class SampleIndex(NamedTuple):
 
 
 def index_name(split: str) -> str:
-  """Returns the name of the file with the index of a split. The file is stored beside the split's records."""
+  """Returns the name of the file with the index of a split. The file is stored next to the split's records."""
   return f"samples-{split}.npz"

@@ -60,7 +60,7 @@ class Source(Protocol):
     ...
 
   def label_stamp(self, index: int) -> str:
-    """Returns a text that changes when the stored label of the sample changes, without reading it."""
+    """Returns a string that changes when the stored label of the sample changes, without reading it."""
     ...
 
   def field(self, index: int, key: str) -> str:
@@ -73,7 +73,7 @@ class Source(Protocol):
 
 
 class WrappedSource:
-  """Passes everything on to another source, for those that change or keep its samples.
+  """Passes everything on to another source; the base of sources that change or keep its samples.
 
   Args:
     source: the other source.

@@ -95,7 +95,7 @@ def read_stored(image: Image.Image, where: str) -> StoredLabel:
   form = f"{image.format or 'image'} {image.mode}"
   image = load_upright(image, where)
   if image.mode == "F":
-    raise InputError(f"{where}: found floating-point values, expected whole numbers or colors")
+    raise InputError(f"{where}: found floating-point values, expected integers or colors")
   if image.has_transparency_data and image.mode not in ("L", "RGB", "I;16"):
     image = image.convert("LA") if image.mode == "La" else image
     fault = fault or _alpha_fault(np.asarray(image.convert("RGBA")))

@@ -1,7 +1,7 @@
 """A source of samples at the scale of the network, and the measurement of that scale from the labels.
 
 In: a source of labeled images of any size. Out: the same samples, resampled by one factor, the zoom. Images of one
-camera show things at one scale, and a network sees small objects only if a patch is not larger than they are.
+camera show objects at one scale, and a network sees small objects only if a patch is not larger than they are.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ZoomedSource(WrappedSource):
   Args:
     source: the samples.
     zoom: factor from an image's pixels to the network's.
-    classes: the only classes that keep their labels, those that are looked for at this scale; None for all.
+    classes: the only classes that keep their labels, because they are looked for at this scale; None for all.
   """
 
   def __init__(self, source: Source, zoom: float | int, classes: Sequence[int] | None = None):
@@ -85,7 +85,7 @@ def object_sides(source: Labels, skip: Callable[[InputError], None] | None = Non
 
 
 def num_windows(shape: tuple[int, ...], zoom: float | int, square: int) -> int:
-  """Returns the number of squares that cover an image without overlap.
+  """Returns the number of windows that cover an image without overlap.
 
   Args:
     shape: shape of the image, height and width first.
@@ -99,14 +99,14 @@ def num_windows(shape: tuple[int, ...], zoom: float | int, square: int) -> int:
 def measured_zoom(
   sides: dict[int, float], shape: tuple[int, ...], square: int, wanted: int, most_windows: int
 ) -> float:
-  """Chooses the zoom at which the smallest class is as large as wanted, unless that takes too many squares.
+  """Chooses the zoom at which the smallest class is as large as wanted, unless that takes too many windows.
 
   Args:
     sides: median side of each class's objects, from `object_sides`.
     shape: shape of a typical image, height and width first.
     square: side of the network's square in pixels.
     wanted: side in pixels that the objects of the smallest class should have, at least that of a patch.
-    most_windows: most squares that an image may take.
+    most_windows: most windows that an image may take.
 
   Returns:
     The zoom, three digits: at most 1, because magnified pixels show nothing new, and at least as large as fits a whole

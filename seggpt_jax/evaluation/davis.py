@@ -102,7 +102,7 @@ class Davis:
   Args:
     directory: folder of the dataset, see `list_videos`.
     model: path of the weights, which is recorded in the settings.
-    num_frames: number of recent predictions that are prompts beside the first frame.
+    num_frames: number of recent predictions that are prompts in addition to the first frame.
     split: number of tiles along each side, see `InferenceOptions`.
 
   Raises:

@@ -96,7 +96,7 @@ def isic2018(directory: str | os.PathLike) -> FewShotData:
   Args:
     directory: the folder that contains ISIC2018_Task1-2_Training_Input/ and ISIC2018_Task1_Training_GroundTruth/, or a
       folder that contains it as ISIC/. The images are sorted into folders 1, 2 and 3, or the published class_id.csv
-      with the columns ID and Class lies beside the two folders.
+      with the columns ID and Class is next to the two folders.
 
   Raises:
     InputError: a folder, image or mask is missing, or the list of classes cannot be read.
@@ -188,7 +188,7 @@ def suim(directory: str | os.PathLike, cache: str | os.PathLike | None = None) -
 def _item(name: str, image: Path, mask: Path) -> Item:
   for path, other in ((image, mask), (mask, image)):
     if not path.exists():
-      raise InputError(f"{path}: file not found, expected it beside {other}")
+      raise InputError(f"{path}: not found; it belongs to {other}")
   return Item(name, os.fspath(image), os.fspath(mask))
 
 

@@ -1,6 +1,6 @@
 """The few-shot benchmarks of photographs in the layouts that people download: a folder in, `FewShotData` out.
 
-- FSS-1000: CLASS/1.jpg .. 10.jpg, each with its mask beside it as .png, foreground above 127.
+- FSS-1000: CLASS/1.jpg .. 10.jpg, each with its mask next to it as .png, foreground above 127.
 - PASCAL-5i: VOC2012 with JPEGImages, SegmentationClassAug or SegmentationClass, ImageSets/Segmentation/val.txt; 255 is
   ignored. Fold i has classes 5i+1 .. 5i+5.
 - COCO-20i: val2014/ with annotations/val2014/NAME.png (class indices, categories in order of their ids are 1 .. 80), or
@@ -39,7 +39,7 @@ def fss1000(directory: str | os.PathLike, classes: str | os.PathLike | None = No
   """Opens FSS-1000, where every image of every class is a query once.
 
   The published test split has 240 of the 1000 classes. Its list is not part of the dataset. Without the list all
-  folders are classes, including those that a network may have been trained on.
+  folders are classes, including classes that a network may have been trained on.
 
   Args:
     directory: the folder of class folders, or a folder that contains it as fewshot_data/ or FSS-1000/.
@@ -83,7 +83,7 @@ def fss1000(directory: str | os.PathLike, classes: str | os.PathLike | None = No
 
 
 def _fss_items(folder: Path) -> list[Item]:
-  """Returns the images of a class, by name, with the masks beside them."""
+  """Returns the images of a class, by name, with the masks next to them."""
   if not os.path.isdir(folder):  # unlike pathlib's, it takes names of any length
     raise InputError(f"{folder}: folder not found, expected one of the class with 1.jpg and 1.png in it")
   items = []
@@ -156,7 +156,7 @@ def listed_queries(
     return {fold: [(i, c) for i in range(len(names)) for c in folds[fold] if table[i, c]] for fold in folds}
   places = {name: index for index, name in enumerate(names)}
   files = {fold: Path(lists) / f"fold{fold}.txt" for fold in folds}
-  # If there is none at all, the error names the first.
+  # If no list exists at all, the error names the first.
   found = [fold for fold in folds if files[fold].exists()] or list(folds)
   return {fold: _read_list(files[fold], places, folds[fold]) for fold in found}
 

@@ -1,8 +1,8 @@
 """Runs a benchmark in parts, so that several processes can share it and a stopped one can resume.
 
 In: a benchmark. Out: a folder of results. A part is the work that one process does at once: its share of a fold, or a
-video. A finished part leaves OUT/parts/NAME.json with integer counts that add up exactly, and perhaps a picture beside
-it. Finished parts are not run again. A process that finds all parts finished at its end writes OUT/results.json,
+video. A finished part leaves OUT/parts/NAME.json with integer counts that add up exactly, and perhaps a picture.
+Finished parts are not run again. A process that finds all parts finished at its end writes OUT/results.json,
 OUT/results.md and OUT/examples.png; the files are the same, whichever process writes them.
 """
 

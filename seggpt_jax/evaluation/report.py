@@ -64,7 +64,7 @@ class Row:
   Attributes:
     name: name of the image.
     score: its score in words.
-    mark: mistake in words, such as "missed"; empty if there is none.
+    mark: mistake in words, such as "missed"; empty if there is no mistake.
     pictures: titles, each with a JPEG from `thumbnail`.
   """
 

@@ -57,7 +57,7 @@ def build_onnx(
     import onnx
     from onnx import helper
   except ImportError as error:
-    raise InputError("onnx: not installed, expected the extra: pip install 'seggpt-jax[export]'") from error
+    raise InputError("onnx is not installed; pip install 'seggpt-jax[export]'") from error
   # Filled in place: `helper.make_graph` and `make_model` would copy all parameters, once each.
   opset = helper.make_opsetid("", _OPSET)
   proto = onnx.ModelProto(opset_import=[opset], producer_name="seggpt-jax", ir_version=_IR_VERSION)

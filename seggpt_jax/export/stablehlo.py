@@ -36,7 +36,7 @@ def build_stablehlo(
     ValueError: a large kernel holds values beyond float16.
   """
   if importlib.util.find_spec("flatbuffers") is None:
-    raise InputError("flatbuffers: not installed, expected the extra: pip install 'seggpt-jax[export]'")
+    raise InputError("flatbuffers is not installed; pip install 'seggpt-jax[export]'")
   config, (graph, params) = model.config, parameters.split(model)
   params = stored_params(params, dtype)
   height, width = config.canvas_size[0] // 2, config.canvas_size[1]

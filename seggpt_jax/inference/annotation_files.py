@@ -28,7 +28,7 @@ COCO_FILE = "annotations.json"
 _LABELME_VERSION = "5.5.0"  # labelme reads files of other versions too, and says so
 _RESERVED = ("_background_", "__ignore__")  # labels with which labelme's converters mean no class
 _DATA_YAML = """\
-# Put the images into images/ beside labels/, under the same names.
+# Put the images into images/ next to labels/, under the same names.
 train: images
 val: images
 names:
@@ -73,7 +73,7 @@ class AnnotationOptions:
 def class_names(
   given: Sequence[str], model_path: str | os.PathLike, prompt_labels: Iterable[Path], labels: LabelFormat
 ) -> tuple[str, ...]:
-  """Returns the names of classes 1, 2, ...: those that the user gave, else those of the training run.
+  """Returns the names of classes 1, 2, ...: given by the user, else by the training run.
 
   Args:
     given: the user's names; none for those of the run.
@@ -124,7 +124,7 @@ def write(
     directory: folder of the results.
     query: the files of the image.
     prediction: its prediction.
-    kinds: kinds of results; those that are no annotations are left to `outputs.write_prediction`.
+    kinds: kinds of results; kinds other than annotations are left to `outputs.write_prediction`.
     options: names of classes, and how polygons are simplified.
     least_area: see `instances`.
 

@@ -49,7 +49,7 @@ def predict_colors(
     prompts: K prompt images for each query: integers 0..255, or floating-point values that are already normalized.
     targets: colored masks of the prompts, in the same form.
     known: colors of the queries that are already predicted; read where `patch_mask` is False.
-    patch_mask: True for patches of the queries that are to be predicted.
+    patch_mask: True for patches of the queries that must be predicted.
     seg_type: "semantic" or "instance".
 
   Returns:
@@ -104,7 +104,7 @@ def answer_queries(
     queries: Q images of half a canvas.
     memories: for each query those of its K prompts, all with C masks.
     known: probabilities that are already predicted; read where `patch_mask` is False.
-    patch_mask: True for patches of the queries that are to be predicted.
+    patch_mask: True for patches of the queries that must be predicted.
 
   Returns:
     The probabilities of the C masks, 0..255, then zeros.
@@ -238,7 +238,7 @@ class BatchedForward:
     self._in_flight: collections.deque[tuple[list[tuple[TiledImage, int]], Array]] = collections.deque()
 
   def add(self, image: TiledImage) -> None:
-    """Queues the windows of an image's current round, and sends those that fill a batch."""
+    """Queues the windows of an image's current round, and sends the windows that fill a batch."""
     num_prompts = len(image.prompts)
     waiting = self._waiting.setdefault((num_prompts, image.prompts.dtype, image.targets.shape[-1]), [])
     waiting += [(image, index) for index in range(len(image.windows))]

@@ -205,7 +205,7 @@ def _logit(probability: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 
 def fit(prompts: Sequence[Labeled]) -> Head | None:
-  """Fits a head to prompts; without a class, or with more than `MOST_CLASSES`, there is none.
+  """Fits a head to prompts. Returns None without a class or with more than `MOST_CLASSES`.
 
   Args:
     prompts: images of any sizes with labels, of which 255 is ignored.

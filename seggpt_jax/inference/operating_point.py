@@ -1,4 +1,4 @@
-"""The operating point of trained weights: how sensitive they are to each class, stored beside the weights.
+"""The operating point of trained weights: how sensitive they are to each class, stored next to the weights.
 
 In: a training run. Out: the sensitivities and the least area of `InferenceOptions` that `seggpt calibrate` chose for
 it, from RUN/operating_point.json.

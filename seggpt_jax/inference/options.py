@@ -32,14 +32,14 @@ class InferenceOptions:
       each side; 0 leaves the seams as they are. Not allowed with `overlap`, which leaves no seams.
     flips: averages predictions over mirrored copies. "horizontal" and "vertical" double the work, "both" is four times
       as much.
-    foreground_tiles: leaves out tiles of prompts without foreground, except those that fill up to 1, 2, 4, ... tiles.
+    foreground_tiles: leaves out tiles of prompts without foreground, except tiles that fill up to 1, 2, 4, ... tiles.
     seg_type: "semantic" or "instance".
     zoom: in place of `split`, the factor from an image's pixels to the network's, as in training with data.zoom: images
       are cut into as many windows as that takes, and prompts become cells around their objects; 0 is off.
     prompt_grid: cells along a side of each prompt, with `zoom`. The given prompts fill the cells in their order, again
       from the first if there are too few, each with the class that was shown least so far.
     octaves: number of zooms whose predicted colors are averaged, each half of the one before: the first shows small
-      things large, the others what they are part of. Not with `coarse_zoom`.
+      objects large, the others what they are part of. Not with `coarse_zoom`.
     coarse_zoom: a second, smaller zoom for classes whose objects do not fit into a window at the first one; 0 for none.
     coarse_classes: classes that are looked for at the second zoom only, and not at the first.
     sensitivity: divisors of the distances of predicted colors to the colors of classes 1, 2, ..., above 0; the
@@ -72,7 +72,7 @@ class InferenceOptions:
     whole = all(isinstance(n, int) and 1 <= n <= MOST_SPLITS for n in splits)
     if not splits or len(set(splits)) < len(splits) or not whole:
       raise InputError(
-        f"split: found {self.split}, expected a whole number of at least 1, or several that differ, none above "
+        f"split: found {self.split}, expected an integer of at least 1, or several that differ, none above "
         f"{MOST_SPLITS}"
       )
     for name, kinds in (("seg_type", get_args(SegType)), ("flips", get_args(Flips)), ("head", get_args(Heads))):
@@ -83,7 +83,7 @@ class InferenceOptions:
     if not 0 <= self.stitch_width <= 1000:
       raise InputError(f"stitch_width: found {self.stitch_width}, expected a number of patches up to 1000, or 0")
     if self.overlap and self.stitch_width:
-      raise InputError(f"overlap: found {self.overlap} with stitch_width {self.stitch_width}, expected one of the two")
+      raise InputError(f"overlap: {self.overlap} cannot be combined with stitch_width {self.stitch_width}")
     if len(self.sensitivity) > IGNORE or not all(0 < value <= 1e6 for value in self.sensitivity):
       raise InputError(f"sensitivity: found {self.sensitivity}, expected numbers above 0, one for each class from 1")
     if not 0 <= self.least_area <= MOST_AREA:
@@ -93,7 +93,7 @@ class InferenceOptions:
       raise InputError(f"{name}: found {getattr(self, name)}, expected a positive number{' or 0' * (name == 'zoom')}")
     if bool(self.coarse_zoom) != bool(self.coarse_classes) or not 0 <= self.coarse_zoom <= self.zoom:
       raise InputError(
-        f"coarse_zoom: found {self.coarse_zoom} for {len(self.coarse_classes)} classes beside zoom {self.zoom}, "
+        f"coarse_zoom: found {self.coarse_zoom} for {len(self.coarse_classes)} classes with zoom {self.zoom}, "
         "expected a smaller one and some classes, or 0 and none"
       )
     if self.prompt_grid > 1 and not self.zoom:
@@ -109,7 +109,7 @@ class InferenceOptions:
       for name in ("split", "stitch_width", "foreground_tiles"):
         found = max(splits) if name == "split" else getattr(self, name)
         if found > (name == "split"):
-          raise InputError(f"{name}: found {found} with zoom {self.zoom}, expected one of the two")
+          raise InputError(f"{name}: {found} cannot be combined with zoom {self.zoom}")
       return
     for name in ("overlap", "stitch_width", "foreground_tiles"):
       if getattr(self, name) and max(splits) == 1:

@@ -37,7 +37,7 @@ def check_kinds(kinds: Sequence[str]) -> None:
     kinds: names of kinds.
 
   Raises:
-    InputError: there are none, or one is unknown.
+    InputError: the list is empty, or a kind is unknown.
   """
   for kind in kinds:
     if kind not in KINDS:

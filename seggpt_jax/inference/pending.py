@@ -81,11 +81,11 @@ class PendingPrediction:
     )
     fused = _mean(fine)
     if coarse:
-      # Each zoom has been asked for its own classes, and its colors are to be told from these alone.
+      # Each zoom has been asked for its own classes, and its colors must be told from these alone.
       large = np.intersect1d(self.classes, self.options.coarse_classes)
       small = np.setdiff1d(self.classes, large)
       fused = nearest_blends(fused, self.palette, small[small > 0])
-      # What was found at the first zoom lies in front: small things lie on large ones.
+      # What was found at the first zoom lies in front: small objects lie on large ones.
       found = decode_prediction(fused, self.palette, small, None, self.options.sensitivity).labels > 0
       fused = np.where(found[..., None], fused, nearest_blends(_mean(coarse), self.palette, large))
     if combine:

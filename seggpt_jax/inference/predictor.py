@@ -106,7 +106,7 @@ class Predictor:
     dtype=None,
     max_canvases: int | None = None,
   ) -> Predictor:
-    """Loads weights from disk, or those that come with the package.
+    """Loads weights from disk, or weights that come with the package.
 
     Args:
       directory: a weights directory, a training run (its best weights, or else its newest), or a packaged name.
@@ -159,7 +159,7 @@ class Predictor:
 
     Args:
       image: the prompt's image: uint8 `[h, w, 3]`, a Pillow image, or a file.
-      labels: its label map: whole numbers or bool `[h, w]`, a Pillow image, or a file of class indices. Ignored pixels
+      labels: its label map: integers or bool `[h, w]`, a Pillow image, or a file of class indices. Ignored pixels
         (label 255) become background.
       split: the largest split that the prompt is used with.
       zoom: the zoom that it is used with, in place of a split; see `InferenceOptions`.
@@ -232,7 +232,7 @@ class Predictor:
     Args:
       image: the query: uint8 `[H, W, 3]`, a Pillow image, or a file.
       prompts: pairs of an image and its label map, best first; the network averages over them. The image is given as
-        the query is; the label map as whole numbers or bool `[h, w]`, a Pillow image, or a file of class indices.
+        the query is; the label map as integers or bool `[h, w]`, a Pillow image, or a file of class indices.
         Ignored pixels (label 255) are background. Each pair has any size, or comes from `prepare_prompt`. Optional with
         a learned prompt; explicit prompts override it.
       palette: the color of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes. Not
@@ -411,9 +411,9 @@ def _learned_tiles(
 ) -> tuple[_PromptTiles, np.ndarray, np.ndarray]:
   """Returns the learned prompt for each split, its palette and its classes."""
   if palette is not None:
-    raise InputError("palette: found one without prompts, expected none: a learned prompt has colors of its own")
+    raise InputError("palette cannot be combined with a learned prompt, which has its own colors")
   if options.foreground_tiles:
-    raise InputError("foreground_tiles: found without prompts, expected False: a learned prompt is not cut into tiles")
+    raise InputError("foreground_tiles cannot be combined with a learned prompt, which is not cut into tiles")
   image, target = (np.asarray(learned.params[f"prompt.{part}"])[None] for part in ("image", "target"))
   classes = np.arange(learned.num_classes)
   return (

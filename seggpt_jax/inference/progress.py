@@ -38,7 +38,7 @@ def open_progress(outdir: Path, settings: Mapping[str, Any], resume: bool, shard
 
   Raises:
     InputError: the folder cannot be written to; the run to resume or to share had other settings; or, with several
-      shards, an earlier run is there that is not to be resumed: one process cannot know whether the others have
+      shards, an earlier run is there that must not be resumed: one process cannot know whether the others have
       forgotten it.
   """
   folder, settings = outdir / _FOLDER, json.loads(json.dumps(settings))
@@ -46,7 +46,7 @@ def open_progress(outdir: Path, settings: Mapping[str, Any], resume: bool, shard
   with writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
     if not resume and shard.count > 1 and own.exists():
-      raise InputError(f"{own}: found an earlier run, expected none; use --resume to continue it")
+      raise InputError(f"{own}: in use by an earlier run; use --resume to continue it")
     stored = ledger.read_note(outdir / SETTINGS) if _keeps(outdir, resume, shard) else None
     if stored is not None:
       remedy = "repeat the earlier flags, or leave out --resume to start over"
@@ -134,7 +134,7 @@ def check_same_read(outdir: Path, entries: Mapping[str, Mapping[str, Any]], read
 
 
 def overwrite_notice(outdir: Path, settings: Mapping[str, Any]) -> str | None:
-  """Returns the line that a command prints before it overwrites the results of an earlier run; None if there are none.
+  """Returns the line that a command prints before it overwrites the results of an earlier run; None without any.
 
   Args:
     outdir: folder of the results.

@@ -47,7 +47,7 @@ class PreparedPrompt(_Pair):
   original: heads.Labeled | None = None
 
   def _keeping(self, original: heads.Labeled | None) -> PreparedPrompt:
-    """Keeps the original beside the pair, so that a prompt still unpacks into two."""
+    """Keeps the original with the pair, so that a prompt still unpacks into two."""
     self.original = original
     return self
 
@@ -145,7 +145,7 @@ def load_prompts(prompts: Sequence[Prompt]) -> list[tuple[str, PreparedPrompt]]:
     The name of each prompt for warnings, which is the label file or such as `prompts[0]`, and the prompt.
 
   Raises:
-    InputError: there are none, or one is not an image with an integer label map of the same size.
+    InputError: the list is empty, or a prompt is not an image with an integer label map of the same size.
   """
   check_pairs(prompts)
   if not len(prompts):
@@ -224,7 +224,7 @@ def _class_indices(labels: np.ndarray, shape: tuple[int, ...], name: str) -> Int
   if labels.dtype.kind not in "biuf" or labels.shape != tuple(shape):
     raise InputError(f"{name}: found {found}, expected integers {list(shape)} as its image has")
   if labels.dtype.kind == "f" and not (labels == np.round(labels)).all():
-    raise InputError(f"{name}: found {found} with fractions, expected whole numbers; pass a mask as labels > 0.5")
+    raise InputError(f"{name}: found {found} with fractions, expected integers; pass a mask as labels > 0.5")
   if labels.min() < 0 or labels.max() > _MAX_LABEL:
     raise InputError(f"{name}: found values {labels.min():g}..{labels.max():g}, expected 0..{_MAX_LABEL}")
   labels = labels.astype(np.uint16)

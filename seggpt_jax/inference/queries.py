@@ -50,7 +50,7 @@ class Query:
   Attributes:
     name: path below the folder of images, without ending.
     image: image file.
-    truth: file of the true label map; None if there is none.
+    truth: file of the true label map; None if it is missing.
     prompts: files of its prompts, best first.
   """
 
@@ -323,7 +323,7 @@ def _list_pair(
 def _list_files(
   directory: str | os.PathLike, apart: Sequence[str | os.PathLike], of_labels: bool = False
 ) -> dict[str, Path]:
-  """Lists a folder and the folders in it, except those that hold something else than images to show a network."""
+  """Lists a folder and the folders in it, except folders that hold something else than images to show a network."""
   others = {os.path.realpath(expand(folder)) for folder in apart}
 
   def skip(path: str) -> str:
@@ -343,7 +343,7 @@ def _list_dataset(
     for path in (_check_file("--image", image) for image in dataset):
       name = plain_name(without_ending(path.name))
       if name in files:
-        raise InputError(f"--image: found {path} beside {files[name]}, expected names that differ")
+        raise InputError(f"--image: found {path} and {files[name]}, expected names that differ")
       files[name] = path
     return files, {}
   directory = Path(expand(dataset))
@@ -351,7 +351,7 @@ def _list_dataset(
   if not images.is_dir():
     return _list_files(directory, apart), {}
   if beside := sum(path.suffix.lower() in image_endings() for path in directory.iterdir()):
-    warn_once(f"{directory}: passed over: {beside} images beside the folder images/")
+    warn_once(f"{directory}: passed over: {beside} images next to the folder images/")
   return _list_pair(images, labels, apart) if labels.is_dir() else (_list_files(images, apart), {})
 
 
@@ -378,7 +378,7 @@ def label_format(
   trained = LabelFormat() if path is None else _trained_format(path)
   mode = labels or trained.mode
   if mode != "binary" and threshold is not None:
-    raise InputError(f"--threshold: found with {mode} labels, expected only with --labels=binary")
+    raise InputError(f"--threshold cannot be combined with {mode} labels; it is for --labels=binary")
   same = mode == trained.mode
   if table is None:
     table = trained.table if same else ()

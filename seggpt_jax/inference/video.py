@@ -80,7 +80,7 @@ def segment_frames(
     named = load_prompts(prompts)
     prompts = [_prepared(prompt, predictor, options, name) for name, prompt in named]
   elif num_frames:
-    raise InputError("num_frames: found recent frames beside a learned prompt, expected 0: they would take its place")
+    raise InputError("num_frames cannot be combined with a learned prompt, which recent frames would replace")
   if not num_frames:
     yield from predictor.predict_many(((frame, prompts) for frame in frames), options, palette=palette)
     return

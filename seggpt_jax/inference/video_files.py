@@ -137,7 +137,7 @@ def _pyav() -> ModuleType:
   try:
     import av
   except ImportError as error:
-    raise InputError("video: found no package av, expected it: pip install 'seggpt-jax[video]'") from error
+    raise InputError("PyAV is not installed; pip install 'seggpt-jax[video]'") from error
   return av
 
 
@@ -171,7 +171,7 @@ def _decoded(path: str | os.PathLike, container: Any, stream: Any) -> Iterator[_
       frame = next(frames, None)
     except (av.FFmpegError, OSError) as error:
       reason = error.strerror or error
-      raise InputError(f"{path}: breaks off after {count} frames, expected a whole video: {reason}") from error
+      raise InputError(f"{path}: ends early after {count} frames, expected a whole video: {reason}") from error
     if frame is None:
       break
     count, end = count + 1, frame.time
@@ -179,7 +179,7 @@ def _decoded(path: str | os.PathLike, container: Any, stream: Any) -> Iterator[_
   # FFmpeg decodes a Matroska or AVI file that was cut off without an error.
   promised = _promised_end(stream)
   if end is not None and promised is not None and end < promised - max(_SLACK[0], _SLACK[1] * promised):
-    raise InputError(f"{path}: breaks off after {count} frames, at {end:.1f} s, expected {promised:.1f} s as it says")
+    raise InputError(f"{path}: ends early after {count} frames, at {end:.1f} s, expected {promised:.1f} s as it says")
 
 
 def _promised_end(stream: Any) -> float | None:

@@ -92,7 +92,7 @@ class Inspection:
       ValueError: the two have different thresholds.
     """
     if self.thresholds != other.thresholds:
-      raise ValueError(f"thresholds: found {other.thresholds} beside {self.thresholds}, expected the same")
+      raise ValueError(f"thresholds: found {other.thresholds} and {self.thresholds}, expected the same")
     counts = [key.name for key in fields(self) if key.name != "thresholds"]
     return Inspection(self.thresholds, **{name: getattr(self, name) + getattr(other, name) for name in counts})
 

@@ -73,7 +73,7 @@ def iou_from_confusion(confusion: Num[Array | np.ndarray, "n n"]) -> Float[Array
 
 
 def mean_iou(confusion: Num[Array | np.ndarray, "n n"]) -> Float[Array, ""]:
-  """Computes the mean IoU over the classes that truth or prediction has; NaN if there is none."""
+  """Computes the mean IoU over the classes that truth or prediction has; NaN if there is no class."""
   return jnp.nanmean(iou_from_confusion(confusion))
 
 

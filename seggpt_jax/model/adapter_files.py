@@ -51,7 +51,7 @@ class StoredAdapter:
 def describe_adapter(
   adapter: Adapter, config: SegGPTConfig, fingerprint: str, base: str, num_classes: int
 ) -> dict[str, Any]:
-  """Returns the description that is stored beside an adapter's parameters, as values for JSON.
+  """Returns the description that is stored with an adapter's parameters, as values for JSON.
 
   Args:
     adapter: the adapter's kind and settings.

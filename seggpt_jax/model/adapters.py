@@ -1,4 +1,4 @@
-"""Adapters, which train a few parameters beside a frozen network: LoRA, and a learned prompt (in-context tuning).
+"""Adapters, which train a few parameters next to a frozen network: LoRA, and a learned prompt (in-context tuning).
 
 In: the network's parameters and the adapter's. Out: parameters for an unchanged network, and canvases. The network
 does not know about adapters: a LoRA is added to the network's kernels, a learned prompt replaces the prompt half of

@@ -74,7 +74,7 @@ class SegGPTConfig:
       raise ValueError(f"patch_size: found {self.patch_size} with a backbone, expected 8")
     height, width = self.canvas_size
     if height % 32 or width % 16:
-      raise ValueError(f"canvas_size: found {height} x {width} with a backbone, expected squares of a multiple of 16")
+      raise ValueError(f"canvas_size: found {height} x {width} with a backbone, expected multiples of 32 and 16")
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -128,7 +128,7 @@ def _check(name: str, value: Any, example: Any) -> None:
       _check(name, each, example[0])
   elif isinstance(value, bool) or not isinstance(value, int if isinstance(example, int) else int | float):
     raise ValueError(
-      f"{name}: found {str(value)[:100]!r}, expected {'a whole number' if isinstance(example, int) else 'a number'}"
+      f"{name}: found {str(value)[:100]!r}, expected {'an integer' if isinstance(example, int) else 'a number'}"
     )
   else:
     least = 0 if name in ("merge_block", "feature_taps", "drop_path_rate", "image_mean", "image_std") else 1

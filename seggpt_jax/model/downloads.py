@@ -1,7 +1,7 @@
-"""Large files of the Hugging Face hub: a download goes on where it stopped, even if its process was killed.
+"""Large files of the Hugging Face hub: a download resumes where it stopped, even if its process was killed.
 
 `hf_hub_download` begins again at the first byte after a kill (huggingface_hub 2.4), because it
-gives each process a temporary file of its own. Its inner function `http_get` takes the place to go on from. Here the
+gives each process a temporary file of its own. Its inner function `http_get` takes the place to resume from. Here the
 unfinished file is named by its digest, and it is used only if the digest of the complete file is right.
 """
 
@@ -31,7 +31,7 @@ def fetch_large(
     size: bytes of the file.
 
   Raises:
-    InputError: the download broke off, or its content is wrong.
+    InputError: the download was interrupted, or its content is wrong.
   """
   from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
@@ -66,7 +66,7 @@ def fetch_small(name: str, repo: str, file: str, commit: str, folder: Path, size
     size: bytes of the file, if the hub announces them; it may not send more.
 
   Raises:
-    InputError: the download broke off, or is larger than announced.
+    InputError: the download was interrupted, or is larger than announced.
   """
   from huggingface_hub import hf_hub_url
 
@@ -156,15 +156,15 @@ def _go_on(name: str, url: str, unfinished: Path, size: int | None) -> None:
 
 
 def _broken(error: BaseException, have: int, size: int) -> str:
-  """Returns the message for a download that broke off."""
+  """Returns the message for a download that was interrupted."""
   try:
     request = getattr(error, "request", None)  # the last one after redirects, as to a storage that a firewall blocks
   except RuntimeError:  # the HTTP library's, if there was none
     request = None
   host = f" from {request.url.host}" if request is not None else ""
   return (
-    f"the download{host} broke off after {have / 1e6:.1f} of {size / 1e6:.1f} MB ({one_line(error)[:120]}); rerun the "
-    "command, which goes on there"
+    f"the download{host} was interrupted after {have / 1e6:.1f} of {size / 1e6:.1f} MB ({one_line(error)[:120]}); "
+    "rerun the command to resume"
   )
 
 

@@ -2,7 +2,7 @@
 
 The K canvases of a query differ only in their upper halves, the prompts. Their lower halves start as the same tokens,
 and the ensemble replaces each by the same mean after every attention, so they stay the same in all blocks. Here, the
-query half is computed once beside its K prompt halves, and only attention sees whole canvases. Only the query half is
+query half is computed once for all K prompt halves, and only attention sees whole canvases. Only the query half is
 decoded. So `K + 1` halves instead of `2 K` go through the linear layers, and one instead of `2 K` through the decoder.
 The tests hold this against `SegGPT.__call__`, which takes any masks and is used in training.
 

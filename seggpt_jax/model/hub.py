@@ -72,7 +72,7 @@ def parse(name: str | os.PathLike) -> Address | None:
 
 
 def cache() -> Path:
-  """Returns the folder of converted weights, beside the hub's own downloads."""
+  """Returns the folder of converted weights, next to the hub's own downloads."""
   home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
   return Path(os.path.expandvars(home)).expanduser() / "seggpt_jax"
 
@@ -123,7 +123,7 @@ def create(name: str, *, private: bool) -> None:
     private: whether only its owner can read it, if it is created.
 
   Raises:
-    InputError: the name is none of a repository, or it cannot be created, for example without a token.
+    InputError: the name is not OWNER/NAME, or it cannot be created, for example without a token.
   """
   from huggingface_hub import HfApi
 
@@ -199,7 +199,7 @@ def _download(name: str, address: Address, info: Any, downloads: Path) -> Path:
     if Path(file).is_absolute() or ".." in re.split(r"[/\\]", file):
       raise InputError(f"{name}: found a file {file!r} in the repository, expected a path inside it")
     if lfs := known[file].lfs:
-      # The same file may belong to several commits, so it goes on if a branch gets a new one meanwhile.
+      # The same file may belong to several commits, so it resumes if a branch gets a new one meanwhile.
       fetch_large(name, address.repo, file, info.sha, folder, downloads / lfs.sha256, lfs.sha256, lfs.size)
     else:
       fetch_small(name, address.repo, file, info.sha, folder, known[file].size)
@@ -252,7 +252,7 @@ def _one_line(name: str, address: Address) -> Iterator[None]:
     raise InputError(f"{name}: {where} cannot be fetched: {one_line(error)[:200]}{remedy}") from error
   except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, *connection_errors()) as error:
     file = address.file or "model.safetensors"
-    rest = "by hand and pass its path" if address.file else "and config.json beside it by hand and pass their folder"
+    rest = "by hand and pass its path" if address.file else "and config.json next to it by hand and pass their folder"
     reason = f"no usable answer from {constants.ENDPOINT} ({one_line(error.__cause__ or error)[:200]})"
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else reason
     raise InputError(
@@ -263,7 +263,7 @@ def _one_line(name: str, address: Address) -> Iterator[None]:
     with writing(cache()):
       if is_full(error) or error.errno:
         raise
-    raise InputError(f"{name}: {where}: the download broke off ({one_line(error)[:120]}); rerun the command") from error
+    raise InputError(f"{name}: {where}: download interrupted ({one_line(error)[:120]}); rerun the command") from error
 
 
 @contextlib.contextmanager
@@ -289,5 +289,5 @@ def _uploading(name: str, left: str) -> Iterator[None]:
     ImportError,
   ) as error:  # the library wraps errors of single files
     raise InputError(
-      f"{name}: the upload to {where} broke off ({one_line(error.__cause__ or error)[:120]}); {left}"
+      f"{name}: the upload to {where} was interrupted ({one_line(error.__cause__ or error)[:120]}); {left}"
     ) from error

@@ -72,7 +72,7 @@ def _standardize(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
 
 
 def _pool(x: Float[AnyArray, "n h w c"], size: int) -> Float[AnyArray, "n h2 w2 c"]:
-  """Averages squares of pixels."""
+  """Averages square blocks of pixels."""
   n, height, width, channels = x.shape
   return x.reshape(n, height // size, size, width // size, size, channels).mean(axis=(2, 4))
 

@@ -39,7 +39,7 @@ def path_of(name: str) -> Path:
 
 
 def find(name: str | os.PathLike) -> Path | None:
-  """Returns the packaged file of a name, or None if there is none or if a file or folder of that name exists."""
+  """Returns the packaged file of a name, or None if it does not exist or if a file or folder has that name."""
   return path_of(os.fspath(name)) if os.fspath(name) in names() and not Path(name).exists() else None
 
 

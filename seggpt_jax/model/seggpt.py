@@ -37,7 +37,7 @@ _normal = nnx.initializers.normal(stddev=0.02)
 # 1024; narrow networks hardly learn with 0.02.
 _xavier_uniform = nnx.initializers.xavier_uniform()
 LAYER_NORM_EPSILON = 1e-6
-# What each kind of rematerialization keeps of a block for the backward pass, beside the block's input.
+# What each kind of rematerialization keeps of a block for the backward pass, in addition to the block's input.
 _SAVEABLE = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers, not attention's products
   "full": jax.checkpoint_policies.nothing_saveable,

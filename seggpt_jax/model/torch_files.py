@@ -98,7 +98,7 @@ def _hf_hints(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> tuple[Tensors, dict[str, Any]]:
-  """Reads a state dict, and the configuration stored beside it."""
+  """Reads a state dict, and the configuration stored next to it."""
   if path.suffix == ".safetensors":
     return _read_safetensors(path)
   return _read_pickle(path)
@@ -141,9 +141,7 @@ def _torch():
 
     return torch
   except ImportError as error:
-    raise InputError(
-      "PyTorch is not installed, but is needed for .pth files: pip install 'seggpt-jax[torch]'"
-    ) from error
+    raise InputError("PyTorch is not installed; pip install 'seggpt-jax[torch]' to read .pth files") from error
 
 
 def _read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -225,7 +223,7 @@ def _checked_hints(path: Path, hints: Any) -> dict[str, Any]:
 
 
 def _harmless_globals() -> list[Any]:
-  """Returns classes that training scripts save beside the weights and that cannot run code.
+  """Returns classes that training scripts save with the weights and that cannot run code.
 
   These are the arguments of a script and NumPy scalars.
   """

@@ -2,7 +2,7 @@
 
 A weights directory holds two items: `params`, with one array for each parameter under its dotted name such as
 `blocks.0.attn.qkv.kernel`, and `config`, the architecture as JSON. The step directories of a training run are weights
-directories too, with more items beside these two.
+directories too, with more items in addition to these two.
 """
 
 from __future__ import annotations
@@ -294,7 +294,7 @@ def read_arrays(path: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[
   path = epath.Path(os.path.abspath(path))
   ignore_late_reads()
   try:
-    # A Checkpointer would warn about metadata that is stored beside the item instead of in it.
+    # A Checkpointer would warn about metadata that is stored next to the item instead of in it.
     with digests.verifying(directory), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
       with _explain_garbled(path):
         stored = handler.metadata(path).tree

@@ -69,7 +69,7 @@ class Settings:
     if len(set(written)) < len(written):
       raise InputError(f"split: found {','.join(self.splits)}, expected parts of different names")
     if self.val_share and ("train" not in written or "val" in written):
-      raise InputError(f"val_share: found --split={','.join(self.splits)}, expected train and no val beside it")
+      raise InputError(f"val_share: found --split={','.join(self.splits)}, expected train without val")
 
   @property
   def written_names(self) -> list[str]:
@@ -266,7 +266,7 @@ def _clean_up(directory: Path, settings: Settings, parts: Sequence[Part]) -> Non
 
 
 def _digest(part: Part) -> str:
-  """Returns a text that identifies the samples and their groups, to compare them when a run is resumed."""
+  """Returns a string that identifies the samples and their groups, to compare them when a run is resumed."""
   digest = hashlib.sha256()
   for i in range(len(part.source)):
     digest.update(f"{part.source.name(i)}\0{part.groups[i]}\0".encode(errors="surrogatepass"))

@@ -1,1 +1,1 @@
-"""Prompt retrieval: chooses labeled images as prompts by their likeness to a query."""
+"""Prompt retrieval: chooses labeled images as prompts by their similarity to a query."""

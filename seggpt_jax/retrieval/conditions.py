@@ -46,7 +46,7 @@ def by_group(queries: Sequence[Query], prompts: Sequence[PromptFiles], spec: str
     labels: format of the label files, for "classes".
 
   Raises:
-    InputError: the specification is none of these, an image has no group, or no labeled image is in a query's group.
+    InputError: the specification has another form, an image has no group, or no labeled image is in a query's group.
   """
   if spec.partition(":")[0] not in ("prefix", "csv", "classes"):
     raise InputError(f"--groups: found {spec!r}, expected prefix:SEP, csv:FILE or classes")
@@ -98,4 +98,4 @@ def by_class(holds: Bool[np.ndarray, "queries classes"], facts: Facts) -> Condit
 def _check_truths(queries: Sequence[Query], flag: str) -> None:
   for query in queries:
     if query.truth is None:
-      raise InputError(f"{query.image}: found no label for it, expected labels/{query.name}.* beside images/ ({flag})")
+      raise InputError(f"{query.image}: found no label for it, expected labels/{query.name}.* next to images/ ({flag})")

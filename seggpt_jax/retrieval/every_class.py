@@ -33,7 +33,7 @@ def prompt_every_class(
     prompts: labeled images to choose from.
     facts: contents of the labeled images.
     count: number of prompts of each query; if there are fewer classes, further prompts show them again.
-    index: index of the labeled images, which ranks them by likeness; without it, images all over the list are taken,
+    index: index of the labeled images, which ranks them by similarity; without it, images all over the list are taken,
       the same for all queries.
 
   Raises:

@@ -53,7 +53,7 @@ class Match(NamedTuple):
 class PromptIndex:
   """Labeled images with their features, made by `build`.
 
-  The score of a prompt for a query is `(1 - w) * likeness + w * presence`. Likeness is the cosine of the two images'
+  The score of a prompt for a query is `(1 - w) * similarity + w * presence`. Similarity is the cosine of the images'
   features, scaled to 1 for the same image and 0 for the average pair of labeled images. Presence says how well the
   prompt's foreground is found in the query; it is a cosine of features less the labeled images' mean. Images without
   foreground are never found.
@@ -131,11 +131,11 @@ class PromptIndex:
     return cls(encoder, files, facts, images, foregrounds, foreground_weight)
 
   def likeness_to(self, index: int) -> Float[np.ndarray, "n"]:
-    """Returns the likeness of every labeled image to one of them."""
+    """Returns the similarity of every labeled image to one of them."""
     return self._likeness(self._images[index])
 
   def _likeness(self, image: Float[np.ndarray, "d"]) -> Float[np.ndarray, "n"]:
-    """Returns the likeness of every labeled image to an image with this feature, which has length 1."""
+    """Returns the similarity of every labeled image to an image with this feature, which has length 1."""
     return 1.0 - (1.0 - self._images @ image) / self._spread
 
   def scores(self, features: Features) -> Float[np.ndarray, "b n"]:
@@ -232,7 +232,7 @@ def cache_key(prompt: PromptFiles) -> str:
 
 
 def stamp_of(prompt: PromptFiles, labels: LabelFormat) -> str:
-  """Returns a text that differs if the image, the label or the label format has changed.
+  """Returns a string that differs if the image, the label or the label format has changed.
 
   Raises:
     InputError: a file is missing.

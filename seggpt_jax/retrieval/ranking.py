@@ -19,7 +19,7 @@ def most_relevant(
   """Chooses prompts by maximal marginal relevance (Carbonell and Goldstein, 1998): suitable, but not all alike.
 
   The first prompt has the highest score. Each further one has the highest
-  `(1 - diversity) * score - diversity * likeness`, where `likeness` is the largest likeness to a prompt chosen before,
+  `(1 - diversity) * score - diversity * similarity`, where `similarity` is the largest one to a prompt chosen before,
   and at least 0: images that are less alike than the average pair count as equally different. The first of several
   equal ones is taken.
 
@@ -27,8 +27,8 @@ def most_relevant(
     scores: score of each prompt for the query.
     candidates: whether each prompt can be chosen.
     top_k: maximum number of prompts.
-    diversity: 0 to 1. 0 uses scores only; 1 uses likeness only, from the second prompt on.
-    likeness_to: function that returns the likeness of all prompts to one of them.
+    diversity: 0 to 1. 0 uses scores only; 1 uses similarity only, from the second prompt on.
+    likeness_to: function that returns the similarity of all prompts to one of them.
 
   Returns:
     Indices, best first; fewer than `top_k` if there are fewer candidates.

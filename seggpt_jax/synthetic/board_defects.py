@@ -147,7 +147,7 @@ def _propose_open(generator: np.random.Generator, layout: Layout, scale: float) 
   region = _fill_outline(_band(site, sides, across), layout, site.net)
   if region is None:
     return None
-  # Copper left beside the gap would mean that the gap does not span the conductor.
+  # Copper left next to the gap would mean that the gap does not span the conductor.
   ring = _grow(region.inside, 2) & ~region.inside & layout.design[region.window]
   beside = ring & (site.distances(region.window)[0] < 0.3 * gap)
   return None if beside.any() or _on_pad(region, layout) else region

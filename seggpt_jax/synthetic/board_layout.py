@@ -21,7 +21,7 @@ _HEADINGS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1
 class Layout(NamedTuple):
   """The board as designed. Fine arrays have FINE samples per pixel and axis."""
 
-  nets: np.ndarray  # int32 [fine, fine], number of the conductor, 0 where there is none.
+  nets: np.ndarray  # int32 [fine, fine], number of the conductor, 0 without one.
   pads: np.ndarray  # bool [fine, fine], copper that solder mask leaves bare.
   drills: np.ndarray  # bool [fine, fine], holes; they lie within their net.
   ids: np.ndarray  # int32 [size, size], nets at the middle of each pixel.
@@ -47,7 +47,7 @@ class _Lattice:
   def __init__(self, nodes: int):
     self.taken = np.zeros((nodes, nodes), np.int32)
     self.wide = np.zeros((nodes, nodes), bool)  # Carries a pad wider than a via.
-    self.beside = np.zeros((nodes, nodes), bool)  # Lies beside a diagonal step.
+    self.beside = np.zeros((nodes, nodes), bool)  # Lies next to a diagonal step.
 
   def free(self, row: int, col: int) -> bool:
     nodes = len(self.taken)

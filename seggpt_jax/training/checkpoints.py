@@ -9,9 +9,9 @@ Each STEP has the digests of its files, which are compared while it is read. The
 its name, except for two files that Orbax writes last, and that nothing is read from. The digests of these are added
 when the next checkpoint begins or the run ends.
 
-With a moving average of the parameters, `best` holds the averaged parameters, which are the ones that are scored. A
-checkpoint holds the raw ones, and the average beside the optimizer state. A run with an adapter stores the adapter's
-parameters only, with an item `adapter` that describes them instead of `config`.
+With a moving average of the parameters, `best` holds the averaged parameters, which are scored. A checkpoint holds the
+raw parameters, and the average next to the optimizer state. A run with an adapter stores the adapter's parameters only,
+with an item `adapter` that describes them instead of `config`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from seggpt_jax.training.step import TrainState
 
 # A process that fails waits this long for checkpoints that it was writing with others, which may have ended.
 _LAST_WRITE_SECONDS = 20.0
-# Orbax writes times and a text to these at the end (0.12).
+# Orbax writes times and a string to these at the end (0.12).
 _WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
@@ -362,7 +362,7 @@ class Checkpoints:
       self._finish_writing()
 
   def abandon(self) -> None:
-    """Waits for checkpoints for a limited time; for a process that fails while others, which it cannot join, go on."""
+    """Waits for checkpoints for a limited time; for a failed process that cannot join the others, which continue."""
 
     def wait(manager: ocp.CheckpointManager) -> None:
       with contextlib.suppress(Exception):  # the process already ends with another error
@@ -389,7 +389,7 @@ def _drop_garbled_times(directory: epath.Path) -> None:
 
 
 def _is_number(value: Any) -> bool:
-  """Returns whether a value from JSON is a number; NaN is none."""
+  """Returns whether a value from JSON is a number; False for NaN."""
   return isinstance(value, int | float) and value == value
 
 
@@ -407,7 +407,7 @@ def _read_description(path: epath.Path, ours: Mapping[str, Any]) -> dict[str, An
 
   Args:
     path: file that holds it.
-    ours: description of this run. Its values replace those that may differ: the drop path rate, which is a matter of
+    ours: description of this run. Its values replace values that may differ: the drop path rate, which is a matter of
       training, and the path of an adapter's base weights, which are identified by their fingerprint.
   """
   stored = parse_json(path.read_bytes())

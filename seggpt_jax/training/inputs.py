@@ -41,7 +41,7 @@ from seggpt_jax.training.prompt_choice import (
 )
 
 _AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
-# Squares that an image may take where the zoom is measured: with the packaged weights and two cores, a second or two.
+# Windows that an image may take where the zoom is measured: with the packaged weights and two cores, a second or two.
 _MOST_WINDOWS = 36
 # With two scales each looks for some of the classes. Where these are rare, most of its queries would show none.
 _SHOWN = 0.5
@@ -133,7 +133,7 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     scales = _scales(data, splits, model_config, notes)
     if learned and len(scales) > 1:
       raise InputError(
-        "config.data.coarse_zoom: found with adapter.kind=prompt, expected 0: a learned prompt has one scale"
+        "config.data.coarse_zoom cannot be combined with adapter.kind=prompt: a learned prompt has one scale"
       )
     training = dataclasses.replace(training, augmentation=dataclasses.replace(training.augmentation, resize=None))
   options = PairingOptions(1.0, same_class, data.negative, 0.0, data.prompts, every_class)
@@ -212,7 +212,7 @@ class _Scale(NamedTuple):
   Attributes:
     zoom: factor from the images' pixels to the network's; 0 resizes them.
     classes: the only classes that are looked for; None for all.
-    windows: squares that cover a validation image.
+    windows: windows that cover a validation image.
     grid: cells along a side of a prompt; 0 for the fewest that show the classes.
   """
 
@@ -244,7 +244,7 @@ def _scales(
   tiles = num_windows((height, width), zoom, square)
   notes.append(
     f"scale: {zoom} pixels of the network for one of an image{measured} (data.zoom); an image of {width} x {height} "
-    f"pixels becomes {tiles} squares of {square}"
+    f"pixels becomes {tiles} tiles of {square}"
   )
   if not coarse:
     return [_Scale(zoom, None, num_windows(shapes["val"], zoom, square), data.prompt_grid)]

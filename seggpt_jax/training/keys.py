@@ -9,7 +9,7 @@ from typing import Any
 
 Values = Mapping[str, Any]  # flat: {"data.source": "folder", ...}
 
-_KINDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text"}
+_KINDS = {bool: "True or False", int: "an integer", float: "a finite number", str: "a string"}
 _LONGEST_TEXT, _LONGEST_TUPLE = 4096, 10_000
 
 
@@ -69,7 +69,7 @@ class Key:
     return f"{self.minimum} to {self.maximum}" if small else f"at least {self.minimum}, at most {self.maximum:,.15g}"
 
   def has_effect(self, values: Values) -> bool:
-    """Returns whether the key has an effect beside the other values, which are given by dotted key."""
+    """Returns whether the key has an effect with the other values, which are given by dotted key."""
     return all(condition.holds(values) for condition in self.conditions)
 
   def wrong_type(self, value: Any) -> str | None:
@@ -98,13 +98,13 @@ class Key:
 
 
 def _has_type(value: Any, example: Any) -> bool:
-  """Returns whether a value has the type of an example. Whole numbers may stand for others; texts are printable."""
+  """Returns whether a value has the type of an example. Integers may stand for others; strings are printable."""
   if isinstance(example, tuple):
     return isinstance(value, list | tuple) and len(value) == len(example) and all(map(_has_type, value, example))
   if isinstance(example, bool) or isinstance(value, bool):
     return isinstance(example, bool) and isinstance(value, bool)
   if isinstance(example, float):
-    # Whole numbers beyond the range of a float would overflow.
+    # Integers beyond the range of a float would overflow.
     return isinstance(value, int | float) and abs(value) < 1e308 and math.isfinite(value)
   if isinstance(example, str):
     return isinstance(value, str) and len(value) <= _LONGEST_TEXT and "\0" not in value and len(value.splitlines()) < 2
@@ -113,7 +113,7 @@ def _has_type(value: Any, example: Any) -> bool:
 
 def _kind(example: Any) -> str:
   """Returns the type of an example in words."""
-  return f"{len(example)} whole numbers" if isinstance(example, tuple) else _KINDS[type(example)]
+  return f"{len(example)} integers" if isinstance(example, tuple) else _KINDS[type(example)]
 
 
 def _numbers(value: Any) -> list[int | float]:

@@ -60,7 +60,7 @@ class Monitor:
       self._bar.update(steps)
 
   def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
-    """Records the numbers of one split at one step; those of the training split are also shown beside the bar."""
+    """Records the numbers of one split at one step; those of the training split are also shown next to the bar."""
     if not self._enabled:
       return
     clean = {key: None if np.isnan(value) else float(f"{value:.6g}") for key, value in values.items()}

@@ -70,7 +70,7 @@ def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any],
     optim: config.optim.
     num_steps: steps of the whole run.
     params: all parameters of the network and of an adapter, or only their shapes, by name.
-    adapter: whether there is an adapter, beside which the whole network is frozen.
+    adapter: whether there is an adapter; the whole network is then frozen.
 
   Raises:
     InputError: values do not fit each other or the network; names the key.

@@ -39,7 +39,7 @@ _FIXED = (
 )
 # Keys that decide which pairs a run draws. A run keeps the values of its first start where the new start has defaults,
 # or -1, so that nothing is measured again.
-# Names of classes are those that the dataset had at the first start.
+# Names of classes are the names that the dataset had at the first start.
 _KEPT = (
   "data.class_names",
   "data.same_class",

@@ -359,7 +359,7 @@ KEYS: tuple[Key, ...] = (
   Key(
     "adapter.kind",
     "none",
-    "Trained beside a frozen network: none (the network itself is trained), lora, or prompt (a learned prompt).",
+    "Trained with the network frozen: none (the network itself is trained), lora, or prompt (a learned prompt).",
     choices=("none", *ADAPTERS),
   ),
   Key("adapter.rank", 8, "Rank of the update of each kernel.", 1, 2**16, conditions=with_value("adapter.kind", "lora")),
@@ -385,7 +385,7 @@ KEYS: tuple[Key, ...] = (
   Key(
     "tracker",
     "tensorboard",
-    "Gets numbers and panels beside the run's own files: tensorboard (an event file in RUN), wandb, trackio, or none.",
+    "Also logs numbers and panels to: tensorboard (an event file in RUN), wandb, trackio, or none.",
     choices=("tensorboard", "wandb", "trackio", "none"),
   ),
   Key("log_every", 10, "Steps between lines in metrics.jsonl.", 1, _STEPS),
@@ -394,7 +394,7 @@ KEYS: tuple[Key, ...] = (
   ),
   Key("eval_pairs", 64, "Validation queries in an evaluation; -1 is all.", -1, _STEPS),
   Key("stop_after", 0, "Evaluations without a better mIoU after which the run ends; 0 is never.", 0, _STEPS),
-  Key("profile_steps", 0, "Steps to profile into RUN/profile, after a few to warm up; 0 is none.", 0, 1000),
+  Key("profile_steps", 0, "Steps to profile into RUN/profile, after a few to warm up; 0 profiles no step.", 0, 1000),
   Key("checkpoint_every", 500, "Steps between checkpoints; the two newest are kept.", 1, _STEPS),
-  Key("keep_every", 0, "Steps between checkpoints that are kept for good; 0 is none.", 0, _STEPS),
+  Key("keep_every", 0, "Steps between checkpoints that are kept for good; 0 keeps no others.", 0, _STEPS),
 )

@@ -87,7 +87,7 @@ class Run:
 
   @property
   def progress(self) -> dict[str, Any]:
-    """Numbers beside the state that a checkpoint stores."""
+    """Numbers that a checkpoint stores in addition to the state."""
     return {"epoch": self.epoch, **self.best.to_progress()}
 
 
@@ -236,7 +236,7 @@ def make_plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh, *, sca
 def _open_state(
   config: ConfigDict, model_config: SegGPTConfig, plan: Plan, workdir: Path
 ) -> tuple[Checkpoints, TrainState, dict[str, Any]]:
-  """Opens the checkpoints and restores the newest one, or starts afresh where there is none.
+  """Opens the checkpoints and restores the newest one, or starts afresh without a checkpoint.
 
   Returns:
     The checkpoints, the state on its devices, and the progress stored with it ({} for a new run).

@@ -34,7 +34,7 @@ def _compiler_options(mesh: Mesh) -> dict[str, Any]:
   options = compilation.options(platform)
   if platform == "cpu":
     # XLA's CPU compiler drops the barriers with which remat waits for the gradient, and recomputes all blocks at once:
-    # ViT-L and one canvas then take 19 instead of 1.5 GB beside the state. Other compilers keep the barriers.
+    # ViT-L and one canvas then take 19 instead of 1.5 GB on top of the state. Other compilers keep the barriers.
     options["xla_disable_hlo_passes"] = "cse_barrier_expander"
     # Several devices of a CPU are its cores. One thread for each is enough: more get in each other's way.
     options["xla_cpu_multi_thread_eigen"] = len(mesh.local_devices) == 1
@@ -48,7 +48,7 @@ class TrainState(NamedTuple):
     step: number of steps done.
     params: all parameters, float32.
     opt_state: state of the optimizer, for the trained parameters alone.
-    ema: float32 moving average of the trained parameters; {} if there is none.
+    ema: float32 moving average of the trained parameters; {} without an average.
   """
 
   step: Int[Array, ""]

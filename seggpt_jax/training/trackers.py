@@ -1,4 +1,4 @@
-"""Experiment trackers: where the numbers and pictures of a run go beside its own files.
+"""Experiment trackers: where the numbers and pictures of a run go in addition to its own files.
 
 In: numbers and pictures with their step. Out: an event file for TensorBoard, or a run of Weights & Biases or Trackio,
 whose packages are optional and read their own environment variables, such as WANDB_MODE or TRACKIO_SPACE_ID.
@@ -28,7 +28,7 @@ _PROJECT = "seggpt-jax"  # unless WANDB_PROJECT or TRACKIO_PROJECT names another
 
 
 class Tracker:
-  """Receives what a run tells, and drops it; the base of those that keep it.
+  """Receives what a run tells, and drops it; the base of trackers that keep it.
 
   Args:
     workdir: run directory.
@@ -62,9 +62,7 @@ def check_tracker(name: str) -> None:
     InputError: it is not.
   """
   if name in ("wandb", "trackio") and importlib.util.find_spec(name) is None:
-    raise InputError(
-      f"config.tracker: found {name!r}, which is not installed, expected: pip install 'seggpt-jax[{name}]'"
-    )
+    raise InputError(f"config.tracker: {name} is not installed; pip install 'seggpt-jax[{name}]'")
 
 
 def open_tracker(name: str, workdir: Path, step: int, config: Mapping[str, Any]) -> Tracker:

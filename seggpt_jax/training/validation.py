@@ -108,7 +108,7 @@ class BestScore:
 
   Args:
     patience: evaluations without a better mIoU after which the run ends; 0 never ends it.
-    miou: best mIoU of earlier starts of the run, 0..1; -1 if there is none.
+    miou: best mIoU of earlier starts of the run, 0..1; -1 without one.
     since_best: evaluations since the best one in earlier starts of the run.
   """
 

@@ -48,7 +48,7 @@ def test_wrong_flags_are_refused_in_one_line(taken_port):
 
 
 def commands_that_name(text: str) -> list[str]:
-  """Returns the command lines of running processes that hold a text."""
+  """Returns the command lines of running processes that hold a string."""
   listed = subprocess.run(["ps", "-A", "-ww", "-o", "command"], capture_output=True, text=True, check=True).stdout
   return [line for line in listed.splitlines() if text in line]
 

@@ -40,7 +40,7 @@ def test_a_run_can_be_stopped_and_its_network_answers(person):
   answer = person.answer(person.keys[2])
   assert person.post("/api/learning", json={"steps": 5000}).status_code == 202
   second = person.post("/api/learning", json={"steps": 5})
-  assert second.status_code == 429 and "at work" in second.json()["error"]
+  assert second.status_code == 429 and "in use by" in second.json()["error"]
   running = person.wait(lambda state: state["learning"]["step"] or is_over(state), 120)
   assert running["learning"]["state"] == "running", running["learning"]["error"]
   assert running["learning"]["curve"][0][1] > 0 and running["learning"]["minutes"] > 0
@@ -53,7 +53,7 @@ def test_a_run_can_be_stopped_and_its_network_answers(person):
   assert person.post("/api/settings", json={"network": "start"}).status_code == 200
   person.wait(lambda state: state["progress"]["answered"] == 1)
   np.testing.assert_array_equal(person.answer(person.keys[2]), answer)
-  # It goes on with other images, or is dropped with them.
+  # It continues with other images, or is dropped with them.
   assert person.delete("/api/images", params={"keep": 1}).status_code == 200
   assert person.state()["learned"]
   assert person.delete("/api/images").status_code == 200

@@ -1,4 +1,4 @@
-"""Requests that no client should send: every one is answered with one clear line, and the service goes on."""
+"""Requests that no client should send: every one is answered with one clear line, and the service continues."""
 
 from __future__ import annotations
 

@@ -318,7 +318,7 @@ def test_a_learned_prompt_answers_without_examples(model, learned_prompt, tmp_pa
     assert state["classes"] == ["crack", "hole"] and len(state["colors"]) == 2
     for seed, key in enumerate(keys):
       np.testing.assert_array_equal(person.answer(key), predictor.predict(noise(seed)).labels)
-    # A label is no example: nothing is answered again, as `seggpt infer` takes no prompts beside a learned one.
+    # A label is no example: nothing is answered again, as `seggpt infer` takes no prompts with a learned one.
     person.draw(keys[0], square(2))
     after = person.wait()
     assert after["round"] == state["round"] and after["examples"] == []

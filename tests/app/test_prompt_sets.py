@@ -1,4 +1,4 @@
-"""Stored prompts: the least recently used are dropped, never those in use or those that the operator gave."""
+"""Stored prompts: the least recently used are dropped, never sets in use or sets that the operator gave."""
 
 from __future__ import annotations
 

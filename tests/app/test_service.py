@@ -110,7 +110,7 @@ def test_a_learned_prompt_answers_alone_and_refuses_others(start, engines, model
     (client.put("/prompts/parts", files=with_prompts[1:]), "prompt_image"),
   ):
     assert answer.status_code == 422
-    message = f"{name}: found beside a learned prompt, which serves every query, expected none"
+    message = f"{name} cannot be combined with a learned prompt, which serves every query"
     assert answer.json() == {"error": message}
 
 
@@ -324,7 +324,7 @@ WRONG = {
   "no image": (422, "image: found none", {"json": {}}),
   "no prompts": (422, "prompts: found none", {"files": GOOD[:1]}),
   "no label": (422, "prompt_label: found 0 files, expected 1", {"files": GOOD[:2]}),
-  "text for file": (422, "image: found a text", {"files": GOOD[1:], "data": {"image": "a"}}),
+  "text for file": (422, "image: found a string", {"files": GOOD[1:], "data": {"image": "a"}}),
   "file for text": (422, "split: found a file", {"files": [*GOOD, ("split", ("a", b"2"))]}),
   "unknown field": (422, "'splt': unknown field, expected split", {"files": GOOD, "data": {"splt": "2"}}),
   "twice": (422, "split: found twice", {"files": GOOD, "data": {"split": "1"}, "url": "/predict?split=2"}),
@@ -336,7 +336,7 @@ WRONG = {
     {"files": [*GOOD[:2], ("prompt_label", ("a", png(np.eye(9, dtype=np.uint8))))]},
   ),
   "no labels": (422, "prompt_label[0]", {"files": [*GOOD[:2], ("prompt_label", ("a", png(noise(3, 36, 44))))]}),
-  "split": (422, "split: found 'x', expected a whole number", {"files": GOOD, "data": {"split": "x"}}),
+  "split": (422, "split: found 'x', expected an integer", {"files": GOOD, "data": {"split": "x"}}),
   "no number": (422, "overlap: found nan", {"files": GOOD, "data": {"split": "2", "overlap": "nan"}}),
   "huge number": (422, "least_area", {"json": as_json(GOOD, least_area=10**400)}),
   "bool for number": (422, "split: found True", {"json": as_json(GOOD, split=True)}),
@@ -351,7 +351,7 @@ WRONG = {
     "unknown field",
     {"content": b'{"\\ud800": 1}', "headers": {"content-type": "application/json"}},
   ),
-  "both prompts": (422, "prompt_image: found beside", {"files": GOOD, "data": {"prompts": "a"}}),
+  "both prompts": (422, "prompt_image cannot be combined with", {"files": GOOD, "data": {"prompts": "a"}}),
   "unknown prompts": (404, "'a'", {"files": GOOD[:1], "data": {"prompts": "a"}}),
   "png of several": (422, "Accept", {"files": [GOOD[0], *GOOD], "headers": {"accept": "image/png"}}),
   "png with confidence": (
@@ -432,7 +432,7 @@ def test_a_slow_answer(engines, start, predictor):
   client, patient = start(engine, dataclasses.replace(LIMITS, seconds=0.3)), start(engine)
   assert "no answer after 0.3 seconds" in error_of(client.post("/predict", files=GOOD), 504)
   held.go.set()
-  assert patient.post("/predict", files=GOOD).status_code == 200, "the engine goes on"
+  assert patient.post("/predict", files=GOOD).status_code == 200, "the engine continues"
 
 
 def test_a_full_service_refuses_and_recovers(engines, start, predictor):

@@ -63,7 +63,7 @@ def table(*values):
 @pytest.mark.parametrize(
   ("make", "expected", "doubt"),
   [
-    # 255 is a class among gray levels, and what is ignored beside class indices.
+    # 255 is a class among gray levels, and the value to ignore among class indices.
     (lambda i: scene(i, values=(128, 255)), table(0, 128, 255), "255 is taken as a class.*data.ignore=.255,"),
     (lambda i: scene(i, values=(85, 170, 255)), table(0, 85, 170, 255), "255 is taken as a class"),
     (lambda i: scene(i, values=(60, 255, 255, 255)), table(0, 60, 255), "255 is taken as a class"),

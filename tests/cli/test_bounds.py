@@ -114,7 +114,7 @@ def test_values_that_cannot_be_right_end_in_one_line_that_names_the_flag(name, d
 
 @pytest.mark.parametrize("value", [0, -1, 101, 10**6, (1, 1), (), (1, 0)])
 def test_splits_have_bounds_in_python_too(value):
-  with pytest.raises(InputError, match=r"split: found .*, expected a whole number of at least 1, .* none above 100"):
+  with pytest.raises(InputError, match=r"split: found .*, expected an integer of at least 1, .* none above 100"):
     InferenceOptions(split=value)
 
 

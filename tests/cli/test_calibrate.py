@@ -21,7 +21,7 @@ def command(*arguments):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  """Images of 48 x 64 pixels with squares of 16 pixels, of class 1 or 2; every fourth one is without any."""
+  """Images of 48 x 64 pixels with square objects of 16 pixels, of class 1 or 2; every fourth one is without any."""
   folder, generator = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
   for split, count in (("train", 12), ("val", 8)):
     for kind in ("images", "labels"):
@@ -64,9 +64,9 @@ def test_training_measures_the_scale_says_so_and_stores_it(trained):
   run, line, done = trained
   assert done.returncode == 0, done.stderr
   said = " ".join((done.stdout + done.stderr).split())
-  # Squares of 16 pixels become as large as the patch of 8 pixels; an image then takes 2 x 2 squares of 16 pixels.
+  # Objects of 16 pixels become as large as the patch of 8 pixels; an image then takes 2 x 2 tiles of 16 pixels.
   assert "scale: 0.5 pixels of the network for one of an image, as objects of class 1 are 16 pixels large" in said
-  assert "an image of 64 x 48 pixels becomes 4 squares of 16" in said
+  assert "an image of 64 x 48 pixels becomes 4 tiles of 16" in said
   config = json.loads((run / "config.json").read_text())
   assert (config["data"]["zoom"], config["data"]["prompt_grid"]) == (0.5, 2)
   resumed = command(*line, "--config.num_steps=12")
@@ -148,7 +148,7 @@ def test_inference_and_calibration_use_the_scale_of_training(trained, data, tmp_
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (("--catch", 0.9, "--yield", 0.9), "error: --yield: found beside --catch, expected one of the two"),
+    (("--catch", 0.9, "--yield", 0.9), "error: --yield cannot be combined with --catch"),
     (("--sensitivity", "2"), "error: --sensitivity: unknown flag"),
     (("--catch", 2), "error: --catch"),
   ],

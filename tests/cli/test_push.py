@@ -90,7 +90,7 @@ def test_refused_uploads_end_in_one_line_before_anything_is_converted(tmp_path, 
   for flags, message in (
     (["--push=scratches"], "scratches: expected OWNER/NAME"),
     (["--push=me/a--b"], "me/a--b: cannot be a repository"),
-    (["--private"], "--private: found no --push"),
+    (["--private"], "--push: not found; --private needs it"),
   ):
     done = convert(address, tmp_path / "home", run, tmp_path / "out", *flags)
     assert done.returncode == 2 and message in done.stderr

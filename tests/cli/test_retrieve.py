@@ -19,7 +19,7 @@ from seggpt_jax.retrieval.mapping import ChoiceOptions, choose
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 from tests.commands import seggpt
 
-# Prompts by name: their classes. Queries likewise; each looks like the prompt of the same number.
+# Prompts by name: their classes. The same for queries; each looks like the prompt of the same number.
 PROMPTS = {"red_0": (1,), "red_1": (1, 2), "red_2": (2,), "blue_3": (3,), "blue_4": (1, 3), "blue_5": ()}
 QUERIES = {"red_q0": (1,), "blue_q3": (3,), "blue_q4": (3,)}
 
@@ -180,7 +180,7 @@ def test_queries_without_what_is_asked_of_them_are_named(folders, model):
   ("options", "says"),
   [
     (["--groups=prefix:-"], "blue_q3.png: found no labeled image of its group 'blue_q3'"),
-    (["--groups=classes", "--by-class"], "--groups, --by-class: found both"),
+    (["--groups=classes", "--by-class"], "--groups cannot be combined with --by-class"),
     (["--prompt-img-dir=bare"], "bare: found no images"),
     (["--prompt-label-dir=few"], "found no label for it, expected few/"),
     (["--cache=damaged"], "cannot be read as features, damaged"),

@@ -365,7 +365,7 @@ def test_the_colors_of_a_label_map_are_the_classes(tmp_path):
   "text, match",
   [
     ("crack:1,2\n", "line 1: found 'crack:1,2', expected NAME:RED,GREEN,BLUE::"),
-    ("background:0,0,0::\ncrack:0,0,0::\n", "line 2: found .* beside another class"),
+    ("background:0,0,0::\ncrack:0,0,0::\n", "line 2: found .* as for another class"),
     ("crack:1,2,3::\n", "expected background and at least one other"),
   ],
 )

@@ -287,7 +287,7 @@ def test_missing_image_and_two_of_one_name(tmp_path):
   (tmp_path / "val/a.png").unlink()
   refused("val/a.png: not found", lambda: CocoSource(tmp_path, "val", 3)[0])
   write(tmp_path, [], [{"id": i, "file_name": f"a.{e}", "height": 9, "width": 9} for i, e in enumerate(["png", "jpg"])])
-  refused("found a.jpg beside a.png", lambda: CocoSource(tmp_path, "val", 3))
+  refused("found a.jpg and a.png", lambda: CocoSource(tmp_path, "val", 3))
 
 
 def test_twenty_thousand_annotations_open_quickly(tmp_path):

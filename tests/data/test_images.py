@@ -186,7 +186,7 @@ def test_a_listing_says_what_it_passes_over_except_junk(tmp_path, caplog):
 def test_a_folder_of_other_files_says_which_they_are(tmp_path):
   for number in range(12):
     (tmp_path / f"{number}.heic").write_bytes(b"")
-  expected = r"found no images \(passed over: 12 .heic; HEIC is read after pip install 'seggpt-jax\[heif\]'\)"
+  expected = r"found no images \(passed over: 12 .heic; to read HEIC, pip install 'seggpt-jax\[heif\]'\)"
   refused(expected, lambda: list_images(tmp_path))
 
 
@@ -206,7 +206,7 @@ def test_names_match_in_any_form_of_their_accents(tmp_path):
   assert list(images) == list(labels) == [composed]
   assert read_image(images[composed]).shape == (5, 7, 3)
   Image.fromarray(GRAY).save(tmp_path / "images" / f"{composed}.png")
-  refused("beside it, expected one file for each name", lambda: list_images(tmp_path / "images"))
+  refused("next to it, expected one file for each name", lambda: list_images(tmp_path / "images"))
 
 
 @pytest.mark.parametrize("pixels", [GRAY, RGB, GRAY.astype(np.uint16) * 257])
@@ -231,7 +231,7 @@ def test_folders_that_cannot_be_listed_are_refused(tmp_path):
   refused("empty: found no images", lambda: list_images(tmp_path / "empty"))
   images = folder(tmp_path / "images")
   Image.fromarray(GRAY).save(images / "a.bmp")
-  refused(r"a.png: found a.bmp beside it, expected one file for each name", lambda: list_images(images))
+  refused(r"a.png: found a.bmp next to it, expected one file for each name", lambda: list_images(images))
 
 
 class Bucket(MemoryFileSystem):
@@ -258,7 +258,7 @@ def test_remote_folders_are_listed_and_read(tmp_path):
 
 
 def test_a_remote_path_without_its_package_says_what_is_missing():
-  refused("az://bucket/images: cannot be reached, expected the package", lambda: list_images("az://bucket/images"))
+  refused("az://bucket/images: cannot be reached; install the package", lambda: list_images("az://bucket/images"))
 
 
 @pytest.mark.parametrize("file_format", ["TIFF", "PNG", "JPEG", "WEBP"])
@@ -272,7 +272,7 @@ def test_the_size_in_a_header_is_that_of_the_decoded_picture(file_format, orient
 
 
 def test_the_range_of_deep_images_is_that_of_their_values(tmp_path):
-  """Twelve bits in sixteen would be nearly black, and an 8-bit prompt beside them would show something else."""
+  """Twelve bits in sixteen would be nearly black, and an 8-bit prompt next to them would show something else."""
   gray = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
   for name, values in {
     "8.png": gray.astype(np.uint16),

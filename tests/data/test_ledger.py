@@ -59,11 +59,11 @@ def test_the_first_setting_that_differs_is_named(tmp_path):
 
 
 def test_a_ledger_that_is_deleted_while_it_is_written_is_named(tmp_path):
-  """Otherwise a run would go on for hours and note its work in a file that is gone."""
+  """Otherwise a run would continue for hours and note its work in a file that is gone."""
   with Ledger(tmp_path / "one.jsonl") as entries:
     entries.add("a")
     (tmp_path / "one.jsonl").unlink()
-    with pytest.raises(InputError, match=r"one\.jsonl: not found, deleted while the run was at work; rerun"):
+    with pytest.raises(InputError, match=r"one\.jsonl: not found, deleted during the run; rerun"):
       entries.add("b")
-    with pytest.raises(InputError, match="deleted while the run was at work"):
+    with pytest.raises(InputError, match="deleted during the run"):
       entries.read_all()

@@ -134,7 +134,7 @@ def test_memory_grows_with_the_samples_not_with_the_pairs():
 
 
 def test_a_query_without_a_class_is_asked_for_one():
-  """A prompt without a class beside a query without a class would teach nothing."""
+  """A prompt without a class next to a query without a class would teach nothing."""
   found = {draw.prompts[0] for draw in draws(index=7, classes=CLASSES, same_class=1.0)}
   assert found == set(range(7))
 

@@ -236,7 +236,7 @@ def test_layouts_list_all_problems(folder):
   problems = []
   assert [item.name for item in folder_layout(folder, problems=problems)] == ["c"]
   assert len(problems) == 3 and all("\n" not in problem for problem in problems)
-  refused("c.png: found c.bmp beside it", lambda: folder_layout(folder))
+  refused("c.png: found c.bmp next to it", lambda: folder_layout(folder))
 
 
 def test_mask_layouts_list_all_problems(tmp_path):

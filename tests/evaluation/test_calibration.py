@@ -1,4 +1,4 @@
-"""Calibration: the chosen operating point must be the best of those that were tried, by the aim that was asked for."""
+"""Calibration: the chosen operating point must be the best of all that were tried, by the aim that was asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures beside the numbers of a benchmark."""
+"""Pictures next to the numbers of a benchmark."""
 
 from __future__ import annotations
 

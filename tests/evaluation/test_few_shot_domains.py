@@ -134,7 +134,7 @@ def test_chest_masks_of_both_hospitals_find_their_images(tmp_path):
     [names], 600, 1
   )
   (root / "CXR_png/MCUCXR_1_0.png").unlink()
-  with pytest.raises(InputError, match=r"CXR_png/MCUCXR_1_0\.png: file not found, expected it beside"):
+  with pytest.raises(InputError, match=r"CXR_png/MCUCXR_1_0\.png: not found; it belongs to"):
     few_shot_benchmarks.chest_xray(tmp_path)
 
 
@@ -170,14 +170,14 @@ def test_what_is_missing_is_named(isaid, isic, tmp_path):
   with pytest.raises(InputError, match=r"nowhere/fold0\.txt: cannot be read"):
     few_shot_benchmarks.isaid5i(isaid, tmp_path / "nowhere")
   (isaid / "val/images/P0_0_256.png").unlink()
-  with pytest.raises(InputError, match=r"val/images/P0_0_256\.png: file not found"):
+  with pytest.raises(InputError, match=r"val/images/P0_0_256\.png: not found"):
     few_shot_benchmarks.isaid5i(isaid)
   Image.fromarray(SEEN).save(isaid / "val/semantic_png/other.png")
   with pytest.raises(InputError, match=r"other\.png: found this name, expected NAME_instance_color_RGB\.png"):
     (isaid / "val/semantic_png/P0_0_256_instance_color_RGB.png").unlink()
     few_shot_benchmarks.isaid5i(isaid)
   (isic / few_shot_benchmarks._ISIC_MASKS / "ISIC_20_segmentation.png").unlink()
-  with pytest.raises(InputError, match=r"ISIC_20_segmentation\.png: file not found, expected it beside .*ISIC_20\.jpg"):
+  with pytest.raises(InputError, match=r"ISIC_20_segmentation\.png: not found; it belongs to .*ISIC_20\.jpg"):
     few_shot_benchmarks.isic2018(isic)
 
 

@@ -59,7 +59,7 @@ def files_of(folder):
 
 @pytest.mark.parametrize("beside, tries", [(False, 100), (True, 15)])
 def test_no_flipped_bit_is_read_as_other_weights(saved, tmp_path, monkeypatch, beside, tries):
-  """Orbax alone reads 11 of 40 of them without an error. Large files are compared beside it, here also small ones."""
+  """Orbax alone reads 11 of 40 of them without an error. Large files are compared in addition, here also small ones."""
   monkeypatch.setattr(digests, "SMALL", -1 if beside else digests.SMALL)
   whole = weights.load_params(saved)
   paths = files_of(saved)
@@ -205,7 +205,7 @@ def test_deeply_nested_json_is_no_crash(tmp_path):
     ({"depth": 10**9}, "depth: found 1000000000, expected 1..1000"),
     ({"width": 0}, "width: found 0, expected 1..65536"),
     ({"image_std": [0.0, 0.2, 0.2]}, "image_std: found .*, expected numbers above 0"),
-    ({"mlp_dim": True}, "mlp_dim: found 'True', expected a whole number"),
+    ({"mlp_dim": True}, "mlp_dim: found 'True', expected an integer"),
     ({"patch_size": 10**6}, "patch_size: found 1000000"),
   ],
 )

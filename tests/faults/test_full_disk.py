@@ -1,4 +1,4 @@
-"""A disk that fills up while a command writes: one line, status 1, and the rerun goes on where there is room again."""
+"""A disk that fills up while a command writes: one line, status 1, and the rerun resumes where there is room again."""
 
 import sys
 from pathlib import Path

@@ -35,13 +35,13 @@ def dataset(tmp_path):
 
 
 def test_a_lock_is_exclusive_or_shared(tmp_path):
-  with exclusive(tmp_path), pytest.raises(InputError, match="found a run at work in it"), exclusive(tmp_path):
+  with exclusive(tmp_path), pytest.raises(InputError, match="in use by another run"), exclusive(tmp_path):
     pass
   with exclusive(tmp_path, shared=True), exclusive(tmp_path, shared=True):
     pass
   with (
     exclusive(tmp_path, shared=True),
-    pytest.raises(InputError, match="found a run at work in it"),
+    pytest.raises(InputError, match="in use by another run"),
     exclusive(tmp_path),
   ):
     pass
@@ -57,7 +57,7 @@ def test_a_second_run_in_the_same_folder_is_refused(dataset, tmp_path):
     inference = run("infer", "--model-path=drawn", f"--dataset-dir={dataset}/val", f"--outdir={tmp_path}/out", *prompts)
   for done, folder in ((training, "run"), (inference, "out")):
     assert done.returncode == 2, done.stderr
-    assert f"{tmp_path}/{folder}: found a run at work in it, expected none; wait for it or stop it" in done.stderr
+    assert f"{tmp_path}/{folder}: in use by another run; wait for it or stop it" in done.stderr
   assert not list((tmp_path / "out").iterdir()) and not list((tmp_path / "run/checkpoints").iterdir())
 
 

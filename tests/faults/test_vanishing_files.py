@@ -136,7 +136,7 @@ def test_the_scan_of_classes_passes_over_a_label_that_vanishes_before_it_is_read
 
 @pytest.mark.parametrize("at", ["the first image", "the last image"])
 def test_infer_says_that_somebody_deleted_its_folder(tmp_path, model, monkeypatch, at):
-  """Otherwise it would go on for hours, and leave some results that look like all."""
+  """Otherwise it would continue for hours, and leave some results that look like all."""
   nano.write_dataset(tmp_path / "data", num_train=1, num_val=12)
   found = queries.list_queries(tmp_path / "data/val", tmp_path / "data/train/images", tmp_path / "data/train/labels")
   name = found[0 if at == "the first image" else -1].name

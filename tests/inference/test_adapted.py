@@ -115,13 +115,13 @@ def test_a_prompt_that_is_given_takes_the_place_of_the_learned_one(weights_direc
 
 def test_a_palette_cannot_be_had_of_a_learned_prompt(learned):
   own = np.array([[10, 200, 30], [240, 20, 90], [0, 0, 0]])
-  with pytest.raises(InputError, match="palette: found one without prompts, expected none"):
+  with pytest.raises(InputError, match="palette cannot be combined with a learned prompt"):
     learned.predict(picture(0), palette=own)
   np.testing.assert_array_equal(learned.predict(picture(0), [a_prompt()], palette=own).palette, own)
 
 
 def test_a_learned_prompt_has_no_tiles_to_leave_out(learned):
-  with pytest.raises(InputError, match="foreground_tiles: found without prompts"):
+  with pytest.raises(InputError, match="foreground_tiles cannot be combined with a learned prompt"):
     learned.predict(picture(0), split=2, foreground_tiles=True)
 
 
@@ -213,9 +213,9 @@ def test_the_command_segments_with_a_learned_prompt_and_no_other(folders, weight
 @pytest.mark.parametrize(
   "run, options, words",
   [
-    ("prompt", ("--top-k", "1"), "--top-k: found beside a learned prompt, which serves every query, expected none"),
-    ("prompt", ("--mapping", "mapping.json"), "--mapping: found beside a learned prompt"),
-    ("prompt", PROMPTS, "--prompt-img-dir: found beside a learned prompt"),
+    ("prompt", ("--top-k", "1"), "--top-k cannot be combined with a learned prompt, which serves every query"),
+    ("prompt", ("--mapping", "mapping.json"), "--mapping cannot be combined with a learned prompt"),
+    ("prompt", PROMPTS, "--prompt-img-dir cannot be combined with a learned prompt"),
     ("lora", (), "--prompt-img-dir: missing"),
     ("best", PROMPTS, "best: found no adapter in it"),
   ],

@@ -164,8 +164,8 @@ def test_the_command_writes_annotations_of_its_label_maps(folders, weights_direc
     ),
     (["--save=coco", "--class-names=a,b,c"], "--class-names: found a,b,c, 3 names, expected 2"),
     (["--save=yolo", "--class-names=a,a"], "--class-names: found 'a' twice, expected a different name"),
-    (["--save=label", "--class-names=a,b"], "--class-names: found without --save=coco, labelme, yolo or some of them"),
-    (["--polygon-tolerance=2"], "--polygon-tolerance: found without --save=coco"),
+    (["--save=label", "--class-names=a,b"], "--class-names cannot be combined with --save=label; add coco"),
+    (["--polygon-tolerance=2"], "--polygon-tolerance cannot be combined with --save="),
     (["--save=coco", "--polygon-tolerance=-1"], "--polygon-tolerance: found -1.0, expected a number of pixels, or 0"),
   ):
     done = command(folders, weights_directory, *wrong)

@@ -234,7 +234,7 @@ def test_processes_that_share_a_run_write_the_scores_of_a_single_process(folders
   second = batch.run(predictor, find(folders), folders / "out", shard=Shard(2, 2))
   assert (second.done, second.left, second.metrics) == (1, 2, None)
   assert not (folders / "out" / "metrics.json").exists()
-  with pytest.raises(InputError, match=r"2-of-2\.jsonl: found an earlier run, expected none; use --resume"):
+  with pytest.raises(InputError, match=r"2-of-2\.jsonl: in use by an earlier run; use --resume"):
     batch.run(predictor, find(folders), folders / "out", shard=Shard(2, 2))
   first = batch.run(predictor, find(folders), folders / "out", shard=Shard(1, 2))
   assert (first.done, first.left, first.metrics) == (2, 0, whole)
@@ -281,7 +281,7 @@ def test_one_image_and_its_prompts_are_enough(folders, weights_directory, predic
   for wrong, words in (
     ([*options, *prompts], "--prompt-label: missing"),
     ([*options, *prompts, *labels, "--dataset-dir", "data"], "found --dataset-dir and --image, expected one"),
-    ([*options, *prompts, *labels, "--top-k", "2"], "--top-k: found beside --prompt-image"),
+    ([*options, *prompts, *labels, "--top-k", "2"], "--top-k cannot be combined with --prompt-image"),
   ):
     done = infer(folders, *wrong)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr

@@ -40,7 +40,7 @@ def test_four_classes_are_asked_in_two_groups_and_the_likeliest_wins(model, pict
   probabilities = np.round(probabilities * 255) / 255
   expected = np.where(probabilities.max(axis=-1) > 0.5, 1 + probabilities.argmax(axis=-1), 0)
   assert len(np.unique(expected)) > 3  # otherwise nothing was compared
-  near = np.abs(probabilities.max(axis=-1) - 0.5) < 0.01  # colors are whole numbers
+  near = np.abs(probabilities.max(axis=-1) - 0.5) < 0.01  # colors are integers
   assert (found.labels == expected)[~near].mean() > 0.99
 
 

@@ -155,7 +155,7 @@ def test_several_splits_are_averaged_before_they_are_decoded(predictor):
   nearest = palette.decode(jnp.asarray(fused.colors)[None], jnp.asarray(fused.palette)[None])[0]
   np.testing.assert_array_equal(fused.labels, nearest)
   for wrong in ((), (1, 1), (0,)):
-    with pytest.raises(InputError, match=r"split: found .* expected a whole number of at least 1, or several"):
+    with pytest.raises(InputError, match=r"split: found .* expected an integer of at least 1, or several"):
       predictor.predict(query, prompts, split=wrong)
 
 
@@ -306,7 +306,7 @@ def test_masks_of_any_array_are_read_if_they_have_one_meaning(predictor):
     np.testing.assert_array_equal(predictor.predict(query, [(image, mask)]).colors, expected)
   assert predictor.predict(query, [(image, labels == 1)]).classes == (0, 1)
   for mask, words in (
-    (labels * 0.5, "with fractions, expected whole numbers; pass a mask as labels > 0.5"),
+    (labels * 0.5, "with fractions, expected integers; pass a mask as labels > 0.5"),
     (np.where(labels, np.nan, 0), "with fractions"),
     (channels * [1, 2, 3], "found colors"),
     (np.repeat(labels[None], 2, axis=0), "found int64 [2, 32, 32]"),
@@ -487,7 +487,7 @@ IMAGE, LABELS = picture(0), np.zeros((SIZE, SIZE), np.int32)
     ({"split": 0}, "split: found 0"),
     ({"overlap": 1.0, "split": 2}, "overlap: found 1.0, expected 0 to 0.9"),
     ({"overlap": 0.5}, "overlap: found 0.5 with split 1, expected a split of at least 2"),
-    ({"overlap": 0.5, "stitch_width": 1, "split": 2}, "overlap: found 0.5 with stitch_width 1, expected one of"),
+    ({"overlap": 0.5, "stitch_width": 1, "split": 2}, "overlap: 0.5 cannot be combined with stitch_width 1"),
     ({"stitch_width": 3, "split": 2}, "stitch_width: found 3, expected at most 2, half a tile's patches"),
     ({"stitch_width": -1, "split": 2}, "stitch_width: found -1"),
     ({"foreground_tiles": True}, "foreground_tiles: found True with split 1"),

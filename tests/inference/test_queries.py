@@ -144,7 +144,7 @@ def test_what_belongs_to_no_query_is_counted(folders, caplog):
   find(folders, mapping=write_mapping(folders, {name: ["p"] for name in "abcz"}))
   said = [record.getMessage() for record in caplog.records]
   data = folders / "data"
-  assert f"{data}: passed over: 1 images beside the folder images/" in said
+  assert f"{data}: passed over: 1 images next to the folder images/" in said
   assert f"{data / 'labels'}: passed over: 1 label files that no image in {data / 'images'} has, first a.png" in said
   assert any("1 label files that no image" in line and line.endswith("first z.png") for line in said)
   assert f"{folders / 'mapping.json'}: passed over: 2 of 4 keys, no images of {data}, first 'a'" in said
@@ -192,7 +192,7 @@ def test_labels_are_read_as_in_training_unless_asked_otherwise(tmp_path):
     assert queries.label_format(tmp_path / "run") == LabelFormat("binary", threshold)
   (tmp_path / "run" / "config.json").unlink()
   assert queries.label_format(tmp_path / "run") == LabelFormat()
-  with pytest.raises(InputError, match="--threshold: found with index labels"):
+  with pytest.raises(InputError, match="--threshold cannot be combined with index labels"):
     queries.label_format(tmp_path / "run", None, 127)
 
 
@@ -245,7 +245,7 @@ def test_files_named_one_by_one_have_to_be_there_and_fit(folders):
     queries.list_queries([str(folders / "gone.png")])
   with pytest.raises(InputError, match=r"--prompt-image: .*images: is a folder, expected an image file"):
     queries.given_prompts([str(prompts / "images")], pair[1:])
-  with pytest.raises(InputError, match=r"--image: found .*a\.png beside .*a\.png, expected names that differ"):
+  with pytest.raises(InputError, match=r"--image: found .*a\.png and .*a\.png, expected names that differ"):
     queries.list_queries([image, image])
 
 

@@ -250,7 +250,7 @@ def test_a_video_that_is_cut_off_is_reported_with_the_number_of_frames(tmp_path,
     for _ in frames:
       count += 1
   assert 30 < count < 70
-  assert f"{path}: breaks off after {count} frames" in str(error.value)
+  assert f"{path}: ends early after {count} frames" in str(error.value)
 
 
 def test_a_broken_run_leaves_no_half_video(tmp_path):
@@ -326,7 +326,7 @@ def test_flags_of_folders_and_of_videos_are_not_mixed(clip, weights_directory, t
       "found --dataset-dir and --video, expected one",
     ),
     (["--video", path], "--prompt-label: missing"),
-    (["--dataset-dir", tmp_path, "--num-frames", "2"], "--num-frames: found without --video"),
+    (["--dataset-dir", tmp_path, "--num-frames", "2"], "--num-frames cannot be combined with images; give --video"),
   ):
     done = command(weights_directory, "--outdir", tmp_path / "out", *options)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr

@@ -90,12 +90,12 @@ def test_blends_are_told_apart_as_the_colors_they_stand_for():
   blends = nearest_blends(colors, palette, asked)
   wanted = decode_prediction(colors, palette, np.array([0, 4, 5])).labels
   found = decode_prediction(blends, palette, np.arange(6)).labels  # though nobody says which classes were asked for
-  assert set(np.unique(wanted)) == {0, 4, 5} and (found != wanted).mean() < 0.02  # colors are whole numbers
+  assert set(np.unique(wanted)) == {0, 4, 5} and (found != wanted).mean() < 0.02  # colors are integers
   assert not nearest_blends(colors, palette, asked[:0]).any()
 
 
 def test_objects_of_prompts_are_shown_two_patches_large(tmp_path):
-  config = VARIANTS["drawn"]  # squares of 96 pixels, patches of 8
+  config = VARIANTS["drawn"]  # windows of 96 pixels, patches of 8
   label = np.zeros((300, 400), np.uint8)
   label[10:30, 10:30] = 1
   label[100:300, 100:300] = 2
@@ -105,7 +105,7 @@ def test_objects_of_prompts_are_shown_two_patches_large(tmp_path):
   found = measure_objects(files, LabelFormat())
   assert found == ({1: 20.0, 2: 200.0}, (300, 400))
   assert found.zoom(config) == 16 / 20
-  # Large objects are large enough in whole images, small images are not magnified, and huge ones take 64 squares.
+  # Large objects are large enough in whole images, small images are not magnified, and huge ones take 64 windows.
   assert Objects({2: 200.0}, (300, 400)).zoom(config) == 0
   assert Objects({1: 10.0}, (100, 100)).zoom(config) == 1
   huge = Objects({1: 20.0}, (3000, 4000)).zoom(config)
@@ -136,8 +136,8 @@ def test_prepared_prompts_give_the_same_result(predictor):
     ({"zoom": -1}, "zoom: found -1, expected a positive number or 0"),
     ({"zoom": 1, "prompt_grid": 0}, "prompt_grid: found 0, expected a positive number$"),
     ({"prompt_grid": 2}, "prompt_grid: found 2 without zoom, expected 1"),
-    ({"zoom": 0.5, "split": 2}, "split: found 2 with zoom 0.5, expected one of the two"),
-    ({"zoom": 0.5, "stitch_width": 2}, "stitch_width: found 2 with zoom 0.5"),
+    ({"zoom": 0.5, "split": 2}, "split: 2 cannot be combined with zoom 0.5"),
+    ({"zoom": 0.5, "stitch_width": 2}, "stitch_width: 2 cannot be combined with zoom 0.5"),
     ({"sensitivity": (1.0, 0.0)}, r"sensitivity: found \(1.0, 0.0\), expected numbers above 0"),
     ({"least_area": -1}, "least_area: found -1, expected a number of pixels, or 0"),
   ],

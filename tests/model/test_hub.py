@@ -150,7 +150,7 @@ def test_weights_of_the_hub_are_fetched_resumed_and_kept(tmp_path, params):
       tmp_path / "home", address, "no/such", "mine/gated", "mine/nano@v9", "hf://mine/nano@v9", "hf://mine/nano/x.pth"
     )
   fetches = [line for line in log if line.startswith(f"GET mine/nano/resolve/{COMMIT}/model.safetensors")]
-  # The one that broke off, the one that ends it, and the one of the third name, as the download is deleted by then.
+  # The interrupted fetch, the fetch that ends it, and the fetch of the third name, as the download is deleted by then.
   assert len(fetches) == 3, fetches
   assert [each for each in fetches if each.endswith(f" bytes={CHUNK}-")], fetches
   assert not any("README" in line for line in log)
@@ -167,7 +167,7 @@ def test_weights_of_the_hub_are_fetched_resumed_and_kept(tmp_path, params):
     assert expected in line
   assert find(tmp_path / "home", address, *names) == first
   missing = find(tmp_path / "home", address, "other/one")[0]
-  assert f"{address}/other/one/resolve/main/model.safetensors and config.json beside it by hand" in missing
+  assert f"{address}/other/one/resolve/main/model.safetensors and config.json next to it by hand" in missing
   assert "HF_HUB_OFFLINE is set" in find(tmp_path / "home", address, "other/one", HF_HUB_OFFLINE="1")[0]
 
 
@@ -258,7 +258,7 @@ def test_two_processes_at_once_fetch_once(served, home):
     first = start(home, address, "mine/nano", code=SMALL_PIECES + FETCH)
     wait_for(lambda: sent(log), first)
     second = start(home, address, "mine/nano", code=FETCH)
-    assert "another process is at work in it" in next(line for line in second.stderr if "seggpt_jax" in line)
+    assert "in use by another process" in next(line for line in second.stderr if "seggpt_jax" in line)
     waits.set()
     found = {process.communicate()[0] for process in (first, second)}
     assert sent(log) <= size + 4 * CHUNK, log  # also a connection that is reset is no end
@@ -315,11 +315,11 @@ def test_failure_is_one_line_that_says_what_to_do(served, home):
     f"{api}d": ((200, {}, b"[]"), "(not a hub's"),
     f"{api}e": ((502, {}, b""), "cannot be fetched: Server error '502"),
     f"mine/f{large}": (PAGE, "found a web page instead of the file"),
-    f"mine/g{large}": ((200, {}, b"short"), "the download broke off after 0.0 of"),
+    f"mine/g{large}": ((200, {}, b"short"), "the download was interrupted after 0.0 of"),
     f"mine/h{large}": ((403, {}, b""), "or correct HF_TOKEN"),
     f"mine/i{large}": (
       (302, {"Location": "http://127.0.0.1:9/x"}, b""),
-      "the download from 127.0.0.1 broke off after 0.0 of",
+      "the download from 127.0.0.1 was interrupted after 0.0 of",
     ),
     f"mine/j{large}": ((200, {}, bytes((served / "model.safetensors").stat().st_size)), "even when fetched again"),
   }

@@ -399,7 +399,7 @@ def test_broken_transformers_directories(square, tmp_path):
 
 
 def test_nothing_half_written(square, tmp_path, monkeypatch):
-  """A full disk leaves nothing behind, neither under the name of the result nor beside it."""
+  """A full disk leaves nothing behind, neither under the name of the result nor next to it."""
 
   def full(*args, **kwargs):
     raise OSError(28, "No space left on device")

@@ -134,7 +134,7 @@ def test_two_runs_do_not_mix(data, tmp_path):
   refused("no settings of an earlier run", lambda: prepare(settings(data), tmp_path))
   (tmp_path / "prepare.json").unlink()
   with exclusive(tmp_path):
-    refused("found a run at work in it", lambda: prepare(settings(data), tmp_path))
+    refused("in use by another run", lambda: prepare(settings(data), tmp_path))
   prepare(settings(data), tmp_path)
 
 
@@ -196,7 +196,7 @@ def test_division_needs_groups_and_a_free_name(data, tmp_path):
     "found one group, expected at least two",
     lambda: prepare(settings(data, splits=("train",), val_share=0.1), tmp_path),
   )
-  refused("expected train and no val beside it", lambda: settings(data, val_share=0.1))
+  refused("expected train without val", lambda: settings(data, val_share=0.1))
   refused("expected parts of different names", lambda: settings(data, splits=("train[:5]", "train[5:]")))
   refused("dataset_name: found 'My Data'", lambda: settings(data, name="My Data"))
 

@@ -35,7 +35,7 @@ def test_pictures_are_what_a_family_promises(family):
   for image, kind in zip(images, kinds, strict=True):
     assert (image.dtype, image.shape) == (np.float32, (SIZE, SIZE, 3))
     assert (kind.dtype, kind.shape) == (np.uint8, (SIZE, SIZE))
-    # Light, shadow and noise may leave 0..255, the things themselves not by far.
+    # Light, shadow and noise may leave 0..255, the objects themselves not by far.
     assert np.mean((image > -20) & (image < 275)) > 0.98
 
 

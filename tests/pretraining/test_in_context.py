@@ -168,7 +168,7 @@ def command(*options):
 
 @pytest.fixture(scope="module")
 def larger_weights(tmp_path_factory):
-  """Weights whose pictures are large enough for two kinds of things."""
+  """Weights whose pictures are large enough for two kinds of objects."""
   directory = tmp_path_factory.mktemp("weights") / "tiny"
   weights.save_weights(directory, loud_params(VARIANTS["tiny"]), VARIANTS["tiny"])
   return directory
@@ -202,7 +202,7 @@ def test_the_command_prints_a_table_and_writes_numbers_and_a_picture(larger_weig
   ("options", "words"),
   [
     (["--families", "galaxies"], ["--families", "'galaxies'", "cells"]),
-    (["--families", "cells", "--data", "lot"], ["--families: found beside --data, expected one of the two"]),
+    (["--families", "cells", "--data", "lot"], ["--families cannot be combined with --data"]),
     (["--families", "cells"], ["nowhere: not found"]),
     (["--num_prompts", "0"], ["--num-prompts=0"]),
     (["more"], ["'more'"]),

@@ -1,4 +1,4 @@
-"""Tasks to pretrain on: the same for the same seed, solvable from the prompt, harder as they go on."""
+"""Tasks to pretrain on: the same for the same seed, solvable from the prompt, harder over time."""
 
 import numpy as np
 import pytest

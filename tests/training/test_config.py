@@ -176,7 +176,7 @@ def test_paths_that_no_file_can_have_are_refused_by_key(name):
       expand_paths(config)
 
 
-# For each key: a value other than the default, the values beside which it has no effect, and those beside which it has.
+# For each key: a value other than the default, values with which it has no effect, and values with which it has one.
 WITHOUT_EFFECT = [
   ("model.variant", "small", {"model.init_from": "small"}, {}),
   ("data.class_names", ("crack",), {}, {"data.source": "coco"}),

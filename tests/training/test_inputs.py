@@ -229,7 +229,7 @@ def test_with_a_zoom_every_prompt_shows_every_class_and_validation_covers_the_im
   size = TINY.canvas_size[1]
   assert (inputs.zoom, inputs.prompt_grid) == (4.0, 2)
   assert all(set(np.unique(labels[:size])) >= {0, 1, 2} for labels in batch["labels"])
-  # 20 x 24 pixels become 80 x 96, three by three squares of 32 pixels; each of six images is validated in nine windows.
+  # 20 x 24 pixels become 80 x 96, three by three windows of 32 pixels; each of six images is validated in nine windows.
   assert len(inputs.evaluation) == 6 * -(-80 // size) * -(-96 // size)
   shown = [inputs.evaluation(index) for index in range(0, len(inputs.evaluation), 6)]
   assert len({pair["images"][0, size:].tobytes() for pair in shown}) == len(shown)

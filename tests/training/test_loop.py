@@ -436,7 +436,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
 
 
 def test_the_tiny_network_learns_to_paint_what_it_is_shown(config, boards, tmp_path):
-  """Squares that follow the brightness of the image are learned in 60 steps; this is not a benchmark."""
+  """Labels that follow the brightness of the image are learned in 60 steps; this is not a benchmark."""
   for split in ("train", "val"):
     for kind in ("images", "labels"):
       (tmp_path / "data" / split / kind).mkdir(parents=True)

@@ -109,7 +109,7 @@ def test_fsdp_really_splits_parameters_and_optimizer_state():
 
 
 def test_remat_saves_memory_on_cpus_too():
-  """Memory that XLA reserves beside the state. With the default passes of the CPU compiler remat saves nothing."""
+  """Memory that XLA reserves on top of the state. With the default passes of the CPU compiler remat saves nothing."""
   config = dataclasses.replace(CONFIG, canvas_size=(256, 128), depth=6)
   mesh, optimizer, shape = (
     mesh_of(1, 1),

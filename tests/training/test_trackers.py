@@ -1,4 +1,4 @@
-"""Experiment trackers get the numbers and pictures of a run, and a resumed run goes on under its name there."""
+"""Experiment trackers get the numbers and pictures of a run, and a resumed run continues the same tracker run."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_tracker_that_cannot_be_used_ends_in_one_line(tmp_path, monkeypatch):
   ):
     trackers.open_tracker("wandb", tmp_path, 0, {})
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-  with pytest.raises(InputError, match=r"config.tracker: found 'trackio', which is not installed"):
+  with pytest.raises(InputError, match=r"config.tracker: trackio is not installed"):
     trackers.check_tracker("trackio")
 
 

@@ -15,7 +15,7 @@ export function described(image, long = false) {
   }
   if (image.label) {
     const used = state.examples.includes(image.key);
-    const why = used ? "Example: answers use it" : "Example, not among those that answers use at the moment";
+    const why = used ? "Example: answers use it" : "Example, but answers do not use it at the moment";
     return {text: long ? why : "example", kind: used ? "example" : "unused"};
   }
   const names = image.used.map((key) => state.images.get(key)?.name).filter(Boolean).join(", ");
@@ -25,7 +25,7 @@ export function described(image, long = false) {
   return {text: long ? "Not answered yet" : "…", kind: ""};
 }
 
-// What an answer's picture depends on beside the image's own changes.
+// What an answer's picture depends on, apart from the image's own changes.
 export const shownVersion = () => `${state.settings.sensitivity.join("_")}.${state.settings.least_area}`;
 
 function make(key, open) {
