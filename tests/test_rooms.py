@@ -20,7 +20,7 @@ ROOMS = (
 
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
-  **{"cli": 2780, "app": 4160, "evaluation": 2350, "retrieval": 1000, "export": 400, "training": 4200},
+  **{"cli": 2780, "app": 4160, "evaluation": 2377, "retrieval": 1000, "export": 400, "training": 4206},
   **{"inference": 4828, "audit": 2700, "prepare": 760, "synthetic": 750, "model": 4340, "data": 6280, "metrics": 500},
   "": 1340,
 }
