@@ -19,4 +19,11 @@ RUN mkdir -m 1777 /home/seggpt
 ENV HOME=/home/seggpt
 USER 1000:1000
 WORKDIR /work
+# `seggpt serve` is healthy when it is ready; other commands always are.
+HEALTHCHECK --start-period=5m --timeout=10s CMD ["python", "-c", "\
+import re, urllib.request; \
+line = open('/proc/1/cmdline').read().replace('\\0', ' '); \
+port = re.search(r'--port[= ](\\d+)', line); \
+address = f'http://127.0.0.1:{port[1] if port else 8000}/health'; \
+' serve ' in line and urllib.request.urlopen(address, timeout=8)"]
 ENTRYPOINT ["seggpt"]

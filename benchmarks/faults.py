@@ -39,6 +39,7 @@ from benchmarks.killed import (
   Command,
   Try,
   convert,
+  export,
   infer,
   kill_commands,
   kill_training,
@@ -226,6 +227,7 @@ FAULTS = {
     f"SIGTERM during `infer` of {IMAGES} images", "images", 10, _partial(kill_commands, make=infer, number=_TERM)
   ),
   "convert": Fault("SIGKILL during `convert`", "", 10, _partial(kill_commands, make=convert, number=_KILL)),
+  "export": Fault("SIGKILL during `export`", "", 10, _partial(kill_commands, make=export, number=_KILL)),
   "prepare_folder": Fault(
     "SIGKILL during `prepare --format=folder`", "samples", 10, _partial(kill_commands, make=_FOLDERS, number=_KILL)
   ),

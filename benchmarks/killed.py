@@ -258,6 +258,16 @@ def convert(folder: Path) -> Command:
   return Command(("convert", str(folder / "nano.pth")), content, at_once=True)
 
 
+def export(folder: Path) -> Command:
+  """Returns the command that exports the smallest network as one file."""
+  weights.save_weights(folder / "weights", nano_params(), nano.NANO)
+
+  def content(output: Path) -> dict[str, bytes]:
+    return {output.name: output.read_bytes()} if output.exists() else {}
+
+  return Command(("export", "--to=onnx", str(folder / "weights")), content, at_once=True)
+
+
 # ------------------------------------------------------------------------------------------------------ killed training
 
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 import numpy as np
-from absl import logging
 from jaxtyping import UInt8
 
 from seggpt_jax.app.engine import Engine, NotReadyError
+from seggpt_jax.app.http import log_failure
 from seggpt_jax.app.likeness import Likeness
 from seggpt_jax.app.limits import BusyError
 from seggpt_jax.app.prompt_sets import PromptSet
@@ -240,5 +240,5 @@ class Answering:
       self._note_failure(request.session, request.key, request.round, error)
 
   def _note_failure(self, session: Session, key: str, round_: int, error: Exception) -> None:
-    logging.exception("an image could not be answered")
+    log_failure("an image could not be answered", error)
     session.put_error(key, round_, f"the network failed: {type(error).__name__}")

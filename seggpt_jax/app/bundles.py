@@ -90,7 +90,8 @@ def load_session(session: Session, archive: Path, most_bytes: int) -> int:
 
   Args:
     session: the session. Class names of the archive replace its own if it has no example yet; else the archive's
-      classes are found among its own by name, and new ones are added.
+      classes are found among its own by name, and new ones are added. Classes without names are taken by number, and
+      are new ones if the session has labels of that number.
     archive: a zip file of `save_session`, or of any dataset with images and label maps in folders.
     most_bytes: bytes that the content may have in all.
 
@@ -148,12 +149,16 @@ def _adopt_classes(session: Session, root: Path, needed: int) -> UInt8[np.ndarra
   stated = [line.strip() for line in read_text(path).splitlines() if line.strip()] if path.is_file() else []
   if max(needed, len(stated)) > MOST_CLASSES:
     raise InputError(f"archive: found {max(needed, len(stated))} classes, expected at most {MOST_CLASSES}")
-  meaning, names = np.arange(256, dtype=np.uint8), list(session.classes)
+  names, unknown = list(session.classes), [f"class_{number}" for number in range(1, needed + 1)]
   if stated:
-    stated += [f"class_{number}" for number in range(len(stated) + 1, needed + 1)]
-    in_use = names if session.least_classes else []
-    names = [*in_use, *(name for name in stated if name not in in_use)]
-    meaning[1 : len(stated) + 1] = [1 + names.index(name) for name in stated]
+    stated, names = [*stated, *unknown[len(stated) :]], names if session.least_classes else []
+  else:  # by their numbers, unless the session has labels of that number, which may mean something else
+    held = {index for each in session.pictures.values() for index in each.holds}
+    free = zip(range(1, needed + 1), [*names, *unknown[len(names) :]], unknown, strict=False)
+    stated = [other if number in held else name for number, name, other in free]
+  names += [name for name in stated if name not in names]
+  meaning = np.arange(256, dtype=np.uint8)
+  meaning[1 : len(stated) + 1] = [1 + names.index(name) for name in stated]
   needed = max(needed, session.least_classes)
   session.set_classes([*names, *(f"class_{number}" for number in range(len(names) + 1, needed + 1))])
   return meaning

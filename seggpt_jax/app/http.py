@@ -213,11 +213,14 @@ def _http_error(_: Request, error: HTTPException) -> JSONResponse:
   return error_response(error.status_code, detail, dict(error.headers or {}))
 
 
+def log_failure(what: str, error: BaseException) -> None:
+  """Logs an error without names of images, labels and paths, which it may hold; --verbosity=0 logs all of it."""
+  logging.error("%s: %s", what, type(error).__name__)
+  logging.info("%s: %s", what, one_line(repr(error)))
+
+
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
-  # Without names of images, labels and paths, which an error may hold; --verbosity=0 logs all of it.
-  endpoint = getattr(request.scope.get("endpoint"), "__name__", "none")
-  logging.error("%s %s: %s", request.method, endpoint, type(error).__name__)
-  logging.info("%s: %s", request.url.path, one_line(repr(error)))
+  log_failure(f"{request.method} {getattr(request.scope.get('endpoint'), '__name__', 'none')}", error)
   return error_response(500, "the service failed; its log says why")
 
 

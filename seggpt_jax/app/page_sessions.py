@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import logging
-
 from seggpt_jax.app.answering import Answering, Network
 from seggpt_jax.app.engine import Engine, NotReadyError
+from seggpt_jax.app.http import log_failure
 from seggpt_jax.app.learning import Learning, Recipe
 from seggpt_jax.app.limits import BusyError, count_canvases
 from seggpt_jax.app.sessions import Session, UnknownError
@@ -228,7 +227,7 @@ class PageSessions:
     """Loads what a training run that has just ended has learned, and lets it answer."""
     learning, learned = work.learning, work.learned
     if learned is not None and learned.engine.started.done() and learned.engine.started.exception() is not None:
-      logging.warning("a training run cannot be used: %s", learned.engine.started.exception())
+      log_failure("a training run cannot be used", learned.engine.started.exception())
       work.learned = None
       work.session.set_settings({"network": "start"})
     if learning is None or work.adopted is learning or not learning.has_weights:
@@ -240,7 +239,7 @@ class PageSessions:
       try:
         before, work.learned = work.learned, self._load(learning)
       except InputError as error:
-        logging.warning("a training run cannot be used: %s", error)
+        log_failure("a training run cannot be used", error)
         return
     if before is not None:
       threading.Thread(target=before.engine.close, daemon=True).start()

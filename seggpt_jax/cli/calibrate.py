@@ -25,6 +25,7 @@ from seggpt_jax.inference import batch
 from seggpt_jax.inference.operating_point import FILE, write_operating_point
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
+from seggpt_jax.inference.report import own_prompts_line
 from seggpt_jax.written import check_outputs
 
 
@@ -60,10 +61,17 @@ def main() -> None:
     raise InputError(f"{missing.image}: found no label for it, expected one for every image of {values.dataset_dir}")
   queries = find_queries(values.dataset_dir, options, labels)
   predictor = Predictor.from_checkpoint(values.model_path)
-  seen, palette = [], None
+  seen, own, palette = [], [], None
   for item, prediction in batch.with_progress(batch.segment(predictor, queries, options, labels=labels), queries):
+    if item.is_prompt:
+      own.append(item.query.name)
+      continue
     seen.append(Seen(prediction.colors, item.truth))
     palette = prediction.palette if palette is None or len(prediction.palette) > len(palette) else palette
+  if own:
+    print(own_prompts_line(own))
+  if palette is None:
+    raise InputError(f"{values.dataset_dir}: every image is one of its own prompts, expected others to calibrate on")
   aim, least = (
     ("catch", catch) if catch is not None else ("yield", least_yield) if least_yield is not None else ("f1", 0)
   )

@@ -8,8 +8,9 @@ The protocol is the one of HSNet's published test code (arXiv 2104.01538), which
   over all classes.
 - Papers report the mean over folds.
 
-There are two differences. Predictions are scored at the query's own size; HSNet shrinks truth and prediction to 400 x
-400 pixels (others to 417, 473 or 518), which is easier. The listings can differ, see the readers.
+There are three differences. Episodes whose query is one of their prompts, as some datasets hold an image twice, are not
+scored; the table says how many they are. Predictions are scored at the query's own size; HSNet shrinks truth and
+prediction to 400 x 400 pixels (others to 417, 473 or 518), which is easier. The listings can differ, see the readers.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jaxtyping import Int64, Integer, UInt8
 from tqdm import tqdm
 
 from seggpt_jax.data.read_ahead import read_ahead
+from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import examples, few_shot_episodes, tables
 from seggpt_jax.evaluation.few_shot_episodes import Episode
 from seggpt_jax.evaluation.few_shot_samples import FewShotData
@@ -46,6 +48,7 @@ class _Read(NamedTuple):
   image: np.ndarray
   truth: np.ndarray
   prompts: list[Prompt]
+  is_prompt: bool  # whether the query is one of the prompts, by its pixels
 
 
 class FewShot:
@@ -102,11 +105,14 @@ class FewShot:
   def run(self, predictor: Predictor, part: str, outdir: Path) -> Finished:
     fold, index, count = (int(word) for word in re.findall(r"\d+", part))
     episodes = self._episodes[fold][index - 1 :: count]
-    counts, rows, titles = ClassCounts(), [], []
+    counts, rows, titles, own = ClassCounts(), [], [], 0
     shown = {place * len(episodes) // _EXAMPLES for place in range(_EXAMPLES)} if index == 1 else set()
     with tqdm(total=len(episodes), desc=f"{self.name} fold {fold}", unit="episode") as bar:
       for place, (item, labels) in enumerate(self._answers(predictor, episodes)):
-        asked = item.episode.class_index
+        asked, own = item.episode.class_index, own + item.is_prompt
+        if item.is_prompt:
+          bar.update()
+          continue
         counts.add(asked, episode_counts(labels, item.truth))
         if place in shown:
           prompt = self._data.samples.read(item.episode.prompts[0], asked)
@@ -114,15 +120,22 @@ class FewShot:
           titles.append(f"fold {fold}, {self._data.class_names[asked]}: prompt, query, truth, prediction")
         bar.set_postfix(mIoU=f"{100 * counts.mean_iou():.1f}", refresh=False)
         bar.update()
-    return Finished({"fold": fold, "classes": counts.values()}, examples.strip(rows, titles) if rows else None)
+    values = {"fold": fold, "classes": counts.values(), "own_prompts": own}
+    return Finished(values, examples.strip(rows, titles) if rows else None)
 
   def results(self, finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     counts = {fold: ClassCounts() for fold in self._episodes}
     for part in finished.values():
       counts[part["fold"]].add_values(part["classes"])
+    own = sum(part.get("own_prompts", 0) for part in finished.values())
+    if empty := [fold for fold, found in counts.items() if not found.values()]:
+      raise InputError(
+        f"{self.name}: fold {empty[0]}: every query is one of its own prompts; there is nothing to score"
+      )
     folds = {fold: self._scores(fold_counts) for fold, fold_counts in counts.items()}
     means = {score: float(np.mean([scores[score] for scores in folds.values()])) for score in ("miou", "fb_iou")}
-    return {**means, "folds": {str(fold): scores for fold, scores in folds.items()}, "table": self._table(folds, means)}
+    table = self._table(folds, means, own)
+    return {**means, "own_prompts": own, "folds": {str(fold): each for fold, each in folds.items()}, "table": table}
 
   def _scores(self, counts: ClassCounts) -> dict[str, Any]:
     values, names = counts.values(), self._data.class_names
@@ -131,7 +144,7 @@ class FewShot:
     }
     return {"miou": counts.mean_iou(), "fb_iou": counts.fb_iou(), "classes": classes}
 
-  def _table(self, folds: Mapping[int, Mapping[str, Any]], means: Mapping[str, float]) -> tables.Table:
+  def _table(self, folds: Mapping[int, Mapping[str, Any]], means: Mapping[str, float], own: int) -> tables.Table:
     # Published figures are means over all folds.
     all_folds = len(folds) == len(self._data.folds)
     columns = {"mean": means} if all_folds else {}
@@ -139,6 +152,7 @@ class FewShot:
       columns = {**{f"fold {fold}": scores for fold, scores in folds.items()}, **columns}
     comparable = all_folds and self._data.comparable
     num_episodes = sum(map(len, self._episodes.values()))
+    left_out = [f"{own} of them are not scored: their query is one of their prompts."] if own else []
     return tables.Table(
       title=f"{self.name}, {self._shots} prompt{'s' if self._shots > 1 else ''} for each query",
       columns=list(columns),
@@ -147,7 +161,7 @@ class FewShot:
         "FB-IoU": [scores["fb_iou"] for scores in columns.values()],
       },
       published={"mIoU": tables.published(self.name, "mIoU", self._shots) if comparable else None},
-      notes=[f"In percent; {num_episodes} episodes, scored at the size of each query.", *self._notes],
+      notes=[f"In percent; {num_episodes} episodes, scored at the size of each query.", *left_out, *self._notes],
     )
 
   def _answers(self, predictor: Predictor, episodes: Sequence[Episode]) -> Iterator[tuple[_Read, np.ndarray]]:
@@ -158,7 +172,8 @@ class FewShot:
       image, truth = self._data.samples.read(episode.query, episode.class_index)
       prompts = [self._data.samples.read(prompt, episode.class_index) for prompt in episode.prompts]
       # Prepared here because prompts of the network's size take little memory while many episodes wait.
-      return _Read(episode, image, truth, [predictor.prepare_prompt(*prompt, split=self._split) for prompt in prompts])
+      prepared = [predictor.prepare_prompt(*prompt, split=self._split) for prompt in prompts]
+      return _Read(episode, image, truth, prepared, any(np.array_equal(image, shown) for shown, _ in prompts))
 
     def pairs() -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
       for _, coming in read_ahead(read, episodes, ahead=_AHEAD):

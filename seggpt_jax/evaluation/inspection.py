@@ -25,7 +25,6 @@ from seggpt_jax.evaluation.inspection_results import (
   negative_words,
   positive_order,
   positive_words,
-  summary,
   write,
 )
 from seggpt_jax.evaluation.report import Row, thumbnail
@@ -97,7 +96,7 @@ def run(
     predictor, positives, negatives, thresholds=thresholds, num_rows=num_rows, options=options, labels=labels
   )
   write(results, outdir, arguments or {}, f"Inspection of {dataset_dir}")
-  for name, words in summary(results.inspection).items():
+  for name, words in results.summary().items():
     print(f"{name:<11}{words}")
   print(f"written: {outdir}/report.html, {outdir}/inspection.json")
 
@@ -113,6 +112,8 @@ def inspect(
   labels: LabelFormat | None = None,
 ) -> Results:
   """Segments all images with positive prompts, then with negative prompts, and scores both.
+
+  Images that are their own prompts, by their pixels, are not scored.
 
   Args:
     predictor: the network.
@@ -133,11 +134,18 @@ def inspect(
   show = functools.partial(_pictures, prompt_picture=functools.lru_cache(_prompt_picture), labels=labels)
   positive, negative = _Worst(num_rows, show), _Worst(num_rows, show)
   ious: dict[str, float] = {}
+  own: dict[str, None] = {}
   for item, prediction in _predictions(predictor, positives, "positive prompts", options, labels):
+    if item.is_prompt:
+      own[item.query.name] = None
+      continue
     iou = ious[item.query.name] = foreground_iou(prediction.labels, item.truth)
     positive.add(positive_order(iou), item, prediction, *positive_words(iou, thresholds))
   rates: dict[str, float] = {}
   for item, prediction in _predictions(predictor, negatives, "negative prompts", options, labels):
+    if item.is_prompt:
+      own[item.query.name] = None
+      continue
     rate = rates[item.query.name] = response_rate(prediction.labels)
     negative.add(-rate, item, prediction, *negative_words(rate, thresholds))
   return Results(
@@ -146,6 +154,7 @@ def inspect(
     rates,
     (_prompt_names(positives), _prompt_names(negatives)),
     (positive.rows(), negative.rows()),
+    tuple(own),
   )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from seggpt_jax.evaluation.report import Row, Section, bars, page
 from seggpt_jax.inference import outputs
+from seggpt_jax.inference.report import own_prompts_line
 from seggpt_jax.metrics.inspection import Inspection, Thresholds
 
 _IOU_BINS = 20
@@ -32,6 +33,7 @@ class Results:
     response_rates: response rate of each image with negative prompts, by name.
     prompts: file names of each image's prompts, by name, positive and negative.
     rows: pictures of the worst images with positive and with negative prompts, the worst first.
+    own_prompts: names of the images that are not scored, because they are their own prompts.
   """
 
   inspection: Inspection
@@ -39,6 +41,7 @@ class Results:
   response_rates: Mapping[str, float]
   prompts: tuple[Mapping[str, list[str]], Mapping[str, list[str]]]
   rows: tuple[Sequence[Row], Sequence[Row]]
+  own_prompts: tuple[str, ...] = ()
 
   def values(self) -> dict[str, Any]:
     """Returns plain values for JSON, with None where a rate or an IoU is not defined."""
@@ -60,7 +63,13 @@ class Results:
       for name, rate in self.response_rates.items()
     }
     per_image = {"positive": positive, "negative": negative}
-    return {**rates, **counts, "thresholds": dataclasses.asdict(limits), "per_image": per_image}
+    about = {"thresholds": dataclasses.asdict(limits), "own_prompts": list(self.own_prompts)}
+    return {**rates, **counts, **about, "per_image": per_image}
+
+  def summary(self) -> dict[str, str]:
+    """Returns the rates in words, by their names, and what was left out."""
+    left_out = {"left out": own_prompts_line(self.own_prompts)} if self.own_prompts else {}
+    return summary(self.inspection) | left_out
 
 
 def positive_order(iou: float) -> float:
@@ -105,7 +114,7 @@ def report_page(results: Results, title: str = "Inspection") -> str:
     sections.append(_catches(results))
   if results.response_rates:
     sections.append(_yields(results))
-  return page(title, summary(results.inspection), sections)
+  return page(title, results.summary(), sections)
 
 
 def _catches(results: Results) -> Section:

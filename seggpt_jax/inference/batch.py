@@ -29,7 +29,7 @@ from seggpt_jax.data.ledger import Ledger
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import HOUR, exclusive, expand, remove_leftovers, writing
-from seggpt_jax.inference import annotation_files, outputs, scores
+from seggpt_jax.inference import annotation_files, geotiff, outputs, scores
 from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
@@ -362,6 +362,8 @@ def _write(
   """Writes the results of a query. Returns what the ledger keeps about annotations, and pixel counts with labels."""
   shown = None if item.truth is None else np.where(item.truth == IGNORE, np.uint8(0), item.truth)
   outputs.write_prediction(outdir, item.query.name, item.image, item.shown, prediction, shown, kinds)
+  if "geotiff" in kinds:
+    geotiff.write(outdir, item.query, prediction)
   noted = annotation_files.write(outdir, item.query, prediction, kinds, annotation_options, least_area)
   noted["read"] = read[item.query.name]
   if item.is_prompt:

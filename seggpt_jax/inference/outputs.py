@@ -23,9 +23,10 @@ from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.palette import display_palette
 from seggpt_jax.written import remove_own
 
-Kind = Literal["label", "color", "concat", "overlay", "confidence", "rle", "coco", "labelme", "yolo"]
+Kind = Literal["label", "color", "concat", "overlay", "confidence", "rle", "geotiff", "coco", "labelme", "yolo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ANNOTATION_KINDS: tuple[Kind, ...] = ("coco", "labelme", "yolo")  # of `annotation_files`
+_NEEDS_FILE = (*ANNOTATION_KINDS, "geotiff")  # which `annotation_files` and `geotiff` write
 DEFAULT_KINDS: tuple[Kind, ...] = ("label", "color", "concat")
 _MOST_PANEL = 2048  # pixels: a picture of panels is for looking at, and an aerial image has 100 million pixels
 
@@ -136,7 +137,7 @@ def write_prediction(
     truth: the query's true label map, if known.
     kinds: "label" (class indices), "color" (the classes in display colors), "concat" (see `concat`), "overlay" (display
       colors over the image), "confidence" (`Prediction.confidence` as gray values 0..255), and "rle" (`run_lengths` in
-      rle/NAME.json). Annotations are left to `annotation_files.write`.
+      rle/NAME.json). Annotations are left to `annotation_files.write`, and "geotiff" to `geotiff.write`.
 
   Raises:
     InputError: the directory cannot be written to.
@@ -161,7 +162,7 @@ def _write(directory, name, query, prompts, prediction, truth, kinds) -> None:
     "confidence": lambda: np.round(255 * prediction.confidence()).astype(np.uint8),
   }
   for kind in kinds:
-    if kind in ANNOTATION_KINDS:
+    if kind in _NEEDS_FILE:
       continue
     if kind == "rle":
       write_json(directory / kind / f"{name}.json", run_lengths(prediction, name))
@@ -180,7 +181,9 @@ def planned(directory: Path, name: str, kinds: Iterable[Kind], folders: Iterable
   """
   for folder in folders:
     for kind in kinds:
-      ending = {"rle": ".json", "coco": ".json", "labelme": ".json", "yolo": ".txt"}.get(kind, ".png")
+      ending = {"rle": ".json", "geotiff": ".tif", "coco": ".json", "labelme": ".json", "yolo": ".txt"}.get(
+        kind, ".png"
+      )
       yield directory / folder / kind / ("labels" if kind == "yolo" else "") / f"{name}{ending}"
 
 

@@ -26,7 +26,8 @@ def prompt_every_class(
 ) -> list[Query]:
   """Returns the queries with prompts that show every class.
 
-  A query that is among the labeled images, as the same file or as a copy, never prompts itself.
+  A query that is among the labeled images, as the same file or as a copy, prompts itself only for classes that no other
+  image shows; such a query is not scored (see `inference.report`).
 
   Args:
     queries: images to segment.
@@ -50,7 +51,8 @@ def prompt_every_class(
     queries, tqdm(scored(queries, index), "choose", len(queries), unit="query"), strict=True
   ):
     free = (digests != own) & (paths != os.path.realpath(query.image))
-    chosen = in_turn(facts.holds & free[:, None], spread if scores is None else scores, count)
+    others = facts.holds & free[:, None]
+    chosen = in_turn(np.where(others.any(axis=0), others, facts.holds), spread if scores is None else scores, count)
     found.append(dataclasses.replace(query, prompts=tuple(prompts[place] for place in chosen)))
   return found
 

@@ -154,6 +154,21 @@ def zipped(folder: Path, **files: bytes) -> Path:
   return folder / "a.zip"
 
 
+def test_classes_without_names_do_not_join_labels_of_the_same_number(tmp_path):
+  """An archive without classes.txt does not say whether its class 1 is the rust of the session."""
+  with zipfile.ZipFile(saved(tmp_path, ["crack", "dent"], a=1, b=2)) as packed:
+    files = {name.replace("/", "__"): packed.read(name) for name in packed.namelist() if name != "classes.txt"}
+  archive, session = zipped(tmp_path, **files), Session(tmp_path / "session")
+  session.set_classes(["rust", "hole"])
+  session.set_label(session.add_image("mine.png", png(noise(0))).key, square(1))
+  bundles.load_session(session, archive, 10**8)
+  assert session.classes == ["rust", "hole", "class_1"]
+  assert {each.name: each.holds for each in session.pictures.values()} == {"mine": (1,), "a": (3,), "b": (2,)}
+  empty = Session(tmp_path / "empty")
+  bundles.load_session(empty, archive, 10**8)
+  assert empty.classes == ["object", "class_2"] and len(empty.examples) == 2
+
+
 def test_archives_are_measured_before_they_are_read(session, tmp_path, monkeypatch):
   """A file of some hundred bytes may stand for gigabytes."""
   image, label = png(noise(0)), png(np.zeros((3000, 3000), np.uint8))

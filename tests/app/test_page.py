@@ -22,6 +22,7 @@ from PIL import Image
 from seggpt_jax.app import http, page_routes, page_sessions, server
 from seggpt_jax.app.page_routes import PAGE
 from seggpt_jax.app.page_sessions import temporary_folder
+from seggpt_jax.app.sessions import Session
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model import parameters
 from tests.app.page_clients import Person, noise, open_page, png, square
@@ -407,6 +408,17 @@ def test_the_next_start_deletes_what_a_killed_server_left(tmp_path, monkeypatch)
     assert not left.exists() and first.is_dir() and second.is_dir()
     assert first.stat().st_mode & 0o777 == 0o700
   assert not list(tmp_path.iterdir())
+
+
+def test_the_log_of_a_failure_names_no_image_and_no_path(page, person, monkeypatch, caplog):
+  def fail(*_):
+    raise RuntimeError("/home/somebody/secret.png")
+
+  monkeypatch.setattr(Session, "put_answer", fail)
+  person.draw(person.add(noise(0)), square())
+  key = person.add(noise(1), "secret.png")
+  person.wait(lambda state: any(each["key"] == key and each["error"] for each in state["images"]))
+  assert "an image could not be answered: RuntimeError" in caplog.text and "secret" not in caplog.text
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,26 @@ def test_wrong_input_is_one_line(trained, data, options, message):
   done = command("calibrate", "--model-path", trained[0], "--dataset-dir", data / "val", *prompts(data), *options)
   assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
   assert message in done.stderr
+
+
+def test_images_that_are_their_own_prompts_do_not_count(trained, data, tmp_path):
+  """Otherwise the network would be calibrated on answers that it was shown."""
+  run = tmp_path / "run"
+  shutil.copytree(trained[0], run)
+  line = ("calibrate", "--model-path", run, "--dataset-dir", data / "train", *prompts(data))
+  done = command(*line, "--prompts", "first")
+  assert done.returncode == 0, done.stderr
+  assert "4 labeled images are their own prompts and are left out of the scores: " in done.stdout
+  for kind in ("images", "labels"):
+    (tmp_path / "one" / kind).mkdir(parents=True)
+    shutil.copy(data / "train" / kind / "01.png", tmp_path / "one" / kind)
+  one = tmp_path / "one"
+  done = command(
+    *("calibrate", "--model-path", run, "--dataset-dir", one),
+    *("--prompt-img-dir", one / "images", "--prompt-label-dir", one / "labels"),
+  )
+  assert done.returncode == 2, done.stderr
+  assert "every image is one of its own prompts" in done.stderr.splitlines()[-1]
 
 
 def test_a_sensitivity_that_is_no_number_is_refused(trained, data, tmp_path):

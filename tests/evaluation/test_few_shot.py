@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,30 @@ def test_the_network_is_asked_about_each_episode_in_order_with_its_prompts(voc, 
     for pixels, labels in prompts:
       # Resized to the tile size, with only the class that is asked for.
       assert pixels.shape == (16, 16, 3) and set(np.unique(labels)) == {0, 1}
+
+
+def test_episodes_whose_query_is_a_prompt_are_not_scored(fss, tmp_path):
+  """Otherwise an image that a dataset holds twice would be scored with its answer shown."""
+  shutil.copytree(fss, tmp_path / "fss")
+  for number in range(2, 6):
+    for ending in ("jpg", "png"):
+      shutil.copy(tmp_path / f"fss/abacus/1.{ending}", tmp_path / f"fss/abacus/{number}.{ending}")
+  data = few_shot_data.fss1000(tmp_path / "fss")
+  results = parts.run(FewShot("fss1000", data, count=60), StandIn, tmp_path / "out")
+
+  def image(index):
+    return data.samples.read(index, 1)[0].tobytes()
+
+  episodes = data.episodes(0, 1, 0, 60)
+  others = [each for each in episodes if image(each.query) not in map(image, each.prompts)]
+  assert results["own_prompts"] == len(episodes) - len(others) > 0
+  assert results["miou"] == pytest.approx(by_hand(data, others)[0], abs=1e-12)
+  said = f"{len(episodes) - len(others)} of them are not scored: their query is one of their prompts."
+  assert said in (tmp_path / "out/results.md").read_text()
+  for path in (tmp_path / "fss").glob("*/*.jpg"):
+    shutil.copy(fss / "mug/1.jpg", path)
+  with pytest.raises(InputError, match="every query is one of its own prompts"):
+    parts.run(FewShot("fss1000", few_shot_data.fss1000(tmp_path / "fss"), count=5), StandIn, tmp_path / "none")
 
 
 def test_shards_add_up_exactly(voc, tmp_path):

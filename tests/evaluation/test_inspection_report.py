@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
@@ -18,7 +19,7 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import inspection, inspection_results, report
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.queries import Query, list_queries
+from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
 from tests.commands import seggpt
 
 NAMES = ("a", "b", "c <b>&", "d", "empty")
@@ -201,6 +202,16 @@ def test_images_without_foreground_are_in_no_rate_and_come_last():
   json.dumps(values, allow_nan=False)
   text = inspection_results.report_page(found)
   assert text.index("<td>y</td>") < text.index("<td>x</td>") and "Yields" not in text
+
+
+def test_images_that_are_their_own_prompts_are_named_and_not_scored(folders, predictor):
+  image, label = (folders / "data" / kind / "a.png" for kind in ("images", "labels"))
+  listed = [
+    dataclasses.replace(query, prompts=(PromptFiles(image, label),)) for query in queries(folders, "positive")[:2]
+  ]
+  found = inspection.inspect(predictor, listed, labels=LabelFormat("binary", 127))
+  assert list(found.ious) == ["b"] and found.values()["own_prompts"] == ["a"]
+  assert "1 labeled image is its own prompt" in inspection_results.report_page(found)
 
 
 def test_what_cannot_be_judged_is_named(folders, predictor, tmp_path):

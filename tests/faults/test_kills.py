@@ -3,14 +3,22 @@
 benchmarks/faults.py is the long form of these tests. .ci/run runs them after the suite.
 """
 
+import contextlib
 import functools
+import itertools
+import re
 import signal
+import threading
+import time
 
+import httpx2
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import faults, killed, nano
 from seggpt_jax.model import weights
+from tests.app.page_clients import noise, png, square
 
 
 def survived(tries):
@@ -48,6 +56,40 @@ def nano_inference(folder):
 @pytest.mark.slow
 def test_images_of_an_inference_that_is_killed_are_completed(tmp_path):
   kill(tmp_path, 1, nano_inference)
+
+
+@pytest.mark.slow
+def test_the_file_of_an_export_that_is_killed_is_missing_or_whole(tmp_path):
+  assert len(kill(tmp_path, 2, killed.export)) == 2
+
+
+@pytest.mark.slow
+def test_files_of_a_page_that_is_killed_are_whole_and_the_next_page_starts(tmp_path, monkeypatch):
+  weights.save_weights(tmp_path / "weights", killed.nano_params(), nano.NANO)
+  (tmp_path / "tmp").mkdir()
+  monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+  generator, seen = np.random.default_rng(2), 0
+  for _ in range(4):
+    process = killed.start(["app", "--port=0", f"--model-path={tmp_path / 'weights'}"], tmp_path)
+    while not (found := re.search(r"http://[^/\s]+", (tmp_path / "log").read_text())):
+      assert process.poll() is None, (tmp_path / "log").read_text()
+      time.sleep(0.1)
+    until = time.monotonic() + 3 * generator.random()
+    with httpx2.Client(base_url=found[0], headers={"origin": found[0]}, timeout=60) as person:
+      person.get("/")
+      killing = threading.Timer(until - time.monotonic(), process.kill)
+      killing.start()
+      with contextlib.suppress(httpx2.HTTPError):
+        for seed in itertools.count():
+          key = person.post("/api/images", content=png(noise(seed))).raise_for_status().json()["key"]
+          person.put(f"/api/images/{key}/label", content=png(square())).raise_for_status()
+      killing.join()
+    assert process.wait() == -signal.SIGKILL
+    for path in (tmp_path / "tmp").glob(".seggpt_app.*/*/*/*.png"):
+      if not path.name.startswith("."):
+        Image.open(path).load()
+        seen += 1
+  assert seen > 4
 
 
 @pytest.mark.parametrize("spoil", [faults.flip, faults.cut, faults.delete])

@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin, TiffTags
 from pycocotools import mask as mask_module
 
 from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
@@ -309,6 +309,26 @@ def test_every_kind_of_result_describes_the_same_prediction(folders, weights_dir
   wrong = command(folders, weights_directory, "--save", "label,masks")
   assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
   assert "--save: found 'masks', expected some of label, color, concat" in wrong.stderr
+
+
+def test_label_maps_of_geotiffs_keep_their_place_on_the_earth(folders, predictor, caplog):
+  tags = TiffImagePlugin.ImageFileDirectory_v2()
+  stated = {33550: (0.5, 0.5, 0.0), 33922: (0.0, 0.0, 0.0, 4e5, 5.5e6, 0.0), 34735: (1, 1, 0, 1, 3072, 0, 1, 32633)}
+  for tag, value in {**stated, 34737: "WGS 84 / UTM zone 33N|"}.items():
+    tags.tagtype[tag] = {34735: TiffTags.SHORT, 34737: TiffTags.ASCII}.get(tag, TiffTags.DOUBLE)
+    tags[tag] = value
+  image = Image.open(folders / "data/images/a.png")
+  image.save(folders / "data/images/a.tif", tiffinfo=tags)
+  (folders / "data/images/a.png").unlink()
+  batch.run(predictor, find(folders), folders / "out", kinds=["label", "geotiff"])
+  found = Image.open(folders / "out/geotiff/a.tif")
+  assert {tag: found.tag_v2[tag] for tag in stated} == stated
+  assert found.tag_v2[34737] == "WGS 84 / UTM zone 33N|"
+  for name in ("a", "b"):
+    labels = np.asarray(Image.open(folders / f"out/label/{name}.png"))
+    np.testing.assert_array_equal(np.asarray(Image.open(folders / f"out/geotiff/{name}.tif")), labels)
+  assert 33550 not in Image.open(folders / "out/geotiff/b.tif").tag_v2
+  assert caplog.text.count("images without coordinates") == 1
 
 
 def test_results_of_queries_in_folders_keep_the_folders(folders, predictor):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 
-from seggpt_jax.retrieval.every_class import in_turn
+from seggpt_jax.inference.queries import PromptFiles, Query
+from seggpt_jax.retrieval.every_class import in_turn, prompt_every_class
+from seggpt_jax.retrieval.labeled_images import Facts, digest
 
 
 def test_classes_take_turns_and_the_best_come_first():
@@ -16,3 +19,23 @@ def test_classes_take_turns_and_the_best_come_first():
   assert in_turn(holds, scores, 6) == [1, 4, 2, 0, 3, 2]
   assert in_turn(holds, scores, 2) == [1, 4]
   assert in_turn(np.zeros((2, 3), bool), scores[:2], 2) == []
+
+
+def test_a_query_prompts_itself_only_for_classes_that_no_other_image_shows(tmp_path):
+  """Otherwise one query without a prompt would end the run of all."""
+  files = []
+  for name in "ab":
+    Image.fromarray(np.full((8, 8, 3), ord(name), np.uint8)).save(tmp_path / f"{name}.png")
+    files.append(PromptFiles(tmp_path / f"{name}.png", tmp_path / f"{name}_label.png"))
+  queries = [Query(each.written, each.image, None, ()) for each in files]
+  digests = [digest(each.image.read_bytes()) for each in files]
+  for holds, prompts in (
+    ([[1, 1], [1, 1]], [["b.png", "b.png"], ["a.png", "a.png"]]),
+    ([[1, 1], [1, 0]], [["b.png", "a.png"], ["a.png", "a.png"]]),
+  ):
+    facts = Facts(digests, np.array([[0, *row] for row in holds], bool))
+    found = prompt_every_class(queries, files, facts, 2)
+    assert [[each.written for each in query.prompts] for query in found] == prompts
+  facts = Facts(digests[:1], np.array([[0, 1]], bool))
+  (found,) = prompt_every_class(queries[:1], files[:1], facts, 1)
+  assert found.prompts == (files[0],)
