@@ -26,11 +26,12 @@ from seggpt_jax.files import cache_folder
 # memory. Seen with jaxlib 0.10; the option can go once YNNPACK is as fast.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
-# Seconds of the first call, compilation and one execution, for networks of 8 and of 24 blocks on two CPU cores: the
-# variants "small" (batch 8 in training) and "vit_large" (batch 1). `benchmarks.train_step` prints the training times.
-_MEASURED_DEPTHS = (8, 24)
-_FORWARD_SECONDS = (3, 11)
-_TRAINING_SECONDS = (12, 60)
+# Seconds of the first call, compilation and one execution, on two CPU cores: the variants "small" (4 blocks, with ImageNet
+# features and a decoder to compile), "drawn" (8, batch 8 in training) and "vit_large" (24, batch 1).
+# `benchmarks.train_step` prints the training times.
+_MEASURED_DEPTHS = (4, 8, 24)
+_FORWARD_SECONDS = (11, 3, 11)
+_TRAINING_SECONDS = (30, 12, 60)
 
 
 def default_device() -> jax.Device:
@@ -93,7 +94,7 @@ def jit(function: Callable | None = None, **arguments: Any) -> Callable:
 def compile_notice(what: str, depth: int, *, training: bool) -> str:
   """Returns the line that a command prints before the first call of a compiled program.
 
-  The estimate is interpolated between measurements of a small and of a large network. It holds for the first time only:
+  The estimate is interpolated between measurements of three networks. It holds for the first time only:
   later runs read the program from the folder of `keep_programs`.
 
   Args:

@@ -62,11 +62,11 @@ def test_programs_are_kept_where_the_user_says_else_in_the_cache_folder(chosen, 
   assert jax.config.jax_compilation_cache_dir  # this process still uses the folder of the test suite
 
 
-def test_the_notice_names_the_program_and_grows_with_depth():
-  """Measured first calls on two cores: 3 s and 11 s forward, 12 s and 60 s in training, at depths 8 and 24."""
+def test_the_notice_names_the_program_and_the_time_that_was_measured():
+  """Measured first calls on two cores: 11, 3 and 11 s forward, 30, 12 and 60 s in training, at depths 4, 8 and 24."""
   assert compilation.compile_notice("the network", 8, training=False) == (
     "compiling the network, about 3 seconds the first time"
   )
   assert "the training step, about 60 seconds" in compilation.compile_notice("the training step", 24, training=True)
   assert "about 36 seconds" in compilation.compile_notice("the training step", 16, training=True)
-  assert "about 12 seconds" in compilation.compile_notice("the training step", 2, training=True)
+  assert "about 30 seconds" in compilation.compile_notice("the training step", 4, training=True)
