@@ -26,7 +26,7 @@ from seggpt_jax.files import cache_folder
 # memory. Seen with jaxlib 0.10; the option can go once YNNPACK is as fast.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
-# Seconds of the first call, compilation and one execution, on two CPU cores: the variants "small" (4 blocks, with ImageNet
+# Seconds of the first call, compilation and one execution, on two cores: the variants "small" (4 blocks and ImageNet
 # features and a decoder to compile), "drawn" (8, batch 8 in training) and "vit_large" (24, batch 1).
 # `benchmarks.train_step` prints the training times.
 _MEASURED_DEPTHS = (4, 8, 24)
