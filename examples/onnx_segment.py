@@ -21,6 +21,8 @@ def segment(model: str, image: str, output: str, *prompts: str) -> None:
   query, *images = (np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures)
   labels = np.stack([np.asarray(Image.open(path).resize(size, Image.Resampling.NEAREST)) for path in prompts[1::2]])
   labels = np.where(labels == 255, int(labels.max() == 255 and not ((labels > 0) & (labels < 255)).any()), labels)
+  if labels.max() >= len(palette):
+    sys.exit(f"{prompts[1]}: found class {labels.max()}, expected at most {len(palette) - 1}: {model} answers no more")
   inputs = {"query": query[None], "prompt_images": np.stack(images)[None], "prompt_colors": palette[labels][None]}
   (colors,) = session.run(None, inputs)
   colors = Image.fromarray(np.round(colors[0]).astype(np.uint8)).resize(pictures[0].size, Image.Resampling.BILINEAR)

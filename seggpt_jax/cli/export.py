@@ -1,6 +1,6 @@
 """Exports a network as a single file that programs without this package run: ONNX or StableHLO.
 
-  seggpt export drawn drawn.onnx --to onnx --prompts 2
+  seggpt export small small.onnx --to onnx --prompts 2
   seggpt export weights/vit_large mine.onnx --to onnx --adapter runs/lora --dtype float16
   seggpt export runs/mine mine.stablehlo --to stablehlo
 
@@ -50,8 +50,6 @@ def main(source: str, output: str) -> None:
   options = {"dtype": values.dtype, "seg_type": values.seg_type}
   try:
     if values.to == "onnx":
-      if model.config.backbone:
-        raise InputError(f"{source}: found a network with a backbone, expected a SegGPT for ONNX; use --to stablehlo")
       data = build_onnx(model, values.prompts, **options).SerializeToString()
     else:
       data = build_stablehlo(model, values.prompts, **options)

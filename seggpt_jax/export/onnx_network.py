@@ -10,23 +10,24 @@ of a half, D channels, h heads of d channels.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Shaped
 
 import seggpt_jax
 from seggpt_jax import palette
 from seggpt_jax.errors import InputError
+from seggpt_jax.export.onnx_graph import NetworkGraph
+from seggpt_jax.export.onnx_matcher import MatcherGraph
 from seggpt_jax.export.stored import StoredDtype, stored_params
 from seggpt_jax.model import parameters
 from seggpt_jax.model.attention.relative_positions import fit_table, one_hot_positions, relative_index
-from seggpt_jax.model.seggpt import LAYER_NORM_EPSILON, SegGPT, SegType
+from seggpt_jax.model.matcher import Matcher
+from seggpt_jax.model.seggpt import SegGPT, SegType
 
 if TYPE_CHECKING:
   import onnx
@@ -40,8 +41,9 @@ def build_onnx(
 ) -> onnx.ModelProto:
   """Returns the network as an ONNX model.
 
-  Its metadata hold `tile_size` (width and height in pixels), `num_prompts`, `palette` (256 colors, of which color I
-  stands for class I), `canvas_size` (height and width) and `seggpt_jax_version`.
+  Its metadata hold `tile_size` (width and height in pixels), `num_prompts`, `palette` (colors, of which color I stands
+  for class I: 256, or 4 of a `Matcher`, which answers three masks), `canvas_size` (height and width) and
+  `seggpt_jax_version`.
 
   Args:
     model: the network. Only its architecture and parameters are read; the arithmetic is in float32.
@@ -64,7 +66,11 @@ def build_onnx(
   proto.graph.name = "seggpt"
   stored = stored_params(parameters.split(model)[1], dtype)
   params = {name: np.asarray(value) for name, value in stored.items()}
-  network = _Network(proto.graph, model, num_prompts, params, seg_type)
+  network: NetworkGraph
+  if isinstance(model, Matcher):
+    network, colors = MatcherGraph(proto.graph, model.config, num_prompts, params), np.eye(4, 3, -1, np.uint8) * 255
+  else:
+    network, colors = _SegGPTGraph(proto.graph, model, num_prompts, params, seg_type), palette.fixed_palette(256)
   network.predict("query", "prompt_images", "prompt_colors")
   proto.graph.node[-1].output[0] = "colors"
   (height, width), k = network.tile_size, num_prompts
@@ -80,15 +86,15 @@ def build_onnx(
     "tile_size": json.dumps([width, height]),
     "canvas_size": json.dumps(model.config.canvas_size),
     "num_prompts": json.dumps(k),
-    "palette": json.dumps(palette.fixed_palette(256).tolist()),
+    "palette": json.dumps(colors.tolist()),
     "seggpt_jax_version": seggpt_jax.__version__,
   }
   helper.set_model_props(proto, metadata)
   return proto
 
 
-class _Network:
-  """Writes nodes and constants into a graph. Methods add nodes and return the name of the result.
+class _SegGPTGraph(NetworkGraph):
+  """Writes a SegGPT into a graph.
 
   Args:
     graph: an empty graph.
@@ -101,67 +107,9 @@ class _Network:
   def __init__(
     self, graph: onnx.GraphProto, model: SegGPT, num_prompts: int, params: Mapping[str, np.ndarray], seg_type: SegType
   ):
-    self.graph, self.config, self.k, self.params = graph, model.config, num_prompts, params
-    self._names: dict[tuple, str] = {}
+    super().__init__(graph, model.config, num_prompts, params)
     self._posemb = np.asarray(model.position_embedding(self.config.grid))[0]
     self._type_token = params["type_token_cls" if seg_type == "semantic" else "type_token_ins"]
-
-  @property
-  def tile_size(self) -> tuple[int, int]:
-    height, width = self.config.canvas_size
-    return height // 2, width
-
-  def op(self, kind: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
-    """Adds a node with one result. Arrays among its inputs become constants."""
-    from onnx import helper
-
-    name = f"{kind.lower()}_{len(self.graph.node)}"
-    names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
-    self.graph.node.append(helper.make_node(kind, names, [name], name=name, **attributes))
-    return name
-
-  def constant(self, value: Shaped[np.ndarray, "*shape"]) -> str:
-    """Adds a constant, or returns the one of the same value."""
-    from onnx import numpy_helper
-
-    key = (value.dtype.str, value.shape, hashlib.blake2b(np.ascontiguousarray(value)).digest())
-    if key not in self._names:
-      self._names[key] = f"constant_{len(self.graph.initializer)}"
-      self.graph.initializer.append(numpy_helper.from_array(value, self._names[key]))
-    return self._names[key]
-
-  def reshape(self, x: str, *shape: int) -> str:
-    return self.op("Reshape", x, np.array(shape, np.int64))
-
-  def transpose(self, x: str, *axes: int) -> str:
-    return self.op("Transpose", x, perm=axes)
-
-  def part(self, x: str, axis: int, start: int, end: int) -> str:
-    return self.op("Slice", x, *(np.array([value], np.int64) for value in (start, end, axis)))
-
-  def concatenate(self, parts: Sequence[str], axis: int) -> str:
-    return self.op("Concat", *parts, axis=axis) if len(parts) > 1 else parts[0]
-
-  def pad(self, x: str, axis: int, ndim: int, count: int) -> str:
-    """Appends zeros along an axis."""
-    pads = np.zeros((2, ndim), np.int64)
-    pads[1, axis] = count
-    return self.op("Pad", x, pads.ravel())
-
-  def cast(self, x: str, dtype: Any) -> str:
-    from onnx import helper
-
-    return self.op("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-
-  def linear(self, x: str, name: str) -> str:
-    kernel: str | np.ndarray = self.params[f"{name}.kernel"]
-    if kernel.dtype != np.float32:
-      kernel = self.cast(self.constant(kernel), np.float32)  # runtimes do this once, when they load the file
-    return self.op("Add", self.op("MatMul", x, kernel), self.params[f"{name}.bias"])
-
-  def norm(self, x: str, name: str) -> str:
-    scale, bias = self.params[f"{name}.scale"], self.params[f"{name}.bias"]
-    return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=LAYER_NORM_EPSILON)
 
   def predict(self, query: str, images: str, targets: str) -> str:
     """Adds the whole network: from uint8 pixels to float32 colors, 0..255."""
@@ -175,12 +123,6 @@ class _Network:
       if index in self.config.feature_taps:
         features.append(self.tap(x))
     return self.decode(self.concatenate(features, 3))
-
-  def split(self, x: str, names: Sequence[str], axis: int) -> None:
-    """Adds a node that cuts an array into equal parts of these names."""
-    from onnx import helper
-
-    self.graph.node.append(helper.make_node("Split", [x], list(names), axis=axis, num_outputs=len(names)))
 
   def embed(self, query: str, images: str, targets: str) -> str:
     """Adds the tokens of both streams, one after the other along the batch: `[2B, K + 1, T, D]`."""

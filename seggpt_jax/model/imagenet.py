@@ -43,7 +43,7 @@ STRIDES = {2: 0, 4: 1, 8: 2, 16: 4}
 CHANNELS = {stride: STAGES[stage].channels for stride, stage in STRIDES.items()}
 
 
-def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
   """Returns the padding before and after an axis that TensorFlow calls SAME."""
   total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
   return total // 2, total - total // 2
@@ -55,7 +55,7 @@ def depthwise(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c"], stride:
   A sum of shifted products takes a tenth of the time of XLA's grouped convolution on CPUs (jaxlib 0.10).
   """
   size, (height, width) = kernel.shape[0], x.shape[1:3]
-  rows, cols = (_same_padding(side, size, stride) for side in (height, width))
+  rows, cols = (same_padding(side, size, stride) for side in (height, width))
   x = jnp.pad(x, ((0, 0), rows, cols, (0, 0)))
   last_row, last_col = (-(-side // stride) * stride - stride + 1 for side in (height, width))
   return sum(
@@ -131,7 +131,7 @@ class ImageNetFeatures(nnx.Module):
       images,
       self.stem.kernel[...],
       (2, 2),
-      (_same_padding(height, 3, 2), _same_padding(width, 3, 2)),
+      (same_padding(height, 3, 2), same_padding(width, 3, 2)),
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     x, outputs = relu6(self.stem.plus_bias(x)), []

@@ -25,10 +25,10 @@ from seggpt_jax.typing import AnyArray
 
 FROZEN = ("features.", "feature_")  # starts of the names of parameters that are never trained
 PATCH = 8  # pixels of a token's side
-_KEY_DIM = 32  # channels of one matching head
-_HEADS = {4: 1, 8: 2}  # matching heads by stride
-_RIDGE = 0.2  # the ridge, as a share of the number of pixels
-_FREQUENCIES = 5  # of the position code
+KEY_DIM = 32  # channels of one matching head
+HEADS = {4: 1, 8: 2}  # matching heads by stride
+RIDGE = 0.2  # the ridge, as a share of the number of pixels
+FREQUENCIES = 5  # of the position code
 
 
 class Image(NamedTuple):
@@ -94,12 +94,12 @@ def _mask_patches(masks: Float[AnyArray, "n h w c"], stride: int) -> Float[AnyAr
 
 
 @functools.cache
-def _position_code(rows: int, cols: int) -> Float[np.ndarray, "rows cols d"]:
+def position_code(rows: int, cols: int) -> Float[np.ndarray, "rows cols d"]:
   """Returns sines and cosines of the place in the image, which do not depend on its size in pixels."""
   axes = []
   for size in (rows, cols):
     place = (np.arange(size) + 0.5) / size
-    angles = np.pi * place[:, None] * 2.0 ** np.arange(_FREQUENCIES)
+    angles = np.pi * place[:, None] * 2.0 ** np.arange(FREQUENCIES)
     axes.append(np.concatenate([np.sin(angles), np.cos(angles)], axis=1))
   by_row = np.broadcast_to(axes[0][:, None], (rows, cols, axes[0].shape[1]))
   by_col = np.broadcast_to(axes[1][None], (rows, cols, axes[1].shape[1]))
@@ -125,26 +125,26 @@ class Matcher(SegGPT):
     self.feature_scale = nnx.Param(jnp.ones(sum(CHANNELS.values())))
     linear = functools.partial(Linear, dtype=dtype, rngs=rngs)
     total = 2 * sum(CHANNELS.values()) + 6
-    self.embed = linear(total + 4 * _FREQUENCIES, width)
+    self.embed = linear(total + 4 * FREQUENCIES, width)
     self.blocks = nnx.List([ContextBlock(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
-    self.key4 = linear(total, _HEADS[4] * _KEY_DIM)
-    self.key8 = linear(width, _HEADS[8] * _KEY_DIM)
-    self.sharpness = nnx.Param(jnp.full(sum(_HEADS.values()), np.log(12.0), jnp.float32))
+    self.key4 = linear(total, HEADS[4] * KEY_DIM)
+    self.key8 = linear(width, HEADS[8] * KEY_DIM)
+    self.sharpness = nnx.Param(jnp.full(sum(HEADS.values()), np.log(12.0), jnp.float32))
     self.prompt_embed = linear(width + 16, width)
-    self.query_embed = linear(width + _HEADS[8] * 16 + 16 + 4 * (2 + _HEADS[4]), width)
+    self.query_embed = linear(width + HEADS[8] * 16 + 16 + 4 * (2 + HEADS[4]), width)
     self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
     self.to4 = linear(width, 4 * dim)
     self.skip4 = linear(total, dim)
-    self.conv4a = Conv3x3(2 * dim + _HEADS[4] + 2 + 1, dim, dtype=dtype, rngs=rngs)
+    self.conv4a = Conv3x3(2 * dim + HEADS[4] + 2 + 1, dim, dtype=dtype, rngs=rngs)
     self.conv4b = Conv3x3(dim, dim, dtype=dtype, rngs=rngs)
     half = dim // 2
     self.to2 = linear(dim, 4 * half)
     fine = 2 * CHANNELS[2] + 2 * 12
-    self.conv2a = Conv3x3(half + fine + _HEADS[4] * 4 + 2, half, dtype=dtype, rngs=rngs)
+    self.conv2a = Conv3x3(half + fine + HEADS[4] * 4 + 2, half, dtype=dtype, rngs=rngs)
     self.conv2b = Conv3x3(half, half, dtype=dtype, rngs=rngs)
     # At first the answer is that of the linear heads; the decoder learns what they miss.
     self.to1 = linear(half, 4, kernel_init=nnx.initializers.zeros)
-    self.hint_weights = nnx.Param(jnp.asarray([0.0] * _HEADS[4] + [2.0, 2.0]))
+    self.hint_weights = nnx.Param(jnp.asarray([0.0] * HEADS[4] + [2.0, 2.0]))
 
   def __call__(
     self,
@@ -210,13 +210,13 @@ class Matcher(SegGPT):
     ]
     all4 = jnp.concatenate(rich, axis=-1)
     n, rows, cols = len(images), images.shape[1] // PATCH, images.shape[2] // PATCH
-    code = jnp.broadcast_to(_position_code(rows, cols)[None], (n, rows, cols, 4 * _FREQUENCIES))
+    code = jnp.broadcast_to(position_code(rows, cols)[None], (n, rows, cols, 4 * FREQUENCIES))
     tokens = _flat(self.embed(jnp.concatenate([_pool(all4, 2), code], axis=-1)))
     for block in self.blocks[: self.config.merge_block + 1]:
       tokens = block(tokens)
 
     def keys(x):
-      x = x.reshape(*x.shape[:-1], -1, _KEY_DIM)
+      x = x.reshape(*x.shape[:-1], -1, KEY_DIM)
       return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
     fine = canvas.patchify(pixels, 2)
@@ -266,7 +266,7 @@ class Matcher(SegGPT):
 
     def match(stride, sharpness):
       values = memory.values[stride].reshape(b, -1, c * 16)
-      keys = memory.keys[stride].reshape(b, values.shape[1], len(sharpness), _KEY_DIM)
+      keys = memory.keys[stride].reshape(b, values.shape[1], len(sharpness), KEY_DIM)
       found = [
         weighted_mean(query.keys[stride][:, :, head] * jnp.exp(sharp), keys[:, :, head], values)
         for head, sharp in enumerate(sharpness)
@@ -274,7 +274,7 @@ class Matcher(SegGPT):
       return jnp.stack([each.reshape(b, -1, c, 16) for each in found], axis=3).swapaxes(1, 2)  # b c places heads 16
 
     sharpness = self.sharpness[...]
-    fine, coarse = match(4, sharpness[: _HEADS[4]]), match(8, sharpness[_HEADS[4] :])
+    fine, coarse = match(4, sharpness[: HEADS[4]]), match(8, sharpness[HEADS[4] :])
     matches = {
       stride: found.mean(axis=-1).transpose(0, 2, 1, 3).reshape(b, height // stride, width // stride, c, -1)
       for stride, found in ((4, fine), (8, coarse))
@@ -303,7 +303,7 @@ class Matcher(SegGPT):
     x = gelu(self.conv4a(x))
     x = gelu(x + self.conv4b(x))
     # A match carries 4 x 4 pixels of the prompt's mask: 2 x 2 pixels of stride 2.
-    fine = fine.reshape(b * c, height // 4, width // 4, _HEADS[4], 2, 2, 2, 2)
+    fine = fine.reshape(b * c, height // 4, width // 4, HEADS[4], 2, 2, 2, 2)
     fine = fine.transpose(0, 1, 4, 2, 6, 3, 5, 7).reshape(b * c, height // 2, width // 2, -1)
     x = jnp.concatenate(
       [canvas.unpatchify(self.to2(x), 2), repeat(query.skips[2]), fine, _upsample(image(linear, 4), 2)], axis=-1
@@ -344,7 +344,7 @@ def _solve(gram: Float[Array, "b t f1 f1"], target: Float[Array, "b t f1 c"], pi
     Weights whose outputs are 0 on average outside the masks of the prompts, and 1 inside; they have no gradient.
   """
   gram, target = jax.lax.stop_gradient((gram, target))
-  penalty = jnp.ones(gram.shape[-1]).at[-1].set(1e-4) * _RIDGE * pixels
+  penalty = jnp.ones(gram.shape[-1]).at[-1].set(1e-4) * RIDGE * pixels
   weights = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + jnp.diag(penalty)[None, None]), target)
   # Products with the constant feature are sums over pixels, so the mean outputs inside and outside follow from them.
   total, inside = gram[:, :, :, -1:], target[:, :, -1:]

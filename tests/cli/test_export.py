@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from seggpt_jax.model.seggpt import SegGPT
 from tests import adapter_runs
 from tests.commands import seggpt
 from tests.loud_network import LOUD, loud_network, loud_params
+from tests.tiny_matcher import CONFIG, tiny_matcher
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("onnx", "stablehlo")
@@ -96,6 +98,26 @@ def test_exports_predict_what_the_model_predicts_for_batches_of_any_size(kind, d
     assert found.dtype == np.float32 and np.std(colors) > 10
     np.testing.assert_allclose(found / 255, colors / 255, rtol=0, atol=1e-5 if dtype == "float32" else 1e-3)
     assert same_labels(found, colors) >= (0.9999 if dtype == "float32" else 0.999)
+
+
+def test_the_graph_of_the_small_networks_design_predicts_what_the_model_predicts():
+  """ONNX has no solver, so its linear heads come from conjugate gradients; the reference has Cholesky's, in float32."""
+  # Features of about the size that they have after pretraining; far larger ones would take more steps.
+  model, masks = tiny_matcher(feature_scale=lambda value: 0.1 * value), np.eye(4, 3, -1, np.uint8) * 255
+  query, images, _ = pixels(CONFIG, batch=2, num_prompts=2)
+  labels = np.zeros(images.shape[:-1], np.int64)
+  labels[..., 4:20, 6:15], labels[..., 10:30, 18:] = 1, 3  # class 2 is not shown
+  images[labels == 1] //= 3
+  graph, params = parameters.split(model)
+  answer = jax.jit(lambda params, *arrays: jax.nn.sigmoid(parameters.merge(graph, params).logits(*arrays)))
+  shown = masks[labels].astype(np.float32) / 255
+  colors = np.asarray(answer(params, *(canvas.normalize(jnp.asarray(x)) for x in (query, images)), shown))
+  data = built("onnx", model, 2)
+  assert json.loads(onnx.load_from_string(data).metadata_props[3].value) == masks.tolist()
+  for batch in (1, 2):
+    found = run("onnx", data, [array[:batch] for array in (query, images, masks[labels])])
+    np.testing.assert_allclose(found / 255, colors[:batch], rtol=0, atol=1e-4)
+  assert np.std(colors) > 0.05
 
 
 @pytest.mark.parametrize("kind", KINDS)
