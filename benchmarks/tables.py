@@ -207,7 +207,7 @@ def chip_line(case: str, found: dict[str, Any]) -> str:
   """Returns the table line of a case in chips.json."""
   work, network, name, mesh, batch, remat = case.split(":")
   if "error" in found:
-    return line(work, network, name, mesh, batch, remat, f"does not compile: {found['error']}", *[""] * 8)
+    return line(work, network, name, mesh, batch, remat, f"does not compile: {found['error']}", *[""] * 6)
   memory = absent.chip(name).memory
   whole = sum(found[f"{part}_bytes"] for part in ("argument", "temporary", "output"))
   sent = sum(count * Collective(*one).sent for *one, count in found["collectives"])
@@ -218,14 +218,13 @@ def chip_line(case: str, found: dict[str, Any]) -> str:
     *(f"{number(found[f'{part}_bytes'] / 1e9)} GB" for part in ("argument", "temporary")),
     f"{whole / memory:.0%}" if whole <= memory else f"**{whole / memory:.0%}, does not fit**",
     *(str(found["kernels"]), f"{number(sent / 1e6)} MB" if sent else ""),
-    f"{number(found['code_bytes'] / 1e6)} MB" if found["code_bytes"] else "",  # GPUs' compiler does not say
-    *(f"{found['seconds']['compile']:.0f} s", duration(times[bound]), bound),
+    *(duration(times[bound]), bound),
   )
 
 
 def chip_tables(results: dict[str, Any]) -> str:
   columns = ("work", "network", "chip", "mesh", "canvases", "remat", "arguments", "temporaries", "of its memory")
-  columns += ("kernels", "sent", "code", "compiled in", "least time", "bound by")
+  columns += ("kernels", "sent", "least time", "bound by")
   rows = [chip_line(case, found) for case, found in results["cases"].items()]
   return "\n".join((f"{about('Compiled', results['machine'])}\n", head(*columns), *rows))
 
