@@ -87,7 +87,9 @@ def test_every_spelling_of_help_prints_the_same_text(flag):
   assert done.returncode == 0 and "--num-train" in done.stdout
 
 
-@pytest.mark.parametrize("script", ["evaluate.py", "convert_torch_weights.py", "demo.py", "-m seggpt_jax merge"])
+@pytest.mark.parametrize(
+  "script", ["evaluate.py", "convert_torch_weights.py", "demo.py", "-m seggpt_jax merge", "-m seggpt_jax.data.inspect"]
+)
 def test_a_script_of_the_repository_is_its_command(script):
   """Real processes; tests/cli/test_train.py runs train.py and infer.py."""
   line = [sys.executable, *script.split(), "--help"]
