@@ -136,7 +136,7 @@ def _segment_photographs(folder: Path) -> None:
   for name, (prompt, mask, query) in rows.items():
     found = read_labels(folder / "results" / "label" / f"{name}.png", LabelFormat())
     parts.append([prompt, _painted(prompt, mask), query, _painted(query, found)])
-  _draw_rows(picture, ("prompt", "its mask, by hand", "query", "answer, without training"), parts, (192, 288))
+  _draw_rows(picture, ("prompt", "its mask", "query", "answer, without training"), parts, (192, 288))
   print(f"\nPhotographs, answered by the network as it comes: {picture}", flush=True)
 
 
