@@ -1,4 +1,4 @@
-"""What users get from others' machines is what we named: actions by commit, and an image that says how it is."""
+"""Delivery: GitHub actions are pinned by commit, and the container image has a health check."""
 
 from __future__ import annotations
 
