@@ -1,9 +1,7 @@
 """Fine-tunes the released SegGPT ViT-Large to find small objects in large images.
 
-  seggpt convert seggpt_vit_large.pth weights/vit_large
-  seggpt train --config defects --workdir runs/mine --config.data.path=DATASET --config.data.num_classes=6
-
-The ideas are those of configs/defects_small.py, the optimizer's values those of the original fine-tuning tool.
+seggpt convert seggpt_vit_large.pth weights/vit_large
+seggpt train --config defects --workdir runs/mine --config.data.path=DATASET --config.data.num_classes=6
 """
 
 from ml_collections import ConfigDict

@@ -53,7 +53,8 @@ SMALLER = {
   "seggpt train --config demo": [*_FEW_STEPS, "--config.model.init_from=weights/vit_large"],
   "seggpt train --config lora": [*_FEW_STEPS, "--config.optim.warmup=0"],
   "seggpt train --config in_context_tuning": [*_FEW_STEPS, "--config.optim.warmup=0"],
-  "seggpt train --config defects_small": [flag for flag in _FEW_STEPS if "resize" not in flag],
+  "seggpt train --config defects": [flag for flag in _FEW_STEPS if "resize" not in flag],
+  "seggpt train --config head": [*_FEW_STEPS, "--config.optim.warmup=0"],
   "seggpt train": _FEW_STEPS,
   "seggpt retrieve": ["--cache="],
 }

@@ -265,7 +265,7 @@ def configuration(folder: Path) -> Target:
       return
     config = expand_paths(values)
     check_config(config)
-    model_config = setup._architecture(config)
+    model_config = setup.architecture(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     setup._check_batch_size(config, model_config)
     inputs = open_inputs(config, model_config, folder / "run")

@@ -180,7 +180,7 @@ class Answering:
   def _send(self, session: Session) -> bool:
     try:
       network = self._network_of(session)
-      session.answer_by_examples(network.engine.predictor.learned is None)
+      session.answer_by_examples(network.engine.predictor.needs_prompts)
     except (NotReadyError, LookupError):
       return False  # tried again at the next tick, unless the session has ended
     flying = {request.key for request in self._flying if request.session is session and request.round == session.round}

@@ -153,7 +153,7 @@ class Engine:
       InputError: there are no prompts, and the predictor has no learned one.
     """
     predictor = self.predictor
-    if not len(prompts) and predictor.learned is None:
+    if not len(prompts) and predictor.needs_prompts:
       raise InputError("prompts: found none, expected the name of a stored set, or images with their label maps")
     jobs = [
       _Job(
@@ -204,7 +204,7 @@ class Engine:
     """Compiles the programs of every size of batch, for the options and numbers of prompts that are expected."""
     image = np.zeros((*predictor.tile_size, 3), np.uint8)
     prompt = PreparedPrompt(image, np.eye(*predictor.tile_size, dtype=np.uint8))
-    for count in (0,) if predictor.learned is not None else self._warm_prompts:
+    for count in self._warm_prompts if predictor.needs_prompts else (0,):
       prompts, images = [prompt] * count, 1
       canvases = count_canvases(self._options, predictor.tile_size, count, predictor.tile_size)
       while not self._closed and (images == 1 or images * canvases <= predictor.max_canvases):

@@ -38,7 +38,7 @@ class Recipe:
   """
 
   model_path: str
-  config: str = "small"
+  config: str = "head"
   keys: tuple[str, ...] = ("eval_pairs=16",)
   adapts: bool = False
 

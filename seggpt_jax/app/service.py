@@ -122,7 +122,7 @@ class Service:
   def _check_learned(self, body: Body) -> None:
     """Raises InputError for prompts sent to a learned prompt."""
     given = [name for name in FILES[1:] if body.files[name]] + ["prompts"] * ("prompts" in body.values)
-    if given and self.engine.predictor.learned is not None:
+    if given and not self.engine.predictor.needs_prompts:
       raise InputError(f"{given[0]} cannot be combined with a learned prompt, which serves every query")
 
   def _stored_prompts(self, body: Body) -> PromptSet | None:

@@ -33,6 +33,8 @@ def train_line(findings: Findings, advice: list[Advice]) -> str:
   values = " ".join(f"--config.data.{key}={shlex.quote(str(value))}" for key, value in keys.items())
   named = network()
   config = named.defects_config if needs_tiles(findings, named) else named.config
+  if config == "head" and findings.dataset.kind == "class_folders":
+    config = "small"  # a class means another thing in each folder, so only prompts tell which
   return f"seggpt train --config {config} --workdir runs/mine {values}"
 
 
@@ -205,7 +207,7 @@ def _small(findings: Findings) -> Iterator[Advice]:
   tiled = needs_tiles(findings, named)
   foreground = train.pixels[1:IGNORE].sum() / max(train.pixels.sum(), 1)
   filled = max(1 - train.num_empty / max(train.num_labels, 1), 1e-6)
-  if train.regions and foreground / filled < _SMALL_SHARE and not tiled:
+  if train.regions and foreground / filled < _SMALL_SHARE and named.defects_config != named.config and not tiled:
     keys = {"foreground_crop": 0.5}
     yield Advice(
       f"foreground is {foreground / filled:.2%} of the samples that show any: most random crops miss it; set "
@@ -217,8 +219,7 @@ def _small(findings: Findings) -> Iterator[Advice]:
     shown = ", ".join(f"class {class_label(findings, c)}: {side:.0f}" for c, side in list(small.items())[:5])
     yield Advice(
       f"regions are small: their sides in pixels, where the network sees a whole image as {named.square} pixels in "
-      f"patches of {named.patch}, are {shown}; --config {named.defects_config} trains on tiles at a scale that shows "
-      "them, and `seggpt infer` then cuts in the same way"
+      f"patches of {named.patch}, are {shown}; {named.remedy}"
     )
 
 

@@ -18,17 +18,22 @@ class Network(NamedTuple):
     config: configuration that shows it whole images.
     defects_config: configuration that shows it tiles, at a scale at which small objects are as large as a patch.
     square: side in pixels of what it sees at once.
-    patch: side of a patch in pixels.
+    patch: side of a patch in pixels, or of the smallest object that a trained head finds well.
+    remedy: what to do about smaller objects.
   """
 
   config: str
   defects_config: str
   square: int
   patch: int
+  remedy: str
 
 
-SMALL = Network("small", "defects_small", 96, 8)
-LARGE = Network("base", "defects", 448, 16)
+SMALL = Network("head", "head", 224, 4, "a larger config.data.resize shows them larger, and takes longer")
+LARGE = Network(
+  *("base", "defects", 448, 16),
+  "--config defects trains on tiles at a scale that shows them, and `seggpt infer` then cuts in the same way",
+)
 
 
 def network() -> Network:

@@ -58,7 +58,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
     ],
     "Training": [
       flags.DEFINE_string(
-        "config", None, "Packaged config or config file of training. By default small, or lora for large weights."
+        "config", None, "Packaged config or config file of training. By default head, or lora for large weights."
       )
     ],
   }
@@ -107,12 +107,12 @@ def main() -> None:
 
 
 def _recipe(path: str, config: str | None) -> Recipe:
-  """Returns what training starts from: all weights of a small network, a LoRA for a large one."""
+  """Returns what training starts from: a head for a network with features, a LoRA for a large one."""
   from seggpt_jax.app.learning import Recipe
 
   _, shapes = parameters.abstract(load_config(path))
   large = sum(math.prod(shape.shape) for shape in shapes.values()) > _LARGE
-  config = config or ("lora" if large else "small")
+  config = config or ("lora" if large else "head" if load_config(path).backbone else "small")
   return Recipe(path, config, adapts=adapter_of(packaged_configs.load(config)) is not None)
 
 

@@ -10,6 +10,7 @@ should not be those of training, and other images will have slightly lower rates
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.prompt_flags import define_prompt_flags, find_queries
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation.calibration import Rates, Seen, calibrate, draw_rates, rates
+from seggpt_jax.evaluation.calibration import Aim, Rates, Seen, calibrate, draw_rates, rates
 from seggpt_jax.inference import batch
 from seggpt_jax.inference.operating_point import FILE, write_operating_point
 from seggpt_jax.inference.predictor import Predictor
@@ -40,7 +41,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       flags.DEFINE_float("catch", None, "Least share of images with defects to catch (IoU of at least 0.3).", 0, 1),
       flags.DEFINE_float("yield", None, "Least share of images without defects to leave alone.", 0, 1),
     ],
-    "Prompts": define_prompt_flags(required=True),
+    "Prompts": define_prompt_flags(),
     **inference_flags.define_option_flags(operating_point=False),
     **label_flags.define_label_flags("as in training, else index"),
   }
@@ -75,23 +76,39 @@ def main() -> None:
   aim, least = (
     ("catch", catch) if catch is not None else ("yield", least_yield) if least_yield is not None else ("f1", 0)
   )
+  choose(values.model_path, seen, palette, values.dataset_dir, aim, least)
+
+
+def choose(
+  run: str, seen: Sequence[Seen], palette: np.ndarray, images: str, aim: Aim = "f1", least: float | int = 0
+) -> None:
+  """Chooses the operating point of a training run, writes it there and prints its rates.
+
+  Args:
+    run: the training run.
+    seen: labeled images after the network.
+    palette: the color of each class.
+    images: what people call these images.
+    aim: what to aim for, as `calibration.calibrate` takes it.
+    least: least rate, 0..1, to aim for.
+  """
   chosen, tried = calibrate(seen, palette, aim, least)
   plain = rates(seen, palette, np.ones(len(palette) - 1), 0)
   about = {
-    "aim": {"f1": "best F1"}.get(aim, f"--{aim} {least}"),
-    "images": str(values.dataset_dir),
+    "aim": {"f1": "best F1", "balance": "best mean of F1, catch and yield"}.get(aim, f"--{aim} {least}"),
+    "images": str(images),
     "precision": chosen.precision,
     "recall": chosen.recall,
     "foreground_iou": chosen.iou,
     "catch": chosen.catch,
     "yield": chosen.left_alone,
   }
-  path = write_operating_point(values.model_path, chosen.point, about)
+  path = write_operating_point(run, chosen.point, about)
   draw_rates(tried, chosen, path.with_suffix(".png"))
   print(f"nearest colors: {_words(plain)}")
   print(f"chosen, {about['aim']}: {_words(chosen)}")
   reached = chosen.catch if aim == "catch" else chosen.left_alone
-  if aim != "f1" and reached is not None and reached < least:
+  if aim in ("catch", "yield") and reached is not None and reached < least:
     print(f"note: no choice reaches --{aim} {least}; {reached:.3f} is the most")
   print(f"written: {path}, {path.with_suffix('.png').name}")
 

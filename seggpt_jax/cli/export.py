@@ -68,7 +68,10 @@ def _load(source: str, adapter: str | None) -> SegGPT:
   """Loads weights, with a LoRA merged into them."""
   options = {"attention": "folded", "training": False, "scan": False}
   if not adapter:
-    return weights.load_model(source, **options)
+    model = weights.load_model(source, **options)
+    if model.config.head_classes:
+      raise InputError(f"{source}: found a trained head, expected a network that answers by example")
+    return model
   stored = load_adapter(adapter)
   if not isinstance(stored.adapter, LoRA):
     raise InputError(f"{adapter}: found a learned prompt, expected a LoRA: a prompt cannot be merged into weights")

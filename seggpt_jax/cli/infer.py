@@ -29,7 +29,7 @@ from absl import flags
 from seggpt_jax.cli import inference_flags, label_flags
 from seggpt_jax.cli.help_text import flag_name
 from seggpt_jax.cli.path_flags import define_path, define_paths
-from seggpt_jax.cli.prompt_flags import FOLDER_PROMPTS, define_prompt_flags, find_queries
+from seggpt_jax.cli.prompt_flags import FILE_PROMPTS, FOLDER_PROMPTS, define_prompt_flags, drop_prompts, find_queries
 from seggpt_jax.cli.runner import is_given, naming_flags
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
@@ -42,14 +42,14 @@ from seggpt_jax.inference.report import own_prompts_line
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt
+from seggpt_jax.model.weights import load_config
 
-_FILE_PROMPTS = ("prompt_image", "prompt_label")
 _ANNOTATIONS = ("class_names", "polygon_tolerance")
 _IMAGES_ONLY = ("save", *_ANNOTATIONS, "skip_bad", "resume", "shard")
 _VIDEO_ONLY = ("num_frames", "save_frames")
 # A resumed run must have these in common with the run that was stopped.
 _SETTINGS = (
-  *("model_path", "adapter", "dataset_dir", "image", *FOLDER_PROMPTS, *_FILE_PROMPTS, "save", *_ANNOTATIONS),
+  *("model_path", "adapter", "dataset_dir", "image", *FOLDER_PROMPTS, *FILE_PROMPTS, "save", *_ANNOTATIONS),
   *inference_flags.OPTION_NAMES,
   *label_flags.NAMES,
 )
@@ -107,6 +107,12 @@ def main() -> None:
   values = flags.FLAGS
   adapter = load_adapter(values.adapter) if values.adapter else None
   learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
+  if not adapter and load_config(values.model_path).head_classes:
+    learned = drop_prompts()
+    if values.video:
+      raise InputError(
+        f"--model-path: found the trained head {values.model_path}, expected another network with --video"
+      )
   _check_flags(learned)
   labels = inference_flags.trained_label_format(values.adapter or values.model_path)
   options = inference_flags.options_from_flags(values.adapter or values.model_path, labels)
@@ -152,7 +158,7 @@ def _check_flags(learned: bool) -> None:
     if not set(values.save) & set(outputs.ANNOTATION_KINDS):
       _refuse(_ANNOTATIONS, f"cannot be combined with --save={','.join(values.save)}; add coco, labelme or yolo")
   if learned:
-    _refuse((*FOLDER_PROMPTS, *_FILE_PROMPTS), "cannot be combined with a learned prompt, which serves every query")
+    _refuse((*FOLDER_PROMPTS, *FILE_PROMPTS), "cannot be combined with a learned prompt, which serves every query")
   elif values.video or is_given("prompt_image"):
     _refuse(FOLDER_PROMPTS, f"cannot be combined with {'--video' if values.video else '--prompt-image'}")
     _demand("prompt_label")

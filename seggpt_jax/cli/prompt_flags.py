@@ -8,9 +8,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from seggpt_jax.cli.help_text import flag_name
 from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.runner import is_given
 from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.errors import InputError
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.queries import Query, list_queries
 from seggpt_jax.model.parameters import default_dtype
@@ -21,18 +24,15 @@ from seggpt_jax.retrieval.mapping import ChoiceOptions, choose, default_cache
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 
 _SIMILAR = 5  # prompts of the packaged network, on real pictures better than one (docs/small.md)
+FILE_PROMPTS = ("prompt_image", "prompt_label")
 FOLDER_PROMPTS = ("prompt_img_dir", "prompt_label_dir", "mapping", "prompts", "top_k")
 
 
-def define_prompt_flags(required: bool = False) -> list[flags.FlagHolder]:
-  """Defines the flags of prompts from folders.
-
-  Args:
-    required: whether the folders must be given.
-  """
+def define_prompt_flags() -> list[flags.FlagHolder]:
+  """Defines the flags of prompts from folders."""
   return [
-    define_path("prompt_img_dir", "Images of the prompts.", required=required),
-    define_path("prompt_label_dir", "Label maps of the prompts.", required=required),
+    define_path("prompt_img_dir", "Images of the prompts."),
+    define_path("prompt_label_dir", "Label maps of the prompts."),
     define_path("mapping", "JSON file {query file: [prompt files, best first]}; see seggpt retrieve."),
     flags.DEFINE_enum(
       "prompts",
@@ -50,6 +50,16 @@ def define_prompt_flags(required: bool = False) -> list[flags.FlagHolder]:
       1000,
     ),
   ]
+
+
+def drop_prompts() -> bool:
+  """Says that prompts that were given are not used, and returns True."""
+  given = [name for name in (*FOLDER_PROMPTS, *FILE_PROMPTS) if name in flags.FLAGS and is_given(name)]
+  if given:
+    print(f"the run has a trained head, which needs no prompts: {', '.join(map(flag_name, given))} not used")
+  for name in given:
+    flags.FLAGS[name].unparse()
+  return True
 
 
 def find_queries(
@@ -72,6 +82,12 @@ def find_queries(
     InputError: a folder or file is missing or cannot be read.
   """
   values = flags.FLAGS
+  if load_config(values.model_path).head_classes:
+    drop_prompts()
+    return list_queries(images, bad=bad, apart=apart)
+  for name in ("prompt_img_dir", "prompt_label_dir"):
+    if not values[name].value:
+      raise InputError(f"{flag_name(name)}: missing (--help)")
   folders = values.prompt_img_dir, values.prompt_label_dir
   rule = values.prompts
   if rule == "auto":

@@ -16,17 +16,26 @@ import sys
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
 
-from seggpt_jax.cli import packaged_configs
+from seggpt_jax.cli import calibrate, packaged_configs
 from seggpt_jax.cli.config_help import config_help
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.compilation import keep_programs
+from seggpt_jax.data.labels import classes_in
+from seggpt_jax.data.sources import shared_images
 from seggpt_jax.errors import InputError
+from seggpt_jax.evaluation.calibration import Seen
+from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.palette import fixed_palette
 from seggpt_jax.training import distributed
-from seggpt_jax.training.config import flatten
+from seggpt_jax.training.config import expand_paths, flatten
+from seggpt_jax.training.head import validation_indices
+from seggpt_jax.training.inputs import open_splits
 from seggpt_jax.training.loop import train
 
 more_help = config_help
+_LEAST_SHOWN = 8  # validation images with foreground: what is chosen on fewer would be chance
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -96,3 +105,26 @@ def main() -> None:
     result = train(values.config, values.workdir)
   if jax.process_index() == 0:
     print(f"done: {values.workdir}, validation mIoU {result.get('miou', float('nan')):.3f}")
+    if values.config.adapter.kind == "head":
+      _calibrate(values.config, values.workdir)
+
+
+def _calibrate(config: ConfigDict, workdir: str) -> None:
+  """Chooses the operating point of a trained head on the validation images of its run."""
+  splits, _ = open_splits(expand_paths(config).data)
+  val = splits["val"]
+  if shared_images(val, splits["train"]):
+    print("not calibrated: validation images are training images, so any choice would look too good")
+    return
+  indices, predictor = validation_indices(config, val), Predictor.from_checkpoint(workdir)
+  found = predictor.predict_many((val[index]["image"], ()) for index in indices)
+  seen = [
+    Seen(prediction.colors, val.label(index))
+    for index, prediction in tqdm(zip(indices, found, strict=True), "calibrate", len(indices), unit="image")
+  ]
+  shown = sum(bool(classes_in(each.truth)) for each in seen)
+  if shown < _LEAST_SHOWN:
+    print(f"not calibrated: {shown} validation images show a class, and it takes {_LEAST_SHOWN}")
+    return
+  images = f"{config.data.path}: {config.data.val_split}"
+  calibrate.choose(workdir, seen, fixed_palette(config.data.num_classes), images, "balance")

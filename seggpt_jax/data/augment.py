@@ -57,6 +57,12 @@ class Augmentation:
   blur: float = 0.0
 
 
+def to_square(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:
+  """Resizes an image of any form to a square; pixels are averaged where it shrinks."""
+  shrinks = image.shape[0] * image.shape[1] > side * side
+  return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
 def augment(
   sample: Sample,
   size: int,

@@ -23,7 +23,7 @@ from seggpt_jax.inference.operating_point import OperatingPoint
 from seggpt_jax.inference.prediction import decode_prediction
 from seggpt_jax.metrics.inspection import Thresholds
 
-Aim = Literal["f1", "catch", "yield"]
+Aim = Literal["f1", "catch", "yield", "balance"]
 
 # Sensitivities that are tried for each class, and then factors on all of them.
 _STEPS = 2.0 ** (np.arange(-12, 13) / 4)
@@ -86,7 +86,7 @@ def calibrate(
     palette: the color of each class.
     aim: "f1" takes the best F1 of the pixels of all classes. "catch" takes, among the points that catch at least
       the share `least` of the images with foreground, the one that leaves most of the others alone; "yield" the
-      reverse.
+      reverse; "balance" the best mean of F1 and of both rates, as far as there are images of both kinds.
     least: 0 to 1.
 
   Returns:
@@ -101,18 +101,23 @@ def calibrate(
   if aim == "yield" and all(classes_in(image.truth) for image in images):
     raise InputError(f"--yield: found {len(images)} images that all show a class, expected some without to leave alone")
 
+  factors = _FACTORS[:: 2 if aim == "balance" else 1].tolist()  # which looks at twice as many sensitivities
+
   def with_factors(sensitivities: np.ndarray, least_area: int) -> list[Rates]:
-    return [rates(images, palette, sensitivities * factor, least_area, factor) for factor in _FACTORS.tolist()]
+    return [rates(images, palette, sensitivities * factor, least_area, factor) for factor in factors]
 
   bases = np.ones(len(palette) - 1), _own_sensitivities(images, palette, shown)
   lines = [with_factors(base, 0) for base in bases]
   better = int(np.argmax([max(found.f1 for found in line) for line in lines]))
   area = _median_area(images)
-  tried = lines[better]
+  kept = range(2) if aim == "balance" else [better]
+  tried = [found for which in kept for found in lines[which]]
   for least_area in sorted({round(share * area) for share in _AREAS} - {0}):
-    tried += with_factors(bases[better], least_area)
+    tried += [found for which in kept for found in with_factors(bases[which], least_area)]
   if aim == "f1":
     return max(tried, key=lambda found: found.f1), tried
+  if aim == "balance":
+    return max(tried, key=lambda found: found.f1 + (found.catch or 0.0) + (found.left_alone or 0.0)), tried
   wanted, other = ("catch", "left_alone") if aim == "catch" else ("left_alone", "catch")
 
   def order(found: Rates) -> tuple[float, ...]:

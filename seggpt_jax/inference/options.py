@@ -17,6 +17,14 @@ Heads = Literal["auto", "on", "off"]
 MOST_SPLITS, MOST_AREA = 100, 2**31 - 1
 _MOST_OCTAVES = 16
 
+# Axes to mirror, for each copy of an image.
+MIRRORED_AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
+  "none": ((),),
+  "horizontal": ((), (-2,)),
+  "vertical": ((), (-3,)),
+  "both": ((), (-2,), (-3,), (-3, -2)),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class InferenceOptions:

@@ -10,7 +10,13 @@ import numpy as np
 from seggpt_jax.inference import heads, tiling
 from seggpt_jax.inference.batching import TiledImage
 from seggpt_jax.inference.options import InferenceOptions
-from seggpt_jax.inference.prediction import Prediction, class_shares, decode_prediction, nearest_blends
+from seggpt_jax.inference.prediction import (
+  Prediction,
+  blend_most_likely,
+  class_shares,
+  decode_prediction,
+  nearest_blends,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,14 +111,9 @@ class PendingPrediction:
 
   def _blend(self, probabilities: dict[int, np.ndarray], combine: heads.Combine | None) -> np.ndarray:
     """Blends each pixel's most likely class into the background, by its probability."""
-    background = self.palette[0].astype(np.float32)
-    best, color = np.zeros(self.image.shape[:2], np.float32), np.broadcast_to(background, self.image.shape)
-    for index, probability in probabilities.items():
-      if combine:
-        probability = combine(index, probability)
-      color = np.where((probability > best)[..., None], self.palette[index], color)
-      best = np.maximum(best, probability)
-    return np.round(background + best[..., None] * (color - background)).astype(np.uint8)
+    if combine:
+      probabilities = {index: combine(index, each) for index, each in probabilities.items()}
+    return blend_most_likely(probabilities, self.palette, self.image.shape[:2])
 
 
 def _mean(colors: list[np.ndarray]) -> np.ndarray:

@@ -168,6 +168,24 @@ def nearest_blends(
   return np.round(background + share[..., None] * (palette[nearest] - background)).astype(np.uint8)
 
 
+def blend_most_likely(
+  probabilities: dict[int, Float[np.ndarray, "h w"]], palette: UInt8[np.ndarray, "n 3"], shape: tuple[int, int]
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Blends each pixel's most likely class into the background, by its probability.
+
+  Args:
+    probabilities: by class.
+    palette: color of each class.
+    shape: height and width.
+  """
+  background = palette[0].astype(np.float32)
+  best, color = np.zeros(shape, np.float32), np.broadcast_to(background, (*shape, 3))
+  for index, probability in probabilities.items():
+    color = np.where((probability > best)[..., None], palette[index], color)
+    best = np.maximum(best, probability)
+  return np.round(background + best[..., None] * (color - background)).astype(np.uint8)
+
+
 def class_shares(
   colors: UInt8[np.ndarray, "h w 3"], palette: UInt8[np.ndarray, "n 3"], classes: Integer[np.ndarray, "m"]
 ) -> dict[int, Float[np.ndarray, "h w"]]:

@@ -21,7 +21,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand
 from seggpt_jax.inference import heads, tiling
 from seggpt_jax.inference.batching import BatchedForward, MaskForward, TiledImage, predict_colors
-from seggpt_jax.inference.options import Flips, Heads, InferenceOptions
+from seggpt_jax.inference.options import MIRRORED_AXES, Flips, Heads, InferenceOptions
 from seggpt_jax.inference.pending import PendingPrediction, View
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.prompts import (
@@ -35,6 +35,7 @@ from seggpt_jax.inference.prompts import (
   load_prompt,
   load_prompts,
 )
+from seggpt_jax.inference.trained_head import HeadPrediction, answer_of
 from seggpt_jax.inference.windows import image_windows, seam_windows, tile_windows
 from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
@@ -44,13 +45,6 @@ from seggpt_jax.model.seggpt import SegGPT, SegType
 # A CPU is no faster with larger batches, and slower once they exceed its caches.
 _MAX_CANVASES = {"cpu": 4}
 _MAX_PENDING = 64  # images whose windows wait for others with as many prompts
-# Axes to mirror, for each copy of an image.
-_MIRRORED_AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
-  "none": ((),),
-  "horizontal": ((), (-2,)),
-  "vertical": ((), (-3,)),
-  "both": ((), (-2,), (-3,), (-3, -2)),
-}
 
 
 class Predictor:
@@ -82,12 +76,7 @@ class Predictor:
   """
 
   def __init__(
-    self,
-    model: SegGPT,
-    *,
-    max_canvases: int | None = None,
-    learned: StoredAdapter | None = None,
-    head: bool = False,
+    self, model: SegGPT, *, max_canvases: int | None = None, learned: StoredAdapter | None = None, head: bool = False
   ):
     self.config = model.config
     self.max_canvases = max_canvases or _MAX_CANVASES.get(default_device().platform, 16)
@@ -96,6 +85,8 @@ class Predictor:
     self._forward = MaskForward(self._graph, self._params)
     self._unseen: set[int] = set()  # classes that a warning has named
     self._auto_head, self._heads = head, heads.HeadCache()
+    if self.config.head_classes:
+      self._trained = answer_of(self._graph, self._params, self.config.head_side)
 
   @classmethod
   def from_checkpoint(
@@ -118,8 +109,7 @@ class Predictor:
       InputError: there are no weights, they do not fit their configuration, or they are not those of the adapter.
     """
     directory = expand(directory)
-    if dtype is None:
-      dtype = parameters.default_dtype()
+    dtype = parameters.default_dtype() if dtype is None else dtype
     if adapter is None:
       model = weights.load_model(directory, dtype=dtype, training=False)
       return cls(model, max_canvases=max_canvases, head=packaged.find(directory) is not None)
@@ -141,6 +131,11 @@ class Predictor:
     return height // 2, width
 
   @property
+  def needs_prompts(self) -> bool:
+    """False with a learned prompt or a trained head, which answer without."""
+    return self.learned is None and not self.config.head_classes
+
+  @property
   def _asks_masks(self) -> bool:
     """True if the network answers one mask for each class, not colors."""
     return bool(self.config.backbone) and self.learned is None
@@ -148,6 +143,7 @@ class Predictor:
   def __repr__(self) -> str:
     count, (height, width) = sum(value.size for value in self._params.values()), self.tile_size
     learned = f", a learned prompt of {self.learned.num_classes} classes" if self.learned is not None else ""
+    learned += f", a trained head of {self.config.head_classes} classes" if self.config.head_classes else ""
     return f"Predictor({count:,} parameters, sees {height} x {width} pixels at once{learned})"
 
   def prepare_prompt(
@@ -234,7 +230,7 @@ class Predictor:
       prompts: pairs of an image and its label map, best first; the network averages over them. The image is given as
         the query is; the label map as integers or bool `[h, w]`, a Pillow image, or a file of class indices.
         Ignored pixels (label 255) are background. Each pair has any size, or comes from `prepare_prompt`. Optional with
-        a learned prompt; explicit prompts override it.
+        a learned prompt or a trained head; explicit prompts override both.
       palette: the color of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes. Not
         allowed with a learned prompt, which has the colors it was trained with.
       split: number of tiles along each side, or several numbers; see `InferenceOptions`.
@@ -295,7 +291,7 @@ class Predictor:
     else:
       run = functools.partial(predict_colors, self._graph, self._params, seg_type=options.seg_type)
     batches = BatchedForward(run, self.max_canvases)
-    pending: collections.deque[PendingPrediction] = collections.deque()
+    pending: collections.deque[PendingPrediction | HeadPrediction] = collections.deque()
     for image, prompts in queries:
       pending.append(self._start(as_image(image, "image"), prompts, palette, options))
       for view in pending[-1].views:
@@ -315,10 +311,12 @@ class Predictor:
 
   def _start(
     self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
-  ) -> PendingPrediction:
+  ) -> PendingPrediction | HeadPrediction:
     """Checks a query, and cuts it and its prompts into tiles for every split and mirrored copy."""
     check_pairs(prompts)
     head = None
+    if not prompts and self.config.head_classes:
+      return HeadPrediction.start(image, self._trained, self.config.head_classes, palette, options)
     if not prompts and self.learned is not None:
       tiles, palette, classes = _learned_tiles(self.learned, palette, options)
     else:
@@ -396,7 +394,7 @@ class Predictor:
       coarse = bool(options.coarse_zoom) and scale == options.coarse_zoom
       images, targets = prompts
       for question, asked in self._questions(targets, palette, classes):
-        for axes in _MIRRORED_AXES[options.flips]:
+        for axes in MIRRORED_AXES[options.flips]:
           pixels, shown, masks = (np.flip(array, axes) for array in (resized, images, question))
           views.append(View(TiledImage(pixels, shown, masks, rounds, patch_size), axes, shape, coarse, asked))
     return views

@@ -158,8 +158,8 @@ KINDS = {"lora": LoRA, "prompt": LearnedPrompt}
 
 
 def is_adapter_name(name: str) -> bool:
-  """Returns True if a parameter of this name belongs to an adapter and not to the network."""
-  return name.startswith(("lora.", "prompt."))
+  """Returns True if a parameter of this name belongs to an adapter or a trained head, and not to the network."""
+  return name.startswith(("lora.", "prompt.", "pixel_head."))
 
 
 def to_dict(adapter: Adapter) -> dict[str, Any]:

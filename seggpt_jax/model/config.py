@@ -10,6 +10,10 @@ from seggpt_jax.canvas import IMAGENET_MEAN, IMAGENET_STD, grid_size
 BACKBONES = ("efficientnet_lite0",)
 # Largest values; those of other attributes are 65,536.
 _MOST = {"depth": 1000, "num_heads": 1024, "patch_size": 1024, "drop_path_rate": 1, "image_mean": 100, "image_std": 100}
+_MOST |= {"head_classes": 255, "head_side": 4096}
+_MAY_BE_ZERO = (
+  *("merge_block", "feature_taps", "drop_path_rate", "image_mean", "image_std", "head_classes", "head_side"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,8 @@ class SegGPTConfig:
     image_std: channel standard deviations, in the same unit.
     backbone: name of the frozen ImageNet features that a `Matcher` compares, one of `BACKBONES`; "" for a SegGPT, which
       has none.
+    head_classes: number of classes, background included, that a trained `PixelHead` tells apart; 0 without one.
+    head_side: side in pixels of the squares that it sees; 0 without one.
   """
 
   canvas_size: tuple[int, int] = (896, 448)
@@ -48,6 +54,8 @@ class SegGPTConfig:
   image_mean: tuple[float, float, float] = IMAGENET_MEAN
   image_std: tuple[float, float, float] = IMAGENET_STD
   backbone: str = ""
+  head_classes: int = 0
+  head_side: int = 0
 
   def __post_init__(self):
     # Values may come from a file. They are checked before anything of their size is allocated.
@@ -58,6 +66,8 @@ class SegGPTConfig:
     grid_size(self.canvas_size, self.patch_size)
     if self.backbone:
       self._check_matcher()
+    elif self.head_classes:
+      raise ValueError(f"head_classes: found {self.head_classes} without a backbone, expected 0")
     if self.width % self.num_heads:
       raise ValueError(f"width: found {self.width}, expected a multiple of num_heads = {self.num_heads}")
     if not 0 <= self.merge_block <= min(self.feature_taps) or max(self.feature_taps) >= self.depth:
@@ -75,6 +85,11 @@ class SegGPTConfig:
     height, width = self.canvas_size
     if height % 32 or width % 16:
       raise ValueError(f"canvas_size: found {height} x {width} with a backbone, expected multiples of 32 and 16")
+    if bool(self.head_classes) != bool(self.head_side) or self.head_classes == 1 or self.head_side % 16:
+      raise ValueError(
+        f"head_classes, head_side: found {self.head_classes} and {self.head_side}, expected at least 2 classes and a "
+        "multiple of 16, or 0 and 0"
+      )
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -131,7 +146,7 @@ def _check(name: str, value: Any, example: Any) -> None:
       f"{name}: found {str(value)[:100]!r}, expected {'an integer' if isinstance(example, int) else 'a number'}"
     )
   else:
-    least = 0 if name in ("merge_block", "feature_taps", "drop_path_rate", "image_mean", "image_std") else 1
+    least = 0 if name in _MAY_BE_ZERO else 1
     if not least <= value <= _MOST.get(name, 2**16):
       raise ValueError(f"{name}: found {value}, expected {least}..{_MOST.get(name, 2**16)}")
 

@@ -20,6 +20,7 @@ from seggpt_jax import canvas
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.imagenet import CHANNELS, ImageNetFeatures
 from seggpt_jax.model.layers import ContextBlock, Conv3x3, Linear, gelu, weighted_mean
+from seggpt_jax.model.pixel_head import PixelHead
 from seggpt_jax.model.seggpt import SegGPT, SegType
 from seggpt_jax.typing import AnyArray
 
@@ -145,6 +146,8 @@ class Matcher(SegGPT):
     # At first the answer is that of the linear heads; the decoder learns what they miss.
     self.to1 = linear(half, 4, kernel_init=nnx.initializers.zeros)
     self.hint_weights = nnx.Param(jnp.asarray([0.0] * HEADS[4] + [2.0, 2.0]))
+    if config.head_classes:
+      self.pixel_head = PixelHead(config.head_classes, dtype=dtype, rngs=rngs)
 
   def __call__(
     self,
@@ -188,6 +191,19 @@ class Matcher(SegGPT):
       stride: (maps[stride] - mean[None, None, None]) * scale[None, None, None]
       for stride, mean, scale in zip(CHANNELS, means, scales, strict=True)
     }
+
+  def pixel_features(self, images: Float[AnyArray, "n h w 3"]) -> dict[int, Float[Array, "n h2 w2 c"]]:
+    """Returns what the trained head sees of normalized images: features of strides 2 to 16, and the pixels at stride 2.
+
+    All are there twice: normalized by the statistics of pretraining, and by those of the image itself.
+    """
+    maps, fixed = self._maps(images)
+    pixels = canvas.patchify(jnp.asarray(images), 2)
+    raw, fixed = (
+      {**maps, 2: jnp.concatenate([maps[2], pixels], axis=-1)},
+      {**fixed, 2: jnp.concatenate([fixed[2], pixels], axis=-1)},
+    )
+    return {stride: jnp.concatenate([fixed[stride], _standardize(raw[stride])], axis=-1) for stride in CHANNELS}
 
   def patches(self, images: Float[AnyArray, "n h w 3"]) -> Float[Array, "n rows cols d"]:
     """Returns features of each patch of images that say what it shows, for retrieval: those of strides 8 and 16."""

@@ -124,7 +124,7 @@ def adapter_of(config: ConfigDict) -> Adapter | None:
     InputError: another value of the configuration does not fit the adapter; names its key.
   """
   kind = config.adapter.kind
-  if kind == "none":
+  if kind in ("none", "head"):  # a trained head is a part of the network
     return None
   if not config.model.init_from:
     raise InputError("config.model.init_from: found '', expected the weights that the adapter is trained for")

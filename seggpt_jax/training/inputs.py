@@ -45,6 +45,7 @@ _AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
 _MOST_WINDOWS = 36
 # With two scales each looks for some of the classes. Where these are rare, most of its queries would show none.
 _SHOWN = 0.5
+_SIDES, _OBJECT = (192, 768), 7.0  # of the squares that a trained head sees, and of objects in them, in pixels
 _JOINED = (InTurnTrainingPairs, JoinedEvaluationPairs)
 
 
@@ -116,15 +117,8 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     raise InputError(
       f"config.data.coarse_classes: found {unknown[0]}, expected classes below data.num_classes={data.num_classes}"
     )
-  notes: list[str] = []
+  splits, notes = open_splits(data)
   policy = "skip" if data.bad_share else "error"
-  splits = {name: _open(data, name, notes) for name in ("train", "val")}
-  check_categories(list(splits.values()))
-  if shared := shared_images(splits["val"], splits["train"]):
-    notes.append(
-      f"{data.val_split}: {len(shared)} of {len(splits['val'])} images are training images, such as {shared[0]}: "
-      "validation scores are too good"
-    )
   same_class = 0.0 if learned else data.same_class
   scales, every_class = [_Scale(0.0)], False
   if data.zoom:
@@ -174,6 +168,43 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     *((coarse[0].zoom, coarse[0].classes) if coarse else (0.0, ())),
     class_names=getattr(splits["train"], "categories", ()),
   )
+
+
+def open_splits(data: ConfigDict) -> tuple[dict[str, Source], list[str]]:
+  """Returns the samples under "train" and "val", and lines on them for the person who started the run.
+
+  Args:
+    data: config.data.
+
+  Raises:
+    InputError: a file or label is wrong, or no label holds any foreground.
+  """
+  notes: list[str] = []
+  splits = {name: _open(data, name, notes) for name in ("train", "val")}
+  check_categories(list(splits.values()))
+  if shared := shared_images(splits["val"], splits["train"]):
+    notes.append(
+      f"{data.val_split}: {len(shared)} of {len(splits['val'])} images are training images, such as {shared[0]}: "
+      "validation scores are too good"
+    )
+  return splits, notes
+
+
+def head_side(source: Source, data: ConfigDict) -> int:
+  """Returns the side in pixels of the squares that a head is trained on, within `_SIDES`; a multiple of 32.
+
+  They are as large as a typical image, or smaller if objects of the smallest class are still `_OBJECT` pixels large:
+  a head that sees more of an image in the same time is better.
+
+  Args:
+    source: the training images.
+    data: config.data.
+  """
+  height, width = _typical_shape(source, bool(data.bad_share))
+  smallest = min(object_sides(source, _skip(data)).values())
+  side = (height * width) ** 0.5 * min(1.0, _OBJECT / smallest)
+  least, most = _SIDES
+  return min(max(round(side / 32) * 32, least), most)
 
 
 def _only(samples: SplitSamples, classes: tuple[int, ...] | None) -> SplitSamples:

@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from seggpt_jax.compilation import compile_notice
+from seggpt_jax.training.head import train_head
 from seggpt_jax.training.setup import Run, prepare
 from seggpt_jax.training.shutdown import managed_shutdown
 from seggpt_jax.training.step import TrainState
@@ -32,6 +33,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     SystemExit: with status 0, after SIGTERM and a checkpoint.
     KeyboardInterrupt: after Ctrl-C and a checkpoint.
   """
+  if config.adapter.kind == "head":
+    return train_head(config, workdir)
   with contextlib.ExitStack() as held:
     return _train(prepare(config, workdir, held))
 

@@ -176,3 +176,30 @@ def training_loss(
   counted = jnp.any(scored, axis=(1, 2))
   dice = jnp.sum(each * counted) / jnp.maximum(jnp.sum(counted), 1)
   return loss + options.cross_entropy * cross_entropy + options.dice * dice
+
+
+_DICE_PIXELS = 10.0  # smooths the Dice loss of classes that a batch hardly shows
+
+
+def head_loss(logits: Float[Array, "b h w c"], labels: Integer[AnyArray, "b h2 w2"]) -> Float[Array, ""]:
+  """Returns cross-entropy, plus half the soft Dice loss of the mean class, and of each image's foreground.
+
+  Args:
+    logits: at stride 2.
+    labels: of the pixels; `palette.IGNORE` does not count.
+  """
+  b, height, width, classes = logits.shape
+  labels = labels.reshape(b, height, 2, width, 2)
+  share = jax.nn.one_hot(labels, classes).mean(axis=(2, 4))  # ignored pixels have none
+  known = share.sum(axis=-1)
+  log_p = jax.nn.log_softmax(logits)
+  cross = -jnp.sum(share * log_p) / (jnp.sum(known) + 1e-6)
+  p = jnp.exp(log_p) * known[..., None]
+
+  def dice(found, truth, axis):
+    common, total = (found * truth).sum(axis=axis), (found + truth).sum(axis=axis)
+    return jnp.mean(1 - (2 * common + _DICE_PIXELS) / (total + _DICE_PIXELS))
+
+  # Of each image, so that small objects count as much as large ones.
+  foreground = dice(p[..., 1:].sum(axis=-1), share[..., 1:].sum(axis=-1), (1, 2))
+  return cross + 0.5 * dice(p[..., 1:], share[..., 1:], (0, 1, 2)) + 0.5 * foreground

@@ -84,9 +84,11 @@ class Monitor:
       colors: their predicted colors, 0..255, [B, 2S, S, 3].
       config: architecture of the network.
     """
-    if not self._enabled:
-      return
-    picture = draw_panels(batch, colors, config)
+    if self._enabled:
+      self.picture(step, split, draw_panels(batch, colors, config))
+
+  def picture(self, step: int, split: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Writes a picture as RUN/panels/SPLIT_STEP.png and gives it to the tracker; on the first process only."""
     path = self._workdir / "panels" / f"{split}_{step:07d}.png"
     write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"), replace=True)
     self._tracker.picture(step, split, picture)

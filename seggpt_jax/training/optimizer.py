@@ -29,7 +29,7 @@ _LAYERS: tuple[tuple[str, str], ...] = (
   (r"^prompt\.", "first"),
   (r"^(?:lora\.)?blocks\.(\d+)\.", "block"),
   (r"^(norm|decoder_embed|decoder_pred)\.", "last"),
-  (r"^(to[124]|skip4|conv[24][ab])\.|^hint_weights$", "last"),
+  (r"^(to[124]|skip4|conv[24][ab]|pixel_head)\.|^hint_weights$", "last"),
 )
 # Only parameters that multiply features are decayed. A norm's scale near zero would switch off its features, and a
 # position or a token near zero would carry no information.

@@ -359,8 +359,8 @@ KEYS: tuple[Key, ...] = (
   Key(
     "adapter.kind",
     "none",
-    "Trained with the network frozen: none (the network itself is trained), lora, or prompt (a learned prompt).",
-    choices=("none", *ADAPTERS),
+    "What is trained: none (the network), lora, prompt (a learned prompt) or head (a classifier without prompts).",
+    choices=("none", *ADAPTERS, "head"),
   ),
   Key("adapter.rank", 8, "Rank of the update of each kernel.", 1, 2**16, conditions=with_value("adapter.kind", "lora")),
   Key(

@@ -24,7 +24,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive, expand, refuse_patterns, refuse_remote, remove_leftovers, writing
 from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.adapter_files import describe_adapter
-from seggpt_jax.model.adapters import Adapter
+from seggpt_jax.model.adapters import Adapter, is_adapter_name
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.training import resume, sharding
 from seggpt_jax.training.checkpoints import Checkpoints
@@ -102,15 +102,8 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
   Raises:
     InputError: something is wrong with the configuration, the data, the weights or the run directory.
   """
-  refuse_remote("--workdir", workdir)
-  refuse_patterns("--workdir", workdir)
-  workdir, config = Path(expand(workdir)), expand_paths(config)
-  check_config(config)
-  check_tracker(config.tracker)
-  resume.check_workdir(workdir)
-  config = resume.keep_pairs(workdir, config)
-  changed = resume.changed_keys(workdir, config)
-  model_config = _architecture(config)
+  workdir, config, changed = check_start(config, workdir)
+  model_config = architecture(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   _check_batch_size(config, model_config)
   inputs = open_inputs(config, model_config, workdir)
@@ -121,13 +114,8 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
   config.data.class_names = config.data.class_names or inputs.class_names
   plan = make_plan(config, model_config, mesh)
 
-  for folder in ("checkpoints", "best", "panels"):
-    with writing(workdir / folder):
-      (workdir / folder).mkdir(parents=True, exist_ok=True)
-  if jax.process_index() == 0:
-    held.enter_context(exclusive(workdir))
-    remove_leftovers(workdir, "panels", "checkpoints", "best")
-  checkpoints, state, progress = _open_state(config, model_config, plan, workdir)
+  make_folders(workdir, held)
+  checkpoints, state, progress = open_state(config, model_config, plan, workdir)
   if progress.get("epoch", inputs.training.epoch) != inputs.training.epoch:
     changed.append(
       f"the number of training images, {progress['epoch']} then, {inputs.training.epoch} now: another order"
@@ -174,6 +162,29 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
   )
 
 
+def check_start(config: ConfigDict, workdir: str | os.PathLike) -> tuple[Path, ConfigDict, list[str]]:
+  """Returns run directory and checked configuration, and the keys that have changed since the run's last start."""
+  refuse_remote("--workdir", workdir)
+  refuse_patterns("--workdir", workdir)
+  workdir, config = Path(expand(workdir)), expand_paths(config)
+  check_config(config)
+  check_tracker(config.tracker)
+  resume.check_workdir(workdir)
+  config = resume.keep_pairs(workdir, config)
+  changed = resume.changed_keys(workdir, config)
+  return workdir, config, changed
+
+
+def make_folders(workdir: Path, held: contextlib.ExitStack) -> None:
+  """Makes the folders of a run and takes its lock."""
+  for folder in ("checkpoints", "best", "panels"):
+    with writing(workdir / folder):
+      (workdir / folder).mkdir(parents=True, exist_ok=True)
+  if jax.process_index() == 0:
+    held.enter_context(exclusive(workdir))
+    remove_leftovers(workdir, "panels", "checkpoints", "best")
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """The computation of a run, without any values.
@@ -218,7 +229,7 @@ def make_plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh, *, sca
   if adapter is not None:
     init_adapter = functools.partial(adapter.init, params, model_config.canvas_size)
     params = params | jax.eval_shape(init_adapter, jax.random.key(0))
-  optimizer = make_optimizer(config.optim, config.num_steps, params, adapter is not None)
+  optimizer = make_optimizer(config.optim, config.num_steps, params, config.adapter.kind != "none")
   initial = functools.partial(init_state, optimizer.transform, frozen=optimizer.frozen, ema=config.optim.ema > 0)
   shapes = jax.eval_shape(initial, params)
   state_sharding = TrainState(
@@ -233,7 +244,7 @@ def make_plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh, *, sca
   return Plan(graph, adapter, init_adapter, optimizer, initial, state_sharding, placed)
 
 
-def _open_state(
+def open_state(
   config: ConfigDict, model_config: SegGPTConfig, plan: Plan, workdir: Path
 ) -> tuple[Checkpoints, TrainState, dict[str, Any]]:
   """Opens the checkpoints and restores the newest one, or starts afresh without a checkpoint.
@@ -263,7 +274,7 @@ def _open_state(
   return checkpoints, jax.jit(plan.init_state, out_shardings=where, donate_argnums=0)(params), {}
 
 
-def _architecture(config: ConfigDict) -> SegGPTConfig:
+def architecture(config: ConfigDict) -> SegGPTConfig:
   """Returns the model config of `init_from` or `variant`, with the config's overrides applied."""
   model = config.model
   if model.init_from:
@@ -280,7 +291,7 @@ def _architecture(config: ConfigDict) -> SegGPTConfig:
     architecture = VARIANTS[model.variant]
   else:
     raise InputError(f"config.model.variant: found {model.variant!r}, expected one of {', '.join(VARIANTS)}")
-  changes: dict[str, Any] = {}
+  changes: dict[str, Any] = {"head_classes": 0, "head_side": 0}  # only a run that trains a head has one
   if model.square:
     if model.square % architecture.patch_size:
       raise InputError(
@@ -330,6 +341,11 @@ def _initial_params(
   source = weights.load_config(config.model.init_from)
   stored = weights.load_params(config.model.init_from, source) if stored is None else stored
   params = parameters.resize_canvas(stored, source, model_config.canvas_size)
+  given = {name: params.pop(name) for name in list(params) if is_adapter_name(name)}
+  if model_config.head_classes:  # it starts from a head of as many classes, else at random
+    drawn = parameters.split(parameters.network(model_config, config.seed))[1]
+    fits = source.head_classes == model_config.head_classes
+    params |= {name: given[name] if fits else np.asarray(each) for name, each in drawn.items() if is_adapter_name(name)}
   return {name: _place(value, where[name]) for name, value in params.items()}
 
 

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from seggpt_jax.audit import contact_sheet
+from seggpt_jax.audit import contact_sheet, networks
 from seggpt_jax.audit.advice import advise, train_line
 from seggpt_jax.audit.findings import audit_dataset
 from seggpt_jax.audit.report import as_facts, as_text
@@ -490,21 +490,26 @@ def test_rare_classes_and_those_of_one_split_only(tmp_path):
   assert "classes only in train, not in val: 2; they are not scored" in text
 
 
-def test_little_foreground_wants_crops_on_it(tmp_path):
+def test_little_foreground_wants_crops_on_it_where_the_released_weights_are_trained(tmp_path, monkeypatch):
+  monkeypatch.setattr(networks, "_WEIGHTS", tmp_path)
   label = np.zeros((SIZE, SIZE), np.uint8)
   label[: SIZE // 8, : SIZE // 8] = 1
   text = advised(inspected(write(tmp_path, lambda i: label)))
   assert "data.foreground_crop=0.5" in text and "regions are small" not in text
 
 
-def test_regions_smaller_than_a_patch_want_tiles(tmp_path):
+def test_small_regions_want_tiles_of_the_released_weights_and_larger_squares_of_a_head(tmp_path, monkeypatch):
   def speck(i):
     label = np.zeros((SIZE, SIZE), np.uint8)
     label[i, i] = 1
     return label
 
-  text = advised(inspected(write(tmp_path, speck)))
-  assert "--config defects_small trains on tiles" in text and "foreground_crop" not in text
+  write(tmp_path, speck)
+  monkeypatch.setattr(networks, "SMALL", networks.SMALL._replace(square=96))
+  text = advised(inspected(tmp_path))
+  assert "a larger config.data.resize shows them" in text and "foreground_crop" not in text
+  monkeypatch.setattr(networks, "_WEIGHTS", tmp_path)
+  assert "--config defects trains on tiles" in advised(inspected(tmp_path))
 
 
 def test_mostly_ignored_pixels(tmp_path):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from configs import defects_small, small
+from configs import defects, small
 from seggpt_jax.errors import InputError
 from seggpt_jax.training.resume import changed_keys, keep_pairs, store_config
 
@@ -38,7 +38,7 @@ def test_a_run_keeps_its_pairs_where_the_new_start_does_not_set_them(run, config
 
 
 def test_a_run_keeps_the_scales_that_its_first_start_measured(run):
-  config = defects_small.get_config()
+  config = defects.get_config()
   measured = copy.deepcopy(config)
   measured.data.update(zoom=0.5, prompt_grid=2, coarse_zoom=0.2, coarse_classes=(4, 5))
   store_config(run, measured)
