@@ -32,6 +32,12 @@ def own_prompts(queries: Sequence[Query], entries: _Entries) -> tuple[str, ...]:
   return tuple(name for name, entry in found if entry.get("is_prompt") and "counts" in entry)
 
 
+def never_found(entries: _Entries) -> list[int]:
+  """Returns the classes that prompts of a run showed and that none of its predictions has."""
+  asked, found = ({index for entry in entries.values() for index in entry.get(key, ())} for key in ("asked", "found"))
+  return sorted(asked - found - {0})
+
+
 def write_report(
   outdir: Path, queries: Sequence[Query], entries: _Entries, settings: Mapping[str, Any]
 ) -> dict[str, Any] | None:
