@@ -45,7 +45,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
     "Benchmark": [
       flags.DEFINE_enum("benchmark", None, [*BENCHMARKS, _DAVIS], "Benchmark to run.", required=True),
       define_path(
-        "model_path", "Path of weights or of a training run, packaged name (small) or Hugging Face name.", required=True
+        "model_path", "Path of weights or of a training run, packaged name (small) or hf://OWNER/NAME.", required=True
       ),
       define_path("data_dir", "Folder of the dataset as it is unpacked.", required=True),
       define_path("outdir", "Folder for the results.", required=True),
