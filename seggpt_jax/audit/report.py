@@ -212,6 +212,7 @@ def _class_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
     if row["num_regions"]:
       line += f"{row['num_regions']:>9}{_area(row['median_region']):>26}{_area(row['smallest_region']):>26}"
     yield line
+  yield "  regions are connected; sizes are shares of the image, and the side where the network sees all of it at once"
   if facts["ignored"]:
     yield f"  {'ignored':<20}{percent(facts['ignored']):>9}"
   yield f"  without foreground: {facts['num_without_foreground']} of {facts['num_labels']} samples"
@@ -250,11 +251,7 @@ def _copy_lines(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _advice_lines(facts: dict[str, Any]) -> Iterator[str]:
-  if facts["advice"]:
-    yield "ADVICE"
-    yield from (f"  {number}. {text}" for number, text in enumerate(facts["advice"], 1))
-    yield ""
-    yield "TO TRAIN, once the problems are fixed:" if not facts["ready"] else "TO TRAIN, with these keys set:"
-  else:
-    yield "No problems found. TO TRAIN:"
-  yield f"  {facts['train']}"
+  yield "ADVICE" if facts["advice"] else "No problems found."
+  yield from (f"  {number}. {text}" for number, text in enumerate(facts["advice"], 1))
+  yield from ("", "TO SEGMENT, without training:", f"  {facts['segment']}") if facts["segment"] else ()
+  yield from ("", f"TO TRAIN{'' if facts['ready'] else ', once the problems are fixed'}:", f"  {facts['train']}")
