@@ -125,6 +125,7 @@ def as_text(facts: dict[str, Any]) -> str:
   for split, each in facts["splits"].items():
     if each["num_labels"]:
       lines += ["", *_class_lines(split, each)]
+  lines += ["", "Regions are connected; sizes are shares of the image, with the side where the network sees all of it."]
   if facts["groups"]:
     lines += ["", *_group_lines(facts["groups"])]
   lines += ["", *_copy_lines(facts), "", *_advice_lines(facts)]
@@ -212,7 +213,6 @@ def _class_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
     if row["num_regions"]:
       line += f"{row['num_regions']:>9}{_area(row['median_region']):>26}{_area(row['smallest_region']):>26}"
     yield line
-  yield "  regions are connected; sizes are shares of the image, and the side where the network sees all of it at once"
   if facts["ignored"]:
     yield f"  {'ignored':<20}{percent(facts['ignored']):>9}"
   yield f"  without foreground: {facts['num_without_foreground']} of {facts['num_labels']} samples"

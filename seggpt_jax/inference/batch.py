@@ -219,19 +219,6 @@ def _note_bad(bad: BadFiles, progress: Ledger, bar: tqdm, name: str, reason: str
   bar.update()
 
 
-def with_progress(
-  items: Iterable[tuple[Read, Prediction]], queries: Sequence[Query], name: str = "infer"
-) -> Iterator[tuple[Read, Prediction]]:
-  """Yields results of `segment` and shows a progress bar.
-
-  Args:
-    items: results of `segment`.
-    queries: all queries.
-    name: what the bar is called.
-  """
-  yield from tqdm(items, name, len(queries), unit="image")
-
-
 def _pixels_of(written: Iterable[tuple[str, int, Future[dict[str, Any]]]]) -> int:
   """Returns the pixels of images that wait to be written."""
   return sum(pixels for _, pixels, _ in written)

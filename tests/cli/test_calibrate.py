@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -124,6 +125,12 @@ def test_inference_and_calibration_use_the_scale_of_training(trained, data, tmp_
     "infer", "--model-path", run, "--dataset-dir", data / "val", *prompts(data), "--outdir", tmp_path / "d"
   )
   assert again.returncode == 0 and "operating point of the run: sensitivity" in again.stdout
+  # One unit and one meaning: both commands have seen the same images with the same prompts.
+  said = re.search(r"chosen, .*: foreground IoU ([0-9.]+%)", done.stdout)[1]
+  assert re.search(r"^  foreground +([0-9.]+%)", again.stdout, re.M)[1] == said
+  assert "8 of 8 scored images are those that seggpt calibrate chose on" in again.stdout
+  line = ("--model-path", run, "--dataset-dir", data / "train", *prompts(data), "--outdir", tmp_path / "h")
+  assert "of 12 scored images are those of training: their mean IoU is" in command("infer", *line).stdout
   mixed = command(
     *(
       "infer",
