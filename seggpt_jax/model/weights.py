@@ -156,8 +156,8 @@ def find_weights(name: str | os.PathLike) -> Path:
     if address := hub.parse(name):
       return _from_hub(os.fspath(name), address)
     raise InputError(
-      f"{name}: not found; `small` comes with the package, `seggpt convert FILE.pth DIRECTORY` makes weights, and "
-      f"hf://OWNER/NAME reads them from the hub; expected one of these, a training run, or {packaged.names()[0]}"
+      f"{name}: not found, expected weights, a training run, {' or '.join(packaged.names()[::-1])} of the package, or "
+      "hf://OWNER/NAME of the hub; `seggpt convert` makes weights of a .pth file"
     )
   found = find_checkpoint(path, _WEIGHTS)
   if found:

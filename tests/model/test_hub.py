@@ -102,7 +102,7 @@ def test_names_of_the_hub_are_told_from_paths(name, expected):
 @pytest.mark.parametrize("name", ["runs/typo", "weights/vit_large"])
 def test_a_path_that_is_not_there_is_never_asked_for_on_the_hub(name):
   """A missing folder of weights would become a download, or an error about tokens."""
-  with pytest.raises(InputError, match=rf"{name}: not found; `small` comes with .* `seggpt convert FILE.pth"):
+  with pytest.raises(InputError, match=rf"{name}: not found, expected .* small or drawn .*`seggpt convert`"):
     weights.find_weights(name)
 
 
