@@ -190,7 +190,7 @@ def test_the_commands_and_examples_of_a_page_run_in_their_order(page, files, tmp
     make_class_folders(folder)
   if page.stem == "coming_from_ultralytics":
     make_yolo(folder)
-  if page.stem in ("boards", "classes", "first", "tutorial", "retrieval"):
+  if page.stem in ("README", "boards", "classes", "first", "tutorial", "retrieval"):
     # The page draws the dataset itself.
     shutil.move(folder / "DATASET", folder / "drawn before")
   printed = [command for its_page, command in RUN if its_page == page]

@@ -21,7 +21,7 @@ ROOMS = (
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
   **{"cli": 2920, "app": 4160, "evaluation": 2390, "retrieval": 1000, "export": 740, "training": 4690},
-  **{"inference": 4960, "audit": 2710, "prepare": 760, "synthetic": 750, "model": 4430, "data": 6290, "metrics": 500},
+  **{"inference": 5060, "audit": 2710, "prepare": 760, "synthetic": 750, "model": 4440, "data": 6290, "metrics": 500},
   "": 1340,
 }
 MOST_IN_A_MODULE = 400
@@ -30,7 +30,7 @@ LONGER = {
   "seggpt_jax.app.page_routes": 455,
   "seggpt_jax.app.sessions": 535,
   "seggpt_jax.data.images": 452,
-  "seggpt_jax.inference.predictor": 423,
+  "seggpt_jax.inference.predictor": 408,
   "seggpt_jax.inference.queries": 453,
   "seggpt_jax.model.seggpt": 425,
   "seggpt_jax.training.checkpoints": 437,

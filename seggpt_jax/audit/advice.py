@@ -231,16 +231,6 @@ def _ignored(findings: Findings) -> Iterator[Advice]:
 
 
 _RULES: tuple[Callable[[Findings], Iterator[Advice]], ...] = (
-  _meaning,
-  _mask_names,
-  _palette_files,
-  _interpolated,
-  _too_many_classes,
-  _foreground,
-  _specks,
-  _unseen,
-  _rare,
-  _missing_classes,
-  _small,
-  _ignored,
+  *(_meaning, _mask_names, _palette_files, _interpolated, _too_many_classes, _foreground, _specks),
+  *(_unseen, _rare, _missing_classes, _small, _ignored),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import math
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +15,7 @@ from seggpt_jax.audit.findings import Findings
 from seggpt_jax.audit.sentence import Advice, count_text, key_text
 from seggpt_jax.audit.survey import Survey
 from seggpt_jax.data.datasets import OUTLINES
+from seggpt_jax.data.labels import LabelFormat
 
 _FEW_TRAIN, _FEW_VAL = 10, 5
 _LARGE = 4_000_000  # pixels
@@ -81,23 +84,39 @@ def _shrink_line(findings: Findings) -> str:
 
 def _prepare_line(findings: Findings, outdir: str, **changes: Any) -> str:
   """Returns the command that converts this dataset, with labels read as in the audit."""
-  dataset, label_format = findings.dataset, findings.dataset.label_format
+  dataset = findings.dataset
   flags: dict[str, Any] = {"kind": dataset.kind, "path": dataset.path, "num_classes": dataset.num_classes}
-  table, ignore = (
-    ",".join(str(value).replace(" ", "") for value in values) for values in (label_format.table, label_format.ignore)
-  )
-  if dataset.kind not in OUTLINES:
-    more = str(label_format.threshold) if label_format.threshold is not None else table
-    flags["labels"] = f"{label_format.mode}:{more}" if more else label_format.mode
-  flags |= {"ignore": ignore} if ignore else {}
+  flags |= {} if dataset.kind in OUTLINES else _label_flags(dataset.label_format)
   flags |= {"class_names": ",".join(dataset.class_names)} if dataset.class_names else {}
   bad = any(
     survey.num_usable < len(survey.samples) or survey.problems["unmatched"] for survey in findings.surveys.values()
   )
   flags |= {"bad_files": "skip"} if bad else {}
   flags |= {**changes, "format": "folder", "outdir": f"{dataset.path.rstrip('/')}_{outdir}"}
-  values = " ".join(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())
-  return f"seggpt prepare {values}"
+  return _line("prepare", flags)
+
+
+def _line(command: str, flags: dict[str, Any]) -> str:
+  return " ".join([f"seggpt {command}", *(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())])
+
+
+def _label_flags(read: LabelFormat) -> dict[str, str]:
+  """Returns the flags that read labels as in the audit."""
+  table, ignore = (",".join(str(value).replace(" ", "") for value in values) for values in (read.table, read.ignore))
+  more = str(read.threshold) if read.threshold is not None else table
+  return {"labels": f"{read.mode}:{more}" if more else read.mode} | ({"ignore": ignore} if ignore else {})
+
+
+def segment_line(findings: Findings) -> str:
+  """Returns the command that segments the last split by the first one's examples; "" if these are no label maps."""
+  folders = [files.folders for files in findings.files.values() if files.folders]
+  if findings.dataset.kind != "folder" or not folders or len(folders[0]) < 2:
+    return ""
+  queries = folders[-1][0]
+  flags = {"model-path": "small", "outdir": "segmented"}
+  flags["dataset-dir"] = os.path.dirname(queries) if os.path.basename(queries) == "images" else queries
+  flags |= dict(zip(("prompt-img-dir", "prompt-label-dir"), folders[0], strict=False))
+  return _line("infer", flags | _label_flags(findings.dataset.label_format))
 
 
 def _unmatched(findings: Findings) -> Iterator[Advice]:
@@ -232,6 +251,12 @@ def _dark(findings: Findings) -> Iterator[Advice]:
 def _leaks(findings: Findings) -> Iterator[Advice]:
   groups = findings.groups
   if groups is None:
+    sizes = collections.Counter(each.name.rpartition("/")[2].rpartition("_")[0] for each in findings.train.samples)
+    if 1 < len(sizes) <= len(findings.train.samples) / 2 and min(sizes.values()) > 1 and "" not in sizes:
+      yield Advice(
+        f"names look like {len(sizes)} groups, such as {sizes.most_common(1)[0][0]}: if each is a task of its own, or "
+        "one object, inspect with --groups=prefix:_ and train with data.groups=prefix:_: prompts are then of its group"
+      )
     return
   for problem in groups.problems[:3]:
     yield Advice(f"groups cannot be determined: {problem}; set another --groups")
@@ -264,16 +289,6 @@ def _copies(findings: Findings) -> Iterator[Advice]:
 
 
 RULES: tuple[Callable[[Findings], Iterator[Advice]], ...] = (
-  _usable,
-  _unmatched,
-  _missing,
-  _bad,
-  _notes,
-  _sizes,
-  _turned,
-  _boxes,
-  _leaks,
-  _copies,
-  _dark,
-  _large,
+  *(_usable, _unmatched, _missing, _bad, _notes, _sizes),
+  *(_turned, _boxes, _leaks, _copies, _dark, _large),
 )

@@ -125,6 +125,7 @@ def as_text(facts: dict[str, Any]) -> str:
   for split, each in facts["splits"].items():
     if each["num_labels"]:
       lines += ["", *_class_lines(split, each)]
+  lines += ["", "Regions are connected; sizes are shares of the image, with the side where the network sees all of it."]
   if facts["groups"]:
     lines += ["", *_group_lines(facts["groups"])]
   lines += ["", *_copy_lines(facts), "", *_advice_lines(facts)]
@@ -250,11 +251,7 @@ def _copy_lines(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _advice_lines(facts: dict[str, Any]) -> Iterator[str]:
-  if facts["advice"]:
-    yield "ADVICE"
-    yield from (f"  {number}. {text}" for number, text in enumerate(facts["advice"], 1))
-    yield ""
-    yield "TO TRAIN, once the problems are fixed:" if not facts["ready"] else "TO TRAIN, with these keys set:"
-  else:
-    yield "No problems found. TO TRAIN:"
-  yield f"  {facts['train']}"
+  yield "ADVICE" if facts["advice"] else "No problems found."
+  yield from (f"  {number}. {text}" for number, text in enumerate(facts["advice"], 1))
+  yield from ("", "TO SEGMENT, without training:", f"  {facts['segment']}") if facts["segment"] else ()
+  yield from ("", f"TO TRAIN{'' if facts['ready'] else ', once the problems are fixed'}:", f"  {facts['train']}")

@@ -48,7 +48,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   return {
     "Network": [
       define_path(
-        "model_path", "Path of weights or of a training run, packaged name or Hugging Face name.", default="small"
+        "model_path", "Path of weights or of a training run, packaged name or hf://OWNER/NAME.", default="small"
       ),
       define_path("adapter", "Training run that learned a LoRA or a prompt for these weights."),
     ],

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from tqdm import tqdm
 
 from seggpt_jax.cli import inference_flags, label_flags
 from seggpt_jax.cli.path_flags import define_path
@@ -62,8 +63,9 @@ def main() -> None:
     raise InputError(f"{missing.image}: found no label for it, expected one for every image of {values.dataset_dir}")
   queries = find_queries(values.dataset_dir, options, labels)
   predictor = Predictor.from_checkpoint(values.model_path)
+  results = batch.segment(predictor, queries, options, labels=labels)
   seen, own, palette = [], [], None
-  for item, prediction in batch.with_progress(batch.segment(predictor, queries, options, labels=labels), queries):
+  for item, prediction in tqdm(results, "calibrate", len(queries), unit="image"):
     if item.is_prompt:
       own.append(item.query.name)
       continue
@@ -109,10 +111,10 @@ def choose(
   print(f"chosen, {about['aim']}: {_words(chosen)}")
   reached = chosen.catch if aim == "catch" else chosen.left_alone
   if aim in ("catch", "yield") and reached is not None and reached < least:
-    print(f"note: no choice reaches --{aim} {least}; {reached:.3f} is the most")
+    print(f"note: no choice reaches --{aim} {least}; {reached:.1%} is the most")
   print(f"written: {path}, {path.with_suffix('.png').name}")
 
 
 def _words(found: Rates) -> str:
   values = {"foreground IoU": found.iou, "F1": found.f1, "catch": found.catch, "yield": found.left_alone}
-  return ", ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
+  return ", ".join(f"{name} {value:.1%}" for name, value in values.items() if value is not None)

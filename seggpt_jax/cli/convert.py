@@ -6,7 +6,7 @@
   seggpt convert --to hf runs/mine mine_hf --push me/scratches   # the same, uploaded to the Hugging Face hub
 
 INPUT is a .pth, .pt or .bin pickle, a .safetensors file, a Hugging Face model directory, or a weights directory or
-training run of this package, or the name of a repository on the hub.
+training run of this package, or hf://OWNER/NAME, a repository on the hub.
 """
 
 from __future__ import annotations
@@ -61,5 +61,5 @@ def main(source: str, destination: str) -> None:
   print(f"written: {destination}")
   if values.push:
     output = Path(expand(destination))
-    name = f"hf://{values.push}/{output.name}" if output.is_file() else values.push
+    name = f"hf://{values.push}/{output.name}" if output.is_file() else f"hf://{values.push}"
     print(f"uploaded: {hub.upload(values.push, output, model_card.model_card(name, source, params, config))}")

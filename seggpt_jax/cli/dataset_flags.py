@@ -21,7 +21,7 @@ def define_dataset_flags(*, guess: bool) -> dict[str, list[flags.FlagHolder]]:
   found = " Found out by default." if guess else ""
   return {
     "Dataset": [
-      define_path("path", "Folder of the dataset, local or remote.", required=True),
+      define_path("path", "Folder of the dataset, local or remote.", required=not guess),
       flags.DEFINE_enum(
         "kind", None if guess else "folder", list(KINDS), f"How the files are laid out. {kinds}.{found}"
       ),

@@ -44,9 +44,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   return {
     "Benchmark": [
       flags.DEFINE_enum("benchmark", None, [*BENCHMARKS, _DAVIS], "Benchmark to run.", required=True),
-      define_path(
-        "model_path", "Path of weights or of a training run, packaged name (small) or Hugging Face name.", required=True
-      ),
+      define_path("model_path", "Weights or a training run, packaged name (small) or hf://OWNER/NAME.", required=True),
       define_path("data_dir", "Folder of the dataset as it is unpacked.", required=True),
       define_path("outdir", "Folder for the results.", required=True),
       flags.DEFINE_string("shard", "1/1", "I/N: do only the I-th of N shares of the work."),

@@ -29,9 +29,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags of the command."""
   return {
     "Network and results": [
-      define_path(
-        "model_path", "Path of weights or of a training run, packaged name (small) or Hugging Face name.", required=True
-      ),
+      define_path("model_path", "Weights or a training run, packaged name (small) or hf://OWNER/NAME.", required=True),
       define_path("adapter", "Training run that learned a LoRA for these weights."),
       define_path("outdir", "Folder for inspection.json and report.html.", required=True),
     ],

@@ -38,8 +38,9 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.inference import annotation_files, batch, instances, outputs, queries, scores, video
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.report import own_prompts_line
+from seggpt_jax.inference.report import own_prompts_line, uses_lines
 from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.trained import earlier_uses
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.weights import load_config
@@ -59,9 +60,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags of the command."""
   return {
     "Network and results": [
-      define_path(
-        "model_path", "Path of weights or of a training run, packaged name (small) or Hugging Face name.", required=True
-      ),
+      define_path("model_path", "Weights or a training run, packaged name (small) or hf://OWNER/NAME.", required=True),
       define_path("adapter", "Training run that learned a LoRA or a prompt for these weights."),
       define_path("outdir", "Folder for the results.", required=True),
     ],
@@ -142,6 +141,10 @@ def main() -> None:
     also_read=[values.mapping] if values.mapping else [],
   )
   _report(outcome)
+  if outcome.metrics:
+    uses = earlier_uses(values.adapter or values.model_path, {query.name: query.image for query in found})
+    for line in uses_lines(uses, outcome.metrics["per_image"]):
+      print(line)
 
 
 def _check_flags(learned: bool) -> None:

@@ -1,7 +1,7 @@
 """Checks a segmentation dataset before training, and prints a report with advice and the command that trains on it.
 
-  seggpt inspect --path DATASET
-  seggpt inspect --path DATASET --groups=prefix:_ --labels=index --num-classes=3 --outdir=OUT
+  seggpt inspect DATASET
+  seggpt inspect DATASET --groups=prefix:_ --labels=index --num-classes=3 --outdir=OUT
 
 Writes the report to OUT/inspect.json and samples with their labels to OUT/inspect.png. Layout, splits, label format
 and number of classes are found out unless flags give them. Unreadable files do not stop the command: all of them are
@@ -18,6 +18,7 @@ from absl import flags
 
 from seggpt_jax.audit.advice import advise, train_line
 from seggpt_jax.audit.contact_sheet import draw_samples
+from seggpt_jax.audit.file_advice import segment_line
 from seggpt_jax.audit.findings import audit_dataset
 from seggpt_jax.audit.report import as_facts, as_text
 from seggpt_jax.cli.dataset_flags import dataset_from_flags, define_dataset_flags, parse_splits
@@ -29,6 +30,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.files import MOMENT, remove_leftovers, write_whole, writing
 from seggpt_jax.written import check_outputs, is_own
 
+ARGUMENTS = ("[FOLDER]",)  # or --path
 _GUESSED = ("kind", "num_classes", "class_names", "labels", "ignore")
 
 
@@ -47,9 +49,12 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   }
 
 
-def main() -> None:
-  """Inspects the dataset that the flags name."""
+def main(folder: str | None = None) -> None:
+  """Inspects the dataset that the argument or the flags name."""
   values = flags.FLAGS
+  if (folder is None) == (values.path is None):
+    raise InputError(f"--path: {'missing' if folder is None else f'found {folder} too'}, expected one folder (--help)")
+  values.path = values.path or folder
   given = frozenset(name for name in _GUESSED if is_given(name))
   outdir = Path(values.outdir)
   pictures = [path for path in outdir.glob("*") if is_image(path.name) and not is_own(path)]
@@ -66,7 +71,7 @@ def main() -> None:
   facts = as_facts(findings)
   facts["advice"] = [each.text for each in advice]
   facts["ready"] = not any(each.fatal for each in advice)
-  facts["train"] = train_line(findings, advice)
+  facts |= {"segment": segment_line(findings), "train": train_line(findings, advice)}
   with writing(outdir):
     outdir.mkdir(parents=True, exist_ok=True)
   remove_leftovers(outdir, least_age=MOMENT)

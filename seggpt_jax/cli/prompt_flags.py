@@ -18,12 +18,13 @@ from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.queries import Query, list_queries
 from seggpt_jax.model.parameters import default_dtype
 from seggpt_jax.model.weights import load_config, load_model
-from seggpt_jax.retrieval.every_class import prompt_every_class
+from seggpt_jax.retrieval.every_class import prompt_every_class, warn_of_left_out
 from seggpt_jax.retrieval.labeled_images import list_prompts, read_facts
-from seggpt_jax.retrieval.mapping import ChoiceOptions, choose, default_cache
+from seggpt_jax.retrieval.mapping import default_cache
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 
-_SIMILAR = 5  # prompts of the packaged network, on real pictures better than one (docs/small.md)
+# Prompts by default: five are better than one (docs/small.md), and than one for each of twenty classes.
+_SEVERAL, _MOST = 5, 8
 FILE_PROMPTS = ("prompt_image", "prompt_label")
 FOLDER_PROMPTS = ("prompt_img_dir", "prompt_label_dir", "mapping", "prompts", "top_k")
 
@@ -38,14 +39,14 @@ def define_prompt_flags() -> list[flags.FlagHolder]:
       "prompts",
       "auto",
       ("auto", "first", "spread", "similar"),
-      "Prompts without a mapping: the first by name, the same for all that show every class (spread), or those most "
-      "similar to the query. auto is spread for a network trained with data.zoom, similar for small, else first.",
+      "Prompts without a mapping: the first by name, or some that together show every class, the same for all "
+      "(spread) or those most similar to the query. auto is similar for small, else and with data.zoom spread.",
     ),
     flags.DEFINE_integer(
       "top_k",
       None,
-      "Largest number of prompts for each query, each of several cells with data.zoom. By default 5 where "
-      "--prompts=auto chooses similar ones, else 1.",
+      "Largest number of prompts for each query, each of several cells with data.zoom. By default 1 with those, a "
+      f"mapping or --prompts=first, else {_SEVERAL}, or as many as there are classes, up to {_MOST}.",
       1,
       1000,
     ),
@@ -91,14 +92,11 @@ def find_queries(
   folders = values.prompt_img_dir, values.prompt_label_dir
   rule = values.prompts
   if rule == "auto":
-    rule = "spread" if options.zoom else "similar" if load_config(values.model_path).backbone else "first"
-  top_k = values.top_k or (_SIMILAR if rule == "similar" and values.prompts == "auto" and not values.mapping else 1)
-  # At the scale of training a prompt consists of cells, each from another image.
-  count = top_k * options.cells
+    rule = "similar" if load_config(values.model_path).backbone and not options.zoom else "spread"
   if values.mapping:
-    return list_queries(images, *folders, values.mapping, count, bad, apart=apart)
+    return list_queries(images, *folders, values.mapping, (values.top_k or 1) * options.cells, bad, apart=apart)
   if rule == "first":
-    found = list_queries(images, *folders, None, count, bad, apart=apart)
+    found = list_queries(images, *folders, None, (values.top_k or 1) * options.cells, bad, apart=apart)
     print(f"no --mapping: every query is prompted by {', '.join(files.written for files in found[0].prompts)}")
     return found
   found, candidates, index = list_queries(images, apart=(*apart, *folders)), list_prompts(*folders), None
@@ -106,13 +104,14 @@ def find_queries(
     model = load_model(values.model_path, dtype=default_dtype())
     index = PromptIndex.build(model, candidates, labels, cache=default_cache())
   facts = read_facts(candidates, labels) if index is None else index.facts
-  which = "those most similar to it" if index else "the same for all"
-  if index is None or options.zoom or values.prompts == "auto":
-    print(f"no --mapping: every query gets {count} prompts that show every class in turn, {which} (--prompts)")
-    return prompt_every_class(found, candidates, facts, count, index)
-  print(f"no --mapping: every query gets {count} of the prompts, {which} (--prompts)")
-  mapping, _ = choose(found, candidates, facts, ChoiceOptions(count), index=index)
-  by_name = {files.written: files for files in candidates}
-  return [
-    dataclasses.replace(query, prompts=tuple(by_name[name] for name in mapping[query.written])) for query in found
-  ]
+  # At the scale of training a prompt consists of cells, each from another image.
+  classes = int(facts.holds.any(axis=0).sum())
+  several = 1 if options.zoom else classes if _SEVERAL < classes <= _MOST else _SEVERAL
+  count = (values.top_k or several) * options.cells
+  which = "the most similar to it" if index else "the same for all"
+  print(f"no --mapping: every query gets up to {count} prompts that show every class in turn, {which} (--prompts)")
+  found = prompt_every_class(found, candidates, facts, count, index)
+  if not options.zoom:
+    found = [dataclasses.replace(query, prompts=tuple(dict.fromkeys(query.prompts))) for query in found]
+  warn_of_left_out(found, candidates, facts)
+  return found

@@ -26,9 +26,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags of the command."""
   return {
     "Images and results": [
-      define_path(
-        "model_path", "Path of weights or of a training run, packaged name (small) or Hugging Face name.", required=True
-      ),
+      define_path("model_path", "Weights or a training run, packaged name (small) or hf://OWNER/NAME.", required=True),
       define_path("dataset_dir", "Queries: a folder with images/ and perhaps labels/, or of images.", required=True),
       define_path("prompt_img_dir", "Labeled images that prompts are chosen from.", required=True),
       define_path("prompt_label_dir", "Label maps of these images.", required=True),

@@ -53,9 +53,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags of the command."""
   return {
     "Network": [
-      define_path(
-        "model_path", "Path of weights or of a training run, packaged name (small) or Hugging Face name.", required=True
-      ),
+      define_path("model_path", "Weights or a training run, packaged name (small) or hf://OWNER/NAME.", required=True),
       define_path("adapter", "Training run that learned a LoRA or a prompt for these weights."),
     ],
     "Address": define_address_flags(8000, "requests must bring as Authorization: Bearer TOKEN"),

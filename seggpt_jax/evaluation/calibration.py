@@ -53,7 +53,7 @@ class Rates:
     point: the operating point.
     precision: share of the pixels called foreground that are of the class they are called, 0..1.
     recall: share of the foreground's pixels that are called by their class, 0..1.
-    iou: foreground IoU over all pixels, 0..1.
+    iou: mean IoU of the classes from 1, from pixels of all images, 0..1: the foreground IoU of `seggpt infer`.
     catch: share of the images with foreground whose foreground IoU is at least 0.3; None without such images.
     left_alone: share of the images without foreground in which nothing is called foreground; None without such images.
   """
@@ -145,22 +145,23 @@ def rates(
     factor: kept with the result.
   """
   point = OperatingPoint(tuple(round(float(value), 4) for value in sensitivity), least_area)
-  classes, pixels, caught, alone = np.arange(len(palette)), np.zeros(4, np.int64), [], []
+  most = max(len(palette), *(1 + max(classes_in(image.truth), default=0) for image in images))
+  confusion, caught, alone = np.zeros((most, most), np.int64), [], []
   for image in images:
-    labels = decode_prediction(image.colors, palette, classes, None, *point).labels
+    labels = decode_prediction(image.colors, palette, np.arange(len(palette)), None, *point).labels
     known = image.truth != IGNORE
-    found, there = (labels > 0) & known, (image.truth > 0) & known
-    both = int((found & there).sum())
-    right = int((there & (labels == image.truth)).sum())
-    pixels += right, both, int(found.sum()), int(there.sum())
-    if there.any():
-      caught.append(both >= Thresholds.catch_iou * int((found | there).sum()))
+    pairs = image.truth[known].astype(np.int64) * most + labels[known]
+    own = np.bincount(pairs, minlength=most * most).reshape(most, most)
+    confusion += own
+    if own[1:].any():
+      caught.append(own[1:, 1:].sum() >= Thresholds.catch_iou * (own.sum() - own[0, 0]))
     else:
-      alone.append(not found.any())
-  right, both, found, there = pixels.tolist()
+      alone.append(not own[:, 1:].any())
   means = (float(np.mean(values)) if values else None for values in (caught, alone))
-  shares = right / max(found, 1), right / max(there, 1), both / max(found + there - both, 1)
-  return Rates(factor, point, *shares, *means)
+  right, found, there = np.diag(confusion)[1:], confusion.sum(axis=0)[1:], confusion.sum(axis=1)[1:]
+  either = found + there - right
+  iou = (right[either > 0] / either[either > 0]).mean() if either.any() else 0.0
+  return Rates(factor, point, *(float(right.sum() / max(each.sum(), 1)) for each in (found, there)), float(iou), *means)
 
 
 def _own_sensitivities(images: Sequence[Seen], palette: np.ndarray, shown: Sequence[int]) -> Float[np.ndarray, "m"]:

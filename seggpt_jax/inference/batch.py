@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from seggpt_jax.compilation import compile_notice
@@ -45,7 +46,7 @@ from seggpt_jax.inference.progress import (
 )
 from seggpt_jax.inference.prompts import PreparedPrompt, cells_of, read_label_map, without_ignored
 from seggpt_jax.inference.queries import PromptFiles, Query, files_of
-from seggpt_jax.inference.report import REPORT_FILES, own_prompts, skipped_files, write_report
+from seggpt_jax.inference.report import REPORT_FILES, never_found, own_prompts, skipped_files, write_report
 from seggpt_jax.inference.shard import Shard
 from seggpt_jax.model import parameters
 from seggpt_jax.written import check_outputs, is_own, open_record
@@ -172,34 +173,23 @@ def run(
       print(compile_notice("the network", predictor.config.depth, training=False))
     with tqdm(desc="infer", unit="image", total=len(unfinished)) as bar:
       skip = None if bad is None else functools.partial(_note_bad, bad, progress, bar)
-      shown: set[int] = set()
-      items = _noting_classes(segment(predictor, unfinished, options, labels=labels, skip=skip), shown)
+      items = segment(predictor, unfinished, options, labels=labels, skip=skip)
       write = functools.partial(_write, outdir, kinds, annotation_options, options.least_area, read)
       done = _write_all(items, write, progress, bar)
-    if never := sorted(shown):
-      print(
-        f"never found, although prompts show it: class {', '.join(map(str, never))}; try other or more prompts "
-        "(--prompts=similar, --top-k), or --split=objects if it is small"
-      )
     if bad and not done and len(unfinished) == len(own):
       raise InputError(f"none of {len(own)} images could be segmented, the first: {next(iter(bad)).reason}")
     entries = progress.read_all()
   left = sum(query.name not in entries for query in queries)
   if not left:
     annotation_files.finish(outdir, queries, entries, kinds, annotation_options)
+    if never := never_found(entries):
+      logging.warning(
+        "class %s: never found, although prompts show it; try other or more prompts (--prompts=similar, --top-k), or "
+        "--split=objects if it is small",
+        ", ".join(map(str, never)),
+      )
   metrics = None if left else write_report(outdir, queries, entries, settings)
   return Outcome(done, len(own) - len(unfinished), left, metrics, skipped_files(entries), own_prompts(queries, entries))
-
-
-def _noting_classes(items: Iterable[tuple[Read, Prediction]], missing: set[int]) -> Iterator[tuple[Read, Prediction]]:
-  """Yields results; in the end `missing` has the classes that prompts showed and no prediction has."""
-  asked: set[int] = set()
-  found: set[int] = set()
-  for item, prediction in items:
-    asked.update(prediction.classes)
-    found.update(np.unique(prediction.labels).tolist())
-    yield item, prediction
-  missing.update(asked - found - {0})
 
 
 def _weights_of(predictor: Predictor) -> str:
@@ -227,19 +217,6 @@ def _note_bad(bad: BadFiles, progress: Ledger, bar: tqdm, name: str, reason: str
   progress.add(name, bad=reason)
   bad.add(name, reason)
   bar.update()
-
-
-def with_progress(
-  items: Iterable[tuple[Read, Prediction]], queries: Sequence[Query], name: str = "infer"
-) -> Iterator[tuple[Read, Prediction]]:
-  """Yields results of `segment` and shows a progress bar.
-
-  Args:
-    items: results of `segment`.
-    queries: all queries.
-    name: what the bar is called.
-  """
-  yield from tqdm(items, name, len(queries), unit="image")
 
 
 def _pixels_of(written: Iterable[tuple[str, int, Future[dict[str, Any]]]]) -> int:
@@ -365,7 +342,7 @@ def _write(
   if "geotiff" in kinds:
     geotiff.write(outdir, item.query, prediction)
   noted = annotation_files.write(outdir, item.query, prediction, kinds, annotation_options, least_area)
-  noted["read"] = read[item.query.name]
+  noted |= {"read": read[item.query.name], "asked": prediction.classes, "found": list(prediction.shares())}
   if item.is_prompt:
     noted["is_prompt"] = True
   if item.truth is None:

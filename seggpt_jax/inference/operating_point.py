@@ -53,6 +53,11 @@ def read_operating_point(run: str | os.PathLike) -> OperatingPoint | None:
   return point
 
 
+def read_about(run: str | os.PathLike) -> dict[str, Any]:
+  """Returns all that is stored with the operating point of a training run; {} if none was chosen."""
+  return {} if read_operating_point(run) is None else parse_json((Path(expand(run)) / FILE).read_bytes())
+
+
 def write_operating_point(run: str | os.PathLike, point: OperatingPoint, about: dict[str, Any]) -> Path:
   """Writes the operating point of a training run and returns the file.
 

@@ -12,11 +12,6 @@ from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.palette import IGNORE
 
 Flips = Literal["none", "horizontal", "vertical", "both"]
-Heads = Literal["auto", "on", "off"]
-# Largest values: a hundred tiles along a side are a hundred million passes for each prompt.
-MOST_SPLITS, MOST_AREA = 100, 2**31 - 1
-_MOST_OCTAVES = 16
-
 # Axes to mirror, for each copy of an image.
 MIRRORED_AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
   "none": ((),),
@@ -24,9 +19,13 @@ MIRRORED_AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
   "vertical": ((), (-3,)),
   "both": ((), (-2,), (-3,), (-3, -2)),
 }
+Heads = Literal["auto", "on", "off"]
+# Largest values: a hundred tiles along a side are a hundred million passes for each prompt.
+MOST_SPLITS, MOST_AREA = 100, 2**31 - 1
+_MOST_OCTAVES = 16
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class InferenceOptions:
   """Options for how the network is shown an image.
 
@@ -122,6 +121,10 @@ class InferenceOptions:
     for name in ("overlap", "stitch_width", "foreground_tiles"):
       if getattr(self, name) and max(splits) == 1:
         raise InputError(f"{name}: found {getattr(self, name)} with split 1, expected a split of at least 2")
+
+  def __repr__(self) -> str:
+    changed = [field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+    return f"InferenceOptions({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in changed)})"
 
   @property
   def zooms(self) -> tuple[float | int, ...]:

@@ -7,6 +7,7 @@ code in blocks of a few sizes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -19,10 +20,12 @@ from jaxtyping import Bool, Float, Integer, Num, UInt8
 from PIL import Image
 
 from seggpt_jax import palette as palette_lib
+from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand
 from seggpt_jax.inference import pictures, tiling
 
 _MIN_BLOCK, _MAX_BLOCK = 2**12, 2**18  # pixels decoded at a time
+_TEMPERATURE = 0.125  # as in training, see `loss.LossOptions`
 _FAR = 1e4  # a color so far from all others that it is never the nearest or the second nearest
 
 
@@ -37,6 +40,7 @@ class Prediction:
     classes: the classes that could be found, ascending: the background and those of the prompts.
     unstitched: the prediction before the seams between tiles were predicted again; None if they were not.
     image: the image itself, uint8 `[H, W, 3]`; None if it was not kept.
+    class_names: names of classes 1, 2, ..., as far as they were given.
   """
 
   labels: np.ndarray
@@ -45,9 +49,14 @@ class Prediction:
   classes: tuple[int, ...]
   unstitched: Prediction | None = None
   image: np.ndarray | None = None
+  class_names: tuple[str, ...] = ()
 
-  def mask(self, class_index: int) -> Bool[np.ndarray, "h w"]:
-    """Returns True where a class was found."""
+  def mask(self, class_index: int | str) -> Bool[np.ndarray, "h w"]:
+    """Returns True where a class was found, which is given by its index or its name."""
+    if isinstance(class_index, str):
+      if class_index not in self.class_names:
+        raise InputError(f"mask: found {class_index!r}, expected one of {', '.join(self.class_names) or 'no names'}")
+      class_index = 1 + self.class_names.index(class_index)
     return self.labels == class_index
 
   def shares(self) -> dict[int, float]:
@@ -76,15 +85,27 @@ class Prediction:
       return np.ones_like(nearest)
     return (second - nearest) / (second + nearest)
 
+  def probabilities(self) -> Float[np.ndarray, "h w m"]:
+    """Returns the probability of each of `classes`, 0..1, in their order, as `loss.cross_entropy` is trained on them.
+
+    They are a softmax of squared distances to the colors, relative to the two closest colors of classes.
+    """
+    colors = self.palette[list(self.classes)].astype(np.float32)
+    apart = np.linalg.norm(colors[:, None] - colors, axis=-1)[~np.eye(len(colors), dtype=bool)].min(initial=_FAR)
+    function = functools.partial(_probabilities_block, scale=_TEMPERATURE * apart**2)
+    return _in_blocks(function, self.colors, self.palette[list(self.classes)], np.float32)[..., : len(colors)]
+
   def save(self, path: str | os.PathLike) -> None:
     """Writes the labels as a PNG file of class indices: 8 bits, or 16 bits with more than 256 classes.
 
     Args:
-      path: path of the file; its folder is created if missing.
+      path: path of the file, which ends in .png; its folder is created if missing.
 
     Raises:
-      InputError: the file cannot be written.
+      InputError: the file cannot be written, or its ending is that of another format.
     """
+    if os.path.splitext(path)[1].lower() != ".png":
+      raise InputError(f"{path}: expected .png, which keeps class indices exactly; for a picture, save overlay()")
     pictures.write_png(Path(expand(path)), self.labels, replace=True)
 
   def colored(self) -> UInt8[np.ndarray, "h w 3"]:
@@ -113,7 +134,8 @@ class Prediction:
 
   def __repr__(self) -> str:
     height, width = self.labels.shape
-    shares = ", ".join(f"class {index}: {share:.1%}" for index, share in self.shares().items())
+    names = dict(enumerate(self.class_names, 1))
+    shares = ", ".join(f"{names.get(index, f'class {index}')}: {share:.1%}" for index, share in self.shares().items())
     return f"Prediction({height} x {width}, {shares})"
 
 
@@ -214,6 +236,12 @@ def _shares(colors: np.ndarray, palette: np.ndarray, classes: np.ndarray) -> tup
 
 _decode_block = jax.jit(palette_lib.decode)
 _distances_block = jax.jit(palette_lib.nearest_distances)
+
+
+@jax.jit
+def _probabilities_block(colors: jax.Array, palette: jax.Array, scale: jax.Array) -> jax.Array:
+  squared = ((colors[..., None, :].astype(np.float32) - palette[:, None, None]) ** 2).sum(axis=-1)
+  return jax.nn.softmax(-squared / scale, axis=-1)
 
 
 def without_specks(labels: Integer[np.ndarray, "h w"], least_area: int) -> Integer[np.ndarray, "h w"]:

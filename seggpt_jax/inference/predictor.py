@@ -7,31 +7,36 @@ In: images of any size and prompts, each an image with its label map. Out: a `Pr
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
 
+import jax
 import numpy as np
 from absl import logging
 
-from seggpt_jax import palette as palette_lib
 from seggpt_jax.compilation import default_device
 from seggpt_jax.data.cells import padded_image, zoomed_image
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand
 from seggpt_jax.inference import heads, tiling
 from seggpt_jax.inference.batching import BatchedForward, MaskForward, TiledImage, predict_colors
-from seggpt_jax.inference.options import MIRRORED_AXES, Flips, Heads, InferenceOptions
+from seggpt_jax.inference.options import MIRRORED_AXES, InferenceOptions
 from seggpt_jax.inference.pending import PendingPrediction, View
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.prompts import (
   Pixels,
   PreparedPrompt,
   Prompt,
+  PromptTiles,
   as_image,
   cells_of,
   check_pairs,
   check_palette,
+  learned_tiles,
+  list_several,
   load_prompt,
   load_prompts,
 )
@@ -40,7 +45,7 @@ from seggpt_jax.inference.windows import image_windows, seam_windows, tile_windo
 from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
 from seggpt_jax.model.adapters import LearnedPrompt
-from seggpt_jax.model.seggpt import SegGPT, SegType
+from seggpt_jax.model.seggpt import SegGPT
 
 # A CPU is no faster with larger batches, and slower once they exceed its caches.
 _MAX_CANVASES = {"cpu": 4}
@@ -96,6 +101,7 @@ class Predictor:
     adapter: str | os.PathLike | StoredAdapter | None = None,
     dtype=None,
     max_canvases: int | None = None,
+    device: Any = None,
   ) -> Predictor:
     """Loads weights from disk, or weights that come with the package.
 
@@ -104,11 +110,22 @@ class Predictor:
       adapter: a training run that learned a LoRA or a prompt for these weights, or the result of `load_adapter`.
       dtype: compute dtype; by default float32 on CPUs and bfloat16 on accelerators.
       max_canvases: largest number of canvases that go through the network at once; 16 by default, on CPUs 4.
+      device: a device of JAX, or the name of a platform, such as "cpu"; by default that of new arrays.
 
     Raises:
       InputError: there are no weights, they do not fit their configuration, or they are not those of the adapter.
     """
     directory = expand(directory)
+    if device is not None:
+      with jax.default_device(parameters.find_device(device)):
+        found = cls.from_checkpoint(directory, adapter=adapter, dtype=dtype, max_canvases=max_canvases)
+        params = jax.device_put(found._params, default_device())  # committed, so that the network runs there
+        return cls(
+          parameters.merge(found._graph, params),
+          max_canvases=max_canvases,
+          learned=found.learned,
+          head=found._auto_head,
+        )
     dtype = parameters.default_dtype() if dtype is None else dtype
     if adapter is None:
       model = weights.load_model(directory, dtype=dtype, training=False)
@@ -202,59 +219,50 @@ class Predictor:
           index,
         )
 
+  @overload
+  def predict(self, image: Pixels, prompts: Sequence[Prompt] = (), **arguments: Any) -> Prediction: ...
+  @overload
+  def predict(self, image: Sequence[Pixels], prompts: Sequence[Prompt] = (), **arguments: Any) -> list[Prediction]: ...
+
   def predict(
     self,
-    image: Pixels,
+    image: Pixels | Sequence[Pixels],
     prompts: Sequence[Prompt] = (),
     *,
     palette: np.ndarray | None = None,
-    split: int | Sequence[int] = 1,
-    overlap: float | int = 0,
-    stitch_width: int = 0,
-    flips: Flips = "none",
-    foreground_tiles: bool = False,
-    seg_type: SegType = "semantic",
-    zoom: float | int = 0,
-    prompt_grid: int = 1,
-    octaves: int = 1,
-    head: Heads = "auto",
-  ) -> Prediction:
-    """Segments one image.
+    options: InferenceOptions | None = None,
+    class_names: Sequence[str] = (),
+    **changes: Any,
+  ) -> Prediction | list[Prediction]:
+    """Segments one image, or several with the same prompts.
 
-    The predicted colors are resized bilinearly to the image's size and decoded there, which gives smooth outlines where
-    resizing labels would give steps. Colors are decoded to the background and the classes of the prompts only: the
-    network has not seen the colors of other classes.
+    The predicted colors are resized bilinearly to the image's size and decoded there, which gives smooth outlines, to
+    the background and the classes of the prompts only: the network has not seen the colors of other classes.
 
     Args:
-      image: the query: uint8 `[H, W, 3]`, a Pillow image, or a file.
+      image: the query: uint8 `[H, W, 3]` or gray `[H, W]`, a Pillow image, or a file; or a list of these; or a folder
+        of images, in the order of their names. `predict_many` keeps fewer of them in memory.
       prompts: pairs of an image and its label map, best first; the network averages over them. The image is given as
         the query is; the label map as integers or bool `[h, w]`, a Pillow image, or a file of class indices.
         Ignored pixels (label 255) are background. Each pair has any size, or comes from `prepare_prompt`. Optional with
         a learned prompt or a trained head; explicit prompts override both.
       palette: the color of each class `[N, 3]`, 0..255; by default `palette.fixed_palette`, for up to 256 classes. Not
         allowed with a learned prompt, which has the colors it was trained with.
-      split: number of tiles along each side, or several numbers; see `InferenceOptions`.
-      overlap: share of a tile's side that tiles overlap by, 0..0.9.
-      stitch_width: number of patches on each side of a seam that are predicted again.
-      flips: mirrored copies to average over.
-      foreground_tiles: leaves out tiles of prompts without foreground.
-      seg_type: "semantic" or "instance".
-      zoom: in place of `split`, the factor from an image's pixels to the network's; see `InferenceOptions`.
-      prompt_grid: cells along a side of each prompt, with `zoom`.
-      octaves: number of zooms to average over, each half of the one before.
-      head: whether to average with a classifier fitted to the prompts; see `InferenceOptions`.
+      options: tiles, overlap and mirrored copies; one tile for the whole image by default.
+      class_names: names of classes 1, 2, ..., which the prediction keeps.
+      **changes: attributes of `InferenceOptions`, such as `split=2`, in place of those of `options`.
 
     Returns:
-      Labels and colors of the query's size.
+      Labels and colors of the query's size; a list with one prediction for each image of a list or folder.
 
     Raises:
       InputError: an argument is not as described above.
     """
-    options = InferenceOptions(
-      split, overlap, stitch_width, flips, foreground_tiles, seg_type, zoom, prompt_grid, octaves, head=head
-    )
-    (prediction,) = self.predict_many([(image, prompts)], options, palette=palette)
-    return prediction
+    options = dataclasses.replace(options or InferenceOptions(), **changes)
+    images, single = list_several(image)
+    found = self.predict_many([(each, prompts) for each in images], options, palette=palette)
+    found = [dataclasses.replace(each, class_names=tuple(class_names)) for each in found]
+    return found[0] if single else found
 
   def predict_many(
     self,
@@ -318,7 +326,7 @@ class Predictor:
     if not prompts and self.config.head_classes:
       return HeadPrediction.start(image, self._trained, self.config.head_classes, palette, options)
     if not prompts and self.learned is not None:
-      tiles, palette, classes = _learned_tiles(self.learned, palette, options)
+      tiles, palette, classes = learned_tiles(self.learned, palette, options)
     else:
       named = load_prompts(prompts)
       tiles, palette, classes = self._prompt_tiles(named, palette, options)
@@ -329,7 +337,7 @@ class Predictor:
 
   def _prompt_tiles(
     self, named: Sequence[tuple[str, PreparedPrompt]], palette: np.ndarray | None, options: InferenceOptions
-  ) -> tuple[_PromptTiles, np.ndarray, np.ndarray]:
+  ) -> tuple[PromptTiles, np.ndarray, np.ndarray]:
     """Returns the prompts' tiles and their labels for each split, the palette, and the classes to decode to."""
     loaded = [prompt for _, prompt in named]
     palette = check_palette(palette, 1 + max(int(prompt.labels.max()) for prompt in loaded))
@@ -374,7 +382,7 @@ class Predictor:
     return [(np.where(targets[..., None] == group, np.uint8(255), np.uint8(0)), group) for group in groups]
 
   def _views(
-    self, image: np.ndarray, tiles: _PromptTiles, palette: np.ndarray, classes: np.ndarray, options: InferenceOptions
+    self, image: np.ndarray, tiles: PromptTiles, palette: np.ndarray, classes: np.ndarray, options: InferenceOptions
   ) -> list[View]:
     """Returns the image at every split, with every mirroring and question, each with its prompts."""
     patch_size, views = self.config.patch_size, []
@@ -398,24 +406,3 @@ class Predictor:
           pixels, shown, masks = (np.flip(array, axes) for array in (resized, images, question))
           views.append(View(TiledImage(pixels, shown, masks, rounds, patch_size), axes, shape, coarse, asked))
     return views
-
-
-# By split or zoom: images and label maps of the prompts' tiles, or a learned prompt and its target.
-_PromptTiles = dict[float | int, tuple[np.ndarray, np.ndarray]]
-
-
-def _learned_tiles(
-  learned: StoredAdapter, palette: np.ndarray | None, options: InferenceOptions
-) -> tuple[_PromptTiles, np.ndarray, np.ndarray]:
-  """Returns the learned prompt for each split, its palette and its classes."""
-  if palette is not None:
-    raise InputError("palette cannot be combined with a learned prompt, which has its own colors")
-  if options.foreground_tiles:
-    raise InputError("foreground_tiles cannot be combined with a learned prompt, which is not cut into tiles")
-  image, target = (np.asarray(learned.params[f"prompt.{part}"])[None] for part in ("image", "target"))
-  classes = np.arange(learned.num_classes)
-  return (
-    dict.fromkeys(options.zooms if options.zoom else options.splits, (image, target)),
-    palette_lib.fixed_palette(len(classes)),
-    classes,
-  )

@@ -12,13 +12,14 @@ from PIL import Image
 
 from seggpt_jax import palette as palette_lib
 from seggpt_jax.data.cells import make_prompts, zoomed
-from seggpt_jax.data.images import read_bytes, read_image, upright_pixels
+from seggpt_jax.data.images import list_images, read_bytes, read_image, upright_pixels
 from seggpt_jax.data.labels import LabelFormat, classes_in, keep_classes, read_labels
 from seggpt_jax.data.sources import Sample, check_size
 from seggpt_jax.errors import InputError, warn_once
 from seggpt_jax.files import expand
 from seggpt_jax.inference import heads, tiling
 from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.model.adapter_files import StoredAdapter
 from seggpt_jax.palette import IGNORE
 
 Pixels = np.ndarray | Image.Image | str | os.PathLike  # an array, a Pillow image, or a file
@@ -26,6 +27,8 @@ Prompt = tuple[Pixels, Pixels]  # an image and its label map
 _PIXELS = (np.ndarray, Image.Image, str, os.PathLike)
 
 _MAX_LABEL = 65_535  # the largest value of a 16-bit PNG
+# By split or zoom: images and label maps of the prompts' tiles, or a learned prompt and its target.
+PromptTiles = dict[float | int, tuple[np.ndarray, np.ndarray]]
 
 
 class _Pair(NamedTuple):
@@ -45,6 +48,9 @@ class PreparedPrompt(_Pair):
   """
 
   original: heads.Labeled | None = None
+
+  def __repr__(self) -> str:
+    return f"{type(self).__name__}({self.labels.shape[0]} x {self.labels.shape[1]}, classes {classes_in(self.labels)})"
 
   def _keeping(self, original: heads.Labeled | None) -> PreparedPrompt:
     """Keeps the original with the pair, so that a prompt still unpacks into two."""
@@ -186,16 +192,29 @@ def as_image(image: Pixels, name: str) -> np.ndarray:
     name: name of the argument, for error messages.
 
   Raises:
-    InputError: the file cannot be read, or the array is not uint8 `[H, W, 3]`.
+    InputError: the file cannot be read, or the array is not uint8 `[H, W, 3]` or `[H, W]`.
   """
   if isinstance(image, str | os.PathLike):
     return read_image(expand(image))
   if isinstance(image, Image.Image):
     return upright_pixels(image, name)
   image = np.asarray(image)
+  if image.ndim == 2 or image.shape[2:] == (1,):
+    image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
     raise InputError(f"{name}: found {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
   return image
+
+
+def list_several(images: Any) -> tuple[list[Pixels], bool]:
+  """Returns the images of a list, of a folder, or a single one, and whether it is single.
+
+  Raises:
+    InputError: the folder has no images.
+  """
+  if isinstance(images, str | os.PathLike) and os.path.isdir(folder := expand(images)):
+    return list(list_images(folder).values()), False
+  return (list(images), False) if isinstance(images, list | tuple) else ([images], True)
 
 
 def _as_labels(labels: Pixels, shape: tuple[int, ...], name: str) -> Integer[np.ndarray, "h w"]:
@@ -275,3 +294,20 @@ def check_palette(palette: np.ndarray | None, num_classes: int) -> np.ndarray:
   if len(np.unique(palette, axis=0)) < len(palette):
     raise InputError("palette: found two classes of the same color, expected colors 0..255 that differ")
   return palette
+
+
+def learned_tiles(
+  learned: StoredAdapter, palette: np.ndarray | None, options: InferenceOptions
+) -> tuple[PromptTiles, np.ndarray, np.ndarray]:
+  """Returns the learned prompt for each split, its palette and its classes."""
+  if palette is not None:
+    raise InputError("palette cannot be combined with a learned prompt, which has its own colors")
+  if options.foreground_tiles:
+    raise InputError("foreground_tiles cannot be combined with a learned prompt, which is not cut into tiles")
+  image, target = (np.asarray(learned.params[f"prompt.{part}"])[None] for part in ("image", "target"))
+  classes = np.arange(learned.num_classes)
+  return (
+    dict.fromkeys(options.zooms if options.zoom else options.splits, (image, target)),
+    palette_lib.fixed_palette(len(classes)),
+    classes,
+  )

@@ -32,6 +32,12 @@ def own_prompts(queries: Sequence[Query], entries: _Entries) -> tuple[str, ...]:
   return tuple(name for name, entry in found if entry.get("is_prompt") and "counts" in entry)
 
 
+def never_found(entries: _Entries) -> list[int]:
+  """Returns the classes that prompts of a run showed and that none of its predictions has."""
+  asked, found = ({index for entry in entries.values() for index in entry.get(key, ())} for key in ("asked", "found"))
+  return sorted(asked - found - {0})
+
+
 def write_report(
   outdir: Path, queries: Sequence[Query], entries: _Entries, settings: Mapping[str, Any]
 ) -> dict[str, Any] | None:
@@ -77,6 +83,24 @@ def own_prompts_line(own: Sequence[str]) -> str:
   """Returns the line that says which images are not scored."""
   images = "image is its own prompt and is" if len(own) == 1 else "images are their own prompts and are"
   return f"{len(own)} labeled {images} left out of the scores: {', '.join(own[:3])}{', ...' if len(own) > 3 else ''}"
+
+
+def uses_lines(uses: Mapping[str, set[str]], per_image: Mapping[str, Any]) -> list[str]:
+  """Returns lines that score apart the images that training or calibration has used; see `trained.earlier_uses`.
+
+  Args:
+    uses: names of images, by what has used them.
+    per_image: scores of each image, by name, from metrics.json.
+  """
+  lines = []
+  for use, names in uses.items():
+    parts = ([per_image[name]["miou"] for name in per_image if (name in names) == inside] for inside in (True, False))
+    used, others = (scores.mean(part) for part in parts)
+    if used is not None:
+      rest = "other images score lower" if others is None else f"that of the others {others:.1%}"
+      count = len(names & per_image.keys())
+      lines.append(f"{count} of {len(per_image)} scored images are {use}: their mean IoU is {used:.1%}, {rest}")
+  return lines
 
 
 def _summary(

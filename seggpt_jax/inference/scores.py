@@ -93,8 +93,8 @@ class Scores:
       "boundary_f": _plain(boundary_scores(self._boundary).f),
     }
     n = len(self._confusion)
-    means = {("miou" if key == "iou" else key): _mean(values) for key, values in table.items()}
-    means |= {f"foreground_{'miou' if key == 'iou' else key}": _mean(values[1:]) for key, values in table.items()}
+    means = {("miou" if key == "iou" else key): mean(values) for key, values in table.items()}
+    means |= {f"foreground_{'miou' if key == 'iou' else key}": mean(values[1:]) for key, values in table.items()}
     # Images that were counted before the table was enlarged have no later classes.
     per_image = {name: scores + [None] * (n - len(scores)) for name, scores in self.per_image.items()}
     return {
@@ -111,7 +111,7 @@ class Scores:
         }
         for index in range(n)
       ],
-      "per_image": {name: {"miou": _mean(scores), "iou": scores} for name, scores in per_image.items()},
+      "per_image": {name: {"miou": mean(scores), "iou": scores} for name, scores in per_image.items()},
     }
 
 
@@ -162,6 +162,7 @@ def _plain(scores: Any) -> list[float | None]:
   return [None if math.isnan(score) else score for score in np.asarray(scores).tolist()]
 
 
-def _mean(scores: Sequence[float | None]) -> float | None:
+def mean(scores: Sequence[float | None]) -> float | None:
+  """Returns the mean of the scores that are there, or None."""
   present = [score for score in scores if score is not None]
   return sum(present) / len(present) if present else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.files import expand, parse_json
-from seggpt_jax.inference.operating_point import OperatingPoint, read_operating_point
+from seggpt_jax.inference.operating_point import OperatingPoint, read_about, read_operating_point
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.model.weights import find_adapter, find_weights
 
@@ -50,6 +51,27 @@ def trained_options(model_path: str | os.PathLike) -> InferenceOptions:
     scale |= {"coarse_zoom": coarse, "coarse_classes": tuple(classes)}
   with naming(os.fspath(path or model_path)):
     return InferenceOptions(**scale, **point._asdict())
+
+
+def earlier_uses(model_path: str | os.PathLike, images: Mapping[str, Path]) -> dict[str, set[str]]:
+  """Returns the names of images that training, or calibration, has used, as their paths tell.
+
+  Args:
+    model_path: weights, a training run, or the run of an adapter.
+    images: image files by name.
+  """
+  if (path := run_config(model_path)) is None:
+    return {}
+  data, calibrated = run_data(path), read_about(path.parent)
+  uses = {"those of training": (data.get("path"), data.get("train_split", "train"))}
+  uses["those that seggpt calibrate chose on"] = (calibrated.get("images"), ".")
+
+  def is_in(image: Path, folder: Any, split: Any) -> bool:
+    image, folder = (Path(os.path.realpath(expand(str(each)))) for each in (image, folder))
+    return image.is_relative_to(folder) and split in (".", *image.relative_to(folder).parts)
+
+  known = {use: where for use, where in uses.items() if where[0]}
+  return {use: {name for name, image in images.items() if is_in(image, *where)} for use, where in known.items()}
 
 
 def run_config(model_path: str | os.PathLike) -> Path | None:

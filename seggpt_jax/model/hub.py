@@ -1,6 +1,6 @@
 """Weights on the Hugging Face hub: what a name stands for, downloads of the files that are needed, and uploads.
 
-In: a name such as `BAAI/seggpt-vit-large`, `hf://OWNER/NAME@REVISION` or `hf://OWNER/NAME/FILE.pth`. Out: a weights
+In: an address such as `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION` or `hf://OWNER/NAME/FILE.pth`. Out: a weights
 directory in the cache, which `weights.py` makes of the download. The library `huggingface_hub` is imported only when it
 is used.
 
@@ -51,23 +51,20 @@ class Address(NamedTuple):
 
 
 def parse(name: str | os.PathLike) -> Address | None:
-  """Returns what a name stands for on the hub, or None if it is a path.
-
-  A bare `OWNER/NAME` is a path if there is a folder OWNER here.
+  """Returns what a name stands for on the hub, or None if it is a path: one without `hf://`.
 
   Raises:
-    InputError: the name starts with hf:// but is no name of a repository or file.
+    InputError: the name is another address, or starts with hf:// but is no name of a repository or file.
   """
   name = os.fspath(name)
-  found = _NAME.fullmatch(name.removeprefix(PREFIX))
-  if name.startswith(PREFIX):
-    if not found or (found["file"] and not found["file"].endswith(FILES)):
-      raise InputError(
-        f"{name}: expected hf://OWNER/NAME, hf://OWNER/NAME@REVISION or hf://OWNER/NAME/FILE with a file that ends in "
-        f"{', '.join(FILES)}"
-      )
-  elif not found or found["file"] or name.endswith(FILES) or Path(name).parent.exists():
+  if "://" not in name:
     return None
+  found = _NAME.fullmatch(name.removeprefix(PREFIX))
+  if not found or not name.startswith(PREFIX) or (found["file"] and not found["file"].endswith(FILES)):
+    raise InputError(
+      f"{name}: no address that weights are read from, expected a path, hf://OWNER/NAME, hf://OWNER/NAME@REVISION or "
+      f"hf://OWNER/NAME/FILE with a file that ends in {', '.join(FILES)}"
+    )
   return Address(found["repo"], found["revision"] or "main", found["file"] or "")
 
 
@@ -237,8 +234,8 @@ def _one_line(name: str, address: Address) -> Iterator[None]:
     raise InputError(f"{name}: access is restricted; ask for it at {where}, then run `hf auth login`") from error
   except errors.RepositoryNotFoundError as error:
     raise InputError(
-      f"{name}: not found, neither a local path nor a repository {where} that can be read without a token; "
-      "if it is private, run `hf auth login` or set HF_TOKEN"
+      f"{name}: not found, no repository {where} can be read without a token; if it is private, run `hf auth login` "
+      "or set HF_TOKEN"
     ) from error
   except errors.RevisionNotFoundError as error:
     raise InputError(f"{name}: {where} has no revision {address.revision!r}") from error

@@ -26,6 +26,18 @@ from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.typing import Params
 
 
+def find_device(named: jax.Device | str) -> jax.Device:
+  """Returns a device as it is, or the first one of a platform.
+
+  Raises:
+    InputError: JAX finds no such platform.
+  """
+  try:
+    return jax.devices(named)[0] if isinstance(named, str) else named
+  except RuntimeError as error:
+    raise InputError(f"device: found {named!r}, expected a platform that JAX finds here, such as 'cpu'") from error
+
+
 def default_dtype(device: jax.Device | None = None) -> jnp.dtype:
   """Returns the default compute dtype of a device, by default that of new arrays: float32 on CPUs, else bfloat16."""
   platform = (default_device() if device is None else device).platform

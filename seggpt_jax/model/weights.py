@@ -142,9 +142,9 @@ def find_weights(name: str | os.PathLike) -> Path:
 
   Args:
     name: a weights directory, a step directory, a training run (its best weights, else its newest), the name of
-      packaged weights, PyTorch weights (a file or a Hugging Face directory), or a name on the Hugging Face hub, see
-      `hub.parse`. An existing file or folder takes precedence over packaged weights and hub names. PyTorch weights are
-      converted once, into a cache.
+      packaged weights, PyTorch weights (a file or a Hugging Face directory), or an address on the Hugging Face hub,
+      see `hub.parse`. An existing file or folder takes precedence over packaged weights. PyTorch weights are converted
+      once, into a cache.
 
   Raises:
     InputError: no weights are found.
@@ -156,8 +156,8 @@ def find_weights(name: str | os.PathLike) -> Path:
     if address := hub.parse(name):
       return _from_hub(os.fspath(name), address)
     raise InputError(
-      f"{name}: not found, expected a weights directory, a training run, one of the packaged weights: "
-      f"{', '.join(packaged.names())}, or a Hugging Face name such as BAAI/seggpt-vit-large or hf://OWNER/NAME"
+      f"{name}: not found, expected weights, a training run, {' or '.join(packaged.names()[::-1])} of the package, or "
+      "hf://OWNER/NAME of the hub; `seggpt convert` makes weights of a .pth file"
     )
   found = find_checkpoint(path, _WEIGHTS)
   if found:
@@ -354,8 +354,7 @@ def load_model(name: str | os.PathLike, *, dtype=jnp.float32, **options: Any) ->
 
   Args:
     name: a weights directory, a step directory, a training run (its best weights, else its newest), the name of
-      packaged weights, such as "small", PyTorch weights, or a Hugging Face name, such as "BAAI/seggpt-vit-large". An
-      existing file or folder takes precedence over names.
+      packaged weights, such as "small", PyTorch weights, or an address, such as "hf://BAAI/seggpt-vit-large".
     dtype: compute dtype; parameters become float32 in any case.
     **options: further options of `SegGPT`, such as `remat`.
 

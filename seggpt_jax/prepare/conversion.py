@@ -299,9 +299,10 @@ def _report(written: Iterable[Written], bad: BadFiles, settings: Settings, direc
   keys = _split_keys([each.split for each in written])
   # Records need no flag for ignored pixels, because their index says that 255 is ignored.
   labels = "--config.data.labels=index" + ("" if records else f" --config.data.ignore={IGNORE}")
+  config = "base" if Path("weights/vit_large").is_dir() else "small"  # of the weights that are here
   lines += [
     "next:",
-    f"  seggpt train --config base --workdir runs/{settings.name} {source} {path} \\",
+    f"  seggpt train --config {config} --workdir runs/{settings.name} {source} {path} \\",
     f"    {labels} --config.data.num_classes={settings.dataset.num_classes}{keys}",
   ]
   return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Chooses prompts that together show every class, for queries of which nobody knows what they show.
 
-In: queries and labeled images. Out: the same queries with prompts: one for each class in turn, the most similar ones
-first, as many as the cells of the network's prompts.
+In: queries and labeled images. Out: the same queries with prompts: the most similar ones that together show every
+class, as many as asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
@@ -47,18 +48,19 @@ def prompt_every_class(
   # Golden-ratio steps: neighbors in the list, which are often alike, are far apart in this order.
   spread = -((np.arange(len(prompts)) * 0.618034) % 1.0)
   found = []
-  for query, (own, scores) in zip(
-    queries, tqdm(scored(queries, index), "choose", len(queries), unit="query"), strict=True
-  ):
+  bar = tqdm(scored(queries, index), "choose", len(queries), unit="query", delay=1)  # no bar for a second's work
+  for query, (own, scores) in zip(queries, bar, strict=True):
     free = (digests != own) & (paths != os.path.realpath(query.image))
     others = facts.holds & free[:, None]
-    chosen = in_turn(np.where(others.any(axis=0), others, facts.holds), spread if scores is None else scores, count)
+    scores = spread if scores is None else scores
+    allowed = np.where(others.any(axis=0), others, facts.holds)
+    chosen = in_turn(allowed, np.where(free, scores, scores.min() - 1), count)
     found.append(dataclasses.replace(query, prompts=tuple(prompts[place] for place in chosen)))
   return found
 
 
 def in_turn(holds: Bool[np.ndarray, "n classes"], scores: Float[np.ndarray, "n"], count: int) -> list[int]:
-  """Chooses images of one class after the other, each time the best one that is not chosen yet.
+  """Chooses the best images that together show every class, then the best that show again what was shown least.
 
   Args:
     holds: whether each image shows each class.
@@ -68,11 +70,25 @@ def in_turn(holds: Bool[np.ndarray, "n classes"], scores: Float[np.ndarray, "n"]
   Returns:
     Indices of images; an image is chosen again only when all of its class are chosen.
   """
-  order = np.argsort(-scores, kind="stable")
-  ranked = {index: order[holds[order, index]].tolist() for index in np.flatnonzero(holds.any(axis=0)).tolist()}
-  chosen: list[int] = []
-  while ranked and len(chosen) < count:
-    for images in list(ranked.values())[: count - len(chosen)]:
-      times = [chosen.count(image) for image in images]
-      chosen.append(images[times.index(min(times))])
+  known = holds[:, holds.any(axis=0)]
+  times, shown, chosen = np.zeros(len(holds), int), np.zeros(known.shape[1], int), list[int]()
+  while len(shown) and len(chosen) < count:
+    wanted = known & (shown == shown.min())
+    fewest = np.where(wanted.any(axis=1), times, count).min()
+    best = int(np.argmax(np.where(wanted.any(axis=1) & (times == fewest), scores, -np.inf)))
+    times[best], shown = times[best] + 1, shown + known[best]
+    chosen.append(best)
   return chosen
+
+
+def warn_of_left_out(queries: Sequence[Query], prompts: Sequence[PromptFiles], facts: Facts) -> None:
+  """Warns of classes that labeled images show and the prompts of some queries do not."""
+  place = {prompt: number for number, prompt in enumerate(prompts)}
+  shown = np.stack([facts.holds[[place[each] for each in query.prompts]].any(axis=0) for query in queries])
+  known = facts.holds.any(axis=0)
+  if some := int((known & ~shown).any(axis=1).sum()):
+    never = ", ".join(map(str, np.flatnonzero(known & ~shown.any(axis=0)).tolist()))
+    logging.warning(
+      "the prompts of %d of %d images show only some of the %d classes%s; --top-k=%d shows all, where images hold many",
+      *(some, len(queries), known.sum(), f", and none shows class {never}" if never else "", known.sum()),
+    )

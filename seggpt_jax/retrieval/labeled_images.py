@@ -56,7 +56,7 @@ def read_facts(files: Sequence[PromptFiles], labels: LabelFormat) -> Facts:
     return digest(read_bytes(prompt.image)), held_classes(read_labels(prompt.labels, labels))
 
   results = (future.result() for _, future in read_ahead(read, files))
-  found = list(tqdm(results, "read", len(files), unit="image"))
+  found = list(tqdm(results, "read", len(files), unit="image", delay=1))
   return Facts([name for name, _ in found], np.stack([held for _, held in found]))
 
 

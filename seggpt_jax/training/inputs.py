@@ -362,7 +362,7 @@ def _known_splits(data: ConfigDict) -> str:
     return ""
   asked = (data.train_split, data.val_split)
   if form.kind != data.source:
-    return f"; this looks like data.source={form.kind}: `seggpt inspect --path {data.path}` prints the command"
+    return f"; this looks like data.source={form.kind}: `seggpt inspect {data.path}` prints the command"
   if form.splits and any(split not in form.splits for split in asked):
     return f"; found the splits {', '.join(form.splits)}: set data.train_split and data.val_split"
   return ""

@@ -49,7 +49,7 @@ KEYS: tuple[Key, ...] = (
     2**20,
   ),
   # ----------------------------------------------------------------------------------------------------- the network
-  Key("model.init_from", "", "Weights to start from: a path, packaged name or hub name; '' starts at random."),
+  Key("model.init_from", "", "Weights to start from: a path, packaged name or hf://OWNER/NAME; '' starts at random."),
   Key(
     "model.variant",
     "vit_large",

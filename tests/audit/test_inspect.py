@@ -16,6 +16,7 @@ from PIL import Image
 
 from seggpt_jax.audit import contact_sheet, networks
 from seggpt_jax.audit.advice import advise, train_line
+from seggpt_jax.audit.file_advice import segment_line
 from seggpt_jax.audit.findings import audit_dataset
 from seggpt_jax.audit.report import as_facts, as_text
 from seggpt_jax.data.datasets import Dataset
@@ -74,7 +75,7 @@ def advised(findings):
   """All advice as one text; and whether report and sheet can be made of it."""
   advice = advise(findings)
   facts = as_facts(findings) | {"advice": [a.text for a in advice], "ready": False}
-  facts["train"] = train_line(findings, advice)
+  facts |= {"segment": segment_line(findings), "train": train_line(findings, advice)}
   report = as_text(json.loads(json.dumps(facts)))
   assert all(each.text in report for each in advice)
   assert contact_sheet.draw_samples(findings).width <= 2000
@@ -117,8 +118,9 @@ def test_clean_data_is_called_so_with_a_line_that_trains(tmp_path):
 def test_the_command_writes_its_files_and_prints_a_report(tmp_path):
   root = write(tmp_path / "data", num_train=6)
   (root / "train" / "images" / "a01.png").write_bytes(b"nothing")
-  run = run_command("--path", root, "--outdir", tmp_path / "out")
+  run = run_command(root, "--outdir", tmp_path / "out")
   assert run.returncode == 0, run.stderr
+  assert run.stdout.index("TO SEGMENT, without training:") < run.stdout.index("TO TRAIN:")
   assert "STORED VALUES" in run.stdout and "seggpt train --config" in run.stdout and "a01.png" in run.stdout
   facts = json.loads((tmp_path / "out" / "inspect.json").read_text())
   assert facts["labels"]["num_classes"] == 3 and len(facts["splits"]["train"]["problems"]["unreadable"]) == 1
@@ -134,6 +136,8 @@ def run_command(*arguments):
   [
     ("--path", "nowhere"),
     ("--path", "{empty}"),
+    ("--path", "{empty}", "{empty}"),
+    ("{empty}", "nowhere"),
     ("--path", "{empty}", "--ignore=3"),
     ("--path", "{empty}", "--labels=binary:300"),
     (),
@@ -529,6 +533,24 @@ def test_groups_in_two_splits_leak(tmp_path):
   findings = inspected(tmp_path, groups="prefix:_")
   assert findings.groups.shared == ["r"] and "1 group in more than one split (r)" in advised(findings)
   assert dict(findings.groups.sizes["train"]) == {"p": 4, "q": 4, "r": 4}
+
+
+def test_names_that_look_like_groups_get_a_proposal(tmp_path):
+  """Each kind may mark something else: pairs of all kinds would then teach nothing."""
+  write(tmp_path / "a")
+  assert "groups" not in advised(inspected(tmp_path / "a"))
+  for path in list((tmp_path / "a").rglob("a*.png")):
+    path.rename(path.with_name(f"kind{int(path.stem[1:]) % 3}_{path.name}"))
+  assert "3 groups, such as kind0: if each is a task" in advised(inspected(tmp_path / "a"))
+  assert "names look like" not in advised(inspected(tmp_path / "a", groups="prefix:_"))
+
+
+def test_the_line_that_segments_works(tmp_path):
+  root = write(tmp_path / "my data", label=lambda i: 255 * blob(), num_train=4, num_val=1)
+  line = segment_line(inspected(root))
+  assert "--labels=binary" in line
+  command(*shlex.split(line.replace("=segmented", f"={shlex.quote(str(tmp_path / 'out'))}"))[1:])
+  assert len(list((tmp_path / "out" / "label").iterdir())) == 1
 
 
 def test_copies_between_and_inside_splits(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -82,13 +83,13 @@ def test_inference_and_calibration_use_the_scale_of_training(trained, data, tmp_
   )
   assert done.returncode == 0, done.stderr
   assert "--split=auto: tiles at the scale of training, 0.5 pixels" in done.stdout
-  assert "every query gets 4 prompts that show every class in turn, the same for all" in done.stdout
+  assert "every query gets up to 4 prompts that show every class in turn, the same for all" in done.stdout
   assert Image.open(tmp_path / "a" / "label" / "00.png").size == (64, 48)
   similar = command(
     *("infer", "--model-path", run, "--image", data / "val" / "images" / "01.png", *prompts(data)),
     *("--outdir", tmp_path / "b", "--prompts", "similar"),
   )
-  assert similar.returncode == 0 and "show every class in turn, those most similar to it" in similar.stdout
+  assert similar.returncode == 0 and "show every class in turn, the most similar to it" in similar.stdout
   plain = command(
     "infer",
     "--model-path",
@@ -101,7 +102,9 @@ def test_inference_and_calibration_use_the_scale_of_training(trained, data, tmp_
     "--split",
     1,
   )
-  assert plain.returncode == 0 and "every query is prompted by 00.png" in plain.stdout
+  assert (
+    plain.returncode == 0 and "every query gets up to 5 prompts that show every class in turn, the same" in plain.stdout
+  )
   scaled = command(
     *("infer", "--model-path", run, "--image", data / "val" / "images" / "01.png", *prompts(data)),
     *("--outdir", tmp_path / "f", "--split", "objects"),
@@ -122,6 +125,12 @@ def test_inference_and_calibration_use_the_scale_of_training(trained, data, tmp_
     "infer", "--model-path", run, "--dataset-dir", data / "val", *prompts(data), "--outdir", tmp_path / "d"
   )
   assert again.returncode == 0 and "operating point of the run: sensitivity" in again.stdout
+  # One unit and one meaning: both commands have seen the same images with the same prompts.
+  said = re.search(r"chosen, .*: foreground IoU ([0-9.]+%)", done.stdout)[1]
+  assert re.search(r"^  foreground +([0-9.]+%)", again.stdout, re.M)[1] == said
+  assert "8 of 8 scored images are those that seggpt calibrate chose on" in again.stdout
+  line = ("--model-path", run, "--dataset-dir", data / "train", *prompts(data), "--outdir", tmp_path / "h")
+  assert "of 12 scored images are those of training: their mean IoU is" in command("infer", *line).stdout
   mixed = command(
     *(
       "infer",

@@ -55,7 +55,7 @@ def test_pushed_weights_are_read_by_their_name_and_have_a_card(tmp_path, run, to
   with serve(repositories, uploads=tmp_path / "hub") as (address, requests):
     done = convert(address, tmp_path / "home", *options, run, output, "--push=me/scratches", "--private")
     assert (done.returncode, "uploaded: " in done.stdout) == (0, True), done.stderr
-    name = "hf://me/scratches/out.safetensors" if to == "baai" else "me/scratches"
+    name = "hf://me/scratches/out.safetensors" if to == "baai" else "hf://me/scratches"
     again = convert(address, tmp_path / "home", name, tmp_path / "again")
     assert again.returncode == 0, again.stderr
     mine = repositories["me/scratches"] / "README.md"

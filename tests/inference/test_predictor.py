@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import io
 import textwrap
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from seggpt_jax.inference import predictor as predictor_lib
 from seggpt_jax.inference import prompts as prompts_lib
 from seggpt_jax.inference.batching import TiledImage
 from seggpt_jax.inference.options import InferenceOptions
-from seggpt_jax.inference.prediction import Prediction
+from seggpt_jax.inference.prediction import Prediction, decode_prediction
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.tiling import cut
 from seggpt_jax.inference.windows import Window, blend, tile_windows
@@ -393,6 +395,8 @@ def test_a_prediction_is_saved_as_class_indices_and_drawn_in_colors_for_people(p
   query, (image, labels) = picture(5, 40, 30), make_prompts(1)[0]
   prediction = predictor.predict(query, [(image, labels)])
   prediction.save(tmp_path / "new" / "labels.png")
+  with pytest.raises(InputError, match=r"x.jpg: expected .png, which keeps class indices exactly"):
+    prediction.save(tmp_path / "x.jpg")
   saved = Image.open(tmp_path / "new" / "labels.png")
   assert saved.mode == "L"
   np.testing.assert_array_equal(saved, prediction.labels)
@@ -406,6 +410,49 @@ def test_a_prediction_is_saved_as_class_indices_and_drawn_in_colors_for_people(p
   many = predictor.predict(query, [(image, labels * 300)], palette=np.random.default_rng(0).integers(0, 256, (601, 3)))
   many.save(tmp_path / "many.png")
   np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "many.png")).astype(int), many.labels)
+
+
+def test_lists_folders_and_gray_arrays_are_predicted_with_options_and_names(predictor, tmp_path):
+  prompts, options = make_prompts(1), InferenceOptions(split=2, flips="both")
+  for name, image in (("b.png", IMAGE), ("a.png", IMAGE[..., 0])):
+    Image.fromarray(image).save(tmp_path / name)
+  whole = predictor.predict(IMAGE, prompts)
+  found = predictor.predict([IMAGE, IMAGE[..., 0]], prompts, options=options, flips="none", class_names=["crack"])
+  expected = [predictor.predict(each, prompts, split=2) for each in (IMAGE, np.repeat(IMAGE[..., :1], 3, axis=2))]
+  for one, other in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(one.colors, other.colors)
+  by_name = predictor.predict(tmp_path, prompts)
+  assert len(by_name) == 2
+  np.testing.assert_array_equal(by_name[1].colors, whole.colors)
+  np.testing.assert_array_equal(found[0].mask("crack"), found[0].labels == 1)
+  with pytest.raises(InputError, match="mask: found 'hole', expected one of crack"):
+    found[0].mask("hole")
+  assert "crack: " in repr(dataclasses.replace(found[0], labels=np.ones_like(found[0].labels)))
+  assert repr(options) == "InferenceOptions(split=2, flips='both')"
+  assert len(repr(predictor.prepare_prompt(*prompts[0]))) < 80
+
+
+def test_a_device_is_chosen_by_itself_or_by_its_platform(weights_directory, predictor):
+  prompts, device = make_prompts(1), jax.devices()[-1]
+  other = Predictor.from_checkpoint(weights_directory, device=device)
+  assert {each for value in other._params.values() for each in value.devices()} == {device}
+  expected = predictor.predict(IMAGE, prompts).colors.astype(int)
+  np.testing.assert_allclose(other.predict(IMAGE, prompts).colors, expected, atol=1)
+  assert Predictor.from_checkpoint(weights_directory, device="cpu").config == other.config
+  with pytest.raises(InputError, match="device: found 'abacus', expected a platform that JAX finds here"):
+    Predictor.from_checkpoint(weights_directory, device="abacus")
+
+
+def test_probabilities_are_those_that_cross_entropy_is_trained_on():
+  """A color on a class is that class; one halfway between the two closest is either, whatever the other classes are."""
+  palette = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0]], np.uint8)
+  colors = np.array([[[0, 0, 0], [255, 255, 255], [128, 0, 0]]], np.uint8)
+  found = decode_prediction(colors, palette, np.arange(3)).probabilities()
+  assert found.shape == (1, 3, 3)
+  np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-6)
+  np.testing.assert_allclose(found[0, [0, 1], [0, 1]], 1, atol=1e-3)
+  np.testing.assert_allclose(found[0, 2, [0, 2]], 0.5, atol=0.02)
+  assert found[0, 2, 1] < 1e-6
 
 
 def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
@@ -477,13 +524,13 @@ IMAGE, LABELS = picture(0), np.zeros((SIZE, SIZE), np.int32)
   "arguments, words",
   [
     ({"image": IMAGE.astype(np.float32)}, "image: found float32"),
-    ({"image": IMAGE[..., 0]}, "expected uint8 [H, W, 3]"),
+    ({"image": IMAGE[..., :2]}, "expected uint8 [H, W, 3]"),
     ({"image": IMAGE[:0]}, "expected uint8 [H, W, 3]"),
     ({"prompts": []}, "prompts: found none"),
     ({"prompts": [(IMAGE, LABELS), (IMAGE, LABELS[:5])]}, "prompts[1] labels: found int32 [5, 32]"),
     ({"prompts": [(IMAGE, LABELS + 0.5)]}, "prompts[0] labels: found float64"),
     ({"prompts": [(IMAGE, LABELS - 1)]}, "found values -1..-1"),
-    ({"prompts": [(IMAGE[..., :1], LABELS)]}, "prompts[0] image: found uint8 [32, 32, 1]"),
+    ({"prompts": [(IMAGE[..., :2], LABELS)]}, "prompts[0] image: found uint8 [32, 32, 2]"),
     ({"split": 0}, "split: found 0"),
     ({"overlap": 1.0, "split": 2}, "overlap: found 1.0, expected 0 to 0.9"),
     ({"overlap": 0.5}, "overlap: found 0.5 with split 1, expected a split of at least 2"),

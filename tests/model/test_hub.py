@@ -36,7 +36,7 @@ FETCH = (
   "from seggpt_jax.errors import InputError, MachineError\n"
   "from seggpt_jax.model import hub\n"
   "for name in sys.argv[1:]:\n"
-  "  try: print(hub.fetch(name, hub.parse(name), shutil.copytree))\n"
+  "  try: print(hub.fetch(name, hub.parse('hf://' + name.removeprefix('hf://')), shutil.copytree))\n"
   "  except (InputError, MachineError) as error: print('error:', error)\n"
 )
 CHUNK = 4096
@@ -83,7 +83,8 @@ def start(home, address, *names, code=FIND, **env) -> subprocess.Popen:
 @pytest.mark.parametrize(
   ("name", "expected"),
   [
-    ("BAAI/seggpt-vit-large", ("BAAI/seggpt-vit-large", "main", "")),
+    ("hf://BAAI/seggpt-vit-large", ("BAAI/seggpt-vit-large", "main", "")),
+    ("BAAI/seggpt-vit-large", None),
     ("hf://a/b@v1", ("a/b", "v1", "")),
     ("hf://BAAI/SegGPT/seggpt_vit_large.pth", ("BAAI/SegGPT", "main", "seggpt_vit_large.pth")),
     ("hf://a/b@v1/c/d.safetensors", ("a/b", "v1", "c/d.safetensors")),
@@ -98,16 +99,16 @@ def test_names_of_the_hub_are_told_from_paths(name, expected):
   assert hub.parse(name) == expected
 
 
-def test_folder_that_exists_makes_a_name_a_path(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  (tmp_path / "runs").mkdir()
-  with pytest.raises(InputError, match=r"runs/typo: not found, expected a weights directory.*Hugging Face name"):
-    weights.find_weights("runs/typo")
+@pytest.mark.parametrize("name", ["runs/typo", "weights/vit_large"])
+def test_a_path_that_is_not_there_is_never_asked_for_on_the_hub(name):
+  """A missing folder of weights would become a download, or an error about tokens."""
+  with pytest.raises(InputError, match=rf"{name}: not found, expected .* small or drawn .*`seggpt convert`"):
+    weights.find_weights(name)
 
 
-@pytest.mark.parametrize("name", ["hf://a", "hf://a/b/c.txt", "hf://"])
+@pytest.mark.parametrize("name", ["hf://a", "hf://a/b/c.txt", "hf://", "https://host/weights.pth", "gs://a/b"])
 def test_address_that_names_nothing_is_refused(name):
-  with pytest.raises(InputError, match="expected hf://OWNER/NAME"):
+  with pytest.raises(InputError, match="no address that weights are read from, expected a path, hf://OWNER/NAME"):
     weights.find_weights(name)
 
 
@@ -140,14 +141,14 @@ def test_weights_of_the_hub_are_fetched_resumed_and_kept(tmp_path, params):
   weights.save_weights(tmp_path / "ours", params, NANO)
   (tmp_path / "ours" / "README.md").write_text("card")
   (tmp_path / "home").mkdir()
-  names = ("mine/nano", "hf://mine/ours@main", "hf://mine/nano/model.safetensors")
+  names = ("hf://mine/nano", "hf://mine/ours@main", "hf://mine/nano/model.safetensors")
   with serve({"mine/nano": tmp_path / "hf", "mine/ours": tmp_path / "ours"}, {"model.safetensors": 5000}) as (
     address,
     log,
   ):
     first = find(tmp_path / "home", address, *names, code=SMALL_PIECES + FIND)
     problems = find(
-      tmp_path / "home", address, "no/such", "mine/gated", "mine/nano@v9", "hf://mine/nano@v9", "hf://mine/nano/x.pth"
+      *(tmp_path / "home", address, "hf://no/such", "hf://mine/gated", "hf://mine/nano@v9", "hf://mine/nano/x.pth")
     )
   fetches = [line for line in log if line.startswith(f"GET mine/nano/resolve/{COMMIT}/model.safetensors")]
   # The interrupted fetch, the fetch that ends it, and the fetch of the third name, as the download is deleted by then.
@@ -161,14 +162,14 @@ def test_weights_of_the_hub_are_fetched_resumed_and_kept(tmp_path, params):
   assert all(line.startswith("error:") for line in problems)
   for line, expected in zip(
     problems,
-    ("neither a local path nor", "access is restricted", "no revision 'v9'", "no revision 'v9'", "no such file"),
+    ("no repository", "access is restricted", "no revision 'v9'", "no such file"),
     strict=True,
   ):
     assert expected in line
   assert find(tmp_path / "home", address, *names) == first
-  missing = find(tmp_path / "home", address, "other/one")[0]
+  missing = find(tmp_path / "home", address, "hf://other/one")[0]
   assert f"{address}/other/one/resolve/main/model.safetensors and config.json next to it by hand" in missing
-  assert "HF_HUB_OFFLINE is set" in find(tmp_path / "home", address, "other/one", HF_HUB_OFFLINE="1")[0]
+  assert "HF_HUB_OFFLINE is set" in find(tmp_path / "home", address, "hf://other/one", HF_HUB_OFFLINE="1")[0]
 
 
 def test_a_refusal_is_not_hidden_by_what_was_fetched_before_but_a_failing_hub_is(tmp_path, served):
@@ -180,7 +181,7 @@ def test_a_refusal_is_not_hidden_by_what_was_fetched_before_but_a_failing_hub_is
     repositories["mine/nano"] = 503
     failing = find(tmp_path / "home", address, "mine/nano", code=FETCH, warnings=True)
     del repositories["mine/nano"]
-    assert "neither a local path nor" in find(tmp_path / "home", address, "mine/nano", code=FETCH)[0]
+    assert "not found, no repository" in find(tmp_path / "home", address, "mine/nano", code=FETCH)[0]
   assert failing[-1:] == first
   assert "mine/nano: the hub does not answer" in failing[0] and f"read as fetched before, {COMMIT[:8]}" in failing[0]
   offline = find(tmp_path / "home", address, "mine/nano", code=FETCH, HF_HUB_OFFLINE="1", warnings=True)
@@ -414,11 +415,11 @@ def test_interrupted_conversion_fetches_nothing_again(served, home, params):
     "weights.find_weights(sys.argv[1])\n"
   )
   with serve({"mine/nano": served}) as (address, log):
-    process = start(home, address, "mine/nano", code=kill)
+    process = start(home, address, "hf://mine/nano", code=kill)
     process.communicate()
     assert process.returncode == -9
     before = sent(log)
-    (found,) = find(home, address, "mine/nano")
+    (found,) = find(home, address, "hf://mine/nano")
     assert sent(log) == before
   assert_same(found, params)
   assert not list(home.rglob("*.safetensors"))

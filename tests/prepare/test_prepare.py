@@ -305,9 +305,13 @@ def test_large_images_are_shrunk_with_their_labels(tmp_path, output):
   assert kinds == [b"\xff\xd8", b"\x89P"]
 
 
-def test_the_next_line_can_be_run_as_it_is_printed(data, tmp_path):
-  """A space in a path and a folder without parts are usual."""
+def test_the_next_line_can_be_run_as_it_is_printed(data, tmp_path, monkeypatch):
+  """A space in a path and a folder without parts are usual; the released weights are not there at first."""
   report = prepare(settings(data), tmp_path / "my data")
+  assert "--config small --workdir" in report
+  (tmp_path / "weights/vit_large").mkdir(parents=True)
+  monkeypatch.chdir(tmp_path)
+  assert "--config base --workdir" in prepare(settings(data), tmp_path / "large")
   assert f"--config.data.path={tmp_path}/my data" in shlex.split(report.partition("next:")[2].replace("\\\n", ""))
   alone = settings(data / "train", splits=(".",))
   words = shlex.split(prepare(alone, tmp_path / "one").partition("next:")[2].replace("\\\n", ""))

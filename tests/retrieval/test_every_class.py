@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from PIL import Image
 
 from seggpt_jax.inference.queries import PromptFiles, Query
-from seggpt_jax.retrieval.every_class import in_turn, prompt_every_class
+from seggpt_jax.retrieval.every_class import in_turn, prompt_every_class, warn_of_left_out
 from seggpt_jax.retrieval.labeled_images import Facts, digest
 
 
@@ -15,9 +17,10 @@ def test_classes_take_turns_and_the_best_come_first():
   holds[[0, 1, 2], 1], holds[[3, 4], 2], holds[[2], 3] = True, True, True
   scores = np.array([0.1, 0.9, 0.5, 0.2, 0.8, 1.0])  # image 5 shows nothing
   assert in_turn(holds, scores, 3) == [1, 4, 2]
-  # Class 1 continues with the image not shown yet, and class 3 has none but image 2.
-  assert in_turn(holds, scores, 6) == [1, 4, 2, 0, 3, 2]
-  assert in_turn(holds, scores, 2) == [1, 4]
+  # What was shown least continues: class 2 with its other image, class 3 with its only one again.
+  assert in_turn(holds, scores, 6) == [1, 4, 2, 3, 2, 4]
+  scores[2] = 2
+  assert in_turn(holds, scores, 2) == [2, 4], "image 2 shows classes 1 and 3, so class 2 is next"
   assert in_turn(np.zeros((2, 3), bool), scores[:2], 2) == []
 
 
@@ -39,3 +42,19 @@ def test_a_query_prompts_itself_only_for_classes_that_no_other_image_shows(tmp_p
   facts = Facts(digests[:1], np.array([[0, 1]], bool))
   (found,) = prompt_every_class(queries[:1], files[:1], facts, 1)
   assert found.prompts == (files[0],)
+
+
+def test_two_prompts_of_one_class_each_are_both_shown_and_what_is_left_out_is_named(tmp_path, caplog):
+  """The first prompt by name shows one class: the other one would never be found, without a word."""
+  files = [PromptFiles(tmp_path / f"{name}.png", tmp_path / f"{name}_label.png") for name in "ab"]
+  Image.new("RGB", (8, 8)).save(tmp_path / "q.png")
+  facts = Facts(["a", "b"], np.array([[0, 1, 0], [0, 0, 1]], bool))
+  query = Query("q", tmp_path / "q.png", None, ())
+  (found,) = prompt_every_class([query], files, facts, 2)
+  assert sorted(each.written for each in found.prompts) == ["a.png", "b.png"]
+  warn_of_left_out([found], files, facts)
+  assert not caplog.text
+  warn_of_left_out([dataclasses.replace(found, prompts=(files[1],))], files, facts)
+  assert (
+    "the prompts of 1 of 1 images show only some of the 2 classes, and none shows class 1; --top-k=2" in caplog.text
+  )
