@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
   config.model.init_from = "weights/vit_large"
   config.data.labels = "index"
   config.data.palette = "fixed"
-  config.data.zoom = config.data.coarse_zoom = -1.0  # measured
+  config.data.zoom = -1.0  # measured
   config.data.lower_half_share = 1.0
   config.data.scale = (0.8, 1.25)
   config.data.foreground_crop = 0.7

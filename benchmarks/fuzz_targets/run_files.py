@@ -37,7 +37,7 @@ def _run_config(folder: Path) -> Target:
   for item in ("params", "config"):
     (run / "best" / "5" / item).mkdir(parents=True)
   data = {"labels": "table", "threshold": -1, "table": [0, 5, 7], "ignore": [255], "zoom": 0.5, "prompt_grid": 2}
-  data |= {"coarse_zoom": 0.25, "coarse_classes": [1, 2], "path": "x", "kind": "folder"}
+  data |= {"path": "x", "kind": "folder"}
   (run / "config.json").write_text(json.dumps({"data": data, "num_steps": 3}))
   write_operating_point(run, OperatingPoint((0.5, 1.0), 12), {})
 

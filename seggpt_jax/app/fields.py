@@ -130,8 +130,6 @@ OPTION_FIELDS: dict[str, Field] = {
   "octaves": Field(
     _whole, {"type": "integer", "minimum": 1}, "Number of zooms to average, each half of the one before."
   ),
-  "coarse_zoom": Field(_number, {"type": "number", "minimum": 0}, "A second, smaller zoom for coarse_classes."),
-  "coarse_classes": Field(_several(_whole), {"type": "array", "items": {"type": "integer"}}, "Classes of coarse_zoom."),
   "sensitivity": Field(
     _several(lambda value, name: float(_number(value, name))),
     _NUMBERS,
@@ -191,7 +189,7 @@ def options_of(values: Mapping[str, Any], defaults: InferenceOptions) -> Inferen
   if "split" in changes or "zoom" in changes:
     plain = InferenceOptions()
     scale = ("split", "zoom", "overlap", "stitch_width", "foreground_tiles", "prompt_grid", "octaves")
-    reset = {name: getattr(plain, name) for name in (*scale, "coarse_zoom", "coarse_classes")}
+    reset = {name: getattr(plain, name) for name in scale}
     changes = reset | changes
   return dataclasses.replace(defaults, **changes)
 

@@ -109,7 +109,7 @@ def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calib
   if split == ["auto"]:
     changes["split"] = 1
     changes.setdefault("overlap", trained.overlap)
-    scale = {name: getattr(trained, name) for name in ("zoom", "prompt_grid", "coarse_zoom", "coarse_classes")}
+    scale = {name: getattr(trained, name) for name in ("zoom", "prompt_grid")}
   elif split == ["objects"]:
     changes["split"] = 1
     objects = measure_objects(_prompt_labels(), labels)
@@ -137,9 +137,6 @@ def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calib
       f"--split={split[0]}: tiles at {which}, {options.zoom} pixels of the network for one of an image, with an "
       f"overlap of {options.overlap}; prompts are {cells} around objects{averaged}"
     )
-  if options.coarse_zoom:
-    names = ", ".join(map(str, options.coarse_classes))
-    print(f"--split={split[0]}: class {names} at {options.coarse_zoom}, as in training")
   point, stored = ((each.sensitivity, each.least_area) for each in (options, trained))
   if point == stored != ((), 0):
     shown = ", ".join(f"{value:g}" for value in options.sensitivity)

@@ -27,8 +27,6 @@ class PairingOptions:
       uniformly. If the query has no class, they have any class, so that the prompt still asks for something.
       `same_group` may apply to the same pair.
     negative: share of negative pairs, 0 to 1, among queries that lack a class which other samples have.
-    balanced: share of the pairs, 0 to 1, for which a class is drawn uniformly and then a query that has it; the others
-      use each sample once an epoch.
     num_prompts: number of prompts K of each query, all different if there are enough samples.
     every_class: True chooses the prompts of positive pairs for one class after the other, so that enough of them show
       every class; `same_class` is not used.
@@ -37,14 +35,13 @@ class PairingOptions:
   same_group: float = 1.0
   same_class: float = 0.0
   negative: float = 0.0
-  balanced: float = 0.0
   num_prompts: int = 1
   every_class: bool = False
 
   @property
   def needs_classes(self) -> bool:
     """True if the classes of each sample must be known."""
-    return bool(self.same_class or self.negative or self.balanced or self.every_class)
+    return bool(self.same_class or self.negative or self.every_class)
 
 
 class Draw(NamedTuple):
@@ -133,12 +130,10 @@ class Pairing:
     """Draws the i-th pair.
 
     Args:
-      index: index of the query; not used if the pair is balanced.
+      index: index of the query.
       generator: source of all random numbers.
     """
     query = index
-    if self.options.balanced and generator.random() < self.options.balanced:
-      query = int(generator.choice(self._of_class(int(generator.choice(self._known_classes)))))
     if generator.random() < self.options.negative:
       absent = np.setdiff1d(self._known_classes, self._classes_of(query), assume_unique=True)
       if len(absent):

@@ -142,7 +142,7 @@ def _read_or_skip(
 
 @dataclasses.dataclass(frozen=True)
 class SourceTrainingPairs:
-  """Training pairs from a source. Each sample is the query once an epoch, unless the pairing is balanced.
+  """Training pairs from a source. Each sample is the query once an epoch.
 
   Attributes:
     source: the samples.
@@ -192,46 +192,6 @@ class SourceEvaluationPairs:
     generator = np.random.default_rng(index)
     prompts, query, indices = _read_or_skip(self.prompts, self.source, self.pairing, self.bad_files, index, generator)
     return {**self.transform(prompts, query, window), **indices}
-
-
-@dataclasses.dataclass(frozen=True)
-class InTurnTrainingPairs:
-  """Training pairs of several kinds in turn, such as those of several scales; an epoch uses all of each kind once.
-
-  Attributes:
-    parts: the pairs of each kind, equally many in an epoch.
-  """
-
-  parts: tuple[SourceTrainingPairs, ...]
-
-  @property
-  def epoch(self) -> int:
-    return sum(part.epoch for part in self.parts)
-
-  def __call__(self, index: int, generator: np.random.Generator) -> Pair:
-    place, part = divmod(index, len(self.parts))
-    return self.parts[part](place, generator)
-
-
-@dataclasses.dataclass(frozen=True)
-class JoinedEvaluationPairs:
-  """Evaluation pairs of several kinds, one kind after the other.
-
-  Attributes:
-    parts: the pairs of each kind.
-  """
-
-  parts: tuple[SourceEvaluationPairs, ...]
-
-  def __len__(self) -> int:
-    return sum(map(len, self.parts))
-
-  def __call__(self, index: int) -> Pair:
-    for part in self.parts:
-      if index < len(part):
-        return part(index)
-      index -= len(part)
-    raise IndexError(f"found index {index} beyond the last pair")
 
 
 def _complete(pair: Pair, valid: bool = True) -> Pair:

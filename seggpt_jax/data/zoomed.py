@@ -7,7 +7,7 @@ camera show objects at one scale, and a network sees small objects only if a pat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import cv2
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.data.cells import zoomed, zoomed_shape
-from seggpt_jax.data.labels import classes_in, keep_classes
+from seggpt_jax.data.labels import classes_in
 from seggpt_jax.data.sources import Sample, Source, WrappedSource
 from seggpt_jax.errors import InputError
 
@@ -29,16 +29,14 @@ class ZoomedSource(WrappedSource):
   Args:
     source: the samples.
     zoom: factor from an image's pixels to the network's.
-    classes: the only classes that keep their labels, because they are looked for at this scale; None for all.
   """
 
-  def __init__(self, source: Source, zoom: float | int, classes: Sequence[int] | None = None):
+  def __init__(self, source: Source, zoom: float | int):
     super().__init__(source)
-    self.zoom, self.shown = zoom, classes
+    self.zoom = zoom
 
   def __getitem__(self, index: int) -> Sample:
-    sample = zoomed(self._source[index], self.zoom)
-    return sample if self.shown is None else {**sample, "label": keep_classes(sample["label"], self.shown)}
+    return zoomed(self._source[index], self.zoom)
 
 
 @runtime_checkable
@@ -118,25 +116,3 @@ def measured_zoom(
     zoom *= 0.95
   # Rounded down: a pixel more than a square would take a second one.
   return math.floor(1000 * max(zoom, min(whole, 1.0), _LEAST) + 1e-6) / 1000
-
-
-def measured_coarse_zoom(
-  sides: dict[int, float], shape: tuple[int, ...], zoom: float | int, square: int
-) -> tuple[float, tuple[int, ...]]:
-  """Chooses a second, coarser zoom for classes whose objects do not fit into a square at the first one.
-
-  Args:
-    sides: median side of each class's objects, from `object_sides`.
-    shape: shape of a typical image, height and width first.
-    zoom: the first zoom.
-    square: side of the network's square in pixels.
-
-  Returns:
-    The zoom at which the smallest of these classes is half a square large, but a whole image is not smaller
-    than a square; and the classes. 0 and no classes if all objects fit, or if the zoom would be nearly the same.
-  """
-  large = {value: side for value, side in sides.items() if side * zoom > square / 2}
-  if not large or len(large) == len(sides):
-    return 0.0, ()
-  coarse = measured_zoom(large, shape, square, square // 2, num_windows(shape, zoom, square))
-  return (coarse, tuple(large)) if coarse < 0.6 * zoom else (0.0, ())

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from seggpt_jax.data.cells import fewest_cells
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.palette import IGNORE
@@ -46,9 +45,7 @@ class InferenceOptions:
     prompt_grid: cells along a side of each prompt, with `zoom`. The given prompts fill the cells in their order, again
       from the first if there are too few, each with the class that was shown least so far.
     octaves: number of zooms whose predicted colors are averaged, each half of the one before: the first shows small
-      objects large, the others what they are part of. Not with `coarse_zoom`.
-    coarse_zoom: a second, smaller zoom for classes whose objects do not fit into a window at the first one; 0 for none.
-    coarse_classes: classes that are looked for at the second zoom only, and not at the first.
+      objects large, the others what they are part of.
     sensitivity: divisors of the distances of predicted colors to the colors of classes 1, 2, ..., above 0; the
       background and further classes have 1. With more than 1, more pixels become that class.
     least_area: foreground objects (8-connected, of any classes) with fewer pixels of the image become background.
@@ -68,8 +65,6 @@ class InferenceOptions:
   zoom: float | int = 0
   prompt_grid: int = 1
   octaves: int = 1
-  coarse_zoom: float | int = 0
-  coarse_classes: tuple[int, ...] = ()
   sensitivity: tuple[float, ...] = ()
   least_area: int = 0
   head: Heads = "auto"
@@ -98,19 +93,11 @@ class InferenceOptions:
     if not 0 <= self.zoom <= 1000 or not 1 <= self.prompt_grid <= 16:
       name = "prompt_grid" if 0 <= self.zoom <= 1000 else "zoom"
       raise InputError(f"{name}: found {getattr(self, name)}, expected a positive number{' or 0' * (name == 'zoom')}")
-    if bool(self.coarse_zoom) != bool(self.coarse_classes) or not 0 <= self.coarse_zoom <= self.zoom:
-      raise InputError(
-        f"coarse_zoom: found {self.coarse_zoom} for {len(self.coarse_classes)} classes with zoom {self.zoom}, "
-        "expected a smaller one and some classes, or 0 and none"
-      )
     if self.prompt_grid > 1 and not self.zoom:
       raise InputError(f"prompt_grid: found {self.prompt_grid} without zoom, expected 1")
-    if not all(0 < value < IGNORE for value in self.coarse_classes) or len(self.coarse_classes) >= IGNORE:
-      raise InputError(f"coarse_classes: found {self.coarse_classes}, expected class indices 1..{IGNORE - 1}")
-    if not 1 <= self.octaves <= _MOST_OCTAVES or (self.octaves > 1 and (not self.zoom or self.coarse_zoom)):
+    if not 1 <= self.octaves <= _MOST_OCTAVES or (self.octaves > 1 and not self.zoom):
       raise InputError(
-        f"octaves: found {self.octaves} with zoom {self.zoom} and coarse_zoom {self.coarse_zoom}, expected 1, or up to "
-        f"{_MOST_OCTAVES} with a zoom alone"
+        f"octaves: found {self.octaves} with zoom {self.zoom}, expected 1, or up to {_MOST_OCTAVES} with a zoom"
       )
     if self.zoom:
       for name in ("split", "stitch_width", "foreground_tiles"):
@@ -128,20 +115,13 @@ class InferenceOptions:
 
   @property
   def zooms(self) -> tuple[float | int, ...]:
-    """The zoom, then its octaves or the coarse one if there is one."""
-    octaves = tuple(self.zoom / 2**place for place in range(self.octaves))
-    return (*octaves, self.coarse_zoom) if self.coarse_zoom else octaves
-
-  def grid_at(self, zoom: float | int) -> int:
-    """Returns the cells along a side of a prompt at one of `zooms`; at the coarse one as few as show its classes."""
-    if self.coarse_zoom and zoom == self.coarse_zoom:
-      return fewest_cells(len(self.coarse_classes))
-    return self.prompt_grid
+    """The zoom, then its octaves."""
+    return tuple(self.zoom / 2**place for place in range(self.octaves))
 
   @property
   def cells(self) -> int:
-    """Number of cells of a prompt, those of both zooms together; 1 without a zoom. Octaves show the same images."""
-    return sum(self.grid_at(zoom) ** 2 for zoom in self.zooms[self.octaves - 1 :])
+    """Number of cells of a prompt; 1 without a zoom."""
+    return self.prompt_grid**2
 
   @property
   def splits(self) -> tuple[int, ...]:

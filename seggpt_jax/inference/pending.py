@@ -15,7 +15,6 @@ from seggpt_jax.inference.prediction import (
   blend_most_likely,
   class_shares,
   decode_prediction,
-  nearest_blends,
 )
 
 
@@ -27,14 +26,12 @@ class View:
     tiled: the image on its way through the network.
     axes: the mirrored axes.
     shape: height and width in pixels of the image at this split, without what fills it up to a tile.
-    coarse: whether this is the second zoom.
     asked: the class of each channel, if the network answers masks.
   """
 
   tiled: TiledImage
   axes: tuple[int, ...]
   shape: tuple[int, int]
-  coarse: bool = False
   asked: tuple[int, ...] = ()
 
 
@@ -82,18 +79,7 @@ class PendingPrediction:
     if self.views[0].asked:
       colors = self._blend(self._probabilities(colors), combine)
       return decode_prediction(colors, self.palette, self.classes, self.image, *decoding)
-    fine, coarse = (
-      [c for c, view in zip(colors, self.views, strict=True) if view.coarse == which] for which in (False, True)
-    )
-    fused = _mean(fine)
-    if coarse:
-      # Each zoom has been asked for its own classes, and its colors must be told from these alone.
-      large = np.intersect1d(self.classes, self.options.coarse_classes)
-      small = np.setdiff1d(self.classes, large)
-      fused = nearest_blends(fused, self.palette, small[small > 0])
-      # What was found at the first zoom lies in front: small objects lie on large ones.
-      found = decode_prediction(fused, self.palette, small, None, self.options.sensitivity).labels > 0
-      fused = np.where(found[..., None], fused, nearest_blends(_mean(coarse), self.palette, large))
+    fused = _mean(colors)
     if combine:
       asked = self.classes[self.classes > 0]
       fused = self._blend(class_shares(fused, self.palette, asked), combine)
@@ -104,9 +90,7 @@ class PendingPrediction:
     found: dict[int, list[np.ndarray]] = collections.defaultdict(list)
     for view, masks in zip(self.views, predicted, strict=True):
       for channel, index in enumerate(view.asked):
-        # Each zoom is asked for its own classes.
-        if not self.options.coarse_zoom or view.coarse == (index in self.options.coarse_classes):
-          found[index].append(masks[..., channel])
+        found[index].append(masks[..., channel])
     return {index: np.mean(masks, axis=0, dtype=np.float32) / 255.0 for index, masks in found.items()}
 
   def _blend(self, probabilities: dict[int, np.ndarray], combine: heads.Combine | None) -> np.ndarray:

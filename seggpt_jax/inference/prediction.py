@@ -169,27 +169,6 @@ def decode_prediction(
   return Prediction(labels, colors, palette, tuple(classes.tolist()), image=image)
 
 
-def nearest_blends(
-  colors: UInt8[np.ndarray, "h w 3"], palette: UInt8[np.ndarray, "n 3"], classes: Integer[np.ndarray, "m"]
-) -> UInt8[np.ndarray, "h w 3"]:
-  """Replaces each color by a blend of the background and the class whose color is nearest, among some classes.
-
-  A network that was asked for some classes tells them apart in any way that these classes' colors allow; among the
-  colors of all classes, its answer could be nearest to one that nobody asked for. The distances of the blend to the two
-  colors have the ratio of those of the original color.
-
-  Args:
-    colors: predicted colors.
-    palette: color of each class; no class's color may be nearer to a blend than both of its ends (`fixed_palette`).
-    classes: the classes, without the background; with none, everything is background.
-  """
-  if not len(classes):
-    return np.broadcast_to(palette[0], colors.shape)
-  nearest, share = _shares(colors, palette, classes)
-  background = palette[0].astype(np.float32)
-  return np.round(background + share[..., None] * (palette[nearest] - background)).astype(np.uint8)
-
-
 def blend_most_likely(
   probabilities: dict[int, Float[np.ndarray, "h w"]], palette: UInt8[np.ndarray, "n 3"], shape: tuple[int, int]
 ) -> UInt8[np.ndarray, "h w 3"]:

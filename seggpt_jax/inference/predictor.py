@@ -399,10 +399,9 @@ class Predictor:
         rounds = [tile_windows(split, self.tile_size, patch_size, options.overlap)]
         if options.stitch_width and split > 1:
           rounds += seam_windows(split, self.tile_size, patch_size, options.stitch_width)
-      coarse = bool(options.coarse_zoom) and scale == options.coarse_zoom
       images, targets = prompts
       for question, asked in self._questions(targets, palette, classes):
         for axes in MIRRORED_AXES[options.flips]:
           pixels, shown, masks = (np.flip(array, axes) for array in (resized, images, question))
-          views.append(View(TiledImage(pixels, shown, masks, rounds, patch_size), axes, shape, coarse, asked))
+          views.append(View(TiledImage(pixels, shown, masks, rounds, patch_size), axes, shape, asked))
     return views

@@ -13,7 +13,7 @@ from PIL import Image
 from seggpt_jax import palette as palette_lib
 from seggpt_jax.data.cells import make_prompts, zoomed
 from seggpt_jax.data.images import list_images, read_bytes, read_image, upright_pixels
-from seggpt_jax.data.labels import LabelFormat, classes_in, keep_classes, read_labels
+from seggpt_jax.data.labels import LabelFormat, classes_in, read_labels
 from seggpt_jax.data.sources import Sample, check_size
 from seggpt_jax.errors import InputError, warn_once
 from seggpt_jax.files import expand
@@ -97,17 +97,13 @@ def cells_of(
     Images and labels of K prompts.
   """
   zoom = options.zoom if zoom is None else zoom
-  grid = options.grid_at(zoom)
+  grid = options.prompt_grid
   count = grid**2 * -(-len(prompts) // options.cells)
   samples: list[Sample] = []
   for scaled in (prompt.zoomed(options.zoom) for prompt in prompts):
     sample: Sample = {"image": scaled.image, "label": scaled.labels}
     if zoom != options.zoom:
       sample = zoomed(sample, zoom / options.zoom)  # prompts are kept at the first zoom
-    if options.coarse_zoom:
-      coarse = zoom == options.coarse_zoom
-      known = [value for value in classes_in(sample["label"]) if (value in options.coarse_classes) == coarse]
-      sample = {**sample, "label": keep_classes(sample["label"], known)}
     samples.append(sample)
   # Images that show no class of this zoom would waste cells.
   samples = [sample for sample in samples if sample["label"].any()] or samples

@@ -30,7 +30,7 @@ def trained_options(model_path: str | os.PathLike) -> InferenceOptions:
     model_path: weights, a training run, or packaged weights; also the run of an adapter.
 
   Returns:
-    `zoom`, `prompt_grid`, `overlap`, `coarse_zoom` and `coarse_classes` for a run with data.zoom, `sensitivity` and
+    `zoom`, `prompt_grid` and `overlap` for a run with data.zoom, `sensitivity` and
     `least_area` for a calibrated one.
 
   Raises:
@@ -39,16 +39,11 @@ def trained_options(model_path: str | os.PathLike) -> InferenceOptions:
   path = run_config(model_path)
   data = {} if path is None else run_data(path)
   zoom, grid = data.get("zoom", 0), data.get("prompt_grid", 0)
-  coarse, classes = data.get("coarse_zoom", 0), data.get("coarse_classes", ())
-  for key, value in (("zoom", zoom), ("prompt_grid", grid), ("coarse_zoom", coarse)):
+  for key, value in (("zoom", zoom), ("prompt_grid", grid)):
     if not isinstance(value, int | float) or value < 0:
       raise InputError(f"{path}: data.{key}: found {value!r}, expected a number of at least 0")
   point = (None if path is None else read_operating_point(path.parent)) or OperatingPoint()
   scale = {"zoom": zoom, "prompt_grid": max(grid, 1), "overlap": ZOOM_OVERLAP} if zoom else {}
-  if coarse:
-    if not isinstance(classes, list | tuple) or not all(isinstance(value, int) for value in classes):
-      raise InputError(f"{path}: data.coarse_classes: found {classes!r}, expected class indices")
-    scale |= {"coarse_zoom": coarse, "coarse_classes": tuple(classes)}
   with naming(os.fspath(path or model_path)):
     return InferenceOptions(**scale, **point._asdict())
 

@@ -26,7 +26,7 @@ from seggpt_jax.inference.prediction import Prediction, blend_most_likely, decod
 from seggpt_jax.inference.prompts import check_palette
 from seggpt_jax.model import parameters
 
-_WITHOUT_EFFECT = ("split", "overlap", "stitch_width", "flips", "foreground_tiles", "zoom", "octaves", "coarse_zoom")
+_WITHOUT_EFFECT = ("split", "overlap", "stitch_width", "flips", "foreground_tiles", "zoom", "octaves")
 
 Answer = Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, "h2 w2 c"]]
 

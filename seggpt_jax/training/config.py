@@ -74,11 +74,8 @@ def check_config(config: ConfigDict) -> None:
     )
   if not (config.loss.smooth_l1 or config.loss.cross_entropy or config.loss.dice):
     raise InputError("config.loss: found 0 for smooth_l1, cross_entropy and dice, expected at least one above 0")
-  for name in ("zoom", "coarse_zoom"):
-    if -1 < config.data[name] < 0.001 and config.data[name]:
-      raise InputError(
-        f"config.data.{name}: found {config.data[name]}, expected a factor above 0, 0, or -1; at least 0.001"
-      )
+  if -1 < config.data.zoom < 0.001 and config.data.zoom:
+    raise InputError(f"config.data.zoom: found {config.data.zoom}, expected a factor above 0, 0, or -1; at least 0.001")
   if config.eval_pairs == 0:
     raise InputError("config.eval_pairs: found 0, expected at least 1, or -1 for all")
   low, high = config.data.scale if len(config.data.scale) == 2 else (0, 0)

@@ -21,19 +21,16 @@ from seggpt_jax.data.outlines import check_categories
 from seggpt_jax.data.pairing import PairingOptions
 from seggpt_jax.data.pipeline import (
   EvaluationPairs,
-  InTurnTrainingPairs,
-  JoinedEvaluationPairs,
   SourceTrainingPairs,
   TrainingPairs,
 )
 from seggpt_jax.data.recognize import recognize
 from seggpt_jax.data.sources import CachedSource, Source, shared_images
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
-from seggpt_jax.data.zoomed import ZoomedSource, measured_coarse_zoom, measured_zoom, num_windows, object_sides
+from seggpt_jax.data.zoomed import ZoomedSource, measured_zoom, num_windows, object_sides
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.prompt_choice import (
-  SplitSamples,
   describe_answerable,
   evaluation_pairs_of,
   known_samples,
@@ -43,10 +40,7 @@ from seggpt_jax.training.prompt_choice import (
 _AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
 # Windows that an image may take where the zoom is measured: with the packaged weights and two cores, a second or two.
 _MOST_WINDOWS = 36
-# With two scales each looks for some of the classes. Where these are rare, most of its queries would show none.
-_SHOWN = 0.5
 _SIDES, _OBJECT = (192, 768), 7.0  # of the squares that a trained head sees, and of objects in them, in pixels
-_JOINED = (InTurnTrainingPairs, JoinedEvaluationPairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +54,6 @@ class Inputs:
     notes: lines on the data for the person who started the run.
     zoom: factor from the images' pixels to the network's; 0 if samples are resized instead.
     prompt_grid: cells along a side of a prompt; 0 if a prompt is one sample.
-    coarse_zoom: second zoom, for classes that are too large for a square at the first one; 0 without.
-    coarse_classes: the classes that are looked for at the second zoom only.
     class_names: names of classes 1, 2, ... that the dataset states; () if it states none.
   """
 
@@ -71,8 +63,6 @@ class Inputs:
   notes: tuple[str, ...] = ()
   zoom: float = 0.0
   prompt_grid: int = 0
-  coarse_zoom: float = 0.0
-  coarse_classes: tuple[int, ...] = ()
   class_names: tuple[str, ...] = ()
 
 
@@ -113,61 +103,33 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   evaluation = EvaluationPair(model_config.canvas_size, model_config.patch_size, data.num_classes, corners=matcher)
   if not data.zoom and data.resize and data.resize < square:
     raise InputError(f"config.data.resize: found {data.resize}, expected 0 or at least the square {square}")
-  if unknown := [value for value in data.coarse_classes if value >= data.num_classes]:
-    raise InputError(
-      f"config.data.coarse_classes: found {unknown[0]}, expected classes below data.num_classes={data.num_classes}"
-    )
   splits, notes = open_splits(data)
   policy = "skip" if data.bad_share else "error"
   same_class = 0.0 if learned else data.same_class
-  scales, every_class = [_Scale(0.0)], False
+  scale, every_class = _Scale(0.0), False
   if data.zoom:
     # The labels of class folders mean another thing in each, so that cells from several would contradict each other.
     every_class = not learned and data.source != "class_folders"
-    scales = _scales(data, splits, model_config, notes)
-    if learned and len(scales) > 1:
-      raise InputError(
-        "config.data.coarse_zoom cannot be combined with adapter.kind=prompt: a learned prompt has one scale"
-      )
+    scale = _scale(data, splits, model_config, notes)
     training = dataclasses.replace(training, augmentation=dataclasses.replace(training.augmentation, resize=None))
-  options = PairingOptions(1.0, same_class, data.negative, 0.0, data.prompts, every_class)
-  samples = {}
-  for name, source in splits.items():
-    samples[name] = known_samples(data, name, source, options.needs_classes, Path(workdir), notes)
-  parts, grids = [], []
-  for scale in scales:
-    grids.append(_grid(data, scale, learned, every_class))
-    paired = dataclasses.replace(
-      options,
-      num_prompts=data.prompts * max(grids[-1], 1) ** 2,
-      balanced=0.0 if scale.classes is None else _SHOWN,
-    )
-    known = {name: _only(of_split, scale.classes) for name, of_split in samples.items()}
-    with naming(f"{data.path}: {data.train_split}"):
-      pairing = training_pairing(known["train"], paired)
-    read = {name: _at_scale(source, scale, data.cache_mb * 2**20 // len(scales)) for name, source in splits.items()}
-    shown = dataclasses.replace(training, prompt_grid=grids[-1])
-    pairs = SourceTrainingPairs(read["train"], pairing, shown, policy)
-    validated = dataclasses.replace(evaluation, prompt_grid=grids[-1], windows=scale.windows)
-    parts.append((pairs, evaluation_pairs_of(read if data.zoom else splits, known, paired, validated, policy)))
-    if len(parts) == 1 and pairing.describe() != f"{len(splits['train'])} samples":
-      notes.append(f"train: {pairing.describe()}")
-    if not learned and data.unanswerable != "keep":
-      notes.append(describe_answerable(pairs))
-  (pairs, evaluation_pairs), *more = parts
-  if more:
-    pairs, evaluation_pairs = (kind(part) for kind, part in zip(_JOINED, zip(*parts, strict=True), strict=True))
-  fine, *coarse = scales
-  return Inputs(
-    pairs,
-    evaluation_pairs,
-    splits,
-    tuple(notes),
-    fine.zoom,
-    grids[0],
-    *((coarse[0].zoom, coarse[0].classes) if coarse else (0.0, ())),
-    class_names=getattr(splits["train"], "categories", ()),
-  )
+  grid = _grid(data, scale, learned, every_class)
+  options = PairingOptions(1.0, same_class, data.negative, data.prompts * max(grid, 1) ** 2, every_class)
+  samples = {
+    name: known_samples(data, name, source, options.needs_classes, Path(workdir), notes)
+    for name, source in splits.items()
+  }
+  with naming(f"{data.path}: {data.train_split}"):
+    pairing = training_pairing(samples["train"], options)
+  read = {name: _at_scale(source, scale.zoom, data.cache_mb * 2**20) for name, source in splits.items()}
+  pairs = SourceTrainingPairs(read["train"], pairing, dataclasses.replace(training, prompt_grid=grid), policy)
+  validated = dataclasses.replace(evaluation, prompt_grid=grid, windows=scale.windows)
+  evaluation_pairs = evaluation_pairs_of(read if data.zoom else splits, samples, options, validated, policy)
+  if pairing.describe() != f"{len(splits['train'])} samples":
+    notes.append(f"train: {pairing.describe()}")
+  if not learned and data.unanswerable != "keep":
+    notes.append(describe_answerable(pairs))
+  names = getattr(splits["train"], "categories", ())
+  return Inputs(pairs, evaluation_pairs, splits, tuple(notes), scale.zoom, grid, class_names=names)
 
 
 def open_splits(data: ConfigDict) -> tuple[dict[str, Source], list[str]]:
@@ -207,28 +169,19 @@ def head_side(source: Source, data: ConfigDict) -> int:
   return min(max(round(side / 32) * 32, least), most)
 
 
-def _only(samples: SplitSamples, classes: tuple[int, ...] | None) -> SplitSamples:
-  """Returns the facts about samples of which only some classes keep their labels; None for all."""
-  if classes is None or samples.classes is None:
-    return samples
-  table = np.zeros_like(samples.classes)
-  table[:, list(classes)] = samples.classes[:, list(classes)]
-  return samples._replace(classes=table)
-
-
-def _at_scale(source: Source, scale: _Scale, cache: int) -> Source:
-  """Returns a source at a scale of the network, if it has one, whose samples are kept in memory."""
-  source = ZoomedSource(source, scale.zoom, scale.classes) if scale.zoom else source
+def _at_scale(source: Source, zoom: float, cache: int) -> Source:
+  """Returns a source at the scale of the network, if it has one, whose samples are kept in memory."""
+  source = ZoomedSource(source, zoom) if zoom else source
   return CachedSource(source, cache) if cache else source
 
 
 def _grid(data: ConfigDict, scale: _Scale, learned: bool, every_class: bool) -> int:
-  """Returns the cells along a side of a prompt at a scale: 0 without a zoom, 1 for a learned prompt."""
+  """Returns the cells along a side of a prompt: 0 without a zoom, 1 for a learned prompt."""
   if not scale.zoom or learned:
     return int(bool(scale.zoom))
-  count = data.num_classes - 1 if scale.classes is None else len(scale.classes)
+  count = data.num_classes - 1
   # Several prompts share the classes, but each has the same number of cells.
-  grid = scale.grid or fewest_cells(-(-count // data.prompts))
+  grid = data.prompt_grid or fewest_cells(-(-count // data.prompts))
   if every_class and data.prompts * grid**2 < count:
     raise InputError(
       f"config.data.prompt_grid: found {data.prompts} prompts of {grid} x {grid} cells, expected at least "
@@ -242,56 +195,30 @@ class _Scale(NamedTuple):
 
   Attributes:
     zoom: factor from the images' pixels to the network's; 0 resizes them.
-    classes: the only classes that are looked for; None for all.
     windows: windows that cover a validation image.
-    grid: cells along a side of a prompt; 0 for the fewest that show the classes.
   """
 
   zoom: float
-  classes: tuple[int, ...] | None = None
   windows: int = 1
-  grid: int = 0
 
 
-def _scales(
-  data: ConfigDict, splits: Mapping[str, Source], model_config: SegGPTConfig, notes: list[str]
-) -> list[_Scale]:
-  """Returns one or two scales, measured if the configuration asks for it, and adds a line about each to the notes."""
+def _scale(data: ConfigDict, splits: Mapping[str, Source], model_config: SegGPTConfig, notes: list[str]) -> _Scale:
+  """Returns the scale, measured if the configuration asks for it, and adds a line about it to the notes."""
   square, patch = model_config.canvas_size[1], model_config.patch_size
   shapes = {name: _typical_shape(source, bool(data.bad_share)) for name, source in splits.items()}
-  zoom, coarse, classes, measured = float(data.zoom), float(data.coarse_zoom), tuple(data.coarse_classes), ""
-  sides = object_sides(splits["train"], _skip(data)) if -1 in (zoom, coarse) else {}
+  zoom, measured = float(data.zoom), ""
   if zoom == -1:
+    sides = object_sides(splits["train"], _skip(data))
     zoom = measured_zoom(sides, shapes["train"], square, patch, _MOST_WINDOWS)
     smallest = min(sides, key=lambda index: sides[index])
     measured = f", as objects of class {smallest} are {sides[smallest]:.0f} pixels large"
-  if coarse == -1 and data.source == "class_folders":
-    coarse = 0.0  # a class is another thing in each folder
-  elif coarse == -1:
-    coarse, classes = measured_coarse_zoom(sides, shapes["train"], zoom, square)
-  elif coarse and not classes:
-    raise InputError(f"config.data.coarse_classes: found none with data.coarse_zoom={coarse}, expected some classes")
   height, width = shapes["train"]
   tiles = num_windows((height, width), zoom, square)
   notes.append(
     f"scale: {zoom} pixels of the network for one of an image{measured} (data.zoom); an image of {width} x {height} "
     f"pixels becomes {tiles} tiles of {square}"
   )
-  if not coarse:
-    return [_Scale(zoom, None, num_windows(shapes["val"], zoom, square), data.prompt_grid)]
-  names = ", ".join(map(str, classes))
-  tiles = num_windows((height, width), coarse, square)
-  notes.append(
-    f"scale: {coarse} for class {names}, whose objects do not fit into a square at the first scale "
-    f"(data.coarse_zoom, data.coarse_classes); an image becomes {tiles} more"
-  )
-  others = tuple(value for value in range(1, data.num_classes) if value not in classes)
-  fine, large = (num_windows(shapes["val"], factor, square) for factor in (zoom, coarse))
-  # Validation takes some of all windows, evenly: with few coarse ones, it would hardly see their classes.
-  return [
-    _Scale(zoom, others, fine, data.prompt_grid),
-    _Scale(coarse, classes, max(large, fine // 4), fewest_cells(len(classes))),
-  ]
+  return _Scale(zoom, num_windows(shapes["val"], zoom, square))
 
 
 def _typical_shape(source: Source, skip: bool, count: int = 16) -> tuple[int, int]:

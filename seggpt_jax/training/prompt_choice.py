@@ -95,7 +95,7 @@ def evaluation_pairs_of(
   """
   train, val = samples["train"], samples["val"]
   if not (options.same_class or options.every_class):
-    pairing = training_pairing(val, dataclasses.replace(options, negative=0.0, balanced=0.0))
+    pairing = training_pairing(val, dataclasses.replace(options, negative=0.0))
     return SourceEvaluationPairs(sources["val"], sources["val"], pairing, transform, bad_files)
   groups = None if train.groups is None else [*train.groups, *val.groups]
   if train.groups_are_classes:

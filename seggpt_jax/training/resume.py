@@ -47,8 +47,6 @@ _KEPT = (
   "data.prompt_foreground",
   "data.zoom",
   "data.prompt_grid",
-  "data.coarse_zoom",
-  "data.coarse_classes",
 )
 
 # What a run writes, and what one of its steps holds.

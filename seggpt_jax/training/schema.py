@@ -212,23 +212,6 @@ KEYS: tuple[Key, ...] = (
     8,
   ),
   Key(
-    "data.coarse_zoom",
-    0.0,
-    "A second, smaller zoom for classes that are too large for a square; 0 is off, -1 measures objects.",
-    -1,
-    8,
-    conditions=_ZOOMS,
-  ),
-  Key(
-    "data.coarse_classes",
-    (),
-    "Classes to look for at data.coarse_zoom only; () with data.coarse_zoom=-1, which finds them.",
-    1,
-    254,
-    conditions=with_any("data.coarse_zoom"),
-    entries=(0,),
-  ),
-  Key(
     "data.prompt_grid",
     0,
     "Cells along a side of a prompt, each around an object of another class; 0 is the fewest that show all classes.",

@@ -109,7 +109,6 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
   inputs = open_inputs(config, model_config, workdir)
   # What was measured becomes part of the run, for its next start and for inference.
   config.data.update(zoom=inputs.zoom, prompt_grid=inputs.prompt_grid)
-  config.data.update(coarse_zoom=inputs.coarse_zoom, coarse_classes=inputs.coarse_classes)
   # So do the names of classes, under which labeling tools get predictions.
   config.data.class_names = config.data.class_names or inputs.class_names
   plan = make_plan(config, model_config, mesh)

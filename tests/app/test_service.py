@@ -343,7 +343,6 @@ WRONG = {
   "contradiction": (422, "overlap", {"files": GOOD, "data": {"overlap": "0.5"}}),
   "stitch": (422, "stitch_width", {"files": GOOD, "data": {"split": "2", "stitch_width": "999"}}),
   "octaves": (422, "octaves", {"files": GOOD, "data": {"zoom": "1", "octaves": "1000000000"}}),
-  "coarse classes": (422, "coarse_classes", {"json": as_json(GOOD, zoom=2, coarse_zoom=1, coarse_classes=[1] * 10**5)}),
   "long text": (422, "table", {"json": as_json(GOOD, labels="table", table="-" * 10**5)}),
   "nested table": (422, "table", {"json": as_json(GOOD, labels="table", table="-" * 10**4 + "1")}),
   "half a character": (

@@ -12,7 +12,6 @@ from seggpt_jax.data.augment import Augmentation, augment
 from seggpt_jax.data.labels import IGNORE, shrink_labels
 from seggpt_jax.data.zoomed import (
   ZoomedSource,
-  measured_coarse_zoom,
   measured_zoom,
   num_windows,
   object_sides,
@@ -161,21 +160,3 @@ def test_a_zoomed_source_scales_images_and_labels_together():
   found = ZoomedSource(Labels(scene()), 0.5)[0]
   assert found["image"].shape == (100, 150, 3) and found["label"].shape == (100, 150)
   assert {1, 2, 3} <= set(np.unique(found["label"]))
-
-
-def test_classes_that_do_not_fit_into_a_square_get_a_coarser_zoom():
-  # Stains of 150 pixels would take 75 of 64; a whole image of 300 x 200 pixels fits into a square at 0.213.
-  assert measured_coarse_zoom({1: 16.0, 4: 150.0, 5: 180.0}, (200, 300), 0.5, 64) == (0.213, (4, 5))
-  # In a large image they become half a square large.
-  assert measured_coarse_zoom({1: 16.0, 4: 150.0}, (2000, 3000), 0.5, 64) == (0.213, (4,))
-  # All fit, none fits, and a zoom that is nearly the same.
-  assert measured_coarse_zoom({1: 16.0, 2: 60.0}, (200, 300), 0.5, 64) == (0.0, ())
-  assert measured_coarse_zoom({1: 150.0}, (200, 300), 0.5, 64) == (0.0, ())
-  assert measured_coarse_zoom({1: 16.0, 2: 70.0}, (100, 120), 0.5, 64) == (0.0, ())
-
-
-def test_a_source_of_one_scale_keeps_the_labels_of_its_classes():
-  label = np.zeros((32, 32), np.uint8)
-  label[:8], label[8:16], label[16:24] = 1, 2, 255
-  source = ZoomedSource(Labels(label), 0.5, (2,))
-  assert np.unique(source[0]["label"]).tolist() == [0, 2, 255]

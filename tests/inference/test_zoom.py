@@ -14,7 +14,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.inference.object_scale import Objects, measure_objects
 from seggpt_jax.inference.operating_point import OperatingPoint, read_operating_point, write_operating_point
 from seggpt_jax.inference.options import InferenceOptions
-from seggpt_jax.inference.prediction import decode_prediction, nearest_blends, without_specks
+from seggpt_jax.inference.prediction import decode_prediction, without_specks
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.trained import trained_options
 from seggpt_jax.model import parameters, weights
@@ -56,42 +56,14 @@ def test_windows_of_a_large_image_are_predicted_as_if_alone(predictor):
   np.testing.assert_allclose(whole.colors[SIZE:, SIZE : 2 * SIZE].astype(int), alone.colors.astype(int), atol=1)
 
 
-def test_a_coarse_zoom_looks_for_its_classes_alone_behind_those_of_the_first(predictor):
-  prompts, (image, _) = [labeled(seed, 80, 90) for seed in range(4)], labeled(9, 70, 80)
-  shown = {"zoom": 1, "prompt_grid": 2}
-  both = predictor.predict_many([(image, prompts)], InferenceOptions(**shown, coarse_zoom=0.5, coarse_classes=(2,)))
-  (both,) = both
-  only = [[(picture, np.where(label == value, label, 0)) for picture, label in prompts] for value in (1, 2)]
-  fine = predictor.predict(image, only[0], **shown)
-  # The second zoom has one class, which takes one cell; 2 x 2 and one are five for each prompt.
-  coarse = predictor.predict(image, only[1][:1], zoom=0.5)
-  # Among the colors of all classes, an answer to one question may be nearest to a class that only the other asked for.
-  np.testing.assert_array_equal(both.labels, np.where(fine.labels == 1, 1, coarse.labels))
-  assert both.classes == (0, 1, 2)
-  for wrong in ({"coarse_zoom": 0.5}, {"coarse_classes": (1,)}, {"coarse_zoom": 2, "coarse_classes": (1,)}):
-    with pytest.raises(InputError, match="coarse_zoom: found"):
-      InferenceOptions(**shown, **wrong)
-
-
 def test_octaves_are_averaged(predictor):
   prompts, (image, _) = [labeled(seed, 40, 50) for seed in range(4)], labeled(9, 70, 80)
   shown = {"zoom": 1, "prompt_grid": 2}
   both = predictor.predict(image, prompts, **shown, octaves=2)
   parts = [predictor.predict(image, prompts, **{**shown, "zoom": zoom}).colors.astype(int) for zoom in (1, 0.5)]
   np.testing.assert_allclose(both.colors.astype(int), np.mean(parts, axis=0), atol=1)
-  for wrong in ({}, {**shown, "coarse_zoom": 0.5, "coarse_classes": (1,)}):
-    with pytest.raises(InputError, match="octaves: found 2 with zoom"):
-      InferenceOptions(**wrong, octaves=2)
-
-
-def test_blends_are_told_apart_as_the_colors_they_stand_for():
-  colors = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-  palette, asked = fixed_palette(6), np.array([4, 5])
-  blends = nearest_blends(colors, palette, asked)
-  wanted = decode_prediction(colors, palette, np.array([0, 4, 5])).labels
-  found = decode_prediction(blends, palette, np.arange(6)).labels  # though nobody says which classes were asked for
-  assert set(np.unique(wanted)) == {0, 4, 5} and (found != wanted).mean() < 0.02  # colors are integers
-  assert not nearest_blends(colors, palette, asked[:0]).any()
+  with pytest.raises(InputError, match="octaves: found 2 with zoom"):
+    InferenceOptions(octaves=2)
 
 
 def test_objects_of_prompts_are_shown_two_patches_large(tmp_path):
@@ -190,11 +162,6 @@ def test_an_operating_point_is_stored_with_the_run(tmp_path):
     read_operating_point(tmp_path)
 
 
-@pytest.mark.parametrize(
-  "wrong",
-  [{"octaves": 10**9}, {"coarse_zoom": 1, "coarse_classes": (1,) * 10**5}, {"coarse_zoom": 1, "coarse_classes": (0,)}],
-  ids=lambda wrong: next(reversed(wrong)),
-)
-def test_scales_that_no_machine_could_show_are_refused(wrong):
-  with pytest.raises(InputError, match=next(reversed(wrong))):
-    InferenceOptions(zoom=2, **wrong)
+def test_scales_that_no_machine_could_show_are_refused():
+  with pytest.raises(InputError, match="octaves"):
+    InferenceOptions(zoom=2, octaves=10**9)

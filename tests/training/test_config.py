@@ -14,7 +14,6 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import setup
 from seggpt_jax.training.config import check_config, default_config, expand_paths
-from seggpt_jax.training.inputs import open_inputs
 from seggpt_jax.training.optimizer import cosine_cycles, make_schedule
 from seggpt_jax.training.schema import KEYS
 
@@ -141,13 +140,6 @@ def test_values_that_cannot_be_right_are_refused(values, message):
     check_config(config)
 
 
-def test_classes_that_do_not_exist_have_no_second_scale(tmp_path):
-  config = default_config()
-  config.data.update(zoom=0.5, coarse_zoom=0.2, coarse_classes=(9,), resize=1024)
-  with pytest.raises(InputError, match=r"config.data.coarse_classes: found 9, expected classes below .*num_classes=2"):
-    open_inputs(config, VARIANTS["tiny"], tmp_path)
-
-
 def test_a_batch_that_no_memory_holds_is_refused_and_one_of_a_cluster_is_not(monkeypatch):
   config = default_config()
   config.batch_size = 2**20
@@ -187,8 +179,6 @@ WITHOUT_EFFECT = [
   ("data.unanswerable", "ignore", {"adapter.kind": "prompt"}, {}),
   ("data.mask_ratio", 0.5, {"data.lower_half_share": 1.0}, {"data.lower_half_share": 0.9}),
   ("data.prompt_grid", 2, {}, {"data.zoom": 0.5}),
-  ("data.coarse_zoom", 0.2, {}, {"data.zoom": 0.5}),
-  ("data.coarse_classes", (2,), {"data.zoom": 0.5}, {"data.zoom": 0.5, "data.coarse_zoom": 0.2}),
   ("data.resize", 512, {"data.zoom": 0.5}, {}),
   ("data.same_class", 0.5, {"data.zoom": 0.5}, {}),
   ("data.prompt_foreground", 0.5, {"data.zoom": 0.5}, {}),

@@ -84,7 +84,7 @@ def test_a_split_or_form_that_the_data_does_not_have_is_answered_with_what_it_ha
   for split in ("train", "val"):
     write_labelme(tmp_path / "tool" / split)
   config.data.path = str(tmp_path / "tool")
-  refused("this looks like data.source=labelme: `seggpt inspect --path", lambda: opened(config, tmp_path))
+  refused("this looks like data.source=labelme: `seggpt inspect ", lambda: opened(config, tmp_path))
 
 
 def test_several_classes_are_not_trained_on_as_one_without_a_word(config, tmp_path):
@@ -234,25 +234,6 @@ def test_with_a_zoom_every_prompt_shows_every_class_and_validation_covers_the_im
   shown = [inputs.evaluation(index) for index in range(0, len(inputs.evaluation), 6)]
   assert len({pair["images"][0, size:].tobytes() for pair in shown}) == len(shown)
   np.testing.assert_array_equal(shown[0]["images"], inputs.evaluation(0)["images"])
-
-
-def test_large_classes_are_looked_for_at_a_scale_of_their_own(config, tmp_path):
-  inputs, batch = batch_of(zooming(config, zoom=4.0, coarse_zoom=1.0, coarse_classes=(2,)), tmp_path, size=12)
-  size = TINY.canvas_size[1]
-  assert (inputs.coarse_zoom, inputs.coarse_classes) == (1.0, (2,))
-  assert inputs.prompt_grid == 1, "each scale has one class"
-  # Each image is a query once at each scale, and its prompts show the classes of that scale.
-  assert inputs.training.epoch == 12
-  shown = [set(np.unique(labels).tolist()) - {0} for labels in batch["labels"]]
-  assert sorted(shown, key=min) == 6 * [{1}] + 6 * [{2}]
-  # 20 x 24 pixels are nine windows at the first scale and one at the second.
-  windows = -(-80 // size) * -(-96 // size)
-  assert len(inputs.evaluation) == 6 * (windows + windows // 4)
-  for index in range(len(inputs.evaluation)):
-    found = set(np.unique(inputs.evaluation(index)["labels"]).tolist())
-    assert found <= ({0, 1} if index < 6 * windows else {0, 2})
-  config.data.coarse_classes = ()
-  refused("config.data.coarse_classes: found none with data.coarse_zoom=1.0", lambda: opened(config, tmp_path))
 
 
 def test_prompts_with_fewer_cells_than_classes_are_refused(config, tmp_path):

@@ -37,13 +37,13 @@ def test_a_run_keeps_its_pairs_where_the_new_start_does_not_set_them(run, config
   assert changed_keys(run, kept) == ["data.unanswerable", "data.prompt_foreground"]
 
 
-def test_a_run_keeps_the_scales_that_its_first_start_measured(run):
+def test_a_run_keeps_the_scale_that_its_first_start_measured(run):
   config = defects.get_config()
   measured = copy.deepcopy(config)
-  measured.data.update(zoom=0.5, prompt_grid=2, coarse_zoom=0.2, coarse_classes=(4, 5))
+  measured.data.update(zoom=0.5, prompt_grid=2)
   store_config(run, measured)
   kept = keep_pairs(run, config).data
-  assert (kept.zoom, kept.prompt_grid, kept.coarse_zoom, kept.coarse_classes) == (0.5, 2, 0.2, (4, 5))
+  assert (kept.zoom, kept.prompt_grid) == (0.5, 2)
 
 
 def test_what_was_stored_is_what_is_read(run, config):
