@@ -3,9 +3,9 @@
 A command is a module of this package with
 
 - a docstring, the text of its help;
-- `ARGUMENTS`, names of the arguments that are no flags, all of them paths (optional);
+- `ARGUMENTS`, names of the positional arguments, all of them paths; `[NAME]` may be left out (optional);
 - `define_flags()`, which defines the flags and returns them in groups, by the titles that the help shows;
-- `main(*arguments)`, which does the work, with one value for each of `ARGUMENTS`;
+- `main(*arguments)`, which does the work, with the values of `ARGUMENTS`;
 - `more_help(full)`, further text for the end of the help, all of it with `--helpfull` (optional).
 
 Status 0: done. 2: the user's input is wrong; one line on stderr says how. 130: interrupted. 1: anything else; one line
@@ -155,10 +155,10 @@ def _check_arguments(found: Sequence[str], names: Sequence[str]) -> list[str]:
   """
   if found and not names:
     raise InputError(f"found argument {found[0]!r}, expected only flags (--help)")
-  if len(found) != len(names):
+  if not sum(not name.startswith("[") for name in names) <= len(found) <= len(names):
     count = f"{len(found)} argument{'' if len(found) == 1 else 's'}"
     raise InputError(f"found {count}, expected {len(names)}: {' '.join(names)} (--help)")
-  for name, value in zip(names, found, strict=True):
+  for name, value in zip(names, found, strict=False):
     if not value:
       raise InputError(f"{name}: found an empty value, expected a path")
   return [expand(value) for value in found]
