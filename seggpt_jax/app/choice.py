@@ -15,20 +15,25 @@ from seggpt_jax.retrieval.every_class import in_turn
 _AUTO_EXAMPLES, _AUTO_SPLIT = 4, 3  # largest values that are chosen automatically
 
 
-def most_fitting(examples: Sequence[Picture], count: int, scores: Mapping[str, float] | None) -> list[str]:
-  """Returns the keys of examples that show every class in turn, the best of each first.
+def usable(examples: Sequence[Picture]) -> list[Picture]:
+  """Returns the examples that answers may use.
 
   An example in which nobody has looked for a class would teach that this class is background. It is used only for a
   class that no other example shows.
+  """
+  shown = {index for each in examples if not each.unseen for index in each.holds}
+  return [each for each in examples if not each.unseen or not shown.issuperset(each.holds)]
+
+
+def most_fitting(examples: Sequence[Picture], count: int, scores: Mapping[str, float] | None) -> list[str]:
+  """Returns the keys of examples that show every class in turn, the best of each first.
 
   Args:
-    examples: the labeled images.
+    examples: the examples that may be used.
     count: number of examples; 0 for an automatic one.
     scores: score of each example by its key; by default the newest labels are best.
   """
   examples = [each for each in examples if scores is None or each.key in scores]
-  shown = {index for each in examples if not each.unseen for index in each.holds}
-  examples = [each for each in examples if not each.unseen or not shown.issuperset(each.holds)]
   holds = np.zeros((len(examples), MOST_CLASSES + 1), bool)
   for place, each in enumerate(examples):
     holds[place, list(each.holds)] = True

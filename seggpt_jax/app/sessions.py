@@ -404,12 +404,12 @@ class Session:
     """True if every image gets the examples most alike to it, as there are more than an answer uses."""
     with self.lock:
       alike = self.needs_examples and self.settings.choice == "alike"
-      return alike and len(self.examples) > len(self.chosen())
+      return alike and len(choice.usable(self.examples)) > len(self.chosen())
 
   def candidates(self) -> dict[str, PromptFiles]:
     """Returns the files of the examples that images are compared with, by key: the newest ones, and some of a class."""
     with self.lock:
-      newest = sorted(self.examples, key=lambda each: each.labeled)[-_MOST_COMPARED:]
+      newest = sorted(choice.usable(self.examples), key=lambda each: each.labeled)[-_MOST_COMPARED:]
       compared = [self.find(key) for key in dict.fromkeys([*(each.key for each in newest), *self.chosen()])]
       return {each.key: PromptFiles(each.path, self._label_path(each), each.key) for each in compared}
 
@@ -422,7 +422,7 @@ class Session:
     with self.lock:
       if not self.needs_examples:
         return []
-      return choice.most_fitting(self.examples, self.settings.examples, scores)
+      return choice.most_fitting(choice.usable(self.examples), self.settings.examples, scores)
 
   def options(self, base: InferenceOptions, tile: tuple[int, int]) -> InferenceOptions:
     """Returns the options for answers.

@@ -5,6 +5,7 @@ import {View} from "./view.js";
 const MOST_UNDO = 2 ** 27;  // pixels of all strokes that can be undone
 export const IGNORE = 255;  // a pixel of which nobody knows what it shows
 const BRUSHES = ["brush", "eraser", "ignore"];
+const CLICK_REACH = 0.2;  // share of the longer side around a click in which its object is looked for
 const LARGEST_BRUSH = 0.25;  // share of the longer side
 
 export class Editor {
@@ -172,7 +173,8 @@ export class Editor {
     const {width, height} = this.image, [fromX, fromY, toX, toY] = this.box, image = this.image;
     this.box = null;
     this.view.draw();
-    const click = Math.hypot(toX - fromX, toY - fromY) * this.view.scale < 6, reach = click ? 6 * this.radius : 0;
+    const click = Math.hypot(toX - fromX, toY - fromY) * this.view.scale < 6;
+    const reach = click ? Math.max(8 * this.radius, CLICK_REACH * Math.max(width, height)) : 0;
     const cut = (value, most) => Math.round(Math.min(most, Math.max(0, value)));
     const x = cut(Math.min(fromX, toX) - reach, width), y = cut(Math.min(fromY, toY) - reach, height);
     const right = cut(Math.max(fromX, toX) + reach, width), bottom = cut(Math.max(fromY, toY) + reach, height);
