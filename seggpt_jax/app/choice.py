@@ -37,7 +37,7 @@ def most_fitting(examples: Sequence[Picture], count: int, scores: Mapping[str, f
   holds = np.zeros((len(examples), MOST_CLASSES + 1), bool)
   for place, each in enumerate(examples):
     holds[place, list(each.holds)] = True
-  best = np.array([each.labeled if scores is None else scores[each.key] for each in examples], np.float64)
+  best = np.array([each.label if scores is None else scores[each.key] for each in examples], np.float64)
   count = count or max(_AUTO_EXAMPLES, int(holds.any(axis=0).sum()))
   # A rare class has fewer images than its turns; the best of all fill the rest.
   places = dict.fromkeys([*in_turn(holds, best, count), *np.argsort(-best, kind="stable").tolist()])

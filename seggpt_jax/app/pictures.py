@@ -37,7 +37,7 @@ class Picture:
     path: the stored image file.
     size: height and width in pixels.
     num_bytes: size of the stored file.
-    label: version of its label, drawn by hand or taken over from an answer; 0 without one.
+    label: count of the session's changes when it got its label; 0 without one.
     draft: version of the label that is drawn and not in use yet; 0 without one.
     holds: classes of its label.
     unseen: classes that came after its label, and that nobody has looked for in it.
@@ -49,7 +49,6 @@ class Picture:
     used: keys of the examples that its answer used.
     error: why it could not be answered.
     changed: count of the session's changes when it last changed.
-    labeled: the same count when it got its label.
   """
 
   key: str
@@ -69,7 +68,6 @@ class Picture:
   used: tuple[str, ...] = ()
   error: str = ""
   changed: int = 0
-  labeled: int = 0
 
   def as_json(self) -> dict[str, Any]:
     """Returns what the page shows of the image."""

@@ -26,7 +26,7 @@ from seggpt_jax.data.images import list_images, read_bytes, read_text, upright_s
 from seggpt_jax.data.labels import classes_in, read_labels
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import cache_folder, parse_json, remove_leftovers, write_whole
+from seggpt_jax.files import cache_folder, parse_json, refuse_remote, remove_leftovers, write_whole
 from seggpt_jax.written import RECORD, open_record
 
 IMAGES, LABELS, UNLABELED, DRAFTS = "train/images", "train/labels", "unlabeled", "drafts"
@@ -48,6 +48,7 @@ def create_project(path: str | os.PathLike) -> Path:
   Raises:
     InputError: there is something else, or it cannot be written.
   """
+  refuse_remote("PROJECT", path)
   folder = Path(path).expanduser()
   if folder.exists() and not folder.is_dir():
     raise InputError(f"{folder}: is a file, expected the folder of a project, or a new one")
@@ -120,7 +121,7 @@ def read_pictures(folder: Path, num_classes: int) -> list[Picture]:
   for place, name in enumerate(by_time):
     picture, read = pictures[name], read_labels(labels[name], LABEL_MAPS)
     check_size(read, picture.size, str(labels[name]))
-    picture.label, picture.labeled, picture.holds = 1, place + 1, classes_in(read)
+    picture.label, picture.holds = place + 1, classes_in(read)
     picture.unseen = tuple(stored.get("unseen", {}).get(name, ()))
     if (last := max(picture.holds, default=0)) > num_classes:
       raise InputError(
@@ -139,6 +140,8 @@ def move(folder: Path, name: str, path: Path, kind: str) -> Path:
   """Moves an image to where images of a kind are, and returns its new path."""
   target = folder / kind / f"{name}{path.suffix}"
   if target != path:
+    if os.path.lexists(target):
+      raise InputError(f"{target}: found {path} too, expected one file for each image")
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(path, target)
     remove_empty(path.parent, folder)

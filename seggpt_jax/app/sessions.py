@@ -179,7 +179,8 @@ class Session:
     with self.lock:
       picture = self.find(key)
       # The label first: an image without one is read again after a kill, a label without its image would be an error.
-      for path in (self._label_path(picture), self._draft_path(picture), picture.path, self._answer_path(key)):
+      self._answer_path(key).unlink(missing_ok=True)
+      for path in (self._label_path(picture), self._draft_path(picture), picture.path):
         path.unlink(missing_ok=True)
         if path.parent.is_dir():
           project_files.remove_empty(path.parent, self.folder)
@@ -242,9 +243,8 @@ class Session:
       self._labels_changed()
 
   def _note_label(self, picture: Picture, labels: UInt8[np.ndarray, "h w"]) -> None:
-    picture.label, picture.holds = picture.label + 1, classes_in(labels)
     self._touch(picture)
-    picture.labeled = self.changes
+    picture.label, picture.holds = self.changes, classes_in(labels)
 
   def clear_label(self, key: str) -> None:
     """Deletes the label of an image, which is answered again like the others."""
@@ -409,7 +409,7 @@ class Session:
   def candidates(self) -> dict[str, PromptFiles]:
     """Returns the files of the examples that images are compared with, by key: the newest ones, and some of a class."""
     with self.lock:
-      newest = sorted(choice.usable(self.examples), key=lambda each: each.labeled)[-_MOST_COMPARED:]
+      newest = sorted(choice.usable(self.examples), key=lambda each: each.label)[-_MOST_COMPARED:]
       compared = [self.find(key) for key in dict.fromkeys([*(each.key for each in newest), *self.chosen()])]
       return {each.key: PromptFiles(each.path, self._label_path(each), each.key) for each in compared}
 

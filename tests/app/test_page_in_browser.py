@@ -192,7 +192,7 @@ def test_the_page_fits_a_phone_and_takes_polygons_undo_and_classes(page):
     assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 40, name
   page.get_by_role("button", name="+ Add a class").click()
   page.get_by_label("Name of class 2").wait_for()
-  page.keyboard.press("2")
+  page.locator("#chips").get_by_role("button", name="Draw class class 2").click()
   page.get_by_role("button", name="Polygon").click()
   canvas = page.locator("#canvas")
   box = canvas.bounding_box()

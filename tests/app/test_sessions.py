@@ -101,6 +101,19 @@ def test_taking_an_example_back_answers_it_like_the_others(session):
   assert session.chosen() == [keys[0]] and session.waiting() == [keys[1]]
 
 
+def test_what_is_removed_leaves_room_for_more(session):
+  """The folder for temporary files stays, and a new label is told from one that was taken back."""
+  (key,) = add(session, 1)
+  session.set_label(key, square())
+  first = session.find(key).label
+  session.clear_label(key)
+  session.put_answer(key, session.round, prediction(square()))
+  session.set_label(key, square())
+  assert session.find(key).label > first
+  session.remove(key)
+  assert session.scratch.is_dir() and not list(session.folder.rglob("*.png"))
+
+
 def test_classes_in_use_keep_their_names(session):
   (key,) = add(session, 1)
   session.set_label(key, square(3))
