@@ -295,6 +295,11 @@ def test_a_folder_of_images_and_labels_comes_in_and_goes_out(page):
   found = {each["name"]: each for each in state(page)["images"]}
   assert sorted(found) == ["a", "b"] and state(page)["classes"] == ["object"]
   np.testing.assert_array_equal(answer(page, found["b"]["key"], "label"), square(1, start=8))
+  (page.folder / "plain").mkdir()
+  (page.folder / "plain" / "c.png").write_bytes(png(noise(3)))
+  (page.folder / "plain" / "notes.txt").write_text("nothing")
+  page.locator("#folder").set_input_files(page.folder / "plain")
+  page.get_by_text("1 image added. 1 not: archive: it: found").wait_for()
   for kind, file in (("YOLO", "labels/b.txt"), ("COCO", "annotations.json"), ("as a dataset", "train/labels/b.png")):
     page.get_by_text("Files", exact=True).click()
     with page.expect_download() as download:

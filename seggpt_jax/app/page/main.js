@@ -181,13 +181,15 @@ async function dropExample() {
 
 // Sends files to the server, three at a time.
 async function addFiles(files) {
-  let waiting = [...files].filter((file) => !file.name.startsWith("."));
-  if (waiting.length > 1 && waiting.some((file) => LABELS.test(file.path || file.webkitRelativePath || file.name))) {
+  const isLabel = (file) => LABELS.test(file.path || file.webkitRelativePath || file.name), problems = [];
+  let waiting = [...files].filter((file) => !file.name.startsWith(".")), added = 0, opened = false;
+  if (waiting.length > 1 && waiting.some(isLabel)) {
     toast("Reading images and labels");
-    waiting = [await zipped(waiting)];
+    const told = await api.addFile(await zipped(waiting)).catch((error) => { problems.push(error.message); });
+    added = told?.added ?? 0;
+    waiting = told ? [] : waiting.filter((file) => !isLabel(file));  // the images alone
   }
-  const problems = [], count = waiting.length;
-  let added = 0, opened = false;
+  const count = waiting.length;
   const work = async () => {
     for (let file = waiting.shift(); file; file = waiting.shift()) {
       const told = await api.addFile(file).catch((error) => { problems.push(error.message); });
