@@ -20,7 +20,7 @@ ROOMS = (
 
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
-  **{"cli": 2845, "app": 4535, "evaluation": 2380, "retrieval": 1000, "export": 740, "training": 4220},
+  **{"cli": 2845, "app": 4540, "evaluation": 2380, "retrieval": 1000, "export": 740, "training": 4220},
   **{"inference": 4830, "audit": 2700, "prepare": 760, "synthetic": 750, "model": 4340, "data": 6280, "metrics": 500},
   "": 1340,
 }
