@@ -16,6 +16,7 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -38,12 +39,16 @@ _WINDOWS = {"wide": (1280, 800), "phone": (390, 844)}
 
 @contextlib.contextmanager
 def served() -> Iterator[str]:
-  """Starts the command and gives the address of its page."""
-  with start_command(["app", "--port=0"], stdout=subprocess.PIPE, text=True) as process:
+  """Starts the command with a new project and gives the address of its page."""
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    start_command(["app", folder, "--port=0"], stdout=subprocess.PIPE, text=True) as process,
+  ):
     try:
       yield re.search(r"http://\S+", process.stdout.readline())[0]
     finally:
       process.terminate()
+      process.wait()
 
 
 class Browser:

@@ -97,7 +97,7 @@ class _Examples:
     self._predictor, self._options = network.engine.predictor, options
     self._same, self._scores = tuple(session.chosen()), None
     if session.chooses_alike:
-      self._scores = network.likeness.compare_with(session.candidates(), session.folder / "features")
+      self._scores = network.likeness.compare_with(session.candidates(), session.scratch / "features")
       self._scores.add_done_callback(lambda _: call())
     self.load = functools.lru_cache(_KEPT)(self._load)
     self.prompts = functools.lru_cache(_KEPT)(self._prompts)

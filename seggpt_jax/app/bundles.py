@@ -7,10 +7,11 @@ train/images, train/labels and classes.txt (one name a line, from class 1), and 
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -18,50 +19,56 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.app.limits import TooLargeError
-from seggpt_jax.app.sessions import Picture, Session, answered
+from seggpt_jax.app.pictures import LABEL_MAPS, Picture
+from seggpt_jax.app.project_files import CLASSES_FILE, UNLABELED, write_classes
+from seggpt_jax.app.sessions import Session
 from seggpt_jax.app.settings import MOST_CLASSES
-from seggpt_jax.data.images import list_images, open_image, read_bytes, read_text, remote_or_local
+from seggpt_jax.data.datasets import OUTLINES, Dataset, open_dataset
+from seggpt_jax.data.images import is_junk, list_images, open_image, read_bytes, read_text
 from seggpt_jax.data.labels import LabelFormat, classes_in, read_labels
 from seggpt_jax.data.layouts import folder_layout
-from seggpt_jax.data.recognize import folder_splits
+from seggpt_jax.data.outlines import OutlineSource
+from seggpt_jax.data.recognize import recognize
 from seggpt_jax.data.sources import Item
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import annotation_files
 from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.inference.queries import Query
+from seggpt_jax.palette import IGNORE
 from seggpt_jax.written import RECORD
 
-Download = Literal["masks", "coco", "labelme"]
-CLASSES_FILE, UNLABELED = "classes.txt", "unlabeled"
+Download = Literal["masks", "coco", "labelme", "yolo"]
+_Sample = tuple[str, str, Callable[[], np.ndarray]]  # name, path of the image, and what reads its label
 _MOST_FILES = 20_000  # of an archive
 _MOST_ENTRY = 1000  # bytes of a file in the list of contents
 _MOST_END = 2**16 + 64  # bytes at the end of a zip file that hold the place of that list
 _MOST_NAMES_BYTES = 2**16  # of the names of classes
 
 
-def write_dataset(session: Session, folder: Path, val_share: float = 0.0) -> int:
+def write_dataset(session: Session, folder: Path, val_share: float = 0.0, training: bool = False) -> int:
   """Writes the labeled images of a session as a dataset folder.
 
   Args:
     session: the session.
     folder: the new folder.
     val_share: share of the labeled images that goes to val/ instead of train/.
+    training: whether the background of images in which nobody has looked for a class is ignored.
 
   Returns:
     The number of labeled images.
   """
   count, taken = 0, 0.0
-  for split in ("train", "val") if val_share else ("train",):
-    for kind in ("images", "labels"):
-      (folder / split / kind).mkdir(parents=True)
   for picture in session.examples:
     count, taken = count + 1, taken + val_share
     split = "val" if taken >= 1 else "train"
     taken -= split == "val"
-    shutil.copyfile(picture.path, folder / split / "images" / f"{picture.name}{picture.path.suffix}")
-    write_png(folder / split / "labels" / f"{picture.name}.png", session.label(picture.key))
-  (folder / CLASSES_FILE).write_text("".join(f"{name}\n" for name in session.classes), "utf-8")
+    _copy(session, picture, folder / split / "images")
+    labels = session.label(picture.key)
+    if training and picture.unseen:
+      labels = np.where(labels == 0, np.uint8(IGNORE), labels)
+    write_png(folder / split / "labels" / f"{picture.name}.png", labels)
+  write_classes(folder, session.classes)
   return count
 
 
@@ -81,8 +88,7 @@ def save_session(session: Session, target: Path) -> None:
     write_dataset(session, folder)
     for picture in list(session.pictures.values()):
       if not picture.label:
-        (folder / UNLABELED).mkdir(exist_ok=True)
-        shutil.copyfile(picture.path, folder / UNLABELED / f"{picture.name}{picture.path.suffix}")
+        _copy(session, picture, folder / UNLABELED)
 
 
 def load_session(session: Session, archive: Path, most_bytes: int) -> int:
@@ -92,7 +98,8 @@ def load_session(session: Session, archive: Path, most_bytes: int) -> int:
     session: the session. Class names of the archive replace its own if it has no example yet; else the archive's
       classes are found among its own by name, and new ones are added. Classes without names are taken by number, and
       are new ones if the session has labels of that number.
-    archive: a zip file of `save_session`, or of any dataset with images and label maps in folders.
+    archive: a zip file of `save_session`, or of any dataset of images with label maps, masks of one class, or outlines
+      in one of the forms of `datasets.OUTLINES`.
     most_bytes: bytes that the content may have in all.
 
   Returns:
@@ -102,30 +109,71 @@ def load_session(session: Session, archive: Path, most_bytes: int) -> int:
     TooLargeError: the archive holds more than is accepted.
     InputError: the file is no such archive.
   """
-  with tempfile.TemporaryDirectory(dir=session.folder) as unpacked:
-    root = Path(unpacked)
+  with tempfile.TemporaryDirectory(dir=session.scratch) as unpacked:
+    root = Path(unpacked) / "archive"
     _unpack(archive, root, most_bytes)
-    base = next(iter(sorted(root.glob("*/"))), root)
-    if not folder_splits(remote_or_local(root)) and folder_splits(remote_or_local(base)):
-      root = base  # the archive holds one folder around everything
-    splits = folder_splits(remote_or_local(root))
-    if not splits:
-      raise InputError("archive: found no dataset in it, expected train/images and train/labels")
-    items = [item for split in splits for item in folder_layout(root, split)]
-    # Labels are read one at a time, here and again below: all of them at once may not fit into memory.
-    meaning = _adopt_classes(session, root, max(classes_in(_label(item))[-1:] or (1,) for item in items)[0])
-    for item in items:
-      labels = meaning[_label(item)]
-      picture = session.add_image(f"{item.name}{Path(item.image).suffix}", read_bytes(item.image))
+    while len(below := [path for path in root.iterdir() if not is_junk(path.name)]) == 1 and below[0].is_dir():
+      root = below[0]  # the archive holds one folder around everything
+    with _naming_archive(root):
+      samples, names = _find_samples(root)
+      # Labels are read one at a time, here and again below: all of them at once may not fit into memory.
+      needed = max([classes_in(read())[-1:] or (1,) for _, _, read in samples], default=(1,))[0]
+    session.leave_demo()
+    meaning = _adopt_classes(session, names, needed)
+    for name, path, read in samples:
+      labels = meaning[read()]
+      picture = session.add_image(f"{name}{Path(path).suffix}", read_bytes(path))
       if classes_in(labels):
-        session.set_label(picture.key, labels, item.name)
+        session.set_label(picture.key, labels, name)
     others = list_images(root / UNLABELED, recursive=True) if (root / UNLABELED).is_dir() else {}
     for name, path in others.items():
       session.add_image(f"{name}{Path(path).suffix}", read_bytes(path))
-    return len(items) + len(others)
+    return len(samples) + len(others)
 
 
-def _label(item: Item) -> UInt8[np.ndarray, "h w"]:
+@contextlib.contextmanager
+def _naming_archive(root: Path) -> Iterator[None]:
+  """Names an archive in place of the folder that it was unpacked to."""
+  try:
+    yield
+  except InputError as error:
+    raise InputError(f"archive: {str(error).replace(f'{root}/', '').replace(str(root), 'it')}") from error
+
+
+def _find_samples(root: Path) -> tuple[list[_Sample], list[str]]:
+  """Finds the images and labels of a dataset of any form, and the names of classes that it states.
+
+  Raises:
+    InputError: there is no dataset, or it is of a form that the page does not take.
+  """
+  form = recognize(str(root))
+  if form.kind in OUTLINES:
+    sources = [open_dataset(Dataset(form.kind, str(root), MOST_CLASSES + 1), split) for split in form.splits]
+    names = list(dict.fromkeys(name for source in sources for name in source.categories))
+    # YOLO's description may name the same images for training and for validation.
+    samples = {sample[1]: sample for source in sources for sample in _outlined(source, names)}
+    return list(samples.values()), names
+  if form.kind != "folder":
+    raise InputError(f"found a dataset of kind {form.kind}, expected folder, {', '.join(OUTLINES)}")
+  path, items = root / CLASSES_FILE, [item for split in form.splits for item in folder_layout(root, split)]
+  if path.is_file() and (size := path.stat().st_size) > _MOST_NAMES_BYTES:
+    raise InputError(f"{CLASSES_FILE}: found {size} bytes, expected at most {_MOST_NAMES_BYTES}")
+  names = [line.strip() for line in read_text(path).splitlines() if line.strip()] if path.is_file() else []
+  # Masks of 0 and 255 show one class.
+  masks = not any(classes_in(_label(item, LABEL_MAPS)) for item in items)
+  labels = LabelFormat("binary") if masks else LABEL_MAPS
+  return [(item.name, item.image, functools.partial(_label, item, labels)) for item in items], names
+
+
+def _outlined(source: OutlineSource, names: list[str]) -> Iterator[_Sample]:
+  """Yields the samples of a dataset of outlines, with the classes of all its splits."""
+  meaning = np.arange(256, dtype=np.uint8)
+  meaning[1 : len(source.categories) + 1] = [1 + names.index(name) for name in source.categories]
+  for index in range(len(source)):
+    yield source.name(index), source.image_path(index), lambda index=index: meaning[source.label(index)]
+
+
+def _label(item: Item, labels: LabelFormat) -> UInt8[np.ndarray, "h w"]:
   """Reads the label map of an image, once the headers of both say that they have the same number of pixels.
 
   Raises:
@@ -134,19 +182,15 @@ def _label(item: Item) -> UInt8[np.ndarray, "h w"]:
   image, label = (open_image(read_bytes(path), item.name).size for path in (item.image, item.label))
   if sorted(image) != sorted(label):
     raise InputError(f"{item.name}: found a label of {label[0]} x {label[1]} pixels, expected {image[0]} x {image[1]}")
-  return read_labels(item.label, LabelFormat())
+  return read_labels(item.label, labels)
 
 
-def _adopt_classes(session: Session, root: Path, needed: int) -> UInt8[np.ndarray, "256"]:
+def _adopt_classes(session: Session, stated: list[str], needed: int) -> UInt8[np.ndarray, "256"]:
   """Gives the classes of an archive a place among those of the session: by their names, if the archive has them.
 
   Returns:
     The class of the session for each class of the archive.
   """
-  path = root / CLASSES_FILE
-  if path.is_file() and (size := path.stat().st_size) > _MOST_NAMES_BYTES:
-    raise InputError(f"archive: {CLASSES_FILE}: found {size} bytes, expected at most {_MOST_NAMES_BYTES}")
-  stated = [line.strip() for line in read_text(path).splitlines() if line.strip()] if path.is_file() else []
   if max(needed, len(stated)) > MOST_CLASSES:
     raise InputError(f"archive: found {max(needed, len(stated))} classes, expected at most {MOST_CLASSES}")
   names, unknown = list(session.classes), [f"class_{number}" for number in range(1, needed + 1)]
@@ -207,8 +251,8 @@ def write_download(session: Session, kind: Download, target: Path) -> None:
 
   Args:
     session: the session.
-    kind: "masks" (images/ and labels/ with class indices), "coco" (images/ and annotations.json) or "labelme" (images/
-      and labelme/NAME.json).
+    kind: "masks" (images/ and labels/ with class indices), "coco" (images/ and annotations.json), "labelme" (images/
+      and labelme/NAME.json) or "yolo" (images/, labels/NAME.txt and data.yaml).
     target: the new zip file.
 
   Raises:
@@ -216,26 +260,34 @@ def write_download(session: Session, kind: Download, target: Path) -> None:
   """
   with _packing(target) as folder:
     queries, entries, options = [], {}, AnnotationOptions(tuple(session.classes), root=folder / "images")
-    for picture, prediction in answered(session):
-      query = _copy(picture, folder)
+    for key in list(session.pictures):
+      if key not in session.pictures or (prediction := session.result(key)) is None:
+        continue
+      picture = session.find(key)
+      query = Query(picture.name, _copy(session, picture, folder / "images"), None, ())
       queries.append(query)
       if kind == "masks":
-        write_png(folder / "labels" / f"{picture.name}.png", prediction.labels)
+        labels = session.label(key) if picture.label else prediction.labels  # with what is ignored
+        write_png(folder / "labels" / f"{picture.name}.png", labels)
       else:
         entries[query.name] = annotation_files.write(folder, query, prediction, [kind], options)
     if not queries:
       raise InputError("download: found no label and no answer, expected at least one")
-    if kind == "coco":
+    if kind in ("coco", "yolo"):
       annotation_files.finish(folder, queries, entries, [kind], options)
+    if kind == "coco":
       shutil.rmtree(folder / "coco")  # its parts are in annotations.json
-    (folder / CLASSES_FILE).write_text("".join(f"{name}\n" for name in session.classes), "utf-8")
+    if kind == "yolo":
+      for path in list((folder / "yolo").iterdir()):
+        path.rename(folder / path.name)
+    write_classes(folder, session.classes)
 
 
-def _copy(picture: Picture, folder: Path) -> Query:
-  path = folder / "images" / f"{picture.name}{picture.path.suffix}"
-  path.parent.mkdir(exist_ok=True)
-  shutil.copyfile(picture.path, path)
-  return Query(picture.name, path, None, ())
+def _copy(session: Session, picture: Picture, folder: Path) -> Path:
+  path = folder / f"{picture.name}{picture.path.suffix}"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(session.image_bytes(picture.key))
+  return path
 
 
 @contextlib.contextmanager
@@ -249,3 +301,18 @@ def _packing(target: Path) -> Iterator[Path]:
       for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != RECORD:
           packed.write(path, path.relative_to(folder))
+
+
+def write_network(run: Path, name: str, target: Path) -> None:
+  """Writes a training run as a zip file that `seggpt infer --model-path` takes once it is unpacked.
+
+  Args:
+    run: the run directory.
+    name: name of the folder in the zip file.
+    target: the new zip file.
+  """
+  weights = run / "best" if any(run.glob("best/*")) else run / "checkpoints"
+  with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as packed:
+    for path in [run / "config.json", *sorted(weights.rglob("*"))]:
+      if path.is_file():
+        packed.write(path, Path(name) / path.relative_to(run))

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from seggpt_jax.app.bundles import write_dataset
+from seggpt_jax.app.project_files import LEARNED
 from seggpt_jax.app.sessions import Session
 from seggpt_jax.child_processes import start_command
 from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.files import parse_json
+from seggpt_jax.palette import IGNORE
 
 MOST_STEPS = 5000
 _LEAST_EXAMPLES = 2
@@ -50,21 +52,21 @@ class Learning:
     session: its labeled images are the data.
     recipe: what the run starts from.
     steps: number of steps.
-    number: counts the runs of the session.
 
   Raises:
     InputError: there are too few labeled images, or the number of steps is out of range.
   """
 
-  def __init__(self, session: Session, recipe: Recipe, steps: Any, number: int = 1):
+  def __init__(self, session: Session, recipe: Recipe, steps: Any):
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MOST_STEPS:
       raise InputError(f"steps: found {steps!r}, expected an integer from 1 to {MOST_STEPS}")
     if len(session.examples) < _LEAST_EXAMPLES:
       raise InputError(f"learning: found {len(session.examples)} examples, expected at least {_LEAST_EXAMPLES}")
     self.recipe, self.steps = recipe, steps
-    self._folder = session.folder / f"learning_{number}"
+    self.name = str(1 + max(map(int, _numbered(session.folder)), default=0))
+    self._folder = session.folder / LEARNED / self.name
     val_share = _VAL_SHARE if len(session.examples) >= _LEAST_FOR_VAL else 0.0
-    self.examples = write_dataset(session, self._folder / "data", val_share)
+    self.examples = write_dataset(session, self._folder / "data", val_share, training=True)
     self._stopped = False
     self._log = open(self._folder / "log.txt", "wb")  # noqa: SIM115 - closed with the process
     keys = [f"data.path={self._folder / 'data'}", f"data.num_classes={len(session.classes) + 1}", f"num_steps={steps}"]
@@ -73,6 +75,7 @@ class Learning:
       f"eval_every={max(steps // 4, 1)}",
     ]
     keys += [f"checkpoint_every={max(steps // 4, 1)}", f"log_every={max(min(steps // 20, 10), 1)}"]
+    keys += [f"data.ignore=({IGNORE},)"]
     keys += [] if val_share else ["data.val_split=train"]
     keys += recipe.keys
     line = ["train", "--config", recipe.config, "--workdir", str(self.run), *(f"--config.{key}" for key in keys)]
@@ -149,6 +152,18 @@ class Learning:
     return (
       one_line(last.removeprefix("error: ")).replace(f"{self._folder}{os.sep}", "").replace(str(self._folder), "")[:300]
     )
+
+
+def _numbered(folder: Path) -> list[str]:
+  """Returns the numbers of the training runs of a project in their order."""
+  names = (path.name for path in (folder / LEARNED).glob("*"))
+  return sorted((name for name in names if name.isascii() and name.isdigit()), key=int)
+
+
+def learned_runs(folder: Path) -> dict[str, Path]:
+  """Returns the directories of the training runs of a project that have weights, by their numbers."""
+  runs = {name: folder / LEARNED / name / "run" for name in _numbered(folder)}
+  return {name: run for name, run in runs.items() if any(run.glob("checkpoints/*"))}
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

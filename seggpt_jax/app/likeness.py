@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from seggpt_jax.app.pictures import LABEL_MAPS
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import PromptFiles
 from seggpt_jax.retrieval.features import Encoder
@@ -48,7 +49,7 @@ class Likeness:
     """
 
     def build() -> Scores:
-      index = PromptIndex.build(self._encoder, list(examples.values()), cache=cache, progress=False)
+      index = PromptIndex.build(self._encoder, list(examples.values()), LABEL_MAPS, cache=cache, progress=False)
       return lambda image: dict(zip(examples, next(index.score_many([image])).tolist(), strict=True))
 
     return self._thread.submit(build)

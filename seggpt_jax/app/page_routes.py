@@ -1,7 +1,7 @@
 """The web application of `seggpt app`: the page's files, and the API that its scripts call.
 
-In: requests with a session's cookie. Out: JSON, pictures and zip files. The work is done in `sessions`, `bundles` and
-`learning`; here requests are checked and taken apart.
+In: requests with the page's cookie. Out: JSON, pictures and zip files. The work is done in `project`, `sessions` and
+`bundles`; here requests are checked and taken apart.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import hmac
-import io
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -17,9 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import anyio.to_thread
-import cv2
 import numpy as np
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -28,12 +25,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from seggpt_jax.app import bundles, http, ready_examples, video_frames
+from seggpt_jax.app import bundles, drawing, http, ready_examples, video_frames
 from seggpt_jax.app.limits import Budget
-from seggpt_jax.app.page_sessions import PageSessions
-from seggpt_jax.app.sessions import Session, UnknownError, check_header, drawn_label
+from seggpt_jax.app.pictures import LABEL_MAPS, UnknownError, check_header, drawn_label
+from seggpt_jax.app.project import Project
+from seggpt_jax.app.sessions import Session
 from seggpt_jax.data.images import upright_size
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError, MachineError
 from seggpt_jax.files import parse_json
 from seggpt_jax.inference.pictures import encode_png
@@ -49,28 +46,23 @@ _POLICY = (
 )
 _BODIES_BYTES = 6 * _IMAGE_BYTES  # of all requests together, which are held in memory until they are answered
 _THREADS = 4
-_THUMBNAIL = 160  # pixels of the longer side
 
 T = TypeVar("T")
 Handler = Callable[[Request, Session], Awaitable[Response]]
 
 
-def create_page(
-  sessions: PageSessions, folder: Path, *, token: str = "", loopback: bool = True, examples: bool = True
-) -> Starlette:
+def create_page(project: Project, *, token: str = "", loopback: bool = True, examples: bool = True) -> Starlette:
   """Returns the web application.
 
   Args:
-    sessions: the sessions.
-    folder: folder of temporary files, which no message names.
+    project: the project, which everybody who opens the page works on.
     token: token that a browser has to show once, in `/?token=`; "" for none.
     loopback: whether the server listens on a loopback address only.
-    examples: whether a new session starts with the ready examples.
+    examples: whether a new project starts with the ready examples.
   """
-  page = _Page(sessions, token, examples)
+  page, folder = _Page(project, token, examples), project.session.folder
   api: dict[tuple[str, str], Handler] = {
     ("GET", "/api/session"): page.state,
-    ("DELETE", "/api/session"): page.end,
     ("POST", "/api/settings"): page.settings,
     ("POST", "/api/classes"): page.classes,
     ("POST", "/api/boards"): page.boards,
@@ -79,17 +71,24 @@ def create_page(
     ("DELETE", "/api/images/{key}"): page.remove,
     ("GET", "/api/images/{key}/picture"): page.picture,
     ("GET", "/api/images/{key}/thumbnail"): page.thumbnail,
-    ("GET", "/api/images/{key}/label"): page.label,
-    ("PUT", "/api/images/{key}/label"): page.put_label,
-    ("DELETE", "/api/images/{key}/label"): page.clear_label,
+    ("GET", "/api/images/{key}/label"): page.labels,
+    ("PUT", "/api/images/{key}/label"): page.put_labels,
+    ("DELETE", "/api/images/{key}/label"): page.clear_labels,
+    ("GET", "/api/images/{key}/draft"): page.labels,
+    ("PUT", "/api/images/{key}/draft"): page.put_labels,
+    ("DELETE", "/api/images/{key}/draft"): page.clear_labels,
     ("POST", "/api/images/{key}/mask"): page.read_mask,
-    ("GET", "/api/images/{key}/answer"): page.answer,
+    ("GET", "/api/images/{key}/answer"): page.labels,
     ("GET", "/api/images/{key}/confidence"): page.confidence,
     ("POST", "/api/images/{key}/promote"): page.promote,
+    ("POST", "/api/images/{key}/cut"): page.cut,
+    ("POST", "/api/images/{key}/look"): page.look,
+    ("POST", "/api/images/{key}/done"): page.done,
     ("POST", "/api/learning"): page.learn,
     ("DELETE", "/api/learning"): page.stop_learning,
     ("GET", "/api/learning/panel"): page.panel,
     ("GET", "/api/download/{kind}"): page.download,
+    ("GET", "/api/learned/{name}"): page.learned,
     ("GET", "/api/archive"): page.save,
     ("POST", "/api/archive"): page.load,
   }
@@ -116,15 +115,17 @@ _METHODS = ["GET", "POST", "PUT", "DELETE"]
 
 
 def cookie_name(request: Request) -> str:
-  """Returns the name of the session's cookie, with the port in it: browsers share cookies among all ports."""
-  return f"seggpt_session_{request.url.port or 80}"
+  """Returns the name of the page's cookie, with the port in it: browsers share cookies among all ports."""
+  return f"seggpt_page_{request.url.port or 80}"
 
 
 class _Page:
   """The handlers of all requests."""
 
-  def __init__(self, sessions: PageSessions, token: str, examples: bool):
-    self._sessions, self._token, self._examples = sessions, token, examples
+  def __init__(self, project: Project, token: str, examples: bool):
+    self._project, self._session, self._token, self._examples = project, project.session, token, examples
+    # The same after the next start, so that an open page continues. Only the page itself can make a browser send it.
+    self._cookie = hmac.new(token.encode(), b"seggpt app", "sha256").hexdigest()
     # Each may hold an image of the largest size in memory.
     self._threads = anyio.CapacityLimiter(_THREADS)
     self._bodies, self._opening = Budget(_BODIES_BYTES), asyncio.Lock()
@@ -137,12 +138,9 @@ class _Page:
     """Returns an endpoint that checks the session of a request and calls the handler of its method."""
 
     async def endpoint(request: Request) -> Response:
-      key = request.cookies.get(cookie_name(request))
-      session = self._sessions.find(key)
-      if session is None and self._sessions.is_new(key):
-        session = await self._open(key)
-      if session is None:
-        raise HTTPException(401, "session: it has ended, or was never opened; reload the page")
+      if not self._is_known(request):
+        raise HTTPException(401, "cookie: missing or of another token; reload the page")
+      await self._add_examples()
       handler = handlers.get("GET" if request.method == "HEAD" else request.method)
       if handler is None:
         raise HTTPException(405, f"method: found {request.method}, expected {' or '.join(handlers)}")
@@ -150,37 +148,32 @@ class _Page:
         # The guard has compared the headers that are there. Every browser sends one with a change.
         raise HTTPException(403, "Origin: missing, expected the page's own for a change")
       with self._bodies.reserve(_body_bytes(request)):
-        return await handler(request, session)
+        return await handler(request, self._session)
 
     return endpoint
 
-  async def _open(self, key: str) -> Session:
-    """Opens the session of a browser that has shown the page, at its first call of the API."""
+  def _is_known(self, request: Request) -> bool:
+    return hmac.compare_digest(request.cookies.get(cookie_name(request), "").encode(), self._cookie.encode())
+
+  async def _add_examples(self) -> None:
+    """Adds the ready examples to a new project."""
     async with self._opening:  # a page sends its first calls at the same time
-      if (session := self._sessions.find(key)) is None:
-        _, session = await self._in_thread(self._sessions.open, key)
-        if self._examples:
-          await self._in_thread(ready_examples.add_boards, session)
-          self._sessions.answering.call()
-    return session
+      if self._examples and self._session.is_new and not self._session.pictures:
+        await self._in_thread(ready_examples.add_boards, self._session)
+        self._project.answering.call()
+      self._examples = False
 
   # ------------------------------------------------------------------------------------------------------- the page
 
   async def index(self, request: Request) -> Response:
-    """Serves the page, and gives a browser without a session the id of one, which its first call opens.
-
-    A picture in another page that has this address opens nothing: its request has no way to make that call.
-    """
+    """Serves the page, and gives a browser that shows the token the page's cookie."""
     given = request.query_params.get("token", "")
-    known = request.cookies.get(cookie_name(request))
-    if self._sessions.find(known) is None and not self._sessions.is_new(known):
+    response: Response = RedirectResponse("./", 303) if given else _static("index.html")
+    if not self._is_known(request):
       if self._token and not hmac.compare_digest(given.encode(), self._token.encode()):
         raise HTTPException(401, "token: missing or wrong, expected the address that `seggpt app` has printed")
-      await self._in_thread(self._sessions.make_room)
-      response: Response = RedirectResponse("/", 303) if given else _static("index.html")
-      response.set_cookie(cookie_name(request), self._sessions.new_key(), httponly=True, samesite="strict", path="/")
-      return response
-    return RedirectResponse("/", 303) if given else _static("index.html")
+      response.set_cookie(cookie_name(request), self._cookie, httponly=True, samesite="strict", path="/")
+    return response
 
   async def file(self, request: Request) -> Response:
     """Serves a file of the page."""
@@ -193,21 +186,13 @@ class _Page:
     since = _number(request, "since", 0, 10**9, 0)
     if (first := request.query_params.get("first")) in session.pictures:
       session.first = first
-    state = await self._in_thread(self._sessions.as_json, session, since)
+    state = await self._in_thread(self._project.as_json, since)
     colors = display_palette(len(session.classes) + 1)[1:]
     return JSONResponse({**state, "colors": [[int(value) for value in color] for color in colors]})
 
-  async def end(self, request: Request, session: Session) -> Response:
-    """Ends the session and deletes its files."""
-    name = cookie_name(request)
-    await self._in_thread(self._sessions.end, request.cookies[name])
-    response = JSONResponse({})
-    response.delete_cookie(name, path="/")
-    return response
-
   async def settings(self, request: Request, session: Session) -> Response:
     """Changes settings."""
-    self._sessions.choose(session, await _json_object(request))
+    self._project.choose(await _json_object(request))
     return self._changed()
 
   async def classes(self, request: Request, session: Session) -> Response:
@@ -216,7 +201,7 @@ class _Page:
     return self._changed()
 
   def _changed(self) -> Response:
-    self._sessions.answering.call()
+    self._project.answering.call()
     return JSONResponse({})
 
   # ---------------------------------------------------------------------------------------------------------- images
@@ -230,14 +215,14 @@ class _Page:
     """Adds the image or video that is the body; ?name= is its file name."""
     name = request.query_params.get("name", "image")
     if video_frames.is_video(name):
-      with tempfile.NamedTemporaryFile(dir=session.folder, suffix=Path(name).suffix) as file:
+      with tempfile.NamedTemporaryFile(dir=session.scratch, suffix=Path(name).suffix) as file:
         await _read_to(request, Path(file.name))
-        pixels = self._sessions.limits.pixels
+        pixels = self._project.limits.pixels
         added = {"added": await self._in_thread(video_frames.add_frames, session, Path(file.name), name, pixels)}
     else:
       data = await _read(request, _IMAGE_BYTES)
       added = {"added": 1, "key": (await self._in_thread(session.add_image, name, data)).key}
-    self._sessions.answering.call()
+    self._project.answering.call()
     return JSONResponse(added, 201)
 
   async def remove(self, request: Request, session: Session) -> Response:
@@ -246,33 +231,35 @@ class _Page:
     return self._changed()
 
   async def remove_all(self, request: Request, session: Session) -> Response:
-    """Deletes all images; ?keep=1 keeps the names of the classes, the settings and what was learned."""
+    """Deletes all images; ?keep=1 keeps the names of the classes and the settings."""
     keep = _number(request, "keep", 0, 1, 0) == 1
-    await self._in_thread(self._sessions.clear, session, keep)
+    await self._in_thread(self._project.clear, keep)
     return self._changed()
 
   async def picture(self, request: Request, session: Session) -> Response:
     """Serves an image."""
-    path = session.find(request.path_params["key"]).path
-    return FileResponse(path, media_type=_PICTURES[path.suffix], headers={"cache-control": "private, max-age=3600"})
+    picture = session.find(request.path_params["key"])
+    kind, data = _PICTURES[picture.path.suffix], await self._in_thread(session.image_bytes, picture.key)
+    return Response(data, media_type=kind, headers={"cache-control": "private, max-age=3600"})
 
   async def thumbnail(self, request: Request, session: Session) -> Response:
     """Serves a small picture of an image with its label or answer over it."""
-    key = session.find(request.path_params["key"]).key
-    data = await self._in_thread(_draw_thumbnail, session, key)
+    data = await self._in_thread(drawing.thumbnail, session, request.path_params["key"])
     return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
 
   # ---------------------------------------------------------------------------------------------- labels and answers
 
-  async def label(self, request: Request, session: Session) -> Response:
-    """Serves the label map of an image, class indices as PNG."""
-    return _png(await self._in_thread(session.label, request.path_params["key"]))
+  async def labels(self, request: Request, session: Session) -> Response:
+    """Serves the label of an image, what is drawn on it and not in use yet, or its answer: class indices as PNG."""
+    read = {"label": session.label, "draft": session.draft, "answer": lambda key: session.answer(key).labels}
+    return _png(await self._in_thread(read[_last_part(request)], request.path_params["key"]))
 
-  async def put_label(self, request: Request, session: Session) -> Response:
-    """Sets the label of an image from a PNG of class indices, which makes it an example."""
-    key = session.find(request.path_params["key"]).key
+  async def put_labels(self, request: Request, session: Session) -> Response:
+    """Stores a PNG of class indices as what is drawn on an image, or as its label, which makes it an example."""
+    key, what = session.find(request.path_params["key"]).key, _last_part(request)
+    store = {"label": session.set_label, "draft": session.set_draft}[what]
     data = await _read(request, _IMAGE_BYTES)
-    await self._in_thread(lambda: session.set_label(key, _read_mask(session, key, data, "label", None)))
+    await self._in_thread(lambda: store(key, _read_mask(session, key, data, what, None)))
     return self._changed()
 
   async def read_mask(self, request: Request, session: Session) -> Response:
@@ -282,42 +269,55 @@ class _Page:
     data = await _read(request, _IMAGE_BYTES)
     return _png(await self._in_thread(_read_mask, session, key, data, name, index))
 
-  async def clear_label(self, request: Request, session: Session) -> Response:
-    """Deletes the label of an image."""
-    await self._in_thread(session.clear_label, request.path_params["key"])
+  async def clear_labels(self, request: Request, session: Session) -> Response:
+    """Deletes the label of an image, or what is drawn on it."""
+    clear = {"label": session.clear_label, "draft": session.clear_draft}[_last_part(request)]
+    await self._in_thread(clear, request.path_params["key"])
     return self._changed()
-
-  async def answer(self, request: Request, session: Session) -> Response:
-    """Serves the answer for an image, class indices as PNG."""
-    prediction = await self._in_thread(session.answer, request.path_params["key"])
-    return _png(prediction.labels)
 
   async def confidence(self, request: Request, session: Session) -> Response:
     """Serves the confidence of the answer for an image, 0..255 as PNG."""
-    values = await self._in_thread(session.confidence, request.path_params["key"])
-    return _png(np.round(255 * values).astype(np.uint8))
+    answer = await self._in_thread(session.answer, request.path_params["key"])
+    return _png(np.round(255 * answer.confidence()))
 
   async def promote(self, request: Request, session: Session) -> Response:
     """Makes the answer for an image its label."""
     await self._in_thread(session.promote, request.path_params["key"])
     return self._changed()
 
+  async def cut(self, request: Request, session: Session) -> Response:
+    """Cuts out what is in a box, or with ?seed= what is like its center; answers with a PNG of the box, 1 inside."""
+    key = session.find(request.path_params["key"]).key
+    box = [_number(request, name, 0, 10**6, 0) for name in ("x", "y", "width", "height")]
+    return _png(await self._in_thread(drawing.cut_out, session, key, box, _number(request, "seed", 0, 10**6, 0)))
+
+  async def look(self, request: Request, session: Session) -> Response:
+    """Notes that somebody has looked for the class ?class= in an example."""
+    index = _number(request, "class", 1, len(session.classes), 1)
+    await self._in_thread(session.look, request.path_params["key"], index)
+    return self._changed()
+
+  async def done(self, request: Request, session: Session) -> Response:
+    """Marks an image as done, or with ?done=0 as not done."""
+    await self._in_thread(session.set_done, request.path_params["key"], _number(request, "done", 0, 1, 1) == 1)
+    return JSONResponse({})
+
   # -------------------------------------------------------------------------------------------------------- learning
 
   async def learn(self, request: Request, session: Session) -> Response:
     """Starts a training run."""
     given = await _json_object(request)
-    await self._in_thread(self._sessions.learn, session, given.get("steps"), given.get("again") is True)
+    await self._in_thread(self._project.learn, given.get("steps"), given.get("again") is True)
     return JSONResponse({}, 202)
 
   async def stop_learning(self, request: Request, session: Session) -> Response:
     """Stops the training run after its current step."""
-    self._sessions.learning(session).stop()
+    self._project.learning.stop()
     return JSONResponse({}, 202)
 
   async def panel(self, request: Request, session: Session) -> Response:
     """Serves the newest picture of the training run."""
-    path = self._sessions.learning(session).panel()
+    path = self._project.learning.panel()
     if path is None:
       raise HTTPException(404, "panel: the training run has drawn none yet")
     return FileResponse(path, media_type="image/png")
@@ -325,11 +325,19 @@ class _Page:
   # ----------------------------------------------------------------------------------------------------------- files
 
   async def download(self, request: Request, session: Session) -> Response:
-    """Serves labels and answers as a zip file: masks, coco or labelme."""
+    """Serves labels and answers as a zip file: masks, coco, labelme or yolo."""
     kind = request.path_params["kind"]
     if kind not in get_args(bundles.Download):
       raise HTTPException(404, f"download: expected one of {', '.join(get_args(bundles.Download))}")
     return await self._in_thread(_zipped, session, lambda path: bundles.write_download(session, kind, path), kind)
+
+  async def learned(self, request: Request, session: Session) -> Response:
+    """Serves what a training run has learned as a zip file."""
+    name = request.path_params["name"]
+    if (run := self._project.learned.get(name)) is None:
+      raise HTTPException(404, f"learned: expected one of {', '.join(self._project.learned) or 'none yet'}")
+    name = f"learned_{name}"
+    return await self._in_thread(_zipped, session, lambda path: bundles.write_network(run, name, path), name)
 
   async def save(self, request: Request, session: Session) -> Response:
     """Serves the session as a zip file."""
@@ -337,10 +345,10 @@ class _Page:
 
   async def load(self, request: Request, session: Session) -> Response:
     """Adds the images and labels of a zip file."""
-    with tempfile.NamedTemporaryFile(dir=session.folder, suffix=".zip") as file:
+    with tempfile.NamedTemporaryFile(dir=session.scratch, suffix=".zip") as file:
       await _read_to(request, Path(file.name))
       count = await self._in_thread(bundles.load_session, session, Path(file.name), 2 * _FILE_BYTES)
-    self._sessions.answering.call()
+    self._project.answering.call()
     return JSONResponse({"added": count}, 201)
 
 
@@ -393,6 +401,11 @@ async def _json_object(request: Request) -> dict[str, Any]:
   return found
 
 
+def _last_part(request: Request) -> str:
+  """Returns the last part of the path of a request."""
+  return request.url.path.rpartition("/")[2]
+
+
 def _number(request: Request, name: str, least: int, most: int, default: int) -> int:
   """Returns an integer of the query.
 
@@ -419,22 +432,7 @@ def _read_mask(session: Session, key: str, data: bytes, where: str, class_index:
   check_header(data, where, height * width)
   if (found := upright_size(data, where)) != (height, width):
     raise InputError(f"{where}: found {found[1]} x {found[0]} pixels, expected {width} x {height} as the image has")
-  return LabelFormat().decode(data, where) if class_index is None else drawn_label(data, where, class_index)
-
-
-def _draw_thumbnail(session: Session, key: str) -> bytes:
-  """Returns a JPEG file of an image with its label or answer over it."""
-  image, result = session.pixels(key), session.result(key)
-  scale = min(1.0, _THUMBNAIL / max(image.shape[:2]))
-  size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
-  small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-  if result is not None:
-    labels = cv2.resize(result.labels, size, interpolation=cv2.INTER_NEAREST)
-    colors = display_palette(len(result.palette))[labels]
-    small = np.where((labels > 0)[..., None], (0.45 * small + 0.55 * colors).astype(np.uint8), small)
-  file = io.BytesIO()
-  Image.fromarray(small).save(file, "jpeg", quality=85)
-  return file.getvalue()
+  return LABEL_MAPS.decode(data, where) if class_index is None else drawn_label(data, where, class_index)
 
 
 def _png(labels: np.ndarray) -> Response:
@@ -444,7 +442,7 @@ def _png(labels: np.ndarray) -> Response:
 
 def _zipped(session: Session, write: Callable[[Path], None], name: str) -> Response:
   """Returns a zip file that is deleted once it is sent."""
-  folder = Path(tempfile.mkdtemp(dir=session.folder))
+  folder = Path(tempfile.mkdtemp(dir=session.scratch))
   target = folder / f"{name}.zip"
   cleanup = BackgroundTask(shutil.rmtree, folder, ignore_errors=True)
   try:

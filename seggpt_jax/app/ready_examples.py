@@ -9,7 +9,7 @@ import io
 
 from PIL import Image
 
-from seggpt_jax.app.sessions import Session
+from seggpt_jax.app.sessions import DEMO_CLASS, Session
 from seggpt_jax.synthetic.boards import BoardSource
 
 _SEED, _SIDE, _SCALE = 3, 320, 5.0
@@ -20,13 +20,12 @@ _BOARDS = (10, 0, 3, 4, 5, 1, 8, 9, 2, 7)
 def add_boards(session: Session) -> None:
   """Adds boards to a session and labels the copper of the first one, if the session needs examples."""
   source = BoardSource(max(_BOARDS) + 1, _SEED, size=_SIDE, scale=_SCALE, count=(0, 1), labels="etched")
+  session.start_demo()
   if session.needs_examples and not session.examples:
-    session.set_classes(["copper"])
+    session.set_classes([DEMO_CLASS])
   for place, index in enumerate(_BOARDS):
     board, file = source[index], io.BytesIO()
     Image.fromarray(board["image"]).save(file, "png")
-    picture = session.add_image(f"board_{place + 1:02d}.png", file.getvalue())
+    picture = session.add_image(f"board_{place + 1:02d}.png", file.getvalue(), demo=True)
     if place == 0 and session.needs_examples:
-      had_work = session.has_work
       session.set_label(picture.key, board["label"])
-      session.has_work = had_work  # this label is ours

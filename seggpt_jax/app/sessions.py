@@ -1,98 +1,50 @@
-"""One person's work on the page: images, labels drawn by hand, and the network's answers, in a temporary folder.
+"""The work on the page: images, labels drawn by hand, and the network's answers, in the folder of a project.
 
 In: files and label maps. Out: the state that the page shows, and the examples and options that the network needs next.
-Nothing here knows about HTTP or about the network.
+All but the answers is on the disk before a method returns. Nothing here knows about HTTP or about the network.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import secrets
-import shutil
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
+from seggpt_jax.app import choice, project_files
 from seggpt_jax.app.limits import TooLargeError
+from seggpt_jax.app.pictures import LABEL_MAPS, Picture, UnknownError, check_header, clean_name, in_order
 from seggpt_jax.app.settings import MOST_CLASSES, SessionLimits, Settings
-from seggpt_jax.data.images import open_image, read_image, upright_size
-from seggpt_jax.data.labels import LabelFormat, classes_in, read_labels
+from seggpt_jax.data.images import decode_image, read_bytes, read_image, upright_size
+from seggpt_jax.data.labels import classes_in, read_labels
 from seggpt_jax.data.sources import check_size
-from seggpt_jax.errors import InputError, one_line
-from seggpt_jax.files import is_plain_text, plain_name, write_whole
-from seggpt_jax.inference import tiling
+from seggpt_jax.errors import InputError, naming, one_line
+from seggpt_jax.files import is_plain_text, write_whole
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.inference.prediction import Prediction, decode_prediction
+from seggpt_jax.inference.prompts import without_ignored
 from seggpt_jax.inference.queries import PromptFiles
 from seggpt_jax.palette import fixed_palette
 from seggpt_jax.prepare.encoding import as_stored
-from seggpt_jax.retrieval.every_class import in_turn
 
-_AUTO_EXAMPLES, _AUTO_SPLIT = 4, 3  # largest values that are chosen automatically
+DEMO_CLASS = "copper"  # of the ready examples
 _MOST_COMPARED = 64  # examples that an image is compared with: each is encoded once, in a tenth of a second or more
-_MOST_NAME = 80  # characters of the name of an image or a class
-_MOST_NAME_BYTES = 200  # of the name of an image; a file name has 255, and gets endings and numbers
-_UNSAFE = re.compile(r"[^\w .,()+=@-]")
-
-
-class UnknownError(LookupError):
-  """A session, an image or an answer does not exist. The message is one line for the user."""
-
-
-@dataclasses.dataclass
-class Picture:
-  """An image of a session.
-
-  Attributes:
-    key: name in addresses and of its files.
-    name: name that people see, without ending; different from those of all other images.
-    path: the stored image file.
-    size: height and width in pixels.
-    num_bytes: size of the stored file.
-    label: version of its label, drawn by hand or taken over from an answer; 0 if it has none.
-    holds: classes of its label.
-    answer: round of its answer; 0 if it has none.
-    classes: classes that its answer was decoded to.
-    used: keys of the examples that its answer used.
-    error: why it could not be answered.
-    changed: count of the session's changes when it last changed.
-  """
-
-  key: str
-  name: str
-  path: Path
-  size: tuple[int, int]
-  num_bytes: int
-  label: int = 0
-  holds: tuple[int, ...] = ()
-  answer: int = 0
-  classes: tuple[int, ...] = (0,)
-  used: tuple[str, ...] = ()
-  error: str = ""
-  changed: int = 0
-
-  def as_json(self) -> dict[str, Any]:
-    """Returns what the page shows of the image."""
-    height, width = self.size
-    state = {"label": self.label, "answer": self.answer, "error": self.error, "changed": self.changed}
-    state |= {"holds": list(self.holds), "used": list(self.used)}
-    return {"key": self.key, "name": self.name, "height": height, "width": width, **state}
+_MOST_NAME = 80  # characters of the name of a class
 
 
 class Session:
-  """One person's images, labels and answers.
+  """The images, labels and answers of a project.
 
   All methods may be called from any thread.
 
   Args:
-    folder: folder for the session's files; it is created, and deleted with the session.
+    folder: folder of the project; it is created if it is missing.
     limits: the limits.
     learned_classes: names of the classes of a learned prompt, if the page starts with one; they can be renamed only.
 
@@ -103,32 +55,58 @@ class Session:
     needs_examples: whether images are answered by examples; False for a learned prompt.
     round: counts the changes after which all images have to be answered again.
     first: key of the image that is answered first: the one on the screen.
-    used: time of the last request.
-    has_work: whether its owner has labeled something, which lasts until the owner ends the session or stays away.
+    is_new: whether the folder was empty.
+    demo: whether the images are the ready examples, which make room for the first image of the user.
+    scratch: folder for what can be made again.
   """
 
   def __init__(self, folder: Path, limits: SessionLimits | None = None, learned_classes: Sequence[str] = ()):
-    self.folder, self._limits = folder, limits or SessionLimits()
-    for name in ("images", "labels", "answers", "features"):
-      (folder / name).mkdir(parents=True, mode=0o700)
+    self.folder, self._limits, self.scratch = folder, limits or SessionLimits(), folder / project_files.SCRATCH
+    self.id = secrets.token_hex(8)
     self.lock = threading.RLock()
     self.pictures: dict[str, Picture] = {}
     self._learned_classes = list(learned_classes)
     self.classes = self._learned_classes or ["object"]
-    self.settings, self.needs_examples = Settings(), not learned_classes
+    self.settings, self.needs_examples, self.demo = Settings(), not learned_classes, False
     self.round, self.changes, self.first = 1, 0, ""
-    self.used = time.monotonic()
-    self.has_work = False
     self._split = (0, 1)  # the round it was chosen for, and the split
+    self._read()
+
+  def _read(self) -> None:
+    """Reads what is in the folder.
+
+    Raises:
+      InputError: a file was changed by hand and cannot be used.
+    """
+    stored = project_files.read_settings(self.folder)
+    names = project_files.read_classes(self.folder)
+    self.classes = [*names, *self.classes[len(names) :]]
+    with naming(str(self.folder / project_files.SETTINGS_FILE)):
+      self.settings = Settings().changed(stored.get("settings", {}))
+    self.is_new, self.demo = "demo" not in stored, stored.get("demo") is True
+    for picture in project_files.read_pictures(self.folder, len(self.classes)):
+      self._add(picture)
+
+  def _save(self) -> None:
+    pictures = self.pictures.values()
+    values = {"unseen": {each.name: each.unseen for each in pictures if each.unseen}}
+    values |= {"done": [each.name for each in pictures if each.done], "demo": self.demo}
+    project_files.write_settings(self.folder, {"settings": dataclasses.asdict(self.settings), **values})
+
+  def _set_classes(self, names: list[str]) -> None:
+    project_files.write_classes(self.folder, names)
+    self.classes = names
+    self.changes += 1
 
   # --------------------------------------------------------------------------------------------------------- images
 
-  def add_image(self, name: str, data: bytes) -> Picture:
+  def add_image(self, name: str, data: bytes, demo: bool = False) -> Picture:
     """Stores an image.
 
     Args:
-      name: file name that the user knows the image by; a number is added if it is taken.
+      name: path that the user knows the image by; a number is added if it is taken.
       data: content of the file.
+      demo: whether it is one of the ready examples; any other image takes their place.
 
     Raises:
       TooLargeError: the image has too many pixels, or the session too many images or bytes.
@@ -139,6 +117,8 @@ class Session:
     size = upright_size(data, shown)
     data, ending = as_stored(data, shown)
     with self.lock:
+      if not demo:
+        self.leave_demo()
       if len(self.pictures) >= self._limits.images:
         raise TooLargeError(
           f"{shown}: found {len(self.pictures)} images before it, expected at most {self._limits.images}"
@@ -148,14 +128,35 @@ class Session:
         raise TooLargeError(
           f"{shown}: no room, expected at most {self._limits.total_bytes >> 20} MiB of images together"
         )
-      # Random, as browsers keep pictures by their address, and another session must not have the same addresses.
-      key = secrets.token_hex(8)
-      path = self.folder / "images" / f"{key}{ending}"
-      write_whole(path, lambda file: file.write(data), replace=True)
-      picture = Picture(key, self._free_name(Path(shown).stem or key), path, size, len(data))
-      self.pictures[key] = picture
-      self._touch(picture)
-      return picture
+      # Random, as browsers keep pictures by their address, and another project must not have the same addresses.
+      key, name = secrets.token_hex(8), self._free_name(shown.removesuffix(Path(shown).suffix))
+      path = self._path(project_files.UNLABELED, name, ending)
+      write_whole(path, lambda file: file.write(data))
+      return self._add(Picture(key, name, path, size, len(data)))
+
+  def _add(self, picture: Picture) -> Picture:
+    self._touch(picture)
+    pictures = [*self.pictures.values(), picture]
+    self.pictures = {each.key: each for each in sorted(pictures, key=lambda each: in_order(each.name))}
+    return picture
+
+  def start_demo(self) -> None:
+    """Notes that the images that come now are the ready examples, if there are no others."""
+    with self.lock:
+      self.demo = self.demo or not self.pictures
+      self._save()
+
+  def leave_demo(self) -> None:
+    """Removes the ready examples and their class, if nothing else is there."""
+    with self.lock:
+      if self.demo:
+        names = [name for name in self.classes if name != DEMO_CLASS]
+        self.clear(keep=True)
+        self.set_settings({"network": "start"})
+        self._set_classes(self._learned_classes or names or ["object"])
+
+  def _path(self, kind: str, name: str, ending: str = ".png") -> Path:
+    return self.folder / kind / f"{name}{ending}"
 
   def _free_name(self, name: str) -> str:
     taken = {each.name.lower() for each in self.pictures.values()}
@@ -177,8 +178,12 @@ class Session:
     """Deletes an image with its label and answer."""
     with self.lock:
       picture = self.find(key)
-      for path in (picture.path, self._label_path(key), self._answer_path(key)):
+      # The label first: an image without one is read again after a kill, a label without its image would be an error.
+      self._answer_path(key).unlink(missing_ok=True)
+      for path in (self._label_path(picture), self._draft_path(picture), picture.path):
         path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+          project_files.remove_empty(path.parent, self.folder)
       del self.pictures[key]
       self.changes += 1
       if picture.label:
@@ -193,15 +198,21 @@ class Session:
     with self.lock:
       for key in list(self.pictures):
         self.remove(key)
-      for path in (self.folder / "features").iterdir():
-        path.unlink(missing_ok=True)
       if not keep:
-        self.classes, self.settings = self._learned_classes or ["object"], Settings()
+        self._set_classes(self._learned_classes or ["object"])
+        self.settings = Settings()
+      self.demo = False
+      self._save()
       self._ask_again()
+
+  def image_bytes(self, key: str) -> bytes:
+    """Returns the file of an image, which a label may move at any moment."""
+    with self.lock:
+      return read_bytes(self.find(key).path)
 
   def pixels(self, key: str) -> UInt8[np.ndarray, "h w 3"]:
     """Returns the pixels of an image."""
-    return read_image(self.find(key).path)
+    return decode_image(self.image_bytes(key), self.find(key).name)
 
   # --------------------------------------------------------------------------------------------------------- labels
 
@@ -219,24 +230,86 @@ class Session:
     picture = self.find(key)
     check_size(labels, picture.size, where)
     with self.lock:
-      holds = classes_in(labels)
+      holds, new = classes_in(labels), not picture.label
       if not holds:
         raise InputError(f"{where}: found no class in it, expected at least one object")
       if holds[-1] > len(self.classes):
         raise InputError(f"{where}: found class {holds[-1]}, expected at most {len(self.classes)}, the named classes")
-      write_png(self._label_path(key), labels, replace=True)
-      picture.label, picture.holds, self.has_work = picture.label + 1, holds, True
-      self._touch(picture)
+      write_png(self._label_path(picture), labels, replace=True)
+      picture.path = project_files.move(self.folder, picture.name, picture.path, project_files.IMAGES)
+      self._note_label(picture, labels)
+      self._look(picture, () if new else set(picture.unseen) - set(holds))
+      self.clear_draft(key)
       self._labels_changed()
+
+  def _note_label(self, picture: Picture, labels: UInt8[np.ndarray, "h w"]) -> None:
+    self._touch(picture)
+    picture.label, picture.holds = self.changes, classes_in(labels)
 
   def clear_label(self, key: str) -> None:
     """Deletes the label of an image, which is answered again like the others."""
     with self.lock:
       picture = self.find(key)
-      self._label_path(key).unlink(missing_ok=True)
+      self._label_path(picture).unlink(missing_ok=True)
+      picture.path = project_files.move(self.folder, picture.name, picture.path, project_files.UNLABELED)
       picture.label, picture.holds = 0, ()
+      self._look(picture, ())
+      self.clear_draft(key)
       self._touch(picture)
       self._labels_changed()
+
+  def set_draft(self, key: str, labels: UInt8[np.ndarray, "h w"]) -> None:
+    """Stores what is drawn on an image and not in use yet.
+
+    Raises:
+      InputError: it has another size than the image.
+    """
+    picture = self.find(key)
+    check_size(labels, picture.size, "draft")
+    with self.lock:
+      if key in self.pictures:
+        write_png(self._draft_path(picture), labels, replace=True)
+        self._touch(picture)
+        picture.draft = self.changes
+
+  def look(self, key: str, index: int) -> None:
+    """Notes that somebody has looked for a class in an example, which shows none of it where it is not drawn."""
+    with self.lock:
+      picture = self.find(key)
+      self._look(picture, set(picture.unseen) - {index})
+      self._labels_changed()
+
+  def _look(self, picture: Picture, unseen: Iterable[int]) -> None:
+    if picture.unseen != (unseen := tuple(sorted(unseen))):
+      picture.unseen = unseen
+      self._touch(picture)
+      self._save()
+
+  def set_done(self, key: str, done: bool) -> None:
+    """Marks an image as done, or as not done."""
+    with self.lock:
+      self.find(key).done = done
+      self._touch(self.find(key))
+      self._save()
+
+  def clear_draft(self, key: str) -> None:
+    """Deletes what is drawn on an image and not in use yet."""
+    with self.lock:
+      picture = self.find(key)
+      self._draft_path(picture).unlink(missing_ok=True)
+      if picture.draft:
+        picture.draft = 0
+        self._touch(picture)
+
+  def draft(self, key: str) -> UInt8[np.ndarray, "h w"]:
+    """Returns what is drawn on an image and not in use yet.
+
+    Raises:
+      UnknownError: there is nothing.
+    """
+    if not self.find(key).draft:
+      raise UnknownError("draft: this image has none")
+    return read_labels(self._draft_path(self.find(key)), LABEL_MAPS)
 
   def promote(self, key: str) -> None:
     """Takes the answer of an image over as its label, which makes it an example.
@@ -254,9 +327,10 @@ class Session:
     Raises:
       UnknownError: the image has none.
     """
-    if not self.find(key).label:
-      raise UnknownError("label: this image has none")
-    return read_labels(self._label_path(key), LabelFormat())
+    with self.lock:
+      if not self.find(key).label:
+        raise UnknownError("label: this image has none")
+      return read_labels(self._label_path(self.find(key)), LABEL_MAPS)
 
   def set_classes(self, names: Any) -> None:
     """Sets the names of classes 1, 2, ...
@@ -277,8 +351,9 @@ class Session:
       if len(names) < self.least_classes:
         why = "labels show that many" if self.needs_examples else "the learned prompt has that many"
         raise InputError(f"classes: found {len(names)} names, expected {self.least_classes}: {why}")
-      self.classes = names
-      self.changes += 1
+      for each in self.examples:  # nobody has looked for the new classes in them
+        self._look(each, {*each.unseen, *range(len(self.classes) + 1, len(names) + 1)} & {*range(len(names) + 1)})
+      self._set_classes(names)
 
   @property
   def least_classes(self) -> int:
@@ -296,13 +371,9 @@ class Session:
     with self.lock:
       before, self.settings = self.settings, self.settings.changed(values)
       self.changes += 1
+      self._save()
       if before.shapes_answers != self.settings.shapes_answers:
         self._ask_again()
-
-  def ask_again(self) -> None:
-    """Lets all images be answered again, as by another network."""
-    with self.lock:
-      self._ask_again()
 
   def answer_by_examples(self, needs_examples: bool) -> None:
     """Notes whether the network in use needs examples. If that has changed, all images are answered again."""
@@ -333,14 +404,14 @@ class Session:
     """True if every image gets the examples most alike to it, as there are more than an answer uses."""
     with self.lock:
       alike = self.needs_examples and self.settings.choice == "alike"
-      return alike and len(self.examples) > len(self.chosen())
+      return alike and len(choice.usable(self.examples)) > len(self.chosen())
 
   def candidates(self) -> dict[str, PromptFiles]:
     """Returns the files of the examples that images are compared with, by key: the newest ones, and some of a class."""
     with self.lock:
-      newest = sorted(self.examples, key=lambda each: each.changed)[-_MOST_COMPARED:]
+      newest = sorted(choice.usable(self.examples), key=lambda each: each.label)[-_MOST_COMPARED:]
       compared = [self.find(key) for key in dict.fromkeys([*(each.key for each in newest), *self.chosen()])]
-      return {each.key: PromptFiles(each.path, self._label_path(each.key), each.key) for each in compared}
+      return {each.key: PromptFiles(each.path, self._label_path(each), each.key) for each in compared}
 
   def chosen(self, scores: Mapping[str, float] | None = None) -> list[str]:
     """Returns the keys of the examples that an answer uses: they show every class in turn, the best of each first.
@@ -351,15 +422,7 @@ class Session:
     with self.lock:
       if not self.needs_examples:
         return []
-      examples = self.examples if scores is None else [each for each in self.examples if each.key in scores]
-      holds = np.zeros((len(examples), MOST_CLASSES + 1), bool)
-      for place, each in enumerate(examples):
-        holds[place, list(each.holds)] = True
-      best = np.array([each.changed if scores is None else scores[each.key] for each in examples], np.float64)
-      count = self.settings.examples or max(_AUTO_EXAMPLES, int(holds.any(axis=0).sum()))
-      # A rare class has fewer images than its turns; the best of all fill the rest.
-      places = dict.fromkeys([*in_turn(holds, best, count), *np.argsort(-best, kind="stable").tolist()])
-      return [examples[place].key for place in list(places)[:count]]
+      return choice.most_fitting(choice.usable(self.examples), self.settings.examples, scores)
 
   def options(self, base: InferenceOptions, tile: tuple[int, int]) -> InferenceOptions:
     """Returns the options for answers.
@@ -375,13 +438,7 @@ class Session:
     """Returns the smallest split at which the network can see every class of the examples."""
     round_ = self.round
     if self._split[0] != round_:
-      labels = [self.label(key) for key in self.chosen()]
-      shown = (
-        split
-        for split in range(1, _AUTO_SPLIT)
-        if not any(tiling.small_classes(each, (split * tile[0], split * tile[1])) for each in labels)
-      )
-      self._split = round_, next(shown, _AUTO_SPLIT)
+      self._split = round_, choice.split_that_shows([without_ignored(self.label(key)) for key in self.chosen()], tile)
     return self._split[1]
 
   def waiting(self) -> list[str]:
@@ -400,6 +457,8 @@ class Session:
       if picture is not None and not picture.label and round_ >= picture.answer:
         write_png(self._answer_path(key), prediction.colors, replace=True)
         picture.answer, picture.classes, picture.error = round_, prediction.classes, ""
+        picture.shows = classes_in(prediction.labels.astype(np.uint8))
+        picture.sure = float(prediction.confidence().mean())
         picture.used = tuple(used)
         self._touch(picture)
 
@@ -433,13 +492,9 @@ class Session:
     picture = self.find(key)
     if not picture.label:
       return self.answer(key) if picture.answer else None
-    labels = self.label(key)
+    labels = without_ignored(self.label(key))
     palette = fixed_palette(len(self.classes) + 1)
     return Prediction(labels, palette[labels], palette, tuple(range(len(palette))))
-
-  def confidence(self, key: str) -> Float[np.ndarray, "h w"]:
-    """Returns the confidence of an answer; see `Prediction.confidence`."""
-    return self.answer(key).confidence()
 
   # ---------------------------------------------------------------------------------------------------------- state
 
@@ -447,11 +502,14 @@ class Session:
     self.changes += 1
     picture.changed = self.changes
 
-  def _label_path(self, key: str) -> Path:
-    return self.folder / "labels" / f"{key}.png"
+  def _label_path(self, picture: Picture) -> Path:
+    return self._path(project_files.LABELS, picture.name)
+
+  def _draft_path(self, picture: Picture) -> Path:
+    return self._path(project_files.DRAFTS, picture.name)
 
   def _answer_path(self, key: str) -> Path:
-    return self.folder / "answers" / f"{key}.png"
+    return self.scratch / "answers" / f"{key}.png"
 
   def as_json(self, since: int = 0) -> dict[str, Any]:
     """Returns the state for the page; for images, only images that changed since a count of changes."""
@@ -460,7 +518,7 @@ class Session:
       answered = sum(each.answer == self.round or bool(each.error) for each in others)
       settings = dataclasses.asdict(self.settings)
       return {
-        "session": self.folder.name,  # differs from that of every other session, and opens none
+        "session": self.id,  # differs from that of every other start, and opens nothing
         "changes": self.changes,
         "round": self.round,
         "classes": self.classes,
@@ -473,63 +531,5 @@ class Session:
       }
 
   def close(self) -> None:
-    """Deletes all files of the session."""
-    shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def check_header(data: bytes, where: str, most_pixels: int) -> None:
-  """Compares the pixels that the header of an image file states with a limit, before any is decoded.
-
-  Raises:
-    TooLargeError: there are more.
-    InputError: the file is not an image.
-  """
-  width, height = open_image(data, where).size
-  if width * height > most_pixels:
-    raise TooLargeError(
-      f"{where}: found {width} x {height} pixels, expected at most {most_pixels / 1e6:g} million pixels"
-    )
-
-
-def clean_name(name: str) -> str:
-  """Returns the path that a browser names as one file name: `cam1/001.png` becomes `cam1_001.png`.
-
-  Of a path from a root only the last name counts. Characters that a file name should not have become `_`, and what is
-  too long loses its start.
-  """
-  path = plain_name(name)
-  *folders, last = [part for part in path.split("/") if part.strip(" .")] or ["image"]
-  if path.startswith("/") or ":" in path or ".." in path.split("/"):
-    folders = []
-  stem, dot, ending = last.rpartition(".")
-  stem = "_".join([*folders, stem if dot else last])
-  stem = _UNSAFE.sub("_", stem).strip(" .")[-_MOST_NAME:]
-  while len(stem.encode()) > _MOST_NAME_BYTES:
-    stem = stem[1:]
-  stem = stem.strip(" .") or "image"
-  return f"{stem}.{ending[:5]}" if dot and ending.isascii() and ending.isalnum() else stem
-
-
-def drawn_label(data: bytes, where: str, class_index: int) -> UInt8[np.ndarray, "h w"]:
-  """Reads a label map that a person made elsewhere.
-
-  Args:
-    data: content of the file. One value other than 0 marks one class; several values are class indices.
-    where: name of the file, for messages.
-    class_index: the class that one value marks.
-
-  Raises:
-    InputError: the file is not a label map.
-  """
-  try:
-    return LabelFormat("binary").decode(data, where) * np.uint8(class_index)
-  except InputError:
-    return LabelFormat().decode(data, where)
-
-
-def answered(session: Session) -> Iterator[tuple[Picture, Prediction]]:
-  """Yields the images of a session that have a label or an answer, with it."""
-  for key in list(session.pictures):
-    result = session.result(key) if key in session.pictures else None
-    if result is not None:
-      yield session.find(key), result
+    """Deletes what can be made again; the project stays."""
+    project_files.end(self.folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -26,15 +27,11 @@ class SessionLimits:
     images: number of images.
     pixels: pixels of one image.
     total_bytes: bytes of all stored images together.
-    idle_seconds: a session that nobody has used for so long ends.
-    sessions: number of sessions at a time.
   """
 
   images: int = 2000
   pixels: int = 50_000_000
   total_bytes: int = 4 * 2**30
-  idle_seconds: float | int = 3600.0
-  sessions: int = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +46,8 @@ class Settings:
     least_area: as `InferenceOptions.least_area`; applies when an answer is shown.
     sensitivity: for classes 1, 2, ..., as `InferenceOptions.sensitivity`; applies when an answer is shown.
     paused: whether no further images are answered.
-    network: "start" for the network that the page started with, "plain" for the same without its adapter, or "learned"
-      for the one that learned in this session.
+    network: "start" for the network that the page started with, "plain" for the same without its adapter, or the
+      number of a training run of the project.
   """
 
   split: int = 0
@@ -71,8 +68,8 @@ class Settings:
       raise InputError(f"flips: found {self.flips!r}, expected one of {', '.join(get_args(Flips))}")
     if self.choice not in ("alike", "newest"):
       raise InputError(f"choice: found {self.choice!r}, expected alike or newest")
-    if self.network not in ("start", "plain", "learned"):
-      raise InputError(f"network: found {self.network!r}, expected start, plain or learned")
+    if self.network not in ("start", "plain") and not re.fullmatch("[1-9][0-9]{0,5}", self.network):
+      raise InputError(f"network: found {self.network[:80]!r}, expected start, plain or the number of a training run")
     if not all(0.05 <= value <= 20 for value in self.sensitivity):
       raise InputError(f"sensitivity: found {list(self.sensitivity)}, expected numbers from 0.05 to 20")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from seggpt_jax.app.limits import TooLargeError
-from seggpt_jax.app.sessions import Session, clean_name
+from seggpt_jax.app.pictures import clean_name
+from seggpt_jax.app.sessions import Session
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.video_files import probe, read_frames
 

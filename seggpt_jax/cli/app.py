@@ -1,10 +1,11 @@
 """Opens a page in the browser: label one image, see the others answered, correct some, train on them, and repeat.
 
   seggpt app --open
-  seggpt app --model-path runs/mine --port 7861
+  seggpt app parts --model-path runs/mine --port 7861
 
-The page listens on this machine only. Any other --host needs a token, which the address that the command prints holds.
-Images stay on this machine and are deleted when their session ends.
+PROJECT is the folder that the work is saved to at every change, and opened from at the next start; by default one in
+the user's data directory. Everybody who opens the page works on the same project. The page listens on this machine
+only. Any other --host needs a token, which the address that the command prints holds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import signal
 import urllib.parse
 import webbrowser
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -25,6 +27,7 @@ from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import exclusive
 from seggpt_jax.inference import annotation_files
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.trained import trained_options
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 _LARGE = 30_000_000  # parameters from which training learns a LoRA instead of all weights
 _PATIENCE = 5  # seconds that open requests get when the page ends
 
+ARGUMENTS = ("[PROJECT]",)
 ENDS_WITH_TERMINAL = True
 
 
@@ -64,16 +68,15 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   }
 
 
-def main() -> None:
-  """Serves the page until it is stopped."""
+def main(project: str = "") -> None:
+  """Serves the page of a project until it is stopped."""
   with needs_app():
-    from seggpt_jax.app import server
+    from seggpt_jax.app import project_files, server
     from seggpt_jax.app.answering import Network
     from seggpt_jax.app.engine import Engine
     from seggpt_jax.app.http import is_loopback
     from seggpt_jax.app.page_routes import create_page
-    from seggpt_jax.app.page_sessions import PageSessions, temporary_folder
-    from seggpt_jax.app.settings import SessionLimits
+    from seggpt_jax.app.project import Project
   # Training runs in another process in parallel with this one, and JAX would take most of a GPU's memory for each.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   keep_programs()
@@ -84,24 +87,19 @@ def main() -> None:
   recipe, learned_classes = _recipe(path, values.config), _learned_classes(adapter)
   with contextlib.ExitStack() as closing:
     listening = closing.enter_context(server.listen(values.host, values.port))
-    folder = closing.enter_context(temporary_folder())
+    folder = project_files.create_project(project or project_files.default_folder())
+    closing.enter_context(exclusive(folder))
     engine = Engine(lambda: Predictor.from_checkpoint(path, adapter=adapter), options=options, warm_prompts=(1,))
 
     def load_plain() -> Network:
       return Network(Engine(lambda: Predictor.from_checkpoint(path)), trained_options(path))
 
-    sessions = PageSessions(
-      Network(engine, options),
-      recipe,
-      folder,
-      SessionLimits(),
-      plain=load_plain if adapter is not None else None,
-      learned_classes=learned_classes,
-    )
-    closing.callback(sessions.close)
-    page = create_page(sessions, folder, token=token, loopback=loopback)
+    plain = load_plain if adapter is not None else None
+    opened = Project(Network(engine, options), recipe, folder, plain=plain, learned_classes=learned_classes)
+    closing.callback(opened.close)
+    page = create_page(opened, token=token, loopback=loopback)
     address = server.address_of(listening) + (f"/?token={urllib.parse.quote(token)}" if token else "/")
-    ended_by = server.serve(page, engine, listening, lambda: _announce(address), _PATIENCE)
+    ended_by = server.serve(page, engine, listening, lambda: _announce(address, folder), _PATIENCE)
   if ended_by == signal.SIGINT:
     raise KeyboardInterrupt
 
@@ -133,8 +131,8 @@ def _learned_classes(adapter: StoredAdapter | None) -> tuple[str, ...]:
   return (*names[:count], *(f"class {number}" for number in range(len(names) + 1, count + 1)))
 
 
-def _announce(address: str) -> None:
-  """Prints the address of the page, and opens it if the user wants that."""
-  print(f"ready: {address} (Ctrl-C ends it and deletes all sessions)", flush=True)
+def _announce(address: str, folder: Path) -> None:
+  """Prints the address of the page and its folder, and opens the page if the user wants that."""
+  print(f"ready: {address} (project: {folder}; Ctrl-C ends it, and the same command continues)", flush=True)
   if flags.FLAGS.open:
     webbrowser.open(address)

@@ -17,7 +17,7 @@ from seggpt_jax.app.answering import Network
 from seggpt_jax.app.engine import Engine
 from seggpt_jax.app.learning import Recipe
 from seggpt_jax.app.page_routes import create_page
-from seggpt_jax.app.page_sessions import PageSessions
+from seggpt_jax.app.project import Project
 from seggpt_jax.app.settings import SessionLimits
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
@@ -91,20 +91,22 @@ def open_page(
   model: Any,
   folder: Path,
   *,
+  engine: Engine | None = None,
   recipe: Recipe | None = None,
   token: str = "",
   plain: Any = None,
   learned: Any = None,
   **limits,
 ) -> Iterator[Any]:
-  """Gives the application of a page; `learned` is a learned prompt that it starts with."""
+  """Gives the application of a page with a project in a folder; `learned` is a learned prompt that it starts with."""
 
   def load_plain() -> Network:
     return Network(Engine(lambda: Predictor(plain)), InferenceOptions())
 
-  engine = Engine(lambda: Predictor(model, learned=learned))
+  own = engine is None
+  engine = engine or Engine(lambda: Predictor(model, learned=learned))
   engine.started.result()
-  sessions = PageSessions(
+  project = Project(
     Network(engine, InferenceOptions()),
     recipe or Recipe("small"),
     folder,
@@ -113,7 +115,8 @@ def open_page(
     learned_classes=() if learned is None else ["crack", "hole"],
   )
   try:
-    yield create_page(sessions, folder, token=token, examples=False)
+    yield create_page(project, token=token, examples=False)
   finally:
-    sessions.close()
-    engine.close()
+    project.close()
+    if own:
+      engine.close()

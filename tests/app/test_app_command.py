@@ -21,6 +21,12 @@ from tests.app.page_clients import noise, png, square
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path, monkeypatch):
+  """Gives the user a data directory in which the page keeps its project."""
+  monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
 def start(*arguments: str) -> subprocess.Popen:
   environment = {key: value for key, value in os.environ.items() if key != "SEGGPT_TOKEN"} | {"PYTHONPATH": str(ROOT)}
   command = [sys.executable, "-m", "seggpt_jax", "app", *arguments]
@@ -33,13 +39,17 @@ def taken_port():
     yield listening.getsockname()[1]
 
 
-def test_wrong_flags_are_refused_in_one_line(taken_port):
+def test_wrong_flags_are_refused_in_one_line(taken_port, tmp_path):
+  (tmp_path / "photos").mkdir()
+  (tmp_path / "photos" / "a.jpg").touch()
   wrong = {
     ("--host=0.0.0.0",): "--token: missing",
     ("--token=a b",): "--token: found other characters",
     ("--model-path=no_such_weights",): "no_such_weights",
     (f"--port={taken_port}",): "cannot listen",
     ("--config=no_such_config",): "no_such_config",
+    ("--port=0", str(tmp_path / "photos")): "found a.jpg, expected a project, or a new or empty folder",
+    ("one", "two"): "found 2 arguments, expected 1: [PROJECT]",
   }
   started = {message: start(*arguments) for arguments, message in wrong.items()}
   for message, process in started.items():
@@ -54,7 +64,6 @@ def commands_that_name(text: str) -> list[str]:
 
 
 def test_a_training_run_ends_soon_after_a_page_that_was_killed(weights_directory, tmp_path, monkeypatch):
-  monkeypatch.setenv("TMPDIR", str(tmp_path))
   monkeypatch.setenv("XLA_FLAGS", "")
   config = Path(__file__).with_name("page_training.py")
   process = start("--port=0", f"--model-path={weights_directory}", f"--config={config}")
@@ -69,7 +78,7 @@ def test_a_training_run_ends_soon_after_a_page_that_was_killed(weights_directory
       while not (learning := person.get("/api/session").json()["learning"])["step"]:
         assert learning["state"] == "running", learning["error"]
         time.sleep(0.2)
-    (run,) = tmp_path.glob(".seggpt_app.*/*/learning_1/run")
+    run = tmp_path / "data" / "seggpt" / "project" / "learned" / "1" / "run"
     assert commands_that_name(str(run))
   finally:
     process.kill()

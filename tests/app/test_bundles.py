@@ -18,6 +18,7 @@ from seggpt_jax.data.labelme import read_labelme
 from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.data.outlines import OutlineSource
 from seggpt_jax.data.recognize import recognize
+from seggpt_jax.data.yolo import read_yolo
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.prediction import decode_prediction
 from seggpt_jax.inference.video_files import write_video
@@ -50,7 +51,7 @@ def test_masks_are_label_maps_of_the_same_names(session, tmp_path):
     np.testing.assert_array_equal(read_labels(folder / "labels" / f"{name}.png", LabelFormat()), expected)
 
 
-@pytest.mark.parametrize(("kind", "read"), [("coco", read_coco), ("labelme", read_labelme)])
+@pytest.mark.parametrize(("kind", "read"), [("coco", read_coco), ("labelme", read_labelme), ("yolo", read_yolo)])
 def test_annotations_are_read_back(session, tmp_path, kind, read):
   folder = unpacked(session, kind, tmp_path)
   assert recognize(str(folder)).kind == kind
@@ -58,6 +59,22 @@ def test_annotations_are_read_back(session, tmp_path, kind, read):
   labels = {found.name(index).rpartition("/")[2]: found.label(index) for index in range(len(found))}
   np.testing.assert_array_equal(labels["part_0"], square(2))
   np.testing.assert_array_equal(labels["part_1"], square(1, start=12))
+  other = Session(tmp_path / "other")
+  assert bundles.load_session(other, tmp_path / "download.zip", 10**7) == 2
+  assert other.classes == ["crack", "hole"]
+  loaded = {each.name.rpartition("/")[2]: other.label(each.key) for each in other.examples}
+  np.testing.assert_array_equal(loaded["part_0"], square(2))
+  np.testing.assert_array_equal(loaded["part_1"], square(1, start=12))
+
+
+def test_masks_of_one_class_load(tmp_path):
+  session = Session(tmp_path / "session")
+  files = {"top__images__cam1__a.png": png(noise(0)), "top__masks__cam1__a.png": png(square(255))}
+  archive = zipped(tmp_path, **files)
+  bundles.load_session(session, archive, 10**7)
+  (picture,) = session.examples
+  assert picture.name == "cam1/a" and session.classes == ["object"]
+  np.testing.assert_array_equal(session.label(picture.key), square(1))
 
 
 def test_a_saved_session_is_a_dataset_and_loads_again(session, tmp_path):
@@ -91,7 +108,7 @@ def test_archives_that_are_too_large_or_damaged_are_refused(session, tmp_path):
   with zipfile.ZipFile(file, "w") as packed:
     packed.writestr("notes.txt", "nothing")
   (tmp_path / "empty.zip").write_bytes(file.getvalue())
-  with pytest.raises(InputError, match="found no dataset"):
+  with pytest.raises(InputError, match=r"archive: it: found 1 \.txt, which is no known form"):
     bundles.load_session(session, tmp_path / "empty.zip", 10**7)
   assert len(session.pictures) == 3
 

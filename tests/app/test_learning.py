@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from seggpt_jax.app.learning import Recipe
+from seggpt_jax.inference.predictor import Predictor
 from tests.app.page_clients import Person, noise, open_page, square
 
 CONFIG = str(Path(__file__).with_name("page_training.py"))
@@ -35,7 +38,7 @@ def is_over(state):
   return state["learning"]["state"] not in ("running", "stopping")
 
 
-def test_a_run_can_be_stopped_and_its_network_answers(person):
+def test_a_run_can_be_stopped_and_its_network_answers(person, tmp_path):
   before = person.wait()
   answer = person.answer(person.keys[2])
   assert person.post("/api/learning", json={"steps": 5000}).status_code == 202
@@ -45,20 +48,28 @@ def test_a_run_can_be_stopped_and_its_network_answers(person):
   assert running["learning"]["state"] == "running", running["learning"]["error"]
   assert running["learning"]["curve"][0][1] > 0 and running["learning"]["minutes"] > 0
   assert person.delete("/api/learning").status_code == 202
-  stopped = person.wait(lambda state: is_over(state) and state["learned"], 60)
-  assert stopped["learning"]["state"] == "stopped" and stopped["settings"]["network"] == "learned"
+  stopped = person.wait(lambda state: is_over(state) and state["settings"]["network"] == "1", 60)
+  assert stopped["learning"]["state"] == "stopped" and stopped["learned"] == ["1"]
   after = person.wait(lambda state: state["round"] > before["round"] and state["progress"]["answered"] == 1)
   assert after["examples"] and (person.answer(person.keys[2]) != answer).any()
+  # It can be downloaded.
+  with zipfile.ZipFile(io.BytesIO(person.get("/api/learned/1").content)) as packed:
+    packed.extractall(tmp_path)
+  prompts = [(noise(person.keys.index(key)), square()) for key in after["examples"]]
+  expected = Predictor.from_checkpoint(tmp_path / "learned_1").predict(noise(2), prompts).labels
+  np.testing.assert_array_equal(person.answer(person.keys[2]), expected)
   # The network that the page has started with is still there.
   assert person.post("/api/settings", json={"network": "start"}).status_code == 200
   person.wait(lambda state: state["progress"]["answered"] == 1)
   np.testing.assert_array_equal(person.answer(person.keys[2]), answer)
-  # It continues with other images, or is dropped with them.
+  # It can be chosen again, after all images were removed too.
   assert person.delete("/api/images", params={"keep": 1}).status_code == 200
-  assert person.state()["learned"]
+  assert person.state()["learning"]
   assert person.delete("/api/images").status_code == 200
   state = person.state()
-  assert not state["learned"] and state["learning"] is None and state["settings"]["network"] == "start"
+  assert state["learned"] == ["1"] and state["learning"] is None and state["settings"]["network"] == "start"
+  assert person.post("/api/settings", json={"network": "2"}).status_code == 422
+  assert person.post("/api/settings", json={"network": "1"}).status_code == 200
   assert person.get("/api/learning/panel").status_code == 404
 
 
@@ -80,8 +91,7 @@ def test_closing_the_page_ends_its_training_run(model, weights_directory, tmp_pa
       person.draw(person.add(noise(seed)), square())
     assert person.post("/api/learning", json={"steps": 5000}).status_code == 202
     person.wait(lambda state: state["learning"]["step"], 120)
-    (run,) = (tmp_path / "page").glob("*/learning_1/run")
+    run = tmp_path / "page" / "learned" / "1" / "run"
     assert run.is_dir()
-  assert not list((tmp_path / "page").iterdir())
   lines = (Path("/proc") / name / "cmdline" for name in os.listdir("/proc") if name.isdigit())
   assert not any(str(run).encode() in line.read_bytes() for line in lines if line.exists())

@@ -1,4 +1,4 @@
-"""The page's API: one person's images, labels and answers, and nobody else's."""
+"""The page's API: the images, labels and answers of a project, for those who have opened the page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 import io
 import os
 import socket
-import tempfile
 import threading
 import time
 import urllib.request
@@ -19,10 +18,13 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from seggpt_jax.app import http, page_routes, page_sessions, server
+from seggpt_jax.app import http, page_routes, ready_examples, server
+from seggpt_jax.app.engine import Engine
 from seggpt_jax.app.page_routes import PAGE
-from seggpt_jax.app.page_sessions import temporary_folder
+from seggpt_jax.app.project_files import create_project
 from seggpt_jax.app.sessions import Session
+from seggpt_jax.data.recognize import recognize
+from seggpt_jax.errors import InputError
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model import parameters
 from tests.app.page_clients import Person, noise, open_page, png, square
@@ -30,8 +32,15 @@ from tests.loud_network import LOUD, loud_params
 
 
 @pytest.fixture(scope="module")
-def page(model, tmp_path_factory):
-  with open_page(model, tmp_path_factory.mktemp("page"), images=30, pixels=10_000, sessions=100) as app:
+def engine(model):
+  engine = Engine(lambda: Predictor(model))
+  yield engine
+  engine.close()
+
+
+@pytest.fixture
+def page(model, engine, tmp_path):
+  with open_page(model, tmp_path / "project", engine=engine, images=30, pixels=10_000) as app:
     yield app
 
 
@@ -75,19 +84,13 @@ def test_an_answer_becomes_an_example_with_one_request(person):
   assert set(person.wait()["examples"]) == set(keys[:2])
 
 
-def test_two_people_do_not_see_each_others_images(page):
+def test_all_who_open_the_page_work_on_the_same_project(page):
   first, second = Person(page), Person(page)
-  key = first.add(noise(1))
-  assert first.cookies != second.cookies
-  assert second.state()["images"] == []
-  for path in ("picture", "thumbnail", "label", "answer", "confidence"):
-    assert second.get(f"/api/images/{key}/{path}").status_code == 404
-  assert second.delete(f"/api/images/{key}").status_code == 404
-  second.add(noise(2))
-  assert [each["name"] for each in first.state()["images"]] == ["image"]
-  np.testing.assert_array_equal(
-    np.asarray(Image.open(io.BytesIO(first.get(f"/api/images/{key}/picture").content))), noise(1)
-  )
+  key = first.add(noise(1), "cam1/001.png")
+  first.draw(key, square())
+  assert [each["name"] for each in second.state()["images"]] == ["cam1/001"] and second.state()["examples"] == [key]
+  second.add(noise(2), "cam1/001.png")
+  assert [each["name"] for each in first.state()["images"]] == ["cam1/001", "cam1/001_2"]
 
 
 def test_the_cookie_is_secret_and_an_unknown_one_opens_nothing(page, person):
@@ -333,6 +336,7 @@ def test_a_learned_prompt_answers_without_examples(model, learned_prompt, tmp_pa
 
 
 def test_removing_all_images_leaves_a_new_session_or_keeps_what_the_user_wants(person):
+  new = person.state()
   for keep in (1, 0):
     key = person.add(noise(0))
     assert person.post("/api/classes", json={"names": ["crack", "hole"]}).status_code == 200
@@ -340,7 +344,7 @@ def test_removing_all_images_leaves_a_new_session_or_keeps_what_the_user_wants(p
     person.draw(key, square(2))
     kept = person.state()
     assert person.delete("/api/images", params={"keep": keep}).status_code == 200
-    state, new = person.state(), Person(person.app).state()
+    state = person.state()
     assert state["images"] == [] and state["examples"] == [] and state["changes"] > kept["changes"]
     for name in ("classes", "settings"):
       assert state[name] == (kept if keep else new)[name]
@@ -349,7 +353,7 @@ def test_removing_all_images_leaves_a_new_session_or_keeps_what_the_user_wants(p
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def test_a_saved_session_loads_into_another(page, person):
+def test_a_saved_session_loads_into_another(model, engine, person, tmp_path):
   keys = [person.add(noise(seed), f"part {seed}.png") for seed in range(3)]
   person.post("/api/classes", json={"names": ["crack", "hole"]})
   person.draw(keys[0], square(2))
@@ -357,12 +361,14 @@ def test_a_saved_session_loads_into_another(page, person):
   assert archive.status_code == 200
   names = zipfile.ZipFile(io.BytesIO(archive.content)).namelist()
   assert "train/images/part 0.png" in names and "train/labels/part 0.png" in names and "classes.txt" in names
-  other = Person(page)
-  assert other.post("/api/archive", content=archive.content).json() == {"added": 3}
-  state = other.state()
-  assert state["classes"] == ["crack", "hole"] and len(state["images"]) == 3
-  (example,) = state["examples"]
-  label = other.get(f"/api/images/{example}/label")
+  with open_page(model, tmp_path / "other", engine=engine) as app:
+    other = Person(app)
+    assert other.post("/api/boards").status_code == 200  # the demo makes room
+    assert other.post("/api/archive", content=archive.content).json() == {"added": 3}
+    state = other.state()
+    assert state["classes"] == ["crack", "hole"] and len(state["images"]) == 3
+    (example,) = state["examples"]
+    label = other.get(f"/api/images/{example}/label")
   np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(label.content))), square(2))
 
 
@@ -375,39 +381,67 @@ def test_archives_cannot_write_elsewhere(person):
     assert response.status_code == 422 and "inside the archive" in response.json()["error"]
 
 
-def test_closing_the_page_and_ending_a_session_delete_the_files(model, tmp_path):
-  with open_page(model, tmp_path) as app:
-    first, second = Person(app), Person(app)
-    for person in (first, second):
-      person.add(noise(0))
-    assert len(list(tmp_path.iterdir())) == 2
-    assert first.delete("/api/session").status_code == 200
-    assert len(list(tmp_path.iterdir())) == 1
-    assert first.get("/api/session").status_code == 401
-  assert not list(tmp_path.iterdir())
-
-
-def test_idle_sessions_end(model, tmp_path):
-  with open_page(model, tmp_path, idle_seconds=1.0) as app:
+def test_a_project_opens_again_as_it_was(model, engine, tmp_path):
+  folder = tmp_path / "project"
+  with open_page(model, folder, engine=engine) as app:
     person = Person(app)
-    person.add(noise(0))
-    for _ in range(1200):
-      if not list(tmp_path.iterdir()):
-        break
-      time.sleep(0.05)
-    assert not list(tmp_path.iterdir())
-    assert person.get("/api/session").status_code == 401
+    keys = [person.add(noise(seed), f"cam{seed}/001.png") for seed in range(4)]
+    person.post("/api/classes", json={"names": ["crack", "hole"]})
+    person.post("/api/settings", json={"split": 2, "sensitivity": [1.0, 2.0]})
+    person.draw(keys[2], square(2))
+    person.draw(keys[0], square(1))
+    person.put(f"/api/images/{keys[1]}/draft", content=png(square(2, start=4)))
+    person.delete(f"/api/images/{keys[3]}")
+    before = person.state()
+  assert recognize(str(folder)) == ("folder", ("train",))
+  (folder / "notes.txt").write_text("mine")
+  # Two interrupted steps: a label without its image next to it, and an image whose label was not written yet.
+  os.rename(folder / "train/images/cam2/001.png", folder / "unlabeled/cam2.png")
+  os.rename(folder / "train/labels/cam2/001.png", folder / "train/labels/cam2.png")
+  os.rename(folder / "unlabeled/cam1/001.png", folder / "train/images/cam1.png")
+  os.rename(folder / "drafts/cam1/001.png", folder / "drafts/cam1.png")
+  with open_page(model, folder, engine=engine) as app:
+    person = Person(app)
+    after = person.state()
+    assert after["classes"] == before["classes"] and after["settings"] == before["settings"]
+    found = {each["name"]: each for each in after["images"]}
+    assert list(found) == ["cam0/001", "cam1", "cam2"]
+    assert after["examples"] == [found[name]["key"] for name in ("cam0/001", "cam2")]  # the newest first
+    for name, what, expected in (
+      ("cam0/001", "label", square(1)),
+      ("cam2", "label", square(2)),
+      ("cam1", "draft", square(2, start=4)),
+    ):
+      read = person.get(f"/api/images/{found[name]['key']}/{what}")
+      np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(read.content))), expected)
+    assert person.delete("/api/images").status_code == 200
+  assert (folder / "notes.txt").read_text() == "mine" and not list(folder.rglob("*.png"))
 
 
-def test_the_next_start_deletes_what_a_killed_server_left(tmp_path, monkeypatch):
-  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-  left = tmp_path / f".seggpt_app.seggpt-{'0' * 32}"
-  left.mkdir()
-  os.utime(left, (0, 0))
-  with temporary_folder() as first, temporary_folder() as second:
-    assert not left.exists() and first.is_dir() and second.is_dir()
-    assert first.stat().st_mode & 0o777 == 0o700
-  assert not list(tmp_path.iterdir())
+def test_folders_that_are_no_project_are_refused(tmp_path):
+  (tmp_path / "file").write_text("")
+  (tmp_path / "photos").mkdir()
+  (tmp_path / "photos" / "a.jpg").write_text("")
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "project.json").write_text("[]")
+  wrong = {"file": "is a file", "photos": "found a.jpg, expected a project", "other": "found no seggpt_project of 1"}
+  for name, message in wrong.items():
+    with pytest.raises(InputError, match=message):
+      create_project(tmp_path / name)
+  assert create_project(tmp_path / "new" / "one") == create_project(tmp_path / "new" / "one")
+
+
+def test_the_first_own_image_takes_the_place_of_the_ready_examples(tmp_path):
+  session = Session(tmp_path / "project")
+  ready_examples.add_boards(session)
+  assert session.classes == ["copper"] and len(session.examples) == 1 and len(session.pictures) == 10
+  for name in ("part_10.png", "part_9.png"):
+    session.add_image(name, png(noise(1)))
+  assert [each.name for each in session.pictures.values()] == ["part_9", "part_10"]
+  assert session.classes == ["object"] and not session.examples
+  ready_examples.add_boards(session)  # as further images
+  session.add_image("part_11.png", png(noise(1)))
+  assert len(session.pictures) == 13 and not Session(tmp_path / "project").is_new
 
 
 def test_the_log_of_a_failure_names_no_image_and_no_path(page, person, monkeypatch, caplog):
@@ -422,33 +456,16 @@ def test_the_log_of_a_failure_names_no_image_and_no_path(page, person, monkeypat
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_other_pages_open_no_session_and_call_nothing(model, tmp_path, site):
+def test_other_pages_call_nothing(page, site):
   """A picture in any web page may have the page's address."""
-  with open_page(model, tmp_path, sessions=2) as app:
-    person = Person(app)
-    person.add(noise(0))
-    fetch = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
-    for path in ("/", "/api/session", "/page/main.js"):
-      assert person.get(path, headers=fetch).status_code == 403
-    visit = {**fetch, "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
-    assert person.get("/", headers=visit).status_code == 200  # a link
-    assert person.get("/api/session", headers=visit).status_code == 403
-    for _ in range(20):  # older browsers say nothing
-      Person(app)
-    assert len(list(tmp_path.iterdir())) == 1 and person.state()["images"]
-
-
-def test_a_session_with_labels_does_not_end_for_others(model, tmp_path, monkeypatch):
-  monkeypatch.setattr(page_sessions, "_SEND_AWAY", 0.0)
-  with open_page(model, tmp_path, sessions=2) as app:
-    worked, idle = Person(app), Person(app)
-    worked.draw(worked.add(noise(0)), square())
-    idle.add(noise(1))
-    third = Person(app)
-    assert third.state()["images"] == [] and idle.get("/api/session").status_code == 401
-    third.draw(third.add(noise(2)), square())
-    assert Person(app).opened.status_code == 429
-    assert len(worked.state()["images"]) == 1
+  person = Person(page)
+  key = person.add(noise(0))
+  fetch = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
+  for path in ("/", "/api/session", f"/api/images/{key}/picture", "/page/main.js"):
+    assert person.get(path, headers=fetch).status_code == 403
+  visit = {**fetch, "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+  assert person.get("/", headers=visit).status_code == 200  # a link
+  assert person.get("/api/session", headers=visit).status_code == 403
 
 
 def test_a_body_that_stops_ends_and_bodies_share_the_memory(model, tmp_path, monkeypatch):

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from seggpt_jax.app import sessions
-from seggpt_jax.app.sessions import Session, UnknownError, clean_name
+from seggpt_jax.app.bundles import write_dataset
+from seggpt_jax.app.drawing import cut_out
+from seggpt_jax.app.pictures import LABEL_MAPS, UnknownError, clean_name
+from seggpt_jax.app.sessions import Session
+from seggpt_jax.data.labels import read_labels
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import decode_prediction
@@ -97,12 +101,70 @@ def test_taking_an_example_back_answers_it_like_the_others(session):
   assert session.chosen() == [keys[0]] and session.waiting() == [keys[1]]
 
 
+def test_what_is_removed_leaves_room_for_more(session):
+  """The folder for temporary files stays, and a new label is told from one that was taken back."""
+  (key,) = add(session, 1)
+  session.set_label(key, square())
+  first = session.find(key).label
+  session.clear_label(key)
+  session.put_answer(key, session.round, prediction(square()))
+  session.set_label(key, square())
+  assert session.find(key).label > first
+  session.remove(key)
+  assert session.scratch.is_dir() and not list(session.folder.rglob("*.png"))
+
+
 def test_classes_in_use_keep_their_names(session):
   (key,) = add(session, 1)
   session.set_label(key, square(3))
   with pytest.raises(InputError, match="labels show that many"):
     session.set_classes(["crack", "hole"])
   session.set_classes(["a", "b", "c", "d"])
+
+
+def test_an_example_from_before_a_class_does_not_show_it_as_background(session, tmp_path):
+  keys = add(session, 4)
+  session.set_label(keys[0], square(1))
+  session.set_classes(["crack", "hole", "dent", "rust"])
+  assert session.find(keys[0]).unseen == (4,) and session.chosen() == [keys[0]]  # there is no other one
+  both = square(1)
+  both[:4] = 4
+  session.set_label(keys[1], both)
+  assert session.find(keys[1]).unseen == () and session.as_json()["examples"] == [keys[1]]
+  session.set_done(keys[2], True)
+  write_dataset(session, tmp_path / "data", training=True)
+  name = session.find(keys[0]).name
+  labels = read_labels(tmp_path / "data" / "train" / "labels" / f"{name}.png", LABEL_MAPS)
+  np.testing.assert_array_equal(labels, np.where(square(1) == 0, 255, 1))
+  again = Session(tmp_path / "session")
+  assert {each.unseen for each in again.examples} == {(), (4,)} and sum(
+    each.done for each in again.pictures.values()
+  ) == 1
+  session.look(keys[0], 4)
+  assert set(session.chosen()) == set(keys[:2])
+
+
+def test_ignored_pixels_are_no_class(session):
+  (key,) = add(session, 1)
+  labels = square(1)
+  labels[:3] = 255
+  session.set_label(key, labels)
+  assert session.find(key).holds == (1,) and session.options(InferenceOptions(), (32, 32)).split == 1
+  np.testing.assert_array_equal(session.result(key).labels, square(1))
+  np.testing.assert_array_equal(session.label(key), labels)
+
+
+def test_an_object_is_cut_out_by_a_box_or_a_click(session):
+  rows, columns = np.mgrid[:120, :160]
+  disk = (rows - 60) ** 2 + (columns - 80) ** 2 < 25**2
+  image = np.where(disk[..., None], 180, 90) + np.random.default_rng(0).integers(0, 20, (120, 160, 3))
+  key = session.add_image("disk.png", png(image.astype(np.uint8))).key
+  for (left, top, width, height), seed in (((45, 30, 70, 62), 0), ((30, 20, 100, 80), 6)):
+    found = cut_out(session, key, (left, top, width, height), seed)
+    assert ((found == 1) == disk[top : top + height, left : left + width]).mean() > 0.99
+  for box in ((0, 0, 160, 120), (100, 0, 100, 20), (0, 0, 0, 5)):
+    with pytest.raises(InputError, match="box: found"):
+      cut_out(session, key, box)
 
 
 def test_least_area_applies_to_answers_that_are_there(session):
@@ -143,11 +205,12 @@ def test_names_are_cut_by_bytes_and_keep_their_folders(session):
   """A name of 80 characters may have 320 bytes, and no file system has such names."""
   for name in ("\u6f22" * 75, "\U00020000" * 80, "\u044f" * 300):
     assert len(clean_name(f"{name}.png").encode()) <= 210
-  assert clean_name("cam1/001.png") == "cam1_001.png"
+  assert clean_name("cam1/001.png") == "cam1/001.png"
+  assert clean_name("@eaDir/ .x/001.png") == "_@eaDir/x/001.png"
   assert (
     clean_name("C:\\fakepath\\001.png") == clean_name("/home/me/001.png") == clean_name("../../001.png") == "001.png"
   )
-  assert clean_name("a" * 100 + "/001.png").endswith("a_001.png")
+  assert clean_name("a" * 100 + "/001.png").endswith("a/001.png")
 
 
 @pytest.mark.parametrize("name", ["\ud800", "a\0b", "\ufeffcrack"])

@@ -14,9 +14,9 @@ import time
 import httpx2
 import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks import faults, killed, nano
+from seggpt_jax.app.sessions import Session
 from seggpt_jax.model import weights
 from tests.app.page_clients import noise, png, square
 
@@ -64,13 +64,12 @@ def test_the_file_of_an_export_that_is_killed_is_missing_or_whole(tmp_path):
 
 
 @pytest.mark.slow
-def test_files_of_a_page_that_is_killed_are_whole_and_the_next_page_starts(tmp_path, monkeypatch):
+def test_a_page_that_is_killed_loses_nothing_that_it_has_acknowledged(tmp_path):
   weights.save_weights(tmp_path / "weights", killed.nano_params(), nano.NANO)
-  (tmp_path / "tmp").mkdir()
-  monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-  generator, seen = np.random.default_rng(2), 0
+  generator, project, known = np.random.default_rng(2), tmp_path / "project", {}
   for _ in range(4):
-    process = killed.start(["app", "--port=0", f"--model-path={tmp_path / 'weights'}"], tmp_path)
+    (tmp_path / "log").unlink(missing_ok=True)
+    process = killed.start(["app", str(project), "--port=0", f"--model-path={tmp_path / 'weights'}"], tmp_path)
     while not (found := re.search(r"http://[^/\s]+", (tmp_path / "log").read_text())):
       assert process.poll() is None, (tmp_path / "log").read_text()
       time.sleep(0.1)
@@ -80,16 +79,25 @@ def test_files_of_a_page_that_is_killed_are_whole_and_the_next_page_starts(tmp_p
       killing = threading.Timer(until - time.monotonic(), process.kill)
       killing.start()
       with contextlib.suppress(httpx2.HTTPError):
-        for seed in itertools.count():
-          key = person.post("/api/images", content=png(noise(seed))).raise_for_status().json()["key"]
-          person.put(f"/api/images/{key}/label", content=png(square())).raise_for_status()
+        for seed in itertools.count(len(known)):
+          name, start = f"cam{seed % 3}/{seed}", seed % 20
+          known[name] = None  # asked for, and perhaps stored
+          key = person.post(f"/api/images?name={name}.png", content=png(noise(seed))).raise_for_status().json()["key"]
+          for what in ("draft", "label", "draft"):
+            known[name] = None
+            person.put(f"/api/images/{key}/{what}", content=png(square(start=start))).raise_for_status()
+            known[name] = what
       killing.join()
     assert process.wait() == -signal.SIGKILL
-    for path in (tmp_path / "tmp").glob(".seggpt_app.*/*/*/*.png"):
-      if not path.name.startswith("."):
-        Image.open(path).load()
-        seen += 1
-  assert seen > 4
+    session = Session(project)
+    found = {each.name: each.key for each in session.pictures.values()}
+    for name, what in known.items():
+      seed = int(name.partition("/")[2])
+      if name in found:
+        np.testing.assert_array_equal(session.pixels(found[name]), noise(seed))
+      if what is not None:
+        np.testing.assert_array_equal(getattr(session, what)(found[name]), square(start=seed % 20))
+  assert len(known) > 4
 
 
 @pytest.mark.parametrize("spoil", [faults.flip, faults.cut, faults.delete])

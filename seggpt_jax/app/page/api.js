@@ -16,28 +16,32 @@ async function request(method, path, body, type) {
 }
 
 const json = (method, path, value) => request(method, path, JSON.stringify(value), "application/json");
-const image = (key, what = "") => `/api/images/${key}${what && "/"}${what}`;
+const image = (key, what = "") => `api/images/${key}${what && "/"}${what}`;
 
 export const thumbnailAddress = (key, version) => `${image(key, "thumbnail")}?v=${version}`;
-export const panelAddress = (name) => `/api/learning/panel?v=${encodeURIComponent(name)}`;
+export const panelAddress = (name) => `api/learning/panel?v=${encodeURIComponent(name)}`;
 
 export const readState = async (since, first) =>
-  (await request("GET", `/api/session?since=${since}&first=${encodeURIComponent(first || "")}`)).json();
+  (await request("GET", `api/session?since=${since}&first=${encodeURIComponent(first || "")}`)).json();
 export const addFile = async (file) => {
-  const path = file.name.toLowerCase().endsWith(".zip") ? "/api/archive" : "/api/images";
-  const name = file.webkitRelativePath || file.name;  // with its folders, as two may hold the same names
+  const path = file.name.toLowerCase().endsWith(".zip") ? "api/archive" : "api/images";
+  const name = file.path || file.webkitRelativePath || file.name;  // with its folders, as two may hold the same names
   return (await request("POST", `${path}?name=${encodeURIComponent(name)}`, file)).json();
 };
-export const addBoards = () => request("POST", "/api/boards");
+export const addBoards = () => request("POST", "api/boards");
 export const removeImage = (key) => request("DELETE", image(key));
-export const removeAll = (keep) => request("DELETE", `/api/images?keep=${keep ? 1 : 0}`);
-export const endSession = () => request("DELETE", "/api/session");
-export const setClasses = (names) => json("POST", "/api/classes", {names});
-export const setSettings = (values) => json("POST", "/api/settings", values);
+export const removeAll = (keep) => request("DELETE", `api/images?keep=${keep ? 1 : 0}`);
+export const setClasses = (names) => json("POST", "api/classes", {names});
+export const setSettings = (values) => json("POST", "api/settings", values);
+export const look = (key, index) => request("POST", `${image(key, "look")}?class=${index}`);
+export const setDone = (key, done) => request("POST", `${image(key, "done")}?done=${done ? 1 : 0}`);
+export const cutOut = async (key, {x, y, width, height}, seed) =>
+  decode(await request("POST", `${image(key, "cut")}?x=${x}&y=${y}&width=${width}&height=${height}&seed=${seed}`));
 export const promote = (key) => request("POST", image(key, "promote"));
+export const clearDraft = (key) => request("DELETE", image(key, "draft"));
 export const clearLabel = (key) => request("DELETE", image(key, "label"));
-export const startLearning = (steps, again) => json("POST", "/api/learning", {steps, again});
-export const stopLearning = () => request("DELETE", "/api/learning");
+export const startLearning = (steps, again) => json("POST", "api/learning", {steps, again});
+export const stopLearning = () => request("DELETE", "api/learning");
 
 // Pictures whose pixels are numbers: class indices, or confidence.
 
@@ -62,7 +66,8 @@ async function encode(values, width, height) {
 
 export const readPicture = async (key) => createImageBitmap(await (await request("GET", image(key, "picture"))).blob());
 export const readNumbers = async (key, what) => decode(await request("GET", image(key, what)));
-export const putLabel = async (key, labels, width, height) =>
-  request("PUT", image(key, "label"), await encode(labels, width, height), "image/png");
+// Stores labels as the "label" or the "draft" of an image.
+export const putLabels = async ({key, width, height}, what, labels) =>
+  request("PUT", image(key, what), await encode(labels, width, height), "image/png");
 export const readMask = async (key, file, index) =>
   decode(await request("POST", `${image(key, "mask")}?class=${index}&name=${encodeURIComponent(file.name)}`, file));

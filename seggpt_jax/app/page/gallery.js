@@ -3,7 +3,7 @@
 import {thumbnailAddress} from "./api.js";
 import {current, state} from "./state.js";
 
-const list = document.getElementById("thumbnails");
+const $ = (id) => document.getElementById(id), list = $("thumbnails");
 const buttons = new Map();
 
 // What the state of an image is called.
@@ -20,6 +20,7 @@ export function described(image, long = false) {
   }
   const names = image.used.map((key) => state.images.get(key)?.name).filter(Boolean).join(", ");
   const how = state.needs_examples ? `Answered by the network, from ${names}` : "Answered with the learned prompt";
+  if (image.done) return {text: long ? `Done. ${how}` : "done", kind: "example"};
   if (image.answer === state.round) return {text: long ? how : "", kind: ""};
   if (image.answer) return {text: long ? "Answered before the last change; a new answer comes" : "…", kind: ""};
   return {text: long ? "Not answered yet" : "…", kind: ""};
@@ -42,18 +43,49 @@ function make(key, open) {
   return buttons.get(key);
 }
 
+const FILTERS = {
+  "": () => true, open: (image) => !image.label && !image.done, labeled: (image) => image.label, done: (image) => image.done,
+};
+
+// The keys of the pictures that are shown, in their order; the open one is always among them.
+export function shownOrder() {
+  const filter = $("filter").value, index = Number(filter), pictures = state.order.map((key) => state.images.get(key));
+  const wanted = FILTERS[filter] ?? ((image) => (image.label ? image.holds : image.shows).includes(index));
+  const found = pictures.filter((image) => image && (image.key === current.key || wanted(image)));
+  // Answers first, the least sure one at the top.
+  if ($("order").value === "sure") found.sort((a, b) => rank(a) - rank(b));
+  return found.map((image) => image.key);
+}
+
+const rank = (image) => image.label || image.done ? 2 : image.answer ? image.sure : 1;
+
+function showFilter() {
+  const names = state.classes.map((name, place) => [String(place + 1), `with ${name}`]);
+  const wanted = [["", "all"], ["open", "to check"], ["labeled", "labeled"], ["done", "done"], ...names];
+  const shown = [...$("filter").options].map((each) => [each.value, each.text]);
+  if (JSON.stringify(shown) !== JSON.stringify(wanted)) {
+    const value = $("filter").value;
+    $("filter").replaceChildren(...wanted.map(([value, text]) => new Option(text, value)));
+    $("filter").value = wanted.some(([each]) => each === value) ? value : "";
+  }
+  const images = [...state.images.values()], count = (name) => images.filter(FILTERS[name]).length;
+  $("counts").textContent = `${count("labeled")} labeled, ${count("done")} done, ${count("open")} to check`;
+}
+
 export function showGallery(open) {
+  showFilter();
+  const order = shownOrder();
   for (const [key, {item}] of buttons) {
-    if (!state.images.has(key)) {
+    if (!order.includes(key)) {
       item.remove();
       buttons.delete(key);
     }
   }
-  state.order.forEach((key, place) => {
+  order.forEach((key, place) => {
     const image = state.images.get(key);
     if (!image) return;
     const shown = buttons.get(key) ?? make(key, open);
-    const {text, kind} = described(image), version = `${image.changed}.${image.label ? "" : shownVersion()}`;
+    const {text, kind} = described(image), version = `${image.label}.${image.label ? "" : `${image.answer}.${shownVersion()}`}`;
     if (shown.version !== version) shown.picture.src = thumbnailAddress(key, version);
     shown.version = version;
     shown.label.textContent = text;

@@ -2,22 +2,33 @@
 
 import * as api from "./api.js";
 import {Editor} from "./editor.js";
-import {described, scrollToCurrent, showGallery, shownVersion} from "./gallery.js";
-import {addClass, prepareLearning, prepareSettings, showClasses, showLearning, showSettings} from "./panels.js";
+import {described, scrollToCurrent, showGallery, shownOrder, shownVersion} from "./gallery.js";
+import {addClass, hidden, prepareLearning, prepareSettings, showClasses, showLearning, showSettings} from "./panels.js";
 import {answers, change, current, listen, onFailure, refresh, state} from "./state.js";
+import {zipped} from "./zip.js";
 
 const $ = (id) => document.getElementById(id);
+// Files of labels, and folders of label maps: such files belong together.
+const LABELS = /\.(json|xml|ya?ml|txt)$|(^|\/)(labels?|masks?|annotations|gt|ground_truth|ann_dir)\//i;
+const SAVE_AFTER = 300;  // milliseconds without a stroke
 const drafts = new Map();  // by image: labels that are drawn and not yet used
+const unsaved = new Set();  // images whose drafts, or the lack of one, the server does not know yet
 const shown = {key: "", version: "", confidence: ""};
 const editor = new Editor($("canvas"), () => {
   edits++;
-  drafts.set(shown.key, editor.labels);
+  if (editor.touched) drafts.set(shown.key, editor.labels);
+  else drafts.delete(shown.key);
+  unsaved.add(shown.key);
+  clearTimeout(saveTimer);
+  saveTimer = setTimeout(save, SAVE_AFTER);
   showButtons();
 });
 // The picture before stays on the screen until the open one is there; what is drawn meanwhile would be for neither.
 const loading = () => shown.key !== current.key;
 editor.locked = loading;
-let edits = 0;
+editor.view.hidden = hidden;
+editor.cutOut = (box, seed) => api.cutOut(shown.key, box, seed).catch(fail);
+let edits = 0, saveTimer = 0, saving = Promise.resolve();
 let toastTimer = 0;
 
 function toast(text, bad = false) {
@@ -26,6 +37,27 @@ function toast(text, bad = false) {
   $("toast").hidden = false;
   clearTimeout(toastTimer);
   toastTimer = setTimeout(() => { $("toast").hidden = true; }, bad ? 8000 : 4000);
+}
+
+// Stores all drafts on the server, one request after the other.
+function save() {
+  clearTimeout(saveTimer);
+  saving = saving.then(async () => {
+    for (const key of [...unsaved]) {
+      const draft = drafts.get(key), image = state.images.get(key);
+      unsaved.delete(key);
+      if (!image) continue;
+      await (draft ? api.putLabels(image, "draft", draft) : api.clearDraft(key)).catch((error) => {
+        if (!error.status) {  // the server is not there: tried again
+          unsaved.add(key);
+          saveTimer = setTimeout(save, 10 * SAVE_AFTER);
+        }
+        fail(error);
+      });
+    }
+    showButtons();
+  });
+  return saving;
 }
 
 // ----------------------------------------------------------------------------------------------------- open picture
@@ -53,14 +85,15 @@ async function showPicture() {
   const version = `${what}.${what === "label" ? image.label : `${image.answer}.${shownVersion()}`}`;
   if (shown.key !== key || (shown.version !== version && !drafts.has(key) && !editor.stroke)) {
     const picture = shown.key === key ? editor.image : await api.readPicture(key);
-    const read = what && !drafts.has(key) ? await api.readNumbers(key, what) : null;
+    const read = what ? await api.readNumbers(key, what) : null;
+    const stored = image.draft && shown.key !== key && !drafts.has(key) ? await api.readNumbers(key, "draft") : null;
     if (key !== current.key) return;  // another one was opened meanwhile
     if (shown.key === key && (drafts.has(key) || editor.stroke)) return;  // or somebody has drawn on this one
-    const labels = drafts.get(key) ?? read;
+    if (stored) drafts.set(key, stored);
     editor.colors = state.colors;
-    if (shown.key === key && labels) editor.setLabels(labels);
-    else editor.open(picture, labels);
+    editor.open(picture, drafts.get(key) ?? read, read ?? new Uint8Array(image.width * image.height));
     Object.assign(shown, {key, version, confidence: ""});
+    showSize();
   }
   await showConfidence(image, version);
   showButtons();
@@ -76,13 +109,30 @@ async function showConfidence(image, version) {
 function showButtons() {
   const image = loading() ? null : state.images.get(current.key), draft = drafts.has(current.key);
   $("image-name").textContent = image?.name ?? "";
-  $("badge").textContent = image ? (draft ? "Changed by hand, not in use yet" : described(image, true).text) : "";
+  const changed = `Changed by hand${unsaved.has(current.key) ? "" : ", saved"}, not in use yet`;
+  $("badge").textContent = image ? (draft ? changed : described(image, true).text) : "";
   const kind = state.needs_examples ? "example" : "label";
   $("use").textContent = image?.label ? `Update ${kind}` : `Use as ${kind}`;
   $("drop-example").textContent = state.needs_examples ? "Not an example" : "Remove the label";
   $("use").disabled = !image || editor.empty || (Boolean(image.label) && !draft);
   $("drop-example").hidden = !image?.label;
   $("undo").disabled = !editor.history.length && !editor.corners.length;
+  $("redo").disabled = !editor.undone.length;
+  $("remove").hidden = $("done").hidden = !image;
+  $("done").setAttribute("aria-pressed", String(Boolean(image?.done)));
+  const unseen = (image?.unseen ?? []).filter((index) => state.classes[index - 1]);
+  $("unseen").hidden = !unseen.length;
+  const asked = JSON.stringify([image?.key, unseen, state.classes]);
+  if ($("unseen").dataset.asked === asked) return;  // a button that is pressed at the moment must stay
+  $("unseen").dataset.asked = asked;
+  $("unseen").replaceChildren("Not looked for yet: ", ...unseen.map((index) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = `No ${state.classes[index - 1]} here`;
+    button.title = "Until then, answers and training do not take the rest of this picture for background";
+    button.addEventListener("click", () => change(api.look(image.key, index)));
+    return button;
+  }));
   $("clear").disabled = !image || editor.empty;
   $("upload-mask").disabled = !image;
 }
@@ -109,25 +159,46 @@ async function use() {
   if (!image || $("use").disabled) return;
   $("use").disabled = true;
   const draft = drafts.get(image.key), sent = edits;
-  const request = draft ? api.putLabel(image.key, draft, image.width, image.height) : api.promote(image.key);
-  const worked = await change(request.then(() => { if (edits === sent) drafts.delete(image.key); }));
+  clearTimeout(saveTimer);
+  await saving;  // a draft that came later would take the place of nothing
+  const request = draft ? api.putLabels(image, "label", draft) : api.promote(image.key);
+  const worked = await change(request.then(() => {
+    if (edits !== sent) return;
+    unsaved.delete(image.key);
+    drafts.delete(image.key);
+  }));
+  if (unsaved.size) save();
   const what = state.needs_examples ? "is an example. The others are answered again." : "has a label.";
   if (worked) toast(`${image.name} ${what}`);
 }
 
 async function dropExample() {
   drafts.delete(current.key);
+  unsaved.delete(current.key);
   shown.version = "";
   await change(api.clearLabel(current.key));
 }
 
 // Sends files to the server, three at a time.
 async function addFiles(files) {
-  const waiting = [...files].filter((file) => !file.name.startsWith(".")), problems = [], count = waiting.length;
-  let added = 0;
+  const isLabel = (file) => LABELS.test(file.path || file.webkitRelativePath || file.name), problems = [];
+  let waiting = [...files].filter((file) => !file.name.startsWith(".")), added = 0, opened = false;
+  if (waiting.length > 1 && waiting.some(isLabel)) {
+    toast("Reading images and labels");
+    const told = await api.addFile(await zipped(waiting)).catch((error) => { problems.push(error.message); });
+    added = told?.added ?? 0;
+    waiting = told ? [] : waiting.filter((file) => !isLabel(file));  // the images alone
+  }
+  const count = waiting.length;
   const work = async () => {
     for (let file = waiting.shift(); file; file = waiting.shift()) {
-      await api.addFile(file).then((told) => { added += told.added; }, (error) => problems.push(error.message));
+      const told = await api.addFile(file).catch((error) => { problems.push(error.message); });
+      added += told?.added ?? 0;
+      if (told?.key && !opened) {
+        opened = true;
+        await refresh();
+        open(told.key);
+      }
       toast(`Adding: ${count - waiting.length} of ${count}`);
     }
   };
@@ -154,17 +225,20 @@ async function removeAll() {
   await change(api.removeAll($("keep").checked));
 }
 
-async function endSession() {
-  if (!confirm("Delete all images and labels of this session?")) return;
-  drafts.clear();
-  await api.endSession();
-  location.reload();
+async function remove() {
+  const {key, name, label} = state.images.get(current.key), place = state.order.indexOf(key);
+  if ((label || drafts.has(key)) && !confirm(`Remove ${name} with what is drawn on it?`)) return;
+  drafts.delete(key);
+  unsaved.delete(key);
+  current.key = state.order[place + 1] ?? state.order[place - 1] ?? "";
+  await change(api.removeImage(key));
 }
 
 function chooseClass(index) {
   if (index < 1 || index > state.classes.length) return;
   current.classIndex = editor.classIndex = index;
-  if (editor.tool === "eraser" || editor.tool === "pan") chooseTool("brush");
+  if (["eraser", "pan", "ignore"].includes(editor.tool)) chooseTool("brush");
+  editor.repaint();
   showClasses(chooseClass);
   showSettings();
 }
@@ -179,22 +253,34 @@ function chooseTool(tool) {
 }
 
 function step(by) {
-  const place = state.order.indexOf(current.key) + by;
-  if (state.order[place]) open(state.order[place]);
+  const order = shownOrder(), next = order[order.indexOf(current.key) + by];
+  if (next) open(next);
+}
+
+async function toggleDone() {
+  const image = state.images.get(current.key);
+  if (image) await change(api.setDone(image.key, !image.done));
 }
 
 function setSize(size) {
   editor.size = Math.min(100, Math.max(1, size));
   $("size").value = editor.size;
+  showSize();
   editor.view.draw();
+}
+
+// Shows the diameter of the brush in pixels of the picture.
+function showSize() {
+  $("size-value").textContent = editor.image ? `${Math.round(2 * editor.radius)} px` : "";
 }
 
 // --------------------------------------------------------------------------------------------------- files and keys
 
 const KEYS = {
   b: () => chooseTool("brush"), e: () => chooseTool("eraser"), p: () => chooseTool("polygon"),
-  m: () => chooseTool("pan"),
-  z: () => { editor.undo(); showButtons(); }, c: () => $("show-confidence").click(), 0: () => editor.view.fit(),
+  m: () => chooseTool("pan"), o: () => chooseTool("box"), i: () => chooseTool("ignore"), d: toggleDone,
+  " ": () => editor.moveBrush(0, 0),
+  z: () => { editor.undo(); showButtons(); }, y: () => editor.redo(), c: () => $("show-confidence").click(), 0: () => editor.view.fit(),
   "[": () => setSize(editor.size - 4), "]": () => setSize(editor.size + 4), "+": () => editor.view.zoom(1.25),
   "-": () => editor.view.zoom(0.8), Escape: () => editor.cancelPolygon(),
   Enter: () => editor.corners.length ? editor.closePolygon() : use(),
@@ -204,11 +290,12 @@ const KEYS = {
 function onKey(event) {
   const typing = event.target.matches("input:not([type=range]):not([type=checkbox]), select, textarea");
   const sliding = event.target.matches("input[type=range]") && event.key.startsWith("Arrow");
-  const pressing = event.target.matches("button, a, summary") && event.key === "Enter";
-  const plain = !event.altKey && !event.metaKey && (!event.ctrlKey || event.key === "z");
+  const pressing = event.target.matches("button, a, summary, input") && ["Enter", " "].includes(event.key);
+  const plain = !event.altKey && !event.metaKey && (!event.ctrlKey || "zy".includes(event.key));
   if (typing || sliding || pressing || !plain || $("clear-dialog").open) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const action = /^[1-9]$/.test(key) ? () => chooseClass(Number(key)) : KEYS[key];
+  const by = event.shiftKey && {ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[key];
+  const action = by ? () => editor.moveBrush(...by) : /^[1-9]$/.test(key) ? () => chooseClass(Number(key)) : KEYS[key];
   if (!action) return;
   event.preventDefault();
   action();
@@ -217,7 +304,10 @@ function onKey(event) {
 // All files of a dropped file or folder, with those in folders below.
 async function filesOf(entry) {
   if (entry instanceof File) return [entry];
-  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    return [Object.assign(file, {path: entry.fullPath.slice(1)})];
+  }
   const reader = entry.createReader(), found = [];
   for (let more = [null]; more.length;) {
     more = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
@@ -266,8 +356,7 @@ function prepare() {
     },
     "clear-no": () => $("clear-dialog").close(),
     "clear-yes": removeAll,
-    "end": endSession,
-    "use": use, "drop-example": dropExample, "undo": KEYS.z,
+    "use": use, "drop-example": dropExample, "undo": KEYS.z, "redo": KEYS.y, "remove": remove, "done": toggleDone,
     "clear": () => editor.replace(new Uint8Array(editor.labels.length)),
     "zoom-in": () => editor.view.zoom(1.25), "zoom-out": () => editor.view.zoom(0.8),
     "zoom-fit": () => editor.view.fit(),
@@ -283,11 +372,13 @@ function prepare() {
     editor.view.draw();
   });
   $("show-confidence").addEventListener("change", showPicture);
+  for (const id of ["order", "filter"]) $(id).addEventListener("change", () => showGallery(open));
   document.addEventListener("click", (event) => {
     if (event.target.closest(".sheet") || !event.target.closest("#file-menu")) $("file-menu").open = false;
   });
   document.addEventListener("keydown", onKey);
-  window.addEventListener("beforeunload", (event) => { if (drafts.size) event.preventDefault(); });
+  window.addEventListener("beforeunload", (event) => { if (unsaved.size) event.preventDefault(); });
+  document.addEventListener("visibilitychange", () => { if (unsaved.size) save(); });
   $("canvas").addEventListener("pointerup", showButtons);  // corners of a polygon can be undone
   prepareDrop();
   prepareSettings();

@@ -8,26 +8,43 @@ const $ = (id) => document.getElementById(id);
 // ---------------------------------------------------------------------------------------------------------- classes
 
 let shownClasses = "";
+export const hidden = new Set();  // classes that are not shown on pictures
 
 export function showClasses(choose) {
-  const list = $("classes"), wanted = JSON.stringify([state.classes, state.colors, current.classIndex]);
+  const list = $("classes"), wanted = JSON.stringify([state.classes, state.colors, current.classIndex, [...hidden]]);
   const typing = list.contains(document.activeElement) && document.activeElement.tagName === "INPUT";
   if (typing || shownClasses === wanted) return;
   shownClasses = wanted;
   list.replaceChildren(...state.classes.map((name, place) => classRow(name, place, choose)));
+  $("chips").replaceChildren(...state.classes.map((name, place) => classChip(name, place, choose)));
 }
 
-function classRow(name, place, choose) {
-  const [item, chip, input] = ["li", "button", "input"].map((name) => document.createElement(name));
-  const color = state.colors[place] ?? [128, 128, 128];
+function classChip(name, place, choose) {
+  const chip = document.createElement("button"), color = state.colors[place] ?? [128, 128, 128];
   chip.type = "button";
   chip.className = "chip";
   chip.textContent = place < 9 ? String(place + 1) : "•";
   chip.style.backgroundColor = `rgb(${color.join(" ")})`;
+  // The ink that is easier to read on the color.
+  chip.style.color = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 140 ? "#000" : "#fff";
+  chip.title = name;
   chip.setAttribute("aria-label", `Draw class ${name}`);
   chip.setAttribute("aria-pressed", String(current.classIndex === place + 1));
-  item.classList.toggle("chosen", current.classIndex === place + 1);
   chip.addEventListener("click", () => choose(place + 1));
+  return chip;
+}
+
+function classRow(name, place, choose) {
+  const [item, eye, input] = ["li", "button", "input"].map((name) => document.createElement(name));
+  item.classList.toggle("chosen", current.classIndex === place + 1);
+  eye.type = "button";
+  eye.className = "eye";
+  eye.textContent = hidden.has(place + 1) ? "Show" : "Hide";
+  eye.setAttribute("aria-label", `${eye.textContent} class ${name}`);
+  eye.addEventListener("click", () => {
+    if (!hidden.delete(place + 1)) hidden.add(place + 1);
+    choose(place + 1);
+  });
   input.type = "text";
   input.value = name;
   input.maxLength = 80;
@@ -39,7 +56,7 @@ function classRow(name, place, choose) {
     change(setClasses(names));
   });
   input.addEventListener("keydown", (event) => { if (event.key === "Enter") input.blur(); });
-  item.append(chip, input);
+  item.append(classChip(name, place, choose), input, eye);
   return item;
 }
 
@@ -81,9 +98,12 @@ export function showSettings() {
   for (const [id, name] of Object.entries(NUMBERS)) if (document.activeElement !== $(id)) $(id).value = settings[name];
   $("flips").value = settings.flips;
   $("choice").value = settings.choice;
+  const networks = [["start", "as started"], ...(state.plain ? [["plain", "no adapter"]] : [])];
+  networks.push(...state.learned.map((name) => [name, `learned here, ${name}`]));
+  if ($("network").options.length !== networks.length) {
+    $("network").replaceChildren(...networks.map(([value, text]) => new Option(text, value)));
+  }
   $("network").value = settings.network;
-  $("network").options[1].hidden = !state.plain;
-  $("network").options[2].disabled = !state.learned;
   $("paused").checked = settings.paused;
   if (document.activeElement !== $("sensitivity")) {
     $("sensitivity").value = Math.log2(settings.sensitivity[current.classIndex - 1] ?? 1);
@@ -122,8 +142,9 @@ const STATES = {
 export function showLearning() {
   const run = state.learning, active = ["running", "stopping"].includes(run?.state);
   showHint();
-  $("again-row").hidden = !state.learned;
-  if (!state.learned) $("again").checked = false;
+  $("again-row").hidden = $("network-download").hidden = !state.learned.length;
+  $("network-download").href = `api/learned/${state.learned.at(-1)}`;
+  if (!state.learned.length) $("again").checked = false;
   $("learn").hidden = active;
   $("stop").hidden = !active;
   $("stop").disabled = run?.state === "stopping";

@@ -6,7 +6,7 @@ const BUSY = 400, IDLE = 2000;  // milliseconds between two questions
 
 export const state = {
   images: new Map(), order: [], classes: ["object"], colors: [], settings: {sensitivity: []}, examples: [], round: 0,
-  session: "", needs_examples: true, changes: 0, progress: {answered: 0, total: 0}, learning: null, learned: false,
+  session: "", needs_examples: true, changes: 0, progress: {answered: 0, total: 0}, learning: null, learned: [],
   ready: false, step_seconds: null,
 };
 export const current = {key: "", classIndex: 1};
@@ -31,9 +31,11 @@ async function ask() {
   let wait = IDLE;
   try {
     let told = await readState(state.changes, current.key);
-    if (state.session && told.session !== state.session) {  // it has ended, and another tab has opened a new one
+    if (state.session && told.session !== state.session) {  // the page was started again
+      const name = state.images.get(current.key)?.name;
       state.images.clear();
       told = await readState(0, "");
+      current.key = told.images.find((each) => each.name === name)?.key ?? "";
     }
     const {images, ...rest} = told;
     for (const each of images) state.images.set(each.key, each);

@@ -10,6 +10,7 @@ export class View {
     this.scale = 1;
     this.left = this.top = 0;
     this.opacity = 0.55;
+    this.hidden = new Set();  // classes that are not shown
     this.extra = () => {};  // draws what a tool shows, in pixels of the picture
     this.pending = false;
     new ResizeObserver(() => this.resize()).observe(canvas);
@@ -86,7 +87,10 @@ export class View {
         // A white line around every object, as its color may be that of the picture.
         const edge = (x > 0 && labels[at - 1] !== label) || (x < width - 1 && labels[at + 1] !== label) ||
           (y > 0 && labels[at - width] !== label) || (y < height - 1 && labels[at + width] !== label);
-        pixels[place] = edge ? 0xffffffff : packed[label] ?? 0;
+        // What is ignored is striped.
+        const stripe = (x + y) % 8 < 4 ? 0xff404040 : 0xffb0b0b0;
+        pixels[place] = label === 255 ? stripe : edge ? 0xffffffff : packed[label] ?? 0;
+        if (this.hidden.has(label)) pixels[place] = 0;
       }
     }
     this.layer.getContext("2d").putImageData(part, x0, y0);
