@@ -41,6 +41,7 @@ if TYPE_CHECKING:
   from seggpt_jax.app.learning import Recipe
 
 _LARGE = 30_000_000  # parameters from which training learns a LoRA instead of all weights
+_MOST_PAGES = 100  # that have a default project open at once
 _PATIENCE = 5  # seconds that open requests get when the page ends
 
 ARGUMENTS = ("[PROJECT]",)
@@ -71,7 +72,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
 def main(project: str = "") -> None:
   """Serves the page of a project until it is stopped."""
   with needs_app():
-    from seggpt_jax.app import project_files, server
+    from seggpt_jax.app import server
     from seggpt_jax.app.answering import Network
     from seggpt_jax.app.engine import Engine
     from seggpt_jax.app.http import is_loopback
@@ -87,8 +88,7 @@ def main(project: str = "") -> None:
   recipe, learned_classes = _recipe(path, values.config), _learned_classes(adapter)
   with contextlib.ExitStack() as closing:
     listening = closing.enter_context(server.listen(values.host, values.port))
-    folder = project_files.create_project(project or project_files.default_folder())
-    closing.enter_context(exclusive(folder))
+    folder = _claim_folder(project, closing)
     engine = Engine(lambda: Predictor.from_checkpoint(path, adapter=adapter), options=options, warm_prompts=(1,))
 
     def load_plain() -> Network:
@@ -102,6 +102,22 @@ def main(project: str = "") -> None:
     ended_by = server.serve(page, engine, listening, lambda: _announce(address, folder), _PATIENCE)
   if ended_by == signal.SIGINT:
     raise KeyboardInterrupt
+
+
+def _claim_folder(project: str, closing: contextlib.ExitStack) -> Path:
+  """Returns the folder of the project, locked; without a name, the first default one that no other page has open."""
+  from seggpt_jax.app.project_files import create_project, default_folder
+
+  for number in range(1, _MOST_PAGES + 1):
+    folder = create_project(project or default_folder() + (f"_{number}" if number > 1 else ""))
+    try:
+      closing.enter_context(exclusive(folder))
+    except InputError:
+      if project or number == _MOST_PAGES:
+        raise
+    else:
+      return folder
+  raise AssertionError("the last folder ends in one way or the other")
 
 
 def _recipe(path: str, config: str | None) -> Recipe:

@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from seggpt_jax.app.project_files import create_project, default_folder
+from seggpt_jax.files import exclusive
 from tests.app.page_clients import noise, png, square
 
 ROOT = Path(__file__).parents[2]
@@ -92,9 +94,12 @@ def test_a_training_run_ends_soon_after_a_page_that_was_killed(weights_directory
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_token_opens_the_page_and_a_signal_ends_it(weights_directory, number, status):
-  process = start("--port=0", f"--model-path={weights_directory}", "--token=secret")
+  with exclusive(create_project(default_folder())):  # as another page has it
+    process = start("--port=0", f"--model-path={weights_directory}", "--token=secret")
+    ready = process.stdout.readline()
   try:
-    address = re.search(r"http://\S+", process.stdout.readline())[0]
+    assert "/project_2" in ready
+    address = re.search(r"http://\S+", ready)[0]
     assert address.endswith("/?token=secret")
     opened = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     assert b"<!doctype html>" in opened.open(address).read()
