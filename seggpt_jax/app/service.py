@@ -120,10 +120,12 @@ class Service:
     return JSONResponse({"model": self.model, "predictions": described, "warnings": warnings})
 
   def _check_learned(self, body: Body) -> None:
-    """Raises InputError for prompts sent to a learned prompt."""
+    """Raises InputError for prompts sent to a network that answers without."""
     given = [name for name in FILES[1:] if body.files[name]] + ["prompts"] * ("prompts" in body.values)
     if given and not self.engine.predictor.needs_prompts:
-      raise InputError(f"{given[0]} cannot be combined with a learned prompt, which serves every query")
+      raise InputError(
+        f"{given[0]} cannot be combined with a learned prompt or a trained head, which serves every query"
+      )
 
   def _stored_prompts(self, body: Body) -> PromptSet | None:
     """Returns the stored prompts that a request names, if it does."""

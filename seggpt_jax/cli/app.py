@@ -85,7 +85,7 @@ def main(project: str = "") -> None:
   path, loopback = values.model_path, is_loopback(values.host)
   adapter = load_adapter(values.adapter) if values.adapter else None
   token, options = read_token(loopback), trained_options(values.adapter or path)
-  recipe, learned_classes = _recipe(path, values.config), _learned_classes(adapter)
+  recipe, learned_classes = _recipe(path, values.config), _learned_classes(path, adapter)
   with contextlib.ExitStack() as closing:
     listening = closing.enter_context(server.listen(values.host, values.port))
     folder = _claim_folder(project, closing)
@@ -130,20 +130,21 @@ def _recipe(path: str, config: str | None) -> Recipe:
   return Recipe(path, config, adapts=adapter_of(packaged_configs.load(config)) is not None)
 
 
-def _learned_classes(adapter: StoredAdapter | None) -> tuple[str, ...]:
-  """Returns the names of the classes of a learned prompt, as far as its run has names; none without one.
+def _learned_classes(path: str, adapter: StoredAdapter | None) -> tuple[str, ...]:
+  """Returns the names of the classes of a learned prompt or a trained head, as far as its run has names; else none.
 
   Raises:
     InputError: it has more classes than a session.
   """
   from seggpt_jax.app.settings import MOST_CLASSES
 
-  if adapter is None or not isinstance(adapter.adapter, LearnedPrompt):
+  learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
+  run, count = (flags.FLAGS.adapter, adapter.num_classes - 1) if learned else (path, load_config(path).head_classes - 1)
+  if count < 1:
     return ()
-  count = adapter.num_classes - 1
   if count > MOST_CLASSES:
-    raise InputError(f"--adapter: found a learned prompt of {count} classes, expected at most {MOST_CLASSES}")
-  names = annotation_files.class_names((), flags.FLAGS.adapter, (), LabelFormat())
+    raise InputError(f"{run}: found {count} classes, expected at most {MOST_CLASSES}")
+  names = annotation_files.class_names((), run, (), LabelFormat())
   return (*names[:count], *(f"class {number}" for number in range(len(names) + 1, count + 1)))
 
 

@@ -90,8 +90,9 @@ def main() -> None:
   if values.split == ["objects"]:
     raise InputError("--split: found objects, expected another value: requests bring the prompts")
   weights, adapter = values.adapter or values.model_path, load_adapter(values.adapter) if values.adapter else None
-  if values.prompts and adapter is not None and isinstance(adapter.adapter, LearnedPrompt):
-    raise InputError("--prompts cannot be combined with a learned prompt, which serves every query")
+  learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
+  if values.prompts and (learned or load_config(values.model_path).head_classes):
+    raise InputError("--prompts cannot be combined with a learned prompt or a trained head, which serves every query")
   labels = inference_flags.trained_label_format(weights)
   options = inference_flags.options_from_flags(weights, labels)
   limits = _limits()

@@ -110,7 +110,7 @@ def test_a_learned_prompt_answers_alone_and_refuses_others(start, engines, model
     (client.put("/prompts/parts", files=with_prompts[1:]), "prompt_image"),
   ):
     assert answer.status_code == 422
-    message = f"{name} cannot be combined with a learned prompt, which serves every query"
+    message = f"{name} cannot be combined with a learned prompt or a trained head, which serves every query"
     assert answer.json() == {"error": message}
 
 

@@ -221,5 +221,5 @@ def test_prompts_beside_a_learned_prompt_end_with_one_line(config, weights_direc
   process = command("--port=0", "--model-path", weights_directory, "--adapter", tmp_path / "run", "--prompts", prompts)
   _, error = process.communicate(timeout=120)
   assert process.returncode == 2 and error == (
-    "error: --prompts cannot be combined with a learned prompt, which serves every query\n"
+    "error: --prompts cannot be combined with a learned prompt or a trained head, which serves every query\n"
   )
