@@ -347,7 +347,7 @@ def stand_ins(monkeypatch, tmp_path):
   monkeypatch.setattr(video, "segment_frames", lambda *_, **__: map(predicted, frames))
   monkeypatch.setattr(video, "compile_notice", lambda *_, **__: "")
   monkeypatch.setattr(video, "write_video", lambda path, shown, rate: write(path, str(len(list(shown)))))
-  values = SimpleNamespace(split=None, kind=None, groups="", max_images=0, outdir="")
+  values = SimpleNamespace(path="d", split=None, kind=None, groups="", max_images=0, outdir="")
   monkeypatch.setattr(cli_inspect, "flags", SimpleNamespace(FLAGS=values))
   monkeypatch.setattr(cli_inspect, "is_given", lambda name: False)
   monkeypatch.setattr(cli_inspect, "dataset_from_flags", lambda: Dataset("folder", "d", 2))

@@ -253,5 +253,5 @@ def _copy_lines(facts: dict[str, Any]) -> Iterator[str]:
 def _advice_lines(facts: dict[str, Any]) -> Iterator[str]:
   yield "ADVICE" if facts["advice"] else "No problems found."
   yield from (f"  {number}. {text}" for number, text in enumerate(facts["advice"], 1))
-  yield from ("", "TO SEGMENT, without training:", f"  {facts['segment']}") if facts["segment"] else ()
+  yield from ("", "TO SEGMENT, without training:", f"  {facts['segment']}") if facts.get("segment") else ()
   yield from ("", f"TO TRAIN{'' if facts['ready'] else ', once the problems are fixed'}:", f"  {facts['train']}")

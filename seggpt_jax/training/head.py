@@ -239,7 +239,7 @@ class Pool:
     self._source, self._describe, self._config, self._side = source, describe, config, side
     data = config.data
     self._augmentation = Augmentation(
-      0, tuple(map(float, data.scale)), data.foreground_crop, data.flips, tuple(map(float, data.color)), data.blur
+      0, tuple(map(float, data.scale)), 0.0, data.flips, tuple(map(float, data.color)), float(data.blur)
     )
     each = 4 * sum(side * side // stride**2 * channels for stride, channels in ((2, 28), (4, 24), (8, 40), (16, 112)))
     self._size = max(min(len(source), _MOST_BYTES // each), 1)

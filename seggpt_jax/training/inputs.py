@@ -87,6 +87,7 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
     )
   strengths = {name: data[name] for name in _AUGMENTATION}
   strengths |= {name: tuple(map(float, data[name])) for name in ("scale", "color")}
+  strengths |= {name: float(data[name]) for name in ("foreground_crop", "blur")}
   training = TrainingPair(
     canvas_size=model_config.canvas_size,
     patch_size=model_config.patch_size,

@@ -37,9 +37,7 @@ def test_a_part_of_the_images_shows_a_class_and_contains_the_smaller_parts(tmp_p
         Image.fromarray(np.full((4, 4), value)).save(tmp_path / "data" / split / kind / f"{index:02}.png")
   parts = [choose(tmp_path / "data", tmp_path / str(count), count, seed=3) for count in (2, 6)]
   assert "05" in parts[0] and set(parts[0]) < set(parts[1]) and [len(part) for part in parts] == [2, 6]
-  assert (
-    len(list((tmp_path / "2" / "train" / "labels").iterdir())) == 2 and (tmp_path / "2" / "val" / "images").is_dir()
-  )
+  assert len(list((tmp_path / "2/data/train/labels").iterdir())) == 2 and (tmp_path / "2/data/val/images").is_dir()
   assert len(choose(tmp_path / "data", tmp_path / "all", None, seed=0)) == 12
 
 

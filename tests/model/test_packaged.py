@@ -49,7 +49,7 @@ def test_the_small_weights_read_the_prompt():
 
 
 def test_a_name_that_is_not_there_lists_those_that_are():
-  with pytest.raises(InputError, match=r"large: not found, expected .*packaged weights: .*small"):
+  with pytest.raises(InputError, match=r"large: not found, expected .* small or drawn of the package"):
     seggpt_jax.load_model("large")
 
 
