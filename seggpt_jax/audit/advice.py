@@ -218,8 +218,8 @@ def _small(findings: Findings) -> Iterator[Advice]:
     small = {c: side for c, side in region_sides(findings, named).items() if side < named.patch}
     shown = ", ".join(f"class {class_label(findings, c)}: {side:.0f}" for c, side in list(small.items())[:5])
     yield Advice(
-      f"regions are small: their sides in pixels, where the network sees a whole image as {named.square} pixels in "
-      f"patches of {named.patch}, are {shown}; {named.remedy}"
+      f"regions are small: their sides in pixels, where the network sees a whole image as {named.square} pixels, "
+      f"are {shown}; {named.remedy}"
     )
 
 

@@ -10,12 +10,7 @@ import numpy as np
 from seggpt_jax.inference import heads, tiling
 from seggpt_jax.inference.batching import TiledImage
 from seggpt_jax.inference.options import InferenceOptions
-from seggpt_jax.inference.prediction import (
-  Prediction,
-  blend_most_likely,
-  class_shares,
-  decode_prediction,
-)
+from seggpt_jax.inference.prediction import Prediction, blend_most_likely, class_shares, decode_prediction
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,6 +17,12 @@ from seggpt_jax.model.adapters import Adapter, LearnedPrompt, LoRA
 from seggpt_jax.training.schema import KEYS
 
 _PATHS = ("data.path", "model.init_from")
+# A head has a loss of its own and sees whole images without prompts. An average of parameters would never move.
+_UNUSED_BY_A_HEAD = (
+  *("accumulate", "model.square", "data.negative", "data.prompts", "data.lower_half_share", "data.zoom"),
+  *("data.foreground_crop", "loss.smooth_l1", "loss.cross_entropy", "loss.dice", "loss.foreground", "optim.ema"),
+  *("optim.layer_decay", "profile_steps"),
+)
 _LARGEST_SIDE = 16384  # pixels of a resized sample
 
 
@@ -121,6 +127,14 @@ def adapter_of(config: ConfigDict) -> Adapter | None:
     InputError: another value of the configuration does not fit the adapter; names its key.
   """
   kind = config.adapter.kind
+  if kind == "head":
+    values = flatten(config)
+    for key in KEYS:
+      if key.name in _UNUSED_BY_A_HEAD and _plain(values[key.name]) != _plain(key.default):
+        found = shown(values[key.name])
+        raise InputError(
+          f"config.{key.name}: found {found}, expected the default {key.default!r} with adapter.kind=head"
+        )
   if kind in ("none", "head"):  # a trained head is a part of the network
     return None
   if not config.model.init_from:

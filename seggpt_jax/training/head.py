@@ -63,16 +63,10 @@ class HeadRun:
   """Everything that the steps of a run with config.adapter.kind=head need; see `Run` for what has the same name.
 
   Attributes:
-    config: checked configuration, with paths expanded.
     model_config: architecture of the network, with the head.
-    mesh: the device.
     graph: structure of the network.
     optimizer: optimizer and schedule of the head; all other parameters are frozen.
     state: restored or fresh state.
-    splits: samples under "train" and "val".
-    best: best validation score so far.
-    checkpoints: writes checkpoints.
-    monitor: writes metrics, pictures and lines.
   """
 
   config: ConfigDict
@@ -342,8 +336,7 @@ def validation_indices(config: ConfigDict, source: Source) -> list[int]:
 
 def _validate(run: HeadRun, describe: Describe, params: Params) -> tuple[dict[str, float], UInt8[np.ndarray, "h w 3"]]:
   """Returns the scores of parameters on the validation images at their own size, and a picture of a few of them."""
-  source, classes = run.splits["val"], run.config.data.num_classes
-  answer = _answer(run.graph)
+  source, classes, answer = run.splits["val"], run.config.data.num_classes, _answer(run.graph)
   confusion, losses, rows = np.zeros((classes, classes), np.int64), [], []
   for index in validation_indices(run.config, source):
     sample = source[index]
@@ -351,13 +344,9 @@ def _validate(run: HeadRun, describe: Describe, params: Params) -> tuple[dict[st
     probabilities = np.asarray(answer(params, describe(sample["image"])))
     found = cv2.resize(probabilities, truth.shape[::-1], interpolation=cv2.INTER_LINEAR).reshape(*truth.shape, classes)
     known = truth != IGNORE
-    labels, of_truth = (
-      found.argmax(axis=-1).astype(np.uint8),
-      np.take_along_axis(found, np.minimum(truth, classes - 1)[..., None], axis=-1)[..., 0],
-    )
-    confusion += np.bincount(classes * truth[known].astype(np.int64) + labels[known], minlength=classes**2).reshape(
-      classes, classes
-    )
+    labels = found.argmax(axis=-1).astype(np.uint8)
+    of_truth = np.take_along_axis(found, np.minimum(truth, classes - 1)[..., None], axis=-1)[..., 0]
+    np.add.at(confusion, (truth[known], labels[known]), 1)
     losses.append(float(-np.log(np.maximum(of_truth[known], 1e-6)).mean()) if known.any() else 0.0)
     if len(rows) < _PANEL_ROWS:
       rows.append(_panel_row(sample["image"], truth, labels, classes))

@@ -127,6 +127,18 @@ def test_what_a_step_finds_depends_on_its_number_alone(config, boards, monkeypat
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.parametrize(
+  ("group", "name", "value"), [("optim", "ema", 0.9), ("loss", "dice", 1.0), ("data", "prompts", 2)]
+)
+def test_keys_that_a_head_does_not_use_are_refused(config, tmp_path, group, name, value):
+  config[group][name] = value
+  with pytest.raises(
+    InputError, match=rf"config.{group}.{name}: found {value}, expected the default .* adapter.kind=head"
+  ):
+    loop.train(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 def test_ignored_pixels_do_not_count_in_the_loss():
   logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
   labels = np.random.default_rng(1).integers(0, 3, (2, 16, 16)).astype(np.uint8)
