@@ -10,7 +10,7 @@ from seggpt_jax.training.config import default_config
 
 def get_config() -> ConfigDict:
   config = default_config()
-  config.num_steps = 600
+  config.num_steps = 2000
   config.batch_size = 8
   config.model.init_from = "small"
   config.model.drop_path_rate = 0.0
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
   config.optim.first_cycle = 0  # one cosine over the run, however long it is
   config.optim.warmup = 30
   config.optim.weight_decay, config.optim.decay_all = 0.02, True
-  config.eval_every = 300
-  config.checkpoint_every = 300
+  config.eval_every = 500
+  config.checkpoint_every = 500
   config.eval_pairs = 128
   return config
