@@ -15,13 +15,15 @@ def define_dataset_flags(*, guess: bool) -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags and returns them in groups.
 
   Args:
-    guess: whether the command finds out kind, number of classes and label format where no flag gives them.
+    guess: whether the command finds out kind, number of classes and label format where no flag gives them, and takes
+      the folder as an argument.
   """
   kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
   found = " Found out by default." if guess else ""
+  path = [] if guess else [define_path("path", "Folder of the dataset, local or remote.", required=True)]
   return {
     "Dataset": [
-      define_path("path", "Folder of the dataset, local or remote.", required=not guess),
+      *path,
       flags.DEFINE_enum(
         "kind", None if guess else "folder", list(KINDS), f"How the files are laid out. {kinds}.{found}"
       ),
@@ -34,8 +36,11 @@ def define_dataset_flags(*, guess: bool) -> dict[str, list[flags.FlagHolder]]:
   }
 
 
-def dataset_from_flags() -> Dataset:
+def dataset_from_flags(path: str) -> Dataset:
   """Returns the dataset that the flags describe.
+
+  Args:
+    path: its folder.
 
   Raises:
     InputError: the flags do not go together.
@@ -43,7 +48,7 @@ def dataset_from_flags() -> Dataset:
   values = flags.FLAGS
   return Dataset(
     kind=values.kind or "folder",
-    path=values.path,
+    path=path,
     num_classes=values.num_classes or IGNORE,
     label_format=label_format(),
     class_names=tuple(values.class_names),

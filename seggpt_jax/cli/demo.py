@@ -60,8 +60,9 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   return {
     "Demo": [
       define_path("workdir", "Folder for boards, run and pictures.", default="demo_run"),
-      flags.DEFINE_integer("num_steps", 200, "Training steps, less than a second each on two cores.", 1, 10**6),
-      flags.DEFINE_integer("num_boards", 400, "Number of boards to train on.", 2, 10**6),
+      flags.DEFINE_integer(
+        "num_steps", 200, "Training steps, each below a second on two cores; half the boards.", 1, 10**6
+      ),
     ]
   }
 
@@ -71,11 +72,10 @@ def main() -> None:
   values = flags.FLAGS
   workdir, steps = Path(values.workdir), values.num_steps
   _segment_photographs(workdir / "photographs")
-  boards = workdir / f"boards_{values.num_boards}"
-  training = workdir / f"run_{values.num_boards}_{steps}"
+  boards, training = workdir / f"boards_{2 * steps}", workdir / f"run_{steps}"
   before, after = workdir / "before", workdir / "after"
   if not boards.exists():
-    size = ("--num-train", str(values.num_boards), "--num-val", "64", "--size", "96", "--scale", "2", "--most", "2")
+    size = ("--num-train", str(2 * steps), "--num-val", "64", "--size", "96", "--scale", "2", "--most", "2")
     _run("boards", str(boards), *size, "--labels", "etched")
   queries, examples = ([f"{name}.png" for name in list_images(boards / split / "images")] for split in ("val", "train"))
   prompts = dict(zip(queries, itertools.cycle(examples), strict=False))

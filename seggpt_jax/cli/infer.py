@@ -46,8 +46,8 @@ from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.weights import load_config
 
 _ANNOTATIONS = ("class_names", "polygon_tolerance")
-_IMAGES_ONLY = ("save", *_ANNOTATIONS, "skip_bad", "resume", "shard")
-_VIDEO_ONLY = ("num_frames", "save_frames")
+_IMAGES_ONLY = (*_ANNOTATIONS, "skip_bad", "resume", "shard")
+_OF_VIDEOS = ("label", "overlay")
 # A resumed run must have these in common with the run that was stopped.
 _SETTINGS = (
   *("model_path", "adapter", "dataset_dir", "image", *FOLDER_PROMPTS, *FILE_PROMPTS, "save", *_ANNOTATIONS),
@@ -76,8 +76,12 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
     ],
     **inference_flags.define_option_flags(),
     **label_flags.define_label_flags("as in training, else index"),
-    "Output for images": [
-      flags.DEFINE_list("save", list(outputs.DEFAULT_KINDS), f"Any of {', '.join(outputs.KINDS)}."),
+    "Output": [
+      flags.DEFINE_list(
+        "save",
+        list(outputs.DEFAULT_KINDS),
+        f"Any of {', '.join(outputs.KINDS)}. For a video overlay, or by default label,overlay.",
+      ),
       flags.DEFINE_list(
         "class_names",
         [],
@@ -93,9 +97,8 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       flags.DEFINE_bool("resume", False, "Continue a run that was stopped; its settings must be the same."),
       flags.DEFINE_string("shard", "1/1", "I/N: do only the I-th of N shares of the work."),
     ],
-    "Output for a video": [
+    "Videos": [
       flags.DEFINE_integer("num_frames", 0, "Number of recent frames that also prompt the next frame.", 0, 1000),
-      flags.DEFINE_bool("save_frames", True, "Write the label map of every frame."),
     ],
   }
 
@@ -155,8 +158,10 @@ def _check_flags(learned: bool) -> None:
     raise InputError(f"--dataset-dir, --image, --video: found {' and '.join(found) or 'none of them'}, expected one")
   if values.video:
     _refuse(_IMAGES_ONLY, "cannot be combined with --video")
+    if is_given("save") and not {"overlay"} <= set(values.save) <= set(_OF_VIDEOS):
+      raise InputError(f"--save: found {','.join(values.save)}, expected overlay or label,overlay with --video")
   else:
-    _refuse(_VIDEO_ONLY, "cannot be combined with images; give --video")
+    _refuse(["num_frames"], "cannot be combined with images; give --video")
     outputs.check_kinds(values.save)
     if not set(values.save) & set(outputs.ANNOTATION_KINDS):
       _refuse(_ANNOTATIONS, f"cannot be combined with --save={','.join(values.save)}; add coco, labelme or yolo")
@@ -220,7 +225,7 @@ def _segment_video(adapter: StoredAdapter | None, options: InferenceOptions, lab
     num_frames=values.num_frames,
     options=options,
     labels=labels,
-    save_frames=values.save_frames,
+    save_frames=not is_given("save") or "label" in values.save,
   )
   print(f"written: {target}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from absl import flags
@@ -23,69 +23,62 @@ from seggpt_jax.inference.trained import ZOOM_OVERLAP, trained_options
 from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.model.weights import load_config
 
-OPTION_NAMES = (
-  *("split", "overlap", "stitch_width", "flips", "foreground_tiles", "seg_type", "head"),
-  *("sensitivity", "least_area"),
-)
+_TILES = ("split", "overlap", "stitch_width", "flips", "foreground_tiles", "seg_type", "head")
+_POINT = ("sensitivity", "least_area")
+OPTION_NAMES = (*_TILES, *_POINT)
+JUDGED = ("split", "overlap", "flips", "head")  # by `calibrate` and `evaluate-inspection`
+
+_DEFINE: dict[str, Callable[[str], flags.FlagHolder]] = {
+  "split": lambda name: flags.DEFINE_list(
+    name,
+    "auto",
+    "Cut queries and prompts into N x N tiles, so that small objects are seen larger. With several numbers, such as "
+    "1,2,4, the predictions are averaged. auto cuts as in training with data.zoom, else not at all. objects cuts at "
+    "the scale at which the smallest class of the prompts is two patches large and at half of it, and averages both.",
+  ),
+  "overlap": lambda name: flags.DEFINE_float(
+    name,
+    None,
+    "Share of a tile's side, 0 to 0.9, that neighboring tiles of a query overlap by; blended. By default 0, but "
+    f"{ZOOM_OVERLAP} where --split=auto cuts.",
+    0,
+    0.9,
+  ),
+  "stitch_width": lambda name: flags.DEFINE_integer(
+    name, 0, "Predict the seams between tiles again, in bands of this many patches on each side of a seam.", 0, 1000
+  ),
+  "flips": lambda name: flags.DEFINE_enum(name, "none", get_args(Flips), "Average predictions over mirrored copies."),
+  "foreground_tiles": lambda name: flags.DEFINE_bool(name, False, "Leave out tiles of prompts without foreground."),
+  "seg_type": lambda name: flags.DEFINE_enum(
+    name, "semantic", get_args(SegType), "Whether prompts mark a class or single instances."
+  ),
+  "head": lambda name: flags.DEFINE_enum(
+    name,
+    "auto",
+    get_args(Heads),
+    "Also fit a classifier to the prompts and average it with the network; auto does so with packaged networks.",
+  ),
+  "sensitivity": lambda name: flags.DEFINE_list(
+    name,
+    "auto",
+    "Sensitivity of each class from 1: divides the distance of predicted colors to its color; above 1 finds more of "
+    "it. auto is the value that seggpt calibrate chose for the run, else 1.",
+  ),
+  "least_area": lambda name: flags.DEFINE_integer(
+    name, None, "Smallest object in pixels; smaller ones become background. By default as calibrated.", 0, MOST_AREA
+  ),
+}
 
 
-def define_option_flags(operating_point: bool = True) -> dict[str, list[flags.FlagHolder]]:
-  """Defines the flags of `InferenceOptions` and returns them in groups.
+def define_option_flags(names: Sequence[str] = OPTION_NAMES) -> dict[str, list[flags.FlagHolder]]:
+  """Defines flags of `InferenceOptions` and returns them in groups.
 
   Args:
-    operating_point: whether to define the flags that change it.
+    names: some of `OPTION_NAMES`.
   """
-  holders = [
-    flags.DEFINE_list(
-      "split",
-      "auto",
-      "Cut queries and prompts into N x N tiles, so that small objects are seen larger. With several numbers, such as "
-      "1,2,4, the predictions are averaged. auto cuts as in training with data.zoom, else not at all. objects cuts at "
-      "the scale at which the smallest class of the prompts is two patches large and at half of it, and averages both.",
-    ),
-    flags.DEFINE_float(
-      "overlap",
-      None,
-      "Share of a tile's side, 0 to 0.9, that neighboring tiles of a query overlap by; blended. By default 0, but "
-      f"{ZOOM_OVERLAP} where --split=auto cuts.",
-      0,
-      0.9,
-    ),
-    flags.DEFINE_integer(
-      "stitch_width",
-      0,
-      "Predict the seams between tiles again, in bands of this many patches on each side of a seam.",
-      0,
-      1000,
-    ),
-    flags.DEFINE_enum("flips", "none", get_args(Flips), "Average predictions over mirrored copies."),
-    flags.DEFINE_bool("foreground_tiles", False, "Leave out tiles of prompts that have no foreground."),
-    flags.DEFINE_enum("seg_type", "semantic", get_args(SegType), "Whether prompts mark a class or single instances."),
-    flags.DEFINE_enum(
-      "head",
-      "auto",
-      get_args(Heads),
-      "Also fit a classifier to the prompts and average it with the network; auto does so with packaged networks.",
-    ),
-  ]
-  if not operating_point:
-    return {"Tiles and averaging": holders}
-  decoding = [
-    flags.DEFINE_list(
-      "sensitivity",
-      "auto",
-      "Sensitivity of each class from 1: divides the distance of predicted colors to its color; above 1 finds more of "
-      "it. auto is the value that seggpt calibrate chose for the run, else 1.",
-    ),
-    flags.DEFINE_integer(
-      "least_area",
-      None,
-      "Smallest object in pixels; smaller ones become background. By default as calibrated.",
-      0,
-      MOST_AREA,
-    ),
-  ]
-  return {"Tiles and averaging": holders, "Operating point": decoding}
+  groups = {"Tiles and averaging": _TILES, "Operating point": _POINT}
+  found = {title: [_DEFINE[name](name) for name in group if name in names] for title, group in groups.items()}
+  return {title: holders for title, holders in found.items() if holders}
 
 
 def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calibrated: bool = True) -> InferenceOptions:
@@ -117,11 +110,11 @@ def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calib
     changes.setdefault("overlap", ZOOM_OVERLAP if zoom else 0)
     scale = {"zoom": zoom, "prompt_grid": fewest_cells(len(sides)) if zoom else 1, "octaves": 2 if zoom else 1}
   else:
-    changes["split"] = _numbers("split", int, "auto, objects, a number, or several such as 1,2,4")
+    changes["split"] = numbers("split", int, "auto, objects, a number, or several such as 1,2,4")
   if changes.get("sensitivity", ["auto"]) == ["auto"]:
     changes["sensitivity"] = trained.sensitivity
   else:
-    changes["sensitivity"] = _numbers("sensitivity", float, "auto, or a number for each class")
+    changes["sensitivity"] = numbers("sensitivity", float, "auto, or a number for each class")
   changes.setdefault("least_area", trained.least_area)
   with naming_flags():
     options = InferenceOptions(**scale, **changes)
@@ -154,8 +147,17 @@ def _prompt_labels() -> Sequence[str | os.PathLike]:
   return list(list_images(values.prompt_label_dir, recursive=True).values())
 
 
-def _numbers(name: str, kind: type[int] | type[float], expected: str) -> tuple[Any, ...]:
-  """Returns the numbers of a flag that is a list."""
+def numbers(name: str, kind: type[int] | type[float], expected: str) -> tuple[Any, ...]:
+  """Returns the numbers of a flag that is a list.
+
+  Args:
+    name: name of the flag, with underscores.
+    kind: type of the numbers.
+    expected: what the flag takes, in words.
+
+  Raises:
+    InputError: an entry is no number.
+  """
   given = flags.FLAGS[name].value
   try:
     return tuple(kind(text) for text in given)

@@ -79,11 +79,13 @@ def define_path(
   return flags.DEFINE(parser, name, default, help_string, serializer=flags.ArgumentSerializer(), required=required)
 
 
-def define_paths(name: str, help_string: str) -> flags.FlagHolder:
+def define_paths(name: str, help_string: str, *, required: bool = False) -> flags.FlagHolder:
   """Defines a flag that holds any number of paths separated by commas.
 
   Args:
     name: name of the flag, with underscores.
     help_string: its help.
+    required: whether the flag must be given.
   """
-  return flags.DEFINE(_PathListParser(), name, [], help_string, serializer=flags.CsvListSerializer(","))
+  serializer, default = flags.CsvListSerializer(","), None if required else []
+  return flags.DEFINE(_PathListParser(), name, default, help_string, serializer=serializer, required=required)

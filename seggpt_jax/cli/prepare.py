@@ -54,7 +54,7 @@ def main() -> None:
   if not values.split:
     splits = splits[:1] if values.val_share else splits[:2]
   settings = Settings(
-    dataset=dataset_from_flags(),
+    dataset=dataset_from_flags(values.path),
     splits=tuple(parse_splits(splits)),
     output=values.format,
     val_share=values.val_share,

@@ -18,9 +18,8 @@ from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.queries import Query, list_queries
 from seggpt_jax.model.parameters import default_dtype
 from seggpt_jax.model.weights import load_config, load_model
-from seggpt_jax.retrieval.every_class import prompt_every_class, warn_of_left_out
 from seggpt_jax.retrieval.labeled_images import list_prompts, read_facts
-from seggpt_jax.retrieval.mapping import default_cache
+from seggpt_jax.retrieval.mapping import default_cache, prompt_every_class, warn_of_left_out
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 
 # Prompts by default: five are better than one (docs/small.md), and than one for each of twenty classes.

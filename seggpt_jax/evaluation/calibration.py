@@ -99,7 +99,7 @@ def calibrate(
   if not shown:
     raise InputError(f"found no class in the labels of {len(images)} images, expected some to catch")
   if aim == "yield" and all(classes_in(image.truth) for image in images):
-    raise InputError(f"--yield: found {len(images)} images that all show a class, expected some without to leave alone")
+    raise InputError(f"--aim=yield: found {len(images)} images that all show a class, expected some without")
 
   factors = _FACTORS[:: 2 if aim == "balance" else 1].tolist()  # which looks at twice as many sensitivities
 

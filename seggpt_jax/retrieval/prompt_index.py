@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from seggpt_jax.data.images import decode_image, read_bytes
@@ -30,7 +30,6 @@ from seggpt_jax.inference.queries import PromptFiles
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.retrieval.features import Encoder, Features, in_blocks, normalized, presence
 from seggpt_jax.retrieval.labeled_images import Facts, digest, foreground_shares, held_classes
-from seggpt_jax.retrieval.ranking import most_relevant
 
 # The best values on synthetic boards with the packaged weights (docs/retrieval.md). Taps 1 to 3 and weights up to 0.1
 # differ little; the last tap and larger weights are worse.
@@ -130,10 +129,6 @@ class PromptIndex:
     images, foregrounds = (np.stack([getattr(entry, key) for entry in entries]) for key in ("image", "foreground"))
     return cls(encoder, files, facts, images, foregrounds, foreground_weight)
 
-  def likeness_to(self, index: int) -> Float[np.ndarray, "n"]:
-    """Returns the similarity of every labeled image to one of them."""
-    return self._likeness(self._images[index])
-
   def _likeness(self, image: Float[np.ndarray, "d"]) -> Float[np.ndarray, "n"]:
     """Returns the similarity of every labeled image to an image with this feature, which has length 1."""
     return 1.0 - (1.0 - self._images @ image) / self._spread
@@ -164,18 +159,22 @@ class PromptIndex:
     if batch:
       yield from self.scores(self.encoder(np.stack(batch)))
 
-  def nearest(self, image: UInt8[np.ndarray, "h w 3"], top_k: int = 1, diversity: float | int = 0.0) -> list[Match]:
+  def nearest(self, image: UInt8[np.ndarray, "h w 3"], top_k: int = 1) -> list[Match]:
     """Returns the prompts that suit an image best, best first.
 
     Args:
       image: query of any size.
-      top_k: maximum number of prompts.
-      diversity: 0 to 1, see `ranking.most_relevant`.
+      top_k: largest number of prompts.
     """
     (scores,) = self.score_many([image])
-    candidates = self.facts.holds.any(axis=1)
-    chosen = most_relevant(scores, candidates, top_k, diversity, self.likeness_to)
+    chosen = best_of(scores, self.facts.holds.any(axis=1), top_k)
     return [Match(self.files[index], float(scores[index])) for index in chosen]
+
+
+def best_of(scores: Float[np.ndarray, "n"], candidates: Bool[np.ndarray, "n"], top_k: int) -> list[int]:
+  """Returns the indices of the candidates with the highest scores, best first; the first of several equal ones."""
+  allowed = np.flatnonzero(candidates)
+  return allowed[np.argsort(-scores[allowed], kind="stable")[:top_k]].tolist()
 
 
 def _of_length_1(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
