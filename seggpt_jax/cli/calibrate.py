@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from seggpt_jax.cli import inference_flags, label_flags
+from seggpt_jax.cli import data_flags, inference_flags
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.prompt_flags import define_prompt_flags, find_queries
 from seggpt_jax.compilation import keep_programs
@@ -49,7 +49,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
     ],
     "Prompts": define_prompt_flags(),
     **inference_flags.define_option_flags(inference_flags.JUDGED),
-    **label_flags.define_label_flags("as in training, else index"),
+    **data_flags.define_label_flags("as in training, else index"),
   }
 
 

@@ -26,11 +26,10 @@ from pathlib import Path
 
 from absl import flags
 
-from seggpt_jax.cli import inference_flags, label_flags
-from seggpt_jax.cli.help_text import flag_name
+from seggpt_jax.cli import data_flags, inference_flags
 from seggpt_jax.cli.path_flags import define_path, define_paths
 from seggpt_jax.cli.prompt_flags import FILE_PROMPTS, FOLDER_PROMPTS, define_prompt_flags, drop_prompts, find_queries
-from seggpt_jax.cli.runner import is_given, naming_flags
+from seggpt_jax.cli.runner import flag_name, is_given, naming_flags
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
 from seggpt_jax.data.labels import LabelFormat
@@ -52,7 +51,7 @@ _OF_VIDEOS = ("label", "overlay")
 _SETTINGS = (
   *("model_path", "adapter", "dataset_dir", "image", *FOLDER_PROMPTS, *FILE_PROMPTS, "save", *_ANNOTATIONS),
   *inference_flags.OPTION_NAMES,
-  *label_flags.NAMES,
+  *data_flags.NAMES,
 )
 
 
@@ -75,7 +74,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_paths("prompt_label", "Label map of each prompt image, or of the first frame of the video."),
     ],
     **inference_flags.define_option_flags(),
-    **label_flags.define_label_flags("as in training, else index"),
+    **data_flags.define_label_flags("as in training, else index"),
     "Output": [
       flags.DEFINE_list(
         "save",

@@ -9,9 +9,8 @@ from typing import Any, get_args
 
 from absl import flags
 
-from seggpt_jax.cli.help_text import flag_name
-from seggpt_jax.cli.label_flags import label_values
-from seggpt_jax.cli.runner import naming_flags
+from seggpt_jax.cli.data_flags import label_values
+from seggpt_jax.cli.runner import flag_name, naming_flags
 from seggpt_jax.data.cells import fewest_cells
 from seggpt_jax.data.images import list_images
 from seggpt_jax.data.labels import LabelFormat

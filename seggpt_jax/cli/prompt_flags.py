@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from seggpt_jax.cli.help_text import flag_name
 from seggpt_jax.cli.path_flags import define_path
-from seggpt_jax.cli.runner import is_given
+from seggpt_jax.cli.runner import flag_name, is_given
 from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError

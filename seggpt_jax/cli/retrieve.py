@@ -14,8 +14,8 @@ import os
 
 from absl import flags
 
+from seggpt_jax.cli.data_flags import define_label_flags
 from seggpt_jax.cli.inference_flags import trained_label_format
-from seggpt_jax.cli.label_flags import define_label_flags
 from seggpt_jax.cli.path_flags import define_path, define_paths
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
