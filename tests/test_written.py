@@ -19,11 +19,11 @@ from seggpt_jax.errors import InputError, MachineError
 from seggpt_jax.evaluation import parts, tables
 from seggpt_jax.files import write_whole, written_whole
 from seggpt_jax.inference import batch, outputs, video
-from seggpt_jax.inference.operating_point import OperatingPoint, write_operating_point
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
+from seggpt_jax.inference.trained import OperatingPoint, write_operating_point
 from seggpt_jax.model import weights
 from seggpt_jax.palette import fixed_palette
 from seggpt_jax.prepare.conversion import Settings, prepare

@@ -30,7 +30,7 @@ from seggpt_jax.files import parse_json
 from seggpt_jax.model import digests, parameters, torch_files, torch_weights, weights
 from seggpt_jax.model.adapter_files import describe_adapter, load_adapter
 from seggpt_jax.model.adapters import LoRA
-from seggpt_jax.training import curves, monitor, resume, setup, sharding
+from seggpt_jax.training import monitor, resume, setup, sharding
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.config import check_config, expand_paths
 from seggpt_jax.training.inputs import open_inputs
@@ -226,7 +226,7 @@ def _run(folder: Path, sealed: bool) -> Target:
       except InputError as error:
         _check_line(error)
       monitor._drop_lines_after(copy / "metrics.jsonl", 2)
-      for series in curves.read_metrics(copy / "metrics.jsonl").values():
+      for series in monitor.read_metrics(copy / "metrics.jsonl").values():
         assert all(isinstance(value, int | float) for points in series.values() for _, value in points)
       with contextlib.closing(Checkpoints(copy, NANO, 10)) as opened:
         state, progress = opened.restore(abstract)

@@ -25,10 +25,10 @@ from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.calibration import Aim, Rates, Seen, calibrate, draw_rates, rates
 from seggpt_jax.inference import batch
-from seggpt_jax.inference.operating_point import FILE, write_operating_point
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.inference.report import own_prompts_line
+from seggpt_jax.inference.trained import FILE, write_operating_point
 from seggpt_jax.written import check_outputs
 
 

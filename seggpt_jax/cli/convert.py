@@ -20,11 +20,11 @@ from absl import flags
 
 import seggpt_jax
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import expand, parse_json, writing
-from seggpt_jax.inference.trained import run_config
+from seggpt_jax.files import expand, writing
+from seggpt_jax.inference.trained import read_config, run_config
 from seggpt_jax.model import hub, torch_files, torch_weights, weights
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.training.curves import read_metrics
+from seggpt_jax.training.monitor import read_metrics
 
 _CARD = """\
 ---
@@ -96,7 +96,7 @@ def model_card(name: str, source: str | os.PathLike, params: Mapping[str, Any], 
   path = run_config(source) if of_a_run else None
   if path is None:
     return card
-  rows = [f"| {key} | {value} |" for key, value in (*_training(parse_json(path.read_bytes())), *_scores(path.parent))]
+  rows = [f"| {key} | {value} |" for key, value in (*_training(read_config(path)), *_scores(path.parent))]
   return "\n".join([card, "## Training", "", "| | |", "|---|---|", *rows, ""])
 
 

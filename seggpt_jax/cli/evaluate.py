@@ -22,7 +22,7 @@ from seggpt_jax.evaluation.few_shot import FewShot
 from seggpt_jax.evaluation.few_shot_benchmarks import BENCHMARKS, Opening
 from seggpt_jax.inference.options import MOST_SPLITS
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.model.weights import find_weights
 
 _DAVIS = "davis2017"

@@ -38,7 +38,7 @@ from seggpt_jax.inference import annotation_files, batch, instances, outputs, qu
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.report import own_prompts_line, uses_lines
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.inference.trained import earlier_uses
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt

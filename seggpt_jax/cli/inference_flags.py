@@ -17,8 +17,7 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.object_scale import measure_objects
 from seggpt_jax.inference.options import MOST_AREA, Flips, Heads, InferenceOptions
-from seggpt_jax.inference.queries import label_format
-from seggpt_jax.inference.trained import ZOOM_OVERLAP, trained_options
+from seggpt_jax.inference.trained import ZOOM_OVERLAP, label_format, trained_options
 from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.model.weights import load_config
 

@@ -22,7 +22,7 @@ from seggpt_jax.evaluation import tables
 from seggpt_jax.files import expand, writing
 from seggpt_jax.inference import outputs, pictures
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.written import check_outputs, open_record
 
 _MAX_STRIPS = 8  # pictures of parts in examples.png

@@ -22,7 +22,7 @@ from seggpt_jax.inference import outputs
 from seggpt_jax.inference.instances import TOLERANCE, Instance, instances
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.queries import Query
-from seggpt_jax.inference.trained import run_config, run_data
+from seggpt_jax.inference.trained import run_data
 
 COCO_FILE = "annotations.json"
 _LABELME_VERSION = "5.5.0"  # labelme reads files of other versions too, and says so
@@ -85,8 +85,7 @@ def class_names(
   Raises:
     InputError: the number of the given names is not that of the classes, or the run's config.json cannot be read.
   """
-  path = run_config(model_path)
-  data = {} if path is None else run_data(path)
+  path, data = run_data(model_path)
   if not given:
     stored = data.get("class_names") or ()
     if not isinstance(stored, list | tuple) or not all(isinstance(name, str) for name in stored):

@@ -30,13 +30,17 @@ from seggpt_jax.data.ledger import Ledger
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import HOUR, exclusive, expand, remove_leftovers, writing
-from seggpt_jax.inference import annotation_files, geotiff, outputs, scores
+from seggpt_jax.inference import annotation_files, outputs, scores
 from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.progress import (
+from seggpt_jax.inference.prompts import PreparedPrompt, cells_of, read_label_map, without_ignored
+from seggpt_jax.inference.queries import PromptFiles, Query, files_of
+from seggpt_jax.inference.report import REPORT_FILES, never_found, own_prompts, skipped_files, write_report
+from seggpt_jax.inference.run_ledger import (
   SETTINGS,
+  Shard,
   check_same_read,
   earlier_names,
   kept_entries,
@@ -44,10 +48,6 @@ from seggpt_jax.inference.progress import (
   overwrite_notice,
   what_is_read,
 )
-from seggpt_jax.inference.prompts import PreparedPrompt, cells_of, read_label_map, without_ignored
-from seggpt_jax.inference.queries import PromptFiles, Query, files_of
-from seggpt_jax.inference.report import REPORT_FILES, never_found, own_prompts, skipped_files, write_report
-from seggpt_jax.inference.shard import Shard
 from seggpt_jax.model import parameters
 from seggpt_jax.written import check_outputs, is_own, open_record
 
@@ -340,7 +340,7 @@ def _write(
   shown = None if item.truth is None else np.where(item.truth == IGNORE, np.uint8(0), item.truth)
   outputs.write_prediction(outdir, item.query.name, item.image, item.shown, prediction, shown, kinds)
   if "geotiff" in kinds:
-    geotiff.write(outdir, item.query, prediction)
+    outputs.write_geotiff(outdir, item.query, prediction)
   noted = annotation_files.write(outdir, item.query, prediction, kinds, annotation_options, least_area)
   noted |= {"read": read[item.query.name], "asked": prediction.classes, "found": list(prediction.shares())}
   if item.is_prompt:

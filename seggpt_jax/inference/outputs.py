@@ -1,10 +1,11 @@
 """Predictions as files: label maps, colored label maps, and pictures to look at. Annotations are in `annotation_files`.
 
-In: arrays of one image. Out: PNG and JSON files, each written whole or not at all.
+In: arrays of one image. Out: PNG, TIFF and JSON files, each written whole or not at all.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,21 +14,30 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Integer, UInt8
+from PIL import Image, TiffImagePlugin, TiffTags
 from pycocotools import mask as mask_module
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.data.images import ORIENTATION, open_image, read_bytes
+from seggpt_jax.errors import InputError, warn_once
 from seggpt_jax.files import write_whole, writing
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.pictures import overlay, titled_row, write_png
 from seggpt_jax.inference.prediction import Prediction
+from seggpt_jax.inference.queries import Query
 from seggpt_jax.palette import display_palette
 from seggpt_jax.written import remove_own
 
 Kind = Literal["label", "color", "concat", "overlay", "confidence", "rle", "geotiff", "coco", "labelme", "yolo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ANNOTATION_KINDS: tuple[Kind, ...] = ("coco", "labelme", "yolo")  # of `annotation_files`
-_NEEDS_FILE = (*ANNOTATION_KINDS, "geotiff")  # which `annotation_files` and `geotiff` write
+_NEEDS_FILE = (*ANNOTATION_KINDS, "geotiff")  # which `annotation_files` and `write_geotiff` write
 DEFAULT_KINDS: tuple[Kind, ...] = ("label", "color", "concat")
+# Tags of a GeoTIFF: pixel scale, tie points, transformation, and the three of the keys of the projection.
+_TAGS = {
+  **dict.fromkeys((33550, 33922, 34264, 34736), TiffTags.DOUBLE),
+  34735: TiffTags.SHORT,
+  34737: TiffTags.ASCII,
+}
 _MOST_PANEL = 2048  # pixels: a picture of panels is for looking at, and an aerial image has 100 million pixels
 
 
@@ -137,7 +147,7 @@ def write_prediction(
     truth: the query's true label map, if known.
     kinds: "label" (class indices), "color" (the classes in display colors), "concat" (see `concat`), "overlay" (display
       colors over the image), "confidence" (`Prediction.confidence` as gray values 0..255), and "rle" (`run_lengths` in
-      rle/NAME.json). Annotations are left to `annotation_files.write`, and "geotiff" to `geotiff.write`.
+      rle/NAME.json). Annotations are left to `annotation_files.write`, and "geotiff" to `write_geotiff`.
 
   Raises:
     InputError: the directory cannot be written to.
@@ -213,3 +223,35 @@ def remove(path: Path) -> None:
   """
   with writing(path):
     remove_own(path)
+
+
+def write_geotiff(directory: Path, query: Query, prediction: Prediction) -> None:
+  """Writes geotiff/NAME.tif, the label map of a query in its coordinates; predictions with stitched seams to stitch/.
+
+  Args:
+    directory: folder of the results.
+    query: the files of the image.
+    prediction: its prediction.
+
+  Raises:
+    InputError: the directory cannot be written to.
+  """
+  tags = _coordinates(query)
+  for folder, each in versions(prediction).items():
+    save = functools.partial(Image.fromarray(each.labels).save, format="TIFF", compression="tiff_lzw", tiffinfo=tags)
+    write_whole(directory / folder / "geotiff" / f"{query.name}.tif", save)
+
+
+def _coordinates(query: Query) -> TiffImagePlugin.ImageFileDirectory_v2:
+  """Returns the tags that place an image on the earth; none, and a warning, if it has no such tags."""
+  found, path = TiffImagePlugin.ImageFileDirectory_v2(), str(query.image)
+  image = open_image(read_bytes(query.image), path)
+  stated = getattr(image, "tag_v2", {})
+  if stated.get(ORIENTATION, 1) == 1:  # the coordinates of a turned image are those of its pixels before
+    for tag, kind in _TAGS.items():
+      if tag in stated:
+        found.tagtype[tag] = kind
+        found[tag] = stated[tag]
+  if not found:
+    warn_once("images without coordinates of a GeoTIFF: their label maps in geotiff/ have none either")
+  return found

@@ -1,4 +1,4 @@
-"""The files of an inference run: the images to segment, the prompts of each, and the format of label files.
+"""The files of an inference run: the images to segment, and the prompts of each.
 
 In: paths, and perhaps a mapping. Out: a `Query` for each image. All of its files exist, which is checked before any
 image is read. Files belong together if their names are the same: the path below the folder, without ending.
@@ -15,10 +15,8 @@ from typing import Any
 
 from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.images import image_endings, list_images, without_ending
-from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, LabelMode, Value
-from seggpt_jax.errors import InputError, naming, warn_once
+from seggpt_jax.errors import InputError, warn_once
 from seggpt_jax.files import decode_text, expand, parse_json, plain_name
-from seggpt_jax.inference.trained import run_config, run_data
 
 _LABEL_FOLDERS = frozenset({"label", "labels", "mask", "masks"})  # their files are no images to segment
 
@@ -353,65 +351,6 @@ def _list_dataset(
   if beside := sum(path.suffix.lower() in image_endings() for path in directory.iterdir()):
     warn_once(f"{directory}: passed over: {beside} images next to the folder images/")
   return _list_pair(images, labels, apart) if labels.is_dir() else (_list_files(images, apart), {})
-
-
-def label_format(
-  model_path: str | os.PathLike,
-  labels: LabelMode | None = None,
-  threshold: int | None = None,
-  table: tuple[Value, ...] | None = None,
-  ignore: tuple[Value, ...] | None = None,
-) -> LabelFormat:
-  """Returns the format of label files: from flags, or else from the training run of the weights, or else indices.
-
-  Args:
-    model_path: weights or a training run; also the run of an adapter.
-    labels: value of `--labels`, if given.
-    threshold: value of `--threshold`, if given.
-    table: value of `--table`, if given.
-    ignore: value of `--ignore`, if given.
-
-  Raises:
-    InputError: there are no weights, the values do not fit the mode, or the run's config.json cannot be read.
-  """
-  path = run_config(model_path)
-  trained = LabelFormat() if path is None else _trained_format(path)
-  mode = labels or trained.mode
-  if mode != "binary" and threshold is not None:
-    raise InputError(f"--threshold cannot be combined with {mode} labels; it is for --labels=binary")
-  same = mode == trained.mode
-  if table is None:
-    table = trained.table if same else ()
-  if ignore is None:
-    ignore = trained.ignore if same else ()
-  if threshold is None:
-    threshold = trained.threshold if same else None
-  return LabelFormat(mode, threshold, table, ignore)
-
-
-def _trained_format(path: Path) -> LabelFormat:
-  """Reads the label format from the config.json of a training run.
-
-  Raises:
-    InputError: the file was not written by training.
-  """
-  data = run_data(path)
-  mode, threshold = data.get("labels", "index"), data.get("threshold", -1)
-  if mode not in LABEL_MODES:
-    raise InputError(f"{path}: data.labels: found {mode!r}, expected one of {', '.join(LABEL_MODES)}")
-  if not (isinstance(threshold, int) and -1 <= threshold <= 255):
-    raise InputError(f"{path}: data.threshold: found {threshold!r}, expected 0..255, or -1 for none")
-  values: dict[str, tuple[Value, ...]] = {}
-  for key in ("table", "ignore"):
-    stored = data.get(key, [])
-    # Colors are lists, because JSON has no tuples.
-    entries = stored if isinstance(stored, list) else [None]
-    if not all(isinstance(part, int) for entry in entries for part in (entry if isinstance(entry, list) else [entry])):
-      raise InputError(f"{path}: data.{key}: found {stored!r}, expected a list of values or colors")
-    values[key] = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in stored)
-  with naming(f"{path}: data"):
-    # Older runs stored 0 with every mode.
-    return LabelFormat(mode, threshold if mode == "binary" and threshold >= 0 else None, **values)
 
 
 def read_mapping(path: str | os.PathLike) -> dict[str, list[str]]:

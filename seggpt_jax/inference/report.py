@@ -9,8 +9,8 @@ from typing import Any
 from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
 from seggpt_jax.inference import outputs, scores
 from seggpt_jax.inference.annotation_files import COCO_FILE
-from seggpt_jax.inference.progress import as_text
 from seggpt_jax.inference.queries import Query
+from seggpt_jax.inference.run_ledger import as_text
 
 REPORT_FILES = ("metrics.json", "summary.txt", LIST_FILE, COCO_FILE, f"stitch/{COCO_FILE}")
 

@@ -17,7 +17,7 @@ from seggpt_jax.data.recognize import recognize
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.few_shot_data import fss1000
-from seggpt_jax.inference.operating_point import FILE, read_operating_point
+from seggpt_jax.inference.trained import FILE, read_operating_point
 from tests.data import annotation_folders as folders
 
 _TRIES = 15

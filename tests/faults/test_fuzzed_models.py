@@ -16,8 +16,7 @@ from benchmarks.nano import NANO
 from seggpt_jax.model import digests, torch_files, weights
 from seggpt_jax.model.adapter_files import load_adapter
 from seggpt_jax.training import resume
-from seggpt_jax.training.curves import read_metrics
-from seggpt_jax.training.monitor import _drop_lines_after
+from seggpt_jax.training.monitor import _drop_lines_after, read_metrics
 from tests.faults.test_damaged_files import refused
 
 _SECONDS = 5

@@ -21,12 +21,11 @@ from seggpt_jax.inference import batching, tiling
 from seggpt_jax.inference import prediction as prediction_lib
 from seggpt_jax.inference import predictor as predictor_lib
 from seggpt_jax.inference import prompts as prompts_lib
-from seggpt_jax.inference.batching import TiledImage
+from seggpt_jax.inference.forward import TiledImage
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction, decode_prediction
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.tiling import cut
-from seggpt_jax.inference.windows import Window, blend, tile_windows
+from seggpt_jax.inference.tiling import Window, blend, cut, tile_windows
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.seggpt import SegGPT
 

@@ -12,11 +12,10 @@ from seggpt_jax.data import cells
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.object_scale import Objects, measure_objects
-from seggpt_jax.inference.operating_point import OperatingPoint, read_operating_point, write_operating_point
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import decode_prediction, without_specks
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.trained import trained_options
+from seggpt_jax.inference.trained import OperatingPoint, read_operating_point, trained_options, write_operating_point
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.palette import fixed_palette

@@ -1,4 +1,4 @@
-"""The ledger of an inference run, so that it can be stopped, resumed, and shared by several processes.
+"""The ledger of a run in a folder of results, so that it can be stopped, resumed, and shared by several processes.
 
 In: the settings of a run. Out: an open `Ledger` with one line in OUT/progress/SHARD.jsonl for each finished image. The
 settings are stored in OUT/run.json; a run that resumes must have the same. Each line also says what its image was
@@ -8,12 +8,14 @@ segmented with, see `what_is_read`. Processes share nothing but the folder.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from seggpt_jax.data import ledger
 from seggpt_jax.data.images import file_stamp, read_bytes
@@ -21,8 +23,46 @@ from seggpt_jax.data.ledger import Ledger
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import writing
 from seggpt_jax.inference.queries import PromptFiles, Query
-from seggpt_jax.inference.shard import Shard
 from seggpt_jax.written import check_replaceable, is_listed
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """The share of one process. `2/4` is the second of every four items.
+
+  Attributes:
+    index: number of the process, 1 .. count.
+    count: number of processes.
+  """
+
+  index: int = 1
+  count: int = 1
+
+  @classmethod
+  def parse(cls, text: str) -> Shard:
+    """Reads a shard such as `2/4`.
+
+    Raises:
+      InputError: the text has another form.
+    """
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+      raise InputError(f"--shard: found {text!r}, expected i/n such as 2/4, with i from 1 to n")
+    return cls(int(found[1]), int(found[2]))
+
+  def select(self, items: Sequence[T]) -> Sequence[T]:
+    """Returns the items of this shard."""
+    return items[self.index - 1 :: self.count]
+
+  def all(self) -> list[Shard]:
+    """Returns the shards of all processes."""
+    return [Shard(index, self.count) for index in range(1, self.count + 1)]
+
+  def __str__(self) -> str:
+    return f"{self.index}-of-{self.count}"
+
 
 _FOLDER, SETTINGS, _FILES = "progress", "run.json", "*-of-*.jsonl"
 
