@@ -36,16 +36,14 @@ from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.parameters import Params
 from seggpt_jax.palette import IGNORE
-from seggpt_jax.training import resume
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.inputs import head_side, open_splits
 from seggpt_jax.training.loss import head_loss
 from seggpt_jax.training.monitor import Monitor
 from seggpt_jax.training.optimizer import Optimizer
-from seggpt_jax.training.setup import architecture, check_start, make_folders, make_plan, open_state
+from seggpt_jax.training.setup import architecture, check_start, make_folders, make_plan, open_monitor, open_state
 from seggpt_jax.training.shutdown import managed_shutdown
 from seggpt_jax.training.step import TrainState
-from seggpt_jax.training.trackers import open_tracker
 from seggpt_jax.training.validation import BestScore
 
 CELL = 16  # pixels of the coarsest features
@@ -105,19 +103,10 @@ def _prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Ex
   plan = make_plan(config, model_config, mesh)
   make_folders(workdir, held)
   checkpoints, state, progress = open_state(config, model_config, plan, workdir)
-  start = int(state.step)
-  resume.store_config(workdir, config)
-  tracker = functools.partial(open_tracker, config.tracker, workdir, start, config.to_dict())
-  monitor = Monitor(workdir, config.num_steps, start, enabled=True, tracker=tracker)
-  monitor.say(
-    f"{f'resumed at step {start}' if start else 'new run'}: a head of {config.data.num_classes} classes on frozen "
-    f"features, images of {side} x {side} pixels"
-  )
-  if changed:
-    monitor.say(f"changed since the run was last started: {', '.join(changed)}")
-  for line in (*checkpoints.warnings, *notes):
-    monitor.say(line)
-  best = BestScore(config.stop_after, progress.get("best_miou", -1.0), progress.get("since_best", 0))
+  described = f"a head of {config.data.num_classes} classes on frozen features, images of {side} x {side} pixels"
+  lines = (*checkpoints.warnings, *notes)
+  monitor = open_monitor(config, workdir, int(state.step), described, changed, lines)
+  best = BestScore.resumed(config, progress)
   return HeadRun(config, model_config, mesh, plan.graph, plan.optimizer, state, splits, best, checkpoints, monitor)
 
 
@@ -193,8 +182,7 @@ def _train(run: HeadRun) -> dict[str, float]:
       if last and step < config.num_steps:
         monitor.say(interruption.describe(step))
         break
-    if best.should_stop():
-      monitor.say(f"stopped early: no better mIoU than {best.miou:.3f} in {best.since_best} evaluations")
+    best.explain_stop(monitor.say)
     if finished:
       result, _ = validate(state.params)
       interruption.stop_requested()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
 import operator
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,22 @@ def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int,
     path: path of RUN/metrics.jsonl.
   """
   series: dict[str, dict[str, list[tuple[int, float]]]] = {}
-  for line in Path(path).read_text("utf-8", errors="replace").splitlines():
-    try:
-      entry: dict[str, Any] = parse_json(line)
-      step, split = operator.index(entry.pop("step")), str(entry.pop("split"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-      continue  # the line was cut short, or is not from us
+  for _, entry in read_lines(path):
+    step, split = entry.pop("step"), str(entry.pop("split"))
     for key, value in entry.items():
       if isinstance(value, int | float) and abs(step) < 2**53 and abs(value) < 1e300:  # NaN and infinity are not drawn
         series.setdefault(split, {}).setdefault(key, []).append((step, value))
   return series
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields the whole lines of a metrics.jsonl, as text and as values. A kill may have cut the last one short."""
+  for line in Path(path).read_text("utf-8", errors="replace").splitlines():
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+      entry = parse_json(line)
+      operator.index(entry["step"])
+      if "split" in entry:
+        yield line, entry
 
 
 def draw_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
@@ -58,17 +65,13 @@ def draw_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
   Raises:
     InputError: the file cannot be written.
   """
-  _draw(read_metrics(metrics), Path(path))
-  # A figure is a cycle of references with all numbers in it. Python's own collections are so rare in a process with
-  # many objects that several figures would be kept, which grow with the run.
-  gc.collect()
-
-
-def _draw(series: dict[str, dict[str, list[tuple[int, float]]]], path: Path) -> None:
-  """Draws series of numbers, see `draw_curves`."""
   # Unlike pyplot, the object interface has no global state and needs no display.
   from matplotlib.figure import Figure
 
+  # The last figure is a cycle of references with all numbers in it, which grow with the run. Python's own collections
+  # are so rare in a process with many objects that several figures would be kept.
+  gc.collect()
+  series = read_metrics(metrics)
   figure = Figure(figsize=(15, 4.2), layout="constrained")
   axes = figure.subplots(1, 3)
   for axis, key, title in zip(axes, ("loss", "miou", "lr"), ("loss", "mIoU", "learning rate"), strict=True):
@@ -88,7 +91,7 @@ def _draw(series: dict[str, dict[str, list[tuple[int, float]]]], path: Path) -> 
   for axis in axes[:2]:
     if axis.lines:
       axis.legend(fontsize="small")
-  write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100), replace=True)
+  write_whole(Path(path), lambda file: figure.savefig(file, format="png", dpi=100), replace=True)
 
 
 _SECONDS_BETWEEN_CURVES = 30  # a picture takes about a second, as long as many steps of a small network
@@ -190,14 +193,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
   """Removes the lines of later steps from metrics.jsonl."""
   if not path.exists():
     return
-  kept = []
-  for line in path.read_text("utf-8", errors="replace").splitlines():
-    try:
-      before = parse_json(line)["step"] <= step
-    except (ValueError, KeyError, TypeError, IndexError):
-      continue  # a run was killed while it wrote this line, or the line is not from us
-    if before:
-      kept.append(line + "\n")
+  kept = [f"{line}\n" for line, entry in read_lines(path) if entry["step"] <= step]
   write_whole(path, lambda file: file.write("".join(kept).encode()), replace=True)
 
 

@@ -25,27 +25,14 @@ from seggpt_jax.written import is_own, note
 # Keys that define the task or the form of the optimizer's state. Scores from before and after could not be compared, or
 # the checkpoint could not be read.
 _FIXED = (
-  "data.source",
-  "data.num_classes",
-  "data.class_names",
-  "data.labels",
-  "data.threshold",
-  "data.table",
-  "data.ignore",
-  "optim.name",
-  "optim.freeze",
-  "optim.ema",
-  "adapter.kind",
+  *("data.source", "data.num_classes", "data.class_names", "data.labels", "data.threshold", "data.table"),
+  *("data.ignore", "optim.name", "optim.freeze", "optim.ema", "adapter.kind"),
 )
 # Keys that decide which pairs a run draws. A run keeps the values of its first start where the new start has defaults,
 # or -1, so that nothing is measured again.
 # Names of classes are the names that the dataset had at the first start.
 _KEPT = (
-  "data.class_names",
-  "data.same_class",
-  "data.unanswerable",
-  "data.prompt_foreground",
-  "data.zoom",
+  *("data.class_names", "data.same_class", "data.unanswerable", "data.prompt_foreground", "data.zoom"),
   "data.prompt_grid",
 )
 

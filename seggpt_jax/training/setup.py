@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from seggpt_jax.training.optimizer import Optimizer, make_optimizer
 from seggpt_jax.training.sharding import DeviceFeed
 from seggpt_jax.training.step import StepOutput, TrainState, init_state, make_eval_step, make_train_step
 from seggpt_jax.training.step_recorder import StepProfiler, StepRecorder
-from seggpt_jax.training.trackers import check_tracker, open_tracker
+from seggpt_jax.training.trackers import TRACKERS, check_tracker
 from seggpt_jax.training.validation import BestScore, Validator
 
 _KEPT = 2  # newest checkpoints
@@ -119,21 +119,22 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
     changed.append(
       f"the number of training images, {progress['epoch']} then, {inputs.training.epoch} now: another order"
     )
-  start = int(state.step)
-  resume.store_config(workdir, config)
-
-  tracker = functools.partial(open_tracker, config.tracker, workdir, start, config.to_dict())
-  monitor = Monitor(workdir, config.num_steps, start, enabled=jax.process_index() == 0, tracker=tracker)
-  monitor.say(f"{f'resumed at step {start}' if start else 'new run'}: {_describe(config, model_config, mesh)}")
-  if changed:
-    monitor.say(f"changed since the run was last started: {', '.join(changed)}")
-  for line in (*checkpoints.warnings, *inputs.notes):
-    monitor.say(line)
+  start, described = int(state.step), _describe(config, model_config, mesh)
+  monitor = open_monitor(config, workdir, start, described, changed, (*checkpoints.warnings, *inputs.notes))
   bad_files = SharedBadFiles(inputs.sources, config.data.bad_share, monitor.say)
   prompts, where = config.data.prompts, plan.state_sharding
   learning = {"frozen": plan.optimizer.frozen, "accumulate": config.accumulate, "ema": config.optim.ema}
   transform, adapter = plan.optimizer.transform, plan.adapter
   loss = LossOptions(**config.loss)
+  batches = pipeline.training_batches(
+    inputs.training,
+    batch_size=config.batch_size // jax.process_count(),
+    seed=config.seed,
+    num_threads=min(os.cpu_count() or 1, _MOST_THREADS),
+    num_workers=config.data.num_workers,
+    **{"process_index": jax.process_index(), "process_count": jax.process_count()},
+    start=start,  # each step takes one batch, so the number of steps done is also the position in the data
+  )
   eval_step = make_eval_step(plan.graph, model_config, mesh, where.params, prompts, adapter, loss)
   return Run(
     config=config,
@@ -148,9 +149,8 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
       plan.graph, model_config, transform, mesh, where, prompts, adapter=adapter, loss=loss, **learning
     ),
     validate=Validator(config, inputs.evaluation, mesh, eval_step, bad_files),
-    best=BestScore(config.stop_after, progress.get("best_miou", -1.0), progress.get("since_best", 0)),
-    # Each step takes one batch, so the number of steps done is also the position in the data.
-    feed=DeviceFeed(_training_batches(config, inputs.training, start), functools.partial(sharding.put_batch, mesh)),
+    best=BestScore.resumed(config, progress),
+    feed=DeviceFeed(batches, functools.partial(sharding.put_batch, mesh)),
     bad_files=bad_files,
     recorder=StepRecorder(
       config.data.num_classes, functools.partial(_describe_samples, inputs), checkpoints.describe_newest
@@ -182,6 +182,28 @@ def make_folders(workdir: Path, held: contextlib.ExitStack) -> None:
   if jax.process_index() == 0:
     held.enter_context(exclusive(workdir))
     remove_leftovers(workdir, "panels", "checkpoints", "best")
+
+
+def open_monitor(
+  config: ConfigDict, workdir: Path, start: int, described: str, changed: Sequence[str], lines: Sequence[str]
+) -> Monitor:
+  """Stores the configuration, and opens the monitor of a run with what there is to say about its start.
+
+  Args:
+    config: configuration of the run.
+    workdir: run directory.
+    start: number of steps done by earlier starts.
+    described: the run in words.
+    changed: keys that changed since the last start.
+    lines: further lines.
+  """
+  resume.store_config(workdir, config)
+  tracker = functools.partial(TRACKERS[config.tracker], workdir, start, config.to_dict())
+  monitor = Monitor(workdir, config.num_steps, start, enabled=jax.process_index() == 0, tracker=tracker)
+  monitor.say(f"{f'resumed at step {start}' if start else 'new run'}: {described}")
+  for line in (*([f"changed since the run was last started: {', '.join(changed)}"] if changed else []), *lines):
+    monitor.say(line)
+  return monitor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,12 +253,8 @@ def make_plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh, *, sca
   optimizer = make_optimizer(config.optim, config.num_steps, params, config.adapter.kind != "none")
   initial = functools.partial(init_state, optimizer.transform, frozen=optimizer.frozen, ema=config.optim.ema > 0)
   shapes = jax.eval_shape(initial, params)
-  state_sharding = TrainState(
-    sharding.replicated(mesh),
-    sharding.tree_sharding(mesh, shapes.params),
-    sharding.tree_sharding(mesh, shapes.opt_state),
-    sharding.tree_sharding(mesh, shapes.ema),
-  )
+  trees = (sharding.tree_sharding(mesh, tree) for tree in (shapes.params, shapes.opt_state, shapes.ema))
+  state_sharding = TrainState(sharding.replicated(mesh), *trees)
   placed = jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, state_sharding
   )
@@ -309,32 +327,20 @@ def _check_batch_size(config: ConfigDict, model_config: SegGPTConfig) -> None:
     )
   canvases = config.batch_size * config.data.prompts // jax.process_count()
   needed = canvases * math.prod(model_config.canvas_size) * 4  # an image and its label, in bytes
-  if needed > (memory := _memory_bytes()):
+  memory = math.inf
+  with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows does not tell
+    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+  if needed > memory:
     raise InputError(
       f"config.batch_size: found {config.batch_size} with data.prompts={config.data.prompts}, expected a batch that "
       f"fits into the {memory / 1e9:.0f} GB of memory here; its images alone take {needed / 1e9:.0f} GB"
     )
 
 
-def _memory_bytes() -> float:
-  """Returns the memory of this machine, infinity where the system does not tell."""
-  try:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-  except (AttributeError, ValueError, OSError):  # not on Windows
-    return math.inf
-
-
 def _initial_params(
   config: ConfigDict, model_config: SegGPTConfig, where: dict[str, NamedSharding], stored: dict[str, np.ndarray] | None
 ) -> parameters.Params:
-  """Returns random parameters or those of `init_from`, as float32 on their devices.
-
-  Args:
-    config: configuration of the run.
-    model_config: architecture of the network.
-    where: a sharding for each parameter.
-    stored: parameters of `init_from` if they have been read already.
-  """
+  """Returns random parameters or those of `init_from`, read already if `stored`, as float32 on their devices."""
   if not config.model.init_from:
     return jax.jit(lambda: parameters.split(parameters.network(model_config, config.seed))[1], out_shardings=where)()
   source = weights.load_config(config.model.init_from)
@@ -351,20 +357,6 @@ def _initial_params(
 def _place(value: np.ndarray, where: NamedSharding) -> jax.Array:
   """Copies a host array to its devices as float32; each process fills its own devices."""
   return jax.make_array_from_callback(value.shape, where, lambda index: value[index].astype(np.float32))
-
-
-def _training_batches(config: ConfigDict, pairs: pipeline.TrainingPairs, start: int) -> Iterator[pipeline.Batch]:
-  """Returns this process's share of the training batches from step `start` on."""
-  return pipeline.training_batches(
-    pairs,
-    batch_size=config.batch_size // jax.process_count(),
-    seed=config.seed,
-    num_threads=min(os.cpu_count() or 1, _MOST_THREADS),
-    num_workers=config.data.num_workers,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    start=start,
-  )
 
 
 def _dtype(config: ConfigDict, device: jax.Device) -> jnp.dtype:

@@ -6,12 +6,11 @@ whose packages are optional and read their own environment variables, such as WA
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +64,6 @@ def check_tracker(name: str) -> None:
     raise InputError(f"config.tracker: {name} is not installed; pip install 'seggpt-jax[{name}]'")
 
 
-def open_tracker(name: str, workdir: Path, step: int, config: Mapping[str, Any]) -> Tracker:
-  """Opens a tracker, or continues its run.
-
-  Args:
-    name: one of `TRACKERS`.
-    workdir: run directory.
-    step: steps done already.
-    config: the configuration, as JSON values.
-
-  Raises:
-    InputError: the tracker cannot be used, for example without a login.
-  """
-  return TRACKERS[name](workdir, step, config)
-
-
 class _TensorBoard(Tracker):
   """An event file in the run directory.
 
@@ -111,19 +95,16 @@ class _TensorBoard(Tracker):
 
 
 class _Service(Tracker):
-  """A run of Weights & Biases or Trackio, whose interfaces are nearly the same.
-
-  Args:
-    module: "wandb" or "trackio".
-    config: the configuration.
-    **options: further options of `init`.
-  """
+  """A run of the module wandb or trackio, whose interfaces are nearly the same; `options` are those of `init`."""
 
   def __init__(self, module: str, config: Mapping[str, Any], **options: Any):
     self._module = importlib.import_module(module)
     project = os.environ.get(f"{module.upper()}_PROJECT") or _PROJECT
-    with _refusal_in_one_line(module):
+    try:
       self._run = self._module.init(project=project, config=dict(config), resume="allow", **options)
+    except Exception as error:  # of the service: no login, no network, a wrong name; both have errors of their own
+      remedy = "; run `wandb login` or set WANDB_MODE=offline" if module == "wandb" else ""
+      raise InputError(f"config.tracker: {module} does not start ({one_line(error)[:200]}){remedy}") from error
 
   def numbers(self, step: int, values: Mapping[str, float]) -> None:
     self._run.log(dict(values), step=step)
@@ -159,15 +140,6 @@ class _WandB(_Service):
 
   def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]) -> None:
     self._run.log({"step": step, name: self._module.Image(picture)})
-
-
-@contextlib.contextmanager
-def _refusal_in_one_line(module: str) -> Iterator[None]:
-  try:
-    yield
-  except Exception as error:  # of the service: no login, no network, a wrong name; both have errors of their own
-    remedy = "; run `wandb login` or set WANDB_MODE=offline" if module == "wandb" else ""
-    raise InputError(f"config.tracker: {module} does not start ({one_line(error)[:200]}){remedy}") from error
 
 
 def _run_id(workdir: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -103,18 +103,24 @@ def describe_missing(missing: Sequence[int], config: ConfigDict) -> str:
   return f"not one pixel of class {names} was predicted: {advice}"
 
 
+@dataclasses.dataclass
 class BestScore:
   """Remembers the best validation mIoU of a run and ends a run that no longer improves.
 
-  Args:
+  Attributes:
     patience: evaluations without a better mIoU after which the run ends; 0 never ends it.
-    miou: best mIoU of earlier starts of the run, 0..1; -1 without one.
-    since_best: evaluations since the best one in earlier starts of the run.
+    miou: best mIoU so far, 0..1; -1 without one.
+    since_best: evaluations since the best one.
   """
 
-  def __init__(self, patience: int, miou: float = -1.0, since_best: int = 0):
-    self._patience = patience
-    self.miou, self.since_best = miou, since_best
+  patience: int
+  miou: float = -1.0
+  since_best: int = 0
+
+  @classmethod
+  def resumed(cls, config: ConfigDict, progress: Mapping[str, Any]) -> BestScore:
+    """Returns the best score of a run, from its configuration and what a checkpoint stores."""
+    return cls(config.stop_after, progress.get("best_miou", -1.0), progress.get("since_best", 0))
 
   def update(self, miou: float) -> bool:
     """Records the mIoU of an evaluation and returns whether it is the best so far."""
@@ -125,10 +131,15 @@ class BestScore:
 
   def should_stop(self) -> bool:
     """Returns whether the run has not improved for too long."""
-    return 0 < self._patience <= self.since_best
+    return 0 < self.patience <= self.since_best
+
+  def explain_stop(self, say: Callable[[str], None]) -> None:
+    """Prints why the run ends early, if it does."""
+    if self.should_stop():
+      say(f"stopped early: no better mIoU than {self.miou:.3f} in {self.since_best} evaluations")
 
   def to_progress(self) -> dict[str, Any]:
-    """Returns what a checkpoint stores; the arguments `miou` and `since_best` of the next start."""
+    """Returns what a checkpoint stores."""
     return {"best_miou": self.miou, "since_best": self.since_best}
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training.monitor import Monitor, draw_curves, draw_panels, read_metrics
-from seggpt_jax.training.trackers import open_tracker
+from seggpt_jax.training.trackers import TRACKERS
 
 CONFIG = VARIANTS["tiny"]
 HEIGHT, WIDTH = CONFIG.canvas_size
@@ -46,7 +46,7 @@ def test_a_panel_is_image_masked_target_target_prediction_and_decoded_prediction
 
 
 def monitor_in(folder, step=0, enabled=True, tracker="tensorboard"):
-  return Monitor(folder, 10, step, enabled, functools.partial(open_tracker, tracker, folder, step, {"seed": 0}))
+  return Monitor(folder, 10, step, enabled, functools.partial(TRACKERS[tracker], folder, step, {"seed": 0}))
 
 
 def read(path):
