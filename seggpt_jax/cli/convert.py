@@ -73,14 +73,10 @@ _KEYS = (
 )
 
 
-def model_card(name: str, source: str | os.PathLike, params: Mapping[str, Any], config: SegGPTConfig) -> str:
+def _model_card(name: str, source: str | os.PathLike, params: Mapping[str, Any], config: SegGPTConfig) -> str:
   """Returns a model card in Markdown with the metadata that the Hugging Face hub reads.
 
-  Args:
-    name: the name that loads the uploaded weights.
-    source: what was converted; of a training run, the card tells the data, the configuration and the best scores.
-    params: the parameters.
-    config: the architecture.
+  Of a training run, the card tells the data, the configuration and the best scores.
   """
   card = _CARD.format(
     title=name.rpartition("/")[2],
@@ -172,4 +168,4 @@ def main(source: str, destination: str) -> None:
   if values.push:
     output = Path(expand(destination))
     name = f"hf://{values.push}/{output.name}" if output.is_file() else f"hf://{values.push}"
-    print(f"uploaded: {hub.upload(values.push, output, model_card(name, source, params, config))}")
+    print(f"uploaded: {hub.upload(values.push, output, _model_card(name, source, params, config))}")

@@ -57,22 +57,15 @@ def flag_name(name: str) -> str:
   return f"--{name.replace('_', '-')}"
 
 
-def command_help(
+def _command_help(
   command: ModuleType, program: str, groups: Mapping[str, Sequence[flags.FlagHolder]], full: bool = False
 ) -> str:
-  """Returns the help of a command.
-
-  Args:
-    command: its module, with a docstring, `ARGUMENTS` and `more_help` where it has any.
-    program: the command as people type it.
-    groups: its flags, by the titles of their groups.
-    full: whether to print all of `more_help`.
-  """
+  """Returns the help of a command: usage, its docstring, its flags by the titles of their groups, and `more_help`."""
   own = {title: [flags.FLAGS[holder.name] for holder in holders] for title, holders in groups.items()}
   required = [f"{_spellings(flag)[0]} {_value(flag)}" for group in own.values() for flag in group if _is_required(flag)]
   usage = " ".join(["usage:", program, *getattr(command, "ARGUMENTS", ()), *required, "[flags]"])
   parts = [
-    textwrap.fill(usage, width(), subsequent_indent="    ", break_on_hyphens=False),
+    textwrap.fill(usage, _width(), subsequent_indent="    ", break_on_hyphens=False),
     (command.__doc__ or "").strip(),
   ]
   for title, group in own.items():
@@ -83,14 +76,14 @@ def command_help(
   return "\n\n".join(parts)
 
 
-def width() -> int:
+def _width() -> int:
   """Returns how many columns the text may fill."""
   return max(min(shutil.get_terminal_size((100, 0)).columns, 120), 60)
 
 
 def entry(heading: str, description: str) -> str:
   """Returns one item of a list: its heading on the left, its description wrapped on the right."""
-  lines = textwrap.wrap(description, width() - _COLUMN, break_on_hyphens=False)
+  lines = textwrap.wrap(description, _width() - _COLUMN, break_on_hyphens=False)
   first = f"  {heading}"
   if len(first) + 2 > _COLUMN:
     lines = [first, *(" " * _COLUMN + line for line in lines)]
@@ -176,7 +169,7 @@ def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn
   own = [holder.name for holders in groups.values() for holder in holders]
   asked = {argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")} & _HELP
   if asked:
-    print(command_help(command, program, groups, full="helpfull" in asked))
+    print(_command_help(command, program, groups, full="helpfull" in asked))
     sys.exit(0)
   # ml_collections looks for the keys of a config in sys.argv.
   sys.argv = [program, *_registered_names(arguments)]

@@ -92,7 +92,7 @@ def remember_prompt(
 
 
 @jit(static_argnames="graph")
-def answer_queries(
+def _answer_queries(
   graph: nnx.GraphDef,
   params: parameters.Params,
   queries: UInt8[AnyArray, "q h w 3"],
@@ -100,19 +100,7 @@ def answer_queries(
   known: UInt8[AnyArray, "q h w 3"],
   patch_mask: Bool[AnyArray, "q rows cols"],
 ) -> UInt8[Array, "q h w 3"]:
-  """Runs a `Matcher` on every query for up to three masks, which are asked one by one.
-
-  Args:
-    graph: structure of the model.
-    params: parameters of the model.
-    queries: Q images of half a canvas.
-    memories: for each query those of its K prompts, all with C masks.
-    known: probabilities that are already predicted; read where `patch_mask` is False.
-    patch_mask: True for patches of the queries that must be predicted.
-
-  Returns:
-    The probabilities of the C masks, 0..255, then zeros.
-  """
+  """Runs a `Matcher` on queries and the memories of their prompts; returns the probabilities of up to three masks."""
   model = parameters.merge(graph, params)
   config = model.config
   rows = [jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *row) for row in memories]
@@ -143,11 +131,11 @@ class MaskForward:
     known: UInt8[np.ndarray, "q h w 3"],
     patch_mask: Bool[np.ndarray, "q rows cols"],
   ) -> UInt8[Array, "q h w 3"]:
-    """Returns the probabilities of the masks; see `answer_queries`."""
+    """Returns the probabilities of the C masks, 0..255, then zeros; those of `known` where nothing is to predict."""
     memories = [
       [self._memory(*prompt) for prompt in zip(*row, strict=True)] for row in zip(prompts, masks, strict=True)
     ]
-    return answer_queries(self._graph, self._params, queries, memories, known, patch_mask)
+    return _answer_queries(self._graph, self._params, queries, memories, known, patch_mask)
 
   def _memory(self, image: UInt8[np.ndarray, "h w 3"], masks: UInt8[np.ndarray, "h w c"]) -> Memory:
     key = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(image)) + xxhash.xxh3_128_hexdigest(

@@ -47,26 +47,10 @@ class StoredAdapter:
   base: str
   num_classes: int
 
-
-def describe_adapter(
-  adapter: Adapter, config: SegGPTConfig, fingerprint: str, base: str, num_classes: int
-) -> dict[str, Any]:
-  """Returns the description that is stored with an adapter's parameters, as values for JSON.
-
-  Args:
-    adapter: the adapter's kind and settings.
-    config: the architecture that it is trained with.
-    fingerprint: content hash of the weights that it is trained for.
-    base: path or name of those weights.
-    num_classes: number of classes in the training labels, background included.
-  """
-  return {
-    "adapter": adapters.to_dict(adapter),
-    "config": config.to_dict(),
-    "fingerprint": fingerprint,
-    "base": base,
-    "num_classes": num_classes,
-  }
+  def describe(self) -> dict[str, Any]:
+    """Returns the description that is stored with the parameters, as values for JSON."""
+    known = {"adapter": adapters.to_dict(self.adapter), "config": self.config.to_dict()}
+    return known | {"fingerprint": self.fingerprint, "base": self.base, "num_classes": self.num_classes}
 
 
 def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
@@ -108,7 +92,7 @@ def _reading_description(path: Path) -> Iterator[None]:
 
 
 def _from_description(values: dict[str, Any]) -> StoredAdapter:
-  """Inverts `describe_adapter`; the result has no parameters."""
+  """Inverts `StoredAdapter.describe`; the result has no parameters."""
   adapter, config = adapters.from_dict(values["adapter"]), SegGPTConfig.from_dict(values["config"])
   fingerprint, base, num_classes = (values[key] for key in ("fingerprint", "base", "num_classes"))
   if not (isinstance(num_classes, int) and 2 <= num_classes <= IGNORE):

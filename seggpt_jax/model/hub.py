@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from seggpt_jax.errors import InputError, one_line, warn_once
 from seggpt_jax.files import exclusive, is_full, write_whole, writing
 from seggpt_jax.model import digests
-from seggpt_jax.model.downloads import connection_errors, fetch_large, fetch_small
+from seggpt_jax.model.downloads import HubFile, connection_errors, fetch_large, fetch_small
 
 PREFIX = "hf://"
 FILES = (".pth", ".pt", ".bin", ".safetensors")
@@ -195,11 +195,12 @@ def _download(name: str, address: Address, info: Any, downloads: Path) -> Path:
   for file in _needed(name, address, list(known)):
     if Path(file).is_absolute() or ".." in re.split(r"[/\\]", file):
       raise InputError(f"{name}: found a file {file!r} in the repository, expected a path inside it")
+    wanted = HubFile(name, address.repo, file, info.sha, folder)
     if lfs := known[file].lfs:
       # The same file may belong to several commits, so it resumes if a branch gets a new one meanwhile.
-      fetch_large(name, address.repo, file, info.sha, folder, downloads / lfs.sha256, lfs.sha256, lfs.size)
+      fetch_large(wanted, downloads / lfs.sha256, lfs.sha256, lfs.size)
     else:
-      fetch_small(name, address.repo, file, info.sha, folder, known[file].size)
+      fetch_small(wanted, known[file].size)
   shutil.rmtree(folder / ".cache", ignore_errors=True)  # the library's notes on local_dir
   return folder / address.file
 
@@ -279,12 +280,8 @@ def _uploading(name: str, left: str) -> Iterator[None]:
     login = "; run `hf auth login` with a token that may write, or set HF_TOKEN"
     remedy = login if error.response.status_code in (401, 403, 404) else ""
     raise InputError(f"{where}: refuses the upload: {one_line(error)[:200]}{remedy}; {left}") from error
-  except (
-    *connection_errors(),
-    OSError,
-    RuntimeError,
-    ImportError,
-  ) as error:  # the library wraps errors of single files
+  # The library wraps errors of single files.
+  except (*connection_errors(), OSError, RuntimeError, ImportError) as error:
     raise InputError(
       f"{name}: the upload to {where} was interrupted ({one_line(error.__cause__ or error)[:120]}); {left}"
     ) from error

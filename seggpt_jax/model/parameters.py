@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,6 @@ from flax import nnx
 from seggpt_jax.compilation import default_device
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.model.interpolation import linear_resize_matrix
 from seggpt_jax.model.matcher import Matcher
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.typing import Params
@@ -206,5 +206,6 @@ def resize_canvas(
   for name, value in params.items():
     for suffix, size in zip(("rel_pos_h", "rel_pos_w"), grid, strict=True):
       if name.endswith(suffix) and value.shape[0] != 2 * size - 1:
-        resized[name] = linear_resize_matrix(2 * size - 1, value.shape[0]) @ value.astype(np.float32)
+        table = np.ascontiguousarray(value, np.float32)
+        resized[name] = cv2.resize(table, (value.shape[1], 2 * size - 1), interpolation=cv2.INTER_LINEAR)
   return resized

@@ -114,7 +114,7 @@ def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config
     digests.seal(unfinished)
 
 
-def find_checkpoint(path: Path, items: tuple[str, ...]) -> Path | None:
+def _find_checkpoint(path: Path, items: tuple[str, ...]) -> Path | None:
   """Returns the directory that holds all of some items, or None.
 
   Args:
@@ -134,7 +134,7 @@ def _newest_first(directory: Path) -> list[Path]:
 
 def find_adapter(path: Path) -> Path | None:
   """Returns the directory of an adapter, or of the best or else the newest adapter in a training run, or None."""
-  return find_checkpoint(path, _ADAPTER)
+  return _find_checkpoint(path, _ADAPTER)
 
 
 def find_weights(name: str | os.PathLike) -> Path:
@@ -159,7 +159,7 @@ def find_weights(name: str | os.PathLike) -> Path:
       f"{name}: not found, expected weights, a training run, {' or '.join(packaged.names()[::-1])} of the package, or "
       "hf://OWNER/NAME of the hub; `seggpt convert` makes weights of a .pth file"
     )
-  found = find_checkpoint(path, _WEIGHTS)
+  found = _find_checkpoint(path, _WEIGHTS)
   if found:
     return found
   if _is_torch(path):
@@ -211,7 +211,7 @@ def _converted(source: Path, destination: Path) -> Path:
 
 def _convert(source: Path, destination: Path) -> None:
   """Makes a weights directory of PyTorch weights, or moves one that is there already."""
-  if source.is_dir() and find_checkpoint(source, _WEIGHTS) == source:
+  if source.is_dir() and _find_checkpoint(source, _WEIGHTS) == source:
     with writing(destination):
       os.replace(source, destination)
   else:
@@ -222,7 +222,7 @@ def _convert(source: Path, destination: Path) -> None:
 def has_weights(name: str | os.PathLike) -> bool:
   """Returns whether a name or path stands for weights of this package or on the hub. Fetches nothing."""
   path = Path(expand(name))
-  known = packaged.find(name) is not None or find_checkpoint(path, _WEIGHTS) is not None
+  known = packaged.find(name) is not None or _find_checkpoint(path, _WEIGHTS) is not None
   return known or (not path.exists() and hub.parse(name) is not None)
 
 

@@ -110,21 +110,21 @@ class PromptIndex:
       raise InputError("prompts: found none, expected at least one image with its label")
     encoder, labels = model if isinstance(model, Encoder) else Encoder(model, tap), labels or LabelFormat()
     # One file for each network and folder, so that the features of one dataset are not rewritten with another's.
-    name = digest(f"{encoder.identity} {os.path.dirname(cache_key(files[0]))}".encode(errors="surrogatepass"))
+    name = digest(f"{encoder.identity} {os.path.dirname(_cache_key(files[0]))}".encode(errors="surrogatepass"))
     path = None if cache is None else Path(cache) / f"{name}.npz"
-    kept = {} if path is None or not path.exists() else read_features(path)
-    stamps = {cache_key(prompt): stamp_of(prompt, labels) for prompt in files}
+    kept = {} if path is None or not path.exists() else _read_features(path)
+    stamps = {_cache_key(prompt): _stamp_of(prompt, labels) for prompt in files}
     known = {key: entry for key, entry in kept.items() if stamps.get(key) == entry.stamp}
-    missing = [prompt for prompt in files if cache_key(prompt) not in known]
+    missing = [prompt for prompt in files if _cache_key(prompt) not in known]
     try:
       for prompt, entry in _encode(encoder, missing, labels, stamps, progress):
-        known[cache_key(prompt)] = entry
+        known[_cache_key(prompt)] = entry
     finally:
       # Also after an error or Ctrl-C, so that finished work is not repeated.
       if path is not None and missing and known:
         others = {key: entry for key, entry in kept.items() if key not in stamps and os.path.exists(key)}
-        write_features(path, others | known)
-    entries = [known[cache_key(prompt)] for prompt in files]
+        _write_features(path, others | known)
+    entries = [known[_cache_key(prompt)] for prompt in files]
     facts = Facts([entry.digest for entry in entries], np.stack([entry.holds for entry in entries]))
     images, foregrounds = (np.stack([getattr(entry, key) for entry in entries]) for key in ("image", "foreground"))
     return cls(encoder, files, facts, images, foregrounds, foreground_weight)
@@ -184,7 +184,7 @@ def _of_length_1(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
 
 def _encode(
   encoder: Encoder, files: Sequence[PromptFiles], labels: LabelFormat, stamps: dict[str, str], progress: bool
-) -> Iterator[tuple[PromptFiles, StoredFeatures]]:
+) -> Iterator[tuple[PromptFiles, _StoredFeatures]]:
   """Reads and encodes labeled images, with a progress bar if it is wanted."""
 
   def read(prompt: PromptFiles) -> tuple[np.ndarray, np.ndarray, str, np.ndarray]:
@@ -203,20 +203,12 @@ def _encode(
       found = encoder(np.stack(images), np.stack(shares))
       features = (np.asarray(found.image), np.asarray(found.foreground))
       for prompt, name, held, image, foreground in zip(batch, digests, holds, *features, strict=True):
-        yield prompt, StoredFeatures(stamps[cache_key(prompt)], name, held, image, foreground)
+        yield prompt, _StoredFeatures(stamps[_cache_key(prompt)], name, held, image, foreground)
         bar.update()
 
 
-class StoredFeatures(NamedTuple):
-  """The entry of a labeled image.
-
-  Attributes:
-    stamp: result of `stamp_of`.
-    digest: digest of the image file.
-    holds: whether the label holds each class.
-    image: feature of the image.
-    foreground: feature of its foreground.
-  """
+class _StoredFeatures(NamedTuple):
+  """The cached entry of a labeled image."""
 
   stamp: str
   digest: str
@@ -225,17 +217,13 @@ class StoredFeatures(NamedTuple):
   foreground: np.ndarray
 
 
-def cache_key(prompt: PromptFiles) -> str:
+def _cache_key(prompt: PromptFiles) -> str:
   """Returns the key of a labeled image's entry, its absolute path."""
   return os.path.abspath(prompt.image)
 
 
-def stamp_of(prompt: PromptFiles, labels: LabelFormat) -> str:
-  """Returns a string that differs if the image, the label or the label format has changed.
-
-  Raises:
-    InputError: a file is missing.
-  """
+def _stamp_of(prompt: PromptFiles, labels: LabelFormat) -> str:
+  """Returns a string that differs if the image, the label or the label format has changed."""
   parts = [repr(labels), os.path.abspath(prompt.labels)]
   for path in (prompt.image, prompt.labels):
     try:
@@ -246,17 +234,13 @@ def stamp_of(prompt: PromptFiles, labels: LabelFormat) -> str:
   return "\n".join(parts)
 
 
-def write_features(path: Path, kept: dict[str, StoredFeatures]) -> None:
-  """Writes entries by their keys; the file appears only when it is complete.
-
-  Raises:
-    InputError: the file cannot be written.
-  """
-  columns = {key: np.array([getattr(entry, key) for entry in kept.values()]) for key in StoredFeatures._fields}
+def _write_features(path: Path, kept: dict[str, _StoredFeatures]) -> None:
+  """Writes entries by their keys."""
+  columns = {key: np.array([getattr(entry, key) for entry in kept.values()]) for key in _StoredFeatures._fields}
   write_whole(path, lambda file: np.savez(file, place=np.array(list(kept)), **columns), replace=True)
 
 
-def read_features(path: Path) -> dict[str, StoredFeatures]:
+def _read_features(path: Path) -> dict[str, _StoredFeatures]:
   """Reads the entries that `write_features` wrote, by their keys.
 
   Raises:
@@ -264,9 +248,9 @@ def read_features(path: Path) -> dict[str, StoredFeatures]:
   """
   try:
     with np.load(io.BytesIO(read_bytes(path))) as file:
-      columns = [file[key] for key in StoredFeatures._fields]
+      columns = [file[key] for key in _StoredFeatures._fields]
       rows = zip(*(column if column.ndim > 1 else column.tolist() for column in columns), strict=True)
-      return {place: StoredFeatures(*row) for place, row in zip(file["place"].tolist(), rows, strict=True)}
+      return {place: _StoredFeatures(*row) for place, row in zip(file["place"].tolist(), rows, strict=True)}
   except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
     raise InputError(
       f"{path}: cannot be read as features, damaged ({one_line(error)[:100]}): delete it to compute them again"

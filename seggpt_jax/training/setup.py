@@ -23,7 +23,7 @@ from seggpt_jax.data import pipeline
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive, expand, refuse_patterns, refuse_remote, remove_leftovers, writing
 from seggpt_jax.model import packaged, parameters, weights
-from seggpt_jax.model.adapter_files import describe_adapter
+from seggpt_jax.model.adapter_files import StoredAdapter
 from seggpt_jax.model.adapters import Adapter, is_adapter_name
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.training import resume, sharding
@@ -273,9 +273,9 @@ def open_state(
   if plan.adapter is not None:
     # An adapter needs the base weights twice: for the fingerprint that identifies them, and as its frozen network.
     stored = weights.load_params(config.model.init_from)
-    description = describe_adapter(
-      plan.adapter, model_config, parameters.fingerprint(stored), config.model.init_from, config.data.num_classes
-    )
+    base, classes = config.model.init_from, config.data.num_classes
+    adapter = StoredAdapter(plan.adapter, {}, model_config, parameters.fingerprint(stored), base, classes)
+    description = adapter.describe()
   checkpoints = Checkpoints(workdir, model_config, _KEPT, config.keep_every, description)
   where = plan.state_sharding
   if checkpoints.latest_step() is not None:
