@@ -7,9 +7,10 @@ line and exit with status 2 (`cli.runner`). `MachineError` ends them with status
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
 
@@ -37,6 +38,23 @@ class MachineError(RuntimeError):
 def one_line(message: object) -> str:
   """Returns the text of a message on one line."""
   return " ".join(str(message).split())
+
+
+def nearest(name: str, known: Iterable[str], most: int = 3, cutoff: float = 0.5) -> list[str]:
+  """Returns the names that a misspelled one may have been meant for, the nearest first; [] if none is near.
+
+  Args:
+    name: the name as the user wrote it.
+    known: names that exist.
+    most: largest number of names.
+    cutoff: least similarity, 0..1.
+  """
+  return difflib.get_close_matches(name, list(known), most, cutoff)
+
+
+def either(names: Sequence[str]) -> str:
+  """Returns names in words: `a, b or c`."""
+  return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def refuse(message: str, problems: list[str] | None = None) -> None:

@@ -45,7 +45,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
         "f1",
         "f1 for the best F1; catch:SHARE of the images with defects, to catch (IoU of at least 0.3); or yield:SHARE of "
         "the images without defects, to leave alone.",
-      ),
+      )
     ],
     "Prompts": define_prompt_flags(),
     **inference_flags.define_option_flags(inference_flags.JUDGED),

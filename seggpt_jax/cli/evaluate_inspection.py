@@ -22,10 +22,7 @@ from seggpt_jax.errors import InputError, naming
 from seggpt_jax.evaluation import inspection
 from seggpt_jax.metrics.inspection import Thresholds
 
-_RECORDED = (
-  *("model_path", "adapter", "dataset_dir", "mapping", "top_k", "thresholds"),
-  *inference_flags.JUDGED,
-)
+_RECORDED = (*("model_path", "adapter", "dataset_dir", "mapping", "top_k", "thresholds"), *inference_flags.JUDGED)
 
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:

@@ -97,7 +97,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       flags.DEFINE_string("shard", "1/1", "I/N: do only the I-th of N shares of the work."),
     ],
     "Videos": [
-      flags.DEFINE_integer("num_frames", 0, "Number of recent frames that also prompt the next frame.", 0, 1000),
+      flags.DEFINE_integer("num_frames", 0, "Number of recent frames that also prompt the next frame.", 0, 1000)
     ],
   }
 

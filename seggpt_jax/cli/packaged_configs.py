@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.machinery
 import importlib.util
 import inspect
@@ -13,7 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 import seggpt_jax
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, nearest
 from seggpt_jax.files import expand
 
 
@@ -36,7 +35,7 @@ def find(name: str) -> Path:
   path = Path(expand(name))
   if path.is_file():
     return path
-  ordered = sorted(names(), key=lambda known: -difflib.SequenceMatcher(None, path.stem, known).ratio())
+  ordered = nearest(path.stem, names(), len(names()), cutoff=0)
   raise InputError(f"--config: file {name} not found, expected a config file or one of the names {', '.join(ordered)}")
 
 

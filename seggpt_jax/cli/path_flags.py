@@ -15,11 +15,11 @@ _MOST_COMMAS = 100  # parts of one name with commas in it
 class _PathParser(flags.ArgumentParser):
   """Parses one path."""
 
-  def __init__(self, allow_empty: bool):
+  def __init__(self, allow_empty: bool = False):
     super().__init__()
     self._allow_empty = allow_empty
 
-  def parse(self, argument: str) -> str:
+  def parse(self, argument: str) -> str | list[str]:
     if not argument and not self._allow_empty:
       raise ValueError("found an empty value, expected a path")
     return _expand(argument)
@@ -28,7 +28,7 @@ class _PathParser(flags.ArgumentParser):
     return "path"
 
 
-class _PathListParser(flags.ArgumentParser):
+class _PathListParser(_PathParser):
   """Parses paths separated by commas; an empty value is no path at all. A path that exists may have commas itself."""
 
   def parse(self, argument: str | list[str]) -> list[str]:

@@ -15,7 +15,6 @@ on stderr names the file with the traceback, which `--verbosity=0` prints instea
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import os
 import re
@@ -33,7 +32,7 @@ from typing import Any, NoReturn, TextIO
 from absl import app, flags, logging
 
 from seggpt_jax.child_processes import follow_parent
-from seggpt_jax.errors import InputError, MachineError, one_line
+from seggpt_jax.errors import InputError, MachineError, either, nearest, one_line
 from seggpt_jax.files import expand
 
 _VALUES = {
@@ -229,8 +228,8 @@ def _parse(argv: list[str], own: Sequence[str]) -> list[str]:
   except flags.UnrecognizedFlagError as error:
     if error.flagname.removeprefix("no").startswith("config.") and "config" in own:
       _exit("--config: missing, expected it before the keys that are set, for example --config small")
-    nearest = difflib.get_close_matches(error.flagname.replace("-", "_"), own, n=3, cutoff=0.5)
-    expected = f"expected {' or '.join(map(flag_name, nearest))} (--help)" if nearest else "--help lists the flags"
+    meant = nearest(error.flagname.replace("-", "_"), own)
+    expected = f"expected {either([*map(flag_name, meant)])} (--help)" if meant else "--help lists the flags"
     _exit(f"--{error.flagname}: unknown flag, {expected}")
   except (flags.Error, ValueError, RecursionError) as error:  # a list in a list, thousands of times
     if isinstance(error.__context__, InputError):

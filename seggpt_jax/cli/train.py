@@ -9,7 +9,6 @@ the same command on each of them with --distributed=auto or --distributed=HOST:P
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 
@@ -24,12 +23,12 @@ from seggpt_jax.cli.runner import entry
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.labels import classes_in
 from seggpt_jax.data.sources import shared_images
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, either
 from seggpt_jax.evaluation.calibration import Seen
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.palette import fixed_palette
 from seggpt_jax.training import distributed
-from seggpt_jax.training.config import expand_paths, flatten
+from seggpt_jax.training.config import expand_paths, flatten, nearest_keys
 from seggpt_jax.training.head import validation_indices
 from seggpt_jax.training.inputs import open_splits
 from seggpt_jax.training.loop import train
@@ -94,15 +93,8 @@ def _check_keys(config: ConfigDict, argv: list[str]) -> None:
     if not config_seen:
       raise InputError(f"--config: found --config.{match[2]} before it, expected --config first")
     if match[2] not in known:
-      raise InputError(f"--config.{match[2]}: unknown key, expected {_nearest(match[2], known)} (--helpfull lists all)")
-
-
-def _nearest(key: str, known: list[str]) -> str:
-  """Returns the keys that a misspelled key may have been meant for, as text."""
-  last = key.rpartition(".")[2]
-  same_name = [name for name in known if name.rpartition(".")[2] == last]
-  near = difflib.get_close_matches(key, known, n=3) or same_name or difflib.get_close_matches(key, known, n=3, cutoff=0)
-  return " or ".join(f"--config.{name}" for name in near)
+      near = either([f"--config.{key}" for key in nearest_keys(match[2], known)])
+      raise InputError(f"--config.{match[2]}: unknown key, expected {near} (--helpfull lists all)")
 
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
@@ -120,7 +112,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
         "distributed",
         "off",
         "off, auto (ask the cluster) or HOST:PORT,N,I: where process 0 listens, the number of processes, this one's.",
-      ),
+      )
     ],
   }
 

@@ -165,10 +165,7 @@ def _coco(query: Query, found: Sequence[Instance], size: Sequence[int], options:
     }
     for each in found
   ]
-  return {
-    "image": {"file_name": file_name.as_posix(), "height": size[0], "width": size[1]},
-    "annotations": annotations,
-  }
+  return {"image": {"file_name": file_name.as_posix(), "height": size[0], "width": size[1]}, "annotations": annotations}
 
 
 def _labelme(

@@ -38,16 +38,7 @@ from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.prompts import PreparedPrompt, cells_of, read_label_map, without_ignored
 from seggpt_jax.inference.queries import PromptFiles, Query, files_of
 from seggpt_jax.inference.report import REPORT_FILES, never_found, own_prompts, skipped_files, write_report
-from seggpt_jax.inference.run_ledger import (
-  SETTINGS,
-  Shard,
-  check_same_read,
-  earlier_names,
-  kept_entries,
-  open_progress,
-  overwrite_notice,
-  what_is_read,
-)
+from seggpt_jax.inference.run_ledger import SETTINGS, RunFolder, Shard, what_is_read
 from seggpt_jax.model import parameters
 from seggpt_jax.written import check_outputs, is_own, open_record
 
@@ -136,20 +127,20 @@ def run(
       has another size than its image, every query is bad, or the run to resume had other settings, weights or files.
   """
   outdir, settings, shard = Path(expand(outdir)), dict(settings or {}), shard or Shard()
+  folder = RunFolder(outdir, settings, resume, shard)
   options, annotation_options = options or InferenceOptions(), annotation_options or AnnotationOptions()
   outputs.check_kinds(kinds)
   own, read = shard.select(queries), what_is_read(queries, _weights_of(predictor))
-  kept = kept_entries(outdir, resume, shard)
+  kept = folder.kept_entries()
   finished = {name: entry for name, entry in kept.items() if "bad" not in entry}
-  check_same_read(outdir, finished, read)
+  folder.check_same_read(finished, read)
   folders = (".", "stitch") if options.stitch_width else (".",)
   plan = [
     path for query in own if query.name not in finished for path in outputs.planned(outdir, query.name, kinds, folders)
   ]
   reports = [outdir / name for name in (*REPORT_FILES, *([] if kept else [SETTINGS]))]
   check_outputs([*plan, *reports], [*files_of(queries), *also_read], is_image=is_image)
-  notice = overwrite_notice(outdir, settings) if shard.count == 1 and not resume else None
-  if notice:
+  if notice := folder.overwrite_notice():
     print(notice)
   with writing(outdir):
     outdir.mkdir(parents=True, exist_ok=True)
@@ -160,8 +151,8 @@ def run(
     with writing(outdir):
       open_record(outdir)
     if not kept:
-      _remove_stale(outdir, frozenset(plan))
-    progress = held.enter_context(open_progress(outdir, settings, resume, shard))
+      _remove_stale(folder, frozenset(plan))
+    progress = held.enter_context(folder.open_ledger())
     remove_leftovers(outdir, "stitch", *outputs.KINDS, least_age=least_age)
     # Reports of an earlier run are no longer true once this one writes results.
     for name in REPORT_FILES:
@@ -198,16 +189,16 @@ def _weights_of(predictor: Predictor) -> str:
   return parameters.fingerprint({**parameters.split(predictor.model)[1], **learned})
 
 
-def _remove_stale(outdir: Path, plan: frozenset[Path]) -> None:
+def _remove_stale(folder: RunFolder, plan: frozenset[Path]) -> None:
   """Removes results of an earlier run that this one will not replace, so that none stay among the new ones."""
   stale = [
     path
-    for name in earlier_names(outdir)
-    for path in outputs.planned(outdir, name, outputs.KINDS, (".", "stitch"))
+    for name in folder.earlier_names()
+    for path in outputs.planned(folder.path, name, outputs.KINDS, (".", "stitch"))
     if path not in plan and is_own(path)
   ]
   if stale:
-    print(f"{outdir}: removing {len(stale)} files of the earlier run that this one does not write")
+    print(f"{folder.path}: removing {len(stale)} files of the earlier run that this one does not write")
   for path in stale:
     outputs.remove(path)
 

@@ -73,10 +73,7 @@ def predict_colors(
 
 @jit(static_argnames="graph")
 def remember_prompt(
-  graph: nnx.GraphDef,
-  params: parameters.Params,
-  image: UInt8[AnyArray, "h w 3"],
-  masks: UInt8[AnyArray, "h w c"],
+  graph: nnx.GraphDef, params: parameters.Params, image: UInt8[AnyArray, "h w 3"], masks: UInt8[AnyArray, "h w c"]
 ) -> Memory:
   """Computes what a `Matcher` keeps of one prompt, as a batch of one.
 

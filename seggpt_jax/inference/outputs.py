@@ -33,11 +33,7 @@ ANNOTATION_KINDS: tuple[Kind, ...] = ("coco", "labelme", "yolo")  # of `annotati
 _NEEDS_FILE = (*ANNOTATION_KINDS, "geotiff")  # which `annotation_files` and `write_geotiff` write
 DEFAULT_KINDS: tuple[Kind, ...] = ("label", "color", "concat")
 # Tags of a GeoTIFF: pixel scale, tie points, transformation, and the three of the keys of the projection.
-_TAGS = {
-  **dict.fromkeys((33550, 33922, 34264, 34736), TiffTags.DOUBLE),
-  34735: TiffTags.SHORT,
-  34737: TiffTags.ASCII,
-}
+_TAGS = {**dict.fromkeys((33550, 33922, 34264, 34736), TiffTags.DOUBLE), 34735: TiffTags.SHORT, 34737: TiffTags.ASCII}
 _MOST_PANEL = 2048  # pixels: a picture of panels is for looking at, and an aerial image has 100 million pixels
 
 

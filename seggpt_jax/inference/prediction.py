@@ -236,9 +236,7 @@ def without_specks(labels: Integer[np.ndarray, "h w"], least_area: int) -> Integ
 
 
 def decode(
-  colors: UInt8[np.ndarray, "h w 3"],
-  palette: Num[np.ndarray, "n 3"],
-  sensitivity: Float[np.ndarray, "n"] | None = None,
+  colors: UInt8[np.ndarray, "h w 3"], palette: Num[np.ndarray, "n 3"], sensitivity: Float[np.ndarray, "n"] | None = None
 ) -> Integer[np.ndarray, "h w"]:
   """Applies `palette.decode` to one image of any size without compiling for that size.
 

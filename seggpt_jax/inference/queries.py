@@ -232,7 +232,7 @@ class _PromptFolders:
   """
 
   def __init__(self, images: str | os.PathLike, labels: str | os.PathLike):
-    self._images, self._labels = list_prompt_folders(images, labels)
+    self._images, self._labels = list_pair(images, labels)
     self._folders = Path(expand(images)), Path(expand(labels))
     self._finder = NameFinder(self._images, str(images))
 
@@ -293,25 +293,20 @@ def _check_file(flag: str, name: str) -> Path:
   return path
 
 
-def list_prompt_folders(
-  images: str | os.PathLike, labels: str | os.PathLike
+def list_pair(
+  images: str | os.PathLike, labels: str | os.PathLike, apart: Sequence[str | os.PathLike] = ()
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-  """Lists a folder of prompt images and one of their label maps, by name. Warns about label maps without an image.
+  """Lists a folder of images and one of their label maps, by name. Warns about label maps without an image.
 
   Args:
     images: the folder of images; may hold folders.
     labels: the folder of label maps, arranged as the images are.
+    apart: further folders that hold neither.
 
   Raises:
     InputError: a folder is missing or has no images.
   """
-  return _list_pair(images, labels, (images, labels))
-
-
-def _list_pair(
-  images: str | os.PathLike, labels: str | os.PathLike, apart: Sequence[str | os.PathLike]
-) -> tuple[dict[str, Path], dict[str, Path]]:
-  """Lists a folder of images and one of label maps, by name. Warns about label maps without an image."""
+  apart = (*apart, images, labels)
   found, known = _list_files(images, apart), _list_files(labels, apart, of_labels=True)
   if alone := [path.name for name, path in known.items() if name not in found]:
     warn_once(f"{labels}: passed over: {len(alone)} label files that no image in {images} has, first {alone[0]}")
@@ -350,7 +345,7 @@ def _list_dataset(
     return _list_files(directory, apart), {}
   if beside := sum(path.suffix.lower() in image_endings() for path in directory.iterdir()):
     warn_once(f"{directory}: passed over: {beside} images next to the folder images/")
-  return _list_pair(images, labels, apart) if labels.is_dir() else (_list_files(images, apart), {})
+  return list_pair(images, labels, apart) if labels.is_dir() else (_list_files(images, apart), {})
 
 
 def read_mapping(path: str | os.PathLike) -> dict[str, list[str]]:

@@ -104,11 +104,7 @@ def uses_lines(uses: Mapping[str, set[str]], per_image: Mapping[str, Any]) -> li
 
 
 def _summary(
-  images: int,
-  skipped: int,
-  own: Sequence[str],
-  metrics: Mapping[str, Any] | None,
-  settings: Mapping[str, Any],
+  images: int, skipped: int, own: Sequence[str], metrics: Mapping[str, Any] | None, settings: Mapping[str, Any]
 ) -> str:
   """Returns the run as a page of text: settings, scores, and the scores of each image, the worst first."""
   lines = [f"{key}: {as_text(value)}" for key, value in settings.items()]

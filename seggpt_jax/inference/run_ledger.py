@@ -67,56 +67,103 @@ class Shard:
 _FOLDER, SETTINGS, _FILES = "progress", "run.json", "*-of-*.jsonl"
 
 
-def open_progress(outdir: Path, settings: Mapping[str, Any], resume: bool, shard: Shard) -> Ledger:
-  """Opens the ledger of a run in its folder of results.
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+  """The folder of results of a run, and what earlier starts and other processes have noted in it.
 
-  Args:
-    outdir: folder of the results, created if missing.
+  Attributes:
+    path: the folder, created if missing.
     settings: settings of the run, as JSON values by name of their flags.
     resume: keeps the images that an earlier run has finished. Otherwise they are forgotten, and their files replaced.
     shard: the share of this process.
-
-  Raises:
-    InputError: the folder cannot be written to; the run to resume or to share had other settings; or, with several
-      shards, an earlier run is there that must not be resumed: one process cannot know whether the others have
-      forgotten it.
   """
-  folder, settings = outdir / _FOLDER, json.loads(json.dumps(settings))
-  own = folder / f"{shard}.jsonl"
-  with writing(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    if not resume and shard.count > 1 and own.exists():
-      raise InputError(f"{own}: in use by an earlier run; use --resume to continue it")
-    stored = ledger.read_note(outdir / SETTINGS) if _keeps(outdir, resume, shard) else None
-    if stored is not None:
-      remedy = "repeat the earlier flags, or leave out --resume to start over"
-      ledger.check_settings(outdir / SETTINGS, stored, settings, remedy, prefix="--")
-    else:
-      for path in _own_ledgers(outdir):
-        path.unlink()
-      check_replaceable(own, "choose another --outdir")
-      ledger.write_note(outdir / SETTINGS, settings)
-  return Ledger(own, _FILES)
+
+  path: Path
+  settings: dict[str, Any]
+  resume: bool = False
+  shard: Shard = Shard()
+
+  def open_ledger(self) -> Ledger:
+    """Opens the ledger of this process.
+
+    Raises:
+      InputError: the folder cannot be written to; the run to resume or to share had other settings; or, with several
+        shards, an earlier run is there that must not be resumed: one process cannot know whether the others have
+        forgotten it.
+    """
+    folder, stored_at = self.path / _FOLDER, self.path / SETTINGS
+    own = folder / f"{self.shard}.jsonl"
+    with writing(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      if not self.resume and self.shard.count > 1 and own.exists():
+        raise InputError(f"{own}: in use by an earlier run; use --resume to continue it")
+      stored = ledger.read_note(stored_at) if self._adds else None
+      if stored is not None:
+        remedy = "repeat the earlier flags, or leave out --resume to start over"
+        ledger.check_settings(stored_at, stored, _plain(self.settings), remedy, prefix="--")
+      else:
+        for path in self._ledgers:
+          path.unlink()
+        check_replaceable(own, "choose another --outdir")
+        ledger.write_note(stored_at, _plain(self.settings))
+    return Ledger(own, _FILES)
+
+  @property
+  def _adds(self) -> bool:
+    """Whether the run adds to what others have noted, instead of starting over."""
+    return self.resume or (self.shard.count > 1 and bool(self._ledgers))
+
+  @property
+  def _ledgers(self) -> list[Path]:
+    """The ledgers of an earlier run, if run.json says that one was here."""
+    return sorted((self.path / _FOLDER).glob(_FILES)) if is_listed(self.path / SETTINGS) else []
+
+  def _entries(self) -> dict[str, dict[str, Any]]:
+    return ledger.read_entries(self.path / _FOLDER, _FILES)
+
+  def earlier_names(self) -> list[str]:
+    """Returns the images that an earlier run has finished."""
+    return list(self._entries()) if self._ledgers else []
+
+  def kept_entries(self) -> dict[str, dict[str, Any]]:
+    """Returns the entries of earlier starts and other processes that the run adds to."""
+    return self._entries() if self._adds else {}
+
+  def check_same_read(self, entries: Mapping[str, Mapping[str, Any]], read: Mapping[str, dict[str, str]]) -> None:
+    """Checks that finished images were segmented with the files of this run.
+
+    Args:
+      entries: finished images, by name.
+      read: what the results of this run depend on, from `what_is_read`.
+
+    Raises:
+      InputError: a file has changed; names the first.
+    """
+    for name, now in read.items():
+      before = entries.get(name, {}).get("read", now)
+      if changed := [key for key in now if before.get(key) != now[key]]:
+        what = {"image": "another image file", "label": "another label file"}.get(changed[0], f"other {changed[0]}")
+        raise InputError(
+          f"{self.path}: {name} was segmented with {what} than now, and two runs would be mixed; leave out --resume to "
+          "start over, or choose another --outdir"
+        )
+
+  def overwrite_notice(self) -> str | None:
+    """Returns the line that a command prints before it overwrites the results of an earlier run; None without any."""
+    finished = [entry for entry in self._entries().values() if "bad" not in entry]
+    if not finished or self.shard.count > 1 or self.resume:
+      return None
+    stored, settings = ledger.read_note(self.path / SETTINGS) or {}, _plain(self.settings)
+    changed = {key: stored.get(key) for key in {**stored, **settings} if stored.get(key) != settings.get(key)}
+    described = " ".join(f"--{key}={as_text(value)}" for key, value in changed.items())
+    earlier = f"an earlier run with {described}" if changed else "an earlier run with the same settings"
+    remedy = "choose another --outdir" if changed else "use --resume, or another --outdir"
+    return f"{self.path}: overwriting {len(finished)} results of {earlier}; to keep them, {remedy}"
 
 
-def _keeps(outdir: Path, resume: bool, shard: Shard) -> bool:
-  """Returns whether a run adds to what others have noted in its folder, instead of starting over."""
-  return resume or (shard.count > 1 and bool(_own_ledgers(outdir)))
-
-
-def _own_ledgers(outdir: Path) -> list[Path]:
-  """Returns the ledgers of an earlier run, if run.json says that one was here."""
-  return sorted((outdir / _FOLDER).glob(_FILES)) if is_listed(outdir / SETTINGS) else []
-
-
-def earlier_names(outdir: Path) -> list[str]:
-  """Returns the images that an earlier run has finished in a folder."""
-  return list(ledger.read_entries(outdir / _FOLDER, _FILES)) if _own_ledgers(outdir) else []
-
-
-def kept_entries(outdir: Path, resume: bool, shard: Shard) -> dict[str, dict[str, Any]]:
-  """Returns the entries of earlier and other processes that a run with these options adds to."""
-  return ledger.read_entries(outdir / _FOLDER, _FILES) if _keeps(outdir, resume, shard) else {}
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns settings as a file returns them."""
+  return json.loads(json.dumps(settings))
 
 
 def what_is_read(queries: Sequence[Query], weights: str) -> dict[str, dict[str, str]]:
@@ -150,45 +197,6 @@ def what_is_read(queries: Sequence[Query], weights: str) -> dict[str, dict[str, 
     }
     for query in queries
   }
-
-
-def check_same_read(outdir: Path, entries: Mapping[str, Mapping[str, Any]], read: Mapping[str, dict[str, str]]) -> None:
-  """Checks that finished images were segmented with the files of this run.
-
-  Args:
-    outdir: folder of the results.
-    entries: finished images, by name.
-    read: what the results of this run depend on, from `what_is_read`.
-
-  Raises:
-    InputError: a file has changed; names the first.
-  """
-  for name, now in read.items():
-    before = entries.get(name, {}).get("read", now)
-    if changed := [key for key in now if before.get(key) != now[key]]:
-      what = {"image": "another image file", "label": "another label file"}.get(changed[0], f"other {changed[0]}")
-      raise InputError(
-        f"{outdir}: {name} was segmented with {what} than now, and two runs would be mixed; leave out --resume to "
-        "start over, or choose another --outdir"
-      )
-
-
-def overwrite_notice(outdir: Path, settings: Mapping[str, Any]) -> str | None:
-  """Returns the line that a command prints before it overwrites the results of an earlier run; None without any.
-
-  Args:
-    outdir: folder of the results.
-    settings: settings of the run that begins, as JSON values by name of their flags.
-  """
-  finished = [entry for entry in ledger.read_entries(outdir / _FOLDER, _FILES).values() if "bad" not in entry]
-  if not finished:
-    return None
-  stored, settings = ledger.read_note(outdir / SETTINGS) or {}, json.loads(json.dumps(settings))
-  changed = {key: stored.get(key) for key in {**stored, **settings} if stored.get(key) != settings.get(key)}
-  described = " ".join(f"--{key}={as_text(value)}" for key, value in changed.items())
-  earlier = f"an earlier run with {described}" if changed else "an earlier run with the same settings"
-  remedy = "choose another --outdir" if changed else "use --resume, or another --outdir"
-  return f"{outdir}: overwriting {len(finished)} results of {earlier}; to keep them, {remedy}"
 
 
 def as_text(value: Any) -> str:

@@ -313,12 +313,7 @@ class SegGPT(nnx.Module):
     return jnp.concatenate([self.norm(outputs[(tap - merged) // group]) for tap in sorted(taps)], axis=-1)
 
   def _run_blocks(
-    self,
-    places: range,
-    group: int,
-    x: Float[Array, "b rows cols d"],
-    prompts_per_query: int,
-    key: PRNGKeyArray | None,
+    self, places: range, group: int, x: Float[Array, "b rows cols d"], prompts_per_query: int, key: PRNGKeyArray | None
   ) -> list[Float[Array, "b rows cols d"]]:
     """Runs blocks one after the other, and returns the output of the last one of each group of `group` blocks."""
     graphs, params = zip(*(nnx.split(self.blocks[place]) for place in places), strict=True) if places else ((), ())

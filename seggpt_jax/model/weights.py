@@ -26,15 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from seggpt_jax.errors import InputError, one_line, warn_once
-from seggpt_jax.files import (
-  exclusive,
-  expand,
-  parse_json,
-  refuse_patterns,
-  remove_leftovers_of,
-  writing,
-  written_whole,
-)
+from seggpt_jax.files import exclusive, expand, parse_json, refuse_patterns, remove_leftovers_of, writing, written_whole
 from seggpt_jax.model import digests, hub, packaged, parameters, torch_files
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT

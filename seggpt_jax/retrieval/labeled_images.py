@@ -17,7 +17,7 @@ from seggpt_jax.data.images import read_bytes
 from seggpt_jax.data.labels import IGNORE, LabelFormat, classes_in, read_labels
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference.queries import PromptFiles, list_prompt_folders
+from seggpt_jax.inference.queries import PromptFiles, list_pair
 
 
 class Facts(NamedTuple):
@@ -38,7 +38,7 @@ def list_prompts(prompt_img_dir: str | os.PathLike, prompt_label_dir: str | os.P
   Raises:
     InputError: a folder is missing or empty, or an image has no label.
   """
-  images, labels = list_prompt_folders(prompt_img_dir, prompt_label_dir)
+  images, labels = list_pair(prompt_img_dir, prompt_label_dir)
   for name, path in images.items():
     if name not in labels:
       raise InputError(f"{path}: found no label for it, expected {Path(prompt_label_dir) / name}.*")

@@ -19,23 +19,14 @@ from seggpt_jax.data.images import remote_or_local
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.outlines import check_categories
 from seggpt_jax.data.pairing import PairingOptions
-from seggpt_jax.data.pipeline import (
-  EvaluationPairs,
-  SourceTrainingPairs,
-  TrainingPairs,
-)
+from seggpt_jax.data.pipeline import EvaluationPairs, SourceTrainingPairs, TrainingPairs
 from seggpt_jax.data.recognize import recognize
 from seggpt_jax.data.sources import CachedSource, Source, shared_images
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
 from seggpt_jax.data.zoomed import ZoomedSource, measured_zoom, num_windows, object_sides
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.training.prompt_choice import (
-  describe_answerable,
-  evaluation_pairs_of,
-  known_samples,
-  training_pairing,
-)
+from seggpt_jax.training.prompt_choice import describe_answerable, evaluation_pairs_of, known_samples, training_pairing
 
 _AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
 # Windows that an image may take where the zoom is measured: with the packaged weights and two cores, a second or two.

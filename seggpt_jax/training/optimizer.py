@@ -114,14 +114,7 @@ def cycle_steps(first_cycle: int, warmup: int, num_steps: int) -> tuple[int, int
 
 
 def cosine_cycles(
-  peak: float,
-  first_cycle: int,
-  *,
-  cycle_mult: float,
-  warmup: int,
-  decay: float,
-  minimum: float,
-  num_steps: int,
+  peak: float, first_cycle: int, *, cycle_mult: float, warmup: int, decay: float, minimum: float, num_steps: int
 ) -> optax.Schedule:
   """Returns cosine annealing with warm restarts (arXiv 1608.03983), each cycle with a linear warm-up and a lower peak.
 

@@ -78,10 +78,7 @@ def _blockwise_backward(grid, kept, gradient):
     d_qkv = jnp.stack([d_scaled_query * scale + d_query, d_key, d_value])
     return d_table_sum + d_table.astype(jnp.float32), _tokens_first(d_qkv, canvases)
 
-  blocks = (
-    *(_cut(x, canvases, heads) for x in (qkv, output[:, :, None], gradient[:, :, None])),
-    log_total,
-  )
+  blocks = (*(_cut(x, canvases, heads) for x in (qkv, output[:, :, None], gradient[:, :, None])), log_total)
   d_table, d_qkv = jax.lax.scan(pull_back, jnp.zeros(table.shape, jnp.float32), blocks)
   return _join(d_qkv, qkv.shape), d_table.astype(table.dtype)
 
@@ -169,9 +166,7 @@ _pick_distances.defvjp(lambda x, grid: (_pick_distances(x, grid), None), _unpick
 
 
 @functools.cache
-def _distance_indices(
-  grid: tuple[int, int],
-) -> tuple[Int[np.ndarray, "t positions"], Int[np.ndarray, "t distances"]]:
+def _distance_indices(grid: tuple[int, int]) -> tuple[Int[np.ndarray, "t positions"], Int[np.ndarray, "t distances"]]:
   """Returns flat indices into `[t, distances]` for `[t, positions]`, and back; -1 marks distances outside the grid."""
   rows, cols = grid
   tokens, distances = rows * cols, 2 * (rows + cols) - 2
