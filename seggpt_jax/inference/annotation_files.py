@@ -41,18 +41,14 @@ _MOST_TOLERANCE = 1000  # pixels
 class AnnotationOptions:
   """Options of annotations.
 
-  Attributes:
-    names: names of classes 1, 2, ...; further classes are called class_N.
-    tolerance: see `instances`.
-    root: folder that the `file_name` of COCO is relative to. Images outside of it, or all without it, have their file
-      name alone.
-
   Raises:
     InputError: a name is empty, given twice or reserved, or the tolerance is negative or very large.
   """
 
-  names: tuple[str, ...] = ()
-  tolerance: float | int = TOLERANCE
+  names: tuple[str, ...] = ()  # names of classes 1, 2, ...; further classes are called class_N
+  tolerance: float | int = TOLERANCE  # see `instances`
+  # Folder that the `file_name` of COCO is relative to. Images outside of it, or all without it, have their file name
+  # alone.
   root: Path | None = None
 
   def __post_init__(self):

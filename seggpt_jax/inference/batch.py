@@ -49,44 +49,27 @@ _CACHED_PROMPTS = 256  # prompts of one tile that stay in memory: 200 MB for the
 
 
 class Read(NamedTuple):
-  """A query in memory.
+  """A query in memory."""
 
-  Attributes:
-    query: its files.
-    image: uint8 `[H, W, 3]`.
-    truth: the true label map `[H, W]`; None if the query has no label file.
-    prompts: prompts of the network's size.
-    shown: prompts as the network sees them: at the scale of training those of cells, else the same.
-    is_prompt: whether the image is one of its own prompts, by its pixels.
-  """
-
-  query: Query
-  image: np.ndarray
-  truth: np.ndarray | None
-  prompts: list[PreparedPrompt]
+  query: Query  # its files
+  image: np.ndarray  # uint8 `[H, W, 3]`
+  truth: np.ndarray | None  # the true label map `[H, W]`; None if the query has no label file
+  prompts: list[PreparedPrompt]  # prompts of the network's size
+  # Prompts as the network sees them: at the scale of training those of cells, else the same.
   shown: list[PreparedPrompt]
-  is_prompt: bool = False
+  is_prompt: bool = False  # whether the image is one of its own prompts, by its pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """The outcome of a run.
+  """The outcome of a run."""
 
-  Attributes:
-    done: number of images that this process has segmented.
-    before: number of images of this process that an earlier run had finished.
-    left: number of images that other processes have not finished.
-    metrics: the content of metrics.json; None if no image has labels, or if images are left.
-    bad: images of all processes that were skipped.
-    own_prompts: images with labels that are their own prompts, which are not scored.
-  """
-
-  done: int
-  before: int
-  left: int
-  metrics: dict[str, Any] | None
-  bad: BadFiles
-  own_prompts: tuple[str, ...] = ()
+  done: int  # number of images that this process has segmented
+  before: int  # number of images of this process that an earlier run had finished
+  left: int  # number of images that other processes have not finished
+  metrics: dict[str, Any] | None  # the content of metrics.json; None if no image has labels, or if images are left
+  bad: BadFiles  # images of all processes that were skipped
+  own_prompts: tuple[str, ...] = ()  # images with labels that are their own prompts, which are not scored
 
 
 def run(

@@ -273,40 +273,24 @@ def _floor_power_of_two(count: int) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-  """An image at one split and with one mirroring.
+  """An image at one split and with one mirroring."""
 
-  Attributes:
-    tiled: the image on its way through the network.
-    axes: the mirrored axes.
-    shape: height and width in pixels of the image at this split, without what fills it up to a tile.
-    asked: the class of each channel, if the network answers masks.
-  """
-
-  tiled: TiledImage
-  axes: tuple[int, ...]
-  shape: tuple[int, int]
-  asked: tuple[int, ...] = ()
+  tiled: TiledImage  # the image on its way through the network
+  axes: tuple[int, ...]  # the mirrored axes
+  shape: tuple[int, int]  # height and width in pixels of the image at this split, without what fills it up to a tile
+  asked: tuple[int, ...] = ()  # the class of each channel, if the network answers masks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PendingPrediction:
-  """A query on its way through the network.
+  """A query on its way through the network."""
 
-  Attributes:
-    image: the query.
-    views: the image at every split and with every mirroring.
-    palette: the color of each class.
-    classes: the classes to decode to.
-    options: how to decode.
-    head: a classifier whose probabilities are averaged with the network's.
-  """
-
-  image: np.ndarray
-  views: list[View]
-  palette: np.ndarray
-  classes: np.ndarray
-  options: InferenceOptions
-  head: heads.Head | None = None
+  image: np.ndarray  # the query
+  views: list[View]  # the image at every split and with every mirroring
+  palette: np.ndarray  # the color of each class
+  classes: np.ndarray  # the classes to decode to
+  options: InferenceOptions  # how to decode
+  head: heads.Head | None = None  # a classifier whose probabilities are averaged with the network's
 
   @property
   def finished(self) -> bool:

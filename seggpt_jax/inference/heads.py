@@ -93,17 +93,11 @@ def _imagenet() -> Callable[[UInt8[np.ndarray, "h w 3"]], dict[int, Array]]:
 
 
 class Features(NamedTuple):
-  """Features of an image.
+  """Features of an image."""
 
-  Attributes:
-    maps: feature maps of any sizes.
-    shape: height and width of the image that they were computed from.
-    places: the coarse ImageNet features at `_GRID` x `_GRID` places.
-  """
-
-  maps: Maps
-  shape: tuple[int, int]
-  places: Float[np.ndarray, "p f"]
+  maps: Maps  # feature maps of any sizes
+  shape: tuple[int, int]  # height and width of the image that they were computed from
+  places: Float[np.ndarray, "p f"]  # the coarse ImageNet features at `_GRID` x `_GRID` places
 
   @property
   def statistics(self) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -31,15 +31,10 @@ class _LabelFiles:
 
 
 class Objects(NamedTuple):
-  """The objects of labeled images.
+  """The objects of labeled images."""
 
-  Attributes:
-    sides: median side in pixels of each class's objects, see `zoomed.object_sides`.
-    shape: height and width in pixels of the first label map, which stands for all.
-  """
-
-  sides: dict[int, float]
-  shape: tuple[int, ...]
+  sides: dict[int, float]  # median side in pixels of each class's objects, see `zoomed.object_sides`
+  shape: tuple[int, ...]  # height and width in pixels of the first label map, which stands for all
 
   def zoom(self, config: SegGPTConfig) -> float:
     """Returns the factor from an image's pixels to the network's at which the smallest class is two patches large.

@@ -23,17 +23,11 @@ _LABEL_FOLDERS = frozenset({"label", "labels", "mask", "masks"})  # their files 
 
 @dataclasses.dataclass(frozen=True)
 class PromptFiles:
-  """The files of a prompt: its image and its label map.
+  """The files of a prompt: its image and its label map."""
 
-  Attributes:
-    image: image file.
-    labels: file of its label map.
-    name: path below the folder of prompts, without ending; "" for the file name.
-  """
-
-  image: Path
-  labels: Path
-  name: str = ""
+  image: Path  # image file
+  labels: Path  # file of its label map
+  name: str = ""  # path below the folder of prompts, without ending; "" for the file name
 
   @property
   def written(self) -> str:
@@ -43,19 +37,12 @@ class PromptFiles:
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-  """An image to segment.
+  """An image to segment."""
 
-  Attributes:
-    name: path below the folder of images, without ending.
-    image: image file.
-    truth: file of the true label map; None if it is missing.
-    prompts: files of its prompts, best first.
-  """
-
-  name: str
-  image: Path
-  truth: Path | None
-  prompts: tuple[PromptFiles, ...]
+  name: str  # path below the folder of images, without ending
+  image: Path  # image file
+  truth: Path | None  # file of the true label map; None if it is missing
+  prompts: tuple[PromptFiles, ...]  # files of its prompts, best first
 
   @property
   def written(self) -> str:

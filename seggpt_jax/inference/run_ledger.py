@@ -30,15 +30,10 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """The share of one process. `2/4` is the second of every four items.
+  """The share of one process. `2/4` is the second of every four items."""
 
-  Attributes:
-    index: number of the process, 1 .. count.
-    count: number of processes.
-  """
-
-  index: int = 1
-  count: int = 1
+  index: int = 1  # number of the process, 1 .. count
+  count: int = 1  # number of processes
 
   @classmethod
   def parse(cls, text: str) -> Shard:
@@ -69,19 +64,13 @@ _FOLDER, SETTINGS, _FILES = "progress", "run.json", "*-of-*.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-  """The folder of results of a run, and what earlier starts and other processes have noted in it.
+  """The folder of results of a run, and what earlier starts and other processes have noted in it."""
 
-  Attributes:
-    path: the folder, created if missing.
-    settings: settings of the run, as JSON values by name of their flags.
-    resume: keeps the images that an earlier run has finished. Otherwise they are forgotten, and their files replaced.
-    shard: the share of this process.
-  """
-
-  path: Path
-  settings: dict[str, Any]
+  path: Path  # the folder, created if missing
+  settings: dict[str, Any]  # settings of the run, as JSON values by name of their flags
+  # Keeps the images that an earlier run has finished. Otherwise they are forgotten, and their files replaced.
   resume: bool = False
-  shard: Shard = Shard()
+  shard: Shard = Shard()  # the share of this process
 
   def open_ledger(self) -> Ledger:
     """Opens the ledger of this process.

@@ -143,17 +143,11 @@ _Size = tuple[int, int]  # height, width
 
 
 class Window(NamedTuple):
-  """A part of an image, of a tile's size, that the network predicts.
+  """A part of an image, of a tile's size, that the network predicts."""
 
-  Attributes:
-    top: first row of pixels.
-    left: first column of pixels.
-    mask: True for the patches that are predicted, `[rows, cols]` of a tile.
-  """
-
-  top: int
-  left: int
-  mask: np.ndarray
+  top: int  # first row of pixels
+  left: int  # first column of pixels
+  mask: np.ndarray  # True for the patches that are predicted, `[rows, cols]` of a tile
 
 
 def tile_windows(split: int, tile: _Size, patch_size: int, overlap: float | int = 0) -> list[Window]:

@@ -19,15 +19,10 @@ FILE = "operating_point.json"
 
 
 class OperatingPoint(NamedTuple):
-  """A way to decode predicted colors; see `InferenceOptions`.
+  """A way to decode predicted colors; see `InferenceOptions`."""
 
-  Attributes:
-    sensitivity: for classes 1, 2, ...
-    least_area: in pixels of an image.
-  """
-
-  sensitivity: tuple[float, ...] = ()
-  least_area: int = 0
+  sensitivity: tuple[float, ...] = ()  # for classes 1, 2, ..
+  least_area: int = 0  # in pixels of an image
 
 
 def read_operating_point(run: str | os.PathLike) -> OperatingPoint | None:

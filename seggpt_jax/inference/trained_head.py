@@ -53,19 +53,12 @@ def answer_of(graph: nnx.GraphDef, params: parameters.Params, side: int) -> Answ
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeadPrediction:
-  """A query that a trained head answers, in the place of a `PendingPrediction`.
+  """A query that a trained head answers, in the place of a `PendingPrediction`."""
 
-  Attributes:
-    image: the query.
-    answer: the head.
-    palette: the color of each class.
-    options: how to decode.
-  """
-
-  image: UInt8[np.ndarray, "h w 3"]
-  answer: Answer
-  palette: Num[np.ndarray, "n 3"]
-  options: InferenceOptions
+  image: UInt8[np.ndarray, "h w 3"]  # the query
+  answer: Answer  # the head
+  palette: Num[np.ndarray, "n 3"]  # the color of each class
+  options: InferenceOptions  # how to decode
   views: tuple[()] = ()
   finished: bool = True
 

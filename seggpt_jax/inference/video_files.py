@@ -35,17 +35,11 @@ _BT709 = 1  # the same number for primaries, transfer and matrix
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-  """Properties of a video that are known before it is decoded.
+  """Properties of a video that are known before it is decoded."""
 
-  Attributes:
-    rate: frames per second; the mean if the rate varies.
-    size: height and width of the first frame, upright.
-    num_frames: number of frames, from the container or from the length; None if both are unknown.
-  """
-
-  rate: Fraction
-  size: tuple[int, int]
-  num_frames: int | None
+  rate: Fraction  # frames per second; the mean if the rate varies
+  size: tuple[int, int]  # height and width of the first frame, upright
+  num_frames: int | None  # number of frames, from the container or from the length; None if both are unknown
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:

@@ -29,23 +29,14 @@ from seggpt_jax.palette import IGNORE
 
 @dataclasses.dataclass(frozen=True)
 class StoredAdapter:
-  """A trained adapter.
+  """A trained adapter."""
 
-  Attributes:
-    adapter: the adapter's kind and settings.
-    params: the adapter's parameters.
-    config: the architecture that it was trained with, including the canvas size.
-    fingerprint: content hash of the weights that it was trained for, see `parameters.fingerprint`.
-    base: path or name of those weights, as the run's configuration had it.
-    num_classes: number of classes in the training labels, background included.
-  """
-
-  adapter: Adapter
-  params: dict[str, np.ndarray]
-  config: SegGPTConfig
-  fingerprint: str
-  base: str
-  num_classes: int
+  adapter: Adapter  # the adapter's kind and settings
+  params: dict[str, np.ndarray]  # the adapter's parameters
+  config: SegGPTConfig  # the architecture that it was trained with, including the canvas size
+  fingerprint: str  # content hash of the weights that it was trained for, see `parameters.fingerprint`
+  base: str  # path or name of those weights, as the run's configuration had it
+  num_classes: int  # number of classes in the training labels, background included
 
   def describe(self) -> dict[str, Any]:
     """Returns the description that is stored with the parameters, as values for JSON."""

@@ -16,21 +16,13 @@ from seggpt_jax.errors import InputError, one_line
 
 
 class HubFile(NamedTuple):
-  """A file of the hub.
+  """A file of the hub."""
 
-  Attributes:
-    name: name of the weights as the user wrote it, for messages.
-    repo: OWNER/NAME.
-    file: path of the file in the repository.
-    commit: commit of the repository.
-    folder: folder that gets the file, under its path in the repository.
-  """
-
-  name: str
-  repo: str
-  file: str
-  commit: str
-  folder: Path
+  name: str  # name of the weights as the user wrote it, for messages
+  repo: str  # OWNER/NAME
+  file: str  # path of the file in the repository
+  commit: str  # commit of the repository
+  folder: Path  # folder that gets the file, under its path in the repository
 
   @property
   def url(self) -> str:

@@ -37,17 +37,11 @@ _BUSY = (408, 429)  # statuses of a hub that would answer later
 
 
 class Address(NamedTuple):
-  """Names weights on the hub.
+  """Names weights on the hub."""
 
-  Attributes:
-    repo: OWNER/NAME.
-    revision: branch, tag or commit.
-    file: one file of the repository, or "" for the repository's model.
-  """
-
-  repo: str
-  revision: str
-  file: str
+  repo: str  # OWNER/NAME
+  revision: str  # branch, tag or commit
+  file: str  # one file of the repository, or "" for the repository's model
 
 
 def parse(name: str | os.PathLike) -> Address | None:

@@ -33,37 +33,22 @@ FREQUENCIES = 5  # of the position code
 
 
 class Image(NamedTuple):
-  """Holds what the network computes from an image alone.
+  """Holds what the network computes from an image alone."""
 
-  Attributes:
-    tokens: contextual tokens of stride 8, [N, rows, cols, width].
-    keys: normalized features that are matched, by stride 4 and 8: [N, pixels, heads, channels].
-    ridge: features of the linear heads of stride 4: [N, 2, pixels, channels].
-    skips: features for the decoder, by stride 4 and 2.
-  """
-
-  tokens: Array
-  keys: dict[int, Array]
-  ridge: Array
-  skips: dict[int, Array]
+  tokens: Array  # contextual tokens of stride 8, [N, rows, cols, width]
+  keys: dict[int, Array]  # normalized features that are matched, by stride 4 and 8: [N, pixels, heads, channels]
+  ridge: Array  # features of the linear heads of stride 4: [N, 2, pixels, channels]
+  skips: dict[int, Array]  # features for the decoder, by stride 4 and 2
 
 
 class Memory(NamedTuple):
-  """Holds what the network keeps of prompts. No array depends on another prompt, so memories of prompts can be stacked.
+  """Holds what the network keeps of prompts. Memories can be stacked: no array depends on another prompt."""
 
-  Attributes:
-    keys: features to match with, by stride: [B, K, pixels, heads, channels].
-    values: 4 x 4 mask values of each place, by stride: [B, K, pixels, C, 16].
-    gram: products of the features of the linear heads, summed over pixels: [B, K, 2, channels, channels].
-    target: products of these features and the masks, summed over pixels: [B, K, 2, channels, C].
-    tokens: tokens of the prompts in front of each layer: [B, K, C, tokens, width].
-  """
-
-  keys: dict[int, Array]
-  values: dict[int, Array]
-  gram: Array
-  target: Array
-  tokens: list[Array]
+  keys: dict[int, Array]  # features to match with, by stride: [B, K, pixels, heads, channels]
+  values: dict[int, Array]  # 4 x 4 mask values of each place, by stride: [B, K, pixels, C, 16]
+  gram: Array  # products of the features of the linear heads, summed over pixels: [B, K, 2, channels, channels]
+  target: Array  # products of these features and the masks, summed over pixels: [B, K, 2, channels, C]
+  tokens: list[Array]  # tokens of the prompts in front of each layer: [B, K, C, tokens, width]
 
 
 def _standardize(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:

@@ -24,21 +24,13 @@ Tensors = dict[str, np.ndarray]
 
 
 class Entry(NamedTuple):
-  """Names of one parameter in the three layouts, and the functions that convert its array.
+  """Names of one parameter in the three layouts, and the functions that convert its array."""
 
-  Attributes:
-    name: our name.
-    baai: name in BAAI's release.
-    hf: name in Hugging Face transformers.
-    to_ours: converts an array from PyTorch's shape to ours.
-    to_torch: converts an array from our shape to PyTorch's.
-  """
-
-  name: str
-  baai: str
-  hf: str
-  to_ours: Callable[[np.ndarray], np.ndarray]
-  to_torch: Callable[[np.ndarray], np.ndarray]
+  name: str  # our name
+  baai: str  # name in BAAI's release
+  hf: str  # name in Hugging Face transformers
+  to_ours: Callable[[np.ndarray], np.ndarray]  # converts an array from PyTorch's shape to ours
+  to_torch: Callable[[np.ndarray], np.ndarray]  # converts an array from our shape to PyTorch's
 
 
 def _same(array: np.ndarray) -> np.ndarray:
@@ -123,19 +115,12 @@ def entries(depth: int) -> list[Entry]:
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-  """A converted checkpoint.
+  """A converted checkpoint."""
 
-  Attributes:
-    params: arrays under our names, in the checkpoint's dtype; views of the file where possible.
-    config: the architecture.
-    layout: layout of the checkpoint's names.
-    unexpected: names in the checkpoint that are not parameters of a SegGPT; they are left out.
-  """
-
-  params: Tensors
-  config: SegGPTConfig
-  layout: Layout
-  unexpected: tuple[str, ...]
+  params: Tensors  # arrays under our names, in the checkpoint's dtype; views of the file where possible
+  config: SegGPTConfig  # the architecture
+  layout: Layout  # layout of the checkpoint's names
+  unexpected: tuple[str, ...]  # names in the checkpoint that are not parameters of a SegGPT; they are left out
 
 
 def from_torch(source: str, tensors: Mapping[str, np.ndarray], hints: Mapping[str, Any]) -> Conversion:

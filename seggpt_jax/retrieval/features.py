@@ -37,17 +37,11 @@ _BEST_SHARE = 0.05  # share of a query's patches that decides how well a foregro
 
 
 class Features(NamedTuple):
-  """The features of a batch of images, not normalized, because some have to be centered first.
+  """The features of a batch of images, not normalized, because some have to be centered first."""
 
-  Attributes:
-    image: mean over all patches.
-    foreground: mean weighted by the share of foreground in each patch; 0 without foreground.
-    patches: tokens of the query's half.
-  """
-
-  image: Float[Array, "b d"]
-  foreground: Float[Array, "b d"]
-  patches: Float[Array, "b rows cols d"]
+  image: Float[Array, "b d"]  # mean over all patches
+  foreground: Float[Array, "b d"]  # mean weighted by the share of foreground in each patch; 0 without foreground
+  patches: Float[Array, "b rows cols d"]  # tokens of the query's half
 
 
 class Encoder:

@@ -21,15 +21,10 @@ from seggpt_jax.inference.queries import PromptFiles, list_pair
 
 
 class Facts(NamedTuple):
-  """Contents of N labeled images.
+  """Contents of N labeled images."""
 
-  Attributes:
-    digests: digest of each image file, which is the same for copies.
-    holds: whether each label holds each class; column 0, the background, is always False.
-  """
-
-  digests: list[str]
-  holds: Bool[np.ndarray, "n classes"]
+  digests: list[str]  # digest of each image file, which is the same for copies
+  holds: Bool[np.ndarray, "n classes"]  # whether each label holds each class; column 0, the background, is always False
 
 
 def list_prompts(prompt_img_dir: str | os.PathLike, prompt_label_dir: str | os.PathLike) -> list[PromptFiles]:

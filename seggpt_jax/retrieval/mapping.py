@@ -42,16 +42,11 @@ class Conditions(NamedTuple):
   """The keys of queries and prompts; a key is a class or a group.
 
   A prompt is positive for a query if the two have a key in common. It is negative if it has keys, but none in common.
-
-  Attributes:
-    queries: whether each query has each key.
-    prompts: whether each prompt has each key.
-    names: the keys of each query in words, for errors.
   """
 
-  queries: Bool[np.ndarray, "queries keys"]
-  prompts: Bool[np.ndarray, "prompts keys"]
-  names: list[str]
+  queries: Bool[np.ndarray, "queries keys"]  # whether each query has each key
+  prompts: Bool[np.ndarray, "prompts keys"]  # whether each prompt has each key
+  names: list[str]  # the keys of each query in words, for errors
 
 
 def by_group(queries: Sequence[Query], prompts: Sequence[PromptFiles], spec: str, labels: LabelFormat) -> Conditions:

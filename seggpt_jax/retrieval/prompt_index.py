@@ -38,15 +38,10 @@ _MIN_SPREAD = 1e-6  # avoids a division by zero if all images are the same
 
 
 class Match(NamedTuple):
-  """A prompt that was found for a query.
+  """A prompt that was found for a query."""
 
-  Attributes:
-    files: image and label of the prompt.
-    score: similarity to the query, at most 1; larger is better.
-  """
-
-  files: PromptFiles
-  score: float
+  files: PromptFiles  # image and label of the prompt
+  score: float  # similarity to the query, at most 1; larger is better
 
 
 class PromptIndex:

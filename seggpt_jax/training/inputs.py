@@ -36,25 +36,15 @@ _SIDES, _OBJECT = (192, 768), 7.0  # of the squares that a trained head sees, an
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """The pairs of a run.
+  """The pairs of a run."""
 
-  Attributes:
-    training: training pairs.
-    evaluation: validation pairs.
-    sources: samples under "train" and "val".
-    notes: lines on the data for the person who started the run.
-    zoom: factor from the images' pixels to the network's; 0 if samples are resized instead.
-    prompt_grid: cells along a side of a prompt; 0 if a prompt is one sample.
-    class_names: names of classes 1, 2, ... that the dataset states; () if it states none.
-  """
-
-  training: TrainingPairs
-  evaluation: EvaluationPairs
-  sources: Mapping[str, Source]
-  notes: tuple[str, ...] = ()
-  zoom: float = 0.0
-  prompt_grid: int = 0
-  class_names: tuple[str, ...] = ()
+  training: TrainingPairs  # training pairs
+  evaluation: EvaluationPairs  # validation pairs
+  sources: Mapping[str, Source]  # samples under "train" and "val"
+  notes: tuple[str, ...] = ()  # lines on the data for the person who started the run
+  zoom: float = 0.0  # factor from the images' pixels to the network's; 0 if samples are resized instead
+  prompt_grid: int = 0  # cells along a side of a prompt; 0 if a prompt is one sample
+  class_names: tuple[str, ...] = ()  # names of classes 1, 2, ... that the dataset states; () if it states none
 
 
 def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | os.PathLike) -> Inputs:
@@ -183,15 +173,10 @@ def _grid(data: ConfigDict, scale: _Scale, learned: bool, every_class: bool) -> 
 
 
 class _Scale(NamedTuple):
-  """A scale that images are shown at.
+  """A scale that images are shown at."""
 
-  Attributes:
-    zoom: factor from the images' pixels to the network's; 0 resizes them.
-    windows: windows that cover a validation image.
-  """
-
-  zoom: float
-  windows: int = 1
+  zoom: float  # factor from the images' pixels to the network's; 0 resizes them
+  windows: int = 1  # windows that cover a validation image
 
 
 def _scale(data: ConfigDict, splits: Mapping[str, Source], model_config: SegGPTConfig, notes: list[str]) -> _Scale:

@@ -50,17 +50,11 @@ _MOST_CYCLES = 1000
 
 
 class Optimizer(NamedTuple):
-  """The optimizer of a run.
+  """The optimizer of a run."""
 
-  Attributes:
-    transform: optax transformation of the trained parameters alone.
-    schedule: step, counted from 0 -> learning rate; that of the last layer if layers differ.
-    frozen: names of the parameters that are not trained.
-  """
-
-  transform: optax.GradientTransformation
-  schedule: optax.Schedule
-  frozen: frozenset[str]
+  transform: optax.GradientTransformation  # optax transformation of the trained parameters alone
+  schedule: optax.Schedule  # step, counted from 0 -> learning rate; that of the last layer if layers differ
+  frozen: frozenset[str]  # names of the parameters that are not trained
 
 
 def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any], adapter: bool = False) -> Optimizer:

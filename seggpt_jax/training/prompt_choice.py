@@ -21,19 +21,12 @@ from seggpt_jax.errors import InputError, naming
 
 
 class SplitSamples(NamedTuple):
-  """Facts about the samples of a split that decide their pairs.
+  """Facts about the samples of a split that decide their pairs."""
 
-  Attributes:
-    count: number of samples.
-    groups: group of each sample; None without groups.
-    classes: table that is True where a sample has a class; None if it is not needed.
-    groups_are_classes: True for class folders, whose labels mean another thing in each folder.
-  """
-
-  count: int
-  groups: list[str] | None
-  classes: np.ndarray | None
-  groups_are_classes: bool
+  count: int  # number of samples
+  groups: list[str] | None  # group of each sample; None without groups
+  classes: np.ndarray | None  # table that is True where a sample has a class; None if it is not needed
+  groups_are_classes: bool  # True for class folders, whose labels mean another thing in each folder
 
 
 def known_samples(

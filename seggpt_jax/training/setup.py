@@ -45,45 +45,26 @@ _MOST_THREADS = 16  # that read and transform ahead, in each process
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """Everything that the steps of a training run need.
+  """Everything that the steps of a training run need."""
 
-  Attributes:
-    config: checked configuration, with paths expanded.
-    model_config: architecture of the network.
-    mesh: all devices.
-    start: number of steps done by earlier starts of the run.
-    state: restored or fresh state; the first step donates it.
-    key: random key of the run, from which each step derives its own.
-    epoch: number of training pairs after which they start again in another order; None if they never do.
-    schedule: step, counted from 0 -> learning rate.
-    train_step: (state, batch, key) -> (state, output), compiled at its first call.
-    validate: scores parameters on the validation pairs.
-    best: best validation score so far.
-    feed: training batches, on the devices.
-    bad_files: collects files that cannot be read.
-    recorder: collects the numbers of the steps.
-    profiler: profiles a few steps if config.profile_steps asks for it.
-    checkpoints: writes checkpoints.
-    monitor: writes metrics, pictures and lines for the person at the keyboard.
-  """
-
-  config: ConfigDict
-  model_config: SegGPTConfig
-  mesh: Mesh
-  start: int
-  state: TrainState
-  key: jax.Array
-  epoch: int | None
-  schedule: optax.Schedule
+  config: ConfigDict  # checked configuration, with paths expanded
+  model_config: SegGPTConfig  # architecture of the network
+  mesh: Mesh  # all devices
+  start: int  # number of steps done by earlier starts of the run
+  state: TrainState  # restored or fresh state; the first step donates it
+  key: jax.Array  # random key of the run, from which each step derives its own
+  epoch: int | None  # number of training pairs after which they start again in another order; None if they never do
+  schedule: optax.Schedule  # step, counted from 0 -> learning rate
+  # (state, batch, key) -> (state, output), compiled at its first call.
   train_step: Callable[..., tuple[TrainState, StepOutput]]
-  validate: Validator
-  best: BestScore
-  feed: DeviceFeed
-  bad_files: SharedBadFiles
-  recorder: StepRecorder
-  profiler: StepProfiler
-  checkpoints: Checkpoints
-  monitor: Monitor
+  validate: Validator  # scores parameters on the validation pairs
+  best: BestScore  # best validation score so far
+  feed: DeviceFeed  # training batches, on the devices
+  bad_files: SharedBadFiles  # collects files that cannot be read
+  recorder: StepRecorder  # collects the numbers of the steps
+  profiler: StepProfiler  # profiles a few steps if config.profile_steps asks for it
+  checkpoints: Checkpoints  # writes checkpoints
+  monitor: Monitor  # writes metrics, pictures and lines for the person at the keyboard
 
   @property
   def progress(self) -> dict[str, Any]:
@@ -208,25 +189,15 @@ def open_monitor(
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """The computation of a run, without any values.
+  """The computation of a run, without any values."""
 
-  Attributes:
-    graph: structure of the network.
-    adapter: adapter to train, or None.
-    init_adapter: key -> fresh parameters of the adapter.
-    optimizer: optimizer, schedule and names of frozen parameters.
-    init_state: parameters -> state before the first step.
-    state_sharding: a sharding for each leaf of the state.
-    abstract_state: shape, dtype and sharding of each leaf of the state.
-  """
-
-  graph: nnx.GraphDef
-  adapter: Adapter | None
-  init_adapter: Callable[[jax.Array], parameters.Params] | None
-  optimizer: Optimizer
-  init_state: Callable[[parameters.Params], TrainState]
-  state_sharding: TrainState
-  abstract_state: TrainState
+  graph: nnx.GraphDef  # structure of the network
+  adapter: Adapter | None  # adapter to train, or None
+  init_adapter: Callable[[jax.Array], parameters.Params] | None  # key -> fresh parameters of the adapter
+  optimizer: Optimizer  # optimizer, schedule and names of frozen parameters
+  init_state: Callable[[parameters.Params], TrainState]  # parameters -> state before the first step
+  state_sharding: TrainState  # a sharding for each leaf of the state
+  abstract_state: TrainState  # shape, dtype and sharding of each leaf of the state
 
 
 def make_plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh, *, scan: bool | None = None) -> Plan:

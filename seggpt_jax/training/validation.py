@@ -20,38 +20,23 @@ from seggpt_jax.training.step import StepOutput
 
 
 class Validation(NamedTuple):
-  """The outcome of one evaluation.
+  """The outcome of one evaluation."""
 
-  Attributes:
-    scores: loss, mIoU and IoU of each class.
-    missing: classes that the labels show and of which not one pixel was predicted.
-    batch: the first batch.
-    colors: its predicted colors, 0..255, for a panel.
-  """
-
-  scores: dict[str, float]
-  missing: tuple[int, ...]
-  batch: pipeline.Batch
-  colors: np.ndarray
+  scores: dict[str, float]  # loss, mIoU and IoU of each class
+  missing: tuple[int, ...]  # classes that the labels show and of which not one pixel was predicted
+  batch: pipeline.Batch  # the first batch
+  colors: np.ndarray  # its predicted colors, 0..255, for a panel
 
 
 @dataclasses.dataclass(frozen=True)
 class Validator:
-  """Scores parameters on the validation pairs, which are the same each time.
+  """Scores parameters on the validation pairs, which are the same each time."""
 
-  Attributes:
-    config: configuration of the run.
-    pairs: validation pairs.
-    mesh: devices that share a batch.
-    eval_step: compiled evaluation step of `step.make_eval_step`.
-    bad_files: collects the files that cannot be read.
-  """
-
-  config: ConfigDict
-  pairs: pipeline.EvaluationPairs
-  mesh: Mesh
-  eval_step: Callable[..., StepOutput]
-  bad_files: SharedBadFiles
+  config: ConfigDict  # configuration of the run
+  pairs: pipeline.EvaluationPairs  # validation pairs
+  mesh: Mesh  # devices that share a batch
+  eval_step: Callable[..., StepOutput]  # compiled evaluation step of `step.make_eval_step`
+  bad_files: SharedBadFiles  # collects the files that cannot be read
 
   def __call__(self, params: Params) -> Validation:
     """Returns the outcome of an evaluation of parameters."""
@@ -105,17 +90,11 @@ def describe_missing(missing: Sequence[int], config: ConfigDict) -> str:
 
 @dataclasses.dataclass
 class BestScore:
-  """Remembers the best validation mIoU of a run and ends a run that no longer improves.
+  """Remembers the best validation mIoU of a run and ends a run that no longer improves."""
 
-  Attributes:
-    patience: evaluations without a better mIoU after which the run ends; 0 never ends it.
-    miou: best mIoU so far, 0..1; -1 without one.
-    since_best: evaluations since the best one.
-  """
-
-  patience: int
-  miou: float = -1.0
-  since_best: int = 0
+  patience: int  # evaluations without a better mIoU after which the run ends; 0 never ends it
+  miou: float = -1.0  # best mIoU so far, 0..1; -1 without one
+  since_best: int = 0  # evaluations since the best one
 
   @classmethod
   def resumed(cls, config: ConfigDict, progress: Mapping[str, Any]) -> BestScore:
