@@ -41,14 +41,7 @@ def one_line(message: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3, cutoff: float = 0.5) -> list[str]:
-  """Returns the names that a misspelled one may have been meant for, the nearest first; [] if none is near.
-
-  Args:
-    name: the name as the user wrote it.
-    known: names that exist.
-    most: largest number of names.
-    cutoff: least similarity, 0..1.
-  """
+  """Returns the names that a misspelled one may have been meant for, the nearest first; [] if none is near."""
   return difflib.get_close_matches(name, list(known), most, cutoff)
 
 

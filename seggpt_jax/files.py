@@ -102,9 +102,6 @@ def is_plain_text(text: str) -> bool:
 def decode_text(data: bytes) -> str:
   """Decodes a text file that a person wrote: UTF-8 with or without a byte order mark, or UTF-16 with one.
 
-  Args:
-    data: content of the file.
-
   Raises:
     UnicodeDecodeError: the file has another encoding.
   """
@@ -114,10 +111,6 @@ def decode_text(data: bytes) -> str:
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
   """Parses JSON of any origin.
-
-  Args:
-    text: the JSON text.
-    **options: options of `json.loads`.
 
   Raises:
     ValueError: the text is no JSON, or its values are nested thousands of times.
@@ -277,9 +270,6 @@ def written_whole(path: Path) -> Iterator[Path]:
   """Gives a place for a new file or folder, and renames what is there when the context ends without an error.
 
   A missing folder around the path is created.
-
-  Args:
-    path: the new file or folder.
 
   Yields:
     The place to write to, in a temporary folder next to the path.

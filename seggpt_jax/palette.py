@@ -74,11 +74,7 @@ def _display_colors() -> UInt8[np.ndarray, "256 3"]:
 
 
 def relative_luminance(colors: Num[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b"]:
-  """Returns the relative luminance of sRGB colors as WCAG 2 defines it: 0 for black, 1 for white.
-
-  Args:
-    colors: RGB values, 0..255.
-  """
+  """Returns the relative luminance of sRGB colors as WCAG 2 defines it: 0 for black, 1 for white."""
   values = np.asarray(colors) / 255.0
   linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
   return linear @ np.array([0.2126, 0.7152, 0.0722])

@@ -93,10 +93,6 @@ def _append(record: str, line: bytes, options: int = 0) -> None:
 def note(path: Path, finished: Path) -> None:
   """Notes a file just before it gets its name. After a kill in between, the record knows the old file and the new one.
 
-  Args:
-    path: path that the file will have.
-    finished: the complete file, in the same folder.
-
   Raises:
     OSError: the record cannot be written.
   """

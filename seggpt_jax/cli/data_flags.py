@@ -16,11 +16,7 @@ NAMES = ("labels", "ignore")
 
 
 def define_label_flags(default: str) -> dict[str, list[flags.FlagHolder]]:
-  """Defines the flags and returns them as one group.
-
-  Args:
-    default: what happens without `--labels`, in words.
-  """
+  """Defines the flags and returns them as one group."""
   holders = [
     flags.DEFINE_string(
       "labels",
@@ -95,9 +91,6 @@ def define_dataset_flags(*, guess: bool) -> dict[str, list[flags.FlagHolder]]:
 
 def dataset_from_flags(path: str) -> Dataset:
   """Returns the dataset that the flags describe.
-
-  Args:
-    path: its folder.
 
   Raises:
     InputError: the flags do not go together.

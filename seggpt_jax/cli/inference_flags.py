@@ -69,11 +69,7 @@ _DEFINE: dict[str, Callable[[str], flags.FlagHolder]] = {
 
 
 def define_option_flags(names: Sequence[str] = OPTION_NAMES) -> dict[str, list[flags.FlagHolder]]:
-  """Defines flags of `InferenceOptions` and returns them in groups.
-
-  Args:
-    names: some of `OPTION_NAMES`.
-  """
+  """Defines flags of `InferenceOptions` and returns them in groups."""
   groups = {"Tiles and averaging": _TILES, "Operating point": _POINT}
   found = {title: [_DEFINE[name](name) for name in group if name in names] for title, group in groups.items()}
   return {title: holders for title, holders in found.items() if holders}
@@ -147,11 +143,6 @@ def _prompt_labels() -> Sequence[str | os.PathLike]:
 
 def numbers(name: str, kind: type[int] | type[float], expected: str) -> tuple[Any, ...]:
   """Returns the numbers of a flag that is a list.
-
-  Args:
-    name: name of the flag, with underscores.
-    kind: type of the numbers.
-    expected: what the flag takes, in words.
 
   Raises:
     InputError: an entry is no number.

@@ -80,12 +80,6 @@ def define_path(
 
 
 def define_paths(name: str, help_string: str, *, required: bool = False) -> flags.FlagHolder:
-  """Defines a flag that holds any number of paths separated by commas.
-
-  Args:
-    name: name of the flag, with underscores.
-    help_string: its help.
-    required: whether the flag must be given.
-  """
+  """Defines a flag that holds any number of paths separated by commas."""
   serializer, default = flags.CsvListSerializer(","), None if required else []
   return flags.DEFINE(_PathListParser(), name, default, help_string, serializer=serializer, required=required)

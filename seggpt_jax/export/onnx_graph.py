@@ -22,14 +22,7 @@ def scalar(value: float | int | np.floating) -> np.ndarray:
 
 
 class NetworkGraph:
-  """Writes nodes and constants into a graph. Methods add nodes and return the name of the result.
-
-  Args:
-    graph: an empty graph.
-    config: the architecture of the network.
-    num_prompts: K.
-    params: its parameters, as `stored_params` returns them.
-  """
+  """Writes nodes and constants into a graph. Methods add nodes and return the name of the result."""
 
   def __init__(self, graph: onnx.GraphProto, config: SegGPTConfig, num_prompts: int, params: Mapping[str, np.ndarray]):
     self.graph, self.config, self.k, self.params = graph, config, num_prompts, params

@@ -109,12 +109,7 @@ def _answer_queries(
 
 
 class MaskForward:
-  """Runs a `Matcher`, and keeps what it computed of the last prompts: they never see a query.
-
-  Args:
-    graph: structure of the model.
-    params: parameters of the model.
-  """
+  """Runs a `Matcher`, and keeps what it computed of the last prompts: they never see a query."""
 
   def __init__(self, graph: nnx.GraphDef, params: parameters.Params):
     self._graph, self._params = graph, params

@@ -40,9 +40,6 @@ _MOST_PANEL = 2048  # pixels: a picture of panels is for looking at, and an aeri
 def check_kinds(kinds: Sequence[str]) -> None:
   """Checks the kinds of results that a user asked for.
 
-  Args:
-    kinds: names of kinds.
-
   Raises:
     InputError: the list is empty, or a kind is unknown.
   """
@@ -96,10 +93,6 @@ def concat(
 
 def run_lengths(prediction: Prediction, name: str) -> list[dict[str, Any]]:
   """Describes a prediction as COCO results: one entry for each class that was found, except the background.
-
-  Args:
-    prediction: the prediction for an image.
-    name: name of the image.
 
   Returns:
     JSON values: `image_id` (the name), `category_id` (the class index), `segmentation` (compressed run lengths with
@@ -223,11 +216,6 @@ def remove(path: Path) -> None:
 
 def write_geotiff(directory: Path, query: Query, prediction: Prediction) -> None:
   """Writes geotiff/NAME.tif, the label map of a query in its coordinates; predictions with stitched seams to stitch/.
-
-  Args:
-    directory: folder of the results.
-    query: the files of the image.
-    prediction: its prediction.
 
   Raises:
     InputError: the directory cannot be written to.

@@ -172,13 +172,7 @@ def decode_prediction(
 def blend_most_likely(
   probabilities: dict[int, Float[np.ndarray, "h w"]], palette: UInt8[np.ndarray, "n 3"], shape: tuple[int, int]
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Blends each pixel's most likely class into the background, by its probability.
-
-  Args:
-    probabilities: by class.
-    palette: color of each class.
-    shape: height and width.
-  """
+  """Blends each pixel's most likely class into the background, by its probability."""
   background = palette[0].astype(np.float32)
   best, color = np.zeros(shape, np.float32), np.broadcast_to(background, (*shape, 3))
   for index, probability in probabilities.items():
@@ -190,13 +184,7 @@ def blend_most_likely(
 def class_shares(
   colors: UInt8[np.ndarray, "h w 3"], palette: UInt8[np.ndarray, "n 3"], classes: Integer[np.ndarray, "m"]
 ) -> dict[int, Float[np.ndarray, "h w"]]:
-  """Returns how far each color is from the background to each class, 0..1: 0 where another class is nearer.
-
-  Args:
-    colors: predicted colors.
-    palette: color of each class.
-    classes: the classes, without the background.
-  """
+  """Returns how far each color is from the background to each class, 0..1: 0 where another class is nearer."""
   if not len(classes):
     return {}
   nearest, share = _shares(colors, palette, classes)

@@ -254,11 +254,6 @@ def _class_indices(labels: np.ndarray, shape: tuple[int, ...], name: str) -> Int
 def read_label_map(path: str | os.PathLike, image: np.ndarray, label_format: LabelFormat) -> np.ndarray:
   """Reads the label map of an image, uint8 `[H, W]`. Ignored pixels keep the label 255.
 
-  Args:
-    path: label file.
-    image: the image `[H, W, 3]`.
-    label_format: format of the label file.
-
   Raises:
     InputError: the file cannot be read, or its size is not the image's.
   """

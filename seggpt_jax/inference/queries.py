@@ -256,10 +256,6 @@ class _PromptFolders:
 def given_prompts(images: Sequence[str], labels: Sequence[str]) -> tuple[PromptFiles, ...]:
   """Pairs the image files and label files of `--prompt-image` and `--prompt-label`.
 
-  Args:
-    images: image files, best first.
-    labels: a label file for each.
-
   Raises:
     InputError: a file is missing, or the numbers differ.
   """

@@ -158,10 +158,6 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 def what_is_read(queries: Sequence[Query], weights: str) -> dict[str, dict[str, str]]:
   """Returns what the result of each query depends on: its files by size and time, the others by content.
 
-  Args:
-    queries: the queries of a run.
-    weights: content hash of the network.
-
   Returns:
     By the name of the query, `image`, `label`, `prompts` and `weights`. A file that is missing is "missing".
   """

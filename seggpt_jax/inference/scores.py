@@ -79,9 +79,6 @@ class Scores:
   def summary(self, unscored: Sequence[str] = ()) -> dict[str, Any]:
     """Computes all scores as JSON values. The score of a class that neither truth nor prediction has is None.
 
-    Args:
-      unscored: names of images without labels.
-
     Returns:
       `images` (their number), `unscored` (names), `miou`, `dice` and `boundary_f` (means over classes of the summed
       counts), the same as `foreground_...` (without class 0), `classes` (scores and pixel counts of each class), and
@@ -138,11 +135,7 @@ def confusion_counts(
 
 
 def report(metrics: Mapping[str, Any]) -> str:
-  """Formats the scores of a run as a short table.
-
-  Args:
-    metrics: scores from `Scores.summary`.
-  """
+  """Formats the scores of a run as a short table."""
 
   def row(title: str, *scores: float | None) -> str:
     return f"  {title:<12}" + "".join(f"{'-' if score is None else f'{score:.1%}':>12}" for score in scores)

@@ -36,10 +36,6 @@ def resize_labels(labels: Integer[np.ndarray, "h w"], size: _Size) -> Integer[np
   """Resizes labels to the nearest neighbor, for integers of any width, without losing a class.
 
   The objects of a class of which nothing would be left get the pixels that they cover most.
-
-  Args:
-    labels: class indices of at least 0.
-    size: height and width of the result.
   """
   if labels.shape == size:
     return labels
@@ -53,12 +49,7 @@ def resize_labels(labels: Integer[np.ndarray, "h w"], size: _Size) -> Integer[np
 
 
 def small_classes(labels: Integer[np.ndarray, "h w"], size: _Size) -> dict[int, float]:
-  """Returns the classes that resizing leaves less than 2 x 2 pixels of, and their areas in pixels of the new size.
-
-  Args:
-    labels: class indices of at least 0.
-    size: height and width of the new size.
-  """
+  """Returns the classes that resizing leaves less than 2 x 2 pixels of, and their areas in pixels of the new size."""
   if labels.shape == size:
     return {}
   areas = np.bincount(labels.ravel()) * (size[0] * size[1] / labels.size)
@@ -107,9 +98,6 @@ def foreground_tiles(labels: Integer[np.ndarray, "tiles th tw"]) -> Bool[np.ndar
 
   The number of tiles with foreground is rounded up to a power of two, as far as there are tiles, so that the network is
   compiled for few numbers of prompts. The tiles with the most foreground are kept.
-
-  Args:
-    labels: labels of all tiles of all prompts.
 
   Returns:
     True for tiles to keep.
@@ -237,13 +225,6 @@ def blend(
 def paste(
   image: UInt8[np.ndarray, "h w c"], tile: UInt8[np.ndarray, "th tw c"], window: Window, patch_size: int
 ) -> None:
-  """Writes the predicted patches of a window into an image, in place.
-
-  Args:
-    image: the image.
-    tile: predicted colors of the window.
-    window: place and mask of the window.
-    patch_size: side of a patch in pixels.
-  """
+  """Writes the predicted patches of a window into an image, in place."""
   mask = window.mask.repeat(patch_size, axis=0).repeat(patch_size, axis=1)
   image[window.top : window.top + len(mask), window.left : window.left + mask.shape[1]][mask] = tile[mask]

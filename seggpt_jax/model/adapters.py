@@ -57,11 +57,6 @@ class LoRA:
   def init(self, params: Mapping[str, Any], canvas_size: tuple[int, int], key: PRNGKeyArray) -> Params:
     """Draws A from Kaiming's uniform distribution and sets B to zero, so that the network is unchanged at first.
 
-    Args:
-      params: the network's parameters, or their shapes.
-      canvas_size: height and width in pixels; not used.
-      key: random key for A.
-
     Returns:
       The adapter's parameters.
     """
@@ -77,12 +72,7 @@ class LoRA:
     return adapter
 
   def merge(self, params: Mapping[str, Any], adapter: Mapping[str, Any]) -> Params:
-    """Returns the network's parameters with the updates added.
-
-    Args:
-      params: the network's parameters.
-      adapter: the adapter's parameters.
-    """
+    """Returns the network's parameters with the updates added."""
     merged = dict(params)
     for name in self._kernels(params):
       a, b = (jnp.asarray(adapter[f"lora.{name}.{part}"]) for part in "ab")
@@ -110,11 +100,6 @@ class LearnedPrompt:
   def init(self, params: Mapping[str, Any], canvas_size: tuple[int, int], key: PRNGKeyArray) -> Params:
     """Draws an image and a target of normal noise, which has the scale of normalized images.
 
-    Args:
-      params: the network's parameters; not used.
-      canvas_size: height and width in pixels.
-      key: random key for the noise.
-
     Returns:
       The adapter's parameters.
     """
@@ -135,11 +120,6 @@ class LearnedPrompt:
     self, images: Float[AnyArray, "b h w 3"], targets: Float[AnyArray, "b h w 3"], adapter: Mapping[str, Any]
   ) -> tuple[Array, Array]:
     """Replaces the upper halves of images and targets by the learned prompt and its target.
-
-    Args:
-      images: normalized canvases.
-      targets: normalized target canvases.
-      adapter: the adapter's parameters.
 
     Returns:
       Images and targets with the learned prompt.

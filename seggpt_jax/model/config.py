@@ -124,11 +124,6 @@ class SegGPTConfig:
 def _check(name: str, value: Any, example: Any) -> None:
   """Checks the type and range of an attribute.
 
-  Args:
-    name: its name.
-    value: its value.
-    example: a value of the right type.
-
   Raises:
     ValueError: the type differs, a tuple has another length, or a number is out of range.
   """

@@ -69,9 +69,6 @@ def verifying(directory: Path) -> Iterator[None]:
   Small files, which describe the large ones, are compared before the body runs. What the body reads may only be used
   after the context.
 
-  Args:
-    directory: the directory. Without digests nothing is compared.
-
   Raises:
     DamageError: a file is missing or differs. It replaces an error of the body, which the damage may have caused.
   """

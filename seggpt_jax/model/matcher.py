@@ -196,11 +196,7 @@ class Matcher(SegGPT):
     return jnp.concatenate([fixed[8], _upsample(fixed[16], 2)], axis=-1)
 
   def describe(self, images: Float[AnyArray, "n h w 3"]) -> Image:
-    """Computes everything that needs no mask.
-
-    Args:
-      images: normalized images.
-    """
+    """Computes everything that needs no mask."""
     maps, fixed = self._maps(images)
     own = {stride: _standardize(x) for stride, x in maps.items()}
     pixels = jnp.concatenate([images, _standardize(images)], axis=-1)

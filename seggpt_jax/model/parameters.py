@@ -71,23 +71,12 @@ def network(config: SegGPTConfig, seed: int = 0, **options: Any) -> SegGPT:
 
 
 def abstract(config: SegGPTConfig, **options: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-  """Returns what `split` would return, with shapes in place of parameters and without initializing any.
-
-  Args:
-    config: the architecture.
-    **options: options of `SegGPT`, such as `dtype`.
-  """
+  """Returns what `split` would return, with shapes in place of parameters and without initializing any."""
   return split(nnx.eval_shape(lambda: network(config, **options)))
 
 
 def build_model(config: SegGPTConfig, params: Mapping[str, Any], **options: Any) -> SegGPT:
-  """Returns a SegGPT with the given parameters, converted to float32 and put on the default device.
-
-  Args:
-    config: the architecture.
-    params: its parameters, of any dtype.
-    **options: further options of `SegGPT`, such as `dtype`.
-  """
+  """Returns a SegGPT with the given parameters, converted to float32 and put on the default device."""
   return fill(abstract(config, **options)[0], params)
 
 
@@ -173,10 +162,6 @@ def stored_params(params: Mapping[str, Any], dtype: StoredDtype) -> dict[str, An
 
   These kernels are more than 95% of a network. The others stay float32, because rounding the rest doubles the error:
   each scale of a normalization, for instance, changes all products behind it.
-
-  Args:
-    params: float32 parameters of a network.
-    dtype: type of the large kernels.
 
   Raises:
     ValueError: a large kernel holds values beyond float16.

@@ -26,13 +26,7 @@ _BACKGROUND = 3.0  # logit at the start: most pixels are background
 
 
 class PixelHead(nnx.Module):
-  """Tells the classes of pixels from frozen features.
-
-  Args:
-    classes: number of classes, background included.
-    dtype: dtype of the computation.
-    rngs: random streams for the parameters.
-  """
+  """Tells the classes of pixels from frozen features."""
 
   def __init__(self, classes: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
     channels = {**CHANNELS, 2: CHANNELS[2] + PIXELS}
@@ -51,11 +45,7 @@ class PixelHead(nnx.Module):
     self.out.bias[...] = self.out.bias[...].at[0].set(_BACKGROUND)
 
   def __call__(self, maps: dict[int, Float[Array, "n h w c"]]) -> Float[Array, "n h2 w2 classes"]:
-    """Returns the logits of the classes at stride 2.
-
-    Args:
-      maps: feature maps by stride, of `Matcher.pixel_features`.
-    """
+    """Returns the logits of the classes at stride 2."""
     x = None
     for level, stride in enumerate(WIDTHS):
       y = self.skips[level](jnp.clip(jnp.asarray(maps[stride], jnp.float32), -_MOST, _MOST))

@@ -215,10 +215,6 @@ def _infer_config(source: str, shapes: Mapping[str, tuple[int, ...]], hints: Map
 def summary(params: Mapping[str, np.ndarray], unexpected: Iterable[str] = ()) -> str:
   """Returns the table that the converter prints.
 
-  Args:
-    params: converted parameters.
-    unexpected: names that were left out.
-
   Returns:
     Lines with tensors, parameters and dtype of each part of the network, then the number of names left out.
   """

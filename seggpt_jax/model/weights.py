@@ -221,9 +221,6 @@ def has_weights(name: str | os.PathLike) -> bool:
 def load_config(name: str | os.PathLike) -> SegGPTConfig:
   """Reads the architecture of weights.
 
-  Args:
-    name: name or path of weights, see `find_weights`.
-
   Raises:
     InputError: no weights are found, or their configuration is not a SegGPT's.
   """

@@ -82,10 +82,6 @@ def by_group(queries: Sequence[Query], prompts: Sequence[PromptFiles], spec: str
 def classes_of(queries: Sequence[Query], labels: LabelFormat) -> Bool[np.ndarray, "queries classes"]:
   """Returns whether each query's label holds each class.
 
-  Args:
-    queries: images with labels.
-    labels: format of the label files.
-
   Raises:
     InputError: a query has no label, or the label cannot be read or holds no class.
   """
@@ -99,12 +95,7 @@ def classes_of(queries: Sequence[Query], labels: LabelFormat) -> Bool[np.ndarray
 
 
 def by_class(holds: Bool[np.ndarray, "queries classes"], facts: Facts) -> Conditions:
-  """Returns conditions by class: positive prompts share a class with the query, negative ones none.
-
-  Args:
-    holds: classes of the queries, from `classes_of`.
-    facts: contents of the labeled images.
-  """
+  """Returns conditions by class: positive prompts share a class with the query, negative ones none."""
   return Conditions(holds, facts.holds, [f"classes {'+'.join(map(str, np.flatnonzero(held)))}" for held in holds])
 
 

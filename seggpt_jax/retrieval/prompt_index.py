@@ -155,12 +155,7 @@ class PromptIndex:
       yield from self.scores(self.encoder(np.stack(batch)))
 
   def nearest(self, image: UInt8[np.ndarray, "h w 3"], top_k: int = 1) -> list[Match]:
-    """Returns the prompts that suit an image best, best first.
-
-    Args:
-      image: query of any size.
-      top_k: largest number of prompts.
-    """
+    """Returns the prompts that suit an image best, best first."""
     (scores,) = self.score_many([image])
     chosen = best_of(scores, self.facts.holds.any(axis=1), top_k)
     return [Match(self.files[index], float(scores[index])) for index in chosen]

@@ -190,14 +190,7 @@ def _make_describe(graph: nnx.GraphDef, params: Params, side: int) -> Describe:
 
 
 class Pool:
-  """Augmented training images with their features, and the batches that steps take from them.
-
-  Args:
-    source: the training images.
-    describe: computes features.
-    config: configuration of the run.
-    side: side in pixels of the squares.
-  """
+  """Augmented training images with their features, and the batches that steps take from them."""
 
   def __init__(self, source: Source, describe: Describe, config: ConfigDict, side: int):
     self._source, self._describe, self._config, self._side = source, describe, config, side

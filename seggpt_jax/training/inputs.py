@@ -117,9 +117,6 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
 def open_splits(data: ConfigDict) -> tuple[dict[str, Source], list[str]]:
   """Returns the samples under "train" and "val", and lines on them for the person who started the run.
 
-  Args:
-    data: config.data.
-
   Raises:
     InputError: a file or label is wrong, or no label holds any foreground.
   """
@@ -139,10 +136,6 @@ def head_side(source: Source, data: ConfigDict) -> int:
 
   They are as large as a typical image, or smaller if objects of the smallest class are still `_OBJECT` pixels large:
   a head that sees more of an image in the same time is better.
-
-  Args:
-    source: the training images.
-    data: config.data.
   """
   height, width = _typical_shape(source, bool(data.bad_share))
   smallest = min(object_sides(source, _skip(data)).values())

@@ -32,9 +32,6 @@ def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int,
   """Returns the numbers of a run by split and key, each as (step, value).
 
   Values that are not numbers and lines that are damaged are left out.
-
-  Args:
-    path: path of RUN/metrics.jsonl.
   """
   series: dict[str, dict[str, list[tuple[int, float]]]] = {}
   for _, entry in read_lines(path):
@@ -57,10 +54,6 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def draw_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
   """Draws loss, mIoU with the IoU of each class, and learning rate.
-
-  Args:
-    metrics: path of RUN/metrics.jsonl.
-    path: PNG file to write.
 
   Raises:
     InputError: the file cannot be written.

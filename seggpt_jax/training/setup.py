@@ -168,16 +168,7 @@ def make_folders(workdir: Path, held: contextlib.ExitStack) -> None:
 def open_monitor(
   config: ConfigDict, workdir: Path, start: int, described: str, changed: Sequence[str], lines: Sequence[str]
 ) -> Monitor:
-  """Stores the configuration, and opens the monitor of a run with what there is to say about its start.
-
-  Args:
-    config: configuration of the run.
-    workdir: run directory.
-    start: number of steps done by earlier starts.
-    described: the run in words.
-    changed: keys that changed since the last start.
-    lines: further lines.
-  """
+  """Stores the configuration, and opens the monitor of a run with what there is to say about its start."""
   resume.store_config(workdir, config)
   tracker = functools.partial(TRACKERS[config.tracker], workdir, start, config.to_dict())
   monitor = Monitor(workdir, config.num_steps, start, enabled=jax.process_index() == 0, tracker=tracker)

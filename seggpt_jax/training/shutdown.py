@@ -59,9 +59,6 @@ class Interruption:
   Several processes have to stop after the same step, although a signal may reach only one of them, or each at another
   moment. So every step is followed by the maximum of the signals received over all processes. Its result is read one
   step later, when reading it does not wait.
-
-  Args:
-    mesh: devices of all processes.
   """
 
   def __init__(self, mesh: Mesh):

@@ -27,13 +27,7 @@ _PROJECT = "seggpt-jax"  # unless WANDB_PROJECT or TRACKIO_PROJECT names another
 
 
 class Tracker:
-  """Receives what a run tells, and drops it; the base of trackers that keep it.
-
-  Args:
-    workdir: run directory.
-    step: steps done already.
-    config: the configuration, as JSON values.
-  """
+  """Receives what a run tells, and drops it; the base of trackers that keep it."""
 
   def __init__(self, workdir: Path, step: int, config: Mapping[str, Any]):
     del workdir, step, config
@@ -53,9 +47,6 @@ class Tracker:
 
 def check_tracker(name: str) -> None:
   """Checks that the package of a tracker is installed.
-
-  Args:
-    name: one of `TRACKERS`.
 
   Raises:
     InputError: it is not.

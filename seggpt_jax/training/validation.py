@@ -69,12 +69,7 @@ class Validator:
 
 
 def describe_missing(missing: Sequence[int], config: ConfigDict) -> str:
-  """Returns one line on classes that are never predicted, with the likely cause and the key to change.
-
-  Args:
-    missing: the classes, at least one.
-    config: configuration of the run.
-  """
+  """Returns one line on classes that are never predicted, with the likely cause and the key to change."""
   names = ", ".join(map(str, missing))
   if not (config.loss.cross_entropy or config.loss.dice):
     advice = (
