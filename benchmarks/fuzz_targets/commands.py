@@ -25,11 +25,11 @@ _SECONDS = 20  # of processor time for one try
 # The function of each command that would begin the work.
 _WORK = {
   "boards": ("seggpt_jax.cli.boards.write_boards",),
-  "calibrate": ("seggpt_jax.cli.calibrate.Predictor.from_checkpoint",),
+  "calibrate": ("seggpt_jax.cli.inference_flags.Predictor.from_checkpoint",),
   "demo": ("seggpt_jax.cli.demo._run",),
   "evaluate": ("seggpt_jax.cli.evaluate.parts.run",),
   "evaluate-inspection": ("seggpt_jax.cli.evaluate_inspection.inspection.run",),
-  "infer": ("seggpt_jax.cli.infer.Predictor.from_checkpoint", "seggpt_jax.cli.prompt_flags.load_model"),
+  "infer": ("seggpt_jax.cli.inference_flags.Predictor.from_checkpoint", "seggpt_jax.cli.prompt_flags.load_model"),
   "inspect": ("seggpt_jax.cli.inspect.draw_samples",),
   "prepare": ("seggpt_jax.cli.prepare.prepare",),
   "retrieve": ("seggpt_jax.cli.retrieve.write_mappings",),

@@ -25,7 +25,6 @@ from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.calibration import Aim, Rates, Seen, calibrate, draw_rates, rates
 from seggpt_jax.inference import batch
-from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.inference.report import own_prompts_line
 from seggpt_jax.inference.trained import FILE, write_operating_point
@@ -60,13 +59,13 @@ def main() -> None:
   aim, least = _aim(values.aim)
   target = Path(values.model_path) / FILE
   check_outputs([target, target.with_suffix(".png")], flag="--model-path")
-  labels = inference_flags.trained_label_format(values.model_path)
-  options = inference_flags.options_from_flags(values.model_path, labels, calibrated=False)
+  network = inference_flags.network_from_flags()
+  labels = inference_flags.trained_label_format(network.run)
+  options = inference_flags.options_from_flags(network.run, labels, calibrated=False)
   if missing := next((query for query in list_queries(values.dataset_dir) if query.truth is None), None):
     raise InputError(f"{missing.image}: found no label for it, expected one for every image of {values.dataset_dir}")
-  queries = find_queries(values.dataset_dir, options, labels)
-  predictor = Predictor.from_checkpoint(values.model_path)
-  results = batch.segment(predictor, queries, options, labels=labels)
+  queries = find_queries(network.weights, values.dataset_dir, options, labels)
+  results = batch.segment(network.load(), queries, options, labels=labels)
   seen, own, palette = [], [], None
   for item, prediction in tqdm(results, "calibrate", len(queries), unit="image"):
     if item.is_prompt:

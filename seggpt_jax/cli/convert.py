@@ -150,8 +150,8 @@ def main(source: str, destination: str) -> None:
   with writing(destination):  # before minutes are spent on reading
     Path(destination).absolute().parent.mkdir(parents=True, exist_ok=True)
   if weights.has_weights(source):
-    config, unexpected = weights.load_config(source), ()
-    params = weights.load_params(source, config)
+    found, unexpected = weights.resolve(source), ()
+    params, config = weights.load_params(found), found.config
   else:
     conversion = torch_files.read(source)
     params, config, unexpected = conversion.params, conversion.config, conversion.unexpected

@@ -36,13 +36,9 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import annotation_files, batch, instances, outputs, queries, scores, video
 from seggpt_jax.inference.options import InferenceOptions
-from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.report import own_prompts_line, uses_lines
 from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.inference.trained import earlier_uses
-from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
-from seggpt_jax.model.adapters import LearnedPrompt
-from seggpt_jax.model.weights import load_config
 
 _ANNOTATIONS = ("class_names", "polygon_tolerance")
 _IMAGES_ONLY = (*_ANNOTATIONS, "skip_bad", "resume", "shard")
@@ -106,36 +102,32 @@ def main() -> None:
   """Segments what the flags name."""
   keep_programs()
   values = flags.FLAGS
-  adapter = load_adapter(values.adapter) if values.adapter else None
-  learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
-  if not adapter and load_config(values.model_path).head_classes:
-    learned = drop_prompts()
+  network = inference_flags.network_from_flags()
+  if network.has_head:
+    drop_prompts()
     if values.video:
-      raise InputError(
-        f"--model-path: found the trained head {values.model_path}, expected another network with --video"
-      )
-  _check_flags(learned)
-  labels = inference_flags.trained_label_format(values.adapter or values.model_path)
-  options = inference_flags.options_from_flags(values.adapter or values.model_path, labels)
+      raise InputError(f"--model-path: found the trained head {network.run}, expected another network with --video")
+  _check_flags(network)
+  labels = inference_flags.trained_label_format(network.run)
+  options = inference_flags.options_from_flags(network.run, labels)
   shard = Shard.parse(values.shard)
   if values.video:
-    _segment_video(adapter, options, labels)
+    _segment_video(network, options, labels)
     return
   settings = {name.replace("_", "-"): values[name].value for name in _SETTINGS if values[name].value not in (None, [])}
   if options.sensitivity or options.least_area:
     # What the run was calibrated to, not "auto": a run that is resumed must not mix two operating points.
     settings |= {"sensitivity": list(options.sensitivity), "least-area": options.least_area}
   bad = BadFiles() if values.skip_bad else None
-  found = _find_queries(learned, bad, options, labels)
-  annotation_options = _annotation_options(found, labels)
+  found = _find_queries(network, bad, options, labels)
   outcome = batch.run(
-    Predictor.from_checkpoint(values.model_path, adapter=adapter),
+    network.load(),
     found,
     values.outdir,
     options=options,
     labels=labels,
     kinds=values.save,
-    annotation_options=annotation_options,
+    annotation_options=_annotation_options(found, labels, network.run),
     bad=bad,
     resume=values.resume,
     shard=shard,
@@ -144,12 +136,12 @@ def main() -> None:
   )
   _report(outcome)
   if outcome.metrics:
-    uses = earlier_uses(values.adapter or values.model_path, {query.name: query.image for query in found})
+    uses = earlier_uses(network.run, {query.name: query.image for query in found})
     for line in uses_lines(uses, outcome.metrics["per_image"]):
       print(line)
 
 
-def _check_flags(learned: bool) -> None:
+def _check_flags(network: inference_flags.Network) -> None:
   """Raises InputError for missing flags, and for flags that would have no effect together with the others."""
   values = flags.FLAGS
   found = [flag_name(name) for name in ("dataset_dir", "image", "video") if values[name].value]
@@ -164,7 +156,7 @@ def _check_flags(learned: bool) -> None:
     outputs.check_kinds(values.save)
     if not set(values.save) & set(outputs.ANNOTATION_KINDS):
       _refuse(_ANNOTATIONS, f"cannot be combined with --save={','.join(values.save)}; add coco, labelme or yolo")
-  if learned:
+  if network.has_learned_prompt or network.has_head:
     _refuse((*FOLDER_PROMPTS, *FILE_PROMPTS), "cannot be combined with a learned prompt, which serves every query")
   elif values.video or is_given("prompt_image"):
     _refuse(FOLDER_PROMPTS, f"cannot be combined with {'--video' if values.video else '--prompt-image'}")
@@ -188,19 +180,21 @@ def _demand(name: str) -> None:
 
 
 def _find_queries(
-  learned: bool, bad: BadFiles | None, options: InferenceOptions, labels: LabelFormat
+  network: inference_flags.Network, bad: BadFiles | None, options: InferenceOptions, labels: LabelFormat
 ) -> list[queries.Query]:
   """Returns the images to segment with their prompts."""
   values = flags.FLAGS
   images, apart = values.dataset_dir or values.image, (values.outdir,)
-  if learned:
+  if network.has_learned_prompt:
     return queries.list_queries(images, bad=bad, apart=apart)
   if prompts := queries.given_prompts(values.prompt_image, values.prompt_label):
     return queries.list_queries(images, bad=bad, prompts=prompts, apart=apart)
-  return find_queries(images, options, labels, bad, apart)
+  return find_queries(network.weights, images, options, labels, bad, apart)
 
 
-def _annotation_options(found: Sequence[queries.Query], labels: LabelFormat) -> annotation_files.AnnotationOptions:
+def _annotation_options(
+  found: Sequence[queries.Query], labels: LabelFormat, run: str
+) -> annotation_files.AnnotationOptions:
   """Returns names of classes and tolerance of polygons, if annotations will be written."""
   values = flags.FLAGS
   if not set(values.save) & set(outputs.ANNOTATION_KINDS):
@@ -209,14 +203,14 @@ def _annotation_options(found: Sequence[queries.Query], labels: LabelFormat) -> 
   tolerance = instances.TOLERANCE if values.polygon_tolerance is None else values.polygon_tolerance
   root = Path(values.dataset_dir) if values.dataset_dir else None
   with naming_flags():
-    names = annotation_files.class_names(values.class_names, values.adapter or values.model_path, prompts, labels)
+    names = annotation_files.class_names(values.class_names, run, prompts, labels)
     return annotation_files.AnnotationOptions(names, tolerance, root)
 
 
-def _segment_video(adapter: StoredAdapter | None, options: InferenceOptions, labels: LabelFormat) -> None:
+def _segment_video(network: inference_flags.Network, options: InferenceOptions, labels: LabelFormat) -> None:
   values = flags.FLAGS
   target = video.run_video(
-    Predictor.from_checkpoint(values.model_path, adapter=adapter),
+    network.load(),
     values.video,
     values.outdir,
     prompt_images=values.prompt_image,

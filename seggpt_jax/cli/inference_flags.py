@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from absl import flags
 
@@ -17,9 +17,12 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.object_scale import measure_objects
 from seggpt_jax.inference.options import MOST_AREA, Flips, Heads, InferenceOptions
+from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.trained import ZOOM_OVERLAP, label_format, trained_options
+from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
+from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.seggpt import SegType
-from seggpt_jax.model.weights import load_config
+from seggpt_jax.model.weights import Weights, load_config, resolve
 
 _TILES = ("split", "overlap", "stitch_width", "flips", "foreground_tiles", "seg_type", "head")
 _POINT = ("sensitivity", "least_area")
@@ -73,6 +76,39 @@ def define_option_flags(names: Sequence[str] = OPTION_NAMES) -> dict[str, list[f
   groups = {"Tiles and averaging": _TILES, "Operating point": _POINT}
   found = {title: [_DEFINE[name](name) for name in group if name in names] for title, group in groups.items()}
   return {title: holders for title, holders in found.items() if holders}
+
+
+class Network(NamedTuple):
+  """The network that `--model-path` and `--adapter` name."""
+
+  weights: Weights
+  adapter: StoredAdapter | None
+  run: str  # what the network was trained in: the run of the adapter, else that of the weights
+
+  @property
+  def has_learned_prompt(self) -> bool:
+    """Whether the adapter is a learned prompt."""
+    return self.adapter is not None and isinstance(self.adapter.adapter, LearnedPrompt)
+
+  @property
+  def has_head(self) -> bool:
+    """Whether the network has a trained head, which answers without prompts."""
+    return self.adapter is None and bool(self.weights.config.head_classes)
+
+  def load(self) -> Predictor:
+    """Loads the network."""
+    return Predictor.from_checkpoint(self.weights, adapter=self.adapter)
+
+
+def network_from_flags() -> Network:
+  """Returns the network that the flags name.
+
+  Raises:
+    InputError: there are no such weights, or no such adapter.
+  """
+  values = flags.FLAGS
+  adapter = values.adapter if "adapter" in values else None
+  return Network(resolve(values.model_path), load_adapter(adapter) if adapter else None, adapter or values.model_path)
 
 
 def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calibrated: bool = True) -> InferenceOptions:

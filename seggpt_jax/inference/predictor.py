@@ -36,7 +36,7 @@ from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.prompts import Pixels, PreparedPrompt, Prompt, PromptTiles
 from seggpt_jax.inference.tiling import image_windows, seam_windows, tile_windows
 from seggpt_jax.inference.trained_head import HeadPrediction, answer_of
-from seggpt_jax.model import packaged, parameters, weights
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
 from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.seggpt import SegGPT
@@ -90,7 +90,7 @@ class Predictor:
   @classmethod
   def from_checkpoint(
     cls,
-    directory: str | os.PathLike,
+    directory: str | os.PathLike | weights.Weights,
     *,
     adapter: str | os.PathLike | StoredAdapter | None = None,
     dtype=None,
@@ -111,15 +111,16 @@ class Predictor:
     """
     with contextlib.nullcontext() if device is None else jax.default_device(parameters.find_device(device)):
       options, learned = {"dtype": parameters.default_dtype() if dtype is None else dtype, "training": False}, None
+      found = weights.resolve(directory)
       if adapter is None:
-        model = weights.load_model(directory, **options)
+        model = weights.load_model(found, **options)
       else:
-        model, stored = load_adapted_model(directory, adapter, **options)
+        model, stored = load_adapted_model(found, adapter, **options)
         learned = stored if isinstance(stored.adapter, LearnedPrompt) else None
       if device is not None:
         graph, params = parameters.split(model)  # committed, so that the network runs there
         model = parameters.merge(graph, jax.device_put(params, default_device()))
-      head = adapter is None and packaged.find(directory) is not None
+      head = adapter is None and found.is_packaged
       return cls(model, max_canvases=max_canvases, learned=learned, head=head)
 
   @property

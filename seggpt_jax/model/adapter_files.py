@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from seggpt_jax.errors import InputError, one_line
@@ -24,6 +23,7 @@ from seggpt_jax.model import adapters, parameters, weights
 from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
+from seggpt_jax.model.weights import Weights
 from seggpt_jax.palette import IGNORE
 
 
@@ -91,7 +91,7 @@ def _from_description(values: dict[str, Any]) -> StoredAdapter:
   return StoredAdapter(adapter, {}, config, str(fingerprint), str(base), num_classes)
 
 
-def adapted_params(directory: str | os.PathLike, stored: StoredAdapter) -> dict[str, Any]:
+def adapted_params(directory: str | os.PathLike | Weights, stored: StoredAdapter) -> dict[str, Any]:
   """Reads weights and merges an adapter into them.
 
   Args:
@@ -105,17 +105,16 @@ def adapted_params(directory: str | os.PathLike, stored: StoredAdapter) -> dict[
   Raises:
     InputError: no weights are found, or the adapter was trained for others.
   """
-  config = weights.load_config(directory)
+  found = weights.resolve(directory)
+  name, config = found.name, found.config
   expected = stored.config.to_dict()
   for key, value in config.to_dict().items():
     if key not in _SET_BY_RUNS and expected[key] != value:
-      raise InputError(f"{directory}: found {key} {value}, expected {expected[key]} as the adapter was trained with")
-  params = weights.load_params(directory, config)
-  parameters.check_finite(str(directory), params)
+      raise InputError(f"{name}: found {key} {value}, expected {expected[key]} as the adapter was trained with")
+  params = weights.load_params(found)
+  parameters.check_finite(name, params)
   if parameters.fingerprint(params) != stored.fingerprint:
-    raise InputError(
-      f"{directory}: found weights other than {stored.base}, as it was when the adapter was trained for it"
-    )
+    raise InputError(f"{name}: found weights other than {stored.base}, as it was when the adapter was trained for it")
   return stored.adapter.merge(parameters.resize_canvas(params, config, stored.config.canvas_size), stored.params)
 
 
@@ -124,15 +123,14 @@ _SET_BY_RUNS = ("canvas_size", "drop_path_rate", "image_mean", "image_std")
 
 
 def load_adapted_model(
-  directory: str | os.PathLike, adapter: str | os.PathLike | StoredAdapter, *, dtype=jnp.float32, **options: Any
+  directory: str | os.PathLike | Weights, adapter: str | os.PathLike | StoredAdapter, **options: Any
 ) -> tuple[SegGPT, StoredAdapter]:
   """Loads a SegGPT with an adapter merged into it.
 
   Args:
     directory: a weights directory, a training run, or the name of packaged weights.
     adapter: the directory of an adapter, see `load_adapter`, or what `load_adapter` returned.
-    dtype: compute dtype.
-    **options: further options of `SegGPT`.
+    **options: options of `SegGPT`, such as `dtype`.
 
   Returns:
     The model, and the adapter.
@@ -142,4 +140,4 @@ def load_adapted_model(
   """
   stored = adapter if isinstance(adapter, StoredAdapter) else load_adapter(adapter)
   params = adapted_params(directory, stored)
-  return parameters.build_model(stored.config, params, dtype=dtype, **options), stored
+  return parameters.build_model(stored.config, params, **options), stored

@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -218,50 +218,64 @@ def has_weights(name: str | os.PathLike) -> bool:
   return known or (not path.exists() and hub.parse(name) is not None)
 
 
-def load_config(name: str | os.PathLike) -> SegGPTConfig:
-  """Reads the architecture of weights.
+class Weights(NamedTuple):
+  """Weights that a name or path stands for, resolved once; functions that load weights also take this value."""
+
+  name: str  # as the user wrote it
+  path: Path  # a weights directory, or a packaged file
+  config: SegGPTConfig  # the architecture
+
+  @property
+  def is_packaged(self) -> bool:
+    """Whether the weights come with the package."""
+    return self.path.is_file()
+
+
+def resolve(name: str | os.PathLike | Weights) -> Weights:
+  """Finds weights by a name or path, see `find_weights`, and reads their architecture.
 
   Raises:
     InputError: no weights are found, or their configuration is not a SegGPT's.
   """
+  if isinstance(name, Weights):
+    return name
   path = find_weights(name)
   if path.is_file():
-    return packaged.read_config(path)
-  path = path / "config" / "metadata"
+    return Weights(os.fspath(name), path, packaged.read_config(path))
+  file = path / "config" / "metadata"
   try:
-    return SegGPTConfig.from_dict(parse_json(path.read_bytes()))
+    return Weights(os.fspath(name), path, SegGPTConfig.from_dict(parse_json(file.read_bytes())))
   except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
-    raise InputError(f"{path}: cannot be read as a SegGPT configuration: {one_line(error)[:200]}") from error
+    raise InputError(f"{file}: cannot be read as a SegGPT configuration: {one_line(error)[:200]}") from error
 
 
-def load_params(name: str | os.PathLike, config: SegGPTConfig | None = None) -> dict[str, np.ndarray]:
+def load_config(name: str | os.PathLike | Weights) -> SegGPTConfig:
+  """Returns the architecture of weights, see `resolve`."""
+  return resolve(name).config
+
+
+def load_params(
+  name: str | os.PathLike | Weights, shapes: Callable[[], Mapping[str, jax.ShapeDtypeStruct]] | None = None
+) -> dict[str, np.ndarray]:
   """Reads parameters as host arrays, in the dtype that they are stored in.
 
   Args:
     name: name or path of weights, see `find_weights`.
-    config: the architecture that they have to fit; by default the one stored with them.
+    shapes: returns the shape of each parameter of the architecture; it is only asked when the depth fits.
 
   Raises:
     InputError: no weights are found, or they do not fit the architecture. The message names the first parameter that
       differs.
   """
-  config = config or load_config(name)
-  return _load_params(name, config, lambda: parameters.abstract(config)[1])
-
-
-def _load_params(
-  name: str | os.PathLike, config: SegGPTConfig, shapes: Callable[[], Mapping[str, jax.ShapeDtypeStruct]]
-) -> dict[str, np.ndarray]:
-  """Reads the parameters of an architecture, see `load_params`; their shapes are only asked for when the depth fits."""
-  found = find_weights(name)
-  if found.is_file():
-    return packaged.read_params(found)
+  name, path, config = resolve(name)
+  if path.is_file():
+    return packaged.read_params(path)
 
   def check(stored: Mapping[str, Any]) -> None:
-    parameters.check_depth(str(name), stored, config)
-    parameters.check_shapes(str(name), stored, shapes())
+    parameters.check_depth(name, stored, config)
+    parameters.check_shapes(name, stored, parameters.abstract(config)[1] if shapes is None else shapes())
 
-  return read_arrays(found / "params", check)
+  return read_arrays(path / "params", check)
 
 
 def read_arrays(path: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[str, np.ndarray]:
@@ -338,7 +352,7 @@ def ignore_late_reads() -> None:
   logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
-def load_model(name: str | os.PathLike, *, dtype=jnp.float32, **options: Any) -> SegGPT:
+def load_model(name: str | os.PathLike | Weights, *, dtype=jnp.float32, **options: Any) -> SegGPT:
   """Loads a SegGPT from weights of the converter or of a training run, or from packaged weights.
 
   Args:
@@ -353,9 +367,9 @@ def load_model(name: str | os.PathLike, *, dtype=jnp.float32, **options: Any) ->
   Raises:
     InputError: no weights are found, or they do not fit their configuration.
   """
-  config = load_config(name)
+  found = resolve(name)
   # Takes a second for the released weights, while their files are compared with their digests.
-  structure = functools.cache(lambda: parameters.abstract(config, dtype=dtype, **options))
-  params = _load_params(name, config, lambda: structure()[1])
-  parameters.check_finite(str(name), params)
+  structure = functools.cache(lambda: parameters.abstract(found.config, dtype=dtype, **options))
+  params = load_params(found, lambda: structure()[1])
+  parameters.check_finite(found.name, params)
   return parameters.fill(structure()[0], params)

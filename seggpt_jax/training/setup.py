@@ -305,13 +305,13 @@ def _initial_params(
   """Returns random parameters or those of `init_from`, read already if `stored`, as float32 on their devices."""
   if not config.model.init_from:
     return jax.jit(lambda: parameters.split(parameters.network(model_config, config.seed))[1], out_shardings=where)()
-  source = weights.load_config(config.model.init_from)
-  stored = weights.load_params(config.model.init_from, source) if stored is None else stored
-  params = parameters.resize_canvas(stored, source, model_config.canvas_size)
+  found = weights.resolve(config.model.init_from)
+  stored = weights.load_params(found) if stored is None else stored
+  params = parameters.resize_canvas(stored, found.config, model_config.canvas_size)
   given = {name: params.pop(name) for name in list(params) if is_adapter_name(name)}
   if model_config.head_classes:  # it starts from a head of as many classes, else at random
     drawn = parameters.split(parameters.network(model_config, config.seed))[1]
-    fits = source.head_classes == model_config.head_classes
+    fits = found.config.head_classes == model_config.head_classes
     params |= {name: given[name] if fits else np.asarray(each) for name, each in drawn.items() if is_adapter_name(name)}
   return {name: _place(value, where[name]) for name, value in params.items()}
 
