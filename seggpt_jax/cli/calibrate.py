@@ -26,7 +26,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.calibration import Aim, Rates, Seen, calibrate, draw_rates, rates
 from seggpt_jax.inference import batch
 from seggpt_jax.inference.queries import list_queries
-from seggpt_jax.inference.report import own_prompts_line
+from seggpt_jax.inference.scores import own_prompts_line
 from seggpt_jax.inference.trained import FILE, write_operating_point
 from seggpt_jax.written import check_outputs
 

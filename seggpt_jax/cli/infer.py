@@ -36,8 +36,8 @@ from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import annotation_files, batch, instances, outputs, queries, scores, video
 from seggpt_jax.inference.options import InferenceOptions
-from seggpt_jax.inference.report import own_prompts_line, uses_lines
 from seggpt_jax.inference.run_ledger import Shard
+from seggpt_jax.inference.scores import own_prompts_line, uses_lines
 from seggpt_jax.inference.trained import earlier_uses
 
 _ANNOTATIONS = ("class_names", "polygon_tolerance")

@@ -15,10 +15,9 @@ from seggpt_jax.data.cells import fewest_cells
 from seggpt_jax.data.images import list_images
 from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference.object_scale import measure_objects
 from seggpt_jax.inference.options import MOST_AREA, Flips, Heads, InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.trained import ZOOM_OVERLAP, label_format, trained_options
+from seggpt_jax.inference.trained import ZOOM_OVERLAP, label_format, measure_objects, trained_options
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.seggpt import SegType

@@ -16,7 +16,7 @@ import numpy as np
 
 from seggpt_jax.evaluation.report import Row, Section, bars, page
 from seggpt_jax.inference import outputs
-from seggpt_jax.inference.report import own_prompts_line
+from seggpt_jax.inference.scores import own_prompts_line
 from seggpt_jax.metrics.inspection import Inspection, Thresholds
 
 _IOU_BINS = 20

@@ -17,7 +17,7 @@ from typing import Any
 from seggpt_jax.data.labels import LabelFormat, classes_in, read_labels
 from seggpt_jax.data.ledger import read_note
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import is_plain_text, write_whole
+from seggpt_jax.files import is_plain_text
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.instances import TOLERANCE, Instance, instances
 from seggpt_jax.inference.prediction import Prediction
@@ -137,10 +137,10 @@ def write(
     found, size = instances(each, least_area, options.tolerance), each.labels.shape
     for kind in kinds:
       if kind == "coco":
-        _write_json(directory / folder / kind / f"{query.name}.json", _coco(query, found, size, options))
+        outputs.write_json(directory / folder / kind / f"{query.name}.json", _coco(query, found, size, options), None)
       elif kind == "labelme":
         path = directory / folder / kind / f"{query.name}.json"
-        _write_json(path, _labelme(path, query, found, size, options))
+        outputs.write_json(path, _labelme(path, query, found, size, options), None)
       else:
         outputs.write_text(directory / folder / kind / "labels" / f"{query.name}.txt", _yolo(found, size))
   return {"annotated": list(versions), "classes": prediction.classes[-1]}
@@ -234,7 +234,8 @@ def finish(
   for folder in sorted({each for query in good for each in entries[query.name]["annotated"]}):
     of_folder = [query for query in good if folder in entries[query.name]["annotated"]]
     if "coco" in kinds:
-      _write_json(directory / folder / COCO_FILE, _join_coco(directory / folder / "coco", of_folder, names))
+      joined = _join_coco(directory / folder / "coco", of_folder, names)
+      outputs.write_json(directory / folder / COCO_FILE, joined, None)
     if "yolo" in kinds:
       lines = (f"  {index - 1}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in names.items())
       outputs.write_text(directory / folder / "yolo" / "data.yaml", _DATA_YAML + "".join(lines))
@@ -262,8 +263,3 @@ def _join_coco(folder: Path, queries: Sequence[Query], names: Mapping[int, str])
     "annotations": annotations,
     "categories": [{"id": index, "name": name, "supercategory": ""} for index, name in names.items()],
   }
-
-
-def _write_json(path: Path, value: Any) -> None:
-  """Writes JSON values without line breaks: most of them are coordinates."""
-  write_whole(path, lambda file: file.write(json.dumps(value, allow_nan=False).encode() + b"\n"))

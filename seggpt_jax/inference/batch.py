@@ -37,8 +37,8 @@ from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.prompts import PreparedPrompt, cells_of, read_label_map, without_ignored
 from seggpt_jax.inference.queries import PromptFiles, Query, files_of
-from seggpt_jax.inference.report import REPORT_FILES, never_found, own_prompts, skipped_files, write_report
 from seggpt_jax.inference.run_ledger import SETTINGS, RunFolder, Shard, what_is_read
+from seggpt_jax.inference.scores import REPORT_FILES, never_found, own_prompts, skipped_files, write_report
 from seggpt_jax.model import parameters
 from seggpt_jax.written import check_outputs, is_own, open_record
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xxhash
 from flax import nnx
 from jaxtyping import Array, Bool, Num, UInt8
 
@@ -113,7 +112,7 @@ class MaskForward:
 
   def __init__(self, graph: nnx.GraphDef, params: parameters.Params):
     self._graph, self._params = graph, params
-    self._kept: collections.OrderedDict[str, Memory] = collections.OrderedDict()
+    self._kept = heads.ContentCache(_MOST_MEMORIES)
 
   def __call__(
     self,
@@ -130,14 +129,7 @@ class MaskForward:
     return _answer_queries(self._graph, self._params, queries, memories, known, patch_mask)
 
   def _memory(self, image: UInt8[np.ndarray, "h w 3"], masks: UInt8[np.ndarray, "h w c"]) -> Memory:
-    key = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(image)) + xxhash.xxh3_128_hexdigest(
-      np.ascontiguousarray(masks)
-    )
-    memory = self._kept.pop(key, None)
-    self._kept[key] = memory = remember_prompt(self._graph, self._params, image, masks) if memory is None else memory
-    while len(self._kept) > _MOST_MEMORIES:
-      self._kept.popitem(last=False)
-    return memory
+    return self._kept.get((image, masks), lambda: remember_prompt(self._graph, self._params, image, masks))
 
 
 class TiledImage:

@@ -142,7 +142,18 @@ def write_prediction(
     InputError: the directory cannot be written to.
   """
   for folder, each in versions(prediction).items():
-    _write(Path(directory) / folder, name, query, prompts, each, truth, kinds)
+    draw = {
+      "label": lambda each=each: each.labels,
+      "color": each.colored,
+      "concat": lambda each=each: concat(query, prompts[0] if prompts else None, each, truth),
+      "overlay": lambda each=each: each.overlay(query),
+      "confidence": lambda each=each: np.round(255 * each.confidence()).astype(np.uint8),
+    }
+    for kind in kinds:
+      if kind == "rle":
+        write_json(Path(directory) / folder / kind / f"{name}.json", run_lengths(each, name))
+      elif kind not in _NEEDS_FILE:
+        write_png(Path(directory) / folder / kind / f"{name}.png", draw[kind]())
 
 
 def versions(prediction: Prediction) -> dict[str, Prediction]:
@@ -150,23 +161,6 @@ def versions(prediction: Prediction) -> dict[str, Prediction]:
   if prediction.unstitched is None:
     return {".": prediction}
   return {".": prediction.unstitched, "stitch": prediction}
-
-
-def _write(directory, name, query, prompts, prediction, truth, kinds) -> None:
-  draw = {
-    "label": lambda: prediction.labels,
-    "color": prediction.colored,
-    "concat": lambda: concat(query, prompts[0] if prompts else None, prediction, truth),
-    "overlay": lambda: prediction.overlay(query),
-    "confidence": lambda: np.round(255 * prediction.confidence()).astype(np.uint8),
-  }
-  for kind in kinds:
-    if kind in _NEEDS_FILE:
-      continue
-    if kind == "rle":
-      write_json(directory / kind / f"{name}.json", run_lengths(prediction, name))
-    else:
-      write_png(directory / kind / f"{name}.png", draw[kind]())
 
 
 def planned(directory: Path, name: str, kinds: Iterable[Kind], folders: Iterable[str]) -> Iterator[Path]:
@@ -186,13 +180,13 @@ def planned(directory: Path, name: str, kinds: Iterable[Kind], folders: Iterable
       yield directory / folder / kind / ("labels" if kind == "yolo" else "") / f"{name}{ending}"
 
 
-def write_json(path: Path, value: Any) -> None:
-  """Writes JSON values, indented.
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+  """Writes JSON values; without an indent on one line.
 
   Raises:
     InputError: the folder cannot be written to.
   """
-  write_whole(path, lambda file: file.write(json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"))
+  write_whole(path, lambda file: file.write(json.dumps(value, indent=indent, allow_nan=False).encode() + b"\n"))
 
 
 def write_text(path: Path, text: str) -> None:

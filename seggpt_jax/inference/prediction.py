@@ -22,7 +22,7 @@ from PIL import Image
 from seggpt_jax import palette as palette_lib
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand
-from seggpt_jax.inference import pictures, tiling
+from seggpt_jax.inference import pictures
 
 _MIN_BLOCK, _MAX_BLOCK = 2**12, 2**18  # pixels decoded at a time
 _TEMPERATURE = 0.125  # as in training, see `loss.LossOptions`
@@ -187,18 +187,13 @@ def class_shares(
   """Returns how far each color is from the background to each class, 0..1: 0 where another class is nearer."""
   if not len(classes):
     return {}
-  nearest, share = _shares(colors, palette, classes)
-  return {index: np.where(nearest == index, share, np.float32(0)) for index in classes.tolist()}
-
-
-def _shares(colors: np.ndarray, palette: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the class whose color is nearest, and the share of the way to it from the background."""
   nearest = classes[decode(colors, palette[classes])]
   to_background, to_class = (
     np.linalg.norm(colors.astype(np.float32) - end.astype(np.float32), axis=-1)
     for end in (palette[0], palette[nearest])
   )
-  return nearest, to_background / np.maximum(to_background + to_class, 1e-6)
+  share = to_background / np.maximum(to_background + to_class, 1e-6)
+  return {index: np.where(nearest == index, share, np.float32(0)) for index in classes.tolist()}
 
 
 _decode_block = jax.jit(palette_lib.decode)
@@ -247,18 +242,16 @@ def decode(
 def _in_blocks(function: Callable, colors: np.ndarray, palette: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
   """Applies a function of colors `[B, H, W, 3]` and palettes `[B, N, 3]` to one image, in shapes of powers of two.
 
-  Args:
-    function: the function.
-    colors: the image.
-    palette: its palette.
-    dtype: dtype of the results, which are converted block by block: images may have 100 million pixels.
+  Results are converted to a dtype block by block: images may have 100 million pixels.
   """
   rows = 1 << (len(palette) - 1).bit_length()
   filled = np.full((1, max(rows, 2), 3), _FAR, np.float32)
   filled[0, : len(palette)] = palette
   height, width, _ = colors.shape
   size = min(max(1 << (height * width - 1).bit_length(), _MIN_BLOCK), _MAX_BLOCK)
-  blocks = tiling.pixel_blocks(colors.reshape(-1, 3), size, fill=0)
-  results = [np.asarray(function(block[None, None], filled))[0, 0].astype(dtype) for block in blocks]
-  results[-1] = results[-1][: height * width - (len(results) - 1) * size]
+  pixels, results = colors.reshape(-1, 3), []
+  for start in range(0, len(pixels), size):
+    block = pixels[start : start + size]
+    padded = block if len(block) == size else np.pad(block, ((0, size - len(block)), (0, 0)))
+    results.append(np.asarray(function(padded[None, None], filled))[0, 0, : len(block)].astype(dtype))
   return np.concatenate(results).reshape(height, width, *results[0].shape[1:])

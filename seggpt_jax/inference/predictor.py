@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
@@ -83,7 +84,7 @@ class Predictor:
     self._graph, self._params = parameters.split(model)
     self._forward = MaskForward(self._graph, self._params)
     self._unseen: set[int] = set()  # classes that a warning has named
-    self._auto_head, self._heads = head, heads.HeadCache()
+    self._auto_head, self._heads = head, heads.ContentCache()
     if self.config.head_classes:
       self._trained = answer_of(self._graph, self._params, self.config.head_side)
 
@@ -322,7 +323,8 @@ class Predictor:
       named = prompts_lib.load_prompts(prompts)
       tiles, palette, classes = self._prompt_tiles(named, palette, options)
       if options.head == "on" or (options.head == "auto" and self._auto_head):
-        head = self._heads.fit([prompt.original for _, prompt in named if prompt.original is not None])
+        pairs = [prompt.original for _, prompt in named if prompt.original is not None]
+        head = self._heads.get(itertools.chain.from_iterable(pairs), lambda: heads.fit(pairs))
     views = self._views(image, tiles, palette, classes, options)
     return PendingPrediction(image, views, palette, classes, options, head)
 

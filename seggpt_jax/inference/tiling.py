@@ -98,36 +98,12 @@ def foreground_tiles(labels: Integer[np.ndarray, "tiles th tw"]) -> Bool[np.ndar
 
   The number of tiles with foreground is rounded up to a power of two, as far as there are tiles, so that the network is
   compiled for few numbers of prompts. The tiles with the most foreground are kept.
-
-  Returns:
-    True for tiles to keep.
   """
   share = np.mean(labels > 0, axis=(1, 2))
   count = min(1 << (max(int(np.sum(share > 0)), 1) - 1).bit_length(), len(labels))
   kept = np.zeros(len(labels), bool)
   kept[np.argsort(-share, kind="stable")[:count]] = True
   return kept
-
-
-def pixel_blocks(pixels: Shaped[np.ndarray, "n *c"], size: int, fill: int) -> list[Shaped[np.ndarray, "b *c"]]:
-  """Cuts a row of pixels into blocks of equal size. All but the last are views.
-
-  Compiled functions that work pixel by pixel take blocks, so that they are not compiled for each image size.
-
-  Args:
-    pixels: the pixels.
-    size: number of pixels in a block.
-    fill: value for the rest of the last block.
-  """
-  blocks = [pixels[start : start + size] for start in range(0, len(pixels), size)]
-  if blocks:
-    last = np.full((size, *pixels.shape[1:]), fill, pixels.dtype)
-    last[: len(blocks[-1])] = blocks[-1]
-    blocks[-1] = last
-  return blocks
-
-
-_Size = tuple[int, int]  # height, width
 
 
 class Window(NamedTuple):

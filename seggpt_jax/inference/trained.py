@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, LabelMode, Value
+import numpy as np
+
+from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, LabelMode, Value, read_labels
+from seggpt_jax.data.zoomed import measured_zoom, object_sides
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.files import expand, parse_json, write_whole
 from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.weights import find_adapter, find_weights
 
 FILE = "operating_point.json"
@@ -207,3 +211,45 @@ def _trained_format(path: Path, data: Mapping[str, Any]) -> LabelFormat:
   with naming(f"{path}: data"):
     # Older runs stored 0 with every mode.
     return LabelFormat(mode, threshold if mode == "binary" and threshold >= 0 else None, **values)
+
+
+# Objects of one patch are found when trained on; without training two are better.
+_PATCHES = 2
+_MOST_WINDOWS = 64
+
+
+class _LabelFiles:
+  """Label maps of files, in the form that `object_sides` reads."""
+
+  def __init__(self, files: Sequence[str | os.PathLike], labels: LabelFormat):
+    self._files, self._labels = files, labels
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def label(self, index: int) -> np.ndarray:
+    return read_labels(self._files[index], self._labels)
+
+
+class Objects(NamedTuple):
+  """The objects of labeled images."""
+
+  sides: dict[int, float]  # median side in pixels of each class's objects, see `zoomed.object_sides`
+  shape: tuple[int, ...]  # height and width in pixels of the first label map, which stands for all
+
+  def zoom(self, config: SegGPTConfig) -> float:
+    """Returns the zoom at which the smallest class is two patches large; 0 if whole images show it large enough."""
+    square, wanted = min(config.canvas_size), _PATCHES * config.patch_size
+    if min(self.sides.values()) * square / max(self.shape) >= wanted:
+      return 0.0
+    return measured_zoom(self.sides, self.shape, square, wanted, _MOST_WINDOWS)
+
+
+def measure_objects(files: Sequence[str | os.PathLike], labels: LabelFormat) -> Objects:
+  """Measures the objects in the label maps of prompts, of which at most 200 are looked at.
+
+  Raises:
+    InputError: a label cannot be read, or none shows any class.
+  """
+  source = _LabelFiles(files, labels)
+  return Objects(object_sides(source), source.label(0).shape)

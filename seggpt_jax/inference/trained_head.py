@@ -75,14 +75,7 @@ class HeadPrediction:
   def start(
     cls, image: np.ndarray, answer: Answer, classes: int, palette: np.ndarray | None, options: InferenceOptions
   ) -> HeadPrediction:
-    """Returns the prediction of a query that is still to be computed.
-
-    Args:
-      image: the query.
-      answer: the head.
-      classes: number of classes, background included.
-      palette: the color of each class, or None for the fixed ones.
-      options: how to decode.
+    """Returns the prediction of a query that is still to be computed; without a palette, in the fixed colors.
 
     Raises:
       InputError: an option cuts or mirrors images, which a head sees whole and mirrored by itself.

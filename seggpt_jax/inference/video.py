@@ -95,13 +95,9 @@ def segment_frames(
 def _prepared(
   prompt: PreparedPrompt, predictor: Predictor, options: InferenceOptions, name: str | None = None
 ) -> PreparedPrompt:
-  """Resizes a prompt once and not for every frame. Several splits need several sizes, so the prompt then stays.
+  """Resizes a prompt once and not for every frame, unless several splits need several sizes.
 
-  Args:
-    prompt: the prompt.
-    predictor: the network.
-    options: how the prompt is shown.
-    name: name of the prompt, for warnings about small classes; None gives none.
+  With a name, there are warnings about small classes.
   """
   if len(options.splits) > 1:
     return prompt
@@ -139,9 +135,6 @@ def run_video(
     options: tiles, overlap and mirrored copies; one tile for the whole frame by default.
     labels: format of the label files; class indices by default. Ignored pixels are background.
     save_frames: also writes the label maps.
-
-  Returns:
-    The path of OUT/NAME.mp4.
 
   Raises:
     InputError: a file cannot be read or written, prompts do not match, or the video would be overwritten.

@@ -55,11 +55,7 @@ class LoRA:
     return [name for name in params if pattern.fullmatch(name)]
 
   def init(self, params: Mapping[str, Any], canvas_size: tuple[int, int], key: PRNGKeyArray) -> Params:
-    """Draws A from Kaiming's uniform distribution and sets B to zero, so that the network is unchanged at first.
-
-    Returns:
-      The adapter's parameters.
-    """
+    """Draws A from Kaiming's uniform distribution and sets B to zero, so that the network is unchanged at first."""
     del canvas_size
     adapter: Params = {}
     for index, name in enumerate(sorted(self._kernels(params))):
@@ -98,11 +94,7 @@ class LearnedPrompt:
   """
 
   def init(self, params: Mapping[str, Any], canvas_size: tuple[int, int], key: PRNGKeyArray) -> Params:
-    """Draws an image and a target of normal noise, which has the scale of normalized images.
-
-    Returns:
-      The adapter's parameters.
-    """
+    """Draws an image and a target of normal noise, which has the scale of normalized images."""
     del params
     shape = (canvas_size[0] // 2, canvas_size[1], 3)
     image, target = jax.random.split(key)
@@ -119,11 +111,7 @@ class LearnedPrompt:
   def prompt(
     self, images: Float[AnyArray, "b h w 3"], targets: Float[AnyArray, "b h w 3"], adapter: Mapping[str, Any]
   ) -> tuple[Array, Array]:
-    """Replaces the upper halves of images and targets by the learned prompt and its target.
-
-    Returns:
-      Images and targets with the learned prompt.
-    """
+    """Replaces the upper halves of images and targets by the learned prompt and its target."""
 
     def replace_upper(learned: Any, canvases: Any) -> Array:
       half = canvases.shape[1] // 2

@@ -18,9 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from seggpt_jax import canvas
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.model.imagenet import CHANNELS, ImageNetFeatures
+from seggpt_jax.model.imagenet import CHANNELS, ImageNetFeatures, PixelHead
 from seggpt_jax.model.layers import ContextBlock, Conv3x3, Linear, gelu, weighted_mean
-from seggpt_jax.model.pixel_head import PixelHead
 from seggpt_jax.model.seggpt import SegGPT, SegType
 from seggpt_jax.typing import AnyArray
 

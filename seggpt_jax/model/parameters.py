@@ -202,9 +202,6 @@ def resize_canvas(
     params: parameters.
     config: their architecture.
     canvas_size: height and width of the other canvas in pixels.
-
-  Returns:
-    Parameters for that canvas.
   """
   resized = dict(params)
   grid = dataclasses.replace(config, canvas_size=canvas_size).grid

@@ -361,9 +361,6 @@ def load_model(name: str | os.PathLike | Weights, *, dtype=jnp.float32, **option
     dtype: compute dtype; parameters become float32 in any case.
     **options: further options of `SegGPT`, such as `remat`.
 
-  Returns:
-    The model, ready to be called.
-
   Raises:
     InputError: no weights are found, or they do not fit their configuration.
   """

@@ -74,14 +74,6 @@ def test_resizing_painted_colors_never_makes_a_color_beyond_the_painted_ones():
   assert resized.max() == 180
 
 
-def test_blocks_hold_every_pixel_once_and_the_rest_is_filled():
-  pixels = noise(10, 3)
-  blocks = tiling.pixel_blocks(pixels, 4, fill=7)
-  assert [block.shape for block in blocks] == [(4, 3)] * 3
-  np.testing.assert_array_equal(np.concatenate(blocks)[:10], pixels)
-  assert (np.concatenate(blocks)[10:] == 7).all()
-
-
 def cells(windows, size, patch_size):
   """Counts how often each pixel of an image is predicted."""
   painted = np.zeros(size, int)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seggpt_jax.model.attention import blockwise, dense, dispatch, flash, parts
+from seggpt_jax.model.attention import blockwise, dispatch, flash, parts
 from seggpt_jax.model.config import VARIANTS
 
 
@@ -130,7 +130,7 @@ def test_blocks_of_any_size_are_the_same(scores, monkeypatch):
     output, pullback = jax.vjp(lambda *a: implementation(*a, grid), qkv, *tables)
     return output, *pullback(jnp.cos(output))
 
-  for found, wanted in zip(run(blockwise.blockwise), run(dense.reference), strict=True):
+  for found, wanted in zip(run(blockwise.blockwise), run(dispatch.reference), strict=True):
     assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
 
 
@@ -192,7 +192,7 @@ def test_blocks_of_the_tpu_kernel_are_few_and_their_padding_has_no_say(tokens):
     output, pullback = jax.vjp(lambda *a: implementation(*a, grid), qkv, *tables)
     return output, *pullback(jnp.cos(output))
 
-  for found, wanted in zip(run(ON_ANY_DEVICE["splash"]), run(dense.reference), strict=True):
+  for found, wanted in zip(run(ON_ANY_DEVICE["splash"]), run(dispatch.reference), strict=True):
     assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
 
 

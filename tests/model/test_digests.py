@@ -10,7 +10,7 @@ import pytest
 from benchmarks.killed import nano_params
 from benchmarks.nano import NANO
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import digests, weights
+from seggpt_jax.model import digests, parameters, weights
 
 
 @pytest.fixture
