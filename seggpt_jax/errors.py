@@ -67,11 +67,7 @@ def refuse(message: str, problems: list[str] | None = None) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def warn_once(message: str) -> None:
-  """Logs a warning about the user's input, unless this process has logged the same one before.
-
-  Args:
-    message: the warning, in one line that names the file.
-  """
+  """Logs a warning about the user's input, unless this process has logged the same one before."""
   logging.warning("%s", message)
 
 
@@ -94,9 +90,6 @@ def reading_values(where: str | os.PathLike) -> Iterator[None]:
 
   Files of other programs may hold anything in any place. This is for readers that use their values at once, without a
   check of each one.
-
-  Args:
-    where: the file, or the dataset that it belongs to.
 
   Raises:
     InputError: a value cannot be used.

@@ -42,9 +42,6 @@ HOUR = 3600.0
 def expand(path: str | os.PathLike) -> str:
   """Replaces a leading `~` or `~user` with the home directory. Remote addresses such as gs://BUCKET stay as they are.
 
-  Args:
-    path: local path or remote address.
-
   Raises:
     InputError: there is no home directory, or no file system can have such a name.
   """
@@ -124,9 +121,6 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
   """Turns an error of the operating system into one line that names the path.
-
-  Args:
-    path: file or folder that is written inside the context.
 
   Raises:
     InputError: the operating system refused to write, as a folder is missing or needs permission.

@@ -171,10 +171,6 @@ def sample_palette(generator: np.random.Generator, num_classes: int, mode: str =
 def color_labels(labels: Integer[AnyArray, "b h w"], palettes: Num[AnyArray, "b n 3"]) -> Float[Array, "b h w 3"]:
   """Colors each label map with its own palette.
 
-  Args:
-    labels: class indices; IGNORE gets the color of class 0.
-    palettes: N colors for each label map, 0..255.
-
   Returns:
     float32 colors, 0..255.
   """
@@ -234,10 +230,6 @@ def shown_classes(labels: Integer[AnyArray, "b h w"], num_classes: int, group: i
 
 def nearest_distances(colors: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, "b n 3"]) -> Float[Array, "b h w 2"]:
   """Returns each pixel's Euclidean distances to the nearest and to the second nearest palette color.
-
-  Args:
-    colors: predicted colors, 0..255.
-    palette: N >= 2 colors for each sample, 0..255.
 
   Returns:
     float32 distances, nearest first; the two are equal where two palette colors are equally near.

@@ -30,10 +30,6 @@ LONGER = {
   "seggpt_jax.app.page_routes": 455,
   "seggpt_jax.app.sessions": 535,
   "seggpt_jax.data.images": 452,
-  "seggpt_jax.inference.predictor": 408,
-  "seggpt_jax.inference.queries": 453,
-  "seggpt_jax.model.seggpt": 425,
-  "seggpt_jax.training.checkpoints": 437,
 }
 KEYS, FLAGS, WORDS = 72, 153, 22_000  # of configurations, of all commands (tests/cli/test_bounds.py), of docs
 

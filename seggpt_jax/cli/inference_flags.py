@@ -192,9 +192,6 @@ def numbers(name: str, kind: type[int] | type[float], expected: str) -> tuple[An
 def trained_label_format(model_path: str | os.PathLike) -> LabelFormat:
   """Returns how label files are read, by the flags or else as in training, and prints it.
 
-  Args:
-    model_path: weights, a training run, or the run of an adapter.
-
   Raises:
     InputError: the flags do not go together.
   """

@@ -270,12 +270,7 @@ def _open_missing_streams() -> None:
 
 
 class _LastingOutput:
-  """Passes text on to standard output or error, until that is closed or full; the work continues without it.
-
-  Args:
-    stream: the stream.
-    warns: whether a warning says that it is closed or full.
-  """
+  """Passes text on to standard output or error, until that is closed or full; the work continues without it."""
 
   def __init__(self, stream: TextIO, warns: bool = True):
     self._stream, self._warns = stream, warns

@@ -74,14 +74,7 @@ def predict_colors(
 def remember_prompt(
   graph: nnx.GraphDef, params: parameters.Params, image: UInt8[AnyArray, "h w 3"], masks: UInt8[AnyArray, "h w c"]
 ) -> Memory:
-  """Computes what a `Matcher` keeps of one prompt, as a batch of one.
-
-  Args:
-    graph: structure of the model.
-    params: parameters of the model.
-    image: the prompt, half a canvas.
-    masks: its masks of C classes, 0 or 255.
-  """
+  """Computes what a `Matcher` keeps of one prompt, as a batch of one."""
   model = parameters.merge(graph, params)
   pixels = canvas.normalize(image, model.config.image_mean, model.config.image_std)
   return model.remember(model.describe(pixels[None]), masks[None, None] / 255.0)

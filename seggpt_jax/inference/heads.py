@@ -233,11 +233,7 @@ def fit(prompts: Sequence[Labeled]) -> Head | None:
 
 
 class ContentCache:
-  """Keeps the last values that were made of arrays, by the content of the arrays.
-
-  Args:
-    most: number of values.
-  """
+  """Keeps the last values that were made of arrays, by the content of the arrays."""
 
   def __init__(self, most: int = _KEPT):
     self._most, self._kept = most, collections.OrderedDict[bytes, Any]()

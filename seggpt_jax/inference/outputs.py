@@ -164,14 +164,7 @@ def versions(prediction: Prediction) -> dict[str, Prediction]:
 
 
 def planned(directory: Path, name: str, kinds: Iterable[Kind], folders: Iterable[str]) -> Iterator[Path]:
-  """Yields the files that a prediction is written to, annotations included.
-
-  Args:
-    directory: folder of the results.
-    name: name of the query.
-    kinds: kinds of results.
-    folders: folders of `versions`.
-  """
+  """Yields the files that a prediction is written to, annotations included."""
   for folder in folders:
     for kind in kinds:
       ending = {"rle": ".json", "geotiff": ".tif", "coco": ".json", "labelme": ".json", "yolo": ".txt"}.get(

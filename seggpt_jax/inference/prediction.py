@@ -223,11 +223,6 @@ def decode(
 ) -> Integer[np.ndarray, "h w"]:
   """Applies `palette.decode` to one image of any size without compiling for that size.
 
-  Args:
-    colors: predicted colors, 0..255.
-    palette: N colors, 0..255.
-    sensitivity: divisors of the distances to each color; None for 1.
-
   Returns:
     Class indices 0..N-1, of the smallest unsigned type that holds them.
   """

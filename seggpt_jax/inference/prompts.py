@@ -183,10 +183,6 @@ def _kind(value: Any) -> str:
 def as_image(image: Pixels, name: str) -> np.ndarray:
   """Returns the pixels, uint8 `[H, W, 3]`, of an array, a Pillow image or a file.
 
-  Args:
-    image: the image.
-    name: name of the argument, for error messages.
-
   Raises:
     InputError: the file cannot be read, or the array is not uint8 `[H, W, 3]` or `[H, W]`.
   """

@@ -124,10 +124,6 @@ class NameFinder:
 
   A name means the file whose relative path it is; or else the file that it ends with, as `photos/cam1/001.jpg` ends
   with `cam1/001`; or else the only file that ends with it, as `cam1/001` ends with `001`.
-
-  Args:
-    names: names of the files, from `list_images`.
-    folder: the folder that holds them, for error messages.
   """
 
   def __init__(self, names: Iterable[str], folder: str):
@@ -333,9 +329,6 @@ def _list_dataset(
 
 def read_mapping(path: str | os.PathLike) -> dict[str, list[str]]:
   """Reads the prompts of each query from a mapping.
-
-  Args:
-    path: JSON file {query file: [prompt files, best first]}.
 
   Returns:
     The prompt files of each query, as they are written there.

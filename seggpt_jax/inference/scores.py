@@ -30,10 +30,6 @@ Counts = dict[str, list[list[int]]]  # counts of one image as JSON values
 def count(predicted: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"]) -> Counts:
   """Counts the pixels of one image, except ignored pixels.
 
-  Args:
-    predicted: predicted class indices.
-    truth: true class indices, 255 for ignored pixels.
-
   Returns:
     `confusion`, a list of [true class, predicted class, pixels], and `boundary`, a list of [class, matched predicted,
     predicted, matched true, true] pixels of contours. Entries with only zeros are left out.
@@ -217,12 +213,7 @@ def own_prompts_line(own: Sequence[str]) -> str:
 
 
 def uses_lines(uses: Mapping[str, set[str]], per_image: Mapping[str, Any]) -> list[str]:
-  """Returns lines that score apart the images that training or calibration has used; see `trained.earlier_uses`.
-
-  Args:
-    uses: names of images, by what has used them.
-    per_image: scores of each image, by name, from metrics.json.
-  """
+  """Returns lines that score apart the images that training or calibration has used; see `trained.earlier_uses`."""
   lines = []
   for use, names in uses.items():
     parts = ([per_image[name]["miou"] for name in per_image if (name in names) == inside] for inside in (True, False))

@@ -32,9 +32,6 @@ class OperatingPoint(NamedTuple):
 def read_operating_point(run: str | os.PathLike) -> OperatingPoint | None:
   """Returns the operating point of a training run; None if none was chosen.
 
-  Args:
-    run: training run, or other weights, which have none.
-
   Raises:
     InputError: the file was not written by `write_operating_point`.
   """
@@ -59,11 +56,6 @@ def read_about(run: str | os.PathLike) -> dict[str, Any]:
 
 def write_operating_point(run: str | os.PathLike, point: OperatingPoint, about: dict[str, Any]) -> Path:
   """Writes the operating point of a training run and returns the file.
-
-  Args:
-    run: training run.
-    point: the operating point.
-    about: JSON values that tell people where it comes from.
 
   Raises:
     InputError: the file cannot be written.
@@ -109,12 +101,7 @@ def trained_options(model_path: str | os.PathLike) -> InferenceOptions:
 
 
 def earlier_uses(model_path: str | os.PathLike, images: Mapping[str, Path]) -> dict[str, set[str]]:
-  """Returns the names of images that training, or calibration, has used, as their paths tell.
-
-  Args:
-    model_path: weights, a training run, or the run of an adapter.
-    images: image files by name.
-  """
+  """Returns the names of images that training, or calibration, has used, as their paths tell."""
   path, data = run_data(model_path)
   if path is None:
     return {}

@@ -32,13 +32,7 @@ Answer = Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, "h2 w2 c"]]
 
 
 def answer_of(graph: nnx.GraphDef, params: parameters.Params, side: int) -> Answer:
-  """Returns a function from an image to the probabilities of the classes of its square at stride 2.
-
-  Args:
-    graph: structure of a network with a trained head.
-    params: its parameters.
-    side: side of the square in pixels.
-  """
+  """Returns a function from an image to the probabilities of the classes of its square at stride 2."""
 
   @jit
   def run(params, image):

@@ -35,12 +35,6 @@ class HubFile(NamedTuple):
 def fetch_large(wanted: HubFile, unfinished: Path, sha256: str, size: int) -> None:
   """Downloads a file, unless it is complete. One process at a time may do this for one folder.
 
-  Args:
-    wanted: the file.
-    unfinished: place of the file until it is complete.
-    sha256: digest of the file.
-    size: bytes of the file.
-
   Raises:
     InputError: the download was interrupted, or its content is wrong.
   """

@@ -120,9 +120,6 @@ class ImageNetFeatures(nnx.Module):
   def __call__(self, images: Float[AnyArray, "b h w 3"]) -> dict[int, Float[Array, "b h2 w2 c"]]:
     """Computes the features of images.
 
-    Args:
-      images: pixels normalized by `canvas.normalize`; sides are multiples of 16.
-
     Returns:
       Feature maps by their strides 2, 4, 8 and 16, with `CHANNELS` channels.
     """

@@ -123,10 +123,6 @@ def check_depth(source: str, params: Mapping[str, Any], config: SegGPTConfig) ->
 def check_finite(source: str, params: Mapping[str, np.ndarray]) -> None:
   """Checks that all parameters are finite, which they are not after a training that diverged.
 
-  Args:
-    source: where the parameters come from, for the error.
-    params: parameters on the host.
-
   Raises:
     InputError: a parameter holds infinite values or NaN.
   """
@@ -176,9 +172,6 @@ def fingerprint(params: Mapping[str, Any]) -> str:
   The hash covers names, shapes and values as float32. It identifies parameters as they are stored, before they are
   resized for another canvas. It takes a second or two for the released weights.
 
-  Args:
-    params: parameters, on the host or on a device.
-
   Returns:
     32 hexadecimal digits.
   """
@@ -197,11 +190,6 @@ def resize_canvas(
 
   The network also resizes them at every call with canvases of another size. Fine-tuning needs it done once, so that the
   trained tables have the size of the canvases.
-
-  Args:
-    params: parameters.
-    config: their architecture.
-    canvas_size: height and width of the other canvas in pixels.
   """
   resized = dict(params)
   grid = dataclasses.replace(config, canvas_size=canvas_size).grid

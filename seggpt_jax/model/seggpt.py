@@ -47,13 +47,7 @@ _SAVEABLE = {
 def drop_path(
   x: Float[Array, "b *rest"], rate: float | Float[Array, ""], key: PRNGKeyArray | None
 ) -> Float[Array, "b *rest"]:
-  """Zeroes random samples and scales up the others (stochastic depth, arXiv 1603.09382).
-
-  Args:
-    x: the output of a residual branch.
-    rate: probability that a sample is dropped, 0..1.
-    key: random key; without one, nothing is dropped.
-  """
+  """Zeroes random samples and scales up the others (stochastic depth, arXiv 1603.09382)."""
   if key is None:
     return x
   keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))

@@ -111,15 +111,7 @@ def encode(
   shares: Float[AnyArray, "b rows cols"],
   tap: int,
 ) -> Features:
-  """Runs the network up to a feature tap and pools its tokens.
-
-  Args:
-    graph: structure of the network.
-    params: parameters of the network.
-    images: images of half a canvas.
-    shares: share of foreground in each patch, 0 to 1.
-    tap: feature tap, 1 for the first.
-  """
+  """Runs the network up to a feature tap and pools its tokens."""
   model = parameters.merge(graph, params)
   config = model.config
   pixels = canvas.normalize(images, config.image_mean, config.image_std)

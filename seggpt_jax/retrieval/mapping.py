@@ -230,10 +230,6 @@ def choose(
 def scored(queries: Sequence[Query], index: PromptIndex | None) -> Iterator[tuple[str, np.ndarray | None]]:
   """Yields the digest of each query's file and, with an index, the scores of all prompts for it.
 
-  Args:
-    queries: images to segment.
-    index: index of the labeled images; None yields no scores.
-
   Raises:
     InputError: a query cannot be read.
   """

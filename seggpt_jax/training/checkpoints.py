@@ -122,12 +122,7 @@ class Checkpoints:
       self._best.delete(step)
 
   def save(self, state: TrainState, progress: Mapping[str, Any]) -> None:
-    """Starts writing a checkpoint in the background. An error is raised by the next call or by `close`.
-
-    Args:
-      state: state of the run, with its step.
-      progress: other values to restore, which JSON can hold.
-    """
+    """Starts writing a checkpoint in the background. An error is raised by the next call or by `close`."""
     step = int(state.step)
     if step == self._steps.latest_step():
       return
@@ -182,9 +177,6 @@ class Checkpoints:
 
     Damaged checkpoints after it are moved to RUN/damaged, with a line in `warnings`. Best weights of later steps are
     deleted, since the run will reach those steps again.
-
-    Args:
-      abstract_state: shape, dtype and sharding of each leaf of the state.
 
     Returns:
       The state on its devices, and the progress stored with it. With an adapter the state lacks the parameters of the

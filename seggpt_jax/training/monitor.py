@@ -138,15 +138,7 @@ class Monitor:
       self._bar.write(f"step {step}: {split} loss {values['loss']:.4f}, mIoU {values['miou']:.3f}")
 
   def panels(self, step: int, split: str, batch: Batch, colors: np.ndarray, config: SegGPTConfig) -> None:
-    """Writes RUN/panels/SPLIT_STEP.png with one row for each pair, and gives the picture to the tracker.
-
-    Args:
-      step: number of the step.
-      split: "train" or "val".
-      batch: the pairs.
-      colors: their predicted colors, 0..255, [B, 2S, S, 3].
-      config: architecture of the network.
-    """
+    """Writes RUN/panels/SPLIT_STEP.png with one row for each pair, and gives the picture to the tracker."""
     if self._enabled:
       self.picture(step, split, draw_panels(batch, colors, config))
 
@@ -197,14 +189,7 @@ _IGNORED = np.uint8(96)
 def draw_panels(
   batch: Batch, colors: Float[np.ndarray, "b h w 3"], config: SegGPTConfig, limit: int = 4
 ) -> UInt8[np.ndarray, "height width 3"]:
-  """Draws five canvases side by side for each pair: image, masked target, target, raw and decoded prediction.
-
-  Args:
-    batch: the pairs.
-    colors: their predicted colors, 0..255.
-    config: architecture, for the patch size.
-    limit: largest number of pairs to draw, one row each.
-  """
+  """Draws five canvases side by side for each pair: image, masked target, target, raw and decoded prediction."""
   rows = []
   for index in range(min(limit, len(colors))):
     images, labels, patch_mask = batch["images"][index], batch["labels"][index], batch["patch_mask"][index]
@@ -237,12 +222,7 @@ class SharedBadFiles:
     self._pending: dict[str, list[np.ndarray]] = {}
 
   def add(self, split: str, indices: np.ndarray) -> None:
-    """Notes the samples that a batch of this process skipped.
-
-    Args:
-      split: train or val.
-      indices: `bad` of the batch: indices of samples, -1 for none.
-    """
+    """Notes the samples that a batch of this process skipped."""
     self._pending.setdefault(split, []).append(indices)
 
   def settle(self) -> None:

@@ -114,10 +114,6 @@ class DeviceFeed:
 
   Copies to a device are asynchronous, so `prefetch` right after a step was dispatched costs the device nothing. After
   a pause for numbers or pictures the next step can begin at once.
-
-  Args:
-    batches: batches of the pipeline.
-    put: copies the arrays of a batch to the devices.
   """
 
   def __init__(self, batches: Iterator[Batch], put: Callable[[Mapping[str, Any]], DeviceBatch]):
