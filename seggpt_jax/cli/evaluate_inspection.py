@@ -60,7 +60,7 @@ def main() -> None:
   """Judges the network that the flags name."""
   keep_programs()
   values = flags.FLAGS
-  numbers = inference_flags.numbers("thresholds", float, "three numbers such as 0.3,0.000239,0.5")
+  numbers = inference_flags.numbers("thresholds", values.thresholds, float, "three numbers such as 0.3,0.000239,0.5")
   if len(numbers) != 3 or len(values.mapping) > 2:
     name, count = ("thresholds", "three numbers") if len(numbers) != 3 else ("mapping", "one file or two")
     raise InputError(f"--{name}: found {','.join(values[name].value)}, expected {count}")

@@ -124,29 +124,25 @@ def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calib
   values, trained = flags.FLAGS, trained_options(model_path)
   if not calibrated:
     trained = dataclasses.replace(trained, sensitivity=(), least_area=0)
-  given = [name for name in OPTION_NAMES if name in values and values[name].value is not None]
-  changes = {name: values[name].value for name in given}
-  split = changes["split"]
-  scale = {}
+  given = {name: values[name].value for name in OPTION_NAMES if name in values}
+  split, scale = given.pop("split"), {}
+  changes = {name: value for name, value in given.items() if value is not None}
   if split == ["auto"]:
-    changes["split"] = 1
-    changes.setdefault("overlap", trained.overlap)
-    scale = {name: getattr(trained, name) for name in ("zoom", "prompt_grid")}
+    scale = {name: getattr(trained, name) for name in ("zoom", "prompt_grid", "overlap")}
   elif split == ["objects"]:
-    changes["split"] = 1
     objects = measure_objects(_prompt_labels(), labels)
-    zoom, sides = objects.zoom(load_config(flags.FLAGS.model_path)), objects.sides
-    changes.setdefault("overlap", ZOOM_OVERLAP if zoom else 0)
-    scale = {"zoom": zoom, "prompt_grid": fewest_cells(len(sides)) if zoom else 1, "octaves": 2 if zoom else 1}
+    zoom, sides = objects.zoom(load_config(values.model_path)), objects.sides
+    if zoom:
+      scale = {"zoom": zoom, "prompt_grid": fewest_cells(len(sides)), "octaves": 2, "overlap": ZOOM_OVERLAP}
   else:
-    changes["split"] = numbers("split", int, "auto, objects, a number, or several such as 1,2,4")
-  if changes.get("sensitivity", ["auto"]) == ["auto"]:
-    changes["sensitivity"] = trained.sensitivity
-  else:
-    changes["sensitivity"] = numbers("sensitivity", float, "auto, or a number for each class")
+    scale = {"split": numbers("split", split, int, "auto, objects, a number, or several such as 1,2,4")}
+  sensitivity = changes.get("sensitivity", ["auto"])
+  changes["sensitivity"] = trained.sensitivity
+  if sensitivity != ["auto"]:
+    changes["sensitivity"] = numbers("sensitivity", sensitivity, float, "auto, or a number for each class")
   changes.setdefault("least_area", trained.least_area)
   with naming_flags():
-    options = InferenceOptions(**scale, **changes)
+    options = InferenceOptions(**{**scale, **changes})
   if split == ["objects"]:
     smallest = min(sides, key=sides.get)
     enough = "" if zoom else ", large enough in whole images"
@@ -176,13 +172,12 @@ def _prompt_labels() -> Sequence[str | os.PathLike]:
   return list(list_images(values.prompt_label_dir, recursive=True).values())
 
 
-def numbers(name: str, kind: type[int] | type[float], expected: str) -> tuple[Any, ...]:
+def numbers(name: str, given: Sequence[str], kind: type[int] | type[float], expected: str) -> tuple[Any, ...]:
   """Returns the numbers of a flag that is a list.
 
   Raises:
     InputError: an entry is no number.
   """
-  given = flags.FLAGS[name].value
   try:
     return tuple(kind(text) for text in given)
   except ValueError as error:

@@ -73,14 +73,10 @@ def run(module: str, program: str, arguments: Sequence[str] | None = None) -> No
 
 def _overview() -> str:
   width = max(map(len, COMMANDS))
-  return "\n".join(
-    [
-      "usage: seggpt COMMAND [flags]",
-      "",
-      "Segmentation by example (SegGPT) in JAX: fine-tune on your own images, segment, measure.",
-      "",
-      *(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()),
-      "",
-      "`seggpt COMMAND --help` lists the flags of a command; `seggpt --version` prints the version.",
-    ]
+  commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+  return (
+    "usage: seggpt COMMAND [flags]\n\n"
+    "Segmentation by example (SegGPT) in JAX: fine-tune on your own images, segment, measure.\n\n"
+    f"{commands}\n\n"
+    "`seggpt COMMAND --help` lists the flags of a command; `seggpt --version` prints the version."
   )

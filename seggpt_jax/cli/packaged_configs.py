@@ -67,9 +67,7 @@ def load(text: str) -> ConfigDict:
     raise
   except SyntaxError as error:
     where = path if error.filename == os.path.abspath(path) else error.filename
-    raise InputError(
-      f"--config: {where} line {error.lineno} is not Python: {error.msg}, expected a config file"
-    ) from error
+    raise InputError(f"--config: {where} line {error.lineno} is not Python: {error.msg}") from error
   except Exception as error:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == os.path.abspath(path)]

@@ -73,6 +73,18 @@ def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
   return dataclasses.replace(stored, params=params)
 
 
+def load_lora(directory: str | os.PathLike) -> StoredAdapter:
+  """Reads an adapter that can be merged into weights.
+
+  Raises:
+    InputError: no adapter is found, it is damaged, or it is a learned prompt.
+  """
+  stored = load_adapter(directory)
+  if not isinstance(stored.adapter, adapters.LoRA):
+    raise InputError(f"{directory}: found a learned prompt, expected a LoRA: a prompt cannot be merged into weights")
+  return stored
+
+
 @contextlib.contextmanager
 def _reading_description(path: Path) -> Iterator[None]:
   """Turns every way in which a description with wrong values can fail into one line that names its file."""

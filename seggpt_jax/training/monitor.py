@@ -200,10 +200,13 @@ def draw_panels(
     decoded = color_of[np.asarray(palette.decode(colors[index : index + 1], color_of[None], shown=shown))[0]]
     masked = np.where(hidden[..., None], _HIDDEN, target)
     parts = [images, masked, target, np.round(colors[index]).astype(np.uint8), decoded]
-    gap = np.full((images.shape[0], 4, 3), 255, np.uint8)
-    rows.append(np.concatenate([p for part in parts for p in (part, gap)][:-1], axis=1))
-  gap = np.full((4, rows[0].shape[1], 3), 255, np.uint8)
-  return np.concatenate([r for row in rows for r in (row, gap)][:-1], axis=0)
+    rows.append(_with_gaps(parts, axis=1))
+  return _with_gaps(rows, axis=0)
+
+
+def _with_gaps(parts: list[np.ndarray], axis: int) -> np.ndarray:
+  gap = np.full_like(parts[0].take(range(4), axis=axis), 255)
+  return np.concatenate([each for part in parts for each in (part, gap)][:-1], axis=axis)
 
 
 class SharedBadFiles:

@@ -28,6 +28,10 @@ class SplitSamples(NamedTuple):
   classes: np.ndarray | None  # table that is True where a sample has a class; None if it is not needed
   groups_are_classes: bool  # True for class folders, whose labels mean another thing in each folder
 
+  def pairing(self, options: PairingOptions) -> Pairing:
+    """Returns the pairing of the samples with one another."""
+    return Pairing(self.count, options, self.groups, self.classes, self.groups_are_classes)
+
 
 def known_samples(
   data: ConfigDict, name: str, source: Source, needs_classes: bool, workdir: Path, notes: list[str]
@@ -63,11 +67,6 @@ def known_samples(
   return SplitSamples(len(source), groups, classes, False)
 
 
-def training_pairing(train: SplitSamples, options: PairingOptions) -> Pairing:
-  """Returns the pairing of training samples with one another."""
-  return Pairing(train.count, options, train.groups, train.classes, train.groups_are_classes)
-
-
 def evaluation_pairs_of(
   sources: Mapping[str, Source],
   samples: Mapping[str, SplitSamples],
@@ -88,7 +87,7 @@ def evaluation_pairs_of(
   """
   train, val = samples["train"], samples["val"]
   if not (options.same_class or options.every_class):
-    pairing = training_pairing(val, dataclasses.replace(options, negative=0.0))
+    pairing = val.pairing(dataclasses.replace(options, negative=0.0))
     return SourceEvaluationPairs(sources["val"], sources["val"], pairing, transform, bad_files)
   groups = None if train.groups is None else [*train.groups, *val.groups]
   if train.groups_are_classes:
