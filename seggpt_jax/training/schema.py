@@ -154,7 +154,9 @@ _DECAY = 0.999999  # a moving average with a decay of 1 never moves
 
 _LORA = _with_value("adapter.kind", "lora")
 _SHOWS_PROMPTS = _with_value("adapter.kind", "none", "lora")
-_RESIZES = _without("data.zoom")
+_RESIZES, _ZOOMS = _without("data.zoom"), _with_any("data.zoom")
+_CHOOSES = (*_SHOWS_PROMPTS, *_RESIZES)
+_TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 # COCO annotations are polygons: there are no label images.
 _READS_LABELS = _with_value("data.source", "folder", "class_folders", "masks", "voc", "tfds")
 _HIDES_AT_RANDOM = (Condition("with data.lower_half_share below 1", lambda v: v["data.lower_half_share"] < 1),)
@@ -172,29 +174,19 @@ KEYS: tuple[Key, ...] = (
   # ----------------------------------------------------------------------------------------------------- the network
   Key("model.init_from", "", "Weights to start from: a path, packaged name or hf://OWNER/NAME; '' starts at random."),
   Key(
-    "model.variant", "vit_large", "Network of a random start: vit_large, small, tiny.", when=_without("model.init_from")
+    "model.variant", "vit_large", "Network of a random start: vit_large, small, ...", when=_without("model.init_from")
   ),
   Key("model.square", 0, "Side S of prompt and query in pixels; 0 takes that of the weights or the variant.", 0, 4096),
   Key("model.drop_path_rate", 0.1, "Drop path rate of the last block; it rises linearly from 0 at the first.", 0, 0.99),
-  Key(
-    *("model.dtype", "auto", "Number format of the computation; auto is bfloat16 on accelerators and float32 on CPUs."),
-    choices=("auto", "float32", "bfloat16"),
-  ),
-  Key(
-    *("model.remat", "full", "What the backward pass recomputes: full, dots (all but the linear layers) or none."),
-    choices=get_args(Remat),
-  ),
+  Key("model.dtype", "auto", "Number format; auto: bfloat16 on accelerators.", choices=("auto", "float32", "bfloat16")),
+  Key("model.remat", "full", "What the backward pass recomputes; dots keeps linear layers.", choices=get_args(Remat)),
   Key("model.attention", "auto", "Implementation; auto is the device's best.", choices=("auto", *IMPLEMENTATIONS)),
   # ---------------------------------------------------------------------------------------------- which data is read
   Key("data.source", "folder", "Form of the dataset; docs/data.md shows the folders.", choices=tuple(KINDS)),
-  Key(
-    "data.path", "data", "Folder of the dataset, local or gs:// or s3://; by default with {train,val}/{images,labels}."
-  ),
+  Key("data.path", "data", "Folder of the dataset, local, gs:// or s3://; it has {train,val}/{images,labels}."),
   Key("data.train_split", "train", "Part of the dataset to train on: a folder in data.path, or a TFDS split."),
   Key("data.val_split", "val", "Part of the dataset to validate with."),
-  Key(
-    "data.num_train", -1, "Number of training images, the first by name; -1 is all (original: data_count).", -1, 10**9
-  ),
+  Key("data.num_train", -1, "Training images, the first by name; -1 is all (original: data_count).", -1, 10**9),
   Key("data.bad_share", 0.0, "Share of a split's files that may be bad, and are skipped; 0 stops at the first.", 0, 1),
   Key("data.cache_mb", 0, "Megabytes of decoded images to keep, in each process that reads; 0 keeps none.", 0, 10**7),
   # ------------------------------------------------------------------------------------------------ what labels mean
@@ -203,12 +195,7 @@ KEYS: tuple[Key, ...] = (
     *("data.class_names", (), "Names of classes 1, 2, ...: the masks or categories to take; () takes all."),
     **{"when": _with_value("data.source", "masks", *OUTLINES), "entries": ("",)},
   ),
-  Key(
-    "data.labels",
-    "binary",
-    "Meaning of label values: binary (above the threshold is class 1), index, or table (its i-th value is class i).",
-    choices=LABEL_MODES,
-  ),
+  Key("data.labels", "binary", "Meaning of label values; binary: above the threshold is class 1.", choices=LABEL_MODES),
   Key(
     "data.threshold",
     -1,
@@ -225,13 +212,8 @@ KEYS: tuple[Key, ...] = (
     **{"when": _READS_LABELS, "entries": _VALUES},
   ),
   # ------------------------------------------------------------------------------------- which sample prompts which
-  Key(
-    "data.groups", "", "Samples that prompt each other: prefix:SEP, folder, field:KEY, csv:FILE or classes; '' is all."
-  ),
-  Key(
-    *("data.same_class", 1.0, "Share of positive pairs whose prompt shows a class of the query (original: 0).", 0, 1),
-    when=(*_SHOWS_PROMPTS, *_RESIZES),
-  ),
+  Key("data.groups", "", "Which prompt each other: prefix:SEP, folder, field:KEY, csv:FILE or classes; '' is all."),
+  Key("data.same_class", 1.0, "Share of positive pairs with a class in common (original: 0).", 0, 1, when=_CHOOSES),
   Key(
     *("data.unanswerable", "background", "Rule for a class of the query that no prompt shows; the original keeps it."),
     **{"choices": ("background", "ignore", "keep"), "when": _SHOWS_PROMPTS},
@@ -239,85 +221,37 @@ KEYS: tuple[Key, ...] = (
   Key("data.negative", 0.0, "Share of pairs whose prompt shows what the query lacks: the answer is background.", 0, 1),
   Key("data.prompts", 1, "Prompts for each query, whose features are averaged; a step costs that much more.", 1, 1000),
   # --------------------------------------------------------------------------------------- what the network is given
-  Key(
-    *("data.palette", "random", "Colors of the classes: random, black_background (random foreground) or fixed."),
-    choices=PALETTE_MODES,
-  ),
-  Key(
-    *("data.mask_ratio", 0.75, "Share of all patches that is hidden in training; 0.4 was found to fail.", 0.001, 1),
-    when=_HIDES_AT_RANDOM,
-  ),
+  Key("data.palette", "random", "Colors of classes; black_background: random foreground.", choices=PALETTE_MODES),
+  Key("data.mask_ratio", 0.75, "Share of patches that training hides; 0.4 fails.", 0.001, 1, when=_HIDES_AT_RANDOM),
   Key("data.lower_half_share", 0.0, "Share of training pairs that hide the whole query, as evaluation does.", 0, 1),
-  Key(
-    "data.zoom", 0.0, "Factor from an image's pixels to the network's, for tiles; 0 is off, -1 measures objects.", -1, 8
-  ),
-  Key(
-    *("data.prompt_grid", 0, "Cells along a side of a prompt, each of another class; 0 is the fewest for all.", 0, 16),
-    when=_with_any("data.zoom"),
-  ),
-  Key(
-    *("data.resize", 1024, "Side in pixels of samples before the random crop; 0 is the network's square.", 0, 8192),
-    when=_RESIZES,
-  ),
+  Key("data.zoom", 0.0, "Factor from an image's pixels to the network's; 0 is off, -1 measures objects.", -1, 8),
+  Key("data.prompt_grid", 0, "Cells along a side of a prompt; 0 is the fewest for all classes.", 0, 16, when=_ZOOMS),
+  Key("data.resize", 1024, "Side of samples before the crop; 0 is the network's square.", 0, 8192, when=_RESIZES),
   Key("data.scale", (1.0, 1.0), "Smallest and largest random factor on that size.", 0.01, 10, entries=(0.0,)),
   Key("data.foreground_crop", 0.0, "Probability that the query's crop is placed on foreground.", 0, 1),
-  Key(
-    "data.prompt_foreground",
-    1.0,
-    "Probability that a prompt's crop is placed on a class that the query's crop shows (original: 0).",
-    *(0, 1),
-    when=(*_SHOWS_PROMPTS, *_RESIZES),
-  ),
-  Key(
-    "data.flips", "both", "Mirrors: none, horizontal, vertical, both, or turns (both, and right angles).", choices=FLIPS
-  ),
+  Key("data.prompt_foreground", 1.0, "Share of prompts cropped to a class of the query.", 0, 1, when=_CHOOSES),
+  Key("data.flips", "both", "Mirrors at random; turns: both, and right angles.", choices=FLIPS),
   Key(
     *("data.color", (0.1, 0.1, 0.1), "Brightness, contrast and saturation x: factors are drawn from 1 - x to 1 + x."),
     **{"minimum": 0, "maximum": 1, "entries": (0.0,)},
   ),
-  Key(
-    "data.blur",
-    0.5,
-    "Largest standard deviation in pixels of the Gaussian blur; each is drawn from 0 up to it.",
-    0,
-    100,
-  ),
+  Key("data.blur", 0.5, "Largest standard deviation of the Gaussian blur in pixels; drawn from 0 on.", 0, 100),
   Key("data.num_workers", 0, "Processes that read, up to four for each core; 0 reads in this one.", 0, MOST_WORKERS),
   # ----------------------------------------------------------------------------------------------------- the loss
   Key("loss.smooth_l1", 1.0, "Weight of the smooth L1 of the colors, the original's only loss.", 0, 1e6),
-  Key(
-    "loss.cross_entropy", 0.0, "Weight of the cross-entropy of classes, by distances of colors to the palette.", 0, 1e6
-  ),
+  Key("loss.cross_entropy", 0.0, "Weight of the cross-entropy of classes, by distances to their colors.", 0, 1e6),
   Key("loss.dice", 0.0, "Weight of the soft Dice loss of each canvas's foreground, of the same classes.", 0, 1e6),
   Key(
-    *(
-      "loss.foreground",
-      0.0,
-      "Least share of foreground in a canvas's weights of pixels, up to 20; 0 is off.",
-      0,
-      0.99,
-    ),
+    *("loss.foreground", 0.0, "Least share of foreground in weights of pixels, up to 20; 0 is off.", 0, 0.99),
     when=_with_any("loss.smooth_l1", "loss.cross_entropy"),
   ),
   # ------------------------------------------------------------------------------------------- how weights change
   Key("optim.name", "adamw", "Optimizer; muon is for a start from random weights.", choices=tuple(OPTIMIZERS)),
   Key("optim.clip_norm", 0.0, "Global norm that larger gradients are scaled down to; 0 is off.", 0, 1e6),
-  Key(
-    *("optim.schedule", "cycles", "Cosines of the learning rate: cycles, each of half the peak, or a single cosine."),
-    choices=tuple(SCHEDULES),
-  ),
+  Key("optim.schedule", "cycles", "Learning rate: cosine cycles of halving peaks, or one cosine.", choices=SCHEDULES),
   Key("optim.peak", 1e-4, "Learning rate after the first warm-up; it falls to 1e-8.", 0, 100),
   Key("optim.warmup", 500, "Steps of linear warm-up; at most a tenth of the run with first_cycle=0.", 0, _STEPS),
-  Key(
-    *(
-      "optim.first_cycle",
-      5000,
-      "Steps of the first cycle with its warm-up; 0 makes one as long as the run.",
-      0,
-      _STEPS,
-    ),
-    when=_CYCLES,
-  ),
+  Key("optim.first_cycle", 5000, "Steps of the first cycle; 0 makes one as long as the run.", 0, _STEPS, when=_CYCLES),
   Key("optim.layer_decay", 1.0, "Factor on the rate from a block to the one below; 1 is off, BEiT has 0.65.", 0.01, 1),
   Key("optim.b2", 0.999, "Decay of the average of squared gradients.", 0, _DECAY),
   Key("optim.weight_decay", 0.01, "Decoupled: each step takes this times the learning rate off a parameter.", 0, 1000),
@@ -328,10 +262,7 @@ KEYS: tuple[Key, ...] = (
   ),
   Key("optim.ema", 0.0, "Decay of a moving average of the parameters, which is kept as best; 0 is off.", 0, _DECAY),
   # -------------------------------------------------------------------------------------------------------- adapters
-  Key(
-    *("adapter.kind", "none", "What is trained: none (the network), lora, prompt, or head (which needs no prompts)."),
-    choices=("none", *ADAPTERS, "head"),
-  ),
+  Key("adapter.kind", "none", "What is trained; none is the whole network.", choices=("none", *ADAPTERS, "head")),
   Key("adapter.rank", 8, "Rank of the update of each kernel.", 1, 2**16, when=_LORA),
   Key("adapter.alpha", 8.0, "Scale of the update, which is multiplied by alpha / rank.", 0.001, 1e6, when=_LORA),
   Key(
@@ -342,10 +273,7 @@ KEYS: tuple[Key, ...] = (
   Key("mesh.data", -1, "Devices that each hold a copy of the parameters; -1 is all that mesh.fsdp leaves.", -1, 2**20),
   Key("mesh.fsdp", 1, "Devices that share one copy of the parameters.", 1, 2**20),
   # --------------------------------------------------------------------------------------------- records of the run
-  Key(
-    *("tracker", "tensorboard", "Also logs to: tensorboard (an event file in RUN), wandb, trackio, or none."),
-    choices=("tensorboard", "wandb", "trackio", "none"),
-  ),
+  Key("tracker", "tensorboard", "Also logs to this; tensorboard is a file in RUN.", choices=_TRACKERS),
   Key("log_every", 10, "Steps between lines in metrics.jsonl.", 1, _STEPS),
   Key("eval_every", 500, "Steps between evaluations, with panels of pairs; the original's is an epoch.", 1, _STEPS),
   Key("eval_pairs", 64, "Validation queries in an evaluation; -1 is all.", -1, _STEPS),
