@@ -18,25 +18,15 @@ from jaxtyping import Array, Bool, Float, Integer, Num, UInt8
 from seggpt_jax.typing import AnyArray
 
 IGNORE = 255  # label of pixels whose class is unknown
-
 PALETTE_MODES = ("random", "black_background", "fixed", "corners")
-
-
 _MAX_COLORS = 256
 
 # Black, then eight colors for the classes that occur most. Class 1 is Okabe and Ito's vermilion. The other seven were
 # found by a search over a 16 x 16 x 16 lattice of colors of medium luminance, for the largest least CIELAB distance
 # among the eight, both for normal vision and as people without red, green or blue cones see them (Machado et al. 2009).
 _DISPLAY_COLORS = (
-  (0, 0, 0),
-  (213, 94, 0),
-  (51, 17, 255),
-  (0, 221, 187),
-  (255, 153, 255),
-  (136, 51, 68),
-  (0, 119, 153),
-  (204, 187, 119),
-  (255, 0, 255),
+  *((0, 0, 0), (213, 94, 0), (51, 17, 255), (0, 221, 187), (255, 153, 255), (136, 51, 68), (0, 119, 153)),
+  *((204, 187, 119), (255, 0, 255)),
 )
 
 
@@ -194,8 +184,7 @@ def decode(
   Args:
     colors: predicted colors, 0..255.
     palette: N colors for each sample, 0..255.
-    sensitivity: divisors of the distances to each color, above 0: with 2, a color may be twice as far away as another
-      one and still be chosen. None for 1.
+    sensitivity: divisors of the distances: with 2, a color may be twice as far away as another. None for 1.
     shown: classes that may be chosen in addition to class 0, as the network has been asked for them; None for all.
 
   Returns:

@@ -68,8 +68,7 @@ def define_dataset_flags(*, guess: bool) -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags and returns them in groups.
 
   Args:
-    guess: whether the command finds out kind, number of classes and label format where no flag gives them, and takes
-      the folder as an argument.
+    guess: whether the command finds out what no flag gives, and takes the folder as an argument.
   """
   kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
   found = " Found out by default." if guess else ""

@@ -103,13 +103,6 @@ def _few_shot(model: str) -> FewShot:
     raise InputError(f"--fold: found {','.join(values.fold)!r}, expected some of {','.join(known)}")
   cache = Path(values.outdir) / "parts" / "classes.npz"
   data = benchmark.read(Opening(values.data_dir, values.lists, cache))
-  return FewShot(
-    values.benchmark,
-    data,
-    model=model,
-    folds=None if values.fold is None else [int(fold) for fold in values.fold],
-    shots=values.shots,
-    seed=values.seed,
-    count=values.episodes,
-    split=values.split,
-  )
+  folds = None if values.fold is None else [int(fold) for fold in values.fold]
+  options = {name: values[name].value for name in ("shots", "seed", "split")}
+  return FewShot(values.benchmark, data, model=model, folds=folds, count=values.episodes, **options)

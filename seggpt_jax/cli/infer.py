@@ -121,17 +121,10 @@ def main() -> None:
   bad = BadFiles() if values.skip_bad else None
   found = _find_queries(network, bad, options, labels)
   outcome = batch.run(
-    network.load(),
-    found,
-    values.outdir,
-    options=options,
-    labels=labels,
-    kinds=values.save,
+    *(network.load(), found, values.outdir),
+    **{"options": options, "labels": labels, "kinds": values.save, "bad": bad},
+    **{"resume": values.resume, "shard": shard, "settings": settings},
     annotation_options=_annotation_options(found, labels, network.run),
-    bad=bad,
-    resume=values.resume,
-    shard=shard,
-    settings=settings,
     also_read=[values.mapping] if values.mapping else [],
   )
   _report(outcome)
@@ -210,15 +203,9 @@ def _annotation_options(
 def _segment_video(network: inference_flags.Network, options: InferenceOptions, labels: LabelFormat) -> None:
   values = flags.FLAGS
   target = video.run_video(
-    network.load(),
-    values.video,
-    values.outdir,
-    prompt_images=values.prompt_image,
-    prompt_labels=values.prompt_label,
-    num_frames=values.num_frames,
-    options=options,
-    labels=labels,
-    save_frames=not is_given("save") or "label" in values.save,
+    *(network.load(), values.video, values.outdir),
+    **{"prompt_images": values.prompt_image, "prompt_labels": values.prompt_label, "num_frames": values.num_frames},
+    **{"options": options, "labels": labels, "save_frames": not is_given("save") or "label" in values.save},
   )
   print(f"written: {target}")
 

@@ -43,8 +43,7 @@ def load(text: str) -> ConfigDict:
   """Loads a config.
 
   Args:
-    text: name or path of a config as in `find`; after a colon there may be an argument for its `get_config`, as in
-      "mine.py:96".
+    text: name or path of a config as in `find`; after a colon an argument for `get_config`, as in "mine.py:96".
 
   Raises:
     InputError: there is no such config, or its file does not work as one.

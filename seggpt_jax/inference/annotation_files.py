@@ -74,8 +74,7 @@ def class_names(
   Args:
     given: the user's names; none for those of the run.
     model_path: weights, a training run, or the run of an adapter.
-    prompt_labels: label files of all prompts, which show how many classes there are. Files that cannot be read do not
-      count; whoever segments with them reports them.
+    prompt_labels: label files of all prompts, which show how many classes there are; unreadable ones do not count.
     labels: format of the label files.
 
   Raises:

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,12 +94,10 @@ def run(
     queries: queries from `queries.list_queries`.
     outdir: folder of the results, created if missing. Files of an earlier run are replaced, no others.
     options: tiles, overlap and mirrored copies; one tile for the whole image by default.
-    labels: format of the label files of prompts and queries; class indices by default. Ignored pixels are background in
-      a prompt, and are not scored.
+    labels: format of the label files; class indices by default. Ignored pixels are not scored.
     kinds: kinds of results to write for each image.
     annotation_options: names of classes and tolerance of polygons, for the kinds that are annotations.
-    bad: if given, queries with unreadable files are skipped and added here. It may hold some already. All are listed
-      in bad_files.txt.
+    bad: if given, queries with unreadable files are skipped, added here and listed in bad_files.txt.
     resume: skips images that an earlier run with the same settings has finished. Bad images are tried again.
     shard: the share of the queries that this process takes. The process that ends last writes metrics.json.
     settings: settings of the run, JSON values by name of their flags; the heading of summary.txt.
@@ -193,11 +191,6 @@ def _note_bad(bad: BadFiles, progress: Ledger, bar: tqdm, name: str, reason: str
   bar.update()
 
 
-def _pixels_of(written: Iterable[tuple[str, int, Future[dict[str, Any]]]]) -> int:
-  """Returns the pixels of images that wait to be written."""
-  return sum(pixels for _, pixels, _ in written)
-
-
 def _write_all(
   items: Iterator[tuple[Read, Prediction]],
   write: Callable[[Read, Prediction], dict[str, Any]],
@@ -208,7 +201,7 @@ def _write_all(
   done, written = 0, collections.deque[tuple[str, int, Future[dict[str, Any]]]]()
 
   def note_finished(behind: int) -> None:
-    while len(written) > behind or (written and written[0][2].done()) or _pixels_of(written) > _BEHIND_PIXELS:
+    while len(written) > behind or (written and written[0][2].done()) or sum(w[1] for w in written) > _BEHIND_PIXELS:
       name, _, future = written.popleft()
       progress.add(name, **future.result())
 
@@ -238,8 +231,7 @@ def segment(
     queries: queries from `queries.list_queries`.
     options: tiles, overlap and mirrored copies; one tile for the whole image by default.
     labels: format of the label files; class indices by default.
-    skip: if given, called with the name of each query whose files cannot be read and with the reason; the query is then
-      left out.
+    skip: if given, called with the name of each query whose files cannot be read, which is left out, and the reason.
 
   Yields:
     Each query in memory with its prediction, in order.

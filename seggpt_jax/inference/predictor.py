@@ -160,8 +160,7 @@ class Predictor:
 
     Args:
       image: the prompt's image: uint8 `[h, w, 3]`, a Pillow image, or a file.
-      labels: its label map: integers or bool `[h, w]`, a Pillow image, or a file of class indices. Ignored pixels
-        (label 255) become background.
+      labels: its label map: integers or bool `[h, w]`, a Pillow image, or a file; 255 becomes background.
       split: the largest split that the prompt is used with.
       zoom: the zoom that it is used with, in place of a split; see `InferenceOptions`.
       name: name of the prompt, for error messages and warnings.

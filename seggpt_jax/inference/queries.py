@@ -68,8 +68,7 @@ def list_queries(
     dataset: a folder with images/ and perhaps labels/, a folder of images, or image files. Folders may hold folders.
     prompt_img_dir: folder with the prompts' images; None with `prompts` or with a learned prompt.
     prompt_label_dir: folder with the prompts' label maps.
-    mapping: JSON file {query file: [prompt files, best first]}, see `NameFinder`. Without it, the first prompts by
-      name serve every query.
+    mapping: JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve all.
     top_k: largest number of prompts for each query.
     bad: if given, queries whose prompts are missing are left out and added here.
     prompts: prompts for every query, from `given_prompts`, in place of the folders.

@@ -121,8 +121,7 @@ def tile_windows(split: int, tile: _Size, patch_size: int, overlap: float | int 
     split: number of tiles along each side.
     tile: height and width of a tile in pixels.
     patch_size: side of a patch in pixels.
-    overlap: smallest share of a tile's side, at least 0 and below 1, by which neighboring windows overlap. It adds
-      windows.
+    overlap: smallest share of a tile's side, at least 0 and below 1, by which windows overlap. It adds windows.
   """
   return image_windows((split * tile[0], split * tile[1]), tile, patch_size, overlap)
 

@@ -17,7 +17,6 @@ from flax import nnx
 from jaxtyping import Float, Num, UInt8
 
 from seggpt_jax import canvas
-from seggpt_jax import palette as palette_lib
 from seggpt_jax.compilation import jit
 from seggpt_jax.data.augment import to_square
 from seggpt_jax.errors import InputError
@@ -80,5 +79,4 @@ class HeadPrediction:
         raise InputError(
           f"{name}: found {found}, expected {default} with a trained head, which sees whole images, mirrored too"
         )
-    palette = palette_lib.fixed_palette(classes) if palette is None else check_palette(palette, classes)
-    return cls(image, answer, palette, options)
+    return cls(image, answer, check_palette(palette, classes), options)

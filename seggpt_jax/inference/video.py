@@ -58,11 +58,9 @@ def segment_frames(
 
   Args:
     predictor: the network. With a learned prompt, `prompts` may be empty if `num_frames` is 0.
-    frames: frames of a video, or other images that change little from one to the next. A generator is read only a few
-      batches ahead.
+    frames: frames of a video, or images that change little. A generator is read only a few batches ahead.
     prompts: pairs of image and label map; see `Predictor.predict`.
-    options: tiles, overlap and mirrored copies; one tile for the whole frame by default. The work grows with the number
-      of prompts.
+    options: tiles, overlap and mirrored copies; one tile for the whole frame by default.
     num_frames: largest number of recent frames that serve as prompts.
     keep_empty: also uses frames in which nothing was found as prompts, as the original tool does.
     palette: the color of each class; see `Predictor.predict`.

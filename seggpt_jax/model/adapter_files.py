@@ -107,8 +107,7 @@ def adapted_params(directory: str | os.PathLike | Weights, stored: StoredAdapter
   """Reads weights and merges an adapter into them.
 
   Args:
-    directory: name or path of the weights that the adapter was trained for. They may have moved since: only their
-      values count.
+    directory: name or path of the weights that the adapter was trained for; only their values count.
     stored: the adapter. A learned prompt changes no parameter.
 
   Returns:

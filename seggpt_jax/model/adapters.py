@@ -30,17 +30,13 @@ class LoRA:
   The sum is computed once per step and costs no more memory than the kernels, so the network runs at its usual speed.
   A trained LoRA merges into plain weights exactly.
 
-  Attributes:
-    rank: number of columns of A and of rows of B.
-    alpha: scale of the update; with alpha = rank the update is A B.
-    targets: kernels to update in every block: qkv and proj of the attention, fc1 and fc2 of the MLP.
-
   Raises:
     InputError: a value is out of range, or a target is unknown.
   """
 
-  rank: int = 8
-  alpha: float = 8.0
+  rank: int = 8  # number of columns of A and of rows of B
+  alpha: float = 8.0  # scale of the update; with alpha = rank the update is A B
+  # kernels to update in every block: qkv and proj of the attention, fc1 and fc2 of the MLP
   targets: tuple[str, ...] = LORA_TARGETS
 
   def __post_init__(self):

@@ -76,8 +76,7 @@ def fetch(name: str, address: Address, convert: Callable[[Path, Path], None]) ->
   Args:
     name: the name as the user wrote it, for messages.
     address: what it stands for.
-    convert: makes the weights directory, its second argument, of the downloaded file or folder, its first. The download
-      is deleted afterwards.
+    convert: makes the weights directory, its second argument, of the download, its first, which is then deleted.
 
   Raises:
     InputError: the hub has no such weights, or cannot be reached and they are not on this machine.

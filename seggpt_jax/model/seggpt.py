@@ -183,15 +183,13 @@ class SegGPT(nnx.Module):
       results of linear layers, which are most of the arithmetic and little of the memory; or "full", everything.
     attention: name of an attention implementation, or "auto" for the best one that compiles for the device.
     training: whether "auto" asks for gradients, too.
-    device: a device that the program is for, which may be part of a topology that is not there; by default one of
-      `batch_sharding`, or else the default device.
+    device: what the program is for, maybe of a topology that is not there; by default of `batch_sharding`, or here.
     scan: whether equal blocks are one loop over their parameters instead of a program each. Compiling takes a fraction
       of the time, and the program of the memory, but all parameters are copied once in each pass. By default only for
       training on TPUs, whose compiler takes minutes for ViT-L's blocks.
     batch_sharding: sharding of the batch over a mesh; None on one device. It is needed with sharded parameters, because
       XLA would otherwise gather whole batches to split their channels, for twice the work and memory.
-    rngs: random numbers for the initial parameters. Linear layers use Xavier's uniform distribution, tokens and
-      position embeddings a deviation of 0.02.
+    rngs: random numbers for the initial parameters: Xavier's uniform ones, and for tokens a deviation of 0.02.
   """
 
   def __init__(

@@ -33,48 +33,30 @@ class Entry(NamedTuple):
   to_torch: Callable[[np.ndarray], np.ndarray]  # converts an array from our shape to PyTorch's
 
 
-def _same(array: np.ndarray) -> np.ndarray:
-  return array
-
-
-def _transpose(array: np.ndarray) -> np.ndarray:
-  return array.T
-
-
-def _conv_to_ours(array: np.ndarray) -> np.ndarray:
-  return array.transpose(2, 3, 1, 0)
-
-
-def _conv_to_torch(array: np.ndarray) -> np.ndarray:
-  return array.transpose(3, 2, 0, 1)
-
-
-def _patch_to_ours(array: np.ndarray) -> np.ndarray:
-  return _conv_to_ours(array).reshape(-1, array.shape[0])
-
-
 def _patch_to_torch(array: np.ndarray) -> np.ndarray:
   side = round((array.shape[0] / 3) ** 0.5)
-  return _conv_to_torch(array.reshape(side, side, 3, -1))
+  return array.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
 
 
-def _pointwise_to_ours(array: np.ndarray) -> np.ndarray:
-  return array[:, :, 0, 0].T
-
-
-def _pointwise_to_torch(array: np.ndarray) -> np.ndarray:
-  return array.T[:, :, None, None]
+# How an array is converted from PyTorch's shape to ours, and back.
+_FORMS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
+  "same": (lambda array: array, lambda array: array),
+  "linear": (lambda array: array.T, lambda array: array.T),
+  "conv": (lambda array: array.transpose(2, 3, 1, 0), lambda array: array.transpose(3, 2, 0, 1)),
+  "patch": (lambda array: array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0]), _patch_to_torch),
+  "pointwise": (lambda array: array[:, :, 0, 0].T, lambda array: array.T[:, :, None, None]),
+}
 
 
 def entries(depth: int) -> list[Entry]:
   """Returns the table of all parameters of a SegGPT with the given number of blocks."""
   table: list[Entry] = []
 
-  def add(name, baai, hf, to_ours=_same, to_torch=_same):
-    table.append(Entry(name, baai, hf, to_ours, to_torch))
+  def add(name, baai, hf, form="same"):
+    table.append(Entry(name, baai, hf, *_FORMS[form]))
 
-  def add_layer(name, baai, hf, to_ours=_transpose, to_torch=_transpose):
-    add(f"{name}.kernel", f"{baai}.weight", f"{hf}.weight", to_ours, to_torch)
+  def add_layer(name, baai, hf, form="linear"):
+    add(f"{name}.kernel", f"{baai}.weight", f"{hf}.weight", form)
     add(f"{name}.bias", f"{baai}.bias", f"{hf}.bias")
 
   def add_norm(name, baai, hf):
@@ -91,9 +73,7 @@ def entries(depth: int) -> list[Entry]:
     ("pos_embed", "position_embeddings"),
   ):
     add(ours, ours, embeddings + hf)
-  add_layer(
-    "patch_embed", "patch_embed.proj", f"{embeddings}patch_embeddings.projection", _patch_to_ours, _patch_to_torch
-  )
+  add_layer("patch_embed", "patch_embed.proj", f"{embeddings}patch_embeddings.projection", "patch")
   for index in range(depth):
     block, layer = f"blocks.{index}.", f"model.encoder.layers.{index}."
     add_norm(f"{block}norm1", f"{block}norm1", f"{layer}layernorm_before")
@@ -107,9 +87,9 @@ def entries(depth: int) -> list[Entry]:
   add_norm("norm", "norm", "model.encoder.layernorm")
   add_layer("decoder_embed", "decoder_embed", "decoder.decoder_embed")
   decoder = "decoder.decoder_pred."
-  add_layer("decoder_pred.conv", "decoder_pred.0", f"{decoder}conv", _conv_to_ours, _conv_to_torch)
+  add_layer("decoder_pred.conv", "decoder_pred.0", f"{decoder}conv", "conv")
   add_norm("decoder_pred.norm", "decoder_pred.1", f"{decoder}layernorm")
-  add_layer("decoder_pred.head", "decoder_pred.3", f"{decoder}head", _pointwise_to_ours, _pointwise_to_torch)
+  add_layer("decoder_pred.head", "decoder_pred.3", f"{decoder}head", "pointwise")
   return table
 
 

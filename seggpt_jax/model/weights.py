@@ -264,8 +264,7 @@ def load_params(
     shapes: returns the shape of each parameter of the architecture; it is only asked when the depth fits.
 
   Raises:
-    InputError: no weights are found, or they do not fit the architecture. The message names the first parameter that
-      differs.
+    InputError: no weights are found, or they do not fit the architecture; names the first parameter that differs.
   """
   name, path, config = resolve(name)
   if path.is_file():
@@ -285,8 +284,7 @@ def read_arrays(path: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[
 
   Args:
     path: the item.
-    check: gets the shape of each array by name before memory is allocated for any, and raises InputError if they are
-      not what they should be.
+    check: gets the shape of each array by name before memory is allocated, and refuses wrong ones.
 
   Raises:
     InputError: the item cannot be read, differs from what was written, or is not what it should be.

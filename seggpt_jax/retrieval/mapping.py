@@ -137,8 +137,7 @@ def write_mappings(
     output: JSON file for the positive prompts.
     labels: format of the label files.
     top_k: largest number of prompts for each query.
-    groups: positive prompts come from the query's group: "prefix:SEP", "csv:FILE", "classes", or "class" for prompts
-      that share a class with the query's label.
+    groups: positive prompts come from the query's group: "prefix:SEP", "csv:FILE", "classes", or share a "class".
     negative_output: JSON file for the negative prompts; needs `groups`.
     cache: folder where features of labeled images are kept; None to keep none.
 
@@ -266,8 +265,7 @@ def prompt_every_class(
     prompts: labeled images to choose from.
     facts: contents of the labeled images.
     count: number of prompts of each query; if there are fewer classes, further prompts show them again.
-    index: index of the labeled images, which ranks them by similarity; without it, images all over the list are taken,
-      the same for all queries.
+    index: index that ranks them by similarity; without it, images all over the list serve all queries.
 
   Raises:
     InputError: no labeled image shows a class, or a query cannot be read.

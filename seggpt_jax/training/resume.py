@@ -138,9 +138,8 @@ def _read(path: Path) -> dict[str, Any]:
       raise InputError(f"{path}: {group}: found {shown(section)}, expected an object of the run's configuration")
     if name in section:
       values[key.name] = section[name]
-  for key in KEYS:
-    if key.name in values and (expected := key.wrong_type(values[key.name])):
-      raise InputError(f"{path}: {key.name}: found {shown(values[key.name])}, expected {expected}")
+      if expected := key.wrong_type(section[name]):
+        raise InputError(f"{path}: {key.name}: found {shown(section[name])}, expected {expected}")
   return values
 
 

@@ -37,27 +37,16 @@ class Condition(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-  """One key of the configuration.
+  """One key of the configuration."""
 
-  Attributes:
-    name: dotted name, such as "data.resize".
-    default: value where a config file says nothing. A key counts as set when its value differs from this one.
-    meaning: one line for the help text.
-    minimum: smallest value allowed, of each entry for a tuple; None where there is no limit.
-    maximum: largest value allowed, of each entry for a tuple; None where there is no limit.
-    choices: all values allowed; empty where the value is free.
-    when: conditions that must all hold, or the key has no effect and may not be set.
-    entries: for a tuple, an example of each type that an entry may have.
-  """
-
-  name: str
-  default: Any
-  meaning: str
-  minimum: int | float | None = None
-  maximum: int | float | None = None
-  choices: tuple[str, ...] = ()
-  when: tuple[Condition, ...] = ()
-  entries: tuple[Any, ...] = ()
+  name: str  # dotted name, such as "data.resize"
+  default: Any  # value where a config file says nothing. A key counts as set when its value differs from this one
+  meaning: str  # one line for the help text
+  minimum: int | float | None = None  # smallest value allowed, of each entry for a tuple; None where there is no limit
+  maximum: int | float | None = None  # largest value allowed, of each entry for a tuple; None where there is no limit
+  choices: tuple[str, ...] = ()  # all values allowed; empty where the value is free
+  when: tuple[Condition, ...] = ()  # conditions that must all hold, or the key has no effect and may not be set
+  entries: tuple[Any, ...] = ()  # for a tuple, an example of each type that an entry may have
 
   @property
   def applies(self) -> str:

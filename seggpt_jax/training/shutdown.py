@@ -30,8 +30,7 @@ def managed_shutdown(monitor: Monitor, checkpoints: Checkpoints, mesh: Mesh) -> 
 
   Args:
     monitor: monitor of the run.
-    checkpoints: checkpoints of the run. The process waits until they are written, unless it fails while other processes
-      continue, which would never join it.
+    checkpoints: they are waited for, unless the process fails while others continue, which would never join it.
     mesh: devices of all processes.
 
   Yields:

@@ -93,8 +93,7 @@ def choose(
     name: a key of `IMPLEMENTATIONS`, or "auto" for the best one that compiles for the device.
     config: the architecture.
     dtype: compute dtype.
-    device: a device that the program is for; it may be part of a topology that is not there. By default that of new
-      arrays.
+    device: what the program is for, maybe of a topology that is not there; by default the device of new arrays.
     training: whether the gradients must compile, too.
 
   Raises:
