@@ -57,7 +57,7 @@ def files_of(folder):
   return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
-@pytest.mark.parametrize("beside, tries", [(False, 100), (True, 15)])
+@pytest.mark.parametrize("beside, tries", [(False, 40), (True, 5)])
 def test_no_flipped_bit_is_read_as_other_weights(saved, tmp_path, monkeypatch, beside, tries):
   """Orbax alone reads 11 of 40 of them without an error. Large files are compared in addition, here also small ones."""
   monkeypatch.setattr(digests, "SMALL", -1 if beside else digests.SMALL)
@@ -84,7 +84,7 @@ def test_no_flipped_bit_of_a_checkpoint_is_resumed_from(tmp_path, monkeypatch):
   checkpoints.close()
   assert all((run / f"checkpoints/{step}/{digests.FILE}").is_file() for step in (2, 4))
   paths = files_of(run / "checkpoints/4")
-  for seed in range(12):
+  for seed in range(6):
     shutil.copytree(run, tmp_path / f"copy{seed}")
     flip(tmp_path / f"copy{seed}" / random.Random(seed).choice(paths).relative_to(run), seed)
     checkpoints = Checkpoints(tmp_path / f"copy{seed}", NANO, keep=10)

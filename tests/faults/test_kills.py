@@ -107,6 +107,7 @@ def test_damaged_weights_and_checkpoints_are_not_read(tmp_path, spoil):
     survived(function(tmp_path / function.__name__, 8, np.random.default_rng(2), spoil=spoil))
 
 
+@pytest.mark.slow  # .ci/run runs it
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax, of damaged arrays
 def test_what_was_not_survived_is_seen(tmp_path, monkeypatch):
   """The other tests would be worthless if nothing could fail them."""
