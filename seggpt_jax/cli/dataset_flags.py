@@ -6,9 +6,10 @@ from absl import flags
 
 from seggpt_jax.cli.label_flags import define_label_flags, label_format
 from seggpt_jax.cli.path_flags import define_path
-from seggpt_jax.data.datasets import KINDS, Dataset
-from seggpt_jax.data.labels import IGNORE
+from seggpt_jax.data.datasets import Dataset
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import IGNORE
+from seggpt_jax.formats.recognize import KINDS
 
 
 def define_dataset_flags(*, guess: bool) -> dict[str, list[flags.FlagHolder]]:

@@ -7,8 +7,8 @@ from typing import Any
 from absl import flags
 
 from seggpt_jax.cli.runner import naming_flags
-from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, parse_values
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import LABEL_MODES, LabelFormat, parse_values
 
 NAMES = ("labels", "ignore")
 

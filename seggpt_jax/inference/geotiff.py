@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image, TiffImagePlugin, TiffTags
 
-from seggpt_jax.data.images import ORIENTATION, open_image, read_bytes
 from seggpt_jax.errors import warn_once
 from seggpt_jax.files import write_whole
+from seggpt_jax.formats.images import ORIENTATION, open_image, read_bytes
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.queries import Query

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.data.zoomed import measured_zoom, object_sides
+from seggpt_jax.formats.labels import LabelFormat, read_labels
 from seggpt_jax.model.config import SegGPTConfig
 
 # Objects of one patch are found when trained on; without training two are better.

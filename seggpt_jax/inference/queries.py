@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from seggpt_jax.data.bad_files import BadFiles
-from seggpt_jax.data.images import image_endings, list_images, without_ending
-from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, LabelMode, Value
 from seggpt_jax.errors import InputError, naming, warn_once
 from seggpt_jax.files import decode_text, expand, parse_json, plain_name
+from seggpt_jax.formats.images import image_endings, list_images, without_ending
+from seggpt_jax.formats.labels import LABEL_MODES, LabelFormat, LabelMode, Value
 from seggpt_jax.inference.trained import run_config, run_data
 
 _LABEL_FOLDERS = frozenset({"label", "labels", "mask", "masks"})  # their files are no images to segment

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Integer, Shaped, UInt8
 from PIL import Image
 
-from seggpt_jax.data.labels import restore_objects
+from seggpt_jax.formats.labels import restore_objects
 
 _Size = tuple[int, int]  # height, width
 

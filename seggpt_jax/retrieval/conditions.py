@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from seggpt_jax.data.groups import group_names
-from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
 from seggpt_jax.data.read_ahead import read_ahead
-from seggpt_jax.data.sources import FileSource, Item
+from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import IGNORE, LabelFormat, read_labels
+from seggpt_jax.formats.layouts import Item
 from seggpt_jax.inference.queries import PromptFiles, Query
 from seggpt_jax.retrieval.labeled_images import Facts, held_classes
 

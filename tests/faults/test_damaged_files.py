@@ -11,14 +11,14 @@ import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
 from benchmarks.nano import NANO
-from seggpt_jax.data.coco import CocoSource
-from seggpt_jax.data.images import FORMATS, read_bytes, read_image
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import FORMATS, read_bytes, read_image
 from seggpt_jax.inference import video_files
 from seggpt_jax.inference.queries import read_mapping
 from seggpt_jax.model import digests, parameters, torch_files, weights
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.checkpoints import Checkpoints
+from tests.formats.annotation_folders import coco_source
 from tests.training.test_checkpoints import abstract, state_at
 
 
@@ -150,7 +150,7 @@ def test_mutated_images_are_read_or_refused(file_format):
   generator = np.random.default_rng(0)
   buffer = io.BytesIO()
   Image.fromarray(generator.integers(0, 256, (24, 24, 3), np.uint8)).save(buffer, file_format)
-  from seggpt_jax.data.images import decode_image
+  from seggpt_jax.formats.images import decode_image
 
   for seed in range(150):
     draw = random.Random(seed)
@@ -249,6 +249,6 @@ def test_annotations_for_a_picture_of_another_size_allocate_nothing(tmp_path):
     "categories": [{"id": 1, "name": "thing"}],
   }
   (tmp_path / "val.json").write_text(json.dumps(content))
-  source = CocoSource(tmp_path, "val", 2)
+  source = coco_source(tmp_path, "val", 2)
   for read in (source.label, source.__getitem__):
     refused("a.png: found 100000 x 100000 pixels, expected 20 x 16", lambda: read(0))  # noqa: B023 - called at once

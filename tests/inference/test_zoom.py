@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.data import cells
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.object_scale import Objects, measure_objects
 from seggpt_jax.inference.operating_point import OperatingPoint, read_operating_point, write_operating_point
 from seggpt_jax.inference.options import InferenceOptions
