@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 # Tests that compile no network: seconds each. `make test` runs all of them.
-FAST := tests/audit tests/data tests/metrics tests/prepare tests/synthetic \
+FAST := tests/audit tests/data tests/formats tests/metrics tests/prepare tests/synthetic \
   $(wildcard tests/test_canvas.py tests/test_files.py tests/test_palette.py tests/test_prose.py tests/test_rooms.py)
 
 .PHONY: help demo test check lint types fast tpu docs format clean

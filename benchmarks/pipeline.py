@@ -28,12 +28,12 @@ from PIL import Image, ImageEnhance, ImageFilter
 from benchmarks import report
 from seggpt_jax import canvas, palette
 from seggpt_jax.data import augment as augmentations
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.layouts import folder_layout
 from seggpt_jax.data.pairing import Pairing, PairingOptions
 from seggpt_jax.data.pipeline import DEVICE_KEYS, SourceTrainingPairs, training_batches
 from seggpt_jax.data.sources import CachedSource, FileSource, Sample, Source
 from seggpt_jax.data.transforms import TrainingPair
+from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.layouts import folder_layout
 
 _SECONDS = flags.DEFINE_float("seconds", 2.0, "Length of a round in seconds.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of rounds per result.", 1)

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 from seggpt_jax.data.augment import Augmentation, augment, random_appearance, random_flip
-from seggpt_jax.data.labels import IGNORE, classes_in, shrink_labels
 from seggpt_jax.data.sources import Sample
+from seggpt_jax.formats.labels import IGNORE, classes_in, shrink_labels
 
 LEVELS = 4
 BATCH = 8

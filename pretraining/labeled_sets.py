@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from tqdm import tqdm
 
-from seggpt_jax.data.images import read_image
-from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import read_image
+from seggpt_jax.formats.labels import LabelFormat, read_labels
 from seggpt_jax.inference.predictor import Predictor, Prompt
 from seggpt_jax.inference.queries import PromptFiles
 from seggpt_jax.inference.trained import ZOOM_OVERLAP, Objects, measure_objects

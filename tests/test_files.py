@@ -10,11 +10,9 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.data.class_index import scan_classes
-from seggpt_jax.data.datasets import KINDS, Dataset, list_items, open_dataset
+from seggpt_jax.data.datasets import Dataset, list_items, open_dataset
 from seggpt_jax.data.groups import group_names
-from seggpt_jax.data.images import list_images, read_image
-from seggpt_jax.data.labels import LabelFormat, read_labels
-from seggpt_jax.data.sources import FileSource, Item
+from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import (
   HOUR,
@@ -28,6 +26,10 @@ from seggpt_jax.files import (
   write_whole,
   written_whole,
 )
+from seggpt_jax.formats.images import list_images, read_image
+from seggpt_jax.formats.labels import LabelFormat, read_labels
+from seggpt_jax.formats.layouts import Item
+from seggpt_jax.formats.recognize import KINDS
 from seggpt_jax.prepare.conversion import Settings, prepare
 from seggpt_jax.written import RECORD
 

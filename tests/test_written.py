@@ -14,10 +14,10 @@ from PIL import Image
 
 from seggpt_jax.cli import inspect as cli_inspect
 from seggpt_jax.data.datasets import Dataset
-from seggpt_jax.data.images import is_image, list_images, read_image
 from seggpt_jax.errors import InputError, MachineError
 from seggpt_jax.evaluation import parts, tables
 from seggpt_jax.files import write_whole, written_whole
+from seggpt_jax.formats.images import is_image, list_images, read_image
 from seggpt_jax.inference import batch, outputs, video
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction

@@ -15,12 +15,12 @@ from benchmarks.fuzz_targets.datasets import CLASSES, check_source, inspect_fold
 from seggpt_jax.audit.findings import read_label_map
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.groups import group_names
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.layouts import DatasetFiles, folder_layout
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.evaluation import few_shot_data
+from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.layouts import DatasetFiles, folder_layout
 from seggpt_jax.inference.queries import list_queries
-from tests.data import annotation_folders as folders
+from tests.formats import annotation_folders as folders
 
 
 def _coco_file(folder: Path, segmentations: Sequence, **more) -> Target:
@@ -64,7 +64,7 @@ def _coco_compressed(folder: Path) -> Target:
 
 
 def _labelme(folder: Path) -> Target:
-  from seggpt_jax.data.labelme import encode_mask
+  from seggpt_jax.formats.labelme import encode_mask
 
   shapes = [
     {"label": "crack", "points": folders.CRACK, "shape_type": "polygon", "group_id": None, "flags": {}},

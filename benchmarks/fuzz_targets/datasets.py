@@ -16,10 +16,10 @@ from seggpt_jax.audit.contact_sheet import draw_samples
 from seggpt_jax.audit.findings import audit_dataset
 from seggpt_jax.audit.report import as_facts, as_text
 from seggpt_jax.data.datasets import Dataset, open_dataset
-from seggpt_jax.data.labels import IGNORE
-from seggpt_jax.data.recognize import recognize
 from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import IGNORE
+from seggpt_jax.formats.recognize import recognize
 
 CLASSES = 254
 

@@ -11,12 +11,12 @@ from PIL import Image
 
 from benchmarks.fuzz_targets import Target
 from benchmarks.fuzz_targets.datasets import check_source, gray, inspect_folder, make_target, palette, saved
-from seggpt_jax.data.images import read_bytes, upright_size
-from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
-from seggpt_jax.data.layouts import folder_layout
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
-from tests.data import annotation_folders as folders
+from seggpt_jax.formats.images import read_bytes, upright_size
+from seggpt_jax.formats.labels import IGNORE, LabelFormat, read_labels
+from seggpt_jax.formats.layouts import folder_layout
+from tests.formats import annotation_folders as folders
 
 _FORMATS = (
   LabelFormat(),

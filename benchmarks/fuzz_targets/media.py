@@ -11,13 +11,13 @@ from PIL import Image
 
 from benchmarks.fuzz_targets import Target
 from benchmarks.fuzz_targets.datasets import check_source, gray, make_target, saved
-from seggpt_jax.data.images import decode_image, upright_size
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.layouts import folder_layout
 from seggpt_jax.data.records import RecordSource
 from seggpt_jax.data.sources import FileSource
+from seggpt_jax.formats.images import decode_image, upright_size
+from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.layouts import folder_layout
 from seggpt_jax.inference import video_files
-from tests.data import annotation_folders as folders
+from tests.formats import annotation_folders as folders
 
 _RANDOM = functools.partial(np.random.default_rng, 0)
 

@@ -11,13 +11,13 @@ import numpy as np
 from benchmarks.fuzz_targets import Target
 from benchmarks.fuzz_targets.datasets import gray, make_target
 from seggpt_jax.data import class_index, ledger
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.layouts import folder_layout
 from seggpt_jax.data.sources import FileSource
+from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.layouts import folder_layout
 from seggpt_jax.inference import trained
 from seggpt_jax.inference.trained import OperatingPoint, label_format, read_operating_point, write_operating_point
 from seggpt_jax.training import monitor
-from tests.data import annotation_folders as folders
+from tests.formats import annotation_folders as folders
 
 
 def _operating_point(folder: Path) -> Target:

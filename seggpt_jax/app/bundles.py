@@ -23,14 +23,13 @@ from seggpt_jax.app.pictures import LABEL_MAPS, Picture
 from seggpt_jax.app.project_files import CLASSES_FILE, UNLABELED, write_classes
 from seggpt_jax.app.sessions import Session
 from seggpt_jax.app.settings import MOST_CLASSES
-from seggpt_jax.data.datasets import OUTLINES, Dataset, open_dataset
-from seggpt_jax.data.images import is_junk, list_images, open_image, read_bytes, read_text
-from seggpt_jax.data.labels import LabelFormat, classes_in, read_labels
-from seggpt_jax.data.layouts import folder_layout
-from seggpt_jax.data.outlines import OutlineSource
-from seggpt_jax.data.recognize import recognize
-from seggpt_jax.data.sources import Item
+from seggpt_jax.data.datasets import Dataset, open_dataset
+from seggpt_jax.data.outline_source import OutlineSource
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import is_junk, list_images, open_image, read_bytes, read_text
+from seggpt_jax.formats.labels import LabelFormat, classes_in, read_labels
+from seggpt_jax.formats.layouts import Item, folder_layout
+from seggpt_jax.formats.recognize import OUTLINES, recognize
 from seggpt_jax.inference import annotation_files
 from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.pictures import write_png
@@ -99,7 +98,7 @@ def load_session(session: Session, archive: Path, most_bytes: int) -> int:
       classes are found among its own by name, and new ones are added. Classes without names are taken by number, and
       are new ones if the session has labels of that number.
     archive: a zip file of `save_session`, or of any dataset of images with label maps, masks of one class, or outlines
-      in one of the forms of `datasets.OUTLINES`.
+      in one of the forms of `formats.recognize.OUTLINES`.
     most_bytes: bytes that the content may have in all.
 
   Returns:

@@ -11,8 +11,8 @@ import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
-from seggpt_jax.data.labels import LABEL_MODES, LabelFormat, parse_values
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import LABEL_MODES, LabelFormat, parse_values
 from seggpt_jax.inference.options import Flips, Heads, InferenceOptions
 from seggpt_jax.model.seggpt import SegType
 

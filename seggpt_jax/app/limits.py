@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from PIL import Image
 
 from seggpt_jax.data.cells import window_count, zoomed_shape
-from seggpt_jax.data.images import open_image
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import open_image
 from seggpt_jax.inference.options import InferenceOptions
 
 # Memory of a request while it is answered: each byte of its body is also held decoded from base64, and each pixel as an

@@ -30,9 +30,9 @@ from seggpt_jax.app.limits import Budget
 from seggpt_jax.app.pictures import LABEL_MAPS, UnknownError, check_header, drawn_label
 from seggpt_jax.app.project import Project
 from seggpt_jax.app.sessions import Session
-from seggpt_jax.data.images import upright_size
 from seggpt_jax.errors import InputError, MachineError
 from seggpt_jax.files import parse_json
+from seggpt_jax.formats.images import upright_size
 from seggpt_jax.inference.pictures import encode_png
 from seggpt_jax.palette import display_palette
 

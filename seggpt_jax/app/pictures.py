@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.app.limits import TooLargeError
-from seggpt_jax.data.images import is_junk, open_image
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import plain_name
+from seggpt_jax.formats.images import is_junk, open_image
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.palette import IGNORE
 
 _MOST_NAME = 80  # characters of the name of an image

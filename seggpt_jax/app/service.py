@@ -24,10 +24,9 @@ from seggpt_jax.app.fields import LABEL_FIELDS, PREDICT_FIELDS, labels_of, optio
 from seggpt_jax.app.http import HANDLERS, Guard
 from seggpt_jax.app.limits import BYTES_PER_BODY_BYTE, BYTES_PER_PIXEL, Budget, Limits, count_canvases
 from seggpt_jax.app.prompt_sets import PromptSet, PromptStore, Stored
-from seggpt_jax.data.images import decode_image
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import decode_image
+from seggpt_jax.formats.labels import LabelFormat, check_size
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.pictures import encode_png
 from seggpt_jax.inference.prediction import Prediction

@@ -20,11 +20,10 @@ from seggpt_jax.app import choice, project_files
 from seggpt_jax.app.limits import TooLargeError
 from seggpt_jax.app.pictures import LABEL_MAPS, Picture, UnknownError, check_header, clean_name, in_order
 from seggpt_jax.app.settings import MOST_CLASSES, SessionLimits, Settings
-from seggpt_jax.data.images import decode_image, read_bytes, read_image, upright_size
-from seggpt_jax.data.labels import classes_in, read_labels
-from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError, naming, one_line
 from seggpt_jax.files import is_plain_text, write_whole
+from seggpt_jax.formats.images import decode_image, read_bytes, read_image, upright_size
+from seggpt_jax.formats.labels import check_size, classes_in, read_labels
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.inference.prediction import Prediction, decode_prediction

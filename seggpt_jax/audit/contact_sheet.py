@@ -14,8 +14,8 @@ from seggpt_jax.audit.report import percent, split_title
 from seggpt_jax.audit.sample_files import SampleFiles
 from seggpt_jax.audit.sentence import class_label
 from seggpt_jax.audit.survey import Survey, spread
-from seggpt_jax.data.images import decode_image
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import decode_image
 from seggpt_jax.palette import IGNORE, display_palette
 
 _COLUMNS, _PER_SPLIT, _MOST_PROBLEMS, _MOST_TURNED = 4, 12, 4, 2

@@ -14,8 +14,8 @@ import numpy as np
 from seggpt_jax.audit.findings import Findings
 from seggpt_jax.audit.sentence import Advice, count_text, key_text
 from seggpt_jax.audit.survey import Survey
-from seggpt_jax.data.datasets import OUTLINES
-from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.recognize import OUTLINES
 
 _FEW_TRAIN, _FEW_VAL = 10, 5
 _LARGE = 4_000_000  # pixels

@@ -16,14 +16,15 @@ from seggpt_jax.audit.label_guess import Guess, guess_format
 from seggpt_jax.audit.label_values import StoredValues
 from seggpt_jax.audit.sample_files import SampleFiles, guess_class_names, open_files
 from seggpt_jax.audit.survey import Survey, read_values, survey_split
-from seggpt_jax.data.dataset_files import DatasetFiles
-from seggpt_jax.data.datasets import OUTLINES, Dataset
+from seggpt_jax.data.datasets import Dataset
 from seggpt_jax.data.groups import group_names
-from seggpt_jax.data.images import read_text
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.outlines import check_categories
+from seggpt_jax.data.outline_source import check_categories
 from seggpt_jax.data.sources import FileSource, Sample
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.dataset_files import DatasetFiles
+from seggpt_jax.formats.images import read_text
+from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.recognize import OUTLINES
 from seggpt_jax.palette import IGNORE
 
 _PEEKED = 32  # labels of each split that decide which label format is tried first

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from seggpt_jax.audit.regions import count_pixels
-from seggpt_jax.data.labels import Value, same_color
-from seggpt_jax.data.stored_labels import StoredLabel, is_gray, pack_colors, unpack_color
+from seggpt_jax.formats.labels import Value, same_color
+from seggpt_jax.formats.stored_labels import StoredLabel, is_gray, pack_colors, unpack_color
 from seggpt_jax.palette import IGNORE
 
 # A file with more values than the first limit holds noise or a photo. So does a dataset with more than the second.

@@ -14,12 +14,13 @@ from jaxtyping import UInt8
 
 from seggpt_jax.audit.label_values import FileValues, file_values
 from seggpt_jax.data.datasets import Dataset, list_items, open_dataset
-from seggpt_jax.data.images import open_image, read_bytes, remote_or_local
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.outlines import OutlineSource
-from seggpt_jax.data.sources import FileSource, Item, Source
-from seggpt_jax.data.stored_labels import read_stored
+from seggpt_jax.data.outline_source import OutlineSource
+from seggpt_jax.data.sources import FileSource, Source
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import open_image, read_bytes, remote_or_local
+from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.layouts import Item
+from seggpt_jax.formats.stored_labels import read_stored
 from seggpt_jax.palette import IGNORE
 
 _MOST_NAMES = 32

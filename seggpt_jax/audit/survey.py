@@ -21,10 +21,9 @@ from seggpt_jax.audit.duplicates import Print, print_image
 from seggpt_jax.audit.label_values import FileValues, StoredValues
 from seggpt_jax.audit.regions import ClassRegions, count_pixels, region_areas
 from seggpt_jax.audit.sample_files import SampleFiles, UnreadableError
-from seggpt_jax.data.images import ORIENTATION, decode_image, load_upright, open_image
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import ORIENTATION, decode_image, load_upright, open_image
+from seggpt_jax.formats.labels import LabelFormat, check_size
 from seggpt_jax.palette import IGNORE
 
 PROBLEMS = {

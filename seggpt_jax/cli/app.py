@@ -25,9 +25,9 @@ from seggpt_jax.cli import packaged_configs
 from seggpt_jax.cli.address_flags import define_address_flags, needs_app, read_token
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.compilation import keep_programs
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference import annotation_files
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.trained import trained_options

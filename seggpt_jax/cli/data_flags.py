@@ -8,9 +8,10 @@ from absl import flags
 
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.runner import naming_flags
-from seggpt_jax.data.datasets import KINDS, Dataset
-from seggpt_jax.data.labels import IGNORE, LABEL_MODES, LabelFormat, parse_values
+from seggpt_jax.data.datasets import Dataset
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import IGNORE, LABEL_MODES, LabelFormat, parse_values
+from seggpt_jax.formats.recognize import KINDS
 
 NAMES = ("labels", "ignore")
 

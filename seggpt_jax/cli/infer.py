@@ -32,8 +32,8 @@ from seggpt_jax.cli.prompt_flags import FILE_PROMPTS, FOLDER_PROMPTS, define_pro
 from seggpt_jax.cli.runner import flag_name, is_given, naming_flags
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference import annotation_files, batch, instances, outputs, queries, scores, video
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.run_ledger import Shard

@@ -24,10 +24,10 @@ from seggpt_jax.audit.report import as_facts, as_text
 from seggpt_jax.cli.data_flags import dataset_from_flags, define_dataset_flags, parse_splits
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.runner import is_given
-from seggpt_jax.data.images import is_image
-from seggpt_jax.data.recognize import Form, recognize
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import MOMENT, remove_leftovers, write_whole, writing
+from seggpt_jax.formats.images import is_image
+from seggpt_jax.formats.recognize import Form, recognize
 from seggpt_jax.written import check_outputs, is_own
 
 ARGUMENTS = ("FOLDER",)

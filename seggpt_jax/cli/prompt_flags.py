@@ -11,8 +11,8 @@ from absl import flags
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.runner import flag_name, is_given
 from seggpt_jax.data.bad_files import BadFiles
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.queries import Query, list_queries
 from seggpt_jax.model.parameters import default_dtype

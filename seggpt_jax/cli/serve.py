@@ -27,10 +27,10 @@ from seggpt_jax.cli.address_flags import define_address_flags, needs_app, read_t
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.runner import flag_name
 from seggpt_jax.compilation import compile_notice, keep_programs
-from seggpt_jax.data.images import read_image
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.files import expand
+from seggpt_jax.formats.images import read_image
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.prompts import load_prompt, read_label_map
 from seggpt_jax.inference.queries import PromptFiles, given_prompts

@@ -21,10 +21,10 @@ from seggpt_jax.cli import calibrate, packaged_configs
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.runner import entry
 from seggpt_jax.compilation import keep_programs
-from seggpt_jax.data.labels import classes_in
 from seggpt_jax.data.sources import shared_images
 from seggpt_jax.errors import InputError, either
 from seggpt_jax.evaluation.calibration import Seen
+from seggpt_jax.formats.labels import classes_in
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.palette import fixed_palette
 from seggpt_jax.training import distributed

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from seggpt_jax.data.cells import zoomed_shape
-from seggpt_jax.data.labels import classes_in, shrink_labels
 from seggpt_jax.data.sources import Sample
+from seggpt_jax.formats.labels import classes_in, shrink_labels
 
 # The pipeline already runs one sample in each thread. Threads inside OpenCV would only compete with them.
 cv2.setNumThreads(0)

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from seggpt_jax.data.labels import classes_in, shrink_labels
 from seggpt_jax.data.sources import Sample
+from seggpt_jax.formats.labels import classes_in, shrink_labels
 
 
 def fewest_cells(num_classes: int) -> int:

@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from seggpt_jax.data.labels import classes_in
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError, one_line, warn_once
 from seggpt_jax.files import expand, write_whole
+from seggpt_jax.formats.labels import classes_in
 
 _THREADS = os.cpu_count() or 1
 

@@ -4,45 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
 
 import numpy as np
 
-from seggpt_jax.data import layouts
-from seggpt_jax.data.coco import read_coco
-from seggpt_jax.data.cvat import read_cvat
-from seggpt_jax.data.images import remote_or_local
-from seggpt_jax.data.label_studio import read_label_studio
-from seggpt_jax.data.labelme import read_labelme
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.outlines import Annotations, OutlineSource
+from seggpt_jax.data.outline_source import OutlineSource
 from seggpt_jax.data.records import RecordSource
-from seggpt_jax.data.sources import FileSource, Item, Source, Subset
-from seggpt_jax.data.yolo import read_yolo
+from seggpt_jax.data.sources import FileSource, Source, Subset
 from seggpt_jax.errors import InputError, reading_values
 from seggpt_jax.files import expand
-
-# Kinds whose labels are outlines of objects, and the functions that read them.
-OUTLINES: dict[str, Callable[[str, str, list[str] | None], Annotations]] = {
-  "coco": read_coco,
-  "labelme": read_labelme,
-  "yolo": read_yolo,
-  "cvat": read_cvat,
-  "label_studio": read_label_studio,
-}
-KINDS = {
-  "folder": "SPLIT/images/NAME.* and SPLIT/labels/NAME.*, or images/SPLIT/NAME.* and labels/SPLIT/NAME.*",
-  "class_folders": "SPLIT/PRODUCT/DEFECT/image/NAME.* and .../label/NAME.*",
-  "masks": "one mask file for each class or instance: SPLIT/images/NAME.* and SPLIT/labels/NAME/*.png, "
-  "SPLIT/labels/CLASS/NAME.*, or SPLIT/NAME/{images,masks}/*.png",
-  "coco": "COCO annotations: annotations/instances_SPLIT.json, SPLIT/_annotations.coco.json, or any other JSON file",
-  "voc": "PASCAL VOC or CVAT's segmentation masks: JPEGImages, SegmentationClass, ImageSets/Segmentation/SPLIT.txt",
-  "labelme": "LabelMe: NAME.json next to NAME.jpg, in SPLIT/ or all in one folder",
-  "yolo": "YOLO's polygons: images/SPLIT/NAME.* with labels/SPLIT/NAME.txt, and data.yaml",
-  "cvat": "CVAT for images: annotations.xml and its images",
-  "label_studio": "Label Studio's JSON export and its images",
-  "tfds": "a TFDS dataset in ArrayRecord format, for example one that `seggpt prepare` wrote",
-}
+from seggpt_jax.formats import layouts
+from seggpt_jax.formats.images import remote_or_local
+from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.layouts import Item
+from seggpt_jax.formats.recognize import KINDS, OUTLINES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from seggpt_jax.data.class_index import scan_classes
-from seggpt_jax.data.images import read_text
 from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import plain_name
+from seggpt_jax.formats.images import read_text
 
 SPECS = (
   "prefix:SEP (the name up to the last SEP), folder (the folder in the name), field:KEY (a field of the record), "

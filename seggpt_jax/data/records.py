@@ -15,11 +15,12 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from seggpt_jax.data.images import decode_image, file_stamp
-from seggpt_jax.data.labels import IGNORE, LabelFormat, check_classes
 from seggpt_jax.data.sample_index import SampleIndex, index_name
-from seggpt_jax.data.sources import Sample, check_size
-from seggpt_jax.data.tfds_info import (
+from seggpt_jax.data.sources import Sample
+from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.formats.images import decode_image, file_stamp
+from seggpt_jax.formats.labels import IGNORE, LabelFormat, check_classes, check_size
+from seggpt_jax.formats.tfds_info import (
   INFO_FILE,
   FileSlice,
   find_version,
@@ -28,7 +29,6 @@ from seggpt_jax.data.tfds_info import (
   list_slices,
   read_info,
 )
-from seggpt_jax.errors import InputError, one_line
 
 
 class RecordSource:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from seggpt_jax.data.images import read_bytes
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole
+from seggpt_jax.formats.images import read_bytes
 
 
 class SampleIndex(NamedTuple):

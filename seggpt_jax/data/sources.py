@@ -1,8 +1,8 @@
 """Random-access sources of labeled images: files in, `Sample`s of NumPy arrays out.
 
 A source has a length and returns the i-th sample. It reads a file only when its sample is asked for. This module has
-the interface and the source for plain image files; `layouts` finds those files, `records` and `coco` hold the other
-sources, and `datasets.open_dataset` chooses among them by name.
+the interface and the source for plain image files; `formats.layouts` finds those files, `records` and `outline_source`
+hold the other sources, and `datasets.open_dataset` chooses among them by name.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
-from seggpt_jax.data.images import file_stamp, read_bytes, read_image
-from seggpt_jax.data.labels import IGNORE, LabelFormat, check_classes, read_labels
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import file_stamp, read_bytes, read_image
+from seggpt_jax.formats.labels import IGNORE, LabelFormat, check_classes, check_size, read_labels
+from seggpt_jax.formats.layouts import Item
 
 _START = 2**18  # bytes of a file that tell it from others of its size
 
 
 class Sample(TypedDict):
-  """One labeled image: `image` uint8 [H, W, 3], `label` uint8 [H, W] (see `labels`), `name`."""
+  """One labeled image: `image` uint8 [H, W, 3], `label` uint8 [H, W] (see `formats.labels`), `name`."""
 
   image: np.ndarray
   label: np.ndarray
@@ -121,26 +122,11 @@ class EncodedSource(Source, Protocol):
     ...
 
 
-class Mask(NamedTuple):
-  """A mask file for one class or one instance of a class."""
-
-  class_index: int
-  path: str
-
-
-class Item(NamedTuple):
-  """The files of one sample: an image with a label map or with masks, where later masks cover earlier ones."""
-
-  name: str
-  image: str
-  label: str | tuple[Mask, ...]
-
-
 class FileSource:
   """Samples stored as image files. Implements `EncodedSource`.
 
   Args:
-    items: files of each sample, see `layouts`.
+    items: files of each sample, see `formats.layouts`.
     num_classes: number of classes, background included.
     label_format: meaning of the label files; masks need "binary".
 
@@ -245,24 +231,6 @@ def _start(path: str) -> tuple[int, bytes]:
   """Returns the size of a file and a hash of its first bytes."""
   with open(path, "rb") as file:
     return os.path.getsize(path), hashlib.sha256(file.read(_START)).digest()
-
-
-def check_size(label: UInt8[np.ndarray, "h w"], size: tuple[int, ...] | None, where: str) -> None:
-  """Checks that a label has the height and width of its image.
-
-  Args:
-    label: the label map.
-    size: height and width of the image; None accepts any size.
-    where: name of the label file, for the error message.
-
-  Raises:
-    InputError: the sizes differ.
-  """
-  if size is None or label.shape == size:
-    return
-  (found_h, found_w), (h, w) = label.shape, size
-  turned = " (does an EXIF tag rotate only the image?)" if (found_w, found_h) == (h, w) else ""
-  raise InputError(f"{where}: found {found_w} x {found_h} pixels, expected {w} x {h} as its image has{turned}")
 
 
 class Subset:

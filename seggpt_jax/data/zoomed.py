@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.data.cells import zoomed, zoomed_shape
-from seggpt_jax.data.labels import classes_in
 from seggpt_jax.data.sources import Sample, Source, WrappedSource
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import classes_in
 
 _LABELS = 200  # labels that are measured, evenly spaced
 _LEAST = 0.05  # the smallest zoom

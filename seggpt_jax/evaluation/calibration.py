@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from seggpt_jax.data.labels import IGNORE, classes_in
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole
+from seggpt_jax.formats.labels import IGNORE, classes_in
 from seggpt_jax.inference.prediction import decode_prediction
 from seggpt_jax.inference.trained import OperatingPoint
 from seggpt_jax.metrics.inspection import Thresholds

@@ -23,14 +23,13 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from seggpt_jax.data.images import list_images, read_image
-from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
-from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import examples, tables
 from seggpt_jax.evaluation.dataset_folders import existing_folder, read_lines
 from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.files import write_whole
+from seggpt_jax.formats.images import list_images, read_image
+from seggpt_jax.formats.labels import IGNORE, LabelFormat, check_size, read_labels
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.run_ledger import Shard

@@ -23,9 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seggpt_jax.data.class_index import scan_classes
-from seggpt_jax.data.images import list_images, read_text
-from seggpt_jax.data.labels import IGNORE, LabelFormat
-from seggpt_jax.data.sources import FileSource, Item
+from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import few_shot_data
 from seggpt_jax.evaluation.class_names import ISAID_CLASSES
@@ -33,6 +31,9 @@ from seggpt_jax.evaluation.dataset_folders import find_root
 from seggpt_jax.evaluation.few_shot_data import listed_queries, pools_of_queries
 from seggpt_jax.evaluation.few_shot_episodes import Pools
 from seggpt_jax.evaluation.few_shot_samples import FewShotData, LabelMaps, StretchedImages
+from seggpt_jax.formats.images import list_images, read_text
+from seggpt_jax.formats.labels import IGNORE, LabelFormat
+from seggpt_jax.formats.layouts import Item
 
 NUM_ISAID_FOLDS = 3
 _NUM_EPISODES = 600  # of ISIC and chest X-rays

@@ -21,15 +21,17 @@ from pathlib import Path
 import numpy as np
 
 from seggpt_jax.data.class_index import scan_classes
-from seggpt_jax.data.coco import CocoSource
-from seggpt_jax.data.images import list_images
-from seggpt_jax.data.labels import IGNORE, LabelFormat
-from seggpt_jax.data.sources import FileSource, Item, Source
+from seggpt_jax.data.outline_source import OutlineSource
+from seggpt_jax.data.sources import FileSource, Source
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.class_names import COCO_CLASSES, VOC_CLASSES
 from seggpt_jax.evaluation.dataset_folders import existing_folder, find_root, read_lines
 from seggpt_jax.evaluation.few_shot_episodes import Pools
 from seggpt_jax.evaluation.few_shot_samples import FewShotData, LabelMaps
+from seggpt_jax.formats.coco import read_coco
+from seggpt_jax.formats.images import list_images
+from seggpt_jax.formats.labels import IGNORE, LabelFormat
+from seggpt_jax.formats.layouts import Item
 
 NUM_FOLDS = 4
 _NUM_EPISODES = 1000  # per fold of PASCAL-5i and COCO-20i
@@ -183,8 +185,8 @@ def _read_list(path: Path, places: Mapping[str, int], classes: Sequence[int]) ->
 def coco20i(directory: str | os.PathLike, cache: str | os.PathLike | None = None) -> FewShotData:
   """Opens COCO-20i, where classes, queries and prompts are drawn from val2014.
 
-  Labels made from annotations/instances_val2014.json follow `data.coco`: smaller objects cover larger ones, and crowds
-  are ignored where no object is. The labels are read once to find which images show a class.
+  Labels made from annotations/instances_val2014.json follow `formats.coco`: smaller objects cover larger ones, and
+  crowds are ignored where no object is. The labels are read once to find which images show a class.
 
   Args:
     directory: the folder that contains val2014/ and annotations/, or a folder that contains it as COCO2014/.
@@ -203,11 +205,11 @@ def coco20i(directory: str | os.PathLike, cache: str | os.PathLike | None = None
   return FewShotData(LabelMaps(source), names, folds, Pools(pools), count, notes=notes)
 
 
-class _DrawnCoco(CocoSource):
+class _DrawnCoco(OutlineSource):
   """COCO with classes from the drawn labels: an object can be hidden by others, or be smaller than a pixel."""
 
   def __init__(self, root: Path):
-    super().__init__(root, "val2014", 1 + len(COCO_CLASSES))
+    super().__init__(read_coco(root, "val2014"), 1 + len(COCO_CLASSES))
 
   def classes(self, index: int) -> None:
     return None

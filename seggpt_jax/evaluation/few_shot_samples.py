@@ -12,12 +12,12 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from seggpt_jax.data.images import decode_image
-from seggpt_jax.data.labels import IGNORE
 from seggpt_jax.data.sources import EncodedSource, Source
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import few_shot_episodes
 from seggpt_jax.evaluation.few_shot_episodes import Episode, Pools
+from seggpt_jax.formats.images import decode_image
+from seggpt_jax.formats.labels import IGNORE
 from seggpt_jax.inference import tiling
 
 ImageAndMask = tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]

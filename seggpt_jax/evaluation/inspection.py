@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from seggpt_jax.data.images import read_image
-from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.inspection_results import (
   Results,
@@ -29,6 +27,8 @@ from seggpt_jax.evaluation.inspection_results import (
 )
 from seggpt_jax.evaluation.report import Row, thumbnail
 from seggpt_jax.files import writing
+from seggpt_jax.formats.images import read_image
+from seggpt_jax.formats.labels import IGNORE, LabelFormat, read_labels
 from seggpt_jax.inference import batch, outputs
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction

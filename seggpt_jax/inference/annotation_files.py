@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seggpt_jax.data.labels import LabelFormat, classes_in, read_labels
 from seggpt_jax.data.ledger import read_note
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import is_plain_text
+from seggpt_jax.formats.labels import LabelFormat, classes_in, read_labels
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.instances import TOLERANCE, Instance, instances
 from seggpt_jax.inference.prediction import Prediction

@@ -24,12 +24,12 @@ from tqdm import tqdm
 
 from seggpt_jax.compilation import compile_notice
 from seggpt_jax.data.bad_files import BadFiles
-from seggpt_jax.data.images import is_image, read_image
-from seggpt_jax.data.labels import IGNORE, LabelFormat
 from seggpt_jax.data.ledger import Ledger
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import HOUR, exclusive, expand, remove_leftovers, writing
+from seggpt_jax.formats.images import is_image, read_image
+from seggpt_jax.formats.labels import IGNORE, LabelFormat
 from seggpt_jax.inference import annotation_files, outputs, scores
 from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.options import InferenceOptions

@@ -17,9 +17,9 @@ from jaxtyping import Integer, UInt8
 from PIL import Image, TiffImagePlugin, TiffTags
 from pycocotools import mask as mask_module
 
-from seggpt_jax.data.images import ORIENTATION, open_image, read_bytes
 from seggpt_jax.errors import InputError, warn_once
 from seggpt_jax.files import write_whole, writing
+from seggpt_jax.formats.images import ORIENTATION, open_image, read_bytes
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.pictures import overlay, titled_row, write_png
 from seggpt_jax.inference.prediction import Prediction

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from seggpt_jax.data import ledger
-from seggpt_jax.data.images import file_stamp, read_bytes
 from seggpt_jax.data.ledger import Ledger
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import writing
+from seggpt_jax.formats.images import file_stamp, read_bytes
 from seggpt_jax.inference.queries import PromptFiles, Query
 from seggpt_jax.written import check_replaceable, is_listed
 

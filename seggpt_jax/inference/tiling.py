@@ -17,7 +17,7 @@ from jaxtyping import Bool, Integer, Shaped, UInt8
 from PIL import Image
 
 from seggpt_jax.data.cells import window_starts
-from seggpt_jax.data.labels import restore_objects
+from seggpt_jax.formats.labels import restore_objects
 
 _Size = tuple[int, int]  # height, width
 

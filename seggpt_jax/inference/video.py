@@ -16,10 +16,10 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from seggpt_jax.compilation import compile_notice
-from seggpt_jax.data.images import is_image, read_image
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import MOMENT, expand, remove_leftovers, writing
+from seggpt_jax.formats.images import is_image, read_image
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.pictures import write_png

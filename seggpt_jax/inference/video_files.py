@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import UInt8
 
-from seggpt_jax.data.images import list_images, read_image
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole
+from seggpt_jax.formats.images import list_images, read_image
 
 _Frame = UInt8[np.ndarray, "h w 3"]
 

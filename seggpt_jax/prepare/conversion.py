@@ -19,15 +19,15 @@ from tqdm import tqdm
 
 from seggpt_jax.data import ledger
 from seggpt_jax.data.bad_files import LIST_FILE, BadFile, BadFiles
-from seggpt_jax.data.dataset_files import TRAIN_NAMES, VAL_NAMES
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.groups import divide, group_names
-from seggpt_jax.data.labels import IGNORE
-from seggpt_jax.data.outlines import check_categories
+from seggpt_jax.data.outline_source import check_categories
 from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.data.sources import EncodedSource, Subset
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive, expand, remove_leftovers, writing
+from seggpt_jax.formats.dataset_files import TRAIN_NAMES, VAL_NAMES
+from seggpt_jax.formats.labels import IGNORE
 from seggpt_jax.prepare.encoding import EncodedSample, encoded_samples
 from seggpt_jax.prepare.writers import VERSION, delete_journal, has_finished_samples, write_folder, write_records
 from seggpt_jax.written import RECORD, open_record

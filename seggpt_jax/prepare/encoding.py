@@ -12,11 +12,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from seggpt_jax.data.bad_files import BadFile
-from seggpt_jax.data.images import decode_image, open_image
-from seggpt_jax.data.labels import classes_in
 from seggpt_jax.data.read_ahead import read_ahead
-from seggpt_jax.data.sources import EncodedSource, check_size
+from seggpt_jax.data.sources import EncodedSource
 from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.formats.images import decode_image, open_image
+from seggpt_jax.formats.labels import check_size, classes_in
 
 _ORIENTATION = 0x0112
 

@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from seggpt_jax.data.images import read_bytes
-from seggpt_jax.data.labels import IGNORE, LabelFormat, classes_in, read_labels
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import read_bytes
+from seggpt_jax.formats.labels import IGNORE, LabelFormat, classes_in, read_labels
 from seggpt_jax.inference.queries import PromptFiles, list_pair
 
 

@@ -21,12 +21,13 @@ from jaxtyping import Bool, Float
 from tqdm import tqdm
 
 from seggpt_jax.data.groups import group_names
-from seggpt_jax.data.images import decode_image, read_bytes
-from seggpt_jax.data.labels import IGNORE, LabelFormat, read_labels
 from seggpt_jax.data.read_ahead import read_ahead
-from seggpt_jax.data.sources import FileSource, Item
+from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import cache_folder, expand, writing
+from seggpt_jax.formats.images import decode_image, read_bytes
+from seggpt_jax.formats.labels import IGNORE, LabelFormat, read_labels
+from seggpt_jax.formats.layouts import Item
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.queries import PromptFiles, Query, files_of, list_queries
 from seggpt_jax.model import parameters, weights

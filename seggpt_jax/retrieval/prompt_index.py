@@ -19,12 +19,11 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
-from seggpt_jax.data.images import decode_image, read_bytes
-from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.data.read_ahead import read_ahead
-from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.files import write_whole
+from seggpt_jax.formats.images import decode_image, read_bytes
+from seggpt_jax.formats.labels import LabelFormat, check_size, read_labels
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.queries import PromptFiles
 from seggpt_jax.model.seggpt import SegGPT

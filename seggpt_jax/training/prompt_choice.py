@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from seggpt_jax.data.class_index import scan_classes
 from seggpt_jax.data.groups import group_names
-from seggpt_jax.data.labels import IGNORE, classes_in
 from seggpt_jax.data.pairing import EvaluationPairing, Pairing, PairingOptions
 from seggpt_jax.data.pipeline import BadFilePolicy, SourceEvaluationPairs, SourceTrainingPairs
 from seggpt_jax.data.sources import Joined, Source
 from seggpt_jax.data.transforms import EvaluationPair
 from seggpt_jax.errors import InputError, naming
+from seggpt_jax.formats.labels import IGNORE, classes_in
 
 
 class SplitSamples(NamedTuple):

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
 from seggpt_jax.data.augment import FLIPS
-from seggpt_jax.data.datasets import KINDS, OUTLINES
-from seggpt_jax.data.labels import LABEL_MODES
 from seggpt_jax.data.read_ahead import MOST_WORKERS
+from seggpt_jax.formats.labels import LABEL_MODES
+from seggpt_jax.formats.recognize import KINDS, OUTLINES
 from seggpt_jax.model.adapters import KINDS as ADAPTERS
 from seggpt_jax.model.adapters import LORA_TARGETS
 from seggpt_jax.model.attention.dispatch import IMPLEMENTATIONS

@@ -65,6 +65,7 @@ def commands_that_name(text: str) -> list[str]:
   return [line for line in listed.splitlines() if text in line]
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_a_training_run_ends_soon_after_a_page_that_was_killed(weights_directory, tmp_path, monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "")
   config = Path(__file__).with_name("page_training.py")

@@ -23,8 +23,8 @@ from seggpt_jax.app.engine import Engine
 from seggpt_jax.app.page_routes import PAGE
 from seggpt_jax.app.project_files import create_project
 from seggpt_jax.app.sessions import Session
-from seggpt_jax.data.recognize import recognize
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.recognize import recognize
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model import parameters
 from tests.app.page_clients import Person, noise, open_page, png, square

@@ -10,8 +10,8 @@ from seggpt_jax.app.bundles import write_dataset
 from seggpt_jax.app.drawing import cut_out
 from seggpt_jax.app.pictures import LABEL_MAPS, UnknownError, clean_name
 from seggpt_jax.app.sessions import Session
-from seggpt_jax.data.labels import read_labels
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import read_labels
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import decode_prediction
 from seggpt_jax.palette import fixed_palette

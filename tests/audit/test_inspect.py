@@ -20,12 +20,12 @@ from seggpt_jax.audit.file_advice import segment_line
 from seggpt_jax.audit.findings import audit_dataset
 from seggpt_jax.audit.report import as_facts, as_text
 from seggpt_jax.data.datasets import Dataset
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.recognize import recognize
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.recognize import recognize
 from seggpt_jax.training.config import check_config
 from tests.commands import seggpt
-from tests.data.annotation_folders import labelme as write_labelme
+from tests.formats.annotation_folders import labelme as write_labelme
 
 SIZE = 48
 ROOT = Path(__file__).parents[2]
@@ -593,7 +593,7 @@ def test_class_folders_are_told_by_their_folders(tmp_path):
 
 
 def test_coco_annotations_are_read_as_they_are(tmp_path):
-  pytest.importorskip("seggpt_jax.data.coco")
+  pytest.importorskip("seggpt_jax.formats.coco")
   for split in ("train", "val"):
     for i in range(11):
       save(tmp_path / split / f"{i}.png", picture(i + 100 * (split == "val")))

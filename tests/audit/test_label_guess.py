@@ -10,9 +10,9 @@ from PIL import Image
 
 from seggpt_jax.audit.label_guess import guess_format, made_up
 from seggpt_jax.audit.label_values import StoredValues, file_values
-from seggpt_jax.data.images import open_image
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.stored_labels import read_stored
+from seggpt_jax.formats.images import open_image
+from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.stored_labels import read_stored
 
 BLACK, RED, BLUE, WHITE, PINK = (0, 0, 0), (255, 0, 0), (0, 0, 255), (255, 255, 255), (250, 50, 83)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.retrieval.labeled_images import list_prompts, read_facts
 from seggpt_jax.retrieval.mapping import by_class, by_group, choose, classes_of

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from seggpt_jax.data import cells
 from seggpt_jax.data.augment import Augmentation, augment
-from seggpt_jax.data.labels import IGNORE, shrink_labels
 from seggpt_jax.data.zoomed import (
   ZoomedSource,
   measured_zoom,
@@ -17,6 +16,7 @@ from seggpt_jax.data.zoomed import (
   object_sides,
 )
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import IGNORE, shrink_labels
 
 
 class Labels:

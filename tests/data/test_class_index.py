@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.data.class_index import has_foreground, scan_classes
-from seggpt_jax.data.labels import IGNORE, LabelFormat
-from seggpt_jax.data.layouts import folder_layout
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import IGNORE, LabelFormat
+from seggpt_jax.formats.layouts import folder_layout
 
 HELD = [(), (1,), (2, 3), (), (1, 3)]
 

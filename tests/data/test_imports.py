@@ -1,10 +1,11 @@
-"""The data package runs in worker processes and on machines without an accelerator: importing it starts no device."""
+"""Rooms that worker processes and machines without an accelerator use: importing them starts no device."""
 
 import pkgutil
 import subprocess
 import sys
 
 import seggpt_jax.data
+import seggpt_jax.formats
 
 CHECK = """
 import importlib, sys
@@ -17,8 +18,9 @@ if "jax" in sys.modules:
 
 
 def test_importing_every_module_of_data_starts_no_device():
-  names = [f"seggpt_jax.data.{module.name}" for module in pkgutil.iter_modules(seggpt_jax.data.__path__)]
-  assert "seggpt_jax.data.pipeline" in names
+  rooms = (seggpt_jax.data, seggpt_jax.formats)
+  names = [f"{room.__name__}.{module.name}" for room in rooms for module in pkgutil.iter_modules(room.__path__)]
+  assert {"seggpt_jax.data.pipeline", "seggpt_jax.formats.images"} <= set(names)
   # Workers also read drawn pictures.
   modules = [*names, "seggpt_jax.synthetic.boards", "pretraining.tasks"]
   done = subprocess.run([sys.executable, "-c", CHECK, *modules], capture_output=True, text=True)

@@ -17,10 +17,10 @@ import hashlib, json, sys, time
 from pathlib import Path
 from absl import flags
 from seggpt_jax.data.augment import Augmentation
-from seggpt_jax.data.labels import LabelFormat
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.data.pairing import Pairing, PairingOptions
 from seggpt_jax.data.pipeline import SourceTrainingPairs, training_batches
-from seggpt_jax.data.layouts import folder_layout
+from seggpt_jax.formats.layouts import folder_layout
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.data.transforms import TrainingPair
 

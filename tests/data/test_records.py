@@ -13,15 +13,15 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from seggpt_jax.data import tfds_info
 from seggpt_jax.data.bad_files import BadFile
 from seggpt_jax.data.datasets import Dataset, open_dataset
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.layouts import folder_layout
 from seggpt_jax.data.records import RecordSource
 from seggpt_jax.data.sample_index import SampleIndex
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats import tfds_info
+from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.layouts import folder_layout
 from seggpt_jax.prepare.encoding import encode_sample, encoded_samples
 from seggpt_jax.prepare.writers import write_records
 

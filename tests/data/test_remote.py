@@ -9,12 +9,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from PIL import Image
 
-from seggpt_jax.data.coco import CocoSource
 from seggpt_jax.data.datasets import Dataset, open_dataset
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.data.records import RecordSource
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.prepare.encoding import encoded_samples
 from seggpt_jax.prepare.writers import write_records
+from tests.formats.annotation_folders import coco_source
 
 
 class Bucket(MemoryFileSystem):
@@ -80,7 +80,7 @@ def test_coco_is_read_from_a_bucket(bucket, folder):
   (folder / "annotations/instances_images.json").write_text(json.dumps(content))
   (folder / "train/images").rename(folder / "images")
   upload(folder, bucket)
-  same(CocoSource(str(bucket), "images", 2), CocoSource(folder, "images", 2))
+  same(coco_source(str(bucket), "images", 2), coco_source(folder, "images", 2))
 
 
 def test_header_and_index_of_records_are_read_from_a_bucket(bucket, folder, tmp_path):

@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.data import sources
-from seggpt_jax.data.datasets import KINDS, Dataset, open_dataset
-from seggpt_jax.data.labels import IGNORE, LabelFormat
-from seggpt_jax.data.layouts import class_folder_layout, folder_layout, mask_layout
-from seggpt_jax.data.sources import FileSource, Item, Source, shared_images
+from seggpt_jax.data.datasets import Dataset, open_dataset
+from seggpt_jax.data.sources import FileSource, Source, shared_images
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import IGNORE, LabelFormat
+from seggpt_jax.formats.layouts import Item, class_folder_layout, folder_layout, mask_layout
+from seggpt_jax.formats.recognize import KINDS
 
 GENERATOR = np.random.default_rng(0)
 IMAGE = GENERATOR.integers(0, 256, (4, 6, 3), np.uint8)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import inspection, inspection_results, report
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
 from tests.commands import seggpt

@@ -9,16 +9,16 @@ from PIL import Image
 
 from benchmarks.fuzz_targets import annotation_files, attempt, labels, media, mutation, run_files
 from seggpt_jax.data.class_index import scan_classes
-from seggpt_jax.data.coco import CocoSource
 from seggpt_jax.data.datasets import Dataset, open_dataset
-from seggpt_jax.data.labels import LabelFormat
-from seggpt_jax.data.layouts import folder_layout
-from seggpt_jax.data.recognize import recognize
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.few_shot_data import fss1000
+from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.layouts import folder_layout
+from seggpt_jax.formats.recognize import recognize
 from seggpt_jax.inference.trained import FILE, read_operating_point
-from tests.data import annotation_folders as folders
+from tests.formats import annotation_folders as folders
+from tests.formats.annotation_folders import coco_source
 
 _TRIES = 15
 TARGETS = {**annotation_files.TARGETS, **labels.TARGETS, **media.TARGETS, **run_files.TARGETS}
@@ -56,7 +56,7 @@ def coco(folder, segmentation, **image):
     "categories": [{"id": 1, "name": "thing"}],
   }
   (folder / "val.json").write_text(json.dumps(content))
-  return CocoSource(folder, "val", 2)
+  return coco_source(folder, "val", 2)
 
 
 @pytest.mark.parametrize("number", [1e308, -1e308, 2.0**70, float("nan"), float("inf"), None])

@@ -67,7 +67,7 @@ def test_the_file_of_an_export_that_is_killed_is_missing_or_whole(tmp_path):
 def test_a_page_that_is_killed_loses_nothing_that_it_has_acknowledged(tmp_path):
   weights.save_weights(tmp_path / "weights", killed.nano_params(), nano.NANO)
   generator, project, known = np.random.default_rng(2), tmp_path / "project", {}
-  for _ in range(4):
+  for _ in range(20):
     (tmp_path / "log").unlink(missing_ok=True)
     process = killed.start(["app", str(project), "--port=0", f"--model-path={tmp_path / 'weights'}"], tmp_path)
     while not (found := re.search(r"http://[^/\s]+", (tmp_path / "log").read_text())):
@@ -97,7 +97,7 @@ def test_a_page_that_is_killed_loses_nothing_that_it_has_acknowledged(tmp_path):
         np.testing.assert_array_equal(session.pixels(found[name]), noise(seed))
       if what is not None:
         np.testing.assert_array_equal(getattr(session, what)(found[name]), square(start=seed % 20))
-  assert len(known) > 4
+  assert len(known) > 20
 
 
 @pytest.mark.parametrize("spoil", [faults.flip, faults.cut, faults.delete])
@@ -107,6 +107,7 @@ def test_damaged_weights_and_checkpoints_are_not_read(tmp_path, spoil):
     survived(function(tmp_path / function.__name__, 8, np.random.default_rng(2), spoil=spoil))
 
 
+@pytest.mark.slow  # .ci/run runs it
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax, of damaged arrays
 def test_what_was_not_survived_is_seen(tmp_path, monkeypatch):
   """The other tests would be worthless if nothing could fail them."""

@@ -13,8 +13,8 @@ from flax import nnx
 from PIL import Image
 
 from seggpt_jax import canvas
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference import outputs, pictures
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.trained import label_format

@@ -12,9 +12,9 @@ from PIL import Image, TiffImagePlugin, TiffTags
 from pycocotools import mask as mask_module
 
 from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
-from seggpt_jax.data.images import read_image
-from seggpt_jax.data.labels import LabelFormat, read_labels
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import read_image
+from seggpt_jax.formats.labels import LabelFormat, read_labels
 from seggpt_jax.inference import batch, forward, outputs, pictures
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries

@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference import queries
 from seggpt_jax.inference.trained import label_format
 from tests.inference.image_folders import command, find, write, write_mapping

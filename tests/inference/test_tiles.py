@@ -132,6 +132,7 @@ def test_an_ensemble_of_the_small_weights(num_prompts):
   check(fast.predict(query, prompts), *slow.predict(query, prompts, split=1), 2)
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_tiles_and_stitched_seams_of_the_small_weights():
   fast, slow = packaged()
   (query, _), prompt = boards(2)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.data import cells
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import decode_prediction, without_specks
 from seggpt_jax.inference.predictor import Predictor

@@ -282,8 +282,16 @@ def test_remat_changes_nothing(oblong, way):
   assert_gradients_close(remat[1], gradients, 1e-5)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-@pytest.mark.parametrize("variant", ["oblong", "square"])
+@pytest.mark.parametrize(
+  ("variant", "remat"),
+  [
+    ("oblong", "none"),
+    *(
+      pytest.param(*each, marks=pytest.mark.slow)
+      for each in (("oblong", "full"), ("square", "none"), ("square", "full"))
+    ),
+  ],
+)
 def test_a_loop_over_equal_blocks_changes_nothing(variant, remat, request):
   """A scan over stacked parameters gives the loss and gradients of block after block, with drop path and without.
 

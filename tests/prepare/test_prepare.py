@@ -14,9 +14,9 @@ from PIL import Image
 
 import seggpt_jax
 from seggpt_jax.data.datasets import Dataset, open_dataset
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.prepare.conversion import Settings, prepare
 from seggpt_jax.written import RECORD
 

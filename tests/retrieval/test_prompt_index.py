@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.model import parameters
 from seggpt_jax.retrieval import features
 from seggpt_jax.retrieval.labeled_images import foreground_shares, list_prompts, read_facts

@@ -29,6 +29,7 @@ def config(nano_data, tmp_path):
   return config
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_weights_that_have_moved_are_the_same_weights(config, tmp_path, capfd):
   loop.train(config, tmp_path / "run")
   shutil.move(tmp_path / "base", tmp_path / "moved")

@@ -161,6 +161,7 @@ def test_another_architecture_is_refused_and_not_taken_for_damage(run):
   assert steps_in(run / "checkpoints") == [2, 4, 6]
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_the_newest_are_kept_and_every_so_manyth_for_good(tmp_path):
   write(tmp_path, range(1, 9), keep=2, keep_every=3)
   assert steps_in(tmp_path / "checkpoints") == [3, 6, 7, 8]
@@ -239,6 +240,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(tmp_path):
   assert "restored 2 2.0" in done.stdout
 
 
+@pytest.mark.slow  # .ci/run runs it
 @pytest.mark.usefixtures("can_mount")
 def test_training_on_a_full_disk_ends_with_status_1(tmp_path):
   """train.py itself also writes metrics and pictures, which need space too."""

@@ -10,8 +10,8 @@ import pytest
 import seggpt_jax
 from configs import head as packaged
 from seggpt_jax.data.datasets import Dataset, open_dataset
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.model import weights
 from seggpt_jax.model.imagenet import ImageNetFeatures

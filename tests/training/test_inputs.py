@@ -10,7 +10,7 @@ from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training.config import check_config, default_config
 from seggpt_jax.training.inputs import open_inputs
 from seggpt_jax.training.monitor import SharedBadFiles
-from tests.data.annotation_folders import labelme as write_labelme
+from tests.formats.annotation_folders import labelme as write_labelme
 
 TINY = VARIANTS["tiny"]
 GENERATOR = np.random.default_rng(0)

@@ -142,6 +142,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(config, tmp_path):
   assert at(tmp_path / "parts", {6, 8, 10, 12}) == at(tmp_path / "whole", {6, 8, 10, 12})
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_a_run_with_several_prompts_negative_pairs_and_bad_files_resumes_bit_for_bit(config, boards, tmp_path, capsys):
   """All options of the data together, and the position in the data is still exact."""
   shutil.copytree(boards, tmp_path / "boards")
@@ -166,6 +167,7 @@ def test_a_run_with_several_prompts_negative_pairs_and_bad_files_resumes_bit_for
     np.testing.assert_array_equal(parts[name], value, err_msg=name)
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_frozen_averaged_and_accumulated_training_resumes_bit_for_bit(config, tmp_path, monkeypatch):
   """On devices that share parameters. Frozen ones do not change and have no optimizer state; best has averages."""
   architecture = dataclasses.replace(SMALL, depth=2, feature_taps=(0, 1))
@@ -394,6 +396,7 @@ def test_resuming_another_task_is_refused_and_other_changes_are_said(config, tmp
   assert "changed since the run was last started: model.drop_path_rate, optim.peak" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_best_weights_of_an_abandoned_future_are_dropped(config, tmp_path):
   """Otherwise `best` would keep weights of steps that the resumed run does not reach in the same way."""
   config.num_steps = 8
@@ -459,6 +462,7 @@ def test_the_tiny_network_learns_to_paint_what_it_is_shown(config, boards, tmp_p
   assert result["miou"] > 0.8
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_muon_resumes_bit_for_bit_and_is_not_changed_on_the_way(config, tmp_path):
   changes = {"num_steps": 6, "eval_every": 3, "eval_pairs": 8, "checkpoint_every": 3}
   changes |= {"optim.name": "muon", "optim.clip_norm": 1.0}

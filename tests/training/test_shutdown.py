@@ -64,6 +64,7 @@ def wait_for_step(process, workdir, step):
     time.sleep(0.02)
 
 
+@pytest.mark.slow  # .ci/run runs it
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_stopped_run_has_saved_its_last_step_and_goes_on_bit_for_bit(nano_data, tmp_path, number, status):
   """The signal also reaches the worker processes, as one from a terminal or from SLURM does."""

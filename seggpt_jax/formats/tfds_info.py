@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from seggpt_jax.data.images import remote_or_local
 from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.formats.images import remote_or_local
 
 INFO_FILE = "dataset_info.json"
 _LABEL_WORDS = ("mask", "label", "segmentation", "annotation", "trimap")

@@ -8,19 +8,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from etils import epath
 
-from seggpt_jax.data.dataset_files import DatasetFiles, order_splits
-from seggpt_jax.data.images import is_image, list_images, read_text, remote_or_local
-from seggpt_jax.data.sources import Item, Mask
 from seggpt_jax.errors import InputError, refuse
 from seggpt_jax.files import plain_name
+from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
+from seggpt_jax.formats.images import is_image, list_images, read_text, remote_or_local
 
 _LABEL_FOLDER = {"image": "label", "images": "labels"}
 # Names that people give to the folder of images and to the folder of label maps, most common first.
 IMAGE_FOLDERS = ("images", "image", "img_dir", "imgs", "img")
 LABEL_FOLDERS = ("labels", "masks", "annotations", "ann_dir", "label", "mask", "gt", "ground_truth")
+
+
+class Mask(NamedTuple):
+  """A mask file for one class or one instance of a class."""
+
+  class_index: int
+  path: str
+
+
+class Item(NamedTuple):
+  """The files of one sample: an image with a label map or with masks, where later masks cover earlier ones."""
+
+  name: str
+  image: str
+  label: str | tuple[Mask, ...]
 
 
 def folder_layout(path: str | os.PathLike, split: str = ".", problems: list[str] | None = None) -> list[Item]:

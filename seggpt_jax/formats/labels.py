@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from seggpt_jax.data.images import open_image, read_bytes
-from seggpt_jax.data.label_hints import reading_hint
-from seggpt_jax.data.stored_labels import StoredLabel, read_stored, unpack_color
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import open_image, read_bytes
+from seggpt_jax.formats.label_hints import reading_hint
+from seggpt_jax.formats.stored_labels import StoredLabel, read_stored, unpack_color
 from seggpt_jax.palette import IGNORE
 
 LabelMode = Literal["index", "binary", "table"]
@@ -379,3 +379,21 @@ def check_classes(label: UInt8[np.ndarray, "h w"], num_classes: int, where: str)
     raise InputError(
       f"{where}: found label value {largest}, expected 0..{num_classes - 1} (data.num_classes={num_classes}){hint}"
     )
+
+
+def check_size(label: UInt8[np.ndarray, "h w"], size: tuple[int, ...] | None, where: str) -> None:
+  """Checks that a label has the height and width of its image.
+
+  Args:
+    label: the label map.
+    size: height and width of the image; None accepts any size.
+    where: name of the label file, for the error message.
+
+  Raises:
+    InputError: the sizes differ.
+  """
+  if size is None or label.shape == size:
+    return
+  (found_h, found_w), (h, w) = label.shape, size
+  turned = " (does an EXIF tag rotate only the image?)" if (found_w, found_h) == (h, w) else ""
+  raise InputError(f"{where}: found {found_w} x {found_h} pixels, expected {w} x {h} as its image has{turned}")

@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 
 from etils import epath
 
-from seggpt_jax.data.images import FolderId, folder_id, is_circle, is_junk, remote_or_local
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import plain_name
+from seggpt_jax.formats.images import FolderId, folder_id, is_circle, is_junk, remote_or_local
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "dev")

@@ -12,9 +12,11 @@ from xml.etree import ElementTree
 import numpy as np
 from pycocotools import mask as mask_module
 
-from seggpt_jax.data.dataset_files import DatasetFiles, order_splits
-from seggpt_jax.data.images import read_bytes
-from seggpt_jax.data.outlines import (
+from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.files import plain_name
+from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
+from seggpt_jax.formats.images import read_bytes
+from seggpt_jax.formats.outlines import (
   Annotations,
   Entry,
   Shape,
@@ -23,8 +25,6 @@ from seggpt_jax.data.outlines import (
   polygon_shape,
   rectangle_shape,
 )
-from seggpt_jax.errors import InputError, one_line
-from seggpt_jax.files import plain_name
 
 _SHAPES = ("polygon", "box", "mask", "ellipse", "polyline", "points", "cuboid", "skeleton")
 _HEAD = 65_536

@@ -1,4 +1,4 @@
-"""COCO datasets as a source: one JSON file with polygons and run lengths in, samples out."""
+"""COCO datasets: one JSON file with polygons and run lengths in, images with their objects out."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from seggpt_jax.data.dataset_files import DatasetFiles
-from seggpt_jax.data.images import read_text
-from seggpt_jax.data.outlines import Annotations, Entry, Outline, OutlineSource, Shape
 from seggpt_jax.errors import InputError, one_line, refuse
 from seggpt_jax.files import parse_json, plain_name
+from seggpt_jax.formats.dataset_files import DatasetFiles
+from seggpt_jax.formats.images import read_text
+from seggpt_jax.formats.outlines import Annotations, Entry, Outline, Shape
 
 # Words of file names that say what a file is rather than which split it holds.
 _WORDS = ("instances", "annotations", "annotation", "coco", "result", "labels", "segmentation")
@@ -34,39 +34,14 @@ class _Annotation(NamedTuple):
   problem: str
 
 
-class CocoSource(OutlineSource):
-  """Samples of a COCO dataset. Implements `EncodedSource`.
+def read_coco(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
+  """Reads the annotations of a split.
 
-  The annotations of a split are a JSON file anywhere in the folder that the split gives its name, such as
+  The annotations are a JSON file anywhere in the folder that the split gives its name, such as
   `annotations/instances_SPLIT.json`, `SPLIT/_annotations.coco.json` or `SPLIT.json`; for the split "." they are the
   only such file. Images are found by their names. Categories sorted by id become classes 1, 2, ... Where objects
   overlap, the smaller one is on top. Crowd regions are IGNORE where they have no object on top. Images without
   annotations are all background. A sample's name is the file name of its image without extension.
-
-  Args:
-    path: folder, local or remote.
-    split: part of the dataset, such as train2017.
-    num_classes: number of classes, background included.
-    class_names: categories that become classes 1, 2, ...; all others are background. () takes all categories.
-    problems: list for descriptions of annotations that are left out; None raises at the first one.
-
-  Raises:
-    InputError: the annotations are missing, damaged or have too many classes.
-  """
-
-  def __init__(
-    self,
-    path: str | os.PathLike,
-    split: str,
-    num_classes: int,
-    class_names: Sequence[str] = (),
-    problems: list[str] | None = None,
-  ):
-    super().__init__(read_coco(path, split, problems), num_classes, class_names)
-
-
-def read_coco(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
-  """Reads the annotations of a split, see `CocoSource`.
 
   Args:
     path: folder, local or remote.

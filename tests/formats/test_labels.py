@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.data.labels import IGNORE, LabelFormat, check_classes, parse_values, read_labels
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import IGNORE, LabelFormat, check_classes, parse_values, read_labels
 
 INDEX = LabelFormat()
 GENERATOR = np.random.default_rng(0)

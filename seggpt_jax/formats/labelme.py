@@ -17,9 +17,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from seggpt_jax.data.dataset_files import DatasetFiles
-from seggpt_jax.data.images import is_image, load_upright, open_image, read_text
-from seggpt_jax.data.outlines import (
+from seggpt_jax.errors import InputError, one_line, refuse
+from seggpt_jax.files import parse_json, plain_name
+from seggpt_jax.formats.dataset_files import DatasetFiles
+from seggpt_jax.formats.images import is_image, load_upright, open_image, read_text
+from seggpt_jax.formats.outlines import (
   BACKGROUND,
   UNKNOWN,
   Annotations,
@@ -30,8 +32,6 @@ from seggpt_jax.data.outlines import (
   polygon_shape,
   rectangle_shape,
 )
-from seggpt_jax.errors import InputError, one_line, refuse
-from seggpt_jax.files import parse_json, plain_name
 
 
 def labelme_files(files: DatasetFiles) -> dict[str, list[str]]:

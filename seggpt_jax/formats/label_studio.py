@@ -17,9 +17,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from jaxtyping import UInt8
 
-from seggpt_jax.data.dataset_files import DatasetFiles
-from seggpt_jax.data.images import is_image, read_bytes, read_text
-from seggpt_jax.data.outlines import (
+from seggpt_jax.errors import InputError, one_line, reading_values, refuse
+from seggpt_jax.files import parse_json
+from seggpt_jax.formats.dataset_files import DatasetFiles
+from seggpt_jax.formats.images import is_image, read_bytes, read_text
+from seggpt_jax.formats.outlines import (
   Annotations,
   Entry,
   Shape,
@@ -27,8 +29,6 @@ from seggpt_jax.data.outlines import (
   mask_shape,
   polygon_shape,
 )
-from seggpt_jax.errors import InputError, one_line, reading_values, refuse
-from seggpt_jax.files import parse_json
 
 _HEAD = 65_536
 _BRUSH_PNG = re.compile(r"(^|/)task-\d+-annotation-\d+-by-.*\.png$")

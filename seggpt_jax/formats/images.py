@@ -21,9 +21,9 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from seggpt_jax.data.depth import as_eight_bits, deep_colors, stated_white, without_hidden
 from seggpt_jax.errors import InputError, one_line, refuse, warn_once
 from seggpt_jax.files import decode_text, expand, plain_name
+from seggpt_jax.formats.depth import as_eight_bits, deep_colors, stated_white, without_hidden
 from seggpt_jax.written import is_listed
 
 # Only these decoders see what users have. Others start programs (EPS runs Ghostscript), draw vectors, or read formats

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from seggpt_jax.data.images import load_upright
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import load_upright
 
 _GRAY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _EQUAL = ("RGB", "RGBA", "RGBa", "RGBX", "LA", "PA")  # modes whose channels are equal where they show grays

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.audit.findings import read_label_map
-from seggpt_jax.data.dataset_files import DatasetFiles, order_splits
-from seggpt_jax.data.datasets import OUTLINES, Dataset, open_dataset
-from seggpt_jax.data.labelme import encode_mask
-from seggpt_jax.data.labels import IGNORE, LabelFormat
-from seggpt_jax.data.recognize import recognize
+from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.errors import InputError
-from tests.data import annotation_folders as write
-from tests.data.annotation_folders import CRACK, HEIGHT, HOLE, WIDTH, drawn, expected
+from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
+from seggpt_jax.formats.labelme import encode_mask
+from seggpt_jax.formats.labels import IGNORE, LabelFormat
+from seggpt_jax.formats.recognize import OUTLINES, recognize
+from tests.formats import annotation_folders as write
+from tests.formats.annotation_folders import CRACK, HEIGHT, HOLE, WIDTH, drawn, expected
 
 
 def opened(path, kind, split=".", num_classes=3, **more):

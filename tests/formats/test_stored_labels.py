@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.data.images import open_image
-from seggpt_jax.data.labels import LabelFormat, read_labels
-from seggpt_jax.data.layouts import folder_layout
 from seggpt_jax.data.sources import FileSource
-from seggpt_jax.data.stored_labels import lossy_codec, read_stored
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import open_image
+from seggpt_jax.formats.labels import LabelFormat, read_labels
+from seggpt_jax.formats.layouts import folder_layout
+from seggpt_jax.formats.stored_labels import lossy_codec, read_stored
 
 LABELS = np.random.default_rng(0).integers(0, 3, (12, 16), np.uint8)
 MASK = (LABELS > 0).astype(np.uint8)

@@ -8,10 +8,17 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_module
 
+from seggpt_jax.data.outline_source import OutlineSource
+from seggpt_jax.formats.coco import read_coco
+
 WIDTH, HEIGHT = 40, 30
 CRACK = [(4.0, 5.0), (20.0, 5.0), (20.0, 14.0), (4.0, 14.0)]
 HOLE = [(22.0, 16.0), (36.0, 18.0), (30.0, 28.0)]
 SIZE = (HEIGHT, WIDTH)
+
+
+def coco_source(path, split: str, num_classes: int, class_names=(), problems=None) -> OutlineSource:
+  return OutlineSource(read_coco(path, split, problems), num_classes, class_names)
 
 
 def drawn(points) -> np.ndarray:

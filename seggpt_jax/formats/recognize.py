@@ -8,25 +8,48 @@ from typing import NamedTuple
 
 from etils import epath
 
-from seggpt_jax.data.coco import coco_files
-from seggpt_jax.data.cvat import cvat_splits
-from seggpt_jax.data.dataset_files import DatasetFiles, order_splits
-from seggpt_jax.data.datasets import KINDS
-from seggpt_jax.data.images import remote_or_local
-from seggpt_jax.data.label_studio import label_studio_files
-from seggpt_jax.data.labelme import is_labelme, labelme_files
-from seggpt_jax.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, find_folders, voc_root, voc_splits
-from seggpt_jax.data.yolo import yolo_splits
 from seggpt_jax.errors import InputError, reading_values
+from seggpt_jax.formats.coco import coco_files, read_coco
+from seggpt_jax.formats.cvat import cvat_splits, read_cvat
+from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
+from seggpt_jax.formats.images import remote_or_local
+from seggpt_jax.formats.label_studio import label_studio_files, read_label_studio
+from seggpt_jax.formats.labelme import is_labelme, labelme_files, read_labelme
+from seggpt_jax.formats.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, find_folders, voc_root, voc_splits
+from seggpt_jax.formats.outlines import Annotations
+from seggpt_jax.formats.yolo import read_yolo, yolo_splits
 
 _PROBED = 8  # files that decide whether JSON files are LabelMe's
+
+
+# Kinds whose labels are outlines of objects, and the functions that read them.
+OUTLINES: dict[str, Callable[[str, str, list[str] | None], Annotations]] = {
+  "coco": read_coco,
+  "labelme": read_labelme,
+  "yolo": read_yolo,
+  "cvat": read_cvat,
+  "label_studio": read_label_studio,
+}
+KINDS = {
+  "folder": "SPLIT/images/NAME.* and SPLIT/labels/NAME.*, or images/SPLIT/NAME.* and labels/SPLIT/NAME.*",
+  "class_folders": "SPLIT/PRODUCT/DEFECT/image/NAME.* and .../label/NAME.*",
+  "masks": "one mask file for each class or instance: SPLIT/images/NAME.* and SPLIT/labels/NAME/*.png, "
+  "SPLIT/labels/CLASS/NAME.*, or SPLIT/NAME/{images,masks}/*.png",
+  "coco": "COCO annotations: annotations/instances_SPLIT.json, SPLIT/_annotations.coco.json, or any other JSON file",
+  "voc": "PASCAL VOC or CVAT's segmentation masks: JPEGImages, SegmentationClass, ImageSets/Segmentation/SPLIT.txt",
+  "labelme": "LabelMe: NAME.json next to NAME.jpg, in SPLIT/ or all in one folder",
+  "yolo": "YOLO's polygons: images/SPLIT/NAME.* with labels/SPLIT/NAME.txt, and data.yaml",
+  "cvat": "CVAT for images: annotations.xml and its images",
+  "label_studio": "Label Studio's JSON export and its images",
+  "tfds": "a TFDS dataset in ArrayRecord format, for example one that `seggpt prepare` wrote",
+}
 
 
 class Form(NamedTuple):
   """The form of a dataset.
 
   Attributes:
-    kind: a key of `datasets.KINDS`.
+    kind: a key of `KINDS`.
     splits: names of its splits, the one to train on first; () if they are not known.
   """
 

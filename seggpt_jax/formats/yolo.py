@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from seggpt_jax.data.dataset_files import DatasetFiles, order_splits
-from seggpt_jax.data.images import is_image, read_text
-from seggpt_jax.data.outlines import Annotations, Entry, Shape, polygon_shape
 from seggpt_jax.errors import InputError, one_line, reading_values, refuse
 from seggpt_jax.files import plain_name
+from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
+from seggpt_jax.formats.images import is_image, read_text
+from seggpt_jax.formats.outlines import Annotations, Entry, Shape, polygon_shape
 
 _IMAGES, _LABELS = "images", "labels"
 
