@@ -40,7 +40,7 @@ def one_line(message: object) -> str:
   return " ".join(str(message).split())
 
 
-def nearest(name: str, known: Iterable[str], most: int = 3, cutoff: float = 0.5) -> list[str]:
+def nearest(name: str, known: Iterable[str], most: int = 3, cutoff: float | int = 0.5) -> list[str]:
   """Returns the names that a misspelled one may have been meant for, the nearest first; [] if none is near."""
   return difflib.get_close_matches(name, list(known), most, cutoff)
 

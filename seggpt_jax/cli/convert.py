@@ -74,10 +74,7 @@ _KEYS = (
 
 
 def _model_card(name: str, source: str | os.PathLike, params: Mapping[str, Any], config: SegGPTConfig) -> str:
-  """Returns a model card in Markdown with the metadata that the Hugging Face hub reads.
-
-  Of a training run, the card tells the data, the configuration and the best scores.
-  """
+  """Returns a model card in Markdown for the Hugging Face hub; of a run with its data, configuration, best scores."""
   card = _CARD.format(
     title=name.rpartition("/")[2],
     name=name,

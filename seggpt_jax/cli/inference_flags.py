@@ -86,12 +86,12 @@ class Network(NamedTuple):
 
   @property
   def has_learned_prompt(self) -> bool:
-    """Whether the adapter is a learned prompt."""
+    """Returns whether the adapter is a learned prompt."""
     return self.adapter is not None and isinstance(self.adapter.adapter, LearnedPrompt)
 
   @property
   def has_head(self) -> bool:
-    """Whether the network has a trained head, which answers without prompts."""
+    """Returns whether the network has a trained head, which answers without prompts."""
     return self.adapter is None and bool(self.weights.config.head_classes)
 
   def load(self) -> Predictor:

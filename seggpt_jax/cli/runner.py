@@ -241,11 +241,7 @@ def _parse(argv: list[str], own: Sequence[str]) -> list[str]:
 
 
 def _check_arguments(found: Sequence[str], names: Sequence[str]) -> list[str]:
-  """Returns the arguments that are no flags, with `~` expanded.
-
-  Raises:
-    InputError: there are more or fewer than there should be, or one is empty.
-  """
+  """Returns the arguments that are no flags, with `~` expanded; refuses more or fewer than there should be."""
   if found and not names:
     raise InputError(f"found argument {found[0]!r}, expected only flags (--help)")
   if not sum(not name.startswith("[") for name in names) <= len(found) <= len(names):

@@ -241,11 +241,7 @@ def finish(
 
 
 def _join_coco(folder: Path, queries: Sequence[Query], names: Mapping[int, str]) -> dict[str, Any]:
-  """Joins the files of single images to one COCO dataset.
-
-  Raises:
-    InputError: a file is missing or damaged.
-  """
+  """Joins the files of single images to one COCO dataset."""
   images, annotations = [], []
   for image_id, query in enumerate(queries, start=1):
     path = folder / f"{query.name}.json"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -116,13 +117,10 @@ class MaskForward:
     patch_mask: Bool[np.ndarray, "q rows cols"],
   ) -> UInt8[Array, "q h w 3"]:
     """Returns the probabilities of the C masks, 0..255, then zeros; those of `known` where nothing is to predict."""
-    memories = [
-      [self._memory(*prompt) for prompt in zip(*row, strict=True)] for row in zip(prompts, masks, strict=True)
-    ]
+    remember = functools.partial(remember_prompt, self._graph, self._params)
+    rows = (zip(*row, strict=True) for row in zip(prompts, masks, strict=True))
+    memories = [[self._kept.get(pair, functools.partial(remember, *pair)) for pair in row] for row in rows]
     return _answer_queries(self._graph, self._params, queries, memories, known, patch_mask)
-
-  def _memory(self, image: UInt8[np.ndarray, "h w 3"], masks: UInt8[np.ndarray, "h w c"]) -> Memory:
-    return self._kept.get((image, masks), lambda: remember_prompt(self._graph, self._params, image, masks))
 
 
 class TiledImage:

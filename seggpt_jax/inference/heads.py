@@ -274,10 +274,7 @@ def _sample(values: Float[np.ndarray, "h w c"], places: np.ndarray, shape: tuple
 
 
 def _logistic(rows: Float[np.ndarray, "n f"], inside: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "f1 c"]:
-  """Fits a class-balanced logistic regression of each class against the rest, by accelerated gradient steps.
-
-  The steps are scaled by a bound on the Hessian that all classes share (Boehning and Lindsay, 1988).
-  """
+  """Fits each class against the rest, balanced, by accelerated steps (bound on the Hessian: Boehning, Lindsay 1988)."""
   rows = np.concatenate([rows, np.ones_like(rows[:, :1])], axis=1)
   outside = 1 - inside
   share = inside / np.maximum(inside.sum(axis=0), 1) + outside / np.maximum(outside.sum(axis=0), 1)

@@ -235,10 +235,7 @@ def decode(
 
 
 def _in_blocks(function: Callable, colors: np.ndarray, palette: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
-  """Applies a function of colors `[B, H, W, 3]` and palettes `[B, N, 3]` to one image, in shapes of powers of two.
-
-  Results are converted to a dtype block by block: images may have 100 million pixels.
-  """
+  """Applies a function of colors and palettes to a large image block by block, in shapes of powers of two."""
   rows = 1 << (len(palette) - 1).bit_length()
   filled = np.full((1, max(rows, 2), 3), _FAR, np.float32)
   filled[0, : len(palette)] = palette

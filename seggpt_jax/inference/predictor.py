@@ -121,7 +121,7 @@ class Predictor:
       if device is not None:
         graph, params = parameters.split(model)  # committed, so that the network runs there
         model = parameters.merge(graph, jax.device_put(params, default_device()))
-      head = adapter is None and found.is_packaged
+      head = adapter is None and found.path.is_file()  # that is: packaged
       return cls(model, max_canvases=max_canvases, learned=learned, head=head)
 
   @property
@@ -198,16 +198,6 @@ class Predictor:
         "%s: class %d is too small: it covers %.2g of the %d x %d pixels that the network sees; use a larger split "
         "(--split), or crop the prompt around it",
         *(name, index, area, width, height),
-      )
-
-  def _warn_of_unseen(self, prompts: Iterable[PreparedPrompt], classes: np.ndarray) -> None:
-    """Warns about each class of the prompts that none of their tiles shows."""
-    for index in np.setdiff1d(np.concatenate([np.unique(prompt.labels) for prompt in prompts]), classes).tolist():
-      self._warn_once(
-        index,
-        "prompts: class %d is in none of the tiles that the network is shown, so it cannot be found; use more "
-        "prompts (--top-k), or fewer classes",
-        index,
       )
 
   @overload
@@ -348,7 +338,13 @@ class Predictor:
     if options.foreground_tiles:
       kept = {split: tiling.foreground_tiles(labels) for split, (_, labels) in tiles.items()}
       tiles = {split: (images[kept[split]], labels[kept[split]]) for split, (images, labels) in tiles.items()}
-    self._warn_of_unseen(loaded, classes)
+    for index in np.setdiff1d(np.concatenate([np.unique(prompt.labels) for prompt in loaded]), classes).tolist():
+      self._warn_once(
+        index,
+        "prompts: class %d is in none of the tiles that the network is shown, so it cannot be found; use more "
+        "prompts (--top-k), or fewer classes",
+        index,
+      )
     return tiles, palette, classes
 
   def _questions(

@@ -180,11 +180,7 @@ def _ends(path: str, tail: str) -> bool:
 def _match_keys(
   mapping: str | os.PathLike, images: Mapping[str, Path], dataset: str, mapped_only: bool
 ) -> dict[str, list[str]]:
-  """Reads a mapping and returns the prompt files by the name of the query.
-
-  Raises:
-    InputError: two keys mean one image; or, with `mapped_only`, a key means no image.
-  """
+  """Reads a mapping and returns the prompt files by the name of the query."""
   finder, keys, unknown = NameFinder(images, dataset), dict[str, str](), list[str]()
   chosen: dict[str, list[str]] = {}
   for key, files in read_mapping(mapping).items():
@@ -207,11 +203,7 @@ def _match_keys(
 
 
 class _PromptFolders:
-  """A folder of prompt images and one of their label maps.
-
-  Raises:
-    InputError: a folder is missing or empty.
-  """
+  """A folder of prompt images and one of their label maps."""
 
   def __init__(self, images: str | os.PathLike, labels: str | os.PathLike):
     self._images, self._labels = list_pair(images, labels)

@@ -99,7 +99,7 @@ class RunFolder:
 
   @property
   def _adds(self) -> bool:
-    """Whether the run adds to what others have noted, instead of starting over."""
+    """Returns whether the run adds to what others have noted, instead of starting over."""
     return self.resume or (self.shard.count > 1 and bool(self._ledgers))
 
   @property

@@ -49,11 +49,6 @@ def read_operating_point(run: str | os.PathLike) -> OperatingPoint | None:
   return point
 
 
-def read_about(run: str | os.PathLike) -> dict[str, Any]:
-  """Returns all that is stored with the operating point of a training run; {} if none was chosen."""
-  return {} if read_operating_point(run) is None else parse_json((Path(expand(run)) / FILE).read_bytes())
-
-
 def write_operating_point(run: str | os.PathLike, point: OperatingPoint, about: dict[str, Any]) -> Path:
   """Writes the operating point of a training run and returns the file.
 
@@ -105,9 +100,10 @@ def earlier_uses(model_path: str | os.PathLike, images: Mapping[str, Path]) -> d
   path, data = run_data(model_path)
   if path is None:
     return {}
+  calibration = {} if read_operating_point(path.parent) is None else parse_json((path.parent / FILE).read_bytes())
   uses = {
     "those of training": (data.get("path"), data.get("train_split", "train")),
-    "those that seggpt calibrate chose on": (read_about(path.parent).get("images"), "."),
+    "those that seggpt calibrate chose on": (calibration.get("images"), "."),
   }
 
   def is_in(image: Path, folder: Any, split: Any) -> bool:

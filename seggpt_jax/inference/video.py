@@ -93,10 +93,7 @@ def segment_frames(
 def _prepared(
   prompt: PreparedPrompt, predictor: Predictor, options: InferenceOptions, name: str | None = None
 ) -> PreparedPrompt:
-  """Resizes a prompt once and not for every frame, unless several splits need several sizes.
-
-  With a name, there are warnings about small classes.
-  """
+  """Resizes a prompt once, not for every frame, unless several splits need several sizes; a named one can warn."""
   if len(options.splits) > 1:
     return prompt
   if name is None:

@@ -76,11 +76,7 @@ def read_frames(path: str | os.PathLike) -> Iterator[_Frame]:
 
 
 def _frame_files(folder: str | os.PathLike) -> list[str]:
-  """Returns the images of a folder in the order of the numbers in their names: 2.jpg comes before 10.jpg.
-
-  Raises:
-    InputError: the folder has no images.
-  """
+  """Returns the images of a folder in the order of the numbers in their names: 2.jpg comes before 10.jpg."""
   files = list_images(folder)
 
   def place(name: str) -> list[tuple[int, str]]:
@@ -169,7 +165,8 @@ def _decoded(path: str | os.PathLike, container: Any, stream: Any) -> Iterator[_
     if frame is None:
       break
     count, end = count + 1, frame.time
-    yield _upright(frame)
+    # Phones store a rotation, counter-clockwise, as rot90 turns.
+    yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
   # FFmpeg decodes a Matroska or AVI file that was cut off without an error.
   promised = _promised_end(stream)
   if end is not None and promised is not None and end < promised - max(_SLACK[0], _SLACK[1] * promised):
@@ -185,12 +182,6 @@ def _promised_end(stream: Any) -> float | None:
   # Matroska has no field for the duration of a stream; most programs write a tag.
   note = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
   return None if note is None else 3600 * int(note[1]) + 60 * int(note[2]) + float(note[3])
-
-
-def _upright(frame: Any) -> _Frame:
-  """Returns RGB pixels, turned by the frame's rotation (counter-clockwise, as rot90 turns), which phones store."""
-  pixels = frame.to_ndarray(format="rgb24")
-  return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
 
 
 def _add_stream(container: Any, size: tuple[int, int], rate: Fraction) -> Any:

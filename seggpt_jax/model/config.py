@@ -122,11 +122,7 @@ class SegGPTConfig:
 
 
 def _check(name: str, value: Any, example: Any) -> None:
-  """Checks the type and range of an attribute.
-
-  Raises:
-    ValueError: the type differs, a tuple has another length, or a number is out of range.
-  """
+  """Checks the type and range of an attribute."""
   if isinstance(example, str):
     if not isinstance(value, str):
       raise ValueError(f"{name}: found {str(value)[:100]!r}, expected a string")

@@ -106,11 +106,7 @@ def verifying(directory: Path) -> Iterator[None]:
 
 
 def _read(directory: Path) -> tuple[str, Digests]:
-  """Returns the kind of the digests, and the digests.
-
-  Raises:
-    InputError: the digests cannot be read.
-  """
+  """Returns the kind of the digests, and the digests."""
   try:
     ((kind, stored),) = parse_json((directory / FILE).read_bytes()).items()
     if kind not in _KINDS:

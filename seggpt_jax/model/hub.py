@@ -150,10 +150,7 @@ def upload(name: str, path: Path, card: str) -> str:
 
 
 def _ask(name: str, address: Address, known: str) -> Any:
-  """Asks the hub for the commit and files of a revision, or returns None if it does not answer and a commit is known.
-
-  A refusal must not be hidden by what was fetched before, so it is an error in any case.
-  """
+  """Returns the commit and files of a revision; None if the hub is silent (not: refuses) and a commit is known."""
   from huggingface_hub import HfApi, errors
 
   try:

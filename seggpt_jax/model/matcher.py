@@ -329,15 +329,9 @@ def _with_one(x: Float[Array, "*n p f"]) -> Float[Array, "*n p f1"]:
 
 
 def _solve(gram: Float[Array, "b t f1 f1"], target: Float[Array, "b t f1 c"], pixels: int) -> Float[Array, "b t f1 c"]:
-  """Fits linear heads to the prompts' masks by ridge regression.
+  """Returns weights of linear heads by ridge regression, from sums over pixels of features (the last is 1) and masks.
 
-  Args:
-    gram: products of features, the last of which is 1, summed over the pixels of all prompts.
-    target: products of features and masks.
-    pixels: number of pixels.
-
-  Returns:
-    Weights whose outputs are 0 on average outside the masks of the prompts, and 1 inside; they have no gradient.
+  Their outputs are 0 on average outside the masks of the prompts, and 1 inside; they have no gradient.
   """
   gram, target = jax.lax.stop_gradient((gram, target))
   penalty = jnp.ones(gram.shape[-1]).at[-1].set(1e-4) * RIDGE * pixels

@@ -114,7 +114,8 @@ def from_torch(source: str, tensors: Mapping[str, np.ndarray], hints: Mapping[st
   Raises:
     InputError: parameters are missing or have the wrong shape. The message names them.
   """
-  tensors = _strip_wrappers(tensors)
+  # Without the prefixes that DistributedDataParallel and torch.compile add, in any order.
+  tensors = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in tensors.items()}
   layout: Layout = "hf" if any(name.startswith("model.") for name in tensors) else "baai"
   prefix = "model.encoder.layers." if layout == "hf" else "blocks."
   indices = [re.match(re.escape(prefix) + r"(\d+)\.", name) for name in tensors]
@@ -150,11 +151,6 @@ def to_torch(params: dict[str, np.ndarray], depth: int, layout: Layout) -> Tenso
     Contiguous arrays of unchanged dtype.
   """
   return {getattr(e, layout): np.ascontiguousarray(e.to_torch(params.pop(e.name))) for e in entries(depth)}
-
-
-def _strip_wrappers(tensors: Mapping[str, np.ndarray]) -> Tensors:
-  """Removes the prefixes that DistributedDataParallel and torch.compile add to names, in any order."""
-  return {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in tensors.items()}
 
 
 def _some(names: Iterable[str], count: int = 4) -> str:

@@ -107,12 +107,7 @@ def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config
 
 
 def _find_checkpoint(path: Path, items: tuple[str, ...]) -> Path | None:
-  """Returns the directory that holds all of some items, or None.
-
-  Args:
-    path: a weights directory, a step directory, or a training run, of which the best step is preferred to the newest.
-    items: names of subdirectories, such as `params` and `config`.
-  """
+  """Returns the directory that holds all of some items, or None; of a run, the best step is preferred to the newest."""
   best, steps = path / "best", path / "checkpoints"
   for candidate in (path, *_newest_first(path), best, *_newest_first(best), *_newest_first(steps)):
     if all((candidate / item).is_dir() for item in items):
@@ -186,11 +181,7 @@ def _is_torch(path: Path) -> bool:
 
 
 def _converted(source: Path, destination: Path) -> Path:
-  """Converts PyTorch weights into the cache, unless they are there. Another process that needs them waits.
-
-  Raises:
-    InputError: the source is no SegGPT, or the cache cannot be written.
-  """
+  """Converts PyTorch weights into the cache, unless they are there. Another process that needs them waits."""
   if destination.is_dir():
     return destination
   with writing(destination):
@@ -224,11 +215,6 @@ class Weights(NamedTuple):
   name: str  # as the user wrote it
   path: Path  # a weights directory, or a packaged file
   config: SegGPTConfig  # the architecture
-
-  @property
-  def is_packaged(self) -> bool:
-    """Whether the weights come with the package."""
-    return self.path.is_file()
 
 
 def resolve(name: str | os.PathLike | Weights) -> Weights:

@@ -82,7 +82,7 @@ class PromptIndex:
     labels: LabelFormat | None = None,
     *,
     cache: str | os.PathLike | None = None,
-    tap: int = TAP,
+    tap: int | None = None,
     foreground_weight: float | int = FOREGROUND_WEIGHT,
     progress: bool = True,
   ) -> PromptIndex:
@@ -93,7 +93,7 @@ class PromptIndex:
       files: image and label files of the labeled images.
       labels: format of the label files; class indices by default.
       cache: folder in which features are kept; None to keep none.
-      tap: feature tap of the network that is compared, 1 for the first; an encoder has its own.
+      tap: feature tap of the network that is compared, 1 for the first; by default the second, or else the only one.
       foreground_weight: weight w of presence in the score, 0 to 1.
       progress: whether a progress bar is shown.
 
@@ -102,7 +102,8 @@ class PromptIndex:
     """
     if not files:
       raise InputError("prompts: found none, expected at least one image with its label")
-    encoder, labels = model if isinstance(model, Encoder) else Encoder(model, tap), labels or LabelFormat()
+    labels = labels or LabelFormat()
+    encoder = model if isinstance(model, Encoder) else Encoder(model, tap or min(TAP, len(model.config.feature_taps)))
     # One file for each network and folder, so that the features of one dataset are not rewritten with another's.
     name = digest(f"{encoder.identity} {os.path.dirname(_cache_key(files[0]))}".encode(errors="surrogatepass"))
     path = None if cache is None else Path(cache) / f"{name}.npz"
@@ -230,11 +231,7 @@ def _write_features(path: Path, kept: dict[str, _StoredFeatures]) -> None:
 
 
 def _read_features(path: Path) -> dict[str, _StoredFeatures]:
-  """Reads the entries that `write_features` wrote, by their keys.
-
-  Raises:
-    InputError: the file is damaged.
-  """
+  """Reads the entries that `write_features` wrote, by their keys."""
   try:
     with np.load(io.BytesIO(read_bytes(path))) as file:
       columns = [file[key] for key in _StoredFeatures._fields]

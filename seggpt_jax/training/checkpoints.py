@@ -366,10 +366,7 @@ def _beside_params(state: TrainState) -> dict[str, Any]:
 
 
 def _read_description(path: epath.Path, ours: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the description of weights in a checkpoint, with our values where the two may differ.
-
-  These are the drop path rate, and the path of an adapter's base weights, which are identified by their fingerprint.
-  """
+  """Returns the description of weights; our values where it may differ: drop path rate, path of base weights."""
   stored = parse_json(path.read_bytes())
   if not isinstance(stored, dict) or not all(isinstance(stored.get(key, {}), dict) for key in ("config", "adapter")):
     raise ValueError(f"found no description of weights in {path.parent.name}")

@@ -264,11 +264,10 @@ def frozen_names(patterns: Collection[str], names: Collection[str]) -> frozenset
 def _by_name(
   inner: optax.GradientTransformation, factors: Mapping[str, float], undecayed: Collection[str]
 ) -> optax.GradientTransformation:
-  """Returns an optimizer with its updates scaled by parameter name, and some parameters exempt from weight decay.
+  """Returns an optimizer with updates scaled by parameter name, and some parameters exempt from weight decay.
 
-  Scaling an update of AdamW or Muon scales the step and the decoupled decay alike, as a separate learning rate would,
-  and leaves the moments alone. Both optimizers read parameters only for weight decay, so parameters shown to them as
-  zeros do not decay. (optax's Muon has no decay mask for its AdamW part.) The state has the form of the inner one.
+  Scaling an update of AdamW or Muon acts as a learning rate of its own. Parameters shown to them as zeros do not decay
+  (optax's Muon has no decay mask for its AdamW part). The state has the form of the inner one.
   """
 
   def update(

@@ -58,8 +58,7 @@ def check_tracker(name: str) -> None:
 class _TensorBoard(Tracker):
   """An event file in the run directory.
 
-  tensorboardX's SummaryWriter is not used: it writes from a thread that dies on a full disk, and the training would
-  then wait for its queue forever (seen in tensorboardX 2.6).
+  Not by tensorboardX's SummaryWriter: its thread dies on a full disk, and training waits for its queue forever (2.6).
   """
 
   def __init__(self, workdir: Path, step: int, config: Mapping[str, Any]):
@@ -114,10 +113,7 @@ class _Trackio(_Service):
 
 
 class _WandB(_Service):
-  """A run of Weights & Biases. The step is a number like the others, since its own steps cannot go back.
-
-  A run that is resumed from a checkpoint repeats the steps after it.
-  """
+  """A run of Weights & Biases. Its own steps cannot go back, as after a resume, so the step is a number like others."""
 
   def __init__(self, workdir: Path, step: int, config: Mapping[str, Any]):
     del step

@@ -37,10 +37,9 @@ def reference(
 
 @jax.custom_vjp
 def _float32_logits(query: Float[Array, "b q n d"], key: Float[Array, "b k n d"]) -> Float[Array, "b n q k"]:
-  """Returns the products of all queries with all keys, in float32 for inputs of any dtype.
+  """Returns float32 products of queries and keys, whose gradient is rounded to the dtype of the inputs first.
 
-  JAX would compute the gradient with float32 products of the size of the scores, at half of bfloat16's rate or less on
-  GPUs. Here the gradient of the scores is first rounded to the dtype of the inputs, as flash attention does.
+  JAX would compute that gradient in float32, at half of bfloat16's rate or less on GPUs.
   """
   return jnp.einsum("bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32)
 

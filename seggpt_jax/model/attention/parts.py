@@ -124,10 +124,9 @@ def _cudnn_backward(query, key, value, log_sums, output, gradient):
 
 
 def _cudnn():
-  """Returns JAX's module with cuDNN's attention, and the options for plain attention.
+  """Returns JAX's internal module with cuDNN's attention, and the options for plain attention.
 
-  It is internal to JAX: the public function neither takes the output and the log-sum of a larger whole, nor
-  differentiates the log-sum. Where it is missing or different, `dispatch.choose` finds that out and says so.
+  The public function does not differentiate the log-sum. `dispatch.choose` finds out where this one is missing.
   """
   from jax._src.cudnn import fused_attention_stablehlo as fused
 
