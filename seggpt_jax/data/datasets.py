@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 
-import numpy as np
-
 from seggpt_jax.data.outline_source import OutlineSource
 from seggpt_jax.data.records import RecordSource
-from seggpt_jax.data.sources import FileSource, Source, Subset
+from seggpt_jax.data.sources import FileSource, Source, View
 from seggpt_jax.errors import InputError, reading_values
 from seggpt_jax.files import expand
 from seggpt_jax.formats import layouts
@@ -55,7 +53,7 @@ def open_dataset(dataset: Dataset, split: str, limit: int = -1, problems: list[s
   if not dataset.path or not remote_or_local(dataset.path).is_dir():
     raise InputError(f"{dataset.path!r}: folder not found, expected {KINDS[dataset.kind]}")
   source = _open(dataset, split, problems)
-  return source if limit < 0 or limit >= len(source) else Subset(source, np.arange(limit))
+  return source if limit < 0 or limit >= len(source) else View(source, indices=range(limit))
 
 
 def _open(dataset: Dataset, split: str, problems: list[str] | None) -> Source:

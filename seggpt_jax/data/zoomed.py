@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.data.cells import zoomed, zoomed_shape
-from seggpt_jax.data.sources import Sample, Source, WrappedSource
+from seggpt_jax.data.sources import Sample, Source, View
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import classes_in
 
@@ -23,7 +23,7 @@ _LABELS = 200  # labels that are measured, evenly spaced
 _LEAST = 0.05  # the smallest zoom
 
 
-class ZoomedSource(WrappedSource):
+class ZoomedSource(View):
   """The samples of another source, resampled to the scale of the network. Implements `Source`.
 
   Args:
@@ -36,7 +36,7 @@ class ZoomedSource(WrappedSource):
     self.zoom = zoom
 
   def __getitem__(self, index: int) -> Sample:
-    return zoomed(self._source[index], self.zoom)
+    return zoomed(super().__getitem__(index), self.zoom)
 
 
 @runtime_checkable

@@ -23,7 +23,7 @@ from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.groups import divide, group_names
 from seggpt_jax.data.outline_source import check_categories
 from seggpt_jax.data.sample_index import SampleIndex, index_name
-from seggpt_jax.data.sources import EncodedSource, Subset
+from seggpt_jax.data.sources import EncodedSource, View
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive, expand, remove_leftovers, writing
 from seggpt_jax.formats.dataset_files import TRAIN_NAMES, VAL_NAMES
@@ -185,7 +185,7 @@ def plan(settings: Settings, left_out: dict[str, list[str]] | None = None) -> li
 
 
 def _subset(part: Part, split: str, indices: np.ndarray) -> Part:
-  return Part(split, Subset(part.source, indices), [part.groups[i] for i in indices])
+  return Part(split, View(part.source, indices=indices), [part.groups[i] for i in indices])
 
 
 def _samples(

@@ -219,7 +219,7 @@ def test_datasets_are_opened_by_kind(folder):
   dataset = Dataset("folder", str(folder.parent), 3)
   assert len(open_dataset(dataset, folder.name)) == 3
   first = open_dataset(dataset, folder.name, limit=2)
-  assert isinstance(first, sources.Subset) and [first.name(i) for i in range(len(first))] == ["a", "b"]
+  assert isinstance(first, sources.View) and [first.name(i) for i in range(len(first))] == ["a", "b"]
   np.testing.assert_array_equal(first[1]["label"], first.label(1))
   refused("found kind 'zip', expected one of folder", lambda: open_dataset(Dataset("zip", str(folder), 3), "train"))
   for kind in KINDS:
