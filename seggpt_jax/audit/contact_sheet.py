@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 from seggpt_jax.audit.findings import Findings
 from seggpt_jax.audit.report import percent, split_title
 from seggpt_jax.audit.sample_files import SampleFiles
-from seggpt_jax.audit.sentence import class_label
 from seggpt_jax.audit.survey import Survey, spread
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import decode_image
@@ -114,17 +113,17 @@ def _read_cell(findings: Findings, files: SampleFiles, survey: Survey, position:
   image = label = None
   problem = ""
   try:
-    image = decode_image(*files.image_file(sample.index))
+    image = decode_image(*files.encoded_image(sample.index))
   except InputError as error:
     problem = _short(error)
   try:
     size = None if image is None else image.shape[:2]
-    label = files.label(sample.index, size, findings.dataset.label_format, [])
+    label = files.read_label(sample.index, size, findings.dataset.label_format, [])
   except InputError as error:
     problem = problem or _short(error)
   if image is not None and label is not None and image.shape[:2] != label.shape:
     problem = f"image {image.shape[1]} x {image.shape[0]}, label {label.shape[1]} x {label.shape[0]}"
-  named = ", ".join(class_label(findings, c) for c in sample.classes or ())
+  named = ", ".join(findings.class_label(c) for c in sample.classes or ())
   below = problem or (f"classes {named}" if named else "no foreground")
   return Cell(image, label, sample.name, below, bool(problem))
 
@@ -235,7 +234,7 @@ def _legend_entries(
       for s in surveys
       if s.num_labels
     )
-    name = "0 background" if class_index == 0 else class_label(findings, class_index)
+    name = "0 background" if class_index == 0 else findings.class_label(class_index)
     entries.append((f"{name}: {shares} of pixels", tuple(palette[class_index].tolist())))
   if pixels[IGNORE]:
     entries.append((f"ignored: {percent(pixels[IGNORE] / pixels.sum())} of pixels", None))

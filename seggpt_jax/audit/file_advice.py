@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from seggpt_jax.audit.findings import Findings
-from seggpt_jax.audit.sentence import Advice, count_text, key_text
 from seggpt_jax.audit.survey import Survey
+from seggpt_jax.audit.wording import Advice, count_text, key_text
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.formats.recognize import OUTLINES
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
 from seggpt_jax.audit.duplicates import near_duplicates
 from seggpt_jax.audit.label_guess import Guess, guess_format
@@ -19,11 +18,11 @@ from seggpt_jax.audit.survey import Survey, read_values, survey_split
 from seggpt_jax.data.datasets import Dataset
 from seggpt_jax.data.groups import group_names
 from seggpt_jax.data.outline_source import check_categories
-from seggpt_jax.data.sources import FileSource, Sample
+from seggpt_jax.data.sources import FileSource, View
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.dataset_files import DatasetFiles
-from seggpt_jax.formats.images import read_text
 from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.layouts import LabelMap, read_label_map
 from seggpt_jax.formats.recognize import OUTLINES
 from seggpt_jax.palette import IGNORE
 
@@ -109,6 +108,11 @@ class Findings:
   def num_found(self) -> int:
     """Number of classes in the labels as they were read, background included."""
     return int(np.flatnonzero(self.pixels[:IGNORE]).max(initial=1)) + 1
+
+  def class_label(self, class_index: int) -> str:
+    """Returns the index of a class and its name, if it has one."""
+    names = self.class_names
+    return f"{class_index} {names[class_index - 1]}" if 0 < class_index <= len(names) else str(class_index)
 
 
 def audit_dataset(
@@ -218,33 +222,15 @@ def _merged(stored: Sequence[StoredValues]) -> StoredValues:
   return merged
 
 
-class _SurveyedSource:
-  """Source with the names, classes and fields of surveyed samples, for `group_names`; it reads no files."""
+class _SurveyedSource(View):
+  """The surveyed samples for `group_names`, which knows their classes and reads no files."""
 
   def __init__(self, survey: Survey, files: SampleFiles):
-    self._survey, self._files = survey, files
-    self.num_classes = IGNORE
-
-  def __len__(self) -> int:
-    return len(self._survey.samples)
-
-  def __getitem__(self, index: int) -> Sample:
-    raise InputError(f"{self.name(index)}: only its name and classes are known")
-
-  def name(self, index: int) -> str:
-    return self._survey.samples[index].name
-
-  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    raise InputError(f"{self.name(index)}: only its name and classes are known")
+    super().__init__(files, indices=[sample.index for sample in survey.samples])
+    self._samples = survey.samples
 
   def classes(self, index: int) -> tuple[int, ...] | None:
-    return self._survey.samples[index].classes or ()
-
-  def label_stamp(self, index: int) -> str:
-    return ""
-
-  def field(self, index: int, key: str) -> str:
-    return self._files.field(self._survey.samples[index].index, key)
+    return self._samples[index].classes or ()
 
 
 def _groups(spec: str, files: dict[str, SampleFiles], surveys: dict[str, Survey]) -> Groups:
@@ -291,67 +277,3 @@ def describe_format(findings: Findings) -> dict[str, Any]:
   if dataset.class_names:
     keys["class_names"] = dataset.class_names
   return keys
-
-
-_FILE = "labelmap.txt"
-_BACKGROUND, _IGNORED = ("background",), ("ignore", "ignored", "void")
-
-
-class LabelMap(NamedTuple):
-  """The content of the file.
-
-  Attributes:
-    where: path of the file.
-    names: names of classes 1, 2, ...
-    label_format: table of the colors of all classes, the background first.
-  """
-
-  where: str
-  names: tuple[str, ...]
-  label_format: LabelFormat
-
-
-def read_label_map(files: DatasetFiles) -> LabelMap | None:
-  """Reads the label map of a dataset.
-
-  Args:
-    files: the files of the dataset.
-
-  Returns:
-    The label map; None if the dataset has none.
-
-  Raises:
-    InputError: a line has another form, or no class is the background.
-  """
-  found = [path for path in files.ending(_FILE) if path.count("/") <= 2]
-  if not found:
-    return None
-  where = files.full(found[0])
-  colors: dict[str, tuple[int, ...]] = {}
-  for number, line in enumerate(read_text(where).splitlines(), 1):
-    if line.strip() and not line.startswith("#"):
-      name, color = _entry(line, f"{where}: line {number}")
-      if name in colors or color in colors.values():
-        raise InputError(
-          f"{where}: line {number}: found {line.strip()!r} as for another class, expected a color for each"
-        )
-      colors[name] = color
-  background = next((name for name in colors if name.lower() in _BACKGROUND), None)
-  background = background or next((name for name, color in colors.items() if color == (0, 0, 0)), None)
-  if background is None or len(colors) < 2:
-    raise InputError(
-      f"{where}: found classes {', '.join(colors) or 'none'}, expected background and at least one other"
-    )
-  ignored = tuple(color for name, color in colors.items() if name.lower() in _IGNORED and name != background)
-  names = tuple(name for name, color in colors.items() if name != background and color not in ignored)
-  return LabelMap(
-    where, names, LabelFormat("table", table=tuple(colors[name] for name in (background, *names)), ignore=ignored)
-  )
-
-
-def _entry(line: str, where: str) -> tuple[str, tuple[int, ...]]:
-  name, _, rest = line.strip().partition(":")
-  parts = rest.partition(":")[0].split(",")
-  if not name or len(parts) != 3 or not all(part.strip().isdecimal() and int(part) < 256 for part in parts):
-    raise InputError(f"{where}: found {line.strip()!r}, expected NAME:RED,GREEN,BLUE::")
-  return name, tuple(int(part) for part in parts)

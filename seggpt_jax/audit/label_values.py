@@ -11,9 +11,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool
 
-from seggpt_jax.audit.regions import count_pixels
 from seggpt_jax.formats.labels import Value, same_color
-from seggpt_jax.formats.stored_labels import StoredLabel, is_gray, pack_colors, unpack_color
+from seggpt_jax.formats.stored_labels import StoredLabel, count_values, is_gray, pack_colors, unpack_color
 from seggpt_jax.palette import IGNORE
 
 # A file with more values than the first limit holds noise or a photo. So does a dataset with more than the second.
@@ -79,7 +78,7 @@ def file_values(stored: StoredLabel, where: str) -> FileValues:
 def _count(pixels: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns the values of an image, and the number of their pixels in all of it and in each mask."""
   if pixels.dtype == np.uint8:
-    columns = [count_pixels(pixels), *(count_pixels(np.ascontiguousarray(pixels[mask])[None]) for mask in masks)]
+    columns = [count_values(pixels), *(count_values(np.ascontiguousarray(pixels[mask])[None]) for mask in masks)]
     values = np.flatnonzero(columns[0])
     return values, np.stack(columns, axis=1)[values]
   values, total = np.unique(pixels, return_counts=True)

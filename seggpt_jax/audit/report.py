@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from seggpt_jax.audit.findings import Findings, Groups
-from seggpt_jax.audit.networks import network
-from seggpt_jax.audit.sentence import class_label, count_text
 from seggpt_jax.audit.survey import PROBLEMS, Survey
+from seggpt_jax.audit.wording import count_text, network
 from seggpt_jax.files import expand
 from seggpt_jax.palette import IGNORE
 
@@ -85,7 +84,7 @@ def _class_facts(findings: Findings, survey: Survey, class_index: int) -> dict[s
   regions = survey.regions.get(class_index)
   return {
     "class": class_index,
-    "name": class_label(findings, class_index).partition(" ")[2] or ("background" if not class_index else ""),
+    "name": findings.class_label(class_index).partition(" ")[2] or ("background" if not class_index else ""),
     "pixels": float(survey.pixels[class_index] / max(survey.pixels.sum(), 1)),
     "samples": float(survey.holding[class_index] / max(survey.num_labels, 1)),
     "num_regions": regions.num_regions if regions else 0,

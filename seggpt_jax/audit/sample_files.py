@@ -1,4 +1,4 @@
-"""Access to the files of one split, sample by sample, so that one bad file does not hide the others."""
+"""The samples of one split, read one by one, so that one bad file does not hide the others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import os
 import re
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,9 +14,9 @@ from jaxtyping import UInt8
 from seggpt_jax.audit.label_values import FileValues, file_values
 from seggpt_jax.data.datasets import Dataset, list_items, open_dataset
 from seggpt_jax.data.outline_source import OutlineSource
-from seggpt_jax.data.sources import FileSource, Source
+from seggpt_jax.data.sources import FileSource, Source, View
 from seggpt_jax.errors import InputError
-from seggpt_jax.formats.images import open_image, read_bytes, remote_or_local
+from seggpt_jax.formats.images import open_image, remote_or_local
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.formats.layouts import Item
 from seggpt_jax.formats.stored_labels import read_stored
@@ -29,66 +28,6 @@ FILE_KINDS = ("folder", "class_folders", "masks", "voc")
 
 class UnreadableError(InputError):
   """The file of a label is damaged: no label format can read it."""
-
-
-@runtime_checkable
-class SampleFiles(Protocol):
-  """Access to the files of each sample."""
-
-  def __len__(self) -> int: ...
-
-  def name(self, index: int) -> str: ...
-
-  def image_file(self, index: int) -> tuple[bytes, str]:
-    """Returns the bytes of the image file and its path.
-
-    Raises:
-      InputError: the file cannot be read.
-    """
-    ...
-
-  def label(
-    self, index: int, size: tuple[int, int] | None, label_format: LabelFormat, noted: list[FileValues]
-  ) -> UInt8[np.ndarray, "h w"]:
-    """Reads the label of a sample.
-
-    Args:
-      index: index of the sample.
-      size: height and width of its image, if known.
-      label_format: format of the label file.
-      noted: list to which the stored values of its files are appended, also when an error follows.
-
-    Returns:
-      The label map.
-
-    Raises:
-      InputError: the label does not fit the format.
-      UnreadableError: the file is damaged.
-    """
-    ...
-
-  def field(self, index: int, key: str) -> str:
-    """Returns a field of a record, see `Source.field`."""
-    ...
-
-  @property
-  def categories(self) -> tuple[str, ...]:
-    """Names of classes 1, 2, ... that the files state; () if they state none."""
-    ...
-
-  @property
-  def folders(self) -> tuple[str, ...]:
-    """Folders with the images and with the label files; () if the samples are not in folders."""
-    ...
-
-  @property
-  def notes(self) -> tuple[str, ...]:
-    """Lines for the user on how the files were read."""
-    ...
-
-  def num_boxes(self, index: int) -> int:
-    """Returns the number of objects of a sample whose outline is only a rectangle."""
-    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,80 +45,57 @@ class _Noting(LabelFormat):
     return self.classes(stored, where)
 
 
-class FolderFiles:
-  """Samples of a dataset in folders, see `SampleFiles`."""
+class SampleFiles(View):
+  """The samples of a split, with labels in any format.
 
-  def __init__(self, items: Sequence[Item], categories: Sequence[str] = ()):
-    self._items, self.categories, self.notes = items, tuple(categories), ()
+  Args:
+    source: the samples.
+    categories: names of classes 1, 2, ...; by default those that the source states.
+  """
 
-  def __len__(self) -> int:
-    return len(self._items)
+  def __init__(self, source: Source, categories: Sequence[str] = ()):
+    super().__init__(source)
+    self._source, self.categories = source, tuple(categories) or self.categories
 
-  def name(self, index: int) -> str:
-    return self._items[index].name
-
-  def image_file(self, index: int) -> tuple[bytes, str]:
-    path = self._items[index].image
-    return read_bytes(path), path
-
-  def label(
+  def read_label(
     self, index: int, size: tuple[int, int] | None, label_format: LabelFormat, noted: list[FileValues]
   ) -> UInt8[np.ndarray, "h w"]:
-    if not self._items[index].label and size is not None:
+    """Reads the label of a sample.
+
+    Args:
+      index: index of the sample.
+      size: height and width of its image, if known.
+      label_format: format of the label file, if the source does not know it.
+      noted: list to which the stored values of its files are appended, also when an error follows.
+
+    Raises:
+      InputError: the label does not fit the format.
+      UnreadableError: the file is damaged.
+    """
+    if not isinstance(self._source, FileSource):
+      return self._source.label(index)
+    item = self._source.items[index]
+    if not item.label and size is not None:
       return np.zeros(size, np.uint8)  # an image without masks is all background
     values = {field.name: getattr(label_format, field.name) for field in dataclasses.fields(LabelFormat)}
     # The largest number of classes, so that the audit also sees classes that training would refuse.
-    return FileSource([self._items[index]], IGNORE, _Noting(**values, noted=noted)).label(0)
-
-  def field(self, index: int, key: str) -> str:
-    raise InputError(f"field {key!r}: found files, which have no fields, expected a dataset with records")
+    return FileSource([item], IGNORE, _Noting(**values, noted=noted)).label(0)
 
   @property
   def folders(self) -> tuple[str, ...]:
-    images = [os.path.dirname(item.image) for item in self._items]
-    labels = [os.path.dirname(item.label) for item in self._items if isinstance(item.label, str)]
+    """Folders with the images and with the label files; () if the samples are not in folders."""
+    items = self._source.items if isinstance(self._source, FileSource) else []
+    images = [os.path.dirname(item.image) for item in items]
+    labels = [os.path.dirname(item.label) for item in items if isinstance(item.label, str)]
     return tuple(os.path.commonpath(each) for each in (images, labels) if each)
-
-  def num_boxes(self, index: int) -> int:
-    return 0
-
-
-class SourceFiles:
-  """Samples of a source that opens as a whole, see `SampleFiles`; the source decodes the labels."""
-
-  def __init__(self, source: Source):
-    self._source = source
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def name(self, index: int) -> str:
-    return self._source.name(index)
-
-  def image_file(self, index: int) -> tuple[bytes, str]:
-    return self._source.encoded_image(index)
-
-  def label(
-    self, index: int, size: tuple[int, int] | None, label_format: LabelFormat, noted: list[FileValues]
-  ) -> UInt8[np.ndarray, "h w"]:
-    return self._source.label(index)
-
-  def field(self, index: int, key: str) -> str:
-    return self._source.field(index, key)
-
-  @property
-  def categories(self) -> tuple[str, ...]:
-    return getattr(self._source, "categories", ())
-
-  @property
-  def folders(self) -> tuple[str, ...]:
-    return ()
 
   @property
   def notes(self) -> tuple[str, ...]:
+    """Lines for the user on how the files were read."""
     return getattr(self._source, "notes", ())
 
   def num_boxes(self, index: int) -> int:
+    """Returns the number of objects of a sample whose outline is only a rectangle."""
     shapes = self._source.shapes(index) if isinstance(self._source, OutlineSource) else ()
     return sum(shape.box for shape in shapes)
 
@@ -198,11 +114,12 @@ def open_files(dataset: Dataset, split: str, problems: list[str]) -> SampleFiles
   try:
     if dataset.kind in FILE_KINDS:
       items = list_items(dataset, split, problems)
-      return FolderFiles(items, dataset.class_names or _mask_classes(dataset, split, items))
-    return SourceFiles(open_dataset(dataclasses.replace(dataset, num_classes=IGNORE), split, problems=problems))
+      categories = dataset.class_names or _mask_classes(dataset, split, items)
+      return SampleFiles(FileSource(items, IGNORE, LabelFormat("binary")), categories)
+    return SampleFiles(open_dataset(dataclasses.replace(dataset, num_classes=IGNORE), split, problems=problems))
   except InputError as error:
     problems.append(str(error))
-    return FolderFiles([])
+    return SampleFiles(FileSource([], IGNORE, LabelFormat()))
 
 
 def _mask_classes(dataset: Dataset, split: str, items: Sequence[Item]) -> list[str]:

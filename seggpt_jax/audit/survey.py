@@ -12,18 +12,19 @@ import hashlib
 import os
 from typing import NamedTuple
 
+import cv2
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from tqdm import tqdm
 
 from seggpt_jax.audit.duplicates import Print, print_image
 from seggpt_jax.audit.label_values import FileValues, StoredValues
-from seggpt_jax.audit.regions import ClassRegions, count_pixels, region_areas
 from seggpt_jax.audit.sample_files import SampleFiles, UnreadableError
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import ORIENTATION, decode_image, load_upright, open_image
 from seggpt_jax.formats.labels import LabelFormat, check_size
+from seggpt_jax.formats.stored_labels import count_values
 from seggpt_jax.palette import IGNORE
 
 PROBLEMS = {
@@ -37,6 +38,65 @@ _THREADS = os.cpu_count() or 1
 _BLOCK = 512
 _NOT_FOUND = ": not found, expected a file"
 _SIXTEEN_BIT = 65535
+_STEPS = 16  # bins for each factor of two in area: a median is known to 2 %
+_BINS = 32 * _STEPS
+_SPECK = 3  # pixels
+
+
+class ClassRegions:
+  """Histogram of the areas of connected regions of one class in many images.
+
+  Attributes:
+    num_regions: number of regions.
+    smallest: area of the smallest region, relative to its image.
+    num_specks: number of regions of at most 3 pixels.
+  """
+
+  def __init__(self):
+    self.num_regions = 0
+    self.smallest = 1.0
+    self.num_specks = 0
+    self._speck_area = 0.0
+    self._counts = np.zeros(_BINS, np.int64)
+    self._areas = np.zeros(_BINS)
+
+  def add(self, areas: Float32[np.ndarray, "n"], num_pixels: int) -> None:
+    """Adds the regions of one image with this number of pixels."""
+    if areas.size:
+      self.num_regions += areas.size
+      self.smallest = min(self.smallest, float(areas.min()))
+      bins = np.minimum((-np.log2(areas) * _STEPS).astype(np.int64), _BINS - 1)
+      np.add.at(self._counts, bins, 1)
+      np.add.at(self._areas, bins, areas)
+      specks = areas[areas * num_pixels < _SPECK + 0.5]
+      self.num_specks += specks.size
+      self._speck_area += float(specks.sum())
+
+  @property
+  def speck_share(self) -> float:
+    """Share of the class's area that its specks hold, 0..1."""
+    return self._speck_area / max(float(self._areas.sum()), 1e-12)
+
+  @property
+  def median(self) -> float:
+    """Median area of a region, relative to its image; 0 without regions."""
+    return max(_middle(self._counts), self.smallest) if self.num_regions else 0.0
+
+  @property
+  def median_of_pixels(self) -> float:
+    """Area of the region that contains the median pixel, relative to its image; 0 without regions.
+
+    Specks count for little. Images count as if all had the same size.
+    """
+    return _middle(self._areas)
+
+
+def _middle(weights: np.ndarray) -> float:
+  total = weights.sum()
+  if not total:
+    return 0.0
+  middle = int(np.searchsorted(np.cumsum(weights), total / 2))
+  return float(2 ** (-(middle + 0.5) / _STEPS))
 
 
 class ImageFacts(NamedTuple):
@@ -215,7 +275,7 @@ def _read_sample(files: SampleFiles, index: int, label_format: LabelFormat) -> S
   problems: list[tuple[str, str]] = []
   image = None
   try:
-    image = _image_facts(*files.image_file(index))
+    image = _image_facts(*files.encoded_image(index))
   except InputError as error:
     problems.append(("missing" if str(error).endswith(_NOT_FOUND) else "unreadable", str(error)))
   size = None if image is None else image.size
@@ -224,8 +284,8 @@ def _read_sample(files: SampleFiles, index: int, label_format: LabelFormat) -> S
   if label is not None:
     try:
       check_size(label, size, files.name(index))
-      pixels = count_pixels(label)
-      facts = LabelFacts(pixels, region_areas(label, pixels))
+      pixels = count_values(label)
+      facts = LabelFacts(pixels, _region_areas(label, pixels))
     except InputError as error:
       problems.append(("size", str(error)))
   return SampleFacts(index, files.name(index), image, facts, values, problems, files.num_boxes(index))
@@ -235,7 +295,7 @@ def _read_label(files, index, size, label_format, problems):
   """Reads a label (None if it is bad) and the values of its files; appends problems to `problems`."""
   values: list[FileValues] = []
   try:
-    return files.label(index, size, label_format, values), values
+    return files.read_label(index, size, label_format, values), values
   except InputError as error:
     unreadable = isinstance(error, UnreadableError) or "cannot be read" in str(error)
     kind = "unreadable" if unreadable else "size" if "as its image has" in str(error) else "meaning"
@@ -263,3 +323,16 @@ def _image_facts(data: bytes, where: str) -> ImageFacts:
 
 def _peak(image: Image.Image, where: str) -> int:
   return min(int(np.asarray(load_upright(image, where)).max(initial=0)), _SIXTEEN_BIT)
+
+
+def _region_areas(
+  label: UInt8[np.ndarray, "h w"], pixels: Int64[np.ndarray, "256"]
+) -> list[tuple[int, Float32[np.ndarray, "n"]]]:
+  """Returns each class but the background, and the areas of its connected regions relative to the image."""
+  found = []
+  for class_index in np.flatnonzero(pixels[1:IGNORE]) + 1:
+    mask = cv2.inRange(label, int(class_index), int(class_index))
+    x, y, width, height = cv2.boundingRect(mask)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask[y : y + height, x : x + width])
+    found.append((int(class_index), (stats[1:, cv2.CC_STAT_AREA] / label.size).astype(np.float32)))
+  return found

@@ -1,4 +1,4 @@
-"""Evaluates few-shot segmentation on the benchmarks of `few_shot_benchmarks`: network and dataset in, mIoU out.
+"""Evaluates few-shot segmentation on the benchmarks of `few_shot_data`: network and dataset in, mIoU out.
 
 The protocol is the one of HSNet's published test code (arXiv 2104.01538), which Matcher, PATNet and INSID3 kept:
 - A fixed number of episodes for each fold, such as 1000.
@@ -28,8 +28,7 @@ from tqdm import tqdm
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import examples, few_shot_episodes, tables
-from seggpt_jax.evaluation.few_shot_episodes import Episode
-from seggpt_jax.evaluation.few_shot_samples import FewShotData
+from seggpt_jax.evaluation.few_shot_episodes import Episode, FewShotData
 from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
@@ -55,7 +54,7 @@ class FewShot:
   """A few-shot benchmark, see `parts.Benchmark`. A part is a shard's share of a fold.
 
   Args:
-    name: a name of `few_shot_benchmarks.BENCHMARKS`.
+    name: a name of `few_shot_data.BENCHMARKS`.
     data: the dataset.
     model: path of the weights, which is recorded in the settings.
     folds: folds to run; all folds of the dataset by default.

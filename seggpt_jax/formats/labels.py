@@ -20,7 +20,7 @@ from PIL import Image
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import open_image, read_bytes
 from seggpt_jax.formats.label_hints import reading_hint
-from seggpt_jax.formats.stored_labels import StoredLabel, read_stored, unpack_color
+from seggpt_jax.formats.stored_labels import StoredLabel, count_values, read_stored, unpack_color
 from seggpt_jax.palette import IGNORE
 
 LabelMode = Literal["index", "binary", "table"]
@@ -309,9 +309,7 @@ def read_labels(path: str | os.PathLike, label_format: LabelFormat) -> UInt8[np.
 
 def classes_in(label: UInt8[np.ndarray, "h w"]) -> tuple[int, ...]:
   """Returns the foreground classes in a label map, ascending."""
-  # Takes a tenth of the time of `numpy.bincount`.
-  present = cv2.calcHist([label], [0], None, [IGNORE + 1], [0, IGNORE + 1]).ravel() > 0
-  return tuple((1 + np.flatnonzero(present[1:IGNORE])).tolist())
+  return tuple((1 + np.flatnonzero(count_values(label)[1:IGNORE])).tolist())
 
 
 def shrink_labels(label: UInt8[np.ndarray, "h w"], shape: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2"]:

@@ -16,11 +16,14 @@ from seggpt_jax.errors import InputError, refuse
 from seggpt_jax.files import plain_name
 from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
 from seggpt_jax.formats.images import is_image, list_images, read_text, remote_or_local
+from seggpt_jax.formats.labels import LabelFormat
 
 _LABEL_FOLDER = {"image": "label", "images": "labels"}
 # Names that people give to the folder of images and to the folder of label maps, most common first.
 IMAGE_FOLDERS = ("images", "image", "img_dir", "imgs", "img")
 LABEL_FOLDERS = ("labels", "masks", "annotations", "ann_dir", "label", "mask", "gt", "ground_truth")
+_LABEL_MAP = "labelmap.txt"  # of CVAT's segmentation masks
+_BACKGROUND, _IGNORED = ("background",), ("ignore", "ignored", "void")
 
 
 class Mask(NamedTuple):
@@ -304,3 +307,63 @@ def _existing(directory: str | os.PathLike) -> epath.Path:
   if not directory.is_dir():
     raise InputError(f"{directory}: folder not found")
   return directory
+
+
+class LabelMap(NamedTuple):
+  """The content of a labelmap.txt.
+
+  Attributes:
+    where: path of the file.
+    names: names of classes 1, 2, ...
+    label_format: table of the colors of all classes, the background first.
+  """
+
+  where: str
+  names: tuple[str, ...]
+  label_format: LabelFormat
+
+
+def read_label_map(files: DatasetFiles) -> LabelMap | None:
+  """Reads the label map of a dataset.
+
+  Args:
+    files: the files of the dataset.
+
+  Returns:
+    The label map; None if the dataset has none.
+
+  Raises:
+    InputError: a line has another form, or no class is the background.
+  """
+  found = [path for path in files.ending(_LABEL_MAP) if path.count("/") <= 2]
+  if not found:
+    return None
+  where = files.full(found[0])
+  colors: dict[str, tuple[int, ...]] = {}
+  for number, line in enumerate(read_text(where).splitlines(), 1):
+    if line.strip() and not line.startswith("#"):
+      name, color = _map_entry(line, f"{where}: line {number}")
+      if name in colors or color in colors.values():
+        raise InputError(
+          f"{where}: line {number}: found {line.strip()!r} as for another class, expected a color for each"
+        )
+      colors[name] = color
+  background = next((name for name in colors if name.lower() in _BACKGROUND), None)
+  background = background or next((name for name, color in colors.items() if color == (0, 0, 0)), None)
+  if background is None or len(colors) < 2:
+    raise InputError(
+      f"{where}: found classes {', '.join(colors) or 'none'}, expected background and at least one other"
+    )
+  ignored = tuple(color for name, color in colors.items() if name.lower() in _IGNORED and name != background)
+  names = tuple(name for name, color in colors.items() if name != background and color not in ignored)
+  return LabelMap(
+    where, names, LabelFormat("table", table=tuple(colors[name] for name in (background, *names)), ignore=ignored)
+  )
+
+
+def _map_entry(line: str, where: str) -> tuple[str, tuple[int, ...]]:
+  name, _, rest = line.strip().partition(":")
+  parts = rest.partition(":")[0].split(",")
+  if not name or len(parts) != 3 or not all(part.strip().isdecimal() and int(part) < 256 for part in parts):
+    raise InputError(f"{where}: found {line.strip()!r}, expected NAME:RED,GREEN,BLUE::")
+  return name, tuple(int(part) for part in parts)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Int64, Integer, UInt8
 from PIL import Image
 
 from seggpt_jax.errors import InputError
@@ -33,6 +33,12 @@ _ALL_TRANSPARENT = (
 _SIXTEEN_BIT_COLORS = (
   "16 bits for each color, of which only 8 are read; expected a label image of one channel, or 8 bits for each color"
 )
+
+
+def count_values(pixels: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "256"]:
+  """Counts the pixels of each value; counts above 16 million are rounded to seven digits."""
+  # Takes a tenth of the time of `numpy.bincount`, and releases the interpreter lock.
+  return cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel().astype(np.int64)
 
 
 class StoredLabel(NamedTuple):
@@ -60,7 +66,7 @@ class StoredLabel(NamedTuple):
 
   def used_indices(self) -> Integer[np.ndarray, "n"]:
     """Returns the palette indices, or values 0..255, that occur."""
-    return np.flatnonzero(cv2.calcHist([self.pixels], [0], None, [256], [0, 256]).ravel())
+    return np.flatnonzero(count_values(self.pixels))
 
   def packed_colors(self, where: str) -> Integer[np.ndarray, "h w"]:
     """Returns the color that each pixel shows, as one number.

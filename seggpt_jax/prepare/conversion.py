@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ from seggpt_jax.prepare.writers import VERSION, delete_journal, has_finished_sam
 from seggpt_jax.written import RECORD, open_record
 
 FORMATS = ("records", "folder")
+NOTE = "prepare.json"
+_REMEDY = "repeat the earlier flags, or choose another --outdir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,10 @@ class Part(NamedTuple):
   groups: list[str]
 
 
+# Encodes the samples of a part at the given positions.
+_Samples = Callable[[Part, Sequence[int]], Iterator[EncodedSample | BadFile]]
+
+
 class Written(NamedTuple):
   """One part of the dataset that was written."""
 
@@ -124,11 +131,11 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
   with writing(directory):
     directory.mkdir(parents=True, exist_ok=True)
   with exclusive(directory):
-    earlier = read_note(directory)
+    earlier = _read_note(directory)
     remove_leftovers(directory, *settings.written_names, settings.name)
     with writing(directory):
       open_record(directory)
-    check_same(directory, earlier.get("settings", wanted), wanted)
+    ledger.check_settings(directory / NOTE, earlier.get("settings", wanted), wanted, _REMEDY)
     if earlier.get("finished") and _output_exists(directory, settings, earlier["samples"]):
       for split in earlier["samples"]:
         delete_journal(directory, split)
@@ -136,11 +143,18 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
     left_out: dict[str, list[str]] = {}
     parts = plan(settings, left_out if skip_bad else None)
     samples = {part.split: _digest(part) for part in parts}
-    check_same(directory, earlier.get("samples", samples), samples)
-    save_note(directory, {"settings": wanted, "samples": samples})
+    ledger.check_settings(directory / NOTE, earlier.get("samples", samples), samples, _REMEDY)
+    note = {"settings": wanted, "samples": samples}
+    ledger.write_note(directory / NOTE, note)
+
+    def encoded(part: Part, positions: Sequence[int]) -> Iterator[EncodedSample | BadFile]:
+      stream = encoded_samples(part.source, positions, part.groups, num_workers, skip_bad, settings.shorter_side)
+      total = len(part.source)
+      return iter(tqdm(stream, desc=part.split, unit="sample", total=total, initial=total - len(positions)))
+
     write = _write_records if settings.output == "records" else _write_folder
     try:
-      written = write(parts, settings, directory, skip_bad, num_workers)
+      written = write(parts, settings, directory, encoded)
     except InputError:
       _clean_up(directory, settings, parts)
       raise
@@ -154,7 +168,7 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
     if bad:
       bad.write(directory / LIST_FILE)
     report = _report(written, bad, settings, directory)
-    save_note(directory, {"settings": wanted, "samples": samples, "finished": report})
+    ledger.write_note(directory / NOTE, {**note, "finished": report})
     for part in parts:
       delete_journal(directory, part.split)
   return report
@@ -188,23 +202,8 @@ def _subset(part: Part, split: str, indices: np.ndarray) -> Part:
   return Part(split, View(part.source, indices=indices), [part.groups[i] for i in indices])
 
 
-def _samples(
-  part: Part, positions: Sequence[int], skip_bad: bool, num_workers: int, shorter_side: int
-) -> Iterator[EncodedSample | BadFile]:
-  """Returns an iterator over the samples at the given positions that shows a progress bar."""
-  stream = encoded_samples(part.source, positions, part.groups, num_workers, skip_bad, shorter_side)
-  total = len(part.source)
-  return iter(tqdm(stream, desc=part.split, unit="sample", total=total, initial=total - len(positions)))
-
-
-def _write_records(
-  parts: Sequence[Part], settings: Settings, directory: Path, skip_bad: bool, num_workers: int
-) -> list[Written]:
-  def samples_of(part: Part):
-    positions = range(len(part.source))
-    return lambda start: _samples(part, positions[start:], skip_bad, num_workers, settings.shorter_side)
-
-  streams = {part.split: samples_of(part) for part in parts}
+def _write_records(parts: Sequence[Part], settings: Settings, directory: Path, samples: _Samples) -> list[Written]:
+  streams = {part.split: functools.partial(_from, samples, part) for part in parts}
   version = write_records(directory, settings.name, streams, settings.dataset.num_classes)
   return [
     Written(
@@ -216,18 +215,17 @@ def _write_records(
   ]
 
 
-def _write_folder(
-  parts: Sequence[Part], settings: Settings, directory: Path, skip_bad: bool, num_workers: int
-) -> list[Written]:
+def _from(samples: _Samples, part: Part, start: int) -> Iterator[EncodedSample | BadFile]:
+  return samples(part, range(start, len(part.source)))
+
+
+def _write_folder(parts: Sequence[Part], settings: Settings, directory: Path, samples: _Samples) -> list[Written]:
   written = []
   for part in parts:
     names = [part.source.name(i) for i in range(len(part.source))]
-
-    def samples(positions: Sequence[int], part: Part = part) -> Iterator[EncodedSample | BadFile]:
-      return _samples(part, positions, skip_bad, num_workers, settings.shorter_side)
-
+    encode = functools.partial(samples, part)
     written.append(
-      Written(part.split, *write_folder(directory, part.split, names, samples, settings.dataset.num_classes))
+      Written(part.split, *write_folder(directory, part.split, names, encode, settings.dataset.num_classes))
     )
   return written
 
@@ -308,15 +306,8 @@ def _report(written: Iterable[Written], bad: BadFiles, settings: Settings, direc
   return "\n".join(lines)
 
 
-NOTE = "prepare.json"
-
-
-def read_note(directory: Path) -> dict[str, Any]:
-  """Reads what an earlier run noted; an empty dictionary for an empty folder.
-
-  Raises:
-    InputError: the note cannot be read, or the folder holds files but no note.
-  """
+def _read_note(directory: Path) -> dict[str, Any]:
+  """Reads what an earlier run noted; an empty dictionary for an empty folder."""
   note = ledger.read_note(directory / NOTE)
   if note is not None:
     if not {"settings", "samples"} <= note.keys():
@@ -327,21 +318,3 @@ def read_note(directory: Path) -> dict[str, Any]:
   if present:
     raise InputError(f"{directory}: found {present[0]} in it, expected a new folder, or that of an earlier run")
   return {}
-
-
-def check_same(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-  """Checks that an earlier run had the same settings.
-
-  Raises:
-    InputError: a setting differs; names the first.
-  """
-  ledger.check_settings(directory / NOTE, found, wanted, "repeat the earlier flags, or choose another --outdir")
-
-
-def save_note(directory: Path, content: dict[str, Any]) -> None:
-  """Replaces the note of a folder that this process has locked.
-
-  Raises:
-    InputError: the folder cannot be written to.
-  """
-  ledger.write_note(directory / NOTE, content)

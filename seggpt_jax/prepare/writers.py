@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seggpt_jax.data.bad_files import BadFile, BadFiles
+from seggpt_jax.data.bad_files import BadFile
 from seggpt_jax.data.ledger import Ledger, read_entries
 from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.errors import InputError, MachineError, one_line
@@ -117,14 +117,14 @@ def _write_shard(
   """Writes one shard and replaces an unfinished one. Returns its index, or None if there are no more samples."""
   from array_record.python.array_record_module import ArrayRecordWriter
 
-  written, good, bad = 0, [], BadFiles()
+  written, good, bad = 0, [], []
   with writing(path):
     path.unlink(missing_ok=True)
   writer = None
   try:
     for sample in stream:
       if isinstance(sample, BadFile):
-        bad.add(sample.name, sample.reason)
+        bad.append(str(sample))
         continue
       writer = writer or ArrayRecordWriter(os.fspath(path), "group_size:1")  # so that one record can be read alone
       record = features.serialize_example(
@@ -149,7 +149,7 @@ def _write_shard(
   if not good and not bad:
     return None
   names, groups, classes = zip(*good, strict=True) if good else ((), (), ())
-  return SampleIndex.of(names, groups, classes, num_classes, bad.lines())
+  return SampleIndex.of(names, groups, classes, num_classes, bad)
 
 
 def _assemble(unfinished: Path, name: str, counts: Mapping[str, int], features: Any) -> None:
@@ -230,13 +230,10 @@ def write_folder(
       ledger.add(**_write(directory / split, sample))
     entries = list(ledger.finished.values())
   good = [entry for entry in entries if "bad" not in entry]
-  bad = BadFiles()
-  for entry in entries:
-    if "bad" in entry:
-      bad.add(entry["name"], entry["bad"])
+  bad = [str(BadFile(entry["name"], entry["bad"])) for entry in entries if "bad" in entry]
   if not good:
     raise InputError(f"{split}: found no sample that can be used, expected at least one")
-  index = SampleIndex.of(*([e[key] for e in good] for key in ("name", "group", "classes")), num_classes, bad.lines())
+  index = SampleIndex.of(*([e[key] for e in good] for key in ("name", "group", "classes")), num_classes, bad)
   return index, sum(entry["bytes"] for entry in good)
 
 

@@ -1,14 +1,34 @@
-"""The network that advice is for: its square, its patch, and the configurations that train it."""
+"""A piece of advice about a dataset, the wording of counts and keys, and the network that advice is for."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from seggpt_jax.audit.findings import Findings
 
 _WEIGHTS = Path("weights/vit_large")
+
+
+class Advice(NamedTuple):
+  """A sentence, the keys of `config.data` that it recommends, and whether training fails without it (`fatal`)."""
+
+  text: str
+  keys: Mapping[str, Any] = MappingProxyType({})
+  fatal: bool = False
+
+
+def key_text(keys: Mapping[str, Any]) -> str:
+  """Returns keys with their values, as in a configuration: data.labels=index."""
+  return ", ".join(f"data.{key}={value}" for key, value in keys.items())
+
+
+def count_text(count: int, what: str = "file") -> str:
+  """Returns a count with its noun: 1 file, 2 files."""
+  return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 class Network(NamedTuple):
