@@ -26,7 +26,8 @@ from seggpt_jax.files import (
   write_whole,
   written_whole,
 )
-from seggpt_jax.formats.images import list_images, read_image
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import LabelFormat, read_labels
 from seggpt_jax.formats.layouts import Item
 from seggpt_jax.formats.recognize import KINDS

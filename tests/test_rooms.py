@@ -21,15 +21,14 @@ ROOMS = (
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
   **{"cli": 2930, "app": 4540, "evaluation": 2130, "retrieval": 1000, "export": 740, "training": 4590},
-  **{"inference": 4980, "audit": 2510, "prepare": 730, "synthetic": 740, "model": 4440, "data": 2790},
-  **{"formats": 3420, "metrics": 470, "": 1340},
+  **{"inference": 4980, "audit": 2510, "prepare": 730, "synthetic": 740, "model": 4440, "data": 2890},
+  **{"formats": 3120, "metrics": 450, "": 1340},
 }
 MOST_IN_A_MODULE = 400
 # Modules that were longer when the limit came, with the lines that they had; the list only gets shorter.
 LONGER = {
   "seggpt_jax.app.page_routes": 455,
   "seggpt_jax.app.sessions": 535,
-  "seggpt_jax.formats.images": 452,
   "seggpt_jax.inference.predictor": 408,
   "seggpt_jax.inference.queries": 453,
   "seggpt_jax.model.seggpt": 425,

@@ -17,7 +17,8 @@ from seggpt_jax.data.datasets import Dataset
 from seggpt_jax.errors import InputError, MachineError
 from seggpt_jax.evaluation import parts, tables
 from seggpt_jax.files import write_whole, written_whole
-from seggpt_jax.formats.images import is_image, list_images, read_image
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import is_image, read_image
 from seggpt_jax.inference import batch, outputs, video
 from seggpt_jax.inference.operating_point import OperatingPoint, write_operating_point
 from seggpt_jax.inference.options import InferenceOptions

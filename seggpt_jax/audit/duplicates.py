@@ -103,9 +103,7 @@ def _differences(first: UInt8[np.ndarray, "n 48 48"], second: UInt8[np.ndarray, 
   return np.where(flat_a | flat_b, 1, 1 - np.sum(a * b, axis=1)).astype(np.float32)
 
 
-def _fine(
-  thumbnails: UInt8[np.ndarray, "n 48 48"],
-) -> tuple[Float32[np.ndarray, "n 2304"], Bool[np.ndarray, "n"]]:
+def _fine(thumbnails: UInt8[np.ndarray, "n 48 48"]) -> tuple[Float32[np.ndarray, "n 2304"], Bool[np.ndarray, "n"]]:
   """Subtracts a wide blur and normalizes to unit length; also returns where almost nothing remains."""
   values = thumbnails.astype(np.float32)
   fine = np.stack([each - cv2.GaussianBlur(each, (0, 0), 2) for each in values]) if len(values) else values

@@ -52,10 +52,7 @@ def keep_class(sample: Sample, class_index: int | None) -> Sample:
 
 
 def make_pair(
-  prompts: Sequence[Sample],
-  query: Sample,
-  colors: UInt8[np.ndarray, "n 3"],
-  patch_mask: Bool[np.ndarray, "rows cols"],
+  prompts: Sequence[Sample], query: Sample, colors: UInt8[np.ndarray, "n 3"], patch_mask: Bool[np.ndarray, "rows cols"]
 ) -> Pair:
   """Stacks each prompt above the query; all canvases get the same palette and patch mask.
 

@@ -28,7 +28,8 @@ from seggpt_jax.evaluation import examples, tables
 from seggpt_jax.evaluation.dataset_folders import existing_folder, read_lines
 from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.files import write_whole
-from seggpt_jax.formats.images import list_images, read_image
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import IGNORE, LabelFormat, check_size, read_labels
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor

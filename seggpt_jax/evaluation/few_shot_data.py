@@ -48,7 +48,8 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.dataset_folders import find_root, read_lines
 from seggpt_jax.evaluation.few_shot_episodes import FewShotData, Samples
 from seggpt_jax.formats.coco import read_coco
-from seggpt_jax.formats.images import list_images, read_text
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import read_text
 from seggpt_jax.formats.labels import IGNORE, LabelFormat
 from seggpt_jax.formats.layouts import Item
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -24,25 +25,21 @@ from seggpt_jax.formats.outlines import (
   mask_shape,
   polygon_shape,
   rectangle_shape,
+  rotation,
 )
 
 _SHAPES = ("polygon", "box", "mask", "ellipse", "polyline", "points", "cuboid", "skeleton")
-_HEAD = 65_536
 
 
-def cvat_files(files: DatasetFiles) -> list[str]:
+def _cvat_files(files: DatasetFiles) -> list[str]:
   """Returns the relative paths of CVAT's XML files."""
-  return [path for path in files.ending(".xml") if _is_cvat(files.full(path))]
-
-
-def _is_cvat(where: str) -> bool:
-  head = read_bytes(where)[:_HEAD]
-  return b"<annotations" in head and (b"<image " in head or b"<meta>" in head)
+  heads = {path: files.head(path) for path in files.ending(".xml")}
+  return [path for path, head in heads.items() if b"<annotations" in head and re.search(b"<image |<meta>", head)]
 
 
 def cvat_splits(files: DatasetFiles) -> list[str]:
   """Returns the splits of a dataset: subsets of images, or folders with a file each, or "." for all images."""
-  found = cvat_files(files)
+  found = _cvat_files(files)
   if len(found) > 1:
     return order_splits(
       sorted({path.partition("/")[0] if "/" in path else path.removesuffix(".xml") for path in found})
@@ -66,7 +63,7 @@ def read_cvat(path: str | os.PathLike, split: str, problems: list[str] | None = 
   """
   del problems
   files = DatasetFiles(path)
-  found = cvat_files(files)
+  found = _cvat_files(files)
   if not found:
     raise InputError(f"{path}: found no annotations.xml of CVAT (found: {files.describe()}), expected one")
   own = [each for each in found if split in (each.partition("/")[0], each.removesuffix(".xml"))]
@@ -151,5 +148,4 @@ def _rotated(shape: Shape, angle: float) -> Shape:
     return shape
   points = shape.outline[0].reshape(-1, 2)
   center = points.mean(axis=0)
-  rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-  return shape._replace(outline=(((points - center) @ rotation + center).ravel(),))
+  return shape._replace(outline=(((points - center) @ rotation(angle) + center).ravel(),))

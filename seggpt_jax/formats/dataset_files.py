@@ -9,18 +9,21 @@ from __future__ import annotations
 import collections
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 from etils import epath
 
-from seggpt_jax.errors import InputError
-from seggpt_jax.files import plain_name
-from seggpt_jax.formats.images import FolderId, folder_id, is_circle, is_junk, remote_or_local
+from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.files import parse_json, plain_name
+from seggpt_jax.formats.folders import walk
+from seggpt_jax.formats.images import read_text, remote_or_local
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "dev")
 _TEST_NAMES = ("test", "testing")
+_HEAD = 65_536  # bytes
 _ORDER = (*TRAIN_NAMES, *VAL_NAMES, *_TEST_NAMES)
 
 
@@ -39,7 +42,8 @@ class DatasetFiles:
     if not directory.is_dir():
       raise InputError(f"{path}: folder not found, expected a dataset")
     self.root = os.fspath(directory)
-    self.paths = sorted(_walk(self.root, ""))
+    # Asking whether a remote name is a folder takes a request, so names with an ending are taken for files.
+    self.paths = sorted(relative for relative, _ in walk(self.root, lambda name: bool(os.path.splitext(name)[1])))
     self.elsewhere: list[tuple[str, str]] = []  # names that `find` was asked for, and what it found in other folders
 
   def __contains__(self, relative: str) -> bool:
@@ -48,6 +52,19 @@ class DatasetFiles:
   def full(self, relative: str) -> str:
     """Returns the path of a file from its relative path."""
     return os.path.join(self.root, relative)
+
+  def head(self, relative: str) -> bytes:
+    """Returns the start of a file, without spaces at its beginning, which tells what a text file holds.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    path = self.full(relative)
+    try:
+      with epath.Path(path).open("rb") as file:
+        return file.read(_HEAD).lstrip(b"\xef\xbb\xbf \r\n\t")
+    except OSError as error:
+      raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
   def ending(self, *endings: str) -> list[str]:
     """Returns the relative paths with one of the given endings, such as .json, in upper or lower case."""
@@ -150,24 +167,21 @@ def _kind_of(split: str) -> str | None:
   return None
 
 
-def _walk(directory: str, prefix: str, above: tuple[FolderId, ...] = ()) -> Iterator[str]:
-  if os.path.isdir(directory):
-    above = (*above, folder_id(directory))
-    with os.scandir(directory) as entries:
-      found = [(entry.name, entry.is_dir()) for entry in entries]
-  else:
-    # Asking whether a remote name is a folder takes a request, so names with an ending are taken for files.
-    found = [
-      (each.name, not os.path.splitext(each.name)[1] and each.is_dir()) for each in epath.Path(directory).iterdir()
-    ]
-  for name, is_folder in found:
-    if is_junk(name):
-      continue
-    if is_folder:
-      if not is_circle(f"{directory}/{name}", above):
-        yield from _walk(f"{directory}/{name}", f"{prefix}{name}/", above)
-    else:
-      yield prefix + name
+def read_json(path: str, **options: Any) -> Any:
+  """Reads a JSON file that a person or a tool wrote.
+
+  Args:
+    path: the file, local or remote.
+    **options: arguments of `json.loads`.
+
+  Raises:
+    InputError: the file is missing, or is not JSON.
+  """
+  text = read_text(path)
+  try:
+    return parse_json(text, **options)
+  except ValueError as error:
+    raise InputError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
 
 
 def order_splits(names: Sequence[str]) -> list[str]:

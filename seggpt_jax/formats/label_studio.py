@@ -18,19 +18,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.errors import InputError, one_line, reading_values, refuse
-from seggpt_jax.files import parse_json
-from seggpt_jax.formats.dataset_files import DatasetFiles
-from seggpt_jax.formats.images import is_image, read_bytes, read_text
-from seggpt_jax.formats.outlines import (
-  Annotations,
-  Entry,
-  Shape,
-  ellipse_shape,
-  mask_shape,
-  polygon_shape,
-)
+from seggpt_jax.formats.dataset_files import DatasetFiles, read_json
+from seggpt_jax.formats.images import is_image
+from seggpt_jax.formats.outlines import Annotations, Entry, Shape, ellipse_shape, mask_shape, polygon_shape, rotation
 
-_HEAD = 65_536
 _BRUSH_PNG = re.compile(r"(^|/)task-\d+-annotation-\d+-by-.*\.png$")
 _KINDS = ("polygonlabels", "brushlabels", "rectanglelabels", "ellipselabels")
 
@@ -41,7 +32,7 @@ def label_studio_files(files: DatasetFiles) -> list[str]:
   Raises:
     InputError: there are only masks of brushes, which name tasks instead of images.
   """
-  found = [path for path in files.ending(".json") if path.count("/") <= 1 and _is_export(files.full(path))]
+  found = [path for path in files.ending(".json") if path.count("/") <= 1 and _is_export(files.head(path))]
   brushes = [path for path in files.ending(".png") if _BRUSH_PNG.search(path)]
   if brushes and not found:
     raise InputError(
@@ -51,8 +42,7 @@ def label_studio_files(files: DatasetFiles) -> list[str]:
   return found
 
 
-def _is_export(path: str) -> bool:
-  head = read_bytes(path)[:_HEAD].lstrip(b"\xef\xbb\xbf \r\n\t")
+def _is_export(head: bytes) -> bool:
   keys = (b'"annotations"', b'"completions"', b'"original_width"', b'"annotation_id"', b'"annotator"')
   return head.startswith(b"[") and any(key in head for key in keys)
 
@@ -93,12 +83,7 @@ def read_label_studio(path: str | os.PathLike, split: str, problems: list[str] |
 
 
 def _parse(where: str) -> list[dict[str, Any]]:
-  try:
-    content = parse_json(read_text(where))
-  except ValueError as error:
-    if isinstance(error, InputError):
-      raise
-    raise InputError(f"{where}: cannot be read as JSON: {one_line(error)}") from error
+  content = read_json(where)
   if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):
     raise InputError(f"{where}: found no list of tasks, expected a JSON export of Label Studio")
   return content
@@ -196,8 +181,7 @@ def _rectangle(label: str, value: dict[str, Any], result: dict[str, Any], where:
   corners = np.array([[0, 0], [value["width"], 0], [value["width"], value["height"]], [0, value["height"]]]) / 100
   corners *= [width, height]
   angle = math.radians(value.get("rotation") or 0)
-  rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-  points = corners @ rotation + np.array([value["x"] / 100 * width, value["y"] / 100 * height])
+  points = corners @ rotation(angle) + np.array([value["x"] / 100 * width, value["y"] / 100 * height])
   return polygon_shape(label, points, where=where)._replace(box=True)
 
 

@@ -18,9 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from seggpt_jax.errors import InputError, one_line, refuse
-from seggpt_jax.files import parse_json, plain_name
-from seggpt_jax.formats.dataset_files import DatasetFiles
-from seggpt_jax.formats.images import is_image, load_upright, open_image, read_text
+from seggpt_jax.files import plain_name
+from seggpt_jax.formats.dataset_files import DatasetFiles, read_json
+from seggpt_jax.formats.images import is_image, load_upright, open_image
 from seggpt_jax.formats.outlines import (
   BACKGROUND,
   UNKNOWN,
@@ -55,8 +55,8 @@ def labelme_files(files: DatasetFiles) -> dict[str, list[str]]:
 def is_labelme(path: str) -> bool:
   """Returns True if a JSON file has shapes as LabelMe writes them."""
   try:
-    content = parse_json(read_text(path))
-  except ValueError:
+    content = read_json(path)
+  except InputError:
     return False
   return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
 
@@ -104,12 +104,7 @@ def read_labelme(path: str | os.PathLike, split: str, problems: list[str] | None
 
 def _parse(where: str) -> dict[str, Any] | None:
   """Returns the content of a file; None if it is no file of LabelMe."""
-  try:
-    content = parse_json(read_text(where))
-  except ValueError as error:
-    if isinstance(error, InputError):
-      raise
-    raise InputError(f"{where}: cannot be read as JSON: {one_line(error)}") from error
+  content = read_json(where)
   if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
     return None
   return {key: value for key, value in content.items() if key != "imageData"}

@@ -152,11 +152,7 @@ class LabelFormat:
     )
 
   def _check_foreground(self, value: int, where: str) -> None:
-    """Checks that the foreground of a mask has the value that it has in the files before; 0 is a mask without any.
-
-    Raises:
-      InputError: the value differs, so that several classes would become one.
-    """
+    """Checks that the foreground of a mask has the value that it has in the files before; 0 is a mask without any."""
     first, other = self._foreground.setdefault(0, (value, where)) if value else (0, "")
     if value != first:
       raise InputError(
@@ -165,11 +161,7 @@ class LabelFormat:
       )
 
   def _check_palette(self, stored: StoredLabel, where: str) -> None:
-    """Checks that indices mean what they meant in the files before.
-
-    Raises:
-      InputError: an index has another color than in another file, or the palette shows the background as an object.
-    """
+    """Checks that indices mean what they meant in the files before, and that the background is no object."""
     colors = {index: tuple(stored.palette[index].tolist()) for index in stored.used_indices().tolist()}
     if self.mode == "binary" and self.threshold is None:
       grays = [color for index, color in colors.items() if index and len(set(color)) == 1]
@@ -256,11 +248,7 @@ def _as_indices(values: np.ndarray, ignored: np.ndarray | None, where: str) -> U
 
 
 def _foreground_value(stored: StoredLabel, values: np.ndarray, ignored: np.ndarray | None, where: str) -> int:
-  """Returns the only value of a mask other than 0, or 0 if all are 0; several would become one class.
-
-  Raises:
-    InputError: the mask holds more values, or is compressed with loss.
-  """
+  """Returns the only value of a mask other than 0, or 0 if all are 0; several would become one class."""
   if stored.codec:
     raise InputError(
       f"{where}: found {stored.codec}, whose noise near 0 would count as foreground, expected a threshold with "

@@ -15,7 +15,8 @@ from etils import epath
 from seggpt_jax.errors import InputError, refuse
 from seggpt_jax.files import plain_name
 from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
-from seggpt_jax.formats.images import is_image, list_images, read_text, remote_or_local
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import is_image, read_text, remote_or_local
 from seggpt_jax.formats.labels import LabelFormat
 
 _LABEL_FOLDER = {"image": "label", "images": "labels"}
@@ -56,7 +57,8 @@ def folder_layout(path: str | os.PathLike, split: str = ".", problems: list[str]
     InputError: a folder is missing, or an image or label has no partner.
   """
   directory = remote_or_local(path)
-  return _matched(*(find_folders(directory, split) or _usual_folders(directory, split)), problems)
+  usual = directory / split / "images", directory / split / "labels"
+  return _matched(*(find_folders(directory, split) or usual), problems)
 
 
 def find_folders(directory: epath.Path, split: str) -> tuple[epath.Path, epath.Path] | None:
@@ -73,10 +75,6 @@ def find_folders(directory: epath.Path, split: str) -> tuple[epath.Path, epath.P
     if images is not None and labels:
       return images, labels[0]
   return None
-
-
-def _usual_folders(directory: epath.Path, split: str) -> tuple[epath.Path, epath.Path]:
-  return directory / split / "images", directory / split / "labels"
 
 
 def voc_layout(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> list[Item]:
@@ -104,7 +102,9 @@ def voc_layout(path: str | os.PathLike, split: str, problems: list[str] | None =
   if split != "." and listed not in files:
     known = ", ".join(voc_splits(files))
     raise InputError(f"{files.full(listed)}: not found, expected the list of the split {split!r}; there are {known}")
-  names = _lines(files.full(listed)) if split != "." else list(labels)
+  names = list(labels)
+  if split != ".":
+    names = [plain_name(line.split()[0]) for line in read_text(files.full(listed)).splitlines() if line.strip()]
   items = []
   for name in names:
     stem = name.rpartition("/")[2]
@@ -141,11 +141,6 @@ def _by_name(files: DatasetFiles, paths: Sequence[str]) -> dict[str, str]:
       raise InputError(f"{files.full(path)}: found {found[stem]} too, expected one file for each name")
     found[stem] = path
   return found
-
-
-def _lines(path: str) -> list[str]:
-  lines = read_text(path).splitlines()
-  return [plain_name(line.split()[0]) for line in lines if line.strip()]
 
 
 def _matched(
@@ -210,62 +205,39 @@ def mask_layout(
     InputError: a folder or image is missing, or a mask belongs to no known image or class.
   """
   directory = _existing(directory)
-  if not (directory / "images").is_dir():
+  images_dir, labels_dir = directory / "images", directory / "labels"
+  if not images_dir.is_dir():
     return list(_image_folders(directory, class_names, problems))
-  images, labels = list_images(directory / "images", problems=problems), _existing(directory / "labels")
-  folders = [path.name for path in _subfolders(labels)]
+  images = list_images(images_dir, problems=problems)
+  folders = [path.name for path in _subfolders(_existing(labels_dir))]
   if not folders:
-    raise InputError(f"{labels}: found no folders, expected one folder of masks for each image or for each class")
+    raise InputError(f"{labels_dir}: found no folders, expected one folder of masks for each image or for each class")
   known = set(folders) & set(images)
   if len(known) == len(folders) or (known and problems is not None):
-    return _masks_by_image(directory / "images", images, labels, folders, class_names, problems)
-  return _masks_by_class(directory / "images", images, labels, folders, class_names, problems)
-
-
-def _masks_by_image(
-  images_dir: epath.Path,
-  images: dict[str, str],
-  labels_dir: epath.Path,
-  folders: Sequence[str],
-  class_names: Sequence[str],
-  problems: list[str] | None,
-) -> list[Item]:
-  """Reads `labels/NAME/*.png`: one folder of masks for each image."""
-  for folder in folders:
-    if folder not in images:
-      refuse(f"{labels_dir / folder}: found no image for it, expected {images_dir / folder}.*", problems)
-  for name, path in images.items():
-    if name not in folders:
-      refuse(f"{path}: found no masks for it, expected a folder {labels_dir / name}, empty if it has none", problems)
-  names = [name for name in images if name in folders]
-  return [Item(name, images[name], _masks(labels_dir / name, class_names, problems)) for name in names]
-
-
-def _masks_by_class(
-  images_dir: epath.Path,
-  images: dict[str, str],
-  labels_dir: epath.Path,
-  folders: Sequence[str],
-  class_names: Sequence[str],
-  problems: list[str] | None,
-) -> list[Item]:
-  """Reads `labels/CLASS/NAME.*`: one folder of masks for each class."""
-  class_names = list(class_names) or list(folders)
+    for folder in folders:
+      if folder not in images:
+        refuse(f"{labels_dir / folder}: found no image for it, expected {images_dir / folder}.*", problems)
+    for name, path in images.items():
+      if name not in folders:
+        refuse(f"{path}: found no masks for it, expected a folder {labels_dir / name}, empty if it has none", problems)
+    names = [name for name in images if name in folders]
+    return [Item(name, images[name], _masks(labels_dir / name, class_names, problems)) for name in names]
+  class_names = list(class_names) or folders
   for folder in folders:
     if folder not in class_names:
       refuse(
         f"{labels_dir / folder}: found neither an image nor a class of that name, expected one of the two", problems
       )
-  files_of = {name: list_images(labels_dir / name, problems=problems) for name in class_names if name in folders}
-  for files in files_of.values():
+  masks = {name: list_images(labels_dir / name, problems=problems) for name in class_names if name in folders}
+  for files in masks.values():
     for name, path in files.items():
       if name not in images:
         refuse(f"{path}: found no image for it, expected {images_dir / name}.*", problems)
-  items = []
-  for name, path in images.items():
-    masks = [Mask(1 + i, files_of[c][name]) for i, c in enumerate(class_names) if name in files_of.get(c, {})]
-    items.append(Item(name, path, tuple(masks)))
-  return items
+  of_class = [(1 + i, masks[c]) for i, c in enumerate(class_names) if c in masks]
+  return [
+    Item(name, path, tuple(Mask(i, files[name]) for i, files in of_class if name in files))
+    for name, path in images.items()
+  ]
 
 
 def _image_folders(directory: epath.Path, class_names: Sequence[str], problems: list[str] | None) -> Iterator[Item]:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from pycocotools import mask as mask_module
 
 from seggpt_jax.errors import one_line
@@ -191,8 +191,12 @@ def ellipse_shape(
   """
   turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)
   points = np.stack([np.cos(turn) * radii[0], np.sin(turn) * radii[1]], axis=1)
-  rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-  return polygon_shape(category, points @ rotation + np.asarray(center), relative=relative)
+  return polygon_shape(category, points @ rotation(angle) + np.asarray(center), relative=relative)
+
+
+def rotation(angle: float) -> Float64[np.ndarray, "2 2"]:
+  """Returns the matrix that rotates rows of x and y by an angle in radians, clockwise in the image."""
+  return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
 
 def mask_shape(category: str, mask: UInt8[np.ndarray, "h w"], place: tuple[int, int], size: tuple[int, int]) -> Shape:

@@ -14,14 +14,7 @@ from PIL import Image, ImageDraw
 
 from seggpt_jax.synthetic.board_layout import FINE, Layout, fine_points, middle
 
-DEFECTS: tuple[str, ...] = (
-  "open",
-  "short",
-  "mouse_bite",
-  "spur",
-  "spurious_copper",
-  "pinhole",
-)
+DEFECTS: tuple[str, ...] = ("open", "short", "mouse_bite", "spur", "spurious_copper", "pinhole")
 
 _MIN_AREA = 9.0  # A defect smaller than this at scale 1, in pixels, could not be seen.
 _PLACEMENTS = 40  # Tries to place one defect.

@@ -190,12 +190,7 @@ def _draw_trace(pen: ImageDraw.ImageDraw, points: np.ndarray, width: float, net:
 
 
 def _draw_pad(
-  pens: list[ImageDraw.ImageDraw],
-  kind: str,
-  center: np.ndarray,
-  axis: np.ndarray,
-  radius: float,
-  net: int,
+  pens: list[ImageDraw.ImageDraw], kind: str, center: np.ndarray, axis: np.ndarray, radius: float, net: int
 ) -> None:
   """Draws a pad on nets, pads and drills; axis is one pitch long, radius is in pitches."""
   pitch = float(np.hypot(*axis))
