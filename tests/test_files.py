@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.data.class_index import scan_classes
 from seggpt_jax.data.datasets import Dataset, list_items, open_dataset
-from seggpt_jax.data.groups import group_names
+from seggpt_jax.data.groups import group_names, scan_classes
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import (

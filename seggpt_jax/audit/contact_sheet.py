@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from seggpt_jax.audit.findings import Findings
 from seggpt_jax.audit.report import percent, split_title
-from seggpt_jax.audit.sample_files import SampleFiles
 from seggpt_jax.audit.survey import Survey, spread
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import decode_image
@@ -25,6 +24,7 @@ _BLEND = 0.5
 _SHADE = 0.45
 _SPECK, _MOST_CIRCLES = 9, 12  # pixels of the picture; more circles than that hide it
 _LEGEND_WIDTH = 460
+_font = ImageFont.load_default
 
 
 class Cell(NamedTuple):
@@ -40,7 +40,10 @@ class Cell(NamedTuple):
 def draw_samples(findings: Findings) -> Image.Image:
   """Draws the sheet: a legend of the classes, then up to 12 samples of each split."""
   palette = display_palette(256)
-  rows = [(survey, _read_cells(findings, survey)) for survey in findings.surveys.values()]
+  rows = [
+    (survey, [_read_cell(findings, survey, position) for position in choose_samples(survey)])
+    for survey in findings.surveys.values()
+  ]
   legend = _legend_entries(findings, palette)
   per_row = (_COLUMNS * (_CELL[0] + _MARGIN)) // _LEGEND_WIDTH
   legend_height = -(-len(legend) // per_row) * 24
@@ -58,7 +61,10 @@ def draw_samples(findings: Findings) -> Image.Image:
   y = 52 + legend_height
   for (survey, cells), count in zip(rows, lines, strict=True):
     draw.text(
-      (_MARGIN, y + 8), f"{split_title(survey.split)}: {len(cells)} of {survey.num_samples} samples", _INK, _font(18)
+      (_MARGIN, y + 8),
+      f"{split_title(survey.split)}: {len(cells)} of {survey.num_samples} samples",
+      _INK,
+      _font(18),
     )
     for place, cell in enumerate(cells):
       x = _MARGIN + place % _COLUMNS * (_CELL[0] + _MARGIN)
@@ -103,13 +109,8 @@ def choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
   return sorted(chosen)
 
 
-def _read_cells(findings: Findings, survey: Survey) -> list[Cell]:
-  files = findings.files[survey.split]
-  return [_read_cell(findings, files, survey, position) for position in choose_samples(survey)]
-
-
-def _read_cell(findings: Findings, files: SampleFiles, survey: Survey, position: int) -> Cell:
-  sample = survey.samples[position]
+def _read_cell(findings: Findings, survey: Survey, position: int) -> Cell:
+  files, sample = findings.files[survey.split], survey.samples[position]
   image = label = None
   problem = ""
   try:
@@ -207,7 +208,12 @@ def _draw_cell(sheet: Image.Image, place: tuple[int, int], cell: Cell, palette: 
       offset = ((_SIDE - picture.shape[1]) // 2, (_SIDE - picture.shape[0]) // 2)
       sheet.paste(Image.fromarray(picture), (left + offset[0], y + offset[1]))
   draw.text((x, y + _SIDE + 4), _fitted(cell.name, _CELL[0], 14, keep_end=True), _INK, _font(14))
-  draw.text((x, y + _SIDE + 4 + _LINE), _fitted(cell.below, _CELL[0], 13), _RED if cell.problem else _FAINT, _font(13))
+  draw.text(
+    (x, y + _SIDE + 4 + _LINE),
+    _fitted(cell.below, _CELL[0], 13),
+    _RED if cell.problem else _FAINT,
+    _font(13),
+  )
   if cell.problem:
     draw.rectangle((x - 6, y - 6, x + _CELL[0] + 5, y + _CELL[1] + 2), None, _RED, 4)
 
@@ -248,10 +254,6 @@ def _swatch(sheet: Image.Image, place: tuple[int, int], color: tuple[int, ...] |
     sheet.paste(Image.fromarray(hatched), (x, y + 1))
     color = ()
   ImageDraw.Draw(sheet).rectangle((x, y + 1, x + 20, y + 17), color or None, _FAINT)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-  return ImageFont.load_default(size)
 
 
 def _fitted(text: str, width: int, size: int, keep_end: bool = False) -> str:

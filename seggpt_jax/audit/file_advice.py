@@ -67,19 +67,10 @@ def _divide_text(findings: Findings, num_train: int) -> str:
   by_image = (
     "" if findings.groups else " (this command divides by image; set --groups if several images show the same object)"
   )
-  return f"; divide {divided} and inspect the result{by_image}: {_divide_line(findings)}"
-
-
-def _divide_line(findings: Findings) -> str:
-  """Returns the command that divides the training split."""
   # prefix:/ takes whole names, so every image is a group by itself.
   groups = findings.groups.spec if findings.groups is not None else "prefix:/"
-  return _prepare_line(findings, "divided", split=findings.train.split, groups=groups, val_share=0.2)
-
-
-def _shrink_line(findings: Findings) -> str:
-  """Returns the command that makes smaller copies."""
-  return _prepare_line(findings, "1024", split=",".join(findings.surveys), shorter_side=1024)
+  line = _prepare_line(findings, "divided", split=findings.train.split, groups=groups, val_share=0.2)
+  return f"; divide {divided} and inspect the result{by_image}: {line}"
 
 
 def _prepare_line(findings: Findings, outdir: str, **changes: Any) -> str:
@@ -227,9 +218,10 @@ def _large(findings: Findings) -> Iterator[Advice]:
     scale = findings.train.num_samples / max(len(findings.train.samples), 1)
     pixels = scale * sum(n * h * w for (h, w), n in findings.train.sizes.items())
     keys = {"cache_mb": math.ceil(4 * pixels / 2**20)}
+    line = _prepare_line(findings, "1024", split=",".join(findings.surveys), shorter_side=1024)
     text = (
       f"{large} of {count} images have more than 4 million pixels and are slow to read: keep them decoded in memory if "
-      f"there is enough, {key_text(keys)}, or make smaller copies: {_shrink_line(findings)}"
+      f"there is enough, {key_text(keys)}, or make smaller copies: {line}"
     )
     yield Advice(text, keys if keys["cache_mb"] <= 4096 else {})
 

@@ -15,12 +15,11 @@ from seggpt_jax.audit.label_guess import Guess, guess_format
 from seggpt_jax.audit.label_values import StoredValues
 from seggpt_jax.audit.sample_files import SampleFiles, guess_class_names, open_files
 from seggpt_jax.audit.survey import Survey, read_values, survey_split
-from seggpt_jax.data.datasets import Dataset
+from seggpt_jax.data.datasets import Dataset, check_categories
 from seggpt_jax.data.groups import group_names
-from seggpt_jax.data.outline_source import check_categories
 from seggpt_jax.data.sources import FileSource, View
 from seggpt_jax.errors import InputError
-from seggpt_jax.formats.dataset_files import DatasetFiles
+from seggpt_jax.formats.folders import DatasetFiles
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.formats.layouts import LabelMap, read_label_map
 from seggpt_jax.formats.recognize import OUTLINES
@@ -147,7 +146,8 @@ def audit_dataset(
   files = {split: open_files(dataset, split, unmatched[split]) for split in splits}
   # Files without a partner are worth a report; missing folders are an error.
   if not any(len(each) for each in files.values()) and " for it, " not in str(unmatched):
-    raise InputError(_nothing_there(dataset, unmatched))
+    reasons = "; ".join(each for problems in unmatched.values() for each in problems)
+    raise InputError(f"{dataset.path}: no samples found with --kind={dataset.kind}: {reasons}")
   check_categories(list(files.values()))
   stated = read_label_map(DatasetFiles(dataset.path)) if dataset.kind in ("folder", "voc") else None
   surveys, guess, label_format = _surveys(dataset, files, unmatched, "labels" in given, max_images, stated)
@@ -170,11 +170,6 @@ def audit_dataset(
     num_classes = dataset.num_classes
   findings.dataset = dataclasses.replace(findings.dataset, num_classes=num_classes)
   return findings
-
-
-def _nothing_there(dataset: Dataset, unmatched: dict[str, list[str]]) -> str:
-  reasons = "; ".join(each for problems in unmatched.values() for each in problems)
-  return f"{dataset.path}: no samples found with --kind={dataset.kind}: {reasons}"
 
 
 def _surveys(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from seggpt_jax.audit.label_values import NEAR_ENDS, StoredValues, ValueFacts
-from seggpt_jax.formats.label_hints import are_indices, evenly_spaced
 from seggpt_jax.formats.labels import LabelFormat, Value
-from seggpt_jax.formats.stored_labels import unpack_color
+from seggpt_jax.formats.stored_labels import are_indices, evenly_spaced, unpack_color
 from seggpt_jax.palette import IGNORE
 
 _MOST_TABLE = 64

@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.audit.label_values import FileValues, file_values
-from seggpt_jax.data.datasets import Dataset, list_items, open_dataset
-from seggpt_jax.data.outline_source import OutlineSource
+from seggpt_jax.data.datasets import Dataset, OutlineSource, list_items, open_dataset
 from seggpt_jax.data.sources import FileSource, Source, View
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import open_image, remote_or_local

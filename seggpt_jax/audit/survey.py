@@ -15,7 +15,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
-from PIL import Image
 from tqdm import tqdm
 
 from seggpt_jax.audit.duplicates import Print, print_image
@@ -315,14 +314,10 @@ def _image_facts(data: bytes, where: str) -> ImageFacts:
     size=pixels.shape[:2],
     num_bytes=len(data),
     turned=turned,
-    peak=_peak(header, where) if deep else None,
+    peak=min(int(np.asarray(load_upright(header, where)).max(initial=0)), _SIXTEEN_BIT) if deep else None,
     print=print_image(pixels),
     digest=hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=12, key=repr(pixels.shape).encode()).digest(),
   )
-
-
-def _peak(image: Image.Image, where: str) -> int:
-  return min(int(np.asarray(load_upright(image, where)).max(initial=0)), _SIXTEEN_BIT)
 
 
 def _region_areas(

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from seggpt_jax.data.cells import zoomed_shape
+from seggpt_jax.data.scale import zoomed_shape
 from seggpt_jax.data.sources import Sample
 from seggpt_jax.formats.labels import classes_in, shrink_labels
 
@@ -112,7 +112,8 @@ def random_crop(
   if augmentation.resize is None:
     resized, resize_label = zoomed_shape(shape, factor), shrink_labels
   else:
-    resized = _resized_shape(shape, factor * (augmentation.resize or size))
+    side = factor * (augmentation.resize or size)
+    resized = tuple(max(1, round(length * (side / length))) for length in shape)  # nearly a square
     resize_label = _resize_label
   if augmentation.foreground_crop and generator.random() < augmentation.foreground_crop:
     anchor = _foreground_pixel(sample["label"], crop_classes, generator)
@@ -126,12 +127,6 @@ def random_crop(
     border = (rows.before, after[0], cols.before, after[1], cv2.BORDER_REFLECT_101)
     image, label = cv2.copyMakeBorder(image, *border), cv2.copyMakeBorder(label, *border)
   return {**sample, "image": image, "label": label}
-
-
-def _resized_shape(shape: tuple[int, int], side: float) -> tuple[int, int]:
-  """Returns the height and width in pixels to which a sample is resized: nearly a square of a given side."""
-  height, width = (max(1, round(length * (side / length))) for length in shape)
-  return height, width
 
 
 def _foreground_pixel(

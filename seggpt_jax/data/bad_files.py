@@ -36,12 +36,6 @@ class BadFiles:
   Functions that take a `BadFiles | None` skip bad files and add them to the collector, or raise at the first bad file
   if they get None. An empty collector is false, so compare with `is None`.
 
-  Example:
-    bad = BadFiles(say=print, max_share=0.01, totals={"train": 500})
-    bad.add("0007", "cannot be read as an image", split="train")
-    bad.check()
-    bad.write(Path("bad_files.txt"))
-
   Args:
     say: called with one line for each new file; None reports nothing.
     max_share: largest share of a split's files that may be bad, 0 to 1; None sets no limit.
@@ -111,6 +105,5 @@ class BadFiles:
     Raises:
       InputError: the file cannot be written.
     """
-    write_whole(
-      path, lambda file: file.write("".join(f"{line}\n" for line in self.lines()).encode(errors="backslashreplace"))
-    )
+    text = "".join(f"{line}\n" for line in self.lines())
+    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))

@@ -118,7 +118,10 @@ class RecordSource:
       return self._index[split].name(position) if key == "name" else self._index[split].group(position)
     feature = self._features.get(key)
     if feature is None or feature.is_image:
-      raise InputError(f"{self._path}: found no field {key!r}, expected one of {self._listed(images=False)}")
+      known = ", ".join(
+        f"{key} ({feature.kind})" for key, feature in sorted(self._features.items()) if not feature.is_image
+      )
+      raise InputError(f"{self._path}: found no field {key!r}, expected one of {known}")
     stored = self._record(index)[key]
     kind = stored.WhichOneof("kind")
     values = getattr(stored, kind).value if kind else ()
@@ -194,11 +197,6 @@ class RecordSource:
   def _where(self, index: int, key: str) -> str:
     return f"{self._path}: {self._split}[{index}] {key}"
 
-  def _listed(self, images: bool = True) -> str:
-    """Lists the features of a record, with or without images."""
-    known = sorted(self._features.items())
-    return ", ".join(f"{key} ({feature.kind})" for key, feature in known if images or not feature.is_image)
-
 
 def _find_version(path: str | os.PathLike) -> str:
   """Returns the folder of the newest version of the only dataset at or below a folder."""
@@ -230,7 +228,8 @@ def _read_info(path: str) -> Any:
 
   try:
     info = tfds.builder_from_directory(path).info
-    if _file_format(info) != "array_record" and "array_record" in _alternatives(info):
+    alternatives = [getattr(each, "value", each) for each in info.alternative_file_formats or ()]
+    if _file_format(info) != "array_record" and "array_record" in alternatives:
       info = tfds.builder_from_directory(path, file_format="array_record").info
   except Exception as error:  # TFDS and protobuf raise all kinds of errors for a damaged header
     raise InputError(f"{path}: cannot be read as a TFDS dataset: {one_line(error)}") from error
@@ -244,10 +243,6 @@ def _read_info(path: str) -> Any:
 
 def _file_format(info: Any) -> str:
   return info.file_format.value if info.file_format else "tfrecord"
-
-
-def _alternatives(info: Any) -> list[str]:
-  return [getattr(each, "value", each) for each in info.alternative_file_formats or ()]
 
 
 def _list_features(info: Any) -> dict[str, Feature]:

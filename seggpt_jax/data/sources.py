@@ -1,7 +1,7 @@
 """Random-access sources of labeled images: files in, `Sample`s of NumPy arrays out.
 
 A source has a length and returns the i-th sample. It reads a file only when its sample is asked for. This module has
-the interface and the source for plain image files; `formats.layouts` finds those files, `records` and `outline_source`
+the interface and the source for plain image files; `formats.layouts` finds those files, `records` and `datasets`
 hold the other sources, and `datasets.open_dataset` chooses among them by name.
 """
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from seggpt_jax import canvas, palette
 from seggpt_jax.data.augment import Augmentation, augment
-from seggpt_jax.data.cells import assemble, make_prompts, next_class, padded, window_starts
+from seggpt_jax.data.scale import assemble, make_prompts, next_class, padded, window_starts
 from seggpt_jax.data.sources import Sample
 from seggpt_jax.formats.labels import IGNORE, classes_in, keep_classes
 

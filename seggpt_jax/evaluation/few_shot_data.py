@@ -41,8 +41,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seggpt_jax.data.class_index import scan_classes
-from seggpt_jax.data.outline_source import OutlineSource
+from seggpt_jax.data.datasets import OutlineSource
+from seggpt_jax.data.groups import scan_classes
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.dataset_folders import find_root, read_lines

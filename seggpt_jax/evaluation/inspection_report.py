@@ -177,7 +177,8 @@ def inspect(
   own: dict[str, None] = {}
   kinds = (("positive", positives, _positive_words), ("negative", negatives, _negative_words))
   for kind, queries, words in kinds:
-    worst, values = _Worst(num_rows, show), {}
+    worst: list[tuple[float, str, Row]] = []  # pictures of other images are dropped at once
+    values: dict[str, float] = {}
     found = batch.segment(predictor, queries, options, labels=labels) if queries else ()
     for item, prediction in tqdm(found, desc=f"{kind} prompts", unit="image", total=len(queries), disable=not queries):
       if item.is_prompt:
@@ -185,8 +186,12 @@ def inspect(
         continue
       value = foreground_iou(prediction.labels, item.truth) if kind == "positive" else response_rate(prediction.labels)
       values[item.query.name] = value
-      worst.add(_order(value) if kind == "positive" else -value, item, prediction, *words(value, thresholds))
-    kept.append((values, worst.rows()))
+      place = (_order(value) if kind == "positive" else -value, item.query.name)
+      if num_rows and (len(worst) < num_rows or place <= worst[-1][:2]):
+        row = Row(item.query.name, *words(value, thresholds), show(item, prediction))
+        bisect.insort(worst, (*place, row), key=lambda entry: entry[:2])
+        del worst[num_rows:]
+    kept.append((values, [row for _, _, row in worst]))
   (ious, positive_rows), (rates, negative_rows) = kept
   return Results(
     judge(ious.values(), rates.values(), thresholds),
@@ -196,31 +201,6 @@ def inspect(
     (positive_rows, negative_rows),
     tuple(own),
   )
-
-
-class _Worst:
-  """The report rows of the worst images; pictures of other images are dropped at once.
-
-  Args:
-    num_rows: maximum number of rows.
-    show: function that makes the pictures of an image.
-  """
-
-  def __init__(self, num_rows: int, show: Callable[[batch.Read, Prediction], list[tuple[str, bytes]]]):
-    self._num_rows, self._show = num_rows, show
-    self._kept: list[tuple[float, str, Row]] = []  # the worst first
-
-  def add(self, order: float, item: batch.Read, prediction: Prediction, score: str, mark: str) -> None:
-    """Keeps an image if it is among the worst; a lower order is worse."""
-    place = (order, item.query.name)
-    if len(self._kept) == self._num_rows and (not self._kept or place > self._kept[-1][:2]):
-      return
-    row = Row(item.query.name, score, mark, self._show(item, prediction))
-    bisect.insort(self._kept, (*place, row), key=lambda entry: entry[:2])
-    del self._kept[self._num_rows :]
-
-  def rows(self) -> list[Row]:
-    return [row for _, _, row in self._kept]
 
 
 def _pictures(

@@ -12,7 +12,7 @@ import numpy as np
 
 from seggpt_jax.errors import InputError, one_line, refuse
 from seggpt_jax.files import plain_name
-from seggpt_jax.formats.dataset_files import DatasetFiles, read_json
+from seggpt_jax.formats.folders import DatasetFiles, read_json
 from seggpt_jax.formats.outlines import Annotations, Entry, Outline, Shape
 
 # Words of file names that say what a file is rather than which split it holds.

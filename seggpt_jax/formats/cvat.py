@@ -15,7 +15,7 @@ from pycocotools import mask as mask_module
 
 from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.files import plain_name
-from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
+from seggpt_jax.formats.folders import DatasetFiles, order_splits
 from seggpt_jax.formats.images import read_bytes
 from seggpt_jax.formats.outlines import (
   Annotations,
@@ -120,7 +120,12 @@ def _shape(element: ElementTree.Element, where: str, size: tuple[int, int]) -> S
     angle = math.radians(float(values.get("rotation", 0)))
     if element.tag == "box":
       corners = [float(values[key]) for key in ("xtl", "ytl", "xbr", "ybr")]
-      return _rotated(rectangle_shape(label, corners, where=where), angle)
+      shape = rectangle_shape(label, corners, where=where)
+      if not angle or shape.problem:
+        return shape
+      points = shape.outline[0].reshape(-1, 2)
+      center = points.mean(axis=0)
+      return shape._replace(outline=(((points - center) @ rotation(angle) + center).ravel(),))
     if element.tag == "ellipse":
       center, radii = [[float(values[key]) for key in keys] for keys in (("cx", "cy"), ("rx", "ry"))]
       return ellipse_shape(label, center, radii, angle)
@@ -140,12 +145,3 @@ def _shape(element: ElementTree.Element, where: str, size: tuple[int, int]) -> S
   except (ValueError, KeyError) as error:
     return Shape(label, problem=f"{where}: cannot be read: {one_line(repr(error))}")
   return Shape(label, problem=f"{where}: covers no pixels, expected a polygon, box, ellipse or mask")
-
-
-def _rotated(shape: Shape, angle: float) -> Shape:
-  """Rotates a rectangle around its center, clockwise in the image."""
-  if not angle or shape.problem:
-    return shape
-  points = shape.outline[0].reshape(-1, 2)
-  center = points.mean(axis=0)
-  return shape._replace(outline=(((points - center) @ rotation(angle) + center).ravel(),))

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.errors import InputError, one_line, reading_values, refuse
-from seggpt_jax.formats.dataset_files import DatasetFiles, read_json
+from seggpt_jax.formats.folders import DatasetFiles, read_json
 from seggpt_jax.formats.images import is_image
 from seggpt_jax.formats.outlines import Annotations, Entry, Shape, ellipse_shape, mask_shape, polygon_shape, rotation
 
@@ -116,7 +116,10 @@ def _entry(task: dict[str, Any], name: str, files: DatasetFiles, folder: str, wh
   if not paths:
     raise InputError(f"{where}: {name}: found no image, expected its file under data")
   results = list(_results(task))
-  shapes = [_shape(each, f"{name}: region {place}") for place, each in enumerate(results) if _is_region(each)]
+  # Relations, choices and texts are no regions of the image.
+  regions = [(place, each) for place, each in enumerate(results) if isinstance(each.get("value"), dict)]
+  regions = [(place, each) for place, each in regions if {"points", "rle", "radiusX", "width"} & each["value"].keys()]
+  shapes = [_shape(each, f"{name}: region {place}") for place, each in regions]
   several = sum(not each.get("was_cancelled") for each in task.get("annotations", []) if isinstance(each, dict))
   if several > 1:
     shapes.append(Shape("", problem=f"{name}: found {several} annotations, expected one"))
@@ -167,12 +170,6 @@ def _shape(result: dict[str, Any], where: str) -> Shape:
   except (ArithmeticError, LookupError, TypeError, ValueError) as error:
     return Shape(label, problem=f"{where}: cannot be read: {one_line(repr(error))}")
   return Shape(label, problem=f"{where}: covers no pixels, expected a polygon, brush, rectangle or ellipse")
-
-
-def _is_region(result: dict[str, Any]) -> bool:
-  """Returns False for relations, choices and texts, which are no regions of the image."""
-  value = result.get("value")
-  return isinstance(value, dict) and any(key in value for key in ("points", "rle", "radiusX", "width"))
 
 
 def _rectangle(label: str, value: dict[str, Any], result: dict[str, Any], where: str) -> Shape:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from seggpt_jax.errors import InputError, one_line, refuse
 from seggpt_jax.files import plain_name
-from seggpt_jax.formats.dataset_files import DatasetFiles, read_json
+from seggpt_jax.formats.folders import DatasetFiles, read_json
 from seggpt_jax.formats.images import is_image, load_upright, open_image
 from seggpt_jax.formats.outlines import (
   BACKGROUND,
@@ -154,18 +154,14 @@ def _shape(found: Any, where: str, size: tuple[int, int] | None) -> Shape:
       if size is None:
         return Shape(label, problem=f"{where}: found a mask without imageHeight and imageWidth, expected both")
       left, top = np.round(points[0]).astype(int).tolist()
-      return mask_shape(label, _mask(found["mask"], where), (left, top), size)
+      image = load_upright(open_image(base64.b64decode(found["mask"]), where), where)
+      image = image if image.mode in ("1", "L", "P") else image.convert("L")
+      return mask_shape(label, np.asarray(image).astype(np.uint8), (left, top), size)
   except (ValueError, TypeError, IndexError, KeyError, binascii.Error) as error:
     return Shape(label, problem=f"{where}: found a {kind} that cannot be read: {one_line(error)}")
   return Shape(
     label, problem=f"{where}: found a {kind}, which covers no pixels, expected a polygon, rectangle, circle or mask"
   )
-
-
-def _mask(text: str, where: str) -> np.ndarray:
-  """Decodes the PNG file of a mask."""
-  image = load_upright(open_image(base64.b64decode(text), where), where)
-  return np.asarray(image.convert("L") if image.mode not in ("1", "L", "P") else image).astype(np.uint8)
 
 
 def encode_mask(mask: np.ndarray) -> str:

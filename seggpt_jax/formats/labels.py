@@ -19,8 +19,7 @@ from PIL import Image
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import open_image, read_bytes
-from seggpt_jax.formats.label_hints import reading_hint
-from seggpt_jax.formats.stored_labels import StoredLabel, count_values, read_stored, unpack_color
+from seggpt_jax.formats.stored_labels import StoredLabel, count_values, read_stored, reading_hint, unpack_color
 from seggpt_jax.palette import IGNORE
 
 LabelMode = Literal["index", "binary", "table"]
@@ -188,7 +187,8 @@ class LabelFormat:
     # Memory of zeros is only taken where something is written or read.
     classes = np.zeros((1 << (24 if self.colors else 16)) + 1, np.uint16)
     for place, value in [*enumerate(self.table), *((IGNORE, value) for value in self.ignore)]:
-      classes[_code(value)] = place + 1
+      code = value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
+      classes[code] = place + 1
     found = np.take(classes, values.astype(np.uint32, copy=False), mode="clip")  # negative values become large ones
     unknown = found == 0
     if unknown.any():
@@ -225,10 +225,6 @@ def _is_value(value: Any, color: bool) -> bool:
   if color:
     return isinstance(value, tuple) and len(value) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in value)
   return isinstance(value, int) and 0 <= value <= 65535
-
-
-def _code(value: Value) -> int:
-  return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
 
 
 def same_color(first: tuple[int, ...], second: tuple[int, ...]) -> bool:

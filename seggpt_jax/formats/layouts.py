@@ -14,8 +14,7 @@ from etils import epath
 
 from seggpt_jax.errors import InputError, refuse
 from seggpt_jax.files import plain_name
-from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
-from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.folders import DatasetFiles, list_images, order_splits
 from seggpt_jax.formats.images import is_image, read_text, remote_or_local
 from seggpt_jax.formats.labels import LabelFormat
 

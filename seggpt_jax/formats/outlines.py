@@ -1,7 +1,7 @@
 """Labels as outlines of objects: polygons and run lengths in, label maps out.
 
 Labelling tools store an image's objects as polygons or run lengths with the name of a class. Each tool's format has a
-module that reads its files into `Annotations`; `data.outline_source` makes samples of them.
+module that reads its files into `Annotations`; `data.datasets` makes samples of them.
 """
 
 from __future__ import annotations
@@ -163,18 +163,16 @@ def polygon_shape(category: str, points: Any, *, relative: bool = False, where: 
   return Shape(category, (polygon,), relative=relative)
 
 
-def rectangle_shape(category: str, corners: Sequence[float], *, relative: bool = False, where: str = "") -> Shape:
+def rectangle_shape(category: str, corners: Sequence[float], *, where: str = "") -> Shape:
   """Returns a rectangle as a shape.
 
   Args:
     category: name of its class.
     corners: x and y of two opposite corners.
-    relative: whether they are relative to the size of the image.
     where: name of the object, for the message about a problem.
   """
   x0, y0, x1, y1 = corners
-  shape = polygon_shape(category, (x0, y0, x1, y0, x1, y1, x0, y1), relative=relative, where=where)
-  return shape._replace(box=True)
+  return polygon_shape(category, (x0, y0, x1, y0, x1, y1, x0, y1), where=where)._replace(box=True)
 
 
 def ellipse_shape(

@@ -11,7 +11,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from seggpt_jax import palette as palette_lib
-from seggpt_jax.data.cells import make_prompts, zoomed
+from seggpt_jax.data.scale import make_prompts, zoomed
 from seggpt_jax.data.sources import Sample
 from seggpt_jax.errors import InputError, warn_once
 from seggpt_jax.files import expand

@@ -20,17 +20,23 @@ from tqdm import tqdm
 
 from seggpt_jax.data import ledger
 from seggpt_jax.data.bad_files import LIST_FILE, BadFile, BadFiles
-from seggpt_jax.data.datasets import Dataset, open_dataset
+from seggpt_jax.data.datasets import Dataset, check_categories, open_dataset
 from seggpt_jax.data.groups import divide, group_names
-from seggpt_jax.data.outline_source import check_categories
 from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.data.sources import EncodedSource, View
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive, expand, remove_leftovers, writing
-from seggpt_jax.formats.dataset_files import TRAIN_NAMES, VAL_NAMES
+from seggpt_jax.formats.folders import TRAIN_NAMES, VAL_NAMES
 from seggpt_jax.formats.labels import IGNORE
-from seggpt_jax.prepare.encoding import EncodedSample, encoded_samples
-from seggpt_jax.prepare.writers import VERSION, delete_journal, has_finished_samples, write_folder, write_records
+from seggpt_jax.prepare.writers import (
+  VERSION,
+  EncodedSample,
+  delete_journal,
+  encoded_samples,
+  has_finished_samples,
+  write_folder,
+  write_records,
+)
 from seggpt_jax.written import RECORD, open_record
 
 FORMATS = ("records", "folder")
@@ -136,7 +142,8 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
     with writing(directory):
       open_record(directory)
     ledger.check_settings(directory / NOTE, earlier.get("settings", wanted), wanted, _REMEDY)
-    if earlier.get("finished") and _output_exists(directory, settings, earlier["samples"]):
+    places = [f"{settings.name}/{VERSION}"] if settings.output == "records" else earlier.get("samples", ())
+    if earlier.get("finished") and all((directory / place).is_dir() for place in places):
       for split in earlier["samples"]:
         delete_journal(directory, split)
       return f"{directory}: finished by an earlier run, nothing to do\n{earlier['finished']}"
@@ -240,12 +247,6 @@ def _as_json(settings: Settings) -> dict[str, Any]:
   if "://" not in dataset["path"]:
     dataset["path"] = os.path.abspath(expand(dataset["path"]))
   return json.loads(json.dumps({**dataset, **values}))
-
-
-def _output_exists(directory: Path, settings: Settings, splits: Iterable[str]) -> bool:
-  """Returns True if the output of an earlier run is still in the folder."""
-  places = [f"{settings.name}/{VERSION}"] if settings.output == "records" else splits
-  return all((directory / place).is_dir() for place in places)
 
 
 def _clean_up(directory: Path, settings: Settings, parts: Sequence[Part]) -> None:

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from seggpt_jax.data.class_index import scan_classes
-from seggpt_jax.data.groups import group_names
+from seggpt_jax.data.groups import group_names, scan_classes
 from seggpt_jax.data.pairing import EvaluationPairing, Pairing, PairingOptions
 from seggpt_jax.data.pipeline import BadFilePolicy, SourceEvaluationPairs, SourceTrainingPairs
 from seggpt_jax.data.sources import Source, View

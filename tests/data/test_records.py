@@ -22,8 +22,7 @@ from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.formats.layouts import folder_layout
-from seggpt_jax.prepare.encoding import encode_sample, encoded_samples
-from seggpt_jax.prepare.writers import write_records
+from seggpt_jax.prepare.writers import encode_sample, encoded_samples, write_records
 
 INDEX = LabelFormat()
 

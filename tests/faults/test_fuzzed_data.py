@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.fuzz_targets import annotation_files, attempt, labels, media, mutation, run_files
-from seggpt_jax.data.class_index import scan_classes
 from seggpt_jax.data.datasets import Dataset, open_dataset
+from seggpt_jax.data.groups import scan_classes
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.few_shot_data import read_benchmark

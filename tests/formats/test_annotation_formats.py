@@ -9,7 +9,7 @@ from PIL import Image
 
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.errors import InputError
-from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
+from seggpt_jax.formats.folders import DatasetFiles, order_splits
 from seggpt_jax.formats.labelme import encode_mask
 from seggpt_jax.formats.labels import IGNORE, LabelFormat
 from seggpt_jax.formats.layouts import read_label_map
