@@ -41,7 +41,7 @@ def draw_samples(findings: Findings) -> Image.Image:
   """Draws the sheet: a legend of the classes, then up to 12 samples of each split."""
   palette = display_palette(256)
   rows = [
-    (survey, [_read_cell(findings, survey, position) for position in choose_samples(survey)])
+    (survey, [_read_cell(findings, survey, position) for position in _choose_samples(survey)])
     for survey in findings.surveys.values()
   ]
   legend = _legend_entries(findings, palette)
@@ -76,16 +76,8 @@ def draw_samples(findings: Findings) -> Image.Image:
 # ------------------------------------------------------------------------------------------------------------ samples
 
 
-def choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
-  """Chooses samples that represent a split: some with problems or turned by a tag, every class, others evenly spread.
-
-  Args:
-    survey: survey of the split.
-    most: number of samples at most.
-
-  Returns:
-    Positions in `survey.samples`, ascending.
-  """
+def _choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
+  """Returns positions of samples that represent a split: with problems, turned by a tag, every class, evenly spread."""
   everyone = range(len(survey.samples))
   wrong = [i for i in everyone if survey.samples[i].problem]
   chosen = [wrong[i] for i in spread(len(wrong), min(_MOST_PROBLEMS, most))]

@@ -66,8 +66,9 @@ def near_duplicates(first: list[Print], second: list[Print]) -> tuple[list[NearD
   """
   if not first or not second:
     return [], 0
-  hashes, thumbnails = _stacked(first)
-  others, other_thumbnails = _stacked(second)
+  (hashes, thumbnails), (others, other_thumbnails) = (
+    map(np.stack, zip(*((each.bits, each.thumbnail) for each in prints), strict=True)) for prints in (first, second)
+  )
   found: list[NearDuplicate] = []
   copied = np.zeros(len(second), bool)
   for start in range(0, len(others), _ROWS):
@@ -86,10 +87,6 @@ def near_duplicates(first: list[Print], second: list[Print]) -> tuple[list[NearD
       if len(found) > 2 * _MOST:
         found = sorted(found, key=lambda pair: pair.difference)[:_MOST]
   return sorted(found, key=lambda pair: pair.difference)[:_MOST], int(copied.sum())
-
-
-def _stacked(prints: list[Print]) -> tuple[UInt64[np.ndarray, "n 4"], UInt8[np.ndarray, "n 48 48"]]:
-  return np.stack([each.bits for each in prints]), np.stack([each.thumbnail for each in prints])
 
 
 def _distances(rows: UInt64[np.ndarray, "m 4"], columns: UInt64[np.ndarray, "n 4"]) -> np.ndarray:

@@ -101,7 +101,7 @@ class Findings:
   @property
   def stored(self) -> StoredValues:
     """Values stored in all label files."""
-    return _merged([survey.values for survey in self.surveys.values()])
+    return StoredValues.total(survey.values for survey in self.surveys.values())
 
   @property
   def num_found(self) -> int:
@@ -183,14 +183,14 @@ def _surveys(
   """Surveys the splits with the label format that is given, or with the one that fits best."""
   label_format = dataset.label_format
   if not given:
-    peeked = _merged([read_values(each, _PEEKED) for each in files.values()])
+    peeked = StoredValues.total(read_values(each, _PEEKED) for each in files.values())
     label_format = _guess(dataset, peeked, stated).label_format if peeked.num_files else label_format
   while True:
     surveys = {split: Survey(split) for split in files}
     for split, survey in surveys.items():
       survey.problems["unmatched"] += unmatched[split]
       survey_split(survey, files[split], label_format, max_images)
-    stored = _merged([survey.values for survey in surveys.values()])
+    stored = StoredValues.total(survey.values for survey in surveys.values())
     guess = _guess(dataset, stored, stated) if stored.num_files else None
     if given or guess is None or guess.label_format == label_format:
       return surveys, guess, label_format
@@ -208,13 +208,6 @@ def _guess(dataset: Dataset, stored: StoredValues, stated: LabelMap | None) -> G
   if dataset.kind != "masks" or guess.label_format.mode == "binary":
     return guess
   return Guess(LabelFormat("binary"), 2, "each label is a mask of one class or instance")
-
-
-def _merged(stored: Sequence[StoredValues]) -> StoredValues:
-  merged = StoredValues()
-  for each in stored:
-    merged = merged.merge(each)
-  return merged
 
 
 class _SurveyedSource(View):

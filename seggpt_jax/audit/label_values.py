@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import cv2
@@ -144,20 +144,17 @@ class StoredValues:
       kept = sorted(self.counts, key=lambda key: -self.counts[key][0])[: _MOST // 2]
       self.counts = {key: self.counts[key] for key in kept}
 
-  def merge(self, other: StoredValues) -> StoredValues:
-    """Returns the sum of both."""
-    merged = StoredValues(
-      self.formats + other.formats,
-      self.num_files + other.num_files,
-      self.num_lossy + other.num_lossy,
-      dict(self.counts),
-      other.examples | self.examples,
-      self.steep + other.steep,
-      self.soft + other.soft,
-      self.middle + other.middle,
-    )
-    merged._add_counts(other.counts)
-    return merged
+  @classmethod
+  def total(cls, parts: Iterable[StoredValues]) -> StoredValues:
+    """Returns the sum of several."""
+    total = cls()
+    for part in parts:
+      total.formats = total.formats + part.formats
+      for name in ("num_files", "num_lossy", "steep", "soft", "middle"):
+        setattr(total, name, getattr(total, name) + getattr(part, name))
+      total._add_counts(part.counts)
+      total.examples = part.examples | total.examples
+    return total
 
   @property
   def lossy(self) -> bool:
@@ -207,10 +204,6 @@ class StoredValues:
       value: ValueFacts(pixels / total, files, inner / max(pixels, 1), between / max(pixels, 1))
       for value, (pixels, inner, between, files) in ((value, count.tolist()) for value, count in ordered)
     }
-
-  def table(self) -> list[tuple[Value, float, int]]:
-    """Returns (value or color, share of the pixels, number of files), most frequent first."""
-    return [(value, fact.share, fact.files) for value, fact in self.facts().items()]
 
 
 def _meant(key: Key, colors: bool) -> Value:

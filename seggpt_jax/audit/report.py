@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections import Counter
@@ -44,7 +45,7 @@ def as_facts(findings: Findings) -> dict[str, Any]:
 
 
 def _split_facts(findings: Findings, survey: Survey) -> dict[str, Any]:
-  rows = survey.values.table()
+  values = survey.values.facts()  # most frequent first
   total = max(int(survey.pixels.sum()), 1)
   return {
     "num_samples": survey.num_samples,
@@ -59,8 +60,11 @@ def _split_facts(findings: Findings, survey: Survey) -> dict[str, Any]:
     "sixteen_bit_peaks": [min(survey.peaks), int(np.median(survey.peaks)), max(survey.peaks)] if survey.peaks else [],
     "problems": survey.problems,
     "copies": survey.copies(),
-    "values": [{"value": v, "pixels": share, "files": files} for v, share, files in rows[:_SHOWN_VALUES]],
-    "num_values": len(rows),
+    "values": [
+      {"value": value, "pixels": fact.share, "files": fact.files}
+      for value, fact in itertools.islice(values.items(), _SHOWN_VALUES)
+    ],
+    "num_values": len(values),
     "classes": [
       _class_facts(findings, survey, c) for c in range(max(findings.dataset.num_classes, findings.num_found))
     ],

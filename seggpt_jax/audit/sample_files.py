@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.audit.label_values import FileValues, file_values
-from seggpt_jax.data.datasets import Dataset, OutlineSource, list_items, open_dataset
+from seggpt_jax.data.datasets import Dataset, OutlineSource, open_dataset
 from seggpt_jax.data.sources import FileSource, Source, View
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import open_image, remote_or_local
 from seggpt_jax.formats.labels import LabelFormat
-from seggpt_jax.formats.layouts import Item
+from seggpt_jax.formats.layouts import Item, list_items
 from seggpt_jax.formats.stored_labels import read_stored
 from seggpt_jax.palette import IGNORE
 
@@ -112,7 +112,7 @@ def open_files(dataset: Dataset, split: str, problems: list[str]) -> SampleFiles
   """
   try:
     if dataset.kind in FILE_KINDS:
-      items = list_items(dataset, split, problems)
+      items = list_items(dataset.kind, dataset.path, split, dataset.class_names, problems)
       categories = dataset.class_names or _mask_classes(dataset, split, items)
       return SampleFiles(FileSource(items, IGNORE, LabelFormat("binary")), categories)
     return SampleFiles(open_dataset(dataclasses.replace(dataset, num_classes=IGNORE), split, problems=problems))
@@ -142,7 +142,7 @@ def guess_class_names(dataset: Dataset, splits: Sequence[str]) -> tuple[str, ...
   words: collections.Counter[str] = collections.Counter()
   for split in splits:
     try:
-      items = list_items(dataset, split, [])
+      items = list_items(dataset.kind, dataset.path, split, dataset.class_names, [])
     except InputError:
       continue  # `open_files` reports it
     if any(mask.class_index > 1 for item in items for mask in item.label):

@@ -15,20 +15,19 @@ from etils import epath
 from jaxtyping import UInt8
 
 from seggpt_jax.data.records import RecordSource
-from seggpt_jax.data.sources import FileSource, Sample, Source, View
+from seggpt_jax.data.sources import FileSource, ImageFiles, Sample, Source, View
 from seggpt_jax.errors import InputError, one_line, reading_values
 from seggpt_jax.files import expand
-from seggpt_jax.formats import layouts
-from seggpt_jax.formats.images import decode_image, file_stamp, read_bytes, remote_or_local, upright_size
+from seggpt_jax.formats.images import decode_image, file_stamp, remote_or_local, upright_size
 from seggpt_jax.formats.labels import IGNORE, LabelFormat, check_size
-from seggpt_jax.formats.layouts import Item
+from seggpt_jax.formats.layouts import list_items
 from seggpt_jax.formats.outlines import BACKGROUND, UNKNOWN, Annotations, Shape, draw_shapes
 from seggpt_jax.formats.recognize import KINDS, OUTLINES
 
 _LARGE = 50_000_000  # pixels; larger sizes are compared with the image before they are drawn
 
 
-class OutlineSource:
+class OutlineSource(ImageFiles):
   """Samples whose labels are outlines. Implements `EncodedSource`. A wrong object is an error of its sample alone.
 
   Args:
@@ -47,14 +46,11 @@ class OutlineSource:
     self._where, self._smallest_on_top = annotations.where, annotations.smallest_on_top
     self._class_of = _classes(annotations, num_classes, class_names)
     self._stamp = f"{file_stamp(annotations.where)} {self.categories}"
-    self._entries = sorted(annotations.entries, key=lambda entry: entry.name)
-    for first, second in zip(self._entries, self._entries[1:], strict=False):
+    self.items = sorted(annotations.entries, key=lambda entry: entry.name)
+    for first, second in zip(self.items, self.items[1:], strict=False):
       if first.name == second.name:
         found = f"{os.path.basename(second.image)} and {os.path.basename(first.image)}"
         raise InputError(f"{self._where}: found {found}, expected one image for the name {first.name}")
-
-  def __len__(self) -> int:
-    return len(self._entries)
 
   def __getitem__(self, index: int) -> Sample:
     image, stated = decode_image(*self.encoded_image(index)), self._stated_size(index)
@@ -64,46 +60,36 @@ class OutlineSource:
     label = self._draw(index, image.shape[:2])
     return {"image": image, "label": label, "name": self.name(index)}
 
-  def name(self, index: int) -> str:
-    return self._entries[index].name
-
   def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
     return self._draw(index, None)
 
   def classes(self, index: int) -> tuple[int, ...] | None:
-    shapes = self._entries[index].shapes
+    shapes = self.items[index].shapes
     known = {self._class_of.get(shape.category, 0) for shape in shapes if not (shape.crowd or shape.problem)}
     return tuple(sorted(known - {0, IGNORE}))
 
   def label_stamp(self, index: int) -> str:
-    where = self._entries[index].where
+    where = self.items[index].where
     # An image without a file of annotations is background.
     return file_stamp(where) if where and epath.Path(where).exists() else self._stamp
 
   def field(self, index: int, key: str) -> str:
-    fields = self._entries[index].fields
+    fields = self.items[index].fields
     if key not in fields:
       raise InputError(f"{self._place(index)}: found no {key!r}, expected one of {', '.join(fields) or 'no field'}")
     return str(fields[key])
 
-  def image_path(self, index: int) -> str:
-    return self._entries[index].image
-
-  def encoded_image(self, index: int) -> tuple[bytes, str]:
-    path = self._entries[index].image
-    return read_bytes(path), path
-
   def shapes(self, index: int) -> tuple[Shape, ...]:
     """Returns the objects of an image as they are stored."""
-    return self._entries[index].shapes
+    return self.items[index].shapes
 
   def _place(self, index: int) -> str:
-    entry = self._entries[index]
+    entry = self.items[index]
     return entry.where or f"{self._where}: {entry.name}{os.path.splitext(entry.image)[1]}"
 
   def _stated_size(self, index: int) -> tuple[int, int] | None:
     """Returns the height and width that the annotations state for an image, if they do."""
-    size = self._entries[index].size
+    size = self.items[index].size
     # bool is a kind of int, and files may have either.
     if size is not None and not all(type(side) is int and 0 < side < 2**31 for side in size):
       raise InputError(f"{self._place(index)}: found size {size[1]!r} x {size[0]!r}, expected pixels")
@@ -111,7 +97,7 @@ class OutlineSource:
 
   def _draw(self, index: int, size: tuple[int, int] | None) -> UInt8[np.ndarray, "h w"]:
     """Draws the label of a sample; `size` is that of its image, if it was read already."""
-    entry = self._entries[index]
+    entry = self.items[index]
     size = self._stated_size(index) or size or upright_size(*self.encoded_image(index))
     if size[0] * size[1] > _LARGE and (real := upright_size(*self.encoded_image(index))) != size:
       # Before anything of the stated size is allocated.
@@ -221,25 +207,5 @@ def _open(dataset: Dataset, split: str, problems: list[str] | None) -> Source:
       return OutlineSource(OUTLINES[dataset.kind](path, split, problems), dataset.num_classes, dataset.class_names)
   if dataset.kind == "tfds":
     return RecordSource(path, split, dataset.num_classes, dataset.label_format)
-  return FileSource(list_items(dataset, split, problems), dataset.num_classes, dataset.label_format)
-
-
-def list_items(dataset: Dataset, split: str, problems: list[str] | None = None) -> list[Item]:
-  """Lists the files of one split of a dataset.
-
-  Args:
-    dataset: a dataset of kind folder, class_folders, masks or voc.
-    split: part of the dataset.
-    problems: list for descriptions of files that do not fit, which are then left out; None raises at the first one.
-
-  Raises:
-    InputError: files are missing or do not fit together.
-  """
-  path = expand(dataset.path)
-  if dataset.kind == "class_folders":
-    return layouts.class_folder_layout(os.path.join(path, split), problems)
-  if dataset.kind == "masks":
-    return layouts.mask_layout(os.path.join(path, split), dataset.class_names, problems)
-  if dataset.kind == "voc":
-    return layouts.voc_layout(path, split, problems)
-  return layouts.folder_layout(path, split, problems)
+  items = list_items(dataset.kind, path, split, dataset.class_names, problems)
+  return FileSource(items, dataset.num_classes, dataset.label_format)

@@ -32,12 +32,8 @@ SPECS = (
 _THREADS = os.cpu_count() or 1
 
 
-def sample_classes(source: Source, index: int) -> tuple[int, ...]:
-  """Returns the foreground classes in one sample. The label is read if the source does not know them.
-
-  Raises:
-    InputError: the label cannot be read.
-  """
+def _sample_classes(source: Source, index: int) -> tuple[int, ...]:
+  """Returns the foreground classes in one sample. The label is read if the source does not know them."""
   known = source.classes(index)
   return classes_in(source.label(index)) if known is None else known
 
@@ -57,7 +53,7 @@ def has_foreground(source: Source, skip: Callable[[InputError], None] | None = N
   step = next(s for s in range(max(round(count * 0.618), 1), 2 * count + 2) if np.gcd(s, count) == 1)
   for place in tqdm(range(count), desc="looking for foreground", unit="label", delay=2.0, leave=False):
     try:
-      if sample_classes(source, place * step % count):
+      if _sample_classes(source, place * step % count):
         return True
     except InputError as error:
       if skip is None:
@@ -109,7 +105,7 @@ def scan_classes(
     # A damaged archive raises all kinds of errors. The labels themselves are read instead.
     except Exception as error:
       warn_once(f"{cache}: cannot be read ({one_line(error)[:100]}), written again from the labels")
-  results = read_ahead(lambda i: sample_classes(source, i), range(count), threads=_THREADS, ahead=16 * _THREADS)
+  results = read_ahead(lambda i: _sample_classes(source, i), range(count), threads=_THREADS, ahead=16 * _THREADS)
   with contextlib.closing(results):
     for index, result in tqdm(results, desc="reading labels", unit="label", total=count, delay=2.0, leave=False):
       try:

@@ -69,7 +69,7 @@ class RecordSource:
     self._split, self.num_classes = split, num_classes
     info = _read_info(self._path)
     self._features = _list_features(info)
-    self._image_key, self._label_key = image_and_label(self._features, self._path)
+    self._image_key, self._label_key = _image_and_label(self._features, self._path)
     self._slices = _list_slices(info, split, self._path)
     self._ends = np.cumsum([part.instruction.take for part in self._slices]).tolist()
     names = {part.split for part in self._slices}
@@ -261,18 +261,11 @@ def _list_features(info: Any) -> dict[str, Feature]:
   return found
 
 
-def image_and_label(features: Mapping[str, Feature], path: str) -> tuple[str, str]:
+def _image_and_label(features: Mapping[str, Feature], path: str) -> tuple[str, str]:
   """Returns the keys of the image and of the label image of a record.
 
   The label is the feature `segmentation_mask`, or else the only one whose name speaks of a label; the image is the
   feature `image`, or else the only other one.
-
-  Args:
-    features: features by key.
-    path: folder of the version, for the error message.
-
-  Raises:
-    InputError: there is no such feature, or there are several.
   """
   images = [key for key, feature in features.items() if feature.is_image]
   speaking = [key for key in images if any(word in key.rpartition("/")[2] for word in _LABEL_WORDS)]

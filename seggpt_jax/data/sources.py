@@ -86,7 +86,30 @@ class EncodedSource(Source, Protocol):
     ...
 
 
-class FileSource:
+class ImageFiles:
+  """The base of sources whose images are files.
+
+  Attributes:
+    items: the samples, each with a `name` and the path of its `image`.
+  """
+
+  items: Sequence[Any]
+
+  def __len__(self) -> int:
+    return len(self.items)
+
+  def name(self, index: int) -> str:
+    return self.items[index].name
+
+  def image_path(self, index: int) -> str:
+    return self.items[index].image
+
+  def encoded_image(self, index: int) -> tuple[bytes, str]:
+    path = self.items[index].image
+    return read_bytes(path), path
+
+
+class FileSource(ImageFiles):
   """Samples stored as image files. Implements `EncodedSource`.
 
   Args:
@@ -107,15 +130,9 @@ class FileSource:
     self._label_format = label_format
     self.num_classes = num_classes
 
-  def __len__(self) -> int:
-    return len(self.items)
-
   def __getitem__(self, index: int) -> Sample:
     image = read_image(self.items[index].image)
     return {"image": image, "label": self._label(index, image.shape[:2]), "name": self.name(index)}
-
-  def name(self, index: int) -> str:
-    return self.items[index].name
 
   def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
     return self._label(index, None)
@@ -127,13 +144,6 @@ class FileSource:
     label = self.items[index].label
     files = [label] if isinstance(label, str) else [mask.path for mask in label]
     return " ".join([repr(self._label_format), *map(file_stamp, files)])
-
-  def image_path(self, index: int) -> str:
-    return self.items[index].image
-
-  def encoded_image(self, index: int) -> tuple[bytes, str]:
-    path = self.items[index].image
-    return read_bytes(path), path
 
   def field(self, index: int, key: str) -> str:
     raise InputError(f"field {key!r}: found files, which have no fields, expected a dataset with records")

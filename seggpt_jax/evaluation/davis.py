@@ -64,16 +64,8 @@ class Video:
     return np.where(labels == IGNORE, np.uint8(0), labels)
 
 
-def list_videos(directory: str | os.PathLike) -> list[Video]:
-  """Returns the videos of the validation set, in the order of its list.
-
-  Args:
-    directory: the folder that contains JPEGImages/, Annotations/ and ImageSets/, or a folder that contains it as
-      DAVIS/.
-
-  Raises:
-    InputError: a folder, the list or a file is missing.
-  """
+def _list_videos(directory: str | os.PathLike) -> list[Video]:
+  """Returns the videos of the validation set, in the order of its list; the folder may contain it as DAVIS/."""
   root = existing_folder(directory)
   if not (root / "JPEGImages").is_dir() and (root / "DAVIS").is_dir():
     root = root / "DAVIS"
@@ -98,7 +90,7 @@ class Davis:
   """The benchmark, see `parts.Benchmark`. A part is a video.
 
   Args:
-    directory: folder of the dataset, see `list_videos`.
+    directory: folder with JPEGImages/, Annotations/ and ImageSets/, or a folder that contains it as DAVIS/.
     model: path of the weights, which is recorded in the settings.
     num_frames: number of recent predictions that are prompts in addition to the first frame.
     split: number of tiles along each side, see `InferenceOptions`.
@@ -110,7 +102,7 @@ class Davis:
   name = "davis2017"
 
   def __init__(self, directory: str | os.PathLike, *, model: str = "", num_frames: int = 0, split: int = 1):
-    self._videos = {video.name: video for video in list_videos(directory)}
+    self._videos = {video.name: video for video in _list_videos(directory)}
     self._num_frames, self._split = num_frames, split
     listing = "\n".join(f"{video.name} {len(video.frames)}" for video in self._videos.values())
     self.settings: dict[str, Any] = {

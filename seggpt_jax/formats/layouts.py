@@ -1,8 +1,4 @@
-"""Folder layouts: a folder in, the files of each sample as a list of `Item`s out. No file is opened.
-
-Every layout function takes an optional list `problems`. With it, a file that does not fit is left out and described in
-the list; without it, the first such file raises an InputError.
-"""
+"""Folder layouts: a folder in, the files of each sample as a list of `Item`s out. No file is opened."""
 
 from __future__ import annotations
 
@@ -41,6 +37,32 @@ class Item(NamedTuple):
   label: str | tuple[Mask, ...]
 
 
+def list_items(
+  kind: str,
+  path: str | os.PathLike,
+  split: str = ".",
+  class_names: Sequence[str] = (),
+  problems: list[str] | None = None,
+) -> list[Item]:
+  """Lists the files of one split of a dataset.
+
+  Args:
+    kind: folder, class_folders, masks or voc, see `recognize.KINDS`.
+    path: folder of the dataset, local or remote.
+    split: part of the dataset.
+    class_names: names of the classes of masks; () takes them from folders, or makes all masks class 1.
+    problems: list for descriptions of files that do not fit, which are then left out; None raises at the first one.
+
+  Raises:
+    InputError: files are missing or do not fit together.
+  """
+  if kind == "class_folders":
+    return _class_folders(_existing(os.path.join(path, split)), problems)
+  if kind == "masks":
+    return _mask_files(_existing(os.path.join(path, split)), class_names, problems)
+  return _voc_files(DatasetFiles(path), split, problems) if kind == "voc" else folder_layout(path, split, problems)
+
+
 def folder_layout(path: str | os.PathLike, split: str = ".", problems: list[str] | None = None) -> list[Item]:
   """Finds images and label maps of the same name, which may contain folders, such as `street/0001`.
 
@@ -76,24 +98,15 @@ def find_folders(directory: epath.Path, split: str) -> tuple[epath.Path, epath.P
   return None
 
 
-def voc_layout(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> list[Item]:
-  """Finds PASCAL VOC's `JPEGImages/NAME.*` and `SegmentationClass/NAME.png`.
+def _voc_files(files: DatasetFiles, split: str, problems: list[str] | None) -> list[Item]:
+  """Finds PASCAL VOC's `JPEGImages/NAME.*` and `SegmentationClass/NAME.png`, at any depth such as below VOCdevkit.
 
-  The names are listed in `ImageSets/Segmentation/SPLIT.txt`. CVAT's "Segmentation mask" is laid out in the same way.
-  Images may be in any folder.
-
-  Args:
-    path: folder of the dataset, or one that contains it, such as VOCdevkit.
-    split: name of the list, such as train or default; "." takes all label maps.
-    problems: list for descriptions of files that do not fit.
-
-  Raises:
-    InputError: a folder or list is missing, or a name has no image or label map.
+  The names are listed in `ImageSets/Segmentation/SPLIT.txt`; the split "." takes all label maps. CVAT's "Segmentation
+  mask" is laid out in the same way. Images may be in any folder.
   """
-  files = DatasetFiles(path)
   root = voc_root(files)
   if root is None:
-    raise InputError(f"{path}: found no folder SegmentationClass (found: {files.describe()}), expected one")
+    raise InputError(f"{files.root}: found no folder SegmentationClass (found: {files.describe()}), expected one")
   labels = _by_name(files, [each for each in files.paths if each.startswith(f"{root}SegmentationClass/")])
   masks = (f"{root}SegmentationClass/", f"{root}SegmentationObject/")
   images = _by_name(files, [each for each in files.paths if is_image(each) and not each.startswith(masks)])
@@ -156,17 +169,8 @@ def _matched(
   return [Item(prefix + name, path, labels[name]) for name, path in images.items() if name in labels]
 
 
-def class_folder_layout(directory: str | os.PathLike, problems: list[str] | None = None) -> list[Item]:
-  """Finds `PRODUCT/DEFECT/{image,label}` at any depth, as the original tool has them. Names are `PRODUCT/DEFECT/NAME`.
-
-  Args:
-    directory: folder that holds the product folders.
-    problems: list for descriptions of files that do not fit.
-
-  Raises:
-    InputError: no such folders are found, or an image or label has no partner.
-  """
-  directory = _existing(directory)
+def _class_folders(directory: epath.Path, problems: list[str] | None) -> list[Item]:
+  """Finds `PRODUCT/DEFECT/{image,label}` at any depth, as the original tool has them."""
   items: list[Item] = []
 
   def visit(folder: epath.Path, prefix: str) -> None:
@@ -183,9 +187,7 @@ def class_folder_layout(directory: str | os.PathLike, problems: list[str] | None
   return items
 
 
-def mask_layout(
-  directory: str | os.PathLike, class_names: Sequence[str] = (), problems: list[str] | None = None
-) -> list[Item]:
+def _mask_files(directory: epath.Path, class_names: Sequence[str], problems: list[str] | None) -> list[Item]:
   """Finds one mask file for each class or instance, arranged in one of three ways.
 
   - `images/NAME.*` and `labels/NAME/*.png`: one folder of masks for each image.
@@ -194,16 +196,7 @@ def mask_layout(
 
   In the first two, the beginning of a mask's file name gives its class (`crack_2.png`); without class names every mask
   is class 1. Where masks overlap, the higher class wins, then the later name.
-
-  Args:
-    directory: folder that holds the files.
-    class_names: names of classes 1, 2, ...; with one folder for each class, the default is their sorted names.
-    problems: list for descriptions of files that do not fit.
-
-  Raises:
-    InputError: a folder or image is missing, or a mask belongs to no known image or class.
   """
-  directory = _existing(directory)
   images_dir, labels_dir = directory / "images", directory / "labels"
   if not images_dir.is_dir():
     return list(_image_folders(directory, class_names, problems))

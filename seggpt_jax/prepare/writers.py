@@ -78,10 +78,11 @@ def encode_sample(source: EncodedSource, index: int, group: str = "", shorter_si
     check_size(label, image.shape[:2], where)
   if 0 < shorter_side < min(label.shape):
     image, label = _shrunk(image, label, shorter_side)
-    data = _jpeg(image) if image_ending(data) == ".jpg" else _png(image)
+    # In high quality, so that little is lost in addition to the first compression.
+    data = _saved(image, "JPEG", quality=95, subsampling=0) if image_ending(data) == ".jpg" else _saved(image)
   elif not _can_copy(data, where):
-    data = _png(image)
-  return EncodedSample(source.name(index), group, data, _png(label), classes_in(label))
+    data = _saved(image)
+  return EncodedSample(source.name(index), group, data, _saved(label), classes_in(label))
 
 
 def as_stored(data: bytes, where: str) -> tuple[bytes, str]:
@@ -95,7 +96,7 @@ def as_stored(data: bytes, where: str) -> tuple[bytes, str]:
     InputError: the file is damaged, cut off, or no image.
   """
   image = decode_image(data, where)
-  data = data if _can_copy(data, where) else _png(image)
+  data = data if _can_copy(data, where) else _saved(image)
   return data, image_ending(data)
 
 
@@ -117,16 +118,9 @@ def _shrunk(
   return np.asarray(smaller), np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
 
 
-def _jpeg(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
-  """Encodes pixels as JPEG in high quality, so that little is lost in addition to the first compression."""
+def _saved(pixels: UInt8[np.ndarray, "h w *c"], form: str = "PNG", **options: int) -> bytes:
   file = io.BytesIO()
-  Image.fromarray(pixels).save(file, "JPEG", quality=95, subsampling=0)
-  return file.getvalue()
-
-
-def _png(pixels: UInt8[np.ndarray, "h w *c"]) -> bytes:
-  file = io.BytesIO()
-  Image.fromarray(pixels).save(file, "PNG")
+  Image.fromarray(pixels).save(file, form, **options)
   return file.getvalue()
 
 

@@ -202,7 +202,7 @@ def test_images_that_a_tag_turns_are_to_be_compared_even_if_sizes_agree(tmp_path
     save(tmp_path / f"train/images/a{i:02d}.jpg", picture(i), exif=exif)
   findings = inspected(tmp_path)
   assert "5 images turned by a tag (EXIF orientation), the first: train a03" in advised(findings)
-  assert 3 in contact_sheet.choose_samples(findings.train, most=4)
+  assert 3 in contact_sheet._choose_samples(findings.train, most=4)
 
 
 def test_images_that_annotations_list_and_nobody_has_are_missing_not_damaged(tmp_path):

@@ -248,7 +248,7 @@ def test_image_and_label_of_a_record_are_found_by_their_names():
   def found(*names, **others):
     features = {name: records.Feature("Image") for name in names}
     features |= {name: records.Feature(kind) for name, kind in others.items()}
-    return records.image_and_label(features, "here")
+    return records._image_and_label(features, "here")
 
   assert found("image", "segmentation_mask", "preview", label="ClassLabel") == ("image", "segmentation_mask")
   assert found("image", "segmentation_mask", "instance_mask") == ("image", "segmentation_mask")
