@@ -188,7 +188,11 @@ def _fit(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "h2 
 def _draw_cell(sheet: Image.Image, place: tuple[int, int], cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> None:
   x, y = place
   draw = ImageDraw.Draw(sheet)
-  pictures = [None if cell.image is None else _fit(cell.image, _SIDE), _labeled(cell, palette)]
+  pictures = [None if cell.image is None else _fit(cell.image, _SIDE), None]
+  if cell.label is not None:
+    fits = cell.image is not None and cell.image.shape[:2] == cell.label.shape
+    image = cell.image if fits else np.full((*cell.label.shape, 3), 60, np.uint8)  # shows the label alone
+    pictures[1] = draw_label(image, cell.label, palette, _SIDE)
   for number, picture in enumerate(pictures):
     left = x + number * (_SIDE + _GAP)
     draw.rectangle((left, y, left + _SIDE - 1, y + _SIDE - 1), (228, 228, 228))
@@ -208,15 +212,6 @@ def _draw_cell(sheet: Image.Image, place: tuple[int, int], cell: Cell, palette: 
   )
   if cell.problem:
     draw.rectangle((x - 6, y - 6, x + _CELL[0] + 5, y + _CELL[1] + 2), None, _RED, 4)
-
-
-def _labeled(cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> np.ndarray | None:
-  if cell.label is None:
-    return None
-  image = cell.image
-  if image is None or image.shape[:2] != cell.label.shape:
-    image = np.full((*cell.label.shape, 3), 60, np.uint8)  # shows the label alone
-  return draw_label(image, cell.label, palette, _SIDE)
 
 
 def _legend_entries(

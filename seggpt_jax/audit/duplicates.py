@@ -77,7 +77,9 @@ def near_duplicates(first: list[Print], second: list[Print]) -> tuple[list[NearD
       rows, columns = np.nonzero(bits <= _NEAR_BITS)
       for part in range(0, len(rows), 4096):
         row, col = rows[part : part + 4096] + start, columns[part : part + 4096] + column
-        difference = _differences(other_thumbnails[row], thumbnails[col])
+        (a, flat_a), (b, flat_b) = _fine(other_thumbnails[row]), _fine(thumbnails[col])
+        # One minus the correlation of the fine shapes; 1 where an image has none.
+        difference = np.where(flat_a | flat_b, 1, 1 - np.sum(a * b, axis=1)).astype(np.float32)
         same = np.flatnonzero(difference <= _SAME)
         copied[row[same]] = True
         found += [
@@ -92,12 +94,6 @@ def near_duplicates(first: list[Print], second: list[Print]) -> tuple[list[NearD
 def _distances(rows: UInt64[np.ndarray, "m 4"], columns: UInt64[np.ndarray, "n 4"]) -> np.ndarray:
   """Counts the differing bits of all pairs."""
   return sum(np.bitwise_count(rows[:, None, w] ^ columns[None, :, w]).astype(np.uint16) for w in range(4))
-
-
-def _differences(first: UInt8[np.ndarray, "n 48 48"], second: UInt8[np.ndarray, "n 48 48"]) -> Float32[np.ndarray, "n"]:
-  """Returns one minus the correlation of the fine shapes; 1 where an image has none."""
-  (a, flat_a), (b, flat_b) = _fine(first), _fine(second)
-  return np.where(flat_a | flat_b, 1, 1 - np.sum(a * b, axis=1)).astype(np.float32)
 
 
 def _fine(thumbnails: UInt8[np.ndarray, "n 48 48"]) -> tuple[Float32[np.ndarray, "n 2304"], Bool[np.ndarray, "n"]]:

@@ -140,8 +140,7 @@ def _bad(findings: Findings) -> Iterator[Advice]:
 
 
 def _notes(findings: Findings) -> Iterator[Advice]:
-  for split, files in findings.files.items():
-    yield from (Advice(f"{split}: {note}") for note in files.notes)
+  yield from (Advice(f"{split}: {note}") for split, files in findings.files.items() for note in files.notes)
 
 
 def _missing(findings: Findings) -> Iterator[Advice]:

@@ -196,16 +196,14 @@ def open_dataset(dataset: Dataset, split: str, limit: int = -1, problems: list[s
     raise InputError(f"dataset: found kind {dataset.kind!r}, expected one of {', '.join(KINDS)}")
   if not dataset.path or not remote_or_local(dataset.path).is_dir():
     raise InputError(f"{dataset.path!r}: folder not found, expected {KINDS[dataset.kind]}")
-  source = _open(dataset, split, problems)
-  return source if limit < 0 or limit >= len(source) else View(source, indices=range(limit))
-
-
-def _open(dataset: Dataset, split: str, problems: list[str] | None) -> Source:
   path = expand(dataset.path)
   if dataset.kind in OUTLINES:
     with reading_values(path):
-      return OutlineSource(OUTLINES[dataset.kind](path, split, problems), dataset.num_classes, dataset.class_names)
-  if dataset.kind == "tfds":
-    return RecordSource(path, split, dataset.num_classes, dataset.label_format)
-  items = list_items(dataset.kind, path, split, dataset.class_names, problems)
-  return FileSource(items, dataset.num_classes, dataset.label_format)
+      annotations = OUTLINES[dataset.kind](path, split, problems)
+      source = OutlineSource(annotations, dataset.num_classes, dataset.class_names)
+  elif dataset.kind == "tfds":
+    source = RecordSource(path, split, dataset.num_classes, dataset.label_format)
+  else:
+    items = list_items(dataset.kind, path, split, dataset.class_names, problems)
+    source = FileSource(items, dataset.num_classes, dataset.label_format)
+  return source if limit < 0 or limit >= len(source) else View(source, indices=range(limit))

@@ -74,16 +74,12 @@ class SampleIndex(NamedTuple):
   @classmethod
   def join(cls, parts: Sequence[SampleIndex]) -> SampleIndex:
     """Concatenates indices whose samples follow one another."""
-    starts = np.cumsum([0, *(part.text.shape[0] for part in parts)])
-    groups = np.concatenate([part.group_names[part.group_of] for part in parts])
-    unique, group_of = np.unique(groups, return_inverse=True)
-    return cls(
-      text=np.concatenate([part.text for part in parts]),
-      ends=np.concatenate([part.ends + start for part, start in zip(parts, starts, strict=False)]),
-      group_names=unique,
-      group_of=group_of.astype(np.int32),
-      holds=np.concatenate([part.holds for part in parts]),
-      bad=np.concatenate([part.bad for part in parts]),
+    places = [(part, index) for part in parts for index in range(len(part))]
+    names, groups, classes = (
+      [getattr(part, key)(index) for part, index in places] for key in ("name", "group", "classes")
+    )
+    return cls.of(
+      names, groups, classes, parts[0].holds.shape[1], np.concatenate([part.bad for part in parts]).tolist()
     )
 
   def name(self, index: int) -> str:

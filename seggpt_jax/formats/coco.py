@@ -78,14 +78,17 @@ def coco_files(files: DatasetFiles) -> dict[str, list[str]]:
   candidates = [path for path in files.ending(".json") if path.count("/") <= 2]
   canonical = [path for path in candidates if re.search(r"(^|/)(instances_[^/]*|_annotations\.coco)\.json$", path)]
   found: dict[str, list[str]] = {}
-  for path in canonical or [path for path in candidates if _is_coco(files.head(path))]:
+  if not canonical:
+    heads = {path: files.head(path) for path in candidates}
+    keys = (b'"images"', b'"annotations"', b'"categories"')
+    canonical = [
+      path
+      for path, head in heads.items()
+      if head.startswith(b"{") and b'"shapes"' not in head and any(key in head for key in keys)
+    ]
+  for path in canonical:
     found.setdefault(_split_name(path), []).append(path)
   return found
-
-
-def _is_coco(head: bytes) -> bool:
-  keys = (b'"images"', b'"annotations"', b'"categories"')
-  return head.startswith(b"{") and b'"shapes"' not in head and any(key in head for key in keys)
 
 
 def _split_name(path: str) -> str:

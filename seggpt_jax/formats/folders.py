@@ -56,11 +56,10 @@ def walk(
     passed: counter of the subfolders that are passed over, by reason.
   """
 
-  def visit(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str]]:
+  def visit(folder: str, prefix: str, above: tuple[tuple, ...]) -> Iterator[tuple[str, str]]:
     # Strings, because path objects for 100,000 files take longer than everything else before the first step.
     if os.path.isdir(folder):
-      found = os.stat(folder)
-      above = (*above, (found.st_dev, found.st_ino))  # the same for all links to the folder
+      above = (*above, os.stat(folder)[1:3])  # number and device, the same for all links to the folder
       with os.scandir(folder) as entries:
         inside = sorted((entry.name, entry.is_dir()) for entry in entries)
     else:
@@ -72,20 +71,16 @@ def walk(
         continue
       if not is_folder:
         yield prefix + name, path
-      elif not (reason := why_not(path) or ("a link in a circle" if _is_circle(path, above) else "")):
+        continue
+      reason = why_not(path)
+      if not reason and os.path.islink(path) and os.stat(path)[1:3] in above:
+        reason = "a link in a circle"
+      if not reason:
         yield from visit(path, f"{prefix}{name}/", above)
       elif passed is not None:
         passed[f"folder ({reason})"] += 1
 
   return visit(directory, "", ())
-
-
-def _is_circle(path: str, above: tuple[tuple[int, int], ...]) -> bool:
-  """Returns whether a folder is a link to a folder that leads to it."""
-  if not os.path.islink(path):
-    return False
-  found = os.stat(path)
-  return (found.st_dev, found.st_ino) in above
 
 
 def list_images(

@@ -32,7 +32,9 @@ def label_studio_files(files: DatasetFiles) -> list[str]:
   Raises:
     InputError: there are only masks of brushes, which name tasks instead of images.
   """
-  found = [path for path in files.ending(".json") if path.count("/") <= 1 and _is_export(files.head(path))]
+  heads = {path: files.head(path) for path in files.ending(".json") if path.count("/") <= 1}
+  keys = (b'"annotations"', b'"completions"', b'"original_width"', b'"annotation_id"', b'"annotator"')
+  found = [path for path, head in heads.items() if head.startswith(b"[") and any(key in head for key in keys)]
   brushes = [path for path in files.ending(".png") if _BRUSH_PNG.search(path)]
   if brushes and not found:
     raise InputError(
@@ -40,11 +42,6 @@ def label_studio_files(files: DatasetFiles) -> list[str]:
       "of each task, expected one; it holds the masks too"
     )
   return found
-
-
-def _is_export(head: bytes) -> bool:
-  keys = (b'"annotations"', b'"completions"', b'"original_width"', b'"annotation_id"', b'"annotator"')
-  return head.startswith(b"[") and any(key in head for key in keys)
 
 
 def read_label_studio(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
@@ -125,9 +122,13 @@ def _entry(task: dict[str, Any], name: str, files: DatasetFiles, folder: str, wh
     shapes.append(Shape("", problem=f"{name}: found {several} annotations, expected one"))
   sizes = {(result.get("original_height"), result.get("original_width")) for result in results}
   size = next(iter(sizes)) if len(sizes) == 1 else None
-  image = _find(files, _plain_path(paths[0]), folder)
+  path = _plain_path(paths[0])
+  near = (f"{folder}/images" if folder else "images", folder)
+  image = files.find(path, near)
+  if os.path.relpath(image, files.root) not in files:
+    image = files.find(str(PurePosixPath(path).with_name(_without_prefix(PurePosixPath(path).name))), near)
   fields = {key: value for key, value in stated.items() if isinstance(value, (str, int, float))}
-  shown = _without_prefix(PurePosixPath(_plain_path(paths[0])).name)
+  shown = _without_prefix(PurePosixPath(path).name)
   return Entry(os.path.splitext(shown)[0], image, tuple(shapes), size if size and all(size) else None, fields)
 
 
@@ -140,13 +141,6 @@ def _plain_path(address: str) -> str:
 def _without_prefix(name: str) -> str:
   """Removes the eight digits that Label Studio puts before the names of uploaded files."""
   return re.sub(r"^[0-9a-f]{8}-(?=.)", "", name)
-
-
-def _find(files: DatasetFiles, path: str, folder: str) -> str:
-  near = (f"{folder}/images" if folder else "images", folder)
-  found = files.find(path, near)
-  plain = str(PurePosixPath(path).with_name(_without_prefix(PurePosixPath(path).name)))
-  return found if os.path.relpath(found, files.root) in files else files.find(plain, near)
 
 
 def _shape(result: dict[str, Any], where: str) -> Shape:

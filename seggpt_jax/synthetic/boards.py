@@ -267,15 +267,11 @@ def write_boards(directory: str | os.PathLike[str], num_train: int, num_val: int
   with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
     whole = pathlib.Path(temporary) / "boards"
     for source in sources:
-      _write_source(source, whole / source.split)
+      folders = {"image": whole / source.split / "images", "label": whole / source.split / "labels"}
+      for folder in folders.values():
+        folder.mkdir(parents=True)
+      for index in tqdm(range(len(source)), desc=f"{source.split} boards", unit="board"):
+        item = source[index]
+        for key, folder in folders.items():
+          Image.fromarray(item[key]).save(folder / f"{item['name']}.png")
     os.replace(whole, directory)
-
-
-def _write_source(source: BoardSource, directory: pathlib.Path) -> None:
-  folders = {"image": directory / "images", "label": directory / "labels"}
-  for folder in folders.values():
-    folder.mkdir(parents=True)
-  for index in tqdm(range(len(source)), desc=f"{source.split} boards", unit="board"):
-    item = source[index]
-    for key, folder in folders.items():
-      Image.fromarray(item[key]).save(folder / f"{item['name']}.png")
