@@ -40,48 +40,28 @@ class Copies(NamedTuple):
 
 
 class Groups(NamedTuple):
-  """Groups of samples.
+  """Groups of samples."""
 
-  Attributes:
-    spec: rule that assigns samples to groups, see `data.groups.group_names`.
-    sizes: number of samples of each group, by split.
-    shared: groups that occur in more than one split.
-    problems: reasons why the groups of a split cannot be determined.
-  """
-
-  spec: str
-  sizes: dict[str, collections.Counter]
-  shared: list[str]
-  problems: list[str]
+  spec: str  # rule that assigns samples to groups, see `data.groups.group_names`
+  sizes: dict[str, collections.Counter]  # number of samples of each group, by split
+  shared: list[str]  # groups that occur in more than one split
+  problems: list[str]  # reasons why the groups of a split cannot be determined
 
 
 @dataclasses.dataclass
 class Findings:
-  """Everything that the audit of a dataset found.
+  """Everything that the audit of a dataset found."""
 
-  Attributes:
-    dataset: the dataset, with the number of classes and the label format it was read with.
-    given: names of the flags that the user set.
-    surveys: survey of each split.
-    guess: the label format that the files suggest; None if the dataset does not store label files.
-    groups: groups of samples; None if the user named no rule.
-    copies: images that two splits share, for each pair of splits.
-    class_names: names of classes 1, 2, ..., as far as they are known.
-    max_images: number of images of each split that were read; 0 is all.
-    files: access to the samples of each split.
-    others: further splits of the dataset that were not read.
-  """
-
-  dataset: Dataset
-  given: frozenset[str]
-  surveys: dict[str, Survey]
-  guess: Guess | None
-  groups: Groups | None
-  copies: list[Copies]
-  class_names: list[str]
-  max_images: int
-  files: dict[str, SampleFiles]
-  others: tuple[str, ...] = ()
+  dataset: Dataset  # the dataset, with the number of classes and the label format it was read with
+  given: frozenset[str]  # names of the flags that the user set
+  surveys: dict[str, Survey]  # survey of each split
+  guess: Guess | None  # the label format that the files suggest; None if the dataset does not store label files
+  groups: Groups | None  # groups of samples; None if the user named no rule
+  copies: list[Copies]  # images that two splits share, for each pair of splits
+  class_names: list[str]  # names of classes 1, 2, ..., as far as they are known
+  max_images: int  # number of images of each split that were read; 0 is all
+  files: dict[str, SampleFiles]  # access to the samples of each split
+  others: tuple[str, ...] = ()  # further splits of the dataset that were not read
 
   @property
   def train(self) -> Survey:

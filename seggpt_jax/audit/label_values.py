@@ -25,28 +25,15 @@ Key = tuple[int | None, int | None]
 
 
 class FileValues(NamedTuple):
-  """Values stored in one label file.
+  """Values stored in one label file."""
 
-  Attributes:
-    where: name of the file.
-    form: format and mode, such as "PNG P".
-    lossy: True if it is compressed with loss.
-    fault: reason why its pixels are no labels, or "".
-    keys: its values.
-    counts: number of pixels of each value, of those away from borders, and of those between lower and higher ones,
-      `[keys, 3]`.
-    steep: see `borders.Surroundings`, as are the next two.
-    soft: pixels on borders that are ramps.
-    middle: pixels of middle brightness.
-  """
-
-  where: str
-  form: str
-  lossy: bool
-  fault: str
-  keys: list[Key]
-  counts: np.ndarray
-  steep: int
+  where: str  # name of the file
+  form: str  # format and mode, such as "PNG P"
+  lossy: bool  # whether it is compressed with loss
+  fault: str  # reason why its pixels are no labels, or ""
+  keys: list[Key]  # its values
+  counts: np.ndarray  # `[keys, 3]`, pixels of each value: all, away from borders, between lower and higher ones
+  steep: int  # see `Surroundings`, as are the next two
   soft: int
   middle: int
 
@@ -87,42 +74,26 @@ def _count(pixels: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 class ValueFacts(NamedTuple):
-  """Facts about one stored value.
+  """Facts about one stored value."""
 
-  Attributes:
-    share: share of all pixels.
-    files: number of files that hold it.
-    inner: share of its pixels that are away from borders.
-    between: share of its pixels that are between lower and higher values.
-  """
-
-  share: float
-  files: int
-  inner: float
-  between: float
+  share: float  # share of all pixels
+  files: int  # number of files that hold it
+  inner: float  # share of its pixels that are away from borders
+  between: float  # share of its pixels that are between lower and higher values
 
 
 @dataclasses.dataclass
 class StoredValues:
-  """Values stored in many label files.
+  """Values stored in many label files."""
 
-  Attributes:
-    formats: number of files by format and mode, such as "PNG P".
-    num_files: number of files.
-    num_lossy: number of files that are compressed with loss.
-    counts: for each value, the counts of `FileValues` and the number of files that hold it.
-    examples: a file that holds it, for each value of files with color palettes.
-    steep: pixels at borders, see `borders.Surroundings`.
-    soft: those on borders that are ramps.
-    middle: pixels of middle brightness.
-  """
-
-  formats: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  formats: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # by format and mode
   num_files: int = 0
-  num_lossy: int = 0
+  num_lossy: int = 0  # files that are compressed with loss
+  # For each value, the counts of `FileValues`, and the number of files that hold it.
   counts: dict[Key, np.ndarray] = dataclasses.field(default_factory=dict)
+  # A file that holds it, for each value of files with color palettes.
   examples: dict[Key, str] = dataclasses.field(default_factory=dict)
-  steep: int = 0
+  steep: int = 0  # see `Surroundings`, as are the next two
   soft: int = 0
   middle: int = 0
 

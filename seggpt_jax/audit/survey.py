@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import dataclasses
 import hashlib
 import os
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
@@ -139,49 +140,28 @@ class Surveyed(NamedTuple):
   kind: str
 
 
-@dataclasses.dataclass
+@dataclass
 class Survey:
-  """Counts over one split.
-
-  Attributes:
-    split: name of the split.
-    num_samples: number of samples, including samples that were not read.
-    kinds: number of images by format and mode, such as "JPEG RGB".
-    sizes: number of images by (height, width).
-    num_bytes: size of the image files.
-    turned: names of samples whose image an EXIF tag rotates.
-    num_boxes: number of objects whose outline is only a rectangle.
-    peaks: largest value of each 16-bit image.
-    problems: messages, by the keys of `PROBLEMS`.
-    values: values stored in the label files.
-    pixels: number of pixels of each class.
-    regions: sizes of the regions of each class.
-    holding: number of samples that show each class.
-    num_labels: number of labels that were read.
-    num_empty: number of those labels without foreground.
-    samples: record of each sample.
-    prints: (position in samples, print) of each image that was read.
-    digests: hashes of the pixels of those images, in the same order.
-  """
+  """Counts over one split."""
 
   split: str
-  num_samples: int = 0
-  kinds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  num_bytes: int = 0
-  turned: list[str] = dataclasses.field(default_factory=list)
-  num_boxes: int = 0
-  peaks: list[int] = dataclasses.field(default_factory=list)
-  problems: dict[str, list[str]] = dataclasses.field(default_factory=lambda: {kind: [] for kind in PROBLEMS})
-  values: StoredValues = dataclasses.field(default_factory=StoredValues)
-  pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))
-  regions: dict[int, ClassRegions] = dataclasses.field(default_factory=dict)
-  holding: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))
-  num_labels: int = 0
-  num_empty: int = 0
-  samples: list[Surveyed] = dataclasses.field(default_factory=list)
-  prints: list[tuple[int, Print]] = dataclasses.field(default_factory=list)
-  digests: list[bytes] = dataclasses.field(default_factory=list)
+  num_samples: int = 0  # including samples that were not read
+  kinds: Counter = field(default_factory=Counter)  # number of images by format and mode, such as "JPEG RGB"
+  sizes: Counter = field(default_factory=Counter)  # number of images by (height, width)
+  num_bytes: int = 0  # size of the image files
+  turned: list[str] = field(default_factory=list)  # names of samples whose image an EXIF tag rotates
+  num_boxes: int = 0  # objects whose outline is only a rectangle
+  peaks: list[int] = field(default_factory=list)  # largest value of each 16-bit image
+  problems: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in PROBLEMS})  # messages
+  values: StoredValues = field(default_factory=StoredValues)  # values stored in the label files
+  pixels: np.ndarray = field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))  # of each class
+  regions: dict[int, ClassRegions] = field(default_factory=dict)  # sizes of the regions of each class
+  holding: np.ndarray = field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))  # samples that show each class
+  num_labels: int = 0  # labels that were read
+  num_empty: int = 0  # of these, those without foreground
+  samples: list[Surveyed] = field(default_factory=list)
+  prints: list[tuple[int, Print]] = field(default_factory=list)  # position in samples, of each image that was read
+  digests: list[bytes] = field(default_factory=list)  # hashes of the pixels of those images, in the same order
 
   def add(self, facts: SampleFacts) -> None:
     """Adds the facts about one sample."""

@@ -32,21 +32,13 @@ def count_text(count: int, what: str = "file") -> str:
 
 
 class Network(NamedTuple):
-  """A network with its configurations in configs/.
+  """A network with its configurations in configs/."""
 
-  Attributes:
-    config: configuration that shows it whole images.
-    defects_config: configuration that shows it tiles, at a scale at which small objects are as large as a patch.
-    square: side in pixels of what it sees at once.
-    patch: side of a patch in pixels, or of the smallest object that a trained head finds well.
-    remedy: what to do about smaller objects.
-  """
-
-  config: str
-  defects_config: str
-  square: int
-  patch: int
-  remedy: str
+  config: str  # configuration that shows it whole images
+  defects_config: str  # configuration that shows it tiles, at a scale at which small objects are as large as a patch
+  square: int  # side in pixels of what it sees at once
+  patch: int  # side of a patch in pixels, or of the smallest object that a trained head finds well
+  remedy: str  # what to do about smaller objects
 
 
 SMALL = Network("head", "head", 224, 4, "a larger config.data.resize shows them larger, and takes longer")

@@ -33,15 +33,10 @@ _AREAS = (0.0, 0.1, 0.25, 0.5)
 
 
 class Seen(NamedTuple):
-  """A labeled image after the network.
+  """A labeled image after the network."""
 
-  Attributes:
-    colors: the predicted colors, uint8 [H, W, 3].
-    truth: the true label map, uint8 [H, W].
-  """
-
-  colors: UInt8[np.ndarray, "h w 3"]
-  truth: UInt8[np.ndarray, "h w"]
+  colors: UInt8[np.ndarray, "h w 3"]  # the predicted colors, uint8 [H, W, 3]
+  truth: UInt8[np.ndarray, "h w"]  # the true label map, uint8 [H, W]
 
 
 @dataclasses.dataclass(frozen=True)

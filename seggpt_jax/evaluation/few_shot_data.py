@@ -99,21 +99,13 @@ class _Opening(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-  """A few-shot benchmark.
+  """A few-shot benchmark."""
 
-  Attributes:
-    read: reads the dataset.
-    inside: folder that the folder of the dataset contains.
-    candidates: paths of that folder below the one that the user names, besides that one itself.
-    num_folds: number of folds.
-    has_lists: whether published lists can be given.
-  """
-
-  read: Callable[[_Opening], FewShotData]
-  inside: str = ""
-  candidates: tuple[str, ...] = ()
-  num_folds: int = 1
-  has_lists: bool = False
+  read: Callable[[_Opening], FewShotData]  # reads the dataset
+  inside: str = ""  # folder that the folder of the dataset contains
+  candidates: tuple[str, ...] = ()  # paths of that folder below the one that the user names, besides that one itself
+  num_folds: int = 1  # number of folds
+  has_lists: bool = False  # whether published lists can be given
 
 
 def read_benchmark(

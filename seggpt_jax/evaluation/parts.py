@@ -33,28 +33,18 @@ _HEIGHT, _WIDTH, _GAP, _TITLE = 144, 192, 4, 14
 
 
 class Finished(NamedTuple):
-  """The result of a part.
+  """The result of a part."""
 
-  Attributes:
-    values: JSON values.
-    strip: a picture, of the same width for all parts; None if the part has none.
-  """
-
-  values: dict[str, Any]
-  strip: UInt8[np.ndarray, "h w 3"] | None
+  values: dict[str, Any]  # JSON values
+  strip: UInt8[np.ndarray, "h w 3"] | None  # a picture, of the same width for all parts; None if the part has none
 
 
 @runtime_checkable
 class Benchmark(Protocol):
-  """A benchmark that can be run in parts.
+  """A benchmark that can be run in parts."""
 
-  Attributes:
-    name: name on the command line.
-    settings: everything that the numbers depend on, as JSON values.
-  """
-
-  name: str
-  settings: Mapping[str, Any]
+  name: str  # name on the command line
+  settings: Mapping[str, Any]  # everything that the numbers depend on, as JSON values
 
   def parts(self, shard: Shard) -> list[str]:
     """Returns the names of a shard's parts."""

@@ -32,21 +32,13 @@ class _Annotation(NamedTuple):
 
 
 def read_coco(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
-  """Reads the annotations of a split.
+  """Reads the annotations of a split, see `outlines.Reader`.
 
-  The annotations are a JSON file anywhere in the folder that the split gives its name, such as
+  They are a JSON file anywhere in the folder that the split gives its name, such as
   `annotations/instances_SPLIT.json`, `SPLIT/_annotations.coco.json` or `SPLIT.json`; for the split "." they are the
   only such file. Images are found by their names. Categories sorted by id become classes 1, 2, ... Where objects
   overlap, the smaller one is on top. Crowd regions are IGNORE where they have no object on top. Images without
   annotations are all background. A sample's name is the file name of its image without extension.
-
-  Args:
-    path: folder, local or remote.
-    split: part of the dataset.
-    problems: list for descriptions of annotations that are left out; None raises at the first one.
-
-  Raises:
-    InputError: the annotations are missing or damaged, or an id or a name is there twice.
   """
   files = DatasetFiles(path)
   relative = _annotation_file(files, split)

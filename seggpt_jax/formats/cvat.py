@@ -51,15 +51,10 @@ def cvat_splits(files: DatasetFiles) -> list[str]:
 
 
 def read_cvat(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
-  """Reads the annotations of a split. Categories are the labels of the task, in its order.
+  """Reads the annotations of a split, see `outlines.Reader`. Categories are the labels of the task, in its order.
 
-  Args:
-    path: folder with annotations.xml and the images.
-    split: subset of the images, or folder of the XML file, or "." for all images.
-    problems: not used; every object that cannot be read is an error of its image.
-
-  Raises:
-    InputError: there is no such file or split, or the file is damaged.
+  The split is a subset of the images, or the folder of an XML file, or "." for all images. No object is left out: one
+  that cannot be read is an error of its image.
   """
   del problems
   files = DatasetFiles(path)

@@ -45,16 +45,10 @@ def label_studio_files(files: DatasetFiles) -> list[str]:
 
 
 def read_label_studio(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
-  """Reads all annotations of an export, in the form JSON or JSON-MIN. Categories are all labels, sorted by name.
+  """Reads all annotations of an export, see `outlines.Reader`, in the form JSON or JSON-MIN.
 
-  Args:
-    path: folder with the export and the images.
-    split: folder of the export, or "." for the only one.
-    problems: list for descriptions of tasks that are left out, since nobody has annotated them; None raises at the
-      first one.
-
-  Raises:
-    InputError: there is no export or more than one, or it is damaged.
+  The split is the folder of the export, or "." for the only one. Tasks that nobody has annotated are left out.
+  Categories are all labels, sorted by name.
   """
   files = DatasetFiles(path)
   exports = label_studio_files(files)

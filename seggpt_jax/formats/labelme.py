@@ -62,16 +62,10 @@ def is_labelme(path: str) -> bool:
 
 
 def read_labelme(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
-  """Reads the annotations of a split. Categories are the labels in all files of the dataset, sorted by name.
+  """Reads the annotations of a split, see `outlines.Reader`.
 
-  Args:
-    path: folder of the dataset.
-    split: first folder of the files, or "." for all.
-    problems: list for descriptions of images that are left out, since they have no file of annotations; None raises at
-      the first one.
-
-  Raises:
-    InputError: there are no such files, or one is damaged.
+  The split is the first folder of the files, or "." for all. Images without a file of annotations are left out.
+  Categories are the labels in all files of the dataset, sorted by name.
   """
   files = DatasetFiles(path)
   known = labelme_files(files)

@@ -274,17 +274,11 @@ def _existing(directory: str | os.PathLike) -> epath.Path:
 
 
 class LabelMap(NamedTuple):
-  """The content of a labelmap.txt.
+  """The content of a labelmap.txt."""
 
-  Attributes:
-    where: path of the file.
-    names: names of classes 1, 2, ...
-    label_format: table of the colors of all classes, the background first.
-  """
-
-  where: str
-  names: tuple[str, ...]
-  label_format: LabelFormat
+  where: str  # path of the file
+  names: tuple[str, ...]  # names of classes 1, 2,
+  label_format: LabelFormat  # table of the colors of all classes, the background first
 
 
 def read_label_map(files: DatasetFiles) -> LabelMap | None:

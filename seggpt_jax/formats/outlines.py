@@ -7,7 +7,8 @@ module that reads its files into `Annotations`; `data.datasets` makes samples of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -26,45 +27,26 @@ UNKNOWN = "__ignore__"  # category of pixels without a known class
 
 
 class Shape(NamedTuple):
-  """One object of an image.
+  """One object of an image."""
 
-  Attributes:
-    category: name of its class, or BACKGROUND or UNKNOWN.
-    outline: its polygons or run lengths; () if it has none, for which `problem` may give the reason.
-    size: height and width that run lengths refer to; None for polygons.
-    relative: True if polygons are relative to the image's width and height, 0..1.
-    crowd: True for a region whose objects are not told apart. It is IGNORE where no object lies on top.
-    box: True if the outline is only a rectangle around the object.
-    problem: reason why the object has no outline that can be drawn; "" if it has one.
-  """
-
-  category: str
-  outline: Outline = ()
-  size: tuple[int, int] | None = None
-  relative: bool = False
-  crowd: bool = False
-  box: bool = False
-  problem: str = ""
+  category: str  # name of its class, or BACKGROUND or UNKNOWN
+  outline: Outline = ()  # its polygons or run lengths; () if it has none, for which `problem` may give the reason
+  size: tuple[int, int] | None = None  # height and width that run lengths refer to; None for polygons
+  relative: bool = False  # True if polygons are relative to the image's width and height, 0..1
+  crowd: bool = False  # True for a region whose objects are not told apart. It is IGNORE where no object lies on top
+  box: bool = False  # True if the outline is only a rectangle around the object
+  problem: str = ""  # reason why the object has no outline that can be drawn; "" if it has one
 
 
 class Entry(NamedTuple):
-  """One image with its objects.
+  """One image with its objects."""
 
-  Attributes:
-    name: name of the sample.
-    image: path of the image.
-    shapes: its objects.
-    size: height and width that the annotations state; None if they state none.
-    fields: further information by key.
-    where: file with the annotations of this image alone; "" if one file has those of all images.
-  """
-
-  name: str
-  image: str
-  shapes: tuple[Shape, ...]
-  size: tuple[int, int] | None = None
-  fields: Mapping[str, Any] = MappingProxyType({})
-  where: str = ""
+  name: str  # name of the sample
+  image: str  # path of the image
+  shapes: tuple[Shape, ...]  # its objects
+  size: tuple[int, int] | None = None  # height and width that the annotations state; None if they state none
+  fields: Mapping[str, Any] = MappingProxyType({})  # further information by key
+  where: str = ""  # file with the annotations of this image alone; "" if one file has those of all images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +66,11 @@ class Annotations:
   categories: tuple[str, ...]
   smallest_on_top: bool = False
   notes: tuple[str, ...] = ()
+
+
+# Reads the annotations of a split: takes the folder of the dataset, local or remote, the name of the split, and a list
+# for descriptions of what is left out; None raises an InputError at the first one, as missing and damaged files do.
+Reader = Callable[[str | os.PathLike, str, list[str] | None], Annotations]
 
 
 def draw_shapes(

@@ -16,14 +16,14 @@ from seggpt_jax.formats.images import remote_or_local
 from seggpt_jax.formats.label_studio import label_studio_files, read_label_studio
 from seggpt_jax.formats.labelme import is_labelme, labelme_files, read_labelme
 from seggpt_jax.formats.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, find_folders, voc_root, voc_splits
-from seggpt_jax.formats.outlines import Annotations
+from seggpt_jax.formats.outlines import Reader
 from seggpt_jax.formats.yolo import read_yolo, yolo_splits
 
 _PROBED = 8  # files that decide whether JSON files are LabelMe's
 
 
 # Kinds whose labels are outlines of objects, and the functions that read them.
-OUTLINES: dict[str, Callable[[str, str, list[str] | None], Annotations]] = {
+OUTLINES: dict[str, Reader] = {
   "coco": read_coco,
   "labelme": read_labelme,
   "yolo": read_yolo,
@@ -46,15 +46,10 @@ KINDS = {
 
 
 class Form(NamedTuple):
-  """The form of a dataset.
+  """The form of a dataset."""
 
-  Attributes:
-    kind: a key of `KINDS`.
-    splits: names of its splits, the one to train on first; () if they are not known.
-  """
-
-  kind: str
-  splits: tuple[str, ...] = ()
+  kind: str  # a key of `KINDS`
+  splits: tuple[str, ...] = ()  # names of its splits, the one to train on first; () if they are not known
 
 
 def recognize(path: str, kind: str | None = None) -> Form:

@@ -36,15 +36,11 @@ def yolo_splits(files: DatasetFiles) -> list[str]:
 
 
 def read_yolo(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
-  """Reads the annotations of a split. Images without a text file, or with an empty one, are all background.
+  """Reads the annotations of a split, see `outlines.Reader`, with the help of data.yaml if there is one.
 
-  Args:
-    path: folder with images/SPLIT and labels/SPLIT, or with SPLIT/images and SPLIT/labels, and perhaps data.yaml.
-    split: train, val or test, or the name of another folder.
-    problems: list for descriptions of text files that are left out, since they have no image; None raises at the first.
-
-  Raises:
-    InputError: there are no such files, or data.yaml is damaged.
+  The split is train, val or test, or the name of another folder: images/SPLIT and labels/SPLIT, or SPLIT/images and
+  SPLIT/labels. Images without a text file, or with an empty one, are all background; text files without an image are
+  left out.
   """
   files = DatasetFiles(path)
   where, content = _description(files)
