@@ -227,15 +227,16 @@ def _large(findings: Findings) -> Iterator[Advice]:
 
 def _dark(findings: Findings) -> Iterator[Advice]:
   peaks = [peak for survey in findings.surveys.values() for peak in survey.peaks]
-  if peaks and np.median(peaks) < _DARK and max(peaks) <= 4095:
+  if not peaks or np.median(peaks) >= _DARK:
+    return
+  found = f"images of 16 bits reach only {max(peaks)} of 65535 (half of them {np.median(peaks):.0f})"
+  if max(peaks) <= 4095:
+    white = 255 if max(peaks) <= 255 else 4095
+    yield Advice(f"{found} and are read with {white} as white; save them with 8 bits if they have another depth")
+  else:
     yield Advice(
-      f"images of 16 bits reach only {max(peaks)} of 65535 (half of them {np.median(peaks):.0f}) and are read with "
-      f"{255 if max(peaks) <= 255 else 4095} as white; save them with 8 bits if they have another depth"
-    )
-  elif peaks and np.median(peaks) < _DARK:
-    yield Advice(
-      f"images of 16 bits reach only {max(peaks)} of 65535 (half of them {np.median(peaks):.0f}), which is "
-      f"{max(peaks) / 257:.0f} of 255 and nearly black; stretch their values to 0..65535 or save them with 8 bits"
+      f"{found}, which is {max(peaks) / 257:.0f} of 255 and nearly black; stretch their values to 0..65535 or save "
+      "them with 8 bits"
     )
 
 

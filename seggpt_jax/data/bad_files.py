@@ -14,17 +14,11 @@ LIST_FILE = "bad_files.txt"  # usual name of the file that `BadFiles.write` writ
 
 
 class BadFile(NamedTuple):
-  """One file that cannot be used.
+  """One file that cannot be used."""
 
-  Attributes:
-    name: name of the sample or image.
-    reason: one line that says what is wrong; "" if unknown.
-    split: part of the dataset, such as train; "" if there is only one part.
-  """
-
-  name: str
-  reason: str = ""
-  split: str = ""
+  name: str  # name of the sample or image
+  reason: str = ""  # one line that says what is wrong; "" if unknown
+  split: str = ""  # part of the dataset, such as train; "" if there is only one part
 
   def __str__(self) -> str:
     return ": ".join(part for part in (self.split, self.name, self.reason) if part)

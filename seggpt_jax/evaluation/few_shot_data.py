@@ -45,8 +45,8 @@ from seggpt_jax.data.datasets import OutlineSource
 from seggpt_jax.data.groups import scan_classes
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation.dataset_folders import find_root, read_lines
 from seggpt_jax.evaluation.few_shot_episodes import FewShotData, Samples
+from seggpt_jax.evaluation.parts import find_root, read_lines
 from seggpt_jax.formats.coco import read_coco
 from seggpt_jax.formats.folders import list_images
 from seggpt_jax.formats.images import read_text

@@ -40,23 +40,14 @@ _BINS_PER_DECADE, _DECADES = 3, 6  # of response rates
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """The results of one network.
+  """The results of one network; pairs are for positive and for negative prompts."""
 
-  Attributes:
-    inspection: counts and rates.
-    ious: IoU of each image with positive prompts, by name; NaN if truth and prediction have no foreground.
-    response_rates: response rate of each image with negative prompts, by name.
-    prompts: file names of each image's prompts, by name, positive and negative.
-    rows: pictures of the worst images with positive and with negative prompts, the worst first.
-    own_prompts: names of the images that are not scored, because they are their own prompts.
-  """
-
-  inspection: Inspection
-  ious: Mapping[str, float]
-  response_rates: Mapping[str, float]
-  prompts: tuple[Mapping[str, list[str]], Mapping[str, list[str]]]
-  rows: tuple[Sequence[Row], Sequence[Row]]
-  own_prompts: tuple[str, ...] = ()
+  inspection: Inspection  # counts and rates
+  ious: Mapping[str, float]  # of each image with positive prompts, by name; NaN without foreground in both
+  response_rates: Mapping[str, float]  # of each image with negative prompts, by name
+  prompts: tuple[Mapping[str, list[str]], Mapping[str, list[str]]]  # file names of each image's prompts, by name
+  rows: tuple[Sequence[Row], Sequence[Row]]  # pictures of the worst images, the worst first
+  own_prompts: tuple[str, ...] = ()  # images that are not scored, because they are their own prompts
 
   def values(self) -> dict[str, Any]:
     """Returns plain values for JSON, with None where a rate or an IoU is not defined."""

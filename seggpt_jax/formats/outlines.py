@@ -51,21 +51,13 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-  """The annotations of one split.
+  """The annotations of one split."""
 
-  Attributes:
-    where: file or folder that they were read from, for error messages.
-    entries: images with their objects.
-    categories: names of classes 1, 2, ...
-    smallest_on_top: True draws small objects over large ones; False draws objects in the order of the file.
-    notes: lines for the user on how the annotations were read.
-  """
-
-  where: str
-  entries: list[Entry]
-  categories: tuple[str, ...]
-  smallest_on_top: bool = False
-  notes: tuple[str, ...] = ()
+  where: str  # file or folder that they were read from, for error messages
+  entries: list[Entry]  # images with their objects
+  categories: tuple[str, ...]  # names of classes 1, 2, ...
+  smallest_on_top: bool = False  # draws small objects over large ones; False draws in the order of the file
+  notes: tuple[str, ...] = ()  # lines for the user on how the annotations were read
 
 
 # Reads the annotations of a split: takes the folder of the dataset, local or remote, the name of the split, and a list

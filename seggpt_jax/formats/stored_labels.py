@@ -49,20 +49,14 @@ def count_values(pixels: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "256"]:
 class StoredLabel(NamedTuple):
   """The content of a label file, upright like its image.
 
-  Attributes:
-    pixels: gray values or palette indices `[H, W]`, or colors uint8 `[H, W, 3]`. A palette of grays and channels that
-      are all equal are gray values.
-    palette: color of each index, uint8 `[256, 3]`; None without a palette of colors.
-    form: format and mode of the file, such as "PNG P".
-    codec: compression that changed the values, such as "JPEG"; "" if they are as they were saved.
-    fault: reason why the pixels are not the labels, or "".
+  A palette of grays and channels that are all equal are gray values.
   """
 
-  pixels: np.ndarray
-  palette: np.ndarray | None
-  form: str
-  codec: str
-  fault: str
+  pixels: np.ndarray  # gray values or palette indices `[H, W]`, or colors uint8 `[H, W, 3]`
+  palette: np.ndarray | None  # color of each index, uint8 `[256, 3]`; None without a palette of colors
+  form: str  # format and mode of the file, such as "PNG P"
+  codec: str  # compression that changed the values, such as "JPEG"; "" if they are as they were saved
+  fault: str  # reason why the pixels are not the labels, or ""
 
   @property
   def in_color(self) -> bool:

@@ -48,28 +48,18 @@ _REMEDY = "repeat the earlier flags, or choose another --outdir"
 class Settings:
   """Everything that decides what is written.
 
-  Attributes:
-    dataset: the dataset to read.
-    splits: parts of the dataset to convert.
-    output: one of `FORMATS`.
-    val_share: share of the train samples, 0 to 1, that become val, as whole groups; 0 keeps the parts as they are.
-    groups: rule for the group of a sample, see `groups.group_names`.
-    seed: seed of the choice of groups.
-    name: name of a dataset of records.
-    shorter_side: largest shorter side in pixels; larger images are shrunk to it, 0 shrinks none.
-
   Raises:
     InputError: the settings contradict each other.
   """
 
   dataset: Dataset
-  splits: tuple[str, ...]
-  output: str
-  val_share: float = 0.0
-  groups: str = ""
-  seed: int = 0
-  name: str = "mine"
-  shorter_side: int = 0
+  splits: tuple[str, ...]  # parts of the dataset to convert
+  output: str  # one of `FORMATS`
+  val_share: float = 0.0  # share of the train samples that become val, as whole groups; 0 keeps the parts
+  groups: str = ""  # rule for the group of a sample, see `groups.group_names`
+  seed: int = 0  # of the choice of groups
+  name: str = "mine"  # of a dataset of records
+  shorter_side: int = 0  # pixels to which the shorter side of larger images is shrunk; 0 shrinks none
 
   def __post_init__(self):
     if not re.fullmatch("[a-z][a-z0-9_]*", self.name):
