@@ -5,8 +5,8 @@ video. A finished part leaves OUT/parts/NAME.json with integer counts that add u
 Finished parts are not run again. A process that finds all parts finished at its end writes OUT/results.json,
 OUT/results.md and OUT/examples.png; the files are the same, whichever process writes them.
 
-What benchmarks share is here too: the folders and lists of their datasets, pictures of examples, and tables that compare
-results with published ones. Only published figures whose source was checked are listed; other cells stay blank.
+What benchmarks share is here too: the folders and lists of their datasets, pictures of examples, and tables that
+compare results with published ones. Only published figures whose source was checked are listed; other cells stay blank.
 """
 
 from __future__ import annotations
