@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from seggpt_jax.audit import file_advice
+from seggpt_jax.audit.file_advice import Advice, count_text, key_text, needs_tiles, network, region_sides
 from seggpt_jax.audit.findings import Findings, describe_format
 from seggpt_jax.audit.label_guess import conflict_text, made_up
-from seggpt_jax.audit.wording import Advice, count_text, key_text, needs_tiles, network, region_sides
 from seggpt_jax.palette import IGNORE
 
 

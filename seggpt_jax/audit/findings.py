@@ -12,8 +12,7 @@ import numpy as np
 
 from seggpt_jax.audit.duplicates import near_duplicates
 from seggpt_jax.audit.label_guess import Guess, guess_format
-from seggpt_jax.audit.label_values import StoredValues
-from seggpt_jax.audit.sample_files import SampleFiles, guess_class_names, open_files
+from seggpt_jax.audit.label_values import SampleFiles, StoredValues, guess_class_names, open_files
 from seggpt_jax.audit.survey import Survey, read_values, survey_split
 from seggpt_jax.data.datasets import Dataset, check_categories
 from seggpt_jax.data.groups import group_names

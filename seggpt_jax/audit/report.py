@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from seggpt_jax.audit.file_advice import count_text, network
 from seggpt_jax.audit.findings import Findings, Groups
 from seggpt_jax.audit.survey import PROBLEMS, Survey
-from seggpt_jax.audit.wording import count_text, network
 from seggpt_jax.files import expand
 from seggpt_jax.palette import IGNORE
 

@@ -19,8 +19,7 @@ from jaxtyping import Float32, Int64, UInt8
 from tqdm import tqdm
 
 from seggpt_jax.audit.duplicates import Print, print_image
-from seggpt_jax.audit.label_values import FileValues, StoredValues
-from seggpt_jax.audit.sample_files import SampleFiles, UnreadableError
+from seggpt_jax.audit.label_values import FileValues, SampleFiles, StoredValues, UnreadableError
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import ORIENTATION, decode_image, load_upright, open_image
 from seggpt_jax.formats.labels import LabelFormat, check_size

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,11 @@ class Davis:
     _write_objects(outdir / video.name / f"{Path(video.frames[0]).stem}.png", first)
     wanted = np.linspace(0, len(video.frames) - 1, _EXAMPLES + 1).round().astype(int)[1:]
     with tqdm(total=len(video.frames) - 1, desc=video.name, unit="frame") as bar:
-      for index, labels in self._followed(predictor, video, first):
+      rest = (video.image(index) for index in range(1, len(video.frames)))
+      options, prompts = InferenceOptions(self._split), [(video.image(0), first)]
+      found = segment_frames(predictor, rest, prompts, options, num_frames=self._num_frames)
+      for index, prediction in enumerate(found, 1):
+        labels = prediction.labels.astype(np.uint8)
         truth = video.objects(index)
         check_size(truth, labels.shape, video.annotations[index])
         _write_objects(outdir / video.name / f"{Path(video.frames[index]).stem}.png", labels)
@@ -136,14 +140,6 @@ class Davis:
         bar.update()
     # The last frame is predicted, but not scored.
     return Finished({"counts": np.stack(counts[:-1]).tolist()}, _strip(video, first, shown))
-
-  def _followed(self, predictor: Predictor, video: Video, first: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the index of every frame but the first, with the predicted object indices."""
-    rest = (video.image(index) for index in range(1, len(video.frames)))
-    prompts = [(video.image(0), first)]
-    found = segment_frames(predictor, rest, prompts, InferenceOptions(self._split), num_frames=self._num_frames)
-    for index, prediction in enumerate(found, 1):
-      yield index, prediction.labels.astype(np.uint8)
 
   def results(self, finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     objects: dict[str, dict[str, dict[str, float]]] = {}

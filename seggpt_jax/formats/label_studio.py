@@ -154,20 +154,16 @@ def _shape(result: dict[str, Any], where: str) -> Shape:
         return Shape(label, problem=f"{where}: found a rotated ellipse, expected one without rotation, or a polygon")
       return ellipse_shape(label, center, radii, relative=True)
     if "width" in value:
-      return _rectangle(label, value, result, where)
+      # Rotated around its top left corner.
+      size = np.array([float(result["original_width"]), float(result["original_height"])])
+      right, bottom = value["width"], value["height"]
+      corners = np.array([[0, 0], [right, 0], [right, bottom], [0, bottom]]) / 100 * size
+      origin = np.array([value["x"], value["y"]]) / 100 * size
+      points = corners @ rotation(math.radians(value.get("rotation") or 0)) + origin
+      return polygon_shape(label, points, where=where)._replace(box=True)
   except (ArithmeticError, LookupError, TypeError, ValueError) as error:
     return Shape(label, problem=f"{where}: cannot be read: {one_line(repr(error))}")
   return Shape(label, problem=f"{where}: covers no pixels, expected a polygon, brush, rectangle or ellipse")
-
-
-def _rectangle(label: str, value: dict[str, Any], result: dict[str, Any], where: str) -> Shape:
-  """Returns a rectangle, rotated around its top left corner."""
-  width, height = float(result["original_width"]), float(result["original_height"])
-  corners = np.array([[0, 0], [value["width"], 0], [value["width"], value["height"]], [0, value["height"]]]) / 100
-  corners *= [width, height]
-  angle = math.radians(value.get("rotation") or 0)
-  points = corners @ rotation(angle) + np.array([value["x"] / 100 * width, value["y"] / 100 * height])
-  return polygon_shape(label, points, where=where)._replace(box=True)
 
 
 def _decode_brush(run_lengths: Sequence[int], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:

@@ -108,18 +108,13 @@ def read_stored(image: Image.Image, where: str) -> StoredLabel:
     pixels = np.asarray(image)
     return StoredLabel(pixels.astype(np.uint8) if pixels.dtype == bool else pixels, None, form, codec, fault)
   if image.mode == "P":
-    return _read_palette(StoredLabel(np.asarray(image), _palette(image), form, codec, fault))
+    palette, found = np.zeros((256, 3), np.uint8), np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette[: len(found)] = found
+    return _read_palette(StoredLabel(np.asarray(image), palette, form, codec, fault))
   colors = np.asarray(image.convert("RGB"))
   if image.mode in _EQUAL and (cv2.absdiff(colors, colors[..., [1, 1, 1]]) <= (_COLOR_NOISE if codec else 0)).all():
     colors = colors[..., 1]
   return StoredLabel(colors, None, form, codec, fault)
-
-
-def _palette(image: Image.Image) -> UInt8[np.ndarray, "256 3"]:
-  palette = np.zeros((256, 3), np.uint8)
-  found = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-  palette[: len(found)] = found
-  return palette
 
 
 def _read_palette(stored: StoredLabel) -> StoredLabel:

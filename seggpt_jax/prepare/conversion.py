@@ -200,7 +200,7 @@ def _subset(part: Part, split: str, indices: np.ndarray) -> Part:
 
 
 def _write_records(parts: Sequence[Part], settings: Settings, directory: Path, samples: _Samples) -> list[Written]:
-  streams = {part.split: functools.partial(_from, samples, part) for part in parts}
+  streams = {part.split: lambda start, part=part: samples(part, range(start, len(part.source))) for part in parts}
   version = write_records(directory, settings.name, streams, settings.dataset.num_classes)
   return [
     Written(
@@ -210,10 +210,6 @@ def _write_records(parts: Sequence[Part], settings: Settings, directory: Path, s
     )
     for part in parts
   ]
-
-
-def _from(samples: _Samples, part: Part, start: int) -> Iterator[EncodedSample | BadFile]:
-  return samples(part, range(start, len(part.source)))
 
 
 def _write_folder(parts: Sequence[Part], settings: Settings, directory: Path, samples: _Samples) -> list[Written]:

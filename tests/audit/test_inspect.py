@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from seggpt_jax.audit import contact_sheet, wording
+from seggpt_jax.audit import contact_sheet, file_advice
 from seggpt_jax.audit.advice import advise, train_line
 from seggpt_jax.audit.file_advice import segment_line
 from seggpt_jax.audit.findings import audit_dataset
@@ -495,7 +495,7 @@ def test_rare_classes_and_those_of_one_split_only(tmp_path):
 
 
 def test_little_foreground_wants_crops_on_it_where_the_released_weights_are_trained(tmp_path, monkeypatch):
-  monkeypatch.setattr(wording, "_WEIGHTS", tmp_path)
+  monkeypatch.setattr(file_advice, "_WEIGHTS", tmp_path)
   label = np.zeros((SIZE, SIZE), np.uint8)
   label[: SIZE // 8, : SIZE // 8] = 1
   text = advised(inspected(write(tmp_path, lambda i: label)))
@@ -509,10 +509,10 @@ def test_small_regions_want_tiles_of_the_released_weights_and_larger_squares_of_
     return label
 
   write(tmp_path, speck)
-  monkeypatch.setattr(wording, "SMALL", wording.SMALL._replace(square=96))
+  monkeypatch.setattr(file_advice, "SMALL", file_advice.SMALL._replace(square=96))
   text = advised(inspected(tmp_path))
   assert "a larger config.data.resize shows them" in text and "foreground_crop" not in text
-  monkeypatch.setattr(wording, "_WEIGHTS", tmp_path)
+  monkeypatch.setattr(file_advice, "_WEIGHTS", tmp_path)
   assert "--config defects trains on tiles" in advised(inspected(tmp_path))
 
 
