@@ -20,9 +20,9 @@ ROOMS = (
 
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
-  **{"cli": 2930, "app": 4540, "evaluation": 2010, "retrieval": 1000, "export": 740, "training": 4590},
-  **{"inference": 4980, "audit": 2340, "prepare": 710, "synthetic": 710, "model": 4440, "data": 2750},
-  **{"formats": 2960, "metrics": 450, "": 1340},
+  **{"cli": 2930, "app": 4540, "evaluation": 1990, "retrieval": 1000, "export": 740, "training": 4590},
+  **{"inference": 4980, "audit": 2330, "prepare": 700, "synthetic": 710, "model": 4440, "data": 2750},
+  **{"formats": 2960, "metrics": 440, "": 1340},
 }
 MOST_IN_A_MODULE = 400
 # Modules that were longer when the limit came, with the lines that they had; the list only gets shorter.

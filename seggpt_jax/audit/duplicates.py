@@ -73,7 +73,9 @@ def near_duplicates(first: list[Print], second: list[Print]) -> tuple[list[NearD
   copied = np.zeros(len(second), bool)
   for start in range(0, len(others), _ROWS):
     for column in range(0, len(hashes), _COLUMNS):
-      bits = _distances(others[start : start + _ROWS], hashes[column : column + _COLUMNS])
+      own, theirs = others[start : start + _ROWS], hashes[column : column + _COLUMNS]
+      # Counts the differing bits of all pairs.
+      bits = sum(np.bitwise_count(own[:, None, w] ^ theirs[None, :, w]).astype(np.uint16) for w in range(4))
       rows, columns = np.nonzero(bits <= _NEAR_BITS)
       for part in range(0, len(rows), 4096):
         row, col = rows[part : part + 4096] + start, columns[part : part + 4096] + column
@@ -89,11 +91,6 @@ def near_duplicates(first: list[Print], second: list[Print]) -> tuple[list[NearD
       if len(found) > 2 * _MOST:
         found = sorted(found, key=lambda pair: pair.difference)[:_MOST]
   return sorted(found, key=lambda pair: pair.difference)[:_MOST], int(copied.sum())
-
-
-def _distances(rows: UInt64[np.ndarray, "m 4"], columns: UInt64[np.ndarray, "n 4"]) -> np.ndarray:
-  """Counts the differing bits of all pairs."""
-  return sum(np.bitwise_count(rows[:, None, w] ^ columns[None, :, w]).astype(np.uint16) for w in range(4))
 
 
 def _fine(thumbnails: UInt8[np.ndarray, "n 48 48"]) -> tuple[Float32[np.ndarray, "n 2304"], Bool[np.ndarray, "n"]]:

@@ -1,4 +1,7 @@
-"""Advice on the files of a dataset: missing, damaged, of the wrong size, duplicated, or shared by two splits."""
+"""Advice on the files of a dataset: missing, damaged, of the wrong size, duplicated, or shared by two splits.
+
+What advice is made of is here too: its wording, and the network that it is for.
+"""
 
 from __future__ import annotations
 
@@ -170,7 +173,7 @@ def _unmatched(findings: Findings) -> Iterator[Advice]:
       what = (
         f"{count_text(len(problems))} of {survey.split} without a partner or out of place, the first: {problems[0]}"
       )
-      yield Advice(f"{what}; remove them, add their partners, or set {_skip_text(findings)}", _skip_keys(findings))
+      yield _skippable(findings, f"{what}; remove them, add their partners")
     elif problems and survey is findings.train:
       yield Advice(f"{survey.split} is unusable: {problems[0]}", fatal=True)
 
@@ -179,17 +182,11 @@ def _bad(findings: Findings) -> Iterator[Advice]:
   surveys = findings.surveys.values()
   unreadable = [each for survey in surveys for each in survey.problems["unreadable"]]
   if unreadable:
-    text = f"{count_text(len(unreadable))} unreadable or cut off: remove or replace them, or set {_skip_text(findings)}"
-    yield Advice(text, _skip_keys(findings))
+    yield _skippable(findings, f"{count_text(len(unreadable))} unreadable or cut off: remove or replace them")
   wrong = [each for survey in surveys for each in survey.problems["meaning"]] if findings.guess is None else []
   if wrong:
-    text = f"{count_text(len(wrong), 'label')} cannot be read, the first: {wrong[0]}"
-    all_wrong = not any(survey.num_usable for survey in surveys)
-    yield Advice(
-      f"{text}; correct them" + ("" if all_wrong else f", or set {_skip_text(findings)}"),
-      {} if all_wrong else _skip_keys(findings),
-      all_wrong,
-    )
+    text = f"{count_text(len(wrong), 'label')} cannot be read, the first: {wrong[0]}; correct them"
+    yield _skippable(findings, text) if any(survey.num_usable for survey in surveys) else Advice(text, fatal=True)
 
 
 def _notes(findings: Findings) -> Iterator[Advice]:
@@ -208,25 +205,20 @@ def _missing(findings: Findings) -> Iterator[Advice]:
         fatal=True,
       )
     else:
-      text = (
-        f"{count_text(len(problems), 'image')} of {survey.split} are listed and not there, the first: {problems[0]}"
-      )
-      yield Advice(f"{text}; add them, or set {_skip_text(findings)}", _skip_keys(findings))
+      text = f"{count_text(len(problems), 'image')} of {survey.split} are listed and not there, the first: "
+      yield _skippable(findings, f"{text}{problems[0]}; add them")
 
 
-def _skip_keys(findings: Findings) -> dict[str, Any]:
-  """Returns the keys that leave out all files that cannot be used."""
+def _skippable(findings: Findings, text: str) -> Advice:
+  """Returns advice with the keys that leave out all files that cannot be used."""
   share = 0.0
   for survey in findings.surveys.values():
     left_out, num_read = len(survey.problems["unmatched"]), max(len(survey.samples), 1)
     unusable = len(survey.problems["unreadable"]) + len(survey.problems["missing"])
     unusable += len(survey.problems["meaning"]) if findings.guess is None else 0
     share = max(share, left_out / (survey.num_samples + left_out or 1), unusable / num_read)
-  return {"bad_share": min(math.ceil(share * 100 + 1) / 100, 1.0) if share > 0.01 else 0.01}
-
-
-def _skip_text(findings: Findings) -> str:
-  return key_text(_skip_keys(findings))
+  keys = {"bad_share": min(math.ceil(share * 100 + 1) / 100, 1.0) if share > 0.01 else 0.01}
+  return Advice(f"{text}, or set {key_text(keys)}", keys)
 
 
 def _turned(findings: Findings) -> Iterator[Advice]:

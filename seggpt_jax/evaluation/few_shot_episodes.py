@@ -33,17 +33,11 @@ class Episode(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-  """The samples of a benchmark. One sample can be asked for several classes.
-
-  Attributes:
-    source: the images and labels.
-    own_class: whether each label file is the mask of one class, instead of class indices.
-    stretched: whether images may have been stored at another size than their labels. They get the size of their label.
-  """
+  """The samples of a benchmark. One sample can be asked for several classes."""
 
   source: EncodedSource
-  own_class: bool = False
-  stretched: bool = False
+  own_class: bool = False  # whether each label file is the mask of one class, instead of class indices
+  stretched: bool = False  # whether images may be stored at another size than their labels, which they then get
 
   def __len__(self) -> int:
     return len(self.source)
@@ -72,28 +66,19 @@ class Samples:
 class FewShotData:
   """A benchmark with its classes, folds and the plan of its episodes.
 
-  Attributes:
-    samples: the samples.
-    class_names: name of each class.
-    folds: classes of each fold.
-    pools: the samples that show each class, in order, from which prompts are drawn.
-    num_episodes: number of episodes of each fold.
-    queries: (sample, class) pairs of each fold, in order, which are the queries in turn; None if queries are drawn at
-      random.
-    classes_in_turn: whether the classes of queries that are drawn at random come in turn.
-    notes: sentences to print below the results.
-    comparable: whether published results use the same classes.
+  If there are `queries`, (sample, class) pairs of each fold in order, they come in turn. Otherwise queries are drawn at
+  random, and their classes in turn or at random.
   """
 
   samples: Samples
   class_names: Mapping[int, str]
-  folds: Mapping[int, Sequence[int]]
-  pools: Mapping[int, Sequence[int]]
-  num_episodes: Mapping[int, int]
+  folds: Mapping[int, Sequence[int]]  # classes of each fold
+  pools: Mapping[int, Sequence[int]]  # samples that show each class, in order, from which prompts are drawn
+  num_episodes: Mapping[int, int]  # of each fold
   queries: Mapping[int, Sequence[tuple[int, int]]] | None = None
   classes_in_turn: bool = False
-  notes: tuple[str, ...] = ()
-  comparable: bool = True
+  notes: tuple[str, ...] = ()  # sentences to print below the results
+  comparable: bool = True  # whether published results use the same classes
 
   def episodes(self, fold: int, shots: int, seed: int = 0, count: int | None = None) -> list[Episode]:
     """Returns the episodes of a fold, the same ones for the same files and arguments.

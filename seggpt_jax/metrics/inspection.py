@@ -42,25 +42,15 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Inspection:
-  """Counts of a set of images, and the rates that follow from them.
+  """Counts of a set of images, and the rates that follow from them."""
 
-  Attributes:
-    thresholds: the limits that were applied.
-    caught: number of images whose IoU is a catch.
-    positives: number of images with an IoU.
-    undefined: number of images without an IoU, because truth and prediction have no foreground. No rate counts them.
-    iou_sum: sum of all IoUs.
-    correct_yields: number of images whose response rate is a correct yield.
-    negatives: number of images with a response rate.
-  """
-
-  thresholds: Thresholds = field(default_factory=Thresholds)
-  caught: int = 0
-  positives: int = 0
-  undefined: int = 0
-  iou_sum: float = 0.0
-  correct_yields: int = 0
-  negatives: int = 0
+  thresholds: Thresholds = field(default_factory=Thresholds)  # the limits that were applied
+  caught: int = 0  # images whose IoU is a catch
+  positives: int = 0  # images with an IoU
+  undefined: int = 0  # images without an IoU, as truth and prediction have no foreground; no rate counts them
+  iou_sum: float = 0.0  # sum of all IoUs
+  correct_yields: int = 0  # images whose response rate is a correct yield
+  negatives: int = 0  # images with a response rate
 
   @property
   def mean_iou(self) -> float:

@@ -138,7 +138,7 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
         delete_journal(directory, split)
       return f"{directory}: finished by an earlier run, nothing to do\n{earlier['finished']}"
     left_out: dict[str, list[str]] = {}
-    parts = plan(settings, left_out if skip_bad else None)
+    parts = _plan(settings, left_out if skip_bad else None)
     samples = {part.split: _digest(part) for part in parts}
     ledger.check_settings(directory / NOTE, earlier.get("samples", samples), samples, _REMEDY)
     note = {"settings": wanted, "samples": samples}
@@ -171,15 +171,10 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
   return report
 
 
-def plan(settings: Settings, left_out: dict[str, list[str]] | None = None) -> list[Part]:
+def _plan(settings: Settings, left_out: dict[str, list[str]] | None = None) -> list[Part]:
   """Returns the parts to write. If train is divided into train and val, no group is in both.
 
-  Args:
-    settings: what to read and what to write.
-    left_out: descriptions of files that do not fit, by part, which are then left out; None raises at the first one.
-
-  Raises:
-    InputError: the dataset cannot be opened.
+  Files that do not fit are described in `left_out`, by part; None raises at the first one.
   """
   parts = []
   for split, name in zip(settings.splits, settings.written_names, strict=True):
