@@ -16,7 +16,7 @@ from seggpt_jax.cli import inference_flags
 from seggpt_jax.cli.label_flags import define_label_flags
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.compilation import keep_programs
-from seggpt_jax.evaluation import inspection
+from seggpt_jax.evaluation import inspection_report
 from seggpt_jax.metrics.inspection import Thresholds
 
 _RECORDED = (
@@ -62,7 +62,7 @@ def main() -> None:
   keep_programs()
   values = flags.FLAGS
   labels = inference_flags.trained_label_format(values.adapter or values.model_path)
-  inspection.run(
+  inspection_report.run(
     values.model_path,
     values.dataset_dir,
     values.prompt_img_dir,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seggpt_jax.data.zoomed import measured_zoom, object_sides
+from seggpt_jax.data.scale import measured_zoom, object_sides
 from seggpt_jax.formats.labels import LabelFormat, read_labels
 from seggpt_jax.model.config import SegGPTConfig
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from seggpt_jax.data.cells import window_starts
+from seggpt_jax.data.scale import window_starts
 
 _Size = tuple[int, int]  # height, width
 
