@@ -20,7 +20,7 @@ ROOMS = (
 
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
-  **{"cli": 2930, "app": 4540, "evaluation": 1990, "retrieval": 1000, "export": 740, "training": 4590},
+  **{"cli": 2940, "app": 4540, "evaluation": 1990, "retrieval": 1000, "export": 740, "training": 4590},
   **{"inference": 4980, "audit": 2330, "prepare": 700, "synthetic": 710, "model": 4440, "data": 2750},
   **{"formats": 2960, "metrics": 440, "": 1340},
 }
@@ -30,7 +30,7 @@ LONGER = {
   "seggpt_jax.app.page_routes": 455,
   "seggpt_jax.app.sessions": 535,
   "seggpt_jax.inference.predictor": 408,
-  "seggpt_jax.inference.queries": 453,
+  "seggpt_jax.inference.queries": 454,
   "seggpt_jax.model.seggpt": 425,
   "seggpt_jax.training.checkpoints": 437,
 }

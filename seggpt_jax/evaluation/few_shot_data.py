@@ -91,7 +91,7 @@ _SUIM_CLASSES = {
 
 
 class _Opening(NamedTuple):
-  """What a reader may need: the folder, the published lists or None, and a file to keep classes in or None."""
+  """Holds what a reader may need: the folder, the published lists or None, and a file to keep classes in or None."""
 
   root: Path
   lists: str | os.PathLike | None
