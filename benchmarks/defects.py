@@ -28,7 +28,8 @@ from absl import app, flags
 from tqdm import tqdm
 
 from benchmarks import report, unet
-from seggpt_jax.formats.images import list_images, read_image
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import IGNORE, LabelFormat, classes_in, read_labels
 
 _NUM_CLASSES = flags.DEFINE_integer("num_classes", 2, "Number of classes, background included.", lower_bound=2)

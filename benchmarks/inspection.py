@@ -20,8 +20,7 @@ from absl import app, flags
 from PIL import Image
 
 from benchmarks import report
-from seggpt_jax.evaluation.inspection import inspect
-from seggpt_jax.evaluation.inspection_results import Results, write
+from seggpt_jax.evaluation.inspection_report import Results, inspect, write
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor

@@ -18,7 +18,7 @@ from pretraining import photographs
 from pretraining.families import FAMILIES, Weighted
 from pretraining.materials import coordinates
 from pretraining.scenes import Family
-from seggpt_jax.data.cells import make_prompts
+from seggpt_jax.data.scale import make_prompts
 from seggpt_jax.data.sources import Sample
 from seggpt_jax.errors import InputError
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.data.class_index import scan_classes
-from seggpt_jax.data.datasets import Dataset, list_items, open_dataset
-from seggpt_jax.data.groups import group_names
+from seggpt_jax.data.datasets import Dataset, open_dataset
+from seggpt_jax.data.groups import group_names, scan_classes
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import (
@@ -26,9 +25,10 @@ from seggpt_jax.files import (
   write_whole,
   written_whole,
 )
-from seggpt_jax.formats.images import list_images, read_image
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import LabelFormat, read_labels
-from seggpt_jax.formats.layouts import Item
+from seggpt_jax.formats.layouts import Item, list_items
 from seggpt_jax.formats.recognize import KINDS
 from seggpt_jax.prepare.conversion import Settings, prepare
 from seggpt_jax.written import RECORD
@@ -102,7 +102,8 @@ def test_every_reader_expands_a_tilde(home):
   assert read_labels("~/data/train/labels/a.png", LabelFormat()).max() == 1
   dataset = Dataset("folder", "~/data", 2)
   source = open_dataset(dataset, "train")
-  assert source[1]["name"] == "b" and [item.name for item in list_items(dataset, "train")] == ["a", "b"]
+  assert source[1]["name"] == "b"
+  assert [item.name for item in list_items(dataset.kind, dataset.path, "train")] == ["a", "b"]
   assert scan_classes(source, "~/classes.npz")[:, 1].all() and (home / "classes.npz").exists()
   (home / "groups.csv").write_text("name,group\na,x\nb,y\n")
   assert group_names(source, "csv:~/groups.csv") == ["x", "y"]

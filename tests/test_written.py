@@ -15,9 +15,10 @@ from PIL import Image
 from seggpt_jax.cli import inspect as cli_inspect
 from seggpt_jax.data.datasets import Dataset
 from seggpt_jax.errors import InputError, MachineError
-from seggpt_jax.evaluation import parts, tables
+from seggpt_jax.evaluation import parts
 from seggpt_jax.files import write_whole, written_whole
-from seggpt_jax.formats.images import is_image, list_images, read_image
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import is_image, read_image
 from seggpt_jax.inference import batch, outputs, video
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
@@ -283,7 +284,7 @@ def run_evaluate(root, out, rng):
       return parts.Finished({"iou": 1.0}, np.zeros((4, 4, 3), np.uint8))
 
     def results(self, finished):
-      return {"table": tables.Table("some", ["all"], {"IoU": [1.0]}, {})}
+      return {"table": parts.Table("some", ["all"], {"IoU": [1.0]}, {})}
 
   parts.run(Benchmark(), lambda: STAND_IN, out)
 

@@ -12,13 +12,12 @@ from PIL import Image
 
 from benchmarks.fuzz_targets import Target
 from benchmarks.fuzz_targets.datasets import CLASSES, check_source, inspect_folder, make_dataset, make_target, palette
-from seggpt_jax.audit.findings import read_label_map
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.groups import group_names
 from seggpt_jax.data.sources import FileSource
-from seggpt_jax.evaluation import few_shot_data
+from seggpt_jax.evaluation.few_shot_data import read_benchmark
 from seggpt_jax.formats.labels import LabelFormat
-from seggpt_jax.formats.layouts import DatasetFiles, folder_layout
+from seggpt_jax.formats.layouts import DatasetFiles, folder_layout, read_label_map
 from seggpt_jax.inference.queries import list_queries
 from tests.formats import annotation_folders as folders
 
@@ -196,8 +195,8 @@ def _class_lists(folder: Path) -> Target:
   (folder / "classes.txt").write_text("dog\n")
 
   def read() -> None:
-    few_shot_data.pascal5i(folder, folder / "lists")
-    few_shot_data.fss1000(folder / "fss", folder / "classes.txt")
+    read_benchmark("pascal5i", folder, folder / "lists")
+    read_benchmark("fss1000", folder / "fss", folder / "classes.txt")
 
   return make_target(folder, ["lists/fold0.txt", "classes.txt", "VOC2012/ImageSets/Segmentation/val.txt"], read)
 

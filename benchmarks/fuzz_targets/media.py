@@ -42,8 +42,7 @@ def _image(folder: Path, file_format: str) -> Target:
 
 
 def _records(folder: Path, pattern: str) -> Target:
-  from seggpt_jax.prepare.encoding import encoded_samples
-  from seggpt_jax.prepare.writers import write_records
+  from seggpt_jax.prepare.writers import encoded_samples, write_records
 
   for place, name in enumerate("ab"):
     folders.save_image(folder / "in/images" / f"{name}.png", place)

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.fuzz_targets import Target
 from benchmarks.fuzz_targets.datasets import gray, make_target
-from seggpt_jax.data import class_index, ledger
+from seggpt_jax.data import groups, ledger
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.formats.layouts import folder_layout
@@ -87,10 +87,10 @@ def _class_table(folder: Path) -> Target:
   (folder / "labels").mkdir()
   (folder / "labels/a.png").write_bytes(gray(folders.expected()))
   source = FileSource(folder_layout(folder), 3, LabelFormat())
-  expected = class_index.scan_classes(source, folder / "classes.npz")
+  expected = groups.scan_classes(source, folder / "classes.npz")
 
   def read() -> None:
-    found = class_index.scan_classes(source, folder / "classes.npz")
+    found = groups.scan_classes(source, folder / "classes.npz")
     np.testing.assert_array_equal(found, expected)
 
   return make_target(folder, ["classes.npz"], read)

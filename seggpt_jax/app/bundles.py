@@ -23,10 +23,10 @@ from seggpt_jax.app.pictures import LABEL_MAPS, Picture
 from seggpt_jax.app.project_files import CLASSES_FILE, UNLABELED, write_classes
 from seggpt_jax.app.sessions import Session
 from seggpt_jax.app.settings import MOST_CLASSES
-from seggpt_jax.data.datasets import Dataset, open_dataset
-from seggpt_jax.data.outline_source import OutlineSource
+from seggpt_jax.data.datasets import Dataset, OutlineSource, open_dataset
 from seggpt_jax.errors import InputError
-from seggpt_jax.formats.images import is_junk, list_images, open_image, read_bytes, read_text
+from seggpt_jax.formats.folders import is_junk, list_images
+from seggpt_jax.formats.images import open_image, read_bytes, read_text
 from seggpt_jax.formats.labels import LabelFormat, classes_in, read_labels
 from seggpt_jax.formats.layouts import Item, folder_layout
 from seggpt_jax.formats.recognize import OUTLINES, recognize

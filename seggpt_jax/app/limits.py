@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from seggpt_jax.data.cells import window_count, zoomed_shape
+from seggpt_jax.data.scale import window_count, zoomed_shape
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import open_image
 from seggpt_jax.inference.options import InferenceOptions

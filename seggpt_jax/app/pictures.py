@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from seggpt_jax.app.limits import TooLargeError
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import plain_name
-from seggpt_jax.formats.images import is_junk, open_image
+from seggpt_jax.formats.folders import is_junk
+from seggpt_jax.formats.images import open_image
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.palette import IGNORE
 

@@ -24,7 +24,8 @@ from typing import Any
 from seggpt_jax.app.pictures import LABEL_MAPS, Picture
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import cache_folder, parse_json, refuse_remote, remove_leftovers, write_whole
-from seggpt_jax.formats.images import list_images, read_bytes, read_text, upright_size
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import read_bytes, read_text, upright_size
 from seggpt_jax.formats.labels import check_size, classes_in, read_labels
 from seggpt_jax.written import RECORD, open_record
 

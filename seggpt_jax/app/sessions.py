@@ -30,7 +30,7 @@ from seggpt_jax.inference.prediction import Prediction, decode_prediction
 from seggpt_jax.inference.prompts import without_ignored
 from seggpt_jax.inference.queries import PromptFiles
 from seggpt_jax.palette import fixed_palette
-from seggpt_jax.prepare.encoding import as_stored
+from seggpt_jax.prepare.writers import as_stored
 
 DEMO_CLASS = "copper"  # of the ready examples
 _MOST_COMPARED = 64  # examples that an image is compared with: each is encoded once, in a tenth of a second or more

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from seggpt_jax.audit import file_advice
+from seggpt_jax.audit.file_advice import Advice, count_text, key_text, needs_tiles, network, region_sides
 from seggpt_jax.audit.findings import Findings, describe_format
 from seggpt_jax.audit.label_guess import conflict_text, made_up
-from seggpt_jax.audit.networks import needs_tiles, network, region_sides
-from seggpt_jax.audit.sentence import Advice, class_label, count_text, key_text
 from seggpt_jax.palette import IGNORE
 
 
@@ -162,7 +161,7 @@ def _specks(findings: Findings) -> Iterator[Advice]:
     regions = [survey.regions[class_index] for survey in findings.surveys.values() if class_index in survey.regions]
     total, specks = sum(each.num_regions for each in regions), sum(each.num_specks for each in regions)
     if specks > max(_FEW_SPECKS, 0.5 * total) and max(each.speck_share for each in regions) < _SPECK_SHARE:
-      noisy.append(f"{specks} of the {total} regions of class {class_label(findings, class_index)}")
+      noisy.append(f"{specks} of the {total} regions of class {findings.class_label(class_index)}")
   if noisy:
     yield Advice(
       f"{', '.join(noisy[:5])} have at most 3 pixels, and most of its area is in the others: specks, such as noise "
@@ -174,7 +173,7 @@ def _unseen(findings: Findings) -> Iterator[Advice]:
   """Advises on classes without a pixel in any split."""
   unseen = [c for c in range(1, findings.dataset.num_classes) if not findings.pixels[c]]
   if unseen and findings.train.num_labels and findings.train.num_empty < findings.train.num_labels:
-    named = ", ".join(class_label(findings, c) for c in unseen[:8]) + (", ..." if len(unseen) > 8 else "")
+    named = ", ".join(findings.class_label(c) for c in unseen[:8]) + (", ..." if len(unseen) > 8 else "")
     some = " among those read" if findings.max_images else ""
     what = f"class {named} is" if len(unseen) == 1 else f"classes {named} are"
     yield Advice(f"{what} in no label{some}: add labels that show them, or leave them out")
@@ -187,7 +186,7 @@ def _rare(findings: Findings) -> Iterator[Advice]:
   shares = train.holding[1:IGNORE] / max(train.num_labels, 1)
   rare = (np.flatnonzero((shares > 0) & (shares < _RARE) & (shares < 0.25 * shares.max())) + 1).tolist()
   if rare:
-    named = ", ".join(f"{class_label(findings, c)} in {shares[c - 1]:.1%}" for c in rare[:5])
+    named = ", ".join(f"{findings.class_label(c)} in {shares[c - 1]:.1%}" for c in rare[:5])
     yield Advice(f"rare classes ({named} of the samples): label more images that show them")
 
 
@@ -198,7 +197,7 @@ def _missing_classes(findings: Findings) -> Iterator[Advice]:
   for first, second, what in ((train, val, "are not scored"), (val, train, "are scored and never learned")):
     only = np.flatnonzero((first.holding[1:IGNORE] > 0) & (second.holding[1:IGNORE] == 0)) + 1
     if only.size and second.num_empty < second.num_labels:
-      named = ", ".join(class_label(findings, int(c)) for c in only[:8])
+      named = ", ".join(findings.class_label(int(c)) for c in only[:8])
       yield Advice(f"classes only in {first.split}, not in {second.split}: {named}; they {what}")
 
 
@@ -216,7 +215,7 @@ def _small(findings: Findings) -> Iterator[Advice]:
     )
   if tiled:
     small = {c: side for c, side in region_sides(findings, named).items() if side < named.patch}
-    shown = ", ".join(f"class {class_label(findings, c)}: {side:.0f}" for c, side in list(small.items())[:5])
+    shown = ", ".join(f"class {findings.class_label(c)}: {side:.0f}" for c, side in list(small.items())[:5])
     yield Advice(
       f"regions are small: their sides in pixels, where the network sees a whole image as {named.square} pixels, "
       f"are {shown}; {named.remedy}"

@@ -11,8 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from seggpt_jax.audit.findings import Findings
 from seggpt_jax.audit.report import percent, split_title
-from seggpt_jax.audit.sample_files import SampleFiles
-from seggpt_jax.audit.sentence import class_label
 from seggpt_jax.audit.survey import Survey, spread
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import decode_image
@@ -26,6 +24,7 @@ _BLEND = 0.5
 _SHADE = 0.45
 _SPECK, _MOST_CIRCLES = 9, 12  # pixels of the picture; more circles than that hide it
 _LEGEND_WIDTH = 460
+_font = ImageFont.load_default
 
 
 class Cell(NamedTuple):
@@ -41,7 +40,10 @@ class Cell(NamedTuple):
 def draw_samples(findings: Findings) -> Image.Image:
   """Draws the sheet: a legend of the classes, then up to 12 samples of each split."""
   palette = display_palette(256)
-  rows = [(survey, _read_cells(findings, survey)) for survey in findings.surveys.values()]
+  rows = [
+    (survey, [_read_cell(findings, survey, position) for position in _choose_samples(survey)])
+    for survey in findings.surveys.values()
+  ]
   legend = _legend_entries(findings, palette)
   per_row = (_COLUMNS * (_CELL[0] + _MARGIN)) // _LEGEND_WIDTH
   legend_height = -(-len(legend) // per_row) * 24
@@ -59,7 +61,10 @@ def draw_samples(findings: Findings) -> Image.Image:
   y = 52 + legend_height
   for (survey, cells), count in zip(rows, lines, strict=True):
     draw.text(
-      (_MARGIN, y + 8), f"{split_title(survey.split)}: {len(cells)} of {survey.num_samples} samples", _INK, _font(18)
+      (_MARGIN, y + 8),
+      f"{split_title(survey.split)}: {len(cells)} of {survey.num_samples} samples",
+      _INK,
+      _font(18),
     )
     for place, cell in enumerate(cells):
       x = _MARGIN + place % _COLUMNS * (_CELL[0] + _MARGIN)
@@ -71,16 +76,8 @@ def draw_samples(findings: Findings) -> Image.Image:
 # ------------------------------------------------------------------------------------------------------------ samples
 
 
-def choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
-  """Chooses samples that represent a split: some with problems or turned by a tag, every class, others evenly spread.
-
-  Args:
-    survey: survey of the split.
-    most: number of samples at most.
-
-  Returns:
-    Positions in `survey.samples`, ascending.
-  """
+def _choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
+  """Returns positions of samples that represent a split: with problems, turned by a tag, every class, evenly spread."""
   everyone = range(len(survey.samples))
   wrong = [i for i in everyone if survey.samples[i].problem]
   chosen = [wrong[i] for i in spread(len(wrong), min(_MOST_PROBLEMS, most))]
@@ -104,27 +101,22 @@ def choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
   return sorted(chosen)
 
 
-def _read_cells(findings: Findings, survey: Survey) -> list[Cell]:
-  files = findings.files[survey.split]
-  return [_read_cell(findings, files, survey, position) for position in choose_samples(survey)]
-
-
-def _read_cell(findings: Findings, files: SampleFiles, survey: Survey, position: int) -> Cell:
-  sample = survey.samples[position]
+def _read_cell(findings: Findings, survey: Survey, position: int) -> Cell:
+  files, sample = findings.files[survey.split], survey.samples[position]
   image = label = None
   problem = ""
   try:
-    image = decode_image(*files.image_file(sample.index))
+    image = decode_image(*files.encoded_image(sample.index))
   except InputError as error:
     problem = _short(error)
   try:
     size = None if image is None else image.shape[:2]
-    label = files.label(sample.index, size, findings.dataset.label_format, [])
+    label = files.read_label(sample.index, size, findings.dataset.label_format, [])
   except InputError as error:
     problem = problem or _short(error)
   if image is not None and label is not None and image.shape[:2] != label.shape:
     problem = f"image {image.shape[1]} x {image.shape[0]}, label {label.shape[1]} x {label.shape[0]}"
-  named = ", ".join(class_label(findings, c) for c in sample.classes or ())
+  named = ", ".join(findings.class_label(c) for c in sample.classes or ())
   below = problem or (f"classes {named}" if named else "no foreground")
   return Cell(image, label, sample.name, below, bool(problem))
 
@@ -196,7 +188,11 @@ def _fit(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "h2 
 def _draw_cell(sheet: Image.Image, place: tuple[int, int], cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> None:
   x, y = place
   draw = ImageDraw.Draw(sheet)
-  pictures = [None if cell.image is None else _fit(cell.image, _SIDE), _labeled(cell, palette)]
+  pictures = [None if cell.image is None else _fit(cell.image, _SIDE), None]
+  if cell.label is not None:
+    fits = cell.image is not None and cell.image.shape[:2] == cell.label.shape
+    image = cell.image if fits else np.full((*cell.label.shape, 3), 60, np.uint8)  # shows the label alone
+    pictures[1] = draw_label(image, cell.label, palette, _SIDE)
   for number, picture in enumerate(pictures):
     left = x + number * (_SIDE + _GAP)
     draw.rectangle((left, y, left + _SIDE - 1, y + _SIDE - 1), (228, 228, 228))
@@ -208,18 +204,14 @@ def _draw_cell(sheet: Image.Image, place: tuple[int, int], cell: Cell, palette: 
       offset = ((_SIDE - picture.shape[1]) // 2, (_SIDE - picture.shape[0]) // 2)
       sheet.paste(Image.fromarray(picture), (left + offset[0], y + offset[1]))
   draw.text((x, y + _SIDE + 4), _fitted(cell.name, _CELL[0], 14, keep_end=True), _INK, _font(14))
-  draw.text((x, y + _SIDE + 4 + _LINE), _fitted(cell.below, _CELL[0], 13), _RED if cell.problem else _FAINT, _font(13))
+  draw.text(
+    (x, y + _SIDE + 4 + _LINE),
+    _fitted(cell.below, _CELL[0], 13),
+    _RED if cell.problem else _FAINT,
+    _font(13),
+  )
   if cell.problem:
     draw.rectangle((x - 6, y - 6, x + _CELL[0] + 5, y + _CELL[1] + 2), None, _RED, 4)
-
-
-def _labeled(cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> np.ndarray | None:
-  if cell.label is None:
-    return None
-  image = cell.image
-  if image is None or image.shape[:2] != cell.label.shape:
-    image = np.full((*cell.label.shape, 3), 60, np.uint8)  # shows the label alone
-  return draw_label(image, cell.label, palette, _SIDE)
 
 
 def _legend_entries(
@@ -235,7 +227,7 @@ def _legend_entries(
       for s in surveys
       if s.num_labels
     )
-    name = "0 background" if class_index == 0 else class_label(findings, class_index)
+    name = "0 background" if class_index == 0 else findings.class_label(class_index)
     entries.append((f"{name}: {shares} of pixels", tuple(palette[class_index].tolist())))
   if pixels[IGNORE]:
     entries.append((f"ignored: {percent(pixels[IGNORE] / pixels.sum())} of pixels", None))
@@ -249,10 +241,6 @@ def _swatch(sheet: Image.Image, place: tuple[int, int], color: tuple[int, ...] |
     sheet.paste(Image.fromarray(hatched), (x, y + 1))
     color = ()
   ImageDraw.Draw(sheet).rectangle((x, y + 1, x + 20, y + 17), color or None, _FAINT)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-  return ImageFont.load_default(size)
 
 
 def _fitted(text: str, width: int, size: int, keep_end: bool = False) -> str:

@@ -66,17 +66,22 @@ def near_duplicates(first: list[Print], second: list[Print]) -> tuple[list[NearD
   """
   if not first or not second:
     return [], 0
-  hashes, thumbnails = _stacked(first)
-  others, other_thumbnails = _stacked(second)
+  (hashes, thumbnails), (others, other_thumbnails) = (
+    map(np.stack, zip(*((each.bits, each.thumbnail) for each in prints), strict=True)) for prints in (first, second)
+  )
   found: list[NearDuplicate] = []
   copied = np.zeros(len(second), bool)
   for start in range(0, len(others), _ROWS):
     for column in range(0, len(hashes), _COLUMNS):
-      bits = _distances(others[start : start + _ROWS], hashes[column : column + _COLUMNS])
+      own, theirs = others[start : start + _ROWS], hashes[column : column + _COLUMNS]
+      # Counts the differing bits of all pairs.
+      bits = sum(np.bitwise_count(own[:, None, w] ^ theirs[None, :, w]).astype(np.uint16) for w in range(4))
       rows, columns = np.nonzero(bits <= _NEAR_BITS)
       for part in range(0, len(rows), 4096):
         row, col = rows[part : part + 4096] + start, columns[part : part + 4096] + column
-        difference = _differences(other_thumbnails[row], thumbnails[col])
+        (a, flat_a), (b, flat_b) = _fine(other_thumbnails[row]), _fine(thumbnails[col])
+        # One minus the correlation of the fine shapes; 1 where an image has none.
+        difference = np.where(flat_a | flat_b, 1, 1 - np.sum(a * b, axis=1)).astype(np.float32)
         same = np.flatnonzero(difference <= _SAME)
         copied[row[same]] = True
         found += [
@@ -88,24 +93,7 @@ def near_duplicates(first: list[Print], second: list[Print]) -> tuple[list[NearD
   return sorted(found, key=lambda pair: pair.difference)[:_MOST], int(copied.sum())
 
 
-def _stacked(prints: list[Print]) -> tuple[UInt64[np.ndarray, "n 4"], UInt8[np.ndarray, "n 48 48"]]:
-  return np.stack([each.bits for each in prints]), np.stack([each.thumbnail for each in prints])
-
-
-def _distances(rows: UInt64[np.ndarray, "m 4"], columns: UInt64[np.ndarray, "n 4"]) -> np.ndarray:
-  """Counts the differing bits of all pairs."""
-  return sum(np.bitwise_count(rows[:, None, w] ^ columns[None, :, w]).astype(np.uint16) for w in range(4))
-
-
-def _differences(first: UInt8[np.ndarray, "n 48 48"], second: UInt8[np.ndarray, "n 48 48"]) -> Float32[np.ndarray, "n"]:
-  """Returns one minus the correlation of the fine shapes; 1 where an image has none."""
-  (a, flat_a), (b, flat_b) = _fine(first), _fine(second)
-  return np.where(flat_a | flat_b, 1, 1 - np.sum(a * b, axis=1)).astype(np.float32)
-
-
-def _fine(
-  thumbnails: UInt8[np.ndarray, "n 48 48"],
-) -> tuple[Float32[np.ndarray, "n 2304"], Bool[np.ndarray, "n"]]:
+def _fine(thumbnails: UInt8[np.ndarray, "n 48 48"]) -> tuple[Float32[np.ndarray, "n 2304"], Bool[np.ndarray, "n"]]:
   """Subtracts a wide blur and normalizes to unit length; also returns where almost nothing remains."""
   values = thumbnails.astype(np.float32)
   fine = np.stack([each - cv2.GaussianBlur(each, (0, 0), 2) for each in values]) if len(values) else values

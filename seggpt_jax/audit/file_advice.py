@@ -1,4 +1,7 @@
-"""Advice on the files of a dataset: missing, damaged, of the wrong size, duplicated, or shared by two splits."""
+"""Advice on the files of a dataset: missing, damaged, of the wrong size, duplicated, or shared by two splits.
+
+What advice is made of is here too: its wording, and the network that it is for.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import collections
 import math
 import os
 import shlex
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from seggpt_jax.audit.findings import Findings
-from seggpt_jax.audit.sentence import Advice, count_text, key_text
 from seggpt_jax.audit.survey import Survey
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.formats.recognize import OUTLINES
@@ -20,6 +24,58 @@ from seggpt_jax.formats.recognize import OUTLINES
 _FEW_TRAIN, _FEW_VAL = 10, 5
 _LARGE = 4_000_000  # pixels
 _DARK = 65535 // 4
+_WEIGHTS = Path("weights/vit_large")
+
+
+class Advice(NamedTuple):
+  """A sentence, the keys of `config.data` that it recommends, and whether training fails without it (`fatal`)."""
+
+  text: str
+  keys: Mapping[str, Any] = MappingProxyType({})
+  fatal: bool = False
+
+
+def key_text(keys: Mapping[str, Any]) -> str:
+  """Returns keys with their values, as in a configuration: data.labels=index."""
+  return ", ".join(f"data.{key}={value}" for key, value in keys.items())
+
+
+def count_text(count: int, what: str = "file") -> str:
+  """Returns a count with its noun: 1 file, 2 files."""
+  return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+class Network(NamedTuple):
+  """A network with its configurations in configs/."""
+
+  config: str  # configuration that shows it whole images
+  defects_config: str  # configuration that shows it tiles, at a scale at which small objects are as large as a patch
+  square: int  # side in pixels of what it sees at once
+  patch: int  # side of a patch in pixels, or of the smallest object that a trained head finds well
+  remedy: str  # what to do about smaller objects
+
+
+SMALL = Network("head", "head", 224, 4, "a larger config.data.resize shows them larger, and takes longer")
+LARGE = Network(
+  *("base", "defects", 448, 16),
+  "--config defects trains on tiles at a scale that shows them, and `seggpt infer` then cuts in the same way",
+)
+
+
+def network() -> Network:
+  """Returns the network that people have: the released one if it was converted here, else the packaged small one."""
+  return LARGE if _WEIGHTS.is_dir() else SMALL
+
+
+def region_sides(findings: Findings, network: Network) -> dict[int, float]:
+  """Returns the side in pixels of each class's regions where the network sees whole images."""
+  regions = sorted(findings.train.regions.items())
+  return {index: network.square * math.sqrt(found.median_of_pixels) for index, found in regions}
+
+
+def needs_tiles(findings: Findings, network: Network) -> bool:
+  """Returns whether the regions of a class are smaller than a patch where the network sees whole images."""
+  return min(region_sides(findings, network).values(), default=network.patch) < network.patch
 
 
 def _usable(findings: Findings) -> Iterator[Advice]:
@@ -67,19 +123,10 @@ def _divide_text(findings: Findings, num_train: int) -> str:
   by_image = (
     "" if findings.groups else " (this command divides by image; set --groups if several images show the same object)"
   )
-  return f"; divide {divided} and inspect the result{by_image}: {_divide_line(findings)}"
-
-
-def _divide_line(findings: Findings) -> str:
-  """Returns the command that divides the training split."""
   # prefix:/ takes whole names, so every image is a group by itself.
   groups = findings.groups.spec if findings.groups is not None else "prefix:/"
-  return _prepare_line(findings, "divided", split=findings.train.split, groups=groups, val_share=0.2)
-
-
-def _shrink_line(findings: Findings) -> str:
-  """Returns the command that makes smaller copies."""
-  return _prepare_line(findings, "1024", split=",".join(findings.surveys), shorter_side=1024)
+  line = _prepare_line(findings, "divided", split=findings.train.split, groups=groups, val_share=0.2)
+  return f"; divide {divided} and inspect the result{by_image}: {line}"
 
 
 def _prepare_line(findings: Findings, outdir: str, **changes: Any) -> str:
@@ -126,7 +173,7 @@ def _unmatched(findings: Findings) -> Iterator[Advice]:
       what = (
         f"{count_text(len(problems))} of {survey.split} without a partner or out of place, the first: {problems[0]}"
       )
-      yield Advice(f"{what}; remove them, add their partners, or set {_skip_text(findings)}", _skip_keys(findings))
+      yield _skippable(findings, f"{what}; remove them, add their partners")
     elif problems and survey is findings.train:
       yield Advice(f"{survey.split} is unusable: {problems[0]}", fatal=True)
 
@@ -135,22 +182,15 @@ def _bad(findings: Findings) -> Iterator[Advice]:
   surveys = findings.surveys.values()
   unreadable = [each for survey in surveys for each in survey.problems["unreadable"]]
   if unreadable:
-    text = f"{count_text(len(unreadable))} unreadable or cut off: remove or replace them, or set {_skip_text(findings)}"
-    yield Advice(text, _skip_keys(findings))
+    yield _skippable(findings, f"{count_text(len(unreadable))} unreadable or cut off: remove or replace them")
   wrong = [each for survey in surveys for each in survey.problems["meaning"]] if findings.guess is None else []
   if wrong:
-    text = f"{count_text(len(wrong), 'label')} cannot be read, the first: {wrong[0]}"
-    all_wrong = not any(survey.num_usable for survey in surveys)
-    yield Advice(
-      f"{text}; correct them" + ("" if all_wrong else f", or set {_skip_text(findings)}"),
-      {} if all_wrong else _skip_keys(findings),
-      all_wrong,
-    )
+    text = f"{count_text(len(wrong), 'label')} cannot be read, the first: {wrong[0]}; correct them"
+    yield _skippable(findings, text) if any(survey.num_usable for survey in surveys) else Advice(text, fatal=True)
 
 
 def _notes(findings: Findings) -> Iterator[Advice]:
-  for split, files in findings.files.items():
-    yield from (Advice(f"{split}: {note}") for note in files.notes)
+  yield from (Advice(f"{split}: {note}") for split, files in findings.files.items() for note in files.notes)
 
 
 def _missing(findings: Findings) -> Iterator[Advice]:
@@ -165,25 +205,20 @@ def _missing(findings: Findings) -> Iterator[Advice]:
         fatal=True,
       )
     else:
-      text = (
-        f"{count_text(len(problems), 'image')} of {survey.split} are listed and not there, the first: {problems[0]}"
-      )
-      yield Advice(f"{text}; add them, or set {_skip_text(findings)}", _skip_keys(findings))
+      text = f"{count_text(len(problems), 'image')} of {survey.split} are listed and not there, the first: "
+      yield _skippable(findings, f"{text}{problems[0]}; add them")
 
 
-def _skip_keys(findings: Findings) -> dict[str, Any]:
-  """Returns the keys that leave out all files that cannot be used."""
+def _skippable(findings: Findings, text: str) -> Advice:
+  """Returns advice with the keys that leave out all files that cannot be used."""
   share = 0.0
   for survey in findings.surveys.values():
     left_out, num_read = len(survey.problems["unmatched"]), max(len(survey.samples), 1)
     unusable = len(survey.problems["unreadable"]) + len(survey.problems["missing"])
     unusable += len(survey.problems["meaning"]) if findings.guess is None else 0
     share = max(share, left_out / (survey.num_samples + left_out or 1), unusable / num_read)
-  return {"bad_share": min(math.ceil(share * 100 + 1) / 100, 1.0) if share > 0.01 else 0.01}
-
-
-def _skip_text(findings: Findings) -> str:
-  return key_text(_skip_keys(findings))
+  keys = {"bad_share": min(math.ceil(share * 100 + 1) / 100, 1.0) if share > 0.01 else 0.01}
+  return Advice(f"{text}, or set {key_text(keys)}", keys)
 
 
 def _turned(findings: Findings) -> Iterator[Advice]:
@@ -227,24 +262,26 @@ def _large(findings: Findings) -> Iterator[Advice]:
     scale = findings.train.num_samples / max(len(findings.train.samples), 1)
     pixels = scale * sum(n * h * w for (h, w), n in findings.train.sizes.items())
     keys = {"cache_mb": math.ceil(4 * pixels / 2**20)}
+    line = _prepare_line(findings, "1024", split=",".join(findings.surveys), shorter_side=1024)
     text = (
       f"{large} of {count} images have more than 4 million pixels and are slow to read: keep them decoded in memory if "
-      f"there is enough, {key_text(keys)}, or make smaller copies: {_shrink_line(findings)}"
+      f"there is enough, {key_text(keys)}, or make smaller copies: {line}"
     )
     yield Advice(text, keys if keys["cache_mb"] <= 4096 else {})
 
 
 def _dark(findings: Findings) -> Iterator[Advice]:
   peaks = [peak for survey in findings.surveys.values() for peak in survey.peaks]
-  if peaks and np.median(peaks) < _DARK and max(peaks) <= 4095:
+  if not peaks or np.median(peaks) >= _DARK:
+    return
+  found = f"images of 16 bits reach only {max(peaks)} of 65535 (half of them {np.median(peaks):.0f})"
+  if max(peaks) <= 4095:
+    white = 255 if max(peaks) <= 255 else 4095
+    yield Advice(f"{found} and are read with {white} as white; save them with 8 bits if they have another depth")
+  else:
     yield Advice(
-      f"images of 16 bits reach only {max(peaks)} of 65535 (half of them {np.median(peaks):.0f}) and are read with "
-      f"{255 if max(peaks) <= 255 else 4095} as white; save them with 8 bits if they have another depth"
-    )
-  elif peaks and np.median(peaks) < _DARK:
-    yield Advice(
-      f"images of 16 bits reach only {max(peaks)} of 65535 (half of them {np.median(peaks):.0f}), which is "
-      f"{max(peaks) / 257:.0f} of 255 and nearly black; stretch their values to 0..65535 or save them with 8 bits"
+      f"{found}, which is {max(peaks) / 257:.0f} of 255 and nearly black; stretch their values to 0..65535 or save "
+      "them with 8 bits"
     )
 
 

@@ -9,21 +9,18 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
 from seggpt_jax.audit.duplicates import near_duplicates
 from seggpt_jax.audit.label_guess import Guess, guess_format
-from seggpt_jax.audit.label_values import StoredValues
-from seggpt_jax.audit.sample_files import SampleFiles, guess_class_names, open_files
+from seggpt_jax.audit.label_values import SampleFiles, StoredValues, guess_class_names, open_files
 from seggpt_jax.audit.survey import Survey, read_values, survey_split
-from seggpt_jax.data.datasets import Dataset
+from seggpt_jax.data.datasets import Dataset, check_categories
 from seggpt_jax.data.groups import group_names
-from seggpt_jax.data.outline_source import check_categories
-from seggpt_jax.data.sources import FileSource, Sample
+from seggpt_jax.data.sources import FileSource, View
 from seggpt_jax.errors import InputError
-from seggpt_jax.formats.dataset_files import DatasetFiles
-from seggpt_jax.formats.images import read_text
+from seggpt_jax.formats.folders import DatasetFiles
 from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.formats.layouts import LabelMap, read_label_map
 from seggpt_jax.formats.recognize import OUTLINES
 from seggpt_jax.palette import IGNORE
 
@@ -42,48 +39,28 @@ class Copies(NamedTuple):
 
 
 class Groups(NamedTuple):
-  """Groups of samples.
+  """Groups of samples."""
 
-  Attributes:
-    spec: rule that assigns samples to groups, see `data.groups.group_names`.
-    sizes: number of samples of each group, by split.
-    shared: groups that occur in more than one split.
-    problems: reasons why the groups of a split cannot be determined.
-  """
-
-  spec: str
-  sizes: dict[str, collections.Counter]
-  shared: list[str]
-  problems: list[str]
+  spec: str  # rule that assigns samples to groups, see `data.groups.group_names`
+  sizes: dict[str, collections.Counter]  # number of samples of each group, by split
+  shared: list[str]  # groups that occur in more than one split
+  problems: list[str]  # reasons why the groups of a split cannot be determined
 
 
 @dataclasses.dataclass
 class Findings:
-  """Everything that the audit of a dataset found.
+  """Everything that the audit of a dataset found."""
 
-  Attributes:
-    dataset: the dataset, with the number of classes and the label format it was read with.
-    given: names of the flags that the user set.
-    surveys: survey of each split.
-    guess: the label format that the files suggest; None if the dataset does not store label files.
-    groups: groups of samples; None if the user named no rule.
-    copies: images that two splits share, for each pair of splits.
-    class_names: names of classes 1, 2, ..., as far as they are known.
-    max_images: number of images of each split that were read; 0 is all.
-    files: access to the samples of each split.
-    others: further splits of the dataset that were not read.
-  """
-
-  dataset: Dataset
-  given: frozenset[str]
-  surveys: dict[str, Survey]
-  guess: Guess | None
-  groups: Groups | None
-  copies: list[Copies]
-  class_names: list[str]
-  max_images: int
-  files: dict[str, SampleFiles]
-  others: tuple[str, ...] = ()
+  dataset: Dataset  # the dataset, with the number of classes and the label format it was read with
+  given: frozenset[str]  # names of the flags that the user set
+  surveys: dict[str, Survey]  # survey of each split
+  guess: Guess | None  # the label format that the files suggest; None if the dataset does not store label files
+  groups: Groups | None  # groups of samples; None if the user named no rule
+  copies: list[Copies]  # images that two splits share, for each pair of splits
+  class_names: list[str]  # names of classes 1, 2, ..., as far as they are known
+  max_images: int  # number of images of each split that were read; 0 is all
+  files: dict[str, SampleFiles]  # access to the samples of each split
+  others: tuple[str, ...] = ()  # further splits of the dataset that were not read
 
   @property
   def train(self) -> Survey:
@@ -103,12 +80,17 @@ class Findings:
   @property
   def stored(self) -> StoredValues:
     """Values stored in all label files."""
-    return _merged([survey.values for survey in self.surveys.values()])
+    return StoredValues.total(survey.values for survey in self.surveys.values())
 
   @property
   def num_found(self) -> int:
     """Number of classes in the labels as they were read, background included."""
     return int(np.flatnonzero(self.pixels[:IGNORE]).max(initial=1)) + 1
+
+  def class_label(self, class_index: int) -> str:
+    """Returns the index of a class and its name, if it has one."""
+    names = self.class_names
+    return f"{class_index} {names[class_index - 1]}" if 0 < class_index <= len(names) else str(class_index)
 
 
 def audit_dataset(
@@ -143,7 +125,8 @@ def audit_dataset(
   files = {split: open_files(dataset, split, unmatched[split]) for split in splits}
   # Files without a partner are worth a report; missing folders are an error.
   if not any(len(each) for each in files.values()) and " for it, " not in str(unmatched):
-    raise InputError(_nothing_there(dataset, unmatched))
+    reasons = "; ".join(each for problems in unmatched.values() for each in problems)
+    raise InputError(f"{dataset.path}: no samples found with --kind={dataset.kind}: {reasons}")
   check_categories(list(files.values()))
   stated = read_label_map(DatasetFiles(dataset.path)) if dataset.kind in ("folder", "voc") else None
   surveys, guess, label_format = _surveys(dataset, files, unmatched, "labels" in given, max_images, stated)
@@ -168,11 +151,6 @@ def audit_dataset(
   return findings
 
 
-def _nothing_there(dataset: Dataset, unmatched: dict[str, list[str]]) -> str:
-  reasons = "; ".join(each for problems in unmatched.values() for each in problems)
-  return f"{dataset.path}: no samples found with --kind={dataset.kind}: {reasons}"
-
-
 def _surveys(
   dataset: Dataset,
   files: dict[str, SampleFiles],
@@ -184,14 +162,14 @@ def _surveys(
   """Surveys the splits with the label format that is given, or with the one that fits best."""
   label_format = dataset.label_format
   if not given:
-    peeked = _merged([read_values(each, _PEEKED) for each in files.values()])
+    peeked = StoredValues.total(read_values(each, _PEEKED) for each in files.values())
     label_format = _guess(dataset, peeked, stated).label_format if peeked.num_files else label_format
   while True:
     surveys = {split: Survey(split) for split in files}
     for split, survey in surveys.items():
       survey.problems["unmatched"] += unmatched[split]
       survey_split(survey, files[split], label_format, max_images)
-    stored = _merged([survey.values for survey in surveys.values()])
+    stored = StoredValues.total(survey.values for survey in surveys.values())
     guess = _guess(dataset, stored, stated) if stored.num_files else None
     if given or guess is None or guess.label_format == label_format:
       return surveys, guess, label_format
@@ -211,40 +189,15 @@ def _guess(dataset: Dataset, stored: StoredValues, stated: LabelMap | None) -> G
   return Guess(LabelFormat("binary"), 2, "each label is a mask of one class or instance")
 
 
-def _merged(stored: Sequence[StoredValues]) -> StoredValues:
-  merged = StoredValues()
-  for each in stored:
-    merged = merged.merge(each)
-  return merged
-
-
-class _SurveyedSource:
-  """Source with the names, classes and fields of surveyed samples, for `group_names`; it reads no files."""
+class _SurveyedSource(View):
+  """The surveyed samples for `group_names`, which knows their classes and reads no files."""
 
   def __init__(self, survey: Survey, files: SampleFiles):
-    self._survey, self._files = survey, files
-    self.num_classes = IGNORE
-
-  def __len__(self) -> int:
-    return len(self._survey.samples)
-
-  def __getitem__(self, index: int) -> Sample:
-    raise InputError(f"{self.name(index)}: only its name and classes are known")
-
-  def name(self, index: int) -> str:
-    return self._survey.samples[index].name
-
-  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    raise InputError(f"{self.name(index)}: only its name and classes are known")
+    super().__init__(files, indices=[sample.index for sample in survey.samples])
+    self._samples = survey.samples
 
   def classes(self, index: int) -> tuple[int, ...] | None:
-    return self._survey.samples[index].classes or ()
-
-  def label_stamp(self, index: int) -> str:
-    return ""
-
-  def field(self, index: int, key: str) -> str:
-    return self._files.field(self._survey.samples[index].index, key)
+    return self._samples[index].classes or ()
 
 
 def _groups(spec: str, files: dict[str, SampleFiles], surveys: dict[str, Survey]) -> Groups:
@@ -291,67 +244,3 @@ def describe_format(findings: Findings) -> dict[str, Any]:
   if dataset.class_names:
     keys["class_names"] = dataset.class_names
   return keys
-
-
-_FILE = "labelmap.txt"
-_BACKGROUND, _IGNORED = ("background",), ("ignore", "ignored", "void")
-
-
-class LabelMap(NamedTuple):
-  """The content of the file.
-
-  Attributes:
-    where: path of the file.
-    names: names of classes 1, 2, ...
-    label_format: table of the colors of all classes, the background first.
-  """
-
-  where: str
-  names: tuple[str, ...]
-  label_format: LabelFormat
-
-
-def read_label_map(files: DatasetFiles) -> LabelMap | None:
-  """Reads the label map of a dataset.
-
-  Args:
-    files: the files of the dataset.
-
-  Returns:
-    The label map; None if the dataset has none.
-
-  Raises:
-    InputError: a line has another form, or no class is the background.
-  """
-  found = [path for path in files.ending(_FILE) if path.count("/") <= 2]
-  if not found:
-    return None
-  where = files.full(found[0])
-  colors: dict[str, tuple[int, ...]] = {}
-  for number, line in enumerate(read_text(where).splitlines(), 1):
-    if line.strip() and not line.startswith("#"):
-      name, color = _entry(line, f"{where}: line {number}")
-      if name in colors or color in colors.values():
-        raise InputError(
-          f"{where}: line {number}: found {line.strip()!r} as for another class, expected a color for each"
-        )
-      colors[name] = color
-  background = next((name for name in colors if name.lower() in _BACKGROUND), None)
-  background = background or next((name for name, color in colors.items() if color == (0, 0, 0)), None)
-  if background is None or len(colors) < 2:
-    raise InputError(
-      f"{where}: found classes {', '.join(colors) or 'none'}, expected background and at least one other"
-    )
-  ignored = tuple(color for name, color in colors.items() if name.lower() in _IGNORED and name != background)
-  names = tuple(name for name, color in colors.items() if name != background and color not in ignored)
-  return LabelMap(
-    where, names, LabelFormat("table", table=tuple(colors[name] for name in (background, *names)), ignore=ignored)
-  )
-
-
-def _entry(line: str, where: str) -> tuple[str, tuple[int, ...]]:
-  name, _, rest = line.strip().partition(":")
-  parts = rest.partition(":")[0].split(",")
-  if not name or len(parts) != 3 or not all(part.strip().isdecimal() and int(part) < 256 for part in parts):
-    raise InputError(f"{where}: found {line.strip()!r}, expected NAME:RED,GREEN,BLUE::")
-  return name, tuple(int(part) for part in parts)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from seggpt_jax.audit.label_values import NEAR_ENDS, StoredValues, ValueFacts
-from seggpt_jax.formats.label_hints import are_indices, evenly_spaced
 from seggpt_jax.formats.labels import LabelFormat, Value
-from seggpt_jax.formats.stored_labels import unpack_color
+from seggpt_jax.formats.stored_labels import are_indices, evenly_spaced, unpack_color
 from seggpt_jax.palette import IGNORE
 
 _MOST_TABLE = 64
@@ -23,19 +22,12 @@ Colors = dict[tuple[int, ...], ValueFacts]
 
 
 class Guess(NamedTuple):
-  """Probable label format of a dataset.
+  """Probable label format of a dataset."""
 
-  Attributes:
-    label_format: the label format.
-    num_classes: number of classes that it gives, background included.
-    reason: evidence for it.
-    doubt: what else the labels could be, which the user has to decide, or "".
-  """
-
-  label_format: LabelFormat
-  num_classes: int
-  reason: str
-  doubt: str = ""
+  label_format: LabelFormat  # the label format
+  num_classes: int  # number of classes that it gives, background included
+  reason: str  # evidence for it
+  doubt: str = ""  # what else the labels could be, which the user has to decide, or ""
 
 
 def guess_format(stored: StoredValues) -> Guess:

@@ -1,19 +1,28 @@
-"""Values and colors stored in label files: contents of files in, counts of their values out."""
+"""The samples of a split, read one by one, and the values and colors stored in their label files.
+
+One bad file does not hide the others. Contents of files in, counts of their values out.
+"""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 
-from seggpt_jax.audit.regions import count_pixels
-from seggpt_jax.formats.labels import Value, same_color
-from seggpt_jax.formats.stored_labels import StoredLabel, is_gray, pack_colors, unpack_color
+from seggpt_jax.data.datasets import Dataset, OutlineSource, open_dataset
+from seggpt_jax.data.sources import FileSource, Source, View
+from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import open_image, remote_or_local
+from seggpt_jax.formats.labels import LabelFormat, Value, same_color
+from seggpt_jax.formats.layouts import Item, list_items
+from seggpt_jax.formats.stored_labels import StoredLabel, count_values, is_gray, pack_colors, read_stored, unpack_color
 from seggpt_jax.palette import IGNORE
 
 # A file with more values than the first limit holds noise or a photo. So does a dataset with more than the second.
@@ -23,31 +32,20 @@ _MOST = 100_000
 NEAR_ENDS = 48
 # A value in the file, or None for a color; and the color that it shows, packed into one number, or None for a gray.
 Key = tuple[int | None, int | None]
+_MOST_NAMES = 32
+FILE_KINDS = ("folder", "class_folders", "masks", "voc")
 
 
 class FileValues(NamedTuple):
-  """Values stored in one label file.
+  """Values stored in one label file."""
 
-  Attributes:
-    where: name of the file.
-    form: format and mode, such as "PNG P".
-    lossy: True if it is compressed with loss.
-    fault: reason why its pixels are no labels, or "".
-    keys: its values.
-    counts: number of pixels of each value, of those away from borders, and of those between lower and higher ones,
-      `[keys, 3]`.
-    steep: see `borders.Surroundings`, as are the next two.
-    soft: pixels on borders that are ramps.
-    middle: pixels of middle brightness.
-  """
-
-  where: str
-  form: str
-  lossy: bool
-  fault: str
-  keys: list[Key]
-  counts: np.ndarray
-  steep: int
+  where: str  # name of the file
+  form: str  # format and mode, such as "PNG P"
+  lossy: bool  # whether it is compressed with loss
+  fault: str  # reason why its pixels are no labels, or ""
+  keys: list[Key]  # its values
+  counts: np.ndarray  # `[keys, 3]`, pixels of each value: all, away from borders, between lower and higher ones
+  steep: int  # see `Surroundings`, as are the next two
   soft: int
   middle: int
 
@@ -79,7 +77,7 @@ def file_values(stored: StoredLabel, where: str) -> FileValues:
 def _count(pixels: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns the values of an image, and the number of their pixels in all of it and in each mask."""
   if pixels.dtype == np.uint8:
-    columns = [count_pixels(pixels), *(count_pixels(np.ascontiguousarray(pixels[mask])[None]) for mask in masks)]
+    columns = [count_values(pixels), *(count_values(np.ascontiguousarray(pixels[mask])[None]) for mask in masks)]
     values = np.flatnonzero(columns[0])
     return values, np.stack(columns, axis=1)[values]
   values, total = np.unique(pixels, return_counts=True)
@@ -88,42 +86,26 @@ def _count(pixels: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 class ValueFacts(NamedTuple):
-  """Facts about one stored value.
+  """Facts about one stored value."""
 
-  Attributes:
-    share: share of all pixels.
-    files: number of files that hold it.
-    inner: share of its pixels that are away from borders.
-    between: share of its pixels that are between lower and higher values.
-  """
-
-  share: float
-  files: int
-  inner: float
-  between: float
+  share: float  # share of all pixels
+  files: int  # number of files that hold it
+  inner: float  # share of its pixels that are away from borders
+  between: float  # share of its pixels that are between lower and higher values
 
 
 @dataclasses.dataclass
 class StoredValues:
-  """Values stored in many label files.
+  """Values stored in many label files."""
 
-  Attributes:
-    formats: number of files by format and mode, such as "PNG P".
-    num_files: number of files.
-    num_lossy: number of files that are compressed with loss.
-    counts: for each value, the counts of `FileValues` and the number of files that hold it.
-    examples: a file that holds it, for each value of files with color palettes.
-    steep: pixels at borders, see `borders.Surroundings`.
-    soft: those on borders that are ramps.
-    middle: pixels of middle brightness.
-  """
-
-  formats: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  formats: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # by format and mode
   num_files: int = 0
-  num_lossy: int = 0
+  num_lossy: int = 0  # files that are compressed with loss
+  # For each value, the counts of `FileValues`, and the number of files that hold it.
   counts: dict[Key, np.ndarray] = dataclasses.field(default_factory=dict)
+  # A file that holds it, for each value of files with color palettes.
   examples: dict[Key, str] = dataclasses.field(default_factory=dict)
-  steep: int = 0
+  steep: int = 0  # see `Surroundings`, as are the next two
   soft: int = 0
   middle: int = 0
 
@@ -145,20 +127,17 @@ class StoredValues:
       kept = sorted(self.counts, key=lambda key: -self.counts[key][0])[: _MOST // 2]
       self.counts = {key: self.counts[key] for key in kept}
 
-  def merge(self, other: StoredValues) -> StoredValues:
-    """Returns the sum of both."""
-    merged = StoredValues(
-      self.formats + other.formats,
-      self.num_files + other.num_files,
-      self.num_lossy + other.num_lossy,
-      dict(self.counts),
-      other.examples | self.examples,
-      self.steep + other.steep,
-      self.soft + other.soft,
-      self.middle + other.middle,
-    )
-    merged._add_counts(other.counts)
-    return merged
+  @classmethod
+  def total(cls, parts: Iterable[StoredValues]) -> StoredValues:
+    """Returns the sum of several."""
+    total = cls()
+    for part in parts:
+      total.formats = total.formats + part.formats
+      for name in ("num_files", "num_lossy", "steep", "soft", "middle"):
+        setattr(total, name, getattr(total, name) + getattr(part, name))
+      total._add_counts(part.counts)
+      total.examples = part.examples | total.examples
+    return total
 
   @property
   def lossy(self) -> bool:
@@ -208,10 +187,6 @@ class StoredValues:
       value: ValueFacts(pixels / total, files, inner / max(pixels, 1), between / max(pixels, 1))
       for value, (pixels, inner, between, files) in ((value, count.tolist()) for value, count in ordered)
     }
-
-  def table(self) -> list[tuple[Value, float, int]]:
-    """Returns (value or color, share of the pixels, number of files), most frequent first."""
-    return [(value, fact.share, fact.files) for value, fact in self.facts().items()]
 
 
 def _meant(key: Key, colors: bool) -> Value:
@@ -274,3 +249,131 @@ def surroundings(pixels: np.ndarray, near_ends: int) -> Surroundings:
   dark, bright = low <= near_ends, high >= 255 - near_ends
   middle = (low_source > near_ends) & (low_source < 255 - near_ends) & ~(dark & bright)
   return Surroundings(inner, between, int(steep.sum()), int((steep & (beside > low)).sum()), int(middle.sum()))
+
+
+class UnreadableError(InputError):
+  """The file of a label is damaged: no label format can read it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noting(LabelFormat):
+  """A label format that also records the values stored in the files that it decodes."""
+
+  noted: list[FileValues] = dataclasses.field(default_factory=list)
+
+  def decode(self, data: bytes, where: str) -> UInt8[np.ndarray, "h w"]:
+    try:
+      stored = read_stored(open_image(data, where), where)
+    except InputError as error:
+      raise UnreadableError(str(error)) from error
+    self.noted.append(file_values(stored, where))
+    return self.classes(stored, where)
+
+
+class SampleFiles(View):
+  """The samples of a split, with labels in any format.
+
+  Args:
+    source: the samples.
+    categories: names of classes 1, 2, ...; by default those that the source states.
+  """
+
+  def __init__(self, source: Source, categories: Sequence[str] = ()):
+    super().__init__(source)
+    self._source, self.categories = source, tuple(categories) or self.categories
+
+  def read_label(
+    self, index: int, size: tuple[int, int] | None, label_format: LabelFormat, noted: list[FileValues]
+  ) -> UInt8[np.ndarray, "h w"]:
+    """Reads the label of a sample.
+
+    Args:
+      index: index of the sample.
+      size: height and width of its image, if known.
+      label_format: format of the label file, if the source does not know it.
+      noted: list to which the stored values of its files are appended, also when an error follows.
+
+    Raises:
+      InputError: the label does not fit the format.
+      UnreadableError: the file is damaged.
+    """
+    if not isinstance(self._source, FileSource):
+      return self._source.label(index)
+    item = self._source.items[index]
+    if not item.label and size is not None:
+      return np.zeros(size, np.uint8)  # an image without masks is all background
+    values = {field.name: getattr(label_format, field.name) for field in dataclasses.fields(LabelFormat)}
+    # The largest number of classes, so that the audit also sees classes that training would refuse.
+    return FileSource([item], IGNORE, _Noting(**values, noted=noted)).label(0)
+
+  @property
+  def folders(self) -> tuple[str, ...]:
+    """Folders with the images and with the label files; () if the samples are not in folders."""
+    items = self._source.items if isinstance(self._source, FileSource) else []
+    images = [os.path.dirname(item.image) for item in items]
+    labels = [os.path.dirname(item.label) for item in items if isinstance(item.label, str)]
+    return tuple(os.path.commonpath(each) for each in (images, labels) if each)
+
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """Lines for the user on how the files were read."""
+    return getattr(self._source, "notes", ())
+
+  def num_boxes(self, index: int) -> int:
+    """Returns the number of objects of a sample whose outline is only a rectangle."""
+    shapes = self._source.shapes(index) if isinstance(self._source, OutlineSource) else ()
+    return sum(shape.box for shape in shapes)
+
+
+def open_files(dataset: Dataset, split: str, problems: list[str]) -> SampleFiles:
+  """Lists the samples of a split.
+
+  Args:
+    dataset: layout and path of the dataset; its number of classes does not matter.
+    split: name of the split.
+    problems: list to which messages about files that are left out are appended.
+
+  Returns:
+    Access to the samples; empty if the split cannot be listed.
+  """
+  try:
+    if dataset.kind in FILE_KINDS:
+      items = list_items(dataset.kind, dataset.path, split, dataset.class_names, problems)
+      categories = dataset.class_names or _mask_classes(dataset, split, items)
+      return SampleFiles(FileSource(items, IGNORE, LabelFormat("binary")), categories)
+    return SampleFiles(open_dataset(dataclasses.replace(dataset, num_classes=IGNORE), split, problems=problems))
+  except InputError as error:
+    problems.append(str(error))
+    return SampleFiles(FileSource([], IGNORE, LabelFormat()))
+
+
+def _mask_classes(dataset: Dataset, split: str, items: Sequence[Item]) -> list[str]:
+  """Returns the names of the classes if masks are in a folder for each class."""
+  if dataset.kind != "masks" or not any(mask.class_index > 1 for item in items for mask in item.label):
+    return []
+  labels = remote_or_local(dataset.path) / split / "labels"
+  return sorted(each.name for each in labels.iterdir() if each.is_dir() and not each.name.startswith("."))
+
+
+def guess_class_names(dataset: Dataset, splits: Sequence[str]) -> tuple[str, ...]:
+  """Guesses the class names of masks from the words that their file names begin with, such as crack of crack_2.png.
+
+  Args:
+    dataset: a dataset of kind masks without class names.
+    splits: names of its splits.
+
+  Returns:
+    The words, sorted; () if all masks begin with the same word, or with as many words as names of classes cannot be.
+  """
+  words: collections.Counter[str] = collections.Counter()
+  for split in splits:
+    try:
+      items = list_items(dataset.kind, dataset.path, split, dataset.class_names, [])
+    except InputError:
+      continue  # `open_files` reports it
+    if any(mask.class_index > 1 for item in items for mask in item.label):
+      return ()  # there is a folder for each class
+    stems = (os.path.splitext(os.path.basename(mask.path))[0] for item in items for mask in item.label)
+    words.update(re.sub(r"[\W_\d]+$", "", stem) for stem in stems)
+  many = len(words) > min(_MOST_NAMES, words.total() / 2)
+  return () if len(words) < 2 or many or "" in words else tuple(sorted(words))

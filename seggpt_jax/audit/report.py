@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections import Counter
@@ -10,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from seggpt_jax.audit.file_advice import count_text, network
 from seggpt_jax.audit.findings import Findings, Groups
-from seggpt_jax.audit.networks import network
-from seggpt_jax.audit.sentence import class_label, count_text
 from seggpt_jax.audit.survey import PROBLEMS, Survey
 from seggpt_jax.files import expand
 from seggpt_jax.palette import IGNORE
@@ -45,7 +45,7 @@ def as_facts(findings: Findings) -> dict[str, Any]:
 
 
 def _split_facts(findings: Findings, survey: Survey) -> dict[str, Any]:
-  rows = survey.values.table()
+  values = survey.values.facts()  # most frequent first
   total = max(int(survey.pixels.sum()), 1)
   return {
     "num_samples": survey.num_samples,
@@ -60,17 +60,18 @@ def _split_facts(findings: Findings, survey: Survey) -> dict[str, Any]:
     "sixteen_bit_peaks": [min(survey.peaks), int(np.median(survey.peaks)), max(survey.peaks)] if survey.peaks else [],
     "problems": survey.problems,
     "copies": survey.copies(),
-    "values": [{"value": v, "pixels": share, "files": files} for v, share, files in rows[:_SHOWN_VALUES]],
-    "num_values": len(rows),
-    "classes": [_class_facts(findings, survey, c) for c in range(_num_shown(findings))],
+    "values": [
+      {"value": value, "pixels": fact.share, "files": fact.files}
+      for value, fact in itertools.islice(values.items(), _SHOWN_VALUES)
+    ],
+    "num_values": len(values),
+    "classes": [
+      _class_facts(findings, survey, c) for c in range(max(findings.dataset.num_classes, findings.num_found))
+    ],
     "num_labels": survey.num_labels,
     "num_without_foreground": survey.num_empty,
     "ignored": float(survey.pixels[IGNORE] / total),
   }
-
-
-def _num_shown(findings: Findings) -> int:
-  return max(findings.dataset.num_classes, findings.num_found)
 
 
 def _size_facts(sizes: Counter) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _class_facts(findings: Findings, survey: Survey, class_index: int) -> dict[s
   regions = survey.regions.get(class_index)
   return {
     "class": class_index,
-    "name": class_label(findings, class_index).partition(" ")[2] or ("background" if not class_index else ""),
+    "name": findings.class_label(class_index).partition(" ")[2] or ("background" if not class_index else ""),
     "pixels": float(survey.pixels[class_index] / max(survey.pixels.sum(), 1)),
     "samples": float(survey.holding[class_index] / max(survey.num_labels, 1)),
     "num_regions": regions.num_regions if regions else 0,
@@ -140,8 +141,9 @@ def _split_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
   if facts["image_formats"]:
     sizes = facts["sizes"]
     named = ", ".join(f"{name} {_size(sizes[name])}" for name in ("smallest", "median", "largest"))
+    named += f" ({sizes['different']} different)"
     yield f"  images     {_counted(facts['image_formats'])}; {facts['megabytes']:g} MB"
-    yield f"  sizes      {_size(sizes['median']) if sizes['different'] == 1 else named + _different(sizes)}"
+    yield f"  sizes      {_size(sizes['median']) if sizes['different'] == 1 else named}"
   if facts["label_formats"]:
     yield f"  labels     {_counted(facts['label_formats'])}"
   if facts["turned_by_exif"]:
@@ -159,10 +161,6 @@ def _split_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:
 def split_title(split: str) -> str:
   """Returns the name of a split as people read it: "." is all of a folder without parts."""
   return "all" if split == "." else split
-
-
-def _different(sizes: dict[str, Any]) -> str:
-  return f" ({sizes['different']} different)"
 
 
 def _size(size: list[int]) -> str:
@@ -186,7 +184,9 @@ def _label_lines(facts: dict[str, Any]) -> Iterator[str]:
   if splits:
     columns = "".join(f"{split + ' pixels':>16}{'files':>8}" for split in splits)
     yield f"{'STORED VALUES':<18}{columns}"
-    by_split = {s: {_value(row["value"]): row for row in each["values"]} for s, each in splits.items()}
+    by_split = {
+      split: {str(row["value"]).replace(" ", ""): row for row in each["values"]} for split, each in splits.items()
+    }
     for value in dict.fromkeys(value for rows in by_split.values() for value in rows):
       cells = [by_split[split].get(value, {"pixels": 0.0, "files": 0}) for split in splits]
       yield f"  {value:<16}" + "".join(f"{percent(cell['pixels']):>16}{cell['files']:>8}" for cell in cells)
@@ -198,10 +198,6 @@ def _label_lines(facts: dict[str, Any]) -> Iterator[str]:
   assumed = f"guessed: {labels['reason']}" if labels["reason"] else "as the dataset stores them"
   how = assumed if labels["assumed"] else "set by flags"
   yield f"LABELS READ AS {labels['read_as']}, {labels['num_classes']} classes ({how})"
-
-
-def _value(value: Any) -> str:
-  return str(value).replace(" ", "")
 
 
 def _class_lines(split: str, facts: dict[str, Any]) -> Iterator[str]:

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import dataclasses
 import hashlib
 import os
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import cv2
 import numpy as np
-from jaxtyping import Int64
-from PIL import Image
+from jaxtyping import Float32, Int64, UInt8
 from tqdm import tqdm
 
 from seggpt_jax.audit.duplicates import Print, print_image
-from seggpt_jax.audit.label_values import FileValues, StoredValues
-from seggpt_jax.audit.regions import ClassRegions, count_pixels, region_areas
-from seggpt_jax.audit.sample_files import SampleFiles, UnreadableError
+from seggpt_jax.audit.label_values import FileValues, SampleFiles, StoredValues, UnreadableError
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import ORIENTATION, decode_image, load_upright, open_image
 from seggpt_jax.formats.labels import LabelFormat, check_size
+from seggpt_jax.formats.stored_labels import count_values
 from seggpt_jax.palette import IGNORE
 
 PROBLEMS = {
@@ -37,6 +37,65 @@ _THREADS = os.cpu_count() or 1
 _BLOCK = 512
 _NOT_FOUND = ": not found, expected a file"
 _SIXTEEN_BIT = 65535
+_STEPS = 16  # bins for each factor of two in area: a median is known to 2 %
+_BINS = 32 * _STEPS
+_SPECK = 3  # pixels
+
+
+class ClassRegions:
+  """Histogram of the areas of connected regions of one class in many images.
+
+  Attributes:
+    num_regions: number of regions.
+    smallest: area of the smallest region, relative to its image.
+    num_specks: number of regions of at most 3 pixels.
+  """
+
+  def __init__(self):
+    self.num_regions = 0
+    self.smallest = 1.0
+    self.num_specks = 0
+    self._speck_area = 0.0
+    self._counts = np.zeros(_BINS, np.int64)
+    self._areas = np.zeros(_BINS)
+
+  def add(self, areas: Float32[np.ndarray, "n"], num_pixels: int) -> None:
+    """Adds the regions of one image with this number of pixels."""
+    if areas.size:
+      self.num_regions += areas.size
+      self.smallest = min(self.smallest, float(areas.min()))
+      bins = np.minimum((-np.log2(areas) * _STEPS).astype(np.int64), _BINS - 1)
+      np.add.at(self._counts, bins, 1)
+      np.add.at(self._areas, bins, areas)
+      specks = areas[areas * num_pixels < _SPECK + 0.5]
+      self.num_specks += specks.size
+      self._speck_area += float(specks.sum())
+
+  @property
+  def speck_share(self) -> float:
+    """Share of the class's area that its specks hold, 0..1."""
+    return self._speck_area / max(float(self._areas.sum()), 1e-12)
+
+  @property
+  def median(self) -> float:
+    """Median area of a region, relative to its image; 0 without regions."""
+    return max(_middle(self._counts), self.smallest) if self.num_regions else 0.0
+
+  @property
+  def median_of_pixels(self) -> float:
+    """Area of the region that contains the median pixel, relative to its image; 0 without regions.
+
+    Specks count for little. Images count as if all had the same size.
+    """
+    return _middle(self._areas)
+
+
+def _middle(weights: np.ndarray) -> float:
+  total = weights.sum()
+  if not total:
+    return 0.0
+  middle = int(np.searchsorted(np.cumsum(weights), total / 2))
+  return float(2 ** (-(middle + 0.5) / _STEPS))
 
 
 class ImageFacts(NamedTuple):
@@ -80,49 +139,28 @@ class Surveyed(NamedTuple):
   kind: str
 
 
-@dataclasses.dataclass
+@dataclass
 class Survey:
-  """Counts over one split.
-
-  Attributes:
-    split: name of the split.
-    num_samples: number of samples, including samples that were not read.
-    kinds: number of images by format and mode, such as "JPEG RGB".
-    sizes: number of images by (height, width).
-    num_bytes: size of the image files.
-    turned: names of samples whose image an EXIF tag rotates.
-    num_boxes: number of objects whose outline is only a rectangle.
-    peaks: largest value of each 16-bit image.
-    problems: messages, by the keys of `PROBLEMS`.
-    values: values stored in the label files.
-    pixels: number of pixels of each class.
-    regions: sizes of the regions of each class.
-    holding: number of samples that show each class.
-    num_labels: number of labels that were read.
-    num_empty: number of those labels without foreground.
-    samples: record of each sample.
-    prints: (position in samples, print) of each image that was read.
-    digests: hashes of the pixels of those images, in the same order.
-  """
+  """Counts over one split."""
 
   split: str
-  num_samples: int = 0
-  kinds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  num_bytes: int = 0
-  turned: list[str] = dataclasses.field(default_factory=list)
-  num_boxes: int = 0
-  peaks: list[int] = dataclasses.field(default_factory=list)
-  problems: dict[str, list[str]] = dataclasses.field(default_factory=lambda: {kind: [] for kind in PROBLEMS})
-  values: StoredValues = dataclasses.field(default_factory=StoredValues)
-  pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))
-  regions: dict[int, ClassRegions] = dataclasses.field(default_factory=dict)
-  holding: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))
-  num_labels: int = 0
-  num_empty: int = 0
-  samples: list[Surveyed] = dataclasses.field(default_factory=list)
-  prints: list[tuple[int, Print]] = dataclasses.field(default_factory=list)
-  digests: list[bytes] = dataclasses.field(default_factory=list)
+  num_samples: int = 0  # including samples that were not read
+  kinds: Counter = field(default_factory=Counter)  # number of images by format and mode, such as "JPEG RGB"
+  sizes: Counter = field(default_factory=Counter)  # number of images by (height, width)
+  num_bytes: int = 0  # size of the image files
+  turned: list[str] = field(default_factory=list)  # names of samples whose image an EXIF tag rotates
+  num_boxes: int = 0  # objects whose outline is only a rectangle
+  peaks: list[int] = field(default_factory=list)  # largest value of each 16-bit image
+  problems: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in PROBLEMS})  # messages
+  values: StoredValues = field(default_factory=StoredValues)  # values stored in the label files
+  pixels: np.ndarray = field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))  # of each class
+  regions: dict[int, ClassRegions] = field(default_factory=dict)  # sizes of the regions of each class
+  holding: np.ndarray = field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))  # samples that show each class
+  num_labels: int = 0  # labels that were read
+  num_empty: int = 0  # of these, those without foreground
+  samples: list[Surveyed] = field(default_factory=list)
+  prints: list[tuple[int, Print]] = field(default_factory=list)  # position in samples, of each image that was read
+  digests: list[bytes] = field(default_factory=list)  # hashes of the pixels of those images, in the same order
 
   def add(self, facts: SampleFacts) -> None:
     """Adds the facts about one sample."""
@@ -215,7 +253,7 @@ def _read_sample(files: SampleFiles, index: int, label_format: LabelFormat) -> S
   problems: list[tuple[str, str]] = []
   image = None
   try:
-    image = _image_facts(*files.image_file(index))
+    image = _image_facts(*files.encoded_image(index))
   except InputError as error:
     problems.append(("missing" if str(error).endswith(_NOT_FOUND) else "unreadable", str(error)))
   size = None if image is None else image.size
@@ -224,8 +262,8 @@ def _read_sample(files: SampleFiles, index: int, label_format: LabelFormat) -> S
   if label is not None:
     try:
       check_size(label, size, files.name(index))
-      pixels = count_pixels(label)
-      facts = LabelFacts(pixels, region_areas(label, pixels))
+      pixels = count_values(label)
+      facts = LabelFacts(pixels, _region_areas(label, pixels))
     except InputError as error:
       problems.append(("size", str(error)))
   return SampleFacts(index, files.name(index), image, facts, values, problems, files.num_boxes(index))
@@ -235,7 +273,7 @@ def _read_label(files, index, size, label_format, problems):
   """Reads a label (None if it is bad) and the values of its files; appends problems to `problems`."""
   values: list[FileValues] = []
   try:
-    return files.label(index, size, label_format, values), values
+    return files.read_label(index, size, label_format, values), values
   except InputError as error:
     unreadable = isinstance(error, UnreadableError) or "cannot be read" in str(error)
     kind = "unreadable" if unreadable else "size" if "as its image has" in str(error) else "meaning"
@@ -255,11 +293,20 @@ def _image_facts(data: bytes, where: str) -> ImageFacts:
     size=pixels.shape[:2],
     num_bytes=len(data),
     turned=turned,
-    peak=_peak(header, where) if deep else None,
+    peak=min(int(np.asarray(load_upright(header, where)).max(initial=0)), _SIXTEEN_BIT) if deep else None,
     print=print_image(pixels),
     digest=hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=12, key=repr(pixels.shape).encode()).digest(),
   )
 
 
-def _peak(image: Image.Image, where: str) -> int:
-  return min(int(np.asarray(load_upright(image, where)).max(initial=0)), _SIXTEEN_BIT)
+def _region_areas(
+  label: UInt8[np.ndarray, "h w"], pixels: Int64[np.ndarray, "256"]
+) -> list[tuple[int, Float32[np.ndarray, "n"]]]:
+  """Returns each class but the background, and the areas of its connected regions relative to the image."""
+  found = []
+  for class_index in np.flatnonzero(pixels[1:IGNORE]) + 1:
+    mask = cv2.inRange(label, int(class_index), int(class_index))
+    x, y, width, height = cv2.boundingRect(mask)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask[y : y + height, x : x + width])
+    found.append((int(class_index), (stats[1:, cv2.CC_STAT_AREA] / label.size).astype(np.float32)))
+  return found

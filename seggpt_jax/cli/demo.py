@@ -22,7 +22,8 @@ from absl import flags
 from seggpt_jax.child_processes import start_command
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.errors import InputError
-from seggpt_jax.formats.images import list_images, read_image
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import LabelFormat, read_labels
 from seggpt_jax.inference.outputs import write_json
 from seggpt_jax.inference.pictures import titled_row, write_png

@@ -19,7 +19,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import parts
 from seggpt_jax.evaluation.davis import Davis
 from seggpt_jax.evaluation.few_shot import FewShot
-from seggpt_jax.evaluation.few_shot_benchmarks import BENCHMARKS, Opening
+from seggpt_jax.evaluation.few_shot_data import BENCHMARKS, read_benchmark
 from seggpt_jax.inference.options import MOST_SPLITS
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.run_ledger import Shard
@@ -102,7 +102,7 @@ def _few_shot(model: str) -> FewShot:
   if values.fold is not None and not (values.fold and set(values.fold) <= set(known)):
     raise InputError(f"--fold: found {','.join(values.fold)!r}, expected some of {','.join(known)}")
   cache = Path(values.outdir) / "parts" / "classes.npz"
-  data = benchmark.read(Opening(values.data_dir, values.lists, cache))
+  data = read_benchmark(values.benchmark, values.data_dir, values.lists, cache)
   folds = None if values.fold is None else [int(fold) for fold in values.fold]
   options = {name: values[name].value for name in ("shots", "seed", "split")}
   return FewShot(values.benchmark, data, model=model, folds=folds, count=values.episodes, **options)

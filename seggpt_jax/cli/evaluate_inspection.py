@@ -19,7 +19,7 @@ from seggpt_jax.cli.data_flags import define_label_flags
 from seggpt_jax.cli.path_flags import define_path, define_paths
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError, naming
-from seggpt_jax.evaluation import inspection
+from seggpt_jax.evaluation import inspection_report
 from seggpt_jax.metrics.inspection import Thresholds
 
 _RECORDED = (*("model_path", "adapter", "dataset_dir", "mapping", "top_k", "thresholds"), *inference_flags.JUDGED)
@@ -68,7 +68,7 @@ def main() -> None:
     thresholds = Thresholds(*numbers)
   positive, negative = [*values.mapping, None, None][:2]
   labels = inference_flags.trained_label_format(values.adapter or values.model_path)
-  inspection.run(
+  inspection_report.run(
     values.model_path,
     values.dataset_dir,
     values.prompt_img_dir,

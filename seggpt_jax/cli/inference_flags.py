@@ -11,9 +11,9 @@ from absl import flags
 
 from seggpt_jax.cli.data_flags import label_values
 from seggpt_jax.cli.runner import flag_name, naming_flags
-from seggpt_jax.data.cells import fewest_cells
+from seggpt_jax.data.scale import fewest_cells
 from seggpt_jax.errors import InputError
-from seggpt_jax.formats.images import list_images
+from seggpt_jax.formats.folders import list_images
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.options import MOST_AREA, Flips, Heads, InferenceOptions
 from seggpt_jax.inference.predictor import Predictor

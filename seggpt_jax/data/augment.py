@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from seggpt_jax.data.cells import zoomed_shape
+from seggpt_jax.data.scale import zoomed_shape
 from seggpt_jax.data.sources import Sample
 from seggpt_jax.formats.labels import classes_in, shrink_labels
 
@@ -23,8 +23,6 @@ from seggpt_jax.formats.labels import classes_in, shrink_labels
 cv2.setNumThreads(0)
 
 FLIPS = ("none", "horizontal", "vertical", "both", "turns")
-
-_Image = UInt8[np.ndarray, "h w 3"]
 
 _GRAY = np.array([0.299, 0.587, 0.114])
 _YIQ = np.array([_GRAY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -112,7 +110,8 @@ def random_crop(
   if augmentation.resize is None:
     resized, resize_label = zoomed_shape(shape, factor), shrink_labels
   else:
-    resized = _resized_shape(shape, factor * (augmentation.resize or size))
+    side = factor * (augmentation.resize or size)
+    resized = tuple(max(1, round(length * (side / length))) for length in shape)  # nearly a square
     resize_label = _resize_label
   if augmentation.foreground_crop and generator.random() < augmentation.foreground_crop:
     anchor = _foreground_pixel(sample["label"], crop_classes, generator)
@@ -126,12 +125,6 @@ def random_crop(
     border = (rows.before, after[0], cols.before, after[1], cv2.BORDER_REFLECT_101)
     image, label = cv2.copyMakeBorder(image, *border), cv2.copyMakeBorder(label, *border)
   return {**sample, "image": image, "label": label}
-
-
-def _resized_shape(shape: tuple[int, int], side: float) -> tuple[int, int]:
-  """Returns the height and width in pixels to which a sample is resized: nearly a square of a given side."""
-  height, width = (max(1, round(length * (side / length))) for length in shape)
-  return height, width
 
 
 def _foreground_pixel(
@@ -225,26 +218,17 @@ def random_appearance(sample: Sample, generator: np.random.Generator, augmentati
   if any(augmentation.color):
     factors = [generator.uniform(max(0.0, 1.0 - strength), 1.0 + strength) for strength in augmentation.color]
     generator.random()  # once drew a hue; without it, runs from before would resume with other numbers
-    image = cv2.transform(image, color_map(float(_GRAY @ cv2.mean(image)[:3]), *factors))
+    image = cv2.transform(image, _color_map(float(_GRAY @ cv2.mean(image)[:3]), *factors))
   if augmentation.blur:
     # 1 - random() is above 0. OpenCV refuses a deviation of 0.
     image = cv2.GaussianBlur(image, (0, 0), augmentation.blur * (1.0 - generator.random()))
   return {**sample, "image": image}
 
 
-def color_map(gray: float, brightness: float, contrast: float, saturation: float) -> Float64[np.ndarray, "3 4"]:
-  """Returns one affine map of RGB for brightness, contrast and saturation, applied in this order, clipped once.
+def _color_map(gray: float, brightness: float, contrast: float, saturation: float) -> Float64[np.ndarray, "3 4"]:
+  """Returns one affine map of RGB, `[3, 4]`, for the three factors in this order, clipped once, as Pillow does it.
 
-  They match Pillow and torchvision.
-
-  Args:
-    gray: mean gray of the image, 0..255.
-    brightness: factor on each color.
-    contrast: factor on the distance of each color from the mean gray.
-    saturation: factor on the distance of each color from its own gray.
-
-  Returns:
-    Matrix to multiply with a column (r, g, b, 1).
+  `gray` is the mean gray of the image, 0..255; contrast is measured from it, saturation from each color's own gray.
   """
   chroma = _RGB @ np.diag([1, saturation, saturation]) @ _YIQ
   # The chroma map does not change grays, so it does not change the equal offset that contrast adds to all channels.

@@ -14,17 +14,11 @@ LIST_FILE = "bad_files.txt"  # usual name of the file that `BadFiles.write` writ
 
 
 class BadFile(NamedTuple):
-  """One file that cannot be used.
+  """One file that cannot be used."""
 
-  Attributes:
-    name: name of the sample or image.
-    reason: one line that says what is wrong; "" if unknown.
-    split: part of the dataset, such as train; "" if there is only one part.
-  """
-
-  name: str
-  reason: str = ""
-  split: str = ""
+  name: str  # name of the sample or image
+  reason: str = ""  # one line that says what is wrong; "" if unknown
+  split: str = ""  # part of the dataset, such as train; "" if there is only one part
 
   def __str__(self) -> str:
     return ": ".join(part for part in (self.split, self.name, self.reason) if part)
@@ -35,12 +29,6 @@ class BadFiles:
 
   Functions that take a `BadFiles | None` skip bad files and add them to the collector, or raise at the first bad file
   if they get None. An empty collector is false, so compare with `is None`.
-
-  Example:
-    bad = BadFiles(say=print, max_share=0.01, totals={"train": 500})
-    bad.add("0007", "cannot be read as an image", split="train")
-    bad.check()
-    bad.write(Path("bad_files.txt"))
 
   Args:
     say: called with one line for each new file; None reports nothing.
@@ -111,6 +99,5 @@ class BadFiles:
     Raises:
       InputError: the file cannot be written.
     """
-    write_whole(
-      path, lambda file: file.write("".join(f"{line}\n" for line in self.lines()).encode(errors="backslashreplace"))
-    )
+    text = "".join(f"{line}\n" for line in self.lines())
+    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import parse_json, write_whole, writing
@@ -85,7 +85,11 @@ class Ledger:
     self.finished = read_entries(path.parent, self._pattern)
     with writing(self._path):
       self._file = open(self._path, "a+b")  # noqa: SIM115 - closed by `close`
-      _end_torn_line(self._file)
+      # Ends a line that a kill has cut off, so that the next entry starts a new one.
+      if self._file.seek(0, os.SEEK_END):
+        self._file.seek(-1, os.SEEK_END)
+        if self._file.read(1) != b"\n":
+          self._file.write(b"\n")
 
   def add(self, name: str, **values: Any) -> None:
     """Notes an item as finished. Call it after the item's files are written.
@@ -149,11 +153,3 @@ def read_entries(folder: Path, pattern: str = "*.jsonl") -> dict[str, dict[str, 
       if entry is not None:
         entries[entry["name"]] = entry
   return entries
-
-
-def _end_torn_line(file: BinaryIO) -> None:
-  """Ends a line that a kill has cut off, so that the next entry starts a new one."""
-  if file.seek(0, os.SEEK_END):
-    file.seek(-1, os.SEEK_END)
-    if file.read(1) != b"\n":
-      file.write(b"\n")

@@ -80,32 +80,6 @@ class EvaluationPairs(Protocol):
   def __call__(self, index: int) -> Pair: ...
 
 
-class _BadSampleError(Exception):
-  """A file of the sample with this index cannot be used; -1 for a prompt from another source than the queries."""
-
-  def __init__(self, index: int, error: InputError):
-    super().__init__(str(error))
-    self.index, self.error = index, error
-
-
-def _read(prompt_source: Source, source: Source, draw: Draw) -> tuple[list[Sample], Sample]:
-  """Reads prompts and query and removes classes from their labels as the draw demands.
-
-  Raises:
-    _BadSampleError: a file cannot be used.
-  """
-  samples = []
-  for origin, index in (*((prompt_source, prompt) for prompt in draw.prompts), (source, draw.query)):
-    try:
-      samples.append(keep_class(origin[index], draw.target_class))
-    except InputError as error:
-      raise _BadSampleError(index if origin is source else -1, error) from error
-  *prompts, query = samples
-  if draw.negative and draw.target_class is None:
-    query = keep_class(query, 0)
-  return prompts, query
-
-
 def _read_or_skip(
   prompt_source: Source,
   source: Source,
@@ -114,29 +88,32 @@ def _read_or_skip(
   index: int,
   generator: np.random.Generator,
 ) -> tuple[list[Sample], Sample, dict[str, np.ndarray]]:
-  """Reads prompts and query. With "skip", a pair with a bad file is replaced by another random pair.
+  """Returns prompts, query, and the entries `samples` and `bad` of the batch.
 
-  Returns:
-    Prompts, query, and the entries `samples` and `bad` of the batch.
-
-  Raises:
-    InputError: a file is bad and the policy is "error", or every attempt met a bad file.
+  Classes are removed from the labels as the draw demands. With "skip", a pair with a bad file is replaced by another
+  random pair.
   """
   bad = np.full(_TRIES, -1, np.int32)
   for attempt in range(_TRIES):
-    draw = pairing(index, generator)
+    draw, samples = pairing(index, generator), []
+    wanted = [*((prompt_source, prompt) for prompt in draw.prompts), (source, draw.query)]
     try:
-      prompts, query = _read(prompt_source, source, draw)
-    except _BadSampleError as found:
-      bad[attempt] = found.index
+      for origin, place in wanted:
+        samples.append(keep_class(origin[place], draw.target_class))
+    except InputError as error:
+      origin, place = wanted[len(samples)]
+      bad[attempt] = place if origin is source else -1
       if bad_files == "error":
-        raise found.error from found
+        raise
       if attempt == _TRIES - 1:
-        raise InputError(f"{found.error} ({_TRIES} bad samples in a row, expected most of them to be good)") from found
+        raise InputError(f"{error} ({_TRIES} bad samples in a row, expected most of them to be good)") from error
       index = int(generator.integers(len(source)))
       continue
-    samples = np.array([(prompt, draw.query) for prompt in draw.prompts], np.int32)
-    return prompts, query, {"samples": samples, "bad": bad[None]}
+    *prompts, query = samples
+    if draw.negative and draw.target_class is None:
+      query = keep_class(query, 0)
+    pairs = np.array([(prompt, draw.query) for prompt in draw.prompts], np.int32)
+    return prompts, query, {"samples": pairs, "bad": bad[None]}
   raise AssertionError("every attempt ends in a pair or an error")
 
 
@@ -245,12 +222,7 @@ def training_batches(
 
 
 def evaluation_batches(
-  pairs: EvaluationPairs,
-  *,
-  batch_size: int,
-  num_pairs: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  pairs: EvaluationPairs, *, batch_size: int, num_pairs: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
   """Yields batches of evaluation pairs, the same ones every time.
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import os
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -18,17 +20,32 @@ from jaxtyping import UInt8
 from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.data.sources import Sample
 from seggpt_jax.errors import InputError, one_line
-from seggpt_jax.formats.images import decode_image, file_stamp
+from seggpt_jax.formats.images import decode_image, file_stamp, remote_or_local
 from seggpt_jax.formats.labels import IGNORE, LabelFormat, check_classes, check_size
-from seggpt_jax.formats.tfds_info import (
-  INFO_FILE,
-  FileSlice,
-  find_version,
-  image_and_label,
-  list_features,
-  list_slices,
-  read_info,
-)
+
+_INFO_FILE = "dataset_info.json"
+_LABEL_WORDS = ("mask", "label", "segmentation", "annotation", "trimap")
+_DEPTH = 4  # levels below the given folder: dataset / config / version
+
+
+class Feature(NamedTuple):
+  """The type of value that records have under a key, and class names if it is a class label."""
+
+  kind: str
+  class_names: tuple[str, ...] = ()
+
+  @property
+  def is_image(self) -> bool:
+    """True if the values are images."""
+    return self.kind in ("Image", "LabeledImage")
+
+
+class _Slice(NamedTuple):
+  """Consecutive records: TFDS' instruction to read them, their split, and the position in it of the first one."""
+
+  instruction: Any
+  split: str
+  first: int
 
 
 class RecordSource:
@@ -47,27 +64,21 @@ class RecordSource:
       or the label format contradicts the index.
   """
 
-  def __init__(
-    self,
-    path: str | os.PathLike,
-    split: str,
-    num_classes: int,
-    label_format: LabelFormat,
-  ):
-    self._path = find_version(path)
+  def __init__(self, path: str | os.PathLike, split: str, num_classes: int, label_format: LabelFormat):
+    self._path = _find_version(path)
     self._split, self.num_classes = split, num_classes
-    info = read_info(self._path)
-    self._features = list_features(info)
-    self._image_key, self._label_key = image_and_label(self._features, self._path)
-    self._slices = list_slices(info, split, self._path)
-    self._ends = np.cumsum([part.take for part in self._slices]).tolist()
+    info = _read_info(self._path)
+    self._features = _list_features(info)
+    self._image_key, self._label_key = _image_and_label(self._features, self._path)
+    self._slices = _list_slices(info, split, self._path)
+    self._ends = np.cumsum([part.instruction.take for part in self._slices]).tolist()
     names = {part.split for part in self._slices}
     places = {name: epath.Path(self._path) / index_name(name) for name in names}
     self._index = {name: SampleIndex.load(place) for name, place in places.items() if place.exists()}
     for part in self._slices:
-      if part.split in self._index and len(self._index[part.split]) < part.first + part.take:
-        found, expected = len(self._index[part.split]), part.first + part.take
-        raise InputError(f"{places[part.split]}: found {found} samples, expected {expected} or more, as in {INFO_FILE}")
+      end = part.first + part.instruction.take
+      if part.split in self._index and (found := len(self._index[part.split])) < end:
+        raise InputError(f"{places[part.split]}: found {found} samples, expected {end} or more, as in {_INFO_FILE}")
     self._label_format = self._checked(label_format) if self._index else label_format
     self._records = None
 
@@ -107,7 +118,10 @@ class RecordSource:
       return self._index[split].name(position) if key == "name" else self._index[split].group(position)
     feature = self._features.get(key)
     if feature is None or feature.is_image:
-      raise InputError(f"{self._path}: found no field {key!r}, expected one of {self._listed(images=False)}")
+      known = ", ".join(
+        f"{key} ({feature.kind})" for key, feature in sorted(self._features.items()) if not feature.is_image
+      )
+      raise InputError(f"{self._path}: found no field {key!r}, expected one of {known}")
     stored = self._record(index)[key]
     kind = stored.WhichOneof("kind")
     values = getattr(stored, kind).value if kind else ()
@@ -156,11 +170,11 @@ class RecordSource:
       from array_record.python.array_record_data_source import ArrayRecordDataSource
 
       # If two threads get here at once, one of the two objects is dropped. Neither has opened a file yet.
-      self._records = ArrayRecordDataSource([_instruction(part) for part in self._slices])
+      self._records = ArrayRecordDataSource([part.instruction for part in self._slices])
     try:
       return tf_example_pb2.Example.FromString(self._records[index]).features.feature
     except (RuntimeError, ValueError, OSError, IndexError, DecodeError) as error:
-      filename = self._slices[bisect.bisect_right(self._ends, index)].filename
+      filename = self._slices[bisect.bisect_right(self._ends, index)].instruction.filename
       hint = ""
       if "://" in filename:
         hint = "; array_record reads local files, and gs:// with default credentials: copy the folder otherwise"
@@ -178,18 +192,117 @@ class RecordSource:
       raise IndexError(index)
     i = bisect.bisect_right(self._ends, index)
     part = self._slices[i]
-    return part.split, part.first + index - (self._ends[i] - part.take)
+    return part.split, part.first + index - (self._ends[i] - part.instruction.take)
 
   def _where(self, index: int, key: str) -> str:
     return f"{self._path}: {self._split}[{index}] {key}"
 
-  def _listed(self, images: bool = True) -> str:
-    """Lists the features of a record, with or without images."""
-    known = sorted(self._features.items())
-    return ", ".join(f"{key} ({feature.kind})" for key, feature in known if images or not feature.is_image)
+
+def _find_version(path: str | os.PathLike) -> str:
+  """Returns the folder of the newest version of the only dataset at or below a folder."""
+  directory = remote_or_local(path)
+  if not directory.is_dir():
+    raise InputError(f"{path}: folder not found, expected a TFDS dataset")
+  found = list(_versions(directory, _DEPTH))
+  if not found:
+    raise InputError(f"{path}: found no {_INFO_FILE} in it or below, expected a TFDS dataset in ArrayRecord format")
+  datasets = sorted({os.fspath(version.parent) for version in found})
+  if len(datasets) > 1:
+    raise InputError(f"{path}: found {len(datasets)} datasets, expected one of {', '.join(datasets)}")
+  return os.fspath(max(found, key=lambda version: [int(number) for number in re.findall(r"\d+", version.name)]))
 
 
-def _instruction(part: FileSlice) -> Any:
-  from tensorflow_datasets.core.utils.shard_utils import FileInstruction
+def _versions(directory: epath.Path, depth: int) -> list[epath.Path]:
+  if (directory / _INFO_FILE).exists():
+    return [directory]
+  if not depth:
+    return []
+  # TFDS and `prepare.writers` put "incomplete" in front of the names of unfinished folders.
+  inside = [path for path in directory.iterdir() if not path.name.startswith((".", "incomplete")) and path.is_dir()]
+  return [version for path in sorted(inside) for version in _versions(path, depth - 1)]
 
-  return FileInstruction(part.filename, part.skip, part.take, part.examples_in_shard)
+
+def _read_info(path: str) -> Any:
+  """Reads the header of a version, a tfds.core.DatasetInfo. TensorFlow is not needed."""
+  import tensorflow_datasets as tfds
+
+  try:
+    info = tfds.builder_from_directory(path).info
+    alternatives = [getattr(each, "value", each) for each in info.alternative_file_formats or ()]
+    if _file_format(info) != "array_record" and "array_record" in alternatives:
+      info = tfds.builder_from_directory(path, file_format="array_record").info
+  except Exception as error:  # TFDS and protobuf raise all kinds of errors for a damaged header
+    raise InputError(f"{path}: cannot be read as a TFDS dataset: {one_line(error)}") from error
+  if _file_format(info) != "array_record":
+    raise InputError(
+      f"{path}: found files in {_file_format(info)} format, expected ArrayRecord, which "
+      "`tfds build --file_format=array_record` writes"
+    )
+  return info
+
+
+def _file_format(info: Any) -> str:
+  return info.file_format.value if info.file_format else "tfrecord"
+
+
+def _list_features(info: Any) -> dict[str, Feature]:
+  """Returns the features of a record by key. Keys of nested features are joined by a slash."""
+  found: dict[str, Feature] = {}
+
+  def visit(feature: Any, key: str) -> None:
+    kind = type(feature).__name__
+    if kind == "FeaturesDict":
+      for name, inner in feature.items():
+        visit(inner, f"{key}/{name}" if key else name)
+    else:
+      found[key] = Feature(kind, tuple(getattr(feature, "names", None) or ()) if kind == "ClassLabel" else ())
+
+  visit(info.features, "")
+  return found
+
+
+def _image_and_label(features: Mapping[str, Feature], path: str) -> tuple[str, str]:
+  """Returns the keys of the image and of the label image of a record.
+
+  The label is the feature `segmentation_mask`, or else the only one whose name speaks of a label; the image is the
+  feature `image`, or else the only other one.
+  """
+  images = [key for key, feature in features.items() if feature.is_image]
+  speaking = [key for key in images if any(word in key.rpartition("/")[2] for word in _LABEL_WORDS)]
+  labels = ["segmentation_mask"] if "segmentation_mask" in images else speaking
+  others = [key for key in images if key not in speaking]
+  others = ["image"] if "image" in others else others
+  for name, found in (("label", labels), ("image", others)):
+    if len(found) != 1:
+      listed = ", ".join(sorted(features))
+      raise InputError(
+        f"{path}: found {', '.join(found) or 'nothing'} as the {name} among {listed}, expected one image: "
+        "image and segmentation_mask"
+      )
+  return others[0], labels[0]
+
+
+def _list_slices(info: Any, split: str, path: str) -> list[_Slice]:
+  """Lists where the records of a split, or of a slice of it, are stored, in their order."""
+  try:
+    instructions = info.splits[split].file_instructions
+  except (ValueError, KeyError, AssertionError, AttributeError) as error:
+    known = ", ".join(f"{name} ({each.num_examples})" for name, each in info.splits.items())
+    raise InputError(f"{path}: found no split {split!r}, expected one of {known} or a slice such as train[:90%]") from (
+      error
+    )
+  first: dict[str, tuple[str, int]] = {}
+  for name, each in info.splits.items():
+    starts = np.cumsum([0, *each.shard_lengths]).tolist()
+    first.update({os.fspath(f): (name, start) for f, start in zip(each.filepaths, starts, strict=False)})
+  present = {file.name for file in epath.Path(path).iterdir()}
+  slices = []
+  for each in instructions:
+    filename = os.fspath(each.filename)
+    if os.path.basename(filename) not in present:
+      raise InputError(f"{filename}: not found, expected all files of the split {split!r}")
+    name, start = first[filename]
+    slices.append(_Slice(dataclasses.replace(each, filename=filename), name, start + each.skip))
+  if not slices:
+    raise InputError(f"{path}: found no records in {split!r}, expected at least one")
+  return slices

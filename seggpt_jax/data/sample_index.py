@@ -17,23 +17,14 @@ from seggpt_jax.formats.images import read_bytes
 
 
 class SampleIndex(NamedTuple):
-  """Names, groups and classes of N samples. A million samples take about 50 MB.
+  """Names, groups and classes of N samples. A million samples take about 50 MB."""
 
-  Attributes:
-    text: all names as UTF-8 bytes, concatenated.
-    ends: position in `text` where each name ends.
-    group_names: names of the groups, sorted.
-    group_of: index of each sample's group in `group_names`.
-    holds: table that is True where a sample has a class; column 0 is the background.
-    bad: one line for each sample that was left out, with its name and the reason.
-  """
-
-  text: UInt8[np.ndarray, "t"]
-  ends: Int[np.ndarray, "n"]
-  group_names: np.ndarray
-  group_of: Int[np.ndarray, "n"]
-  holds: Bool[np.ndarray, "n c"]
-  bad: np.ndarray
+  text: UInt8[np.ndarray, "t"]  # all names as UTF-8 bytes, concatenated
+  ends: Int[np.ndarray, "n"]  # position in `text` where each name ends
+  group_names: np.ndarray  # names of the groups, sorted
+  group_of: Int[np.ndarray, "n"]  # index of each sample's group in `group_names`
+  holds: Bool[np.ndarray, "n c"]  # table that is True where a sample has a class; column 0 is the background
+  bad: np.ndarray  # one line for each sample that was left out, with its name and the reason
 
   def __len__(self) -> int:
     # The length of a named tuple would be the number of its attributes.
@@ -74,16 +65,12 @@ class SampleIndex(NamedTuple):
   @classmethod
   def join(cls, parts: Sequence[SampleIndex]) -> SampleIndex:
     """Concatenates indices whose samples follow one another."""
-    starts = np.cumsum([0, *(part.text.shape[0] for part in parts)])
-    groups = np.concatenate([part.group_names[part.group_of] for part in parts])
-    unique, group_of = np.unique(groups, return_inverse=True)
-    return cls(
-      text=np.concatenate([part.text for part in parts]),
-      ends=np.concatenate([part.ends + start for part, start in zip(parts, starts, strict=False)]),
-      group_names=unique,
-      group_of=group_of.astype(np.int32),
-      holds=np.concatenate([part.holds for part in parts]),
-      bad=np.concatenate([part.bad for part in parts]),
+    places = [(part, index) for part in parts for index in range(len(part))]
+    names, groups, classes = (
+      [getattr(part, key)(index) for part, index in places] for key in ("name", "group", "classes")
+    )
+    return cls.of(
+      names, groups, classes, parts[0].holds.shape[1], np.concatenate([part.bad for part in parts]).tolist()
     )
 
   def name(self, index: int) -> str:

@@ -1,7 +1,7 @@
 """Random-access sources of labeled images: files in, `Sample`s of NumPy arrays out.
 
 A source has a length and returns the i-th sample. It reads a file only when its sample is asked for. This module has
-the interface and the source for plain image files; `formats.layouts` finds those files, `records` and `outline_source`
+the interface and the source for plain image files; `formats.layouts` finds those files, `records` and `datasets`
 hold the other sources, and `datasets.open_dataset` chooses among them by name.
 """
 
@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
-from typing import NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -73,42 +73,6 @@ class Source(Protocol):
     ...
 
 
-class WrappedSource:
-  """Passes everything on to another source; the base of sources that change or keep its samples.
-
-  Args:
-    source: the other source.
-  """
-
-  def __init__(self, source: Source):
-    self._source = source
-
-  @property
-  def num_classes(self) -> int:
-    return self._source.num_classes
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> Sample:
-    return self._source[index]
-
-  def name(self, index: int) -> str:
-    return self._source.name(index)
-
-  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    return self._source.label(index)
-
-  def classes(self, index: int) -> tuple[int, ...] | None:
-    return self._source.classes(index)
-
-  def label_stamp(self, index: int) -> str:
-    return self._source.label_stamp(index)
-
-  def field(self, index: int, key: str) -> str:
-    return self._source.field(index, key)
-
-
 @runtime_checkable
 class EncodedSource(Source, Protocol):
   """A source whose images are files, which can be copied without decoding them."""
@@ -122,7 +86,30 @@ class EncodedSource(Source, Protocol):
     ...
 
 
-class FileSource:
+class ImageFiles:
+  """The base of sources whose images are files.
+
+  Attributes:
+    items: the samples, each with a `name` and the path of its `image`.
+  """
+
+  items: Sequence[Any]
+
+  def __len__(self) -> int:
+    return len(self.items)
+
+  def name(self, index: int) -> str:
+    return self.items[index].name
+
+  def image_path(self, index: int) -> str:
+    return self.items[index].image
+
+  def encoded_image(self, index: int) -> tuple[bytes, str]:
+    path = self.items[index].image
+    return read_bytes(path), path
+
+
+class FileSource(ImageFiles):
   """Samples stored as image files. Implements `EncodedSource`.
 
   Args:
@@ -139,19 +126,13 @@ class FileSource:
     masks = next((item for item in items if not isinstance(item.label, str)), None)
     if masks is not None and label_format.mode != "binary":
       raise InputError(f"{masks.image}: found masks with labels={label_format.mode}, expected labels=binary for masks")
-    self._items = list(items)
+    self.items = list(items)
     self._label_format = label_format
     self.num_classes = num_classes
 
-  def __len__(self) -> int:
-    return len(self._items)
-
   def __getitem__(self, index: int) -> Sample:
-    image = read_image(self._items[index].image)
+    image = read_image(self.items[index].image)
     return {"image": image, "label": self._label(index, image.shape[:2]), "name": self.name(index)}
-
-  def name(self, index: int) -> str:
-    return self._items[index].name
 
   def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
     return self._label(index, None)
@@ -160,25 +141,18 @@ class FileSource:
     return None
 
   def label_stamp(self, index: int) -> str:
-    label = self._items[index].label
+    label = self.items[index].label
     files = [label] if isinstance(label, str) else [mask.path for mask in label]
     return " ".join([repr(self._label_format), *map(file_stamp, files)])
-
-  def image_path(self, index: int) -> str:
-    return self._items[index].image
-
-  def encoded_image(self, index: int) -> tuple[bytes, str]:
-    path = self._items[index].image
-    return read_bytes(path), path
 
   def field(self, index: int, key: str) -> str:
     raise InputError(f"field {key!r}: found files, which have no fields, expected a dataset with records")
 
   def _label(self, index: int, size: tuple[int, int] | None) -> UInt8[np.ndarray, "h w"]:
     """Returns the label. Its height and width must be `size` unless that is None."""
-    item = self._items[index]
+    item = self.items[index]
     if isinstance(item.label, str):
-      label = self._read(item.label, size, self._label_format)
+      label = _read(item.label, size, self._label_format)
       check_classes(label, self.num_classes, item.label)
       return label
     if size is None and not item.label:
@@ -192,16 +166,17 @@ class FileSource:
         )
       # A mask may hold the number of its instance, so it need not agree with other masks.
       alone = dataclasses.replace(self._label_format)
-      read = self._read(mask.path, size if label is None else label.shape, alone)
+      read = _read(mask.path, size if label is None else label.shape, alone)
       label = np.zeros_like(read) if label is None else label
       label[(read == IGNORE) & (label == 0)] = IGNORE
       label[read == 1] = mask.class_index
     return label
 
-  def _read(self, path: str, size: tuple[int, int] | None, label_format: LabelFormat) -> UInt8[np.ndarray, "h w"]:
-    read = read_labels(path, label_format)
-    check_size(read, size, path)
-    return read
+
+def _read(path: str, size: tuple[int, int] | None, label_format: LabelFormat) -> UInt8[np.ndarray, "h w"]:
+  read = read_labels(path, label_format)
+  check_size(read, size, path)
+  return read
 
 
 def shared_images(first: Source, second: Source) -> list[str]:
@@ -233,88 +208,61 @@ def _start(path: str) -> tuple[int, bytes]:
     return os.path.getsize(path), hashlib.sha256(file.read(_START)).digest()
 
 
-class Subset:
-  """Selected samples of a source, in a given order. Implements `Source`, and `EncodedSource` if the source does.
+class View:
+  """Samples of other sources. Implements `Source`, and `EncodedSource` if the sources do.
+
+  It is also the base of sources that change or keep the samples of another one.
 
   Args:
-    source: all samples.
-    indices: indices of the selected samples.
+    *sources: sources with the same number of classes, whose samples follow one another.
+    indices: the samples to take, in this order; None takes all.
   """
 
-  def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
-    self._source, self._indices = source, np.asarray(indices, np.int64)
-    self.num_classes = source.num_classes
-    self.categories: tuple[str, ...] = getattr(source, "categories", ())
-
-  def __len__(self) -> int:
-    return len(self._indices)
-
-  def __getitem__(self, index: int) -> Sample:
-    return self._source[int(self._indices[index])]
-
-  def name(self, index: int) -> str:
-    return self._source.name(int(self._indices[index]))
-
-  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    return self._source.label(int(self._indices[index]))
-
-  def classes(self, index: int) -> tuple[int, ...] | None:
-    return self._source.classes(int(self._indices[index]))
-
-  def label_stamp(self, index: int) -> str:
-    return self._source.label_stamp(int(self._indices[index]))
-
-  def field(self, index: int, key: str) -> str:
-    return self._source.field(int(self._indices[index]), key)
-
-  def encoded_image(self, index: int) -> tuple[bytes, str]:
-    return self._source.encoded_image(int(self._indices[index]))
-
-
-class Joined:
-  """The samples of several sources, one source after the other. Implements `Source`.
-
-  Args:
-    sources: sources with the same number of classes.
-  """
-
-  def __init__(self, sources: Sequence[Source]):
-    self._sources, self._ends = list(sources), np.cumsum([len(source) for source in sources])
+  def __init__(self, *sources: Source, indices: Sequence[int] | np.ndarray | None = None):
+    self._sources, self._ends = sources, np.cumsum([len(source) for source in sources])
+    self._indices = None if indices is None else np.asarray(indices, np.int64)
     self.num_classes = sources[0].num_classes
+    self.categories: tuple[str, ...] = getattr(sources[0], "categories", ())
 
   def __len__(self) -> int:
-    return int(self._ends[-1])
+    return int(self._ends[-1]) if self._indices is None else len(self._indices)
 
   def __getitem__(self, index: int) -> Sample:
-    source, index = self._find(index)
+    source, index = self._at(index)
     return source[index]
 
   def name(self, index: int) -> str:
-    source, index = self._find(index)
+    source, index = self._at(index)
     return source.name(index)
 
   def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    source, index = self._find(index)
+    source, index = self._at(index)
     return source.label(index)
 
   def classes(self, index: int) -> tuple[int, ...] | None:
-    source, index = self._find(index)
+    source, index = self._at(index)
     return source.classes(index)
 
   def label_stamp(self, index: int) -> str:
-    source, index = self._find(index)
+    source, index = self._at(index)
     return source.label_stamp(index)
 
   def field(self, index: int, key: str) -> str:
-    source, index = self._find(index)
+    source, index = self._at(index)
     return source.field(index, key)
 
-  def _find(self, index: int) -> tuple[Source, int]:
+  def encoded_image(self, index: int) -> tuple[bytes, str]:
+    source, index = self._at(index)
+    return source.encoded_image(index)
+
+  def _at(self, index: int) -> tuple[Any, int]:
+    """Returns the source of a sample, and the index of the sample in it."""
+    index = index if self._indices is None else int(self._indices[index])
     place = int(np.searchsorted(self._ends, index, side="right"))
     return self._sources[place], index - (int(self._ends[place - 1]) if place else 0)
 
 
-class CachedSource(WrappedSource):
+class CachedSource(View):
   """Keeps decoded samples of another source. Implements `Source`; several threads may read it.
 
   Args:
@@ -336,7 +284,7 @@ class CachedSource(WrappedSource):
       if index in self._samples:
         self._samples.move_to_end(index)
         return self._samples[index]
-    sample = self._source[index]
+    sample = super().__getitem__(index)
     # Read-only, because later readers get the same arrays.
     for array in (sample["image"], sample["label"]):
       array.flags.writeable = False
@@ -350,7 +298,7 @@ class CachedSource(WrappedSource):
 
   def __getstate__(self) -> dict:
     """Returns the state for a worker process, which starts with an empty cache."""
-    return {"_source": self._source, "_limit": self._limit}
+    return {key: value for key, value in self.__dict__.items() if key not in ("_samples", "_held", "_lock")}
 
   def __setstate__(self, state: dict) -> None:
     self.__dict__.update(state)

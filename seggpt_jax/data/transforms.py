@@ -17,7 +17,7 @@ from PIL import Image
 
 from seggpt_jax import canvas, palette
 from seggpt_jax.data.augment import Augmentation, augment
-from seggpt_jax.data.cells import assemble, make_prompts, next_class, padded, window_starts
+from seggpt_jax.data.scale import assemble, make_prompts, next_class, padded, window_starts
 from seggpt_jax.data.sources import Sample
 from seggpt_jax.formats.labels import IGNORE, classes_in, keep_classes
 
@@ -51,20 +51,10 @@ def keep_class(sample: Sample, class_index: int | None) -> Sample:
   return sample if class_index is None else {**sample, "label": keep_classes(sample["label"], [class_index])}
 
 
-def make_pair(
-  prompts: Sequence[Sample],
-  query: Sample,
-  colors: UInt8[np.ndarray, "n 3"],
-  patch_mask: Bool[np.ndarray, "rows cols"],
+def _make_pair(
+  prompts: Sequence[Sample], query: Sample, colors: UInt8[np.ndarray, "n 3"], patch_mask: Bool[np.ndarray, "rows cols"]
 ) -> Pair:
-  """Stacks each prompt above the query; all canvases get the same palette and patch mask.
-
-  Args:
-    prompts: K samples with image and label of the canvas's width and half its height.
-    query: a sample of the same size.
-    colors: palette of the N classes.
-    patch_mask: True for patches whose target colors are hidden from the network.
-  """
+  """Stacks each of K prompts above the query; all canvases get the same palette and patch mask."""
   count = len(prompts)
   return {
     "images": np.stack([canvas.stack(prompt["image"], query["image"]) for prompt in prompts]),
@@ -119,7 +109,9 @@ class TrainingPair:
       shown = sorted({c for prompt in prompts for c in classes_in(prompt["label"])})
       other = IGNORE if self.unanswerable == "ignore" else 0
       query = {**query, "label": keep_classes(query["label"], shown, other)}
-    return make_pair(prompts, query, palette.sample_palette(generator, self.num_classes, self.palette_mode), patch_mask)
+    return _make_pair(
+      prompts, query, palette.sample_palette(generator, self.num_classes, self.palette_mode), patch_mask
+    )
 
   def _augment(
     self, prompts: Sequence[Sample], query: Sample, generator: np.random.Generator
@@ -183,7 +175,7 @@ class EvaluationPair:
       prompts, query = make_prompts(prompts, self.prompt_grid, size), self._window(query, window)
     else:
       prompts, query = [resize(prompt, size) for prompt in prompts], resize(query, size)
-    return make_pair(prompts, query, colors, canvas.lower_half_mask(grid))
+    return _make_pair(prompts, query, colors, canvas.lower_half_mask(grid))
 
   def _window(self, query: Sample, window: int) -> Sample:
     """Returns one of the windows that cover a query; the order of the windows is random but always the same."""

@@ -33,38 +33,23 @@ _AREAS = (0.0, 0.1, 0.25, 0.5)
 
 
 class Seen(NamedTuple):
-  """A labeled image after the network.
+  """A labeled image after the network."""
 
-  Attributes:
-    colors: the predicted colors, uint8 [H, W, 3].
-    truth: the true label map, uint8 [H, W].
-  """
-
-  colors: UInt8[np.ndarray, "h w 3"]
-  truth: UInt8[np.ndarray, "h w"]
+  colors: UInt8[np.ndarray, "h w 3"]  # the predicted colors, uint8 [H, W, 3]
+  truth: UInt8[np.ndarray, "h w"]  # the true label map, uint8 [H, W]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-  """The rates of one operating point.
+  """The rates of one operating point; shares are 0..1."""
 
-  Attributes:
-    factor: factor on the sensitivities of all classes.
-    point: the operating point.
-    precision: share of the pixels called foreground that are of the class they are called, 0..1.
-    recall: share of the foreground's pixels that are called by their class, 0..1.
-    iou: mean IoU of the classes from 1, from pixels of all images, 0..1: the foreground IoU of `seggpt infer`.
-    catch: share of the images with foreground whose foreground IoU is at least 0.3; None without such images.
-    left_alone: share of the images without foreground in which nothing is called foreground; None without such images.
-  """
-
-  factor: float
+  factor: float  # on the sensitivities of all classes
   point: OperatingPoint
-  precision: float
-  recall: float
-  iou: float
-  catch: float | None
-  left_alone: float | None
+  precision: float  # share of the pixels called foreground that are of the class they are called
+  recall: float  # share of the foreground's pixels that are called by their class
+  iou: float  # mean IoU of the classes from 1, from pixels of all images: the foreground IoU of `seggpt infer`
+  catch: float | None  # share of images with foreground whose IoU is at least 0.3; None without such images
+  left_alone: float | None  # share of images without foreground where nothing is called so; None without such images
 
   @property
   def f1(self) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation import examples, tables
-from seggpt_jax.evaluation.dataset_folders import existing_folder, read_lines
-from seggpt_jax.evaluation.parts import Finished
+from seggpt_jax.evaluation import parts
+from seggpt_jax.evaluation.parts import Finished, existing_folder, read_lines
 from seggpt_jax.files import write_whole
-from seggpt_jax.formats.images import list_images, read_image
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import IGNORE, LabelFormat, check_size, read_labels
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
@@ -63,17 +63,8 @@ class Video:
     return np.where(labels == IGNORE, np.uint8(0), labels)
 
 
-def list_videos(directory: str | os.PathLike, resolution: str = "480p") -> list[Video]:
-  """Returns the videos of the validation set, in the order of its list.
-
-  Args:
-    directory: the folder that contains JPEGImages/, Annotations/ and ImageSets/, or a folder that contains it as
-      DAVIS/.
-    resolution: 480p or Full-Resolution.
-
-  Raises:
-    InputError: a folder, the list or a file is missing.
-  """
+def _list_videos(directory: str | os.PathLike) -> list[Video]:
+  """Returns the videos of the validation set, in the order of its list; the folder may contain it as DAVIS/."""
   root = existing_folder(directory)
   if not (root / "JPEGImages").is_dir() and (root / "DAVIS").is_dir():
     root = root / "DAVIS"
@@ -81,25 +72,24 @@ def list_videos(directory: str | os.PathLike, resolution: str = "480p") -> list[
   names = read_lines(path)
   if not names:
     raise InputError(f"{path}: found nothing in it, expected the names of videos")
-  return [_video(root, resolution, name) for name in names]
-
-
-def _video(root: Path, resolution: str, name: str) -> Video:
-  frames, annotations = (list_images(root / kind / resolution / name) for kind in ("JPEGImages", "Annotations"))
-  for stem, path in frames.items():
-    if stem not in annotations:
-      expected = root / "Annotations" / resolution / name / stem
-      raise InputError(f"{path}: found no annotation for it, expected {expected}.png")
-  if len(frames) < 3:
-    raise InputError(f"{root / 'JPEGImages' / resolution / name}: found {len(frames)} frames, expected at least 3")
-  return Video(name, tuple(frames.values()), tuple(annotations[stem] for stem in frames))
+  videos = []
+  for name in names:
+    images_dir, labels_dir = (root / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
+    frames, annotations = list_images(images_dir), list_images(labels_dir)
+    for stem, path in frames.items():
+      if stem not in annotations:
+        raise InputError(f"{path}: found no annotation for it, expected {labels_dir / stem}.png")
+    if len(frames) < 3:
+      raise InputError(f"{images_dir}: found {len(frames)} frames, expected at least 3")
+    videos.append(Video(name, tuple(frames.values()), tuple(annotations[stem] for stem in frames)))
+  return videos
 
 
 class Davis:
   """The benchmark, see `parts.Benchmark`. A part is a video.
 
   Args:
-    directory: folder of the dataset, see `list_videos`.
+    directory: folder with JPEGImages/, Annotations/ and ImageSets/, or a folder that contains it as DAVIS/.
     model: path of the weights, which is recorded in the settings.
     num_frames: number of recent predictions that are prompts in addition to the first frame.
     split: number of tiles along each side, see `InferenceOptions`.
@@ -111,7 +101,7 @@ class Davis:
   name = "davis2017"
 
   def __init__(self, directory: str | os.PathLike, *, model: str = "", num_frames: int = 0, split: int = 1):
-    self._videos = {video.name: video for video in list_videos(directory)}
+    self._videos = {video.name: video for video in _list_videos(directory)}
     self._num_frames, self._split = num_frames, split
     listing = "\n".join(f"{video.name} {len(video.frames)}" for video in self._videos.values())
     self.settings: dict[str, Any] = {
@@ -134,26 +124,22 @@ class Davis:
     _write_objects(outdir / video.name / f"{Path(video.frames[0]).stem}.png", first)
     wanted = np.linspace(0, len(video.frames) - 1, _EXAMPLES + 1).round().astype(int)[1:]
     with tqdm(total=len(video.frames) - 1, desc=video.name, unit="frame") as bar:
-      for index, labels in self._followed(predictor, video, first):
+      rest = (video.image(index) for index in range(1, len(video.frames)))
+      options, prompts = InferenceOptions(self._split), [(video.image(0), first)]
+      found = segment_frames(predictor, rest, prompts, options, num_frames=self._num_frames)
+      for index, prediction in enumerate(found, 1):
+        labels = prediction.labels.astype(np.uint8)
         truth = video.objects(index)
         check_size(truth, labels.shape, video.annotations[index])
         _write_objects(outdir / video.name / f"{Path(video.frames[index]).stem}.png", labels)
         counts.append(boundary.object_counts(labels, truth, num_objects))
         if index in wanted:
           image = video.image(index)
-          shown.append([examples.panel(image, objects, num_objects) for objects in (truth, labels)])
+          shown.append([parts.panel(image, objects, num_objects) for objects in (truth, labels)])
         bar.set_postfix(J=f"{100 * boundary.object_scores(np.stack(counts)).j.mean():.1f}", refresh=False)
         bar.update()
     # The last frame is predicted, but not scored.
     return Finished({"counts": np.stack(counts[:-1]).tolist()}, _strip(video, first, shown))
-
-  def _followed(self, predictor: Predictor, video: Video, first: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the index of every frame but the first, with the predicted object indices."""
-    rest = (video.image(index) for index in range(1, len(video.frames)))
-    prompts = [(video.image(0), first)]
-    found = segment_frames(predictor, rest, prompts, InferenceOptions(self._split), num_frames=self._num_frames)
-    for index, prediction in enumerate(found, 1):
-      yield index, prediction.labels.astype(np.uint8)
 
   def results(self, finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     objects: dict[str, dict[str, dict[str, float]]] = {}
@@ -171,15 +157,15 @@ class Davis:
     rows = {"J&F mean": (means["J mean"] + means["F mean"]) / 2, **means}
     return {"scores": rows, "objects": objects, "table": self._table(rows, len(objects))}
 
-  def _table(self, rows: Mapping[str, float], num_objects: int) -> tables.Table:
+  def _table(self, rows: Mapping[str, float], num_objects: int) -> parts.Table:
     recent = f" and {self._num_frames} recent predictions" if self._num_frames else ""
     notes = [f"In percent; {num_objects} objects in {len(self._videos)} videos, without their first and last frames."]
     published = None
     # The published figure is of the whole validation set.
     if len(self._videos) == _NUM_VIDEOS:
-      published = tables.published(self.name, "J mean", 1)
+      published = parts.published(self.name, "J mean", 1)
       notes.append("It is not known how many recent predictions the published J was measured with.")
-    return tables.Table(
+    return parts.Table(
       title=f"{self.name}, the first frame{recent} as prompts",
       columns=["measured"],
       rows={score: [value] for score, value in rows.items()},
@@ -190,11 +176,11 @@ class Davis:
 
 def _strip(video: Video, first: np.ndarray, shown: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
   """Draws two rows of frames after the prompt: with their truth, then with the predictions."""
-  prompt = examples.panel(video.image(0), first, int(first.max()))
+  prompt = parts.panel(video.image(0), first, int(first.max()))
   # All strips have the same width: a short video repeats its last frame.
   shown = [*shown, *[shown[-1]] * (_EXAMPLES - len(shown))]
   rows = [[prompt, *(pair[row] for pair in shown)] for row in range(2)]
-  return examples.strip(rows, [f"{video.name}: first frame, truth", f"{video.name}: first frame, prediction"])
+  return parts.strip(rows, [f"{video.name}: first frame, truth", f"{video.name}: first frame, prediction"])
 
 
 def _write_objects(path: Path, labels: UInt8[np.ndarray, "h w"]) -> None:

@@ -1,4 +1,4 @@
-"""Evaluates few-shot segmentation on the benchmarks of `few_shot_benchmarks`: network and dataset in, mIoU out.
+"""Evaluates few-shot segmentation on the benchmarks of `few_shot_data`: network and dataset in, mIoU out.
 
 The protocol is the one of HSNet's published test code (arXiv 2104.01538), which Matcher, PATNet and INSID3 kept:
 - A fixed number of episodes for each fold, such as 1000.
@@ -27,9 +27,8 @@ from tqdm import tqdm
 
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation import examples, few_shot_episodes, tables
-from seggpt_jax.evaluation.few_shot_episodes import Episode
-from seggpt_jax.evaluation.few_shot_samples import FewShotData
+from seggpt_jax.evaluation import few_shot_episodes, parts
+from seggpt_jax.evaluation.few_shot_episodes import Episode, FewShotData
 from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
@@ -55,7 +54,7 @@ class FewShot:
   """A few-shot benchmark, see `parts.Benchmark`. A part is a shard's share of a fold.
 
   Args:
-    name: a name of `few_shot_benchmarks.BENCHMARKS`.
+    name: a name of `few_shot_data.BENCHMARKS`.
     data: the dataset.
     model: path of the weights, which is recorded in the settings.
     folds: folds to run; all folds of the dataset by default.
@@ -86,7 +85,7 @@ class FewShot:
     self._notes = list(data.notes)
     if count is not None:
       self._notes.append("Only some of the episodes were run (--episodes).")
-    if shots > 1 and tables.published(name, "mIoU", shots):
+    if shots > 1 and parts.published(name, "mIoU", shots):
       self._notes.append("Published few-shot figures do not say how many prompts each query had.")
     names = [data.samples.name(index) for index in range(len(data.samples))]
     self.settings: dict[str, Any] = {
@@ -116,12 +115,12 @@ class FewShot:
         counts.add(asked, episode_counts(labels, item.truth))
         if place in shown:
           prompt = self._data.samples.read(item.episode.prompts[0], asked)
-          rows.append([examples.panel(*prompt), *_query_panels(item, labels)])
+          rows.append([parts.panel(*prompt), *(parts.panel(item.image, shown) for shown in (None, item.truth, labels))])
           titles.append(f"fold {fold}, {self._data.class_names[asked]}: prompt, query, truth, prediction")
         bar.set_postfix(mIoU=f"{100 * counts.mean_iou():.1f}", refresh=False)
         bar.update()
     values = {"fold": fold, "classes": counts.values(), "own_prompts": own}
-    return Finished(values, examples.strip(rows, titles) if rows else None)
+    return Finished(values, parts.strip(rows, titles) if rows else None)
 
   def results(self, finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     counts = {fold: ClassCounts() for fold in self._episodes}
@@ -144,7 +143,7 @@ class FewShot:
     }
     return {"miou": counts.mean_iou(), "fb_iou": counts.fb_iou(), "classes": classes}
 
-  def _table(self, folds: Mapping[int, Mapping[str, Any]], means: Mapping[str, float], own: int) -> tables.Table:
+  def _table(self, folds: Mapping[int, Mapping[str, Any]], means: Mapping[str, float], own: int) -> parts.Table:
     # Published figures are means over all folds.
     all_folds = len(folds) == len(self._data.folds)
     columns = {"mean": means} if all_folds else {}
@@ -153,14 +152,14 @@ class FewShot:
     comparable = all_folds and self._data.comparable
     num_episodes = sum(map(len, self._episodes.values()))
     left_out = [f"{own} of them are not scored: their query is one of their prompts."] if own else []
-    return tables.Table(
+    return parts.Table(
       title=f"{self.name}, {self._shots} prompt{'s' if self._shots > 1 else ''} for each query",
       columns=list(columns),
       rows={
         "mIoU": [scores["miou"] for scores in columns.values()],
         "FB-IoU": [scores["fb_iou"] for scores in columns.values()],
       },
-      published={"mIoU": tables.published(self.name, "mIoU", self._shots) if comparable else None},
+      published={"mIoU": parts.published(self.name, "mIoU", self._shots) if comparable else None},
       notes=[f"In percent; {num_episodes} episodes, scored at the size of each query.", *left_out, *self._notes],
     )
 
@@ -238,7 +237,3 @@ def episode_counts(predicted: Integer[np.ndarray, "h w"], truth: UInt8[np.ndarra
 def _ratio(intersection: np.int64, union: np.int64) -> float:
   # Published code counts 0 if neither truth nor prediction has any pixel.
   return float(intersection) / max(float(union), 1.0)
-
-
-def _query_panels(item: _Read, labels: np.ndarray) -> list[np.ndarray]:
-  return [examples.panel(item.image), examples.panel(item.image, item.truth), examples.panel(item.image, labels)]

@@ -1,20 +1,26 @@
-"""Draws the episodes of the few-shot benchmarks: a dataset's listing in, queries with their prompts out.
+"""The samples and the episodes of a few-shot benchmark: what a reader of a dataset returns and an evaluation runs.
 
 Episodes are drawn like in the published test code of HSNet (Min et al., 2021, arXiv 2104.01538), which others have
 adopted: NumPy's legacy generator with one seed for each fold, one draw for each prompt, and a new draw if the prompt is
-the query. Hence a query can have the same prompt twice. If the
-listing is in the published order, the episodes are the published ones. All functions depend on their arguments only.
+the query. Hence a query can have the same prompt twice. If the listing is in the published order, the episodes are the
+published ones.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
+from seggpt_jax.data.sources import EncodedSource
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.images import decode_image
+from seggpt_jax.formats.labels import IGNORE
+from seggpt_jax.inference import tiling
 
 
 class Episode(NamedTuple):
@@ -25,81 +31,123 @@ class Episode(NamedTuple):
   prompts: tuple[int, ...]
 
 
-class Pools(NamedTuple):
-  """The images that queries and prompts are drawn from.
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """The samples of a benchmark. One sample can be asked for several classes."""
 
-  Attributes:
-    images: images that show each class, in order.
+  source: EncodedSource
+  own_class: bool = False  # whether each label file is the mask of one class, instead of class indices
+  stretched: bool = False  # whether images may be stored at another size than their labels, which they then get
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def name(self, sample: int) -> str:
+    return self.source.name(sample)
+
+  def read(self, sample: int, class_index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+    """Reads an image and its mask of a class: 1 where the class is, IGNORE where the label is ignored.
+
+    Raises:
+      InputError: a file is missing, cannot be read, or has another size than its image; names the file.
+    """
+    if self.stretched:
+      image, label = decode_image(*self.source.encoded_image(sample)), self.source.label(sample)
+      image = image if image.shape[:2] == label.shape else tiling.resize_image(image, label.shape)
+    else:
+      read = self.source[sample]
+      image, label = read["image"], read["label"]
+    mask = (label == (1 if self.own_class else class_index)).astype(np.uint8)
+    mask[label == IGNORE] = IGNORE
+    return image, mask
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FewShotData:
+  """A benchmark with its classes, folds and the plan of its episodes.
+
+  If there are `queries`, (sample, class) pairs of each fold in order, they come in turn. Otherwise queries are drawn at
+  random, and their classes in turn or at random.
   """
 
-  images: Mapping[int, Sequence[int]]
+  samples: Samples
+  class_names: Mapping[int, str]
+  folds: Mapping[int, Sequence[int]]  # classes of each fold
+  pools: Mapping[int, Sequence[int]]  # samples that show each class, in order, from which prompts are drawn
+  num_episodes: Mapping[int, int]  # of each fold
+  queries: Mapping[int, Sequence[tuple[int, int]]] | None = None
+  classes_in_turn: bool = False
+  notes: tuple[str, ...] = ()  # sentences to print below the results
+  comparable: bool = True  # whether published results use the same classes
+
+  def episodes(self, fold: int, shots: int, seed: int = 0, count: int | None = None) -> list[Episode]:
+    """Returns the episodes of a fold, the same ones for the same files and arguments.
+
+    Args:
+      fold: a key of `folds`.
+      shots: number of prompts per query.
+      seed: seed of the draws.
+      count: number of episodes to keep, evenly spread. By default all are kept.
+
+    Raises:
+      InputError: there is no such fold, or one of its classes has too few images.
+    """
+    if fold not in self.folds:
+      raise InputError(f"--fold: found {fold}, expected some of {', '.join(map(str, self.folds))}")
+    classes, total = self.folds[fold], self.num_episodes[fold]
+    for index in classes:
+      if (found := len(set(self.pools.get(index, ())))) <= shots:
+        raise InputError(
+          f"class {self.class_names[index]}: found {found} images of it, expected at least {shots + 1} for --shots "
+          f"{shots}: a query and its prompts"
+        )
+    queries = None if self.queries is None else self.queries[fold]
+    drawn = draw_episodes(self.pools, total, shots, seed, queries or classes, in_turn=self.classes_in_turn)
+    if count is None or count >= total:
+      return drawn
+    return [drawn[index * total // count] for index in range(count)]
 
 
-def in_turn(queries: Sequence[tuple[int, int]], pools: Pools, count: int, shots: int, seed: int) -> list[Episode]:
-  """Returns episodes whose queries come in turn, starting over at the end, with prompts drawn at random.
+def draw_episodes(
+  pools: Mapping[int, Sequence[int]],
+  count: int,
+  shots: int,
+  seed: int,
+  asked: Sequence[int] | Sequence[tuple[int, int]],
+  *,
+  in_turn: bool = False,
+) -> list[Episode]:
+  """Draws the episodes of a fold.
 
   Args:
-    queries: (image, class) pairs in order.
-    pools: images that prompts are drawn from.
+    pools: the samples that show each class, in order.
     count: number of episodes.
     shots: number of prompts per episode.
     seed: seed of the draws.
+    asked: (sample, class) pairs, which are the queries in turn, starting over at the end; or the classes of the fold,
+      of which queries are drawn.
+    in_turn: whether classes come in turn; otherwise they are drawn too.
   """
   generator = np.random.RandomState(seed)
+
+  def draw(items: Sequence) -> int:
+    # `replace=False` makes no difference for a single draw, but it takes other numbers from the generator, and the
+    # published episodes are drawn with it.
+    return items[int(generator.choice(len(items), 1, replace=False)[0])]
+
   episodes = []
   for index in range(count):
-    query, class_index = queries[index % len(queries)]
-    episodes.append(Episode(class_index, query, _prompts(generator, pools, class_index, query, shots)))
+    if isinstance(asked[0], tuple):
+      query, class_index = asked[index % len(asked)]
+    else:
+      class_index = asked[index % len(asked)] if in_turn else draw(asked)
+      query = draw(pools[class_index])
+    prompts: list[int] = []
+    while len(prompts) < shots:
+      if (prompt := draw(pools[class_index])) != query:
+        prompts.append(prompt)
+    episodes.append(Episode(class_index, query, tuple(prompts)))
   return episodes
-
-
-def at_random(classes: Sequence[int], pools: Pools, count: int, shots: int, seed: int) -> list[Episode]:
-  """Returns episodes whose class, query and prompts are all drawn at random.
-
-  Args:
-    classes: classes of the fold, in order.
-    pools: images that queries and prompts are drawn from.
-    count: number of episodes.
-    shots: number of prompts per episode.
-    seed: seed of the draws.
-  """
-  generator = np.random.RandomState(seed)
-  return [_drawn(generator, pools, classes[_draw(generator, len(classes))], shots) for _ in range(count)]
-
-
-def class_by_class(classes: Sequence[int], pools: Pools, count: int, shots: int, seed: int) -> list[Episode]:
-  """Returns episodes whose classes come in turn, with query and prompts drawn at random.
-
-  Args:
-    classes: classes of the fold, in order.
-    pools: images that queries and prompts are drawn from.
-    count: number of episodes.
-    shots: number of prompts per episode.
-    seed: seed of the draws.
-  """
-  generator = np.random.RandomState(seed)
-  return [_drawn(generator, pools, classes[index % len(classes)], shots) for index in range(count)]
-
-
-def evenly_spread(episodes: Sequence[Episode], count: int | None) -> list[Episode]:
-  """Returns a number of episodes, evenly spread over all of them; None for all."""
-  if count is None or count >= len(episodes):
-    return list(episodes)
-  return [episodes[index * len(episodes) // count] for index in range(count)]
-
-
-def check_pools(classes: Sequence[int], pools: Pools, shots: int, names: Mapping[int, str]) -> None:
-  """Checks that every class has enough images for a query and its prompts.
-
-  Raises:
-    InputError: a class has too few; names the class.
-  """
-  for index in classes:
-    if (found := len(set(pools.images.get(index, ())))) <= shots:
-      raise InputError(
-        f"class {names[index]}: found {found} images of it, expected at least {shots + 1} for --shots {shots}: a query "
-        "and its prompts"
-      )
 
 
 def digest(episodes: Sequence[Episode], names: Sequence[str]) -> str:
@@ -114,26 +162,3 @@ def digest(episodes: Sequence[Episode], names: Sequence[str]) -> str:
     listing.update(f"{episode.class_index}\0{names[episode.query]}".encode())
     listing.update("".join(f"\0{names[prompt]}" for prompt in episode.prompts).encode() + b"\n")
   return listing.hexdigest()[:16]
-
-
-def _drawn(generator: np.random.RandomState, pools: Pools, class_index: int, shots: int) -> Episode:
-  images = pools.images[class_index]
-  query = images[_draw(generator, len(images))]
-  return Episode(class_index, query, _prompts(generator, pools, class_index, query, shots))
-
-
-def _prompts(
-  generator: np.random.RandomState, pools: Pools, class_index: int, query: int, shots: int
-) -> tuple[int, ...]:
-  images, chosen = pools.images[class_index], []
-  while len(chosen) < shots:
-    image = images[_draw(generator, len(images))]
-    if image != query:
-      chosen.append(image)
-  return tuple(chosen)
-
-
-def _draw(generator: np.random.RandomState, count: int) -> int:
-  # `replace=False` makes no difference for a single draw, but it takes other numbers from the generator, and the
-  # published episodes are drawn with it.
-  return int(generator.choice(count, 1, replace=False)[0])

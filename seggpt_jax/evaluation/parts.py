@@ -4,53 +4,52 @@ In: a benchmark. Out: a folder of results. A part is the work that one process d
 video. A finished part leaves OUT/parts/NAME.json with integer counts that add up exactly, and perhaps a picture.
 Finished parts are not run again. A process that finds all parts finished at its end writes OUT/results.json,
 OUT/results.md and OUT/examples.png; the files are the same, whichever process writes them.
+
+What benchmarks share is here too: the folders and lists of their datasets, pictures of examples, and tables that
+compare results with published ones. Only published figures whose source was checked are listed; other cells stay blank.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
+from jaxtyping import Integer, UInt8
+from PIL import Image, ImageDraw
 
 from seggpt_jax.data import ledger
-from seggpt_jax.evaluation import tables
-from seggpt_jax.files import expand, writing
-from seggpt_jax.inference import outputs, pictures
+from seggpt_jax.errors import InputError
+from seggpt_jax.files import decode_text, expand, writing
+from seggpt_jax.inference import outputs, pictures, tiling
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.run_ledger import Shard
+from seggpt_jax.palette import IGNORE, display_palette
 from seggpt_jax.written import check_outputs, open_record
 
 _MAX_STRIPS = 8  # pictures of parts in examples.png
+_PAPER = "SegGPT, arXiv 2304.03284"
+_TRANSFORMERS = "the documentation of transformers, model SegGPT"
+_HEIGHT, _WIDTH, _GAP, _TITLE = 144, 192, 4, 14
 
 
 class Finished(NamedTuple):
-  """The result of a part.
+  """The result of a part."""
 
-  Attributes:
-    values: JSON values.
-    strip: a picture, of the same width for all parts; None if the part has none.
-  """
-
-  values: dict[str, Any]
-  strip: UInt8[np.ndarray, "h w 3"] | None
+  values: dict[str, Any]  # JSON values
+  strip: UInt8[np.ndarray, "h w 3"] | None  # a picture, of the same width for all parts; None if the part has none
 
 
 @runtime_checkable
 class Benchmark(Protocol):
-  """A benchmark that can be run in parts.
+  """A benchmark that can be run in parts."""
 
-  Attributes:
-    name: name on the command line.
-    settings: everything that the numbers depend on, as JSON values.
-  """
-
-  name: str
-  settings: Mapping[str, Any]
+  name: str  # name on the command line
+  settings: Mapping[str, Any]  # everything that the numbers depend on, as JSON values
 
   def parts(self, shard: Shard) -> list[str]:
     """Returns the names of a shard's parts."""
@@ -76,7 +75,7 @@ class Benchmark(Protocol):
       finished: the values of all parts, by name.
 
     Returns:
-      JSON values, and under the key `table` a `tables.Table`.
+      JSON values, and under the key `table` a `Table`.
     """
     ...
 
@@ -129,7 +128,7 @@ def _finish(benchmark: Benchmark, outdir: Path, names: Sequence[str]) -> dict[st
   strips = [path for name in names if (path := outdir / "parts" / f"{name}.png").exists()][:_MAX_STRIPS]
   if strips:
     pictures.write_png(outdir / "examples.png", np.concatenate([np.asarray(Image.open(path)) for path in strips]))
-  outputs.write_text(outdir / "results.md", tables.markdown(table))
+  outputs.write_text(outdir / "results.md", markdown(table))
   outputs.write_json(outdir / "results.json", results)
   return results
 
@@ -145,3 +144,140 @@ def _read_part(benchmark: Benchmark, folder: Path, name: str) -> dict[str, Any] 
   if values is not None:
     ledger.check_settings(path, values.pop("settings", {}), benchmark.settings, "choose another --outdir")
   return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """A published figure of the released weights in percent, and its source."""
+
+  value: float
+  source: str
+
+
+# By benchmark, score and number of prompts. 0 means several prompts: the sources say few-shot, without a number.
+_PUBLISHED = {
+  ("coco20i", "mIoU", 1): Published(56.1, _TRANSFORMERS),
+  ("coco20i", "mIoU", 0): Published(67.9, _PAPER),
+  ("fss1000", "mIoU", 1): Published(85.6, _TRANSFORMERS),
+  ("pascal5i", "mIoU", 0): Published(89.8, _PAPER),
+  ("davis2017", "J mean", 1): Published(72.5, _PAPER),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table of scores."""
+
+  title: str  # heading above the table
+  columns: Sequence[str]  # their titles
+  rows: Mapping[str, Sequence[float | None]]  # a value 0 to 1 for each column, by score; None leaves a cell blank
+  published: Mapping[str, Published | None]  # published figure of each score
+  notes: Sequence[str] = ()  # sentences below the table
+
+
+def published(benchmark: str, score: str, prompts: int) -> Published | None:
+  """Returns the published figure for a number of prompts, or None if there is no known source."""
+  return _PUBLISHED.get((benchmark, score, prompts if prompts == 1 else 0))
+
+
+def markdown(table: Table) -> str:
+  """Returns the table in percent as Markdown, with the sources of the published figures below it."""
+  lines = [f"# {table.title}", "", _row(["", *table.columns, "published"]), _row(["---"] * (len(table.columns) + 2))]
+  sources = list(dict.fromkeys(entry.source for entry in table.published.values() if entry))
+  for score, shares in table.rows.items():
+    entry = table.published.get(score)
+    figure = f"{entry.value:.1f} [{1 + sources.index(entry.source)}]" if entry else ""
+    lines.append(_row([score, *("" if share is None else f"{100 * share:.1f}" for share in shares), figure]))
+  notes = [f"[{index}] {source}, of the released weights." for index, source in enumerate(sources, 1)]
+  return "\n".join([*lines, *(line for note in [*notes, *table.notes] for line in ("", note)), ""])
+
+
+def _row(cells: Sequence[str]) -> str:
+  return "| " + " | ".join(cells) + " |"
+
+
+def panel(
+  image: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"] | None = None, num_objects: int = 1
+) -> UInt8[np.ndarray, "panel_h panel_w 3"]:
+  """Returns an image, scaled to fit a panel and centered in it, with labels drawn over the image.
+
+  Args:
+    image: image of any size.
+    labels: mask or label map of the same size; pixels with IGNORE are drawn as background.
+    num_objects: largest label, background not counted.
+  """
+  height, width = image.shape[:2]
+  scale = min(_HEIGHT / height, _WIDTH / width)
+  size = max(round(height * scale), 1), max(round(width * scale), 1)
+  image = tiling.resize_image(image, size)
+  if labels is not None:
+    labels = tiling.resize_labels(np.where(labels == IGNORE, 0, labels), size)
+    image = pictures.overlay(image, labels, display_palette(1 + num_objects))
+  top, left = (_HEIGHT - size[0]) // 2, (_WIDTH - size[1]) // 2
+  framed = np.full((_HEIGHT, _WIDTH, 3), 255, np.uint8)
+  framed[top : top + size[0], left : left + size[1]] = image
+  return framed
+
+
+def strip(
+  rows: Sequence[Sequence[UInt8[np.ndarray, "panel_h panel_w 3"]]], titles: Sequence[str]
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Returns rows of panels, each row below its title.
+
+  Args:
+    rows: panels of each row, the same number in all rows.
+    titles: title of each row.
+  """
+  height, width = _TITLE + _HEIGHT + _GAP, len(rows[0]) * (_WIDTH + _GAP)
+  sheet = Image.new("RGB", (width, len(rows) * height), "white")
+  pen = ImageDraw.Draw(sheet)
+  for line, (row, title) in enumerate(zip(rows, titles, strict=True)):
+    # Pillow's built-in font has only Latin-1 letters, and titles contain names of folders.
+    pen.text((2, line * height), title.encode("latin-1", "replace").decode("latin-1"), fill="black")
+    for column, pixels in enumerate(row):
+      sheet.paste(Image.fromarray(pixels), (column * (_WIDTH + _GAP), line * height + _TITLE))
+  return np.asarray(sheet)
+
+
+def existing_folder(directory: str | os.PathLike) -> Path:
+  """Returns the folder of a dataset.
+
+  Raises:
+    InputError: there is no such folder.
+  """
+  path = Path(expand(directory))
+  if not path.is_dir():
+    raise InputError(f"{directory}: folder not found, expected the dataset (--data-dir)")
+  return path
+
+
+def find_root(directory: str | os.PathLike, candidates: Sequence[str], inside: str) -> Path:
+  """Returns the first candidate folder that contains a certain folder.
+
+  Args:
+    directory: folder that the user named.
+    candidates: paths relative to it, such as "" and "VOC2012".
+    inside: name of the folder that the root contains, such as "JPEGImages".
+
+  Raises:
+    InputError: no candidate contains that folder.
+  """
+  root = existing_folder(directory)
+  for candidate in candidates:
+    if (root / candidate / inside).is_dir():
+      return root / candidate
+  looked = ", ".join(os.path.join(directory, candidate, inside) for candidate in candidates)
+  raise InputError(f"{directory}: found no {inside}/ in it, expected {looked}")
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+  """Returns the non-empty lines of a text file, without spaces around them.
+
+  Raises:
+    InputError: the file cannot be read.
+  """
+  try:
+    lines = decode_text(Path(path).read_bytes()).splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(f"{path}: cannot be read ({error}), expected a text file with one name in each line") from error
+  return [line.strip() for line in lines if line.strip()]

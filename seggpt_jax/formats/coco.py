@@ -9,17 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
 from seggpt_jax.errors import InputError, one_line, refuse
-from seggpt_jax.files import parse_json, plain_name
-from seggpt_jax.formats.dataset_files import DatasetFiles
-from seggpt_jax.formats.images import read_text
+from seggpt_jax.files import plain_name
+from seggpt_jax.formats.folders import DatasetFiles, read_json
 from seggpt_jax.formats.outlines import Annotations, Entry, Outline, Shape
 
 # Words of file names that say what a file is rather than which split it holds.
 _WORDS = ("instances", "annotations", "annotation", "coco", "result", "labels", "segmentation")
-_HEAD = 65_536  # bytes of a file that decide whether it holds COCO annotations
 
 
 class _Annotation(NamedTuple):
@@ -35,21 +32,13 @@ class _Annotation(NamedTuple):
 
 
 def read_coco(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
-  """Reads the annotations of a split.
+  """Reads the annotations of a split, see `outlines.Reader`.
 
-  The annotations are a JSON file anywhere in the folder that the split gives its name, such as
+  They are a JSON file anywhere in the folder that the split gives its name, such as
   `annotations/instances_SPLIT.json`, `SPLIT/_annotations.coco.json` or `SPLIT.json`; for the split "." they are the
   only such file. Images are found by their names. Categories sorted by id become classes 1, 2, ... Where objects
   overlap, the smaller one is on top. Crowd regions are IGNORE where they have no object on top. Images without
   annotations are all background. A sample's name is the file name of its image without extension.
-
-  Args:
-    path: folder, local or remote.
-    split: part of the dataset.
-    problems: list for descriptions of annotations that are left out; None raises at the first one.
-
-  Raises:
-    InputError: the annotations are missing or damaged, or an id or a name is there twice.
   """
   files = DatasetFiles(path)
   relative = _annotation_file(files, split)
@@ -81,20 +70,17 @@ def coco_files(files: DatasetFiles) -> dict[str, list[str]]:
   candidates = [path for path in files.ending(".json") if path.count("/") <= 2]
   canonical = [path for path in candidates if re.search(r"(^|/)(instances_[^/]*|_annotations\.coco)\.json$", path)]
   found: dict[str, list[str]] = {}
-  for path in canonical or [path for path in candidates if _is_coco(files.full(path))]:
+  if not canonical:
+    heads = {path: files.head(path) for path in candidates}
+    keys = (b'"images"', b'"annotations"', b'"categories"')
+    canonical = [
+      path
+      for path, head in heads.items()
+      if head.startswith(b"{") and b'"shapes"' not in head and any(key in head for key in keys)
+    ]
+  for path in canonical:
     found.setdefault(_split_name(path), []).append(path)
   return found
-
-
-def _is_coco(path: str) -> bool:
-  with epath.Path(path).open("rb") as file:
-    head = file.read(_HEAD)
-  keys = (b'"images"', b'"annotations"', b'"categories"')
-  return (
-    head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{")
-    and b'"shapes"' not in head
-    and any(key in head for key in keys)
-  )
 
 
 def _split_name(path: str) -> str:
@@ -123,12 +109,7 @@ def _annotation_file(files: DatasetFiles, split: str) -> str:
 
 def _parse(where: str) -> dict[str, Any]:
   """Parses the file and packs its annotations on the way, because outlines as lists would need ten times the memory."""
-  try:
-    content = parse_json(read_text(where), object_hook=_pack)
-  except ValueError as error:
-    if isinstance(error, InputError):
-      raise
-    raise InputError(f"{where}: cannot be read as JSON: {error}") from error
+  content = read_json(where, object_hook=_pack)
   if not isinstance(content, dict):
     raise InputError(f"{where}: found a {type(content).__name__}, expected an object with images and annotations")
   for key in ("images", "categories"):
@@ -145,7 +126,7 @@ def _pack(entry: dict[str, Any]) -> Any:
   try:
     if not found and not isinstance(found, dict):
       raise ValueError("none" if not entry.get("bbox") else "none, only a box")
-    outline, size = parse_outline(found)
+    outline, size = _parse_outline(found)
   except (KeyError, ValueError, TypeError, OverflowError) as error:
     outline = ()
     problem = f"annotation {entry.get('id')}: found segmentation {one_line(error)}, expected polygons or run lengths"
@@ -153,15 +134,8 @@ def _pack(entry: dict[str, Any]) -> Any:
   return _Annotation(entry.get("id"), entry["image_id"], entry["category_id"], crowd, outline, size, problem)
 
 
-def parse_outline(segmentation: Any) -> tuple[Outline, tuple[int, int] | None]:
-  """Returns a COCO segmentation as an outline, and the height and width that run lengths refer to.
-
-  Args:
-    segmentation: polygons, each as x0, y0, x1, y1, ..., or run lengths with their size.
-
-  Raises:
-    KeyError, ValueError, TypeError, OverflowError: it is neither.
-  """
+def _parse_outline(segmentation: Any) -> tuple[Outline, tuple[int, int] | None]:
+  """Returns polygons or run lengths as an outline, and the height and width that run lengths refer to."""
   if isinstance(segmentation, dict):
     counts, (height, width) = segmentation["counts"], segmentation["size"]
     if isinstance(counts, str):

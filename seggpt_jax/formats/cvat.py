@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,7 +15,7 @@ from pycocotools import mask as mask_module
 
 from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.files import plain_name
-from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
+from seggpt_jax.formats.folders import DatasetFiles, order_splits
 from seggpt_jax.formats.images import read_bytes
 from seggpt_jax.formats.outlines import (
   Annotations,
@@ -24,25 +25,21 @@ from seggpt_jax.formats.outlines import (
   mask_shape,
   polygon_shape,
   rectangle_shape,
+  rotation,
 )
 
 _SHAPES = ("polygon", "box", "mask", "ellipse", "polyline", "points", "cuboid", "skeleton")
-_HEAD = 65_536
 
 
-def cvat_files(files: DatasetFiles) -> list[str]:
+def _cvat_files(files: DatasetFiles) -> list[str]:
   """Returns the relative paths of CVAT's XML files."""
-  return [path for path in files.ending(".xml") if _is_cvat(files.full(path))]
-
-
-def _is_cvat(where: str) -> bool:
-  head = read_bytes(where)[:_HEAD]
-  return b"<annotations" in head and (b"<image " in head or b"<meta>" in head)
+  heads = {path: files.head(path) for path in files.ending(".xml")}
+  return [path for path, head in heads.items() if b"<annotations" in head and re.search(b"<image |<meta>", head)]
 
 
 def cvat_splits(files: DatasetFiles) -> list[str]:
   """Returns the splits of a dataset: subsets of images, or folders with a file each, or "." for all images."""
-  found = cvat_files(files)
+  found = _cvat_files(files)
   if len(found) > 1:
     return order_splits(
       sorted({path.partition("/")[0] if "/" in path else path.removesuffix(".xml") for path in found})
@@ -54,19 +51,14 @@ def cvat_splits(files: DatasetFiles) -> list[str]:
 
 
 def read_cvat(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
-  """Reads the annotations of a split. Categories are the labels of the task, in its order.
+  """Reads the annotations of a split, see `outlines.Reader`. Categories are the labels of the task, in its order.
 
-  Args:
-    path: folder with annotations.xml and the images.
-    split: subset of the images, or folder of the XML file, or "." for all images.
-    problems: not used; every object that cannot be read is an error of its image.
-
-  Raises:
-    InputError: there is no such file or split, or the file is damaged.
+  The split is a subset of the images, or the folder of an XML file, or "." for all images. No object is left out: one
+  that cannot be read is an error of its image.
   """
   del problems
   files = DatasetFiles(path)
-  found = cvat_files(files)
+  found = _cvat_files(files)
   if not found:
     raise InputError(f"{path}: found no annotations.xml of CVAT (found: {files.describe()}), expected one")
   own = [each for each in found if split in (each.partition("/")[0], each.removesuffix(".xml"))]
@@ -123,7 +115,12 @@ def _shape(element: ElementTree.Element, where: str, size: tuple[int, int]) -> S
     angle = math.radians(float(values.get("rotation", 0)))
     if element.tag == "box":
       corners = [float(values[key]) for key in ("xtl", "ytl", "xbr", "ybr")]
-      return _rotated(rectangle_shape(label, corners, where=where), angle)
+      shape = rectangle_shape(label, corners, where=where)
+      if not angle or shape.problem:
+        return shape
+      points = shape.outline[0].reshape(-1, 2)
+      center = points.mean(axis=0)
+      return shape._replace(outline=(((points - center) @ rotation(angle) + center).ravel(),))
     if element.tag == "ellipse":
       center, radii = [[float(values[key]) for key in keys] for keys in (("cx", "cy"), ("rx", "ry"))]
       return ellipse_shape(label, center, radii, angle)
@@ -143,13 +140,3 @@ def _shape(element: ElementTree.Element, where: str, size: tuple[int, int]) -> S
   except (ValueError, KeyError) as error:
     return Shape(label, problem=f"{where}: cannot be read: {one_line(repr(error))}")
   return Shape(label, problem=f"{where}: covers no pixels, expected a polygon, box, ellipse or mask")
-
-
-def _rotated(shape: Shape, angle: float) -> Shape:
-  """Rotates a rectangle around its center, clockwise in the image."""
-  if not angle or shape.problem:
-    return shape
-  points = shape.outline[0].reshape(-1, 2)
-  center = points.mean(axis=0)
-  rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-  return shape._replace(outline=(((points - center) @ rotation + center).ravel(),))

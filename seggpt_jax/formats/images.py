@@ -5,7 +5,6 @@ Training, inference and preparation all read images with this module, so that a 
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import io
@@ -13,7 +12,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -21,10 +20,8 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from seggpt_jax.errors import InputError, one_line, refuse, warn_once
-from seggpt_jax.files import decode_text, expand, plain_name
-from seggpt_jax.formats.depth import as_eight_bits, deep_colors, stated_white, without_hidden
-from seggpt_jax.written import is_listed
+from seggpt_jax.errors import InputError, one_line, warn_once
+from seggpt_jax.files import decode_text, expand
 
 # Only these decoders see what users have. Others start programs (EPS runs Ghostscript), draw vectors, or read formats
 # that no camera and no labeling tool writes.
@@ -32,6 +29,11 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG"
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 # TIFF: the tag that says what a page is, and the bits of overviews and masks.
 _SUBFILE_TYPE, _OVERVIEW_OR_MASK, _MOST_OVERVIEWS = 254, 1 | 4, 64
+# Cameras and scanners have 8, 12 or 16 bits. Finer steps would give two images of one camera different ranges.
+_WHITES = (255, 4095, 65535)
+_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281  # TIFF tags
+_SIXTEEN_BIT_PNG = (2, 4, 6)  # color types with several channels, of which Pillow keeps 8 bits only
+_HIDDEN = 255  # the color of transparent pixels, as most viewers show them
 _LIMIT = "SEGGPT_MAX_PIXELS"  # in the environment: most pixels of an image
 ORIENTATION = 274  # the EXIF tag
 # How to turn the pixels of each orientation upright.
@@ -45,19 +47,11 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
   7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
   8: np.rot90,
 }
-
-
-# Junk that systems and programs leave in folders. Hidden files (.DS_Store, ._0001.jpg) are passed over as well.
-_JUNK = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"})
-_HEIF = frozenset({".heic", ".heif", ".heics", ".heifs", ".hif"})
+HEIF_ENDINGS = frozenset({".heic", ".heif", ".heics", ".heifs", ".hif"})
 _HEIF_STARTS = tuple(
   b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 )
-_HEIF_HINT = "to read HEIC, pip install 'seggpt-jax[heif]'"
-_MOST_ENDINGS = 5  # that one line names
-
-FolderId = tuple[int, int]
-SkipFolder = Callable[[str], str]  # the path of a folder in, the reason to pass it over out; "" to enter it
+HEIF_HINT = "to read HEIC, pip install 'seggpt-jax[heif]'"
 
 
 @functools.cache
@@ -85,135 +79,7 @@ def _register_heif() -> None:
 def without_ending(name: str) -> str:
   """Returns the name of an image file without its ending. A dot may be part of a name: `scan.v2` has no ending."""
   stem, ending = os.path.splitext(name)
-  return stem if ending.lower() in image_endings() | _HEIF else name
-
-
-def is_junk(name: str) -> bool:
-  """Returns True for hidden files and folders, and for files and folders that systems leave everywhere."""
-  return name.startswith(".") or name.lower() in _JUNK
-
-
-def _entries(directory: str, recursive: bool) -> list[tuple[str, bool]]:
-  """Returns the name of every file and folder in a folder, sorted, and whether it is a folder."""
-  # Strings, because path objects for 100,000 files take longer than everything else before the first step.
-  if os.path.isdir(directory):
-    with os.scandir(directory) as entries:
-      return sorted((entry.name, entry.is_dir()) for entry in entries)
-  # Each question to a remote file system takes a round trip, so only those are asked that change the result.
-  return sorted(
-    (path.name, recursive and os.path.splitext(path.name)[1].lower() not in image_endings() and path.is_dir())
-    for path in epath.Path(directory).iterdir()
-  )
-
-
-def is_results_folder(path: str | os.PathLike) -> bool:
-  """Returns whether a folder holds the results of a run of `seggpt infer`."""
-  return os.path.isfile(os.path.join(path, "run.json")) and os.path.isdir(os.path.join(path, "progress"))
-
-
-def _why_not(path: str, skip: SkipFolder | None, above: tuple[FolderId, ...]) -> str:
-  """Returns the reason to pass a folder over, or "": results of a run are never images to read."""
-  if is_results_folder(path):
-    return "results of a run"
-  if is_circle(path, above):
-    return "a link in a circle"
-  return skip(path) if skip else ""
-
-
-def is_circle(path: str, above: Sequence[FolderId]) -> bool:
-  """Returns whether a folder is a link to a folder that leads to it."""
-  return os.path.islink(path) and folder_id(path) in above
-
-
-def folder_id(path: str) -> FolderId:
-  """Returns the device and number of a local folder, which are the same for all links to it."""
-  found = os.stat(path)
-  return found.st_dev, found.st_ino
-
-
-def _walk(
-  directory: str,
-  recursive: bool,
-  skip: SkipFolder | None,
-  passed: collections.Counter[str],
-  prefix: str = "",
-  above: tuple[FolderId, ...] = (),
-  has_results: bool = False,
-) -> Iterator[tuple[str, str]]:
-  """Yields the name and the path of every image file, and counts in `passed` what else there is."""
-  local = "://" not in directory
-  has_results = has_results or (local and is_results_folder(directory))
-  above = (*above, folder_id(directory)) if local else ()
-  for file, is_folder in _entries(directory, recursive):
-    path, (name, ending) = f"{directory}/{file}", os.path.splitext(file)
-    if is_junk(file):
-      continue
-    if is_folder:
-      reason = "not entered" if not recursive else _why_not(path, skip, above) if local else skip(path) if skip else ""
-      if reason:
-        passed[f"folder ({reason})"] += 1
-      else:
-        yield from _walk(path, recursive, skip, passed, f"{prefix}{file}/", above, has_results)
-    elif has_results and is_listed(path):
-      passed[f"{ending} (result of a run)"] += 1
-    elif ending.lower() in image_endings():
-      yield plain_name(prefix + name), path
-    else:
-      passed[ending or "without an ending"] += 1
-
-
-def _passed_over(passed: collections.Counter[str]) -> str:
-  """Describes what a listing left out, in words such as "passed over: 2 .txt, 1 without an ending"."""
-  named = [
-    f"{count} {what.replace('folder', 'folders', 1) if count > 1 else what}"
-    for what, count in passed.most_common(_MOST_ENDINGS)
-  ]
-  rest = passed.total() - sum(count for _, count in passed.most_common(_MOST_ENDINGS))
-  hint = f"; {_HEIF_HINT}" if _HEIF & {what.lower() for what in passed} else ""
-  return f"passed over: {', '.join(named)}{f', {rest} others' if rest else ''}{hint}"
-
-
-def list_images(
-  directory: str | os.PathLike,
-  recursive: bool = False,
-  problems: list[str] | None = None,
-  skip: SkipFolder | None = None,
-) -> dict[str, str]:
-  """Lists the image files of a folder, sorted by name. Warns, in one line, about files and folders that it leaves out.
-
-  Args:
-    directory: local folder, or a remote one such as gs://BUCKET/FOLDER.
-    recursive: True also lists subfolders, with names such as `street/0001`.
-    problems: list for descriptions of what is wrong; None raises instead. Of two files with one name the first is kept.
-    skip: function that says why a subfolder must be left out, or "".
-
-  Returns:
-    Path of each image by its name, which is the relative path without extension, in the form of `files.plain_name`.
-
-  Raises:
-    InputError: the folder is missing or has no images, or two files differ only in their extension.
-  """
-  directory = remote_or_local(directory)
-  if not directory.is_dir():
-    refuse(
-      f"{directory}: {'is a file' if directory.exists() else 'folder not found'}, expected a folder of images", problems
-    )
-    return {}
-  found: dict[str, str] = {}
-  passed: collections.Counter[str] = collections.Counter()
-  try:
-    for name, path in _walk(os.fspath(directory), recursive, skip, passed):
-      if name in found:
-        refuse(f"{path}: found {os.path.basename(found[name])} next to it, expected one file for each name", problems)
-      found.setdefault(name, path)
-  except OSError as error:
-    raise InputError(f"{directory}: cannot be listed: {error.strerror or error}") from error
-  if not found:
-    left = f" ({_passed_over(passed)})" if passed else ""
-    refuse(f"{directory}: found no images{left}, expected files that Pillow can read, such as .png or .jpg", problems)
-  elif passed:
-    warn_once(f"{directory}: {_passed_over(passed)}")
-  return dict(sorted(found.items()))
+  return stem if ending.lower() in image_endings() | HEIF_ENDINGS else name
 
 
 def remote_or_local(path: str | os.PathLike) -> epath.Path:
@@ -343,7 +209,7 @@ def _decoding(where: str, data: bytes = b"") -> Iterator[None]:
       f"the image, or set {_LIMIT} to read larger files of your own"
     ) from error
   except UnidentifiedImageError as error:
-    hint = f"; {_HEIF_HINT}" if data[4:12] in _HEIF_STARTS else ""
+    hint = f"; {HEIF_HINT}" if data[4:12] in _HEIF_STARTS else ""
     raise InputError(f"{where}: cannot be read as an image: found none of {', '.join(FORMATS)}{hint}") from error
   # Damaged files make decoders raise anything: struct.error, KeyError, IndexError, OverflowError, MemoryError, ...
   except Exception as error:
@@ -396,7 +262,7 @@ def load_upright(image: Image.Image, where: str) -> Image.Image:
 def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
   """Decodes an image file to upright RGB pixels.
 
-  Grayscale is repeated over the channels, palette indices become colors, 16 bits are scaled to 8 (see `depth`), CMYK is
+  Grayscale is repeated over the channels, palette indices become colors, 16 bits are scaled to 8, CMYK is
   converted, and transparent pixels become white.
 
   Args:
@@ -415,7 +281,7 @@ def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
       return np.ascontiguousarray(_TURNS[_orientation(image, where)](pixels))
   with _decoding(where):
     # A TIFF that is turned is left to Pillow, as OpenCV turns some of them itself.
-    deep = None if image.format == "TIFF" and _orientation(image, where) != 1 else deep_colors(data, image, where)
+    deep = None if image.format == "TIFF" and _orientation(image, where) != 1 else _deep_colors(data, image, where)
   if deep is not None:
     return np.ascontiguousarray(_TURNS[_orientation(image, where)](deep))
   return upright_pixels(image, where)
@@ -431,16 +297,16 @@ def upright_pixels(image: Image.Image, where: str) -> UInt8[np.ndarray, "h w 3"]
   Raises:
     InputError: the image is damaged, cut off, or has floating-point values.
   """
-  white = stated_white(image)
+  white = _stated_white(image)
   image = load_upright(image, where)
   if image.mode in _SIXTEEN_BIT or image.mode == "I":
-    image = Image.fromarray(as_eight_bits(np.asarray(image), where, white))
+    image = Image.fromarray(_as_eight_bits(np.asarray(image), where, white))
   elif image.mode == "F":
     raise InputError(f"{where}: found floating-point values, expected 8 or 16 bits, unsigned")
   if not image.has_transparency_data:
     return np.array(image.convert("RGB"))
   found = np.asarray(image.convert("RGBA"))
-  return np.ascontiguousarray(without_hidden(found[..., :3], found[..., 3]))
+  return np.ascontiguousarray(_without_hidden(found[..., :3], found[..., 3]))
 
 
 def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
@@ -450,3 +316,58 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     InputError: the file is missing or cannot be read as an image.
   """
   return decode_image(read_bytes(path), os.fspath(path))
+
+
+# --------------------------------------------------------------------------------------------- depth and transparency
+
+
+def _as_eight_bits(values: np.ndarray, where: str, stated: int | None = None) -> UInt8[np.ndarray, "..."]:
+  """Scales integers of any type to 0..255.
+
+  The range is chosen by the file alone, by the same rule for training images, prompts and queries: what the file
+  states, or else the depth that its values need.
+  """
+  least, most = int(values.min()), int(values.max())
+  if least < 0 or most > _WHITES[-1]:
+    raise InputError(f"{where}: found values {least}..{most}, expected 8 or 16 bits, unsigned")
+  white = stated if stated is not None and most <= stated <= _WHITES[-1] else next(w for w in _WHITES if most <= w)
+  if white != _WHITES[-1]:
+    warn_once(f"images of 16 or 32 bits whose values end at {white} or below are read with {white} as white")
+  return np.round(values.astype(np.float64) * (255 / white)).astype(np.uint8)
+
+
+def _stated_white(image: Image.Image) -> int | None:
+  """Returns the largest value that a TIFF file states for its pixels, or None."""
+  found = getattr(image, "tag_v2", {}).get(_MAX_SAMPLE_VALUE)
+  values = found if isinstance(found, tuple) else (found,)
+  return max(values) if values and all(isinstance(value, int) and value > 0 for value in values) else None
+
+
+def _deep_colors(data: bytes, image: Image.Image, where: str) -> UInt8[np.ndarray, "h w 3"] | None:
+  """Decodes colors of 16 bits, of which Pillow 13 keeps the upper 8 only.
+
+  Returns the pixels before they are turned upright; None for any other file, or if OpenCV cannot read it.
+  """
+  if image.format == "PNG":
+    deep = len(data) > 25 and data[24] == 16 and data[25] in _SIXTEEN_BIT_PNG
+  else:
+    bits = image.tag_v2.get(_BITS_PER_SAMPLE, ()) if image.format == "TIFF" else ()
+    deep = len(bits) >= 3 and set(bits) == {16} and getattr(image, "n_frames", 1) == 1
+  if not deep:
+    return None
+  pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] < 3:
+    return None
+  found = _as_eight_bits(pixels[..., 2::-1], where, _stated_white(image))
+  if pixels.shape[2] == 4 and image.mode in ("RGBA", "LA"):
+    found = _without_hidden(found, pixels[..., 3])
+  return found
+
+
+def _without_hidden(pixels: UInt8[np.ndarray, "h w 3"], alpha: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+  """Returns an image whose transparent pixels are white: editors leave colors there that nobody sees."""
+  hidden = alpha == 0
+  if not hidden.any():
+    return pixels
+  warn_once("transparent pixels (alpha 0) of images are read as white, regardless of the color stored for them")
+  return np.where(hidden[..., None], np.uint8(_HIDDEN), pixels)

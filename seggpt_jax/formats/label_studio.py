@@ -18,19 +18,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.errors import InputError, one_line, reading_values, refuse
-from seggpt_jax.files import parse_json
-from seggpt_jax.formats.dataset_files import DatasetFiles
-from seggpt_jax.formats.images import is_image, read_bytes, read_text
-from seggpt_jax.formats.outlines import (
-  Annotations,
-  Entry,
-  Shape,
-  ellipse_shape,
-  mask_shape,
-  polygon_shape,
-)
+from seggpt_jax.formats.folders import DatasetFiles, read_json
+from seggpt_jax.formats.images import is_image
+from seggpt_jax.formats.outlines import Annotations, Entry, Shape, ellipse_shape, mask_shape, polygon_shape, rotation
 
-_HEAD = 65_536
 _BRUSH_PNG = re.compile(r"(^|/)task-\d+-annotation-\d+-by-.*\.png$")
 _KINDS = ("polygonlabels", "brushlabels", "rectanglelabels", "ellipselabels")
 
@@ -41,7 +32,9 @@ def label_studio_files(files: DatasetFiles) -> list[str]:
   Raises:
     InputError: there are only masks of brushes, which name tasks instead of images.
   """
-  found = [path for path in files.ending(".json") if path.count("/") <= 1 and _is_export(files.full(path))]
+  heads = {path: files.head(path) for path in files.ending(".json") if path.count("/") <= 1}
+  keys = (b'"annotations"', b'"completions"', b'"original_width"', b'"annotation_id"', b'"annotator"')
+  found = [path for path, head in heads.items() if head.startswith(b"[") and any(key in head for key in keys)]
   brushes = [path for path in files.ending(".png") if _BRUSH_PNG.search(path)]
   if brushes and not found:
     raise InputError(
@@ -51,23 +44,11 @@ def label_studio_files(files: DatasetFiles) -> list[str]:
   return found
 
 
-def _is_export(path: str) -> bool:
-  head = read_bytes(path)[:_HEAD].lstrip(b"\xef\xbb\xbf \r\n\t")
-  keys = (b'"annotations"', b'"completions"', b'"original_width"', b'"annotation_id"', b'"annotator"')
-  return head.startswith(b"[") and any(key in head for key in keys)
-
-
 def read_label_studio(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
-  """Reads all annotations of an export, in the form JSON or JSON-MIN. Categories are all labels, sorted by name.
+  """Reads all annotations of an export, see `outlines.Reader`, in the form JSON or JSON-MIN.
 
-  Args:
-    path: folder with the export and the images.
-    split: folder of the export, or "." for the only one.
-    problems: list for descriptions of tasks that are left out, since nobody has annotated them; None raises at the
-      first one.
-
-  Raises:
-    InputError: there is no export or more than one, or it is damaged.
+  The split is the folder of the export, or "." for the only one. Tasks that nobody has annotated are left out.
+  Categories are all labels, sorted by name.
   """
   files = DatasetFiles(path)
   exports = label_studio_files(files)
@@ -93,12 +74,7 @@ def read_label_studio(path: str | os.PathLike, split: str, problems: list[str] |
 
 
 def _parse(where: str) -> list[dict[str, Any]]:
-  try:
-    content = parse_json(read_text(where))
-  except ValueError as error:
-    if isinstance(error, InputError):
-      raise
-    raise InputError(f"{where}: cannot be read as JSON: {one_line(error)}") from error
+  content = read_json(where)
   if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):
     raise InputError(f"{where}: found no list of tasks, expected a JSON export of Label Studio")
   return content
@@ -131,15 +107,22 @@ def _entry(task: dict[str, Any], name: str, files: DatasetFiles, folder: str, wh
   if not paths:
     raise InputError(f"{where}: {name}: found no image, expected its file under data")
   results = list(_results(task))
-  shapes = [_shape(each, f"{name}: region {place}") for place, each in enumerate(results) if _is_region(each)]
+  # Relations, choices and texts are no regions of the image.
+  regions = [(place, each) for place, each in enumerate(results) if isinstance(each.get("value"), dict)]
+  regions = [(place, each) for place, each in regions if {"points", "rle", "radiusX", "width"} & each["value"].keys()]
+  shapes = [_shape(each, f"{name}: region {place}") for place, each in regions]
   several = sum(not each.get("was_cancelled") for each in task.get("annotations", []) if isinstance(each, dict))
   if several > 1:
     shapes.append(Shape("", problem=f"{name}: found {several} annotations, expected one"))
   sizes = {(result.get("original_height"), result.get("original_width")) for result in results}
   size = next(iter(sizes)) if len(sizes) == 1 else None
-  image = _find(files, _plain_path(paths[0]), folder)
+  path = _plain_path(paths[0])
+  near = (f"{folder}/images" if folder else "images", folder)
+  image = files.find(path, near)
+  if os.path.relpath(image, files.root) not in files:
+    image = files.find(str(PurePosixPath(path).with_name(_without_prefix(PurePosixPath(path).name))), near)
   fields = {key: value for key, value in stated.items() if isinstance(value, (str, int, float))}
-  shown = _without_prefix(PurePosixPath(_plain_path(paths[0])).name)
+  shown = _without_prefix(PurePosixPath(path).name)
   return Entry(os.path.splitext(shown)[0], image, tuple(shapes), size if size and all(size) else None, fields)
 
 
@@ -152,13 +135,6 @@ def _plain_path(address: str) -> str:
 def _without_prefix(name: str) -> str:
   """Removes the eight digits that Label Studio puts before the names of uploaded files."""
   return re.sub(r"^[0-9a-f]{8}-(?=.)", "", name)
-
-
-def _find(files: DatasetFiles, path: str, folder: str) -> str:
-  near = (f"{folder}/images" if folder else "images", folder)
-  found = files.find(path, near)
-  plain = str(PurePosixPath(path).with_name(_without_prefix(PurePosixPath(path).name)))
-  return found if os.path.relpath(found, files.root) in files else files.find(plain, near)
 
 
 def _shape(result: dict[str, Any], where: str) -> Shape:
@@ -178,27 +154,16 @@ def _shape(result: dict[str, Any], where: str) -> Shape:
         return Shape(label, problem=f"{where}: found a rotated ellipse, expected one without rotation, or a polygon")
       return ellipse_shape(label, center, radii, relative=True)
     if "width" in value:
-      return _rectangle(label, value, result, where)
+      # Rotated around its top left corner.
+      size = np.array([float(result["original_width"]), float(result["original_height"])])
+      right, bottom = value["width"], value["height"]
+      corners = np.array([[0, 0], [right, 0], [right, bottom], [0, bottom]]) / 100 * size
+      origin = np.array([value["x"], value["y"]]) / 100 * size
+      points = corners @ rotation(math.radians(value.get("rotation") or 0)) + origin
+      return polygon_shape(label, points, where=where)._replace(box=True)
   except (ArithmeticError, LookupError, TypeError, ValueError) as error:
     return Shape(label, problem=f"{where}: cannot be read: {one_line(repr(error))}")
   return Shape(label, problem=f"{where}: covers no pixels, expected a polygon, brush, rectangle or ellipse")
-
-
-def _is_region(result: dict[str, Any]) -> bool:
-  """Returns False for relations, choices and texts, which are no regions of the image."""
-  value = result.get("value")
-  return isinstance(value, dict) and any(key in value for key in ("points", "rle", "radiusX", "width"))
-
-
-def _rectangle(label: str, value: dict[str, Any], result: dict[str, Any], where: str) -> Shape:
-  """Returns a rectangle, rotated around its top left corner."""
-  width, height = float(result["original_width"]), float(result["original_height"])
-  corners = np.array([[0, 0], [value["width"], 0], [value["width"], value["height"]], [0, value["height"]]]) / 100
-  corners *= [width, height]
-  angle = math.radians(value.get("rotation") or 0)
-  rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-  points = corners @ rotation + np.array([value["x"] / 100 * width, value["y"] / 100 * height])
-  return polygon_shape(label, points, where=where)._replace(box=True)
 
 
 def _decode_brush(run_lengths: Sequence[int], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:

@@ -18,9 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from seggpt_jax.errors import InputError, one_line, refuse
-from seggpt_jax.files import parse_json, plain_name
-from seggpt_jax.formats.dataset_files import DatasetFiles
-from seggpt_jax.formats.images import is_image, load_upright, open_image, read_text
+from seggpt_jax.files import plain_name
+from seggpt_jax.formats.folders import DatasetFiles, read_json
+from seggpt_jax.formats.images import is_image, load_upright, open_image
 from seggpt_jax.formats.outlines import (
   BACKGROUND,
   UNKNOWN,
@@ -55,23 +55,17 @@ def labelme_files(files: DatasetFiles) -> dict[str, list[str]]:
 def is_labelme(path: str) -> bool:
   """Returns True if a JSON file has shapes as LabelMe writes them."""
   try:
-    content = parse_json(read_text(path))
-  except ValueError:
+    content = read_json(path)
+  except InputError:
     return False
   return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
 
 
 def read_labelme(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
-  """Reads the annotations of a split. Categories are the labels in all files of the dataset, sorted by name.
+  """Reads the annotations of a split, see `outlines.Reader`.
 
-  Args:
-    path: folder of the dataset.
-    split: first folder of the files, or "." for all.
-    problems: list for descriptions of images that are left out, since they have no file of annotations; None raises at
-      the first one.
-
-  Raises:
-    InputError: there are no such files, or one is damaged.
+  The split is the first folder of the files, or "." for all. Images without a file of annotations are left out.
+  Categories are the labels in all files of the dataset, sorted by name.
   """
   files = DatasetFiles(path)
   known = labelme_files(files)
@@ -104,12 +98,7 @@ def read_labelme(path: str | os.PathLike, split: str, problems: list[str] | None
 
 def _parse(where: str) -> dict[str, Any] | None:
   """Returns the content of a file; None if it is no file of LabelMe."""
-  try:
-    content = parse_json(read_text(where))
-  except ValueError as error:
-    if isinstance(error, InputError):
-      raise
-    raise InputError(f"{where}: cannot be read as JSON: {one_line(error)}") from error
+  content = read_json(where)
   if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
     return None
   return {key: value for key, value in content.items() if key != "imageData"}
@@ -159,18 +148,14 @@ def _shape(found: Any, where: str, size: tuple[int, int] | None) -> Shape:
       if size is None:
         return Shape(label, problem=f"{where}: found a mask without imageHeight and imageWidth, expected both")
       left, top = np.round(points[0]).astype(int).tolist()
-      return mask_shape(label, _mask(found["mask"], where), (left, top), size)
+      image = load_upright(open_image(base64.b64decode(found["mask"]), where), where)
+      image = image if image.mode in ("1", "L", "P") else image.convert("L")
+      return mask_shape(label, np.asarray(image).astype(np.uint8), (left, top), size)
   except (ValueError, TypeError, IndexError, KeyError, binascii.Error) as error:
     return Shape(label, problem=f"{where}: found a {kind} that cannot be read: {one_line(error)}")
   return Shape(
     label, problem=f"{where}: found a {kind}, which covers no pixels, expected a polygon, rectangle, circle or mask"
   )
-
-
-def _mask(text: str, where: str) -> np.ndarray:
-  """Decodes the PNG file of a mask."""
-  image = load_upright(open_image(base64.b64decode(text), where), where)
-  return np.asarray(image.convert("L") if image.mode not in ("1", "L", "P") else image).astype(np.uint8)
 
 
 def encode_mask(mask: np.ndarray) -> str:

@@ -1,8 +1,4 @@
-"""Folder layouts: a folder in, the files of each sample as a list of `Item`s out. No file is opened.
-
-Every layout function takes an optional list `problems`. With it, a file that does not fit is left out and described in
-the list; without it, the first such file raises an InputError.
-"""
+"""Folder layouts: a folder in, the files of each sample as a list of `Item`s out. No file is opened."""
 
 from __future__ import annotations
 
@@ -14,13 +10,16 @@ from etils import epath
 
 from seggpt_jax.errors import InputError, refuse
 from seggpt_jax.files import plain_name
-from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
-from seggpt_jax.formats.images import is_image, list_images, read_text, remote_or_local
+from seggpt_jax.formats.folders import DatasetFiles, list_images, order_splits
+from seggpt_jax.formats.images import is_image, read_text, remote_or_local
+from seggpt_jax.formats.labels import LabelFormat
 
 _LABEL_FOLDER = {"image": "label", "images": "labels"}
 # Names that people give to the folder of images and to the folder of label maps, most common first.
 IMAGE_FOLDERS = ("images", "image", "img_dir", "imgs", "img")
 LABEL_FOLDERS = ("labels", "masks", "annotations", "ann_dir", "label", "mask", "gt", "ground_truth")
+_LABEL_MAP = "labelmap.txt"  # of CVAT's segmentation masks
+_BACKGROUND, _IGNORED = ("background",), ("ignore", "ignored", "void")
 
 
 class Mask(NamedTuple):
@@ -38,6 +37,32 @@ class Item(NamedTuple):
   label: str | tuple[Mask, ...]
 
 
+def list_items(
+  kind: str,
+  path: str | os.PathLike,
+  split: str = ".",
+  class_names: Sequence[str] = (),
+  problems: list[str] | None = None,
+) -> list[Item]:
+  """Lists the files of one split of a dataset.
+
+  Args:
+    kind: folder, class_folders, masks or voc, see `recognize.KINDS`.
+    path: folder of the dataset, local or remote.
+    split: part of the dataset.
+    class_names: names of the classes of masks; () takes them from folders, or makes all masks class 1.
+    problems: list for descriptions of files that do not fit, which are then left out; None raises at the first one.
+
+  Raises:
+    InputError: files are missing or do not fit together.
+  """
+  if kind == "class_folders":
+    return _class_folders(_existing(os.path.join(path, split)), problems)
+  if kind == "masks":
+    return _mask_files(_existing(os.path.join(path, split)), class_names, problems)
+  return _voc_files(DatasetFiles(path), split, problems) if kind == "voc" else folder_layout(path, split, problems)
+
+
 def folder_layout(path: str | os.PathLike, split: str = ".", problems: list[str] | None = None) -> list[Item]:
   """Finds images and label maps of the same name, which may contain folders, such as `street/0001`.
 
@@ -53,7 +78,8 @@ def folder_layout(path: str | os.PathLike, split: str = ".", problems: list[str]
     InputError: a folder is missing, or an image or label has no partner.
   """
   directory = remote_or_local(path)
-  return _matched(*(find_folders(directory, split) or _usual_folders(directory, split)), problems)
+  usual = directory / split / "images", directory / split / "labels"
+  return _matched(*(find_folders(directory, split) or usual), problems)
 
 
 def find_folders(directory: epath.Path, split: str) -> tuple[epath.Path, epath.Path] | None:
@@ -72,28 +98,15 @@ def find_folders(directory: epath.Path, split: str) -> tuple[epath.Path, epath.P
   return None
 
 
-def _usual_folders(directory: epath.Path, split: str) -> tuple[epath.Path, epath.Path]:
-  return directory / split / "images", directory / split / "labels"
+def _voc_files(files: DatasetFiles, split: str, problems: list[str] | None) -> list[Item]:
+  """Finds PASCAL VOC's `JPEGImages/NAME.*` and `SegmentationClass/NAME.png`, at any depth such as below VOCdevkit.
 
-
-def voc_layout(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> list[Item]:
-  """Finds PASCAL VOC's `JPEGImages/NAME.*` and `SegmentationClass/NAME.png`.
-
-  The names are listed in `ImageSets/Segmentation/SPLIT.txt`. CVAT's "Segmentation mask" is laid out in the same way.
-  Images may be in any folder.
-
-  Args:
-    path: folder of the dataset, or one that contains it, such as VOCdevkit.
-    split: name of the list, such as train or default; "." takes all label maps.
-    problems: list for descriptions of files that do not fit.
-
-  Raises:
-    InputError: a folder or list is missing, or a name has no image or label map.
+  The names are listed in `ImageSets/Segmentation/SPLIT.txt`; the split "." takes all label maps. CVAT's "Segmentation
+  mask" is laid out in the same way. Images may be in any folder.
   """
-  files = DatasetFiles(path)
   root = voc_root(files)
   if root is None:
-    raise InputError(f"{path}: found no folder SegmentationClass (found: {files.describe()}), expected one")
+    raise InputError(f"{files.root}: found no folder SegmentationClass (found: {files.describe()}), expected one")
   labels = _by_name(files, [each for each in files.paths if each.startswith(f"{root}SegmentationClass/")])
   masks = (f"{root}SegmentationClass/", f"{root}SegmentationObject/")
   images = _by_name(files, [each for each in files.paths if is_image(each) and not each.startswith(masks)])
@@ -101,7 +114,9 @@ def voc_layout(path: str | os.PathLike, split: str, problems: list[str] | None =
   if split != "." and listed not in files:
     known = ", ".join(voc_splits(files))
     raise InputError(f"{files.full(listed)}: not found, expected the list of the split {split!r}; there are {known}")
-  names = _lines(files.full(listed)) if split != "." else list(labels)
+  names = list(labels)
+  if split != ".":
+    names = [plain_name(line.split()[0]) for line in read_text(files.full(listed)).splitlines() if line.strip()]
   items = []
   for name in names:
     stem = name.rpartition("/")[2]
@@ -140,11 +155,6 @@ def _by_name(files: DatasetFiles, paths: Sequence[str]) -> dict[str, str]:
   return found
 
 
-def _lines(path: str) -> list[str]:
-  lines = read_text(path).splitlines()
-  return [plain_name(line.split()[0]) for line in lines if line.strip()]
-
-
 def _matched(
   images_dir: epath.Path, labels_dir: epath.Path, problems: list[str] | None, prefix: str = ""
 ) -> list[Item]:
@@ -159,17 +169,8 @@ def _matched(
   return [Item(prefix + name, path, labels[name]) for name, path in images.items() if name in labels]
 
 
-def class_folder_layout(directory: str | os.PathLike, problems: list[str] | None = None) -> list[Item]:
-  """Finds `PRODUCT/DEFECT/{image,label}` at any depth, as the original tool has them. Names are `PRODUCT/DEFECT/NAME`.
-
-  Args:
-    directory: folder that holds the product folders.
-    problems: list for descriptions of files that do not fit.
-
-  Raises:
-    InputError: no such folders are found, or an image or label has no partner.
-  """
-  directory = _existing(directory)
+def _class_folders(directory: epath.Path, problems: list[str] | None) -> list[Item]:
+  """Finds `PRODUCT/DEFECT/{image,label}` at any depth, as the original tool has them."""
   items: list[Item] = []
 
   def visit(folder: epath.Path, prefix: str) -> None:
@@ -186,9 +187,7 @@ def class_folder_layout(directory: str | os.PathLike, problems: list[str] | None
   return items
 
 
-def mask_layout(
-  directory: str | os.PathLike, class_names: Sequence[str] = (), problems: list[str] | None = None
-) -> list[Item]:
+def _mask_files(directory: epath.Path, class_names: Sequence[str], problems: list[str] | None) -> list[Item]:
   """Finds one mask file for each class or instance, arranged in one of three ways.
 
   - `images/NAME.*` and `labels/NAME/*.png`: one folder of masks for each image.
@@ -197,72 +196,40 @@ def mask_layout(
 
   In the first two, the beginning of a mask's file name gives its class (`crack_2.png`); without class names every mask
   is class 1. Where masks overlap, the higher class wins, then the later name.
-
-  Args:
-    directory: folder that holds the files.
-    class_names: names of classes 1, 2, ...; with one folder for each class, the default is their sorted names.
-    problems: list for descriptions of files that do not fit.
-
-  Raises:
-    InputError: a folder or image is missing, or a mask belongs to no known image or class.
   """
-  directory = _existing(directory)
-  if not (directory / "images").is_dir():
+  images_dir, labels_dir = directory / "images", directory / "labels"
+  if not images_dir.is_dir():
     return list(_image_folders(directory, class_names, problems))
-  images, labels = list_images(directory / "images", problems=problems), _existing(directory / "labels")
-  folders = [path.name for path in _subfolders(labels)]
+  images = list_images(images_dir, problems=problems)
+  folders = [path.name for path in _subfolders(_existing(labels_dir))]
   if not folders:
-    raise InputError(f"{labels}: found no folders, expected one folder of masks for each image or for each class")
+    raise InputError(f"{labels_dir}: found no folders, expected one folder of masks for each image or for each class")
   known = set(folders) & set(images)
   if len(known) == len(folders) or (known and problems is not None):
-    return _masks_by_image(directory / "images", images, labels, folders, class_names, problems)
-  return _masks_by_class(directory / "images", images, labels, folders, class_names, problems)
-
-
-def _masks_by_image(
-  images_dir: epath.Path,
-  images: dict[str, str],
-  labels_dir: epath.Path,
-  folders: Sequence[str],
-  class_names: Sequence[str],
-  problems: list[str] | None,
-) -> list[Item]:
-  """Reads `labels/NAME/*.png`: one folder of masks for each image."""
-  for folder in folders:
-    if folder not in images:
-      refuse(f"{labels_dir / folder}: found no image for it, expected {images_dir / folder}.*", problems)
-  for name, path in images.items():
-    if name not in folders:
-      refuse(f"{path}: found no masks for it, expected a folder {labels_dir / name}, empty if it has none", problems)
-  names = [name for name in images if name in folders]
-  return [Item(name, images[name], _masks(labels_dir / name, class_names, problems)) for name in names]
-
-
-def _masks_by_class(
-  images_dir: epath.Path,
-  images: dict[str, str],
-  labels_dir: epath.Path,
-  folders: Sequence[str],
-  class_names: Sequence[str],
-  problems: list[str] | None,
-) -> list[Item]:
-  """Reads `labels/CLASS/NAME.*`: one folder of masks for each class."""
-  class_names = list(class_names) or list(folders)
+    for folder in folders:
+      if folder not in images:
+        refuse(f"{labels_dir / folder}: found no image for it, expected {images_dir / folder}.*", problems)
+    for name, path in images.items():
+      if name not in folders:
+        refuse(f"{path}: found no masks for it, expected a folder {labels_dir / name}, empty if it has none", problems)
+    names = [name for name in images if name in folders]
+    return [Item(name, images[name], _masks(labels_dir / name, class_names, problems)) for name in names]
+  class_names = list(class_names) or folders
   for folder in folders:
     if folder not in class_names:
       refuse(
         f"{labels_dir / folder}: found neither an image nor a class of that name, expected one of the two", problems
       )
-  files_of = {name: list_images(labels_dir / name, problems=problems) for name in class_names if name in folders}
-  for files in files_of.values():
+  masks = {name: list_images(labels_dir / name, problems=problems) for name in class_names if name in folders}
+  for files in masks.values():
     for name, path in files.items():
       if name not in images:
         refuse(f"{path}: found no image for it, expected {images_dir / name}.*", problems)
-  items = []
-  for name, path in images.items():
-    masks = [Mask(1 + i, files_of[c][name]) for i, c in enumerate(class_names) if name in files_of.get(c, {})]
-    items.append(Item(name, path, tuple(masks)))
-  return items
+  of_class = [(1 + i, masks[c]) for i, c in enumerate(class_names) if c in masks]
+  return [
+    Item(name, path, tuple(Mask(i, files[name]) for i, files in of_class if name in files))
+    for name, path in images.items()
+  ]
 
 
 def _image_folders(directory: epath.Path, class_names: Sequence[str], problems: list[str] | None) -> Iterator[Item]:
@@ -304,3 +271,57 @@ def _existing(directory: str | os.PathLike) -> epath.Path:
   if not directory.is_dir():
     raise InputError(f"{directory}: folder not found")
   return directory
+
+
+class LabelMap(NamedTuple):
+  """The content of a labelmap.txt."""
+
+  where: str  # path of the file
+  names: tuple[str, ...]  # names of classes 1, 2,
+  label_format: LabelFormat  # table of the colors of all classes, the background first
+
+
+def read_label_map(files: DatasetFiles) -> LabelMap | None:
+  """Reads the label map of a dataset.
+
+  Args:
+    files: the files of the dataset.
+
+  Returns:
+    The label map; None if the dataset has none.
+
+  Raises:
+    InputError: a line has another form, or no class is the background.
+  """
+  found = [path for path in files.ending(_LABEL_MAP) if path.count("/") <= 2]
+  if not found:
+    return None
+  where = files.full(found[0])
+  colors: dict[str, tuple[int, ...]] = {}
+  for number, line in enumerate(read_text(where).splitlines(), 1):
+    if line.strip() and not line.startswith("#"):
+      name, color = _map_entry(line, f"{where}: line {number}")
+      if name in colors or color in colors.values():
+        raise InputError(
+          f"{where}: line {number}: found {line.strip()!r} as for another class, expected a color for each"
+        )
+      colors[name] = color
+  background = next((name for name in colors if name.lower() in _BACKGROUND), None)
+  background = background or next((name for name, color in colors.items() if color == (0, 0, 0)), None)
+  if background is None or len(colors) < 2:
+    raise InputError(
+      f"{where}: found classes {', '.join(colors) or 'none'}, expected background and at least one other"
+    )
+  ignored = tuple(color for name, color in colors.items() if name.lower() in _IGNORED and name != background)
+  names = tuple(name for name, color in colors.items() if name != background and color not in ignored)
+  return LabelMap(
+    where, names, LabelFormat("table", table=tuple(colors[name] for name in (background, *names)), ignore=ignored)
+  )
+
+
+def _map_entry(line: str, where: str) -> tuple[str, tuple[int, ...]]:
+  name, _, rest = line.strip().partition(":")
+  parts = rest.partition(":")[0].split(",")
+  if not name or len(parts) != 3 or not all(part.strip().isdecimal() and int(part) < 256 for part in parts):
+    raise InputError(f"{where}: found {line.strip()!r}, expected NAME:RED,GREEN,BLUE::")
+  return name, tuple(int(part) for part in parts)

@@ -1,18 +1,19 @@
 """Labels as outlines of objects: polygons and run lengths in, label maps out.
 
 Labelling tools store an image's objects as polygons or run lengths with the name of a class. Each tool's format has a
-module that reads its files into `Annotations`; `data.outline_source` makes samples of them.
+module that reads its files into `Annotations`; `data.datasets` makes samples of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from pycocotools import mask as mask_module
 
 from seggpt_jax.errors import one_line
@@ -26,64 +27,42 @@ UNKNOWN = "__ignore__"  # category of pixels without a known class
 
 
 class Shape(NamedTuple):
-  """One object of an image.
+  """One object of an image."""
 
-  Attributes:
-    category: name of its class, or BACKGROUND or UNKNOWN.
-    outline: its polygons or run lengths; () if it has none, for which `problem` may give the reason.
-    size: height and width that run lengths refer to; None for polygons.
-    relative: True if polygons are relative to the image's width and height, 0..1.
-    crowd: True for a region whose objects are not told apart. It is IGNORE where no object lies on top.
-    box: True if the outline is only a rectangle around the object.
-    problem: reason why the object has no outline that can be drawn; "" if it has one.
-  """
-
-  category: str
-  outline: Outline = ()
-  size: tuple[int, int] | None = None
-  relative: bool = False
-  crowd: bool = False
-  box: bool = False
-  problem: str = ""
+  category: str  # name of its class, or BACKGROUND or UNKNOWN
+  outline: Outline = ()  # its polygons or run lengths; () if it has none, for which `problem` may give the reason
+  size: tuple[int, int] | None = None  # height and width that run lengths refer to; None for polygons
+  relative: bool = False  # True if polygons are relative to the image's width and height, 0..1
+  crowd: bool = False  # True for a region whose objects are not told apart. It is IGNORE where no object lies on top
+  box: bool = False  # True if the outline is only a rectangle around the object
+  problem: str = ""  # reason why the object has no outline that can be drawn; "" if it has one
 
 
 class Entry(NamedTuple):
-  """One image with its objects.
+  """One image with its objects."""
 
-  Attributes:
-    name: name of the sample.
-    image: path of the image.
-    shapes: its objects.
-    size: height and width that the annotations state; None if they state none.
-    fields: further information by key.
-    where: file with the annotations of this image alone; "" if one file has those of all images.
-  """
-
-  name: str
-  image: str
-  shapes: tuple[Shape, ...]
-  size: tuple[int, int] | None = None
-  fields: Mapping[str, Any] = MappingProxyType({})
-  where: str = ""
+  name: str  # name of the sample
+  image: str  # path of the image
+  shapes: tuple[Shape, ...]  # its objects
+  size: tuple[int, int] | None = None  # height and width that the annotations state; None if they state none
+  fields: Mapping[str, Any] = MappingProxyType({})  # further information by key
+  where: str = ""  # file with the annotations of this image alone; "" if one file has those of all images
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-  """The annotations of one split.
+  """The annotations of one split."""
 
-  Attributes:
-    where: file or folder that they were read from, for error messages.
-    entries: images with their objects.
-    categories: names of classes 1, 2, ...
-    smallest_on_top: True draws small objects over large ones; False draws objects in the order of the file.
-    notes: lines for the user on how the annotations were read.
-  """
+  where: str  # file or folder that they were read from, for error messages
+  entries: list[Entry]  # images with their objects
+  categories: tuple[str, ...]  # names of classes 1, 2, ...
+  smallest_on_top: bool = False  # draws small objects over large ones; False draws in the order of the file
+  notes: tuple[str, ...] = ()  # lines for the user on how the annotations were read
 
-  where: str
-  entries: list[Entry]
-  categories: tuple[str, ...]
-  smallest_on_top: bool = False
-  notes: tuple[str, ...] = ()
+
+# Reads the annotations of a split: takes the folder of the dataset, local or remote, the name of the split, and a list
+# for descriptions of what is left out; None raises an InputError at the first one, as missing and damaged files do.
+Reader = Callable[[str | os.PathLike, str, list[str] | None], Annotations]
 
 
 def draw_shapes(
@@ -163,18 +142,16 @@ def polygon_shape(category: str, points: Any, *, relative: bool = False, where: 
   return Shape(category, (polygon,), relative=relative)
 
 
-def rectangle_shape(category: str, corners: Sequence[float], *, relative: bool = False, where: str = "") -> Shape:
+def rectangle_shape(category: str, corners: Sequence[float], *, where: str = "") -> Shape:
   """Returns a rectangle as a shape.
 
   Args:
     category: name of its class.
     corners: x and y of two opposite corners.
-    relative: whether they are relative to the size of the image.
     where: name of the object, for the message about a problem.
   """
   x0, y0, x1, y1 = corners
-  shape = polygon_shape(category, (x0, y0, x1, y0, x1, y1, x0, y1), relative=relative, where=where)
-  return shape._replace(box=True)
+  return polygon_shape(category, (x0, y0, x1, y0, x1, y1, x0, y1), where=where)._replace(box=True)
 
 
 def ellipse_shape(
@@ -191,8 +168,12 @@ def ellipse_shape(
   """
   turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)
   points = np.stack([np.cos(turn) * radii[0], np.sin(turn) * radii[1]], axis=1)
-  rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-  return polygon_shape(category, points @ rotation + np.asarray(center), relative=relative)
+  return polygon_shape(category, points @ rotation(angle) + np.asarray(center), relative=relative)
+
+
+def rotation(angle: float) -> Float64[np.ndarray, "2 2"]:
+  """Returns the matrix that rotates rows of x and y by an angle in radians, clockwise in the image."""
+  return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
 
 def mask_shape(category: str, mask: UInt8[np.ndarray, "h w"], place: tuple[int, int], size: tuple[int, int]) -> Shape:

@@ -11,19 +11,19 @@ from etils import epath
 from seggpt_jax.errors import InputError, reading_values
 from seggpt_jax.formats.coco import coco_files, read_coco
 from seggpt_jax.formats.cvat import cvat_splits, read_cvat
-from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
+from seggpt_jax.formats.folders import DatasetFiles, order_splits
 from seggpt_jax.formats.images import remote_or_local
 from seggpt_jax.formats.label_studio import label_studio_files, read_label_studio
 from seggpt_jax.formats.labelme import is_labelme, labelme_files, read_labelme
 from seggpt_jax.formats.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, find_folders, voc_root, voc_splits
-from seggpt_jax.formats.outlines import Annotations
+from seggpt_jax.formats.outlines import Reader
 from seggpt_jax.formats.yolo import read_yolo, yolo_splits
 
 _PROBED = 8  # files that decide whether JSON files are LabelMe's
 
 
 # Kinds whose labels are outlines of objects, and the functions that read them.
-OUTLINES: dict[str, Callable[[str, str, list[str] | None], Annotations]] = {
+OUTLINES: dict[str, Reader] = {
   "coco": read_coco,
   "labelme": read_labelme,
   "yolo": read_yolo,
@@ -46,15 +46,10 @@ KINDS = {
 
 
 class Form(NamedTuple):
-  """The form of a dataset.
+  """The form of a dataset."""
 
-  Attributes:
-    kind: a key of `KINDS`.
-    splits: names of its splits, the one to train on first; () if they are not known.
-  """
-
-  kind: str
-  splits: tuple[str, ...] = ()
+  kind: str  # a key of `KINDS`
+  splits: tuple[str, ...] = ()  # names of its splits, the one to train on first; () if they are not known
 
 
 def recognize(path: str, kind: str | None = None) -> Form:
@@ -88,10 +83,6 @@ def recognize(path: str, kind: str | None = None) -> Form:
   return _folders(directory, files)
 
 
-def _coco_splits(files: DatasetFiles) -> list[str]:
-  return order_splits(list(coco_files(files)))
-
-
 def _labelme_splits(files: DatasetFiles) -> list[str]:
   if not any(is_labelme(files.full(path)) for path in files.ending(".json")[:_PROBED]):
     return []
@@ -103,16 +94,12 @@ def _label_studio_splits(files: DatasetFiles) -> list[str]:
   return ["."] if len(found) == 1 else order_splits([path.partition("/")[0].removesuffix(".json") for path in found])
 
 
-def _voc_splits(files: DatasetFiles) -> list[str]:
-  return voc_splits(files) if voc_root(files) is not None else []
-
-
 _SPLITS: dict[str, Callable[[DatasetFiles], list[str]]] = {
   "labelme": _labelme_splits,
-  "coco": _coco_splits,
+  "coco": lambda files: order_splits(list(coco_files(files))),
   "label_studio": _label_studio_splits,
   "cvat": cvat_splits,
-  "voc": _voc_splits,
+  "voc": lambda files: voc_splits(files) if voc_root(files) is not None else [],
   "yolo": yolo_splits,
 }
 
@@ -127,10 +114,8 @@ def _folders(directory: epath.Path, files: DatasetFiles) -> Form:
       inside = {each.name for each in labels.iterdir() if each.is_dir()}
       alike = {each.name for each in images.iterdir() if each.is_dir()}
       return Form("masks" if inside - alike else "folder", tuple(splits))
-  below = files.folders()
-  masked = [
-    split for split in below if any(f"{split}/{each}/masks/" in _joined(files) for each in files.folders(split))
-  ]
+  below, joined = files.folders(), "\n".join(files.paths)
+  masked = [split for split in below if any(f"{split}/{each}/masks/" in joined for each in files.folders(split))]
   if masked:
     return Form("masks", tuple(order_splits(masked)))
   # SPLIT/PRODUCT/DEFECT/image. For deeper folders the user has to set --kind.
@@ -141,10 +126,6 @@ def _folders(directory: epath.Path, files: DatasetFiles) -> Form:
   raise InputError(
     f"{os.fspath(directory)}: found {files.describe()}, which is no known form of a dataset, expected one of {listed}"
   )
-
-
-def _joined(files: DatasetFiles) -> str:
-  return "\n".join(files.paths)
 
 
 def folder_splits(directory: epath.Path) -> list[str]:

@@ -1,5 +1,7 @@
 """The content of label files: an image file in; values, palette or colors out, and why they may not be trusted.
 
+Also the probable meaning of values: values in, settings that read them out.
+
 `labels.LabelFormat` turns the stored values into classes, and `audit.label_values` counts them.
 """
 
@@ -7,16 +9,17 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Int64, Integer, UInt8
 from PIL import Image
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import load_upright
+from seggpt_jax.palette import IGNORE
 
 _GRAY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _EQUAL = ("RGB", "RGBA", "RGBa", "RGBX", "LA", "PA")  # modes whose channels are equal where they show grays
@@ -33,25 +36,27 @@ _ALL_TRANSPARENT = (
 _SIXTEEN_BIT_COLORS = (
   "16 bits for each color, of which only 8 are read; expected a label image of one channel, or 8 bits for each color"
 )
+_MOST_CLASSES = 64  # in addition to 255 as the value to ignore, where it is not known whether values are indices
+_MOST_LEVELS = 16  # gray levels of a label that a person may have chosen; more are smooth edges, noise or instances
+
+
+def count_values(pixels: UInt8[np.ndarray, "h w"]) -> Int64[np.ndarray, "256"]:
+  """Counts the pixels of each value; counts above 16 million are rounded to seven digits."""
+  # Takes a tenth of the time of `numpy.bincount`, and releases the interpreter lock.
+  return cv2.calcHist([pixels], [0], None, [256], [0, 256]).ravel().astype(np.int64)
 
 
 class StoredLabel(NamedTuple):
   """The content of a label file, upright like its image.
 
-  Attributes:
-    pixels: gray values or palette indices `[H, W]`, or colors uint8 `[H, W, 3]`. A palette of grays and channels that
-      are all equal are gray values.
-    palette: color of each index, uint8 `[256, 3]`; None without a palette of colors.
-    form: format and mode of the file, such as "PNG P".
-    codec: compression that changed the values, such as "JPEG"; "" if they are as they were saved.
-    fault: reason why the pixels are not the labels, or "".
+  A palette of grays and channels that are all equal are gray values.
   """
 
-  pixels: np.ndarray
-  palette: np.ndarray | None
-  form: str
-  codec: str
-  fault: str
+  pixels: np.ndarray  # gray values or palette indices `[H, W]`, or colors uint8 `[H, W, 3]`
+  palette: np.ndarray | None  # color of each index, uint8 `[256, 3]`; None without a palette of colors
+  form: str  # format and mode of the file, such as "PNG P"
+  codec: str  # compression that changed the values, such as "JPEG"; "" if they are as they were saved
+  fault: str  # reason why the pixels are not the labels, or ""
 
   @property
   def in_color(self) -> bool:
@@ -60,7 +65,7 @@ class StoredLabel(NamedTuple):
 
   def used_indices(self) -> Integer[np.ndarray, "n"]:
     """Returns the palette indices, or values 0..255, that occur."""
-    return np.flatnonzero(cv2.calcHist([self.pixels], [0], None, [256], [0, 256]).ravel())
+    return np.flatnonzero(count_values(self.pixels))
 
   def packed_colors(self, where: str) -> Integer[np.ndarray, "h w"]:
     """Returns the color that each pixel shows, as one number.
@@ -103,18 +108,13 @@ def read_stored(image: Image.Image, where: str) -> StoredLabel:
     pixels = np.asarray(image)
     return StoredLabel(pixels.astype(np.uint8) if pixels.dtype == bool else pixels, None, form, codec, fault)
   if image.mode == "P":
-    return _read_palette(StoredLabel(np.asarray(image), _palette(image), form, codec, fault))
+    palette, found = np.zeros((256, 3), np.uint8), np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette[: len(found)] = found
+    return _read_palette(StoredLabel(np.asarray(image), palette, form, codec, fault))
   colors = np.asarray(image.convert("RGB"))
   if image.mode in _EQUAL and (cv2.absdiff(colors, colors[..., [1, 1, 1]]) <= (_COLOR_NOISE if codec else 0)).all():
     colors = colors[..., 1]
   return StoredLabel(colors, None, form, codec, fault)
-
-
-def _palette(image: Image.Image) -> UInt8[np.ndarray, "256 3"]:
-  palette = np.zeros((256, 3), np.uint8)
-  found = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-  palette[: len(found)] = found
-  return palette
 
 
 def _read_palette(stored: StoredLabel) -> StoredLabel:
@@ -150,12 +150,9 @@ def _alpha_fault(pixels: UInt8[np.ndarray, "h w 4"]) -> str:
 
 def _drops_bits(image: Image.Image) -> bool:
   """Returns whether Pillow keeps only the upper 8 of 16 bits, which it does to colors."""
-  args = [tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args for tile in _tiles(image)]
+  tiles = getattr(image, "tile", None) or []
+  args = [tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args for tile in tiles]
   return not image.mode.startswith("I") and any(isinstance(rawmode, str) and ";16" in rawmode for rawmode in args)
-
-
-def _tiles(image: Image.Image) -> list:
-  return getattr(image, "tile", None) or []
 
 
 # --------------------------------------------------------------------------------------------------- lossy compression
@@ -193,16 +190,12 @@ def _file_bytes(image: Image.Image) -> bytes:
 
 def _webp_keeps(data: bytes) -> bool:
   """Returns whether a WebP file is lossless, which its chunks tell: VP8L is lossless, VP8 is not."""
-  chunks = list(_webp_chunks(data))
-  return b"VP8L" in chunks and b"VP8 " not in chunks
-
-
-def _webp_chunks(data: bytes) -> Iterator[bytes]:
-  place = 12
+  place, chunks = 12, set()
   while data[:4] == b"RIFF" and place + 8 <= len(data):
-    yield data[place : place + 4]
+    chunks.add(data[place : place + 4])
     (length,) = struct.unpack_from("<I", data, place + 4)
     place += 8 + length + length % 2
+  return b"VP8L" in chunks and b"VP8 " not in chunks
 
 
 def _jpeg_2000_keeps(data: bytes) -> bool:
@@ -239,3 +232,41 @@ def unpack_color(code: int) -> tuple[int, int, int]:
 def is_gray(code: int) -> bool:
   """Returns whether a number from `pack_colors` is a gray, black or white."""
   return len(set(unpack_color(code))) == 1
+
+
+def evenly_spaced(values: Sequence[int]) -> bool:
+  """Returns whether ascending values are gray levels that divide 0..255 evenly, such as 0, 128, 255."""
+  if not 3 <= len(values) <= _MOST_LEVELS or values[0] != 0 or not 250 <= values[-1] <= 255:
+    return False
+  step = values[-1] / (len(values) - 1)
+  return all(abs(value - step * place) <= 1 for place, value in enumerate(values))
+
+
+def are_indices(values: Sequence[int]) -> bool:
+  """Returns whether ascending values are class indices 0, 1, ... with few gaps."""
+  return values[0] == 0 and values[-1] < IGNORE and values[-1] + 1 <= max(2, 1.5 * len(values) + 1)
+
+
+def reading_hint(values: Sequence[int]) -> str:
+  """Returns the settings that probably read a label with these ascending values."""
+  smooth = "masks with smooth edges or noise are read with labels=binary, threshold=127"
+  foreground = [value for value in values if value]
+  if len(foreground) <= 1:
+    return f"masks of 0 and {foreground[0] if foreground else IGNORE} are read with labels=binary"
+  if values[0] < 0 or values[-1] > 65535:
+    return "save the label again with class indices 0..254"
+  if len(values) > _MOST_LEVELS and values[-1] > IGNORE:
+    return "numbers of instances are read as one class with labels=binary, threshold=0"
+  if len(values) > _MOST_LEVELS and values[-1] >= 250 and not are_indices(values[:-1]):
+    return smooth
+  listed = ",".join(map(str, values))
+  if evenly_spaced(values):
+    return f"gray levels are read with labels=table, table={listed}; {smooth}"
+  if values[-1] == IGNORE:
+    return (
+      "if 255 marks pixels to ignore, set ignore=255 (a flag --ignore=255, in a configuration data.ignore='(255,)'); "
+      f"if it is a class, labels=table, table={listed}" + ("" if values[-2] < _MOST_CLASSES else f"; {smooth}")
+    )
+  if values[-1] < IGNORE:
+    return f"class indices are read with labels=index, num_classes={values[-1] + 1}"
+  return f"values that stand for classes are read with labels=table, table={listed}"

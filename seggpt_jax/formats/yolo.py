@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from seggpt_jax.errors import InputError, one_line, reading_values, refuse
 from seggpt_jax.files import plain_name
-from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
+from seggpt_jax.formats.folders import DatasetFiles, order_splits
 from seggpt_jax.formats.images import is_image, read_text
 from seggpt_jax.formats.outlines import Annotations, Entry, Shape, polygon_shape
 
@@ -36,15 +36,11 @@ def yolo_splits(files: DatasetFiles) -> list[str]:
 
 
 def read_yolo(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
-  """Reads the annotations of a split. Images without a text file, or with an empty one, are all background.
+  """Reads the annotations of a split, see `outlines.Reader`, with the help of data.yaml if there is one.
 
-  Args:
-    path: folder with images/SPLIT and labels/SPLIT, or with SPLIT/images and SPLIT/labels, and perhaps data.yaml.
-    split: train, val or test, or the name of another folder.
-    problems: list for descriptions of text files that are left out, since they have no image; None raises at the first.
-
-  Raises:
-    InputError: there are no such files, or data.yaml is damaged.
+  The split is train, val or test, or the name of another folder: images/SPLIT and labels/SPLIT, or SPLIT/images and
+  SPLIT/labels. Images without a text file, or with an empty one, are all background; text files without an image are
+  left out.
   """
   files = DatasetFiles(path)
   where, content = _description(files)
@@ -74,7 +70,11 @@ def read_yolo(path: str | os.PathLike, split: str, problems: list[str] | None = 
     shapes = tuple(_named(shape, number, names) for number, shape in numbered)
     entries.append(Entry(_name(image, split), files.full(image), shapes, where=files.full(text)))
   if not names:
-    largest = max(largest, _largest(files, expected))
+    # All splits have the same classes.
+    others = [
+      path for path in files.ending(".txt") if _LABELS in PurePosixPath(path).parts[:-1] and path not in expected
+    ]
+    largest = max([largest, *(number for path in others for number, _ in _read(files.full(path)))])
     names = {number: str(number) for number in range(largest + 1)}
   return Annotations(
     where or os.fspath(path), entries, tuple(names[number] for number in sorted(names)), True, files.notes()
@@ -159,15 +159,11 @@ def _images_at(files: DatasetFiles, place: str, where: str) -> list[str]:
   """Returns the relative paths of the images in a folder, or in a text file of images, that data.yaml names."""
   # Roboflow writes ../train/images, which means the folder of data.yaml.
   stated = "/".join(part for part in PurePosixPath(plain_name(place)).parts if part not in ("..", ".", "/"))
-  if stated.endswith(".txt"):
-    return _listed(files, stated, where)
-  return [path for path in files.paths if path.startswith(f"{stated}/") and is_image(path)]
-
-
-def _listed(files: DatasetFiles, place: str, where: str) -> list[str]:
-  lists = [path for path in files.ending(".txt") if path.endswith(PurePosixPath(place).name)]
+  if not stated.endswith(".txt"):
+    return [path for path in files.paths if path.startswith(f"{stated}/") and is_image(path)]
+  lists = [path for path in files.ending(".txt") if path.endswith(PurePosixPath(stated).name)]
   if not lists:
-    raise InputError(f"{where}: found the list {place}, which does not exist, expected a folder or a list of images")
+    raise InputError(f"{where}: found the list {stated}, which does not exist, expected a folder or a list of images")
   lines = read_text(files.full(lists[0])).splitlines()
   return [os.path.relpath(files.find(line.strip(), (_IMAGES,)), files.root) for line in lines if line.strip()]
 
@@ -218,9 +214,3 @@ def _named(shape: Shape, number: int, names: dict[int, str]) -> Shape:
   if number not in names:
     return shape._replace(problem=f"found class {number}, expected 0..{len(names) - 1} as named")
   return shape._replace(category=names[number])
-
-
-def _largest(files: DatasetFiles, read: set[str]) -> int:
-  """Returns the largest class number in the text files of other splits, so that all splits have the same classes."""
-  others = [path for path in files.ending(".txt") if _LABELS in PurePosixPath(path).parts[:-1] and path not in read]
-  return max((number for path in others for number, _ in _read(files.full(path))), default=-1)

@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from seggpt_jax.compilation import default_device
-from seggpt_jax.data.cells import padded_image, zoomed_image
+from seggpt_jax.data.scale import padded_image, zoomed_image
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import heads, tiling
 from seggpt_jax.inference import prompts as prompts_lib

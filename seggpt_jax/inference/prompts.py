@@ -11,11 +11,12 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from seggpt_jax import palette as palette_lib
-from seggpt_jax.data.cells import make_prompts, zoomed
+from seggpt_jax.data.scale import make_prompts, zoomed
 from seggpt_jax.data.sources import Sample
 from seggpt_jax.errors import InputError, warn_once
 from seggpt_jax.files import expand
-from seggpt_jax.formats.images import list_images, read_bytes, read_image, upright_pixels
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import read_bytes, read_image, upright_pixels
 from seggpt_jax.formats.labels import LabelFormat, check_size, classes_in, read_labels
 from seggpt_jax.inference import heads, tiling
 from seggpt_jax.inference.options import InferenceOptions

@@ -16,7 +16,8 @@ from typing import Any
 from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.errors import InputError, warn_once
 from seggpt_jax.files import decode_text, expand, parse_json, plain_name
-from seggpt_jax.formats.images import image_endings, list_images, without_ending
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import image_endings, without_ending
 
 _LABEL_FOLDERS = frozenset({"label", "labels", "mask", "masks"})  # their files are no images to segment
 

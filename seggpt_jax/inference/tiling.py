@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Integer, Shaped, UInt8
 from PIL import Image
 
-from seggpt_jax.data.cells import window_starts
+from seggpt_jax.data.scale import window_starts
 from seggpt_jax.formats.labels import restore_objects
 
 _Size = tuple[int, int]  # height, width

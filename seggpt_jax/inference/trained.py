@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seggpt_jax.data.zoomed import measured_zoom, object_sides
+from seggpt_jax.data.scale import measured_zoom, object_sides
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.files import expand, parse_json, write_whole
 from seggpt_jax.formats.labels import LABEL_MODES, LabelFormat, LabelMode, Value, read_labels

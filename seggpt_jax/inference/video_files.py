@@ -22,7 +22,8 @@ from jaxtyping import UInt8
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole
-from seggpt_jax.formats.images import list_images, read_image
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import read_image
 
 _Frame = UInt8[np.ndarray, "h w 3"]
 

@@ -68,7 +68,11 @@ def boundary_counts(
   """
   if not 1 <= num_classes <= IGNORE:
     raise ValueError(f"num_classes: found {num_classes}, expected 1 to {IGNORE}")
-  near = _disk(_radius(truth.shape, tolerance))
+  if not 0 <= tolerance < math.inf:
+    raise ValueError(f"tolerance: found {tolerance}, expected a share of the diagonal below 1, or pixels")
+  radius = math.ceil(tolerance if tolerance >= 1 else tolerance * np.linalg.norm(truth.shape))
+  offsets = np.arange(-radius, radius + 1) ** 2
+  near = (offsets[:, None] + offsets[None] <= radius**2).astype(np.uint8)  # a disk
   known = (predicted >= 0) & (predicted < num_classes) & (truth >= 0) & (truth < num_classes)
   decided = known & np.logical_and.reduce(_neighbors(known))
   counts = np.zeros((num_classes, 4), np.int64)
@@ -116,18 +120,6 @@ def _neighbors(pixels: np.ndarray) -> list[np.ndarray]:
 
 def _matched(boundary: Bool[np.ndarray, "h w"], other: Bool[np.ndarray, "h w"], near: UInt8[np.ndarray, "k k"]) -> int:
   return int(np.sum(boundary & cv2.dilate(other.astype(np.uint8), near).astype(bool)))
-
-
-def _radius(shape: tuple[int, ...], tolerance: float | int) -> int:
-  if not 0 <= tolerance < math.inf:
-    raise ValueError(f"tolerance: found {tolerance}, expected a share of the diagonal below 1, or pixels")
-  return math.ceil(tolerance if tolerance >= 1 else tolerance * np.linalg.norm(shape))
-
-
-def _disk(radius: int) -> UInt8[np.ndarray, "k k"]:
-  """Returns a structuring element of the pixels whose centers are at most `radius` from the middle pixel's."""
-  offsets = np.arange(-radius, radius + 1) ** 2
-  return (offsets[:, None] + offsets[None] <= radius**2).astype(np.uint8)
 
 
 INTERSECTION, UNION = range(2)  # first columns of the counts, before the four of `boundary.boundary_counts`

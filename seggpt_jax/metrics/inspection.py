@@ -2,7 +2,7 @@
 
 In: one number for each image. With a positive prompt, of a class that the query has, it is the IoU. With a negative
 prompt, of a class that the query lacks, it is the response rate. Out: catch rate, yield rate, and PES, their weighted
-mean. Results of several processes add up.
+mean.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
 import numpy as np
-from jaxtyping import Bool, Integer
+from jaxtyping import Integer
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.palette import IGNORE
@@ -42,25 +42,15 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Inspection:
-  """Counts of a set of images, and the rates that follow from them. `Inspection(thresholds)` stands for no images.
+  """Counts of a set of images, and the rates that follow from them."""
 
-  Attributes:
-    thresholds: the limits that were applied.
-    caught: number of images whose IoU is a catch.
-    positives: number of images with an IoU.
-    undefined: number of images without an IoU, because truth and prediction have no foreground. No rate counts them.
-    iou_sum: sum of all IoUs.
-    correct_yields: number of images whose response rate is a correct yield.
-    negatives: number of images with a response rate.
-  """
-
-  thresholds: Thresholds = field(default_factory=Thresholds)
-  caught: int = 0
-  positives: int = 0
-  undefined: int = 0
-  iou_sum: float = 0.0
-  correct_yields: int = 0
-  negatives: int = 0
+  thresholds: Thresholds = field(default_factory=Thresholds)  # the limits that were applied
+  caught: int = 0  # images whose IoU is a catch
+  positives: int = 0  # images with an IoU
+  undefined: int = 0  # images without an IoU, as truth and prediction have no foreground; no rate counts them
+  iou_sum: float = 0.0  # sum of all IoUs
+  correct_yields: int = 0  # images whose response rate is a correct yield
+  negatives: int = 0  # images with a response rate
 
   @property
   def mean_iou(self) -> float:
@@ -85,17 +75,6 @@ class Inspection:
     weighted = [(weight, self.catch_rate), (1 - weight, self.yield_rate)]
     return float(sum(share * rate for share, rate in weighted if share > 0))
 
-  def __add__(self, other: Inspection) -> Inspection:
-    """Returns the result of both sets of images.
-
-    Raises:
-      ValueError: the two have different thresholds.
-    """
-    if self.thresholds != other.thresholds:
-      raise ValueError(f"thresholds: found {other.thresholds} and {self.thresholds}, expected the same")
-    counts = [key.name for key in fields(self) if key.name != "thresholds"]
-    return Inspection(self.thresholds, **{name: getattr(self, name) + getattr(other, name) for name in counts})
-
 
 def judge(
   ious: Iterable[float] = (), response_rates: Iterable[float] = (), thresholds: Thresholds | None = None
@@ -110,8 +89,7 @@ def judge(
     thresholds: limits to apply; by default `Thresholds()`.
 
   Raises:
-    InputError: there are no images (use `Inspection(thresholds)` for a process without any), or a number is outside
-      0..1.
+    InputError: there are no images, or a number is outside 0..1.
   """
   thresholds = thresholds or Thresholds()
   ious = [float(iou) for iou in ious]
@@ -130,43 +108,35 @@ def judge(
   )
 
 
-def foreground_iou(
-  predicted: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"], class_index: int | None = None
-) -> float:
-  """Computes the IoU of one image's foreground.
+def foreground_iou(predicted: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"]) -> float:
+  """Computes the IoU of one image's foreground, which is all classes but 0, without distinction.
 
   Pixels that are `palette.IGNORE` or negative in truth or prediction are not counted.
 
   Args:
     predicted: class indices.
     truth: class indices, same shape.
-    class_index: the foreground class. By default all classes but 0 are foreground, without distinction.
 
   Returns:
     The IoU, 0..1; NaN if neither truth nor prediction has foreground.
   """
   known = (predicted >= 0) & (predicted != IGNORE) & (truth >= 0) & (truth != IGNORE)
-  ours, theirs = (_foreground(labels, class_index) & known for labels in (predicted, truth))
+  ours, theirs = ((labels >= 1) & known for labels in (predicted, truth))
   return _ratio(int(np.sum(ours & theirs)), int(np.sum(ours | theirs)))
 
 
-def response_rate(predicted: Integer[np.ndarray, "h w"], class_index: int | None = None) -> float:
-  """Returns the share of an image's pixels that are predicted as foreground, 0..1.
+def response_rate(predicted: Integer[np.ndarray, "h w"]) -> float:
+  """Returns the share of an image's pixels that are predicted as foreground, which is all classes but 0.
 
   Args:
     predicted: class indices.
-    class_index: the foreground class; by default all classes but 0.
 
   Raises:
     ValueError: the image has no pixels.
   """
   if not predicted.size:
     raise ValueError(f"predicted: found shape {predicted.shape}, expected at least one pixel")
-  return int(np.sum(_foreground(predicted, class_index))) / predicted.size
-
-
-def _foreground(labels: np.ndarray, class_index: int | None) -> Bool[np.ndarray, "h w"]:
-  return (labels >= 1) & (labels != IGNORE) if class_index is None else labels == class_index
+  return int(np.sum((predicted >= 1) & (predicted != IGNORE))) / predicted.size
 
 
 def _ratio(part: float | int, whole: int) -> float:

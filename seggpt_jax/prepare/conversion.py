@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,48 +20,46 @@ from tqdm import tqdm
 
 from seggpt_jax.data import ledger
 from seggpt_jax.data.bad_files import LIST_FILE, BadFile, BadFiles
-from seggpt_jax.data.datasets import Dataset, open_dataset
+from seggpt_jax.data.datasets import Dataset, check_categories, open_dataset
 from seggpt_jax.data.groups import divide, group_names
-from seggpt_jax.data.outline_source import check_categories
 from seggpt_jax.data.sample_index import SampleIndex, index_name
-from seggpt_jax.data.sources import EncodedSource, Subset
+from seggpt_jax.data.sources import EncodedSource, View
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive, expand, remove_leftovers, writing
-from seggpt_jax.formats.dataset_files import TRAIN_NAMES, VAL_NAMES
+from seggpt_jax.formats.folders import TRAIN_NAMES, VAL_NAMES
 from seggpt_jax.formats.labels import IGNORE
-from seggpt_jax.prepare.encoding import EncodedSample, encoded_samples
-from seggpt_jax.prepare.writers import VERSION, delete_journal, has_finished_samples, write_folder, write_records
+from seggpt_jax.prepare.writers import (
+  VERSION,
+  EncodedSample,
+  delete_journal,
+  encoded_samples,
+  has_finished_samples,
+  write_folder,
+  write_records,
+)
 from seggpt_jax.written import RECORD, open_record
 
 FORMATS = ("records", "folder")
+NOTE = "prepare.json"
+_REMEDY = "repeat the earlier flags, or choose another --outdir"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Everything that decides what is written.
 
-  Attributes:
-    dataset: the dataset to read.
-    splits: parts of the dataset to convert.
-    output: one of `FORMATS`.
-    val_share: share of the train samples, 0 to 1, that become val, as whole groups; 0 keeps the parts as they are.
-    groups: rule for the group of a sample, see `groups.group_names`.
-    seed: seed of the choice of groups.
-    name: name of a dataset of records.
-    shorter_side: largest shorter side in pixels; larger images are shrunk to it, 0 shrinks none.
-
   Raises:
     InputError: the settings contradict each other.
   """
 
   dataset: Dataset
-  splits: tuple[str, ...]
-  output: str
-  val_share: float = 0.0
-  groups: str = ""
-  seed: int = 0
-  name: str = "mine"
-  shorter_side: int = 0
+  splits: tuple[str, ...]  # parts of the dataset to convert
+  output: str  # one of `FORMATS`
+  val_share: float = 0.0  # share of the train samples that become val, as whole groups; 0 keeps the parts
+  groups: str = ""  # rule for the group of a sample, see `groups.group_names`
+  seed: int = 0  # of the choice of groups
+  name: str = "mine"  # of a dataset of records
+  shorter_side: int = 0  # pixels to which the shorter side of larger images is shrunk; 0 shrinks none
 
   def __post_init__(self):
     if not re.fullmatch("[a-z][a-z0-9_]*", self.name):
@@ -84,6 +83,10 @@ class Part(NamedTuple):
   split: str
   source: EncodedSource
   groups: list[str]
+
+
+# Encodes the samples of a part at the given positions.
+_Samples = Callable[[Part, Sequence[int]], Iterator[EncodedSample | BadFile]]
 
 
 class Written(NamedTuple):
@@ -124,23 +127,31 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
   with writing(directory):
     directory.mkdir(parents=True, exist_ok=True)
   with exclusive(directory):
-    earlier = read_note(directory)
+    earlier = _read_note(directory)
     remove_leftovers(directory, *settings.written_names, settings.name)
     with writing(directory):
       open_record(directory)
-    check_same(directory, earlier.get("settings", wanted), wanted)
-    if earlier.get("finished") and _output_exists(directory, settings, earlier["samples"]):
+    ledger.check_settings(directory / NOTE, earlier.get("settings", wanted), wanted, _REMEDY)
+    places = [f"{settings.name}/{VERSION}"] if settings.output == "records" else earlier.get("samples", ())
+    if earlier.get("finished") and all((directory / place).is_dir() for place in places):
       for split in earlier["samples"]:
         delete_journal(directory, split)
       return f"{directory}: finished by an earlier run, nothing to do\n{earlier['finished']}"
     left_out: dict[str, list[str]] = {}
-    parts = plan(settings, left_out if skip_bad else None)
+    parts = _plan(settings, left_out if skip_bad else None)
     samples = {part.split: _digest(part) for part in parts}
-    check_same(directory, earlier.get("samples", samples), samples)
-    save_note(directory, {"settings": wanted, "samples": samples})
+    ledger.check_settings(directory / NOTE, earlier.get("samples", samples), samples, _REMEDY)
+    note = {"settings": wanted, "samples": samples}
+    ledger.write_note(directory / NOTE, note)
+
+    def encoded(part: Part, positions: Sequence[int]) -> Iterator[EncodedSample | BadFile]:
+      stream = encoded_samples(part.source, positions, part.groups, num_workers, skip_bad, settings.shorter_side)
+      total = len(part.source)
+      return iter(tqdm(stream, desc=part.split, unit="sample", total=total, initial=total - len(positions)))
+
     write = _write_records if settings.output == "records" else _write_folder
     try:
-      written = write(parts, settings, directory, skip_bad, num_workers)
+      written = write(parts, settings, directory, encoded)
     except InputError:
       _clean_up(directory, settings, parts)
       raise
@@ -154,21 +165,16 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
     if bad:
       bad.write(directory / LIST_FILE)
     report = _report(written, bad, settings, directory)
-    save_note(directory, {"settings": wanted, "samples": samples, "finished": report})
+    ledger.write_note(directory / NOTE, {**note, "finished": report})
     for part in parts:
       delete_journal(directory, part.split)
   return report
 
 
-def plan(settings: Settings, left_out: dict[str, list[str]] | None = None) -> list[Part]:
+def _plan(settings: Settings, left_out: dict[str, list[str]] | None = None) -> list[Part]:
   """Returns the parts to write. If train is divided into train and val, no group is in both.
 
-  Args:
-    settings: what to read and what to write.
-    left_out: descriptions of files that do not fit, by part, which are then left out; None raises at the first one.
-
-  Raises:
-    InputError: the dataset cannot be opened.
+  Files that do not fit are described in `left_out`, by part; None raises at the first one.
   """
   parts = []
   for split, name in zip(settings.splits, settings.written_names, strict=True):
@@ -185,26 +191,11 @@ def plan(settings: Settings, left_out: dict[str, list[str]] | None = None) -> li
 
 
 def _subset(part: Part, split: str, indices: np.ndarray) -> Part:
-  return Part(split, Subset(part.source, indices), [part.groups[i] for i in indices])
+  return Part(split, View(part.source, indices=indices), [part.groups[i] for i in indices])
 
 
-def _samples(
-  part: Part, positions: Sequence[int], skip_bad: bool, num_workers: int, shorter_side: int
-) -> Iterator[EncodedSample | BadFile]:
-  """Returns an iterator over the samples at the given positions that shows a progress bar."""
-  stream = encoded_samples(part.source, positions, part.groups, num_workers, skip_bad, shorter_side)
-  total = len(part.source)
-  return iter(tqdm(stream, desc=part.split, unit="sample", total=total, initial=total - len(positions)))
-
-
-def _write_records(
-  parts: Sequence[Part], settings: Settings, directory: Path, skip_bad: bool, num_workers: int
-) -> list[Written]:
-  def samples_of(part: Part):
-    positions = range(len(part.source))
-    return lambda start: _samples(part, positions[start:], skip_bad, num_workers, settings.shorter_side)
-
-  streams = {part.split: samples_of(part) for part in parts}
+def _write_records(parts: Sequence[Part], settings: Settings, directory: Path, samples: _Samples) -> list[Written]:
+  streams = {part.split: lambda start, part=part: samples(part, range(start, len(part.source))) for part in parts}
   version = write_records(directory, settings.name, streams, settings.dataset.num_classes)
   return [
     Written(
@@ -216,18 +207,13 @@ def _write_records(
   ]
 
 
-def _write_folder(
-  parts: Sequence[Part], settings: Settings, directory: Path, skip_bad: bool, num_workers: int
-) -> list[Written]:
+def _write_folder(parts: Sequence[Part], settings: Settings, directory: Path, samples: _Samples) -> list[Written]:
   written = []
   for part in parts:
     names = [part.source.name(i) for i in range(len(part.source))]
-
-    def samples(positions: Sequence[int], part: Part = part) -> Iterator[EncodedSample | BadFile]:
-      return _samples(part, positions, skip_bad, num_workers, settings.shorter_side)
-
+    encode = functools.partial(samples, part)
     written.append(
-      Written(part.split, *write_folder(directory, part.split, names, samples, settings.dataset.num_classes))
+      Written(part.split, *write_folder(directory, part.split, names, encode, settings.dataset.num_classes))
     )
   return written
 
@@ -242,12 +228,6 @@ def _as_json(settings: Settings) -> dict[str, Any]:
   if "://" not in dataset["path"]:
     dataset["path"] = os.path.abspath(expand(dataset["path"]))
   return json.loads(json.dumps({**dataset, **values}))
-
-
-def _output_exists(directory: Path, settings: Settings, splits: Iterable[str]) -> bool:
-  """Returns True if the output of an earlier run is still in the folder."""
-  places = [f"{settings.name}/{VERSION}"] if settings.output == "records" else splits
-  return all((directory / place).is_dir() for place in places)
 
 
 def _clean_up(directory: Path, settings: Settings, parts: Sequence[Part]) -> None:
@@ -308,15 +288,8 @@ def _report(written: Iterable[Written], bad: BadFiles, settings: Settings, direc
   return "\n".join(lines)
 
 
-NOTE = "prepare.json"
-
-
-def read_note(directory: Path) -> dict[str, Any]:
-  """Reads what an earlier run noted; an empty dictionary for an empty folder.
-
-  Raises:
-    InputError: the note cannot be read, or the folder holds files but no note.
-  """
+def _read_note(directory: Path) -> dict[str, Any]:
+  """Reads what an earlier run noted; an empty dictionary for an empty folder."""
   note = ledger.read_note(directory / NOTE)
   if note is not None:
     if not {"settings", "samples"} <= note.keys():
@@ -327,21 +300,3 @@ def read_note(directory: Path) -> dict[str, Any]:
   if present:
     raise InputError(f"{directory}: found {present[0]} in it, expected a new folder, or that of an earlier run")
   return {}
-
-
-def check_same(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-  """Checks that an earlier run had the same settings.
-
-  Raises:
-    InputError: a setting differs; names the first.
-  """
-  ledger.check_settings(directory / NOTE, found, wanted, "repeat the earlier flags, or choose another --outdir")
-
-
-def save_note(directory: Path, content: dict[str, Any]) -> None:
-  """Replaces the note of a folder that this process has locked.
-
-  Raises:
-    InputError: the folder cannot be written to.
-  """
-  ledger.write_note(directory / NOTE, content)

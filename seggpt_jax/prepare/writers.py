@@ -1,5 +1,7 @@
 """Writes samples as a TFDS dataset in ArrayRecord format, without TensorFlow, or as folders of image files.
 
+Images stay byte for byte where possible, labels become PNG files of class indices.
+
 TFDS' own builders collect a split in memory and need TensorFlow for more than 1 GB. Here samples are written to a shard
 as they arrive. Finished shards are kept, so that a stopped run can resume. The dataset appears under its name only when
 it is complete.
@@ -12,24 +14,154 @@ it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from seggpt_jax.data.bad_files import BadFile, BadFiles
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from seggpt_jax.data.bad_files import BadFile
 from seggpt_jax.data.ledger import Ledger, read_entries
+from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.data.sample_index import SampleIndex, index_name
+from seggpt_jax.data.sources import EncodedSource
 from seggpt_jax.errors import InputError, MachineError, one_line
 from seggpt_jax.files import expand, is_full, write_whole, writing
-from seggpt_jax.prepare.encoding import EncodedSample, image_ending
+from seggpt_jax.formats.images import decode_image, open_image
+from seggpt_jax.formats.labels import check_size, classes_in
 
 VERSION = "1.0.0"
 SHARD_BYTES = 256 << 20
+_ORIENTATION = 0x0112
+
+
+class EncodedSample(NamedTuple):
+  """A sample as files: the image, the label (PNG of class indices and IGNORE), and the label's foreground classes."""
+
+  name: str
+  group: str
+  image: bytes
+  label: bytes
+  classes: tuple[int, ...]
+
+
 # A function that takes a position and yields the samples of a split from there on, one for each position.
 Samples = Callable[[int], Iterator[EncodedSample | BadFile]]
+
+
+def encode_sample(source: EncodedSource, index: int, group: str = "", shorter_side: int = 0) -> EncodedSample:
+  """Encodes one sample as files.
+
+  JPEG and PNG files with one or three channels are kept byte for byte. Other images, and images that an EXIF tag
+  rotates, become PNG files of the pixels that training would see. Images that are shrunk stay JPEG if they were JPEG.
+
+  Args:
+    source: the samples.
+    index: index of the sample.
+    group: group of the sample.
+    shorter_side: largest shorter side in pixels. Larger images are shrunk to it with their labels; 0 shrinks none.
+
+  Raises:
+    InputError: a file is missing, damaged or cut off, or image and label do not fit together.
+  """
+  data, where = source.encoded_image(index)
+  image = decode_image(data, where)
+  label = source.label(index)
+  if label.shape != image.shape[:2]:
+    label = source[index]["label"]  # raises an error that names the label file
+    check_size(label, image.shape[:2], where)
+  if 0 < shorter_side < min(label.shape):
+    image, label = _shrunk(image, label, shorter_side)
+    # In high quality, so that little is lost in addition to the first compression.
+    data = _saved(image, "JPEG", quality=95, subsampling=0) if image_ending(data) == ".jpg" else _saved(image)
+  elif not _can_copy(data, where):
+    data = _saved(image)
+  return EncodedSample(source.name(index), group, data, _saved(label), classes_in(label))
+
+
+def as_stored(data: bytes, where: str) -> tuple[bytes, str]:
+  """Returns an image file as it is stored, with the rules of `encode_sample`, and its ending.
+
+  Args:
+    data: content of the file.
+    where: name of the file, for error messages.
+
+  Raises:
+    InputError: the file is damaged, cut off, or no image.
+  """
+  image = decode_image(data, where)
+  data = data if _can_copy(data, where) else _saved(image)
+  return data, image_ending(data)
+
+
+def _can_copy(data: bytes, where: str) -> bool:
+  """Returns True if the image file can be stored byte for byte."""
+  image = open_image(data, where)
+  return (
+    image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L") and image.getexif().get(_ORIENTATION, 1) == 1
+  )
+
+
+def _shrunk(
+  image: UInt8[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], shorter_side: int
+) -> tuple[UInt8[np.ndarray, "h2 w2 3"], UInt8[np.ndarray, "h2 w2"]]:
+  """Shrinks image and label and keeps the aspect ratio: bicubic for the image, nearest neighbor for the label."""
+  factor = shorter_side / min(label.shape)
+  height, width = (max(round(length * factor), 1) for length in label.shape)
+  smaller = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+  return np.asarray(smaller), np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
+
+
+def _saved(pixels: UInt8[np.ndarray, "h w *c"], form: str = "PNG", **options: int) -> bytes:
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, form, **options)
+  return file.getvalue()
+
+
+def image_ending(data: bytes) -> str:
+  """Returns the file extension for `EncodedSample.image`: .jpg or .png."""
+  return ".jpg" if data.startswith(b"\xff\xd8") else ".png"
+
+
+def encoded_samples(
+  source: EncodedSource,
+  positions: Iterable[int],
+  groups: Sequence[str],
+  num_workers: int,
+  skip_bad: bool,
+  shorter_side: int = 0,
+) -> Iterator[EncodedSample | BadFile]:
+  """Yields encoded samples in order. Threads encode ahead; decoding and compression run outside Python's lock.
+
+  Args:
+    source: the samples.
+    positions: indices of the samples to encode.
+    groups: group of every sample of the source.
+    num_workers: number of threads.
+    skip_bad: True yields a `BadFile` in place of a sample that cannot be used; False raises.
+    shorter_side: largest shorter side in pixels, see `encode_sample`.
+
+  Raises:
+    InputError: a sample cannot be used, and `skip_bad` is False.
+  """
+
+  def encode(index: int) -> EncodedSample | BadFile:
+    try:
+      return encode_sample(source, index, groups[index], shorter_side)
+    except InputError as error:
+      if not skip_bad:
+        raise
+      return BadFile(source.name(index), one_line(error))
+
+  with contextlib.closing(read_ahead(encode, positions, threads=num_workers, ahead=4 * num_workers)) as results:
+    for _, result in results:
+      yield result.result()
 
 
 def write_records(
@@ -117,14 +249,14 @@ def _write_shard(
   """Writes one shard and replaces an unfinished one. Returns its index, or None if there are no more samples."""
   from array_record.python.array_record_module import ArrayRecordWriter
 
-  written, good, bad = 0, [], BadFiles()
+  written, good, bad = 0, [], []
   with writing(path):
     path.unlink(missing_ok=True)
   writer = None
   try:
     for sample in stream:
       if isinstance(sample, BadFile):
-        bad.add(sample.name, sample.reason)
+        bad.append(str(sample))
         continue
       writer = writer or ArrayRecordWriter(os.fspath(path), "group_size:1")  # so that one record can be read alone
       record = features.serialize_example(
@@ -149,7 +281,7 @@ def _write_shard(
   if not good and not bad:
     return None
   names, groups, classes = zip(*good, strict=True) if good else ((), (), ())
-  return SampleIndex.of(names, groups, classes, num_classes, bad.lines())
+  return SampleIndex.of(names, groups, classes, num_classes, bad)
 
 
 def _assemble(unfinished: Path, name: str, counts: Mapping[str, int], features: Any) -> None:
@@ -230,13 +362,10 @@ def write_folder(
       ledger.add(**_write(directory / split, sample))
     entries = list(ledger.finished.values())
   good = [entry for entry in entries if "bad" not in entry]
-  bad = BadFiles()
-  for entry in entries:
-    if "bad" in entry:
-      bad.add(entry["name"], entry["bad"])
+  bad = [str(BadFile(entry["name"], entry["bad"])) for entry in entries if "bad" in entry]
   if not good:
     raise InputError(f"{split}: found no sample that can be used, expected at least one")
-  index = SampleIndex.of(*([e[key] for e in good] for key in ("name", "group", "classes")), num_classes, bad.lines())
+  index = SampleIndex.of(*([e[key] for e in good] for key in ("name", "group", "classes")), num_classes, bad)
   return index, sum(entry["bytes"] for entry in good)
 
 

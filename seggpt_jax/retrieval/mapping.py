@@ -259,7 +259,7 @@ def prompt_every_class(
   """Returns the queries with prompts that show every class.
 
   A query that is among the labeled images, as the same file or as a copy, prompts itself only for classes that no other
-  image shows; such a query is not scored (see `inference.report`).
+  image shows; such a query is not scored (see `inference.scores`).
 
   Args:
     queries: images to segment.

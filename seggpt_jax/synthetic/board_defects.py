@@ -14,16 +14,10 @@ from PIL import Image, ImageDraw
 
 from seggpt_jax.synthetic.board_layout import FINE, Layout, fine_points, middle
 
-DEFECTS: tuple[str, ...] = (
-  "open",
-  "short",
-  "mouse_bite",
-  "spur",
-  "spurious_copper",
-  "pinhole",
-)
+DEFECTS: tuple[str, ...] = ("open", "short", "mouse_bite", "spur", "spurious_copper", "pinhole")
 
 _MIN_AREA = 9.0  # A defect smaller than this at scale 1, in pixels, could not be seen.
+_MARGIN = 4  # Pixels between a defect and the border.
 _PLACEMENTS = 40  # Tries to place one defect.
 
 
@@ -88,14 +82,10 @@ def _fine_window(window: tuple[slice, slice]) -> tuple[slice, ...]:
   return tuple(slice(s.start * FINE, s.stop * FINE) for s in window)
 
 
-def _fill_outline(points: np.ndarray, layout: Layout, net: int, margin: int = 4) -> _Region | None:
-  """Fills a polygon where the net lies, or where no copper lies if the net is 0.
-
-  Returns:
-    The region, or None where the polygon comes within the margin, in pixels, of the border.
-  """
-  low = np.floor(points.min(0)).astype(int) - margin
-  high = np.ceil(points.max(0)).astype(int) + margin
+def _fill_outline(points: np.ndarray, layout: Layout, net: int) -> _Region | None:
+  """Fills a polygon where the net lies, or where no copper lies if the net is 0; None if it is near the border."""
+  low = np.floor(points.min(0)).astype(int) - _MARGIN
+  high = np.ceil(points.max(0)).astype(int) + _MARGIN
   if low.min() < 0 or high.max() > len(layout.ids):
     return None
   canvas = Image.new("L", tuple((FINE * (high - low)).tolist()))

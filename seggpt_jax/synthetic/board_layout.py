@@ -155,7 +155,9 @@ def draw_layout(generator: np.random.Generator, size: int, scale: float) -> Layo
     points = np.array(net.path) @ axes + origin
     if not ((points > -pitch) & (points < size + pitch)).all(1).any():
       continue
-    _draw_trace(pens[0], points, net.width * pitch, number)
+    pens[0].line(fine_points(points), fill=number, width=round(net.width * pitch * FINE), joint="curve")
+    for end in points[[0, -1]]:
+      _draw_disk(pens[0], end, net.width * pitch / 2, number)
     widths = np.full((len(points) - 1, 2), (net.width * pitch, number))
     segments.append(np.c_[points[:-1], points[1:], widths])
     for node, kind in net.pads.items():
@@ -183,19 +185,8 @@ def _draw_disk(pen: ImageDraw.ImageDraw, center: np.ndarray, radius: float, fill
   pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
 
 
-def _draw_trace(pen: ImageDraw.ImageDraw, points: np.ndarray, width: float, net: int) -> None:
-  pen.line(fine_points(points), fill=net, width=round(width * FINE), joint="curve")
-  for end in points[[0, -1]]:
-    _draw_disk(pen, end, width / 2, net)
-
-
 def _draw_pad(
-  pens: list[ImageDraw.ImageDraw],
-  kind: str,
-  center: np.ndarray,
-  axis: np.ndarray,
-  radius: float,
-  net: int,
+  pens: list[ImageDraw.ImageDraw], kind: str, center: np.ndarray, axis: np.ndarray, radius: float, net: int
 ) -> None:
   """Draws a pad on nets, pads and drills; axis is one pitch long, radius is in pitches."""
   pitch = float(np.hypot(*axis))

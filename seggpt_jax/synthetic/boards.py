@@ -165,35 +165,25 @@ def _render(generator: np.random.Generator, copper: np.ndarray, pads: np.ndarray
 class BoardSource:
   """Random-access source of boards that are drawn when asked for.
 
-  Item i depends only on the fields below and i, so any number of workers may read it.
+  Item i depends only on the fields and i, so any number of workers may read it.
 
-  Attributes:
-    num_boards: Number of boards, at least 1.
-    seed: Seed of all boards, at least 0.
-    size: Side of a board in pixels.
-    defects: Kinds of defects to draw from; None means all of DEFECTS.
-    count: Fewest and most defects on a board, both included.
-    scale: Magnification; see generate_board.
-    labels: "defect" gives all kinds label 1. "etched" gives copper label 1 as it lies on the board, defects
-      included. "copper" gives copper label 1 and all kinds label 2. With "kinds" a kind keeps its label
-      1 + DEFECTS.index(kind), whichever kinds are drawn.
-    one_kind: Whether a board carries one kind only. Board i then carries the kind at
-      i modulo the number of kinds.
-    split: "train" or "val"; the boards of the two are independent of each other.
+  For `labels`, "defect" gives all kinds label 1. "etched" gives copper label 1 as it lies on the board, defects
+  included. "copper" gives copper label 1 and all kinds label 2. With "kinds" a kind keeps its label
+  1 + DEFECTS.index(kind), whichever kinds are drawn.
 
   Raises:
     ValueError: A field is out of its range.
   """
 
-  num_boards: int
-  seed: int
-  size: int = 256
-  defects: Sequence[str] | None = None
-  count: tuple[int, int] = (1, 3)
-  scale: float = 1.0
+  num_boards: int  # At least 1.
+  seed: int  # Of all boards, at least 0.
+  size: int = 256  # Side of a board in pixels.
+  defects: Sequence[str] | None = None  # Kinds of defects to draw from; None means all of DEFECTS.
+  count: tuple[int, int] = (1, 3)  # Fewest and most defects on a board, both included.
+  scale: float = 1.0  # Magnification; see generate_board.
   labels: str = "defect"
-  one_kind: bool = False
-  split: str = "train"
+  one_kind: bool = False  # Board i carries one kind only, the one at i modulo the number of kinds.
+  split: str = "train"  # Or "val"; the boards of the two are independent of each other.
 
   def __post_init__(self):
     _check_arguments(self.size, self._kinds, self.count, self.scale)
@@ -267,15 +257,11 @@ def write_boards(directory: str | os.PathLike[str], num_train: int, num_val: int
   with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
     whole = pathlib.Path(temporary) / "boards"
     for source in sources:
-      _write_source(source, whole / source.split)
+      folders = {"image": whole / source.split / "images", "label": whole / source.split / "labels"}
+      for folder in folders.values():
+        folder.mkdir(parents=True)
+      for index in tqdm(range(len(source)), desc=f"{source.split} boards", unit="board"):
+        item = source[index]
+        for key, folder in folders.items():
+          Image.fromarray(item[key]).save(folder / f"{item['name']}.png")
     os.replace(whole, directory)
-
-
-def _write_source(source: BoardSource, directory: pathlib.Path) -> None:
-  folders = {"image": directory / "images", "label": directory / "labels"}
-  for folder in folders.values():
-    folder.mkdir(parents=True)
-  for index in tqdm(range(len(source)), desc=f"{source.split} boards", unit="board"):
-    item = source[index]
-    for key, folder in folders.items():
-      Image.fromarray(item[key]).save(folder / f"{item['name']}.png")

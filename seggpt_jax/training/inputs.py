@@ -11,15 +11,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from seggpt_jax.data.augment import Augmentation
-from seggpt_jax.data.cells import fewest_cells
-from seggpt_jax.data.class_index import has_foreground
-from seggpt_jax.data.datasets import Dataset, open_dataset
-from seggpt_jax.data.outline_source import check_categories
+from seggpt_jax.data.datasets import Dataset, check_categories, open_dataset
+from seggpt_jax.data.groups import has_foreground
 from seggpt_jax.data.pairing import PairingOptions
 from seggpt_jax.data.pipeline import EvaluationPairs, SourceTrainingPairs, TrainingPairs
+from seggpt_jax.data.scale import ZoomedSource, fewest_cells, measured_zoom, num_windows, object_sides
 from seggpt_jax.data.sources import CachedSource, Source, shared_images
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
-from seggpt_jax.data.zoomed import ZoomedSource, measured_zoom, num_windows, object_sides
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.formats.images import remote_or_local
 from seggpt_jax.formats.labels import LabelFormat

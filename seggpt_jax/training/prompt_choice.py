@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from seggpt_jax.data.class_index import scan_classes
-from seggpt_jax.data.groups import group_names
+from seggpt_jax.data.groups import group_names, scan_classes
 from seggpt_jax.data.pairing import EvaluationPairing, Pairing, PairingOptions
 from seggpt_jax.data.pipeline import BadFilePolicy, SourceEvaluationPairs, SourceTrainingPairs
-from seggpt_jax.data.sources import Joined, Source
+from seggpt_jax.data.sources import Source, View
 from seggpt_jax.data.transforms import EvaluationPair
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.formats.labels import IGNORE, classes_in
@@ -97,7 +96,7 @@ def evaluation_pairs_of(
   else:
     classes = np.concatenate([train.classes, val.classes])
   pairing = EvaluationPairing(classes, train.count, groups, options.num_prompts, options.every_class)
-  pool = Joined([sources["train"], sources["val"]])
+  pool = View(sources["train"], sources["val"])
   return SourceEvaluationPairs(sources["val"], pool, pairing, transform, bad_files)
 
 

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from seggpt_jax.audit import contact_sheet, networks
+from seggpt_jax.audit import contact_sheet, file_advice
 from seggpt_jax.audit.advice import advise, train_line
 from seggpt_jax.audit.file_advice import segment_line
 from seggpt_jax.audit.findings import audit_dataset
@@ -201,7 +201,7 @@ def test_images_that_a_tag_turns_are_to_be_compared_even_if_sizes_agree(tmp_path
     save(tmp_path / f"train/images/a{i:02d}.jpg", picture(i), exif=exif)
   findings = inspected(tmp_path)
   assert "5 images turned by a tag (EXIF orientation), the first: train a03" in advised(findings)
-  assert 3 in contact_sheet.choose_samples(findings.train, most=4)
+  assert 3 in contact_sheet._choose_samples(findings.train, most=4)
 
 
 def test_images_that_annotations_list_and_nobody_has_are_missing_not_damaged(tmp_path):
@@ -494,7 +494,7 @@ def test_rare_classes_and_those_of_one_split_only(tmp_path):
 
 
 def test_little_foreground_wants_crops_on_it_where_the_released_weights_are_trained(tmp_path, monkeypatch):
-  monkeypatch.setattr(networks, "_WEIGHTS", tmp_path)
+  monkeypatch.setattr(file_advice, "_WEIGHTS", tmp_path)
   label = np.zeros((SIZE, SIZE), np.uint8)
   label[: SIZE // 8, : SIZE // 8] = 1
   text = advised(inspected(write(tmp_path, lambda i: label)))
@@ -508,10 +508,10 @@ def test_small_regions_want_tiles_of_the_released_weights_and_larger_squares_of_
     return label
 
   write(tmp_path, speck)
-  monkeypatch.setattr(networks, "SMALL", networks.SMALL._replace(square=96))
+  monkeypatch.setattr(file_advice, "SMALL", file_advice.SMALL._replace(square=96))
   text = advised(inspected(tmp_path))
   assert "a larger config.data.resize shows them" in text and "foreground_crop" not in text
-  monkeypatch.setattr(networks, "_WEIGHTS", tmp_path)
+  monkeypatch.setattr(file_advice, "_WEIGHTS", tmp_path)
   assert "--config defects trains on tiles" in advised(inspected(tmp_path))
 
 

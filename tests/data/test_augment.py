@@ -375,7 +375,7 @@ def test_color_factors_match_pillow(seed, name, factor):
   # Reference: Pillow's ImageEnhance, which truncates and rounds the mean gray.
   image = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
   factors = {"Brightness": 1.0, "Contrast": 1.0, "Color": 1.0, name: factor}
-  changed = cv2.transform(image, augment.color_map(float((image @ GRAY).mean()), *factors.values()))
+  changed = cv2.transform(image, augment._color_map(float((image @ GRAY).mean()), *factors.values()))
   reference = np.asarray(getattr(ImageEnhance, name)(Image.fromarray(image)).enhance(factor))
   assert np.abs(changed.astype(int) - reference).max() <= 2
 
@@ -386,7 +386,7 @@ def test_the_color_map_equals_the_factors_applied_in_turn(seed, brightness, cont
   # Reference: the single steps in float64, on values that no step clips. OpenCV rounds the result to whole gray levels
   # and the entries of the map to 1/1024.
   image = np.random.default_rng(seed).integers(80, 140, (20, 30, 3), np.uint8)
-  folded = augment.color_map((image @ GRAY).mean().item(), brightness, contrast, saturation)
+  folded = augment._color_map((image @ GRAY).mean().item(), brightness, contrast, saturation)
   changed = cv2.transform(image, folded)
   expected = image * brightness
   expected = contrast * expected + (1 - contrast) * (expected @ GRAY).mean()

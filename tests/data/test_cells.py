@@ -7,14 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seggpt_jax.data import cells
+from seggpt_jax.data import scale
 from seggpt_jax.data.augment import Augmentation, augment
-from seggpt_jax.data.zoomed import (
-  ZoomedSource,
-  measured_zoom,
-  num_windows,
-  object_sides,
-)
+from seggpt_jax.data.scale import ZoomedSource, measured_zoom, num_windows, object_sides
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import IGNORE, shrink_labels
 
@@ -66,7 +61,7 @@ def scene(height=200, width=300):
 @pytest.mark.parametrize("factor", [0.9, 0.5, 0.31, 0.1])
 def test_shrinking_keeps_every_object_at_its_place(factor):
   label = scene()
-  shape = cells.zoomed_shape(label.shape, factor)
+  shape = scale.zoomed_shape(label.shape, factor)
   small = shrink_labels(label, shape)
   assert set(np.unique(small)) == {0, 1, 2, 3, IGNORE}
   rows, cols = np.nonzero(small == 1)
@@ -105,10 +100,10 @@ def test_prompts_show_every_class_in_cells_of_its_objects():
   for index, label in enumerate(labels):
     label[5 + 10 * index : 12 + 10 * index, 30:37] = 1 + index % 3
   labels[3][40:45, 2:8] = 2  # shows class 2 too, which was shown already
-  (prompt,) = cells.make_prompts([sample(label) for label in labels], 2, 41)
+  (prompt,) = scale.make_prompts([sample(label) for label in labels], 2, 41)
   assert prompt["image"].shape == (41, 41, 3) and set(np.unique(prompt["label"])) >= {0, 1, 2, 3}
   np.testing.assert_array_equal(prompt["image"][..., 0], prompt["label"])
-  edges = cells.cell_edges(41, 2)
+  edges = scale.cell_edges(41, 2)
   assert edges == [0, 20, 41]
   for place, wanted in enumerate((1, 2, 3)):
     row, col = divmod(place, 2)
@@ -118,25 +113,25 @@ def test_prompts_show_every_class_in_cells_of_its_objects():
 def test_the_next_class_is_the_one_that_was_shown_least():
   shown = collections.Counter()
   label = np.array([[0, 1, 2, 3]], np.uint8)
-  assert [cells.next_class(label, shown) for _ in range(4)] == [1, 2, 3, 1]
-  assert cells.next_class(np.zeros((1, 1), np.uint8), shown) == 0
+  assert [scale.next_class(label, shown) for _ in range(4)] == [1, 2, 3, 1]
+  assert scale.next_class(np.zeros((1, 1), np.uint8), shown) == 0
 
 
 def test_a_crop_holds_the_largest_object_even_at_a_border_and_in_an_image_that_is_too_small():
   label = np.zeros((64, 64), np.uint8)
   label[0:3, 60:64], label[30, 30] = 1, 1
-  crop = cells.crop_object(sample(label), 1, 16)
+  crop = scale.crop_object(sample(label), 1, 16)
   assert crop["label"].shape == (16, 16) and (crop["label"] == 1).sum() == 12
-  small = cells.crop_object(sample(label[:10, 50:]), 1, 32)
+  small = scale.crop_object(sample(label[:10, 50:]), 1, 32)
   assert small["label"].shape == (32, 32) and small["image"].shape == (32, 32, 3) and (small["label"] == 1).any()
-  assert cells.crop_object(sample(np.zeros((64, 64))), 0, 16)["label"].shape == (16, 16)
+  assert scale.crop_object(sample(np.zeros((64, 64))), 0, 16)["label"].shape == (16, 16)
 
 
 @pytest.mark.parametrize(
   ("length", "overlap", "count"), [(64, 0, 1), (65, 0, 2), (128, 0, 2), (128, 0.5, 3), (384, 0.25, 8)]
 )
 def test_windows_cover_a_side_with_the_least_number(length, overlap, count):
-  starts = cells.window_starts(length, 64, overlap)
+  starts = scale.window_starts(length, 64, overlap)
   assert len(starts) == count and starts[0] == 0 and starts[-1] == length - 64
   assert max(np.diff(starts), default=0) <= 64 * (1 - overlap) + 1
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.data.class_index import has_foreground, scan_classes
+from seggpt_jax.data.groups import has_foreground, scan_classes
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import IGNORE, LabelFormat

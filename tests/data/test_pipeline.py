@@ -7,7 +7,7 @@ from absl import flags
 from seggpt_jax.data import pipeline
 from seggpt_jax.data.augment import Augmentation
 from seggpt_jax.data.pairing import Draw, Pairing, PairingOptions
-from seggpt_jax.data.sources import Joined
+from seggpt_jax.data.sources import View
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
 from seggpt_jax.errors import InputError
 
@@ -227,7 +227,7 @@ def test_a_source_of_bad_files_ends_with_an_error():
 
 def test_evaluation_prompts_come_from_a_source_of_their_own():
   pairs = pipeline.SourceEvaluationPairs(
-    Numbered(4), Joined([Numbered(6), Numbered(4)]), lambda index, generator: Draw(index, (5 - index,)), EVALUATION
+    Numbered(4), View(Numbered(6), Numbered(4)), lambda index, generator: Draw(index, (5 - index,)), EVALUATION
   )
   pair = pairs(3)
   np.testing.assert_array_equal(pair["samples"], [[2, 3]])

@@ -13,17 +13,16 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from seggpt_jax.data import records
 from seggpt_jax.data.bad_files import BadFile
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.records import RecordSource
 from seggpt_jax.data.sample_index import SampleIndex
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
-from seggpt_jax.formats import tfds_info
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.formats.layouts import folder_layout
-from seggpt_jax.prepare.encoding import encode_sample, encoded_samples
-from seggpt_jax.prepare.writers import write_records
+from seggpt_jax.prepare.writers import encode_sample, encoded_samples, write_records
 
 INDEX = LabelFormat()
 
@@ -247,9 +246,9 @@ def test_errors_about_keys_and_splits_list_the_known_ones(foreign):
 
 def test_image_and_label_of_a_record_are_found_by_their_names():
   def found(*names, **others):
-    features = {name: tfds_info.Feature("Image") for name in names}
-    features |= {name: tfds_info.Feature(kind) for name, kind in others.items()}
-    return tfds_info.image_and_label(features, "here")
+    features = {name: records.Feature("Image") for name in names}
+    features |= {name: records.Feature(kind) for name, kind in others.items()}
+    return records._image_and_label(features, "here")
 
   assert found("image", "segmentation_mask", "preview", label="ClassLabel") == ("image", "segmentation_mask")
   assert found("image", "segmentation_mask", "instance_mask") == ("image", "segmentation_mask")

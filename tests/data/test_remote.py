@@ -12,8 +12,7 @@ from PIL import Image
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.records import RecordSource
 from seggpt_jax.formats.labels import LabelFormat
-from seggpt_jax.prepare.encoding import encoded_samples
-from seggpt_jax.prepare.writers import write_records
+from seggpt_jax.prepare.writers import encoded_samples, write_records
 from tests.formats.annotation_folders import coco_source
 
 

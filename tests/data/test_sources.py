@@ -11,7 +11,7 @@ from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.data.sources import FileSource, Source, shared_images
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import IGNORE, LabelFormat
-from seggpt_jax.formats.layouts import Item, class_folder_layout, folder_layout, mask_layout
+from seggpt_jax.formats.layouts import Item, folder_layout, list_items
 from seggpt_jax.formats.recognize import KINDS
 
 GENERATOR = np.random.default_rng(0)
@@ -123,21 +123,21 @@ def test_class_folders_of_the_original_tool(tmp_path):
     for name in names:
       write(tmp_path / product / defect / "image" / f"{name}.png", IMAGE)
       write(tmp_path / product / defect / "label" / f"{name}.png", mask(2))
-  source = FileSource(class_folder_layout(tmp_path), 2, LabelFormat("binary"))
+  source = FileSource(list_items("class_folders", tmp_path), 2, LabelFormat("binary"))
   names = [source.name(i) for i in range(len(source))]
   assert names == ["board/open/a", "board/open/b", "board/short/a", "cable/cut/a", "cable/cut/c"]
   np.testing.assert_array_equal(source[4]["label"], mask(2, value=1))
   (tmp_path / "cable" / "cut" / "label" / "c.png").unlink()
-  refused("cable/cut/image/c.png: found no label", lambda: class_folder_layout(tmp_path))
+  refused("cable/cut/image/c.png: found no label", lambda: list_items("class_folders", tmp_path))
   (tmp_path / "empty").mkdir()
-  refused("empty: found no folder `image` at any depth", lambda: class_folder_layout(tmp_path / "empty"))
+  refused("empty: found no folder `image` at any depth", lambda: list_items("class_folders", tmp_path / "empty"))
 
 
 # -------------------------------------------------------------------------------------------------------------- masks
 
 
 def masks_of(directory, num_classes=3, class_names=()):
-  source = FileSource(mask_layout(directory, class_names), num_classes, LabelFormat("binary", 127))
+  source = FileSource(list_items("masks", directory, ".", class_names), num_classes, LabelFormat("binary", 127))
   return {source.name(i): source[i]["label"] for i in range(len(source))}
 
 
@@ -198,7 +198,8 @@ def test_masks_are_read_as_binary_only(tmp_path):
   write(tmp_path / "images" / "a.png", IMAGE)
   write(tmp_path / "labels" / "a" / "1.png", mask(0))
   refused(
-    "found masks with labels=index, expected labels=binary", lambda: FileSource(mask_layout(tmp_path), 2, LabelFormat())
+    "found masks with labels=index, expected labels=binary",
+    lambda: FileSource(list_items("masks", tmp_path), 2, LabelFormat()),
   )
 
 
@@ -208,7 +209,7 @@ def test_classes_cover_ignored_pixels_of_other_masks(tmp_path):
   first[:, 1:3] = 128
   write(tmp_path / "labels" / "a" / "1.png", first)
   write(tmp_path / "labels" / "a" / "2.png", mask(2))
-  source = FileSource(mask_layout(tmp_path), 2, LabelFormat("binary", 200, ignore=(128,)))
+  source = FileSource(list_items("masks", tmp_path), 2, LabelFormat("binary", 200, ignore=(128,)))
   assert source.label(0)[0].tolist() == [1, IGNORE, 1, 0, 0, 0]
 
 
@@ -219,7 +220,7 @@ def test_datasets_are_opened_by_kind(folder):
   dataset = Dataset("folder", str(folder.parent), 3)
   assert len(open_dataset(dataset, folder.name)) == 3
   first = open_dataset(dataset, folder.name, limit=2)
-  assert isinstance(first, sources.Subset) and [first.name(i) for i in range(len(first))] == ["a", "b"]
+  assert isinstance(first, sources.View) and [first.name(i) for i in range(len(first))] == ["a", "b"]
   np.testing.assert_array_equal(first[1]["label"], first.label(1))
   refused("found kind 'zip', expected one of folder", lambda: open_dataset(Dataset("zip", str(folder), 3), "train"))
   for kind in KINDS:
@@ -246,7 +247,7 @@ def test_mask_layouts_list_all_problems(tmp_path):
   write(tmp_path / "a" / "masks" / "dent_1.png", mask(1))
   write(tmp_path / "a" / "masks" / "crack_1.png", mask(2))
   problems = []
-  items = mask_layout(tmp_path, ("crack",), problems)
+  items = list_items("masks", tmp_path, ".", ("crack",), problems)
   assert [(item.name, len(item.label)) for item in items] == [("a", 1)]
   assert "dent_1.png" in problems[0] and "b/masks" in problems[1]
 

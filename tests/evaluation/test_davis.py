@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import parts
-from seggpt_jax.evaluation.davis import Davis, list_videos
+from seggpt_jax.evaluation.davis import Davis, _list_videos
 from seggpt_jax.inference.predictor import Prediction, Predictor
 from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.palette import fixed_palette
@@ -129,7 +129,7 @@ def test_videos_are_shared_and_not_done_twice(davis, tmp_path):
 
 def test_what_is_missing_or_does_not_fit_is_named(davis, tmp_path):
   with pytest.raises(InputError, match="nowhere: folder not found"):
-    list_videos(tmp_path / "nowhere")
+    _list_videos(tmp_path / "nowhere")
   root = tmp_path / "DAVIS"
   shutil.copytree(davis / "DAVIS", root)
   frames = root / "JPEGImages" / "480p" / "bear"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from seggpt_jax.evaluation import examples
+from seggpt_jax.evaluation import parts
 
 
 def test_a_panel_shows_the_whole_image_with_its_mask():
   image = np.full((50, 100, 3), 40, np.uint8)
   mask = np.zeros((50, 100), np.uint8)
   mask[:, 50:], mask[:10] = 1, 255
-  plain, masked = examples.panel(image), examples.panel(image, mask)
+  plain, masked = parts.panel(image), parts.panel(image, mask)
   assert plain.shape == masked.shape == (144, 192, 3)
   framed = (plain == 40).all(axis=-1)
   assert framed.sum() == 96 * 192 and (plain[~framed] == 255).all()
@@ -22,13 +22,13 @@ def test_a_panel_shows_the_whole_image_with_its_mask():
 
 def test_several_objects_have_their_own_colors():
   labels = np.repeat(np.arange(4, dtype=np.uint8), 12)[None].repeat(36, axis=0)
-  panel = examples.panel(np.zeros((36, 48, 3), np.uint8), labels, 3)
+  panel = parts.panel(np.zeros((36, 48, 3), np.uint8), labels, 3)
   assert len(np.unique(panel.reshape(-1, 3), axis=0)) == 4
 
 
 def test_rows_of_panels_have_titles_in_any_script():
-  panels = [examples.panel(np.full((10, 10, 3), value, np.uint8)) for value in (10, 20, 30, 40)]
-  sheet = examples.strip([panels[:2], panels[2:]], ["first", "鹿"])
+  panels = [parts.panel(np.full((10, 10, 3), value, np.uint8)) for value in (10, 20, 30, 40)]
+  sheet = parts.strip([panels[:2], panels[2:]], ["first", "鹿"])
   assert sheet.shape == (2 * 162, 2 * 196, 3)
   assert [sheet[162 * row + 80, 196 * column + 90, 0] for row in (0, 1) for column in (0, 1)] == [10, 20, 30, 40]
   assert (sheet[:14] < 128).any()

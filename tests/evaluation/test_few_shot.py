@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation import few_shot, few_shot_data, parts
+from seggpt_jax.evaluation import few_shot, parts
 from seggpt_jax.evaluation.few_shot import ClassCounts, FewShot, episode_counts
+from seggpt_jax.evaluation.few_shot_data import read_benchmark
 from seggpt_jax.inference.predictor import Prediction, Predictor
 from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.palette import fixed_palette
@@ -57,7 +58,7 @@ def by_hand(data, episodes):
 
 @pytest.mark.parametrize("name", ["fss1000", "pascal5i"])
 def test_the_scores_are_those_of_plain_loops(name, fss, voc, tmp_path):
-  data = few_shot_data.fss1000(fss) if name == "fss1000" else few_shot_data.pascal5i(voc)
+  data = read_benchmark(name, {"fss1000": fss, "pascal5i": voc}[name])
   folds = list(data.folds)[-2:]
   predictor = StandIn()
   results = parts.run(FewShot(name, data, folds=folds, count=40), lambda: predictor, tmp_path)
@@ -72,7 +73,7 @@ def test_the_scores_are_those_of_plain_loops(name, fss, voc, tmp_path):
 
 
 def test_the_network_is_asked_about_each_episode_in_order_with_its_prompts(voc, tmp_path):
-  data = few_shot_data.pascal5i(voc)
+  data = read_benchmark("pascal5i", voc)
   predictor = StandIn()
   FewShot("pascal5i", data, folds=[1], shots=2, count=50).run(predictor, "fold-1.2-of-3", tmp_path)
   episodes = data.episodes(1, 2, count=50)[1::3]
@@ -91,7 +92,7 @@ def test_episodes_whose_query_is_a_prompt_are_not_scored(fss, tmp_path):
   for number in range(2, 6):
     for ending in ("jpg", "png"):
       shutil.copy(tmp_path / f"fss/abacus/1.{ending}", tmp_path / f"fss/abacus/{number}.{ending}")
-  data = few_shot_data.fss1000(tmp_path / "fss")
+  data = read_benchmark("fss1000", tmp_path / "fss")
   results = parts.run(FewShot("fss1000", data, count=60), StandIn, tmp_path / "out")
 
   def image(index):
@@ -106,12 +107,12 @@ def test_episodes_whose_query_is_a_prompt_are_not_scored(fss, tmp_path):
   for path in (tmp_path / "fss").glob("*/*.jpg"):
     shutil.copy(fss / "mug/1.jpg", path)
   with pytest.raises(InputError, match="every query is one of its own prompts"):
-    parts.run(FewShot("fss1000", few_shot_data.fss1000(tmp_path / "fss"), count=5), StandIn, tmp_path / "none")
+    parts.run(FewShot("fss1000", read_benchmark("fss1000", tmp_path / "fss"), count=5), StandIn, tmp_path / "none")
 
 
 def test_shards_add_up_exactly(voc, tmp_path):
   def run(outdir, shard):
-    benchmark = FewShot("pascal5i", few_shot_data.pascal5i(voc), folds=[0, 2], count=30)
+    benchmark = FewShot("pascal5i", read_benchmark("pascal5i", voc), folds=[0, 2], count=30)
     return parts.run(benchmark, StandIn, outdir, Shard.parse(shard))
 
   whole = run(tmp_path / "whole", "1/1")
@@ -124,7 +125,7 @@ def test_shards_add_up_exactly(voc, tmp_path):
 
 def test_there_can_be_more_processes_than_episodes(fss, tmp_path):
   for index in (1, 2, 3, 4):
-    benchmark = FewShot("fss1000", few_shot_data.fss1000(fss), count=2)
+    benchmark = FewShot("fss1000", read_benchmark("fss1000", fss), count=2)
     results = parts.run(benchmark, StandIn, tmp_path, Shard(index, 4))
   assert results["folds"]["0"]["classes"].keys() == {"abacus", "mug"}
 
@@ -149,7 +150,7 @@ def test_counts_beyond_32_bits_stay_exact():
 
 
 def test_the_published_figure_is_shown_only_for_comparable_runs(voc, fss, tmp_path):
-  data = few_shot_data.pascal5i(voc)
+  data = read_benchmark("pascal5i", voc)
   parts.run(FewShot("pascal5i", data, folds=[0], count=8, shots=2), StandIn, tmp_path / "one")
   table = (tmp_path / "one" / "results.md").read_text()
   assert "| fold 0 | published |" in table and "89.8" not in table
@@ -157,13 +158,13 @@ def test_the_published_figure_is_shown_only_for_comparable_runs(voc, fss, tmp_pa
   table = (tmp_path / "all" / "results.md").read_text()
   assert "| fold 0 | fold 1 | fold 2 | fold 3 | mean | published |" in table and "89.8 [1]" in table
   assert "the published lists have fewer" in table and "Only some of the episodes" in table
-  parts.run(FewShot("fss1000", few_shot_data.fss1000(fss)), StandIn, tmp_path / "fss")
+  parts.run(FewShot("fss1000", read_benchmark("fss1000", fss)), StandIn, tmp_path / "fss")
   table = (tmp_path / "fss" / "results.md").read_text()
   assert "85.6" not in table and "3 classes; published figures are of the 240 of the test split" in table
 
 
 def test_unknown_folds_and_too_many_prompts_are_refused(voc):
-  data = few_shot_data.pascal5i(voc)
+  data = read_benchmark("pascal5i", voc)
   with pytest.raises(InputError, match="--fold: found 7, expected some of 0, 1, 2, 3"):
     FewShot("pascal5i", data, folds=[1, 7])
   with pytest.raises(InputError, match="expected at least 41 for --shots 40"):

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation import few_shot_benchmarks
-from seggpt_jax.evaluation.few_shot_benchmarks import BENCHMARKS, Opening
+from seggpt_jax.evaluation import few_shot_data
+from seggpt_jax.evaluation.few_shot_data import BENCHMARKS, read_benchmark
 from tests.evaluation.conftest import save
 
 IMAGE = np.full((6, 8, 3), 90, np.uint8)
@@ -36,10 +36,8 @@ def isic(tmp_path):
   for number in (1, 2, 3):
     for index in range(4):
       # As the published script leaves them: the images stretched, the masks not.
-      save(
-        root / f"{few_shot_benchmarks._ISIC_IMAGES}/{number}/ISIC_{number}{index}.jpg", np.zeros((5, 5, 3), np.uint8)
-      )
-      save(root / f"{few_shot_benchmarks._ISIC_MASKS}/ISIC_{number}{index}_segmentation.png", SEEN)
+      save(root / f"{few_shot_data._ISIC_IMAGES}/{number}/ISIC_{number}{index}.jpg", np.zeros((5, 5, 3), np.uint8))
+      save(root / f"{few_shot_data._ISIC_MASKS}/ISIC_{number}{index}_segmentation.png", SEEN)
   return root
 
 
@@ -66,17 +64,17 @@ def test_isaid_asks_for_every_pair_of_its_lists_once(isaid):
   (isaid / "splits/val").mkdir(parents=True)
   for fold, lines in enumerate((["P3_0_256__01", "P0_0_256__01", "P1_0_256__02", "P4_0_256__02"], ["P0_0_256__06"])):
     (isaid / f"splits/val/fold{fold}.txt").write_text("\n".join(lines) + "\n")
-  data = few_shot_benchmarks.isaid5i(isaid.parent)
+  data = read_benchmark("isaid5i", isaid.parent)
   assert data.folds == {0: [1, 2, 3, 4, 5], 1: [6, 7, 8, 9, 10]}
   assert data.num_episodes == {0: 4, 1: 1} and data.notes == ()
   assert [data.class_names[c] for c in (1, 5, 6, 15)] == ["ship", "basketball court", "ground track field", "harbor"]
-  assert data.pools.images[1] == [data.queries[0][0][0], data.queries[0][1][0]]
+  assert data.pools[1] == [data.queries[0][0][0], data.queries[0][1][0]]
   image, mask = data.samples.read(0, 1)
   assert image.shape == (6, 8, 3) and (mask == 1).sum() == 4 and mask[0, 7] == 255 and mask[4, 4] == 0
 
 
 def test_isaid_without_lists_takes_every_class_that_a_label_shows(isaid):
-  data = few_shot_benchmarks.isaid5i(isaid)
+  data = read_benchmark("isaid5i", isaid)
   assert data.folds == {0: [1, 2, 3, 4, 5], 1: [6, 7, 8, 9, 10], 2: [11, 12, 13, 14, 15]}
   assert data.num_episodes == {0: 12, 1: 12, 2: 0} and "not from the published lists" in data.notes[0]
   with pytest.raises(InputError, match="class tennis court: found 0 images of it, expected at least 2"):
@@ -84,7 +82,7 @@ def test_isaid_without_lists_takes_every_class_that_a_label_shows(isaid):
 
 
 def test_isic_has_three_classes_in_turn_and_images_as_large_as_their_masks(isic):
-  data = few_shot_benchmarks.isic2018(isic.parent)
+  data = read_benchmark("isic2018", isic.parent)
   assert data.class_names == {1: "seborrheic keratosis", 2: "nevus", 3: "melanoma"} and data.folds == {0: [1, 2, 3]}
   episodes = data.episodes(0, 2)
   assert len(episodes) == 600 and [e.class_index for e in episodes[:4]] == [1, 2, 3, 1]
@@ -95,26 +93,26 @@ def test_isic_has_three_classes_in_turn_and_images_as_large_as_their_masks(isic)
 
 
 def test_isic_can_be_sorted_by_the_published_list(isic, tmp_path):
-  sorted_data = few_shot_benchmarks.isic2018(isic)
-  images = isic / few_shot_benchmarks._ISIC_IMAGES
-  kinds = dict(zip("123", few_shot_benchmarks._ISIC_CLASSES, strict=True))
+  sorted_data = read_benchmark("isic2018", isic)
+  images = isic / few_shot_data._ISIC_IMAGES
+  kinds = dict(zip("123", few_shot_data._ISIC_CLASSES, strict=True))
   lines = ["ID,Class", "ISIC_99,nevus"]  # the last one is not in ISIC 2018
   for path in sorted(images.glob("*/*.jpg"), reverse=True):
     path.rename(images / path.name)
     lines.append(f"{path.stem},{kinds[path.parent.name]}")
   (isic / "class_id.csv").write_text("\n".join(lines))
-  data = few_shot_benchmarks.isic2018(isic)
+  data = read_benchmark("isic2018", isic)
   assert named(data, data.episodes(0, 1)) == named(sorted_data, sorted_data.episodes(0, 1))
   (isic / "class_id.csv").write_text("ID,Class\nISIC_10,wart\n")
   with pytest.raises(InputError, match=r"class_id\.csv: line 2: found class 'wart', expected one of seborrheic"):
-    few_shot_benchmarks.isic2018(isic)
+    read_benchmark("isic2018", isic)
   (isic / "class_id.csv").write_text("name,Class\n")
   with pytest.raises(InputError, match=r"class_id\.csv: found columns name, Class, expected ID and Class"):
-    few_shot_benchmarks.isic2018(isic)
+    read_benchmark("isic2018", isic)
   (isic / "class_id.csv").unlink()
   (images / "1").rmdir()
   with pytest.raises(InputError, match="found no folder 1, expected the images in folders 1, 2 and 3"):
-    few_shot_benchmarks.isic2018(isic)
+    read_benchmark("isic2018", isic)
 
 
 def test_chest_masks_of_both_hospitals_find_their_images(tmp_path):
@@ -127,7 +125,7 @@ def test_chest_masks_of_both_hospitals_find_their_images(tmp_path):
     save(root / f"CXR_png/{name}.png", IMAGE)
     save(root / f"masks/{mask}.png", SEEN)
   save(root / "CXR_png/CHNCXR_9_0.png", IMAGE)  # an image without a mask, as 96 of the published ones
-  data = few_shot_benchmarks.chest_xray(tmp_path)
+  data = read_benchmark("chest_xray", tmp_path)
   names = [data.samples.name(index) for index in range(3)]
   assert names == ["CHNCXR_1_0", "CHNCXR_2_1", "MCUCXR_1_0"] and len(data.samples) == 3
   assert data.class_names == {1: "lung"} and named(data, data.episodes(0, 1)) == published_class_by_class(
@@ -135,7 +133,7 @@ def test_chest_masks_of_both_hospitals_find_their_images(tmp_path):
   )
   (root / "CXR_png/MCUCXR_1_0.png").unlink()
   with pytest.raises(InputError, match=r"CXR_png/MCUCXR_1_0\.png: not found; it belongs to"):
-    few_shot_benchmarks.chest_xray(tmp_path)
+    read_benchmark("chest_xray", tmp_path)
 
 
 def test_suim_leaves_out_empty_masks_and_has_an_episode_for_each_of_the_others(tmp_path):
@@ -144,7 +142,7 @@ def test_suim_leaves_out_empty_masks_and_has_an_episode_for_each_of_the_others(t
     for index in range(4):
       save(root / f"images/d_{index}.jpg", IMAGE)
       save(root / f"masks/{code}/d_{index}.bmp", SEEN if index else np.zeros_like(SEEN))
-  data = few_shot_benchmarks.suim(tmp_path, tmp_path / "classes.npz")
+  data = read_benchmark("suim", tmp_path, cache=tmp_path / "classes.npz")
   assert data.folds == {0: [1, 2, 3, 4, 5, 6, 7]} and data.num_episodes == {0: 21}
   assert data.class_names[1] == "fish and vertebrates" and data.class_names[7] == "wrecks and ruins"
   names = [[f"{code}/d_{i}" for i in (1, 2, 3)] for code in ("FV", "HD", "PF", "RI", "RO", "SR", "WR")]
@@ -152,36 +150,36 @@ def test_suim_leaves_out_empty_masks_and_has_an_episode_for_each_of_the_others(t
   assert (data.samples.read(20, 7)[1] == 1).sum() == 9
   shutil.rmtree(root / "masks/RO")
   with pytest.raises(InputError, match="masks/RO: folder not found"):
-    few_shot_benchmarks.suim(tmp_path)
+    read_benchmark("suim", tmp_path)
 
 
 def test_what_is_missing_is_named(isaid, isic, tmp_path):
   (tmp_path / "empty").mkdir()
-  for read, words in (
-    (few_shot_benchmarks.isaid5i, "found no val/semantic_png/ in it"),
-    (few_shot_benchmarks.isic2018, "found no ISIC2018_Task1-2_Training_Input/ in it"),
-    (few_shot_benchmarks.chest_xray, "found no CXR_png/ in it"),
-    (few_shot_benchmarks.suim, "found no masks/ in it"),
+  for name, words in (
+    ("isaid5i", "found no val/semantic_png/ in it"),
+    ("isic2018", "found no ISIC2018_Task1-2_Training_Input/ in it"),
+    ("chest_xray", "found no CXR_png/ in it"),
+    ("suim", "found no masks/ in it"),
   ):
     with pytest.raises(InputError, match="nowhere: folder not found"):
-      read(tmp_path / "nowhere")
+      read_benchmark(name, tmp_path / "nowhere")
     with pytest.raises(InputError, match=words):
-      read(tmp_path / "empty")
+      read_benchmark(name, tmp_path / "empty")
   with pytest.raises(InputError, match=r"nowhere/fold0\.txt: cannot be read"):
-    few_shot_benchmarks.isaid5i(isaid, tmp_path / "nowhere")
+    read_benchmark("isaid5i", isaid, tmp_path / "nowhere")
   (isaid / "val/images/P0_0_256.png").unlink()
   with pytest.raises(InputError, match=r"val/images/P0_0_256\.png: not found"):
-    few_shot_benchmarks.isaid5i(isaid)
+    read_benchmark("isaid5i", isaid)
   Image.fromarray(SEEN).save(isaid / "val/semantic_png/other.png")
   with pytest.raises(InputError, match=r"other\.png: found this name, expected NAME_instance_color_RGB\.png"):
     (isaid / "val/semantic_png/P0_0_256_instance_color_RGB.png").unlink()
-    few_shot_benchmarks.isaid5i(isaid)
-  (isic / few_shot_benchmarks._ISIC_MASKS / "ISIC_20_segmentation.png").unlink()
+    read_benchmark("isaid5i", isaid)
+  (isic / few_shot_data._ISIC_MASKS / "ISIC_20_segmentation.png").unlink()
   with pytest.raises(InputError, match=r"ISIC_20_segmentation\.png: not found; it belongs to .*ISIC_20\.jpg"):
-    few_shot_benchmarks.isic2018(isic)
+    read_benchmark("isic2018", isic)
 
 
 def test_every_benchmark_of_the_command_has_a_reader_that_names_what_is_missing(tmp_path):
-  for benchmark in BENCHMARKS.values():
+  for name in BENCHMARKS:
     with pytest.raises(InputError, match="nowhere: folder not found"):
-      benchmark.read(Opening(tmp_path / "nowhere"))
+      read_benchmark(name, tmp_path / "nowhere")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation import inspection, inspection_results, report
+from seggpt_jax.evaluation import inspection_report, picture_page
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
@@ -74,7 +74,7 @@ def predictor():
 def results(folders, predictor):
   """The results of the packaged network."""
   both = (queries(folders, name) for name in ("positive", "negative"))
-  return inspection.inspect(predictor, *both, num_rows=3, labels=LabelFormat("binary", 127))
+  return inspection_report.inspect(predictor, *both, num_rows=3, labels=LabelFormat("binary", 127))
 
 
 def read(path):
@@ -137,7 +137,7 @@ def test_the_numbers_are_those_of_judging_by_hand(folders, predictor, results):
 
 
 def test_the_page_is_whole_needs_no_network_and_escapes_names(results):
-  text = inspection_results.report_page(results, "Inspection of <DATA>")
+  text = inspection_report.report_page(results, "Inspection of <DATA>")
   page = Page(text)
   assert not re.search(r"https?:|<script|@import|url\(", text)
   assert {key for _, key, _ in page.attributes}.isdisjoint({"href", "srcset", "onclick", "onload"})
@@ -145,13 +145,13 @@ def test_the_page_is_whole_needs_no_network_and_escapes_names(results):
   assert "c <b>&" not in text and "c <b>&" in page.texts
   assert "Inspection of <DATA>" in page.texts
   words = " ".join(page.texts)
-  for name, value in inspection_results.summary(results.inspection).items():
+  for name, value in inspection_report.summary(results.inspection).items():
     assert name in page.texts and value in page.texts
   assert words.count("Pictures of the 3 worst of 5 images; the other 2 are only in the table") == 2
 
 
 def test_the_worst_come_first_and_what_went_wrong_is_marked(results):
-  text = inspection_results.report_page(results)
+  text = inspection_report.report_page(results)
   catches, yields = text.split("<h2>Yields</h2>")
   rows = re.findall(r'<div class="row"><p><b>(.*?)</b> IoU ([\d.]+) (.*?)</p>', catches)
   ious = sorted(iou for iou in results.ious.values() if not math.isnan(iou))
@@ -178,13 +178,13 @@ def test_the_smallest_defect_is_still_seen_in_a_small_picture():
   labels = np.zeros((1024, 2048), np.uint8)
   labels[500:502, 700:702] = 1
   image = np.full((1024, 2048, 3), 100, np.uint8)
-  small = np.asarray(Image.open(io.BytesIO(report.thumbnail(image, labels, 128))).convert("RGB")).astype(int)
+  small = np.asarray(Image.open(io.BytesIO(picture_page.thumbnail(image, labels, 128))).convert("RGB")).astype(int)
   assert small.shape == (64, 128, 3)
   assert np.abs(small[31, 43] - 100).max() > 25 and np.abs(small[:20] - 100).max() < 5
 
 
 def test_bars_stand_on_the_axis_with_the_bad_on_top():
-  text = report.bars([0, 3], [2, 1], {0: "0", 2: "<1>"}, 1.5)
+  text = picture_page.bars([0, 3], [2, 1], {0: "0", 2: "<1>"}, 1.5)
   Page(text)
   rects = [tuple(map(float, found)) for found in re.findall(r'y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', text)]
   assert [top + tall for top, tall in rects[1::2]] == [126, 126]
@@ -195,12 +195,14 @@ def test_bars_stand_on_the_axis_with_the_bad_on_top():
 def test_images_without_foreground_are_in_no_rate_and_come_last():
   """Such an image has nothing to catch; its IoU is null in JSON, which has no NaN."""
   ious = {"x": math.nan, "y": 0.5}
-  found = inspection.Results(inspection.judge(ious.values()), ious, {}, ({"x": [], "y": []}, {}), ([], []))
+  found = inspection_report.Results(
+    inspection_report.judge(ious.values()), ious, {}, ({"x": [], "y": []}, {}), ([], [])
+  )
   values = found.values()
   assert (values["positives"], values["undefined"], values["pes"]) == (1, 1, None)
   assert values["per_image"]["positive"]["x"] == {"iou": None, "caught": None, "prompts": []}
   json.dumps(values, allow_nan=False)
-  text = inspection_results.report_page(found)
+  text = inspection_report.report_page(found)
   assert text.index("<td>y</td>") < text.index("<td>x</td>") and "Yields" not in text
 
 
@@ -209,16 +211,16 @@ def test_images_that_are_their_own_prompts_are_named_and_not_scored(folders, pre
   listed = [
     dataclasses.replace(query, prompts=(PromptFiles(image, label),)) for query in queries(folders, "positive")[:2]
   ]
-  found = inspection.inspect(predictor, listed, labels=LabelFormat("binary", 127))
+  found = inspection_report.inspect(predictor, listed, labels=LabelFormat("binary", 127))
   assert list(found.ious) == ["b"] and found.values()["own_prompts"] == ["a"]
-  assert "1 labeled image is its own prompt" in inspection_results.report_page(found)
+  assert "1 labeled image is its own prompt" in inspection_report.report_page(found)
 
 
 def test_what_cannot_be_judged_is_named(folders, predictor, tmp_path):
   listed = queries(folders, "positive")
   listed[1] = Query(listed[1].name, listed[1].image, None, listed[1].prompts)
   with pytest.raises(InputError, match=r"b\.png: found no label file"):
-    inspection.inspect(predictor, listed)
+    inspection_report.inspect(predictor, listed)
   for keys, words in (({"a.png": ["red1.png"], "lost.png": ["red1.png"]}, "key 'lost.png'"), ({}, "no keys")):
     (tmp_path / "some.json").write_text(json.dumps(keys))
     prompts = folders / "prompts"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation import parts, tables
+from seggpt_jax.evaluation import parts
 from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.inference.run_ledger import Shard
 
@@ -35,7 +35,7 @@ class Sums:
 
   def results(self, finished):
     total = sum(values["number"] for values in finished.values())
-    return {"total": total, "table": tables.Table("Sums", ["measured"], {"total": [total / 100]}, {})}
+    return {"total": total, "table": parts.Table("Sums", ["measured"], {"total": [total / 100]}, {})}
 
 
 def run(benchmark, outdir, shard="1/1"):

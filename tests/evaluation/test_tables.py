@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from seggpt_jax.evaluation import tables
+from seggpt_jax.evaluation import parts
 
 
 def test_published_figures_stand_beside_the_measured_ones_with_their_source():
-  entry = tables.published("coco20i", "mIoU", 1)
-  table = tables.Table(
+  entry = parts.published("coco20i", "mIoU", 1)
+  table = parts.Table(
     "Title", ["fold 0", "mean"], {"mIoU": [0.5, None], "FB-IoU": [0.1234, 1.0]}, {"mIoU": entry}, ["A note."]
   )
-  assert tables.markdown(table).splitlines() == [
+  assert parts.markdown(table).splitlines() == [
     "# Title",
     "",
     "|  | fold 0 | mean | published |",
@@ -25,6 +25,6 @@ def test_published_figures_stand_beside_the_measured_ones_with_their_source():
 
 
 def test_a_figure_for_one_prompt_is_not_one_for_several():
-  assert tables.published("coco20i", "mIoU", 5).value == 67.9
-  assert tables.published("pascal5i", "mIoU", 1) is None
-  assert tables.published("fss1000", "FB-IoU", 1) is None
+  assert parts.published("coco20i", "mIoU", 5).value == 67.9
+  assert parts.published("pascal5i", "mIoU", 1) is None
+  assert parts.published("fss1000", "FB-IoU", 1) is None

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from benchmarks.fuzz_targets import annotation_files, attempt, labels, media, mutation, run_files
-from seggpt_jax.data.class_index import scan_classes
 from seggpt_jax.data.datasets import Dataset, open_dataset
+from seggpt_jax.data.groups import scan_classes
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation.few_shot_data import fss1000
+from seggpt_jax.evaluation.few_shot_data import read_benchmark
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.formats.layouts import folder_layout
 from seggpt_jax.formats.recognize import recognize
@@ -126,5 +126,6 @@ def test_compressed_run_lengths_of_any_mask_are_read(tmp_path):
 def test_a_class_list_names_folders_of_the_dataset_only(tmp_path):
   (tmp_path / "classes.txt").write_text("/etc\n")
   refused(
-    "classes.txt: found '/etc', expected the names of folders", lambda: fss1000(tmp_path, tmp_path / "classes.txt")
+    "classes.txt: found '/etc', expected the names of folders",
+    lambda: read_benchmark("fss1000", tmp_path, tmp_path / "classes.txt"),
   )

@@ -15,8 +15,8 @@ from seggpt_jax.audit.contact_sheet import draw_samples
 from seggpt_jax.audit.findings import audit_dataset
 from seggpt_jax.audit.report import as_facts
 from seggpt_jax.data.bad_files import BadFiles
-from seggpt_jax.data.class_index import scan_classes
 from seggpt_jax.data.datasets import Dataset, open_dataset
+from seggpt_jax.data.groups import scan_classes
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import batch, outputs, queries
 from seggpt_jax.inference.predictor import Predictor

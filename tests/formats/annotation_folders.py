@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_module
 
-from seggpt_jax.data.outline_source import OutlineSource
+from seggpt_jax.data.datasets import OutlineSource
 from seggpt_jax.formats.coco import read_coco
 
 WIDTH, HEIGHT = 40, 30

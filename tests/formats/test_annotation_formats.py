@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.audit.findings import read_label_map
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.errors import InputError
-from seggpt_jax.formats.dataset_files import DatasetFiles, order_splits
+from seggpt_jax.formats.folders import DatasetFiles, order_splits
 from seggpt_jax.formats.labelme import encode_mask
 from seggpt_jax.formats.labels import IGNORE, LabelFormat
+from seggpt_jax.formats.layouts import read_label_map
 from seggpt_jax.formats.recognize import OUTLINES, recognize
 from tests.formats import annotation_folders as write
 from tests.formats.annotation_folders import CRACK, HEIGHT, HOLE, WIDTH, drawn, expected

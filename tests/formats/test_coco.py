@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask
 
-from seggpt_jax.data.datasets import Dataset, open_dataset
-from seggpt_jax.data.outline_source import check_categories
+from seggpt_jax.data.datasets import Dataset, check_categories, open_dataset
 from seggpt_jax.errors import InputError
 from tests.formats.annotation_folders import coco_source
 

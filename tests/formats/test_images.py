@@ -11,14 +11,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.formats.images import (
-  decode_image,
-  list_images,
-  read_image,
-  upright_pixels,
-  upright_size,
-  without_ending,
-)
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import decode_image, read_image, upright_pixels, upright_size, without_ending
 
 GENERATOR = np.random.default_rng(0)
 GRAY = GENERATOR.integers(0, 256, (5, 7), np.uint8)

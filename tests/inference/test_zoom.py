@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seggpt_jax.data import cells
+from seggpt_jax.data import scale
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.options import InferenceOptions
@@ -47,7 +47,7 @@ def test_an_image_of_one_square_equals_plain_inference_with_the_same_cells(predi
   """The reference is `predict` on the square itself with the assembled prompt: colors are equal to the last digit."""
   prompts, (image, _) = [labeled(seed, 40, 50) for seed in range(4)], labeled(9, SIZE, SIZE)
   samples = [{"image": image, "label": label} for image, label in prompts]
-  (made,) = cells.make_prompts(samples, 2, SIZE)
+  (made,) = scale.make_prompts(samples, 2, SIZE)
   wanted = predictor.predict(image, [(made["image"], made["label"])])
   found = predictor.predict(image, prompts, zoom=1, prompt_grid=2)
   np.testing.assert_array_equal(found.colors, wanted.colors)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.metrics.inspection import (
-  Inspection,
   Thresholds,
   foreground_iou,
   judge,
@@ -25,12 +24,6 @@ SHARES = st.floats(0, 1) | st.sampled_from([0.0, 0.3, 0.000239, 1.0])
 IOUS = st.lists(SHARES | st.just(math.nan), max_size=12)
 RATES = st.lists(SHARES, max_size=12)
 THRESHOLDS = st.builds(Thresholds, SHARES, SHARES, SHARES)
-
-
-def same(one: Inspection, other: Inspection):
-  counts = ("thresholds", "caught", "positives", "undefined", "correct_yields", "negatives")
-  assert [getattr(one, name) for name in counts] == [getattr(other, name) for name in counts]
-  assert one.iou_sum == pytest.approx(other.iou_sum, rel=1e-12)
 
 
 def test_the_published_example():
@@ -63,20 +56,19 @@ def test_the_default_yield_of_a_large_image_is_250_pixels():
   assert judge([], [response_rate(predicted)]).yield_rate == 0
 
 
-@pytest.mark.parametrize("class_index", [None, 1, 2, 3])
-def test_the_foreground_is_all_classes_but_the_first_or_the_chosen_one(class_index):
+def test_the_foreground_is_all_classes_but_the_first():
   generator = np.random.default_rng(3)
   predicted, truth = generator.choice([0, 1, 2, IGNORE], (2, 13, 17)).astype(np.uint8)
   both = either = ours = 0
   for p, t in zip(predicted.ravel().tolist(), truth.ravel().tolist(), strict=True):
-    p_is, t_is = ((c in (1, 2)) if class_index is None else c == class_index for c in (p, t))
+    p_is, t_is = (c in (1, 2) for c in (p, t))
     ours += p_is
     if IGNORE not in (p, t):
       both += p_is and t_is
       either += p_is or t_is
   expected = both / either if either else math.nan
-  assert foreground_iou(predicted, truth, class_index) == pytest.approx(expected, nan_ok=True)
-  assert response_rate(predicted, class_index) == pytest.approx(ours / (13 * 17))
+  assert foreground_iou(predicted, truth) == pytest.approx(expected, nan_ok=True)
+  assert response_rate(predicted) == pytest.approx(ours / (13 * 17))
 
 
 def test_labels_of_minus_one_are_ignored_like_255():
@@ -121,23 +113,6 @@ def test_rates_equal_the_definition(ious, rates, thresholds):
     weight = thresholds.catch_weight
     assert result.pes == pytest.approx(weight * catch + (1 - weight) * correct)
     assert 0 <= result.pes <= 1
-
-
-@properties
-@given(IOUS, RATES, THRESHOLDS, st.integers(1, 5))
-def test_any_number_of_processes_gives_the_result_of_one(ious, rates, thresholds, processes):
-  parts = []
-  for index in range(processes):
-    share = ious[index::processes], rates[index::processes]
-    parts.append(judge(*share, thresholds) if any(share) else Inspection(thresholds))
-  whole = judge(ious, rates, thresholds) if ious or rates else Inspection(thresholds)
-  same(sum(parts, Inspection(thresholds)), whole)
-  same(sum(reversed(parts), Inspection(thresholds)), whole)
-
-
-def test_results_of_different_thresholds_are_not_added():
-  with pytest.raises(ValueError, match="thresholds: found"):
-    judge([0.5]) + judge([0.5], thresholds=Thresholds(catch_iou=0.5))
 
 
 @pytest.mark.parametrize("key", ["catch_iou", "yield_response", "catch_weight"])

@@ -59,38 +59,23 @@ $sections
 
 @dataclass(frozen=True)
 class Row:
-  """The pictures of one image.
+  """The pictures of one image."""
 
-  Attributes:
-    name: name of the image.
-    score: its score in words.
-    mark: mistake in words, such as "missed"; empty if there is no mistake.
-    pictures: titles, each with a JPEG from `thumbnail`.
-  """
-
-  name: str
-  score: str
-  mark: str
-  pictures: Sequence[tuple[str, bytes]]
+  name: str  # name of the image
+  score: str  # its score in words
+  mark: str  # mistake in words, such as "missed"; empty if there is no mistake
+  pictures: Sequence[tuple[str, bytes]]  # titles, each with a JPEG from `thumbnail`
 
 
 @dataclass(frozen=True)
 class Section:
-  """A section of the page, with one score for every image.
+  """A section of the page, with one score for every image."""
 
-  Attributes:
-    title: heading.
-    note: explanation for the reader.
-    chart: SVG from `bars`.
-    rows: images with pictures, the worst first.
-    scores: name, score and mark of every image, the worst first.
-  """
-
-  title: str
-  note: str
-  chart: str
-  rows: Sequence[Row]
-  scores: Sequence[tuple[str, str, str]]
+  title: str  # heading
+  note: str  # explanation for the reader
+  chart: str  # SVG from `bars`
+  rows: Sequence[Row]  # images with pictures, the worst first
+  scores: Sequence[tuple[str, str, str]]  # name, score and mark of every image, the worst first
 
 
 def page(title: str, summary: Mapping[str, str], sections: Sequence[Section]) -> str:
