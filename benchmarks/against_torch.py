@@ -32,9 +32,9 @@ from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.synthetic.boards import LABELINGS, write_boards
 from seggpt_jax.training.config import default_config
-from seggpt_jax.training.curves import read_metrics
 from seggpt_jax.training.inputs import open_inputs
 from seggpt_jax.training.loop import train
+from seggpt_jax.training.monitor import read_metrics
 from seggpt_jax.training.optimizer import CYCLE_MULT, DECAY, MINIMUM
 
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 200, "Number of steps.", lower_bound=1)

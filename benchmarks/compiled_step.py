@@ -68,7 +68,7 @@ def lower_predict(mesh) -> tuple[Any, Any, Any]:
   import jax
   import jax.numpy as jnp
 
-  from seggpt_jax.inference import batching
+  from seggpt_jax.inference import forward
   from seggpt_jax.model import parameters
   from seggpt_jax.model.config import VARIANTS
   from seggpt_jax.training import sharding
@@ -81,7 +81,7 @@ def lower_predict(mesh) -> tuple[Any, Any, Any]:
   prompts = shape((_BATCH.value, 1, height, width, 3), jnp.uint8)
   mask = shape((_BATCH.value, config.grid[0] // 2, config.grid[1]), jnp.bool_)
   run = jax.jit(
-    lambda params, *arrays: batching.predict_colors.__wrapped__(graph, params, *arrays, "semantic"),
+    lambda params, *arrays: forward.predict_colors.__wrapped__(graph, params, *arrays, "semantic"),
     in_shardings=whole,
     out_shardings=whole,
   )

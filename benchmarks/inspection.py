@@ -26,9 +26,8 @@ from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
 from seggpt_jax.model import parameters, weights
-from seggpt_jax.retrieval.conditions import by_group
 from seggpt_jax.retrieval.labeled_images import list_prompts, read_facts
-from seggpt_jax.retrieval.mapping import ChoiceOptions, choose
+from seggpt_jax.retrieval.mapping import by_group, choose
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 from seggpt_jax.synthetic.boards import generate_board
 
@@ -114,10 +113,11 @@ def mappings(folder: Path, strategies: dict[str, PromptIndex | None]) -> dict[st
   paths = {}
   for name, index in strategies.items():
     # Negative prompts are random for both strategies, so that only the positive prompts differ.
-    options = ChoiceOptions(top_k=5, negatives="random")
-    chosen = choose(queries, prompts, facts, options, index=index, conditions=conditions)
+    (positive, _), (_, negative) = (
+      choose(queries, prompts, facts, 5, index=each, conditions=conditions, negatives=True) for each in (index, None)
+    )
     paths[name] = [folder / f"{name}_{sign}.json" for sign in ("positive", "negative")]
-    for path, mapping in zip(paths[name], chosen, strict=True):
+    for path, mapping in zip(paths[name], (positive, negative), strict=True):
       path.write_text(json.dumps(mapping))
   return paths
 

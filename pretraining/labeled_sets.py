@@ -18,10 +18,9 @@ from tqdm import tqdm
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import LabelFormat, read_labels
-from seggpt_jax.inference.object_scale import Objects, measure_objects
 from seggpt_jax.inference.predictor import Predictor, Prompt
 from seggpt_jax.inference.queries import PromptFiles
-from seggpt_jax.inference.trained import ZOOM_OVERLAP
+from seggpt_jax.inference.trained import ZOOM_OVERLAP, Objects, measure_objects
 from seggpt_jax.retrieval.labeled_images import list_prompts
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 

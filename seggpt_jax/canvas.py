@@ -33,9 +33,7 @@ def _per_channel(values: Sequence[float], ndim: int) -> AnyArray:
 
 
 def normalize(
-  pixels: Num[AnyArray, "*b 3"],
-  mean: Sequence[float] = IMAGENET_MEAN,
-  std: Sequence[float] = IMAGENET_STD,
+  pixels: Num[AnyArray, "*b 3"], mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> Float[AnyArray, "*b 3"]:
   """Normalizes pixels to zero mean and unit standard deviation.
 
@@ -52,9 +50,7 @@ def normalize(
 
 
 def unnormalize(
-  colors: Float[AnyArray, "*b 3"],
-  mean: Sequence[float] = IMAGENET_MEAN,
-  std: Sequence[float] = IMAGENET_STD,
+  colors: Float[AnyArray, "*b 3"], mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> Float[AnyArray, "*b 3"]:
   """Inverts `normalize` and clips to 0..255; the result stays float32."""
   center, scale = (_per_channel(values, colors.ndim) for values in (mean, std))

@@ -44,9 +44,6 @@ def options(backend: str) -> dict[str, Any]:
   """Returns the options to compile with, for `jax.jit`'s `compiler_options`.
 
   Options that this version of XLA does not know are left out, with one warning each.
-
-  Args:
-    backend: platform name of a device.
   """
   return dict(_known_options(backend))
 

@@ -7,9 +7,10 @@ line and exit with status 2 (`cli.runner`). `MachineError` ends them with status
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
 
@@ -39,6 +40,16 @@ def one_line(message: object) -> str:
   return " ".join(str(message).split())
 
 
+def nearest(name: str, known: Iterable[str], most: int = 3, cutoff: float | int = 0.5) -> list[str]:
+  """Returns the names that a misspelled one may have been meant for, the nearest first; [] if none is near."""
+  return difflib.get_close_matches(name, list(known), most, cutoff)
+
+
+def either(names: Sequence[str]) -> str:
+  """Returns names in words: `a, b or c`."""
+  return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def refuse(message: str, problems: list[str] | None = None) -> None:
   """Reports a problem with the user's input.
 
@@ -56,11 +67,7 @@ def refuse(message: str, problems: list[str] | None = None) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def warn_once(message: str) -> None:
-  """Logs a warning about the user's input, unless this process has logged the same one before.
-
-  Args:
-    message: the warning, in one line that names the file.
-  """
+  """Logs a warning about the user's input, unless this process has logged the same one before."""
   logging.warning("%s", message)
 
 
@@ -83,9 +90,6 @@ def reading_values(where: str | os.PathLike) -> Iterator[None]:
 
   Files of other programs may hold anything in any place. This is for readers that use their values at once, without a
   check of each one.
-
-  Args:
-    where: the file, or the dataset that it belongs to.
 
   Raises:
     InputError: a value cannot be used.

@@ -42,9 +42,6 @@ HOUR = 3600.0
 def expand(path: str | os.PathLike) -> str:
   """Replaces a leading `~` or `~user` with the home directory. Remote addresses such as gs://BUCKET stay as they are.
 
-  Args:
-    path: local path or remote address.
-
   Raises:
     InputError: there is no home directory, or no file system can have such a name.
   """
@@ -102,9 +99,6 @@ def is_plain_text(text: str) -> bool:
 def decode_text(data: bytes) -> str:
   """Decodes a text file that a person wrote: UTF-8 with or without a byte order mark, or UTF-16 with one.
 
-  Args:
-    data: content of the file.
-
   Raises:
     UnicodeDecodeError: the file has another encoding.
   """
@@ -114,10 +108,6 @@ def decode_text(data: bytes) -> str:
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
   """Parses JSON of any origin.
-
-  Args:
-    text: the JSON text.
-    **options: options of `json.loads`.
 
   Raises:
     ValueError: the text is no JSON, or its values are nested thousands of times.
@@ -131,9 +121,6 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
   """Turns an error of the operating system into one line that names the path.
-
-  Args:
-    path: file or folder that is written inside the context.
 
   Raises:
     InputError: the operating system refused to write, as a folder is missing or needs permission.
@@ -277,9 +264,6 @@ def written_whole(path: Path) -> Iterator[Path]:
   """Gives a place for a new file or folder, and renames what is there when the context ends without an error.
 
   A missing folder around the path is created.
-
-  Args:
-    path: the new file or folder.
 
   Yields:
     The place to write to, in a temporary folder next to the path.

@@ -18,25 +18,15 @@ from jaxtyping import Array, Bool, Float, Integer, Num, UInt8
 from seggpt_jax.typing import AnyArray
 
 IGNORE = 255  # label of pixels whose class is unknown
-
 PALETTE_MODES = ("random", "black_background", "fixed", "corners")
-
-
 _MAX_COLORS = 256
 
 # Black, then eight colors for the classes that occur most. Class 1 is Okabe and Ito's vermilion. The other seven were
 # found by a search over a 16 x 16 x 16 lattice of colors of medium luminance, for the largest least CIELAB distance
 # among the eight, both for normal vision and as people without red, green or blue cones see them (Machado et al. 2009).
 _DISPLAY_COLORS = (
-  (0, 0, 0),
-  (213, 94, 0),
-  (51, 17, 255),
-  (0, 221, 187),
-  (255, 153, 255),
-  (136, 51, 68),
-  (0, 119, 153),
-  (204, 187, 119),
-  (255, 0, 255),
+  *((0, 0, 0), (213, 94, 0), (51, 17, 255), (0, 221, 187), (255, 153, 255), (136, 51, 68), (0, 119, 153)),
+  *((204, 187, 119), (255, 0, 255)),
 )
 
 
@@ -74,11 +64,7 @@ def _display_colors() -> UInt8[np.ndarray, "256 3"]:
 
 
 def relative_luminance(colors: Num[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b"]:
-  """Returns the relative luminance of sRGB colors as WCAG 2 defines it: 0 for black, 1 for white.
-
-  Args:
-    colors: RGB values, 0..255.
-  """
+  """Returns the relative luminance of sRGB colors as WCAG 2 defines it: 0 for black, 1 for white."""
   values = np.asarray(colors) / 255.0
   linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
   return linear @ np.array([0.2126, 0.7152, 0.0722])
@@ -175,10 +161,6 @@ def sample_palette(generator: np.random.Generator, num_classes: int, mode: str =
 def color_labels(labels: Integer[AnyArray, "b h w"], palettes: Num[AnyArray, "b n 3"]) -> Float[Array, "b h w 3"]:
   """Colors each label map with its own palette.
 
-  Args:
-    labels: class indices; IGNORE gets the color of class 0.
-    palettes: N colors for each label map, 0..255.
-
   Returns:
     float32 colors, 0..255.
   """
@@ -202,8 +184,7 @@ def decode(
   Args:
     colors: predicted colors, 0..255.
     palette: N colors for each sample, 0..255.
-    sensitivity: divisors of the distances to each color, above 0: with 2, a color may be twice as far away as another
-      one and still be chosen. None for 1.
+    sensitivity: divisors of the distances: with 2, a color may be twice as far away as another. None for 1.
     shown: classes that may be chosen in addition to class 0, as the network has been asked for them; None for all.
 
   Returns:
@@ -238,10 +219,6 @@ def shown_classes(labels: Integer[AnyArray, "b h w"], num_classes: int, group: i
 
 def nearest_distances(colors: Num[AnyArray, "b h w 3"], palette: Num[AnyArray, "b n 3"]) -> Float[Array, "b h w 2"]:
   """Returns each pixel's Euclidean distances to the nearest and to the second nearest palette color.
-
-  Args:
-    colors: predicted colors, 0..255.
-    palette: N >= 2 colors for each sample, 0..255.
 
   Returns:
     float32 distances, nearest first; the two are equal where two palette colors are equally near.

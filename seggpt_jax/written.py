@@ -93,10 +93,6 @@ def _append(record: str, line: bytes, options: int = 0) -> None:
 def note(path: Path, finished: Path) -> None:
   """Notes a file just before it gets its name. After a kill in between, the record knows the old file and the new one.
 
-  Args:
-    path: path that the file will have.
-    finished: the complete file, in the same folder.
-
   Raises:
     OSError: the record cannot be written.
   """
@@ -165,12 +161,10 @@ def check_outputs(
     outputs: files that will be written.
     inputs: files that are read; remote addresses and missing files are ignored.
     flag: flag that says where the outputs go, for messages.
-    is_image: tells by the name whether a file could be read as an image: such a file must not be written to a folder
-      of inputs, where the next run would read it.
+    is_image: tells by the name whether the next run would read a file in a folder of inputs as an image.
 
   Raises:
-    InputError: an output is an input, would be one for the next run, has too long a name, or would replace a file that
-      no record lists.
+    InputError: an output is an input, or one of the next run, has too long a name, or no record lists it.
   """
   read = [os.fspath(path) for path in inputs]
   files = set(map(_identity, read)) - {None}

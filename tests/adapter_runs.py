@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from seggpt_jax.model import parameters, weights
-from seggpt_jax.model.adapter_files import describe_adapter
+from seggpt_jax.model.adapter_files import StoredAdapter
 from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.checkpoints import Checkpoints
@@ -47,7 +47,8 @@ def write_run(
   """
   params = learned_params(adapter, config)
   fingerprint = parameters.fingerprint(weights.load_params(base))
-  checkpoints = Checkpoints(folder, config, 1, adapter=describe_adapter(adapter, config, fingerprint, str(base), 3))
+  description = StoredAdapter(adapter, {}, config, fingerprint, str(base), 3).describe()
+  checkpoints = Checkpoints(folder, config, 1, adapter=description)
   checkpoints.save_best(TrainState(np.int32(7), params, {}, {}))
   checkpoints.close()
   (folder / "config.json").write_text(json.dumps({"data": data or {"labels": "index"}}))

@@ -20,17 +20,17 @@ from seggpt_jax.files import write_whole, written_whole
 from seggpt_jax.formats.folders import list_images
 from seggpt_jax.formats.images import is_image, read_image
 from seggpt_jax.inference import batch, outputs, video
-from seggpt_jax.inference.operating_point import OperatingPoint, write_operating_point
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
+from seggpt_jax.inference.trained import OperatingPoint, write_operating_point
 from seggpt_jax.model import weights
 from seggpt_jax.palette import fixed_palette
 from seggpt_jax.prepare.conversion import Settings, prepare
 from seggpt_jax.retrieval import mapping
 from seggpt_jax.retrieval.labeled_images import read_facts
-from seggpt_jax.retrieval.mapping import ChoiceOptions, write_mappings
+from seggpt_jax.retrieval.mapping import write_mappings
 from seggpt_jax.training import resume
 from seggpt_jax.training.config import default_config
 from seggpt_jax.training.monitor import Monitor
@@ -248,7 +248,7 @@ def run_video(root, out, rng):
 
 def run_inspect(root, out, rng):
   cli_inspect.flags.FLAGS.outdir = str(out)
-  cli_inspect.main()
+  cli_inspect.main("d")
 
 
 def run_retrieve(root, out, rng):
@@ -256,7 +256,6 @@ def run_retrieve(root, out, rng):
   write_mappings(
     *("small", root / "d/val", prompts / "images", prompts / "labels", output),
     labels=parts_labels(),
-    options=ChoiceOptions(),
   )
 
 
@@ -268,9 +267,6 @@ class StandInIndex(mapping.PromptIndex):
 
   def score_many(self, images):
     yield from (np.zeros(self._count) for _ in images)
-
-  def likeness_to(self, place):
-    return np.zeros(self._count)
 
 
 def parts_labels():
@@ -348,10 +344,10 @@ def stand_ins(monkeypatch, tmp_path):
   monkeypatch.setattr(video, "segment_frames", lambda *_, **__: map(predicted, frames))
   monkeypatch.setattr(video, "compile_notice", lambda *_, **__: "")
   monkeypatch.setattr(video, "write_video", lambda path, shown, rate: write(path, str(len(list(shown)))))
-  values = SimpleNamespace(path="d", split=None, kind=None, groups="", max_images=0, outdir="")
+  values = SimpleNamespace(split=None, kind=None, groups="", max_images=0, outdir="")
   monkeypatch.setattr(cli_inspect, "flags", SimpleNamespace(FLAGS=values))
   monkeypatch.setattr(cli_inspect, "is_given", lambda name: False)
-  monkeypatch.setattr(cli_inspect, "dataset_from_flags", lambda: Dataset("folder", "d", 2))
+  monkeypatch.setattr(cli_inspect, "dataset_from_flags", lambda path: Dataset("folder", "d", 2))
 
 
 def check_trees(tmp_path, monkeypatch, seeds):

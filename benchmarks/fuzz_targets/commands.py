@@ -25,11 +25,11 @@ _SECONDS = 20  # of processor time for one try
 # The function of each command that would begin the work.
 _WORK = {
   "boards": ("seggpt_jax.cli.boards.write_boards",),
-  "calibrate": ("seggpt_jax.cli.calibrate.Predictor.from_checkpoint",),
+  "calibrate": ("seggpt_jax.cli.inference_flags.Predictor.from_checkpoint",),
   "demo": ("seggpt_jax.cli.demo._run",),
   "evaluate": ("seggpt_jax.cli.evaluate.parts.run",),
-  "evaluate-inspection": ("seggpt_jax.cli.evaluate_inspection.inspection.run",),
-  "infer": ("seggpt_jax.cli.infer.Predictor.from_checkpoint", "seggpt_jax.cli.prompt_flags.load_model"),
+  "evaluate-inspection": ("seggpt_jax.cli.evaluate_inspection.inspection_report.run",),
+  "infer": ("seggpt_jax.cli.inference_flags.Predictor.from_checkpoint", "seggpt_jax.cli.prompt_flags.load_model"),
   "inspect": ("seggpt_jax.cli.inspect.draw_samples",),
   "prepare": ("seggpt_jax.cli.prepare.prepare",),
   "retrieve": ("seggpt_jax.cli.retrieve.write_mappings",),
@@ -48,36 +48,37 @@ def seed(name: str, folder: Path) -> dict[str, Any]:
   data, out = str(folder / "data"), str(folder / "out")
   prompts = {"prompt_img_dir": f"{data}/train/images", "prompt_label_dir": f"{data}/train/labels"}
   network = {"model_path": "small", "dataset_dir": f"{data}/val", **prompts}
-  tiles = {"split": "2", "overlap": 0.1, "flips": "none", "seg_type": "semantic"}
+  judged = {"split": "2", "overlap": 0.1, "flips": "none"}
+  tiles = {**judged, "seg_type": "semantic"}
   point = {"sensitivity": "1.5,2", "least_area": 3}
   reading = {"labels": "index", "ignore": "255"}
   dataset = {"path": data, "kind": "folder", "num_classes": 3}
+  folder_of = {"": data, "kind": "folder", "num_classes": 3}
   return {
     "boards": {"num_train": 2, "num_val": 1, "size": 64, "scale": 1.0, "most": 2, "seed": 0, "": out},
-    "calibrate": {**network, "catch": 0.9, "top_k": 1, **tiles, **reading},
-    "demo": {"workdir": out, "num_steps": 1, "num_boards": 2},
+    "calibrate": {**network, "aim": "catch:0.9", "top_k": 1, **judged, **reading},
+    "demo": {"workdir": out, "num_steps": 1},
     "evaluate": {
       **{"benchmark": "fss1000", "model_path": "small", "data_dir": str(folder / "fss"), "outdir": out, "split": 1},
       **{"shots": 1, "seed": 0, "episodes": 1, "shard": "1/2"},
     },
     "evaluate-inspection": {
       **network,
-      **{"outdir": out, "top_k": 1, "catch_iou": 0.3, "yield_response": 0.1, "catch_weight": 0.5},
-      **tiles,
-      **point,
+      **{"outdir": out, "top_k": 1, "thresholds": "0.3,0.1,0.5"},
+      **judged,
     },
     "infer": {
       **network,
       **{"outdir": out, "top_k": 1, "prompts": "first", "save": "label,coco", "polygon_tolerance": 1.0},
       **{"class_names": "a", "shard": "1/2", **tiles, **point, **reading},
     },
-    "inspect": {**dataset, **reading, "split": "train,val", "groups": "prefix:_", "max_images": 3, "outdir": out},
+    "inspect": {**folder_of, **reading, "split": "train,val", "groups": "prefix:_", "max_images": 3, "outdir": out},
     "prepare": {
       **{**dataset, **reading, "outdir": out, "format": "folder", "shorter_side": 16},
       **{"split": "train", "val_share": 0.5, "groups": ""},
     },
     "retrieve": {
-      **{**network, "output": f"{out}.json", "top_k": 1, "by_class": True, "negative_output": f"{out}_not.json"},
+      **{**network, "output": f"{out}.json,{out}_not.json", "top_k": 1, "groups": "class"},
       "cache": "",
     },
     "train": {

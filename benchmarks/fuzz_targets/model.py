@@ -28,9 +28,9 @@ from benchmarks.nano import NANO
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import parse_json
 from seggpt_jax.model import digests, parameters, torch_files, torch_weights, weights
-from seggpt_jax.model.adapter_files import describe_adapter, load_adapter
+from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
 from seggpt_jax.model.adapters import LoRA
-from seggpt_jax.training import curves, monitor, resume, setup, sharding
+from seggpt_jax.training import monitor, resume, setup, sharding
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.config import check_config, expand_paths
 from seggpt_jax.training.inputs import open_inputs
@@ -169,7 +169,7 @@ def _adapter(folder: Path, sealed: bool) -> Target:
   adapter = LoRA(rank=2)
   fresh = adapter.init(_expected(), NANO.canvas_size, jax.random.key(0))
   params = {name: np.asarray(value) for name, value in fresh.items()}
-  description = describe_adapter(adapter, NANO, parameters.fingerprint(_params()), "base", 3)
+  description = StoredAdapter(adapter, {}, NANO, parameters.fingerprint(_params()), "base", 3).describe()
   checkpoints = Checkpoints(folder / "run", NANO, 1, adapter=description)
   checkpoints.save_best(TrainState(np.int32(7), params, {}, {}))
   checkpoints.close()
@@ -226,7 +226,7 @@ def _run(folder: Path, sealed: bool) -> Target:
       except InputError as error:
         _check_line(error)
       monitor._drop_lines_after(copy / "metrics.jsonl", 2)
-      for series in curves.read_metrics(copy / "metrics.jsonl").values():
+      for series in monitor.read_metrics(copy / "metrics.jsonl").values():
         assert all(isinstance(value, int | float) for points in series.values() for _, value in points)
       with contextlib.closing(Checkpoints(copy, NANO, 10)) as opened:
         state, progress = opened.restore(abstract)

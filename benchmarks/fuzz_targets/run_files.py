@@ -15,9 +15,8 @@ from seggpt_jax.data.sources import FileSource
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.formats.layouts import folder_layout
 from seggpt_jax.inference import trained
-from seggpt_jax.inference.operating_point import OperatingPoint, read_operating_point, write_operating_point
-from seggpt_jax.inference.queries import label_format
-from seggpt_jax.training import curves, monitor
+from seggpt_jax.inference.trained import OperatingPoint, label_format, read_operating_point, write_operating_point
+from seggpt_jax.training import monitor
 from tests.formats import annotation_folders as folders
 
 
@@ -54,12 +53,12 @@ def _metrics(folder: Path) -> Target:
   (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
   def read() -> None:
-    curves.draw_curves(folder / "metrics.jsonl", folder / "curves.png")
+    monitor.draw_curves(folder / "metrics.jsonl", folder / "curves.png")
     kept = (folder / "metrics.jsonl").read_bytes()
     monitor._drop_lines_after(folder / "metrics.jsonl", 2)
     assert all(
       step <= 2
-      for series in curves.read_metrics(folder / "metrics.jsonl").values()
+      for series in monitor.read_metrics(folder / "metrics.jsonl").values()
       for points in series.values()
       for step, _ in points
     )

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from seggpt_jax.app.pictures import Picture
 from seggpt_jax.app.settings import MOST_CLASSES
 from seggpt_jax.inference import tiling
-from seggpt_jax.retrieval.every_class import in_turn
+from seggpt_jax.retrieval.mapping import in_turn
 
 _AUTO_EXAMPLES, _AUTO_SPLIT = 4, 3  # largest values that are chosen automatically
 

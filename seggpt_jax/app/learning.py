@@ -20,6 +20,7 @@ from seggpt_jax.child_processes import start_command
 from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.files import parse_json
 from seggpt_jax.palette import IGNORE
+from seggpt_jax.training.monitor import read_lines
 
 MOST_STEPS = 5000
 _LEAST_EXAMPLES = 2
@@ -168,10 +169,4 @@ def learned_runs(folder: Path) -> dict[str, Path]:
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
   """Returns the entries of a run's metrics.jsonl, without a last line that is still being written."""
-  entries = []
-  text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
-  for line in text.splitlines(keepends=True):
-    with contextlib.suppress(ValueError):
-      if line.endswith("\n") and isinstance(entry := parse_json(line), dict) and {"step", "split"} <= entry.keys():
-        entries.append(entry)
-  return entries
+  return [entry for _, entry in read_lines(path)] if path.is_file() else []

@@ -153,7 +153,7 @@ def count_canvases(options: InferenceOptions, shape: tuple[int, int], prompts: i
 
 
 def _windows(size: Sequence[int], tile: tuple[int, int], overlap: float | int) -> int:
-  """Returns the number of windows of `inference.windows.image_windows`, without making them."""
+  """Returns the number of windows of `inference.tiling.image_windows`, without making them."""
   return _product([window_count(*sides, overlap) for sides in zip(size, tile, strict=True)])
 
 

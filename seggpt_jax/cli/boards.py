@@ -36,19 +36,10 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
 def main(directory: str) -> None:
   """Draws the boards and writes them."""
   values = flags.FLAGS
+  options = {name: values[name].value for name in ("size", "scale", "labels", "one_kind")}
   try:
     with writing(directory):
-      write_boards(
-        directory,
-        values.num_train,
-        values.num_val,
-        values.seed,
-        size=values.size,
-        scale=values.scale,
-        count=(1, values.most),
-        labels=values.labels,
-        one_kind=values.one_kind,
-      )
+      write_boards(directory, values.num_train, values.num_val, values.seed, count=(1, values.most), **options)
   except (InputError, MachineError):
     raise
   except (ValueError, RuntimeError) as error:

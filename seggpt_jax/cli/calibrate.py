@@ -1,15 +1,16 @@
 r"""Chooses how sensitive a trained network is to each class, on labeled images, for what an inspection line needs.
 
   seggpt calibrate --model-path RUN --dataset-dir DATASET/val --prompt-img-dir DATASET/train/images \
-    --prompt-label-dir DATASET/train/labels --catch 0.95
+    --prompt-label-dir DATASET/train/labels --aim catch:0.95
 
 Writes RUN/operating_point.json, which `seggpt infer` then uses, and RUN/operating_point.png, with precision against
-recall and catch against yield for all other choices. Without --catch and --yield it takes the best F1. The images
-should not be those of training, and other images will have slightly lower rates than those it was chosen on.
+recall and catch against yield for all other choices. Without --aim it takes the best F1. The images should not be
+those of training, and other images will have slightly lower rates than those it was chosen on.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,17 +18,16 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from seggpt_jax.cli import inference_flags, label_flags
+from seggpt_jax.cli import data_flags, inference_flags
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.prompt_flags import define_prompt_flags, find_queries
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.calibration import Aim, Rates, Seen, calibrate, draw_rates, rates
 from seggpt_jax.inference import batch
-from seggpt_jax.inference.operating_point import FILE, write_operating_point
-from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
-from seggpt_jax.inference.report import own_prompts_line
+from seggpt_jax.inference.scores import own_prompts_line
+from seggpt_jax.inference.trained import FILE, write_operating_point
 from seggpt_jax.written import check_outputs
 
 
@@ -38,13 +38,17 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path("model_path", "Training run, where the operating point is written to.", required=True),
       define_path("dataset_dir", "Folder with images/ and labels/.", required=True),
     ],
-    "What to aim for (one of these, or neither for the best F1)": [
-      flags.DEFINE_float("catch", None, "Least share of images with defects to catch (IoU of at least 0.3).", 0, 1),
-      flags.DEFINE_float("yield", None, "Least share of images without defects to leave alone.", 0, 1),
+    "What to aim for": [
+      flags.DEFINE_string(
+        "aim",
+        "f1",
+        "f1 for the best F1; catch:SHARE of the images with defects, to catch (IoU of at least 0.3); or yield:SHARE of "
+        "the images without defects, to leave alone.",
+      )
     ],
     "Prompts": define_prompt_flags(),
-    **inference_flags.define_option_flags(operating_point=False),
-    **label_flags.define_label_flags("as in training, else index"),
+    **inference_flags.define_option_flags(inference_flags.JUDGED),
+    **data_flags.define_label_flags("as in training, else index"),
   }
 
 
@@ -52,18 +56,16 @@ def main() -> None:
   """Calibrates the run that the flags name."""
   keep_programs()
   values = flags.FLAGS
-  catch, least_yield = values["catch"].value, values["yield"].value
-  if catch is not None and least_yield is not None:
-    raise InputError("--yield cannot be combined with --catch: one is given up for the other")
+  aim, least = _aim(values.aim)
   target = Path(values.model_path) / FILE
   check_outputs([target, target.with_suffix(".png")], flag="--model-path")
-  labels = inference_flags.trained_label_format(values.model_path)
-  options = inference_flags.options_from_flags(values.model_path, labels, calibrated=False)
+  network = inference_flags.network_from_flags()
+  labels = inference_flags.trained_label_format(network.run)
+  options = inference_flags.options_from_flags(network.run, labels, calibrated=False)
   if missing := next((query for query in list_queries(values.dataset_dir) if query.truth is None), None):
     raise InputError(f"{missing.image}: found no label for it, expected one for every image of {values.dataset_dir}")
-  queries = find_queries(values.dataset_dir, options, labels)
-  predictor = Predictor.from_checkpoint(values.model_path)
-  results = batch.segment(predictor, queries, options, labels=labels)
+  queries = find_queries(network.weights, values.dataset_dir, options, labels)
+  results = batch.segment(network.load(), queries, options, labels=labels)
   seen, own, palette = [], [], None
   for item, prediction in tqdm(results, "calibrate", len(queries), unit="image"):
     if item.is_prompt:
@@ -75,10 +77,17 @@ def main() -> None:
     print(own_prompts_line(own))
   if palette is None:
     raise InputError(f"{values.dataset_dir}: every image is one of its own prompts, expected others to calibrate on")
-  aim, least = (
-    ("catch", catch) if catch is not None else ("yield", least_yield) if least_yield is not None else ("f1", 0)
-  )
   choose(values.model_path, seen, palette, values.dataset_dir, aim, least)
+
+
+def _aim(text: str) -> tuple[Aim, float]:
+  """Returns what to aim for, and the least rate."""
+  if text == "f1":
+    return "f1", 0.0
+  found = re.fullmatch(r"(catch|yield):(0(?:\.\d+)?|1(?:\.0*)?)", text)
+  if not found:
+    raise InputError(f"--aim: found {text!r}, expected f1, catch:SHARE or yield:SHARE with a share from 0 to 1")
+  return found[1], float(found[2])
 
 
 def choose(
@@ -97,7 +106,7 @@ def choose(
   chosen, tried = calibrate(seen, palette, aim, least)
   plain = rates(seen, palette, np.ones(len(palette) - 1), 0)
   about = {
-    "aim": {"f1": "best F1", "balance": "best mean of F1, catch and yield"}.get(aim, f"--{aim} {least}"),
+    "aim": {"f1": "best F1", "balance": "best mean of F1, catch and yield"}.get(aim, f"{aim} of at least {least}"),
     "images": str(images),
     "precision": chosen.precision,
     "recall": chosen.recall,
@@ -111,7 +120,7 @@ def choose(
   print(f"chosen, {about['aim']}: {_words(chosen)}")
   reached = chosen.catch if aim == "catch" else chosen.left_alone
   if aim in ("catch", "yield") and reached is not None and reached < least:
-    print(f"note: no choice reaches --{aim} {least}; {reached:.1%} is the most")
+    print(f"note: no choice reaches a {aim} of {least}; {reached:.1%} is the most")
   print(f"written: {path}, {path.with_suffix('.png').name}")
 
 

@@ -11,14 +11,117 @@ training run of this package, or hf://OWNER/NAME, a repository on the hub.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from seggpt_jax.cli import model_card
+import seggpt_jax
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand, writing
+from seggpt_jax.inference.trained import read_config, run_config
 from seggpt_jax.model import hub, torch_files, torch_weights, weights
+from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.training.monitor import read_metrics
+
+_CARD = """\
+---
+library_name: seggpt-jax
+pipeline_tag: image-segmentation
+tags: [seggpt, in-context-segmentation, jax]
+---
+
+# {title}
+
+Weights of SegGPT, a network that segments an image in the way that an example shows. Written by seggpt-jax {version}.
+
+## Use
+
+```
+pip install seggpt-jax
+seggpt infer --model-path {name} --dataset-dir images --prompt-image prompt.jpg --prompt-label prompt.png --outdir out
+```
+
+```python
+import seggpt_jax
+
+predictor = seggpt_jax.Predictor.from_checkpoint("{name}")
+labels = predictor.predict("image.jpg", [("prompt.jpg", "prompt.png")]).labels
+```
+
+## Network
+
+| | |
+|---|---|
+| parameters | {size:,} |
+| blocks, width, heads | {depth}, {width}, {heads} |
+| canvas: prompt over query | {canvas} pixels |
+"""
+
+# Keys of a run's configuration that the card tells; paths are cut to their last part.
+_KEYS = (
+  "model.init_from",
+  "adapter.kind",
+  "num_steps",
+  "batch_size",
+  "optim.name",
+  "optim.peak",
+  "data.resize",
+  "data.zoom",
+)
+
+
+def _model_card(name: str, source: str | os.PathLike, params: Mapping[str, Any], config: SegGPTConfig) -> str:
+  """Returns a model card in Markdown for the Hugging Face hub; of a run with its data, configuration, best scores."""
+  card = _CARD.format(
+    title=name.rpartition("/")[2],
+    name=name,
+    version=seggpt_jax.__version__,
+    size=sum(value.size for value in params.values()),
+    depth=config.depth,
+    width=config.width,
+    heads=config.num_heads,
+    canvas=" x ".join(map(str, config.canvas_size)),
+  )
+  of_a_run = Path(expand(source)).exists() and weights.has_weights(source)
+  path = run_config(source) if of_a_run else None
+  if path is None:
+    return card
+  rows = [f"| {key} | {value} |" for key, value in (*_training(read_config(path)), *_scores(path.parent))]
+  return "\n".join([card, "## Training", "", "| | |", "|---|---|", *rows, ""])
+
+
+def _training(stored: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+  """Yields what a run's configuration tells. Older runs lack some keys."""
+
+  def value(key: str) -> Any:
+    found: Any = stored
+    for part in key.split("."):
+      found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+  yield "data set", Path(str(value("data.path"))).name
+  yield "classes, with the background", value("data.num_classes")
+  if names := value("data.class_names"):
+    yield "names of classes 1, 2, ...", ", ".join(map(str, names))
+  for key in _KEYS:
+    if value(key) not in (None, ""):
+      yield f"`{key}`", Path(str(value(key))).name
+
+
+def _scores(run: Path) -> Iterator[tuple[str, str]]:
+  """Yields the validation scores of the step with the best mIoU, which are those of the weights that are kept."""
+  metrics = run / "metrics.jsonl"
+  scores = read_metrics(metrics).get("val", {}) if metrics.exists() else {}
+  if "miou" not in scores:
+    return
+  step, _ = max(scores["miou"], key=lambda each: each[1])
+  for key, series in scores.items():
+    if key == "miou" or key.startswith("iou_"):
+      yield f"{key.replace('miou', 'mIoU')}, validation, step {step}", f"{dict(series).get(step, float('nan')):.3f}"
+
 
 ARGUMENTS = ("INPUT", "OUTPUT")
 
@@ -44,8 +147,8 @@ def main(source: str, destination: str) -> None:
   with writing(destination):  # before minutes are spent on reading
     Path(destination).absolute().parent.mkdir(parents=True, exist_ok=True)
   if weights.has_weights(source):
-    config, unexpected = weights.load_config(source), ()
-    params = weights.load_params(source, config)
+    found, unexpected = weights.resolve(source), ()
+    params, config = weights.load_params(found), found.config
   else:
     conversion = torch_files.read(source)
     params, config, unexpected = conversion.params, conversion.config, conversion.unexpected
@@ -62,4 +165,4 @@ def main(source: str, destination: str) -> None:
   if values.push:
     output = Path(expand(destination))
     name = f"hf://{values.push}/{output.name}" if output.is_file() else f"hf://{values.push}"
-    print(f"uploaded: {hub.upload(values.push, output, model_card.model_card(name, source, params, config))}")
+    print(f"uploaded: {hub.upload(values.push, output, _model_card(name, source, params, config))}")

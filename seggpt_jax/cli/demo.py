@@ -18,7 +18,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from absl import flags
-from PIL import Image, ImageDraw
 
 from seggpt_jax.child_processes import start_command
 from seggpt_jax.cli.path_flags import define_path
@@ -27,7 +26,7 @@ from seggpt_jax.formats.folders import list_images
 from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import LabelFormat, read_labels
 from seggpt_jax.inference.outputs import write_json
-from seggpt_jax.inference.pictures import write_png
+from seggpt_jax.inference.pictures import titled_row, write_png
 from seggpt_jax.palette import display_palette
 from seggpt_jax.synthetic.boards import LABELINGS
 
@@ -61,8 +60,9 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   return {
     "Demo": [
       define_path("workdir", "Folder for boards, run and pictures.", default="demo_run"),
-      flags.DEFINE_integer("num_steps", 200, "Training steps, less than a second each on two cores.", 1, 10**6),
-      flags.DEFINE_integer("num_boards", 400, "Number of boards to train on.", 2, 10**6),
+      flags.DEFINE_integer(
+        "num_steps", 200, "Training steps, each below a second on two cores; half the boards.", 1, 10**6
+      ),
     ]
   }
 
@@ -72,21 +72,18 @@ def main() -> None:
   values = flags.FLAGS
   workdir, steps = Path(values.workdir), values.num_steps
   _segment_photographs(workdir / "photographs")
-  boards = workdir / f"boards_{values.num_boards}"
-  training = workdir / f"run_{values.num_boards}_{steps}"
+  boards, training = workdir / f"boards_{2 * steps}", workdir / f"run_{steps}"
   before, after = workdir / "before", workdir / "after"
   if not boards.exists():
-    size = ("--num-train", str(values.num_boards), "--num-val", "64", "--size", "96", "--scale", "2", "--most", "2")
+    size = ("--num-train", str(2 * steps), "--num-val", "64", "--size", "96", "--scale", "2", "--most", "2")
     _run("boards", str(boards), *size, "--labels", "etched")
   queries, examples = ([f"{name}.png" for name in list_images(boards / split / "images")] for split in ("val", "train"))
   prompts = dict(zip(queries, itertools.cycle(examples), strict=False))
   mapping = workdir / "mapping.json"
   write_json(mapping, {query: [prompt] for query, prompt in prompts.items()})
   scores_before = _infer("drawn", boards, mapping, before)
-  _run(
-    *("train", "--config", "demo", "--workdir", str(training)),
-    *(f"--config.data.path={boards}", f"--config.num_steps={steps}"),
-  )
+  keys = (f"--config.data.path={boards}", f"--config.num_steps={steps}")
+  _run("train", "--config", "demo", "--workdir", str(training), *keys)
   scores_after = _infer(str(training), boards, mapping, after)
   _draw_boards(workdir / "demo.png", boards, before, after, dict(itertools.islice(prompts.items(), 5)))
   print(f"\nIoU on {len(prompts)} held-out boards with one prompt each:")
@@ -183,29 +180,21 @@ def _draw_boards(path: Path, boards: Path, before: Path, after: Path, prompts: d
   def labels(path: Path) -> np.ndarray:
     return colors[read_labels(path, LabelFormat())]
 
-  rows = [
-    (
-      read_image(boards / "train" / "images" / prompt),
-      labels(boards / "train" / "labels" / prompt),
-      read_image(boards / "val" / "images" / query),
-      labels(boards / "val" / "labels" / query),
-      labels(before / "label" / query),
-      labels(after / "label" / query),
-    )
-    for query, prompt in prompts.items()
-  ]
+  rows = []
+  for query, prompt in prompts.items():
+    shown = (boards / "train", prompt), (boards / "val", query)
+    pairs = [(read_image(folder / "images" / name), labels(folder / "labels" / name)) for folder, name in shown]
+    rows.append([*pairs[0], *pairs[1], labels(before / "label" / query), labels(after / "label" / query)])
   _draw_rows(path, ("prompt", "its mask", "query", "truth", "before training", "after training"), rows, (128, 128))
 
 
 def _draw_rows(path: Path, titles: Sequence[str], rows: Sequence[Sequence[np.ndarray]], shape: tuple[int, int]) -> None:
   """Draws a table of pictures, each resized to a height and width."""
-  (height, width), title, gap = shape, 16, 6
-  sheet = Image.new("RGB", (len(titles) * (width + gap) - gap, title + len(rows) * (height + gap) - gap), "white")
-  draw = ImageDraw.Draw(sheet)
-  for column, text in enumerate(titles):
-    draw.text((column * (width + gap), 2), text, fill="black")
-  for row, parts in enumerate(rows):
-    for column, part in enumerate(parts):
-      tile = Image.fromarray(part).resize((width, height), Image.Resampling.NEAREST)
-      sheet.paste(tile, (column * (width + gap), title + row * (height + gap)))
-  write_png(path, np.asarray(sheet))
+
+  def tile(part: np.ndarray) -> np.ndarray:
+    part = cv2.resize(np.ascontiguousarray(part), shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return np.pad(part, ((0, 6), (0, 6), (0, 0)), constant_values=255)
+
+  first, *others = [[tile(part) for part in parts] for parts in rows]
+  table = [titled_row(list(zip(titles, first, strict=True))), *(np.concatenate(row, axis=1) for row in others)]
+  write_png(path, np.concatenate(table))

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from seggpt_jax.cli.help_text import flag_name
 from seggpt_jax.cli.path_flags import define_path
-from seggpt_jax.cli.runner import is_given
+from seggpt_jax.cli.runner import flag_name, is_given
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import parts
@@ -23,7 +22,7 @@ from seggpt_jax.evaluation.few_shot import FewShot
 from seggpt_jax.evaluation.few_shot_data import BENCHMARKS, read_benchmark
 from seggpt_jax.inference.options import MOST_SPLITS
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.model.weights import find_weights
 
 _DAVIS = "davis2017"
@@ -104,13 +103,6 @@ def _few_shot(model: str) -> FewShot:
     raise InputError(f"--fold: found {','.join(values.fold)!r}, expected some of {','.join(known)}")
   cache = Path(values.outdir) / "parts" / "classes.npz"
   data = read_benchmark(values.benchmark, values.data_dir, values.lists, cache)
-  return FewShot(
-    values.benchmark,
-    data,
-    model=model,
-    folds=None if values.fold is None else [int(fold) for fold in values.fold],
-    shots=values.shots,
-    seed=values.seed,
-    count=values.episodes,
-    split=values.split,
-  )
+  folds = None if values.fold is None else [int(fold) for fold in values.fold]
+  options = {name: values[name].value for name in ("shots", "seed", "split")}
+  return FewShot(values.benchmark, data, model=model, folds=folds, count=values.episodes, **options)

@@ -1,8 +1,8 @@
 r"""Judges a network as an inspection line would: defects that are caught, and good parts that are left alone.
 
   seggpt evaluate-inspection --model-path weights/vit_large --dataset-dir boards \
-    --prompt-img-dir prompts/images --prompt-label-dir prompts/labels --mapping positive.json \
-    --negative-mapping negative.json --outdir OUT
+    --prompt-img-dir prompts/images --prompt-label-dir prompts/labels \
+    --mapping positive.json,negative.json --outdir OUT
 
 In: images with labels, and prompts of classes that an image shows (positive) and does not show (negative). Out: a
 table, OUT/inspection.json with all numbers, and OUT/report.html with pictures, the worst first.
@@ -10,19 +10,19 @@ table, OUT/inspection.json with all numbers, and OUT/report.html with pictures, 
 
 from __future__ import annotations
 
+import dataclasses
+
 from absl import flags
 
 from seggpt_jax.cli import inference_flags
-from seggpt_jax.cli.label_flags import define_label_flags
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.data_flags import define_label_flags
+from seggpt_jax.cli.path_flags import define_path, define_paths
 from seggpt_jax.compilation import keep_programs
+from seggpt_jax.errors import InputError, naming
 from seggpt_jax.evaluation import inspection_report
 from seggpt_jax.metrics.inspection import Thresholds
 
-_RECORDED = (
-  *("model_path", "adapter", "dataset_dir", "mapping", "negative_mapping", "top_k"),
-  *inference_flags.OPTION_NAMES,
-)
+_RECORDED = (*("model_path", "adapter", "dataset_dir", "mapping", "top_k", "thresholds"), *inference_flags.JUDGED)
 
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
@@ -37,22 +37,21 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path("dataset_dir", "Folder with images/ and labels/.", required=True),
       define_path("prompt_img_dir", "Images of the prompts.", required=True),
       define_path("prompt_label_dir", "Label maps of the prompts.", required=True),
-      define_path(
+      define_paths(
         "mapping",
-        "JSON file {image: [prompt files, best first]} of prompts that show what the image shows; without it, every "
-        "image gets the first prompts by name.",
-      ),
-      define_path(
-        "negative_mapping", "The same for prompts that show what the image does not show: for the yield rate."
+        "JSON file {image: [prompt files, best first]} of prompts that show what the image shows; after a comma one of "
+        "prompts that show what it does not show, for the yield rate. By default the first prompts by name.",
       ),
       flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each image.", 1, 1000),
     ],
     "Scores": [
-      flags.DEFINE_float("catch_iou", Thresholds.catch_iou, "Smallest IoU of a catch, 0 to 1."),
-      flags.DEFINE_float("yield_response", Thresholds.yield_response, "Response rate below which a yield is correct."),
-      flags.DEFINE_float("catch_weight", Thresholds.catch_weight, "Weight of the catch rate in PES, 0 to 1."),
+      flags.DEFINE_list(
+        "thresholds",
+        [str(value) for value in dataclasses.astuple(Thresholds())],
+        "Smallest IoU of a catch; response rate below which a yield is correct; weight of catches in PES; all 0 to 1.",
+      )
     ],
-    **inference_flags.define_option_flags(),
+    **inference_flags.define_option_flags(inference_flags.JUDGED),
     **define_label_flags("as in training, else index"),
   }
 
@@ -61,6 +60,13 @@ def main() -> None:
   """Judges the network that the flags name."""
   keep_programs()
   values = flags.FLAGS
+  numbers = inference_flags.numbers("thresholds", values.thresholds, float, "three numbers such as 0.3,0.000239,0.5")
+  if len(numbers) != 3 or len(values.mapping) > 2:
+    name, count = ("thresholds", "three numbers") if len(numbers) != 3 else ("mapping", "one file or two")
+    raise InputError(f"--{name}: found {','.join(values[name].value)}, expected {count}")
+  with naming("--thresholds"):
+    thresholds = Thresholds(*numbers)
+  positive, negative = [*values.mapping, None, None][:2]
   labels = inference_flags.trained_label_format(values.adapter or values.model_path)
   inspection_report.run(
     values.model_path,
@@ -68,11 +74,11 @@ def main() -> None:
     values.prompt_img_dir,
     values.prompt_label_dir,
     values.outdir,
-    mapping=values.mapping,
-    negative_mapping=values.negative_mapping,
+    mapping=positive,
+    negative_mapping=negative,
     adapter=values.adapter,
     top_k=values.top_k,
-    thresholds=Thresholds(values.catch_iou, values.yield_response, values.catch_weight),
+    thresholds=thresholds,
     options=inference_flags.options_from_flags(values.adapter or values.model_path, labels),
     labels=labels,
     arguments={name.replace("_", "-"): values[name].value for name in _RECORDED} | {"labels": str(labels)},

@@ -20,8 +20,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.export import build_onnx, build_stablehlo
 from seggpt_jax.files import expand, write_whole
 from seggpt_jax.model import weights
-from seggpt_jax.model.adapter_files import load_adapted_model, load_adapter
-from seggpt_jax.model.adapters import LoRA
+from seggpt_jax.model.adapter_files import load_adapted_model, load_lora
 from seggpt_jax.model.seggpt import SegGPT, SegType
 
 ARGUMENTS = ("WEIGHTS", "OUTPUT")
@@ -67,12 +66,9 @@ def main(source: str, output: str) -> None:
 def _load(source: str, adapter: str | None) -> SegGPT:
   """Loads weights, with a LoRA merged into them."""
   options = {"attention": "folded", "training": False, "scan": False}
-  if not adapter:
-    model = weights.load_model(source, **options)
-    if model.config.head_classes:
-      raise InputError(f"{source}: found a trained head, expected a network that answers by example")
-    return model
-  stored = load_adapter(adapter)
-  if not isinstance(stored.adapter, LoRA):
-    raise InputError(f"{adapter}: found a learned prompt, expected a LoRA: a prompt cannot be merged into weights")
-  return load_adapted_model(source, stored, **options)[0]
+  if adapter:
+    return load_adapted_model(source, load_lora(adapter), **options)[0]
+  model = weights.load_model(source, **options)
+  if model.config.head_classes:
+    raise InputError(f"{source}: found a trained head, expected a network that answers by example")
+  return model

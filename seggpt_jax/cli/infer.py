@@ -26,33 +26,28 @@ from pathlib import Path
 
 from absl import flags
 
-from seggpt_jax.cli import inference_flags, label_flags
-from seggpt_jax.cli.help_text import flag_name
+from seggpt_jax.cli import data_flags, inference_flags
 from seggpt_jax.cli.path_flags import define_path, define_paths
 from seggpt_jax.cli.prompt_flags import FILE_PROMPTS, FOLDER_PROMPTS, define_prompt_flags, drop_prompts, find_queries
-from seggpt_jax.cli.runner import is_given, naming_flags
+from seggpt_jax.cli.runner import flag_name, is_given, naming_flags
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference import annotation_files, batch, instances, outputs, queries, scores, video
 from seggpt_jax.inference.options import InferenceOptions
-from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.report import own_prompts_line, uses_lines
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import Shard
+from seggpt_jax.inference.scores import own_prompts_line, uses_lines
 from seggpt_jax.inference.trained import earlier_uses
-from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
-from seggpt_jax.model.adapters import LearnedPrompt
-from seggpt_jax.model.weights import load_config
 
 _ANNOTATIONS = ("class_names", "polygon_tolerance")
-_IMAGES_ONLY = ("save", *_ANNOTATIONS, "skip_bad", "resume", "shard")
-_VIDEO_ONLY = ("num_frames", "save_frames")
+_IMAGES_ONLY = (*_ANNOTATIONS, "skip_bad", "resume", "shard")
+_OF_VIDEOS = ("label", "overlay")
 # A resumed run must have these in common with the run that was stopped.
 _SETTINGS = (
   *("model_path", "adapter", "dataset_dir", "image", *FOLDER_PROMPTS, *FILE_PROMPTS, "save", *_ANNOTATIONS),
   *inference_flags.OPTION_NAMES,
-  *label_flags.NAMES,
+  *data_flags.NAMES,
 )
 
 
@@ -75,9 +70,13 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_paths("prompt_label", "Label map of each prompt image, or of the first frame of the video."),
     ],
     **inference_flags.define_option_flags(),
-    **label_flags.define_label_flags("as in training, else index"),
-    "Output for images": [
-      flags.DEFINE_list("save", list(outputs.DEFAULT_KINDS), f"Any of {', '.join(outputs.KINDS)}."),
+    **data_flags.define_label_flags("as in training, else index"),
+    "Output": [
+      flags.DEFINE_list(
+        "save",
+        list(outputs.DEFAULT_KINDS),
+        f"Any of {', '.join(outputs.KINDS)}. For a video overlay, or by default label,overlay.",
+      ),
       flags.DEFINE_list(
         "class_names",
         [],
@@ -93,9 +92,8 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       flags.DEFINE_bool("resume", False, "Continue a run that was stopped; its settings must be the same."),
       flags.DEFINE_string("shard", "1/1", "I/N: do only the I-th of N shares of the work."),
     ],
-    "Output for a video": [
-      flags.DEFINE_integer("num_frames", 0, "Number of recent frames that also prompt the next frame.", 0, 1000),
-      flags.DEFINE_bool("save_frames", True, "Write the label map of every frame."),
+    "Videos": [
+      flags.DEFINE_integer("num_frames", 0, "Number of recent frames that also prompt the next frame.", 0, 1000)
     ],
   }
 
@@ -104,50 +102,39 @@ def main() -> None:
   """Segments what the flags name."""
   keep_programs()
   values = flags.FLAGS
-  adapter = load_adapter(values.adapter) if values.adapter else None
-  learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
-  if not adapter and load_config(values.model_path).head_classes:
-    learned = drop_prompts()
+  network = inference_flags.network_from_flags()
+  if network.has_head:
+    drop_prompts()
     if values.video:
-      raise InputError(
-        f"--model-path: found the trained head {values.model_path}, expected another network with --video"
-      )
-  _check_flags(learned)
-  labels = inference_flags.trained_label_format(values.adapter or values.model_path)
-  options = inference_flags.options_from_flags(values.adapter or values.model_path, labels)
+      raise InputError(f"--model-path: found the trained head {network.run}, expected another network with --video")
+  _check_flags(network)
+  labels = inference_flags.trained_label_format(network.run)
+  options = inference_flags.options_from_flags(network.run, labels)
   shard = Shard.parse(values.shard)
   if values.video:
-    _segment_video(adapter, options, labels)
+    _segment_video(network, options, labels)
     return
   settings = {name.replace("_", "-"): values[name].value for name in _SETTINGS if values[name].value not in (None, [])}
   if options.sensitivity or options.least_area:
     # What the run was calibrated to, not "auto": a run that is resumed must not mix two operating points.
     settings |= {"sensitivity": list(options.sensitivity), "least-area": options.least_area}
   bad = BadFiles() if values.skip_bad else None
-  found = _find_queries(learned, bad, options, labels)
-  annotation_options = _annotation_options(found, labels)
+  found = _find_queries(network, bad, options, labels)
   outcome = batch.run(
-    Predictor.from_checkpoint(values.model_path, adapter=adapter),
-    found,
-    values.outdir,
-    options=options,
-    labels=labels,
-    kinds=values.save,
-    annotation_options=annotation_options,
-    bad=bad,
-    resume=values.resume,
-    shard=shard,
-    settings=settings,
+    *(network.load(), found, values.outdir),
+    **{"options": options, "labels": labels, "kinds": values.save, "bad": bad},
+    **{"resume": values.resume, "shard": shard, "settings": settings},
+    annotation_options=_annotation_options(found, labels, network.run),
     also_read=[values.mapping] if values.mapping else [],
   )
   _report(outcome)
   if outcome.metrics:
-    uses = earlier_uses(values.adapter or values.model_path, {query.name: query.image for query in found})
+    uses = earlier_uses(network.run, {query.name: query.image for query in found})
     for line in uses_lines(uses, outcome.metrics["per_image"]):
       print(line)
 
 
-def _check_flags(learned: bool) -> None:
+def _check_flags(network: inference_flags.Network) -> None:
   """Raises InputError for missing flags, and for flags that would have no effect together with the others."""
   values = flags.FLAGS
   found = [flag_name(name) for name in ("dataset_dir", "image", "video") if values[name].value]
@@ -155,12 +142,14 @@ def _check_flags(learned: bool) -> None:
     raise InputError(f"--dataset-dir, --image, --video: found {' and '.join(found) or 'none of them'}, expected one")
   if values.video:
     _refuse(_IMAGES_ONLY, "cannot be combined with --video")
+    if is_given("save") and not {"overlay"} <= set(values.save) <= set(_OF_VIDEOS):
+      raise InputError(f"--save: found {','.join(values.save)}, expected overlay or label,overlay with --video")
   else:
-    _refuse(_VIDEO_ONLY, "cannot be combined with images; give --video")
+    _refuse(["num_frames"], "cannot be combined with images; give --video")
     outputs.check_kinds(values.save)
     if not set(values.save) & set(outputs.ANNOTATION_KINDS):
       _refuse(_ANNOTATIONS, f"cannot be combined with --save={','.join(values.save)}; add coco, labelme or yolo")
-  if learned:
+  if network.has_learned_prompt or network.has_head:
     _refuse((*FOLDER_PROMPTS, *FILE_PROMPTS), "cannot be combined with a learned prompt, which serves every query")
   elif values.video or is_given("prompt_image"):
     _refuse(FOLDER_PROMPTS, f"cannot be combined with {'--video' if values.video else '--prompt-image'}")
@@ -184,19 +173,21 @@ def _demand(name: str) -> None:
 
 
 def _find_queries(
-  learned: bool, bad: BadFiles | None, options: InferenceOptions, labels: LabelFormat
+  network: inference_flags.Network, bad: BadFiles | None, options: InferenceOptions, labels: LabelFormat
 ) -> list[queries.Query]:
   """Returns the images to segment with their prompts."""
   values = flags.FLAGS
   images, apart = values.dataset_dir or values.image, (values.outdir,)
-  if learned:
+  if network.has_learned_prompt:
     return queries.list_queries(images, bad=bad, apart=apart)
   if prompts := queries.given_prompts(values.prompt_image, values.prompt_label):
     return queries.list_queries(images, bad=bad, prompts=prompts, apart=apart)
-  return find_queries(images, options, labels, bad, apart)
+  return find_queries(network.weights, images, options, labels, bad, apart)
 
 
-def _annotation_options(found: Sequence[queries.Query], labels: LabelFormat) -> annotation_files.AnnotationOptions:
+def _annotation_options(
+  found: Sequence[queries.Query], labels: LabelFormat, run: str
+) -> annotation_files.AnnotationOptions:
   """Returns names of classes and tolerance of polygons, if annotations will be written."""
   values = flags.FLAGS
   if not set(values.save) & set(outputs.ANNOTATION_KINDS):
@@ -205,22 +196,16 @@ def _annotation_options(found: Sequence[queries.Query], labels: LabelFormat) -> 
   tolerance = instances.TOLERANCE if values.polygon_tolerance is None else values.polygon_tolerance
   root = Path(values.dataset_dir) if values.dataset_dir else None
   with naming_flags():
-    names = annotation_files.class_names(values.class_names, values.adapter or values.model_path, prompts, labels)
+    names = annotation_files.class_names(values.class_names, run, prompts, labels)
     return annotation_files.AnnotationOptions(names, tolerance, root)
 
 
-def _segment_video(adapter: StoredAdapter | None, options: InferenceOptions, labels: LabelFormat) -> None:
+def _segment_video(network: inference_flags.Network, options: InferenceOptions, labels: LabelFormat) -> None:
   values = flags.FLAGS
   target = video.run_video(
-    Predictor.from_checkpoint(values.model_path, adapter=adapter),
-    values.video,
-    values.outdir,
-    prompt_images=values.prompt_image,
-    prompt_labels=values.prompt_label,
-    num_frames=values.num_frames,
-    options=options,
-    labels=labels,
-    save_frames=values.save_frames,
+    *(network.load(), values.video, values.outdir),
+    **{"prompt_images": values.prompt_image, "prompt_labels": values.prompt_label, "num_frames": values.num_frames},
+    **{"options": options, "labels": labels, "save_frames": not is_given("save") or "label" in values.save},
   )
   print(f"written: {target}")
 

@@ -21,7 +21,7 @@ from seggpt_jax.audit.contact_sheet import draw_samples
 from seggpt_jax.audit.file_advice import segment_line
 from seggpt_jax.audit.findings import audit_dataset
 from seggpt_jax.audit.report import as_facts, as_text
-from seggpt_jax.cli.dataset_flags import dataset_from_flags, define_dataset_flags, parse_splits
+from seggpt_jax.cli.data_flags import dataset_from_flags, define_dataset_flags, parse_splits
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.runner import is_given
 from seggpt_jax.errors import InputError
@@ -30,7 +30,7 @@ from seggpt_jax.formats.images import is_image
 from seggpt_jax.formats.recognize import Form, recognize
 from seggpt_jax.written import check_outputs, is_own
 
-ARGUMENTS = ("[FOLDER]",)  # or --path
+ARGUMENTS = ("FOLDER",)
 _GUESSED = ("kind", "num_classes", "class_names", "labels", "ignore")
 
 
@@ -49,19 +49,16 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   }
 
 
-def main(folder: str | None = None) -> None:
-  """Inspects the dataset that the argument or the flags name."""
+def main(folder: str) -> None:
+  """Inspects the dataset in a folder."""
   values = flags.FLAGS
-  if (folder is None) == (values.path is None):
-    raise InputError(f"--path: {'missing' if folder is None else f'found {folder} too'}, expected one folder (--help)")
-  values.path = values.path or folder
   given = frozenset(name for name in _GUESSED if is_given(name))
   outdir = Path(values.outdir)
   pictures = [path for path in outdir.glob("*") if is_image(path.name) and not is_own(path)]
   check_outputs([outdir / "inspect.json", outdir / "inspect.png"], pictures, is_image=is_image)
   if "ignore" in given and "labels" not in given:
     raise InputError("--labels: not found; --ignore needs it")
-  dataset = dataset_from_flags()
+  dataset = dataset_from_flags(folder)
   form = Form(values.kind) if "kind" in given and values.split else recognize(dataset.path, values.kind)
   dataset = dataclasses.replace(dataset, kind=form.kind)
   splits = parse_splits(values.split) if values.split else list(form.splits[:2]) or ["train", "val"]

@@ -5,7 +5,6 @@ Only the module of the subcommand that runs is imported, so that `seggpt --help`
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -51,8 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   elif name in COMMANDS:
     run(f"seggpt_jax.cli.{name.replace('-', '_')}", f"seggpt {name}", rest)
   else:
-    nearest = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5) or list(COMMANDS)
-    print(f"error: {name}: unknown command, expected {_alternatives(nearest)} (seggpt --help)", file=sys.stderr)
+    from seggpt_jax.errors import either, nearest
+
+    expected = either(nearest(name, COMMANDS, 2) or list(COMMANDS))
+    print(f"error: {name}: unknown command, expected {expected} (seggpt --help)", file=sys.stderr)
     sys.exit(2)
   sys.exit(0)
 
@@ -72,18 +73,10 @@ def run(module: str, program: str, arguments: Sequence[str] | None = None) -> No
 
 def _overview() -> str:
   width = max(map(len, COMMANDS))
-  return "\n".join(
-    [
-      "usage: seggpt COMMAND [flags]",
-      "",
-      "Segmentation by example (SegGPT) in JAX: fine-tune on your own images, segment, measure.",
-      "",
-      *(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()),
-      "",
-      "`seggpt COMMAND --help` lists the flags of a command; `seggpt --version` prints the version.",
-    ]
+  commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+  return (
+    "usage: seggpt COMMAND [flags]\n\n"
+    "Segmentation by example (SegGPT) in JAX: fine-tune on your own images, segment, measure.\n\n"
+    f"{commands}\n\n"
+    "`seggpt COMMAND --help` lists the flags of a command; `seggpt --version` prints the version."
   )
-
-
-def _alternatives(names: Sequence[str]) -> str:
-  return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from absl import flags
 
-from seggpt_jax.errors import InputError
 from seggpt_jax.model import weights
-from seggpt_jax.model.adapter_files import adapted_params, load_adapter
-from seggpt_jax.model.adapters import LoRA
+from seggpt_jax.model.adapter_files import adapted_params, load_lora
 
 ARGUMENTS = ("WEIGHTS", "RUN", "OUTPUT")
 
@@ -23,8 +21,6 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
 def main(base: str, run: str, output: str) -> None:
   """Merges the adapter of a run into its base weights."""
   weights.check_new_weights(output)
-  stored = load_adapter(run)
-  if not isinstance(stored.adapter, LoRA):
-    raise InputError(f"{run}: found a learned prompt, expected a LoRA: a prompt cannot be merged into weights")
+  stored = load_lora(run)
   weights.save_weights(output, adapted_params(base, stored), stored.config)
   print(f"{output}: {base} with {len(stored.params) // 2} kernels updated by {run}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.machinery
 import importlib.util
 import inspect
@@ -13,7 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 import seggpt_jax
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, nearest
 from seggpt_jax.files import expand
 
 
@@ -36,7 +35,7 @@ def find(name: str) -> Path:
   path = Path(expand(name))
   if path.is_file():
     return path
-  ordered = sorted(names(), key=lambda known: -difflib.SequenceMatcher(None, path.stem, known).ratio())
+  ordered = nearest(path.stem, names(), len(names()), cutoff=0)
   raise InputError(f"--config: file {name} not found, expected a config file or one of the names {', '.join(ordered)}")
 
 
@@ -44,8 +43,7 @@ def load(text: str) -> ConfigDict:
   """Loads a config.
 
   Args:
-    text: name or path of a config as in `find`; after a colon there may be an argument for its `get_config`, as in
-      "mine.py:96".
+    text: name or path of a config as in `find`; after a colon an argument for `get_config`, as in "mine.py:96".
 
   Raises:
     InputError: there is no such config, or its file does not work as one.
@@ -68,9 +66,7 @@ def load(text: str) -> ConfigDict:
     raise
   except SyntaxError as error:
     where = path if error.filename == os.path.abspath(path) else error.filename
-    raise InputError(
-      f"--config: {where} line {error.lineno} is not Python: {error.msg}, expected a config file"
-    ) from error
+    raise InputError(f"--config: {where} line {error.lineno} is not Python: {error.msg}") from error
   except Exception as error:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == os.path.abspath(path)]

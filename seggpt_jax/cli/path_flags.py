@@ -15,11 +15,11 @@ _MOST_COMMAS = 100  # parts of one name with commas in it
 class _PathParser(flags.ArgumentParser):
   """Parses one path."""
 
-  def __init__(self, allow_empty: bool):
+  def __init__(self, allow_empty: bool = False):
     super().__init__()
     self._allow_empty = allow_empty
 
-  def parse(self, argument: str) -> str:
+  def parse(self, argument: str) -> str | list[str]:
     if not argument and not self._allow_empty:
       raise ValueError("found an empty value, expected a path")
     return _expand(argument)
@@ -28,7 +28,7 @@ class _PathParser(flags.ArgumentParser):
     return "path"
 
 
-class _PathListParser(flags.ArgumentParser):
+class _PathListParser(_PathParser):
   """Parses paths separated by commas; an empty value is no path at all. A path that exists may have commas itself."""
 
   def parse(self, argument: str | list[str]) -> list[str]:
@@ -79,11 +79,7 @@ def define_path(
   return flags.DEFINE(parser, name, default, help_string, serializer=flags.ArgumentSerializer(), required=required)
 
 
-def define_paths(name: str, help_string: str) -> flags.FlagHolder:
-  """Defines a flag that holds any number of paths separated by commas.
-
-  Args:
-    name: name of the flag, with underscores.
-    help_string: its help.
-  """
-  return flags.DEFINE(_PathListParser(), name, [], help_string, serializer=flags.CsvListSerializer(","))
+def define_paths(name: str, help_string: str, *, required: bool = False) -> flags.FlagHolder:
+  """Defines a flag that holds any number of paths separated by commas."""
+  serializer, default = flags.CsvListSerializer(","), None if required else []
+  return flags.DEFINE(_PathListParser(), name, default, help_string, serializer=serializer, required=required)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from seggpt_jax.cli.dataset_flags import dataset_from_flags, define_dataset_flags, parse_splits
+from seggpt_jax.cli.data_flags import dataset_from_flags, define_dataset_flags, parse_splits
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.formats.recognize import recognize
 from seggpt_jax.prepare.conversion import FORMATS, Settings, prepare
@@ -54,7 +54,7 @@ def main() -> None:
   if not values.split:
     splits = splits[:1] if values.val_share else splits[:2]
   settings = Settings(
-    dataset=dataset_from_flags(),
+    dataset=dataset_from_flags(values.path),
     splits=tuple(parse_splits(splits)),
     output=values.format,
     val_share=values.val_share,

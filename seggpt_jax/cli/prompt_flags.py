@@ -8,19 +8,17 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from seggpt_jax.cli.help_text import flag_name
 from seggpt_jax.cli.path_flags import define_path
-from seggpt_jax.cli.runner import is_given
+from seggpt_jax.cli.runner import flag_name, is_given
 from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.queries import Query, list_queries
 from seggpt_jax.model.parameters import default_dtype
-from seggpt_jax.model.weights import load_config, load_model
-from seggpt_jax.retrieval.every_class import prompt_every_class, warn_of_left_out
+from seggpt_jax.model.weights import Weights, load_model
 from seggpt_jax.retrieval.labeled_images import list_prompts, read_facts
-from seggpt_jax.retrieval.mapping import default_cache
+from seggpt_jax.retrieval.mapping import default_cache, prompt_every_class, warn_of_left_out
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 
 # Prompts by default: five are better than one (docs/small.md), and than one for each of twenty classes.
@@ -53,17 +51,17 @@ def define_prompt_flags() -> list[flags.FlagHolder]:
   ]
 
 
-def drop_prompts() -> bool:
-  """Says that prompts that were given are not used, and returns True."""
+def drop_prompts() -> None:
+  """Says that prompts that were given are not used."""
   given = [name for name in (*FOLDER_PROMPTS, *FILE_PROMPTS) if name in flags.FLAGS and is_given(name)]
   if given:
     print(f"the run has a trained head, which needs no prompts: {', '.join(map(flag_name, given))} not used")
   for name in given:
     flags.FLAGS[name].unparse()
-  return True
 
 
 def find_queries(
+  weights: Weights,
   images: str | os.PathLike | Sequence[str],
   options: InferenceOptions,
   labels: LabelFormat,
@@ -73,6 +71,7 @@ def find_queries(
   """Returns images with their prompts by the flags, and says how these were chosen.
 
   Args:
+    weights: the network.
     images: a folder, or image files.
     options: how the network is shown an image.
     labels: format of the label files.
@@ -83,7 +82,7 @@ def find_queries(
     InputError: a folder or file is missing or cannot be read.
   """
   values = flags.FLAGS
-  if load_config(values.model_path).head_classes:
+  if weights.config.head_classes:
     drop_prompts()
     return list_queries(images, bad=bad, apart=apart)
   for name in ("prompt_img_dir", "prompt_label_dir"):
@@ -92,7 +91,7 @@ def find_queries(
   folders = values.prompt_img_dir, values.prompt_label_dir
   rule = values.prompts
   if rule == "auto":
-    rule = "similar" if load_config(values.model_path).backbone and not options.zoom else "spread"
+    rule = "similar" if weights.config.backbone and not options.zoom else "spread"
   if values.mapping:
     return list_queries(images, *folders, values.mapping, (values.top_k or 1) * options.cells, bad, apart=apart)
   if rule == "first":
@@ -101,7 +100,7 @@ def find_queries(
     return found
   found, candidates, index = list_queries(images, apart=(*apart, *folders)), list_prompts(*folders), None
   if rule == "similar":
-    model = load_model(values.model_path, dtype=default_dtype())
+    model = load_model(weights, dtype=default_dtype())
     index = PromptIndex.build(model, candidates, labels, cache=default_cache())
   facts = read_facts(candidates, labels) if index is None else index.facts
   # At the scale of training a prompt consists of cells, each from another image.

@@ -3,9 +3,9 @@ r"""Chooses prompts for every query and writes them as the mapping that `seggpt 
   seggpt retrieve --model-path weights/vit_large --dataset-dir DATASET/val \
     --prompt-img-dir DATASET/train/images --prompt-label-dir DATASET/train/labels --top-k 5 --output mapping.json
 
-In: a folder of queries and one of labeled images. Out: JSON {query file: [prompt files, best first]}, and with
---negative-output a second file of prompts that show nothing that the query shows. A query that is among the labeled
-images itself, as the same file or a copy, never prompts itself.
+In: a folder of queries and one of labeled images. Out: JSON {query file: [prompt files, best first]}; with two outputs,
+the second is of prompts that show nothing that the query shows. A query that is among the labeled images itself, as the
+same file or a copy, never prompts itself.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import os
 
 from absl import flags
 
+from seggpt_jax.cli.data_flags import define_label_flags
 from seggpt_jax.cli.inference_flags import trained_label_format
-from seggpt_jax.cli.label_flags import define_label_flags
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.path_flags import define_path, define_paths
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
-from seggpt_jax.retrieval.mapping import DEFAULT_CACHE, ChoiceOptions, write_mappings
+from seggpt_jax.retrieval.mapping import DEFAULT_CACHE, write_mappings
 
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
@@ -30,7 +30,12 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path("dataset_dir", "Queries: a folder with images/ and perhaps labels/, or of images.", required=True),
       define_path("prompt_img_dir", "Labeled images that prompts are chosen from.", required=True),
       define_path("prompt_label_dir", "Label maps of these images.", required=True),
-      define_path("output", "JSON file to write, for `seggpt infer --mapping`.", required=True),
+      define_paths(
+        "output",
+        "JSON file to write, for `seggpt infer --mapping`. With --groups there may be a second one after a comma, of "
+        "prompts of other groups.",
+        required=True,
+      ),
     ],
     "Choice": [
       flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each query.", 1, 1000),
@@ -39,16 +44,12 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
         f"Folder for features of labeled images, by default {DEFAULT_CACHE}; empty keeps none.",
         allow_empty=True,
       ),
-    ],
-    "Positive and negative prompts": [
       flags.DEFINE_string(
         "groups",
         None,
-        "Prompts from the query's own group: prefix:SEP (the name up to the last SEP), csv:FILE (columns name,group) "
-        "or classes (the same set of classes).",
+        "Prompts from the query's own group: prefix:SEP (the name up to the last SEP), csv:FILE (columns name,group), "
+        "classes (the same set of classes in the label) or class (at least one class in common).",
       ),
-      flags.DEFINE_bool("by_class", False, "Prompts that share a class with the query's label."),
-      define_path("negative_output", "Second mapping: prompts of other groups, or without the query's classes."),
     ],
     **define_label_flags("as in training, else index"),
   }
@@ -58,29 +59,20 @@ def main() -> None:
   """Chooses prompts for the queries that the flags name."""
   keep_programs()
   values = flags.FLAGS
-  _check_flags()
+  output, *others = values.output or [""]
+  if not output or len(others) > 1 or (others and os.path.abspath(others[0]) == os.path.abspath(output)):
+    raise InputError(f"--output: found {','.join(values.output)}, expected one file, or two that differ")
+  if others and not values.groups:
+    raise InputError("--groups: not found; a second --output needs it")
   write_mappings(
     values.model_path,
     values.dataset_dir,
     values.prompt_img_dir,
     values.prompt_label_dir,
-    values.output,
+    output,
     labels=trained_label_format(values.model_path),
-    options=ChoiceOptions(values.top_k, negatives="hardest" if values.negative_output else None),
+    top_k=values.top_k,
     groups=values.groups,
-    share_class=values.by_class,
-    negative_output=values.negative_output,
+    negative_output=others[0] if others else None,
     cache=DEFAULT_CACHE if values.cache is None else values.cache,
   )
-
-
-def _check_flags() -> None:
-  """Raises InputError for flags that would have no effect together with the others."""
-  values = flags.FLAGS
-  if values.groups and values.by_class:
-    raise InputError("--groups cannot be combined with --by-class")
-  negative = values.negative_output
-  if negative and not (values.groups or values.by_class):
-    raise InputError("--groups, --by-class: not found; --negative-output needs one of them")
-  if negative and os.path.abspath(negative) == os.path.abspath(values.output):
-    raise InputError(f"--negative-output: found {negative}, expected another file than --output")

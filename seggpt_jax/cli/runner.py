@@ -15,15 +15,16 @@ on stderr names the file with the traceback, which `--verbosity=0` prints instea
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from logging import Formatter
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
@@ -31,9 +32,101 @@ from typing import Any, NoReturn, TextIO
 from absl import app, flags, logging
 
 from seggpt_jax.child_processes import follow_parent
-from seggpt_jax.cli.help_text import command_help, flag_name
-from seggpt_jax.errors import InputError, MachineError, one_line
+from seggpt_jax.errors import InputError, MachineError, either, nearest, one_line
 from seggpt_jax.files import expand
+
+_VALUES = {
+  "path": "PATH",
+  "paths": "PATH,...",
+  "int": "N",
+  "float": "X",
+  "string": "TEXT",
+  "comma separated list of strings": "A,B,...",
+  "config object": "CONFIG",
+}
+_GENERAL = (
+  ("--help", "Print this text."),
+  ("--verbosity N", "Log more than warnings: 0 for information, 1 for debugging."),
+)
+_COLUMN = 30  # where descriptions start
+
+
+def flag_name(name: str) -> str:
+  """Returns a flag as people type it: `--num-steps` for `num_steps`."""
+  return f"--{name.replace('_', '-')}"
+
+
+def _command_help(
+  command: ModuleType, program: str, groups: Mapping[str, Sequence[flags.FlagHolder]], full: bool = False
+) -> str:
+  """Returns the help of a command: usage, its docstring, its flags by the titles of their groups, and `more_help`."""
+  own = {title: [flags.FLAGS[holder.name] for holder in holders] for title, holders in groups.items()}
+  required = [f"{_spellings(flag)[0]} {_value(flag)}" for group in own.values() for flag in group if _is_required(flag)]
+  usage = " ".join(["usage:", program, *getattr(command, "ARGUMENTS", ()), *required, "[flags]"])
+  parts = [
+    textwrap.fill(usage, _width(), subsequent_indent="    ", break_on_hyphens=False),
+    (command.__doc__ or "").strip(),
+  ]
+  for title, group in own.items():
+    parts.append("\n".join([f"{title}:", *(entry(_heading(flag), _description(flag)) for flag in group)]))
+  parts.append("\n".join(["General:", *(entry(*each) for each in _GENERAL)]))
+  if hasattr(command, "more_help"):
+    parts.append(command.more_help(full))
+  return "\n\n".join(parts)
+
+
+def _width() -> int:
+  """Returns how many columns the text may fill."""
+  return max(min(shutil.get_terminal_size((100, 0)).columns, 120), 60)
+
+
+def entry(heading: str, description: str) -> str:
+  """Returns one item of a list: its heading on the left, its description wrapped on the right."""
+  lines = textwrap.wrap(description, _width() - _COLUMN, break_on_hyphens=False)
+  first = f"  {heading}"
+  if len(first) + 2 > _COLUMN:
+    lines = [first, *(" " * _COLUMN + line for line in lines)]
+  else:
+    lines = [f"{first:<{_COLUMN}}{lines[0]}", *(" " * _COLUMN + line for line in lines[1:])]
+  return "\n".join(lines)
+
+
+def _heading(flag: flags.Flag) -> str:
+  return f"{', '.join(_spellings(flag))} {_value(flag)}".rstrip()
+
+
+def _spellings(flag: flags.Flag) -> list[str]:
+  prefix = "--[no]" if flag.boolean else "--"
+  return [prefix + name for name in dict.fromkeys((flag.name.replace("_", "-"), flag.name))]
+
+
+def _value(flag: flags.Flag) -> str:
+  if flag.boolean:
+    return ""
+  choices = getattr(flag.parser, "enum_values", None)
+  return f"{{{','.join(choices)}}}" if choices else _VALUES.get(flag.flag_type(), "VALUE")
+
+
+def _description(flag: flags.Flag) -> str:
+  # absl puts the choices of an enum before its help.
+  text = re.sub(r"^<[^>]*>: |;\s+repeat this option to specify a list of values$", "", flag.help)
+  if _is_required(flag):
+    return f"{text} (required)"
+  default = _text(flag.default_unparsed)
+  return f"{text} (default: {default})" if default else text
+
+
+def _text(default: Any) -> str:
+  if default is None:
+    return ""
+  if isinstance(default, bool):
+    return "on" if default else "off"
+  return ",".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+
+
+def _is_required(flag: flags.Flag) -> bool:
+  return any("must have a value" in validator.message for validator in flag.validators)
+
 
 _HELP = {"h", "?", "help", "helpfull", "helpshort"}  # with one hyphen or two
 
@@ -75,7 +168,7 @@ def run(command: ModuleType, program: str, arguments: Sequence[str]) -> NoReturn
   own = [holder.name for holders in groups.values() for holder in holders]
   asked = {argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")} & _HELP
   if asked:
-    print(command_help(command, program, groups, full="helpfull" in asked))
+    print(_command_help(command, program, groups, full="helpfull" in asked))
     sys.exit(0)
   # ml_collections looks for the keys of a config in sys.argv.
   sys.argv = [program, *_registered_names(arguments)]
@@ -135,8 +228,8 @@ def _parse(argv: list[str], own: Sequence[str]) -> list[str]:
   except flags.UnrecognizedFlagError as error:
     if error.flagname.removeprefix("no").startswith("config.") and "config" in own:
       _exit("--config: missing, expected it before the keys that are set, for example --config small")
-    nearest = difflib.get_close_matches(error.flagname.replace("-", "_"), own, n=3, cutoff=0.5)
-    expected = f"expected {' or '.join(map(flag_name, nearest))} (--help)" if nearest else "--help lists the flags"
+    meant = nearest(error.flagname.replace("-", "_"), own)
+    expected = f"expected {either([*map(flag_name, meant)])} (--help)" if meant else "--help lists the flags"
     _exit(f"--{error.flagname}: unknown flag, {expected}")
   except (flags.Error, ValueError, RecursionError) as error:  # a list in a list, thousands of times
     if isinstance(error.__context__, InputError):
@@ -148,11 +241,7 @@ def _parse(argv: list[str], own: Sequence[str]) -> list[str]:
 
 
 def _check_arguments(found: Sequence[str], names: Sequence[str]) -> list[str]:
-  """Returns the arguments that are no flags, with `~` expanded.
-
-  Raises:
-    InputError: there are more or fewer than there should be, or one is empty.
-  """
+  """Returns the arguments that are no flags, with `~` expanded; refuses more or fewer than there should be."""
   if found and not names:
     raise InputError(f"found argument {found[0]!r}, expected only flags (--help)")
   if not sum(not name.startswith("[") for name in names) <= len(found) <= len(names):
@@ -177,12 +266,7 @@ def _open_missing_streams() -> None:
 
 
 class _LastingOutput:
-  """Passes text on to standard output or error, until that is closed or full; the work continues without it.
-
-  Args:
-    stream: the stream.
-    warns: whether a warning says that it is closed or full.
-  """
+  """Passes text on to standard output or error, until that is closed or full; the work continues without it."""
 
   def __init__(self, stream: TextIO, warns: bool = True):
     self._stream, self._warns = stream, warns

@@ -9,7 +9,6 @@ the same command on each of them with --distributed=auto or --distributed=HOST:P
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 
@@ -19,20 +18,52 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from seggpt_jax.cli import calibrate, packaged_configs
-from seggpt_jax.cli.config_help import config_help
 from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.runner import entry
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.sources import shared_images
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, either
 from seggpt_jax.evaluation.calibration import Seen
 from seggpt_jax.formats.labels import classes_in
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.palette import fixed_palette
 from seggpt_jax.training import distributed
-from seggpt_jax.training.config import expand_paths, flatten
+from seggpt_jax.training.config import expand_paths, flatten, nearest_keys
 from seggpt_jax.training.head import validation_indices
 from seggpt_jax.training.inputs import open_splits
 from seggpt_jax.training.loop import train
+from seggpt_jax.training.schema import KEYS, Key
+
+# The keys that people change most.
+COMMON = (
+  *("num_steps", "batch_size", "model.init_from", "data.source", "data.path", "data.num_classes", "data.labels"),
+  *("data.palette", "optim.peak", "eval_every"),
+)
+
+
+def config_help(full: bool) -> str:
+  """Returns the common keys, or all, each with its default, range or choices, and meaning."""
+  more = "" if full else f" --helpfull lists all {len(KEYS)}."
+  parts = [f"Keys of the config, each set with --config.KEY=VALUE; a packaged config may set other defaults.{more}"]
+  groups: dict[str, list[str]] = {}
+  for key in KEYS:
+    if not full and key.name not in COMMON:
+      continue
+    lines = groups.setdefault(key.name.rpartition(".")[0], [])
+    lines.append(entry(f"{key.name}={_text(key.default)}", _description(key)))
+  parts += ["\n".join([f"{group or 'run'}:", *lines]) for group, lines in groups.items()]
+  return "\n\n".join(parts)
+
+
+def _description(key: Key) -> str:
+  extras = [key.allowed, f"only {key.applies}" if key.applies else ""]
+  extra = "; ".join(part for part in extras if part)
+  return f"{key.meaning} ({extra})" if extra else key.meaning
+
+
+def _text(default: object) -> str:
+  return str(default).replace(" ", "") if isinstance(default, tuple) else str(default)
+
 
 more_help = config_help
 _LEAST_SHOWN = 8  # validation images with foreground: what is chosen on fewer would be chance
@@ -62,15 +93,8 @@ def _check_keys(config: ConfigDict, argv: list[str]) -> None:
     if not config_seen:
       raise InputError(f"--config: found --config.{match[2]} before it, expected --config first")
     if match[2] not in known:
-      raise InputError(f"--config.{match[2]}: unknown key, expected {_nearest(match[2], known)} (--helpfull lists all)")
-
-
-def _nearest(key: str, known: list[str]) -> str:
-  """Returns the keys that a misspelled key may have been meant for, as text."""
-  last = key.rpartition(".")[2]
-  same_name = [name for name in known if name.rpartition(".")[2] == last]
-  near = difflib.get_close_matches(key, known, n=3) or same_name or difflib.get_close_matches(key, known, n=3, cutoff=0)
-  return " or ".join(f"--config.{name}" for name in near)
+      near = either([f"--config.{key}" for key in nearest_keys(match[2], known)])
+      raise InputError(f"--config.{match[2]}: unknown key, expected {near} (--helpfull lists all)")
 
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
@@ -88,7 +112,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
         "distributed",
         "off",
         "off, auto (ask the cluster) or HOST:PORT,N,I: where process 0 listens, the number of processes, this one's.",
-      ),
+      )
     ],
   }
 

@@ -19,8 +19,8 @@ from jaxtyping import Float, UInt8
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import write_whole
 from seggpt_jax.formats.labels import IGNORE, classes_in
-from seggpt_jax.inference.operating_point import OperatingPoint
 from seggpt_jax.inference.prediction import decode_prediction
+from seggpt_jax.inference.trained import OperatingPoint
 from seggpt_jax.metrics.inspection import Thresholds
 
 Aim = Literal["f1", "catch", "yield", "balance"]
@@ -84,7 +84,7 @@ def calibrate(
   if not shown:
     raise InputError(f"found no class in the labels of {len(images)} images, expected some to catch")
   if aim == "yield" and all(classes_in(image.truth) for image in images):
-    raise InputError(f"--yield: found {len(images)} images that all show a class, expected some without to leave alone")
+    raise InputError(f"--aim=yield: found {len(images)} images that all show a class, expected some without")
 
   factors = _FACTORS[:: 2 if aim == "balance" else 1].tolist()  # which looks at twice as many sensitivities
 

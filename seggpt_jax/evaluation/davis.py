@@ -32,7 +32,7 @@ from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import IGNORE, LabelFormat, check_size, read_labels
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.inference.video import segment_frames
 from seggpt_jax.metrics import boundary
 

@@ -33,7 +33,7 @@ from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.prompts import Prompt
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.palette import IGNORE
 
 _AHEAD = 16  # episodes that are read before they are needed

@@ -30,7 +30,7 @@ from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import PromptFiles, Query, files_of, list_queries
-from seggpt_jax.inference.report import own_prompts_line
+from seggpt_jax.inference.scores import own_prompts_line
 from seggpt_jax.metrics.inspection import Inspection, Thresholds, foreground_iou, judge, response_rate
 from seggpt_jax.written import check_outputs
 

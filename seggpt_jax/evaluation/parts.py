@@ -27,7 +27,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.files import decode_text, expand, writing
 from seggpt_jax.inference import outputs, pictures, tiling
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.palette import IGNORE, display_palette
 from seggpt_jax.written import check_outputs, open_record
 

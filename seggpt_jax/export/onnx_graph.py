@@ -16,15 +16,13 @@ if TYPE_CHECKING:
   import onnx
 
 
-class NetworkGraph:
-  """Writes nodes and constants into a graph. Methods add nodes and return the name of the result.
+def scalar(value: float | int | np.floating) -> np.ndarray:
+  """Returns a number as float32, for a constant."""
+  return np.array(value, np.float32)
 
-  Args:
-    graph: an empty graph.
-    config: the architecture of the network.
-    num_prompts: K.
-    params: its parameters, as `stored_params` returns them.
-  """
+
+class NetworkGraph:
+  """Writes nodes and constants into a graph. Methods add nodes and return the name of the result."""
 
   def __init__(self, graph: onnx.GraphProto, config: SegGPTConfig, num_prompts: int, params: Mapping[str, np.ndarray]):
     self.graph, self.config, self.k, self.params = graph, config, num_prompts, params
@@ -86,6 +84,12 @@ class NetworkGraph:
   def norm(self, x: str, name: str) -> str:
     scale, bias = self.params[f"{name}.scale"], self.params[f"{name}.bias"]
     return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=LAYER_NORM_EPSILON)
+
+  def normalized(self, pixels: str) -> str:
+    """Adds `canvas.normalize` of uint8 pixels."""
+    mean, std = (np.array(values, np.float32) for values in (self.config.image_mean, self.config.image_std))
+    scaled = self.op("Div", self.cast(pixels, np.float32), scalar(255))
+    return self.op("Div", self.op("Sub", scaled, mean), std)
 
   def split(self, x: str, names: Sequence[str], axis: int) -> None:
     """Adds a node that cuts an array into equal parts of these names."""

@@ -11,17 +11,12 @@ import itertools
 import jax
 import numpy as np
 
-from seggpt_jax.export.onnx_graph import NetworkGraph
+from seggpt_jax.export.onnx_graph import NetworkGraph, scalar
 from seggpt_jax.model import imagenet
 from seggpt_jax.model.matcher import FREQUENCIES, HEADS, KEY_DIM, PATCH, RIDGE, position_code
 
 _MASKS = 3  # classes in pure red, green and blue
 _STEPS = 64  # of conjugate gradients, after which the answers agree with those of Cholesky's method
-_EPSILON = 1e-6  # of Flax's layer normalization
-
-
-def _float(value: float | int | np.floating) -> np.ndarray:
-  return np.array(value, np.float32)
 
 
 class MatcherGraph(NetworkGraph):
@@ -31,13 +26,9 @@ class MatcherGraph(NetworkGraph):
     """Adds the whole network: from uint8 pixels to float32 colors, each of which is a mask, 0..255."""
     height, width = self.tile_size
     shown = self.describe(self.normalized(self.reshape(images, -1, height, width, 3)))
-    masks = self.op("Div", self.cast(self.reshape(targets, -1, height, width, 3), np.float32), _float(255))
+    masks = self.op("Div", self.cast(self.reshape(targets, -1, height, width, 3), np.float32), scalar(255))
     logits = self.answer(self.describe(self.normalized(query)), self.remember(shown, masks))
-    return self.op("Mul", self.op("Sigmoid", logits), _float(255))
-
-  def normalized(self, pixels: str) -> str:
-    mean, std = (np.array(values, np.float32) for values in (self.config.image_mean, self.config.image_std))
-    return self.op("Div", self.op("Sub", self.op("Div", self.cast(pixels, np.float32), _float(255)), mean), std)
+    return self.op("Mul", self.op("Sigmoid", logits), scalar(255))
 
   # ----------------------------------------------------------------------------------------------- small operations
 
@@ -69,16 +60,12 @@ class MatcherGraph(NetworkGraph):
   def standardized(self, x: str) -> str:
     centered = self.op("Sub", x, self.mean(x, 1, 2, keep=True))
     deviation = self.op("Sqrt", self.mean(self.op("Mul", centered, centered), 1, 2, keep=True))
-    return self.op("Div", centered, self.op("Add", deviation, _float(1e-2)))
+    return self.op("Div", centered, self.op("Add", deviation, scalar(1e-2)))
 
   def convolved(self, x: str, name: str) -> str:
     kernel, bias = (self.params[f"{name}.{part}"] for part in ("kernel", "bias"))
     x = self.op("Conv", self.transpose(x, 0, 3, 1, 2), np.transpose(kernel, (3, 2, 0, 1)), bias, pads=(1, 1, 1, 1))
     return self.transpose(x, 0, 2, 3, 1)
-
-  def normed(self, x: str, name: str) -> str:
-    scale, bias = self.params[f"{name}.scale"], self.params[f"{name}.bias"]
-    return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=_EPSILON)
 
   # ------------------------------------------------------------------------------------------------------- features
 
@@ -87,7 +74,7 @@ class MatcherGraph(NetworkGraph):
     mean, std = (np.array(values, np.float32) for values in (self.config.image_mean, self.config.image_std))
     x = self.op("Add", self.op("Mul", images, 2 * std), 2 * mean - 1)
     (rows, cols), outputs, blocks = self.tile_size, {}, itertools.count()
-    zero, six = _float(0), _float(6)
+    zero, six = scalar(0), scalar(6)
 
     def convolution(x: str, name: str, kernel: np.ndarray, stride: int = 1, groups: int = 1) -> str:
       size, bias = kernel.shape[-1], self.params[f"{name}.bias"]
@@ -141,7 +128,7 @@ class MatcherGraph(NetworkGraph):
 
     def keys(x: str, stride: int, count: int) -> str:
       x = self.reshape(x, -1, count, HEADS[stride], KEY_DIM)
-      length = self.op("Sqrt", self.op("Add", self.total(self.op("Mul", x, x), 3), _float(1e-6)))
+      length = self.op("Sqrt", self.op("Add", self.total(self.op("Mul", x, x), 3), scalar(1e-6)))
       return self.op("Div", x, length)
 
     pixels = self.shuffled(self.concatenate([images, self.standardized(images)], 3), height // 2, width // 2, 2, 6)
@@ -158,11 +145,11 @@ class MatcherGraph(NetworkGraph):
   def context(self, x: str, name: str, others: str = "") -> str:
     """Adds a transformer block whose tokens attend to themselves and to others; see `ContextBlock`."""
     heads, dim = self.config.num_heads, self.config.width // self.config.num_heads
-    seen = self.normed(x, f"{name}.norm1")
+    seen = self.norm(x, f"{name}.norm1")
     parts = [f"{seen}_{part}" for part in ("query", "key", "value")]
     self.split(self.linear(seen, f"{name}.attn.qkv"), parts, axis=2)
     if others:
-      seen = self.normed(others, f"{name}.norm1")
+      seen = self.norm(others, f"{name}.norm1")
       added = [f"{seen}_others_{part}" for part in ("query", "key", "value")]
       self.split(self.linear(seen, f"{name}.attn.qkv"), added, axis=2)
       parts[1:] = [self.concatenate(pair, 1) for pair in zip(parts[1:], added[1:], strict=True)]
@@ -171,11 +158,11 @@ class MatcherGraph(NetworkGraph):
       return self.transpose(self.op("Reshape", y, np.array((0, -1, heads, dim), np.int64)), *axes)
 
     query, key, value = by_head(parts[0], 0, 2, 1, 3), by_head(parts[1], 0, 2, 3, 1), by_head(parts[2], 0, 2, 1, 3)
-    scores = self.op("MatMul", self.op("Mul", query, _float(dim**-0.5)), key)
+    scores = self.op("MatMul", self.op("Mul", query, scalar(dim**-0.5)), key)
     found = self.transpose(self.op("MatMul", self.op("Softmax", scores, axis=-1), value), 0, 2, 1, 3)
     found = self.op("Reshape", found, np.array((0, -1, heads * dim), np.int64))
     x = self.op("Add", x, self.linear(found, f"{name}.attn.proj"))
-    hidden = self.op("Gelu", self.linear(self.normed(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
+    hidden = self.op("Gelu", self.linear(self.norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
     return self.op("Add", x, self.linear(hidden, f"{name}.mlp.fc2"))
 
   # ---------------------------------------------------------------------------------------------- prompts and answer
@@ -225,14 +212,14 @@ class MatcherGraph(NetworkGraph):
     """Adds the linear heads of the prompts; see `matcher._solve`."""
     (height, width), size = self.tile_size, self.ridge_size
     pixels = self.k * height * width // 16
-    penalty = np.diag(np.append(np.ones(size - 1), 1e-4)).astype(np.float32) * _float(RIDGE * pixels)
+    penalty = np.diag(np.append(np.ones(size - 1), 1e-4)).astype(np.float32) * scalar(RIDGE * pixels)
     matrix = self.op("Add", gram, penalty)
     identity = np.eye(size, dtype=np.float32)
-    inverse = self.op("Div", _float(1), self.total(self.op("Mul", matrix, identity), 3))
-    weights, left = self.op("Mul", target, _float(0)), target
+    inverse = self.op("Div", scalar(1), self.total(self.op("Mul", matrix, identity), 3))
+    weights, left = self.op("Mul", target, scalar(0)), target
     ahead = scaled = self.op("Mul", inverse, left)
     size_of = self.total(self.op("Mul", left, scaled), 2)
-    tiny = _float(1e-30)  # a mask that is empty has nothing left to fit
+    tiny = scalar(1e-30)  # a mask that is empty has nothing left to fit
     for _ in range(_STEPS):
       moved = self.op("MatMul", matrix, ahead)
       step = self.op("Div", size_of, self.op("Add", self.total(self.op("Mul", ahead, moved), 2), tiny))
@@ -243,12 +230,12 @@ class MatcherGraph(NetworkGraph):
       ratio = self.op("Div", size_of, self.op("Add", before, tiny))
       ahead = self.op("Add", scaled, self.op("Mul", ratio, ahead))
     total, inside = self.part(gram, 3, size - 1, size), self.part(target, 2, size - 1, size)
-    outside = self.op("Sub", _float(pixels), inside)
-    high = self.op("Div", self.total(self.op("Mul", weights, target), 2), self.op("Add", inside, _float(1e-3)))
+    outside = self.op("Sub", scalar(pixels), inside)
+    high = self.op("Div", self.total(self.op("Mul", weights, target), 2), self.op("Add", inside, scalar(1e-3)))
     low = self.total(self.op("Mul", weights, self.op("Sub", total, target)), 2)
-    low = self.op("Div", low, self.op("Add", outside, _float(1e-3)))
+    low = self.op("Div", low, self.op("Add", outside, scalar(1e-3)))
     weights = self.op("Sub", weights, self.op("Mul", identity[-1:].T, low))
-    return self.op("Div", weights, self.op("Max", self.op("Sub", high, low), _float(1e-2)))
+    return self.op("Div", weights, self.op("Max", self.op("Sub", high, low), scalar(1e-2)))
 
   def matched(self, query: dict[str, str], memory: dict[str, str], stride: int, sharpness: np.ndarray) -> str:
     """Adds the mask values that similar places of the prompts have: `[B, masks, places, heads, 16]`."""
@@ -256,7 +243,7 @@ class MatcherGraph(NetworkGraph):
     places, found = height * width // stride**2, []
     for head, sharp in enumerate(sharpness):
       own, others = (self.part(each[f"keys{stride}"], 2, head, head + 1) for each in (query, memory))
-      own = self.op("Mul", self.reshape(own, -1, places, KEY_DIM), _float(np.exp(sharp)))
+      own = self.op("Mul", self.reshape(own, -1, places, KEY_DIM), scalar(np.exp(sharp)))
       others = self.reshape(others, -1, self.k * places, KEY_DIM)
       shares = self.op("Softmax", self.op("MatMul", own, self.transpose(others, 0, 2, 1)), axis=-1)
       values = self.op("MatMul", shares, memory[f"values{stride}"])
@@ -272,7 +259,7 @@ class MatcherGraph(NetworkGraph):
     fine = self.matched(query, memory, 4, sharpness[:fine_heads])
     coarse = self.matched(query, memory, 8, sharpness[fine_heads:])
     linear = self.op("MatMul", query["ridge"], self.heads(memory["gram"], memory["target"]))
-    linear = self.op("Clip", self.transpose(linear, 0, 3, 2, 1), _float(-1), _float(2))  # [B, masks, places, 2]
+    linear = self.op("Clip", self.transpose(linear, 0, 3, 2, 1), scalar(-1), scalar(2))  # [B, masks, places, 2]
     means = self.concatenate([self.mean(fine, 4), linear], 3)
     means = self.reshape(means, -1, rows4, cols4, fine_heads + 2)
     copy = self.reshape(self.transpose(memory["copy"], 0, 2, 1, 3), -1, rows, cols, 16)
@@ -291,7 +278,7 @@ class MatcherGraph(NetworkGraph):
     tokens = self.reshape(self.linear(self.concatenate(hints, 3), "query_embed"), -1, rows * cols, wide)
     for index in range(self.config.merge_block + 1, self.config.depth):
       tokens = self.context(tokens, f"blocks.{index}", memory[f"tokens{index}"])
-    x = self.reshape(self.linear(self.normed(tokens, "norm"), "to4"), -1, rows, cols, 4 * dim)
+    x = self.reshape(self.linear(self.norm(tokens, "norm"), "to4"), -1, rows, cols, 4 * dim)
     copy4 = self.mean(self.reshape(copy, -1, rows, cols, 2, 2, 2, 2), 4, 6)
     copy4 = self.shuffled(copy4, rows, cols, 2, 1, back=True)
     skip4 = for_each_mask(query["skip4"], rows4, cols4, dim)
@@ -306,7 +293,7 @@ class MatcherGraph(NetworkGraph):
     x = self.concatenate([x, skip2, fine, large], 3)
     x = self.op("Gelu", self.convolved(x, "conv2a"))
     x = self.op("Gelu", self.op("Add", x, self.convolved(x, "conv2b")))
-    hints = self.op("MatMul", self.op("Sub", means, _float(0.5)), self.params["hint_weights"][:, None])
+    hints = self.op("MatMul", self.op("Sub", means, scalar(0.5)), self.params["hint_weights"][:, None])
     hints = self.upsampled(hints, rows4, cols4, 1, 4)
     logits = self.op("Add", self.shuffled(self.linear(x, "to1"), rows2, cols2, 2, 1, back=True), hints)
     return self.transpose(self.reshape(logits, -1, _MASKS, height, width), 0, 2, 3, 1)

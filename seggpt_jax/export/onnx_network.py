@@ -21,12 +21,12 @@ import numpy as np
 import seggpt_jax
 from seggpt_jax import palette
 from seggpt_jax.errors import InputError
-from seggpt_jax.export.onnx_graph import NetworkGraph
+from seggpt_jax.export.onnx_graph import NetworkGraph, scalar
 from seggpt_jax.export.onnx_matcher import MatcherGraph
-from seggpt_jax.export.stored import StoredDtype, stored_params
 from seggpt_jax.model import parameters
 from seggpt_jax.model.attention.relative_positions import fit_table, one_hot_positions, relative_index
 from seggpt_jax.model.matcher import Matcher
+from seggpt_jax.model.parameters import StoredDtype, stored_params
 from seggpt_jax.model.seggpt import SegGPT, SegType
 
 if TYPE_CHECKING:
@@ -94,15 +94,7 @@ def build_onnx(
 
 
 class _SegGPTGraph(NetworkGraph):
-  """Writes a SegGPT into a graph.
-
-  Args:
-    graph: an empty graph.
-    model: the network.
-    num_prompts: K.
-    params: its parameters, as `stored_params` returns them.
-    seg_type: "semantic" or "instance".
-  """
+  """Writes a SegGPT into a graph; see `NetworkGraph` for the arguments."""
 
   def __init__(
     self, graph: onnx.GraphProto, model: SegGPT, num_prompts: int, params: Mapping[str, np.ndarray], seg_type: SegType
@@ -119,7 +111,7 @@ class _SegGPTGraph(NetworkGraph):
       if index == self.config.merge_block:
         streams = [f"{part}_stream" for part in ("image", "target")]
         self.split(x, streams, axis=0)
-        x = self.op("Mul", self.op("Add", *streams), np.array(0.5, np.float32))
+        x = self.op("Mul", self.op("Add", *streams), scalar(0.5))
       if index in self.config.feature_taps:
         features.append(self.tap(x))
     return self.decode(self.concatenate(features, 3))
@@ -128,12 +120,9 @@ class _SegGPTGraph(NetworkGraph):
     """Adds the tokens of both streams, one after the other along the batch: `[2B, K + 1, T, D]`."""
     k, (height, width), p = self.k, self.tile_size, self.config.patch_size
     rows, cols = height // p, width // p
-    mean, std = (np.array(values, np.float32) for values in (self.config.image_mean, self.config.image_std))
 
     def tokens(pixels: str, halves: int) -> str:
-      scaled = self.op("Div", self.cast(pixels, np.float32), np.array(255.0, np.float32))
-      normalized = self.op("Div", self.op("Sub", scaled, mean), std)
-      patches = self.transpose(self.reshape(normalized, -1, rows, p, cols, p, 3), 0, 1, 3, 2, 4, 5)
+      patches = self.transpose(self.reshape(self.normalized(pixels), -1, rows, p, cols, p, 3), 0, 1, 3, 2, 4, 5)
       return self.linear(self.reshape(patches, -1, halves, rows * cols, p * p * 3), "patch_embed")
 
     query = self.reshape(query, -1, 1, height, width, 3)
@@ -188,7 +177,7 @@ class _SegGPTGraph(NetworkGraph):
     grid = self.reshape(query, -1, heads, rows, cols, dim)
     by_row = self.op("MatMul", grid, table("h", rows))
     by_col = self.transpose(self.op("MatMul", self.transpose(grid, 0, 1, 3, 2, 4), table("w", cols)), 0, 1, 3, 2, 4)
-    scaled = self.op("Mul", query, np.array(1 / math.sqrt(dim), np.float32))
+    scaled = self.op("Mul", query, scalar(1 / math.sqrt(dim)))
     relative = [self.reshape(x, -1, heads, tokens, n) for x, n in ((by_row, rows), (by_col, cols))]
     positions = np.pad(one_hot_positions((rows, cols)), ((0, 0), (dim, 0))).astype(np.float32)
     keys = self.op("Add", self.pad(key, 3, 4, rows + cols), positions)
@@ -213,5 +202,5 @@ class _SegGPTGraph(NetworkGraph):
     hidden = self.op("Gelu", self.norm(pixels, "decoder_pred.norm"))
     colors = self.linear(hidden, "decoder_pred.head")
     mean, std = (np.array(values, np.float32) for values in (self.config.image_mean, self.config.image_std))
-    colors = self.op("Mul", self.op("Add", self.op("Mul", colors, std), mean), np.array(255.0, np.float32))
-    return self.op("Clip", colors, np.array(0.0, np.float32), np.array(255.0, np.float32))
+    colors = self.op("Mul", self.op("Add", self.op("Mul", colors, std), mean), scalar(255.0))
+    return self.op("Clip", colors, scalar(0.0), scalar(255.0))

@@ -12,9 +12,9 @@ import numpy as np
 
 from seggpt_jax import canvas
 from seggpt_jax.errors import InputError
-from seggpt_jax.export.stored import StoredDtype, stored_params
 from seggpt_jax.model import parameters
 from seggpt_jax.model.ensemble import predict_queries
+from seggpt_jax.model.parameters import StoredDtype, stored_params
 from seggpt_jax.model.seggpt import SegGPT, SegType
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -16,13 +16,13 @@ from typing import Any
 
 from seggpt_jax.data.ledger import read_note
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import is_plain_text, write_whole
+from seggpt_jax.files import is_plain_text
 from seggpt_jax.formats.labels import LabelFormat, classes_in, read_labels
 from seggpt_jax.inference import outputs
 from seggpt_jax.inference.instances import TOLERANCE, Instance, instances
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.queries import Query
-from seggpt_jax.inference.trained import run_config, run_data
+from seggpt_jax.inference.trained import run_data
 
 COCO_FILE = "annotations.json"
 _LABELME_VERSION = "5.5.0"  # labelme reads files of other versions too, and says so
@@ -41,18 +41,14 @@ _MOST_TOLERANCE = 1000  # pixels
 class AnnotationOptions:
   """Options of annotations.
 
-  Attributes:
-    names: names of classes 1, 2, ...; further classes are called class_N.
-    tolerance: see `instances`.
-    root: folder that the `file_name` of COCO is relative to. Images outside of it, or all without it, have their file
-      name alone.
-
   Raises:
     InputError: a name is empty, given twice or reserved, or the tolerance is negative or very large.
   """
 
-  names: tuple[str, ...] = ()
-  tolerance: float | int = TOLERANCE
+  names: tuple[str, ...] = ()  # names of classes 1, 2, ...; further classes are called class_N
+  tolerance: float | int = TOLERANCE  # see `instances`
+  # Folder that the `file_name` of COCO is relative to. Images outside of it, or all without it, have their file name
+  # alone.
   root: Path | None = None
 
   def __post_init__(self):
@@ -78,15 +74,13 @@ def class_names(
   Args:
     given: the user's names; none for those of the run.
     model_path: weights, a training run, or the run of an adapter.
-    prompt_labels: label files of all prompts, which show how many classes there are. Files that cannot be read do not
-      count; whoever segments with them reports them.
+    prompt_labels: label files of all prompts, which show how many classes there are; unreadable ones do not count.
     labels: format of the label files.
 
   Raises:
     InputError: the number of the given names is not that of the classes, or the run's config.json cannot be read.
   """
-  path = run_config(model_path)
-  data = {} if path is None else run_data(path)
+  path, data = run_data(model_path)
   if not given:
     stored = data.get("class_names") or ()
     if not isinstance(stored, list | tuple) or not all(isinstance(name, str) for name in stored):
@@ -142,10 +136,10 @@ def write(
     found, size = instances(each, least_area, options.tolerance), each.labels.shape
     for kind in kinds:
       if kind == "coco":
-        _write_json(directory / folder / kind / f"{query.name}.json", _coco(query, found, size, options))
+        outputs.write_json(directory / folder / kind / f"{query.name}.json", _coco(query, found, size, options), None)
       elif kind == "labelme":
         path = directory / folder / kind / f"{query.name}.json"
-        _write_json(path, _labelme(path, query, found, size, options))
+        outputs.write_json(path, _labelme(path, query, found, size, options), None)
       else:
         outputs.write_text(directory / folder / kind / "labels" / f"{query.name}.txt", _yolo(found, size))
   return {"annotated": list(versions), "classes": prediction.classes[-1]}
@@ -166,10 +160,7 @@ def _coco(query: Query, found: Sequence[Instance], size: Sequence[int], options:
     }
     for each in found
   ]
-  return {
-    "image": {"file_name": file_name.as_posix(), "height": size[0], "width": size[1]},
-    "annotations": annotations,
-  }
+  return {"image": {"file_name": file_name.as_posix(), "height": size[0], "width": size[1]}, "annotations": annotations}
 
 
 def _labelme(
@@ -242,18 +233,15 @@ def finish(
   for folder in sorted({each for query in good for each in entries[query.name]["annotated"]}):
     of_folder = [query for query in good if folder in entries[query.name]["annotated"]]
     if "coco" in kinds:
-      _write_json(directory / folder / COCO_FILE, _join_coco(directory / folder / "coco", of_folder, names))
+      joined = _join_coco(directory / folder / "coco", of_folder, names)
+      outputs.write_json(directory / folder / COCO_FILE, joined, None)
     if "yolo" in kinds:
       lines = (f"  {index - 1}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in names.items())
       outputs.write_text(directory / folder / "yolo" / "data.yaml", _DATA_YAML + "".join(lines))
 
 
 def _join_coco(folder: Path, queries: Sequence[Query], names: Mapping[int, str]) -> dict[str, Any]:
-  """Joins the files of single images to one COCO dataset.
-
-  Raises:
-    InputError: a file is missing or damaged.
-  """
+  """Joins the files of single images to one COCO dataset."""
   images, annotations = [], []
   for image_id, query in enumerate(queries, start=1):
     path = folder / f"{query.name}.json"
@@ -270,8 +258,3 @@ def _join_coco(folder: Path, queries: Sequence[Query], names: Mapping[int, str])
     "annotations": annotations,
     "categories": [{"id": index, "name": name, "supercategory": ""} for index, name in names.items()],
   }
-
-
-def _write_json(path: Path, value: Any) -> None:
-  """Writes JSON values without line breaks: most of them are coordinates."""
-  write_whole(path, lambda file: file.write(json.dumps(value, allow_nan=False).encode() + b"\n"))

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,24 +30,15 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.files import HOUR, exclusive, expand, remove_leftovers, writing
 from seggpt_jax.formats.images import is_image, read_image
 from seggpt_jax.formats.labels import IGNORE, LabelFormat
-from seggpt_jax.inference import annotation_files, geotiff, outputs, scores
+from seggpt_jax.inference import annotation_files, outputs, scores
 from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.progress import (
-  SETTINGS,
-  check_same_read,
-  earlier_names,
-  kept_entries,
-  open_progress,
-  overwrite_notice,
-  what_is_read,
-)
 from seggpt_jax.inference.prompts import PreparedPrompt, cells_of, read_label_map, without_ignored
 from seggpt_jax.inference.queries import PromptFiles, Query, files_of
-from seggpt_jax.inference.report import REPORT_FILES, never_found, own_prompts, skipped_files, write_report
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import SETTINGS, RunFolder, Shard, what_is_read
+from seggpt_jax.inference.scores import REPORT_FILES, never_found, own_prompts, skipped_files, write_report
 from seggpt_jax.model import parameters
 from seggpt_jax.written import check_outputs, is_own, open_record
 
@@ -58,44 +49,27 @@ _CACHED_PROMPTS = 256  # prompts of one tile that stay in memory: 200 MB for the
 
 
 class Read(NamedTuple):
-  """A query in memory.
+  """A query in memory."""
 
-  Attributes:
-    query: its files.
-    image: uint8 `[H, W, 3]`.
-    truth: the true label map `[H, W]`; None if the query has no label file.
-    prompts: prompts of the network's size.
-    shown: prompts as the network sees them: at the scale of training those of cells, else the same.
-    is_prompt: whether the image is one of its own prompts, by its pixels.
-  """
-
-  query: Query
-  image: np.ndarray
-  truth: np.ndarray | None
-  prompts: list[PreparedPrompt]
+  query: Query  # its files
+  image: np.ndarray  # uint8 `[H, W, 3]`
+  truth: np.ndarray | None  # the true label map `[H, W]`; None if the query has no label file
+  prompts: list[PreparedPrompt]  # prompts of the network's size
+  # Prompts as the network sees them: at the scale of training those of cells, else the same.
   shown: list[PreparedPrompt]
-  is_prompt: bool = False
+  is_prompt: bool = False  # whether the image is one of its own prompts, by its pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """The outcome of a run.
+  """The outcome of a run."""
 
-  Attributes:
-    done: number of images that this process has segmented.
-    before: number of images of this process that an earlier run had finished.
-    left: number of images that other processes have not finished.
-    metrics: the content of metrics.json; None if no image has labels, or if images are left.
-    bad: images of all processes that were skipped.
-    own_prompts: images with labels that are their own prompts, which are not scored.
-  """
-
-  done: int
-  before: int
-  left: int
-  metrics: dict[str, Any] | None
-  bad: BadFiles
-  own_prompts: tuple[str, ...] = ()
+  done: int  # number of images that this process has segmented
+  before: int  # number of images of this process that an earlier run had finished
+  left: int  # number of images that other processes have not finished
+  metrics: dict[str, Any] | None  # the content of metrics.json; None if no image has labels, or if images are left
+  bad: BadFiles  # images of all processes that were skipped
+  own_prompts: tuple[str, ...] = ()  # images with labels that are their own prompts, which are not scored
 
 
 def run(
@@ -120,12 +94,10 @@ def run(
     queries: queries from `queries.list_queries`.
     outdir: folder of the results, created if missing. Files of an earlier run are replaced, no others.
     options: tiles, overlap and mirrored copies; one tile for the whole image by default.
-    labels: format of the label files of prompts and queries; class indices by default. Ignored pixels are background in
-      a prompt, and are not scored.
+    labels: format of the label files; class indices by default. Ignored pixels are not scored.
     kinds: kinds of results to write for each image.
     annotation_options: names of classes and tolerance of polygons, for the kinds that are annotations.
-    bad: if given, queries with unreadable files are skipped and added here. It may hold some already. All are listed
-      in bad_files.txt.
+    bad: if given, queries with unreadable files are skipped, added here and listed in bad_files.txt.
     resume: skips images that an earlier run with the same settings has finished. Bad images are tried again.
     shard: the share of the queries that this process takes. The process that ends last writes metrics.json.
     settings: settings of the run, JSON values by name of their flags; the heading of summary.txt.
@@ -136,20 +108,20 @@ def run(
       has another size than its image, every query is bad, or the run to resume had other settings, weights or files.
   """
   outdir, settings, shard = Path(expand(outdir)), dict(settings or {}), shard or Shard()
+  folder = RunFolder(outdir, settings, resume, shard)
   options, annotation_options = options or InferenceOptions(), annotation_options or AnnotationOptions()
   outputs.check_kinds(kinds)
   own, read = shard.select(queries), what_is_read(queries, _weights_of(predictor))
-  kept = kept_entries(outdir, resume, shard)
+  kept = folder.kept_entries()
   finished = {name: entry for name, entry in kept.items() if "bad" not in entry}
-  check_same_read(outdir, finished, read)
+  folder.check_same_read(finished, read)
   folders = (".", "stitch") if options.stitch_width else (".",)
   plan = [
     path for query in own if query.name not in finished for path in outputs.planned(outdir, query.name, kinds, folders)
   ]
   reports = [outdir / name for name in (*REPORT_FILES, *([] if kept else [SETTINGS]))]
   check_outputs([*plan, *reports], [*files_of(queries), *also_read], is_image=is_image)
-  notice = overwrite_notice(outdir, settings) if shard.count == 1 and not resume else None
-  if notice:
+  if notice := folder.overwrite_notice():
     print(notice)
   with writing(outdir):
     outdir.mkdir(parents=True, exist_ok=True)
@@ -160,8 +132,8 @@ def run(
     with writing(outdir):
       open_record(outdir)
     if not kept:
-      _remove_stale(outdir, frozenset(plan))
-    progress = held.enter_context(open_progress(outdir, settings, resume, shard))
+      _remove_stale(folder, frozenset(plan))
+    progress = held.enter_context(folder.open_ledger())
     remove_leftovers(outdir, "stitch", *outputs.KINDS, least_age=least_age)
     # Reports of an earlier run are no longer true once this one writes results.
     for name in REPORT_FILES:
@@ -198,16 +170,16 @@ def _weights_of(predictor: Predictor) -> str:
   return parameters.fingerprint({**parameters.split(predictor.model)[1], **learned})
 
 
-def _remove_stale(outdir: Path, plan: frozenset[Path]) -> None:
+def _remove_stale(folder: RunFolder, plan: frozenset[Path]) -> None:
   """Removes results of an earlier run that this one will not replace, so that none stay among the new ones."""
   stale = [
     path
-    for name in earlier_names(outdir)
-    for path in outputs.planned(outdir, name, outputs.KINDS, (".", "stitch"))
+    for name in folder.earlier_names()
+    for path in outputs.planned(folder.path, name, outputs.KINDS, (".", "stitch"))
     if path not in plan and is_own(path)
   ]
   if stale:
-    print(f"{outdir}: removing {len(stale)} files of the earlier run that this one does not write")
+    print(f"{folder.path}: removing {len(stale)} files of the earlier run that this one does not write")
   for path in stale:
     outputs.remove(path)
 
@@ -217,11 +189,6 @@ def _note_bad(bad: BadFiles, progress: Ledger, bar: tqdm, name: str, reason: str
   progress.add(name, bad=reason)
   bad.add(name, reason)
   bar.update()
-
-
-def _pixels_of(written: Iterable[tuple[str, int, Future[dict[str, Any]]]]) -> int:
-  """Returns the pixels of images that wait to be written."""
-  return sum(pixels for _, pixels, _ in written)
 
 
 def _write_all(
@@ -234,7 +201,7 @@ def _write_all(
   done, written = 0, collections.deque[tuple[str, int, Future[dict[str, Any]]]]()
 
   def note_finished(behind: int) -> None:
-    while len(written) > behind or (written and written[0][2].done()) or _pixels_of(written) > _BEHIND_PIXELS:
+    while len(written) > behind or (written and written[0][2].done()) or sum(w[1] for w in written) > _BEHIND_PIXELS:
       name, _, future = written.popleft()
       progress.add(name, **future.result())
 
@@ -264,8 +231,7 @@ def segment(
     queries: queries from `queries.list_queries`.
     options: tiles, overlap and mirrored copies; one tile for the whole image by default.
     labels: format of the label files; class indices by default.
-    skip: if given, called with the name of each query whose files cannot be read and with the reason; the query is then
-      left out.
+    skip: if given, called with the name of each query whose files cannot be read, which is left out, and the reason.
 
   Yields:
     Each query in memory with its prediction, in order.
@@ -340,7 +306,7 @@ def _write(
   shown = None if item.truth is None else np.where(item.truth == IGNORE, np.uint8(0), item.truth)
   outputs.write_prediction(outdir, item.query.name, item.image, item.shown, prediction, shown, kinds)
   if "geotiff" in kinds:
-    geotiff.write(outdir, item.query, prediction)
+    outputs.write_geotiff(outdir, item.query, prediction)
   noted = annotation_files.write(outdir, item.query, prediction, kinds, annotation_options, least_area)
   noted |= {"read": read[item.query.name], "asked": prediction.classes, "found": list(prediction.shares())}
   if item.is_prompt:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import jax
@@ -93,17 +93,11 @@ def _imagenet() -> Callable[[UInt8[np.ndarray, "h w 3"]], dict[int, Array]]:
 
 
 class Features(NamedTuple):
-  """Features of an image.
+  """Features of an image."""
 
-  Attributes:
-    maps: feature maps of any sizes.
-    shape: height and width of the image that they were computed from.
-    places: the coarse ImageNet features at `_GRID` x `_GRID` places.
-  """
-
-  maps: Maps
-  shape: tuple[int, int]
-  places: Float[np.ndarray, "p f"]
+  maps: Maps  # feature maps of any sizes
+  shape: tuple[int, int]  # height and width of the image that they were computed from
+  places: Float[np.ndarray, "p f"]  # the coarse ImageNet features at `_GRID` x `_GRID` places
 
   @property
   def statistics(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -205,12 +199,12 @@ def _logit(probability: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 
 def fit(prompts: Sequence[Labeled]) -> Head | None:
-  """Fits a head to prompts. Returns None without a class or with more than `MOST_CLASSES`.
+  """Fits a head to prompts. Returns None without prompts, without a class or with more than `MOST_CLASSES`.
 
   Args:
     prompts: images of any sizes with labels, of which 255 is ignored.
   """
-  classes = sorted({*np.concatenate([np.unique(labels) for _, labels in prompts]).tolist()} - {0, IGNORE})
+  classes = sorted({index for _, labels in prompts for index in np.unique(labels).tolist()} - {0, IGNORE})
   if not 0 < len(classes) <= MOST_CLASSES:
     return None
   count = min(_PIXELS, _MOST_PIXELS // (1 + len(classes))) // len(prompts)
@@ -238,25 +232,25 @@ def fit(prompts: Sequence[Labeled]) -> Head | None:
   return Head(classes, weights, np.concatenate(places), np.concatenate(shares))
 
 
-class HeadCache:
-  """Fits each set of prompts once and keeps the last heads."""
+class ContentCache:
+  """Keeps the last values that were made of arrays, by the content of the arrays."""
 
-  def __init__(self) -> None:
-    self._heads: collections.OrderedDict[bytes, Head | None] = collections.OrderedDict()
+  def __init__(self, most: int = _KEPT):
+    self._most, self._kept = most, collections.OrderedDict[bytes, Any]()
 
-  def fit(self, prompts: Sequence[Labeled]) -> Head | None:
-    """Returns the head of prompts, by their content; None without prompts."""
+  def get(self, arrays: Iterable[np.ndarray], make: Callable[[], Any]) -> Any:
+    """Returns the value of these arrays, which is made unless it is kept."""
     digest = xxhash.xxh3_128()
-    for array in itertools.chain.from_iterable(prompts):
+    for array in arrays:
       digest.update(f"{array.shape}{array.dtype}".encode())
       digest.update(np.ascontiguousarray(array))
     key = digest.digest()
-    if key not in self._heads:
-      self._heads[key] = fit(prompts) if prompts else None
-    self._heads.move_to_end(key)
-    if len(self._heads) > _KEPT:
-      self._heads.popitem(last=False)
-    return self._heads[key]
+    if key not in self._kept:
+      self._kept[key] = make()
+    self._kept.move_to_end(key)
+    if len(self._kept) > self._most:
+      self._kept.popitem(last=False)
+    return self._kept[key]
 
 
 def _choose(mask: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
@@ -280,10 +274,7 @@ def _sample(values: Float[np.ndarray, "h w c"], places: np.ndarray, shape: tuple
 
 
 def _logistic(rows: Float[np.ndarray, "n f"], inside: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "f1 c"]:
-  """Fits a class-balanced logistic regression of each class against the rest, by accelerated gradient steps.
-
-  The steps are scaled by a bound on the Hessian that all classes share (Boehning and Lindsay, 1988).
-  """
+  """Fits each class against the rest, balanced, by accelerated steps (bound on the Hessian: Boehning, Lindsay 1988)."""
   rows = np.concatenate([rows, np.ones_like(rows[:, :1])], axis=1)
   outside = 1 - inside
   share = inside / np.maximum(inside.sum(axis=0), 1) + outside / np.maximum(outside.sum(axis=0), 1)

@@ -95,17 +95,13 @@ def _outlines(mask: Bool[np.ndarray, "h w"], tolerance: float | int) -> list[Flo
   corners = [contours[index][:, 0] for index in order]
   exact = [np.where(ring % 2, ring // 2 + 1 - INSET, ring // 2 + INSET) for ring in corners]
   while tolerance >= _LEAST_TOLERANCE and max(map(len, exact)) > 4:  # rectangles have no corner to spare
-    simple = [_simplified(ring, tolerance) for ring in exact]
+    found = [cv2.approxPolyDP(ring.astype(np.float32), tolerance, closed=True)[:, 0] for ring in exact]
+    kept = zip(exact, found, strict=True)
+    simple = [ring if len(corners) < 3 else np.round(corners.astype(np.float64), 2) for ring, corners in kept]
     if _likeness(simple, mask) >= LEAST_IOU:
       return simple
     tolerance /= 2
   return exact
-
-
-def _simplified(ring: Float[np.ndarray, "n 2"], tolerance: float | int) -> Float[np.ndarray, "m 2"]:
-  """Leaves out corners of a closed outline, unless fewer than three would be left."""
-  kept = cv2.approxPolyDP(ring.astype(np.float32), tolerance, closed=True)[:, 0]
-  return ring if len(kept) < 3 else np.round(kept.astype(np.float64), 2)
 
 
 def _joined(outlines: Sequence[Float[np.ndarray, "_ 2"]]) -> Float[np.ndarray, "n 2"]:
@@ -125,14 +121,7 @@ def _joined(outlines: Sequence[Float[np.ndarray, "_ 2"]]) -> Float[np.ndarray, "
 
 
 def _cuts(rings: Sequence[Float[np.ndarray, "_ 2"]]) -> list[list[tuple[int, float, np.ndarray, int]]]:
-  """Finds where the cut of each hole meets an edge of a ring further left.
-
-  Args:
-    rings: the outer ring and the holes from left to right, each from its leftmost corner.
-
-  Returns:
-    The cuts that start at each ring: the edge, the distance from its first corner, the point, and the hole.
-  """
+  """Returns for each ring (holes from left to right) its cuts to holes: edge, distance along it, point, hole."""
   start, end = np.concatenate(rings), np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
   ring_of = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
   low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])

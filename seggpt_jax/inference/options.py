@@ -80,25 +80,23 @@ class InferenceOptions:
     for name, kinds in (("seg_type", get_args(SegType)), ("flips", get_args(Flips)), ("head", get_args(Heads))):
       if getattr(self, name) not in kinds:
         raise InputError(f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(kinds)}")
-    if not 0 <= self.overlap <= 0.9:
-      raise InputError(f"overlap: found {self.overlap}, expected 0 to 0.9, a share of a tile's side")
-    if not 0 <= self.stitch_width <= 1000:
-      raise InputError(f"stitch_width: found {self.stitch_width}, expected a number of patches up to 1000, or 0")
+    wrong = {
+      "overlap": (not 0 <= self.overlap <= 0.9, "0 to 0.9, a share of a tile's side"),
+      "stitch_width": (not 0 <= self.stitch_width <= 1000, "a number of patches up to 1000, or 0"),
+      "sensitivity": (
+        len(self.sensitivity) > IGNORE or not all(0 < value <= 1e6 for value in self.sensitivity),
+        "numbers above 0, one for each class from 1",
+      ),
+      "least_area": (not 0 <= self.least_area <= MOST_AREA, "a number of pixels, or 0"),
+      "zoom": (not 0 <= self.zoom <= 1000, "a positive number or 0"),
+      "prompt_grid": (not 1 <= self.prompt_grid <= (16 if self.zoom else 1), "1 to 16 with a zoom, else 1"),
+      "octaves": (not 1 <= self.octaves <= (_MOST_OCTAVES if self.zoom else 1), "1, or up to 16 with a zoom"),
+    }
+    for name, (is_wrong, expected) in wrong.items():
+      if is_wrong:
+        raise InputError(f"{name}: found {getattr(self, name)}, expected {expected}")
     if self.overlap and self.stitch_width:
       raise InputError(f"overlap: {self.overlap} cannot be combined with stitch_width {self.stitch_width}")
-    if len(self.sensitivity) > IGNORE or not all(0 < value <= 1e6 for value in self.sensitivity):
-      raise InputError(f"sensitivity: found {self.sensitivity}, expected numbers above 0, one for each class from 1")
-    if not 0 <= self.least_area <= MOST_AREA:
-      raise InputError(f"least_area: found {self.least_area}, expected a number of pixels, or 0")
-    if not 0 <= self.zoom <= 1000 or not 1 <= self.prompt_grid <= 16:
-      name = "prompt_grid" if 0 <= self.zoom <= 1000 else "zoom"
-      raise InputError(f"{name}: found {getattr(self, name)}, expected a positive number{' or 0' * (name == 'zoom')}")
-    if self.prompt_grid > 1 and not self.zoom:
-      raise InputError(f"prompt_grid: found {self.prompt_grid} without zoom, expected 1")
-    if not 1 <= self.octaves <= _MOST_OCTAVES or (self.octaves > 1 and not self.zoom):
-      raise InputError(
-        f"octaves: found {self.octaves} with zoom {self.zoom}, expected 1, or up to {_MOST_OCTAVES} with a zoom"
-      )
     if self.zoom:
       for name in ("split", "stitch_width", "foreground_tiles"):
         found = max(splits) if name == "split" else getattr(self, name)

@@ -1,10 +1,11 @@
 """Predictions as files: label maps, colored label maps, and pictures to look at. Annotations are in `annotation_files`.
 
-In: arrays of one image. Out: PNG and JSON files, each written whole or not at all.
+In: arrays of one image. Out: PNG, TIFF and JSON files, each written whole or not at all.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,29 +14,31 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Integer, UInt8
+from PIL import Image, TiffImagePlugin, TiffTags
 from pycocotools import mask as mask_module
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, warn_once
 from seggpt_jax.files import write_whole, writing
+from seggpt_jax.formats.images import ORIENTATION, open_image, read_bytes
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.pictures import overlay, titled_row, write_png
 from seggpt_jax.inference.prediction import Prediction
+from seggpt_jax.inference.queries import Query
 from seggpt_jax.palette import display_palette
 from seggpt_jax.written import remove_own
 
 Kind = Literal["label", "color", "concat", "overlay", "confidence", "rle", "geotiff", "coco", "labelme", "yolo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ANNOTATION_KINDS: tuple[Kind, ...] = ("coco", "labelme", "yolo")  # of `annotation_files`
-_NEEDS_FILE = (*ANNOTATION_KINDS, "geotiff")  # which `annotation_files` and `geotiff` write
+_NEEDS_FILE = (*ANNOTATION_KINDS, "geotiff")  # which `annotation_files` and `write_geotiff` write
 DEFAULT_KINDS: tuple[Kind, ...] = ("label", "color", "concat")
+# Tags of a GeoTIFF: pixel scale, tie points, transformation, and the three of the keys of the projection.
+_TAGS = {**dict.fromkeys((33550, 33922, 34264, 34736), TiffTags.DOUBLE), 34735: TiffTags.SHORT, 34737: TiffTags.ASCII}
 _MOST_PANEL = 2048  # pixels: a picture of panels is for looking at, and an aerial image has 100 million pixels
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
   """Checks the kinds of results that a user asked for.
-
-  Args:
-    kinds: names of kinds.
 
   Raises:
     InputError: the list is empty, or a kind is unknown.
@@ -91,10 +94,6 @@ def concat(
 def run_lengths(prediction: Prediction, name: str) -> list[dict[str, Any]]:
   """Describes a prediction as COCO results: one entry for each class that was found, except the background.
 
-  Args:
-    prediction: the prediction for an image.
-    name: name of the image.
-
   Returns:
     JSON values: `image_id` (the name), `category_id` (the class index), `segmentation` (compressed run lengths with
     their `size`, height and width), `area` in pixels, `bbox` (left, top, width, height), and as `score` the mean
@@ -137,13 +136,24 @@ def write_prediction(
     truth: the query's true label map, if known.
     kinds: "label" (class indices), "color" (the classes in display colors), "concat" (see `concat`), "overlay" (display
       colors over the image), "confidence" (`Prediction.confidence` as gray values 0..255), and "rle" (`run_lengths` in
-      rle/NAME.json). Annotations are left to `annotation_files.write`, and "geotiff" to `geotiff.write`.
+      rle/NAME.json). Annotations are left to `annotation_files.write`, and "geotiff" to `write_geotiff`.
 
   Raises:
     InputError: the directory cannot be written to.
   """
   for folder, each in versions(prediction).items():
-    _write(Path(directory) / folder, name, query, prompts, each, truth, kinds)
+    draw = {
+      "label": lambda each=each: each.labels,
+      "color": each.colored,
+      "concat": lambda each=each: concat(query, prompts[0] if prompts else None, each, truth),
+      "overlay": lambda each=each: each.overlay(query),
+      "confidence": lambda each=each: np.round(255 * each.confidence()).astype(np.uint8),
+    }
+    for kind in kinds:
+      if kind == "rle":
+        write_json(Path(directory) / folder / kind / f"{name}.json", run_lengths(each, name))
+      elif kind not in _NEEDS_FILE:
+        write_png(Path(directory) / folder / kind / f"{name}.png", draw[kind]())
 
 
 def versions(prediction: Prediction) -> dict[str, Prediction]:
@@ -153,32 +163,8 @@ def versions(prediction: Prediction) -> dict[str, Prediction]:
   return {".": prediction.unstitched, "stitch": prediction}
 
 
-def _write(directory, name, query, prompts, prediction, truth, kinds) -> None:
-  draw = {
-    "label": lambda: prediction.labels,
-    "color": prediction.colored,
-    "concat": lambda: concat(query, prompts[0] if prompts else None, prediction, truth),
-    "overlay": lambda: prediction.overlay(query),
-    "confidence": lambda: np.round(255 * prediction.confidence()).astype(np.uint8),
-  }
-  for kind in kinds:
-    if kind in _NEEDS_FILE:
-      continue
-    if kind == "rle":
-      write_json(directory / kind / f"{name}.json", run_lengths(prediction, name))
-    else:
-      write_png(directory / kind / f"{name}.png", draw[kind]())
-
-
 def planned(directory: Path, name: str, kinds: Iterable[Kind], folders: Iterable[str]) -> Iterator[Path]:
-  """Yields the files that a prediction is written to, annotations included.
-
-  Args:
-    directory: folder of the results.
-    name: name of the query.
-    kinds: kinds of results.
-    folders: folders of `versions`.
-  """
+  """Yields the files that a prediction is written to, annotations included."""
   for folder in folders:
     for kind in kinds:
       ending = {"rle": ".json", "geotiff": ".tif", "coco": ".json", "labelme": ".json", "yolo": ".txt"}.get(
@@ -187,13 +173,13 @@ def planned(directory: Path, name: str, kinds: Iterable[Kind], folders: Iterable
       yield directory / folder / kind / ("labels" if kind == "yolo" else "") / f"{name}{ending}"
 
 
-def write_json(path: Path, value: Any) -> None:
-  """Writes JSON values, indented.
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+  """Writes JSON values; without an indent on one line.
 
   Raises:
     InputError: the folder cannot be written to.
   """
-  write_whole(path, lambda file: file.write(json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"))
+  write_whole(path, lambda file: file.write(json.dumps(value, indent=indent, allow_nan=False).encode() + b"\n"))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -213,3 +199,30 @@ def remove(path: Path) -> None:
   """
   with writing(path):
     remove_own(path)
+
+
+def write_geotiff(directory: Path, query: Query, prediction: Prediction) -> None:
+  """Writes geotiff/NAME.tif, the label map of a query in its coordinates; predictions with stitched seams to stitch/.
+
+  Raises:
+    InputError: the directory cannot be written to.
+  """
+  tags = _coordinates(query)
+  for folder, each in versions(prediction).items():
+    save = functools.partial(Image.fromarray(each.labels).save, format="TIFF", compression="tiff_lzw", tiffinfo=tags)
+    write_whole(directory / folder / "geotiff" / f"{query.name}.tif", save)
+
+
+def _coordinates(query: Query) -> TiffImagePlugin.ImageFileDirectory_v2:
+  """Returns the tags that place an image on the earth; none, and a warning, if it has no such tags."""
+  found, path = TiffImagePlugin.ImageFileDirectory_v2(), str(query.image)
+  image = open_image(read_bytes(query.image), path)
+  stated = getattr(image, "tag_v2", {})
+  if stated.get(ORIENTATION, 1) == 1:  # the coordinates of a turned image are those of its pixels before
+    for tag, kind in _TAGS.items():
+      if tag in stated:
+        found.tagtype[tag] = kind
+        found[tag] = stated[tag]
+  if not found:
+    warn_once("images without coordinates of a GeoTIFF: their label maps in geotiff/ have none either")
+  return found

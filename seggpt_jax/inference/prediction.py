@@ -22,7 +22,7 @@ from PIL import Image
 from seggpt_jax import palette as palette_lib
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import expand
-from seggpt_jax.inference import pictures, tiling
+from seggpt_jax.inference import pictures
 
 _MIN_BLOCK, _MAX_BLOCK = 2**12, 2**18  # pixels decoded at a time
 _TEMPERATURE = 0.125  # as in training, see `loss.LossOptions`
@@ -172,13 +172,7 @@ def decode_prediction(
 def blend_most_likely(
   probabilities: dict[int, Float[np.ndarray, "h w"]], palette: UInt8[np.ndarray, "n 3"], shape: tuple[int, int]
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Blends each pixel's most likely class into the background, by its probability.
-
-  Args:
-    probabilities: by class.
-    palette: color of each class.
-    shape: height and width.
-  """
+  """Blends each pixel's most likely class into the background, by its probability."""
   background = palette[0].astype(np.float32)
   best, color = np.zeros(shape, np.float32), np.broadcast_to(background, (*shape, 3))
   for index, probability in probabilities.items():
@@ -190,27 +184,16 @@ def blend_most_likely(
 def class_shares(
   colors: UInt8[np.ndarray, "h w 3"], palette: UInt8[np.ndarray, "n 3"], classes: Integer[np.ndarray, "m"]
 ) -> dict[int, Float[np.ndarray, "h w"]]:
-  """Returns how far each color is from the background to each class, 0..1: 0 where another class is nearer.
-
-  Args:
-    colors: predicted colors.
-    palette: color of each class.
-    classes: the classes, without the background.
-  """
+  """Returns how far each color is from the background to each class, 0..1: 0 where another class is nearer."""
   if not len(classes):
     return {}
-  nearest, share = _shares(colors, palette, classes)
-  return {index: np.where(nearest == index, share, np.float32(0)) for index in classes.tolist()}
-
-
-def _shares(colors: np.ndarray, palette: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the class whose color is nearest, and the share of the way to it from the background."""
   nearest = classes[decode(colors, palette[classes])]
   to_background, to_class = (
     np.linalg.norm(colors.astype(np.float32) - end.astype(np.float32), axis=-1)
     for end in (palette[0], palette[nearest])
   )
-  return nearest, to_background / np.maximum(to_background + to_class, 1e-6)
+  share = to_background / np.maximum(to_background + to_class, 1e-6)
+  return {index: np.where(nearest == index, share, np.float32(0)) for index in classes.tolist()}
 
 
 _decode_block = jax.jit(palette_lib.decode)
@@ -236,16 +219,9 @@ def without_specks(labels: Integer[np.ndarray, "h w"], least_area: int) -> Integ
 
 
 def decode(
-  colors: UInt8[np.ndarray, "h w 3"],
-  palette: Num[np.ndarray, "n 3"],
-  sensitivity: Float[np.ndarray, "n"] | None = None,
+  colors: UInt8[np.ndarray, "h w 3"], palette: Num[np.ndarray, "n 3"], sensitivity: Float[np.ndarray, "n"] | None = None
 ) -> Integer[np.ndarray, "h w"]:
   """Applies `palette.decode` to one image of any size without compiling for that size.
-
-  Args:
-    colors: predicted colors, 0..255.
-    palette: N colors, 0..255.
-    sensitivity: divisors of the distances to each color; None for 1.
 
   Returns:
     Class indices 0..N-1, of the smallest unsigned type that holds them.
@@ -259,20 +235,15 @@ def decode(
 
 
 def _in_blocks(function: Callable, colors: np.ndarray, palette: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
-  """Applies a function of colors `[B, H, W, 3]` and palettes `[B, N, 3]` to one image, in shapes of powers of two.
-
-  Args:
-    function: the function.
-    colors: the image.
-    palette: its palette.
-    dtype: dtype of the results, which are converted block by block: images may have 100 million pixels.
-  """
+  """Applies a function of colors and palettes to a large image block by block, in shapes of powers of two."""
   rows = 1 << (len(palette) - 1).bit_length()
   filled = np.full((1, max(rows, 2), 3), _FAR, np.float32)
   filled[0, : len(palette)] = palette
   height, width, _ = colors.shape
   size = min(max(1 << (height * width - 1).bit_length(), _MIN_BLOCK), _MAX_BLOCK)
-  blocks = tiling.pixel_blocks(colors.reshape(-1, 3), size, fill=0)
-  results = [np.asarray(function(block[None, None], filled))[0, 0].astype(dtype) for block in blocks]
-  results[-1] = results[-1][: height * width - (len(results) - 1) * size]
+  pixels, results = colors.reshape(-1, 3), []
+  for start in range(0, len(pixels), size):
+    block = pixels[start : start + size]
+    padded = block if len(block) == size else np.pad(block, ((0, size - len(block)), (0, 0)))
+    results.append(np.asarray(function(padded[None, None], filled))[0, 0, : len(block)].astype(dtype))
   return np.concatenate(results).reshape(height, width, *results[0].shape[1:])

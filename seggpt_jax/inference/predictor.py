@@ -7,8 +7,10 @@ In: images of any size and prompts, each an image with its label map. Out: a `Pr
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
@@ -20,29 +22,22 @@ from absl import logging
 from seggpt_jax.compilation import default_device
 from seggpt_jax.data.scale import padded_image, zoomed_image
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import expand
 from seggpt_jax.inference import heads, tiling
-from seggpt_jax.inference.batching import BatchedForward, MaskForward, TiledImage, predict_colors
-from seggpt_jax.inference.options import MIRRORED_AXES, InferenceOptions
-from seggpt_jax.inference.pending import PendingPrediction, View
-from seggpt_jax.inference.prediction import Prediction
-from seggpt_jax.inference.prompts import (
-  Pixels,
-  PreparedPrompt,
-  Prompt,
-  PromptTiles,
-  as_image,
-  cells_of,
-  check_pairs,
-  check_palette,
-  learned_tiles,
-  list_several,
-  load_prompt,
-  load_prompts,
+from seggpt_jax.inference import prompts as prompts_lib
+from seggpt_jax.inference.forward import (
+  BatchedForward,
+  MaskForward,
+  PendingPrediction,
+  TiledImage,
+  View,
+  predict_colors,
 )
+from seggpt_jax.inference.options import MIRRORED_AXES, InferenceOptions
+from seggpt_jax.inference.prediction import Prediction
+from seggpt_jax.inference.prompts import Pixels, PreparedPrompt, Prompt, PromptTiles
+from seggpt_jax.inference.tiling import image_windows, seam_windows, tile_windows
 from seggpt_jax.inference.trained_head import HeadPrediction, answer_of
-from seggpt_jax.inference.windows import image_windows, seam_windows, tile_windows
-from seggpt_jax.model import packaged, parameters, weights
+from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
 from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.seggpt import SegGPT
@@ -89,14 +84,14 @@ class Predictor:
     self._graph, self._params = parameters.split(model)
     self._forward = MaskForward(self._graph, self._params)
     self._unseen: set[int] = set()  # classes that a warning has named
-    self._auto_head, self._heads = head, heads.HeadCache()
+    self._auto_head, self._heads = head, heads.ContentCache()
     if self.config.head_classes:
       self._trained = answer_of(self._graph, self._params, self.config.head_side)
 
   @classmethod
   def from_checkpoint(
     cls,
-    directory: str | os.PathLike,
+    directory: str | os.PathLike | weights.Weights,
     *,
     adapter: str | os.PathLike | StoredAdapter | None = None,
     dtype=None,
@@ -115,26 +110,19 @@ class Predictor:
     Raises:
       InputError: there are no weights, they do not fit their configuration, or they are not those of the adapter.
     """
-    directory = expand(directory)
-    if device is not None:
-      with jax.default_device(parameters.find_device(device)):
-        found = cls.from_checkpoint(directory, adapter=adapter, dtype=dtype, max_canvases=max_canvases)
-        params = jax.device_put(found._params, default_device())  # committed, so that the network runs there
-        return cls(
-          parameters.merge(found._graph, params),
-          max_canvases=max_canvases,
-          learned=found.learned,
-          head=found._auto_head,
-        )
-    dtype = parameters.default_dtype() if dtype is None else dtype
-    if adapter is None:
-      model = weights.load_model(directory, dtype=dtype, training=False)
-      return cls(model, max_canvases=max_canvases, head=packaged.find(directory) is not None)
-    if not isinstance(adapter, StoredAdapter):
-      adapter = expand(adapter)
-    model, stored = load_adapted_model(directory, adapter, dtype=dtype, training=False)
-    learned = stored if isinstance(stored.adapter, LearnedPrompt) else None
-    return cls(model, max_canvases=max_canvases, learned=learned)
+    with contextlib.nullcontext() if device is None else jax.default_device(parameters.find_device(device)):
+      options, learned = {"dtype": parameters.default_dtype() if dtype is None else dtype, "training": False}, None
+      found = weights.resolve(directory)
+      if adapter is None:
+        model = weights.load_model(found, **options)
+      else:
+        model, stored = load_adapted_model(found, adapter, **options)
+        learned = stored if isinstance(stored.adapter, LearnedPrompt) else None
+      if device is not None:
+        graph, params = parameters.split(model)  # committed, so that the network runs there
+        model = parameters.merge(graph, jax.device_put(params, default_device()))
+      head = adapter is None and found.path.is_file()  # that is: packaged
+      return cls(model, max_canvases=max_canvases, learned=learned, head=head)
 
   @property
   def model(self) -> SegGPT:
@@ -172,8 +160,7 @@ class Predictor:
 
     Args:
       image: the prompt's image: uint8 `[h, w, 3]`, a Pillow image, or a file.
-      labels: its label map: integers or bool `[h, w]`, a Pillow image, or a file of class indices. Ignored pixels
-        (label 255) become background.
+      labels: its label map: integers or bool `[h, w]`, a Pillow image, or a file; 255 becomes background.
       split: the largest split that the prompt is used with.
       zoom: the zoom that it is used with, in place of a split; see `InferenceOptions`.
       name: name of the prompt, for error messages and warnings.
@@ -181,7 +168,7 @@ class Predictor:
     Raises:
       InputError: the prompt is not an image with an integer label map of the same size.
     """
-    prompt = load_prompt((image, labels), name)
+    prompt = prompts_lib.load_prompt((image, labels), name)
     if not zoom:
       self._warn_of_small(prompt, split, name)
     return self.resize_prompt(prompt, split=split, zoom=zoom)
@@ -196,28 +183,22 @@ class Predictor:
     """
     return prompt.zoomed(zoom) if zoom else prompt.resized(self._split_size(split))
 
+  def _warn_once(self, index: int, message: str, *values: Any) -> None:
+    """Warns about a class, unless a warning has named it before."""
+    if index not in self._unseen:
+      self._unseen.add(index)
+      logging.warning(message, *values)
+
   def _warn_of_small(self, prompt: PreparedPrompt, split: int, name: str) -> None:
-    """Warns once about each class that a prompt shows too small for the network's input."""
+    """Warns about each class that a prompt shows too small for the network's input."""
     height, width = size = self._split_size(split)
     for index, area in tiling.small_classes(prompt.labels, size).items():
-      if index not in self._unseen:
-        self._unseen.add(index)
-        logging.warning(
-          "%s: class %d is too small: it covers %.2g of the %d x %d pixels that the network sees; use a larger split "
-          "(--split), or crop the prompt around it",
-          *(name, index, area, width, height),
-        )
-
-  def _warn_of_unseen(self, prompts: Iterable[PreparedPrompt], classes: np.ndarray) -> None:
-    """Warns once about each class of the prompts that none of their tiles shows."""
-    for index in np.setdiff1d(np.concatenate([np.unique(prompt.labels) for prompt in prompts]), classes).tolist():
-      if index not in self._unseen:
-        self._unseen.add(index)
-        logging.warning(
-          "prompts: class %d is in none of the tiles that the network is shown, so it cannot be found; use more "
-          "prompts (--top-k), or fewer classes",
-          index,
-        )
+      self._warn_once(
+        index,
+        "%s: class %d is too small: it covers %.2g of the %d x %d pixels that the network sees; use a larger split "
+        "(--split), or crop the prompt around it",
+        *(name, index, area, width, height),
+      )
 
   @overload
   def predict(self, image: Pixels, prompts: Sequence[Prompt] = (), **arguments: Any) -> Prediction: ...
@@ -259,7 +240,7 @@ class Predictor:
       InputError: an argument is not as described above.
     """
     options = dataclasses.replace(options or InferenceOptions(), **changes)
-    images, single = list_several(image)
+    images, single = prompts_lib.list_several(image)
     found = self.predict_many([(each, prompts) for each in images], options, palette=palette)
     found = [dataclasses.replace(each, class_names=tuple(class_names)) for each in found]
     return found[0] if single else found
@@ -301,7 +282,7 @@ class Predictor:
     batches = BatchedForward(run, self.max_canvases)
     pending: collections.deque[PendingPrediction | HeadPrediction] = collections.deque()
     for image, prompts in queries:
-      pending.append(self._start(as_image(image, "image"), prompts, palette, options))
+      pending.append(self._start(prompts_lib.as_image(image, "image"), prompts, palette, options))
       for view in pending[-1].views:
         batches.add(view.tiled)
       if len(pending) > _MAX_PENDING:
@@ -321,59 +302,56 @@ class Predictor:
     self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
   ) -> PendingPrediction | HeadPrediction:
     """Checks a query, and cuts it and its prompts into tiles for every split and mirrored copy."""
-    check_pairs(prompts)
+    prompts_lib.check_pairs(prompts)
     head = None
     if not prompts and self.config.head_classes:
       return HeadPrediction.start(image, self._trained, self.config.head_classes, palette, options)
     if not prompts and self.learned is not None:
-      tiles, palette, classes = learned_tiles(self.learned, palette, options)
+      tiles, palette, classes = prompts_lib.learned_tiles(self.learned, palette, options)
     else:
-      named = load_prompts(prompts)
+      named = prompts_lib.load_prompts(prompts)
       tiles, palette, classes = self._prompt_tiles(named, palette, options)
       if options.head == "on" or (options.head == "auto" and self._auto_head):
-        head = self._heads.fit([prompt.original for _, prompt in named if prompt.original is not None])
+        pairs = [prompt.original for _, prompt in named if prompt.original is not None]
+        head = self._heads.get(itertools.chain.from_iterable(pairs), lambda: heads.fit(pairs))
     views = self._views(image, tiles, palette, classes, options)
     return PendingPrediction(image, views, palette, classes, options, head)
 
   def _prompt_tiles(
     self, named: Sequence[tuple[str, PreparedPrompt]], palette: np.ndarray | None, options: InferenceOptions
   ) -> tuple[PromptTiles, np.ndarray, np.ndarray]:
-    """Returns the prompts' tiles and their labels for each split, the palette, and the classes to decode to."""
+    """Returns the prompts' tiles and their labels for each split or zoom, the palette, and the classes to decode to."""
     loaded = [prompt for _, prompt in named]
-    palette = check_palette(palette, 1 + max(int(prompt.labels.max()) for prompt in loaded))
+    palette = prompts_lib.check_palette(palette, 1 + max(int(prompt.labels.max()) for prompt in loaded))
     tiles, classes = {}, np.zeros(1, np.int32)
     if options.zoom:
-      for zoom in options.zooms:
-        images, labels = cells_of(loaded, options, min(self.tile_size), zoom)
-        tiles[zoom] = images, labels
-        classes = np.union1d(classes, labels)
-      self._warn_of_unseen(loaded, classes)
-      return tiles, palette, classes
-    for name, prompt in named:
-      self._warn_of_small(prompt, max(options.splits), name)
-    for split in options.splits:
-      resized = [prompt.resized(self._split_size(split)) for prompt in loaded]
-      images = np.concatenate([tiling.cut(prompt.image, split) for prompt in resized])
-      labels = np.concatenate([tiling.cut(prompt.labels, split) for prompt in resized])
+      tiles = {zoom: prompts_lib.cells_of(loaded, options, min(self.tile_size), zoom) for zoom in options.zooms}
+    else:
+      for name, prompt in named:
+        self._warn_of_small(prompt, max(options.splits), name)
+      for split in options.splits:
+        resized = [prompt.resized(self._split_size(split)) for prompt in loaded]
+        pairs = ([prompt.image for prompt in resized], [prompt.labels for prompt in resized])
+        tiles[split] = tuple(np.concatenate([tiling.cut(each, split) for each in arrays]) for arrays in pairs)
+    for _, labels in tiles.values():
       classes = np.union1d(classes, labels)
-      if options.foreground_tiles:
-        kept = tiling.foreground_tiles(labels)
-        images, labels = images[kept], labels[kept]
-      tiles[split] = images, labels
-    self._warn_of_unseen(loaded, classes)
+    if options.foreground_tiles:
+      kept = {split: tiling.foreground_tiles(labels) for split, (_, labels) in tiles.items()}
+      tiles = {split: (images[kept[split]], labels[kept[split]]) for split, (images, labels) in tiles.items()}
+    for index in np.setdiff1d(np.concatenate([np.unique(prompt.labels) for prompt in loaded]), classes).tolist():
+      self._warn_once(
+        index,
+        "prompts: class %d is in none of the tiles that the network is shown, so it cannot be found; use more "
+        "prompts (--top-k), or fewer classes",
+        index,
+      )
     return tiles, palette, classes
 
   def _questions(
     self, targets: np.ndarray, palette: np.ndarray, classes: np.ndarray
   ) -> list[tuple[np.ndarray, tuple[int, ...]]]:
-    """Returns what the network is asked for one by one: targets, and the class of each channel if they are masks.
-
-    Args:
-      targets: label maps of the prompts' tiles, or the learned prompt's normalized target.
-      palette: the color of each class.
-      classes: the classes of all tiles, and the background.
-    """
-    if targets.ndim == 4:
+    """Returns targets that the network is asked for one by one, and the class of each channel if they are masks."""
+    if targets.ndim == 4:  # a learned prompt's
       return [(targets, ())]
     if not self._asks_masks:
       return [(palette[targets], ())]

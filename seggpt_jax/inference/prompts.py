@@ -184,10 +184,6 @@ def _kind(value: Any) -> str:
 def as_image(image: Pixels, name: str) -> np.ndarray:
   """Returns the pixels, uint8 `[H, W, 3]`, of an array, a Pillow image or a file.
 
-  Args:
-    image: the image.
-    name: name of the argument, for error messages.
-
   Raises:
     InputError: the file cannot be read, or the array is not uint8 `[H, W, 3]` or `[H, W]`.
   """
@@ -254,11 +250,6 @@ def _class_indices(labels: np.ndarray, shape: tuple[int, ...], name: str) -> Int
 
 def read_label_map(path: str | os.PathLike, image: np.ndarray, label_format: LabelFormat) -> np.ndarray:
   """Reads the label map of an image, uint8 `[H, W]`. Ignored pixels keep the label 255.
-
-  Args:
-    path: label file.
-    image: the image `[H, W, 3]`.
-    label_format: format of the label file.
 
   Raises:
     InputError: the file cannot be read, or its size is not the image's.

@@ -1,4 +1,4 @@
-"""The files of an inference run: the images to segment, the prompts of each, and the format of label files.
+"""The files of an inference run: the images to segment, and the prompts of each.
 
 In: paths, and perhaps a mapping. Out: a `Query` for each image. All of its files exist, which is checked before any
 image is read. Files belong together if their names are the same: the path below the folder, without ending.
@@ -14,29 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from seggpt_jax.data.bad_files import BadFiles
-from seggpt_jax.errors import InputError, naming, warn_once
+from seggpt_jax.errors import InputError, warn_once
 from seggpt_jax.files import decode_text, expand, parse_json, plain_name
 from seggpt_jax.formats.folders import list_images
 from seggpt_jax.formats.images import image_endings, without_ending
-from seggpt_jax.formats.labels import LABEL_MODES, LabelFormat, LabelMode, Value
-from seggpt_jax.inference.trained import run_config, run_data
 
 _LABEL_FOLDERS = frozenset({"label", "labels", "mask", "masks"})  # their files are no images to segment
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptFiles:
-  """The files of a prompt: its image and its label map.
+  """The files of a prompt: its image and its label map."""
 
-  Attributes:
-    image: image file.
-    labels: file of its label map.
-    name: path below the folder of prompts, without ending; "" for the file name.
-  """
-
-  image: Path
-  labels: Path
-  name: str = ""
+  image: Path  # image file
+  labels: Path  # file of its label map
+  name: str = ""  # path below the folder of prompts, without ending; "" for the file name
 
   @property
   def written(self) -> str:
@@ -46,19 +38,12 @@ class PromptFiles:
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-  """An image to segment.
+  """An image to segment."""
 
-  Attributes:
-    name: path below the folder of images, without ending.
-    image: image file.
-    truth: file of the true label map; None if it is missing.
-    prompts: files of its prompts, best first.
-  """
-
-  name: str
-  image: Path
-  truth: Path | None
-  prompts: tuple[PromptFiles, ...]
+  name: str  # path below the folder of images, without ending
+  image: Path  # image file
+  truth: Path | None  # file of the true label map; None if it is missing
+  prompts: tuple[PromptFiles, ...]  # files of its prompts, best first
 
   @property
   def written(self) -> str:
@@ -84,8 +69,7 @@ def list_queries(
     dataset: a folder with images/ and perhaps labels/, a folder of images, or image files. Folders may hold folders.
     prompt_img_dir: folder with the prompts' images; None with `prompts` or with a learned prompt.
     prompt_label_dir: folder with the prompts' label maps.
-    mapping: JSON file {query file: [prompt files, best first]}, see `NameFinder`. Without it, the first prompts by
-      name serve every query.
+    mapping: JSON file {query file: [prompt files, best first]}; without it the first prompts by name serve all.
     top_k: largest number of prompts for each query.
     bad: if given, queries whose prompts are missing are left out and added here.
     prompts: prompts for every query, from `given_prompts`, in place of the folders.
@@ -140,10 +124,6 @@ class NameFinder:
 
   A name means the file whose relative path it is; or else the file that it ends with, as `photos/cam1/001.jpg` ends
   with `cam1/001`; or else the only file that ends with it, as `cam1/001` ends with `001`.
-
-  Args:
-    names: names of the files, from `list_images`.
-    folder: the folder that holds them, for error messages.
   """
 
   def __init__(self, names: Iterable[str], folder: str):
@@ -201,11 +181,7 @@ def _ends(path: str, tail: str) -> bool:
 def _match_keys(
   mapping: str | os.PathLike, images: Mapping[str, Path], dataset: str, mapped_only: bool
 ) -> dict[str, list[str]]:
-  """Reads a mapping and returns the prompt files by the name of the query.
-
-  Raises:
-    InputError: two keys mean one image; or, with `mapped_only`, a key means no image.
-  """
+  """Reads a mapping and returns the prompt files by the name of the query."""
   finder, keys, unknown = NameFinder(images, dataset), dict[str, str](), list[str]()
   chosen: dict[str, list[str]] = {}
   for key, files in read_mapping(mapping).items():
@@ -228,14 +204,10 @@ def _match_keys(
 
 
 class _PromptFolders:
-  """A folder of prompt images and one of their label maps.
-
-  Raises:
-    InputError: a folder is missing or empty.
-  """
+  """A folder of prompt images and one of their label maps."""
 
   def __init__(self, images: str | os.PathLike, labels: str | os.PathLike):
-    self._images, self._labels = list_prompt_folders(images, labels)
+    self._images, self._labels = list_pair(images, labels)
     self._folders = Path(expand(images)), Path(expand(labels))
     self._finder = NameFinder(self._images, str(images))
 
@@ -272,10 +244,6 @@ class _PromptFolders:
 def given_prompts(images: Sequence[str], labels: Sequence[str]) -> tuple[PromptFiles, ...]:
   """Pairs the image files and label files of `--prompt-image` and `--prompt-label`.
 
-  Args:
-    images: image files, best first.
-    labels: a label file for each.
-
   Raises:
     InputError: a file is missing, or the numbers differ.
   """
@@ -296,25 +264,20 @@ def _check_file(flag: str, name: str) -> Path:
   return path
 
 
-def list_prompt_folders(
-  images: str | os.PathLike, labels: str | os.PathLike
+def list_pair(
+  images: str | os.PathLike, labels: str | os.PathLike, apart: Sequence[str | os.PathLike] = ()
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-  """Lists a folder of prompt images and one of their label maps, by name. Warns about label maps without an image.
+  """Lists a folder of images and one of their label maps, by name. Warns about label maps without an image.
 
   Args:
     images: the folder of images; may hold folders.
     labels: the folder of label maps, arranged as the images are.
+    apart: further folders that hold neither.
 
   Raises:
     InputError: a folder is missing or has no images.
   """
-  return _list_pair(images, labels, (images, labels))
-
-
-def _list_pair(
-  images: str | os.PathLike, labels: str | os.PathLike, apart: Sequence[str | os.PathLike]
-) -> tuple[dict[str, Path], dict[str, Path]]:
-  """Lists a folder of images and one of label maps, by name. Warns about label maps without an image."""
+  apart = (*apart, images, labels)
   found, known = _list_files(images, apart), _list_files(labels, apart, of_labels=True)
   if alone := [path.name for name, path in known.items() if name not in found]:
     warn_once(f"{labels}: passed over: {len(alone)} label files that no image in {images} has, first {alone[0]}")
@@ -353,73 +316,11 @@ def _list_dataset(
     return _list_files(directory, apart), {}
   if beside := sum(path.suffix.lower() in image_endings() for path in directory.iterdir()):
     warn_once(f"{directory}: passed over: {beside} images next to the folder images/")
-  return _list_pair(images, labels, apart) if labels.is_dir() else (_list_files(images, apart), {})
-
-
-def label_format(
-  model_path: str | os.PathLike,
-  labels: LabelMode | None = None,
-  threshold: int | None = None,
-  table: tuple[Value, ...] | None = None,
-  ignore: tuple[Value, ...] | None = None,
-) -> LabelFormat:
-  """Returns the format of label files: from flags, or else from the training run of the weights, or else indices.
-
-  Args:
-    model_path: weights or a training run; also the run of an adapter.
-    labels: value of `--labels`, if given.
-    threshold: value of `--threshold`, if given.
-    table: value of `--table`, if given.
-    ignore: value of `--ignore`, if given.
-
-  Raises:
-    InputError: there are no weights, the values do not fit the mode, or the run's config.json cannot be read.
-  """
-  path = run_config(model_path)
-  trained = LabelFormat() if path is None else _trained_format(path)
-  mode = labels or trained.mode
-  if mode != "binary" and threshold is not None:
-    raise InputError(f"--threshold cannot be combined with {mode} labels; it is for --labels=binary")
-  same = mode == trained.mode
-  if table is None:
-    table = trained.table if same else ()
-  if ignore is None:
-    ignore = trained.ignore if same else ()
-  if threshold is None:
-    threshold = trained.threshold if same else None
-  return LabelFormat(mode, threshold, table, ignore)
-
-
-def _trained_format(path: Path) -> LabelFormat:
-  """Reads the label format from the config.json of a training run.
-
-  Raises:
-    InputError: the file was not written by training.
-  """
-  data = run_data(path)
-  mode, threshold = data.get("labels", "index"), data.get("threshold", -1)
-  if mode not in LABEL_MODES:
-    raise InputError(f"{path}: data.labels: found {mode!r}, expected one of {', '.join(LABEL_MODES)}")
-  if not (isinstance(threshold, int) and -1 <= threshold <= 255):
-    raise InputError(f"{path}: data.threshold: found {threshold!r}, expected 0..255, or -1 for none")
-  values: dict[str, tuple[Value, ...]] = {}
-  for key in ("table", "ignore"):
-    stored = data.get(key, [])
-    # Colors are lists, because JSON has no tuples.
-    entries = stored if isinstance(stored, list) else [None]
-    if not all(isinstance(part, int) for entry in entries for part in (entry if isinstance(entry, list) else [entry])):
-      raise InputError(f"{path}: data.{key}: found {stored!r}, expected a list of values or colors")
-    values[key] = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in stored)
-  with naming(f"{path}: data"):
-    # Older runs stored 0 with every mode.
-    return LabelFormat(mode, threshold if mode == "binary" and threshold >= 0 else None, **values)
+  return list_pair(images, labels, apart) if labels.is_dir() else (_list_files(images, apart), {})
 
 
 def read_mapping(path: str | os.PathLike) -> dict[str, list[str]]:
   """Reads the prompts of each query from a mapping.
-
-  Args:
-    path: JSON file {query file: [prompt files, best first]}.
 
   Returns:
     The prompt files of each query, as they are written there.

@@ -17,7 +17,6 @@ from flax import nnx
 from jaxtyping import Float, Num, UInt8
 
 from seggpt_jax import canvas
-from seggpt_jax import palette as palette_lib
 from seggpt_jax.compilation import jit
 from seggpt_jax.data.augment import to_square
 from seggpt_jax.errors import InputError
@@ -32,13 +31,7 @@ Answer = Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, "h2 w2 c"]]
 
 
 def answer_of(graph: nnx.GraphDef, params: parameters.Params, side: int) -> Answer:
-  """Returns a function from an image to the probabilities of the classes of its square at stride 2.
-
-  Args:
-    graph: structure of a network with a trained head.
-    params: its parameters.
-    side: side of the square in pixels.
-  """
+  """Returns a function from an image to the probabilities of the classes of its square at stride 2."""
 
   @jit
   def run(params, image):
@@ -53,19 +46,12 @@ def answer_of(graph: nnx.GraphDef, params: parameters.Params, side: int) -> Answ
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeadPrediction:
-  """A query that a trained head answers, in the place of a `PendingPrediction`.
+  """A query that a trained head answers, in the place of a `PendingPrediction`."""
 
-  Attributes:
-    image: the query.
-    answer: the head.
-    palette: the color of each class.
-    options: how to decode.
-  """
-
-  image: UInt8[np.ndarray, "h w 3"]
-  answer: Answer
-  palette: Num[np.ndarray, "n 3"]
-  options: InferenceOptions
+  image: UInt8[np.ndarray, "h w 3"]  # the query
+  answer: Answer  # the head
+  palette: Num[np.ndarray, "n 3"]  # the color of each class
+  options: InferenceOptions  # how to decode
   views: tuple[()] = ()
   finished: bool = True
 
@@ -82,14 +68,7 @@ class HeadPrediction:
   def start(
     cls, image: np.ndarray, answer: Answer, classes: int, palette: np.ndarray | None, options: InferenceOptions
   ) -> HeadPrediction:
-    """Returns the prediction of a query that is still to be computed.
-
-    Args:
-      image: the query.
-      answer: the head.
-      classes: number of classes, background included.
-      palette: the color of each class, or None for the fixed ones.
-      options: how to decode.
+    """Returns the prediction of a query that is still to be computed; without a palette, in the fixed colors.
 
     Raises:
       InputError: an option cuts or mirrors images, which a head sees whole and mirrored by itself.
@@ -100,5 +79,4 @@ class HeadPrediction:
         raise InputError(
           f"{name}: found {found}, expected {default} with a trained head, which sees whole images, mirrored too"
         )
-    palette = palette_lib.fixed_palette(classes) if palette is None else check_palette(palette, classes)
-    return cls(image, answer, palette, options)
+    return cls(image, answer, check_palette(palette, classes), options)

@@ -58,11 +58,9 @@ def segment_frames(
 
   Args:
     predictor: the network. With a learned prompt, `prompts` may be empty if `num_frames` is 0.
-    frames: frames of a video, or other images that change little from one to the next. A generator is read only a few
-      batches ahead.
+    frames: frames of a video, or images that change little. A generator is read only a few batches ahead.
     prompts: pairs of image and label map; see `Predictor.predict`.
-    options: tiles, overlap and mirrored copies; one tile for the whole frame by default. The work grows with the number
-      of prompts.
+    options: tiles, overlap and mirrored copies; one tile for the whole frame by default.
     num_frames: largest number of recent frames that serve as prompts.
     keep_empty: also uses frames in which nothing was found as prompts, as the original tool does.
     palette: the color of each class; see `Predictor.predict`.
@@ -95,14 +93,7 @@ def segment_frames(
 def _prepared(
   prompt: PreparedPrompt, predictor: Predictor, options: InferenceOptions, name: str | None = None
 ) -> PreparedPrompt:
-  """Resizes a prompt once and not for every frame. Several splits need several sizes, so the prompt then stays.
-
-  Args:
-    prompt: the prompt.
-    predictor: the network.
-    options: how the prompt is shown.
-    name: name of the prompt, for warnings about small classes; None gives none.
-  """
+  """Resizes a prompt once, not for every frame, unless several splits need several sizes; a named one can warn."""
   if len(options.splits) > 1:
     return prompt
   if name is None:
@@ -139,9 +130,6 @@ def run_video(
     options: tiles, overlap and mirrored copies; one tile for the whole frame by default.
     labels: format of the label files; class indices by default. Ignored pixels are background.
     save_frames: also writes the label maps.
-
-  Returns:
-    The path of OUT/NAME.mp4.
 
   Raises:
     InputError: a file cannot be read or written, prompts do not match, or the video would be overwritten.

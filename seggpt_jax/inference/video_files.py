@@ -36,17 +36,11 @@ _BT709 = 1  # the same number for primaries, transfer and matrix
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-  """Properties of a video that are known before it is decoded.
+  """Properties of a video that are known before it is decoded."""
 
-  Attributes:
-    rate: frames per second; the mean if the rate varies.
-    size: height and width of the first frame, upright.
-    num_frames: number of frames, from the container or from the length; None if both are unknown.
-  """
-
-  rate: Fraction
-  size: tuple[int, int]
-  num_frames: int | None
+  rate: Fraction  # frames per second; the mean if the rate varies
+  size: tuple[int, int]  # height and width of the first frame, upright
+  num_frames: int | None  # number of frames, from the container or from the length; None if both are unknown
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
@@ -83,11 +77,7 @@ def read_frames(path: str | os.PathLike) -> Iterator[_Frame]:
 
 
 def _frame_files(folder: str | os.PathLike) -> list[str]:
-  """Returns the images of a folder in the order of the numbers in their names: 2.jpg comes before 10.jpg.
-
-  Raises:
-    InputError: the folder has no images.
-  """
+  """Returns the images of a folder in the order of the numbers in their names: 2.jpg comes before 10.jpg."""
   files = list_images(folder)
 
   def place(name: str) -> list[tuple[int, str]]:
@@ -176,7 +166,8 @@ def _decoded(path: str | os.PathLike, container: Any, stream: Any) -> Iterator[_
     if frame is None:
       break
     count, end = count + 1, frame.time
-    yield _upright(frame)
+    # Phones store a rotation, counter-clockwise, as rot90 turns.
+    yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
   # FFmpeg decodes a Matroska or AVI file that was cut off without an error.
   promised = _promised_end(stream)
   if end is not None and promised is not None and end < promised - max(_SLACK[0], _SLACK[1] * promised):
@@ -192,12 +183,6 @@ def _promised_end(stream: Any) -> float | None:
   # Matroska has no field for the duration of a stream; most programs write a tag.
   note = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
   return None if note is None else 3600 * int(note[1]) + 60 * int(note[2]) + float(note[3])
-
-
-def _upright(frame: Any) -> _Frame:
-  """Returns RGB pixels, turned by the frame's rotation (counter-clockwise, as rot90 turns), which phones store."""
-  pixels = frame.to_ndarray(format="rgb24")
-  return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
 
 
 def _add_stream(container: Any, size: tuple[int, int], rate: Fraction) -> Any:

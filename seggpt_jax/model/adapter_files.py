@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from seggpt_jax.errors import InputError, one_line
@@ -24,49 +23,25 @@ from seggpt_jax.model import adapters, parameters, weights
 from seggpt_jax.model.adapters import Adapter
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
+from seggpt_jax.model.weights import Weights
 from seggpt_jax.palette import IGNORE
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredAdapter:
-  """A trained adapter.
+  """A trained adapter."""
 
-  Attributes:
-    adapter: the adapter's kind and settings.
-    params: the adapter's parameters.
-    config: the architecture that it was trained with, including the canvas size.
-    fingerprint: content hash of the weights that it was trained for, see `parameters.fingerprint`.
-    base: path or name of those weights, as the run's configuration had it.
-    num_classes: number of classes in the training labels, background included.
-  """
+  adapter: Adapter  # the adapter's kind and settings
+  params: dict[str, np.ndarray]  # the adapter's parameters
+  config: SegGPTConfig  # the architecture that it was trained with, including the canvas size
+  fingerprint: str  # content hash of the weights that it was trained for, see `parameters.fingerprint`
+  base: str  # path or name of those weights, as the run's configuration had it
+  num_classes: int  # number of classes in the training labels, background included
 
-  adapter: Adapter
-  params: dict[str, np.ndarray]
-  config: SegGPTConfig
-  fingerprint: str
-  base: str
-  num_classes: int
-
-
-def describe_adapter(
-  adapter: Adapter, config: SegGPTConfig, fingerprint: str, base: str, num_classes: int
-) -> dict[str, Any]:
-  """Returns the description that is stored with an adapter's parameters, as values for JSON.
-
-  Args:
-    adapter: the adapter's kind and settings.
-    config: the architecture that it is trained with.
-    fingerprint: content hash of the weights that it is trained for.
-    base: path or name of those weights.
-    num_classes: number of classes in the training labels, background included.
-  """
-  return {
-    "adapter": adapters.to_dict(adapter),
-    "config": config.to_dict(),
-    "fingerprint": fingerprint,
-    "base": base,
-    "num_classes": num_classes,
-  }
+  def describe(self) -> dict[str, Any]:
+    """Returns the description that is stored with the parameters, as values for JSON."""
+    known = {"adapter": adapters.to_dict(self.adapter), "config": self.config.to_dict()}
+    return known | {"fingerprint": self.fingerprint, "base": self.base, "num_classes": self.num_classes}
 
 
 def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
@@ -98,6 +73,18 @@ def load_adapter(directory: str | os.PathLike) -> StoredAdapter:
   return dataclasses.replace(stored, params=params)
 
 
+def load_lora(directory: str | os.PathLike) -> StoredAdapter:
+  """Reads an adapter that can be merged into weights.
+
+  Raises:
+    InputError: no adapter is found, it is damaged, or it is a learned prompt.
+  """
+  stored = load_adapter(directory)
+  if not isinstance(stored.adapter, adapters.LoRA):
+    raise InputError(f"{directory}: found a learned prompt, expected a LoRA: a prompt cannot be merged into weights")
+  return stored
+
+
 @contextlib.contextmanager
 def _reading_description(path: Path) -> Iterator[None]:
   """Turns every way in which a description with wrong values can fail into one line that names its file."""
@@ -108,7 +95,7 @@ def _reading_description(path: Path) -> Iterator[None]:
 
 
 def _from_description(values: dict[str, Any]) -> StoredAdapter:
-  """Inverts `describe_adapter`; the result has no parameters."""
+  """Inverts `StoredAdapter.describe`; the result has no parameters."""
   adapter, config = adapters.from_dict(values["adapter"]), SegGPTConfig.from_dict(values["config"])
   fingerprint, base, num_classes = (values[key] for key in ("fingerprint", "base", "num_classes"))
   if not (isinstance(num_classes, int) and 2 <= num_classes <= IGNORE):
@@ -116,12 +103,11 @@ def _from_description(values: dict[str, Any]) -> StoredAdapter:
   return StoredAdapter(adapter, {}, config, str(fingerprint), str(base), num_classes)
 
 
-def adapted_params(directory: str | os.PathLike, stored: StoredAdapter) -> dict[str, Any]:
+def adapted_params(directory: str | os.PathLike | Weights, stored: StoredAdapter) -> dict[str, Any]:
   """Reads weights and merges an adapter into them.
 
   Args:
-    directory: name or path of the weights that the adapter was trained for. They may have moved since: only their
-      values count.
+    directory: name or path of the weights that the adapter was trained for; only their values count.
     stored: the adapter. A learned prompt changes no parameter.
 
   Returns:
@@ -130,17 +116,16 @@ def adapted_params(directory: str | os.PathLike, stored: StoredAdapter) -> dict[
   Raises:
     InputError: no weights are found, or the adapter was trained for others.
   """
-  config = weights.load_config(directory)
+  found = weights.resolve(directory)
+  name, config = found.name, found.config
   expected = stored.config.to_dict()
   for key, value in config.to_dict().items():
     if key not in _SET_BY_RUNS and expected[key] != value:
-      raise InputError(f"{directory}: found {key} {value}, expected {expected[key]} as the adapter was trained with")
-  params = weights.load_params(directory, config)
-  parameters.check_finite(str(directory), params)
+      raise InputError(f"{name}: found {key} {value}, expected {expected[key]} as the adapter was trained with")
+  params = weights.load_params(found)
+  parameters.check_finite(name, params)
   if parameters.fingerprint(params) != stored.fingerprint:
-    raise InputError(
-      f"{directory}: found weights other than {stored.base}, as it was when the adapter was trained for it"
-    )
+    raise InputError(f"{name}: found weights other than {stored.base}, as it was when the adapter was trained for it")
   return stored.adapter.merge(parameters.resize_canvas(params, config, stored.config.canvas_size), stored.params)
 
 
@@ -149,15 +134,14 @@ _SET_BY_RUNS = ("canvas_size", "drop_path_rate", "image_mean", "image_std")
 
 
 def load_adapted_model(
-  directory: str | os.PathLike, adapter: str | os.PathLike | StoredAdapter, *, dtype=jnp.float32, **options: Any
+  directory: str | os.PathLike | Weights, adapter: str | os.PathLike | StoredAdapter, **options: Any
 ) -> tuple[SegGPT, StoredAdapter]:
   """Loads a SegGPT with an adapter merged into it.
 
   Args:
     directory: a weights directory, a training run, or the name of packaged weights.
     adapter: the directory of an adapter, see `load_adapter`, or what `load_adapter` returned.
-    dtype: compute dtype.
-    **options: further options of `SegGPT`.
+    **options: options of `SegGPT`, such as `dtype`.
 
   Returns:
     The model, and the adapter.
@@ -167,4 +151,4 @@ def load_adapted_model(
   """
   stored = adapter if isinstance(adapter, StoredAdapter) else load_adapter(adapter)
   params = adapted_params(directory, stored)
-  return parameters.build_model(stored.config, params, dtype=dtype, **options), stored
+  return parameters.build_model(stored.config, params, **options), stored

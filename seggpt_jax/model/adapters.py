@@ -30,17 +30,13 @@ class LoRA:
   The sum is computed once per step and costs no more memory than the kernels, so the network runs at its usual speed.
   A trained LoRA merges into plain weights exactly.
 
-  Attributes:
-    rank: number of columns of A and of rows of B.
-    alpha: scale of the update; with alpha = rank the update is A B.
-    targets: kernels to update in every block: qkv and proj of the attention, fc1 and fc2 of the MLP.
-
   Raises:
     InputError: a value is out of range, or a target is unknown.
   """
 
-  rank: int = 8
-  alpha: float = 8.0
+  rank: int = 8  # number of columns of A and of rows of B
+  alpha: float = 8.0  # scale of the update; with alpha = rank the update is A B
+  # kernels to update in every block: qkv and proj of the attention, fc1 and fc2 of the MLP
   targets: tuple[str, ...] = LORA_TARGETS
 
   def __post_init__(self):
@@ -55,16 +51,7 @@ class LoRA:
     return [name for name in params if pattern.fullmatch(name)]
 
   def init(self, params: Mapping[str, Any], canvas_size: tuple[int, int], key: PRNGKeyArray) -> Params:
-    """Draws A from Kaiming's uniform distribution and sets B to zero, so that the network is unchanged at first.
-
-    Args:
-      params: the network's parameters, or their shapes.
-      canvas_size: height and width in pixels; not used.
-      key: random key for A.
-
-    Returns:
-      The adapter's parameters.
-    """
+    """Draws A from Kaiming's uniform distribution and sets B to zero, so that the network is unchanged at first."""
     del canvas_size
     adapter: Params = {}
     for index, name in enumerate(sorted(self._kernels(params))):
@@ -77,12 +64,7 @@ class LoRA:
     return adapter
 
   def merge(self, params: Mapping[str, Any], adapter: Mapping[str, Any]) -> Params:
-    """Returns the network's parameters with the updates added.
-
-    Args:
-      params: the network's parameters.
-      adapter: the adapter's parameters.
-    """
+    """Returns the network's parameters with the updates added."""
     merged = dict(params)
     for name in self._kernels(params):
       a, b = (jnp.asarray(adapter[f"lora.{name}.{part}"]) for part in "ab")
@@ -108,16 +90,7 @@ class LearnedPrompt:
   """
 
   def init(self, params: Mapping[str, Any], canvas_size: tuple[int, int], key: PRNGKeyArray) -> Params:
-    """Draws an image and a target of normal noise, which has the scale of normalized images.
-
-    Args:
-      params: the network's parameters; not used.
-      canvas_size: height and width in pixels.
-      key: random key for the noise.
-
-    Returns:
-      The adapter's parameters.
-    """
+    """Draws an image and a target of normal noise, which has the scale of normalized images."""
     del params
     shape = (canvas_size[0] // 2, canvas_size[1], 3)
     image, target = jax.random.split(key)
@@ -134,16 +107,7 @@ class LearnedPrompt:
   def prompt(
     self, images: Float[AnyArray, "b h w 3"], targets: Float[AnyArray, "b h w 3"], adapter: Mapping[str, Any]
   ) -> tuple[Array, Array]:
-    """Replaces the upper halves of images and targets by the learned prompt and its target.
-
-    Args:
-      images: normalized canvases.
-      targets: normalized target canvases.
-      adapter: the adapter's parameters.
-
-    Returns:
-      Images and targets with the learned prompt.
-    """
+    """Replaces the upper halves of images and targets by the learned prompt and its target."""
 
     def replace_upper(learned: Any, canvases: Any) -> Array:
       half = canvases.shape[1] // 2

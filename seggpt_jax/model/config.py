@@ -122,16 +122,7 @@ class SegGPTConfig:
 
 
 def _check(name: str, value: Any, example: Any) -> None:
-  """Checks the type and range of an attribute.
-
-  Args:
-    name: its name.
-    value: its value.
-    example: a value of the right type.
-
-  Raises:
-    ValueError: the type differs, a tuple has another length, or a number is out of range.
-  """
+  """Checks the type and range of an attribute."""
   if isinstance(example, str):
     if not isinstance(value, str):
       raise ValueError(f"{name}: found {str(value)[:100]!r}, expected a string")
@@ -156,45 +147,18 @@ VARIANTS: dict[str, SegGPTConfig] = {
   "vit_large": SegGPTConfig(),
   # 1.1 M parameters, for tests.
   "tiny": SegGPTConfig(
-    canvas_size=(128, 64),
-    patch_size=8,
-    posemb_size=8,
-    width=96,
-    depth=6,
-    num_heads=4,
-    mlp_dim=384,
-    merge_block=1,
-    feature_taps=(1, 2, 4, 5),
-    decoder_dim=16,
-    drop_path_rate=0.0,
+    **{"canvas_size": (128, 64), "patch_size": 8, "posemb_size": 8, "width": 96, "depth": 6, "num_heads": 4},
+    **{"mlp_dim": 384, "merge_block": 1, "feature_taps": (1, 2, 4, 5), "decoder_dim": 16, "drop_path_rate": 0.0},
   ),
   # 1.8 M parameters, of which 0.7 M are frozen ImageNet features: the weights that come with the package.
   "small": SegGPTConfig(
-    canvas_size=(384, 192),
-    patch_size=8,
-    posemb_size=1,
-    width=160,
-    depth=4,
-    num_heads=5,
-    mlp_dim=320,
-    merge_block=0,
-    feature_taps=(0, 3),
-    decoder_dim=48,
-    drop_path_rate=0.0,
+    **{"canvas_size": (384, 192), "patch_size": 8, "posemb_size": 1, "width": 160, "depth": 4, "num_heads": 5},
+    **{"mlp_dim": 320, "merge_block": 0, "feature_taps": (0, 3), "decoder_dim": 48, "drop_path_rate": 0.0},
     backbone="efficientnet_lite0",
   ),
   # 3.2 M parameters: a SegGPT of the released network's design, pretrained on drawings alone.
   "drawn": SegGPTConfig(
-    canvas_size=(192, 96),
-    patch_size=8,
-    posemb_size=8,
-    width=160,
-    depth=8,
-    num_heads=5,
-    mlp_dim=640,
-    merge_block=1,
-    feature_taps=(1, 3, 5, 7),
-    decoder_dim=16,
-    drop_path_rate=0.0,
+    **{"canvas_size": (192, 96), "patch_size": 8, "posemb_size": 8, "width": 160, "depth": 8, "num_heads": 5},
+    **{"mlp_dim": 640, "merge_block": 1, "feature_taps": (1, 3, 5, 7), "decoder_dim": 16, "drop_path_rate": 0.0},
   ),
 }

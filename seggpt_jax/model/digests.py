@@ -69,9 +69,6 @@ def verifying(directory: Path) -> Iterator[None]:
   Small files, which describe the large ones, are compared before the body runs. What the body reads may only be used
   after the context.
 
-  Args:
-    directory: the directory. Without digests nothing is compared.
-
   Raises:
     DamageError: a file is missing or differs. It replaces an error of the body, which the damage may have caused.
   """
@@ -109,11 +106,7 @@ def verifying(directory: Path) -> Iterator[None]:
 
 
 def _read(directory: Path) -> tuple[str, Digests]:
-  """Returns the kind of the digests, and the digests.
-
-  Raises:
-    InputError: the digests cannot be read.
-  """
+  """Returns the kind of the digests, and the digests."""
   try:
     ((kind, stored),) = parse_json((directory / FILE).read_bytes()).items()
     if kind not in _KINDS:

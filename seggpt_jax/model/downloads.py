@@ -10,31 +10,37 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from seggpt_jax.errors import InputError, one_line
 
 
-def fetch_large(
-  name: str, repo: str, file: str, commit: str, folder: Path, unfinished: Path, sha256: str, size: int
-) -> None:
-  """Downloads a file, unless it is complete. One process at a time may do this for one folder.
+class HubFile(NamedTuple):
+  """A file of the hub."""
 
-  Args:
-    name: the name as the user wrote it, for messages.
-    repo: OWNER/NAME.
-    file: path of the file in the repository.
-    commit: commit of the repository.
-    folder: folder that gets the file, under its path in the repository.
-    unfinished: place of the file until it is complete.
-    sha256: digest of the file.
-    size: bytes of the file.
+  name: str  # name of the weights as the user wrote it, for messages
+  repo: str  # OWNER/NAME
+  file: str  # path of the file in the repository
+  commit: str  # commit of the repository
+  folder: Path  # folder that gets the file, under its path in the repository
+
+  @property
+  def url(self) -> str:
+    """Address of the file."""
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(self.repo, self.file, revision=self.commit)
+
+
+def fetch_large(wanted: HubFile, unfinished: Path, sha256: str, size: int) -> None:
+  """Downloads a file, unless it is complete. One process at a time may do this for one folder.
 
   Raises:
     InputError: the download was interrupted, or its content is wrong.
   """
-  from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+  from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
+  name, repo, file, commit, folder = wanted
   path = folder / file
   if _is_whole(path, sha256):
     return
@@ -46,7 +52,7 @@ def fetch_large(
       return
   path.parent.mkdir(parents=True, exist_ok=True)
   for _ in range(2):
-    _go_on(name, hf_hub_url(repo, file, revision=commit), unfinished, size)
+    _go_on(name, wanted.url, unfinished, size)
     if _is_whole(unfinished, sha256):
       os.replace(unfinished, path)
       return
@@ -54,27 +60,21 @@ def fetch_large(
   raise InputError(f"{name}: {file} is not what the hub's digest says, even when fetched again")
 
 
-def fetch_small(name: str, repo: str, file: str, commit: str, folder: Path, size: int | None) -> None:
+def fetch_small(wanted: HubFile, size: int | None) -> None:
   """Downloads a file without a digest, such as config.json.
 
   Args:
-    name: the name as the user wrote it, for messages.
-    repo: OWNER/NAME.
-    file: path of the file in the repository.
-    commit: commit of the repository.
-    folder: folder that gets the file, under its path in the repository.
+    wanted: the file.
     size: bytes of the file, if the hub announces them; it may not send more.
 
   Raises:
     InputError: the download was interrupted, or is larger than announced.
   """
-  from huggingface_hub import hf_hub_url
-
-  path = folder / file
+  path = wanted.folder / wanted.file
   path.parent.mkdir(parents=True, exist_ok=True)
   unfinished = path.with_name(f"{path.name}.incomplete")
   unfinished.unlink(missing_ok=True)
-  _go_on(name, hf_hub_url(repo, file, revision=commit), unfinished, size)
+  _go_on(wanted.name, wanted.url, unfinished, size)
   os.replace(unfinished, path)
 
 
@@ -90,23 +90,12 @@ _MOST_SMALL = 64 * 2**20  # bytes of a file whose size the hub does not announce
 
 
 class _Bounded:
-  """A file that refuses more bytes than the hub has announced.
-
-  Args:
-    file: the file.
-    most: its largest size in bytes.
-    name: name of the weights, for messages.
-  """
+  """A file that refuses more bytes than the hub has announced; `name` is that of the weights, for messages."""
 
   def __init__(self, file: BinaryIO, most: int, name: str):
     self._file, self._most, self._name = file, most, name
 
   def write(self, data: bytes) -> int:
-    """Writes bytes.
-
-    Raises:
-      InputError: they are too many.
-    """
     if self._file.tell() + len(data) > self._most:
       raise InputError(f"{self._name}: the hub sends more than the {self._most} bytes that it has announced")
     return self._file.write(data)

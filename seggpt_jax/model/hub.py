@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from seggpt_jax.errors import InputError, one_line, warn_once
 from seggpt_jax.files import exclusive, is_full, write_whole, writing
 from seggpt_jax.model import digests
-from seggpt_jax.model.downloads import connection_errors, fetch_large, fetch_small
+from seggpt_jax.model.downloads import HubFile, connection_errors, fetch_large, fetch_small
 
 PREFIX = "hf://"
 FILES = (".pth", ".pt", ".bin", ".safetensors")
@@ -37,17 +37,11 @@ _BUSY = (408, 429)  # statuses of a hub that would answer later
 
 
 class Address(NamedTuple):
-  """Names weights on the hub.
+  """Names weights on the hub."""
 
-  Attributes:
-    repo: OWNER/NAME.
-    revision: branch, tag or commit.
-    file: one file of the repository, or "" for the repository's model.
-  """
-
-  repo: str
-  revision: str
-  file: str
+  repo: str  # OWNER/NAME
+  revision: str  # branch, tag or commit
+  file: str  # one file of the repository, or "" for the repository's model
 
 
 def parse(name: str | os.PathLike) -> Address | None:
@@ -82,8 +76,7 @@ def fetch(name: str, address: Address, convert: Callable[[Path, Path], None]) ->
   Args:
     name: the name as the user wrote it, for messages.
     address: what it stands for.
-    convert: makes the weights directory, its second argument, of the downloaded file or folder, its first. The download
-      is deleted afterwards.
+    convert: makes the weights directory, its second argument, of the download, its first, which is then deleted.
 
   Raises:
     InputError: the hub has no such weights, or cannot be reached and they are not on this machine.
@@ -157,10 +150,7 @@ def upload(name: str, path: Path, card: str) -> str:
 
 
 def _ask(name: str, address: Address, known: str) -> Any:
-  """Asks the hub for the commit and files of a revision, or returns None if it does not answer and a commit is known.
-
-  A refusal must not be hidden by what was fetched before, so it is an error in any case.
-  """
+  """Returns the commit and files of a revision; None if the hub is silent (not: refuses) and a commit is known."""
   from huggingface_hub import HfApi, errors
 
   try:
@@ -195,11 +185,12 @@ def _download(name: str, address: Address, info: Any, downloads: Path) -> Path:
   for file in _needed(name, address, list(known)):
     if Path(file).is_absolute() or ".." in re.split(r"[/\\]", file):
       raise InputError(f"{name}: found a file {file!r} in the repository, expected a path inside it")
+    wanted = HubFile(name, address.repo, file, info.sha, folder)
     if lfs := known[file].lfs:
       # The same file may belong to several commits, so it resumes if a branch gets a new one meanwhile.
-      fetch_large(name, address.repo, file, info.sha, folder, downloads / lfs.sha256, lfs.sha256, lfs.size)
+      fetch_large(wanted, downloads / lfs.sha256, lfs.sha256, lfs.size)
     else:
-      fetch_small(name, address.repo, file, info.sha, folder, known[file].size)
+      fetch_small(wanted, known[file].size)
   shutil.rmtree(folder / ".cache", ignore_errors=True)  # the library's notes on local_dir
   return folder / address.file
 
@@ -279,12 +270,8 @@ def _uploading(name: str, left: str) -> Iterator[None]:
     login = "; run `hf auth login` with a token that may write, or set HF_TOKEN"
     remedy = login if error.response.status_code in (401, 403, 404) else ""
     raise InputError(f"{where}: refuses the upload: {one_line(error)[:200]}{remedy}; {left}") from error
-  except (
-    *connection_errors(),
-    OSError,
-    RuntimeError,
-    ImportError,
-  ) as error:  # the library wraps errors of single files
+  # The library wraps errors of single files.
+  except (*connection_errors(), OSError, RuntimeError, ImportError) as error:
     raise InputError(
       f"{name}: the upload to {where} was interrupted ({one_line(error.__cause__ or error)[:120]}); {left}"
     ) from error

@@ -18,9 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from seggpt_jax import canvas
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.model.imagenet import CHANNELS, ImageNetFeatures
+from seggpt_jax.model.imagenet import CHANNELS, ImageNetFeatures, PixelHead
 from seggpt_jax.model.layers import ContextBlock, Conv3x3, Linear, gelu, weighted_mean
-from seggpt_jax.model.pixel_head import PixelHead
 from seggpt_jax.model.seggpt import SegGPT, SegType
 from seggpt_jax.typing import AnyArray
 
@@ -33,37 +32,22 @@ FREQUENCIES = 5  # of the position code
 
 
 class Image(NamedTuple):
-  """Holds what the network computes from an image alone.
+  """Holds what the network computes from an image alone."""
 
-  Attributes:
-    tokens: contextual tokens of stride 8, [N, rows, cols, width].
-    keys: normalized features that are matched, by stride 4 and 8: [N, pixels, heads, channels].
-    ridge: features of the linear heads of stride 4: [N, 2, pixels, channels].
-    skips: features for the decoder, by stride 4 and 2.
-  """
-
-  tokens: Array
-  keys: dict[int, Array]
-  ridge: Array
-  skips: dict[int, Array]
+  tokens: Array  # contextual tokens of stride 8, [N, rows, cols, width]
+  keys: dict[int, Array]  # normalized features that are matched, by stride 4 and 8: [N, pixels, heads, channels]
+  ridge: Array  # features of the linear heads of stride 4: [N, 2, pixels, channels]
+  skips: dict[int, Array]  # features for the decoder, by stride 4 and 2
 
 
 class Memory(NamedTuple):
-  """Holds what the network keeps of prompts. No array depends on another prompt, so memories of prompts can be stacked.
+  """Holds what the network keeps of prompts. Memories can be stacked: no array depends on another prompt."""
 
-  Attributes:
-    keys: features to match with, by stride: [B, K, pixels, heads, channels].
-    values: 4 x 4 mask values of each place, by stride: [B, K, pixels, C, 16].
-    gram: products of the features of the linear heads, summed over pixels: [B, K, 2, channels, channels].
-    target: products of these features and the masks, summed over pixels: [B, K, 2, channels, C].
-    tokens: tokens of the prompts in front of each layer: [B, K, C, tokens, width].
-  """
-
-  keys: dict[int, Array]
-  values: dict[int, Array]
-  gram: Array
-  target: Array
-  tokens: list[Array]
+  keys: dict[int, Array]  # features to match with, by stride: [B, K, pixels, heads, channels]
+  values: dict[int, Array]  # 4 x 4 mask values of each place, by stride: [B, K, pixels, C, 16]
+  gram: Array  # products of the features of the linear heads, summed over pixels: [B, K, 2, channels, channels]
+  target: Array  # products of these features and the masks, summed over pixels: [B, K, 2, channels, C]
+  tokens: list[Array]  # tokens of the prompts in front of each layer: [B, K, C, tokens, width]
 
 
 def _standardize(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
@@ -211,11 +195,7 @@ class Matcher(SegGPT):
     return jnp.concatenate([fixed[8], _upsample(fixed[16], 2)], axis=-1)
 
   def describe(self, images: Float[AnyArray, "n h w 3"]) -> Image:
-    """Computes everything that needs no mask.
-
-    Args:
-      images: normalized images.
-    """
+    """Computes everything that needs no mask."""
     maps, fixed = self._maps(images)
     own = {stride: _standardize(x) for stride, x in maps.items()}
     pixels = jnp.concatenate([images, _standardize(images)], axis=-1)
@@ -349,15 +329,9 @@ def _with_one(x: Float[Array, "*n p f"]) -> Float[Array, "*n p f1"]:
 
 
 def _solve(gram: Float[Array, "b t f1 f1"], target: Float[Array, "b t f1 c"], pixels: int) -> Float[Array, "b t f1 c"]:
-  """Fits linear heads to the prompts' masks by ridge regression.
+  """Returns weights of linear heads by ridge regression, from sums over pixels of features (the last is 1) and masks.
 
-  Args:
-    gram: products of features, the last of which is 1, summed over the pixels of all prompts.
-    target: products of features and masks.
-    pixels: number of pixels.
-
-  Returns:
-    Weights whose outputs are 0 on average outside the masks of the prompts, and 1 inside; they have no gradient.
+  Their outputs are 0 on average outside the masks of the prompts, and 1 inside; they have no gradient.
   """
   gram, target = jax.lax.stop_gradient((gram, target))
   penalty = jnp.ones(gram.shape[-1]).at[-1].set(1e-4) * RIDGE * pixels

@@ -10,8 +10,9 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,6 @@ from flax import nnx
 from seggpt_jax.compilation import default_device
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.model.interpolation import linear_resize_matrix
 from seggpt_jax.model.matcher import Matcher
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.typing import Params
@@ -71,23 +71,12 @@ def network(config: SegGPTConfig, seed: int = 0, **options: Any) -> SegGPT:
 
 
 def abstract(config: SegGPTConfig, **options: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-  """Returns what `split` would return, with shapes in place of parameters and without initializing any.
-
-  Args:
-    config: the architecture.
-    **options: options of `SegGPT`, such as `dtype`.
-  """
+  """Returns what `split` would return, with shapes in place of parameters and without initializing any."""
   return split(nnx.eval_shape(lambda: network(config, **options)))
 
 
 def build_model(config: SegGPTConfig, params: Mapping[str, Any], **options: Any) -> SegGPT:
-  """Returns a SegGPT with the given parameters, converted to float32 and put on the default device.
-
-  Args:
-    config: the architecture.
-    params: its parameters, of any dtype.
-    **options: further options of `SegGPT`, such as `dtype`.
-  """
+  """Returns a SegGPT with the given parameters, converted to float32 and put on the default device."""
   return fill(abstract(config, **options)[0], params)
 
 
@@ -134,10 +123,6 @@ def check_depth(source: str, params: Mapping[str, Any], config: SegGPTConfig) ->
 def check_finite(source: str, params: Mapping[str, np.ndarray]) -> None:
   """Checks that all parameters are finite, which they are not after a training that diverged.
 
-  Args:
-    source: where the parameters come from, for the error.
-    params: parameters on the host.
-
   Raises:
     InputError: a parameter holds infinite values or NaN.
   """
@@ -165,14 +150,27 @@ def to_float16(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   return halves
 
 
+StoredDtype = Literal["float32", "float16"]
+
+
+def stored_params(params: Mapping[str, Any], dtype: StoredDtype) -> dict[str, Any]:
+  """Returns parameters for an exported file: the kernels of blocks and of the decoder's first layer in a dtype.
+
+  These kernels are more than 95% of a network. The others stay float32, because rounding the rest doubles the error:
+  each scale of a normalization, for instance, changes all products behind it.
+
+  Raises:
+    ValueError: a large kernel holds values beyond float16.
+  """
+  large = [name for name in params if name.endswith(".kernel") and name.startswith(("blocks.", "decoder_embed."))]
+  return dict(params) if dtype == "float32" else {**params, **to_float16({name: params[name] for name in large})}
+
+
 def fingerprint(params: Mapping[str, Any]) -> str:
   """Returns a content hash that identifies parameters wherever they are stored.
 
   The hash covers names, shapes and values as float32. It identifies parameters as they are stored, before they are
   resized for another canvas. It takes a second or two for the released weights.
-
-  Args:
-    params: parameters, on the host or on a device.
 
   Returns:
     32 hexadecimal digits.
@@ -192,19 +190,12 @@ def resize_canvas(
 
   The network also resizes them at every call with canvases of another size. Fine-tuning needs it done once, so that the
   trained tables have the size of the canvases.
-
-  Args:
-    params: parameters.
-    config: their architecture.
-    canvas_size: height and width of the other canvas in pixels.
-
-  Returns:
-    Parameters for that canvas.
   """
   resized = dict(params)
   grid = dataclasses.replace(config, canvas_size=canvas_size).grid
   for name, value in params.items():
     for suffix, size in zip(("rel_pos_h", "rel_pos_w"), grid, strict=True):
       if name.endswith(suffix) and value.shape[0] != 2 * size - 1:
-        resized[name] = linear_resize_matrix(2 * size - 1, value.shape[0]) @ value.astype(np.float32)
+        table = np.ascontiguousarray(value, np.float32)
+        resized[name] = cv2.resize(table, (value.shape[1], 2 * size - 1), interpolation=cv2.INTER_LINEAR)
   return resized

@@ -14,6 +14,7 @@ import math
 import operator
 from typing import Literal, get_args
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,6 @@ from seggpt_jax import canvas
 from seggpt_jax.compilation import default_device
 from seggpt_jax.model.attention import dispatch as attention_lib
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.model.interpolation import bicubic_resize_matrix
 from seggpt_jax.model.layers import Conv3x3, Linear, gelu
 from seggpt_jax.typing import AnyArray
 
@@ -47,13 +47,7 @@ _SAVEABLE = {
 def drop_path(
   x: Float[Array, "b *rest"], rate: float | Float[Array, ""], key: PRNGKeyArray | None
 ) -> Float[Array, "b *rest"]:
-  """Zeroes random samples and scales up the others (stochastic depth, arXiv 1603.09382).
-
-  Args:
-    x: the output of a residual branch.
-    rate: probability that a sample is dropped, 0..1.
-    key: random key; without one, nothing is dropped.
-  """
+  """Zeroes random samples and scales up the others (stochastic depth, arXiv 1603.09382)."""
   if key is None:
     return x
   keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
@@ -104,9 +98,7 @@ class Attention(nnx.Module):
     rngs: nnx.Rngs,
   ):
     linear = functools.partial(Linear, kernel_init=_xavier_uniform, dtype=dtype, rngs=rngs)
-    self.num_heads = config.num_heads
-    self.implementation = implementation
-    self.batch_sharding = batch_sharding
+    self.num_heads, self.implementation, self.batch_sharding = config.num_heads, implementation, batch_sharding
     self.qkv = linear(config.width, 3 * config.width)
     self.proj = linear(config.width, config.width)
     rows, cols = config.grid
@@ -117,14 +109,7 @@ class Attention(nnx.Module):
     return self.proj(self.attend(self.qkv(x)))
 
   def attend(self, qkv: Float[Array, "b rows cols d3"]) -> Float[Array, "b rows cols d"]:
-    """Computes attention between the two linear layers.
-
-    Args:
-      qkv: queries, keys and values of all heads, side by side.
-
-    Returns:
-      The outputs of all heads, side by side.
-    """
+    """Computes attention between the two linear layers: queries, keys and values of all heads in, outputs out."""
     size, rows, cols, width = qkv.shape
     attend = functools.partial(attention_lib.IMPLEMENTATIONS[self.implementation], grid=(rows, cols))
     if self.batch_sharding is not None and self.batch_sharding.mesh.size > 1:
@@ -198,15 +183,13 @@ class SegGPT(nnx.Module):
       results of linear layers, which are most of the arithmetic and little of the memory; or "full", everything.
     attention: name of an attention implementation, or "auto" for the best one that compiles for the device.
     training: whether "auto" asks for gradients, too.
-    device: a device that the program is for, which may be part of a topology that is not there; by default one of
-      `batch_sharding`, or else the default device.
+    device: what the program is for, maybe of a topology that is not there; by default of `batch_sharding`, or here.
     scan: whether equal blocks are one loop over their parameters instead of a program each. Compiling takes a fraction
       of the time, and the program of the memory, but all parameters are copied once in each pass. By default only for
       training on TPUs, whose compiler takes minutes for ViT-L's blocks.
     batch_sharding: sharding of the batch over a mesh; None on one device. It is needed with sharded parameters, because
       XLA would otherwise gather whole batches to split their channels, for twice the work and memory.
-    rngs: random numbers for the initial parameters. Linear layers use Xavier's uniform distribution, tokens and
-      position embeddings a deviation of 0.02.
+    rngs: random numbers for the initial parameters: Xavier's uniform ones, and for tokens a deviation of 0.02.
   """
 
   def __init__(
@@ -222,12 +205,9 @@ class SegGPT(nnx.Module):
     batch_sharding: jax.sharding.NamedSharding | None = None,
     rngs: nnx.Rngs,
   ):
-    self.config = config
-    self.dtype = jnp.dtype(dtype)
-    self.batch_sharding = batch_sharding
+    self.config, self.dtype, self.batch_sharding, self.remat = config, jnp.dtype(dtype), batch_sharding, remat
     if remat not in get_args(Remat):
       raise ValueError(f"remat: found {remat!r}, expected one of {', '.join(get_args(Remat))}")
-    self.remat = remat
     if device is None:
       device = default_device() if batch_sharding is None else batch_sharding.mesh.devices.flat[0]
     self.scan = training and device.platform == "tpu" if scan is None else scan
@@ -237,44 +217,35 @@ class SegGPT(nnx.Module):
     def token():
       return nnx.Param(_normal(rngs.params(), (1, 1, 1, width), jnp.float32))
 
-    self.mask_token = token()
-    self.segment_token_x = token()
-    self.segment_token_y = token()
-    self.type_token_cls = token()
-    self.type_token_ins = token()
+    self.mask_token, self.segment_token_x, self.segment_token_y = token(), token(), token()
+    self.type_token_cls, self.type_token_ins = token(), token()
     # The class token at the front is never used. It is kept so that a checkpoint converts back unchanged.
     self.pos_embed = nnx.Param(_trunc_normal(rngs.params(), (1, config.posemb_size**2 + 1, width), jnp.float32))
     block = functools.partial(
       Block,
       config,
       dtype=dtype,
-      attention=attention_lib.choose(
-        attention,
-        config,
-        self.dtype,
-        device=device,
-        training=training,
-      ),
+      attention=attention_lib.choose(attention, config, self.dtype, device=device, training=training),
       batch_sharding=batch_sharding,
       rngs=rngs,
     )
     self.blocks = nnx.List([block() for _ in range(config.depth)])
     self.norm = nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
-    self.decoder_embed = Linear(
-      width * len(config.feature_taps),
-      patch * patch * config.decoder_dim,
-      kernel_init=_xavier_uniform,
-      dtype=dtype,
-      rngs=rngs,
-    )
+    features, values = width * len(config.feature_taps), patch * patch * config.decoder_dim
+    self.decoder_embed = Linear(features, values, kernel_init=_xavier_uniform, dtype=dtype, rngs=rngs)
     self.decoder_pred = DecoderHead(config, dtype=dtype, rngs=rngs)
 
   def position_embedding(self, grid: tuple[int, int]) -> Float[Array, "1 rows cols d"]:
-    """Returns the position embedding without its class token, resized to the grid as PyTorch's bicubic does."""
+    """Returns the position embedding without its class token, resized to the grid as PyTorch's bicubic does.
+
+    OpenCV computes the same as PyTorch: Keys' kernel with a = -0.75, half-pixel centers, repeated edges and no
+    antialiasing. `jax.image.resize` uses a = -0.5 and antialiases, which gives other numbers.
+    """
     size = self.config.posemb_size
     posemb = self.pos_embed[...][:, 1:].reshape(size, size, -1)
     if grid != (size, size):
-      to_rows, to_cols = (jnp.asarray(bicubic_resize_matrix(n, size)) for n in grid)
+      identity = np.eye(size, dtype=np.float32)
+      to_rows, to_cols = (cv2.resize(identity, (size, n), interpolation=cv2.INTER_CUBIC) for n in grid)
       posemb = jnp.einsum("yi,xj,ijd->yxd", to_rows, to_cols, posemb, precision=jax.lax.Precision.HIGHEST)
     return posemb[None]
 
@@ -334,12 +305,7 @@ class SegGPT(nnx.Module):
     return jnp.concatenate([self.norm(outputs[(tap - merged) // group]) for tap in sorted(taps)], axis=-1)
 
   def _run_blocks(
-    self,
-    places: range,
-    group: int,
-    x: Float[Array, "b rows cols d"],
-    prompts_per_query: int,
-    key: PRNGKeyArray | None,
+    self, places: range, group: int, x: Float[Array, "b rows cols d"], prompts_per_query: int, key: PRNGKeyArray | None
   ) -> list[Float[Array, "b rows cols d"]]:
     """Runs blocks one after the other, and returns the output of the last one of each group of `group` blocks."""
     graphs, params = zip(*(nnx.split(self.blocks[place]) for place in places), strict=True) if places else ((), ())

@@ -24,65 +24,39 @@ Tensors = dict[str, np.ndarray]
 
 
 class Entry(NamedTuple):
-  """Names of one parameter in the three layouts, and the functions that convert its array.
+  """Names of one parameter in the three layouts, and the functions that convert its array."""
 
-  Attributes:
-    name: our name.
-    baai: name in BAAI's release.
-    hf: name in Hugging Face transformers.
-    to_ours: converts an array from PyTorch's shape to ours.
-    to_torch: converts an array from our shape to PyTorch's.
-  """
-
-  name: str
-  baai: str
-  hf: str
-  to_ours: Callable[[np.ndarray], np.ndarray]
-  to_torch: Callable[[np.ndarray], np.ndarray]
-
-
-def _same(array: np.ndarray) -> np.ndarray:
-  return array
-
-
-def _transpose(array: np.ndarray) -> np.ndarray:
-  return array.T
-
-
-def _conv_to_ours(array: np.ndarray) -> np.ndarray:
-  return array.transpose(2, 3, 1, 0)
-
-
-def _conv_to_torch(array: np.ndarray) -> np.ndarray:
-  return array.transpose(3, 2, 0, 1)
-
-
-def _patch_to_ours(array: np.ndarray) -> np.ndarray:
-  return _conv_to_ours(array).reshape(-1, array.shape[0])
+  name: str  # our name
+  baai: str  # name in BAAI's release
+  hf: str  # name in Hugging Face transformers
+  to_ours: Callable[[np.ndarray], np.ndarray]  # converts an array from PyTorch's shape to ours
+  to_torch: Callable[[np.ndarray], np.ndarray]  # converts an array from our shape to PyTorch's
 
 
 def _patch_to_torch(array: np.ndarray) -> np.ndarray:
   side = round((array.shape[0] / 3) ** 0.5)
-  return _conv_to_torch(array.reshape(side, side, 3, -1))
+  return array.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
 
 
-def _pointwise_to_ours(array: np.ndarray) -> np.ndarray:
-  return array[:, :, 0, 0].T
-
-
-def _pointwise_to_torch(array: np.ndarray) -> np.ndarray:
-  return array.T[:, :, None, None]
+# How an array is converted from PyTorch's shape to ours, and back.
+_FORMS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
+  "same": (lambda array: array, lambda array: array),
+  "linear": (lambda array: array.T, lambda array: array.T),
+  "conv": (lambda array: array.transpose(2, 3, 1, 0), lambda array: array.transpose(3, 2, 0, 1)),
+  "patch": (lambda array: array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0]), _patch_to_torch),
+  "pointwise": (lambda array: array[:, :, 0, 0].T, lambda array: array.T[:, :, None, None]),
+}
 
 
 def entries(depth: int) -> list[Entry]:
   """Returns the table of all parameters of a SegGPT with the given number of blocks."""
   table: list[Entry] = []
 
-  def add(name, baai, hf, to_ours=_same, to_torch=_same):
-    table.append(Entry(name, baai, hf, to_ours, to_torch))
+  def add(name, baai, hf, form="same"):
+    table.append(Entry(name, baai, hf, *_FORMS[form]))
 
-  def add_layer(name, baai, hf, to_ours=_transpose, to_torch=_transpose):
-    add(f"{name}.kernel", f"{baai}.weight", f"{hf}.weight", to_ours, to_torch)
+  def add_layer(name, baai, hf, form="linear"):
+    add(f"{name}.kernel", f"{baai}.weight", f"{hf}.weight", form)
     add(f"{name}.bias", f"{baai}.bias", f"{hf}.bias")
 
   def add_norm(name, baai, hf):
@@ -99,9 +73,7 @@ def entries(depth: int) -> list[Entry]:
     ("pos_embed", "position_embeddings"),
   ):
     add(ours, ours, embeddings + hf)
-  add_layer(
-    "patch_embed", "patch_embed.proj", f"{embeddings}patch_embeddings.projection", _patch_to_ours, _patch_to_torch
-  )
+  add_layer("patch_embed", "patch_embed.proj", f"{embeddings}patch_embeddings.projection", "patch")
   for index in range(depth):
     block, layer = f"blocks.{index}.", f"model.encoder.layers.{index}."
     add_norm(f"{block}norm1", f"{block}norm1", f"{layer}layernorm_before")
@@ -115,27 +87,20 @@ def entries(depth: int) -> list[Entry]:
   add_norm("norm", "norm", "model.encoder.layernorm")
   add_layer("decoder_embed", "decoder_embed", "decoder.decoder_embed")
   decoder = "decoder.decoder_pred."
-  add_layer("decoder_pred.conv", "decoder_pred.0", f"{decoder}conv", _conv_to_ours, _conv_to_torch)
+  add_layer("decoder_pred.conv", "decoder_pred.0", f"{decoder}conv", "conv")
   add_norm("decoder_pred.norm", "decoder_pred.1", f"{decoder}layernorm")
-  add_layer("decoder_pred.head", "decoder_pred.3", f"{decoder}head", _pointwise_to_ours, _pointwise_to_torch)
+  add_layer("decoder_pred.head", "decoder_pred.3", f"{decoder}head", "pointwise")
   return table
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-  """A converted checkpoint.
+  """A converted checkpoint."""
 
-  Attributes:
-    params: arrays under our names, in the checkpoint's dtype; views of the file where possible.
-    config: the architecture.
-    layout: layout of the checkpoint's names.
-    unexpected: names in the checkpoint that are not parameters of a SegGPT; they are left out.
-  """
-
-  params: Tensors
-  config: SegGPTConfig
-  layout: Layout
-  unexpected: tuple[str, ...]
+  params: Tensors  # arrays under our names, in the checkpoint's dtype; views of the file where possible
+  config: SegGPTConfig  # the architecture
+  layout: Layout  # layout of the checkpoint's names
+  unexpected: tuple[str, ...]  # names in the checkpoint that are not parameters of a SegGPT; they are left out
 
 
 def from_torch(source: str, tensors: Mapping[str, np.ndarray], hints: Mapping[str, Any]) -> Conversion:
@@ -149,7 +114,8 @@ def from_torch(source: str, tensors: Mapping[str, np.ndarray], hints: Mapping[st
   Raises:
     InputError: parameters are missing or have the wrong shape. The message names them.
   """
-  tensors = _strip_wrappers(tensors)
+  # Without the prefixes that DistributedDataParallel and torch.compile add, in any order.
+  tensors = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in tensors.items()}
   layout: Layout = "hf" if any(name.startswith("model.") for name in tensors) else "baai"
   prefix = "model.encoder.layers." if layout == "hf" else "blocks."
   indices = [re.match(re.escape(prefix) + r"(\d+)\.", name) for name in tensors]
@@ -185,11 +151,6 @@ def to_torch(params: dict[str, np.ndarray], depth: int, layout: Layout) -> Tenso
     Contiguous arrays of unchanged dtype.
   """
   return {getattr(e, layout): np.ascontiguousarray(e.to_torch(params.pop(e.name))) for e in entries(depth)}
-
-
-def _strip_wrappers(tensors: Mapping[str, np.ndarray]) -> Tensors:
-  """Removes the prefixes that DistributedDataParallel and torch.compile add to names, in any order."""
-  return {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in tensors.items()}
 
 
 def _some(names: Iterable[str], count: int = 4) -> str:
@@ -229,10 +190,6 @@ def _infer_config(source: str, shapes: Mapping[str, tuple[int, ...]], hints: Map
 
 def summary(params: Mapping[str, np.ndarray], unexpected: Iterable[str] = ()) -> str:
   """Returns the table that the converter prints.
-
-  Args:
-    params: converted parameters.
-    unexpected: names that were left out.
 
   Returns:
     Lines with tensors, parameters and dtype of each part of the network, then the number of names left out.

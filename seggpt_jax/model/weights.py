@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from seggpt_jax.errors import InputError, one_line, warn_once
-from seggpt_jax.files import (
-  exclusive,
-  expand,
-  parse_json,
-  refuse_patterns,
-  remove_leftovers_of,
-  writing,
-  written_whole,
-)
+from seggpt_jax.files import exclusive, expand, parse_json, refuse_patterns, remove_leftovers_of, writing, written_whole
 from seggpt_jax.model import digests, hub, packaged, parameters, torch_files
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.seggpt import SegGPT
@@ -114,13 +106,8 @@ def save_weights(directory: str | os.PathLike, params: Mapping[str, Any], config
     digests.seal(unfinished)
 
 
-def find_checkpoint(path: Path, items: tuple[str, ...]) -> Path | None:
-  """Returns the directory that holds all of some items, or None.
-
-  Args:
-    path: a weights directory, a step directory, or a training run, of which the best step is preferred to the newest.
-    items: names of subdirectories, such as `params` and `config`.
-  """
+def _find_checkpoint(path: Path, items: tuple[str, ...]) -> Path | None:
+  """Returns the directory that holds all of some items, or None; of a run, the best step is preferred to the newest."""
   best, steps = path / "best", path / "checkpoints"
   for candidate in (path, *_newest_first(path), best, *_newest_first(best), *_newest_first(steps)):
     if all((candidate / item).is_dir() for item in items):
@@ -134,7 +121,7 @@ def _newest_first(directory: Path) -> list[Path]:
 
 def find_adapter(path: Path) -> Path | None:
   """Returns the directory of an adapter, or of the best or else the newest adapter in a training run, or None."""
-  return find_checkpoint(path, _ADAPTER)
+  return _find_checkpoint(path, _ADAPTER)
 
 
 def find_weights(name: str | os.PathLike) -> Path:
@@ -159,7 +146,7 @@ def find_weights(name: str | os.PathLike) -> Path:
       f"{name}: not found, expected weights, a training run, {' or '.join(packaged.names()[::-1])} of the package, or "
       "hf://OWNER/NAME of the hub; `seggpt convert` makes weights of a .pth file"
     )
-  found = find_checkpoint(path, _WEIGHTS)
+  found = _find_checkpoint(path, _WEIGHTS)
   if found:
     return found
   if _is_torch(path):
@@ -194,11 +181,7 @@ def _is_torch(path: Path) -> bool:
 
 
 def _converted(source: Path, destination: Path) -> Path:
-  """Converts PyTorch weights into the cache, unless they are there. Another process that needs them waits.
-
-  Raises:
-    InputError: the source is no SegGPT, or the cache cannot be written.
-  """
+  """Converts PyTorch weights into the cache, unless they are there. Another process that needs them waits."""
   if destination.is_dir():
     return destination
   with writing(destination):
@@ -211,7 +194,7 @@ def _converted(source: Path, destination: Path) -> Path:
 
 def _convert(source: Path, destination: Path) -> None:
   """Makes a weights directory of PyTorch weights, or moves one that is there already."""
-  if source.is_dir() and find_checkpoint(source, _WEIGHTS) == source:
+  if source.is_dir() and _find_checkpoint(source, _WEIGHTS) == source:
     with writing(destination):
       os.replace(source, destination)
   else:
@@ -222,57 +205,62 @@ def _convert(source: Path, destination: Path) -> None:
 def has_weights(name: str | os.PathLike) -> bool:
   """Returns whether a name or path stands for weights of this package or on the hub. Fetches nothing."""
   path = Path(expand(name))
-  known = packaged.find(name) is not None or find_checkpoint(path, _WEIGHTS) is not None
+  known = packaged.find(name) is not None or _find_checkpoint(path, _WEIGHTS) is not None
   return known or (not path.exists() and hub.parse(name) is not None)
 
 
-def load_config(name: str | os.PathLike) -> SegGPTConfig:
-  """Reads the architecture of weights.
+class Weights(NamedTuple):
+  """Weights that a name or path stands for, resolved once; functions that load weights also take this value."""
 
-  Args:
-    name: name or path of weights, see `find_weights`.
+  name: str  # as the user wrote it
+  path: Path  # a weights directory, or a packaged file
+  config: SegGPTConfig  # the architecture
+
+
+def resolve(name: str | os.PathLike | Weights) -> Weights:
+  """Finds weights by a name or path, see `find_weights`, and reads their architecture.
 
   Raises:
     InputError: no weights are found, or their configuration is not a SegGPT's.
   """
+  if isinstance(name, Weights):
+    return name
   path = find_weights(name)
   if path.is_file():
-    return packaged.read_config(path)
-  path = path / "config" / "metadata"
+    return Weights(os.fspath(name), path, packaged.read_config(path))
+  file = path / "config" / "metadata"
   try:
-    return SegGPTConfig.from_dict(parse_json(path.read_bytes()))
+    return Weights(os.fspath(name), path, SegGPTConfig.from_dict(parse_json(file.read_bytes())))
   except (OSError, ValueError, TypeError, ZeroDivisionError) as error:
-    raise InputError(f"{path}: cannot be read as a SegGPT configuration: {one_line(error)[:200]}") from error
+    raise InputError(f"{file}: cannot be read as a SegGPT configuration: {one_line(error)[:200]}") from error
 
 
-def load_params(name: str | os.PathLike, config: SegGPTConfig | None = None) -> dict[str, np.ndarray]:
+def load_config(name: str | os.PathLike | Weights) -> SegGPTConfig:
+  """Returns the architecture of weights, see `resolve`."""
+  return resolve(name).config
+
+
+def load_params(
+  name: str | os.PathLike | Weights, shapes: Callable[[], Mapping[str, jax.ShapeDtypeStruct]] | None = None
+) -> dict[str, np.ndarray]:
   """Reads parameters as host arrays, in the dtype that they are stored in.
 
   Args:
     name: name or path of weights, see `find_weights`.
-    config: the architecture that they have to fit; by default the one stored with them.
+    shapes: returns the shape of each parameter of the architecture; it is only asked when the depth fits.
 
   Raises:
-    InputError: no weights are found, or they do not fit the architecture. The message names the first parameter that
-      differs.
+    InputError: no weights are found, or they do not fit the architecture; names the first parameter that differs.
   """
-  config = config or load_config(name)
-  return _load_params(name, config, lambda: parameters.abstract(config)[1])
-
-
-def _load_params(
-  name: str | os.PathLike, config: SegGPTConfig, shapes: Callable[[], Mapping[str, jax.ShapeDtypeStruct]]
-) -> dict[str, np.ndarray]:
-  """Reads the parameters of an architecture, see `load_params`; their shapes are only asked for when the depth fits."""
-  found = find_weights(name)
-  if found.is_file():
-    return packaged.read_params(found)
+  name, path, config = resolve(name)
+  if path.is_file():
+    return packaged.read_params(path)
 
   def check(stored: Mapping[str, Any]) -> None:
-    parameters.check_depth(str(name), stored, config)
-    parameters.check_shapes(str(name), stored, shapes())
+    parameters.check_depth(name, stored, config)
+    parameters.check_shapes(name, stored, parameters.abstract(config)[1] if shapes is None else shapes())
 
-  return read_arrays(found / "params", check)
+  return read_arrays(path / "params", check)
 
 
 def read_arrays(path: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[str, np.ndarray]:
@@ -282,8 +270,7 @@ def read_arrays(path: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[
 
   Args:
     path: the item.
-    check: gets the shape of each array by name before memory is allocated for any, and raises InputError if they are
-      not what they should be.
+    check: gets the shape of each array by name before memory is allocated, and refuses wrong ones.
 
   Raises:
     InputError: the item cannot be read, differs from what was written, or is not what it should be.
@@ -349,7 +336,7 @@ def ignore_late_reads() -> None:
   logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
-def load_model(name: str | os.PathLike, *, dtype=jnp.float32, **options: Any) -> SegGPT:
+def load_model(name: str | os.PathLike | Weights, *, dtype=jnp.float32, **options: Any) -> SegGPT:
   """Loads a SegGPT from weights of the converter or of a training run, or from packaged weights.
 
   Args:
@@ -358,15 +345,12 @@ def load_model(name: str | os.PathLike, *, dtype=jnp.float32, **options: Any) ->
     dtype: compute dtype; parameters become float32 in any case.
     **options: further options of `SegGPT`, such as `remat`.
 
-  Returns:
-    The model, ready to be called.
-
   Raises:
     InputError: no weights are found, or they do not fit their configuration.
   """
-  config = load_config(name)
+  found = resolve(name)
   # Takes a second for the released weights, while their files are compared with their digests.
-  structure = functools.cache(lambda: parameters.abstract(config, dtype=dtype, **options))
-  params = _load_params(name, config, lambda: structure()[1])
-  parameters.check_finite(str(name), params)
+  structure = functools.cache(lambda: parameters.abstract(found.config, dtype=dtype, **options))
+  params = load_params(found, lambda: structure()[1])
+  parameters.check_finite(found.name, params)
   return parameters.fill(structure()[0], params)

@@ -37,17 +37,11 @@ _BEST_SHARE = 0.05  # share of a query's patches that decides how well a foregro
 
 
 class Features(NamedTuple):
-  """The features of a batch of images, not normalized, because some have to be centered first.
+  """The features of a batch of images, not normalized, because some have to be centered first."""
 
-  Attributes:
-    image: mean over all patches.
-    foreground: mean weighted by the share of foreground in each patch; 0 without foreground.
-    patches: tokens of the query's half.
-  """
-
-  image: Float[Array, "b d"]
-  foreground: Float[Array, "b d"]
-  patches: Float[Array, "b rows cols d"]
+  image: Float[Array, "b d"]  # mean over all patches
+  foreground: Float[Array, "b d"]  # mean weighted by the share of foreground in each patch; 0 without foreground
+  patches: Float[Array, "b rows cols d"]  # tokens of the query's half
 
 
 class Encoder:
@@ -117,15 +111,7 @@ def encode(
   shares: Float[AnyArray, "b rows cols"],
   tap: int,
 ) -> Features:
-  """Runs the network up to a feature tap and pools its tokens.
-
-  Args:
-    graph: structure of the network.
-    params: parameters of the network.
-    images: images of half a canvas.
-    shares: share of foreground in each patch, 0 to 1.
-    tap: feature tap, 1 for the first.
-  """
+  """Runs the network up to a feature tap and pools its tokens."""
   model = parameters.merge(graph, params)
   config = model.config
   pixels = canvas.normalize(images, config.image_mean, config.image_std)

@@ -17,19 +17,14 @@ from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import read_bytes
 from seggpt_jax.formats.labels import IGNORE, LabelFormat, classes_in, read_labels
-from seggpt_jax.inference.queries import PromptFiles, list_prompt_folders
+from seggpt_jax.inference.queries import PromptFiles, list_pair
 
 
 class Facts(NamedTuple):
-  """Contents of N labeled images.
+  """Contents of N labeled images."""
 
-  Attributes:
-    digests: digest of each image file, which is the same for copies.
-    holds: whether each label holds each class; column 0, the background, is always False.
-  """
-
-  digests: list[str]
-  holds: Bool[np.ndarray, "n classes"]
+  digests: list[str]  # digest of each image file, which is the same for copies
+  holds: Bool[np.ndarray, "n classes"]  # whether each label holds each class; column 0, the background, is always False
 
 
 def list_prompts(prompt_img_dir: str | os.PathLike, prompt_label_dir: str | os.PathLike) -> list[PromptFiles]:
@@ -38,7 +33,7 @@ def list_prompts(prompt_img_dir: str | os.PathLike, prompt_label_dir: str | os.P
   Raises:
     InputError: a folder is missing or empty, or an image has no label.
   """
-  images, labels = list_prompt_folders(prompt_img_dir, prompt_label_dir)
+  images, labels = list_pair(prompt_img_dir, prompt_label_dir)
   for name, path in images.items():
     if name not in labels:
       raise InputError(f"{path}: found no label for it, expected {Path(prompt_label_dir) / name}.*")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from seggpt_jax.data.read_ahead import read_ahead
@@ -29,7 +29,6 @@ from seggpt_jax.inference.queries import PromptFiles
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.retrieval.features import Encoder, Features, in_blocks, normalized, presence
 from seggpt_jax.retrieval.labeled_images import Facts, digest, foreground_shares, held_classes
-from seggpt_jax.retrieval.ranking import most_relevant
 
 # The best values on synthetic boards with the packaged weights (docs/retrieval.md). Taps 1 to 3 and weights up to 0.1
 # differ little; the last tap and larger weights are worse.
@@ -38,15 +37,10 @@ _MIN_SPREAD = 1e-6  # avoids a division by zero if all images are the same
 
 
 class Match(NamedTuple):
-  """A prompt that was found for a query.
+  """A prompt that was found for a query."""
 
-  Attributes:
-    files: image and label of the prompt.
-    score: similarity to the query, at most 1; larger is better.
-  """
-
-  files: PromptFiles
-  score: float
+  files: PromptFiles  # image and label of the prompt
+  score: float  # similarity to the query, at most 1; larger is better
 
 
 class PromptIndex:
@@ -88,7 +82,7 @@ class PromptIndex:
     labels: LabelFormat | None = None,
     *,
     cache: str | os.PathLike | None = None,
-    tap: int = TAP,
+    tap: int | None = None,
     foreground_weight: float | int = FOREGROUND_WEIGHT,
     progress: bool = True,
   ) -> PromptIndex:
@@ -99,7 +93,7 @@ class PromptIndex:
       files: image and label files of the labeled images.
       labels: format of the label files; class indices by default.
       cache: folder in which features are kept; None to keep none.
-      tap: feature tap of the network that is compared, 1 for the first; an encoder has its own.
+      tap: feature tap of the network that is compared, 1 for the first; by default the second, or else the only one.
       foreground_weight: weight w of presence in the score, 0 to 1.
       progress: whether a progress bar is shown.
 
@@ -108,30 +102,27 @@ class PromptIndex:
     """
     if not files:
       raise InputError("prompts: found none, expected at least one image with its label")
-    encoder, labels = model if isinstance(model, Encoder) else Encoder(model, tap), labels or LabelFormat()
+    labels = labels or LabelFormat()
+    encoder = model if isinstance(model, Encoder) else Encoder(model, tap or min(TAP, len(model.config.feature_taps)))
     # One file for each network and folder, so that the features of one dataset are not rewritten with another's.
-    name = digest(f"{encoder.identity} {os.path.dirname(cache_key(files[0]))}".encode(errors="surrogatepass"))
+    name = digest(f"{encoder.identity} {os.path.dirname(_cache_key(files[0]))}".encode(errors="surrogatepass"))
     path = None if cache is None else Path(cache) / f"{name}.npz"
-    kept = {} if path is None or not path.exists() else read_features(path)
-    stamps = {cache_key(prompt): stamp_of(prompt, labels) for prompt in files}
+    kept = {} if path is None or not path.exists() else _read_features(path)
+    stamps = {_cache_key(prompt): _stamp_of(prompt, labels) for prompt in files}
     known = {key: entry for key, entry in kept.items() if stamps.get(key) == entry.stamp}
-    missing = [prompt for prompt in files if cache_key(prompt) not in known]
+    missing = [prompt for prompt in files if _cache_key(prompt) not in known]
     try:
       for prompt, entry in _encode(encoder, missing, labels, stamps, progress):
-        known[cache_key(prompt)] = entry
+        known[_cache_key(prompt)] = entry
     finally:
       # Also after an error or Ctrl-C, so that finished work is not repeated.
       if path is not None and missing and known:
         others = {key: entry for key, entry in kept.items() if key not in stamps and os.path.exists(key)}
-        write_features(path, others | known)
-    entries = [known[cache_key(prompt)] for prompt in files]
+        _write_features(path, others | known)
+    entries = [known[_cache_key(prompt)] for prompt in files]
     facts = Facts([entry.digest for entry in entries], np.stack([entry.holds for entry in entries]))
     images, foregrounds = (np.stack([getattr(entry, key) for entry in entries]) for key in ("image", "foreground"))
     return cls(encoder, files, facts, images, foregrounds, foreground_weight)
-
-  def likeness_to(self, index: int) -> Float[np.ndarray, "n"]:
-    """Returns the similarity of every labeled image to one of them."""
-    return self._likeness(self._images[index])
 
   def _likeness(self, image: Float[np.ndarray, "d"]) -> Float[np.ndarray, "n"]:
     """Returns the similarity of every labeled image to an image with this feature, which has length 1."""
@@ -163,18 +154,17 @@ class PromptIndex:
     if batch:
       yield from self.scores(self.encoder(np.stack(batch)))
 
-  def nearest(self, image: UInt8[np.ndarray, "h w 3"], top_k: int = 1, diversity: float | int = 0.0) -> list[Match]:
-    """Returns the prompts that suit an image best, best first.
-
-    Args:
-      image: query of any size.
-      top_k: maximum number of prompts.
-      diversity: 0 to 1, see `ranking.most_relevant`.
-    """
+  def nearest(self, image: UInt8[np.ndarray, "h w 3"], top_k: int = 1) -> list[Match]:
+    """Returns the prompts that suit an image best, best first."""
     (scores,) = self.score_many([image])
-    candidates = self.facts.holds.any(axis=1)
-    chosen = most_relevant(scores, candidates, top_k, diversity, self.likeness_to)
+    chosen = best_of(scores, self.facts.holds.any(axis=1), top_k)
     return [Match(self.files[index], float(scores[index])) for index in chosen]
+
+
+def best_of(scores: Float[np.ndarray, "n"], candidates: Bool[np.ndarray, "n"], top_k: int) -> list[int]:
+  """Returns the indices of the candidates with the highest scores, best first; the first of several equal ones."""
+  allowed = np.flatnonzero(candidates)
+  return allowed[np.argsort(-scores[allowed], kind="stable")[:top_k]].tolist()
 
 
 def _of_length_1(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
@@ -184,7 +174,7 @@ def _of_length_1(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
 
 def _encode(
   encoder: Encoder, files: Sequence[PromptFiles], labels: LabelFormat, stamps: dict[str, str], progress: bool
-) -> Iterator[tuple[PromptFiles, StoredFeatures]]:
+) -> Iterator[tuple[PromptFiles, _StoredFeatures]]:
   """Reads and encodes labeled images, with a progress bar if it is wanted."""
 
   def read(prompt: PromptFiles) -> tuple[np.ndarray, np.ndarray, str, np.ndarray]:
@@ -203,20 +193,12 @@ def _encode(
       found = encoder(np.stack(images), np.stack(shares))
       features = (np.asarray(found.image), np.asarray(found.foreground))
       for prompt, name, held, image, foreground in zip(batch, digests, holds, *features, strict=True):
-        yield prompt, StoredFeatures(stamps[cache_key(prompt)], name, held, image, foreground)
+        yield prompt, _StoredFeatures(stamps[_cache_key(prompt)], name, held, image, foreground)
         bar.update()
 
 
-class StoredFeatures(NamedTuple):
-  """The entry of a labeled image.
-
-  Attributes:
-    stamp: result of `stamp_of`.
-    digest: digest of the image file.
-    holds: whether the label holds each class.
-    image: feature of the image.
-    foreground: feature of its foreground.
-  """
+class _StoredFeatures(NamedTuple):
+  """The cached entry of a labeled image."""
 
   stamp: str
   digest: str
@@ -225,17 +207,13 @@ class StoredFeatures(NamedTuple):
   foreground: np.ndarray
 
 
-def cache_key(prompt: PromptFiles) -> str:
+def _cache_key(prompt: PromptFiles) -> str:
   """Returns the key of a labeled image's entry, its absolute path."""
   return os.path.abspath(prompt.image)
 
 
-def stamp_of(prompt: PromptFiles, labels: LabelFormat) -> str:
-  """Returns a string that differs if the image, the label or the label format has changed.
-
-  Raises:
-    InputError: a file is missing.
-  """
+def _stamp_of(prompt: PromptFiles, labels: LabelFormat) -> str:
+  """Returns a string that differs if the image, the label or the label format has changed."""
   parts = [repr(labels), os.path.abspath(prompt.labels)]
   for path in (prompt.image, prompt.labels):
     try:
@@ -246,27 +224,19 @@ def stamp_of(prompt: PromptFiles, labels: LabelFormat) -> str:
   return "\n".join(parts)
 
 
-def write_features(path: Path, kept: dict[str, StoredFeatures]) -> None:
-  """Writes entries by their keys; the file appears only when it is complete.
-
-  Raises:
-    InputError: the file cannot be written.
-  """
-  columns = {key: np.array([getattr(entry, key) for entry in kept.values()]) for key in StoredFeatures._fields}
+def _write_features(path: Path, kept: dict[str, _StoredFeatures]) -> None:
+  """Writes entries by their keys."""
+  columns = {key: np.array([getattr(entry, key) for entry in kept.values()]) for key in _StoredFeatures._fields}
   write_whole(path, lambda file: np.savez(file, place=np.array(list(kept)), **columns), replace=True)
 
 
-def read_features(path: Path) -> dict[str, StoredFeatures]:
-  """Reads the entries that `write_features` wrote, by their keys.
-
-  Raises:
-    InputError: the file is damaged.
-  """
+def _read_features(path: Path) -> dict[str, _StoredFeatures]:
+  """Reads the entries that `write_features` wrote, by their keys."""
   try:
     with np.load(io.BytesIO(read_bytes(path))) as file:
-      columns = [file[key] for key in StoredFeatures._fields]
+      columns = [file[key] for key in _StoredFeatures._fields]
       rows = zip(*(column if column.ndim > 1 else column.tolist() for column in columns), strict=True)
-      return {place: StoredFeatures(*row) for place, row in zip(file["place"].tolist(), rows, strict=True)}
+      return {place: _StoredFeatures(*row) for place, row in zip(file["place"].tolist(), rows, strict=True)}
   except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
     raise InputError(
       f"{path}: cannot be read as features, damaged ({one_line(error)[:100]}): delete it to compute them again"

@@ -17,14 +17,13 @@ with an item `adapter` that describes them instead of `config`.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,8 +43,7 @@ _LAST_WRITE_SECONDS = 20.0
 _WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
-@dataclasses.dataclass(frozen=True)
-class _PreservationPolicy:
+class _PreservationPolicy(NamedTuple):
   """Tells Orbax to keep the `newest` steps, and all multiples of `every` for good unless that is 0."""
 
   newest: int
@@ -59,21 +57,19 @@ class _PreservationPolicy:
     ]
 
 
-def _options(folder: epath.Path, **kept: Any) -> ocp.CheckpointManagerOptions:
-  """Returns the options of the checkpoint manager of a folder of a run."""
+def _open_manager(folder: epath.Path, handlers: Mapping[str, type], **kept: Any) -> ocp.CheckpointManager:
+  """Opens a folder of a run for items with these handlers; `kept` are options of Orbax about what to keep."""
+  _drop_garbled_times(folder)
   # Both managers may write the same step at the same time. Without a prefix their barriers would have the same names,
   # and several processes would fail.
   barriers = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name)
   # Orbax calls this on the first process when arrays are written, before the folder of the step gets its name.
   sealing = ocp.AsyncOptions(post_finalization_callback=functools.partial(_seal_unfinished, Path(folder)))
   # Killed runs leave incomplete folders behind, which would fill the disk.
-  return ocp.CheckpointManagerOptions(
-    enable_async_checkpointing=True,
-    async_options=sealing,
-    cleanup_tmp_directories=True,
-    multiprocessing_options=barriers,
-    **kept,
-  )
+  options = {"enable_async_checkpointing": True, "async_options": sealing, "cleanup_tmp_directories": True}
+  options = ocp.CheckpointManagerOptions(multiprocessing_options=barriers, **options, **kept)
+  items = {item: handler() for item, handler in handlers.items()}
+  return ocp.CheckpointManager(folder, options=options, item_handlers=items)
 
 
 def _seal_unfinished(folder: Path) -> None:
@@ -108,25 +104,13 @@ class Checkpoints:
     # Weights are described by their network, an adapter also by its own form.
     self._label, description = ("config", config.to_dict()) if adapter is None else ("adapter", adapter)
     self._description = json.loads(json.dumps(description))  # as a file returns it
-    weights_handlers = {"params": ocp.PyTreeCheckpointHandler, self._label: ocp.JsonCheckpointHandler}
+    handlers = {"params": ocp.PyTreeCheckpointHandler, self._label: ocp.JsonCheckpointHandler}
+    more = {"optimizer": ocp.PyTreeCheckpointHandler, "progress": ocp.JsonCheckpointHandler}
     self.warnings: list[str] = []
     self._unsealed: set[epath.Path] = set()  # directories that this process writes or has written, to be sealed
-    for folder in ("checkpoints", "best"):
-      _drop_garbled_times(self._root / folder)
-    self._steps = ocp.CheckpointManager(
-      self._root / "checkpoints",
-      options=_options(self._root / "checkpoints", preservation_policy=_PreservationPolicy(keep, keep_every)),
-      item_handlers={
-        **{item: handler() for item, handler in weights_handlers.items()},
-        "optimizer": ocp.PyTreeCheckpointHandler(),
-        "progress": ocp.JsonCheckpointHandler(),
-      },
-    )
-    self._best = ocp.CheckpointManager(
-      self._root / "best",
-      options=_options(self._root / "best", max_to_keep=1),
-      item_handlers={item: handler() for item, handler in weights_handlers.items()},
-    )
+    kept = {"preservation_policy": _PreservationPolicy(keep, keep_every)}
+    self._steps = _open_manager(self._root / "checkpoints", handlers | more, **kept)
+    self._best = _open_manager(self._root / "best", handlers, max_to_keep=1)
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest checkpoint, or None."""
@@ -138,12 +122,7 @@ class Checkpoints:
       self._best.delete(step)
 
   def save(self, state: TrainState, progress: Mapping[str, Any]) -> None:
-    """Starts writing a checkpoint in the background. An error is raised by the next call or by `close`.
-
-    Args:
-      state: state of the run, with its step.
-      progress: other values to restore, which JSON can hold.
-    """
+    """Starts writing a checkpoint in the background. An error is raised by the next call or by `close`."""
     step = int(state.step)
     if step == self._steps.latest_step():
       return
@@ -179,11 +158,7 @@ class Checkpoints:
             raise
 
   def _finish_writing(self) -> None:
-    """Waits until everything is written and has digests.
-
-    Raises:
-      InputError: digests could not be written.
-    """
+    """Waits until everything is written and has digests."""
     for manager in (self._steps, self._best):
       manager.wait_until_finished()
     self._seal()
@@ -202,9 +177,6 @@ class Checkpoints:
 
     Damaged checkpoints after it are moved to RUN/damaged, with a line in `warnings`. Best weights of later steps are
     deleted, since the run will reach those steps again.
-
-    Args:
-      abstract_state: shape, dtype and sharding of each leaf of the state.
 
     Returns:
       The state on its devices, and the progress stored with it. With an adapter the state lacks the parameters of the
@@ -247,8 +219,7 @@ class Checkpoints:
       # Files that are missing, truncated or garbled raise all kinds of errors, from Orbax even a bare Exception. It is
       # safe to catch them all: nothing is moved unless another checkpoint can be read.
       found = one_line(error)[:200] or type(error).__name__
-    # Each process reads other parts of the arrays. Orbax's handlers are used without a manager, which would make the
-    # processes wait for one that has failed.
+    # Each process reads other parts, without a manager, which would make the processes wait for one that has failed.
     damaged_here = isinstance(found, str)
     if _on_any_process(damaged_here):
       return found if damaged_here else "a part that another process reads is damaged"
@@ -376,11 +347,7 @@ class Checkpoints:
 
 
 def _drop_garbled_times(directory: epath.Path) -> None:
-  """Deletes the file with the times of a step where it is garbled, without which Orbax lists no step at all.
-
-  Orbax takes the times of the directory instead. A step with digests is then damaged like any other (seen in
-  orbax-checkpoint 0.12).
-  """
+  """Deletes the file with the times of a step where it is garbled: Orbax 0.12 lists no step at all with such a file."""
   for step in ocp.path.step.standard_name_format().find_all(directory) if directory.exists() else ():
     try:
       step.commit_timestamp  # noqa: B018 - reads the file
@@ -394,22 +361,12 @@ def _is_number(value: Any) -> bool:
 
 
 def _beside_params(state: TrainState) -> dict[str, Any]:
-  """Returns the item that holds all of a state but the parameters.
-
-  It has an entry for the average only if there is one, so that checkpoints of older versions keep their form.
-  """
-  beside = {"step": state.step, "opt_state": state.opt_state}
-  return beside | {"ema": state.ema} if state.ema else beside
+  """Returns the item that holds all of a state but the parameters; an average only if there is one."""
+  return {"step": state.step, "opt_state": state.opt_state} | ({"ema": state.ema} if state.ema else {})
 
 
 def _read_description(path: epath.Path, ours: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the description of weights in a checkpoint, as far as it identifies them.
-
-  Args:
-    path: file that holds it.
-    ours: description of this run. Its values replace values that may differ: the drop path rate, which is a matter of
-      training, and the path of an adapter's base weights, which are identified by their fingerprint.
-  """
+  """Returns the description of weights; our values where it may differ: drop path rate, path of base weights."""
   stored = parse_json(path.read_bytes())
   if not isinstance(stored, dict) or not all(isinstance(stored.get(key, {}), dict) for key in ("config", "adapter")):
     raise ValueError(f"found no description of weights in {path.parent.name}")

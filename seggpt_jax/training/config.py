@@ -5,13 +5,12 @@ The files in configs/ start from `default_config` and change what differs; `--co
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from seggpt_jax.errors import InputError, naming
+from seggpt_jax.errors import InputError, either, naming, nearest
 from seggpt_jax.files import expand
 from seggpt_jax.model.adapters import Adapter, LearnedPrompt, LoRA
 from seggpt_jax.training.schema import KEYS
@@ -107,12 +106,16 @@ def _check_names(values: Mapping[str, Any]) -> None:
   known = {key.name: key for key in KEYS}
   for name in values:
     if name not in known:
-      group = name.rpartition(".")[0]
-      near = difflib.get_close_matches(name, known, n=3) or [other for other in known if other.startswith(group)]
-      raise InputError(f"config.{name}: unknown key, expected one such as {', '.join(near)}")
+      raise InputError(f"config.{name}: unknown key, expected {either(nearest_keys(name, known))}")
   for name, key in known.items():
     if name not in values:
       raise InputError(f"config.{name}: missing, expected a {type(key.default).__name__}")
+
+
+def nearest_keys(name: str, known: Collection[str]) -> list[str]:
+  """Returns the keys that a misspelled one may have been meant for: similar ones, or those of the same last part."""
+  same = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
+  return nearest(name, known, cutoff=0.6) or same or nearest(name, known, cutoff=0)
 
 
 def _plain(value: Any) -> Any:

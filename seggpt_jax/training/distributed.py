@@ -17,6 +17,8 @@ from seggpt_jax.errors import InputError, one_line
 # A process that has vanished is noticed after this time at the latest; its closed connections often tell sooner.
 _HEARTBEAT_SECONDS = 60
 _CLUSTERS = "a Cloud TPU slice, SLURM (srun), Open MPI 4 (mpirun) or an indexed Kubernetes Job"
+# Another process is gone, which JAX only tells by the message.
+_SIGNS = ("Gloo", "gloo", "closed by peer", "reset by peer", "heartbeat", "coordination service")
 
 
 def start(where: str, timeout_seconds: int = 300) -> None:
@@ -83,7 +85,7 @@ def failing_alone() -> Iterator[None]:
     who = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, InputError):
       print(f"error: {who}: {one_line(error)}", file=sys.stderr)
-    elif _lost_another(error):
+    elif isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS):
       print(f"error: {who}: another process has ended; its own output says why", file=sys.stderr)
     else:
       traceback.print_exc()
@@ -91,11 +93,3 @@ def failing_alone() -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2 if isinstance(error, InputError) else 1)
-
-
-def _lost_another(error: Exception) -> bool:
-  """Returns whether an error says that another process is gone, which JAX only tells by the message."""
-  text = str(error)
-  return isinstance(error, RuntimeError) and any(
-    sign in text for sign in ("Gloo", "gloo", "closed by peer", "reset by peer", "heartbeat", "coordination service")
-  )

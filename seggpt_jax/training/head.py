@@ -36,16 +36,14 @@ from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.parameters import Params
 from seggpt_jax.palette import IGNORE
-from seggpt_jax.training import resume
 from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.inputs import head_side, open_splits
 from seggpt_jax.training.loss import head_loss
 from seggpt_jax.training.monitor import Monitor
 from seggpt_jax.training.optimizer import Optimizer
-from seggpt_jax.training.setup import architecture, check_start, make_folders, make_plan, open_state
+from seggpt_jax.training.setup import architecture, check_start, make_folders, make_plan, open_monitor, open_state
 from seggpt_jax.training.shutdown import managed_shutdown
 from seggpt_jax.training.step import TrainState
-from seggpt_jax.training.trackers import open_tracker
 from seggpt_jax.training.validation import BestScore
 
 CELL = 16  # pixels of the coarsest features
@@ -59,15 +57,8 @@ Describe = Callable[[UInt8[np.ndarray, "h w 3"]], dict[int, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadRun:
-  """Everything that the steps of a run with config.adapter.kind=head need; see `Run` for what has the same name.
-
-  Attributes:
-    model_config: architecture of the network, with the head.
-    graph: structure of the network.
-    optimizer: optimizer and schedule of the head; all other parameters are frozen.
-    state: restored or fresh state.
-  """
+class _HeadRun:
+  """Everything that the steps of a run with config.adapter.kind=head need; see `Run` for what has the same name."""
 
   config: ConfigDict
   model_config: SegGPTConfig
@@ -81,7 +72,7 @@ class HeadRun:
   monitor: Monitor
 
 
-def _prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.ExitStack) -> HeadRun:
+def _prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.ExitStack) -> _HeadRun:
   """Checks everything that can be wrong before the first step and builds the run, or restores it, as `prepare` does."""
   workdir, config, changed = check_start(config, workdir)
   if jax.process_count() > 1:
@@ -105,29 +96,15 @@ def _prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Ex
   plan = make_plan(config, model_config, mesh)
   make_folders(workdir, held)
   checkpoints, state, progress = open_state(config, model_config, plan, workdir)
-  start = int(state.step)
-  resume.store_config(workdir, config)
-  tracker = functools.partial(open_tracker, config.tracker, workdir, start, config.to_dict())
-  monitor = Monitor(workdir, config.num_steps, start, enabled=True, tracker=tracker)
-  monitor.say(
-    f"{f'resumed at step {start}' if start else 'new run'}: a head of {config.data.num_classes} classes on frozen "
-    f"features, images of {side} x {side} pixels"
-  )
-  if changed:
-    monitor.say(f"changed since the run was last started: {', '.join(changed)}")
-  for line in (*checkpoints.warnings, *notes):
-    monitor.say(line)
-  best = BestScore(config.stop_after, progress.get("best_miou", -1.0), progress.get("since_best", 0))
-  return HeadRun(config, model_config, mesh, plan.graph, plan.optimizer, state, splits, best, checkpoints, monitor)
+  described = f"a head of {config.data.num_classes} classes on frozen features, images of {side} x {side} pixels"
+  lines = (*checkpoints.warnings, *notes)
+  monitor = open_monitor(config, workdir, int(state.step), described, changed, lines)
+  best = BestScore.resumed(config, progress)
+  return _HeadRun(config, model_config, mesh, plan.graph, plan.optimizer, state, splits, best, checkpoints, monitor)
 
 
-class Described(NamedTuple):
-  """An image that the head can learn from.
-
-  Attributes:
-    maps: its features by stride, float16 [side / stride, side / stride, channels].
-    labels: uint8 [side, side].
-  """
+class _Described(NamedTuple):
+  """An image to learn from: its features by stride, float16 [h, w, channels], and its labels, uint8 [side, side]."""
 
   maps: dict[int, np.ndarray]
   labels: np.ndarray
@@ -139,13 +116,13 @@ def train_head(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, floa
     return _train(_prepare(config, workdir, held))
 
 
-def _train(run: HeadRun) -> dict[str, float]:
+def _train(run: _HeadRun) -> dict[str, float]:
   config, state, best, monitor = run.config, run.state, run.best, run.monitor
   start, result = int(state.step), {}
-  describe = make_describe(run.graph, state.params, run.model_config.head_side)
+  describe = _make_describe(run.graph, state.params, run.model_config.head_side)
   validate = functools.partial(_validate, run, describe)
   pool = Pool(run.splits["train"], describe, config, run.model_config.head_side)
-  take_step = make_step(run.graph, run.optimizer.transform)
+  take_step = _make_step(run.graph, run.optimizer.transform)
   frozen, trained = (
     {name: value for name, value in state.params.items() if (name in run.optimizer.frozen) == which}
     for which in (True, False)
@@ -193,8 +170,7 @@ def _train(run: HeadRun) -> dict[str, float]:
       if last and step < config.num_steps:
         monitor.say(interruption.describe(step))
         break
-    if best.should_stop():
-      monitor.say(f"stopped early: no better mIoU than {best.miou:.3f} in {best.since_best} evaluations")
+    best.explain_stop(monitor.say)
     if finished:
       result, _ = validate(state.params)
       interruption.stop_requested()
@@ -202,14 +178,8 @@ def _train(run: HeadRun) -> dict[str, float]:
   return result
 
 
-def make_describe(graph: nnx.GraphDef, params: Params, side: int) -> Describe:
-  """Returns a function from an image of any size to its features by stride, as float16.
-
-  Args:
-    graph: structure of the network.
-    params: its parameters.
-    side: side in pixels of the square that the image is resized to.
-  """
+def _make_describe(graph: nnx.GraphDef, params: Params, side: int) -> Describe:
+  """Returns a function from an image of any size, seen as a square, to its features by stride, as float16."""
 
   @jit
   def run(params, image):
@@ -220,14 +190,7 @@ def make_describe(graph: nnx.GraphDef, params: Params, side: int) -> Describe:
 
 
 class Pool:
-  """Augmented training images with their features, and the batches that steps take from them.
-
-  Args:
-    source: the training images.
-    describe: computes features.
-    config: configuration of the run.
-    side: side in pixels of the squares.
-  """
+  """Augmented training images with their features, and the batches that steps take from them."""
 
   def __init__(self, source: Source, describe: Describe, config: ConfigDict, side: int):
     self._source, self._describe, self._config, self._side = source, describe, config, side
@@ -238,7 +201,7 @@ class Pool:
     each = 4 * sum(side * side // stride**2 * channels for stride, channels in ((2, 28), (4, 24), (8, 40), (16, 112)))
     self._size = max(min(len(source), _MOST_BYTES // each), 1)
     self._order = np.random.default_rng(config.seed).permutation(len(source))
-    self._entries: list[Described] = []
+    self._entries: list[_Described] = []
     self._pixels: list[dict[int, np.ndarray]] = []  # of each entry: some places of each class
 
   def fill(self, step: int) -> None:
@@ -255,7 +218,7 @@ class Pool:
     sample = self._source[int(self._order[number % len(self._source)])]
     sample = augment(sample, self._side, generator, self._augmentation)
     labels = sample["label"]
-    entry = Described(self._describe(sample["image"]), labels)
+    entry = _Described(self._describe(sample["image"]), labels)
     places = {}
     for index in np.unique(labels).tolist():
       if index not in (0, IGNORE):
@@ -278,7 +241,7 @@ class Pool:
     maps = {stride: np.stack([crop.maps[stride] for crop in crops]) for stride in crops[0].maps}
     return maps, np.stack([crop.labels for crop in crops])
 
-  def _crop(self, generator: np.random.Generator, shown: list[int]) -> Described:
+  def _crop(self, generator: np.random.Generator, shown: list[int]) -> _Described:
     """Cuts a crop: on a pixel of a random class, or anywhere. It is turned and mirrored."""
     cells = self._side // CELL
     crop = min(_CROP, cells)
@@ -301,18 +264,13 @@ class Pool:
       return values[:, ::-1] if mirrored else values
 
     entry = self._entries[slot]
-    return Described(
+    return _Described(
       {stride: cut(each, CELL // stride) for stride, each in entry.maps.items()}, cut(entry.labels, CELL)
     )
 
 
-def make_step(graph: nnx.GraphDef, transform: optax.GradientTransformation) -> Callable:
-  """Returns the compiled step: (trained, optimizer state, frozen, features, labels) -> (both new, loss, confusion).
-
-  Args:
-    graph: structure of the network.
-    transform: the optimizer.
-  """
+def _make_step(graph: nnx.GraphDef, transform: optax.GradientTransformation) -> Callable:
+  """Returns the compiled step: (trained, optimizer state, frozen, features, labels) -> (both new, loss, confusion)."""
 
   def evaluate(trained, frozen, maps, labels):
     logits = parameters.merge(graph, {**frozen, **trained}).pixel_head(maps)
@@ -334,7 +292,7 @@ def validation_indices(config: ConfigDict, source: Source) -> list[int]:
   return np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
 
 
-def _validate(run: HeadRun, describe: Describe, params: Params) -> tuple[dict[str, float], UInt8[np.ndarray, "h w 3"]]:
+def _validate(run: _HeadRun, describe: Describe, params: Params) -> tuple[dict[str, float], UInt8[np.ndarray, "h w 3"]]:
   """Returns the scores of parameters on the validation images at their own size, and a picture of a few of them."""
   source, classes, answer = run.splits["val"], run.config.data.num_classes, _answer(run.graph)
   confusion, losses, rows = np.zeros((classes, classes), np.int64), [], []

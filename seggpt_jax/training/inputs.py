@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,11 +14,7 @@ from seggpt_jax.data.augment import Augmentation
 from seggpt_jax.data.datasets import Dataset, check_categories, open_dataset
 from seggpt_jax.data.groups import has_foreground
 from seggpt_jax.data.pairing import PairingOptions
-from seggpt_jax.data.pipeline import (
-  EvaluationPairs,
-  SourceTrainingPairs,
-  TrainingPairs,
-)
+from seggpt_jax.data.pipeline import EvaluationPairs, SourceTrainingPairs, TrainingPairs
 from seggpt_jax.data.scale import ZoomedSource, fewest_cells, measured_zoom, num_windows, object_sides
 from seggpt_jax.data.sources import CachedSource, Source, shared_images
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
@@ -28,12 +23,7 @@ from seggpt_jax.formats.images import remote_or_local
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.formats.recognize import KINDS, recognize
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.training.prompt_choice import (
-  describe_answerable,
-  evaluation_pairs_of,
-  known_samples,
-  training_pairing,
-)
+from seggpt_jax.training.prompt_choice import describe_answerable, evaluation_pairs_of, known_samples
 
 _AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
 # Windows that an image may take where the zoom is measured: with the packaged weights and two cores, a second or two.
@@ -43,25 +33,15 @@ _SIDES, _OBJECT = (192, 768), 7.0  # of the squares that a trained head sees, an
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """The pairs of a run.
+  """The pairs of a run."""
 
-  Attributes:
-    training: training pairs.
-    evaluation: validation pairs.
-    sources: samples under "train" and "val".
-    notes: lines on the data for the person who started the run.
-    zoom: factor from the images' pixels to the network's; 0 if samples are resized instead.
-    prompt_grid: cells along a side of a prompt; 0 if a prompt is one sample.
-    class_names: names of classes 1, 2, ... that the dataset states; () if it states none.
-  """
-
-  training: TrainingPairs
-  evaluation: EvaluationPairs
-  sources: Mapping[str, Source]
-  notes: tuple[str, ...] = ()
-  zoom: float = 0.0
-  prompt_grid: int = 0
-  class_names: tuple[str, ...] = ()
+  training: TrainingPairs  # training pairs
+  evaluation: EvaluationPairs  # validation pairs
+  sources: Mapping[str, Source]  # samples under "train" and "val"
+  notes: tuple[str, ...] = ()  # lines on the data for the person who started the run
+  zoom: float = 0.0  # factor from the images' pixels to the network's; 0 if samples are resized instead
+  prompt_grid: int = 0  # cells along a side of a prompt; 0 if a prompt is one sample
+  class_names: tuple[str, ...] = ()  # names of classes 1, 2, ... that the dataset states; () if it states none
 
 
 def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | os.PathLike) -> Inputs:
@@ -105,37 +85,36 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   splits, notes = open_splits(data)
   policy = "skip" if data.bad_share else "error"
   same_class = 0.0 if learned else data.same_class
-  scale, every_class = _Scale(0.0), False
+  zoom, windows, every_class = 0.0, 1, False
   if data.zoom:
     # The labels of class folders mean another thing in each, so that cells from several would contradict each other.
     every_class = not learned and data.source != "class_folders"
-    scale = _scale(data, splits, model_config, notes)
+    zoom, windows = _scale(data, splits, model_config, notes)
     training = dataclasses.replace(training, augmentation=dataclasses.replace(training.augmentation, resize=None))
-  grid = _grid(data, scale, learned, every_class)
+  grid = _grid(data, zoom, learned, every_class)
   options = PairingOptions(1.0, same_class, data.negative, data.prompts * max(grid, 1) ** 2, every_class)
   samples = {
     name: known_samples(data, name, source, options.needs_classes, Path(workdir), notes)
     for name, source in splits.items()
   }
   with naming(f"{data.path}: {data.train_split}"):
-    pairing = training_pairing(samples["train"], options)
-  read = {name: _at_scale(source, scale.zoom, data.cache_mb * 2**20) for name, source in splits.items()}
+    pairing = samples["train"].pairing(options)
+  read = {name: ZoomedSource(source, zoom) if zoom else source for name, source in splits.items()}
+  if data.cache_mb:
+    read = {name: CachedSource(source, data.cache_mb * 2**20) for name, source in read.items()}
   pairs = SourceTrainingPairs(read["train"], pairing, dataclasses.replace(training, prompt_grid=grid), policy)
-  validated = dataclasses.replace(evaluation, prompt_grid=grid, windows=scale.windows)
+  validated = dataclasses.replace(evaluation, prompt_grid=grid, windows=windows)
   evaluation_pairs = evaluation_pairs_of(read if data.zoom else splits, samples, options, validated, policy)
   if pairing.describe() != f"{len(splits['train'])} samples":
     notes.append(f"train: {pairing.describe()}")
   if not learned and data.unanswerable != "keep":
     notes.append(describe_answerable(pairs))
   names = getattr(splits["train"], "categories", ())
-  return Inputs(pairs, evaluation_pairs, splits, tuple(notes), scale.zoom, grid, class_names=names)
+  return Inputs(pairs, evaluation_pairs, splits, tuple(notes), zoom, grid, class_names=names)
 
 
 def open_splits(data: ConfigDict) -> tuple[dict[str, Source], list[str]]:
   """Returns the samples under "train" and "val", and lines on them for the person who started the run.
-
-  Args:
-    data: config.data.
 
   Raises:
     InputError: a file or label is wrong, or no label holds any foreground.
@@ -156,10 +135,6 @@ def head_side(source: Source, data: ConfigDict) -> int:
 
   They are as large as a typical image, or smaller if objects of the smallest class are still `_OBJECT` pixels large:
   a head that sees more of an image in the same time is better.
-
-  Args:
-    source: the training images.
-    data: config.data.
   """
   height, width = _typical_shape(source, bool(data.bad_share))
   smallest = min(object_sides(source, _skip(data)).values())
@@ -168,16 +143,10 @@ def head_side(source: Source, data: ConfigDict) -> int:
   return min(max(round(side / 32) * 32, least), most)
 
 
-def _at_scale(source: Source, zoom: float, cache: int) -> Source:
-  """Returns a source at the scale of the network, if it has one, whose samples are kept in memory."""
-  source = ZoomedSource(source, zoom) if zoom else source
-  return CachedSource(source, cache) if cache else source
-
-
-def _grid(data: ConfigDict, scale: _Scale, learned: bool, every_class: bool) -> int:
+def _grid(data: ConfigDict, zoom: float, learned: bool, every_class: bool) -> int:
   """Returns the cells along a side of a prompt: 0 without a zoom, 1 for a learned prompt."""
-  if not scale.zoom or learned:
-    return int(bool(scale.zoom))
+  if not zoom or learned:
+    return int(bool(zoom))
   count = data.num_classes - 1
   # Several prompts share the classes, but each has the same number of cells.
   grid = data.prompt_grid or fewest_cells(-(-count // data.prompts))
@@ -189,20 +158,10 @@ def _grid(data: ConfigDict, scale: _Scale, learned: bool, every_class: bool) -> 
   return grid
 
 
-class _Scale(NamedTuple):
-  """A scale that images are shown at.
-
-  Attributes:
-    zoom: factor from the images' pixels to the network's; 0 resizes them.
-    windows: windows that cover a validation image.
-  """
-
-  zoom: float
-  windows: int = 1
-
-
-def _scale(data: ConfigDict, splits: Mapping[str, Source], model_config: SegGPTConfig, notes: list[str]) -> _Scale:
-  """Returns the scale, measured if the configuration asks for it, and adds a line about it to the notes."""
+def _scale(
+  data: ConfigDict, splits: Mapping[str, Source], model_config: SegGPTConfig, notes: list[str]
+) -> tuple[float, int]:
+  """Returns the zoom, measured if the configuration asks for it, and the windows of a validation image; notes both."""
   square, patch = model_config.canvas_size[1], model_config.patch_size
   shapes = {name: _typical_shape(source, bool(data.bad_share)) for name, source in splits.items()}
   zoom, measured = float(data.zoom), ""
@@ -217,13 +176,13 @@ def _scale(data: ConfigDict, splits: Mapping[str, Source], model_config: SegGPTC
     f"scale: {zoom} pixels of the network for one of an image{measured} (data.zoom); an image of {width} x {height} "
     f"pixels becomes {tiles} tiles of {square}"
   )
-  return _Scale(zoom, num_windows(shapes["val"], zoom, square))
+  return zoom, num_windows(shapes["val"], zoom, square)
 
 
 def _typical_shape(source: Source, skip: bool, count: int = 16) -> tuple[int, int]:
   """Returns the median height and width in pixels of a few samples."""
   shapes = []
-  for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist():
+  for index in _spread(source, count):
     try:
       shapes.append(source.label(index).shape)
     except InputError:
@@ -233,11 +192,13 @@ def _typical_shape(source: Source, skip: bool, count: int = 16) -> tuple[int, in
   return height, width
 
 
-def _open(data: ConfigDict, name: str, notes: list[str]) -> Source:
-  """Opens one split, reads a few of its samples and makes sure that there is some foreground.
+def _spread(source: Source, count: int) -> list[int]:
+  """Returns a few samples, evenly spread."""
+  return np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
 
-  With data.bad_share, files that do not fit are left out, and a line about them is added to the notes.
-  """
+
+def _open(data: ConfigDict, name: str, notes: list[str]) -> Source:
+  """Opens one split, reads a few of its samples and makes sure that there is some foreground; adds to the notes."""
   with naming("config.data"):
     threshold = None if data.threshold < 0 else data.threshold
     label_format = LabelFormat(data.labels, threshold, _values(data.table), _values(data.ignore))
@@ -246,14 +207,9 @@ def _open(data: ConfigDict, name: str, notes: list[str]) -> Source:
       f"config.data.path: folder {data.path!r} not found, expected {KINDS[data.source]} in it; "
       "`seggpt boards DIRECTORY` writes an example"
     )
-  dataset = Dataset(
-    data.source,
-    data.path,
-    data.num_classes,
-    label_format,
-    # A command line passes crack,hole as one string.
-    tuple(name for names in data.class_names for name in names.split(",")),
-  )
+  # A command line passes crack,hole as one string.
+  names = tuple(name for names in data.class_names for name in names.split(","))
+  dataset = Dataset(data.source, data.path, data.num_classes, label_format, names)
   split = data[f"{name}_split"]
   left_out: list[str] | None = [] if data.bad_share else None
   try:
@@ -306,8 +262,7 @@ def _skip(data: ConfigDict) -> Callable[[InputError], None] | None:
 
 def _peek(source: Source, skip: bool, count: int = 16) -> None:
   """Reads a few samples, so that a mistake in all of them is reported before anything is written."""
-  indices = np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
-  errors = []
+  indices, errors = _spread(source, count), []
   for index in indices:
     try:
       source[index]

@@ -79,8 +79,7 @@ def _train(run: Run) -> dict[str, float]:
       if last and step < config.num_steps:
         monitor.say(interruption.describe(step))
         break
-    if best.should_stop():
-      monitor.say(f"stopped early: no better mIoU than {best.miou:.3f} in {best.since_best} evaluations")
+    best.explain_stop(monitor.say)
     if finished:
       result = run.validate(state.averaged).scores
       interruption.stop_requested()

@@ -103,10 +103,7 @@ def foreground_weights(
 
 
 def class_log_probabilities(
-  colors: Float[AnyArray, "b h w 3"],
-  palettes: Num[AnyArray, "b n 3"],
-  shown: Bool[AnyArray, "b n"],
-  temperature: float,
+  colors: Float[AnyArray, "b h w 3"], palettes: Num[AnyArray, "b n 3"], shown: Bool[AnyArray, "b n"], temperature: float
 ) -> Float[Array, "b h w n"]:
   """Returns the logarithms of class probabilities: a softmax over squared distances to the colors of the palette.
 

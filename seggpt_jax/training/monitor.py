@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import math
+import operator
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.experimental import multihost_utils
@@ -21,8 +25,67 @@ from seggpt_jax.data.pipeline import Batch
 from seggpt_jax.data.sources import Source
 from seggpt_jax.files import parse_json, write_whole
 from seggpt_jax.model.config import SegGPTConfig
-from seggpt_jax.training.curves import draw_curves
 from seggpt_jax.training.trackers import Tracker
+
+
+def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int, float]]]]:
+  """Returns the numbers of a run by split and key, each as (step, value).
+
+  Values that are not numbers and lines that are damaged are left out.
+  """
+  series: dict[str, dict[str, list[tuple[int, float]]]] = {}
+  for _, entry in read_lines(path):
+    step, split = entry.pop("step"), str(entry.pop("split"))
+    for key, value in entry.items():
+      if isinstance(value, int | float) and abs(step) < 2**53 and abs(value) < 1e300:  # NaN and infinity are not drawn
+        series.setdefault(split, {}).setdefault(key, []).append((step, value))
+  return series
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields the whole lines of a metrics.jsonl, as text and as values. A kill may have cut the last one short."""
+  for line in Path(path).read_text("utf-8", errors="replace").splitlines():
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+      entry = parse_json(line)
+      operator.index(entry["step"])
+      if "split" in entry:
+        yield line, entry
+
+
+def draw_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
+  """Draws loss, mIoU with the IoU of each class, and learning rate.
+
+  Raises:
+    InputError: the file cannot be written.
+  """
+  # Unlike pyplot, the object interface has no global state and needs no display.
+  from matplotlib.figure import Figure
+
+  # The last figure is a cycle of references with all numbers in it, which grow with the run. Python's own collections
+  # are so rare in a process with many objects that several figures would be kept.
+  gc.collect()
+  series = read_metrics(metrics)
+  figure = Figure(figsize=(15, 4.2), layout="constrained")
+  axes = figure.subplots(1, 3)
+  for axis, key, title in zip(axes, ("loss", "miou", "lr"), ("loss", "mIoU", "learning rate"), strict=True):
+    for split, marker in (("train", ""), ("val", "o")):
+      points = series.get(split, {}).get(key, [])
+      if points:
+        # A training curve of thousands of points is noisy: it is thin, and drawn below that of the validation.
+        axis.plot(*zip(*points, strict=True), marker=marker, markersize=4, linewidth=1.0, label=split, zorder=2)
+    axis.set(title=title, xlabel="step")
+    axis.grid(alpha=0.3)
+  for key, points in series.get("val", {}).items():
+    if key.startswith("iou_") and len(series["val"]) <= 16:
+      axes[1].plot(*zip(*points, strict=True), linewidth=0.8, linestyle="--", label=f"val class {key[4:]}")
+  if any(value > 0 for split in series.values() for _, value in split.get("loss", [])):
+    axes[0].set_yscale("log")
+  axes[1].set_ylim(0, 1)
+  for axis in axes[:2]:
+    if axis.lines:
+      axis.legend(fontsize="small")
+  write_whole(Path(path), lambda file: figure.savefig(file, format="png", dpi=100), replace=True)
+
 
 _SECONDS_BETWEEN_CURVES = 30  # a picture takes about a second, as long as many steps of a small network
 
@@ -75,15 +138,7 @@ class Monitor:
       self._bar.write(f"step {step}: {split} loss {values['loss']:.4f}, mIoU {values['miou']:.3f}")
 
   def panels(self, step: int, split: str, batch: Batch, colors: np.ndarray, config: SegGPTConfig) -> None:
-    """Writes RUN/panels/SPLIT_STEP.png with one row for each pair, and gives the picture to the tracker.
-
-    Args:
-      step: number of the step.
-      split: "train" or "val".
-      batch: the pairs.
-      colors: their predicted colors, 0..255, [B, 2S, S, 3].
-      config: architecture of the network.
-    """
+    """Writes RUN/panels/SPLIT_STEP.png with one row for each pair, and gives the picture to the tracker."""
     if self._enabled:
       self.picture(step, split, draw_panels(batch, colors, config))
 
@@ -123,14 +178,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
   """Removes the lines of later steps from metrics.jsonl."""
   if not path.exists():
     return
-  kept = []
-  for line in path.read_text("utf-8", errors="replace").splitlines():
-    try:
-      before = parse_json(line)["step"] <= step
-    except (ValueError, KeyError, TypeError, IndexError):
-      continue  # a run was killed while it wrote this line, or the line is not from us
-    if before:
-      kept.append(line + "\n")
+  kept = [f"{line}\n" for line, entry in read_lines(path) if entry["step"] <= step]
   write_whole(path, lambda file: file.write("".join(kept).encode()), replace=True)
 
 
@@ -141,14 +189,7 @@ _IGNORED = np.uint8(96)
 def draw_panels(
   batch: Batch, colors: Float[np.ndarray, "b h w 3"], config: SegGPTConfig, limit: int = 4
 ) -> UInt8[np.ndarray, "height width 3"]:
-  """Draws five canvases side by side for each pair: image, masked target, target, raw and decoded prediction.
-
-  Args:
-    batch: the pairs.
-    colors: their predicted colors, 0..255.
-    config: architecture, for the patch size.
-    limit: largest number of pairs to draw, one row each.
-  """
+  """Draws five canvases side by side for each pair: image, masked target, target, raw and decoded prediction."""
   rows = []
   for index in range(min(limit, len(colors))):
     images, labels, patch_mask = batch["images"][index], batch["labels"][index], batch["patch_mask"][index]
@@ -159,10 +200,13 @@ def draw_panels(
     decoded = color_of[np.asarray(palette.decode(colors[index : index + 1], color_of[None], shown=shown))[0]]
     masked = np.where(hidden[..., None], _HIDDEN, target)
     parts = [images, masked, target, np.round(colors[index]).astype(np.uint8), decoded]
-    gap = np.full((images.shape[0], 4, 3), 255, np.uint8)
-    rows.append(np.concatenate([p for part in parts for p in (part, gap)][:-1], axis=1))
-  gap = np.full((4, rows[0].shape[1], 3), 255, np.uint8)
-  return np.concatenate([r for row in rows for r in (row, gap)][:-1], axis=0)
+    rows.append(_with_gaps(parts, axis=1))
+  return _with_gaps(rows, axis=0)
+
+
+def _with_gaps(parts: list[np.ndarray], axis: int) -> np.ndarray:
+  gap = np.full_like(parts[0].take(range(4), axis=axis), 255)
+  return np.concatenate([each for part in parts for each in (part, gap)][:-1], axis=axis)
 
 
 class SharedBadFiles:
@@ -181,12 +225,7 @@ class SharedBadFiles:
     self._pending: dict[str, list[np.ndarray]] = {}
 
   def add(self, split: str, indices: np.ndarray) -> None:
-    """Notes the samples that a batch of this process skipped.
-
-    Args:
-      split: train or val.
-      indices: `bad` of the batch: indices of samples, -1 for none.
-    """
+    """Notes the samples that a batch of this process skipped."""
     self._pending.setdefault(split, []).append(indices)
 
   def settle(self) -> None:

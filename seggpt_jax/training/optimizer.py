@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -50,17 +50,11 @@ _MOST_CYCLES = 1000
 
 
 class Optimizer(NamedTuple):
-  """The optimizer of a run.
+  """The optimizer of a run."""
 
-  Attributes:
-    transform: optax transformation of the trained parameters alone.
-    schedule: step, counted from 0 -> learning rate; that of the last layer if layers differ.
-    frozen: names of the parameters that are not trained.
-  """
-
-  transform: optax.GradientTransformation
-  schedule: optax.Schedule
-  frozen: frozenset[str]
+  transform: optax.GradientTransformation  # optax transformation of the trained parameters alone
+  schedule: optax.Schedule  # step, counted from 0 -> learning rate; that of the last layer if layers differ
+  frozen: frozenset[str]  # names of the parameters that are not trained
 
 
 def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any], adapter: bool = False) -> Optimizer:
@@ -89,11 +83,7 @@ def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any],
 
 
 def make_schedule(optim: ConfigDict, num_steps: int) -> optax.Schedule:
-  """Returns the learning-rate schedule that config.optim describes: step, counted from 0 -> learning rate.
-
-  Args:
-    optim: config.optim.
-    num_steps: steps of the whole run.
+  """Returns the learning-rate schedule that config.optim describes for a run: step, counted from 0 -> learning rate.
 
   Raises:
     InputError: a warm-up that is too long; names the key.
@@ -102,15 +92,8 @@ def make_schedule(optim: ConfigDict, num_steps: int) -> optax.Schedule:
   if optim.schedule == "cosine":
     return one_cosine(optim.peak, warmup=optim.warmup, minimum=minimum, num_steps=num_steps)
   first_cycle, warmup = cycle_steps(optim.first_cycle, optim.warmup, num_steps)
-  return cosine_cycles(
-    optim.peak,
-    first_cycle,
-    cycle_mult=CYCLE_MULT,
-    warmup=warmup,
-    decay=DECAY,
-    minimum=minimum,
-    num_steps=num_steps,
-  )
+  shape = {"cycle_mult": CYCLE_MULT, "warmup": warmup, "decay": DECAY, "minimum": minimum}
+  return cosine_cycles(optim.peak, first_cycle, **shape, num_steps=num_steps)
 
 
 def cycle_steps(first_cycle: int, warmup: int, num_steps: int) -> tuple[int, int]:
@@ -125,14 +108,7 @@ def cycle_steps(first_cycle: int, warmup: int, num_steps: int) -> tuple[int, int
 
 
 def cosine_cycles(
-  peak: float,
-  first_cycle: int,
-  *,
-  cycle_mult: float,
-  warmup: int,
-  decay: float,
-  minimum: float,
-  num_steps: int,
+  peak: float, first_cycle: int, *, cycle_mult: float, warmup: int, decay: float, minimum: float, num_steps: int
 ) -> optax.Schedule:
   """Returns cosine annealing with warm restarts (arXiv 1608.03983), each cycle with a linear warm-up and a lower peak.
 
@@ -152,9 +128,7 @@ def cosine_cycles(
     InputError: the first cycle is not longer than its warm-up.
   """
   if first_cycle <= warmup:
-    raise InputError(
-      f"config.optim.first_cycle: found {first_cycle}, expected more than config.optim.warmup = {warmup}"
-    )
+    raise InputError(f"config.optim.first_cycle: found {first_cycle}, expected more than optim.warmup = {warmup}")
   lengths = [first_cycle]
   while sum(lengths) <= num_steps:
     if len(lengths) == _MOST_CYCLES:
@@ -233,10 +207,8 @@ def layer_of(name: str, depth: int) -> int:
   Raises:
     ValueError: the table does not know the parameter.
   """
-  for pattern, layer in _LAYERS:
-    if match := re.search(pattern, name):
-      return {"first": 0, "last": depth + 1}[layer] if layer != "block" else int(match[1]) + 1
-  raise ValueError(f"{name}: found in no row of the table of layers, expected in one")
+  match, layer = _look_up(name, _LAYERS, "layers")
+  return int(match[1]) + 1 if layer == "block" else {"first": 0, "last": depth + 1}[layer]
 
 
 def is_decayed(name: str) -> bool:
@@ -245,10 +217,14 @@ def is_decayed(name: str) -> bool:
   Raises:
     ValueError: the table does not know the parameter.
   """
-  for pattern, decayed in _DECAYED:
-    if re.search(pattern, name):
-      return decayed
-  raise ValueError(f"{name}: found in no row of the table of weight decay, expected in one")
+  return _look_up(name, _DECAYED, "weight decay")[1]
+
+
+def _look_up(name: str, table: Sequence[tuple[str, Any]], title: str) -> tuple[re.Match, Any]:
+  for pattern, value in table:
+    if match := re.search(pattern, name):
+      return match, value
+  raise ValueError(f"{name}: found in no row of the table of {title}, expected in one")
 
 
 def rate_factors(names: Collection[str], layer_decay: float) -> dict[str, float]:
@@ -288,17 +264,10 @@ def frozen_names(patterns: Collection[str], names: Collection[str]) -> frozenset
 def _by_name(
   inner: optax.GradientTransformation, factors: Mapping[str, float], undecayed: Collection[str]
 ) -> optax.GradientTransformation:
-  """Returns an optimizer with its updates scaled by parameter name, and some parameters exempt from weight decay.
+  """Returns an optimizer with updates scaled by parameter name, and some parameters exempt from weight decay.
 
-  Scaling an update of AdamW or Muon scales the step and the decoupled decay alike, as a separate learning rate would,
-  and leaves the moments alone. Both optimizers read parameters only for weight decay, so parameters shown to them as
-  zeros do not decay. (optax's Muon has no decay mask for its AdamW part.) The state has the form of the inner one, so
-  factors and exemptions may change between two starts of a run.
-
-  Args:
-    inner: AdamW or Muon.
-    factors: factor on the update of each parameter.
-    undecayed: names of parameters without weight decay.
+  Scaling an update of AdamW or Muon acts as a learning rate of its own. Parameters shown to them as zeros do not decay
+  (optax's Muon has no decay mask for its AdamW part). The state has the form of the inner one.
   """
 
   def update(

@@ -20,19 +20,16 @@ from seggpt_jax.formats.labels import IGNORE, classes_in
 
 
 class SplitSamples(NamedTuple):
-  """Facts about the samples of a split that decide their pairs.
+  """Facts about the samples of a split that decide their pairs."""
 
-  Attributes:
-    count: number of samples.
-    groups: group of each sample; None without groups.
-    classes: table that is True where a sample has a class; None if it is not needed.
-    groups_are_classes: True for class folders, whose labels mean another thing in each folder.
-  """
+  count: int  # number of samples
+  groups: list[str] | None  # group of each sample; None without groups
+  classes: np.ndarray | None  # table that is True where a sample has a class; None if it is not needed
+  groups_are_classes: bool  # True for class folders, whose labels mean another thing in each folder
 
-  count: int
-  groups: list[str] | None
-  classes: np.ndarray | None
-  groups_are_classes: bool
+  def pairing(self, options: PairingOptions) -> Pairing:
+    """Returns the pairing of the samples with one another."""
+    return Pairing(self.count, options, self.groups, self.classes, self.groups_are_classes)
 
 
 def known_samples(
@@ -69,11 +66,6 @@ def known_samples(
   return SplitSamples(len(source), groups, classes, False)
 
 
-def training_pairing(train: SplitSamples, options: PairingOptions) -> Pairing:
-  """Returns the pairing of training samples with one another."""
-  return Pairing(train.count, options, train.groups, train.classes, train.groups_are_classes)
-
-
 def evaluation_pairs_of(
   sources: Mapping[str, Source],
   samples: Mapping[str, SplitSamples],
@@ -94,7 +86,7 @@ def evaluation_pairs_of(
   """
   train, val = samples["train"], samples["val"]
   if not (options.same_class or options.every_class):
-    pairing = training_pairing(val, dataclasses.replace(options, negative=0.0))
+    pairing = val.pairing(dataclasses.replace(options, negative=0.0))
     return SourceEvaluationPairs(sources["val"], sources["val"], pairing, transform, bad_files)
   groups = None if train.groups is None else [*train.groups, *val.groups]
   if train.groups_are_classes:

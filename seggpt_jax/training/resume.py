@@ -25,27 +25,14 @@ from seggpt_jax.written import is_own, note
 # Keys that define the task or the form of the optimizer's state. Scores from before and after could not be compared, or
 # the checkpoint could not be read.
 _FIXED = (
-  "data.source",
-  "data.num_classes",
-  "data.class_names",
-  "data.labels",
-  "data.threshold",
-  "data.table",
-  "data.ignore",
-  "optim.name",
-  "optim.freeze",
-  "optim.ema",
-  "adapter.kind",
+  *("data.source", "data.num_classes", "data.class_names", "data.labels", "data.threshold", "data.table"),
+  *("data.ignore", "optim.name", "optim.freeze", "optim.ema", "adapter.kind"),
 )
 # Keys that decide which pairs a run draws. A run keeps the values of its first start where the new start has defaults,
 # or -1, so that nothing is measured again.
 # Names of classes are the names that the dataset had at the first start.
 _KEPT = (
-  "data.class_names",
-  "data.same_class",
-  "data.unanswerable",
-  "data.prompt_foreground",
-  "data.zoom",
+  *("data.class_names", "data.same_class", "data.unanswerable", "data.prompt_foreground", "data.zoom"),
   "data.prompt_grid",
 )
 
@@ -151,9 +138,8 @@ def _read(path: Path) -> dict[str, Any]:
       raise InputError(f"{path}: {group}: found {shown(section)}, expected an object of the run's configuration")
     if name in section:
       values[key.name] = section[name]
-  for key in KEYS:
-    if key.name in values and (expected := key.wrong_type(values[key.name])):
-      raise InputError(f"{path}: {key.name}: found {shown(values[key.name])}, expected {expected}")
+      if expected := key.wrong_type(section[name]):
+        raise InputError(f"{path}: {key.name}: found {shown(section[name])}, expected {expected}")
   return values
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from seggpt_jax.data import pipeline
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive, expand, refuse_patterns, refuse_remote, remove_leftovers, writing
 from seggpt_jax.model import packaged, parameters, weights
-from seggpt_jax.model.adapter_files import describe_adapter
+from seggpt_jax.model.adapter_files import StoredAdapter
 from seggpt_jax.model.adapters import Adapter, is_adapter_name
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.training import resume, sharding
@@ -36,7 +36,7 @@ from seggpt_jax.training.optimizer import Optimizer, make_optimizer
 from seggpt_jax.training.sharding import DeviceFeed
 from seggpt_jax.training.step import StepOutput, TrainState, init_state, make_eval_step, make_train_step
 from seggpt_jax.training.step_recorder import StepProfiler, StepRecorder
-from seggpt_jax.training.trackers import check_tracker, open_tracker
+from seggpt_jax.training.trackers import TRACKERS, check_tracker
 from seggpt_jax.training.validation import BestScore, Validator
 
 _KEPT = 2  # newest checkpoints
@@ -45,45 +45,26 @@ _MOST_THREADS = 16  # that read and transform ahead, in each process
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """Everything that the steps of a training run need.
+  """Everything that the steps of a training run need."""
 
-  Attributes:
-    config: checked configuration, with paths expanded.
-    model_config: architecture of the network.
-    mesh: all devices.
-    start: number of steps done by earlier starts of the run.
-    state: restored or fresh state; the first step donates it.
-    key: random key of the run, from which each step derives its own.
-    epoch: number of training pairs after which they start again in another order; None if they never do.
-    schedule: step, counted from 0 -> learning rate.
-    train_step: (state, batch, key) -> (state, output), compiled at its first call.
-    validate: scores parameters on the validation pairs.
-    best: best validation score so far.
-    feed: training batches, on the devices.
-    bad_files: collects files that cannot be read.
-    recorder: collects the numbers of the steps.
-    profiler: profiles a few steps if config.profile_steps asks for it.
-    checkpoints: writes checkpoints.
-    monitor: writes metrics, pictures and lines for the person at the keyboard.
-  """
-
-  config: ConfigDict
-  model_config: SegGPTConfig
-  mesh: Mesh
-  start: int
-  state: TrainState
-  key: jax.Array
-  epoch: int | None
-  schedule: optax.Schedule
+  config: ConfigDict  # checked configuration, with paths expanded
+  model_config: SegGPTConfig  # architecture of the network
+  mesh: Mesh  # all devices
+  start: int  # number of steps done by earlier starts of the run
+  state: TrainState  # restored or fresh state; the first step donates it
+  key: jax.Array  # random key of the run, from which each step derives its own
+  epoch: int | None  # number of training pairs after which they start again in another order; None if they never do
+  schedule: optax.Schedule  # step, counted from 0 -> learning rate
+  # (state, batch, key) -> (state, output), compiled at its first call.
   train_step: Callable[..., tuple[TrainState, StepOutput]]
-  validate: Validator
-  best: BestScore
-  feed: DeviceFeed
-  bad_files: SharedBadFiles
-  recorder: StepRecorder
-  profiler: StepProfiler
-  checkpoints: Checkpoints
-  monitor: Monitor
+  validate: Validator  # scores parameters on the validation pairs
+  best: BestScore  # best validation score so far
+  feed: DeviceFeed  # training batches, on the devices
+  bad_files: SharedBadFiles  # collects files that cannot be read
+  recorder: StepRecorder  # collects the numbers of the steps
+  profiler: StepProfiler  # profiles a few steps if config.profile_steps asks for it
+  checkpoints: Checkpoints  # writes checkpoints
+  monitor: Monitor  # writes metrics, pictures and lines for the person at the keyboard
 
   @property
   def progress(self) -> dict[str, Any]:
@@ -119,21 +100,22 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
     changed.append(
       f"the number of training images, {progress['epoch']} then, {inputs.training.epoch} now: another order"
     )
-  start = int(state.step)
-  resume.store_config(workdir, config)
-
-  tracker = functools.partial(open_tracker, config.tracker, workdir, start, config.to_dict())
-  monitor = Monitor(workdir, config.num_steps, start, enabled=jax.process_index() == 0, tracker=tracker)
-  monitor.say(f"{f'resumed at step {start}' if start else 'new run'}: {_describe(config, model_config, mesh)}")
-  if changed:
-    monitor.say(f"changed since the run was last started: {', '.join(changed)}")
-  for line in (*checkpoints.warnings, *inputs.notes):
-    monitor.say(line)
+  start, described = int(state.step), _describe(config, model_config, mesh)
+  monitor = open_monitor(config, workdir, start, described, changed, (*checkpoints.warnings, *inputs.notes))
   bad_files = SharedBadFiles(inputs.sources, config.data.bad_share, monitor.say)
   prompts, where = config.data.prompts, plan.state_sharding
   learning = {"frozen": plan.optimizer.frozen, "accumulate": config.accumulate, "ema": config.optim.ema}
   transform, adapter = plan.optimizer.transform, plan.adapter
   loss = LossOptions(**config.loss)
+  batches = pipeline.training_batches(
+    inputs.training,
+    batch_size=config.batch_size // jax.process_count(),
+    seed=config.seed,
+    num_threads=min(os.cpu_count() or 1, _MOST_THREADS),
+    num_workers=config.data.num_workers,
+    **{"process_index": jax.process_index(), "process_count": jax.process_count()},
+    start=start,  # each step takes one batch, so the number of steps done is also the position in the data
+  )
   eval_step = make_eval_step(plan.graph, model_config, mesh, where.params, prompts, adapter, loss)
   return Run(
     config=config,
@@ -148,9 +130,8 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
       plan.graph, model_config, transform, mesh, where, prompts, adapter=adapter, loss=loss, **learning
     ),
     validate=Validator(config, inputs.evaluation, mesh, eval_step, bad_files),
-    best=BestScore(config.stop_after, progress.get("best_miou", -1.0), progress.get("since_best", 0)),
-    # Each step takes one batch, so the number of steps done is also the position in the data.
-    feed=DeviceFeed(_training_batches(config, inputs.training, start), functools.partial(sharding.put_batch, mesh)),
+    best=BestScore.resumed(config, progress),
+    feed=DeviceFeed(batches, functools.partial(sharding.put_batch, mesh)),
     bad_files=bad_files,
     recorder=StepRecorder(
       config.data.num_classes, functools.partial(_describe_samples, inputs), checkpoints.describe_newest
@@ -184,27 +165,30 @@ def make_folders(workdir: Path, held: contextlib.ExitStack) -> None:
     remove_leftovers(workdir, "panels", "checkpoints", "best")
 
 
+def open_monitor(
+  config: ConfigDict, workdir: Path, start: int, described: str, changed: Sequence[str], lines: Sequence[str]
+) -> Monitor:
+  """Stores the configuration, and opens the monitor of a run with what there is to say about its start."""
+  resume.store_config(workdir, config)
+  tracker = functools.partial(TRACKERS[config.tracker], workdir, start, config.to_dict())
+  monitor = Monitor(workdir, config.num_steps, start, enabled=jax.process_index() == 0, tracker=tracker)
+  monitor.say(f"{f'resumed at step {start}' if start else 'new run'}: {described}")
+  for line in (*([f"changed since the run was last started: {', '.join(changed)}"] if changed else []), *lines):
+    monitor.say(line)
+  return monitor
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """The computation of a run, without any values.
+  """The computation of a run, without any values."""
 
-  Attributes:
-    graph: structure of the network.
-    adapter: adapter to train, or None.
-    init_adapter: key -> fresh parameters of the adapter.
-    optimizer: optimizer, schedule and names of frozen parameters.
-    init_state: parameters -> state before the first step.
-    state_sharding: a sharding for each leaf of the state.
-    abstract_state: shape, dtype and sharding of each leaf of the state.
-  """
-
-  graph: nnx.GraphDef
-  adapter: Adapter | None
-  init_adapter: Callable[[jax.Array], parameters.Params] | None
-  optimizer: Optimizer
-  init_state: Callable[[parameters.Params], TrainState]
-  state_sharding: TrainState
-  abstract_state: TrainState
+  graph: nnx.GraphDef  # structure of the network
+  adapter: Adapter | None  # adapter to train, or None
+  init_adapter: Callable[[jax.Array], parameters.Params] | None  # key -> fresh parameters of the adapter
+  optimizer: Optimizer  # optimizer, schedule and names of frozen parameters
+  init_state: Callable[[parameters.Params], TrainState]  # parameters -> state before the first step
+  state_sharding: TrainState  # a sharding for each leaf of the state
+  abstract_state: TrainState  # shape, dtype and sharding of each leaf of the state
 
 
 def make_plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh, *, scan: bool | None = None) -> Plan:
@@ -231,12 +215,8 @@ def make_plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh, *, sca
   optimizer = make_optimizer(config.optim, config.num_steps, params, config.adapter.kind != "none")
   initial = functools.partial(init_state, optimizer.transform, frozen=optimizer.frozen, ema=config.optim.ema > 0)
   shapes = jax.eval_shape(initial, params)
-  state_sharding = TrainState(
-    sharding.replicated(mesh),
-    sharding.tree_sharding(mesh, shapes.params),
-    sharding.tree_sharding(mesh, shapes.opt_state),
-    sharding.tree_sharding(mesh, shapes.ema),
-  )
+  trees = (sharding.tree_sharding(mesh, tree) for tree in (shapes.params, shapes.opt_state, shapes.ema))
+  state_sharding = TrainState(sharding.replicated(mesh), *trees)
   placed = jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, state_sharding
   )
@@ -255,9 +235,9 @@ def open_state(
   if plan.adapter is not None:
     # An adapter needs the base weights twice: for the fingerprint that identifies them, and as its frozen network.
     stored = weights.load_params(config.model.init_from)
-    description = describe_adapter(
-      plan.adapter, model_config, parameters.fingerprint(stored), config.model.init_from, config.data.num_classes
-    )
+    base, classes = config.model.init_from, config.data.num_classes
+    adapter = StoredAdapter(plan.adapter, {}, model_config, parameters.fingerprint(stored), base, classes)
+    description = adapter.describe()
   checkpoints = Checkpoints(workdir, model_config, _KEPT, config.keep_every, description)
   where = plan.state_sharding
   if checkpoints.latest_step() is not None:
@@ -309,41 +289,29 @@ def _check_batch_size(config: ConfigDict, model_config: SegGPTConfig) -> None:
     )
   canvases = config.batch_size * config.data.prompts // jax.process_count()
   needed = canvases * math.prod(model_config.canvas_size) * 4  # an image and its label, in bytes
-  if needed > (memory := _memory_bytes()):
+  memory = math.inf
+  with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows does not tell
+    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+  if needed > memory:
     raise InputError(
       f"config.batch_size: found {config.batch_size} with data.prompts={config.data.prompts}, expected a batch that "
       f"fits into the {memory / 1e9:.0f} GB of memory here; its images alone take {needed / 1e9:.0f} GB"
     )
 
 
-def _memory_bytes() -> float:
-  """Returns the memory of this machine, infinity where the system does not tell."""
-  try:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-  except (AttributeError, ValueError, OSError):  # not on Windows
-    return math.inf
-
-
 def _initial_params(
   config: ConfigDict, model_config: SegGPTConfig, where: dict[str, NamedSharding], stored: dict[str, np.ndarray] | None
 ) -> parameters.Params:
-  """Returns random parameters or those of `init_from`, as float32 on their devices.
-
-  Args:
-    config: configuration of the run.
-    model_config: architecture of the network.
-    where: a sharding for each parameter.
-    stored: parameters of `init_from` if they have been read already.
-  """
+  """Returns random parameters or those of `init_from`, read already if `stored`, as float32 on their devices."""
   if not config.model.init_from:
     return jax.jit(lambda: parameters.split(parameters.network(model_config, config.seed))[1], out_shardings=where)()
-  source = weights.load_config(config.model.init_from)
-  stored = weights.load_params(config.model.init_from, source) if stored is None else stored
-  params = parameters.resize_canvas(stored, source, model_config.canvas_size)
+  found = weights.resolve(config.model.init_from)
+  stored = weights.load_params(found) if stored is None else stored
+  params = parameters.resize_canvas(stored, found.config, model_config.canvas_size)
   given = {name: params.pop(name) for name in list(params) if is_adapter_name(name)}
   if model_config.head_classes:  # it starts from a head of as many classes, else at random
     drawn = parameters.split(parameters.network(model_config, config.seed))[1]
-    fits = source.head_classes == model_config.head_classes
+    fits = found.config.head_classes == model_config.head_classes
     params |= {name: given[name] if fits else np.asarray(each) for name, each in drawn.items() if is_adapter_name(name)}
   return {name: _place(value, where[name]) for name, value in params.items()}
 
@@ -351,20 +319,6 @@ def _initial_params(
 def _place(value: np.ndarray, where: NamedSharding) -> jax.Array:
   """Copies a host array to its devices as float32; each process fills its own devices."""
   return jax.make_array_from_callback(value.shape, where, lambda index: value[index].astype(np.float32))
-
-
-def _training_batches(config: ConfigDict, pairs: pipeline.TrainingPairs, start: int) -> Iterator[pipeline.Batch]:
-  """Returns this process's share of the training batches from step `start` on."""
-  return pipeline.training_batches(
-    pairs,
-    batch_size=config.batch_size // jax.process_count(),
-    seed=config.seed,
-    num_threads=min(os.cpu_count() or 1, _MOST_THREADS),
-    num_workers=config.data.num_workers,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    start=start,
-  )
 
 
 def _dtype(config: ConfigDict, device: jax.Device) -> jnp.dtype:

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seggpt_jax.data.pipeline import DEVICE_KEYS, Batch
@@ -30,6 +29,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
   (r"(patch_embed|decoder_embed)\.kernel$", PartitionSpec(None, "fsdp")),
   (r"", PartitionSpec()),
 )
+_MICRO_BATCHES = PartitionSpec(None, ("data", "fsdp"))
 
 
 def make_mesh(data: int, fsdp: int) -> Mesh:
@@ -70,7 +70,7 @@ def cut_batch(mesh: Mesh, batch: Mapping[str, jax.Array], count: int) -> dict[st
     size, *rest = value.shape
     shares = value.reshape(mesh.size, count, size // (mesh.size * count), *rest)
     parts = jnp.swapaxes(shares, 0, 1).reshape(count, size // count, *rest)
-    return jax.lax.with_sharding_constraint(parts, _micro_batch_sharding(mesh))
+    return jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, _MICRO_BATCHES))
 
   return {key: cut(value) for key, value in batch.items()}
 
@@ -78,13 +78,9 @@ def cut_batch(mesh: Mesh, batch: Mapping[str, jax.Array], count: int) -> dict[st
 def join_batch(mesh: Mesh, parts: jax.Array) -> jax.Array:
   """Joins one array of micro-batches, as the inverse of `cut_batch`."""
   count, size, *rest = parts.shape
-  parts = jax.lax.with_sharding_constraint(parts, _micro_batch_sharding(mesh))
+  parts = jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, _MICRO_BATCHES))
   shares = jnp.swapaxes(parts.reshape(count, mesh.size, size // mesh.size, *rest), 0, 1)
   return shares.reshape(count * size, *rest)
-
-
-def _micro_batch_sharding(mesh: Mesh) -> NamedSharding:
-  return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
 
 
 def param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
@@ -110,7 +106,7 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
   return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
 
 
-DeviceBatch = Mapping[str, Array]
+DeviceBatch = Mapping[str, jax.Array]
 
 
 class DeviceFeed:
@@ -118,10 +114,6 @@ class DeviceFeed:
 
   Copies to a device are asynchronous, so `prefetch` right after a step was dispatched costs the device nothing. After
   a pause for numbers or pictures the next step can begin at once.
-
-  Args:
-    batches: batches of the pipeline.
-    put: copies the arrays of a batch to the devices.
   """
 
   def __init__(self, batches: Iterator[Batch], put: Callable[[Mapping[str, Any]], DeviceBatch]):

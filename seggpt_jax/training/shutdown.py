@@ -30,8 +30,7 @@ def managed_shutdown(monitor: Monitor, checkpoints: Checkpoints, mesh: Mesh) -> 
 
   Args:
     monitor: monitor of the run.
-    checkpoints: checkpoints of the run. The process waits until they are written, unless it fails while other processes
-      continue, which would never join it.
+    checkpoints: they are waited for, unless the process fails while others continue, which would never join it.
     mesh: devices of all processes.
 
   Yields:
@@ -59,9 +58,6 @@ class Interruption:
   Several processes have to stop after the same step, although a signal may reach only one of them, or each at another
   moment. So every step is followed by the maximum of the signals received over all processes. Its result is read one
   step later, when reading it does not wait.
-
-  Args:
-    mesh: devices of all processes.
   """
 
   def __init__(self, mesh: Mesh):

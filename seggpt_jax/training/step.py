@@ -126,12 +126,7 @@ def _forward(
     images, targets = adapter.prompt(images, targets, own)
   model = merge(graph, params)
   colors = model(
-    images,
-    targets,
-    batch["patch_mask"],
-    prompts_per_query=prompts_per_query,
-    deterministic=key is None,
-    key=key,
+    images, targets, batch["patch_mask"], prompts_per_query=prompts_per_query, deterministic=key is None, key=key
   )
   unnormalized = canvas.unnormalize(colors, mean, std)
   scored = (batch["labels"], batch["palette"], batch["patch_mask"], batch["valid"])

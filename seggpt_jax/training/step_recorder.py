@@ -34,8 +34,7 @@ class StepRecorder:
   ):
     self._describe_samples, self._describe_checkpoint = describe_samples, describe_checkpoint
     self._pending: collections.deque[tuple[int, StepOutput, np.ndarray]] = collections.deque()
-    self._losses: list[float] = []
-    self._norms: list[float] = []
+    self._losses, self._norms = list[float](), list[float]()
     self._confusion = np.zeros((num_classes, num_classes), np.int64)
     self._steps, self._since = 0, time.perf_counter()
 
@@ -71,11 +70,8 @@ class StepRecorder:
 
   def summary(self) -> dict[str, float]:
     """Returns the means over the steps since the last call: loss, mIoU on hidden pixels, gradient norm."""
-    numbers = {
-      "loss": float(np.mean(self._losses)),
-      "miou": float(mean_iou(self._confusion)),
-      "gradient_norm": float(np.mean(self._norms)),
-    }
+    numbers = {"loss": float(np.mean(self._losses)), "miou": float(mean_iou(self._confusion))}
+    numbers["gradient_norm"] = float(np.mean(self._norms))
     self._losses.clear()
     self._norms.clear()
     self._confusion[:] = 0

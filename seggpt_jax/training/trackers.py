@@ -6,12 +6,11 @@ whose packages are optional and read their own environment variables, such as WA
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,7 @@ _PROJECT = "seggpt-jax"  # unless WANDB_PROJECT or TRACKIO_PROJECT names another
 
 
 class Tracker:
-  """Receives what a run tells, and drops it; the base of trackers that keep it.
-
-  Args:
-    workdir: run directory.
-    step: steps done already.
-    config: the configuration, as JSON values.
-  """
+  """Receives what a run tells, and drops it; the base of trackers that keep it."""
 
   def __init__(self, workdir: Path, step: int, config: Mapping[str, Any]):
     del workdir, step, config
@@ -55,9 +48,6 @@ class Tracker:
 def check_tracker(name: str) -> None:
   """Checks that the package of a tracker is installed.
 
-  Args:
-    name: one of `TRACKERS`.
-
   Raises:
     InputError: it is not.
   """
@@ -65,26 +55,10 @@ def check_tracker(name: str) -> None:
     raise InputError(f"config.tracker: {name} is not installed; pip install 'seggpt-jax[{name}]'")
 
 
-def open_tracker(name: str, workdir: Path, step: int, config: Mapping[str, Any]) -> Tracker:
-  """Opens a tracker, or continues its run.
-
-  Args:
-    name: one of `TRACKERS`.
-    workdir: run directory.
-    step: steps done already.
-    config: the configuration, as JSON values.
-
-  Raises:
-    InputError: the tracker cannot be used, for example without a login.
-  """
-  return TRACKERS[name](workdir, step, config)
-
-
 class _TensorBoard(Tracker):
   """An event file in the run directory.
 
-  tensorboardX's SummaryWriter is not used: it writes from a thread that dies on a full disk, and the training would
-  then wait for its queue forever (seen in tensorboardX 2.6).
+  Not by tensorboardX's SummaryWriter: its thread dies on a full disk, and training waits for its queue forever (2.6).
   """
 
   def __init__(self, workdir: Path, step: int, config: Mapping[str, Any]):
@@ -111,19 +85,16 @@ class _TensorBoard(Tracker):
 
 
 class _Service(Tracker):
-  """A run of Weights & Biases or Trackio, whose interfaces are nearly the same.
-
-  Args:
-    module: "wandb" or "trackio".
-    config: the configuration.
-    **options: further options of `init`.
-  """
+  """A run of the module wandb or trackio, whose interfaces are nearly the same; `options` are those of `init`."""
 
   def __init__(self, module: str, config: Mapping[str, Any], **options: Any):
     self._module = importlib.import_module(module)
     project = os.environ.get(f"{module.upper()}_PROJECT") or _PROJECT
-    with _refusal_in_one_line(module):
+    try:
       self._run = self._module.init(project=project, config=dict(config), resume="allow", **options)
+    except Exception as error:  # of the service: no login, no network, a wrong name; both have errors of their own
+      remedy = "; run `wandb login` or set WANDB_MODE=offline" if module == "wandb" else ""
+      raise InputError(f"config.tracker: {module} does not start ({one_line(error)[:200]}){remedy}") from error
 
   def numbers(self, step: int, values: Mapping[str, float]) -> None:
     self._run.log(dict(values), step=step)
@@ -142,10 +113,7 @@ class _Trackio(_Service):
 
 
 class _WandB(_Service):
-  """A run of Weights & Biases. The step is a number like the others, since its own steps cannot go back.
-
-  A run that is resumed from a checkpoint repeats the steps after it.
-  """
+  """A run of Weights & Biases. Its own steps cannot go back, as after a resume, so the step is a number like others."""
 
   def __init__(self, workdir: Path, step: int, config: Mapping[str, Any]):
     del step
@@ -159,15 +127,6 @@ class _WandB(_Service):
 
   def picture(self, step: int, name: str, picture: UInt8[np.ndarray, "H W 3"]) -> None:
     self._run.log({"step": step, name: self._module.Image(picture)})
-
-
-@contextlib.contextmanager
-def _refusal_in_one_line(module: str) -> Iterator[None]:
-  try:
-    yield
-  except Exception as error:  # of the service: no login, no network, a wrong name; both have errors of their own
-    remedy = "; run `wandb login` or set WANDB_MODE=offline" if module == "wandb" else ""
-    raise InputError(f"config.tracker: {module} does not start ({one_line(error)[:200]}){remedy}") from error
 
 
 def _run_id(workdir: Path) -> str:

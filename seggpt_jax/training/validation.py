@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,38 +20,23 @@ from seggpt_jax.training.step import StepOutput
 
 
 class Validation(NamedTuple):
-  """The outcome of one evaluation.
+  """The outcome of one evaluation."""
 
-  Attributes:
-    scores: loss, mIoU and IoU of each class.
-    missing: classes that the labels show and of which not one pixel was predicted.
-    batch: the first batch.
-    colors: its predicted colors, 0..255, for a panel.
-  """
-
-  scores: dict[str, float]
-  missing: tuple[int, ...]
-  batch: pipeline.Batch
-  colors: np.ndarray
+  scores: dict[str, float]  # loss, mIoU and IoU of each class
+  missing: tuple[int, ...]  # classes that the labels show and of which not one pixel was predicted
+  batch: pipeline.Batch  # the first batch
+  colors: np.ndarray  # its predicted colors, 0..255, for a panel
 
 
 @dataclasses.dataclass(frozen=True)
 class Validator:
-  """Scores parameters on the validation pairs, which are the same each time.
+  """Scores parameters on the validation pairs, which are the same each time."""
 
-  Attributes:
-    config: configuration of the run.
-    pairs: validation pairs.
-    mesh: devices that share a batch.
-    eval_step: compiled evaluation step of `step.make_eval_step`.
-    bad_files: collects the files that cannot be read.
-  """
-
-  config: ConfigDict
-  pairs: pipeline.EvaluationPairs
-  mesh: Mesh
-  eval_step: Callable[..., StepOutput]
-  bad_files: SharedBadFiles
+  config: ConfigDict  # configuration of the run
+  pairs: pipeline.EvaluationPairs  # validation pairs
+  mesh: Mesh  # devices that share a batch
+  eval_step: Callable[..., StepOutput]  # compiled evaluation step of `step.make_eval_step`
+  bad_files: SharedBadFiles  # collects the files that cannot be read
 
   def __call__(self, params: Params) -> Validation:
     """Returns the outcome of an evaluation of parameters."""
@@ -84,12 +69,7 @@ class Validator:
 
 
 def describe_missing(missing: Sequence[int], config: ConfigDict) -> str:
-  """Returns one line on classes that are never predicted, with the likely cause and the key to change.
-
-  Args:
-    missing: the classes, at least one.
-    config: configuration of the run.
-  """
+  """Returns one line on classes that are never predicted, with the likely cause and the key to change."""
   names = ", ".join(map(str, missing))
   if not (config.loss.cross_entropy or config.loss.dice):
     advice = (
@@ -103,18 +83,18 @@ def describe_missing(missing: Sequence[int], config: ConfigDict) -> str:
   return f"not one pixel of class {names} was predicted: {advice}"
 
 
+@dataclasses.dataclass
 class BestScore:
-  """Remembers the best validation mIoU of a run and ends a run that no longer improves.
+  """Remembers the best validation mIoU of a run and ends a run that no longer improves."""
 
-  Args:
-    patience: evaluations without a better mIoU after which the run ends; 0 never ends it.
-    miou: best mIoU of earlier starts of the run, 0..1; -1 without one.
-    since_best: evaluations since the best one in earlier starts of the run.
-  """
+  patience: int  # evaluations without a better mIoU after which the run ends; 0 never ends it
+  miou: float = -1.0  # best mIoU so far, 0..1; -1 without one
+  since_best: int = 0  # evaluations since the best one
 
-  def __init__(self, patience: int, miou: float = -1.0, since_best: int = 0):
-    self._patience = patience
-    self.miou, self.since_best = miou, since_best
+  @classmethod
+  def resumed(cls, config: ConfigDict, progress: Mapping[str, Any]) -> BestScore:
+    """Returns the best score of a run, from its configuration and what a checkpoint stores."""
+    return cls(config.stop_after, progress.get("best_miou", -1.0), progress.get("since_best", 0))
 
   def update(self, miou: float) -> bool:
     """Records the mIoU of an evaluation and returns whether it is the best so far."""
@@ -125,10 +105,15 @@ class BestScore:
 
   def should_stop(self) -> bool:
     """Returns whether the run has not improved for too long."""
-    return 0 < self._patience <= self.since_best
+    return 0 < self.patience <= self.since_best
+
+  def explain_stop(self, say: Callable[[str], None]) -> None:
+    """Prints why the run ends early, if it does."""
+    if self.should_stop():
+      say(f"stopped early: no better mIoU than {self.miou:.3f} in {self.since_best} evaluations")
 
   def to_progress(self) -> dict[str, Any]:
-    """Returns what a checkpoint stores; the arguments `miou` and `since_best` of the next start."""
+    """Returns what a checkpoint stores."""
     return {"best_miou": self.miou, "since_best": self.since_best}
 
 

@@ -134,12 +134,11 @@ def run_command(*arguments):
 @pytest.mark.parametrize(
   "arguments",
   [
-    ("--path", "nowhere"),
-    ("--path", "{empty}"),
-    ("--path", "{empty}", "{empty}"),
+    ("nowhere",),
+    ("{empty}",),
     ("{empty}", "nowhere"),
-    ("--path", "{empty}", "--ignore=3"),
-    ("--path", "{empty}", "--labels=binary:300"),
+    ("{empty}", "--ignore=3"),
+    ("{empty}", "--labels=binary:300"),
     (),
   ],
 )
@@ -264,7 +263,7 @@ def test_splits_that_were_not_read_are_named(tmp_path):
   root = write(tmp_path / "data")
   (root / "val").rename(root / "valid")
   shutil.copytree(root / "valid", root / "test")
-  output = command("inspect", f"--path={root}", f"--outdir={tmp_path}/out")
+  output = command("inspect", root, f"--outdir={tmp_path}/out")
   assert "VALID: 6 images" in output and "not read: test; keep" in output
   assert "--config.data.val_split=valid" in output.splitlines()[-3] + output.splitlines()[-4]
 

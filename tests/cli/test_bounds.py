@@ -67,9 +67,8 @@ def defined(name, monkeypatch):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_numeric_flag_has_both_bounds(name, monkeypatch):
   for flag in defined(name, monkeypatch):
-    # `Thresholds` and `AnnotationOptions` check their own.
-    own = ("catch_iou", "yield_response", "catch_weight", "polygon_tolerance")
-    if flag.flag_type() in ("int", "float") and flag.name not in own:
+    # `AnnotationOptions` checks its own.
+    if flag.flag_type() in ("int", "float") and flag.name != "polygon_tolerance":
       assert flag.parser.lower_bound is not None and flag.parser.upper_bound is not None, flag.name
 
 
@@ -85,7 +84,7 @@ SEEDS = {
   "infer": {"split": "1000000", "sensitivity": "nan", "least_area": -1, "overlap": "nan", "polygon_tolerance": "inf"}
   | {"stitch_width": 10**9, "top_k": 10**9},
   "boards": {"num_train": 10**12, "size": 10**6, "scale": "nan", "most": 10**9, "seed": -1},
-  "evaluate-inspection": {"catch_iou": "nan", "yield_response": 2, "catch_weight": -1, "top_k": 10**9},
+  "evaluate-inspection": {"thresholds": "nan,0,1", "top_k": 10**9},
   "prepare": {"shorter_side": -1, "val_share": "nan", "outdir": "x" * 300},
   "retrieve": {"top_k": 10**9, "output": ""},
   "evaluate": {"split": 1000, "shots": 0, "episodes": 10**9, "shard": "3/2"},
@@ -136,17 +135,17 @@ def seggpt(*arguments, **environment):
 
 def test_names_that_a_terminal_cannot_show_do_not_end_a_command(data, tmp_path):
   done = seggpt(
-    *("inspect", f"--path={data}", f"--outdir={tmp_path}/ö"),
+    *("inspect", data, f"--outdir={tmp_path}/ö"),
     **{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"},
   )
   assert done.returncode == 0 and (tmp_path / "ö/inspect.json").is_file(), done.stderr
   assert b"/inspect.png" in done.stdout and b"output cannot" not in done.stderr
-  done = seggpt("inspect", f"--path={tmp_path}/日本", PYTHONIOENCODING="ascii")
+  done = seggpt("inspect", f"{tmp_path}/日本", PYTHONIOENCODING="ascii")
   assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and b"\\u65e5" in done.stderr
 
 
 def test_commands_work_without_a_temporary_folder(data, tmp_path):
-  done = seggpt("inspect", f"--path={data}", f"--outdir={tmp_path}/out", TMPDIR="/nowhere", MPLCONFIGDIR="/proc/x")
+  done = seggpt("inspect", data, f"--outdir={tmp_path}/out", TMPDIR="/nowhere", MPLCONFIGDIR="/proc/x")
   assert done.returncode == 0 and (tmp_path / "out/inspect.png").is_file(), done.stderr
 
 

@@ -39,7 +39,7 @@ def test_the_version_and_a_mistyped_command(capsys):
 
 
 def test_help_of_train_lists_each_flag_and_the_common_keys_once_and_all_on_demand():
-  from seggpt_jax.cli.config_help import COMMON
+  from seggpt_jax.cli.train import COMMON
   from seggpt_jax.training.schema import KEYS
 
   done = seggpt("train", "--help")

@@ -82,7 +82,7 @@ def test_from_an_empty_folder_to_segmented_images(installed, folder):
   """Draws boards, inspects them, trains three steps on a packaged config, and segments with packaged weights."""
   seggpt = installed / "seggpt"
   run(seggpt, "boards", "boards", "--num-train=8", "--num-val=2", "--size=64", "--labels=etched", cwd=folder)
-  said = run(seggpt, "inspect", "--path", "boards", "--groups=classes", cwd=folder).stdout
+  said = run(seggpt, "inspect", "boards", "--groups=classes", cwd=folder).stdout
   assert "config.data.num_classes=2" in said and (folder / "inspect" / "inspect.png").is_file()
   options = ("num_steps=3", "batch_size=2", "data.path=boards", "data.num_classes=2", "data.num_workers=1")
   run(seggpt, "train", "--config", "small", "--workdir", "run", *(f"--config.{key}" for key in options), cwd=folder)

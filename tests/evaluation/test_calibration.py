@@ -66,7 +66,7 @@ def test_ignored_pixels_do_not_count():
 def test_images_without_what_is_asked_for_are_refused():
   with pytest.raises(InputError, match="found no class in the labels of 1 images"):
     calibrate([seen([])], PALETTE)
-  with pytest.raises(InputError, match="--yield: found 1 images that all show a class"):
+  with pytest.raises(InputError, match="--aim=yield: found 1 images that all show a class"):
     calibrate([seen([(1, 1.0)])], PALETTE, "yield", 0.9)
 
 

@@ -14,7 +14,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import parts
 from seggpt_jax.evaluation.davis import Davis, _list_videos
 from seggpt_jax.inference.predictor import Prediction, Predictor
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.palette import fixed_palette
 from tests.commands import seggpt
 

@@ -15,7 +15,7 @@ from seggpt_jax.evaluation import few_shot, parts
 from seggpt_jax.evaluation.few_shot import ClassCounts, FewShot, episode_counts
 from seggpt_jax.evaluation.few_shot_data import read_benchmark
 from seggpt_jax.inference.predictor import Prediction, Predictor
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.palette import fixed_palette
 from tests.commands import seggpt
 

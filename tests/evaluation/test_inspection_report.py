@@ -233,13 +233,13 @@ def test_the_command_writes_numbers_and_page(folders, tmp_path):
   arguments = [
     *("--model-path", "drawn", "--dataset-dir", folders / "data", "--outdir", tmp_path / "out", "--labels", "binary"),
     *("--prompt-img-dir", prompts / "images", "--prompt-label-dir", prompts / "labels", "--split", "1,2"),
-    *("--mapping", folders / "positive.json", "--negative_mapping", folders / "negative.json"),
+    *("--mapping", f"{folders}/positive.json,{folders}/negative.json"),
   ]
 
   def command(*options):
     return seggpt("evaluate-inspection", *arguments, *options, env={"XLA_FLAGS": ""})
 
-  done = command("--catch-iou", "0.5")
+  done = command("--thresholds", "0.5,0.000239,0.5")
   assert done.returncode == 0, done.stderr
   stored = json.loads((tmp_path / "out" / "inspection.json").read_text())
   assert stored["arguments"]["split"] == ["1", "2"] and stored["thresholds"]["catch_iou"] == 0.5
@@ -249,5 +249,5 @@ def test_the_command_writes_numbers_and_page(folders, tmp_path):
   assert len(re.findall('<div class="row">', text)) == 10  # of five images with prompts, and five with negative ones
   picture = re.search(r"base64,([^\"]+)", text)[1]
   assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (80, 60)
-  done = command("--catch-iou", "30")
+  done = command("--thresholds", "30,0,1")
   assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and "catch_iou: found 30" in done.stderr

@@ -11,7 +11,7 @@ from PIL import Image
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import parts
 from seggpt_jax.evaluation.parts import Finished
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import Shard
 
 
 class Sums:

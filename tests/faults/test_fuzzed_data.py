@@ -16,7 +16,7 @@ from seggpt_jax.evaluation.few_shot_data import read_benchmark
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.formats.layouts import folder_layout
 from seggpt_jax.formats.recognize import recognize
-from seggpt_jax.inference.operating_point import FILE, read_operating_point
+from seggpt_jax.inference.trained import FILE, read_operating_point
 from tests.formats import annotation_folders as folders
 from tests.formats.annotation_folders import coco_source
 

@@ -16,8 +16,7 @@ from benchmarks.nano import NANO
 from seggpt_jax.model import digests, torch_files, weights
 from seggpt_jax.model.adapter_files import load_adapter
 from seggpt_jax.training import resume
-from seggpt_jax.training.curves import read_metrics
-from seggpt_jax.training.monitor import _drop_lines_after
+from seggpt_jax.training.monitor import _drop_lines_after, read_metrics
 from tests.faults.test_damaged_files import refused
 
 _SECONDS = 5
@@ -98,14 +97,14 @@ def test_an_adapter_that_is_not_finite_is_refused(tmp_path):
   """Its masks would be empty without a reason."""
   import jax
 
-  from seggpt_jax.model.adapter_files import describe_adapter
+  from seggpt_jax.model.adapter_files import StoredAdapter
   from seggpt_jax.model.adapters import LoRA
   from seggpt_jax.training.checkpoints import Checkpoints
   from seggpt_jax.training.step import TrainState
 
   fresh = LoRA(rank=1).init(model._expected(), NANO.canvas_size, jax.random.key(0))
   params = {name: np.full(value.shape, np.nan, np.float32) for name, value in fresh.items()}
-  checkpoints = Checkpoints(tmp_path, NANO, 1, adapter=describe_adapter(LoRA(rank=1), NANO, "f", "base", 2))
+  checkpoints = Checkpoints(tmp_path, NANO, 1, adapter=StoredAdapter(LoRA(rank=1), {}, NANO, "f", "base", 2).describe())
   checkpoints.save_best(TrainState(np.int32(7), params, {}, {}))
   checkpoints.close()
   refused("values that are not finite", lambda: load_adapter(tmp_path))

@@ -62,7 +62,7 @@ def test_a_second_run_in_the_same_folder_is_refused(dataset, tmp_path):
 
 
 def test_the_work_goes_on_when_standard_output_is_closed(dataset, tmp_path):
-  line = [sys.executable, "-m", "seggpt_jax", "inspect", f"--path={dataset}", f"--outdir={tmp_path}/out"]
+  line = [sys.executable, "-m", "seggpt_jax", "inspect", f"{dataset}", f"--outdir={tmp_path}/out"]
   process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   process.stdout.close()
   errors = process.stderr.read()
@@ -75,7 +75,7 @@ def test_the_work_goes_on_when_standard_output_is_closed(dataset, tmp_path):
 
 
 def test_the_work_goes_on_when_standard_error_is_closed(dataset, tmp_path):
-  line = f"{sys.executable} -m seggpt_jax inspect --path={dataset} --outdir={tmp_path}"
+  line = f"{sys.executable} -m seggpt_jax inspect {dataset} --outdir={tmp_path}"
   for name, redirection in (("full", "2>/dev/full >/dev/full"), ("closed", ">&- 2>&-"), ("pipe", "2>&1 | true")):
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}/{name} {redirection}"], cwd=ROOT)
     assert done.returncode == 0 and (tmp_path / name / "inspect.png").is_file(), name
@@ -83,8 +83,8 @@ def test_the_work_goes_on_when_standard_error_is_closed(dataset, tmp_path):
 
 def test_a_closed_terminal_does_not_end_the_work(dataset, tmp_path):
   code = "import os, signal; from seggpt_jax.cli import inspect, main; plain = inspect.main\n"
-  code += "inspect.main = lambda: (os.kill(os.getpid(), signal.SIGHUP), plain())\n"
-  code += f"main.run('seggpt_jax.cli.inspect', 'x', ['--path={dataset}', '--outdir={tmp_path}/out'])"
+  code += "inspect.main = lambda folder: (os.kill(os.getpid(), signal.SIGHUP), plain(folder))\n"
+  code += f"main.run('seggpt_jax.cli.inspect', 'x', ['{dataset}', '--outdir={tmp_path}/out'])"
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
   assert (tmp_path / "out/inspect.png").is_file()
 

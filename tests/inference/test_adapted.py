@@ -15,8 +15,9 @@ from PIL import Image
 from seggpt_jax import canvas
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import LabelFormat
-from seggpt_jax.inference import outputs, pictures, queries
+from seggpt_jax.inference import outputs, pictures
 from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.trained import label_format
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt, LoRA
@@ -147,8 +148,8 @@ def test_pictures_without_a_prompt_have_no_panels_of_it(learned, tmp_path):
 
 def test_labels_are_read_as_in_the_adapter_s_run(runs):
   for path in ("prompt", "lora", "lora/best", "lora/best/7"):
-    assert queries.label_format(runs / path) == LabelFormat("binary", 127), path
-  assert queries.label_format(runs / "lora", "index").mode == "index"
+    assert label_format(runs / path) == LabelFormat("binary", 127), path
+  assert label_format(runs / "lora", "index").mode == "index"
 
 
 # --------------------------------------------------------------------------------------------------------- the command

@@ -20,7 +20,7 @@ from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import Query
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import Shard
 from tests.inference.image_folders import SIZES, command, find, write
 from tests.inference.test_instances import fill_as_labelme, fill_as_ultralytics, noise, predicted
 

@@ -15,10 +15,10 @@ from seggpt_jax.data.bad_files import LIST_FILE, BadFiles
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import LabelFormat, read_labels
-from seggpt_jax.inference import batch, outputs, pending, pictures
+from seggpt_jax.inference import batch, forward, outputs, pictures
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import list_queries
-from seggpt_jax.inference.shard import Shard
+from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.palette import display_palette
 from seggpt_jax.written import RECORD
 from tests.inference.image_folders import SIZES, command, find, infer, write, write_mapping
@@ -428,7 +428,7 @@ def test_results_never_replace_images_and_labels(folders, predictor):
 
 def test_a_class_that_is_never_found_is_named(folders, predictor, monkeypatch, caplog):
   """Somebody with two classes would otherwise see one of them and think that the other is not there."""
-  decode = pending.decode_prediction
+  decode = forward.decode_prediction
 
   def without_class_2(*args):
     prediction = decode(*args)
@@ -437,7 +437,7 @@ def test_a_class_that_is_never_found_is_named(folders, predictor, monkeypatch, c
   queries = find(folders, mapping=write_mapping(folders, {"a.png": ["q.png"], "b.png": ["q.png"], "c.png": ["p.png"]}))
   batch.run(predictor, queries, folders / "all")
   assert "never found" not in caplog.text
-  monkeypatch.setattr(pending, "decode_prediction", without_class_2)
+  monkeypatch.setattr(forward, "decode_prediction", without_class_2)
   batch.run(predictor, queries[:2], folders / "all", resume=True)
   assert "never found" not in caplog.text, "an image of the run that is resumed has it"
   batch.run(predictor, queries, folders / "some")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seggpt_jax import canvas
-from seggpt_jax.inference import batching
+from seggpt_jax.inference import forward
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from tests.tiny_matcher import tiny_matcher
@@ -47,8 +47,8 @@ def test_four_classes_are_asked_in_two_groups_and_the_likeliest_wins(model, pict
 def test_a_prompt_is_computed_once_for_all_queries(model, pictures, monkeypatch):
   image, other, labels = pictures
   calls = []
-  compute = batching.remember_prompt
-  monkeypatch.setattr(batching, "remember_prompt", lambda *args: calls.append(1) or compute(*args))
+  compute = forward.remember_prompt
+  monkeypatch.setattr(forward, "remember_prompt", lambda *args: calls.append(1) or compute(*args))
   predictor = Predictor(model)
   first = next(predictor.predict_many([(other, [(image, labels)])], OFF))
   again, turned = predictor.predict_many([(other, [(image, labels)]), (other[:, ::-1], [(image, labels)])], OFF)

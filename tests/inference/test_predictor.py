@@ -17,16 +17,15 @@ from PIL import Image
 import seggpt_jax
 from seggpt_jax import canvas, palette
 from seggpt_jax.errors import InputError
-from seggpt_jax.inference import batching, tiling
+from seggpt_jax.inference import forward, tiling
 from seggpt_jax.inference import prediction as prediction_lib
 from seggpt_jax.inference import predictor as predictor_lib
 from seggpt_jax.inference import prompts as prompts_lib
-from seggpt_jax.inference.batching import TiledImage
+from seggpt_jax.inference.forward import TiledImage
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction, decode_prediction
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.tiling import cut
-from seggpt_jax.inference.windows import Window, blend, tile_windows
+from seggpt_jax.inference.tiling import Window, blend, cut, tile_windows
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.seggpt import SegGPT
 
@@ -127,7 +126,7 @@ def test_tiles_go_in_few_sizes_of_batches_within_the_limit(tiles, prompts, most,
     sizes.append(len(queries))
     return queries
 
-  batches = batching.BatchedForward(run, most)
+  batches = forward.BatchedForward(run, most)
   windows = [Window(0, left, np.ones((1, 1), bool)) for left in range(tiles)]
   tiled = TiledImage(picture(0, 1, tiles), *[np.zeros((prompts, 1, 1, 3), np.uint8)] * 2, [windows], 1)
   batches.add(tiled)
@@ -174,10 +173,10 @@ def test_any_size_in_the_same_size_out(predictor, height, width, split):
 def test_new_image_sizes_compile_nothing(predictor):
   prompts = make_prompts(1)
   predictor.predict(picture(5, 40, 600), prompts)
-  compiled = batching.predict_colors.compiled()._cache_size(), prediction_lib._decode_block._cache_size()
+  compiled = forward.predict_colors.compiled()._cache_size(), prediction_lib._decode_block._cache_size()
   for height in range(41, 46):
     predictor.predict(picture(5, height, 600), prompts)
-  assert (batching.predict_colors.compiled()._cache_size(), prediction_lib._decode_block._cache_size()) == compiled
+  assert (forward.predict_colors.compiled()._cache_size(), prediction_lib._decode_block._cache_size()) == compiled
 
 
 @pytest.mark.parametrize("num_colors", [1, 2, 5])

@@ -11,6 +11,7 @@ import pytest
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference import queries
+from seggpt_jax.inference.trained import label_format
 from tests.inference.image_folders import command, find, write, write_mapping
 
 
@@ -177,23 +178,23 @@ def test_labels_are_read_as_in_training_unless_asked_otherwise(tmp_path):
   settings = {"data": {"labels": "binary", "threshold": 127}}
   (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
   for path in ("run", "run/best", "run/best/7", "run/checkpoints/9"):
-    assert queries.label_format(tmp_path / path) == LabelFormat("binary", 127), path
-  assert queries.label_format(tmp_path / "run", threshold=5) == LabelFormat("binary", 5)
-  assert queries.label_format(tmp_path / "run", "index").mode == "index"
+    assert label_format(tmp_path / path) == LabelFormat("binary", 127), path
+  assert label_format(tmp_path / "run", threshold=5) == LabelFormat("binary", 5)
+  assert label_format(tmp_path / "run", "index").mode == "index"
   settings = {"data": {"labels": "table", "threshold": 0, "table": [[0, 0, 0], [255, 0, 0]], "ignore": [[1, 2, 3]]}}
   (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
   expected = LabelFormat("table", None, ((0, 0, 0), (255, 0, 0)), ((1, 2, 3),))
-  assert queries.label_format(tmp_path / "run") == expected
-  assert queries.label_format(tmp_path / "run", "index") == LabelFormat()
+  assert label_format(tmp_path / "run") == expected
+  assert label_format(tmp_path / "run", "index") == LabelFormat()
   # Older runs stored 0 with every mode; only in a binary run somebody may have meant it.
-  assert queries.label_format(tmp_path / "run", "binary") == LabelFormat("binary")
+  assert label_format(tmp_path / "run", "binary") == LabelFormat("binary")
   for stored, threshold in ((0, 0), (-1, None)):
     (tmp_path / "run" / "config.json").write_text(json.dumps({"data": {"labels": "binary", "threshold": stored}}))
-    assert queries.label_format(tmp_path / "run") == LabelFormat("binary", threshold)
+    assert label_format(tmp_path / "run") == LabelFormat("binary", threshold)
   (tmp_path / "run" / "config.json").unlink()
-  assert queries.label_format(tmp_path / "run") == LabelFormat()
-  with pytest.raises(InputError, match="--threshold cannot be combined with index labels"):
-    queries.label_format(tmp_path / "run", None, 127)
+  assert label_format(tmp_path / "run") == LabelFormat()
+  with pytest.raises(InputError, match="threshold: cannot be combined with labels=index"):
+    label_format(tmp_path / "run", None, 127)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def test_a_garbled_configuration_of_the_run_is_named(tmp_path, text, words):
     (tmp_path / "best" / "7" / item).mkdir(parents=True)
   (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
   with pytest.raises(InputError) as error:
-    queries.label_format(tmp_path)
+    label_format(tmp_path)
   assert str(error.value).startswith(f"{tmp_path / 'config.json'}: ")
   assert words in str(error.value) and "\n" not in str(error.value)
 

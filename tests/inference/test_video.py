@@ -326,6 +326,7 @@ def test_flags_of_folders_and_of_videos_are_not_mixed(clip, weights_directory, t
       "found --dataset-dir and --video, expected one",
     ),
     (["--video", path], "--prompt-label: missing"),
+    (["--video", path, "--prompt-label", label, "--save=label"], "--save: found label, expected overlay or label,"),
     (["--dataset-dir", tmp_path, "--num-frames", "2"], "--num-frames cannot be combined with images; give --video"),
   ):
     done = command(weights_directory, "--outdir", tmp_path / "out", *options)

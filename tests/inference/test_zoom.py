@@ -11,12 +11,17 @@ from PIL import Image
 from seggpt_jax.data import scale
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import LabelFormat
-from seggpt_jax.inference.object_scale import Objects, measure_objects
-from seggpt_jax.inference.operating_point import OperatingPoint, read_operating_point, write_operating_point
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import decode_prediction, without_specks
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.trained import trained_options
+from seggpt_jax.inference.trained import (
+  Objects,
+  OperatingPoint,
+  measure_objects,
+  read_operating_point,
+  trained_options,
+  write_operating_point,
+)
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.palette import fixed_palette
@@ -62,7 +67,7 @@ def test_octaves_are_averaged(predictor):
   both = predictor.predict(image, prompts, **shown, octaves=2)
   parts = [predictor.predict(image, prompts, **{**shown, "zoom": zoom}).colors.astype(int) for zoom in (1, 0.5)]
   np.testing.assert_allclose(both.colors.astype(int), np.mean(parts, axis=0), atol=1)
-  with pytest.raises(InputError, match="octaves: found 2 with zoom"):
+  with pytest.raises(InputError, match="octaves: found 2, expected 1, or up to 16 with a zoom"):
     InferenceOptions(octaves=2)
 
 
@@ -106,8 +111,8 @@ def test_prepared_prompts_give_the_same_result(predictor):
   ("options", "message"),
   [
     ({"zoom": -1}, "zoom: found -1, expected a positive number or 0"),
-    ({"zoom": 1, "prompt_grid": 0}, "prompt_grid: found 0, expected a positive number$"),
-    ({"prompt_grid": 2}, "prompt_grid: found 2 without zoom, expected 1"),
+    ({"zoom": 1, "prompt_grid": 0}, "prompt_grid: found 0, expected 1 to 16 with a zoom"),
+    ({"prompt_grid": 2}, "prompt_grid: found 2, expected 1 to 16 with a zoom, else 1"),
     ({"zoom": 0.5, "split": 2}, "split: 2 cannot be combined with zoom 0.5"),
     ({"zoom": 0.5, "stitch_width": 2}, "stitch_width: 2 cannot be combined with zoom 0.5"),
     ({"sensitivity": (1.0, 0.0)}, r"sensitivity: found \(1.0, 0.0\), expected numbers above 0"),

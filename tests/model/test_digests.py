@@ -10,7 +10,7 @@ import pytest
 from benchmarks.killed import nano_params
 from benchmarks.nano import NANO
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import digests, weights
+from seggpt_jax.model import digests, parameters, weights
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_shapes_are_checked_before_memory_is_allocated(tmp_path, monkeypatch, se
     (tmp_path / "w" / digests.FILE).unlink()
   monkeypatch.setattr(weights, "_restore", lambda *_: pytest.fail("read arrays of another shape"))
   with pytest.raises(InputError, match=r"has shape \(.*\), expected \("):
-    weights.load_params(tmp_path / "w", dataclasses.replace(NANO, mlp_dim=64))
+    weights.load_params(tmp_path / "w", lambda: parameters.abstract(dataclasses.replace(NANO, mlp_dim=64))[1])
 
 
 def test_wrong_options_of_a_network_are_no_damage_of_its_weights(tmp_path):

@@ -18,7 +18,7 @@ def test_the_small_weights_are_there_and_small():
   assert path.stat().st_size < 20e6
   config = weights.load_config("small")
   assert config == VARIANTS["small"]
-  params = weights.load_params("small", config)
+  params = weights.load_params("small")
   parameters.check_shapes("small", params, parameters.abstract(config)[1])
   assert all(value.dtype == np.float16 for value in params.values())
 
@@ -71,7 +71,7 @@ def test_packing_rounds_to_half_precision(tmp_path, monkeypatch, capsys):
   assert "mine.safetensors: 2." in capsys.readouterr().out
   assert packaged.names() == ["mine"]
   assert weights.load_config("mine") == config
-  for name, value in weights.load_params("mine", config).items():
+  for name, value in weights.load_params("mine").items():
     np.testing.assert_array_equal(value, params[name].astype(np.float16))
 
 

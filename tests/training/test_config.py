@@ -144,7 +144,7 @@ def test_a_batch_that_no_memory_holds_is_refused_and_one_of_a_cluster_is_not(mon
   config = default_config()
   config.batch_size = 2**20
   check_config(config)
-  monkeypatch.setattr(setup, "_memory_bytes", lambda: 16e9)
+  monkeypatch.setattr(setup.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 4 * 10**6}.get)
   with pytest.raises(
     InputError, match=r"config.batch_size: found 1048576 with data.prompts=1, expected a batch that fits"
   ):
@@ -253,12 +253,12 @@ def test_configs_of_the_repository_decay_as_their_results_did():
 def test_unknown_and_missing_keys_of_a_config_file_are_refused():
   config = default_config()
   config.data.flip = True
-  expected = "config.data.flip: unknown key, expected one such as data.flips,"
+  expected = r"config.data.flip: unknown key, expected data\.flips"
   with pytest.raises(InputError, match=expected):
     check_config(config)
   del config.data.flip
   config.optim.xyz = 1
-  with pytest.raises(InputError, match=r"config.optim.xyz: unknown key, expected one such as optim\.\w+"):
+  with pytest.raises(InputError, match=r"config.optim.xyz: unknown key, expected optim\.\w+"):
     check_config(config)
   config = default_config()
   del config.data.blur

@@ -14,7 +14,7 @@ import pytest
 from jax import export
 from jax.sharding import Mesh
 
-from seggpt_jax.inference.batching import predict_colors
+from seggpt_jax.inference.forward import predict_colors
 from seggpt_jax.model import parameters
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import sharding

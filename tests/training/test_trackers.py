@@ -83,7 +83,7 @@ def test_a_tracker_that_cannot_be_used_ends_in_one_line(tmp_path, monkeypatch):
   with pytest.raises(
     InputError, match=r"config.tracker: wandb does not start \(no API key configured\); run `wandb login`"
   ):
-    trackers.open_tracker("wandb", tmp_path, 0, {})
+    trackers.TRACKERS["wandb"](tmp_path, 0, {})
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(InputError, match=r"config.tracker: trackio is not installed"):
     trackers.check_tracker("trackio")

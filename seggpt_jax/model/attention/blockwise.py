@@ -78,10 +78,7 @@ def _blockwise_backward(grid, kept, gradient):
     d_qkv = jnp.stack([d_scaled_query * scale + d_query, d_key, d_value])
     return d_table_sum + d_table.astype(jnp.float32), _tokens_first(d_qkv, canvases)
 
-  blocks = (
-    *(_cut(x, canvases, heads) for x in (qkv, output[:, :, None], gradient[:, :, None])),
-    log_total,
-  )
+  blocks = (*(_cut(x, canvases, heads) for x in (qkv, output[:, :, None], gradient[:, :, None])), log_total)
   d_table, d_qkv = jax.lax.scan(pull_back, jnp.zeros(table.shape, jnp.float32), blocks)
   return _join(d_qkv, qkv.shape), d_table.astype(table.dtype)
 
@@ -131,11 +128,7 @@ def _extended_keys(key: Float[Array, "h t d"], grid: tuple[int, int]) -> Float[A
 
 
 def _keys_first_logits(query, key, relative, grid) -> Float[Array, "h k q"]:
-  """Returns the logits in float32, with keys before queries.
-
-  A maximum or a sum over keys then has one query in each lane of a vector unit, and a value of a query is added to a
-  whole row. Both are several times faster than along the last axis.
-  """
+  """Returns float32 logits, keys before queries: sums over keys are then several times faster on vector units."""
   extended = jnp.concatenate([query * query.shape[-1] ** -0.5, relative], axis=-1)
   return jnp.einsum("hke,hqe->hkq", _extended_keys(key, grid), extended, preferred_element_type=jnp.float32)
 
@@ -143,11 +136,7 @@ def _keys_first_logits(query, key, relative, grid) -> Float[Array, "h k q"]:
 def _shifted_logits(
   query: Float[Array, "h t d"], table: Float[Array, "distances d"], grid: tuple[int, int]
 ) -> Float[Array, "h t positions"]:
-  """Returns the relative logits: one product with the embeddings of all distances, then a selection for each query.
-
-  `relative_logits` has one product for every row and every column instead, and sorts the queries both ways. On CPUs
-  that costs more than it saves.
-  """
+  """Returns the relative logits by one product and a selection: cheaper on CPUs than the many of `relative_logits`."""
   return _pick_distances(jnp.einsum("htd,ud->htu", query, table), grid)
 
 
@@ -169,9 +158,7 @@ _pick_distances.defvjp(lambda x, grid: (_pick_distances(x, grid), None), _unpick
 
 
 @functools.cache
-def _distance_indices(
-  grid: tuple[int, int],
-) -> tuple[Int[np.ndarray, "t positions"], Int[np.ndarray, "t distances"]]:
+def _distance_indices(grid: tuple[int, int]) -> tuple[Int[np.ndarray, "t positions"], Int[np.ndarray, "t distances"]]:
   """Returns flat indices into `[t, distances]` for `[t, positions]`, and back; -1 marks distances outside the grid."""
   rows, cols = grid
   tokens, distances = rows * cols, 2 * (rows + cols) - 2

@@ -1,4 +1,4 @@
-"""The table of attention implementations, and the choice of one for a device."""
+"""The table of attention implementations, the two that hold all scores in memory, and the choice for a device."""
 
 from __future__ import annotations
 
@@ -8,13 +8,67 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from absl import logging
+from jaxtyping import Array, Float
 
 from seggpt_jax.compilation import default_device
 from seggpt_jax.model.attention.blockwise import blockwise
-from seggpt_jax.model.attention.dense import folded, reference
 from seggpt_jax.model.attention.flash import cudnn, splash
 from seggpt_jax.model.attention.parts import LONGEST, cudnn_parts
+from seggpt_jax.model.attention.relative_positions import extend, relative_logits
 from seggpt_jax.model.config import SegGPTConfig
+
+
+def reference(
+  qkv: Float[Array, "b t 3 n d"],
+  rel_pos_h: Float[Array, "distances_h d"],
+  rel_pos_w: Float[Array, "distances_w d"],
+  grid: tuple[int, int],
+) -> Float[Array, "b t n d"]:
+  """Computes the formula as it is written: logits, plus two biases broadcast over the keys, then a float32 softmax."""
+  rows, cols = grid
+  query, key, value = jnp.unstack(qkv, axis=2)
+  batch, tokens, heads, dim = query.shape
+  logits_h, logits_w = (jnp.swapaxes(logits, 1, 2) for logits in relative_logits(query, rel_pos_h, rel_pos_w, grid))
+  logits = jnp.einsum("bqnd,bknd->bnqk", query * dim**-0.5, key)
+  logits = logits.reshape(batch, heads, tokens, rows, cols) + logits_h[..., :, None] + logits_w[..., None, :]
+  weights = jax.nn.softmax(logits.reshape(batch, heads, tokens, tokens).astype(jnp.float32), axis=-1)
+  return jnp.einsum("bnqk,bknd->bqnd", weights.astype(value.dtype), value)
+
+
+@jax.custom_vjp
+def _float32_logits(query: Float[Array, "b q n d"], key: Float[Array, "b k n d"]) -> Float[Array, "b n q k"]:
+  """Returns float32 products of queries and keys, whose gradient is rounded to the dtype of the inputs first.
+
+  JAX would compute that gradient in float32, at half of bfloat16's rate or less on GPUs.
+  """
+  return jnp.einsum("bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32)
+
+
+def _float32_logits_forward(query, key):
+  return _float32_logits(query, key), (query, key)
+
+
+def _float32_logits_backward(factors, gradient):
+  query, key = factors
+  gradient = gradient.astype(query.dtype)
+  return jnp.einsum("bnqk,bknd->bqnd", gradient, key), jnp.einsum("bnqk,bqnd->bknd", gradient, query)
+
+
+_float32_logits.defvjp(_float32_logits_forward, _float32_logits_backward)
+
+
+def folded(
+  qkv: Float[Array, "b t 3 n d"],
+  rel_pos_h: Float[Array, "distances_h d"],
+  rel_pos_w: Float[Array, "distances_w d"],
+  grid: tuple[int, int],
+) -> Float[Array, "b t n d"]:
+  """Computes the logits as one matrix product, with the biases folded into longer queries and keys (`extend`)."""
+  value = qkv[:, :, 2]
+  logits = _float32_logits(*extend(qkv, rel_pos_h, rel_pos_w, grid))
+  weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+  return jnp.einsum("bnqk,bknd->bqnd", weights, value)
+
 
 IMPLEMENTATIONS: dict[str, Callable] = {
   "reference": reference,
@@ -38,8 +92,7 @@ def choose(
     name: a key of `IMPLEMENTATIONS`, or "auto" for the best one that compiles for the device.
     config: the architecture.
     dtype: compute dtype.
-    device: a device that the program is for; it may be part of a topology that is not there. By default that of new
-      arrays.
+    device: what the program is for, maybe of a topology that is not there; by default the device of new arrays.
     training: whether the gradients must compile, too.
 
   Raises:

@@ -11,7 +11,8 @@ the whole, which is all that its gradients depend on (ring attention, arXiv 2310
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,35 +23,17 @@ from seggpt_jax.model.attention.relative_positions import one_hot_positions, rel
 LONGEST = 128  # numbers of a head that flash attention takes on every GPU since Ampere
 
 
-@runtime_checkable
-class Forward(Protocol):
-  """Plain attention with a scale of 1: its output, and the log-sums of the exponentials of the scores."""
-
-  def __call__(
-    self, query: Float[Array, "b t n e"], key: Float[Array, "b s n e"], value: Float[Array, "b s n e"]
-  ) -> tuple[Float[Array, "b t n e"], Float[Array, "b n t"]]: ...
-
-
-@runtime_checkable
-class Backward(Protocol):
-  """The gradients of query, key and value, where the softmax is divided by the sums of a larger set of keys."""
-
-  def __call__(
-    self,
-    query: Float[Array, "b t n e"],
-    key: Float[Array, "b s n e"],
-    value: Float[Array, "b s n e"],
-    log_sums: Float[Array, "b n t"],
-    output: Float[Array, "b t n e"],
-    gradient: Float[Array, "b t n e"],
-  ) -> tuple[Float[Array, "b t n e"], Float[Array, "b s n e"], Float[Array, "b s n e"]]: ...
-
-
 class Kernel(NamedTuple):
-  """A plain attention, forward and backward."""
+  """A plain attention with a scale of 1.
 
-  forward: Forward
-  backward: Backward
+  Attributes:
+    forward: (query, key, value) -> output, and the log-sums of the exponentials of the scores.
+    backward: (query, key, value, log-sums, output, gradient) -> the gradients of query, key and value, where the
+      softmax is divided by the sums of a larger set of keys.
+  """
+
+  forward: Callable[..., tuple[Array, Array]]
+  backward: Callable[..., tuple[Array, Array, Array]]
 
 
 def cudnn_parts(
@@ -91,12 +74,7 @@ def cudnn_parts(
 
 
 def num_parts(grid: tuple[int, int], dim: int, longest: int = LONGEST) -> int:
-  """Returns the fewest equal parts of the rows with which extended keys are short enough.
-
-  Args:
-    grid: rows and columns of patches.
-    dim: channels of a head.
-    longest: most numbers of an extended key.
+  """Returns the fewest equal parts of the rows with which keys of `dim` channels are at most `longest` when extended.
 
   Raises:
     NotImplementedError: not even the keys of a single row are short enough.
@@ -146,10 +124,9 @@ def _cudnn_backward(query, key, value, log_sums, output, gradient):
 
 
 def _cudnn():
-  """Returns JAX's module with cuDNN's attention, and the options for plain attention.
+  """Returns JAX's internal module with cuDNN's attention, and the options for plain attention.
 
-  It is internal to JAX: the public function neither takes the output and the log-sum of a larger whole, nor
-  differentiates the log-sum. Where it is missing or different, `dispatch.choose` finds that out and says so.
+  The public function does not differentiate the log-sum. `dispatch.choose` finds out where this one is missing.
   """
   from jax._src.cudnn import fused_attention_stablehlo as fused
 
@@ -164,25 +141,4 @@ def _cudnn():
   }
 
 
-def _plain_forward(query, key, value):
-  scores = jnp.einsum("bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32)
-  log_sums = jax.nn.logsumexp(scores, axis=-1)
-  weights = jnp.exp(scores - log_sums[..., None]).astype(value.dtype)
-  return jnp.einsum("bnqk,bknd->bqnd", weights, value), log_sums
-
-
-def _plain_backward(query, key, value, log_sums, output, gradient):
-  scores = jnp.einsum("bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32)
-  weights = jnp.exp(scores - log_sums[..., None])
-  mean = jnp.swapaxes(jnp.sum((output * gradient).astype(jnp.float32), axis=-1), 1, 2)[..., None]
-  of_weights = jnp.einsum("bqnd,bknd->bnqk", gradient, value, preferred_element_type=jnp.float32)
-  of_scores, weights = (x.astype(query.dtype) for x in (weights * (of_weights - mean), weights))
-  return (
-    jnp.einsum("bnqk,bknd->bqnd", of_scores, key),
-    jnp.einsum("bnqk,bqnd->bknd", of_scores, query),
-    jnp.einsum("bnqk,bqnd->bknd", weights, gradient),
-  )
-
-
 CUDNN = Kernel(_cudnn_forward, _cudnn_backward)
-PLAIN = Kernel(_plain_forward, _plain_backward)  # by XLA, which holds all scores; for tests on any device

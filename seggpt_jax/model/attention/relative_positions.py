@@ -6,12 +6,11 @@ queries and keys that are extended such that their plain products are the logits
 
 from __future__ import annotations
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-
-from seggpt_jax.model.interpolation import linear_resize_matrix
 
 
 def fit_table(rel_pos: Float[Array, "distances d"], size: int) -> Float[Array, "fitting d"]:
@@ -19,23 +18,14 @@ def fit_table(rel_pos: Float[Array, "distances d"], size: int) -> Float[Array, "
   distances = 2 * size - 1
   if rel_pos.shape[0] == distances:
     return rel_pos
-  resize = jnp.asarray(linear_resize_matrix(distances, rel_pos.shape[0]))
+  stored = rel_pos.shape[0]
+  resize = cv2.resize(np.eye(stored, dtype=np.float32), (stored, distances), interpolation=cv2.INTER_LINEAR)
   return jnp.matmul(resize, rel_pos, precision=jax.lax.Precision.HIGHEST)
 
 
 def relative_index(size: int) -> Int[np.ndarray, "size size"]:
   """Returns the place of every (query, key) pair of positions in a table for an axis of `size` positions."""
   return np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1
-
-
-def relative_table(rel_pos: Float[Array, "distances d"], size: int) -> Float[Array, "size size d"]:
-  """Returns the embedding of every (query, key) pair of positions along one axis, `[query, key, d]`.
-
-  Args:
-    rel_pos: one embedding for each signed distance, from -(S - 1) to S - 1 for the size S that it was stored for.
-    size: number of positions along the axis; a table stored for another size is resized linearly.
-  """
-  return fit_table(rel_pos, size)[relative_index(size)]
 
 
 def relative_logits(
@@ -48,8 +38,10 @@ def relative_logits(
   rows, cols = grid
   batch, tokens, heads, dim = query.shape
   query = query.reshape(batch, rows, cols, heads, dim)
-  table_h = relative_table(rel_pos_h, rows).astype(query.dtype)
-  table_w = relative_table(rel_pos_w, cols).astype(query.dtype)
+  table_h, table_w = (
+    fit_table(table, size)[relative_index(size)].astype(query.dtype)
+    for table, size in ((rel_pos_h, rows), (rel_pos_w, cols))
+  )
   logits_h = jnp.einsum("byxnd,yid->byxni", query, table_h)
   logits_w = jnp.einsum("byxnd,xjd->byxnj", query, table_w)
   return logits_h.reshape(batch, tokens, heads, rows), logits_w.reshape(batch, tokens, heads, cols)

@@ -1,4 +1,4 @@
-"""Batches of windows: images with their prompts in, predicted colors of the same images out.
+"""Windows through the network in batches: views of images with their prompts in, predictions out.
 
 Windows of one image or of many go through the network together, in batches of 1, 2, 4, ...: the network is compiled
 once for each of these sizes and each number of prompts.
@@ -7,18 +7,22 @@ once for each of these sizes and each number of prompts.
 from __future__ import annotations
 
 import collections
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xxhash
 from flax import nnx
 from jaxtyping import Array, Bool, Num, UInt8
 
 from seggpt_jax import canvas
 from seggpt_jax.compilation import jit
-from seggpt_jax.inference.windows import Window, blend, paste
+from seggpt_jax.inference import heads, tiling
+from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.inference.prediction import Prediction, blend_most_likely, class_shares, decode_prediction
+from seggpt_jax.inference.tiling import Window, blend, paste
 from seggpt_jax.model import parameters
 from seggpt_jax.model.ensemble import predict_queries
 from seggpt_jax.model.matcher import Memory
@@ -69,26 +73,16 @@ def predict_colors(
 
 @jit(static_argnames="graph")
 def remember_prompt(
-  graph: nnx.GraphDef,
-  params: parameters.Params,
-  image: UInt8[AnyArray, "h w 3"],
-  masks: UInt8[AnyArray, "h w c"],
+  graph: nnx.GraphDef, params: parameters.Params, image: UInt8[AnyArray, "h w 3"], masks: UInt8[AnyArray, "h w c"]
 ) -> Memory:
-  """Computes what a `Matcher` keeps of one prompt, as a batch of one.
-
-  Args:
-    graph: structure of the model.
-    params: parameters of the model.
-    image: the prompt, half a canvas.
-    masks: its masks of C classes, 0 or 255.
-  """
+  """Computes what a `Matcher` keeps of one prompt, as a batch of one."""
   model = parameters.merge(graph, params)
   pixels = canvas.normalize(image, model.config.image_mean, model.config.image_std)
   return model.remember(model.describe(pixels[None]), masks[None, None] / 255.0)
 
 
 @jit(static_argnames="graph")
-def answer_queries(
+def _answer_queries(
   graph: nnx.GraphDef,
   params: parameters.Params,
   queries: UInt8[AnyArray, "q h w 3"],
@@ -96,19 +90,7 @@ def answer_queries(
   known: UInt8[AnyArray, "q h w 3"],
   patch_mask: Bool[AnyArray, "q rows cols"],
 ) -> UInt8[Array, "q h w 3"]:
-  """Runs a `Matcher` on every query for up to three masks, which are asked one by one.
-
-  Args:
-    graph: structure of the model.
-    params: parameters of the model.
-    queries: Q images of half a canvas.
-    memories: for each query those of its K prompts, all with C masks.
-    known: probabilities that are already predicted; read where `patch_mask` is False.
-    patch_mask: True for patches of the queries that must be predicted.
-
-  Returns:
-    The probabilities of the C masks, 0..255, then zeros.
-  """
+  """Runs a `Matcher` on queries and the memories of their prompts; returns the probabilities of up to three masks."""
   model = parameters.merge(graph, params)
   config = model.config
   rows = [jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *row) for row in memories]
@@ -120,16 +102,11 @@ def answer_queries(
 
 
 class MaskForward:
-  """Runs a `Matcher`, and keeps what it computed of the last prompts: they never see a query.
-
-  Args:
-    graph: structure of the model.
-    params: parameters of the model.
-  """
+  """Runs a `Matcher`, and keeps what it computed of the last prompts: they never see a query."""
 
   def __init__(self, graph: nnx.GraphDef, params: parameters.Params):
     self._graph, self._params = graph, params
-    self._kept: collections.OrderedDict[str, Memory] = collections.OrderedDict()
+    self._kept = heads.ContentCache(_MOST_MEMORIES)
 
   def __call__(
     self,
@@ -139,21 +116,11 @@ class MaskForward:
     known: UInt8[np.ndarray, "q h w 3"],
     patch_mask: Bool[np.ndarray, "q rows cols"],
   ) -> UInt8[Array, "q h w 3"]:
-    """Returns the probabilities of the masks; see `answer_queries`."""
-    memories = [
-      [self._memory(*prompt) for prompt in zip(*row, strict=True)] for row in zip(prompts, masks, strict=True)
-    ]
-    return answer_queries(self._graph, self._params, queries, memories, known, patch_mask)
-
-  def _memory(self, image: UInt8[np.ndarray, "h w 3"], masks: UInt8[np.ndarray, "h w c"]) -> Memory:
-    key = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(image)) + xxhash.xxh3_128_hexdigest(
-      np.ascontiguousarray(masks)
-    )
-    memory = self._kept.pop(key, None)
-    self._kept[key] = memory = remember_prompt(self._graph, self._params, image, masks) if memory is None else memory
-    while len(self._kept) > _MOST_MEMORIES:
-      self._kept.popitem(last=False)
-    return memory
+    """Returns the probabilities of the C masks, 0..255, then zeros; those of `known` where nothing is to predict."""
+    remember = functools.partial(remember_prompt, self._graph, self._params)
+    rows = (zip(*row, strict=True) for row in zip(prompts, masks, strict=True))
+    memories = [[self._kept.get(pair, functools.partial(remember, *pair)) for pair in row] for row in rows]
+    return _answer_queries(self._graph, self._params, queries, memories, known, patch_mask)
 
 
 class TiledImage:
@@ -280,3 +247,74 @@ class BatchedForward:
 def _floor_power_of_two(count: int) -> int:
   """Returns the largest power of two that is not larger than a number."""
   return 1 << (count.bit_length() - 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+  """An image at one split and with one mirroring."""
+
+  tiled: TiledImage  # the image on its way through the network
+  axes: tuple[int, ...]  # the mirrored axes
+  shape: tuple[int, int]  # height and width in pixels of the image at this split, without what fills it up to a tile
+  asked: tuple[int, ...] = ()  # the class of each channel, if the network answers masks
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PendingPrediction:
+  """A query on its way through the network."""
+
+  image: np.ndarray  # the query
+  views: list[View]  # the image at every split and with every mirroring
+  palette: np.ndarray  # the color of each class
+  classes: np.ndarray  # the classes to decode to
+  options: InferenceOptions  # how to decode
+  head: heads.Head | None = None  # a classifier whose probabilities are averaged with the network's
+
+  @property
+  def finished(self) -> bool:
+    """True once the network has predicted all views."""
+    return all(view.tiled.finished for view in self.views)
+
+  def decode(self) -> Prediction:
+    """Averages the predicted views and decodes them."""
+    combine = self.head and self.head.combine(self.image)
+    prediction = self._decode([view.tiled.colors for view in self.views], combine)
+    if all(view.tiled.colors is view.tiled.unstitched_colors for view in self.views):
+      return prediction
+    unstitched = self._decode([view.tiled.unstitched_colors for view in self.views], combine)
+    return dataclasses.replace(prediction, unstitched=unstitched)
+
+  def _decode(self, predicted: list[np.ndarray], combine: heads.Combine | None) -> Prediction:
+    upright = [
+      np.flip(colors, view.axes)[: view.shape[0], : view.shape[1]]
+      for view, colors in zip(self.views, predicted, strict=True)
+    ]
+    colors = [tiling.resize_colors(pixels, self.image.shape[:2]) for pixels in upright]
+    decoding = self.options.sensitivity, self.options.least_area
+    if self.views[0].asked:
+      colors = self._blend(self._probabilities(colors), combine)
+      return decode_prediction(colors, self.palette, self.classes, self.image, *decoding)
+    fused = _mean(colors)
+    if combine:
+      asked = self.classes[self.classes > 0]
+      fused = self._blend(class_shares(fused, self.palette, asked), combine)
+    return decode_prediction(fused, self.palette, self.classes, self.image, *decoding)
+
+  def _probabilities(self, predicted: list[np.ndarray]) -> dict[int, np.ndarray]:
+    """Returns the probability of each class, 0..1, from masks of all views."""
+    found: dict[int, list[np.ndarray]] = collections.defaultdict(list)
+    for view, masks in zip(self.views, predicted, strict=True):
+      for channel, index in enumerate(view.asked):
+        found[index].append(masks[..., channel])
+    return {index: np.mean(masks, axis=0, dtype=np.float32) / 255.0 for index, masks in found.items()}
+
+  def _blend(self, probabilities: dict[int, np.ndarray], combine: heads.Combine | None) -> np.ndarray:
+    """Blends each pixel's most likely class into the background, by its probability."""
+    if combine:
+      probabilities = {index: combine(index, each) for index, each in probabilities.items()}
+    return blend_most_likely(probabilities, self.palette, self.image.shape[:2])
+
+
+def _mean(colors: list[np.ndarray]) -> np.ndarray:
+  """Returns the mean of predicted colors, as uint8."""
+  return colors[0] if len(colors) == 1 else np.round(np.mean(colors, axis=0)).astype(np.uint8)

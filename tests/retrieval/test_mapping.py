@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from seggpt_jax.inference.queries import PromptFiles, Query
-from seggpt_jax.retrieval.every_class import in_turn, prompt_every_class, warn_of_left_out
 from seggpt_jax.retrieval.labeled_images import Facts, digest
+from seggpt_jax.retrieval.mapping import in_turn, prompt_every_class, warn_of_left_out
 
 
 def test_classes_take_turns_and_the_best_come_first():

@@ -1,0 +1,118 @@
+"""The flags that describe datasets and label files, for every command that reads any."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.runner import naming_flags
+from seggpt_jax.data.datasets import Dataset
+from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import IGNORE, LABEL_MODES, LabelFormat, parse_values
+from seggpt_jax.formats.recognize import KINDS
+
+NAMES = ("labels", "ignore")
+
+
+def define_label_flags(default: str) -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags and returns them as one group."""
+  holders = [
+    flags.DEFINE_string(
+      "labels",
+      None,
+      "How label files are read. index: values are class indices. binary: masks of 0 and one other value, class 1; "
+      "binary:T: values above T are class 1, and 127 suits JPEG masks. table:0,128,255 or table:(0,0,0),(255,0,0): the "
+      f"i-th value or color is class i. Default: {default}.",
+    ),
+    flags.DEFINE_string(
+      "ignore", None, "Values or colors of pixels without a known class: 255, or (255,255,255),(128,128,128)."
+    ),
+  ]
+  return {"Label files": holders}
+
+
+def label_values() -> dict[str, Any]:
+  """Returns `labels` (the mode), `threshold`, `table` and `ignore` as the flags have them; None for what they lack.
+
+  Raises:
+    InputError: a flag has another form.
+  """
+  values: dict[str, Any] = dict.fromkeys(("labels", "threshold", "table", "ignore"))
+  if (text := flags.FLAGS.labels) is not None:
+    mode, colon, rest = text.partition(":")
+    values["labels"] = mode
+    if mode == "table":
+      values["table"] = parse_values(rest, "--labels")
+    elif mode == "binary" and colon and rest.isdecimal() and len(rest) < 4 and int(rest) <= 255:
+      values["threshold"] = int(rest)
+    elif mode not in LABEL_MODES or colon:
+      raise InputError(f"--labels: found {text!r}, expected index, binary, binary:T with T from 0 to 255, or table:...")
+  if flags.FLAGS.ignore is not None:
+    values["ignore"] = parse_values(flags.FLAGS.ignore, "--ignore")
+  return values
+
+
+def label_format() -> LabelFormat:
+  """Returns the label format that the flags describe: class indices by default.
+
+  Raises:
+    InputError: the flags do not go together.
+  """
+  values = label_values()
+  with naming_flags():
+    return LabelFormat(values["labels"] or "index", values["threshold"], values["table"] or (), values["ignore"] or ())
+
+
+def define_dataset_flags(*, guess: bool) -> dict[str, list[flags.FlagHolder]]:
+  """Defines the flags and returns them in groups.
+
+  Args:
+    guess: whether the command finds out what no flag gives, and takes the folder as an argument.
+  """
+  kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
+  found = " Found out by default." if guess else ""
+  path = [] if guess else [define_path("path", "Folder of the dataset, local or remote.", required=True)]
+  return {
+    "Dataset": [
+      *path,
+      flags.DEFINE_enum(
+        "kind", None if guess else "folder", list(KINDS), f"How the files are laid out. {kinds}.{found}"
+      ),
+      flags.DEFINE_integer(
+        "num_classes", None, f"Number of classes, background included.{found}", 2, IGNORE, required=not guess
+      ),
+      flags.DEFINE_list("class_names", [], "Names of classes 1, 2, ...: which masks or categories to take."),
+    ],
+    **define_label_flags("found out" if guess else "index"),
+  }
+
+
+def dataset_from_flags(path: str) -> Dataset:
+  """Returns the dataset that the flags describe.
+
+  Raises:
+    InputError: the flags do not go together.
+  """
+  values = flags.FLAGS
+  return Dataset(
+    kind=values.kind or "folder",
+    path=path,
+    num_classes=values.num_classes or IGNORE,
+    label_format=label_format(),
+    class_names=tuple(values.class_names),
+  )
+
+
+def parse_splits(names: list[str]) -> list[str]:
+  """Returns the split names of a list flag.
+
+  Raises:
+    InputError: no split is given, a name is empty, or a name is given twice.
+  """
+  if not names or not all(names):
+    raise InputError("--split: found no name, expected names such as train,val")
+  if len(set(names)) < len(names):
+    raise InputError(f"--split: found {','.join(names)}, expected each name once")
+  return names
