@@ -22,7 +22,7 @@ def main(source: str, name: str) -> None:
   """Copies weights into the package under a name."""
   config = weights.load_config(source)
   path = packaged.path_of(name)
-  packaged.write(path, weights.load_params(source, config), config)
+  packaged.write(path, weights.load_params(source), config)
   print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -187,7 +187,7 @@ def train(args) -> None:
   graph, params = parameters.split(Matcher(config, rngs=nnx.Rngs(args.seed)))
   sets = load_corpus(args.corpus)
   if args.init_from:
-    params |= weights.load_params(args.init_from, config)
+    params |= weights.load_params(args.init_from, lambda: parameters.abstract(config)[1])
   else:
     params |= {f"features.{name}": value for name, value in safetensors.numpy.load_file(args.imagenet).items()}
     params |= feature_statistics(graph, params, sets)

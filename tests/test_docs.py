@@ -134,7 +134,7 @@ def files(weights_directory, tmp_path_factory) -> Path:
   for name in ("weights/vit_large", "runs/mine"):
     shutil.copytree(weights_directory, folder / name)
   config = weights.load_config(weights_directory)
-  tensors = torch_weights.to_torch(weights.load_params(weights_directory, config), config.depth, "baai")
+  tensors = torch_weights.to_torch(weights.load_params(weights_directory), config.depth, "baai")
   torch.save({"model": {name: torch.tensor(value) for name, value in tensors.items()}}, folder / "seggpt_vit_large.pth")
   return folder
 

@@ -147,8 +147,7 @@ def _weights(folder: Path, sealed: bool, which: Callable[[str], bool], structure
     (folder / "w" / digests.FILE).unlink()
 
   def read() -> None:
-    config = weights.load_config(folder / "w")
-    params = weights.load_params(folder / "w", config)
+    params = weights.load_params(folder / "w")
     parameters.check_finite("w", params)
     _check_finite(params)
     if sealed and digests.is_sealed(folder / "w"):
