@@ -91,4 +91,4 @@ def test_header_and_index_of_records_are_read_from_a_bucket(bucket, folder, tmp_
   source = RecordSource(str(bucket), "train", 2, LabelFormat())
   assert [source.name(i) for i in range(4)] == [truth.name(i) for i in range(4)]
   assert source.field(3, "group") == "g1" and source.classes(0) == (1,)
-  assert source._slices[0].filename.startswith("gs://bucket/data/mine/1.0.0/mine-train.array_record")
+  assert source._slices[0].instruction.filename.startswith("gs://bucket/data/mine/1.0.0/mine-train.array_record")
