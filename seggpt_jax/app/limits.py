@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from seggpt_jax.data.scale import window_count, zoomed_shape
+from seggpt_jax.app.fields import Upload
+from seggpt_jax.data.cells import window_count, zoomed_shape
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import open_image
 from seggpt_jax.inference.options import InferenceOptions
@@ -61,7 +62,7 @@ class Limits:
   prompt_bytes: int = 2**30
 
   def __post_init__(self):
-    largest = self.body_bytes * BYTES_PER_BODY_BYTE + 2 * self.pixels * BYTES_PER_PIXEL
+    largest = largest_request(self.body_bytes, self.pixels)
     if self.memory_bytes < largest:
       raise InputError(
         f"memory_bytes: found {self.memory_bytes} bytes, expected at least {largest} for the largest request"
@@ -74,11 +75,11 @@ class Limits:
     if found > most:
       raise TooLargeError(f"{name}: found {found}, expected at most {most}")
 
-  def check_pixels(self, files: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
+  def check_pixels(self, files: Sequence[Upload]) -> list[tuple[int, int]]:
     """Reads the sizes of image files from their headers and adds up their pixels. Nothing is decoded.
 
     Args:
-      files: name for messages and content of each file.
+      files: the files.
 
     Returns:
       Height and width of each file, before it is turned upright.
@@ -88,7 +89,7 @@ class Limits:
       InputError: a file is not an image.
     """
     sizes, total = [], 0
-    for name, data in files:
+    for name, data, _ in files:
       try:
         width, height = open_image(data, name).size
       except InputError as error:
@@ -128,6 +129,16 @@ class Limits:
       )
 
 
+def largest_request(body_bytes: int, pixels: int) -> int:
+  """Returns the estimated memory of the largest request in bytes.
+
+  Args:
+    body_bytes: largest body of a request.
+    pixels: most pixels of a request.
+  """
+  return body_bytes * BYTES_PER_BODY_BYTE + 2 * pixels * BYTES_PER_PIXEL
+
+
 def count_canvases(options: InferenceOptions, shape: tuple[int, int], prompts: int, tile: tuple[int, int]) -> int:
   """Returns how many canvases go through the network for one image, at most.
 
@@ -153,7 +164,7 @@ def count_canvases(options: InferenceOptions, shape: tuple[int, int], prompts: i
 
 
 def _windows(size: Sequence[int], tile: tuple[int, int], overlap: float | int) -> int:
-  """Returns the number of windows of `inference.tiling.image_windows`, without making them."""
+  """Returns the number of windows of `inference.windows.image_windows`, without making them."""
   return _product([window_count(*sides, overlap) for sides in zip(size, tile, strict=True)])
 
 

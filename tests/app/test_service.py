@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from seggpt_jax.app.limits import Limits
 from seggpt_jax.app.prompt_sets import PromptStore
-from seggpt_jax.app.service import Service
+from seggpt_jax.app.service import Served, Service
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from tests.app.conftest import noise, prompt_of
@@ -35,7 +35,9 @@ def start(engines):
 
   def start(engine=None, limits=LIMITS, **options) -> TestClient:
     engine = engine or engines(queue=limits.queue)
-    service = Service(engine, PromptStore(limits.prompt_bytes), limits, "loud", **options)
+    own = {name: options.pop(name) for name in ("options", "labels", "class_names") if name in options}
+    models = {"loud": Served(engine, **own), **options.pop("more", {})}
+    service = Service(models, PromptStore(limits.prompt_bytes), limits, **options)
     return running.enter_context(TestClient(service.application(), base_url="http://127.0.0.1:8000"))
 
   with contextlib.ExitStack() as running:
@@ -68,7 +70,7 @@ def pixels_of(text: str) -> np.ndarray:
 
 
 def metric(client, name: str) -> float:
-  return float(re.search(rf"^{name} (\S+)$", client.get("/metrics").text, re.M)[1])
+  return float(re.search(rf"^{name}(?:{{model=\"loud\"}})? (\S+)$", client.get("/metrics").text, re.M)[1])
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
@@ -402,7 +404,8 @@ def shared(predictor):
   engine = Engine(lambda: predictor, queue=LIMITS.queue)
   engine.started.result(60)
   yield TestClient(
-    Service(engine, PromptStore(LIMITS.prompt_bytes), LIMITS, "loud").application(), base_url="http://localhost"
+    Service({"loud": Served(engine)}, PromptStore(LIMITS.prompt_bytes), LIMITS).application(),
+    base_url="http://localhost",
   )
   engine.close()
 
