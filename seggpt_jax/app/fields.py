@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import pydantic
@@ -61,15 +62,17 @@ def _splits(value: Any) -> Any:
 def _values(value: Any, info: Any) -> Any:
   """Parses gray values or colors: a string as on the command line, or a JSON list of numbers or of triples."""
   if isinstance(value, str):
-    found = parse_values(value, str(info.field_name))
-    return found if isinstance(found, tuple) else (found,)
+    if re.search(r"[^0-9\s,()]", value):
+      raise InputError(f"{info.field_name}: found {value[:_SHOWN]!r}, expected 0,128,255 or (0,0,0),(255,0,0)")
+    return parse_values(value, str(info.field_name))
   return tuple(tuple(each) if isinstance(each, list) else each for each in value) if isinstance(value, list) else value
 
 
-Files = Annotated[list[Upload], SkipValidation, WithJsonSchema({"type": "array", "items": {"format": "binary"}})]
+_FILE_LIST = {"type": "array", "items": {"type": "string", "format": "binary"}}
+Files = Annotated[list[Upload], SkipValidation, WithJsonSchema(_FILE_LIST)]
 Whole = Annotated[int | None, BeforeValidator(_no_bool)]
 Number = Annotated[float | None, BeforeValidator(_no_bool)]
-Values = Annotated[tuple[Any, ...] | None, BeforeValidator(_values)]
+Values = Annotated[tuple[int | tuple[int, int, int], ...] | None, BeforeValidator(_values)]
 Kind = Literal["labels", "overlay", "polygons", "coco"]
 
 
@@ -174,9 +177,19 @@ def parse(model: type[M], values: Mapping[str, Any]) -> M:
   try:
     return model.model_validate(dict(values))
   except pydantic.ValidationError as error:
-    first = error.errors(include_url=False)[0]
-    if first["type"] == "value_error":
-      raise InputError(first["ctx"]["error"]) from error
-    expected = first["msg"].removeprefix("Input should be ").removeprefix("a valid ").partition(", unable")[0]
-    expected = {"integer": "an integer", "number": "a number", "string": "a string"}.get(expected, expected)
-    raise InputError(f"{first['loc'][0]}: found {repr(first['input'])[:_SHOWN]}, expected {expected}") from error
+    raise InputError(first_mistake(error.errors(include_url=False))) from error
+
+
+def first_mistake(errors: Sequence[Mapping[str, Any]]) -> str:
+  """Returns the first mistake that pydantic has found, in one line.
+
+  Args:
+    errors: its own description of all.
+  """
+  first = errors[0]
+  if first["type"] == "value_error":
+    return str(first["ctx"]["error"])
+  name = next(part for part in first["loc"] if part not in ("query", "path"))
+  expected = first["msg"].removeprefix("Input should be ").removeprefix("a valid ").partition(", unable")[0]
+  expected = {"integer": "an integer", "number": "a number", "string": "a string"}.get(expected, expected)
+  return f"{name}: found {repr(first['input'])[:_SHOWN]}, expected {expected}"

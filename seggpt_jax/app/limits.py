@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from seggpt_jax.app.fields import Upload
 from seggpt_jax.data.cells import window_count, zoomed_shape
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import open_image
@@ -75,11 +74,11 @@ class Limits:
     if found > most:
       raise TooLargeError(f"{name}: found {found}, expected at most {most}")
 
-  def check_pixels(self, files: Sequence[Upload]) -> list[tuple[int, int]]:
+  def check_pixels(self, files: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
     """Reads the sizes of image files from their headers and adds up their pixels. Nothing is decoded.
 
     Args:
-      files: the files.
+      files: name for messages and content of each file.
 
     Returns:
       Height and width of each file, before it is turned upright.
@@ -89,7 +88,7 @@ class Limits:
       InputError: a file is not an image.
     """
     sizes, total = [], 0
-    for name, data, _ in files:
+    for name, data in files:
       try:
         width, height = open_image(data, name).size
       except InputError as error:

@@ -22,7 +22,7 @@ from seggpt_jax.inference.prompts import PreparedPrompt
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MOST_SETS = 1000
-_MOST_SCALES = 4  # of all networks, at which a set stays resized
+_MOST_SCALES = 2  # of all networks, at which a set stays resized
 
 
 class UnknownPromptsError(LookupError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import html
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -204,7 +205,7 @@ class Service:
       raise InputError(
         f"prompt_label: found {len(prompt_labels)} files, expected {len(prompt_images)}, one for each prompt_image"
       )
-    return self.limits.check_pixels([*images, *prompt_images, *prompt_labels])
+    return self.limits.check_pixels([(each.name, each.data) for each in (*images, *prompt_images, *prompt_labels)])
 
   def _check_work(
     self,
@@ -300,8 +301,10 @@ class Service:
 
 def _body(model: type[PromptFields]) -> dict[str, Any]:
   """Returns the description of the two forms of a body, which are read by hand."""
-  kinds = ("multipart/form-data", "application/json")
-  return {"requestBody": {"required": True, "content": {kind: {"schema": model.model_json_schema()} for kind in kinds}}}
+  form = model.model_json_schema()
+  values = json.loads(json.dumps(form).replace('"format": "binary"', '"contentEncoding": "base64"'))
+  content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": values}}
+  return {"requestBody": {"required": True, "content": content}}
 
 
 def _index(paths: Mapping[str, str]) -> str:

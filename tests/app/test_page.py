@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from seggpt_jax.app import http, page_routes, ready_examples, server
+from seggpt_jax.app import bundles, http, page_routes, server
 from seggpt_jax.app.engine import Engine
 from seggpt_jax.app.page_routes import PAGE
 from seggpt_jax.app.project_files import create_project
@@ -433,13 +433,13 @@ def test_folders_that_are_no_project_are_refused(tmp_path):
 
 def test_the_first_own_image_takes_the_place_of_the_ready_examples(tmp_path):
   session = Session(tmp_path / "project")
-  ready_examples.add_boards(session)
+  bundles.add_boards(session)
   assert session.classes == ["copper"] and len(session.examples) == 1 and len(session.pictures) == 10
   for name in ("part_10.png", "part_9.png"):
     session.add_image(name, png(noise(1)))
   assert [each.name for each in session.pictures.values()] == ["part_9", "part_10"]
   assert session.classes == ["object"] and not session.examples
-  ready_examples.add_boards(session)  # as further images
+  bundles.add_boards(session)  # as further images
   session.add_image("part_11.png", png(noise(1)))
   assert len(session.pictures) == 13 and not Session(tmp_path / "project").is_new
 
