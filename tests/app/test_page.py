@@ -191,6 +191,7 @@ def test_bad_labels_are_refused(person):
     ("settings", b'{"choice": "oldest"}'),
     ("settings", b'{"choice": "oldest"}'),
     ("settings", b'{"sensitivity": [1e400]}'),
+    ("settings", b'{"colors": ["red"]}'),
     ("classes", b'{"names": []}'),
     ("classes", b'{"names": ["a", "a"]}'),
     ("classes", b'{"names": ["a", ""]}'),
@@ -333,6 +334,29 @@ def test_a_learned_prompt_answers_without_examples(model, learned_prompt, tmp_pa
     assert state["examples"] == keys[:1]
     expected = Predictor(model).predict(noise(1), [(noise(0), square(2))]).labels
     np.testing.assert_array_equal(person.answer(keys[1]), expected)
+
+
+def test_classes_are_recolored_and_removed(person):
+  keys = [person.add(noise(seed)) for seed in range(70, 73)]
+  person.post("/api/classes", json={"names": ["crack", "hole"]})
+  person.draw(keys[0], square(1))
+  person.draw(keys[1], square(2))
+  person.wait()
+  before = person.get(f"/api/images/{keys[1]}/thumbnail").content
+  assert person.post("/api/settings", json={"colors": ["", "#ff0000"]}).status_code == 200
+  assert person.state()["colors"][1] == [255, 0, 0]
+  assert person.get(f"/api/images/{keys[1]}/thumbnail").content != before
+  for path, message in (
+    ("classes/3", "class: found 3, expected an integer from 1 to 2"),
+    ("classes/1?labels=nothing", "labels: found 'nothing', expected 'background' or 'ignore'"),
+  ):
+    response = person.delete(f"/api/{path}")
+    assert response.status_code == 422 and response.json()["error"] == message
+  assert person.delete("/api/classes/1", params={"labels": "ignore"}).status_code == 200
+  state = person.wait()
+  assert state["classes"] == ["hole"] and state["colors"] == [[255, 0, 0]] and state["examples"] == [keys[1]]
+  assert set(np.unique(person.answer(keys[0]))) <= {0, 1}  # its label showed the other class only
+  assert person.delete("/api/classes/1").status_code == 422
 
 
 def test_removing_all_images_leaves_a_new_session_or_keeps_what_the_user_wants(person):
