@@ -1,4 +1,4 @@
-"""What comes into a session and leaves it: zip files, videos, ready examples, downloads.
+"""Files that come into a session and leave it: zip files, videos, ready examples, downloads.
 
 In: a session, or a file. Out: a zip file, or images and labels in a session. The zip of a session is a dataset for
 every command: train/images, train/labels and classes.txt (one name a line, from class 1); images without a label are in

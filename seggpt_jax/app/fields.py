@@ -191,5 +191,5 @@ def first_mistake(errors: Sequence[Mapping[str, Any]]) -> str:
     return str(first["ctx"]["error"])
   name = next(part for part in first["loc"] if part not in ("query", "path"))
   expected = first["msg"].removeprefix("Input should be ").removeprefix("a valid ").partition(", unable")[0]
-  expected = {"integer": "an integer", "number": "a number", "string": "a string"}.get(expected, expected)
-  return f"{name}: found {repr(first['input'])[:_SHOWN]}, expected {expected}"
+  kinds = {"integer": "an integer", "number": "a number", "string": "a string", "boolean": "true or false"}
+  return f"{name}: found {repr(first['input'])[:_SHOWN]}, expected {kinds.get(expected, expected)}"

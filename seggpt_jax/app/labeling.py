@@ -18,18 +18,17 @@ from jaxtyping import UInt8
 from seggpt_jax.app import project_files
 from seggpt_jax.app.limits import TooLargeError
 from seggpt_jax.app.pictures import LABEL_MAPS, Picture, UnknownError, check_header, clean_name, in_order
-from seggpt_jax.app.settings import MOST_CLASSES, SessionLimits, Settings
+from seggpt_jax.app.settings import SessionLimits, Settings, class_names
 from seggpt_jax.data.images import decode_image, read_bytes, upright_size
 from seggpt_jax.data.labels import classes_in, read_labels
 from seggpt_jax.data.sources import check_size
-from seggpt_jax.errors import InputError, naming, one_line
-from seggpt_jax.files import is_plain_text, write_whole
+from seggpt_jax.errors import InputError, naming
+from seggpt_jax.files import write_whole
 from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.palette import IGNORE
 from seggpt_jax.prepare.encoding import as_stored
 
 DEMO_CLASS = "copper"  # of the ready examples
-_MOST_NAME = 80  # characters of the name of a class
 
 
 class Labeling:
@@ -260,12 +259,15 @@ class Labeling:
     with self.lock:
       picture = self.find(key)
       self._label_path(picture).unlink(missing_ok=True)
-      picture.path = project_files.move(self.folder, picture.name, picture.path, project_files.UNLABELED)
-      picture.label, picture.holds = 0, ()
-      self._look(picture, ())
+      self._forget_label(picture)
       self.clear_draft(key)
-      self._touch(picture)
       self._labels_changed()
+
+  def _forget_label(self, picture: Picture) -> None:
+    picture.path = project_files.move(self.folder, picture.name, picture.path, project_files.UNLABELED)
+    picture.label, picture.holds = 0, ()
+    self._look(picture, ())
+    self._touch(picture)
 
   def set_draft(self, key: str, labels: UInt8[np.ndarray, "h w"]) -> None:
     """Stores what is drawn on an image and not in use yet.
@@ -292,13 +294,6 @@ class Labeling:
     if picture.unseen != (unseen := tuple(sorted(unseen))):
       picture.unseen = unseen
       self._touch(picture)
-      self._save()
-
-  def set_done(self, key: str, done: bool) -> None:
-    """Marks an image as done, or as not done."""
-    with self.lock:
-      self.find(key).done = done
-      self._touch(self.find(key))
       self._save()
 
   def clear_draft(self, key: str) -> None:
@@ -343,15 +338,7 @@ class Labeling:
     Raises:
       InputError: a name is empty, too long or given twice, or a class of a label would lose its name.
     """
-    if not isinstance(names, list) or not 1 <= len(names) <= MOST_CLASSES:
-      raise InputError(f"classes: expected a list of 1 to {MOST_CLASSES} names")
-    names = [one_line(name) if isinstance(name, str) else "" for name in names]
-    for place, name in enumerate(names):
-      if not name or len(name) > _MOST_NAME or "," in name or name in names[:place] or not is_plain_text(name):
-        raise InputError(
-          f"classes: found {name[:_MOST_NAME]!a}, expected different names, not empty, without commas "
-          "and control characters"
-        )
+    names = class_names(names)
     with self.lock:
       if len(names) < self.least_classes:
         why = "labels show that many" if self.needs_examples else "the learned prompt has that many"
@@ -380,30 +367,27 @@ class Labeling:
       if len(self.classes) == 1 or index <= len(self._learned_classes):
         why = "one of the learned prompt, which can be renamed" if self._learned_classes else "the only one"
         raise InputError(f"class: found {why}, expected another one to remove")
-      meaning = np.arange(256, dtype=np.uint8)
-      meaning[index : len(self.classes) + 1] -= 1
-      meaning[index] = IGNORE if ignore else 0
-      unseen = {
-        each.key: tuple(other - (other > index) for other in each.unseen if other != index)
-        for each in self.pictures.values()
-      }
-      settings = self.settings.without_class(index)
-      last_run = max(map(int, project_files.run_numbers(self.folder)), default=0)
-      stored = {"settings": settings.model_dump(), "learned_from": last_run + 1}
-      stored["unseen"] = {self.pictures[key].name: seen for key, seen in unseen.items() if seen}
+
+      def without(each: Picture) -> tuple[int, ...]:
+        return tuple(other - (other > index) for other in each.unseen if other != index)
+
+      pictures, settings = self.pictures.values(), self.settings.without_class(index)
+      first_run = 1 + max(map(int, project_files.run_numbers(self.folder)), default=0)
+      stored = self._stored() | {"settings": settings.model_dump(), "learned_from": first_run}
+      stored["unseen"] = {each.name: without(each) for each in pictures if without(each)}
       labeled = sorted(self.examples, key=lambda each: each.label)
-      drafts = [each for each in self.pictures.values() if each.draft]
+      drafts = [each for each in pictures if each.draft]
       paths = [*map(self._label_path, labeled), *map(self._draft_path, drafts)]
       names = [*self.classes[: index - 1], *self.classes[index:]]
-      project_files.relabel(self.folder, paths, meaning, names, self._stored() | stored)
-      self.classes, self.settings, self.learned_from = names, settings, last_run + 1
-      for key, seen in unseen.items():
-        self.pictures[key].unseen = seen
+      project_files.relabel(self.folder, paths, index, IGNORE if ignore else 0, names, stored)
+      self.classes, self.settings, self.learned_from = names, settings, first_run
+      for each in pictures:
+        each.unseen = without(each)
       for each in labeled:  # in their order, as the newest labels are the first examples
         if self._label_path(each).exists():
           self._note_label(each, self.label(each.key))
         else:
-          self.clear_label(each.key)
+          self._forget_label(each)
       for each in drafts:
         self._touch(each)
         each.draft = self.changes

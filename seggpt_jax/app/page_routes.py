@@ -7,6 +7,7 @@ In: requests with the page's cookie. Out: JSON, pictures and zip files. The work
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import shutil
 import tempfile
@@ -58,7 +59,7 @@ def create_page(project: Project, *, token: str = "", loopback: bool = True, exa
     loopback: whether the server listens on a loopback address only.
     examples: whether a new project starts with the ready examples.
   """
-  page, folder = _Page(project, token, examples), project.session.folder
+  page, session, folder = _Page(project, token, examples), project.session, project.session.folder
   app = FastAPI(
     openapi_url=None,
     redirect_slashes=False,
@@ -72,15 +73,16 @@ def create_page(project: Project, *, token: str = "", loopback: bool = True, exa
   )
   app.add_api_route("/", page.index)
   app.add_api_route("/page/{name}", _static)
+  # Methods of the session and of the project are endpoints as they are: FastAPI reads their arguments from the address.
   for method, path, endpoint in (
     ("GET", "session", page.state),
     ("POST", "settings", page.settings),
     ("POST", "classes", page.classes),
-    ("DELETE", "classes/{index}", page.remove_class),
-    ("POST", "boards", page.boards),
+    ("DELETE", "classes/{index}", project.remove_class),
+    ("POST", "boards", functools.partial(bundles.add_boards, session)),
     ("POST", "images", page.add_image),
-    ("DELETE", "images", page.remove_all),
-    ("DELETE", "images/{key}", page.remove),
+    ("DELETE", "images", project.clear),
+    ("DELETE", "images/{key}", session.remove),
     ("GET", "images/{key}/picture", page.picture),
     ("GET", "images/{key}/thumbnail", page.thumbnail),
     ("GET", "images/{key}/confidence", page.confidence),
@@ -88,10 +90,10 @@ def create_page(project: Project, *, token: str = "", loopback: bool = True, exa
     ("PUT", "images/{key}/{what}", page.put_labels),
     ("DELETE", "images/{key}/{what}", page.clear_labels),
     ("POST", "images/{key}/mask", page.read_mask),
-    ("POST", "images/{key}/promote", page.promote),
+    ("POST", "images/{key}/promote", session.promote),
     ("POST", "images/{key}/cut", page.cut),
-    ("POST", "images/{key}/look", page.look),
-    ("POST", "images/{key}/done", page.done),
+    ("POST", "images/{key}/look", session.look),
+    ("POST", "images/{key}/done", session.set_done),
     ("POST", "learning", page.learn),
     ("DELETE", "learning", page.stop_learning),
     ("GET", "learning/panel", page.panel),
@@ -184,27 +186,15 @@ class _Page:
       self._session.first = first
     return JSONResponse(self._project.as_json(since))
 
-  def settings(self, values: JsonBody) -> dict:
+  def settings(self, values: JsonBody) -> None:
     """Changes settings."""
     self._project.choose(values)
-    return {}
 
-  def classes(self, values: JsonBody) -> dict:
+  def classes(self, values: JsonBody) -> None:
     """Names the classes."""
     self._session.set_classes(values.get("names"))
-    return {}
-
-  def remove_class(self, index: int, labels: Literal["background", "ignore"] = "background") -> dict:
-    """Removes a class; its pixels in labels become background, or are ignored."""
-    self._project.remove_class(index, ignore=labels == "ignore")
-    return {}
 
   # ---------------------------------------------------------------------------------------------------------- images
-
-  def boards(self) -> dict:
-    """Adds the ready examples."""
-    bundles.add_boards(self._session)
-    return {}
 
   async def add_image(self, request: Request, name: str = "image") -> Response:
     """Adds the image or video that is the body."""
@@ -216,16 +206,6 @@ class _Page:
     data = await _image_body(request)
     picture = await run_in_threadpool(self._session.add_image, name, data)
     return JSONResponse({"added": 1, "key": picture.key}, 201)
-
-  def remove(self, key: str) -> dict:
-    """Deletes an image."""
-    self._session.remove(key)
-    return {}
-
-  def remove_all(self, keep: bool = False) -> dict:
-    """Deletes all images; `keep` keeps the names of the classes and the settings."""
-    self._project.clear(keep)
-    return {}
 
   def picture(self, key: str) -> Response:
     """Serves an image."""
@@ -244,46 +224,29 @@ class _Page:
       return _png(self._session.answer(key).labels)
     return _png(self._session.label(key) if what == "label" else self._session.draft(key))
 
-  def put_labels(self, key: str, what: Literal["label", "draft"], data: ImageBody) -> dict:
+  def put_labels(self, key: str, what: Literal["label", "draft"], data: ImageBody) -> None:
     """Stores a PNG of class indices as what is drawn on an image, or as its label, which makes it an example."""
     labels = _read_mask(self._session, key, data, what, None)
     (self._session.set_label if what == "label" else self._session.set_draft)(key, labels)
-    return {}
 
   def read_mask(self, key: str, data: ImageBody, name: str = "mask", index: ClassIndex = 1) -> Response:
     """Reads a mask file of any kind and answers with its class indices as PNG; `class` is for masks of one class."""
     self._session.check_class(index)
     return _png(_read_mask(self._session, key, data, name, index))
 
-  def clear_labels(self, key: str, what: Literal["label", "draft"]) -> dict:
+  def clear_labels(self, key: str, what: Literal["label", "draft"]) -> None:
     """Deletes the label of an image, or what is drawn on it."""
     (self._session.clear_label if what == "label" else self._session.clear_draft)(key)
-    return {}
 
   def confidence(self, key: str) -> Response:
     """Serves the confidence of the answer for an image, 0..255 as PNG."""
     return _png(np.round(255 * self._session.answer(key).confidence()))
-
-  def promote(self, key: str) -> dict:
-    """Makes the answer for an image its label."""
-    self._session.promote(key)
-    return {}
 
   def cut(
     self, key: str, x: Coordinate, y: Coordinate, width: Coordinate, height: Coordinate, seed: Coordinate = 0
   ) -> Response:
     """Cuts out what is in a box, or with a seed what is like its center; answers with a PNG of the box, 1 inside."""
     return _png(drawing.cut_out(self._session, key, (x, y, width, height), seed))
-
-  def look(self, key: str, index: ClassIndex = 1) -> dict:
-    """Notes that somebody has looked for a class in an example."""
-    self._session.look(key, index)
-    return {}
-
-  def done(self, key: str, done: bool = True) -> dict:
-    """Marks an image as done, or as not done."""
-    self._session.set_done(key, done)
-    return {}
 
   # -------------------------------------------------------------------------------------------------------- learning
 

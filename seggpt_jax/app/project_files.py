@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from seggpt_jax.app.pictures import LABEL_MAPS, Picture
 from seggpt_jax.data.images import list_images, read_bytes, read_text, upright_size
@@ -32,6 +31,7 @@ from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import cache_folder, parse_json, refuse_remote, remove_leftovers, write_whole
 from seggpt_jax.inference.pictures import write_png
+from seggpt_jax.palette import IGNORE
 from seggpt_jax.written import RECORD, open_record
 
 IMAGES, LABELS, UNLABELED, DRAFTS = "train/images", "train/labels", "unlabeled", "drafts"
@@ -136,21 +136,24 @@ def read_pictures(folder: Path, num_classes: int) -> list[Picture]:
 
 
 def relabel(
-  folder: Path, paths: Iterable[Path], meaning: UInt8[np.ndarray, "256"], names: list[str], settings: dict[str, Any]
+  folder: Path, paths: Iterable[Path], removed: int, becomes: int, names: list[str], settings: dict[str, Any]
 ) -> None:
-  """Gives classes other numbers in label maps, with the names and settings that go with them: all of it or nothing.
+  """Removes a class from label maps, with the names and settings that go with it: all of it or nothing.
 
   Args:
     folder: the project.
     paths: the label maps. A label that shows no class any more is deleted; a draft stays.
-    meaning: the new number of each class.
-    names: names of the classes by their new numbers.
+    removed: the class; later ones move up.
+    becomes: the value of its pixels.
+    names: names of the other classes.
     settings: settings of the project.
   """
   staged = folder / SCRATCH / "staged"
   shutil.rmtree(staged, ignore_errors=True)
   for path in paths:
-    target, labels = staged / path.relative_to(folder), meaning[read_labels(path, LABEL_MAPS)]
+    target, labels = staged / path.relative_to(folder), read_labels(path, LABEL_MAPS)
+    later = (labels > removed) & (labels != IGNORE)
+    labels = np.where(labels == removed, np.uint8(becomes), labels - later)
     target.parent.mkdir(parents=True, exist_ok=True)
     if classes_in(labels) or path.is_relative_to(folder / DRAFTS):
       write_png(target, labels, replace=True)

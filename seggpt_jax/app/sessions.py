@@ -36,12 +36,7 @@ _MOST_COMPARED = 64  # examples that an image is compared with: each is encoded 
 
 
 class Session(Labeling):
-  """The images, labels and answers of a project. All methods may be called from any thread.
-
-  Args:
-    folder: folder of the project; it is created if it is missing.
-    limits: the limits.
-    learned_classes: names of the classes of a learned prompt, if the page starts with one; they can be renamed only.
+  """The images, labels and answers of a project; its arguments are those of `Labeling`.
 
   Attributes:
     round: counts the changes after which all images have to be answered again.
@@ -186,6 +181,13 @@ class Session(Labeling):
     labels = without_ignored(self.label(key))
     palette = fixed_palette(len(self.classes) + 1)
     return Prediction(labels, palette[labels], palette, tuple(range(len(palette))))
+
+  def set_done(self, key: str, done: bool) -> None:
+    """Marks an image as done, or as not done."""
+    with self.lock:
+      self.find(key).done = done
+      self._touch(self.find(key))
+      self._save()
 
   def promote(self, key: str) -> None:
     """Takes the answer of an image over as its label, which makes it an example.

@@ -9,9 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from seggpt_jax.app.fields import parse
+from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.files import is_plain_text
 from seggpt_jax.inference.options import Flips
 
 MOST_CLASSES = 32
+_MOST_NAME = 80  # characters of the name of a class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,3 +75,21 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
   def shapes_answers(self) -> tuple[Any, ...]:
     """The values of which an answer depends before it is decoded."""
     return self.split, self.examples, self.choice, self.flips, self.network
+
+
+def class_names(names: Any) -> list[str]:
+  """Returns the names of classes 1, 2, ..., each on one line.
+
+  Raises:
+    InputError: a name is empty, too long or given twice, or there are too few or too many.
+  """
+  if not isinstance(names, list) or not 1 <= len(names) <= MOST_CLASSES:
+    raise InputError(f"classes: expected a list of 1 to {MOST_CLASSES} names")
+  names = [one_line(name) if isinstance(name, str) else "" for name in names]
+  for place, name in enumerate(names):
+    if not name or len(name) > _MOST_NAME or "," in name or name in names[:place] or not is_plain_text(name):
+      raise InputError(
+        f"classes: found {name[:_MOST_NAME]!a}, expected different names, not empty, without commas "
+        "and control characters"
+      )
+  return names

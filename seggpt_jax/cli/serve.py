@@ -92,6 +92,7 @@ def main() -> None:
     from seggpt_jax.app import server
     from seggpt_jax.app.engine import Engine
     from seggpt_jax.app.http import is_loopback
+    from seggpt_jax.app.limits import Limits
     from seggpt_jax.app.prompt_sets import PromptStore
     from seggpt_jax.app.service import Served, Service
   keep_programs()
@@ -105,7 +106,7 @@ def main() -> None:
     raise InputError("--prompts cannot be combined with a learned prompt or a trained head, which serves every query")
   formats = {name: inference_flags.trained_label_format(path) for name, path in weights.items()}
   options = {name: trained_options(path) for name, path in weights.items()}
-  limits = _limits(values.max_megapixels * 10**6, values.max_seconds)
+  limits = Limits(pixels=values.max_megapixels * 10**6, seconds=values.max_seconds)
   store = PromptStore(limits.prompt_bytes)
   counts = _store_prompts(store, limits, next(iter(formats.values())))
   listening = server.listen(values.host, values.port)
@@ -145,14 +146,6 @@ def _paths(given: Sequence[str]) -> dict[str, str]:
   if len(paths) > 1 and flags.FLAGS.adapter:
     raise InputError("--adapter cannot be combined with several --model-path")
   return paths
-
-
-def _limits(pixels: int, seconds: float) -> Limits:
-  """Returns the limits, with enough memory for the largest request at least."""
-  from seggpt_jax.app.limits import Limits, largest_request
-
-  memory = max(Limits.memory_bytes, largest_request(Limits.body_bytes, pixels))
-  return Limits(pixels=pixels, seconds=seconds, memory_bytes=memory)
 
 
 def _store_prompts(store: PromptStore, limits: Limits, labels: LabelFormat) -> list[int]:

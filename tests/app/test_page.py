@@ -348,11 +348,11 @@ def test_classes_are_recolored_and_removed(person):
   assert person.get(f"/api/images/{keys[1]}/thumbnail").content != before
   for path, message in (
     ("classes/3", "class: found 3, expected an integer from 1 to 2"),
-    ("classes/1?labels=nothing", "labels: found 'nothing', expected 'background' or 'ignore'"),
+    ("classes/1?ignore=often", "ignore: found 'often', expected true or false"),
   ):
     response = person.delete(f"/api/{path}")
     assert response.status_code == 422 and response.json()["error"] == message
-  assert person.delete("/api/classes/1", params={"labels": "ignore"}).status_code == 200
+  assert person.delete("/api/classes/1", params={"ignore": True}).status_code == 200
   state = person.wait()
   assert state["classes"] == ["hole"] and state["colors"] == [[255, 0, 0]] and state["examples"] == [keys[1]]
   assert set(np.unique(person.answer(keys[0]))) <= {0, 1}  # its label showed the other class only
