@@ -14,20 +14,20 @@ PACKAGE = ROOT / "seggpt_jax"
 # From the roof down; "" stands for the modules next to the rooms, such as files.py and errors.py.
 ROOMS = (
   *("cli", "app", "evaluation", "retrieval", "export", "training", "inference", "audit", "prepare", "synthetic"),
-  *("model", "data", "metrics", ""),
+  *("model", "data", "formats", "metrics", ""),
 )
 
 
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
-  **{"cli": 2930, "app": 4540, "evaluation": 2390, "retrieval": 1000, "export": 740, "training": 4590},
-  **{"inference": 4980, "audit": 2710, "prepare": 760, "synthetic": 750, "model": 4440, "data": 6220, "metrics": 500},
-  "": 1440,
+  **{"cli": 2945, "app": 4640, "evaluation": 2390, "retrieval": 1000, "export": 740, "training": 4590},
+  **{"inference": 4980, "audit": 2710, "prepare": 760, "synthetic": 750, "model": 4440, "data": 2860},
+  **{"formats": 3370, "metrics": 500, "": 1440},
 }
 MOST_IN_A_MODULE = 400
 # Modules that were longer when the limit came, with the lines that they had; the list only gets shorter.
 LONGER = {
-  "seggpt_jax.data.images": 452,
+  "seggpt_jax.formats.images": 452,
   "seggpt_jax.inference.predictor": 408,
   "seggpt_jax.inference.queries": 453,
   "seggpt_jax.model.seggpt": 425,

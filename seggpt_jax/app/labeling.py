@@ -19,11 +19,11 @@ from seggpt_jax.app import project_files
 from seggpt_jax.app.limits import TooLargeError
 from seggpt_jax.app.pictures import LABEL_MAPS, Picture, UnknownError, check_header, clean_name, in_order
 from seggpt_jax.app.settings import SessionLimits, Settings, class_names
-from seggpt_jax.data.images import decode_image, read_bytes, upright_size
-from seggpt_jax.data.labels import classes_in, read_labels
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.files import write_whole
+from seggpt_jax.formats.images import decode_image, read_bytes, upright_size
+from seggpt_jax.formats.labels import classes_in, read_labels
 from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.palette import IGNORE
 from seggpt_jax.prepare.encoding import as_stored

@@ -152,26 +152,22 @@ class PromptStore:
       self._evict()
     return is_new
 
-  def get(self, name: str) -> PromptSet:
-    """Returns a set for use, which makes it the most recently used one.
+  def get(self, name: str, *, use: bool = False) -> Stored:
+    """Returns a set.
+
+    Args:
+      name: its name.
+      use: whether that makes it the most recently used one.
 
     Raises:
       UnknownPromptsError: no set has this name.
     """
     with self._lock:
       stored = self._find(name)
-      self._sets.move_to_end(name)
-      self._evict()  # sets grow while they are used
-    return stored.prompts
-
-  def peek(self, name: str) -> Stored:
-    """Returns a set to describe it; it counts as no use.
-
-    Raises:
-      UnknownPromptsError: no set has this name.
-    """
-    with self._lock:
-      return self._find(name)
+      if use:
+        self._sets.move_to_end(name)
+        self._evict()  # sets grow while they are used
+      return stored
 
   def remove(self, name: str) -> None:
     """Drops a set. Requests that use it already are answered.

@@ -194,7 +194,7 @@ class Service:
       return None
     if given := _prompt_files(fields):
       raise InputError(f"{given[0]} cannot be combined with prompts={fields.prompts[:80]}")
-    return self.store.get(fields.prompts)
+    return self.store.get(fields.prompts, use=True).prompts
 
   def _check_sizes(self, fields: PromptFields) -> list[tuple[int, int]]:
     """Checks the number of files and of pixels; returns the sizes of all files, images first."""
@@ -266,7 +266,7 @@ class Service:
 
   async def get_prompts(self, name: str) -> Any:
     """Describes a set; its images are not shown."""
-    return answers.describe_set(name, self.store.peek(name))
+    return answers.describe_set(name, self.store.get(name))
 
   async def delete_prompts(self, name: str) -> None:
     """Drops a set."""

@@ -19,9 +19,9 @@ from seggpt_jax.app import project_files
 from seggpt_jax.app.labeling import Labeling
 from seggpt_jax.app.pictures import Picture, UnknownError
 from seggpt_jax.app.settings import MOST_CLASSES, SessionLimits
-from seggpt_jax.data.images import read_image
-from seggpt_jax.data.labels import classes_in
 from seggpt_jax.errors import one_line
+from seggpt_jax.formats.images import read_image
+from seggpt_jax.formats.labels import classes_in
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.pictures import write_png

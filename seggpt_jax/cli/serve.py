@@ -1,16 +1,11 @@
 r"""Answers requests of other programs over HTTP: images and prompts in, label maps out.
 
-On this machine, for its own programs:
-
   seggpt serve --model-path small --port 8000
-
-For other machines, with a token that every request must bring, and prompts that are stored at the start:
-
+  seggpt serve --model-path small --model-path parts=runs/mine
   SEGGPT_TOKEN=... seggpt serve --model-path runs/mine --host 0.0.0.0 --prompts scratches=prompts/scratches
 
-Several networks in one process, which requests name with model=NAME; without it the first one answers:
-
-  seggpt serve --model-path small --model-path parts=runs/mine
+The first serves programs of this machine. The second has two networks, which requests name with model=NAME; without it
+the first one answers. The third serves other machines, which must bring the token, and stores prompts at the start.
 
 Prints the address once the networks are compiled. GET /docs there lists the requests and their fields. Requests that
 set no options get those that fit the network: the scale of its training, and its operating point. Ctrl-C or SIGTERM
@@ -33,10 +28,10 @@ from seggpt_jax.cli import inference_flags, label_flags
 from seggpt_jax.cli.address_flags import define_address_flags, needs_app, read_token
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.compilation import compile_notice, keep_programs
-from seggpt_jax.data.images import read_image
-from seggpt_jax.data.labels import LabelFormat
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.files import expand
+from seggpt_jax.formats.images import read_image
+from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference import annotation_files
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.prompts import load_prompt, read_label_map
@@ -104,24 +99,20 @@ def main() -> None:
   learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
   if values.prompts and (learned or all(load_config(path).head_classes for path in paths.values())):
     raise InputError("--prompts cannot be combined with a learned prompt or a trained head, which serves every query")
-  formats = {name: inference_flags.trained_label_format(path) for name, path in weights.items()}
-  options = {name: trained_options(path) for name, path in weights.items()}
+  trained = {name: (trained_options(run), inference_flags.trained_label_format(run)) for name, run in weights.items()}
   limits = Limits(pixels=values.max_megapixels * 10**6, seconds=values.max_seconds)
   store = PromptStore(limits.prompt_bytes)
-  counts = _store_prompts(store, limits, next(iter(formats.values())))
+  counts = _store_prompts(store, limits, next(iter(trained.values()))[1])
   listening = server.listen(values.host, values.port)
-  depth = sum(load_config(path).depth for path in paths.values())
+  depth, models = sum(load_config(path).depth for path in paths.values()), {}
   print(compile_notice("the network", depth, training=False), flush=True)
-  models = {}
-  for name, path in paths.items():
-    load = functools.partial(Predictor.from_checkpoint, path, adapter=adapter)
-    engine = Engine(load, options=options[name], warm_prompts=counts, queue=limits.queue)
-    class_names = annotation_files.class_names((), weights[name], (), formats[name])
-    models[name] = Served(engine, options[name], formats[name], class_names)
+  for name, (options, labels) in trained.items():
+    load = functools.partial(Predictor.from_checkpoint, paths[name], adapter=adapter)
+    engine = Engine(load, options=options, warm_prompts=counts, queue=limits.queue)
+    models[name] = Served(engine, options, labels, annotation_files.class_names((), weights[name], (), labels))
   service, address = Service(models, store, limits, token, loopback), server.address_of(listening)
-  sets = len(store.list())
-  ready = f"ready: {address} ({', '.join(models)}, {sets} stored sets of prompts; requests: {address}/docs)"
-  engines = [each.engine for each in models.values()]
+  names, engines = ", ".join(models), [each.engine for each in models.values()]
+  ready = f"ready: {address} ({names}, {len(store.list())} stored sets of prompts; requests: {address}/docs)"
   ended_by = server.serve(service.application(), engines, listening, lambda: print(ready, flush=True), limits.seconds)
   if ended_by == signal.SIGINT:
     raise KeyboardInterrupt
@@ -137,11 +128,9 @@ def _paths(given: Sequence[str]) -> dict[str, str]:
   for text in given:
     named = _NAME.fullmatch(text)
     path = expand(named[2] if named else text)
-    if not path:
-      raise InputError("--model-path: found an empty value, expected a path")
     name = named[1] if named else os.path.basename(os.path.normpath(flags.FLAGS.adapter or path))
-    if name in paths:
-      raise InputError(f"--model-path: found {name} twice, expected NAME=PATH with another name")
+    if not path or name in paths:
+      raise InputError(f"--model-path: found {name + ' twice' if path else 'an empty value'}, expected NAME=PATH")
     paths[name] = path
   if len(paths) > 1 and flags.FLAGS.adapter:
     raise InputError("--adapter cannot be combined with several --model-path")
