@@ -20,7 +20,7 @@ ROOMS = (
 
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
-  **{"cli": 2945, "app": 4640, "evaluation": 2390, "retrieval": 1000, "export": 740, "training": 4590},
+  **{"cli": 2945, "app": 4650, "evaluation": 2390, "retrieval": 1000, "export": 740, "training": 4590},
   **{"inference": 4980, "audit": 2710, "prepare": 760, "synthetic": 750, "model": 4440, "data": 2860},
   **{"formats": 3370, "metrics": 500, "": 1440},
 }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -123,14 +123,16 @@ class Service:
     add("GET", "/health", self.health, response_model=answers.HealthAnswer)
     add("GET", "/metrics", self.show_metrics, response_class=Response)
     described = app.openapi()
-    paths = {
-      f"{method.upper()} {path}": each["description"]
-      for path, of in described["paths"].items()
-      for method, each in of.items()
-    }
-    add("GET", "/openapi.json", lambda: described)
-    add("GET", "/", lambda: HTMLResponse(_index(paths)))
-    add("GET", "/docs", _show_docs)
+
+    async def show_openapi() -> Response:
+      return JSONResponse(described)
+
+    async def show_index() -> Response:
+      return HTMLResponse(_index(described["paths"]))
+
+    add("GET", "/openapi.json", show_openapi)
+    add("GET", "/", show_index)
+    add("GET", "/docs", show_docs)
     for route in app.routes:
       if "GET" in (methods := getattr(route, "methods", None) or ()):
         methods.add("HEAD")  # for load balancers; FastAPI would describe it as another operation
@@ -165,8 +167,8 @@ class Service:
         prompts = prompts if stored is None else stored
         predictions = await self._wait(request, served.engine.submit(images, prompts, options))
         if as_png:
-          picture = predictions[0].labels if as_png == "labels" else predictions[0].overlay(images[0])
-          return Response(await self._in_thread(encode_png, picture), media_type="image/png")
+          draw = (lambda: predictions[0].labels) if as_png == "labels" else lambda: predictions[0].overlay(images[0])
+          return Response(await self._in_thread(lambda: encode_png(draw())), media_type="image/png")
         warnings = await self._in_thread(prompts.warnings, served.engine.predictor, options)
         answer = await self._in_thread(answers.describe, predictions, images, fields, served.class_names)
     return {"model": name, "warnings": warnings, **answer}
@@ -307,8 +309,13 @@ def _body(model: type[PromptFields]) -> dict[str, Any]:
   return {"requestBody": {"required": True, "content": content}}
 
 
-def _index(paths: Mapping[str, str]) -> str:
-  rows = "".join(f"<tr><td><code>{html.escape(path)}</code><td>{html.escape(text)}" for path, text in paths.items())
+def _index(paths: Mapping[str, Mapping[str, Any]]) -> str:
+  """Returns the page that says what this is, from the paths of OpenAPI."""
+  rows = "".join(
+    f"<tr><td><code>{verb.upper()} {path}</code><td>{html.escape(each['description'])}"
+    for path, verbs in paths.items()
+    for verb, each in verbs.items()
+  )
   return (
     "<!doctype html><html lang=en><meta charset=utf-8><title>seggpt serve</title><h1>seggpt serve "
     f"{seggpt_jax.__version__}</h1><p>Segments images by example.<p><a href=docs>/docs</a> to try it (loads its script "
@@ -317,7 +324,8 @@ def _index(paths: Mapping[str, str]) -> str:
   )
 
 
-async def _show_docs() -> Response:
+async def show_docs() -> Response:
+  """Returns the page that tries requests; it loads its script from the internet."""
   page = get_swagger_ui_html(openapi_url="openapi.json", title="seggpt serve", swagger_favicon_url="data:,")
   page.headers["content-security-policy"] = _DOCS_POLICY
   return page

@@ -336,7 +336,7 @@ def test_a_learned_prompt_answers_without_examples(model, learned_prompt, tmp_pa
     np.testing.assert_array_equal(person.answer(keys[1]), expected)
 
 
-def test_classes_are_recolored_and_removed(person):
+def test_classes_are_recolored_and_removed(person, tmp_path):
   keys = [person.add(noise(seed)) for seed in range(70, 73)]
   person.post("/api/classes", json={"names": ["crack", "hole"]})
   person.draw(keys[0], square(1))
@@ -352,7 +352,10 @@ def test_classes_are_recolored_and_removed(person):
   ):
     response = person.delete(f"/api/{path}")
     assert response.status_code == 422 and response.json()["error"] == message
+  (tmp_path / "project" / "learned" / "1" / "run" / "checkpoints" / "5").mkdir(parents=True)
+  assert person.state()["learned"] == ["1"]
   assert person.delete("/api/classes/1", params={"ignore": True}).status_code == 200
+  assert person.state()["learned"] == [], "its classes have other numbers"
   state = person.wait()
   assert state["classes"] == ["hole"] and state["colors"] == [[255, 0, 0]] and state["examples"] == [keys[1]]
   assert set(np.unique(person.answer(keys[0]))) <= {0, 1}  # its label showed the other class only
