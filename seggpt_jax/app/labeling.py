@@ -26,7 +26,7 @@ from seggpt_jax.formats.images import decode_image, read_bytes, upright_size
 from seggpt_jax.formats.labels import classes_in, read_labels
 from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.palette import IGNORE
-from seggpt_jax.prepare.encoding import as_stored
+from seggpt_jax.prepare.writers import as_stored
 
 DEMO_CLASS = "copper"  # of the ready examples
 

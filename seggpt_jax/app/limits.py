@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from seggpt_jax.data.cells import window_count, zoomed_shape
+from seggpt_jax.data.scale import window_count, zoomed_shape
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import open_image
 from seggpt_jax.inference.options import InferenceOptions
@@ -156,7 +156,7 @@ def count_canvases(options: InferenceOptions, shape: tuple[int, int], prompts: i
 
 
 def _windows(size: Sequence[int], tile: tuple[int, int], overlap: float | int) -> int:
-  """Returns the number of windows of `inference.windows.image_windows`, without making them."""
+  """Returns the number of windows of `inference.tiling.image_windows`, without making them."""
   return _product([window_count(*sides, overlap) for sides in zip(size, tile, strict=True)])
 
 

@@ -28,7 +28,8 @@ from seggpt_jax.app.pictures import LABEL_MAPS, Picture
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import cache_folder, parse_json, refuse_remote, remove_leftovers, write_whole
-from seggpt_jax.formats.images import list_images, read_bytes, read_text, upright_size
+from seggpt_jax.formats.folders import list_images
+from seggpt_jax.formats.images import read_bytes, read_text, upright_size
 from seggpt_jax.formats.labels import classes_in, read_labels
 from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.palette import IGNORE

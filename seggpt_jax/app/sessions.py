@@ -29,7 +29,7 @@ from seggpt_jax.inference.prediction import Prediction, decode_prediction
 from seggpt_jax.inference.prompts import without_ignored
 from seggpt_jax.inference.queries import PromptFiles
 from seggpt_jax.palette import display_palette, fixed_palette
-from seggpt_jax.retrieval.every_class import in_turn
+from seggpt_jax.retrieval.mapping import in_turn
 
 _AUTO_EXAMPLES, _AUTO_SPLIT = 4, 3  # largest values that are chosen automatically
 _MOST_COMPARED = 64  # examples that an image is compared with: each is encoded once, in a tenth of a second or more

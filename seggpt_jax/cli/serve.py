@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from seggpt_jax.cli import inference_flags, label_flags
+from seggpt_jax.cli import data_flags, inference_flags
 from seggpt_jax.cli.address_flags import define_address_flags, needs_app, read_token
 from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.compilation import compile_notice, keep_programs
@@ -73,7 +73,7 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
         "of such folders. May be repeated.",
       )
     ],
-    **label_flags.define_label_flags("as in training, else index"),
+    **data_flags.define_label_flags("as in training, else index"),
     "Limits": [
       flags.DEFINE_integer("max_megapixels", 50, "Megapixels of all images of a request together.", 1, 10**6),
       flags.DEFINE_float("max_seconds", 60, "Time to read a request, and again to answer it.", 0.1, 10**5),

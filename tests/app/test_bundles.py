@@ -13,11 +13,11 @@ from seggpt_jax.app import bundles
 from seggpt_jax.app.bundles import MOST_FRAMES, add_frames
 from seggpt_jax.app.limits import TooLargeError
 from seggpt_jax.app.sessions import Session
+from seggpt_jax.data.datasets import OutlineSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.coco import read_coco
 from seggpt_jax.formats.labelme import read_labelme
 from seggpt_jax.formats.labels import LabelFormat, read_labels
-from seggpt_jax.formats.outlines import OutlineSource
 from seggpt_jax.formats.recognize import recognize
 from seggpt_jax.formats.yolo import read_yolo
 from seggpt_jax.inference.prediction import decode_prediction
