@@ -117,10 +117,13 @@ def take_pictures(address: str, folder: Path) -> None:
     browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
     for name, (width, height) in _WINDOWS.items():
       page = browser.new_page(viewport={"width": width, "height": height})
+      page.set_default_timeout(300_000)  # a busy machine compiles the network for minutes
       page.goto(address)
       page.get_by_text("9 of 9 answered").wait_for()
       page.locator("#thumbnails button").nth(3).click()
       page.get_by_text("Answered by the network").wait_for()
+      page.get_by_label("Color of class copper").fill("#00a0ff")  # the usual one is that of the boards
+      page.evaluate("scrollTo(0, 0)")
       page.wait_for_timeout(1500)  # pictures load
       path = folder / f"app_{name}.png"
       page.screenshot(path=path)

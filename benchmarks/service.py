@@ -46,7 +46,7 @@ _SIZE = flags.DEFINE_integer("size", 192, "Side of the images in pixels.", 32, 4
 _KEEP = flags.DEFINE_bool("keep", False, "Write benchmarks/results/service.json.")
 
 _BOUNDARY = b"boundary-of-this-benchmark"
-_PACKAGES = ("jax", "starlette", "uvicorn")
+_PACKAGES = ("jax", "fastapi", "starlette", "uvicorn")
 
 
 class Load(NamedTuple):

@@ -20,16 +20,13 @@ ROOMS = (
 
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
-  **{"cli": 2820, "app": 4540, "evaluation": 1990, "retrieval": 820, "export": 680, "training": 3990},
+  **{"cli": 2835, "app": 4650, "evaluation": 1990, "retrieval": 820, "export": 680, "training": 3990},
   **{"inference": 4450, "audit": 2330, "prepare": 700, "synthetic": 710, "model": 4060, "data": 2750},
-  **{"formats": 2960, "metrics": 440, "": 1290},
+  **{"formats": 2960, "metrics": 440, "": 1395},
 }
 MOST_IN_A_MODULE = 400
 # Modules that were longer when the limit came, with the lines that they had; the list only gets shorter.
-LONGER = {
-  "seggpt_jax.app.page_routes": 455,
-  "seggpt_jax.app.sessions": 535,
-}
+LONGER = {}
 KEYS, FLAGS, WORDS = 72, 153, 22_000  # of configurations, of all commands (tests/cli/test_bounds.py), of docs
 
 MAIN = {"seggpt_jax.__main__"}  # `python -m seggpt_jax` is above all rooms

@@ -12,27 +12,66 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from seggpt_jax.app.engine import Engine, NotReadyError
 from seggpt_jax.app.http import log_failure
-from seggpt_jax.app.likeness import Likeness
 from seggpt_jax.app.limits import BusyError
+from seggpt_jax.app.pictures import LABEL_MAPS
 from seggpt_jax.app.prompt_sets import PromptSet
 from seggpt_jax.app.sessions import Session
 from seggpt_jax.compilation import default_device
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
+from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.prompts import PreparedPrompt, load_prompt
+from seggpt_jax.inference.queries import PromptFiles
+from seggpt_jax.retrieval.features import Encoder
+from seggpt_jax.retrieval.prompt_index import TAP, PromptIndex
 
+Scores = Callable[[UInt8[np.ndarray, "_ _ 3"]], dict[str, float]]  # scores of the examples for an image, by their keys
 _IN_FLIGHT = 8  # images of all sessions that wait for the network: enough for its batches, and few to give up
 _KEPT = 32  # examples of a round, and choices of them, that stay in memory
 _TICK = 0.25  # seconds between two looks for work when nothing has called
+
+
+class Likeness:
+  """Compares images with the encoder of a network, which is compiled in a thread of its own.
+
+  Args:
+    predictor: the network.
+  """
+
+  def __init__(self, predictor: Predictor):
+    self._predictor, self._thread = predictor, ThreadPoolExecutor(1, "similarity")
+    self._thread.submit(lambda: self._encoder)
+
+  @functools.cached_property
+  def _encoder(self) -> Encoder:
+    # One image at a time, as the first answer must not wait for a batch.
+    encoder = Encoder(self._predictor.model, min(TAP, len(self._predictor.config.feature_taps)), batch_size=1)
+    encoder(np.zeros((1, *encoder.size, 3), np.uint8))
+    return encoder
+
+  def compare_with(self, examples: Mapping[str, PromptFiles], cache: Path) -> Future[Scores]:
+    """Returns the future of a function that scores examples for an image. Only new examples are encoded.
+
+    Args:
+      examples: image and label files of the examples, by their keys.
+      cache: folder in which the features of examples are kept.
+    """
+
+    def build() -> Scores:
+      index = PromptIndex.build(self._encoder, list(examples.values()), LABEL_MAPS, cache=cache, progress=False)
+      return lambda image: dict(zip(examples, next(index.score_many([image])).tolist(), strict=True))
+
+    return self._thread.submit(build)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

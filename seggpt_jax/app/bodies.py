@@ -1,7 +1,8 @@
-"""The body of a request: multipart or JSON in, files and fields out. All of it stays in memory.
+"""The body of a request: multipart or JSON in, checked fields out. All of it stays in memory.
 
 Both forms have the same names. Files are `image`, `prompt_image` and `prompt_label`, each any number of times: parts of
-a multipart body, or base64 strings (one, or a list) in JSON.
+a multipart body, or base64 strings (one, or a list) in JSON. FastAPI would read a body before its size and its time are
+checked, and would write large files to disk.
 """
 
 from __future__ import annotations
@@ -9,24 +10,24 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+import pydantic
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from seggpt_jax.app.fields import Field, parse_fields
+from seggpt_jax.app.fields import FILES, Upload, parse
 from seggpt_jax.app.http import limited_stream
 from seggpt_jax.app.limits import Limits
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import parse_json
 
-FILES = ("image", "prompt_image", "prompt_label")
 _MOST_FIELDS = 64
 _TEXT_LENGTH = 2**14  # of one field that is no file
+
+M = TypeVar("M", bound=pydantic.BaseModel)
 
 
 class _CompleteParser(MultiPartParser):
@@ -39,26 +40,12 @@ class _CompleteParser(MultiPartParser):
     self.has_end = True
 
 
-@dataclasses.dataclass(frozen=True)
-class Body:
-  """The content of a request.
-
-  Attributes:
-    files: for each of `FILES`, name for messages and content of each file.
-    values: parsed fields.
-  """
-
-  files: Mapping[str, list[tuple[str, bytes]]]
-  values: dict[str, Any]
-
-
-async def read_body(request: Request, known: Mapping[str, Field], files: tuple[str, ...], limits: Limits) -> Body:
-  """Reads and parses the body of a request, and the fields in its address.
+async def read_body(request: Request, model: type[M], limits: Limits) -> M:
+  """Reads and checks the body of a request, and the fields in its address.
 
   Args:
     request: the request.
-    known: the fields that it may have.
-    files: which of `FILES` it may have.
+    model: the fields that it may have.
     limits: how large it may be, and how long it may take.
 
   Raises:
@@ -78,27 +65,26 @@ async def read_body(request: Request, known: Mapping[str, Field], files: tuple[s
   except TimeoutError as error:
     raise HTTPException(408, f"body: not complete after {limits.seconds:g} seconds") from error
   given += request.query_params.multi_items()
-  found: dict[str, list[tuple[str, bytes]]] = {name: [] for name in FILES}
   fields: dict[str, Any] = {}
   for name, value in given:
-    if isinstance(value, bytes) and name in files:
-      found[name].append((f"{name}[{len(found[name])}]", value))
-    elif isinstance(value, bytes) or name in files:
-      what = "a file" if isinstance(value, bytes) else "a string"
-      raise InputError(
-        f"{name[:80]}: found {what}, expected {'a file' if name in files else 'another field'} (GET /docs)"
-      )
+    is_file = isinstance(value, tuple)
+    if is_file and name in FILES:
+      files = fields.setdefault(name, [])
+      files.append(Upload(f"{name}[{len(files)}]", value[0], value[1] or f"{name}_{len(files)}.png"))
+    elif is_file or name in FILES:
+      what, expected = ("a file", "another field") if is_file else ("a string", "a file")
+      raise InputError(f"{name[:80]}: found {what}, expected {expected} (GET /docs)")
     elif isinstance(value, str) and len(value) > _TEXT_LENGTH:
       raise InputError(f"{name[:80]}: found {len(value)} characters, expected at most {_TEXT_LENGTH}")
     elif name in fields:
       raise InputError(f"{name[:80]}: found twice, expected it once")
     else:
       fields[name] = value
-  return Body(found, parse_fields(fields, known, files))
+  return parse(model, fields)
 
 
 async def _read_form(request: Request, limits: Limits) -> list[tuple[str, Any]]:
-  """Returns the parts of a multipart body: bytes for files, strings for fields."""
+  """Returns the parts of a multipart body: content and name of files, strings for fields."""
   parser = _CompleteParser(
     request.headers,
     limited_stream(request, limits.body_bytes),
@@ -117,14 +103,15 @@ async def _read_form(request: Request, limits: Limits) -> list[tuple[str, Any]]:
     if not parser.has_end:
       raise HTTPException(400, "body: found no closing boundary, expected a complete multipart body")
     return [
-      (name, await value.read() if isinstance(value, UploadFile) else value) for name, value in form.multi_items()
+      (name, (await value.read(), value.filename) if isinstance(value, UploadFile) else value)
+      for name, value in form.multi_items()
     ]
   finally:
     await form.close()
 
 
 async def _read_json(request: Request, limits: Limits) -> list[tuple[str, Any]]:
-  """Returns the entries of a JSON object: bytes for files, values for fields."""
+  """Returns the entries of a JSON object: content of files, values for fields."""
   pieces = [piece async for piece in limited_stream(request, limits.body_bytes)]
   try:
     content = parse_json(b"".join(pieces), object_pairs_hook=list)
@@ -134,21 +121,21 @@ async def _read_json(request: Request, limits: Limits) -> list[tuple[str, Any]]:
     raise HTTPException(400, f"body: found JSON of type {type(content).__name__}, expected an object")
   items: list[tuple[str, Any]] = []
   for name, value in content:
-    if name not in FILES:
+    if name in FILES:
+      texts = value if isinstance(value, list) else [value]
+      items += [(name, (_decode(text, f"{name}[{index}]"), "")) for index, text in enumerate(texts)]
+    else:
       items.append((name, value))
-      continue
-    for index, text in enumerate(value if isinstance(value, list) else [value]):
-      items.append((name, _decode(text, f"{name}[{index}]")))
   return items
 
 
 def _decode(text: Any, name: str) -> bytes:
-  """Decodes a file in JSON: base64, or a data URL as browsers make it."""
+  """Decodes a file in JSON: base64, with or without line breaks, or a data URL as browsers make it."""
   if not isinstance(text, str):
     raise HTTPException(400, f"{name}: found {type(text).__name__}, expected a base64 string")
   if text.startswith("data:"):
     text = text.partition(",")[2]
   try:
-    return base64.b64decode(text, validate=True)
+    return base64.b64decode("".join(text.split()), validate=True)
   except (binascii.Error, ValueError) as error:
     raise HTTPException(400, f"{name}: cannot be read as base64: {error}") from error

@@ -1,25 +1,29 @@
-"""A session as files that people keep: a zip in which every command of the package finds a dataset, and downloads.
+"""Files that come into a session and leave it: zip files, videos, ready examples, downloads.
 
-In: a session, or a zip file. Out: a zip file, or images and labels in a session. The zip of a session holds
-train/images, train/labels and classes.txt (one name a line, from class 1), and images without a label in unlabeled/.
+In: a session, or a file. Out: a zip file, or images and labels in a session. The zip of a session is a dataset for
+every command: train/images, train/labels and classes.txt (one name a line, from class 1); images without a label are in
+unlabeled/.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
+from seggpt_jax.app.labeling import DEMO_CLASS
 from seggpt_jax.app.limits import TooLargeError
-from seggpt_jax.app.pictures import LABEL_MAPS, Picture
+from seggpt_jax.app.pictures import LABEL_MAPS, Picture, clean_name
 from seggpt_jax.app.project_files import CLASSES_FILE, UNLABELED, write_classes
 from seggpt_jax.app.sessions import Session
 from seggpt_jax.app.settings import MOST_CLASSES
@@ -34,11 +38,19 @@ from seggpt_jax.inference import annotation_files
 from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.inference.queries import Query
+from seggpt_jax.inference.video_files import probe, read_frames
 from seggpt_jax.palette import IGNORE
+from seggpt_jax.synthetic.boards import BoardSource
 from seggpt_jax.written import RECORD
 
 Download = Literal["masks", "coco", "labelme", "yolo"]
+DOWNLOADS = get_args(Download)
+MOST_FRAMES = 64  # of a video, spread evenly
 _Sample = tuple[str, str, Callable[[], np.ndarray]]  # name, path of the image, and what reads its label
+_MOST_READ = 20_000  # frames that are decoded for them: ten minutes of most videos
+_VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".ogv", ".3gp")
+# The boards in the order of the page. With the first as the example, the small weights get some right and some wrong.
+_BOARDS = (10, 0, 3, 4, 5, 1, 8, 9, 2, 7)
 _MOST_FILES = 20_000  # of an archive
 _MOST_ENTRY = 1000  # bytes of a file in the list of contents
 _MOST_END = 2**16 + 64  # bytes at the end of a zip file that hold the place of that list
@@ -315,3 +327,59 @@ def write_network(run: Path, name: str, target: Path) -> None:
     for path in [run / "config.json", *sorted(weights.rglob("*"))]:
       if path.is_file():
         packed.write(path, Path(name) / path.relative_to(run))
+
+
+def is_video(name: str) -> bool:
+  """Returns whether a file has an ending of videos."""
+  return Path(name).suffix.lower() in _VIDEOS
+
+
+def add_frames(session: Session, path: Path, name: str, most_pixels: int) -> int:
+  """Adds the frames of a video to a session and returns their number.
+
+  Args:
+    session: the session.
+    path: the video file.
+    name: file name that the user knows it by.
+    most_pixels: pixels that a frame may have.
+
+  Raises:
+    TooLargeError: its frames are too large, or too many.
+    InputError: the file is not a video.
+  """
+  shown = clean_name(name)
+  try:
+    info = probe(path)
+    if info.size[0] * info.size[1] > most_pixels:
+      raise TooLargeError(
+        f"{shown}: found {info.size[1]} x {info.size[0]} pixels, expected at most {most_pixels / 1e6:g} million"
+      )
+    total = info.num_frames or sum(1 for _ in read_frames(path))
+    if total > _MOST_READ:
+      raise TooLargeError(f"{shown}: found {total} frames, expected at most {_MOST_READ}; cut the video")
+    count = min(total, MOST_FRAMES)
+    wanted = {round(place * (total - 1) / max(count - 1, 1)) for place in range(count)}
+    added = 0
+    for number, pixels in enumerate(read_frames(path)):
+      if number in wanted:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "jpeg", quality=95, subsampling=0)
+        session.add_image(f"{Path(shown).stem}_{number:05d}.jpg", file.getvalue())
+        added += 1
+    return added
+  except InputError as error:
+    raise type(error)(str(error).replace(str(path), shown)) from error
+
+
+def add_boards(session: Session) -> None:
+  """Adds drawn boards, the same ones every time, and labels the copper of the first if the session needs examples."""
+  source = BoardSource(max(_BOARDS) + 1, seed=3, size=320, scale=5.0, count=(0, 1), labels="etched")
+  session.start_demo()
+  if session.needs_examples and not session.examples:
+    session.set_classes([DEMO_CLASS])
+  for place, index in enumerate(_BOARDS):
+    board, file = source[index], io.BytesIO()
+    Image.fromarray(board["image"]).save(file, "png")
+    picture = session.add_image(f"board_{place + 1:02d}.png", file.getvalue(), demo=True)
+    if place == 0 and session.needs_examples:
+      session.set_label(picture.key, board["label"])

@@ -12,7 +12,6 @@ from PIL import Image
 
 from seggpt_jax.app.sessions import Session
 from seggpt_jax.errors import InputError
-from seggpt_jax.palette import display_palette
 
 _THUMBNAIL = 160  # pixels of the longer side
 _CUT_SIDE, _CUT_ROUNDS = 480, 4  # pixels of the longer side in which an object is cut out, and rounds of GrabCut
@@ -26,7 +25,7 @@ def thumbnail(session: Session, key: str) -> bytes:
   small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
   if result is not None:
     labels = cv2.resize(result.labels, size, interpolation=cv2.INTER_NEAREST)
-    colors = display_palette(len(result.palette))[labels]
+    colors = session.palette(len(result.palette))[labels]
     small = np.where((labels > 0)[..., None], (0.45 * small + 0.55 * colors).astype(np.uint8), small)
   file = io.BytesIO()
   Image.fromarray(small).save(file, "jpeg", quality=85)

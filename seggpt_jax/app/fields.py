@@ -1,211 +1,195 @@
-"""The fields of a request: text of a form or values of JSON in, inference options and label formats out.
+"""The fields of requests, as pydantic models: JSON values or strings of a form in, checked values out.
 
-One table says which fields there are, what they mean and how they are parsed. The description for other programs
-(OpenAPI) is made from it.
+The description of the service for other programs (OpenAPI) is made from these models.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import pydantic
+from pydantic import BeforeValidator, Field, SkipValidation, WithJsonSchema
+from pydantic_core import PydanticKnownError
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import LABEL_MODES, LabelFormat, parse_values
 from seggpt_jax.inference.options import Flips, Heads, InferenceOptions
 from seggpt_jax.model.seggpt import SegType
 
-_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+FILES = ("image", "prompt_image", "prompt_label")
 _SHOWN = 80  # characters of a wrong value in a message
+_SCALE = ("split", "zoom", "overlap", "stitch_width", "foreground_tiles", "prompt_grid", "octaves")
+
+M = TypeVar("M", bound=pydantic.BaseModel)
 
 
-class Field(NamedTuple):
-  """A field of a request.
+class Upload(NamedTuple):
+  """A file of a request.
 
   Attributes:
-    parse: turns a string or a JSON value into the value of the field; gets the field's name for messages.
-    schema: JSON schema of the value.
-    meaning: one sentence for people.
+    name: name for messages, such as image[0].
+    data: its content.
+    file_name: the name that the client gave it, or one made from `name`.
   """
 
-  parse: Callable[[Any, str], Any]
-  schema: dict[str, Any]
-  meaning: str
+  name: str
+  data: bytes
+  file_name: str
 
 
-def _wrong(name: str, value: Any, expected: str) -> InputError:
-  return InputError(f"{name}: found {repr(value)[:_SHOWN]}, expected {expected}")
-
-
-def _whole(value: Any, name: str) -> int:
-  try:
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-      return int(value)
-  except ValueError as error:
-    raise _wrong(name, value, "an integer") from error
-  raise _wrong(name, value, "an integer")
-
-
-def _number(value: Any, name: str) -> float | int:
-  try:
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-      number = float(value)
-      return int(number) if number.is_integer() else number
-  except (ValueError, OverflowError) as error:
-    raise _wrong(name, value, "a number") from error
-  raise _wrong(name, value, "a number")
-
-
-def _flag(value: Any, name: str) -> bool:
+def _no_bool(value: Any) -> Any:
+  """Refuses true and false, which pydantic would take for 1 and 0."""
   if isinstance(value, bool):
-    return value
-  text = value.lower() if isinstance(value, str) else ""
-  if text in _TRUE or text in _FALSE:
-    return text in _TRUE
-  raise _wrong(name, value, "true or false")
-
-
-def _several(parse: Callable[[Any, str], Any]) -> Callable[[Any, str], tuple]:
-  """Returns a parser of several values: a JSON list, or a string with commas."""
-
-  def parse_all(value: Any, name: str) -> tuple:
-    values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-    return tuple(parse(each, name) for each in values)
-
-  return parse_all
-
-
-def _splits(value: Any, name: str) -> int | tuple[int, ...]:
-  splits = _several(_whole)(value, name)
-  return splits[0] if len(splits) == 1 else splits
-
-
-def _text(value: Any, name: str) -> str:
-  if not isinstance(value, str):
-    raise _wrong(name, value, "a string")
+    raise PydanticKnownError("int_type")
   return value
 
 
-def _one_of(names: Sequence[str]) -> Callable[[Any, str], str]:
-  """Returns a parser of a string that is one of several."""
-
-  def parse(value: Any, name: str) -> str:
-    if value not in names:
-      raise _wrong(name, value, f"one of {', '.join(names)}")
-    return value
-
-  return parse
+def _several(value: Any) -> Any:
+  """Returns the values of a string with commas, or of a JSON list."""
+  values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+  return tuple(map(_no_bool, values))
 
 
-def _values(value: Any, name: str) -> tuple:
+def _splits(value: Any) -> Any:
+  values = _several(value)
+  return values[0] if len(values) == 1 else values
+
+
+def _values(value: Any, info: Any) -> Any:
   """Parses gray values or colors: a string as on the command line, or a JSON list of numbers or of triples."""
   if isinstance(value, str):
-    found = parse_values(value, name)
-    return found if isinstance(found, tuple) else (found,)
-  if not isinstance(value, list):
-    raise _wrong(name, value, "a list of values or colors")
-  return tuple(tuple(each) if isinstance(each, list) else each for each in value)
+    if re.search(r"[^0-9\s,()]", value):
+      raise InputError(f"{info.field_name}: found {value[:_SHOWN]!r}, expected 0,128,255 or (0,0,0),(255,0,0)")
+    return parse_values(value, str(info.field_name))
+  return tuple(tuple(each) if isinstance(each, list) else each for each in value) if isinstance(value, list) else value
 
 
-_NUMBERS = {"type": "array", "items": {"type": "number"}}
-_LARGER = "factor from an image's pixels to the network's, in place of split; 0 is off"
-OPTION_FIELDS: dict[str, Field] = {
-  "split": Field(
-    _splits,
-    {"oneOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}}]},
-    "Cuts the image and every prompt into N x N tiles, so that small objects are seen larger; several are averaged.",
-  ),
-  "overlap": Field(
-    _number, {"type": "number", "minimum": 0, "maximum": 0.9}, "Share by which neighboring tiles overlap."
-  ),
-  "stitch_width": Field(_whole, {"type": "integer", "minimum": 0}, "Predicts seams between tiles again, in patches."),
-  "flips": Field(_one_of(get_args(Flips)), {"enum": list(get_args(Flips))}, "Averages over mirrored copies."),
-  "foreground_tiles": Field(_flag, {"type": "boolean"}, "Leaves out tiles of prompts without foreground."),
-  "seg_type": Field(
-    _one_of(get_args(SegType)), {"enum": list(get_args(SegType))}, "Whether prompts mark a class or single instances."
-  ),
-  "zoom": Field(_number, {"type": "number", "minimum": 0}, f"The {_LARGER}."),
-  "prompt_grid": Field(_whole, {"type": "integer", "minimum": 1, "maximum": 16}, "Cells along a side of a prompt."),
-  "octaves": Field(
-    _whole, {"type": "integer", "minimum": 1}, "Number of zooms to average, each half of the one before."
-  ),
-  "sensitivity": Field(
-    _several(lambda value, name: float(_number(value, name))),
-    _NUMBERS,
-    "For each class from 1; above 1 finds more of it.",
-  ),
-  "least_area": Field(_whole, {"type": "integer", "minimum": 0}, "Smaller objects, in pixels, become background."),
-  "head": Field(_one_of(get_args(Heads)), {"enum": list(get_args(Heads))}, "Adds a classifier fitted to prompts."),
-}
-LABEL_FIELDS: dict[str, Field] = {
-  "labels": Field(
-    _one_of(LABEL_MODES), {"enum": list(LABEL_MODES)}, "How label maps are read: class indices, masks, or by a table."
-  ),
-  "threshold": Field(
-    _whole, {"type": "integer", "minimum": 0, "maximum": 255}, "The largest background value of masks."
-  ),
-  "table": Field(_values, {"type": "array"}, "Values or colors of classes 0, 1, ..., with labels=table."),
-  "ignore": Field(_values, {"type": "array"}, "Values or colors of pixels without a known class."),
-}
-NAME_FIELD = {
-  "prompts": Field(_text, {"type": "string"}, "Name of a stored set of prompts, in place of prompt images.")
-}
-ANSWER_FIELDS = {
-  "confidence": Field(_flag, {"type": "boolean"}, "Adds how close predicted colors are to those of their classes.")
-}
-PREDICT_FIELDS = NAME_FIELD | OPTION_FIELDS | ANSWER_FIELDS | LABEL_FIELDS
+_FILE_LIST = {"type": "array", "items": {"type": "string", "format": "binary"}}
+Files = Annotated[list[Upload], SkipValidation, WithJsonSchema(_FILE_LIST)]
+Whole = Annotated[int | None, BeforeValidator(_no_bool)]
+Number = Annotated[float | None, BeforeValidator(_no_bool)]
+Values = Annotated[tuple[int | tuple[int, int, int], ...] | None, BeforeValidator(_values)]
+Kind = Literal["labels", "overlay", "polygons", "coco"]
 
 
-def parse_fields(given: Mapping[str, Any], known: Mapping[str, Field], files: Collection[str]) -> dict[str, Any]:
-  """Parses the fields of a request.
+class PromptFields(pydantic.BaseModel, extra="forbid"):
+  """A request that brings prompts."""
+
+  prompt_image: Files = Field([], description="Prompt images, best first. None with a network that needs no prompts.")
+  prompt_label: Files = Field([], description="The label map of each prompt image.")
+  labels: Literal[LABEL_MODES] | None = Field(
+    None, description="How label maps are read: class indices, masks, or by a table."
+  )
+  threshold: Whole = Field(None, ge=0, le=255, description="The largest background value of masks.")
+  table: Values = Field(None, description="Values or colors of classes 0, 1, ..., with labels=table.")
+  ignore: Values = Field(None, description="Values or colors of pixels without a known class.")
+
+  def format(self, default: LabelFormat) -> LabelFormat:
+    """Returns how the label maps are read. Nothing is remembered of those of other requests.
+
+    Args:
+      default: format of the service.
+
+    Raises:
+      InputError: the values do not fit the format.
+    """
+    mode = self.labels or default.mode
+    base = default if mode == default.mode else LabelFormat() if mode != "table" else None
+    names = ("threshold", "table", "ignore")
+    inherited = {} if base is None else {name: getattr(base, name) for name in names}
+    return LabelFormat(mode, **inherited | {name: getattr(self, name) for name in names if name in self.given})
+
+  @property
+  def given(self) -> set[str]:
+    """The names of the fields that the request has."""
+    return {name for name in self.model_fields_set if getattr(self, name) is not None}
+
+
+class PredictFields(PromptFields):
+  """A request to segment images."""
+
+  image: Files = Field([], description="Images to segment, one or several.")
+  model: str | None = Field(None, description="Name of the network, where several are served; by default the first.")
+  prompts: str | None = Field(None, description="Name of a stored set of prompts, in place of prompt images.")
+  answer: Annotated[tuple[Kind, ...], BeforeValidator(_several)] = Field(
+    ("labels",),
+    description="What the answer holds: label maps, pictures with the classes in color, objects as polygons, or all "
+    "objects of the request as a COCO file; several with commas.",
+  )
+  confidence: bool = Field(False, description="Adds how close predicted colors are to those of their classes.")
+  split: Annotated[int | tuple[int, ...] | None, BeforeValidator(_splits)] = Field(
+    None,
+    description="Cuts the image and every prompt into N x N tiles, so that small objects are seen larger; several "
+    "are averaged.",
+  )
+  overlap: Number = Field(None, ge=0, le=0.9, description="Share by which neighboring tiles overlap.")
+  stitch_width: Whole = Field(None, ge=0, description="Predicts seams between tiles again, in patches.")
+  flips: Flips | None = Field(None, description="Averages over mirrored copies.")
+  foreground_tiles: bool | None = Field(None, description="Leaves out tiles of prompts without foreground.")
+  seg_type: SegType | None = Field(None, description="Whether prompts mark a class or single instances.")
+  zoom: Number = Field(
+    None, ge=0, description="The factor from an image's pixels to the network's, in place of split; 0 is off."
+  )
+  prompt_grid: Whole = Field(None, ge=1, le=16, description="Cells along a side of a prompt.")
+  octaves: Whole = Field(None, ge=1, description="Number of zooms to average, each half of the one before.")
+  sensitivity: Annotated[tuple[float, ...] | None, BeforeValidator(_several)] = Field(
+    None, description="For each class from 1; above 1 finds more of it."
+  )
+  least_area: Whole = Field(None, ge=0, description="Smaller objects, in pixels, become background.")
+  head: Heads | None = Field(None, description="Adds a classifier fitted to prompts.")
+
+  def options(self, defaults: InferenceOptions) -> InferenceOptions:
+    """Returns the options. A split or a zoom in the request takes the place of the scale that is the default.
+
+    Args:
+      defaults: options of the network.
+
+    Raises:
+      InputError: the options do not go together.
+    """
+    names = {field.name for field in dataclasses.fields(InferenceOptions)} & self.given
+    changes = {name: getattr(self, name) for name in names}
+    if changes.keys() & {"split", "zoom"}:
+      plain = InferenceOptions()
+      changes = {name: getattr(plain, name) for name in _SCALE} | changes
+    return dataclasses.replace(defaults, **changes)
+
+
+def parse(model: type[M], values: Mapping[str, Any]) -> M:
+  """Checks values that came from outside.
 
   Args:
-    given: strings or JSON values.
-    known: the fields that the request may have.
-    files: names of its files, for messages.
+    model: the fields that there may be.
+    values: strings or JSON values.
 
   Raises:
-    InputError: a field is unknown, or has a value of another kind.
+    InputError: a field is unknown, or has a value of another kind; one line for the first such field.
   """
-  for name in given:
-    if name not in known:
-      nearest = difflib.get_close_matches(name[:_SHOWN], [*known, *files], n=2, cutoff=0.5) or [*files, *known]
-      raise InputError(f"{name[:_SHOWN]!r}: unknown field, expected {' or '.join(nearest[:8])} (GET /docs)")
-  return {name: known[name].parse(value, name) for name, value in given.items()}
+  for name in values:
+    if name not in model.model_fields:
+      known = list(model.model_fields)
+      nearest = difflib.get_close_matches(name[:_SHOWN], known, n=2, cutoff=0.5) or known
+      raise InputError(f"{name[:_SHOWN]!r}: unknown field, expected {' or '.join(nearest[:8])}")
+  try:
+    return model.model_validate(dict(values))
+  except pydantic.ValidationError as error:
+    raise InputError(first_mistake(error.errors(include_url=False))) from error
 
 
-def options_of(values: Mapping[str, Any], defaults: InferenceOptions) -> InferenceOptions:
-  """Returns the options of a request. A split or a zoom in it takes the place of the scale that is the default.
+def first_mistake(errors: Sequence[Mapping[str, Any]]) -> str:
+  """Returns the first mistake that pydantic has found, in one line.
 
   Args:
-    values: parsed fields.
-    defaults: options of the service.
-
-  Raises:
-    InputError: the options do not go together.
+    errors: its own description of all.
   """
-  changes = {name: values[name] for name in OPTION_FIELDS if name in values}
-  if "split" in changes or "zoom" in changes:
-    plain = InferenceOptions()
-    scale = ("split", "zoom", "overlap", "stitch_width", "foreground_tiles", "prompt_grid", "octaves")
-    reset = {name: getattr(plain, name) for name in scale}
-    changes = reset | changes
-  return dataclasses.replace(defaults, **changes)
-
-
-def labels_of(values: Mapping[str, Any], default: LabelFormat) -> LabelFormat:
-  """Returns how the label maps of one request are read. Nothing is remembered of those of other requests.
-
-  Args:
-    values: parsed fields.
-    default: format of the service.
-
-  Raises:
-    InputError: the values do not fit the format.
-  """
-  mode = values.get("labels", default.mode)
-  base = default if mode == default.mode else LabelFormat() if mode != "table" else None
-  inherited = {} if base is None else {name: getattr(base, name) for name in ("threshold", "table", "ignore")}
-  changes = {name: values[name] for name in ("threshold", "table", "ignore") if name in values}
-  return LabelFormat(mode, **(inherited | changes))
+  first = errors[0]
+  if first["type"] == "value_error":
+    return str(first["ctx"]["error"])
+  name = next(part for part in first["loc"] if part not in ("query", "path"))
+  expected = first["msg"].removeprefix("Input should be ").removeprefix("a valid ").partition(", unable")[0]
+  kinds = {"integer": "an integer", "number": "a number", "string": "a string", "boolean": "true or false"}
+  return f"{name}: found {repr(first['input'])[:_SHOWN]}, expected {kinds.get(expected, expected)}"

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from urllib.parse import urlsplit
 
 from absl import logging
+from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -22,6 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seggpt_jax.app.engine import NotReadyError
+from seggpt_jax.app.fields import first_mistake
 from seggpt_jax.app.limits import BusyError, TooLargeError
 from seggpt_jax.app.prompt_sets import UnknownPromptsError
 from seggpt_jax.errors import InputError, one_line
@@ -227,6 +229,7 @@ def _unexpected(request: Request, error: Exception) -> JSONResponse:
 HANDLERS = {
   InputError: lambda _, error: error_response(422, error),
   TooLargeError: lambda _, error: error_response(413, error),
+  RequestValidationError: lambda _, error: error_response(422, first_mistake(error.errors())),
   UnknownPromptsError: lambda _, error: error_response(404, error.args[0]),
   BusyError: lambda _, error: error_response(429, error, {"retry-after": "1"}),
   NotReadyError: lambda _, error: error_response(503, error, {"retry-after": "5"}),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from seggpt_jax.app.bundles import write_dataset
-from seggpt_jax.app.project_files import LEARNED
+from seggpt_jax.app.project_files import LEARNED, run_numbers
 from seggpt_jax.app.sessions import Session
 from seggpt_jax.child_processes import start_command
 from seggpt_jax.errors import InputError, one_line
@@ -64,7 +64,7 @@ class Learning:
     if len(session.examples) < _LEAST_EXAMPLES:
       raise InputError(f"learning: found {len(session.examples)} examples, expected at least {_LEAST_EXAMPLES}")
     self.recipe, self.steps = recipe, steps
-    self.name = str(1 + max(map(int, _numbered(session.folder)), default=0))
+    self.name = str(1 + max(map(int, run_numbers(session.folder)), default=0))
     self._folder = session.folder / LEARNED / self.name
     val_share = _VAL_SHARE if len(session.examples) >= _LEAST_FOR_VAL else 0.0
     self.examples = write_dataset(session, self._folder / "data", val_share, training=True)
@@ -155,15 +155,9 @@ class Learning:
     )
 
 
-def _numbered(folder: Path) -> list[str]:
-  """Returns the numbers of the training runs of a project in their order."""
-  names = (path.name for path in (folder / LEARNED).glob("*"))
-  return sorted((name for name in names if name.isascii() and name.isdigit()), key=int)
-
-
 def learned_runs(folder: Path) -> dict[str, Path]:
   """Returns the directories of the training runs of a project that have weights, by their numbers."""
-  runs = {name: folder / LEARNED / name / "run" for name in _numbered(folder)}
+  runs = {name: folder / LEARNED / name / "run" for name in run_numbers(folder)}
   return {name: run for name, run in runs.items() if any(run.glob("checkpoints/*"))}
 
 

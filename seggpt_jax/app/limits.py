@@ -20,6 +20,7 @@ from seggpt_jax.inference.options import InferenceOptions
 # Memory of a request while it is answered: each byte of its body is also held decoded from base64, and each pixel as an
 # image, resized, as colors, as labels and as confidence.
 BYTES_PER_BODY_BYTE, BYTES_PER_PIXEL = 3, 24
+_MEMORY = 4 * 2**30  # of all requests together, if nothing else is chosen
 _COPIES = {"none": 1, "horizontal": 2, "vertical": 2, "both": 4}  # of an image, by `InferenceOptions.flips`
 
 
@@ -43,7 +44,7 @@ class Limits:
     canvases: passes of one image through the network: its windows times its prompts, for every mirrored copy.
     seconds: time to read a request, and again to answer it.
     queue: images that may wait for the network.
-    memory_bytes: estimated memory of all requests together.
+    memory_bytes: estimated memory of all requests together; 0 for 4 GiB, or more if the largest request needs it.
     prompt_bytes: memory of all stored prompts together.
 
   Raises:
@@ -57,12 +58,14 @@ class Limits:
   canvases: int = 1024
   seconds: float | int = 60
   queue: int = 64
-  memory_bytes: int = 4 * 2**30
+  memory_bytes: int = 0
   prompt_bytes: int = 2**30
 
   def __post_init__(self):
     largest = self.body_bytes * BYTES_PER_BODY_BYTE + 2 * self.pixels * BYTES_PER_PIXEL
-    if self.memory_bytes < largest:
+    if not self.memory_bytes:
+      object.__setattr__(self, "memory_bytes", max(_MEMORY, largest))
+    elif self.memory_bytes < largest:
       raise InputError(
         f"memory_bytes: found {self.memory_bytes} bytes, expected at least {largest} for the largest request"
       )

@@ -68,9 +68,10 @@ class Project:
 
   @property
   def learned(self) -> dict[str, Path]:
-    """The directories of training runs that have weights, by number, the newest last."""
+    """The directories of training runs that have weights for the classes, by number, the newest last."""
     running = self._learning.name if self._learning and not self._learning.has_weights else ""
-    return {name: run for name, run in learned_runs(self.session.folder).items() if name != running}
+    runs, first = learned_runs(self.session.folder), self.session.learned_from
+    return {name: run for name, run in runs.items() if name != running and int(name) >= first}
 
   def clear(self, keep: bool = False) -> None:
     """Deletes all images. A training run in progress ends.
@@ -152,6 +153,27 @@ class Project:
       raise InputError(f"network: found {name[:80]}, expected one of start, {', '.join(self.learned) or 'no other'}")
     self.session.set_settings(settings)
 
+  def remove_class(self, index: int, ignore: bool = False) -> None:
+    """Removes a class. Networks that have learned its number stay on the disk, but answer no more.
+
+    Args:
+      index: the class.
+      ignore: whether its pixels in labels are ignored; else they become background.
+
+    Raises:
+      BusyError: a training run is in progress.
+      InputError: the class cannot be removed.
+    """
+    with self._lock:
+      self._refuse_while_learning()
+      self.session.remove_class(index, ignore)
+      if not self._is_there(self.session.settings.network):
+        self.session.set_settings({"network": "start"})
+
+  def _refuse_while_learning(self) -> None:
+    if self._learning and self._learning.state in ("running", "stopping"):
+      raise BusyError("training: in use by this page; wait until that run has ended")
+
   # ------------------------------------------------------------------------------------------------------- learning
 
   def learn(self, steps: Any, again: bool = False) -> None:
@@ -166,8 +188,7 @@ class Project:
       InputError: there are too few examples, or nothing has been learned yet.
     """
     with self._lock:
-      if self._learning and self._learning.state in ("running", "stopping"):
-        raise BusyError("training: in use by this page; wait until that run has ended")
+      self._refuse_while_learning()
       recipe, learned = self._recipe, self.learned
       if again:
         if not learned or recipe.adapts:

@@ -18,19 +18,25 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from seggpt_jax.app.pictures import LABEL_MAPS, Picture
+from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import cache_folder, parse_json, refuse_remote, remove_leftovers, write_whole
 from seggpt_jax.formats.folders import list_images
 from seggpt_jax.formats.images import read_bytes, read_text, upright_size
-from seggpt_jax.formats.labels import check_size, classes_in, read_labels
+from seggpt_jax.formats.labels import classes_in, read_labels
+from seggpt_jax.inference.pictures import write_png
+from seggpt_jax.palette import IGNORE
 from seggpt_jax.written import RECORD, open_record
 
 IMAGES, LABELS, UNLABELED, DRAFTS = "train/images", "train/labels", "unlabeled", "drafts"
-LEARNED, CLASSES_FILE, SCRATCH = "learned", "classes.txt", ".scratch"
+LEARNED, CLASSES_FILE, SCRATCH, _RELABELED = "learned", "classes.txt", ".scratch", ".relabeled"
 SETTINGS_FILE = "project.json"
 _FORM = {"seggpt_project": 1}  # tells the folders that belong to the page
 _ENDINGS = (".jpg", ".png")  # that the page stores
@@ -128,6 +134,54 @@ def read_pictures(folder: Path, num_classes: int) -> list[Picture]:
         f"{labels[name]}: found class {last}, expected at most {num_classes}, the names in {CLASSES_FILE}"
       )
   return list(pictures.values())
+
+
+def relabel(
+  folder: Path, paths: Iterable[Path], removed: int, becomes: int, names: list[str], settings: dict[str, Any]
+) -> None:
+  """Removes a class from label maps, with the names and settings that go with it: all of it or nothing.
+
+  Args:
+    folder: the project.
+    paths: the label maps. A label that shows no class any more is deleted; a draft stays.
+    removed: the class; later ones move up.
+    becomes: the value of its pixels.
+    names: names of the other classes.
+    settings: settings of the project.
+  """
+  staged = folder / SCRATCH / "staged"
+  shutil.rmtree(staged, ignore_errors=True)
+  for path in paths:
+    target, labels = staged / path.relative_to(folder), read_labels(path, LABEL_MAPS)
+    later = (labels > removed) & (labels != IGNORE)
+    labels = np.where(labels == removed, np.uint8(becomes), labels - later)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if classes_in(labels) or path.is_relative_to(folder / DRAFTS):
+      write_png(target, labels, replace=True)
+    else:
+      target.touch()
+  staged.mkdir(parents=True, exist_ok=True)
+  write_classes(staged, names)
+  write_settings(staged, settings)
+  os.rename(staged, folder / _RELABELED)  # from here on, the next start completes it after a kill
+  finish_relabeling(folder)
+
+
+def finish_relabeling(folder: Path) -> None:
+  """Moves what `relabel` has prepared to its place, if there is something."""
+  for path in sorted((folder / _RELABELED).rglob("*")):
+    target = folder / path.relative_to(folder / _RELABELED)
+    if path.is_file() and path.stat().st_size:
+      os.replace(path, target)
+    elif path.is_file():
+      target.unlink(missing_ok=True)
+  shutil.rmtree(folder / _RELABELED, ignore_errors=True)
+
+
+def run_numbers(folder: Path) -> list[str]:
+  """Returns the numbers of the training runs of a project in their order."""
+  names = (path.name for path in (folder / LEARNED).glob("*"))
+  return sorted((name for name in names if name.isascii() and name.isdigit()), key=int)
 
 
 def listed(folder: Path, kind: str) -> dict[str, Path]:

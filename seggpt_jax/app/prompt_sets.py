@@ -22,7 +22,7 @@ from seggpt_jax.inference.prompts import PreparedPrompt
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MOST_SETS = 1000
-_MOST_SCALES = 2  # at which a set stays resized
+_MOST_SCALES = 2  # of all networks, at which a set stays resized
 
 
 class UnknownPromptsError(LookupError):
@@ -42,8 +42,9 @@ class PromptSet:
 
   def __init__(self, prompts: Sequence[PreparedPrompt] = ()):
     self._prompts = tuple(prompts)
-    # By split or zoom. Read and written by the thread of the engine only.
-    self._resized: collections.OrderedDict[float | int, tuple[PreparedPrompt, ...]] = collections.OrderedDict()
+    # By network, and by split or zoom. The threads of several engines read and write it.
+    self._resized: collections.OrderedDict[tuple, tuple[PreparedPrompt, ...]] = collections.OrderedDict()
+    self._lock = threading.Lock()
     labels = [np.unique(prompt.labels) for prompt in self._prompts]
     self.classes = tuple(value for value in np.unique(np.concatenate([[0], *labels])).tolist() if value)
     self.num_bytes = _num_bytes(self._prompts)
@@ -78,7 +79,7 @@ class PromptSet:
   def for_options(self, predictor: Predictor, options: InferenceOptions) -> tuple[PreparedPrompt, ...]:
     """Returns the prompts as the predictor takes them, resized where that leaves its answer the same bit for bit.
 
-    With several splits, each of them needs the prompts at their own size. Call this from one thread only.
+    With several splits, each of them needs the prompts at their own size.
 
     Args:
       predictor: the predictor.
@@ -86,15 +87,16 @@ class PromptSet:
     """
     if not options.zoom and len(options.splits) > 1:
       return self._prompts
-    key = options.zoom or -options.splits[0]
-    if key not in self._resized:
-      resized = [predictor.resize_prompt(p, split=options.splits[0], zoom=options.zoom) for p in self._prompts]
-      self._resized[key] = tuple(resized)
-      if len(self._resized) > _MOST_SCALES:
-        self._resized.popitem(last=False)
-      self.num_bytes = _num_bytes(self._prompts) + sum(map(_num_bytes, self._resized.values()))
-    self._resized.move_to_end(key)
-    return self._resized[key]
+    key = predictor, options.zoom or -options.splits[0]
+    with self._lock:
+      if key not in self._resized:
+        resized = [predictor.resize_prompt(p, split=options.splits[0], zoom=options.zoom) for p in self._prompts]
+        self._resized[key] = tuple(resized)
+        if len(self._resized) > _MOST_SCALES:
+          self._resized.popitem(last=False)
+        self.num_bytes = _num_bytes(self._prompts) + sum(map(_num_bytes, self._resized.values()))
+      self._resized.move_to_end(key)
+      return self._resized[key]
 
 
 def _num_bytes(prompts: Sequence[PreparedPrompt]) -> int:
@@ -150,26 +152,22 @@ class PromptStore:
       self._evict()
     return is_new
 
-  def get(self, name: str) -> PromptSet:
-    """Returns a set for use, which makes it the most recently used one.
+  def get(self, name: str, *, use: bool = False) -> Stored:
+    """Returns a set.
+
+    Args:
+      name: its name.
+      use: whether that makes it the most recently used one.
 
     Raises:
       UnknownPromptsError: no set has this name.
     """
     with self._lock:
       stored = self._find(name)
-      self._sets.move_to_end(name)
-      self._evict()  # sets grow while they are used
-    return stored.prompts
-
-  def peek(self, name: str) -> Stored:
-    """Returns a set to describe it; it counts as no use.
-
-    Raises:
-      UnknownPromptsError: no set has this name.
-    """
-    with self._lock:
-      return self._find(name)
+      if use:
+        self._sets.move_to_end(name)
+        self._evict()  # sets grow while they are used
+      return stored
 
   def remove(self, name: str) -> None:
     """Drops a set. Requests that use it already are answered.

@@ -1,7 +1,7 @@
 """The process of a service: listens, says when it is ready, and ends cleanly.
 
-In: an application, its engine and a socket. Out: the signal that ended the service. It stops accepting connections,
-finishes the requests that run, and then closes the engine.
+In: an application, its engines and a socket. Out: the signal that ended the service. It stops accepting connections,
+finishes the requests that run, and then closes the engines.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 import logging
 import math
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
 import uvicorn
@@ -117,22 +118,22 @@ def address_of(listening: socket.socket) -> str:
 
 
 def serve(
-  app: ASGIApp, engine: Engine, listening: socket.socket, announce: Callable[[], None], seconds: float | int
+  app: ASGIApp, engines: Sequence[Engine], listening: socket.socket, announce: Callable[[], None], seconds: float | int
 ) -> int:
-  """Answers requests until SIGTERM or Ctrl-C, and closes the engine.
+  """Answers requests until SIGTERM or Ctrl-C, and closes the engines.
 
   Args:
     app: the application.
-    engine: its engine, which may still be loading.
+    engines: its engines, which may still be loading.
     listening: a socket from `listen`.
-    announce: called once the engine is ready.
+    announce: called once all engines are ready.
     seconds: how long requests that run may take at the end.
 
   Returns:
     The number of the signal.
 
   Raises:
-    Exception: what the engine raised while it loaded.
+    Exception: what an engine raised while it loaded.
   """
   config = uvicorn.Config(
     app,
@@ -152,20 +153,25 @@ def serve(
   for name in _CHATTY:
     logging.getLogger(name).setLevel(logging.ERROR)
 
+  loaded = itertools.count(1)
+
   def started(loading: Future) -> None:
     if loading.exception() is not None:
       server.should_exit = True
-    elif not server.should_exit:
+    elif next(loaded) == len(engines) and not server.should_exit:
       announce()
 
   async def run() -> None:
-    engine.started.add_done_callback(started)
+    for engine in engines:
+      engine.started.add_done_callback(started)
     await server.serve(sockets=[listening])
 
   try:
     asyncio.run(run())
   finally:
-    engine.close()
-  if not server.signal and engine.started.exception() is not None:
-    raise engine.started.exception()
+    for engine in engines:
+      engine.close()
+  for engine in engines:
+    if not server.signal and engine.started.exception() is not None:
+      raise engine.started.exception()
   return server.signal

@@ -1,26 +1,28 @@
-"""The predictor over HTTP: an engine, stored prompts and limits in, an ASGI application out."""
+"""The predictor over HTTP: networks, stored prompts and limits in, an ASGI application out."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
-from collections.abc import Callable, Sequence
+import html
+import json
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from starlette.applications import Starlette
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from seggpt_jax.app import metrics, openapi
-from seggpt_jax.app.bodies import FILES, Body, read_body
+import seggpt_jax
+from seggpt_jax.app import answers, metrics
+from seggpt_jax.app.bodies import read_body
 from seggpt_jax.app.engine import Engine
-from seggpt_jax.app.fields import LABEL_FIELDS, PREDICT_FIELDS, labels_of, options_of
+from seggpt_jax.app.fields import FILES, PredictFields, PromptFields
 from seggpt_jax.app.http import HANDLERS, Guard
 from seggpt_jax.app.limits import BYTES_PER_BODY_BYTE, BYTES_PER_PIXEL, Budget, Limits, count_canvases
 from seggpt_jax.app.prompt_sets import PromptSet, PromptStore, Stored
@@ -33,57 +35,107 @@ from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.prompts import load_prompt
 
 _DECODERS = 4  # threads that decode images and encode answers
-_OPEN_PATHS = ("/health", "/docs", "/openapi.json")  # they need no token
+_OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")  # they need no token
+# FastAPI's page loads its script and its style from here.
+_CDN = "https://cdn.jsdelivr.net 'unsafe-inline'"
+_DOCS_POLICY = (
+  f"default-src 'none'; script-src {_CDN}; style-src {_CDN}; img-src data:; connect-src 'self'; frame-ancestors 'none'"
+)
+_ERRORS = {
+  400: "The request is damaged.",
+  401: "The token is missing or wrong.",
+  404: "No prompts are stored under this name.",
+  408: "The request did not arrive in time.",
+  413: "The request is larger than a limit.",
+  415: "The body has another type.",
+  422: "A value or a file is wrong.",
+  429: "The service is busy; try again after the seconds in Retry-After.",
+  503: "The network is loading, or the service is shutting down.",
+  504: "The answer was not ready in time.",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Served:
+  """A network that requests can name.
+
+  Attributes:
+    engine: owns the predictor.
+    options: options of requests that set none.
+    labels: how label maps are read if a request does not say so.
+    class_names: names of classes 1, 2, ..., as far as they are known.
+  """
+
+  engine: Engine
+  options: InferenceOptions = dataclasses.field(default_factory=InferenceOptions)
+  labels: LabelFormat = dataclasses.field(default_factory=LabelFormat)
+  class_names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(eq=False)
 class Service:
-  """Answers requests with one engine.
+  """Answers requests.
 
   Attributes:
-    engine: the engine.
-    store: the stored prompts.
+    models: the networks by their names; the first one answers requests that name none.
+    store: the stored prompts, which all networks share.
     limits: the limits.
-    model: name of the weights, for people.
-    options: options of requests that set none.
-    labels: how label maps are read if a request does not say so.
     token: what requests must bring; "" for none.
     loopback: whether the service is reached from this machine only.
   """
 
-  engine: Engine
+  models: Mapping[str, Served]
   store: PromptStore
   limits: Limits = dataclasses.field(default_factory=Limits)
-  model: str = ""
-  options: InferenceOptions = dataclasses.field(default_factory=InferenceOptions)
-  labels: LabelFormat = dataclasses.field(default_factory=LabelFormat)
   token: str = ""
   loopback: bool = True
 
   def __post_init__(self):
+    self._first = next(iter(self.models))
     self._budget = Budget(self.limits.memory_bytes)
-    self._metrics = metrics.Metrics(self.engine, self.store, self._budget)
+    self._metrics = metrics.Metrics({name: each.engine for name, each in self.models.items()}, self.store, self._budget)
     self._threads = ThreadPoolExecutor(_DECODERS, "decoder")
 
-  def application(self, routes: Sequence[Route] = ()) -> ASGIApp:
-    """Returns the application.
+  def application(self) -> ASGIApp:
+    """Returns the application."""
+    app = FastAPI(
+      title="seggpt serve",
+      version=seggpt_jax.__version__,
+      exception_handlers=HANDLERS,
+      redirect_slashes=False,
+      docs_url=None,
+      redoc_url=None,
+      openapi_url=None,
+      # The guard checks the token; this describes it, so that /docs can send it.
+      dependencies=[Depends(HTTPBearer(auto_error=False))],
+      responses={status: {"model": answers.ErrorAnswer, "description": text} for status, text in _ERRORS.items()},
+    )
 
-    Args:
-      routes: further routes, behind the same checks.
-    """
-    own = [
-      Route("/predict", self.predict, methods=["POST"]),
-      Route("/prompts", self.list_prompts, methods=["GET"]),
-      Route("/prompts/{name}", self.put_prompts, methods=["PUT"]),
-      Route("/prompts/{name}", self.get_prompts, methods=["GET"]),
-      Route("/prompts/{name}", self.delete_prompts, methods=["DELETE"]),
-      Route("/health", self.health, methods=["GET"]),
-      Route("/metrics", self.show_metrics, methods=["GET"]),
-      Route("/openapi.json", self.show_openapi, methods=["GET"]),
-      Route("/docs", self.show_docs, methods=["GET"]),
-    ]
-    app = Starlette(routes=[*own, *routes], exception_handlers=HANDLERS)
-    app.router.redirect_slashes = False
+    def add(method: str, path: str, endpoint: Callable, **options: Any) -> None:
+      app.add_api_route(path, endpoint, methods=[method], response_model_exclude_unset=True, **options)
+
+    of_set = "/prompts/{name}"
+    add("POST", "/predict", self.predict, response_model=answers.PredictAnswer, openapi_extra=_body(PredictFields))
+    add("GET", "/prompts", self.list_prompts, response_model=answers.SetsAnswer)
+    add("PUT", of_set, self.put_prompts, response_model=answers.SetAnswer, openapi_extra=_body(PromptFields))
+    add("GET", of_set, self.get_prompts, response_model=answers.SetAnswer)
+    add("DELETE", of_set, self.delete_prompts, status_code=204)
+    add("GET", "/health", self.health, response_model=answers.HealthAnswer)
+    add("GET", "/metrics", self.show_metrics, response_class=Response)
+    described = app.openapi()
+
+    async def show_openapi() -> Response:
+      return JSONResponse(described)
+
+    async def show_index() -> Response:
+      return HTMLResponse(_index(described["paths"]))
+
+    add("GET", "/openapi.json", show_openapi)
+    add("GET", "/", show_index)
+    add("GET", "/docs", show_docs)
+    for route in app.routes:
+      if "GET" in (methods := getattr(route, "methods", None) or ()):
+        methods.add("HEAD")  # for load balancers; FastAPI would describe it as another operation
     return Guard(
       app,
       token=self.token,
@@ -95,64 +147,80 @@ class Service:
 
   # ------------------------------------------------------------------------------------------------------- predictions
 
-  async def predict(self, request: Request) -> Response:
-    """Segments the images of a request."""
-    self.engine.check_room()
+  async def predict(self, request: Request) -> Any:
+    """Segments images by example."""
+    self._check_room()
     with self._budget.reserve(self._body_bytes(request)):
-      body = await read_body(request, PREDICT_FIELDS, FILES, self.limits)
-      self._check_learned(body)
-      options, labels = options_of(body.values, self.options), labels_of(body.values, self.labels)
-      stored = self._stored_prompts(body)
-      as_png, confidence = _wants_png(request, body), body.values.get("confidence", False)
-      sizes = await self._in_thread(self._check_sizes, body)
-      self._check_work(body, options, sizes[: len(body.files["image"])], stored)
+      fields = await read_body(request, PredictFields, self.limits)
+      name, served = self._find(fields.model)
+      served.engine.check_room()
+      _check_learned(fields, [served])
+      options, labels = fields.options(served.options), fields.format(served.labels)
+      stored = self._stored_prompts(fields)
+      as_png = _wants_png(request, fields)
+      sizes = await self._in_thread(self._check_sizes, fields)
+      self._check_work(fields, served.engine, options, sizes[: len(fields.image)], stored)
       shown = [*sizes, *(stored.sizes if stored is not None else ())]
       pixels = sum(h * w for h, w in sizes) + self.limits.check_zoom(shown, options.zoom)
       with self._budget.reserve(pixels * BYTES_PER_PIXEL):
-        images, prompts = await self._in_thread(_decode, body, labels)
+        images, prompts = await self._in_thread(_decode, fields, labels)
         prompts = prompts if stored is None else stored
-        predictions = await self._wait(request, self.engine.submit(images, prompts, options))
+        predictions = await self._wait(request, served.engine.submit(images, prompts, options))
         if as_png:
-          return Response(await self._in_thread(encode_png, predictions[0].labels), media_type="image/png")
-        warnings = await self._in_thread(prompts.warnings, self.engine.predictor, options)
-        described = await self._in_thread(lambda: [_describe(each, confidence) for each in predictions])
-    return JSONResponse({"model": self.model, "predictions": described, "warnings": warnings})
+          draw = (lambda: predictions[0].labels) if as_png == "labels" else lambda: predictions[0].overlay(images[0])
+          return Response(await self._in_thread(lambda: encode_png(draw())), media_type="image/png")
+        warnings = await self._in_thread(prompts.warnings, served.engine.predictor, options)
+        answer = await self._in_thread(answers.describe, predictions, images, fields, served.class_names)
+    return {"model": name, "warnings": warnings, **answer}
 
-  def _check_learned(self, body: Body) -> None:
-    """Raises InputError for prompts sent to a network that answers without."""
-    given = [name for name in FILES[1:] if body.files[name]] + ["prompts"] * ("prompts" in body.values)
-    if given and not self.engine.predictor.needs_prompts:
-      raise InputError(
-        f"{given[0]} cannot be combined with a learned prompt or a trained head, which serves every query"
-      )
+  def _find(self, name: str | None) -> tuple[str, Served]:
+    """Returns the network that a request names, or the first."""
+    name = self._first if name is None else name
+    if name not in self.models:
+      raise InputError(f"model: found {name[:80]!r}, expected one of {', '.join(self.models)}")
+    return name, self.models[name]
 
-  def _stored_prompts(self, body: Body) -> PromptSet | None:
+  def _check_room(self, count: int = 1) -> None:
+    """Raises the error of the first network, if no network takes more images."""
+    errors = []
+    for served in self.models.values():
+      try:
+        return served.engine.check_room(count)
+      except RuntimeError as error:
+        errors.append(error)
+    raise errors[0]
+
+  def _stored_prompts(self, fields: PredictFields) -> PromptSet | None:
     """Returns the stored prompts that a request names, if it does."""
-    if "prompts" not in body.values:
+    if fields.prompts is None:
       return None
-    given = [name for name in FILES[1:] if body.files[name]]
-    if given:
-      raise InputError(f"{given[0]} cannot be combined with prompts={body.values['prompts'][:80]}")
-    return self.store.get(body.values["prompts"])
+    if given := _prompt_files(fields):
+      raise InputError(f"{given[0]} cannot be combined with prompts={fields.prompts[:80]}")
+    return self.store.get(fields.prompts, use=True).prompts
 
-  def _check_sizes(self, body: Body) -> list[tuple[int, int]]:
+  def _check_sizes(self, fields: PromptFields) -> list[tuple[int, int]]:
     """Checks the number of files and of pixels; returns the sizes of all files, images first."""
-    images, prompt_images, prompt_labels = (body.files[name] for name in FILES)
+    images, prompt_images, prompt_labels = (getattr(fields, name, []) for name in FILES)
     self.limits.check_count("image", len(images), self.limits.images)
     self.limits.check_count("prompt_image", len(prompt_images), self.limits.prompts)
     if len(prompt_images) != len(prompt_labels):
       raise InputError(
         f"prompt_label: found {len(prompt_labels)} files, expected {len(prompt_images)}, one for each prompt_image"
       )
-    return self.limits.check_pixels([*images, *prompt_images, *prompt_labels])
+    return self.limits.check_pixels([(each.name, each.data) for each in (*images, *prompt_images, *prompt_labels)])
 
   def _check_work(
-    self, body: Body, options: InferenceOptions, sizes: Sequence[tuple[int, int]], stored: PromptSet | None
+    self,
+    fields: PredictFields,
+    engine: Engine,
+    options: InferenceOptions,
+    sizes: Sequence[tuple[int, int]],
+    stored: PromptSet | None,
   ) -> None:
     """Checks that a request has images, and how much work each of them is."""
     if not sizes:
       raise InputError("image: found none, expected at least one file")
-    count, tile = len(body.files["prompt_image"]) if stored is None else len(stored), self.engine.predictor.tile_size
+    count, tile = len(fields.prompt_image) if stored is None else len(stored), engine.predictor.tile_size
     for index, size in enumerate(sizes):
       # A camera may have stored an image lying on its side.
       needed = max(count_canvases(options, shape, count, tile) for shape in (size, size[::-1]))
@@ -160,73 +228,67 @@ class Service:
 
   async def _wait(self, request: Request, futures: Sequence[Future[Prediction]]) -> list[Prediction]:
     """Waits for predictions, as long as the client does and no longer than the limit."""
-    answers = [asyncio.wrap_future(future) for future in futures]
-    every = asyncio.ensure_future(asyncio.wait(answers))
+    waiting = [asyncio.wrap_future(future) for future in futures]
+    every = asyncio.ensure_future(asyncio.wait(waiting))
     gone = asyncio.ensure_future(_disconnection(request))
     try:
       done, _ = await asyncio.wait({every, gone}, timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
       if every not in done:
         raise HTTPException(499 if done else 504, f"no answer after {self.limits.seconds:g} seconds")
-      for error in [answer.exception() for answer in answers]:
+      for error in [each.exception() for each in waiting]:
         if error is not None:
           raise error
-      return [answer.result() for answer in answers]
+      return [each.result() for each in waiting]
     finally:
-      for waiting in (every, gone, *answers):
-        waiting.cancel()
+      for each in (every, gone, *waiting):
+        each.cancel()
 
   # ----------------------------------------------------------------------------------------------------------- prompts
 
-  async def put_prompts(self, request: Request) -> Response:
-    """Stores a set of prompts."""
-    self.engine.check_room(0)
+  async def put_prompts(self, name: str, request: Request, response: Response) -> Any:
+    """Stores a set of prompts in memory, for requests with prompts=NAME."""
+    self._check_room(0)
+    first = self.models[self._first]
     with self._budget.reserve(self._body_bytes(request)):
-      body = await read_body(request, LABEL_FIELDS, FILES[1:], self.limits)
-      self._check_learned(body)
-      labels = labels_of(body.values, self.labels)
-      if not body.files["prompt_image"]:
+      fields = await read_body(request, PromptFields, self.limits)
+      _check_learned(fields, list(self.models.values()))
+      labels = fields.format(first.labels)
+      if not fields.prompt_image:
         raise InputError("prompt_image: found none, expected at least one file")
-      sizes = await self._in_thread(self._check_sizes, body)
+      sizes = await self._in_thread(self._check_sizes, fields)
       with self._budget.reserve(sum(h * w for h, w in sizes) * BYTES_PER_PIXEL):
-        _, prompts = await self._in_thread(_decode, body, labels)
-        is_new = self.store.put(request.path_params["name"], prompts)
-        warnings = await self._in_thread(prompts.warnings, self.engine.predictor, self.options)
-    described = _describe_set(request.path_params["name"], Stored(prompts))
-    return JSONResponse(described | {"warnings": warnings}, 201 if is_new else 200)
+        _, prompts = await self._in_thread(_decode, fields, labels)
+        response.status_code = 201 if self.store.put(name, prompts) else 200
+        warnings = await self._in_thread(prompts.warnings, first.engine.predictor, first.options)
+    return {**answers.describe_set(name, Stored(prompts)), "warnings": warnings}
 
-  async def list_prompts(self, _: Request) -> Response:
-    """Lists the stored sets."""
-    return JSONResponse({"prompts": [_describe_set(name, each) for name, each in self.store.list().items()]})
+  async def list_prompts(self) -> Any:
+    """Lists the stored sets of prompts."""
+    return {"prompts": [answers.describe_set(name, each) for name, each in self.store.list().items()]}
 
-  async def get_prompts(self, request: Request) -> Response:
-    """Describes a stored set."""
-    name = request.path_params["name"]
-    return JSONResponse(_describe_set(name, self.store.peek(name)))
+  async def get_prompts(self, name: str) -> Any:
+    """Describes a set; its images are not shown."""
+    return answers.describe_set(name, self.store.get(name))
 
-  async def delete_prompts(self, request: Request) -> Response:
-    """Drops a stored set."""
-    self.store.remove(request.path_params["name"])
-    return Response(status_code=204)
+  async def delete_prompts(self, name: str) -> None:
+    """Drops a set."""
+    self.store.remove(name)
 
   # ------------------------------------------------------------------------------------------------------ about itself
 
-  async def health(self, request: Request) -> Response:
+  async def health(self, request: Request, response: Response) -> Any:
     """Says whether the service is ready, and more to those who have the token."""
-    state = self.engine.state
-    details = {"model": self.model, "queue": self.engine.queue_length} if request.scope["authorized"] else {}
-    return JSONResponse({"status": state, **details}, 200 if state == "ready" else 503)
+    engines = [each.engine for each in self.models.values()]
+    state = next((each.state for each in engines if each.state != "ready"), "ready")
+    response.status_code = 200 if state == "ready" else 503
+    if not request.scope["authorized"]:
+      return {"status": state}
+    waiting = sum(each.queue_length for each in engines)
+    return {"status": state, "model": self._first, "models": list(self.models), "queue": waiting}
 
-  async def show_metrics(self, _: Request) -> Response:
-    """Returns the numbers for Prometheus."""
+  async def show_metrics(self) -> Response:
+    """Returns numbers for Prometheus."""
     return Response(self._metrics.text(), headers={"content-type": metrics.CONTENT_TYPE})
-
-  async def show_openapi(self, _: Request) -> Response:
-    """Returns the description for programs."""
-    return JSONResponse(openapi.describe())
-
-  async def show_docs(self, _: Request) -> Response:
-    """Returns the description for people."""
-    return HTMLResponse(openapi.docs_page(), headers={"content-security-policy": openapi.DOCS_POLICY})
 
   def _body_bytes(self, request: Request) -> int:
     """Returns the memory that the body of a request will need: what it states, or else the largest."""
@@ -239,68 +301,76 @@ class Service:
     return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
-def _decode(body: Body, labels: LabelFormat) -> tuple[list[np.ndarray], PromptSet]:
+def _body(model: type[PromptFields]) -> dict[str, Any]:
+  """Returns the description of the two forms of a body, which are read by hand."""
+  form = model.model_json_schema()
+  values = json.loads(json.dumps(form).replace('"format": "binary"', '"contentEncoding": "base64"'))
+  content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": values}}
+  return {"requestBody": {"required": True, "content": content}}
+
+
+def _index(paths: Mapping[str, Mapping[str, Any]]) -> str:
+  """Returns the page that says what this is, from the paths of OpenAPI."""
+  rows = "".join(
+    f"<tr><td><code>{verb.upper()} {path}</code><td>{html.escape(each['description'])}"
+    for path, verbs in paths.items()
+    for verb, each in verbs.items()
+  )
+  return (
+    "<!doctype html><html lang=en><meta charset=utf-8><title>seggpt serve</title><h1>seggpt serve "
+    f"{seggpt_jax.__version__}</h1><p>Segments images by example.<p><a href=docs>/docs</a> to try it (loads its script "
+    "from the internet), <a href=openapi.json>/openapi.json</a> for programs, <a href=health>/health</a>, <a "
+    f"href=metrics>/metrics</a> for Prometheus.<table>{rows}</table></html>"
+  )
+
+
+async def show_docs() -> Response:
+  """Returns the page that tries requests; it loads its script from the internet."""
+  page = get_swagger_ui_html(openapi_url="openapi.json", title="seggpt serve", swagger_favicon_url="data:,")
+  page.headers["content-security-policy"] = _DOCS_POLICY
+  return page
+
+
+def _prompt_files(fields: PromptFields) -> list[str]:
+  return [name for name in FILES[1:] if getattr(fields, name)]
+
+
+def _check_learned(fields: PromptFields, models: Sequence[Served]) -> None:
+  """Raises InputError for prompts sent to networks that answer without."""
+  given = _prompt_files(fields) + ["prompts"] * (getattr(fields, "prompts", None) is not None)
+  if given and not any(each.engine.predictor.needs_prompts for each in models):
+    raise InputError(f"{given[0]} cannot be combined with a learned prompt or a trained head, which serves every query")
+
+
+def _decode(fields: PromptFields, labels: LabelFormat) -> tuple[list[np.ndarray], PromptSet]:
   """Decodes the images and the prompts of a request."""
   prompts = []
-  for (image_name, image_data), (label_name, label_data) in zip(
-    body.files["prompt_image"], body.files["prompt_label"], strict=True
-  ):
-    image, label = decode_image(image_data, image_name), labels.decode(label_data, label_name)
-    check_size(label, image.shape[:2], label_name)
-    prompts.append(load_prompt((image, label), label_name))
-  return [decode_image(data, name) for name, data in body.files["image"]], PromptSet(prompts)
+  for image_file, label_file in zip(fields.prompt_image, fields.prompt_label, strict=True):
+    image, label = decode_image(image_file.data, image_file.name), labels.decode(label_file.data, label_file.name)
+    check_size(label, image.shape[:2], label_file.name)
+    prompts.append(load_prompt((image, label), label_file.name))
+  return [decode_image(each.data, each.name) for each in getattr(fields, "image", ())], PromptSet(prompts)
 
 
-def _wants_png(request: Request, body: Body) -> bool:
-  """Returns whether the answer must be a PNG file.
+def _wants_png(request: Request, fields: PredictFields) -> str:
+  """Returns which picture the answer must be as a PNG file, or "" for JSON.
 
   Raises:
-    InputError: there are several images, or more than a label map is asked for.
+    InputError: there are several images, or more than one picture is asked for.
   """
   kinds = {each.partition(";")[0].strip().lower() for each in request.headers.get("accept", "*/*").split(",")}
   if "image/png" not in kinds or "application/json" in kinds:
-    return False
-  if len(body.files["image"]) > 1:
-    raise InputError(f"Accept: found image/png for {len(body.files['image'])} images, expected one image")
-  if body.values.get("confidence"):
+    return ""
+  if len(fields.image) > 1:
+    raise InputError(f"Accept: found image/png for {len(fields.image)} images, expected one image")
+  if fields.confidence:
     raise InputError("confidence cannot be combined with Accept: image/png; ask for JSON")
-  return True
+  if fields.answer not in (("labels",), ("overlay",)):
+    raise InputError(f"answer: found {','.join(fields.answer)} with Accept: image/png, expected labels or overlay")
+  return fields.answer[0]
 
 
 async def _disconnection(request: Request) -> None:
   """Returns once the client has gone."""
   while (await request.receive())["type"] != "http.disconnect":
     pass
-
-
-def _describe(prediction: Prediction, confidence: bool) -> dict[str, Any]:
-  """Returns a prediction as JSON has it."""
-  labels = prediction.labels
-  counts = np.bincount(labels.ravel(), minlength=max(prediction.classes) + 1)
-  classes = [
-    {"class": index, "pixels": int(counts[index]), "share": float(counts[index] / labels.size)}
-    for index in prediction.classes
-  ]
-  described = {"height": labels.shape[0], "width": labels.shape[1], "classes": classes, "labels": _base64(labels)}
-  if confidence:
-    values = prediction.confidence()
-    sums = np.bincount(labels.ravel(), values.ravel(), minlength=len(counts))
-    for entry in classes:
-      entry["confidence"] = float(sums[entry["class"]] / entry["pixels"]) if entry["pixels"] else None
-    described["confidence"] = _base64(np.round(255 * values).astype(np.uint8))
-  return described
-
-
-def _base64(pixels: np.ndarray) -> str:
-  return base64.b64encode(encode_png(pixels)).decode()
-
-
-def _describe_set(name: str, stored: Stored) -> dict[str, Any]:
-  prompts = stored.prompts
-  return {
-    "name": name,
-    "classes": list(prompts.classes),
-    "sizes": [list(size) for size in prompts.sizes],
-    "bytes": prompts.num_bytes,
-    "pinned": stored.pinned,
-  }

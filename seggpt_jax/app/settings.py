@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Annotated, Any, Literal
 
-from seggpt_jax.errors import InputError
+from pydantic import BaseModel, Field
+
+from seggpt_jax.app.fields import parse
+from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.files import is_plain_text
 from seggpt_jax.inference.options import Flips
 
 MOST_CLASSES = 32
-_MOST_SPLIT, _MOST_EXAMPLES = 4, 16
-# Types of the settings in JSON.
-_KINDS = {
-  **{"split": int, "examples": int, "flips": str, "least_area": int, "sensitivity": list, "paused": bool},
-  **{"choice": str, "network": str},
-}
+_MOST_NAME = 80  # characters of the name of a class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +32,7 @@ class SessionLimits:
   total_bytes: int = 4 * 2**30
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(BaseModel, frozen=True, extra="forbid"):
   """The choices of the page about how images are answered; 0 is automatic.
 
   Attributes:
@@ -45,33 +42,21 @@ class Settings:
     flips: mirrored copies, as `InferenceOptions.flips`.
     least_area: as `InferenceOptions.least_area`; applies when an answer is shown.
     sensitivity: for classes 1, 2, ..., as `InferenceOptions.sensitivity`; applies when an answer is shown.
+    colors: for classes 1, 2, ..., such as "#ff0000"; "" for the usual one.
     paused: whether no further images are answered.
     network: "start" for the network that the page started with, "plain" for the same without its adapter, or the
       number of a training run of the project.
   """
 
-  split: int = 0
-  examples: int = 0
-  choice: str = "alike"
-  flips: str = "none"
-  least_area: int = 0
-  sensitivity: tuple[float, ...] = ()
-  paused: bool = False
-  network: str = "start"
-
-  def __post_init__(self):
-    for name, most in (("split", _MOST_SPLIT), ("examples", _MOST_EXAMPLES), ("least_area", 10**6)):
-      found = getattr(self, name)
-      if not 0 <= found <= most:
-        raise InputError(f"{name}: found {found!r}, expected an integer from 0 to {most}")
-    if self.flips not in get_args(Flips):
-      raise InputError(f"flips: found {self.flips!r}, expected one of {', '.join(get_args(Flips))}")
-    if self.choice not in ("alike", "newest"):
-      raise InputError(f"choice: found {self.choice!r}, expected alike or newest")
-    if self.network not in ("start", "plain") and not re.fullmatch("[1-9][0-9]{0,5}", self.network):
-      raise InputError(f"network: found {self.network[:80]!r}, expected start, plain or the number of a training run")
-    if not all(0.05 <= value <= 20 for value in self.sensitivity):
-      raise InputError(f"sensitivity: found {list(self.sensitivity)}, expected numbers from 0.05 to 20")
+  split: int = Field(0, ge=0, le=4, strict=True)
+  examples: int = Field(0, ge=0, le=16, strict=True)
+  choice: Literal["alike", "newest"] = "alike"
+  flips: Flips = "none"
+  least_area: int = Field(0, ge=0, le=10**6, strict=True)
+  sensitivity: tuple[Annotated[float, Field(ge=0.05, le=20, strict=True)], ...] = Field((), max_length=MOST_CLASSES)
+  colors: tuple[Annotated[str, Field(pattern="^(#[0-9a-f]{6})?$")], ...] = Field((), max_length=MOST_CLASSES)
+  paused: bool = Field(False, strict=True)
+  network: str = Field("start", pattern="^(start|plain|[1-9][0-9]{0,5})$")
 
   def changed(self, values: Mapping[str, Any]) -> Settings:
     """Returns the settings with some values changed.
@@ -79,20 +64,32 @@ class Settings:
     Raises:
       InputError: a name or a value is not as described above.
     """
-    values = dict(values)
-    for name, value in values.items():
-      if name not in _KINDS:
-        raise InputError(f"{name[:80]}: unknown setting, expected one of {', '.join(_KINDS)}")
-      if type(value) is not _KINDS[name]:
-        raise InputError(f"{name}: found {str(value)[:80]!r}, expected a value of type {_KINDS[name].__name__}")
-    if "sensitivity" in values:
-      given = values["sensitivity"]
-      if len(given) > MOST_CLASSES or not all(type(value) in (int, float) for value in given):
-        raise InputError("sensitivity: expected a list of numbers, one for each class")
-      values["sensitivity"] = tuple(float(value) for value in given)
-    return dataclasses.replace(self, **values)
+    return parse(Settings, self.model_dump() | dict(values))
+
+  def without_class(self, index: int) -> Settings:
+    """Returns the settings for the classes without one of them."""
+    lists = {name: getattr(self, name) for name in ("sensitivity", "colors")}
+    return self.model_copy(update={name: (*old[: index - 1], *old[index:]) for name, old in lists.items()})
 
   @property
   def shapes_answers(self) -> tuple[Any, ...]:
     """The values of which an answer depends before it is decoded."""
     return self.split, self.examples, self.choice, self.flips, self.network
+
+
+def class_names(names: Any) -> list[str]:
+  """Returns the names of classes 1, 2, ..., each on one line.
+
+  Raises:
+    InputError: a name is empty, too long or given twice, or there are too few or too many.
+  """
+  if not isinstance(names, list) or not 1 <= len(names) <= MOST_CLASSES:
+    raise InputError(f"classes: expected a list of 1 to {MOST_CLASSES} names")
+  names = [one_line(name) if isinstance(name, str) else "" for name in names]
+  for place, name in enumerate(names):
+    if not name or len(name) > _MOST_NAME or "," in name or name in names[:place] or not is_plain_text(name):
+      raise InputError(
+        f"classes: found {name[:_MOST_NAME]!a}, expected different names, not empty, without commas "
+        "and control characters"
+      )
+  return names

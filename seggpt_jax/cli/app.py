@@ -99,7 +99,7 @@ def main(project: str = "") -> None:
     closing.callback(opened.close)
     page = create_page(opened, token=token, loopback=loopback)
     address = server.address_of(listening) + (f"/?token={urllib.parse.quote(token)}" if token else "/")
-    ended_by = server.serve(page, engine, listening, lambda: _announce(address, folder), _PATIENCE)
+    ended_by = server.serve(page, [engine], listening, lambda: _announce(address, folder), _PATIENCE)
   if ended_by == signal.SIGINT:
     raise KeyboardInterrupt
 

@@ -1,20 +1,22 @@
 r"""Answers requests of other programs over HTTP: images and prompts in, label maps out.
 
-On this machine, for its own programs:
-
   seggpt serve --model-path small --port 8000
-
-For other machines, with a token that every request must bring, and prompts that are stored at the start:
-
+  seggpt serve --model-path small --model-path parts=runs/mine
   SEGGPT_TOKEN=... seggpt serve --model-path runs/mine --host 0.0.0.0 --prompts scratches=prompts/scratches
 
-Prints the address once the network is compiled. GET /docs there lists the requests and their fields. Ctrl-C or SIGTERM
-ends the service after the requests that run. Flags such as --split set what requests get that do not choose themselves.
+The first serves programs of this machine. The second has two networks, which requests name with model=NAME; without it
+the first one answers. The third serves other machines, which must bring the token, and stores prompts at the start.
+
+Prints the address once the networks are compiled. GET /docs there lists the requests and their fields. Requests that
+set no options get those that fit the network: the scale of its training, and its operating point. Ctrl-C or SIGTERM
+ends the service after the requests that run.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,15 +27,16 @@ from absl import flags
 from seggpt_jax.cli import data_flags, inference_flags
 from seggpt_jax.cli.address_flags import define_address_flags, needs_app, read_token
 from seggpt_jax.cli.path_flags import define_path
-from seggpt_jax.cli.runner import flag_name
 from seggpt_jax.compilation import compile_notice, keep_programs
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.files import expand
 from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.inference import annotation_files
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.prompts import load_prompt, read_label_map
 from seggpt_jax.inference.queries import PromptFiles, given_prompts
+from seggpt_jax.inference.trained import trained_options
 from seggpt_jax.model.adapter_files import load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.weights import load_config
@@ -43,8 +46,7 @@ if TYPE_CHECKING:
   from seggpt_jax.app.limits import Limits
   from seggpt_jax.app.prompt_sets import PromptStore
 
-# The flag and its unit for each limit.
-_LIMITS = {"pixels": ("max_megapixels", 10**6), "seconds": ("max_seconds", 1), "memory_bytes": ("max_memory_mb", 2**20)}
+_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)")  # NAME=PATH
 
 ENDS_WITH_TERMINAL = True
 
@@ -53,7 +55,13 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags of the command."""
   return {
     "Network": [
-      define_path("model_path", "Weights or a training run, packaged name (small) or hf://OWNER/NAME.", required=True),
+      flags.DEFINE_multi_string(
+        "model_path",
+        None,
+        "Weights or a training run, packaged name (small) or hf://OWNER/NAME. May be repeated as NAME=PATH, for "
+        "requests with model=NAME.",
+        required=True,
+      ),
       define_path("adapter", "Training run that learned a LoRA or a prompt for these weights."),
     ],
     "Address": define_address_flags(8000, "requests must bring as Authorization: Bearer TOKEN"),
@@ -65,12 +73,10 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
         "of such folders. May be repeated.",
       )
     ],
-    **inference_flags.define_option_flags(),
     **data_flags.define_label_flags("as in training, else index"),
     "Limits": [
       flags.DEFINE_integer("max_megapixels", 50, "Megapixels of all images of a request together.", 1, 10**6),
       flags.DEFINE_float("max_seconds", 60, "Time to read a request, and again to answer it.", 0.1, 10**5),
-      flags.DEFINE_integer("max_memory_mb", 4096, "Memory of all requests together, estimated, in MiB.", 1, 10**8),
     ],
   }
 
@@ -81,48 +87,54 @@ def main() -> None:
     from seggpt_jax.app import server
     from seggpt_jax.app.engine import Engine
     from seggpt_jax.app.http import is_loopback
+    from seggpt_jax.app.limits import Limits
     from seggpt_jax.app.prompt_sets import PromptStore
-    from seggpt_jax.app.service import Service
+    from seggpt_jax.app.service import Served, Service
   keep_programs()
   values = flags.FLAGS
   loopback = is_loopback(values.host)
-  token = read_token(loopback)
-  if values.split == ["objects"]:
-    raise InputError("--split: found objects, expected another value: requests bring the prompts")
-  weights, adapter = values.adapter or values.model_path, load_adapter(values.adapter) if values.adapter else None
+  token, paths = read_token(loopback), _paths(values.model_path)
+  weights = {name: values.adapter or path for name, path in paths.items()}
+  adapter = load_adapter(values.adapter) if values.adapter else None
   learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
-  if values.prompts and (learned or load_config(values.model_path).head_classes):
+  if values.prompts and (learned or all(load_config(path).head_classes for path in paths.values())):
     raise InputError("--prompts cannot be combined with a learned prompt or a trained head, which serves every query")
-  labels = inference_flags.trained_label_format(weights)
-  options = inference_flags.options_from_flags(weights, labels)
-  limits = _limits()
+  trained = {name: (trained_options(run), inference_flags.trained_label_format(run)) for name, run in weights.items()}
+  limits = Limits(pixels=values.max_megapixels * 10**6, seconds=values.max_seconds)
   store = PromptStore(limits.prompt_bytes)
-  counts = _store_prompts(store, limits, labels)
+  counts = _store_prompts(store, limits, next(iter(trained.values()))[1])
   listening = server.listen(values.host, values.port)
-  print(compile_notice("the network", load_config(values.model_path).depth, training=False), flush=True)
-  engine = Engine(
-    lambda: Predictor.from_checkpoint(values.model_path, adapter=adapter),
-    options=options,
-    warm_prompts=counts,
-    queue=limits.queue,
-  )
-  model, address = os.path.basename(os.path.normpath(weights)), server.address_of(listening)
-  service = Service(engine, store, limits, model, options, labels, token, loopback)
-  ready = f"ready: {address} ({model}, {len(store.list())} stored sets of prompts; requests: {address}/docs)"
-  ended_by = server.serve(service.application(), engine, listening, lambda: print(ready, flush=True), limits.seconds)
+  depth, models = sum(load_config(path).depth for path in paths.values()), {}
+  print(compile_notice("the network", depth, training=False), flush=True)
+  for name, (options, labels) in trained.items():
+    load = functools.partial(Predictor.from_checkpoint, paths[name], adapter=adapter)
+    engine = Engine(load, options=options, warm_prompts=counts, queue=limits.queue)
+    models[name] = Served(engine, options, labels, annotation_files.class_names((), weights[name], (), labels))
+  service, address = Service(models, store, limits, token, loopback), server.address_of(listening)
+  names, engines = ", ".join(models), [each.engine for each in models.values()]
+  ready = f"ready: {address} ({names}, {len(store.list())} stored sets of prompts; requests: {address}/docs)"
+  ended_by = server.serve(service.application(), engines, listening, lambda: print(ready, flush=True), limits.seconds)
   if ended_by == signal.SIGINT:
     raise KeyboardInterrupt
 
 
-def _limits() -> Limits:
-  """Returns the limits that the flags describe."""
-  from seggpt_jax.app.limits import Limits
+def _paths(given: Sequence[str]) -> dict[str, str]:
+  """Returns the paths of the networks by their names.
 
-  try:
-    return Limits(**{name: flags.FLAGS[flag].value * unit for name, (flag, unit) in _LIMITS.items()})
-  except InputError as error:
-    name, _, rest = str(error).partition(":")
-    raise InputError(f"{flag_name(_LIMITS[name][0])}:{rest}") from error
+  Raises:
+    InputError: two have the same name, or there are several with an adapter.
+  """
+  paths: dict[str, str] = {}
+  for text in given:
+    named = _NAME.fullmatch(text)
+    path = expand(named[2] if named else text)
+    name = named[1] if named else os.path.basename(os.path.normpath(flags.FLAGS.adapter or path))
+    if not path or name in paths:
+      raise InputError(f"--model-path: found {name + ' twice' if path else 'an empty value'}, expected NAME=PATH")
+    paths[name] = path
+  if len(paths) > 1 and flags.FLAGS.adapter:
+    raise InputError("--adapter cannot be combined with several --model-path")
+  return paths
 
 
 def _store_prompts(store: PromptStore, limits: Limits, labels: LabelFormat) -> list[int]:

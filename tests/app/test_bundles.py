@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from seggpt_jax.app import bundles
+from seggpt_jax.app.bundles import MOST_FRAMES, add_frames
 from seggpt_jax.app.limits import TooLargeError
 from seggpt_jax.app.sessions import Session
-from seggpt_jax.app.video_frames import MOST_FRAMES, add_frames
 from seggpt_jax.data.datasets import OutlineSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.coco import read_coco

@@ -43,7 +43,8 @@ def test_a_run_can_be_stopped_and_its_network_answers(person, tmp_path):
   answer = person.answer(person.keys[2])
   assert person.post("/api/learning", json={"steps": 5000}).status_code == 202
   second = person.post("/api/learning", json={"steps": 5})
-  assert second.status_code == 429 and "in use by" in second.json()["error"]
+  for refused in (second, person.delete("/api/classes/1")):
+    assert refused.status_code == 429 and "in use by" in refused.json()["error"]
   running = person.wait(lambda state: state["learning"]["step"] or is_over(state), 120)
   assert running["learning"]["state"] == "running", running["learning"]["error"]
   assert running["learning"]["curve"][0][1] > 0 and running["learning"]["minutes"] > 0

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from seggpt_jax.app.engine import Engine
-from seggpt_jax.app.fields import PREDICT_FIELDS
+from seggpt_jax.app.fields import PredictFields
 from seggpt_jax.app.limits import Limits
 from seggpt_jax.app.prompt_sets import PromptStore
-from seggpt_jax.app.service import Service
+from seggpt_jax.app.service import Served, Service
 from seggpt_jax.inference.options import InferenceOptions
 from tests.app.conftest import noise, prompt_of
 from tests.app.test_service import GOOD, as_json, files_of
@@ -28,7 +28,8 @@ def client(predictor):
   engine = Engine(lambda: predictor, queue=LIMITS.queue, gather_seconds=0)
   engine.started.result(60)
   with TestClient(
-    Service(engine, PromptStore(LIMITS.prompt_bytes), LIMITS).application(), base_url="http://localhost"
+    Service({"tiny": Served(engine)}, PromptStore(LIMITS.prompt_bytes), LIMITS).application(),
+    base_url="http://localhost",
   ) as client:
     yield client
     engine.close()
@@ -47,9 +48,9 @@ VALUES = st.recursive(
   max_leaves=8,
 )
 NUMBERS = st.integers(-2, 5) | st.floats(0, 3) | st.sampled_from([1e-300, 1e300, 10**400, -1, 2**31])
-NAMES = st.sampled_from([*PREDICT_FIELDS, "image", "prompt_image", "prompt_label", "nothing"])
+NAMES = st.sampled_from([*PredictFields.model_fields, "nothing"])
 TEXTS = st.sampled_from(
-  ["", "1", "2,1", "both", "horizontal", "instance", "binary", "table", "index", "true", "(0,0,0)"]
+  ["", "1", "2,1", "both", "instance", "overlay,coco", "binary", "table", "index", "true", "(0,0,0)"]
 )
 
 

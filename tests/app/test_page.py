@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from seggpt_jax.app import http, page_routes, ready_examples, server
+from seggpt_jax.app import bundles, http, page_routes, server
 from seggpt_jax.app.engine import Engine
 from seggpt_jax.app.page_routes import PAGE
 from seggpt_jax.app.project_files import create_project
@@ -191,6 +191,7 @@ def test_bad_labels_are_refused(person):
     ("settings", b'{"choice": "oldest"}'),
     ("settings", b'{"choice": "oldest"}'),
     ("settings", b'{"sensitivity": [1e400]}'),
+    ("settings", b'{"colors": ["red"]}'),
     ("classes", b'{"names": []}'),
     ("classes", b'{"names": ["a", "a"]}'),
     ("classes", b'{"names": ["a", ""]}'),
@@ -335,6 +336,32 @@ def test_a_learned_prompt_answers_without_examples(model, learned_prompt, tmp_pa
     np.testing.assert_array_equal(person.answer(keys[1]), expected)
 
 
+def test_classes_are_recolored_and_removed(person, tmp_path):
+  keys = [person.add(noise(seed)) for seed in range(70, 73)]
+  person.post("/api/classes", json={"names": ["crack", "hole"]})
+  person.draw(keys[0], square(1))
+  person.draw(keys[1], square(2))
+  person.wait()
+  before = person.get(f"/api/images/{keys[1]}/thumbnail").content
+  assert person.post("/api/settings", json={"colors": ["", "#ff0000"]}).status_code == 200
+  assert person.state()["colors"][1] == [255, 0, 0]
+  assert person.get(f"/api/images/{keys[1]}/thumbnail").content != before
+  for path, message in (
+    ("classes/3", "class: found 3, expected an integer from 1 to 2"),
+    ("classes/1?ignore=often", "ignore: found 'often', expected true or false"),
+  ):
+    response = person.delete(f"/api/{path}")
+    assert response.status_code == 422 and response.json()["error"] == message
+  (tmp_path / "project" / "learned" / "1" / "run" / "checkpoints" / "5").mkdir(parents=True)
+  assert person.state()["learned"] == ["1"]
+  assert person.delete("/api/classes/1", params={"ignore": True}).status_code == 200
+  assert person.state()["learned"] == [], "its classes have other numbers"
+  state = person.wait()
+  assert state["classes"] == ["hole"] and state["colors"] == [[255, 0, 0]] and state["examples"] == [keys[1]]
+  assert set(np.unique(person.answer(keys[0]))) <= {0, 1}  # its label showed the other class only
+  assert person.delete("/api/classes/1").status_code == 422
+
+
 def test_removing_all_images_leaves_a_new_session_or_keeps_what_the_user_wants(person):
   new = person.state()
   for keep in (1, 0):
@@ -433,13 +460,13 @@ def test_folders_that_are_no_project_are_refused(tmp_path):
 
 def test_the_first_own_image_takes_the_place_of_the_ready_examples(tmp_path):
   session = Session(tmp_path / "project")
-  ready_examples.add_boards(session)
+  bundles.add_boards(session)
   assert session.classes == ["copper"] and len(session.examples) == 1 and len(session.pictures) == 10
   for name in ("part_10.png", "part_9.png"):
     session.add_image(name, png(noise(1)))
   assert [each.name for each in session.pictures.values()] == ["part_9", "part_10"]
   assert session.classes == ["object"] and not session.examples
-  ready_examples.add_boards(session)  # as further images
+  bundles.add_boards(session)  # as further images
   session.add_image("part_11.png", png(noise(1)))
   assert len(session.pictures) == 13 and not Session(tmp_path / "project").is_new
 

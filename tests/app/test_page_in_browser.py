@@ -383,6 +383,71 @@ def test_a_second_class_does_not_poison_the_first_example(page):
   expect(page.locator("#thumbnails button")).to_have_count(2)
 
 
+def test_a_class_is_recolored(page):
+  """The picture, its small picture and the buttons show the color; it is there after a reload."""
+  (key,) = add_images(page, 1)
+  open_picture(page, "0")
+  drag(page, (0.4, 0.4), (0.6, 0.5))
+  page.get_by_role("button", name="Use as example").click()
+  page.get_by_text("Example: answers use it").wait_for()
+  page.locator("#opacity").fill("100")
+  before = page.locator("#thumbnails img").get_attribute("src")
+  page.get_by_label("Color of class object").fill("#ff0000")
+  for _ in range(2):
+    expect(page.locator("#classes .chip")).to_have_css("background-color", "rgb(255, 0, 0)")
+    expect(page.locator("#thumbnails img")).not_to_have_attribute("src", before)
+    page.locator("#image-name").get_by_text("0", exact=True).wait_for()
+    page.wait_for_function(
+      """() => {
+        const canvas = document.querySelector("#canvas"), {width, height} = canvas;
+        const {data} = canvas.getContext("2d").getImageData(width / 2 - 4, 0.45 * height - 4, 8, 8);
+        return data[0] > 240 && data[1] < 20 && data[2] < 20;
+      }"""
+    )
+    page.reload()
+    page.locator("#opacity").fill("100")
+  assert (answer(page, key, "label") == 1).any()
+
+
+def test_a_class_is_removed(page):
+  """Without labels at once, else after a question; labels and what is drawn keep their other classes."""
+  keys = add_images(page, 3)
+  for number in (2, 3, 4):
+    page.get_by_role("button", name="+ Add a class").click()
+    page.get_by_label(f"Name of class {number}").wait_for()
+  page.get_by_role("button", name="Remove class class 4").click()
+  page.get_by_label("Name of class 4").wait_for(state="detached")  # nobody is asked
+  open_picture(page, "0")
+  for number, y in (("1", 0.3), ("2", 0.5), ("3", 0.7)):
+    page.keyboard.press(number)
+    drag(page, (0.3, y), (0.7, y))
+  page.keyboard.press("Enter")
+  page.get_by_text("2 of 2 answered").wait_for()
+  before = answer(page, keys[0], "label")
+  open_picture(page, "1")
+  page.get_by_text("Answered by the network").wait_for()
+  page.keyboard.press("3")
+  drag(page, (0.2, 0.2), (0.8, 0.2))
+  page.get_by_role("button", name="Remove class class 2").click()
+  question = page.locator("#class-dialog")
+  question.get_by_text("Remove the class class 2?").wait_for()
+  question.get_by_role("button", name="Cancel").click()
+  expect(page.locator("#classes li")).to_have_count(3)
+  page.get_by_role("button", name="Remove class class 2").click()
+  question.get_by_label("Where it is drawn").select_option("ignore")
+  question.get_by_role("button", name="Remove the class").click()
+  expect(page.locator("#classes li")).to_have_count(2)
+  expect(page.get_by_label("Name of class 2")).to_have_value("class 3")
+  page.get_by_text("2 of 2 answered").wait_for()
+  expected = np.where(before == 2, 255, np.where(before == 3, 2, before))
+  np.testing.assert_array_equal(answer(page, keys[0], "label"), expected)
+  page.get_by_text("Changed by hand, saved").wait_for()  # and the draft is still there, with its class
+  assert 2 in answer(page, keys[1], "draft") and not {3, 4} & set(np.unique(answer(page, keys[1], "draft")))
+  page.get_by_role("button", name="Use as example").click()
+  page.get_by_text("1 of 1 answered").wait_for()
+  assert set(np.unique(answer(page, keys[2]))) <= {0, 1, 2}
+
+
 def test_a_box_a_click_and_keys_draw(page):
   rows, columns = np.mgrid[:120, :160]
   disk = (rows - 60) ** 2 + (columns - 80) ** 2 < 25**2

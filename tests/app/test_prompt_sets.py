@@ -20,8 +20,8 @@ def set_of(num_bytes: int, value: int = 1) -> PromptSet:
 def test_the_least_recently_used_set_is_dropped():
   store = PromptStore(100)
   assert store.put("a", set_of(40)) and store.put("b", set_of(40))
-  store.get("a")
-  store.peek("b")  # to look at a set is no use of it
+  store.get("a", use=True)
+  store.get("b")  # to look at a set is no use of it
   store.put("c", set_of(40))
   assert list(store.list()) == ["a", "c"]
   with pytest.raises(UnknownPromptsError, match="'b'"):
@@ -32,7 +32,7 @@ def test_a_set_replaces_one_of_the_same_name():
   store = PromptStore(100)
   assert store.put("a", set_of(80, 1))
   assert not store.put("a", set_of(80, 2))
-  assert store.get("a").classes == (2,)
+  assert store.get("a").prompts.classes == (2,)
   store.remove("a")
   with pytest.raises(UnknownPromptsError):
     store.remove("a")

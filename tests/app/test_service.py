@@ -19,7 +19,8 @@ from starlette.testclient import TestClient
 
 from seggpt_jax.app.limits import Limits
 from seggpt_jax.app.prompt_sets import PromptStore
-from seggpt_jax.app.service import Service
+from seggpt_jax.app.service import Served, Service
+from seggpt_jax.inference.instances import instances
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from tests.app.conftest import noise, prompt_of
@@ -35,7 +36,9 @@ def start(engines):
 
   def start(engine=None, limits=LIMITS, **options) -> TestClient:
     engine = engine or engines(queue=limits.queue)
-    service = Service(engine, PromptStore(limits.prompt_bytes), limits, "loud", **options)
+    own = {name: options.pop(name) for name in ("options", "labels", "class_names") if name in options}
+    models = {"loud": Served(engine, **own), **options.pop("more", {})}
+    service = Service(models, PromptStore(limits.prompt_bytes), limits, **options)
     return running.enter_context(TestClient(service.application(), base_url="http://127.0.0.1:8000"))
 
   with contextlib.ExitStack() as running:
@@ -68,10 +71,71 @@ def pixels_of(text: str) -> np.ndarray:
 
 
 def metric(client, name: str) -> float:
-  return float(re.search(rf"^{name} (\S+)$", client.get("/metrics").text, re.M)[1])
+  return float(re.search(rf"^{name}(?:{{model=\"loud\"}})? (\S+)$", client.get("/metrics").text, re.M)[1])
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
+
+
+def test_polygons_coco_and_overlay(start, engines, predictor):
+  client = start(engines(queue=LIMITS.queue), class_names=("crack",))
+  files = files_of([prompt_of(1)], [noise(1), noise(2, 70, 30)])
+  sent = {"files": files, "data": {"answer": "polygons,coco,overlay", "least_area": "20"}}
+  found = client.post("/predict", **sent).json()
+  image_ids = [each["image_id"] for each in found["coco"]["annotations"]]
+  assert [each["name"] for each in found["coco"]["categories"]] == ["crack", "class_2"]
+  assert [each["file_name"] for each in found["coco"]["images"]] == 2 * ["query.png"]
+  for number, (image, entry) in enumerate(zip([noise(1), noise(2, 70, 30)], found["predictions"], strict=True), 1):
+    expected = predictor.predict(image, [prompt_of(1)], least_area=20)
+    objects = instances(expected)
+    assert "labels" not in entry and objects and image_ids.count(number) == len(objects)
+    np.testing.assert_array_equal(pixels_of(entry["overlay"]), expected.overlay(image))
+    for each, polygon in zip(objects, entry["polygons"], strict=True):
+      assert (polygon["class"], polygon["area"], tuple(polygon["box"])) == (each.class_index, each.area, each.box)
+      np.testing.assert_allclose(polygon["polygon"], each.polygon, atol=0.01)
+  files, png_only = [files[0], *files[2:]], {"accept": "image/png"}
+  answer = client.post("/predict", files=files, data={"answer": "overlay", "least_area": "20"}, headers=png_only)
+  np.testing.assert_array_equal(
+    np.asarray(Image.open(io.BytesIO(answer.content))),
+    predictor.predict(noise(1), [prompt_of(1)], least_area=20).overlay(noise(1)),
+  )
+  answer = client.post("/predict", files=files, data={"answer": "coco"}, headers=png_only)
+  assert "answer: found coco with Accept: image/png" in error_of(answer, 422)
+
+
+def test_several_networks_share_the_stored_prompts(start, engines, predictor, model, learned_prompt):
+  """Each network keeps its own resized prompts; one without prompts refuses them while the others take them."""
+  other = Predictor(model, max_canvases=2)
+  more = {"other": Served(engines(lambda: other), InferenceOptions(split=2))}
+  more["learned"] = Served(engines(lambda: Predictor(model, learned=learned_prompt)))
+  client = start(engines(), more=more)
+  assert client.get("/health").json()["models"] == ["loud", "other", "learned"]
+  client.put("/prompts/parts", files=files_of([prompt_of(1)], []))
+  query = files_of([], [noise(1)])
+  for name, expected in (
+    ("", predictor.predict(noise(1), [prompt_of(1)])),
+    ("other", other.predict(noise(1), [prompt_of(1)], split=2)),
+  ):
+    answer = client.post("/predict", files=query, data={"prompts": "parts", **({"model": name} if name else {})})
+    assert answer.json()["model"] == (name or "loud")
+    np.testing.assert_array_equal(pixels_of(answer.json()["predictions"][0]["labels"]), expected.labels)
+  assert client.post("/predict", files=query, data={"model": "learned"}).status_code == 200
+  answer = client.post("/predict", files=query, data={"model": "learned", "prompts": "parts"})
+  assert "prompts cannot be combined with a learned prompt" in error_of(answer, 422)
+  answer = client.post("/predict", files=query, data={"model": "none"})
+  assert error_of(answer, 422) == "model: found 'none', expected one of loud, other, learned"
+  assert 'seggpt_images_total{model="other"} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("form", ["plain", "line breaks", "data url"])
+def test_base64_of_other_programs(client, form):
+  """`base64 FILE` breaks lines, and browsers put the type before the text."""
+  body = as_json(GOOD)
+  for name in ("image", "prompt_image", "prompt_label"):
+    (text,) = body[name]
+    broken = "\r\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+    body[name] = [{"plain": text, "line breaks": broken, "data url": f"data:image/png;base64,{text}"}[form]]
+  assert client.post("/predict", json=body).status_code == 200
 
 
 @pytest.mark.parametrize("form", ["multipart", "json"])
@@ -208,16 +272,19 @@ def test_prompts_that_show_nothing_are_pointed_out(client):
 
 
 def test_documents_about_itself(client):
-  assert client.get("/health").json() == {"status": "ready", "model": "loud", "queue": 0}
+  assert client.get("/health").json() == {"status": "ready", "model": "loud", "models": ["loud"], "queue": 0}
   described = client.get("/openapi.json").json()
-  served = set(
-    described["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
-  )
+  content = described["paths"]["/predict"]["post"]["requestBody"]["content"]
+  served = set(content["application/json"]["schema"]["properties"])
+  assert content["multipart/form-data"]["schema"]["properties"]["image"]["items"]["format"] == "binary"
   fields = {field.name for field in dataclasses.fields(InferenceOptions)}
   assert fields | {"image", "prompt_image", "prompt_label", "prompts", "confidence", "labels"} <= served
-  page = client.get("/docs")
-  assert "POST /predict" in page.text and not re.search(r"(src|href)=[\"']?(https?:)?//", page.text)
-  assert "sha256-" in page.headers["content-security-policy"]
+  assert set(described["components"]["schemas"]["ImageAnswer"]["properties"]) >= {"labels", "polygons", "overlay"}
+  for page in (client.get("/docs"), client.get("/")):
+    linked = re.findall(r"(?:src|href)=[\"']?(?:https?:)?//([^/]+)", page.text)
+    assert set(linked) <= {"cdn.jsdelivr.net"} and "openapi.json" in page.text
+  assert "POST /predict" in page.text and not linked, "nobody needs the internet to find the requests"
+  assert client.head("/health").status_code == 200 and not client.head("/health").content
 
 
 def test_a_service_that_is_loading_says_so(engines, start, predictor):
@@ -337,7 +404,7 @@ WRONG = {
   ),
   "no labels": (422, "prompt_label[0]", {"files": [*GOOD[:2], ("prompt_label", ("a", png(noise(3, 36, 44))))]}),
   "split": (422, "split: found 'x', expected an integer", {"files": GOOD, "data": {"split": "x"}}),
-  "no number": (422, "overlap: found nan", {"files": GOOD, "data": {"split": "2", "overlap": "nan"}}),
+  "no number": (422, "overlap: found 'nan'", {"files": GOOD, "data": {"split": "2", "overlap": "nan"}}),
   "huge number": (422, "least_area", {"json": as_json(GOOD, least_area=10**400)}),
   "bool for number": (422, "split: found True", {"json": as_json(GOOD, split=True)}),
   "contradiction": (422, "overlap", {"files": GOOD, "data": {"overlap": "0.5"}}),
@@ -402,7 +469,8 @@ def shared(predictor):
   engine = Engine(lambda: predictor, queue=LIMITS.queue)
   engine.started.result(60)
   yield TestClient(
-    Service(engine, PromptStore(LIMITS.prompt_bytes), LIMITS, "loud").application(), base_url="http://localhost"
+    Service({"loud": Served(engine)}, PromptStore(LIMITS.prompt_bytes), LIMITS).application(),
+    base_url="http://localhost",
   )
   engine.close()
 

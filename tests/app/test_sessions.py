@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -218,3 +220,64 @@ def test_names_of_classes_that_cannot_be_written_are_refused(session, name):
   with pytest.raises(InputError, match="expected different names"):
     session.set_classes([name])
   assert session.classes == ["crack", "hole", "dent"]
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+def test_a_class_goes_and_later_ones_move_up(session, ignore):
+  keys = add(session, 4)
+  both = square(3)
+  both[0] = 1
+  for key, labels in zip(keys[:3], (square(2), both, square(1)), strict=True):
+    session.set_label(key, labels)
+  session.set_draft(keys[3], square(3))
+  session.set_settings({"sensitivity": [1.0, 2.0, 3.0], "colors": ["", "#0000ff", "#ff0000"]})
+  session.put_answer(keys[3], session.round, prediction(square(3)))
+  old = session.round
+  session.remove_class(1, ignore)
+  assert session.classes == ["hole", "dent"] and session.settings.sensitivity == (2.0, 3.0)
+  assert session.palette(3)[1:].tolist() == [[0, 0, 255], [255, 0, 0]]
+  np.testing.assert_array_equal(session.label(keys[0]), square(1))
+  np.testing.assert_array_equal(session.label(keys[1]), np.where(both == 3, 2, np.where(both == 1, 255 * ignore, 0)))
+  assert [each.key for each in session.examples] == keys[:2], "the third one shows no class any more"
+  np.testing.assert_array_equal(session.draft(keys[3]), square(2))
+  session.put_answer(keys[3], old, prediction(square(1)))
+  with pytest.raises(UnknownError):
+    session.answer(keys[3])  # one with the numbers of before came late
+  again = Session(session.folder)
+  assert again.classes == session.classes and again.settings == session.settings
+  assert {each.name: each.holds for each in again.pictures.values()} == {
+    each.name: each.holds for each in session.pictures.values()
+  }
+  session.remove_class(2)
+  for index, message in ((1, "found the only one"), (2, "found 2, expected an integer from 1 to 1")):
+    with pytest.raises(InputError, match=message):
+      session.remove_class(index)
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_kill_while_a_class_is_removed_leaves_all_of_it_or_nothing(session, monkeypatch, moved):
+  keys = add(session, 2)
+  for key in keys:
+    session.set_label(key, square(2))
+  real, calls = os.replace, []
+
+  def killed(source, target):
+    if ".relabeled" in str(source):
+      calls.append(target)
+      if len(calls) > moved:
+        raise KeyboardInterrupt
+    real(source, target)
+
+  monkeypatch.setattr(os, "replace", killed)
+  with pytest.raises(KeyboardInterrupt):
+    session.remove_class(1)
+  monkeypatch.undo()
+  again = Session(session.folder)
+  assert again.classes == ["hole", "dent"]
+  assert [each.holds for each in again.pictures.values()] == [(1,), (1,)]
+  monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+  with pytest.raises(OSError, match="killed"):
+    again.remove_class(2)  # before the moment from which it counts
+  monkeypatch.undo()
+  third = Session(session.folder)
+  assert third.classes == ["hole", "dent"] and again.classes == ["hole", "dent"]

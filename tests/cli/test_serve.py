@@ -112,7 +112,16 @@ def wait_until_refused(address: str) -> None:
 
 def test_a_service_from_start_to_end(weights_directory, prompts):
   """Stored prompts, a token, many clients, requests that run while it is told to end."""
-  arguments = ("--model-path", weights_directory, "--prompts", prompts, "--prompts", f"more={prompts / 'parts'}")
+  arguments = (
+    "--model-path",
+    weights_directory,
+    "--model-path",
+    f"other={weights_directory}",
+    "--prompts",
+    prompts,
+    "--prompts",
+    f"more={prompts / 'parts'}",
+  )
   more = f"one={prompts}/scratches/images/3.png,{prompts}/scratches/labels/3.png"
   predictor = Predictor.from_checkpoint(weights_directory)
   with serving(*arguments, "--prompts", more, SEGGPT_TOKEN="s3cret") as (process, address):
@@ -127,7 +136,7 @@ def test_a_service_from_start_to_end(weights_directory, prompts):
         "POST",
         f"{address}/predict",
         files={"image": png(noise(seed))},
-        data={"prompts": "parts", "split": "2"},
+        data={"prompts": "parts", "split": "2", "model": ("other", weights_directory.name)[seed % 2]},
         headers=headers | {"accept": "image/png"},
       )
 
@@ -194,11 +203,11 @@ def taken() -> socket.socket:
     (["--host=0.0.0.0"], "--token: missing with --host=0.0.0.0"),
     (["--token="], "--token: found an empty one"),
     (["--token=a b"], "--token: found other characters"),
-    (["--split=objects"], "--split: found objects"),
     (["--prompts=nothing"], "--prompts: found 'nothing'"),
     (["--prompts=a=nothing.png"], "--prompts: a: found 'nothing.png'"),
     (["--prompts=a=x.png,y.png"], "x.png: not found"),
-    (["--max-memory-mb=10"], "--max-memory-mb: found 10485760 bytes, expected at least"),
+    (["--model-path=small", "--model-path=a/small"], "--model-path: found small twice"),
+    (["--model-path=other=small", "--adapter=small"], "--adapter cannot be combined with several"),
     (["--host=no.such.host.invalid", "--token=a"], "cannot listen there"),
   ],
   ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -18,7 +18,7 @@ async function request(method, path, body, type) {
 const json = (method, path, value) => request(method, path, JSON.stringify(value), "application/json");
 const image = (key, what = "") => `api/images/${key}${what && "/"}${what}`;
 
-export const thumbnailAddress = (key, version) => `${image(key, "thumbnail")}?v=${version}`;
+export const thumbnailAddress = (key, version) => `${image(key, "thumbnail")}?v=${encodeURIComponent(version)}`;
 export const panelAddress = (name) => `api/learning/panel?v=${encodeURIComponent(name)}`;
 
 export const readState = async (since, first) =>
@@ -32,8 +32,9 @@ export const addBoards = () => request("POST", "api/boards");
 export const removeImage = (key) => request("DELETE", image(key));
 export const removeAll = (keep) => request("DELETE", `api/images?keep=${keep ? 1 : 0}`);
 export const setClasses = (names) => json("POST", "api/classes", {names});
+export const removeClass = (index, labels) => request("DELETE", `api/classes/${index}?ignore=${labels === "ignore"}`);
 export const setSettings = (values) => json("POST", "api/settings", values);
-export const look = (key, index) => request("POST", `${image(key, "look")}?class=${index}`);
+export const look = (key, index) => request("POST", `${image(key, "look")}?index=${index}`);
 export const setDone = (key, done) => request("POST", `${image(key, "done")}?done=${done ? 1 : 0}`);
 export const cutOut = async (key, {x, y, width, height}, seed) =>
   decode(await request("POST", `${image(key, "cut")}?x=${x}&y=${y}&width=${width}&height=${height}&seed=${seed}`));

@@ -74,7 +74,7 @@ function showFilter() {
 
 export function showGallery(open) {
   showFilter();
-  const order = shownOrder();
+  const order = shownOrder(), colors = state.settings.colors.join("_");
   for (const [key, {item}] of buttons) {
     if (!order.includes(key)) {
       item.remove();
@@ -85,7 +85,7 @@ export function showGallery(open) {
     const image = state.images.get(key);
     if (!image) return;
     const shown = buttons.get(key) ?? make(key, open);
-    const {text, kind} = described(image), version = `${image.label}.${image.label ? "" : `${image.answer}.${shownVersion()}`}`;
+    const {text, kind} = described(image), version = `${image.label}.${image.label ? "" : `${image.answer}.${shownVersion()}`}.${colors}`;
     if (shown.version !== version) shown.picture.src = thumbnailAddress(key, version);
     shown.version = version;
     shown.label.textContent = text;

@@ -28,6 +28,7 @@ const loading = () => shown.key !== current.key;
 editor.locked = loading;
 editor.view.hidden = hidden;
 editor.cutOut = (box, seed) => api.cutOut(shown.key, box, seed).catch(fail);
+let numbering = 0;  // of the classes: it grows when one is removed
 let edits = 0, saveTimer = 0, saving = Promise.resolve();
 let toastTimer = 0;
 
@@ -225,6 +226,23 @@ async function removeAll() {
   await change(api.removeAll($("keep").checked));
 }
 
+// Asks first if labels show the class, or a network has learned it.
+function askToRemoveClass(index) {
+  const images = [...state.images.values()].filter((image) => image.holds.includes(index) || image.draft);
+  $("class-dialog").dataset.index = index;
+  $("class-labels").value = "background";
+  if (!images.length && !unsaved.size && !state.learned.length) return removeClass();
+  const count = images.length === 1 ? "1 picture has" : `${images.length} pictures have`;
+  $("class-question").textContent = `Remove the class ${state.classes[index - 1]}? ${count} labels that may show it.`;
+  $("class-dialog").showModal();
+}
+
+async function removeClass() {
+  $("class-dialog").close();
+  await save();  // the server gives drafts their new classes
+  await change(api.removeClass($("class-dialog").dataset.index, $("class-labels").value));
+}
+
 async function remove() {
   const {key, name, label} = state.images.get(current.key), place = state.order.indexOf(key);
   if ((label || drafts.has(key)) && !confirm(`Remove ${name} with what is drawn on it?`)) return;
@@ -239,7 +257,7 @@ function chooseClass(index) {
   current.classIndex = editor.classIndex = index;
   if (["eraser", "pan", "ignore"].includes(editor.tool)) chooseTool("brush");
   editor.repaint();
-  showClasses(chooseClass);
+  showClasses(chooseClass, askToRemoveClass);
   showSettings();
 }
 
@@ -292,7 +310,7 @@ function onKey(event) {
   const sliding = event.target.matches("input[type=range]") && event.key.startsWith("Arrow");
   const pressing = event.target.matches("button, a, summary, input") && ["Enter", " "].includes(event.key);
   const plain = !event.altKey && !event.metaKey && (!event.ctrlKey || "zy".includes(event.key));
-  if (typing || sliding || pressing || !plain || $("clear-dialog").open) return;
+  if (typing || sliding || pressing || !plain || document.querySelector("dialog[open]")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const by = event.shiftKey && {ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[key];
   const action = by ? () => editor.moveBrush(...by) : /^[1-9]$/.test(key) ? () => chooseClass(Number(key)) : KEYS[key];
@@ -356,6 +374,8 @@ function prepare() {
     },
     "clear-no": () => $("clear-dialog").close(),
     "clear-yes": removeAll,
+    "class-no": () => $("class-dialog").close(),
+    "class-yes": removeClass,
     "use": use, "drop-example": dropExample, "undo": KEYS.z, "redo": KEYS.y, "remove": remove, "done": toggleDone,
     "clear": () => editor.replace(new Uint8Array(editor.labels.length)),
     "zoom-in": () => editor.view.zoom(1.25), "zoom-out": () => editor.view.zoom(0.8),
@@ -392,11 +412,22 @@ function fail(error) {
 onFailure(fail);
 listen(async () => {
   for (const key of drafts.keys()) if (!state.images.has(key)) drafts.delete(key);
-  editor.colors = state.colors;
+  if (state.numbering > numbering) {  // what is drawn has other classes on the server
+    drafts.clear();
+    unsaved.clear();
+    hidden.clear();
+    shown.key = "";
+    current.classIndex = editor.classIndex = 1;
+  }
+  numbering = state.numbering;
+  if (JSON.stringify(editor.colors) !== JSON.stringify(state.colors)) {
+    editor.colors = state.colors;
+    editor.repaint();
+  }
   if (current.classIndex > state.classes.length) current.classIndex = editor.classIndex = 1;
   showProgress();
   showGallery(open);
-  showClasses(chooseClass);
+  showClasses(chooseClass, askToRemoveClass);
   showSettings();
   showLearning();
   await showPicture();

@@ -10,12 +10,12 @@ const $ = (id) => document.getElementById(id);
 let shownClasses = "";
 export const hidden = new Set();  // classes that are not shown on pictures
 
-export function showClasses(choose) {
+export function showClasses(choose, remove) {
   const list = $("classes"), wanted = JSON.stringify([state.classes, state.colors, current.classIndex, [...hidden]]);
   const typing = list.contains(document.activeElement) && document.activeElement.tagName === "INPUT";
   if (typing || shownClasses === wanted) return;
   shownClasses = wanted;
-  list.replaceChildren(...state.classes.map((name, place) => classRow(name, place, choose)));
+  list.replaceChildren(...state.classes.map((name, place) => classRow(name, place, choose, remove)));
   $("chips").replaceChildren(...state.classes.map((name, place) => classChip(name, place, choose)));
 }
 
@@ -34,8 +34,11 @@ function classChip(name, place, choose) {
   return chip;
 }
 
-function classRow(name, place, choose) {
-  const [item, eye, input] = ["li", "button", "input"].map((name) => document.createElement(name));
+const hex = (color) => `#${color.map((value) => value.toString(16).padStart(2, "0")).join("")}`;
+
+function classRow(name, place, choose, remove) {
+  const tags = ["li", "button", "input", "input", "button"];
+  const [item, eye, input, color, cross] = tags.map((name) => document.createElement(name));
   item.classList.toggle("chosen", current.classIndex === place + 1);
   eye.type = "button";
   eye.className = "eye";
@@ -56,7 +59,22 @@ function classRow(name, place, choose) {
     change(setClasses(names));
   });
   input.addEventListener("keydown", (event) => { if (event.key === "Enter") input.blur(); });
-  item.append(classChip(name, place, choose), input, eye);
+  color.type = "color";
+  color.value = hex(state.colors[place] ?? [128, 128, 128]);
+  color.setAttribute("aria-label", `Color of class ${name}`);
+  color.addEventListener("change", () => {
+    const colors = state.classes.map((_, other) => other === place ? color.value : state.settings.colors[other] ?? "");
+    color.blur();
+    change(setSettings({colors}));
+  });
+  cross.type = "button";
+  cross.className = "eye";
+  cross.textContent = "×";
+  cross.title = "Remove this class";
+  cross.disabled = state.classes.length < 2;
+  cross.setAttribute("aria-label", `Remove class ${name}`);
+  cross.addEventListener("click", () => remove(place + 1));
+  item.append(classChip(name, place, choose), input, color, eye, cross);
   return item;
 }
 

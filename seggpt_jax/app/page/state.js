@@ -5,7 +5,8 @@ import {readState} from "./api.js";
 const BUSY = 400, IDLE = 2000;  // milliseconds between two questions
 
 export const state = {
-  images: new Map(), order: [], classes: ["object"], colors: [], settings: {sensitivity: []}, examples: [], round: 0,
+  images: new Map(), order: [], classes: ["object"], colors: [], settings: {sensitivity: [], colors: []}, examples: [], round: 0,
+  numbering: 0,
   session: "", needs_examples: true, changes: 0, progress: {answered: 0, total: 0}, learning: null, learned: [],
   ready: false, step_seconds: null,
 };
