@@ -27,7 +27,7 @@ LINES = {
 MOST_IN_A_MODULE = 400
 # Modules that were longer when the limit came, with the lines that they had; the list only gets shorter.
 LONGER = {}
-KEYS, FLAGS, WORDS = 72, 153, 22_000  # of configurations, of all commands (tests/cli/test_bounds.py), of docs
+KEYS, FLAGS, WORDS = 72, 147, 22_000  # of configurations, of all commands (tests/cli/test_bounds.py), of docs
 
 MAIN = {"seggpt_jax.__main__"}  # `python -m seggpt_jax` is above all rooms
 

@@ -56,7 +56,7 @@ def seed(name: str, folder: Path) -> dict[str, Any]:
   folder_of = {"": data, "kind": "folder", "num_classes": 3}
   return {
     "boards": {"num_train": 2, "num_val": 1, "size": 64, "scale": 1.0, "most": 2, "seed": 0, "": out},
-    "calibrate": {**network, "aim": "catch:0.9", "top_k": 1, **judged, **reading},
+    "calibrate": {**network, "catch": 0.9, "top_k": 1, **judged, **reading},
     "demo": {"workdir": out, "num_steps": 1},
     "evaluate": {
       **{"benchmark": "fss1000", "model_path": "small", "data_dir": str(folder / "fss"), "outdir": out, "split": 1},
@@ -78,7 +78,7 @@ def seed(name: str, folder: Path) -> dict[str, Any]:
       **{"split": "train", "val_share": 0.5, "groups": ""},
     },
     "retrieve": {
-      **{**network, "output": f"{out}.json,{out}_not.json", "top_k": 1, "groups": "class"},
+      **{**network, "output": f"{out}.json", "negative_output": f"{out}_not.json", "top_k": 1, "groups": "class"},
       "cache": "",
     },
     "train": {

@@ -1,16 +1,15 @@
 r"""Chooses how sensitive a trained network is to each class, on labeled images, for what an inspection line needs.
 
   seggpt calibrate --model-path RUN --dataset-dir DATASET/val --prompt-img-dir DATASET/train/images \
-    --prompt-label-dir DATASET/train/labels --aim catch:0.95
+    --prompt-label-dir DATASET/train/labels --catch 0.95
 
 Writes RUN/operating_point.json, which `seggpt infer` then uses, and RUN/operating_point.png, with precision against
-recall and catch against yield for all other choices. Without --aim it takes the best F1. The images should not be
-those of training, and other images will have slightly lower rates than those it was chosen on.
+recall and catch against yield for all other choices. Without --catch and --yield it takes the best F1. The images
+should not be those of training, and other images will have slightly lower rates than those it was chosen on.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,13 +37,9 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path("model_path", "Training run, where the operating point is written to.", required=True),
       define_path("dataset_dir", "Folder with images/ and labels/.", required=True),
     ],
-    "What to aim for": [
-      flags.DEFINE_string(
-        "aim",
-        "f1",
-        "f1 for the best F1; catch:SHARE of the images with defects, to catch (IoU of at least 0.3); or yield:SHARE of "
-        "the images without defects, to leave alone.",
-      )
+    "What to aim for (one of these, or neither for the best F1)": [
+      flags.DEFINE_float("catch", None, "Least share of images with defects to catch (IoU of at least 0.3).", 0, 1),
+      flags.DEFINE_float("yield", None, "Least share of images without defects to leave alone.", 0, 1),
     ],
     "Prompts": define_prompt_flags(),
     **inference_flags.define_option_flags(inference_flags.JUDGED),
@@ -56,7 +51,10 @@ def main() -> None:
   """Calibrates the run that the flags name."""
   keep_programs()
   values = flags.FLAGS
-  aim, least = _aim(values.aim)
+  aims = [(aim, values[aim].value) for aim in ("catch", "yield") if values[aim].value is not None]
+  if len(aims) > 1:
+    raise InputError("--yield cannot be combined with --catch: one is given up for the other")
+  aim, least = aims[0] if aims else ("f1", 0)
   target = Path(values.model_path) / FILE
   check_outputs([target, target.with_suffix(".png")], flag="--model-path")
   network = inference_flags.network_from_flags()
@@ -80,16 +78,6 @@ def main() -> None:
   choose(values.model_path, seen, palette, values.dataset_dir, aim, least)
 
 
-def _aim(text: str) -> tuple[Aim, float]:
-  """Returns what to aim for, and the least rate."""
-  if text == "f1":
-    return "f1", 0.0
-  found = re.fullmatch(r"(catch|yield):(0(?:\.\d+)?|1(?:\.0*)?)", text)
-  if not found:
-    raise InputError(f"--aim: found {text!r}, expected f1, catch:SHARE or yield:SHARE with a share from 0 to 1")
-  return found[1], float(found[2])
-
-
 def choose(
   run: str, seen: Sequence[Seen], palette: np.ndarray, images: str, aim: Aim = "f1", least: float | int = 0
 ) -> None:
@@ -106,7 +94,7 @@ def choose(
   chosen, tried = calibrate(seen, palette, aim, least)
   plain = rates(seen, palette, np.ones(len(palette) - 1), 0)
   about = {
-    "aim": {"f1": "best F1", "balance": "best mean of F1, catch and yield"}.get(aim, f"{aim} of at least {least}"),
+    "aim": {"f1": "best F1", "balance": "best mean of F1, catch and yield"}.get(aim, f"--{aim} {least}"),
     "images": str(images),
     "precision": chosen.precision,
     "recall": chosen.recall,
@@ -120,7 +108,7 @@ def choose(
   print(f"chosen, {about['aim']}: {_words(chosen)}")
   reached = chosen.catch if aim == "catch" else chosen.left_alone
   if aim in ("catch", "yield") and reached is not None and reached < least:
-    print(f"note: no choice reaches a {aim} of {least}; {reached:.1%} is the most")
+    print(f"note: no choice reaches --{aim} {least}; {reached:.1%} is the most")
   print(f"written: {path}, {path.with_suffix('.png').name}")
 
 

@@ -69,14 +69,13 @@ def define_dataset_flags(*, guess: bool) -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags and returns them in groups.
 
   Args:
-    guess: whether the command finds out what no flag gives, and takes the folder as an argument.
+    guess: whether the command finds out what no flag gives, and also takes the folder as an argument.
   """
   kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
   found = " Found out by default." if guess else ""
-  path = [] if guess else [define_path("path", "Folder of the dataset, local or remote.", required=True)]
   return {
     "Dataset": [
-      *path,
+      define_path("path", "Folder of the dataset, local or remote.", required=not guess),
       flags.DEFINE_enum(
         "kind", None if guess else "folder", list(KINDS), f"How the files are laid out. {kinds}.{found}"
       ),

@@ -2,7 +2,7 @@ r"""Judges a network as an inspection line would: defects that are caught, and g
 
   seggpt evaluate-inspection --model-path weights/vit_large --dataset-dir boards \
     --prompt-img-dir prompts/images --prompt-label-dir prompts/labels \
-    --mapping positive.json,negative.json --outdir OUT
+    --mapping positive.json --negative-mapping negative.json --outdir OUT
 
 In: images with labels, and prompts of classes that an image shows (positive) and does not show (negative). Out: a
 table, OUT/inspection.json with all numbers, and OUT/report.html with pictures, the worst first.
@@ -16,13 +16,16 @@ from absl import flags
 
 from seggpt_jax.cli import inference_flags
 from seggpt_jax.cli.data_flags import define_label_flags
-from seggpt_jax.cli.path_flags import define_path, define_paths
+from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.evaluation import inspection_report
 from seggpt_jax.metrics.inspection import Thresholds
 
-_RECORDED = (*("model_path", "adapter", "dataset_dir", "mapping", "top_k", "thresholds"), *inference_flags.JUDGED)
+_RECORDED = (
+  *("model_path", "adapter", "dataset_dir", "mapping", "negative_mapping", "top_k", "thresholds"),
+  *inference_flags.JUDGED,
+)
 
 
 def define_flags() -> dict[str, list[flags.FlagHolder]]:
@@ -37,11 +40,12 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path("dataset_dir", "Folder with images/ and labels/.", required=True),
       define_path("prompt_img_dir", "Images of the prompts.", required=True),
       define_path("prompt_label_dir", "Label maps of the prompts.", required=True),
-      define_paths(
+      define_path(
         "mapping",
-        "JSON file {image: [prompt files, best first]} of prompts that show what the image shows; after a comma one of "
-        "prompts that show what it does not show, for the yield rate. By default the first prompts by name.",
+        "JSON file {image: [prompt files, best first]} of prompts that show what the image shows. By default the first "
+        "prompts by name.",
       ),
+      define_path("negative_mapping", "The same with prompts that show what it does not show, for the yield rate."),
       flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each image.", 1, 1000),
     ],
     "Scores": [
@@ -61,12 +65,10 @@ def main() -> None:
   keep_programs()
   values = flags.FLAGS
   numbers = inference_flags.numbers("thresholds", values.thresholds, float, "three numbers such as 0.3,0.000239,0.5")
-  if len(numbers) != 3 or len(values.mapping) > 2:
-    name, count = ("thresholds", "three numbers") if len(numbers) != 3 else ("mapping", "one file or two")
-    raise InputError(f"--{name}: found {','.join(values[name].value)}, expected {count}")
+  if len(numbers) != 3:
+    raise InputError(f"--thresholds: found {','.join(values.thresholds)}, expected three numbers")
   with naming("--thresholds"):
     thresholds = Thresholds(*numbers)
-  positive, negative = [*values.mapping, None, None][:2]
   labels = inference_flags.trained_label_format(values.adapter or values.model_path)
   inspection_report.run(
     values.model_path,
@@ -74,8 +76,8 @@ def main() -> None:
     values.prompt_img_dir,
     values.prompt_label_dir,
     values.outdir,
-    mapping=positive,
-    negative_mapping=negative,
+    mapping=values.mapping,
+    negative_mapping=values.negative_mapping,
     adapter=values.adapter,
     top_k=values.top_k,
     thresholds=thresholds,

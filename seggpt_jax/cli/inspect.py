@@ -30,7 +30,7 @@ from seggpt_jax.formats.images import is_image
 from seggpt_jax.formats.recognize import Form, recognize
 from seggpt_jax.written import check_outputs, is_own
 
-ARGUMENTS = ("FOLDER",)
+ARGUMENTS = ("[FOLDER]",)  # or --path
 _GUESSED = ("kind", "num_classes", "class_names", "labels", "ignore")
 
 
@@ -49,16 +49,18 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
   }
 
 
-def main(folder: str) -> None:
-  """Inspects the dataset in a folder."""
+def main(folder: str | None = None) -> None:
+  """Inspects the dataset that the argument or the flags name."""
   values = flags.FLAGS
+  if (folder is None) == (values.path is None):
+    raise InputError(f"--path: {'missing' if folder is None else f'found {folder} too'}, expected one folder (--help)")
   given = frozenset(name for name in _GUESSED if is_given(name))
   outdir = Path(values.outdir)
   pictures = [path for path in outdir.glob("*") if is_image(path.name) and not is_own(path)]
   check_outputs([outdir / "inspect.json", outdir / "inspect.png"], pictures, is_image=is_image)
   if "ignore" in given and "labels" not in given:
     raise InputError("--labels: not found; --ignore needs it")
-  dataset = dataset_from_flags(folder)
+  dataset = dataset_from_flags(folder or values.path)
   form = Form(values.kind) if "kind" in given and values.split else recognize(dataset.path, values.kind)
   dataset = dataclasses.replace(dataset, kind=form.kind)
   splits = parse_splits(values.split) if values.split else list(form.splits[:2]) or ["train", "val"]

@@ -3,8 +3,8 @@ r"""Chooses prompts for every query and writes them as the mapping that `seggpt 
   seggpt retrieve --model-path weights/vit_large --dataset-dir DATASET/val \
     --prompt-img-dir DATASET/train/images --prompt-label-dir DATASET/train/labels --top-k 5 --output mapping.json
 
-In: a folder of queries and one of labeled images. Out: JSON {query file: [prompt files, best first]}; with two outputs,
-the second is of prompts that show nothing that the query shows. A query that is among the labeled images itself, as the
+In: a folder of queries and one of labeled images. Out: JSON {query file: [prompt files, best
+first]}. A query that is among the labeled images itself, as the
 same file or a copy, never prompts itself.
 """
 
@@ -16,7 +16,7 @@ from absl import flags
 
 from seggpt_jax.cli.data_flags import define_label_flags
 from seggpt_jax.cli.inference_flags import trained_label_format
-from seggpt_jax.cli.path_flags import define_path, define_paths
+from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
 from seggpt_jax.retrieval.mapping import DEFAULT_CACHE, write_mappings
@@ -30,12 +30,8 @@ def define_flags() -> dict[str, list[flags.FlagHolder]]:
       define_path("dataset_dir", "Queries: a folder with images/ and perhaps labels/, or of images.", required=True),
       define_path("prompt_img_dir", "Labeled images that prompts are chosen from.", required=True),
       define_path("prompt_label_dir", "Label maps of these images.", required=True),
-      define_paths(
-        "output",
-        "JSON file to write, for `seggpt infer --mapping`. With --groups there may be a second one after a comma, of "
-        "prompts of other groups.",
-        required=True,
-      ),
+      define_path("output", "JSON file to write, for `seggpt infer --mapping`.", required=True),
+      define_path("negative_output", "JSON file for a second mapping: with --groups, prompts of other groups."),
     ],
     "Choice": [
       flags.DEFINE_integer("top_k", 1, "Largest number of prompts for each query.", 1, 1000),
@@ -59,20 +55,20 @@ def main() -> None:
   """Chooses prompts for the queries that the flags name."""
   keep_programs()
   values = flags.FLAGS
-  output, *others = values.output or [""]
-  if not output or len(others) > 1 or (others and os.path.abspath(others[0]) == os.path.abspath(output)):
-    raise InputError(f"--output: found {','.join(values.output)}, expected one file, or two that differ")
-  if others and not values.groups:
-    raise InputError("--groups: not found; a second --output needs it")
+  negative = values.negative_output
+  if negative and os.path.abspath(negative) == os.path.abspath(values.output):
+    raise InputError(f"--negative-output: found {negative}, expected another file than --output")
+  if negative and not values.groups:
+    raise InputError("--groups: not found; --negative-output needs it")
   write_mappings(
     values.model_path,
     values.dataset_dir,
     values.prompt_img_dir,
     values.prompt_label_dir,
-    output,
+    values.output,
     labels=trained_label_format(values.model_path),
     top_k=values.top_k,
     groups=values.groups,
-    negative_output=others[0] if others else None,
+    negative_output=negative,
     cache=DEFAULT_CACHE if values.cache is None else values.cache,
   )

@@ -115,11 +115,11 @@ def test_inference_and_calibration_use_the_scale_of_training(trained, data, tmp_
   assert "averaged with the scale 0.5" in scaled.stdout
 
   calibrate = ("calibrate", "--model-path", run, "--dataset-dir", data / "val", *prompts(data))
-  done = command(*calibrate, "--aim", "catch:0.9")
+  done = command(*calibrate, "--catch", 0.9)
   assert done.returncode == 0, done.stderr
-  assert "chosen, catch of at least 0.9: foreground IoU" in done.stdout
+  assert "chosen, --catch 0.9: foreground IoU" in done.stdout
   point = json.loads((run / "operating_point.json").read_text())
-  assert len(point["sensitivity"]) == 2 and point["aim"] == "catch of at least 0.9"
+  assert len(point["sensitivity"]) == 2 and point["aim"] == "--catch 0.9"
   assert Image.open(run / "operating_point.png").width == 1200
   again = command(
     "infer", "--model-path", run, "--dataset-dir", data / "val", *prompts(data), "--outdir", tmp_path / "d"
@@ -158,9 +158,9 @@ def test_inference_and_calibration_use_the_scale_of_training(trained, data, tmp_
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (("--aim", "catch"), "error: --aim: found 'catch', expected f1, catch:SHARE or yield:SHARE"),
+    (("--catch", 0.9, "--yield", 0.9), "error: --yield cannot be combined with --catch"),
     (("--sensitivity", "2"), "error: --sensitivity: unknown flag"),
-    (("--aim", "catch:2"), "error: --aim: found 'catch:2'"),
+    (("--catch", 2), "error: --catch"),
   ],
 )
 def test_wrong_input_is_one_line(trained, data, options, message):

@@ -173,8 +173,8 @@ def test_queries_without_what_is_asked_of_them_are_named(folders, model):
   ("options", "says"),
   [
     (["--groups=prefix:-"], "blue_q3.png: found no labeled image of its group 'blue_q3'"),
-    (["--output=a.json,b.json"], "--groups: not found; a second --output needs it"),
-    (["--groups=class", "--output=a.json,a.json"], "--output: found a.json,a.json, expected one file, or two"),
+    (["--output=a.json", "--negative-output=b.json"], "--groups: not found; --negative-output needs it"),
+    (["--groups=class", "--output=a.json", "--negative-output=a.json"], "--negative-output: found a.json, expected"),
     (["--prompt-img-dir=bare"], "bare: found no images"),
     (["--prompt-label-dir=few"], "found no label for it, expected few/"),
     (["--cache=damaged"], "cannot be read as features, damaged"),

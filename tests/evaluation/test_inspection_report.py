@@ -233,7 +233,7 @@ def test_the_command_writes_numbers_and_page(folders, tmp_path):
   arguments = [
     *("--model-path", "drawn", "--dataset-dir", folders / "data", "--outdir", tmp_path / "out", "--labels", "binary"),
     *("--prompt-img-dir", prompts / "images", "--prompt-label-dir", prompts / "labels", "--split", "1,2"),
-    *("--mapping", f"{folders}/positive.json,{folders}/negative.json"),
+    *("--mapping", folders / "positive.json", "--negative_mapping", folders / "negative.json"),
   ]
 
   def command(*options):
