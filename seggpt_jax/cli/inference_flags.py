@@ -11,7 +11,6 @@ from absl import flags
 
 from seggpt_jax.cli.data_flags import label_values
 from seggpt_jax.cli.runner import flag_name, naming_flags
-from seggpt_jax.data.scale import fewest_cells
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.folders import list_images
 from seggpt_jax.formats.labels import LabelFormat
@@ -131,9 +130,7 @@ def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calib
     scale = {name: getattr(trained, name) for name in ("zoom", "prompt_grid", "overlap")}
   elif split == ["objects"]:
     objects = measure_objects(_prompt_labels(), labels)
-    zoom, sides = objects.zoom(load_config(values.model_path)), objects.sides
-    if zoom:
-      scale = {"zoom": zoom, "prompt_grid": fewest_cells(len(sides)), "octaves": 2, "overlap": ZOOM_OVERLAP}
+    scale, sides = objects.scale(load_config(values.model_path)), objects.sides
   else:
     scale = {"split": numbers("split", split, int, "auto, objects, a number, or several such as 1,2,4")}
   sensitivity = changes.get("sensitivity", ["auto"])
@@ -145,7 +142,7 @@ def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calib
     options = InferenceOptions(**{**scale, **changes})
   if split == ["objects"]:
     smallest = min(sides, key=sides.get)
-    enough = "" if zoom else ", large enough in whole images"
+    enough = "" if options.zoom else ", large enough in whole images"
     print(f"--split=objects: the smallest are those of class {smallest}, {sides[smallest]:.0f} pixels large{enough}")
   if options.zoom:
     which = "the scale of training" if split == ["auto"] else "their scale"

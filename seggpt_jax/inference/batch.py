@@ -155,11 +155,10 @@ def run(
   if not left:
     annotation_files.finish(outdir, queries, entries, kinds, annotation_options)
     if never := never_found(entries):
-      logging.warning(
-        "class %s: never found, although prompts show it; try other or more prompts (--prompts=similar, --top-k), or "
-        "--split=objects if it is small",
-        ", ".join(map(str, never)),
-      )
+      advice = "try other or more prompts (--prompts=similar, --top-k), or --split=objects if it is small"
+      if not predictor.needs_prompts:
+        advice = "train for more steps, or label more images that show it"
+      logging.warning("class %s: never found, although it is asked for; %s", ", ".join(map(str, never)), advice)
   metrics = None if left else write_report(outdir, queries, entries, settings)
   return Outcome(done, len(own) - len(unfinished), left, metrics, skipped_files(entries), own_prompts(queries, entries))
 

@@ -36,6 +36,7 @@ from seggpt_jax.inference.options import MIRRORED_AXES, InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.prompts import Pixels, PreparedPrompt, Prompt, PromptTiles
 from seggpt_jax.inference.tiling import image_windows, seam_windows, tile_windows
+from seggpt_jax.inference.trained import measure_objects
 from seggpt_jax.inference.trained_head import HeadPrediction, answer_of
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
@@ -231,7 +232,8 @@ class Predictor:
         allowed with a learned prompt, which has the colors it was trained with.
       options: tiles, overlap and mirrored copies; one tile for the whole image by default.
       class_names: names of classes 1, 2, ..., which the prediction keeps.
-      **changes: attributes of `InferenceOptions`, such as `split=2`, in place of those of `options`.
+      **changes: attributes of `InferenceOptions`, such as `split=2`, in place of those of `options`; `split="objects"`
+        chooses the scale at which the prompts' objects are large enough.
 
     Returns:
       Labels and colors of the query's size; a list with one prediction for each image of a list or folder.
@@ -239,6 +241,11 @@ class Predictor:
     Raises:
       InputError: an argument is not as described above.
     """
+    if isinstance(changes.get("split"), str):
+      if changes.pop("split") != "objects" or not prompts:
+        raise InputError('split: expected an integer, several that differ, or "objects" and prompts that show some')
+      prompts = [prompt for _, prompt in prompts_lib.load_prompts(prompts)]
+      changes = measure_objects([prompt.labels for prompt in prompts]).scale(self.config) | changes
     options = dataclasses.replace(options or InferenceOptions(), **changes)
     images, single = prompts_lib.list_several(image)
     found = self.predict_many([(each, prompts) for each in images], options, palette=palette)

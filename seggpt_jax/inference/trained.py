@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seggpt_jax.data.scale import measured_zoom, object_sides
+from seggpt_jax.data.scale import fewest_cells, measured_zoom, object_sides
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.files import expand, parse_json, write_whole
 from seggpt_jax.formats.labels import LABEL_MODES, LabelFormat, LabelMode, Value, read_labels
@@ -202,16 +202,17 @@ _MOST_WINDOWS = 64
 
 
 class _LabelFiles:
-  """Label maps of files, in the form that `object_sides` reads."""
+  """Label maps, as arrays or files, in the form that `object_sides` reads."""
 
-  def __init__(self, files: Sequence[str | os.PathLike], labels: LabelFormat):
+  def __init__(self, files: Sequence[str | os.PathLike | np.ndarray], labels: LabelFormat):
     self._files, self._labels = files, labels
 
   def __len__(self) -> int:
     return len(self._files)
 
   def label(self, index: int) -> np.ndarray:
-    return read_labels(self._files[index], self._labels)
+    label = self._files[index]
+    return label if isinstance(label, np.ndarray) else read_labels(label, self._labels)
 
 
 class Objects(NamedTuple):
@@ -227,12 +228,18 @@ class Objects(NamedTuple):
       return 0.0
     return measured_zoom(self.sides, self.shape, square, wanted, _MOST_WINDOWS)
 
+  def scale(self, config: SegGPTConfig) -> dict[str, Any]:
+    """Returns the values of `InferenceOptions` that show the objects at this zoom and at half of it."""
+    if not (zoom := self.zoom(config)):
+      return {}
+    return {"zoom": zoom, "prompt_grid": fewest_cells(len(self.sides)), "octaves": 2, "overlap": ZOOM_OVERLAP}
 
-def measure_objects(files: Sequence[str | os.PathLike], labels: LabelFormat) -> Objects:
-  """Measures the objects in the label maps of prompts, of which at most 200 are looked at.
+
+def measure_objects(files: Sequence[str | os.PathLike | np.ndarray], labels: LabelFormat | None = None) -> Objects:
+  """Measures the objects in the label maps of prompts, arrays or files, of which at most 200 are looked at.
 
   Raises:
     InputError: a label cannot be read, or none shows any class.
   """
-  source = _LabelFiles(files, labels)
+  source = _LabelFiles(files, labels or LabelFormat())
   return Objects(object_sides(source), source.label(0).shape)

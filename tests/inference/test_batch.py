@@ -441,4 +441,4 @@ def test_a_class_that_is_never_found_is_named(folders, predictor, monkeypatch, c
   batch.run(predictor, queries[:2], folders / "all", resume=True)
   assert "never found" not in caplog.text, "an image of the run that is resumed has it"
   batch.run(predictor, queries, folders / "some")
-  assert "class 2: never found, although prompts show it; try other or more prompts" in caplog.text
+  assert "class 2: never found, although it is asked for; try other or more prompts" in caplog.text

@@ -89,6 +89,19 @@ def test_objects_of_prompts_are_shown_two_patches_large(tmp_path):
   assert np.ceil(3000 * huge / 96) * np.ceil(4000 * huge / 96) <= 64
 
 
+def test_python_shows_objects_of_prompts_at_their_scale(predictor):
+  label = np.zeros((64, 96), np.uint8)
+  label[8:16, 8:16] = 1
+  prompts, (image, _) = [(labeled(1, 64, 96)[0], label)], labeled(9, 70, 80)
+  found = predictor.predict(image, prompts, split="objects")
+  scale = measure_objects([label]).scale(predictor.config)
+  assert scale["octaves"] == 2
+  np.testing.assert_array_equal(found.colors, predictor.predict(image, prompts, **scale).colors)
+  for wrong in ({"prompts": prompts, "split": "auto"}, {"prompts": (), "split": "objects"}):
+    with pytest.raises(InputError, match='split: expected an integer, several that differ, or "objects"'):
+      predictor.predict(image, **wrong)
+
+
 @pytest.mark.parametrize(("height", "width", "zoom"), [(20, 90, 0.5), (70, 45, 0.7), (10, 10, 3.0), (33, 65, 1.0)])
 def test_any_size_and_zoom_gives_labels_of_the_size_of_the_image(predictor, height, width, zoom):
   prompts = [labeled(seed, 64, 64) for seed in range(3)]
