@@ -109,7 +109,10 @@ def make_step(graph, optimizer, decay: float):
 
 
 def make_optimizer(rate: float, warmup: int, steps: int) -> optax.GradientTransformation:
-  """Returns Muon for matrices and Adam for the rest; the rate is constant and falls to 0 over the last third."""
+  """Returns Muon for matrices and Adam for the rest; the rate is constant and falls to 0 over the last third.
+
+  ImageNet features that are trained get Adam at a tenth of the rate, so that they stay what they are.
+  """
   schedule = optax.join_schedules(
     [
       optax.linear_schedule(0.0, rate, warmup),
@@ -118,10 +121,13 @@ def make_optimizer(rate: float, warmup: int, steps: int) -> optax.GradientTransf
     ],
     [warmup, steps - steps // 3],
   )
-  return optax.chain(
-    optax.clip_by_global_norm(1.0),
-    optax.contrib.muon(schedule, adam_b2=0.99, weight_decay=0.01, adam_weight_decay=0.01, consistent_rms=0.2),
+  muon = optax.contrib.muon(schedule, adam_b2=0.99, weight_decay=0.01, adam_weight_decay=0.01, consistent_rms=0.2)
+  adam = optax.adam(lambda count: 0.1 * schedule(count), b2=0.99)
+  parts = optax.multi_transform(
+    {"learned": muon, "features": adam},
+    lambda params: {name: "features" if name.startswith(FROZEN) else "learned" for name in params},
   )
+  return optax.chain(optax.clip_by_global_norm(1.0), parts)
 
 
 class Feed:
@@ -172,6 +178,7 @@ def main() -> None:
   parser.add_argument("--sizes", type=int, nargs="+", default=[128])
   parser.add_argument("--several", type=float, default=0.15, help="share of batches with three prompts")
   parser.add_argument("--rate", type=float, default=2e-3)
+  parser.add_argument("--unfreeze", type=int, nargs="+", default=[], help="blocks of the ImageNet features to train")
   parser.add_argument("--decay", type=float, default=0.998, help="of the moving average")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--judge-every", type=float, default=5.0, help="minutes")
@@ -192,7 +199,8 @@ def train(args) -> None:
     params |= {f"features.{name}": value for name, value in safetensors.numpy.load_file(args.imagenet).items()}
     params |= feature_statistics(graph, params, sets)
   params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
-  frozen = {name: value for name, value in params.items() if name.startswith(FROZEN)}
+  blocks = tuple(f"features.blocks.{block}." for block in args.unfreeze)
+  frozen = {name: value for name, value in params.items() if name.startswith(FROZEN) and not name.startswith(blocks)}
   params = {name: value for name, value in params.items() if name not in frozen}
   print(
     f"{sum(v.size for v in params.values()):,} trained and {sum(v.size for v in frozen.values()):,} frozen parameters"

@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -97,3 +98,11 @@ def test_the_loss_is_small_for_the_truth_and_does_not_count_unknown_pixels():
   assert float(train.loss(elsewhere, right, masks, known)) == pytest.approx(best, abs=1e-5)
   assert float(train.loss(-logits, right, masks, known)) > 5
   assert float(train.loss(logits, {4: 1 - right[4]}, masks, known)) > best + 1
+
+
+def test_features_that_are_trained_move_by_a_tenth_of_the_rate():
+  params = {name: jnp.ones((4, 4)) for name in ("features.blocks.9.project.kernel", "decode.kernel")}
+  optimizer = train.make_optimizer(1e-2, 0, 300)
+  updates, _ = optimizer.update({name: 1e-3 * jnp.eye(4) for name in params}, optimizer.init(params), params)
+  np.testing.assert_allclose(np.diag(updates["features.blocks.9.project.kernel"]), -1e-3, rtol=1e-3)
+  assert np.abs(updates["decode.kernel"]).max() > 1e-3
