@@ -19,6 +19,7 @@ import pytest
 from seggpt_jax.app.project_files import create_project, default_folder
 from seggpt_jax.files import exclusive
 from tests.app.page_clients import noise, png, square
+from tests.commands import seggpt
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,10 +54,9 @@ def test_wrong_flags_are_refused_in_one_line(taken_port, tmp_path):
     ("--port=0", str(tmp_path / "photos")): "found a.jpg, expected a project, or a new or empty folder",
     ("one", "two"): "found 2 arguments, expected 1: [PROJECT]",
   }
-  started = {message: start(*arguments) for arguments, message in wrong.items()}
-  for message, process in started.items():
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 2 and message in said and said.count("\n") == 1, said
+  for arguments, message in wrong.items():
+    done = seggpt("app", *arguments)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def commands_that_name(text: str) -> list[str]:

@@ -47,7 +47,7 @@ def convert(address: str, home: Path, *arguments: object, token: str = "writer")
   )
 
 
-@pytest.mark.parametrize("to", ["", "hf", "baai"])
+@pytest.mark.parametrize("to", ["", *(pytest.param(to, marks=pytest.mark.slow) for to in ("hf", "baai"))])
 def test_pushed_weights_are_read_by_their_name_and_have_a_card(tmp_path, run, to):
   output, repositories = tmp_path / ("out.safetensors" if to == "baai" else "out"), {}
   options = [f"--to={to}"] if to else []

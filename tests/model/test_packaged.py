@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import seggpt_jax
 from pretraining import held_out, tasks
@@ -25,10 +26,10 @@ def test_the_small_weights_are_there_and_small():
 
 def test_load_model_takes_the_name():
   model = seggpt_jax.load_model("small")
-  height, width = model.config.canvas_size
-  images = jnp.zeros((1, height, width, 3))
-  colors = model(images, images, jnp.ones((1, *model.config.grid), bool))
-  assert colors.shape == (1, height, width, 3) and colors.dtype == jnp.float32
+  shape = (1, *model.config.canvas_size, 3)
+  hidden = jnp.ones((1, *model.config.grid), bool)
+  colors = nnx.eval_shape(lambda network: network(jnp.zeros(shape), jnp.zeros(shape), hidden), model)
+  assert colors.shape == shape and colors.dtype == jnp.float32
 
 
 def test_the_small_weights_read_the_prompt():
