@@ -20,7 +20,7 @@ ROOMS = (
 
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
-  **{"cli": 2820, "app": 4650, "evaluation": 1990, "retrieval": 820, "export": 680, "training": 3990},
+  **{"cli": 2820, "app": 4650, "evaluation": 1990, "retrieval": 820, "export": 680, "training": 4000},
   **{"inference": 4470, "audit": 2330, "prepare": 700, "synthetic": 710, "model": 4060, "data": 2760},
   **{"formats": 2960, "metrics": 440, "": 1395},
 }

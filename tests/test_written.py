@@ -187,7 +187,7 @@ NAMES = ("a", "b", "000000", "classes")
 
 
 STAND_IN = Predictor.__new__(Predictor)  # what it would do is replaced
-STAND_IN.config = SimpleNamespace(depth=1)
+STAND_IN.config, STAND_IN.learned = SimpleNamespace(depth=1, head_classes=0), None
 
 
 def draw_picture(path: Path, rng: random.Random, label: bool = False) -> None:
@@ -344,7 +344,7 @@ def stand_ins(monkeypatch, tmp_path):
   monkeypatch.setattr(video, "segment_frames", lambda *_, **__: map(predicted, frames))
   monkeypatch.setattr(video, "compile_notice", lambda *_, **__: "")
   monkeypatch.setattr(video, "write_video", lambda path, shown, rate: write(path, str(len(list(shown)))))
-  values = SimpleNamespace(split=None, kind=None, groups="", max_images=0, outdir="")
+  values = SimpleNamespace(path=None, split=None, kind=None, groups="", max_images=0, outdir="")
   monkeypatch.setattr(cli_inspect, "flags", SimpleNamespace(FLAGS=values))
   monkeypatch.setattr(cli_inspect, "is_given", lambda name: False)
   monkeypatch.setattr(cli_inspect, "dataset_from_flags", lambda path: Dataset("folder", "d", 2))

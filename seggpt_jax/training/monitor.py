@@ -58,13 +58,16 @@ def draw_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
   Raises:
     InputError: the file cannot be written.
   """
+  _draw(read_metrics(metrics), Path(path))
+  # A figure is a cycle of references with all numbers in it. Python's own collections are so rare in a process with
+  # many objects that several figures would be kept, which grow with the run.
+  gc.collect()
+
+
+def _draw(series: dict[str, dict[str, list[tuple[int, float]]]], path: Path) -> None:
   # Unlike pyplot, the object interface has no global state and needs no display.
   from matplotlib.figure import Figure
 
-  # The last figure is a cycle of references with all numbers in it, which grow with the run. Python's own collections
-  # are so rare in a process with many objects that several figures would be kept.
-  gc.collect()
-  series = read_metrics(metrics)
   figure = Figure(figsize=(15, 4.2), layout="constrained")
   axes = figure.subplots(1, 3)
   for axis, key, title in zip(axes, ("loss", "miou", "lr"), ("loss", "mIoU", "learning rate"), strict=True):
@@ -84,7 +87,7 @@ def draw_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
   for axis in axes[:2]:
     if axis.lines:
       axis.legend(fontsize="small")
-  write_whole(Path(path), lambda file: figure.savefig(file, format="png", dpi=100), replace=True)
+  write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100), replace=True)
 
 
 _SECONDS_BETWEEN_CURVES = 30  # a picture takes about a second, as long as many steps of a small network

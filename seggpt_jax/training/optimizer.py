@@ -128,7 +128,9 @@ def cosine_cycles(
     InputError: the first cycle is not longer than its warm-up.
   """
   if first_cycle <= warmup:
-    raise InputError(f"config.optim.first_cycle: found {first_cycle}, expected more than optim.warmup = {warmup}")
+    raise InputError(
+      f"config.optim.first_cycle: found {first_cycle}, expected more than config.optim.warmup = {warmup}"
+    )
   lengths = [first_cycle]
   while sum(lengths) <= num_steps:
     if len(lengths) == _MOST_CYCLES:
