@@ -103,6 +103,7 @@ class Page(html.parser.HTMLParser):
     self.texts.append(data)
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_the_numbers_are_those_of_judging_by_hand(folders, predictor, results):
   images, labels = folders / "data" / "images", folders / "data" / "labels"
 

@@ -57,7 +57,7 @@ def files_of(folder):
   return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
-@pytest.mark.parametrize("beside, tries", [(False, 40), (True, 5)])
+@pytest.mark.parametrize("beside, tries", [(False, 40), pytest.param(True, 15, marks=pytest.mark.slow)])
 def test_no_flipped_bit_is_read_as_other_weights(saved, tmp_path, monkeypatch, beside, tries):
   """Orbax alone reads 11 of 40 of them without an error. Large files are compared in addition, here also small ones."""
   monkeypatch.setattr(digests, "SMALL", -1 if beside else digests.SMALL)

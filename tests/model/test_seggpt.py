@@ -238,6 +238,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
   np.testing.assert_array_equal(seggpt.drop_path(x, 0.3, None), x)
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_drop_path_in_the_network(oblong, monkeypatch):
   """Drop path is on in training only, depends on the key, and has the rates of the original's blocks.
 

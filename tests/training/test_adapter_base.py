@@ -40,6 +40,7 @@ def test_weights_that_have_moved_are_the_same_weights(config, tmp_path, capfd):
   load_adapted_model(tmp_path / "moved", tmp_path / "run")
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_other_weights_stop_the_run_under_another_path_and_under_the_same(config, tmp_path):
   loop.train(config, tmp_path / "run")
   config.num_steps = 4

@@ -76,6 +76,7 @@ def test_a_run_learns_and_answers_without_prompts(config, boards, tmp_path):
   assert not np.array_equal(by_example.colors, whole.colors)
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_a_resumed_run_equals_one_without_a_stop(config, tmp_path):
   loop.train(config, tmp_path / "whole")
 

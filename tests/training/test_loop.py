@@ -221,6 +221,7 @@ def saved_state(directory):
     return checkpointer.restore(directory / "params"), checkpointer.restore(directory / "optimizer")
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_a_finished_run_is_evaluated_again_and_left_as_it_is(config, tmp_path):
   config.num_steps = 4
   first = loop.train(config, tmp_path)
@@ -231,6 +232,7 @@ def test_a_finished_run_is_evaluated_again_and_left_as_it_is(config, tmp_path):
   np.testing.assert_array_equal(newest_params(tmp_path)[1]["mask_token"], params["mask_token"])
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_a_run_that_gets_no_better_stops_and_stays_stopped(config, tmp_path, capsys):
   config.optim.peak = 0.0
   config.eval_every = 2
@@ -247,6 +249,7 @@ def test_a_run_that_gets_no_better_stops_and_stays_stopped(config, tmp_path, cap
   assert newest_params(tmp_path)[0][-1] == 12
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_some_steps_are_traced(config, tmp_path, capfd):
   config.num_steps, config.profile_steps, config.eval_every = 3, 2, 100
   loop.train(config, tmp_path)
@@ -261,8 +264,10 @@ def test_some_steps_are_traced(config, tmp_path, capfd):
   ("kind", "changes"),
   [
     ("lora", {}),
-    ("prompt", {}),
-    ("lora", {"optim.ema": 0.9, "accumulate": 2, "batch_size": 16, "mesh.fsdp": 2}),
+    pytest.param("prompt", {}, marks=pytest.mark.slow),
+    pytest.param(
+      *("lora", {"optim.ema": 0.9, "accumulate": 2, "batch_size": 16, "mesh.fsdp": 2}), marks=pytest.mark.slow
+    ),
   ],
 )
 def test_an_adapter_learns_beside_a_frozen_network_and_only_it_is_kept(config, tmp_path, kind, changes):
@@ -310,6 +315,7 @@ def test_an_adapter_learns_beside_a_frozen_network_and_only_it_is_kept(config, t
     loop.train(config, tmp_path / "whole")
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_fine_tuning_starts_from_given_weights_on_another_canvas(config, tmp_path):
   config.num_steps = 4
   loop.train(config, tmp_path / "first")
