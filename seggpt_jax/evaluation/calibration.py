@@ -71,7 +71,8 @@ def calibrate(
     palette: the color of each class.
     aim: "f1" takes the best F1 of the pixels of all classes. "catch" takes, among the points that catch at least
       the share `least` of the images with foreground, the one that leaves most of the others alone; "yield" the
-      reverse; "balance" the best mean of F1 and of both rates, as far as there are images of both kinds.
+      reverse; "balance" the best mean of F1 and of both rates, as far as there are images of both kinds, where
+      neighboring points are good as well.
     least: 0 to 1.
 
   Returns:
@@ -96,13 +97,17 @@ def calibrate(
   better = int(np.argmax([max(found.f1 for found in line) for line in lines]))
   area = _median_area(images)
   kept = range(2) if aim == "balance" else [better]
-  tried = [found for which in kept for found in lines[which]]
+  lines = [lines[which] for which in kept]
   for least_area in sorted({round(share * area) for share in _AREAS} - {0}):
-    tried += [found for which in kept for found in with_factors(bases[which], least_area)]
+    lines += [with_factors(bases[which], least_area) for which in kept]
+  tried = [found for line in lines for found in line]
   if aim == "f1":
     return max(tried, key=lambda found: found.f1), tried
   if aim == "balance":
-    return max(tried, key=lambda found: found.f1 + (found.catch or 0.0) + (found.left_alone or 0.0)), tried
+    steady = np.concatenate([_mean_of_neighbors([_balance(found) for found in line]) for line in lines])
+    # Among equals the one next to what the network says by itself.
+    order = [(round(score, 6), -abs(np.log(found.factor))) for score, found in zip(steady, tried, strict=True)]
+    return tried[order.index(max(order))], tried
   wanted, other = ("catch", "left_alone") if aim == "catch" else ("left_alone", "catch")
 
   def order(found: Rates) -> tuple[float, ...]:
@@ -111,6 +116,16 @@ def calibrate(
     return min(reached, least), getattr(found, other) or 0.0, found.f1
 
   return max(tried, key=order), tried
+
+
+def _balance(found: Rates) -> float:
+  """Returns the sum of F1 and both rates, of those that are known."""
+  return found.f1 + (found.catch or 0.0) + (found.left_alone or 0.0)
+
+
+def _mean_of_neighbors(scores: Sequence[float]) -> Float[np.ndarray, "n"]:
+  """Averages each score with those at its sides: on other images, the best point at an edge is beyond the edge."""
+  return np.convolve(np.pad(scores, 1, mode="edge"), np.full(3, 1 / 3), mode="valid")
 
 
 def rates(

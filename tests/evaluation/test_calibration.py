@@ -43,6 +43,15 @@ def test_catch_and_yield_trade_one_for_the_other():
   assert (left.catch, left.left_alone) == (0.5, 1.0)
 
 
+def test_a_balanced_point_keeps_away_from_the_edge():
+  # The stain of the good image is called a defect from a sensitivity of 1.86.
+  images = [seen([(1, 0.9)]), seen([(1, 0.8)]), seen([]), seen([], other=0.35)]
+  chosen, tried = calibrate(images, PALETTE, "balance")
+  assert (chosen.f1, chosen.catch, chosen.left_alone) == (pytest.approx(1.0), 1.0, 1.0)
+  assert 0.9 < chosen.point.sensitivity[0] * 2 < 1.86  # twice as sensitive is still right
+  assert any(found.left_alone == 0.5 for found in tried)
+
+
 def test_an_aim_out_of_reach_gives_the_nearest():
   images = [seen([(1, 0.9)]), Seen(np.zeros((20, 20, 3), np.uint8), seen([(1, 1.0)]).truth), seen([])]
   chosen, tried = calibrate(images, PALETTE, "catch", 0.9)

@@ -35,7 +35,9 @@ def test_four_classes_are_asked_in_two_groups_and_the_likeliest_wins(model, pict
   image, other, labels = pictures
   found = next(Predictor(model).predict_many([(other, [(image, labels)])], OFF))
   masks = (labels[..., None] == np.arange(1, 5)).astype(np.float32)
-  arrays = (canvas.normalize(other)[None], canvas.normalize(image)[None, None], jnp.asarray(masks)[None, None])
+  # A single prompt is shown mirrored as well.
+  images, masks = np.stack([image, image[:, ::-1]]), np.stack([masks, masks[:, ::-1]])
+  arrays = (canvas.normalize(other)[None], canvas.normalize(images)[None], jnp.asarray(masks)[None])
   probabilities = np.asarray(jax.nn.sigmoid(jax.jit(lambda *a: model.logits(*a))(*arrays)))[0]
   probabilities = np.round(probabilities * 255) / 255
   expected = np.where(probabilities.max(axis=-1) > 0.5, 1 + probabilities.argmax(axis=-1), 0)
@@ -52,8 +54,8 @@ def test_a_prompt_is_computed_once_for_all_queries(model, pictures, monkeypatch)
   predictor = Predictor(model)
   first = next(predictor.predict_many([(other, [(image, labels)])], OFF))
   again, turned = predictor.predict_many([(other, [(image, labels)]), (other[:, ::-1], [(image, labels)])], OFF)
-  assert len(calls) == 2  # one for each group of classes
+  assert len(calls) == 4  # one for each group of classes, and for the mirrored prompt
   np.testing.assert_array_equal(again.labels, first.labels)
   assert (turned.labels != first.labels).any()
   next(predictor.predict_many([(other, [(image, labels[::-1, ::-1])])], OFF))
-  assert len(calls) == 4  # another label map is another prompt
+  assert len(calls) == 8  # another label map is another prompt
