@@ -23,7 +23,7 @@ from seggpt_jax.app import answers, metrics
 from seggpt_jax.app.bodies import read_body
 from seggpt_jax.app.engine import Engine
 from seggpt_jax.app.fields import FILES, PredictFields, PromptFields
-from seggpt_jax.app.http import HANDLERS, Guard
+from seggpt_jax.app.http import HANDLERS, Guard, allow_head
 from seggpt_jax.app.limits import BYTES_PER_BODY_BYTE, BYTES_PER_PIXEL, Budget, Limits, count_canvases
 from seggpt_jax.app.prompt_sets import PromptSet, PromptStore, Stored
 from seggpt_jax.errors import InputError
@@ -133,9 +133,7 @@ class Service:
     add("GET", "/openapi.json", show_openapi)
     add("GET", "/", show_index)
     add("GET", "/docs", show_docs)
-    for route in app.routes:
-      if "GET" in (methods := getattr(route, "methods", None) or ()):
-        methods.add("HEAD")  # for load balancers; FastAPI would describe it as another operation
+    allow_head(app)
     return Guard(
       app,
       token=self.token,
