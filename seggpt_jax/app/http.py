@@ -167,6 +167,12 @@ async def _drain(receive: Receive, most_bytes: int) -> None:
           return
 
 
+def body_bytes(request: Request, most: int) -> int:
+  """Returns the bytes that the body of a request may have: what its header states, else and at most `most`."""
+  stated = request.headers.get("content-length", "" if "transfer-encoding" in request.headers else "0")
+  return min(int(stated) if stated.isascii() and stated.isdigit() and len(stated) < 20 else most, most)
+
+
 async def limited_stream(request: Request, most_bytes: int) -> AsyncGenerator[bytes, None]:
   """Yields the body of a request in pieces.
 
