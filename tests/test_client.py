@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import uvicorn
+from PIL import Image
 
 from seggpt_jax.app.engine import Engine
 from seggpt_jax.app.limits import Limits
@@ -21,6 +22,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.inference.predictor import Predictor
 from tests.app.conftest import noise, prompt_of
 from tests.app.test_limits import png
+from tests.test_docs import run_examples
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +59,13 @@ def test_arrays_files_and_stored_prompts(client, model, tmp_path):
   assert len(client.predict(noise(1), noise(2), prompts="parts")) == 2
   assert client.ask("GET", "/health")["models"] == ["tiny"]
   assert client.ask("DELETE", "/prompts/parts") is None
+
+
+def test_its_example(client, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name, pixels in (("query.jpg", noise(1)), ("prompt.jpg", noise(2)), ("prompt_label.png", prompt_of(1).labels)):
+    Image.fromarray(pixels).resize((64, 64), 0).save(name)
+  run_examples(ROOT / "seggpt_jax" / "client.py", {"Client": lambda address: client})
 
 
 def test_a_refusal_is_one_line(client):

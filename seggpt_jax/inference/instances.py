@@ -50,10 +50,10 @@ class Instance:
 def instances(prediction: Prediction, least_area: int = 0, tolerance: float | int = TOLERANCE) -> list[Instance]:
   """Lists the objects of a prediction: the 8-connected components of each class except the background.
 
-  Example:
-
-    for instance in seggpt_jax.instances(predictor.predict(image, prompts), least_area=20):
-      print(instance.class_index, instance.area, instance.confidence, instance.polygon)
+  Examples:
+    >>> for found in seggpt_jax.instances(prediction, least_area=20):
+    ...   print(found.class_index, found.area, found.box, found.confidence)
+    1 ...
 
   Args:
     prediction: the prediction for an image.
