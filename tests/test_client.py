@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -27,9 +28,9 @@ from tests.test_docs import run_examples
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def client(model):
-  """A client of a service that listens on this machine."""
+@contextlib.contextmanager
+def serving(model):
+  """Yields a client of a service that listens on this machine."""
   engine, limits, listening = Engine(lambda: Predictor(model)), Limits(), listen("127.0.0.1", 0)
   engine.started.result(60)
   service = Service({"tiny": Served(engine)}, PromptStore(limits.prompt_bytes), limits, token="s3cret")
@@ -40,6 +41,12 @@ def client(model):
   server.should_exit = True
   thread.join()
   engine.close()
+
+
+@pytest.fixture(scope="module")
+def client(model):
+  with serving(model) as client:
+    yield client
 
 
 def test_arrays_files_and_stored_prompts(client, model, tmp_path):

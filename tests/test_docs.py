@@ -42,9 +42,7 @@ NOT_RUN = {
   "seggpt train --config base --workdir /mnt": "needs a TPU slice",
   "seggpt train --config demo --workdir runs/two": "starts two processes; tests/training/test_distributed.py does it",
   "seggpt train --config lora --workdir runs/brain_lora": "needs the brain slices",
-  "seggpt train --config small --workdir runs/brain": "needs the brain slices",
   "seggpt infer --model-path drawn --dataset-dir BRAIN": "needs the brain slices",
-  "seggpt infer --model-path runs/brain": "needs the brain slices",
 }
 
 # Flags that keep a run short, by the beginning of the command; the first that fits is taken.
