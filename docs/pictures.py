@@ -36,7 +36,7 @@ def draw_photographs() -> None:
   def ask(prompt: np.ndarray, mask: np.ndarray, query: np.ndarray, **options: int) -> Prediction:
     return predictor.predict(query, [(prompt, mask)], **options)
 
-  motorcycle, coins = (demo._photographs()[name] for name in ("motorcycle", "coins"))
+  motorcycle, coins = (demo.photographs()[name] for name in ("motorcycle", "coins"))
   prompt, mask, query = coins
   found = ask(*coins)
   confidence = np.repeat((255 * found.confidence()).astype(np.uint8)[..., None], 3, axis=-1)

@@ -65,9 +65,9 @@ def evaluate_set(
     for place in tqdm(shown[:num_queries].tolist(), f"{dataset.name}, class {value}", unit="query"):
       image, label = queries[place]
       drawn = generator.permutation(candidates)[:num_prompts]
-      (likeness,) = index.score_many([image])
+      (similarity,) = index.score_many([image])
       prompts = [_prompt(index.files[chosen], value) for chosen in drawn]
-      nearest = _prompt(index.files[candidates[np.argmax(likeness[candidates])]], value)
+      nearest = _prompt(index.files[candidates[np.argmax(similarity[candidates])]], value)
       answers = [predictor.predict(image, asked).labels > 0 for asked in (prompts[:1], prompts, [nearest])]
       if zoom:
         answers.append(predictor.predict(image, [nearest], zoom=zoom, overlap=ZOOM_OVERLAP, octaves=2).labels > 0)

@@ -45,9 +45,10 @@ def nearest(name: str, known: Iterable[str], most: int = 3, cutoff: float | int 
   return difflib.get_close_matches(name, list(known), most, cutoff)
 
 
-def either(names: Sequence[str]) -> str:
+def either(names: Sequence[object], word: str = "or") -> str:
   """Returns names in words: `a, b or c`."""
-  return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+  *first, last = map(str, names)
+  return f" {word} ".join(filter(None, (", ".join(first), last)))
 
 
 def refuse(message: str, problems: list[str] | None = None) -> None:

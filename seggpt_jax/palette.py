@@ -178,6 +178,11 @@ def decode(
 ) -> Integer[Array, "b h w"]:
   """Returns the index of the palette color nearest to each pixel in Euclidean distance, ties to the lower index.
 
+  Examples:
+    >>> colors = np.array([[[[250, 10, 5], [3, 2, 1]]]])  # one image of 1 x 2 pixels, nearly red and nearly black
+    >>> seggpt_jax.palette.decode(colors, seggpt_jax.palette.fixed_palette(3)[None]).tolist()
+    [[[2, 0]]]
+
   One pass over the palette keeps a running minimum. No array of size `[B, H, W, N]` exists, and the compiler fuses
   everything into one loop over the pixels.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import uvicorn
+from PIL import Image
 
 from seggpt_jax.app.engine import Engine
 from seggpt_jax.app.limits import Limits
@@ -21,13 +23,14 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.inference.predictor import Predictor
 from tests.app.conftest import noise, prompt_of
 from tests.app.test_limits import png
+from tests.test_docs import run_examples
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def client(model):
-  """A client of a service that listens on this machine."""
+@contextlib.contextmanager
+def serving(model):
+  """Yields a client of a service that listens on this machine."""
   engine, limits, listening = Engine(lambda: Predictor(model)), Limits(), listen("127.0.0.1", 0)
   engine.started.result(60)
   service = Service({"tiny": Served(engine)}, PromptStore(limits.prompt_bytes), limits, token="s3cret")
@@ -38,6 +41,12 @@ def client(model):
   server.should_exit = True
   thread.join()
   engine.close()
+
+
+@pytest.fixture(scope="module")
+def client(model):
+  with serving(model) as client:
+    yield client
 
 
 def test_arrays_files_and_stored_prompts(client, model, tmp_path):
@@ -57,6 +66,13 @@ def test_arrays_files_and_stored_prompts(client, model, tmp_path):
   assert len(client.predict(noise(1), noise(2), prompts="parts")) == 2
   assert client.ask("GET", "/health")["models"] == ["tiny"]
   assert client.ask("DELETE", "/prompts/parts") is None
+
+
+def test_its_example(client, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name, pixels in (("query.jpg", noise(1)), ("prompt.jpg", noise(2)), ("prompt_label.png", prompt_of(1).labels)):
+    Image.fromarray(pixels).resize((64, 64), 0).save(name)
+  run_examples(ROOT / "seggpt_jax" / "client.py", {"Client": lambda address: client})
 
 
 def test_a_refusal_is_one_line(client):

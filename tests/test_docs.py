@@ -8,6 +8,8 @@ and only its flags and config keys are checked.
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 import json
 import os
 import re
@@ -17,11 +19,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import seggpt_jax
 from seggpt_jax.synthetic.boards import write_boards
 from tests import commands as commands_in_forks
 
@@ -38,9 +42,7 @@ NOT_RUN = {
   "seggpt train --config base --workdir /mnt": "needs a TPU slice",
   "seggpt train --config demo --workdir runs/two": "starts two processes; tests/training/test_distributed.py does it",
   "seggpt train --config lora --workdir runs/brain_lora": "needs the brain slices",
-  "seggpt train --config small --workdir runs/brain": "needs the brain slices",
   "seggpt infer --model-path drawn --dataset-dir BRAIN": "needs the brain slices",
-  "seggpt infer --model-path runs/brain": "needs the brain slices",
 }
 
 # Flags that keep a run short, by the beginning of the command; the first that fits is taken.
@@ -203,6 +205,47 @@ def test_the_commands_and_examples_of_a_page_run_in_their_order(page, files, tmp
     seggpt(folder, *command[1:], *(fitting(SMALLER, command) or []))
   for block in blocks(page, "python"):
     run(folder, "-c", block)
+
+
+# tests/test_client.py runs the example of the client, which needs a service.
+EXAMPLES = [
+  path for path in sorted((ROOT / "seggpt_jax").rglob("*.py")) if ">>> " in path.read_text() and path.stem != "client"
+]
+
+
+@pytest.fixture(scope="module")
+def predictor():
+  return seggpt_jax.Predictor.from_checkpoint("small")
+
+
+def run_examples(path: Path, names: dict[str, Any]) -> None:
+  """Runs the examples in the docstrings of a module, which know these names and those of the module."""
+  module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+  runner, printed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS), []
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.FunctionDef | ast.ClassDef) and ">>>" in (text := ast.get_docstring(node) or ""):
+      known = {**vars(module), **names}
+      example = doctest.DocTestParser().get_doctest(text, known, node.name, str(path), node.lineno)
+      runner.run(example, out=printed.append)
+  assert runner.tries and not runner.failures, "".join(printed)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_of_docstrings_give_what_they_print(path, predictor, files, tmp_path, monkeypatch):
+  """The reference shows them as code to copy."""
+  shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+  monkeypatch.chdir(tmp_path)
+  prompts = [("prompt.jpg", "prompt_label.png")]
+  prediction = predictor.predict("query.jpg", prompts)
+  names = {"seggpt_jax": seggpt_jax, "np": np, "Image": Image}
+  run_examples(path, {**names, "predictor": predictor, "prompts": prompts, "prediction": prediction})
+
+
+def test_the_main_names_have_an_example():
+  for name in ("Predictor", "InferenceOptions", "instances", "load_model", "masked_smooth_l1", "trained_options"):
+    assert "Examples:\n" in getattr(seggpt_jax, name).__doc__, name
+  for function in (seggpt_jax.Predictor.from_checkpoint, seggpt_jax.Predictor.predict, seggpt_jax.Prediction.save):
+    assert "Examples:\n" in function.__doc__, function
 
 
 # ---------------------------------------------------------------------------------------------------- checking commands

@@ -22,7 +22,7 @@ ROOMS = (
 LINES = {
   **{"cli": 2820, "app": 4650, "evaluation": 1990, "retrieval": 820, "export": 680, "training": 4000},
   **{"inference": 4470, "audit": 2330, "prepare": 700, "synthetic": 710, "model": 4060, "data": 2760},
-  **{"formats": 2960, "metrics": 440, "": 1395},
+  **{"formats": 2960, "metrics": 440, "": 1375},
 }
 MOST_IN_A_MODULE = 400
 # Modules that were longer when the limit came, with the lines that they had; the list only gets shorter.

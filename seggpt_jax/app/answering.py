@@ -41,7 +41,7 @@ _KEPT = 32  # examples of a round, and choices of them, that stay in memory
 _TICK = 0.25  # seconds between two looks for work when nothing has called
 
 
-class Likeness:
+class Similarity:
   """Compares images with the encoder of a network, which is compiled in a thread of its own.
 
   Args:
@@ -87,9 +87,9 @@ class Network:
   options: InferenceOptions
 
   @functools.cached_property
-  def likeness(self) -> Likeness:
+  def similarity(self) -> Similarity:
     """The comparison of images, for the choice of examples; it is compiled when it is first wanted."""
-    return Likeness(self.engine.predictor)
+    return Similarity(self.engine.predictor)
 
 
 class Rate:
@@ -136,7 +136,7 @@ class _Examples:
     self._predictor, self._options = network.engine.predictor, options
     self._same, self._scores = tuple(session.chosen()), None
     if session.chooses_alike:
-      self._scores = network.likeness.compare_with(session.candidates(), session.scratch / "features")
+      self._scores = network.similarity.compare_with(session.candidates(), session.scratch / "features")
       self._scores.add_done_callback(lambda _: call())
     self.load = functools.lru_cache(_KEPT)(self._load)
     self.prompts = functools.lru_cache(_KEPT)(self._prompts)
@@ -226,7 +226,7 @@ class Answering:
     key = next((key for key in session.waiting() if key not in flying), None)
     if key is None:
       if session.needs_examples and session.settings.choice == "alike" and len(session.examples) > 1 and not flying:
-        _ = network.likeness  # compiles before there are so many examples that it is needed
+        _ = network.similarity  # compiles before there are so many examples that it is needed
       return False
     if flying and session.chooses_alike and default_device().platform == "cpu":
       return False  # comparing the next image would take the cores that answer this one

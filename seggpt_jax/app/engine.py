@@ -68,13 +68,13 @@ class _Job:
 class Engine:
   """Loads a predictor in a thread of its own and segments images there.
 
-  Example:
-
-    engine = Engine(lambda: Predictor.from_checkpoint("small"))
-    engine.started.result()
-    (future,) = engine.submit([image], PromptSet([predictor_prompt]), InferenceOptions())
-    future.result().labels
-    engine.close()
+  Examples:
+    >>> engine = Engine(lambda: predictor)
+    >>> images, prompt = [np.asarray(Image.open("query.jpg"))], engine.started.result().prepare_prompt(*prompts[0])
+    >>> (future,) = engine.submit(images, PromptSet([prompt]), InferenceOptions())
+    >>> future.result().labels.shape
+    (64, 64)
+    >>> engine.close()
 
   Args:
     load: function that returns the predictor; called in the engine's thread.

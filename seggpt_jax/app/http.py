@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from urllib.parse import urlsplit
 
 from absl import logging
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -166,6 +167,12 @@ async def _drain(receive: Receive, most_bytes: int) -> None:
           return
 
 
+def body_bytes(request: Request, most: int) -> int:
+  """Returns the bytes that the body of a request may have: what its header states, else and at most `most`."""
+  stated = request.headers.get("content-length", "" if "transfer-encoding" in request.headers else "0")
+  return min(int(stated) if stated.isascii() and stated.isdigit() and len(stated) < 20 else most, most)
+
+
 async def limited_stream(request: Request, most_bytes: int) -> AsyncGenerator[bytes, None]:
   """Yields the body of a request in pieces.
 
@@ -201,6 +208,13 @@ async def limited_stream(request: Request, most_bytes: int) -> AsyncGenerator[by
       if not message.get("more_body", False):
         return
   raise TooLargeError(f"body: found {found} bytes or more, expected at most {most_bytes}")
+
+
+def allow_head(app: FastAPI) -> None:
+  """Answers HEAD as GET without the body, for load balancers. FastAPI would describe it as another operation."""
+  for route in app.routes:
+    if "GET" in (methods := getattr(route, "methods", None) or ()):
+      methods.add("HEAD")
 
 
 def error_response(status: int, message: object, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -103,6 +103,7 @@ def create_page(project: Project, *, token: str = "", loopback: bool = True, exa
     ("POST", "archive", page.load),
   ):
     app.add_api_route(f"/api/{path}", endpoint, methods=[method], dependencies=[Depends(page.check)])
+  http.allow_head(app)
   return app
 
 
@@ -149,13 +150,13 @@ class _Page:
     anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
     if not self._is_known(request):
       raise HTTPException(401, "cookie: missing or of another token; reload the page")
-    if request.method != "GET" and not request.headers.get("origin"):
+    if request.method not in ("GET", "HEAD") and not request.headers.get("origin"):
       # The guard has compared the headers that are there. Every browser sends one with a change.
       raise HTTPException(403, "Origin: missing, expected the page's own for a change")
     await self._add_examples()
-    with self._bodies.reserve(_body_bytes(request)):
+    with self._bodies.reserve(http.body_bytes(request, _IMAGE_BYTES)):  # videos and archives go to the disk
       yield
-    if request.method != "GET":
+    if request.method not in ("GET", "HEAD"):
       self._project.answering.call()
 
   def _is_known(self, request: Request) -> bool:
@@ -301,12 +302,6 @@ def _static(name: str) -> Response:
     raise HTTPException(404, "page: no such file")
   headers = {"cache-control": "no-cache", "content-security-policy": _POLICY}
   return FileResponse(path, media_type=_TYPES[path.suffix], headers=headers)
-
-
-def _body_bytes(request: Request) -> int:
-  """Returns the bytes of memory that the body of a request may take; videos and archives go to the disk."""
-  stated = request.headers.get("content-length", "" if "transfer-encoding" in request.headers else "0")
-  return min(int(stated) if stated.isascii() and stated.isdigit() and len(stated) < 20 else _IMAGE_BYTES, _IMAGE_BYTES)
 
 
 async def _read_to(request: Request, target: str) -> Path:

@@ -23,7 +23,7 @@ from seggpt_jax.app import answers, metrics
 from seggpt_jax.app.bodies import read_body
 from seggpt_jax.app.engine import Engine
 from seggpt_jax.app.fields import FILES, PredictFields, PromptFields
-from seggpt_jax.app.http import HANDLERS, Guard
+from seggpt_jax.app.http import HANDLERS, Guard, allow_head, body_bytes
 from seggpt_jax.app.limits import BYTES_PER_BODY_BYTE, BYTES_PER_PIXEL, Budget, Limits, count_canvases
 from seggpt_jax.app.prompt_sets import PromptSet, PromptStore, Stored
 from seggpt_jax.errors import InputError
@@ -133,9 +133,7 @@ class Service:
     add("GET", "/openapi.json", show_openapi)
     add("GET", "/", show_index)
     add("GET", "/docs", show_docs)
-    for route in app.routes:
-      if "GET" in (methods := getattr(route, "methods", None) or ()):
-        methods.add("HEAD")  # for load balancers; FastAPI would describe it as another operation
+    allow_head(app)
     return Guard(
       app,
       token=self.token,
@@ -150,7 +148,7 @@ class Service:
   async def predict(self, request: Request) -> Any:
     """Segments images by example."""
     self._check_room()
-    with self._budget.reserve(self._body_bytes(request)):
+    with self._budget.reserve(body_bytes(request, self.limits.body_bytes) * BYTES_PER_BODY_BYTE):
       fields = await read_body(request, PredictFields, self.limits)
       name, served = self._find(fields.model)
       served.engine.check_room()
@@ -249,7 +247,7 @@ class Service:
     """Stores a set of prompts in memory, for requests with prompts=NAME."""
     self._check_room(0)
     first = self.models[self._first]
-    with self._budget.reserve(self._body_bytes(request)):
+    with self._budget.reserve(body_bytes(request, self.limits.body_bytes) * BYTES_PER_BODY_BYTE):
       fields = await read_body(request, PromptFields, self.limits)
       _check_learned(fields, list(self.models.values()))
       labels = fields.format(first.labels)
@@ -289,12 +287,6 @@ class Service:
   async def show_metrics(self) -> Response:
     """Returns numbers for Prometheus."""
     return Response(self._metrics.text(), headers={"content-type": metrics.CONTENT_TYPE})
-
-  def _body_bytes(self, request: Request) -> int:
-    """Returns the memory that the body of a request will need: what it states, or else the largest."""
-    stated = request.headers.get("content-length", "")
-    size = int(stated) if stated.isascii() and stated.isdigit() and len(stated) < 19 else self.limits.body_bytes
-    return min(size, self.limits.body_bytes) * BYTES_PER_BODY_BYTE
 
   async def _in_thread(self, function: Callable, *arguments: Any) -> Any:
     """Runs a slow function outside the event loop, in one of a few threads."""

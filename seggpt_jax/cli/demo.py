@@ -120,7 +120,7 @@ def _infer(model_path: str, boards: Path, mapping: Path, results: Path) -> list[
 
 def _segment_photographs(folder: Path) -> None:
   """Labels one part of each photograph, lets the untrained network label another part, and draws both."""
-  rows = _photographs()
+  rows = photographs()
   for name, (prompt, mask, query) in rows.items():
     for kind, pixels in (("prompts/images", prompt), ("prompts/labels", mask), ("queries", query)):
       write_png(folder / kind / f"{name}.png", pixels)
@@ -138,7 +138,7 @@ def _segment_photographs(folder: Path) -> None:
   print(f"\nPhotographs, answered by the network as it comes: {picture}", flush=True)
 
 
-def _photographs() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def photographs() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
   """Returns prompt, mask and query of each photograph of scikit-image that is shown."""
   try:
     from skimage import data

@@ -26,7 +26,7 @@ from seggpt_jax.compilation import compile_notice
 from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.ledger import Ledger
 from seggpt_jax.data.read_ahead import read_ahead
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, either
 from seggpt_jax.files import HOUR, exclusive, expand, remove_leftovers, writing
 from seggpt_jax.formats.images import is_image, read_image
 from seggpt_jax.formats.labels import IGNORE, LabelFormat
@@ -155,10 +155,11 @@ def run(
   if not left:
     annotation_files.finish(outdir, queries, entries, kinds, annotation_options)
     if never := never_found(entries):
-      advice = "try other or more prompts (--prompts=similar, --top-k), or --split=objects if it is small"
+      noun, it_is = ("class", "it is") if len(never) == 1 else ("classes", "they are")
+      advice = f"try other or more prompts (--prompts=similar, --top-k), or --split=objects if {it_is} small"
       if not predictor.needs_prompts:
-        advice = "train for more steps, or label more images that show it"
-      logging.warning("class %s: never found, although it is asked for; %s", ", ".join(map(str, never)), advice)
+        advice = "train for more steps, or label more images of such objects"
+      logging.warning("%s %s: never found, although %s asked for; %s", noun, either(never, "and"), it_is, advice)
   metrics = None if left else write_report(outdir, queries, entries, settings)
   return Outcome(done, len(own) - len(unfinished), left, metrics, skipped_files(entries), own_prompts(queries, entries))
 

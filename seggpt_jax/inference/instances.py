@@ -50,10 +50,10 @@ class Instance:
 def instances(prediction: Prediction, least_area: int = 0, tolerance: float | int = TOLERANCE) -> list[Instance]:
   """Lists the objects of a prediction: the 8-connected components of each class except the background.
 
-  Example:
-
-    for instance in seggpt_jax.instances(predictor.predict(image, prompts), least_area=20):
-      print(instance.class_index, instance.area, instance.confidence, instance.polygon)
+  Examples:
+    >>> for found in seggpt_jax.instances(prediction, least_area=20):
+    ...   print(found.class_index, found.area, found.box, found.confidence)
+    1 ...
 
   Args:
     prediction: the prediction for an image.
@@ -98,7 +98,7 @@ def _outlines(mask: Bool[np.ndarray, "h w"], tolerance: float | int) -> list[Flo
     found = [cv2.approxPolyDP(ring.astype(np.float32), tolerance, closed=True)[:, 0] for ring in exact]
     kept = zip(exact, found, strict=True)
     simple = [ring if len(corners) < 3 else np.round(corners.astype(np.float64), 2) for ring, corners in kept]
-    if _likeness(simple, mask) >= LEAST_IOU:
+    if _similarity(simple, mask) >= LEAST_IOU:
       return simple
     tolerance /= 2
   return exact
@@ -145,7 +145,7 @@ def _cuts(rings: Sequence[Float[np.ndarray, "_ 2"]]) -> list[list[tuple[int, flo
   return cuts
 
 
-def _likeness(outlines: Sequence[Float[np.ndarray, "_ 2"]], mask: Bool[np.ndarray, "h w"]) -> float:
+def _similarity(outlines: Sequence[Float[np.ndarray, "_ 2"]], mask: Bool[np.ndarray, "h w"]) -> float:
   """Returns the IoU of an instance and its outlines, for the kind of reader that makes it smaller."""
   filled = (fill_centers(outlines, mask.shape), fill_corners(outlines, mask.shape))
   return min(float((each & mask).sum() / (each | mask).sum()) for each in filled)

@@ -28,6 +28,10 @@ _MOST_OCTAVES = 16
 class InferenceOptions:
   """Options for how the network is shown an image.
 
+  Examples:
+    >>> options = seggpt_jax.InferenceOptions(flips="horizontal", least_area=20)
+    >>> prediction = predictor.predict("query.jpg", prompts, options=options)
+
   Attributes:
     split: cuts the query and every prompt into `split x split` tiles, so that small objects appear larger. Each tile of
       each prompt is a prompt for each tile of the query, which is `split**4` times the work. With several splits, the

@@ -98,6 +98,10 @@ class Prediction:
   def save(self, path: str | os.PathLike) -> None:
     """Writes the labels as a PNG file of class indices: 8 bits, or 16 bits with more than 256 classes.
 
+    Examples:
+      >>> prediction.save("found/labels.png")
+      >>> Image.fromarray(prediction.overlay()).save("overlay.jpg")  # Pillow writes pictures for people
+
     Args:
       path: path of the file, which ends in .png; its folder is created if missing.
 

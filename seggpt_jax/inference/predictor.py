@@ -51,22 +51,12 @@ _MAX_PENDING = 64  # images whose windows wait for others with as many prompts
 class Predictor:
   """Segments images by example.
 
-  Example:
-
-    import numpy as np
-    import seggpt_jax
-
-    predictor = seggpt_jax.Predictor.from_checkpoint("small")  # weights that come with the package
-    generator = np.random.default_rng(0)
-    prompt_image = generator.integers(0, 256, (120, 160, 3), np.uint8)  # or a file, or a Pillow image
-    prompt_labels = np.zeros((120, 160), np.uint8)  # class indices: 0 is the background
-    prompt_labels[30:60, 40:90] = 1
-    image = generator.integers(0, 256, (200, 300, 3), np.uint8)
-
-    prediction = predictor.predict(image, [(prompt_image, prompt_labels)])
-    prediction.labels  # class indices, [200, 300]
-    prediction.overlay()  # the classes in color over the image, [200, 300, 3]
-    prediction.save("labels.png")
+  Examples:
+    >>> predictor = seggpt_jax.Predictor.from_checkpoint("small")  # weights that come with the package
+    >>> prompts = [("prompt.jpg", "prompt_label.png")]  # or arrays, or Pillow images; class 0 is the background
+    >>> prediction = predictor.predict("query.jpg", prompts)
+    >>> prediction.labels.shape  # the class index of each pixel
+    (64, 64)
 
   Args:
     model: the network. Its parameters stay on their current devices.
@@ -100,6 +90,10 @@ class Predictor:
     device: Any = None,
   ) -> Predictor:
     """Loads weights from disk, or weights that come with the package.
+
+    Examples:
+      >>> seggpt_jax.Predictor.from_checkpoint("runs/mine", device="cpu")
+      Predictor(... parameters, sees ... pixels at once)
 
     Args:
       directory: a weights directory, a training run (its best weights, or else its newest), or a packaged name.
@@ -220,6 +214,10 @@ class Predictor:
 
     The predicted colors are resized bilinearly to the image's size and decoded there, which gives smooth outlines, to
     the background and the classes of the prompts only: the network has not seen the colors of other classes.
+
+    Examples:
+      >>> predictor.predict(["query.jpg", "prompt.jpg"], prompts, class_names=["part"])
+      [Prediction(64 x 64, class 0: ...%, part: ...%), Prediction(64 x 64, class 0: ...%, part: ...%)]
 
     Args:
       image: the query: uint8 `[H, W, 3]` or gray `[H, W]`, a Pillow image, or a file; or a list of these; or a folder

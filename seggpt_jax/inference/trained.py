@@ -68,11 +68,11 @@ ZOOM_OVERLAP = 0.25
 def trained_options(model_path: str | os.PathLike) -> InferenceOptions:
   """Returns the options that fit trained weights: the scale of their training and their operating point.
 
-  Example:
-
-    import seggpt_jax
-
-    seggpt_jax.trained_options("small")  # whole images, nearest colors: these weights have no scale of their own
+  Examples:
+    >>> options = seggpt_jax.trained_options("small")
+    >>> options  # whole images, nearest colors: these weights have no scale of their own
+    InferenceOptions()
+    >>> prediction = predictor.predict("query.jpg", prompts, options=options)
 
   Args:
     model_path: weights, a training run, or packaged weights; also the run of an adapter.

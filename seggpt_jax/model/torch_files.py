@@ -36,6 +36,10 @@ _WRAPPERS = ("model", "model_state_dict", "state_dict")
 def read(path: str | os.PathLike) -> Conversion:
   """Reads any SegGPT checkpoint: a pickle, a safetensors file, or a Hugging Face directory.
 
+  Examples:
+    >>> found = read("seggpt_vit_large.pth")  # as `seggpt convert seggpt_vit_large.pth weights/large` does
+    >>> seggpt_jax.model.weights.save_weights("weights/large", found.params, found.config)
+
   Raises:
     InputError: the path is not found, cannot be read, is not a SegGPT, or is a pickle whose loading could run code.
   """

@@ -339,6 +339,9 @@ def ignore_late_reads() -> None:
 def load_model(name: str | os.PathLike | Weights, *, dtype=jnp.float32, **options: Any) -> SegGPT:
   """Loads a SegGPT from weights of the converter or of a training run, or from packaged weights.
 
+  Examples:
+    >>> model = seggpt_jax.load_model("small")  # for a loop of your own; `Predictor` segments whole images
+
   Args:
     name: a weights directory, a step directory, a training run (its best weights, else its newest), the name of
       packaged weights, such as "small", PyTorch weights, or an address, such as "hf://BAAI/seggpt-vit-large".

@@ -124,17 +124,17 @@ class PromptIndex:
     images, foregrounds = (np.stack([getattr(entry, key) for entry in entries]) for key in ("image", "foreground"))
     return cls(encoder, files, facts, images, foregrounds, foreground_weight)
 
-  def _likeness(self, image: Float[np.ndarray, "d"]) -> Float[np.ndarray, "n"]:
+  def _similarity(self, image: Float[np.ndarray, "d"]) -> Float[np.ndarray, "n"]:
     """Returns the similarity of every labeled image to an image with this feature, which has length 1."""
     return 1.0 - (1.0 - self._images @ image) / self._spread
 
   def scores(self, features: Features) -> Float[np.ndarray, "b n"]:
     """Returns the score of every labeled image for each query of a batch."""
-    likeness = np.stack([self._likeness(image) for image in np.asarray(normalized(features.image))])
+    similarity = np.stack([self._similarity(image) for image in np.asarray(normalized(features.image))])
     if self._weight == 0:
-      return likeness
+      return similarity
     found = np.asarray(presence(features.patches, self._foregrounds, self._mean))[:, : len(self.files)]
-    return (1.0 - self._weight) * likeness + self._weight * found
+    return (1.0 - self._weight) * similarity + self._weight * found
 
   def score_many(self, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> Iterator[Float[np.ndarray, "n"]]:
     """Scores any number of queries, a batch at a time.

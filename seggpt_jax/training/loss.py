@@ -58,6 +58,11 @@ def masked_smooth_l1(
 ) -> Float[Array, ""]:
   """Returns the mean smooth L1 over all color channels of the hidden, valid pixels.
 
+  Examples:
+    >>> colors, targets = jnp.zeros((1, 32, 16, 3)), jnp.ones((1, 32, 16, 3))  # a canvas of two patches
+    >>> float(seggpt_jax.masked_smooth_l1(colors, targets, patch_mask=jnp.array([[[False], [True]]])))
+    0.99...
+
   Args:
     colors: predicted colors, normalized.
     targets: true colored canvases, normalized.

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
+from starlette.testclient import TestClient
 
 from seggpt_jax.app import bundles, http, page_routes, server
 from seggpt_jax.app.engine import Engine
@@ -27,7 +28,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.formats.recognize import recognize
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.model import parameters
-from tests.app.page_clients import Person, noise, open_page, png, square
+from tests.app.page_clients import ORIGIN, Person, noise, open_page, png, square
 from tests.loud_network import LOUD, loud_params
 
 
@@ -59,6 +60,18 @@ def test_an_example_answers_the_others_as_the_predictor_does(person, model):
   for key, image in list(zip(keys, images, strict=True))[1:]:
     expected = predictor.predict(image, [(images[0], square())]).labels
     np.testing.assert_array_equal(person.answer(key), expected)
+
+
+def test_head_answers_as_get_does_without_the_body(person, page):
+  """Monitors and link checkers send HEAD first; at 405 they report the page as broken."""
+  key = person.add(noise(0))
+  del person.headers["origin"]  # it comes with changes only
+  for path in ("/", "/page/main.js", "/api/session", f"/api/images/{key}/picture", "/api/download/labels"):
+    answer, head = person.get(path), person.head(path)
+    assert head.status_code == answer.status_code and not head.content, path
+    assert head.headers["content-type"] == answer.headers["content-type"]
+  assert person.head("/api/boards").status_code == 405
+  assert TestClient(page, base_url=ORIGIN).head("/api/session").status_code == 401
 
 
 def test_promoting_a_corrected_answer_changes_the_others(person):

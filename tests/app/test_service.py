@@ -284,7 +284,11 @@ def test_documents_about_itself(client):
     linked = re.findall(r"(?:src|href)=[\"']?(?:https?:)?//([^/]+)", page.text)
     assert set(linked) <= {"cdn.jsdelivr.net"} and "openapi.json" in page.text
   assert "POST /predict" in page.text and not linked, "nobody needs the internet to find the requests"
-  assert client.head("/health").status_code == 200 and not client.head("/health").content
+  for path in ("/", "/docs", "/openapi.json", "/health", "/prompts", "/metrics"):
+    answer, head = client.get(path), client.head(path)
+    assert head.status_code == answer.status_code == 200 and not head.content
+    assert head.headers["content-type"] == answer.headers["content-type"]
+  assert client.head("/predict").status_code == 405
 
 
 def test_a_service_that_is_loading_says_so(engines, start, predictor):

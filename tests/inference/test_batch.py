@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -430,15 +431,24 @@ def test_a_class_that_is_never_found_is_named(folders, predictor, monkeypatch, c
   """Somebody with two classes would otherwise see one of them and think that the other is not there."""
   decode = forward.decode_prediction
 
-  def without_class_2(*args):
-    prediction = decode(*args)
-    return dataclasses.replace(prediction, labels=np.where(prediction.labels == 2, 0, prediction.labels))
+  def without(*classes):
+    def found(*args):
+      prediction = decode(*args)
+      return dataclasses.replace(prediction, labels=np.where(np.isin(prediction.labels, classes), 0, prediction.labels))
+
+    return found
 
   queries = find(folders, mapping=write_mapping(folders, {"a.png": ["q.png"], "b.png": ["q.png"], "c.png": ["p.png"]}))
   batch.run(predictor, queries, folders / "all")
   assert "never found" not in caplog.text
-  monkeypatch.setattr(forward, "decode_prediction", without_class_2)
+  monkeypatch.setattr(forward, "decode_prediction", without(2))
   batch.run(predictor, queries[:2], folders / "all", resume=True)
   assert "never found" not in caplog.text, "an image of the run that is resumed has it"
   batch.run(predictor, queries, folders / "some")
   assert "class 2: never found, although it is asked for; try other or more prompts" in caplog.text
+  caplog.clear()
+  monkeypatch.setattr(forward, "decode_prediction", without(1, 2))
+  batch.run(predictor, queries, folders / "none")
+  assert re.search(
+    r"^classes 1 and 2: never found, although they are asked for; .* they are small$", caplog.messages[-1]
+  )

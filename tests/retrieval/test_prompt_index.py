@@ -76,7 +76,7 @@ def test_the_nearest_to_an_image_is_its_copy_and_to_an_altered_one_its_original(
   assert scores == sorted(scores, reverse=True)
 
 
-def test_likeness_is_1_to_itself_and_0_between_two_on_average(folder, model):
+def test_similarity_is_1_to_itself_and_0_between_two_on_average(folder, model):
   index = PromptIndex.build(model, files(folder), foreground_weight=0)
   table = np.stack(list(index.score_many(map(picture, range(6)))))
   np.testing.assert_allclose(np.diag(table), 1, atol=1e-4)
