@@ -28,6 +28,8 @@ HOST, KEY = os.environ.get("LABEL_STUDIO_URL", "http://localhost:8080"), os.envi
 def read_image(address: str) -> bytes:
   address = urljoin(HOST, address)
   ours = urlsplit(address)[:2] == urlsplit(HOST)[:2]  # nobody else may see the key
+  if not ours and urlsplit(address).scheme not in ("http", "https"):  # such as a file of this machine
+    raise InputError(f"{address}: expected an address of http or https")
   headers = {"Authorization": f"Token {KEY}"} if ours and KEY else {}
   with request.urlopen(request.Request(address, headers=headers), timeout=60) as file:
     return file.read()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from seggpt_jax.errors import InputError
 from seggpt_jax.formats.label_studio import read_label_studio
 from seggpt_jax.formats.outlines import draw_shapes
 from tests.app.conftest import noise, prompt_of
@@ -98,6 +99,12 @@ def test_only_label_studio_is_shown_its_key(example, monkeypatch):
     example.read_image(address)
   assert [each.full_url for each in asked[:2]] == ["http://tool:8080/data/upload/1.png", "http://other/1.png"]
   assert [each.get_header("Authorization") for each in asked] == ["Token s3cret", None, "Token s3cret"]
+
+
+def test_a_task_reads_no_file_of_the_machine(example, monkeypatch):
+  monkeypatch.setattr(example, "HOST", "http://tool:8080")
+  with pytest.raises(InputError, match="http or https"):
+    example.read_image("file:///etc/hostname")
 
 
 @pytest.mark.parametrize("view", [BRUSH, POLYGON], ids=["brush", "polygon"])
