@@ -46,10 +46,10 @@ class Match(NamedTuple):
 class PromptIndex:
   """Labeled images with their features, made by `build`.
 
-  The score of a prompt for a query is `(1 - w) * similarity + w * presence`. Similarity is the cosine of the images'
-  features, scaled to 1 for the same image and 0 for the average pair of labeled images. Presence says how well the
-  prompt's foreground is found in the query; it is a cosine of features less the labeled images' mean. Images without
-  foreground are never found.
+  The score of a prompt for a query is `(1 - w) * similarity + w * presence`, with w = `FOREGROUND_WEIGHT`. Similarity
+  is the cosine of the images' features, scaled to 1 for the same image and 0 for the average pair of labeled images.
+  Presence says how well the prompt's foreground is found in the query; it is a cosine of features less the labeled
+  images' mean. Images without foreground are never found.
 
   Attributes:
     encoder: network that computes features.
@@ -64,10 +64,9 @@ class PromptIndex:
     facts: Facts,
     images: Float[np.ndarray, "n d"],
     foregrounds: Float[np.ndarray, "n d"],
-    foreground_weight: float | int = FOREGROUND_WEIGHT,
   ):
     self.encoder, self.files, self.facts = encoder, list(files), facts
-    self._weight, self._mean = foreground_weight, images.mean(axis=0)
+    self._mean = images.mean(axis=0)
     self._images = _of_length_1(images)
     # The mean cosine of all pairs is the squared length of the mean, so no table of pairs is needed.
     self._spread = max(1.0 - float(np.sum(self._images.mean(axis=0) ** 2)), _MIN_SPREAD)
@@ -82,28 +81,24 @@ class PromptIndex:
     labels: LabelFormat | None = None,
     *,
     cache: str | os.PathLike | None = None,
-    tap: int | None = None,
-    foreground_weight: float | int = FOREGROUND_WEIGHT,
     progress: bool = True,
   ) -> PromptIndex:
     """Encodes labeled images, except those whose features are in the cache.
 
     Args:
-      model: the network, or its encoder.
+      model: the network, whose second feature tap is compared, or else its only one; or an encoder.
       files: image and label files of the labeled images.
       labels: format of the label files; class indices by default.
       cache: folder in which features are kept; None to keep none.
-      tap: feature tap of the network that is compared, 1 for the first; by default the second, or else the only one.
-      foreground_weight: weight w of presence in the score, 0 to 1.
       progress: whether a progress bar is shown.
 
     Raises:
-      InputError: there are no files, a file cannot be read, the network has no such tap, or the cache is damaged.
+      InputError: there are no files, a file cannot be read, or the cache is damaged.
     """
     if not files:
       raise InputError("prompts: found none, expected at least one image with its label")
     labels = labels or LabelFormat()
-    encoder = model if isinstance(model, Encoder) else Encoder(model, tap or min(TAP, len(model.config.feature_taps)))
+    encoder = model if isinstance(model, Encoder) else Encoder(model, min(TAP, len(model.config.feature_taps)))
     # One file for each network and folder, so that the features of one dataset are not rewritten with another's.
     folder = os.path.dirname(os.path.abspath(files[0].image))
     name = digest(f"{encoder.identity} {folder}".encode(errors="surrogatepass"))
@@ -124,7 +119,7 @@ class PromptIndex:
     entries = [known[key] for key in keys]
     facts = Facts([entry.digest for entry in entries], np.stack([entry.holds for entry in entries]))
     images, foregrounds = (np.stack([getattr(entry, key) for entry in entries]) for key in ("image", "foreground"))
-    return cls(encoder, files, facts, images, foregrounds, foreground_weight)
+    return cls(encoder, files, facts, images, foregrounds)
 
   def _likeness(self, image: Float[np.ndarray, "d"]) -> Float[np.ndarray, "n"]:
     """Returns the similarity of every labeled image to an image with this feature, which has length 1."""
@@ -133,10 +128,8 @@ class PromptIndex:
   def scores(self, features: Features) -> Float[np.ndarray, "b n"]:
     """Returns the score of every labeled image for each query of a batch."""
     likeness = np.stack([self._likeness(image) for image in np.asarray(normalized(features.image))])
-    if self._weight == 0:
-      return likeness
     found = np.asarray(presence(features.patches, self._foregrounds, self._mean))[:, : len(self.files)]
-    return (1.0 - self._weight) * likeness + self._weight * found
+    return (1.0 - FOREGROUND_WEIGHT) * likeness + FOREGROUND_WEIGHT * found
 
   def score_many(self, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> Iterator[Float[np.ndarray, "n"]]:
     """Scores any number of queries, a batch at a time.
