@@ -51,7 +51,7 @@ from benchmarks.killed import (
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import digests, weights
 from seggpt_jax.training import sharding
-from seggpt_jax.training.checkpoints import Checkpoints
+from seggpt_jax.training.checkpoints import WRITTEN_LAST, Checkpoints
 from seggpt_jax.training.step import TrainState
 
 _FAULTS = flags.DEFINE_list("faults", None, "Faults to try; all by default.")
@@ -110,7 +110,10 @@ def spoil_weights(folder: Path, tries: int, generator: np.random.Generator, *, s
 
 
 def spoil_checkpoints(folder: Path, tries: int, generator: np.random.Generator, *, spoil: Spoil) -> Iterator[Try]:
-  """Spoils one file of the newest checkpoint, resumes, and restores it. It is survived if the one before is taken."""
+  """Spoils one file of the newest checkpoint, resumes, and restores it. It is survived if the one before is taken.
+
+  Files that Orbax writes last are left alone: nothing is read from them.
+  """
   run = folder / "run"
   params = nano_params()
   state = TrainState(jnp.asarray(0, jnp.int32), params, optax.adamw(1e-3).init(params))
@@ -121,7 +124,8 @@ def spoil_checkpoints(folder: Path, tries: int, generator: np.random.Generator, 
   checkpoints.close()
   abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state)
   newest, damaged = run / "checkpoints/10", run / "damaged/10"
-  paths = [path for path in files_of(newest) if spoil is not delete or path.name != digests.FILE]
+  passed_over = (*WRITTEN_LAST, *([digests.FILE] if spoil is delete else []))
+  paths = [path for path in files_of(newest) if path.name not in passed_over]
   for _ in range(tries):
     path = paths[generator.integers(len(paths))]
     content = path.read_bytes()

@@ -7,8 +7,6 @@ import contextlib
 import hashlib
 import http.server
 import json
-import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +21,7 @@ def serve(
   cut: dict[str, int] | None = None,
   *,
   stall: dict[str, int] | None = None,
-  reset: dict[str, tuple[int, Callable[[], bool]]] | None = None,
+  pause: dict[str, tuple[int, Callable[[], bool]]] | None = None,
   answers: dict[str, tuple[int, dict[str, str], bytes]] | None = None,
   uploads: Path | None = None,
 ) -> Iterator[tuple[str, list[str]]]:
@@ -34,7 +32,7 @@ def serve(
       http://HOST/OWNER/NAME; what is created is added.
     cut: for a file, the bytes after which its first answer is cut off.
     stall: for a file, the bytes after which its first answer stalls until its client has gone.
-    reset: for a file, the bytes after which its first answer is reset, once a condition holds.
+    pause: for a file, the bytes after which its first answer waits until a condition holds.
     answers: status, headers and body of what is answered instead to paths that begin with the key.
     uploads: folder for new repositories, which are accepted with the token "writer".
 
@@ -42,7 +40,7 @@ def serve(
     The address, and the list of requests so far.
   """
   requests: list[str] = []
-  breaks, stalls, resets = dict(cut or {}), dict(stall or {}), dict(reset or {})
+  breaks, stalls, pauses = dict(cut or {}), dict(stall or {}), dict(pause or {})
 
   class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
@@ -180,7 +178,7 @@ def serve(
       if body:
         end = breaks.pop(file[0], None) if not is_api else None
         stop = stalls.pop(file[0], None) if not is_api else None
-        last, is_time = resets.pop(file[0], (None, None)) if not is_api else (None, None)
+        last, is_time = pauses.pop(file[0], (None, None)) if not is_api else (None, None)
         part = data[start : end or stop or last]
         requests.append(f"sends {len(part)} of {path}")
         self.wfile.write(part)
@@ -190,9 +188,9 @@ def serve(
         if is_time:
           while not is_time():
             time.sleep(0.01)
-          self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-          self.connection.close()
-        if end or stop or last:
+          requests.append(f"sends {len(data) - last} of {path}")
+          self.wfile.write(data[last:])
+        if end or stop:
           self.close_connection = True
       return None
 

@@ -20,9 +20,9 @@ ROOMS = (
 
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
-  **{"cli": 2820, "app": 4650, "evaluation": 1990, "retrieval": 820, "export": 680, "training": 4000},
-  **{"inference": 4470, "audit": 2330, "prepare": 700, "synthetic": 710, "model": 4060, "data": 2760},
-  **{"formats": 2960, "metrics": 440, "": 1375},
+  **{"cli": 2820, "app": 4650, "evaluation": 1990, "retrieval": 800, "export": 680, "training": 3880},
+  **{"inference": 4470, "audit": 2330, "prepare": 690, "synthetic": 700, "model": 3880, "data": 2700},
+  **{"formats": 2950, "metrics": 440, "": 1375},
 }
 MOST_IN_A_MODULE = 400
 # Modules that were longer when the limit came, with the lines that they had; the list only gets shorter.

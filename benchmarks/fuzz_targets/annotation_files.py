@@ -63,13 +63,11 @@ def _coco_compressed(folder: Path) -> Target:
 
 
 def _labelme(folder: Path) -> Target:
-  from seggpt_jax.formats.labelme import encode_mask
-
   shapes = [
     {"label": "crack", "points": folders.CRACK, "shape_type": "polygon", "group_id": None, "flags": {}},
     {"label": "hole", "points": [[2, 3], [9, 8]], "shape_type": "rectangle"},
     {"label": "hole", "points": [[20, 15], [23, 15]], "shape_type": "circle"},
-    {"label": "crack", "points": [[5, 5], [9, 8]], "shape_type": "mask", "mask": encode_mask(np.eye(4, 5))},
+    {"label": "crack", "points": [[5, 5], [9, 8]], "shape_type": "mask", "mask": folders.labelme_mask(np.eye(4, 5))},
     {"label": "_background_", "points": folders.HOLE},
   ]
   folders.labelme(folder, "a", shapes)

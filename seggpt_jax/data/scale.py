@@ -31,13 +31,8 @@ def fewest_cells(num_classes: int) -> int:
   return max(1, math.ceil(math.sqrt(num_classes)))
 
 
-def cell_edges(size: int, grid: int) -> list[int]:
-  """Returns the first pixel of each cell along a side, and the end of the last one.
-
-  Args:
-    size: side of the square in pixels.
-    grid: number of cells along the side.
-  """
+def _cell_edges(size: int, grid: int) -> list[int]:
+  """Returns the first pixel of each cell along a side, and the end of the last one."""
   return np.linspace(0, size, grid + 1).round().astype(int).tolist()
 
 
@@ -52,7 +47,7 @@ def assemble(cells: Sequence[Sample], size: int) -> Sample:
     The first sample with `image` uint8 [size, size, 3] and `label` uint8 [size, size].
   """
   grid = round(len(cells) ** 0.5)
-  edges = cell_edges(size, grid)
+  edges = _cell_edges(size, grid)
   image, label = np.zeros((size, size, 3), np.uint8), np.zeros((size, size), np.uint8)
   for place, cell in enumerate(cells):
     (top, bottom), (left, right) = (edges[i : i + 2] for i in divmod(place, grid))
@@ -76,14 +71,8 @@ def next_class(label: UInt8[np.ndarray, "h w"], shown: collections.Counter[int])
   return chosen
 
 
-def crop_object(sample: Sample, class_index: int, size: int) -> Sample:
-  """Cuts a square around the largest object of a class; around the middle for class 0.
-
-  Args:
-    sample: labeled image of any size. If it is smaller than the square, it is mirrored at its borders.
-    class_index: the class.
-    size: side of the square in pixels.
-  """
+def _crop_object(sample: Sample, class_index: int, size: int) -> Sample:
+  """Cuts a square around the largest object of a class; around the middle for class 0."""
   label = sample["label"]
   row, col = (side // 2 for side in label.shape)
   if class_index:
@@ -171,7 +160,7 @@ def make_prompts(samples: Sequence[Sample], grid: int, size: int) -> list[Sample
     size: side of a prompt in pixels.
   """
   cell, shown = -(-size // grid), collections.Counter[int]()
-  cells = [crop_object(sample, next_class(sample["label"], shown), cell) for sample in samples]
+  cells = [_crop_object(sample, next_class(sample["label"], shown), cell) for sample in samples]
   return [assemble(cells[start : start + grid**2], size) for start in range(0, len(cells), grid**2)]
 
 

@@ -208,6 +208,16 @@ def _start(path: str) -> tuple[int, bytes]:
     return os.path.getsize(path), hashlib.sha256(file.read(_START)).digest()
 
 
+def _delegated(method: str) -> Any:
+  """Returns a method of `View` that asks the source of the sample."""
+
+  def call(self: View, index: int, *rest: Any) -> Any:
+    source, index = self._at(index)
+    return getattr(source, method)(index, *rest)
+
+  return call
+
+
 class View:
   """Samples of other sources. Implements `Source`, and `EncodedSource` if the sources do.
 
@@ -231,29 +241,8 @@ class View:
     source, index = self._at(index)
     return source[index]
 
-  def name(self, index: int) -> str:
-    source, index = self._at(index)
-    return source.name(index)
-
-  def label(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    source, index = self._at(index)
-    return source.label(index)
-
-  def classes(self, index: int) -> tuple[int, ...] | None:
-    source, index = self._at(index)
-    return source.classes(index)
-
-  def label_stamp(self, index: int) -> str:
-    source, index = self._at(index)
-    return source.label_stamp(index)
-
-  def field(self, index: int, key: str) -> str:
-    source, index = self._at(index)
-    return source.field(index, key)
-
-  def encoded_image(self, index: int) -> tuple[bytes, str]:
-    source, index = self._at(index)
-    return source.encoded_image(index)
+  name, label, classes = map(_delegated, ("name", "label", "classes"))
+  label_stamp, field, encoded_image = map(_delegated, ("label_stamp", "field", "encoded_image"))
 
   def _at(self, index: int) -> tuple[Any, int]:
     """Returns the source of a sample, and the index of the sample in it."""

@@ -45,8 +45,8 @@ def read_coco(path: str | os.PathLike, split: str, problems: list[str] | None = 
   where = files.full(relative)
   content = _parse(where)
   try:
-    names = _unique({}, content["categories"], "category", where)
-    images = _unique({}, content["images"], "image", where)
+    names = _unique(content["categories"], "category", where)
+    images = _unique(content["images"], "image", where)
     categories = _kept(content["categories"], content.get("annotations", []), where)
     shapes = _by_image(content.get("annotations", []), images, names, where, problems)
     folder = os.path.dirname(relative)
@@ -147,8 +147,9 @@ def _parse_outline(segmentation: Any) -> tuple[Outline, tuple[int, int] | None]:
   return tuple(polygon for polygon in polygons if len(polygon) >= 6), None  # two points have no area
 
 
-def _unique(found: dict[Any, Any], entries: list[dict[str, Any]], what: str, where: str) -> dict[Any, dict[str, Any]]:
+def _unique(entries: list[dict[str, Any]], what: str, where: str) -> dict[Any, dict[str, Any]]:
   """Returns entries by id; two of one id are refused."""
+  found: dict[Any, dict[str, Any]] = {}
   key = "name" if what == "category" else "file_name"
   for entry in entries:
     id_ = entry["id"]

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -36,17 +36,6 @@ _SIXTEEN_BIT_PNG = (2, 4, 6)  # color types with several channels, of which Pill
 _HIDDEN = 255  # the color of transparent pixels, as most viewers show them
 _LIMIT = "SEGGPT_MAX_PIXELS"  # in the environment: most pixels of an image
 ORIENTATION = 274  # the EXIF tag
-# How to turn the pixels of each orientation upright.
-_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-  1: lambda pixels: pixels,
-  2: lambda pixels: pixels[:, ::-1],
-  3: lambda pixels: pixels[::-1, ::-1],
-  4: lambda pixels: pixels[::-1],
-  5: lambda pixels: pixels.swapaxes(0, 1),
-  6: lambda pixels: np.rot90(pixels, 3),
-  7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-  8: np.rot90,
-}
 HEIF_ENDINGS = frozenset({".heic", ".heif", ".heics", ".heifs", ".hif"})
 _HEIF_STARTS = tuple(
   b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -238,7 +227,14 @@ def _orientation(image: Image.Image, where: str) -> int:
   """Returns the orientation 1..8 that the EXIF tag of an opened image states; 1 without a valid one."""
   with _decoding(where):
     stated = image.getexif().get(ORIENTATION, 1)
-  return stated if stated in _TURNS else 1
+  return stated if stated in range(1, 9) else 1
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+  """Returns the pixels of an orientation upright."""
+  pixels = pixels.swapaxes(0, 1) if orientation > 4 else pixels
+  rows, cols = (-1 if orientation in mirrored else 1 for mirrored in ((3, 4, 7, 8), (2, 3, 6, 7)))
+  return np.ascontiguousarray(pixels[::rows, ::cols])
 
 
 def load_upright(image: Image.Image, where: str) -> Image.Image:
@@ -278,12 +274,12 @@ def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "h w 3"]:
     # also finds orientations in damaged tags, which Pillow does not.
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is not None:
-      return np.ascontiguousarray(_TURNS[_orientation(image, where)](pixels))
+      return _turned(pixels, _orientation(image, where))
   with _decoding(where):
     # A TIFF that is turned is left to Pillow, as OpenCV turns some of them itself.
     deep = None if image.format == "TIFF" and _orientation(image, where) != 1 else _deep_colors(data, image, where)
   if deep is not None:
-    return np.ascontiguousarray(_TURNS[_orientation(image, where)](deep))
+    return _turned(deep, _orientation(image, where))
   return upright_pixels(image, where)
 
 

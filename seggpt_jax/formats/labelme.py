@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import math
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from seggpt_jax.errors import InputError, one_line, refuse
@@ -156,10 +154,3 @@ def _shape(found: Any, where: str, size: tuple[int, int] | None) -> Shape:
   return Shape(
     label, problem=f"{where}: found a {kind}, which covers no pixels, expected a polygon, rectangle, circle or mask"
   )
-
-
-def encode_mask(mask: np.ndarray) -> str:
-  """Returns a mask, uint8 or bool `[H, W]`, in the form of a shape's `mask`."""
-  buffer = io.BytesIO()
-  Image.fromarray(mask.astype(np.uint8)).save(buffer, "PNG")
-  return base64.b64encode(buffer.getvalue()).decode()

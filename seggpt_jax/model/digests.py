@@ -17,39 +17,33 @@ from pathlib import Path
 
 import xxhash
 
-from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.errors import InputError
 from seggpt_jax.files import parse_json, write_whole
 
 FILE = "digests.json"
 # Bytes. Orbax keeps descriptions, indices and manifests in smaller files than this, also those of the largest networks.
 SMALL = 1_000_000
 _THREADS = os.cpu_count() or 1
-_KIND = "xxh3_128"
-_KINDS = {_KIND: xxhash.xxh3_128, "sha256": hashlib.sha256}  # the second one is read only
-
-Digests = dict[str, tuple[int, str]]  # size and digest of each file, by its path in the directory
 
 
 def seal(directory: Path, but: Collection[str] = ()) -> None:
-  """Writes the digests of all files in a complete directory. Digests that it has already are kept.
+  """Writes the digests of all files in a directory.
 
   Args:
     directory: the directory.
-    but: names of files at its top that are not complete yet.
+    but: names of files at its top that are left out.
 
   Raises:
     InputError: a file cannot be read, or the digests cannot be written.
   """
-  kind, values = _read(directory) if is_sealed(directory) else (_KIND, {})
   paths = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
-  missing = {name: path for name, path in paths.items() if name not in (FILE, *but, *values)}
+  paths = {name: path for name, path in paths.items() if name not in (FILE, *but)}
   try:
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-      found = pool.map(_size_and_digest, missing.values(), [kind] * len(missing))
-      values |= zip(missing, found, strict=True)
+      values = dict(zip(paths, pool.map(_size_and_digest, paths.values()), strict=True))
   except OSError as error:
     raise InputError(f"{directory}: cannot be read: {error.strerror or error}") from error
-  text = json.dumps({kind: values}, indent=1).encode()
+  text = json.dumps(values, indent=1).encode()
   write_whole(directory / FILE, lambda file: file.write(text), replace=True)
 
 
@@ -75,15 +69,12 @@ def verifying(directory: Path) -> Iterator[None]:
   if not is_sealed(directory):
     yield
     return
-  try:
-    kind, expected = _read(directory)
-  except InputError as error:
-    raise DamageError(f"{FILE} is damaged") from error
+  expected = _read(directory)
   small = [name for name, (size, _) in expected.items() if size <= SMALL]
   large = [name for name, (size, _) in expected.items() if size > SMALL]
   pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
   try:
-    found = {name: pool.submit(_size_and_digest, directory / name, kind) for name in (*small, *large)}
+    found = {name: pool.submit(_size_and_digest, directory / name) for name in (*small, *large)}
 
     def compare(names: Collection[str]) -> None:
       for name in names:
@@ -105,21 +96,19 @@ def verifying(directory: Path) -> Iterator[None]:
     pool.shutdown(cancel_futures=True)
 
 
-def _read(directory: Path) -> tuple[str, Digests]:
-  """Returns the kind of the digests, and the digests."""
+def _read(directory: Path) -> dict[str, tuple[int, str]]:
+  """Returns size and digest of each file, by its path in the directory."""
   try:
-    ((kind, stored),) = parse_json((directory / FILE).read_bytes()).items()
-    if kind not in _KINDS:
-      raise ValueError(f"found digests of the kind {kind!r}, expected one of {', '.join(_KINDS)}")
+    stored = parse_json((directory / FILE).read_bytes())
     values = {str(name): (int(size), str(digest)) for name, (size, digest) in stored.items()}
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in values):
       raise ValueError("found paths out of the directory")
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise InputError(f"{directory / FILE}: cannot be read: {one_line(error)[:200]}") from error
-  return kind, values
+  except (OSError, ValueError, TypeError, AttributeError) as error:
+    raise DamageError(f"{FILE} is damaged") from error
+  return values
 
 
-def _size_and_digest(path: Path, kind: str) -> tuple[int, str]:
+def _size_and_digest(path: Path) -> tuple[int, str]:
   with open(path, "rb") as file:
-    digest = hashlib.file_digest(file, _KINDS[kind]).hexdigest()
+    digest = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
     return file.tell(), digest

@@ -8,7 +8,7 @@ The cache of a repository, which one process at a time may change:
 
   OWNER--NAME/COMMIT/model      a weights directory
   OWNER--NAME/revisions/...     the commit that a name stood for when it was last used
-  OWNER--NAME/downloads/        files until they are converted, and unfinished ones under their digest
+  OWNER--NAME/downloads/COMMIT  files until they are converted; a file whose download was killed is fetched again
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 from seggpt_jax.errors import InputError, one_line, warn_once
 from seggpt_jax.files import exclusive, is_full, write_whole, writing
 from seggpt_jax.model import digests
-from seggpt_jax.model.downloads import HubFile, connection_errors, fetch_large, fetch_small
 
 PREFIX = "hf://"
 FILES = (".pth", ".pt", ".bin", ".safetensors")
@@ -98,7 +97,7 @@ def fetch(name: str, address: Address, convert: Callable[[Path, Path], None]) ->
   with exclusive(folder, wait=True):
     if not found.is_dir():
       with _one_line(name, address):
-        source = _download(name, address, info, downloads)
+        source = _download(name, address, info, downloads / info.sha)
       convert(source, found)
     shutil.rmtree(downloads, ignore_errors=True)
   write_whole(note, lambda out: out.write(info.sha.encode()), replace=True)
@@ -168,7 +167,7 @@ def _ask(name: str, address: Address, known: str) -> Any:
         f"{name}: cannot connect to the hub: {one_line(error)[:200]}; check the proxy (HTTPS_PROXY, ALL_PROXY)"
       ) from error
     raise ConnectionError("not a hub's, but for example a web page of a proxy or of a network's login")
-  except (errors.OfflineModeIsEnabled, *connection_errors()) as error:
+  except (errors.OfflineModeIsEnabled, *_connection_errors()) as error:
     answer = getattr(error, "response", None)
     refused = answer is not None and answer.status_code < 500 and answer.status_code not in _BUSY
     if refused or not known:
@@ -178,19 +177,25 @@ def _ask(name: str, address: Address, known: str) -> Any:
     return None
 
 
-def _download(name: str, address: Address, info: Any, downloads: Path) -> Path:
-  """Downloads the files that are needed; returns the file, or the folder that holds them."""
-  known = {each.rfilename: each for each in info.siblings}
-  folder = downloads / info.sha
-  for file in _needed(name, address, list(known)):
-    if Path(file).is_absolute() or ".." in re.split(r"[/\\]", file):
-      raise InputError(f"{name}: found a file {file!r} in the repository, expected a path inside it")
-    wanted = HubFile(name, address.repo, file, info.sha, folder)
-    if lfs := known[file].lfs:
-      # The same file may belong to several commits, so it resumes if a branch gets a new one meanwhile.
-      fetch_large(wanted, downloads / lfs.sha256, lfs.sha256, lfs.size)
-    else:
-      fetch_small(wanted, known[file].size)
+def _download(name: str, address: Address, info: Any, folder: Path) -> Path:
+  """Downloads the files that are needed, unless they are there; returns the file, or the folder that holds them."""
+  from huggingface_hub import errors, hf_hub_download
+
+  known = {each.rfilename: each.lfs for each in info.siblings}
+  files = _needed(name, address, list(known))
+  if outside := next((each for each in files if each.startswith("/") or ".." in re.split(r"[/\\]", each)), None):
+    raise InputError(f"{name}: found a file {outside!r} in the repository, expected a path inside it")
+  for file in files:
+    try:
+      path = Path(hf_hub_download(address.repo, file, revision=info.sha, local_dir=folder))
+    except errors.LocalEntryNotFoundError as error:
+      raise error.__cause__ or error from None
+    if lfs := known[file]:
+      with open(path, "rb") as content:
+        whole = hashlib.file_digest(content, "sha256").hexdigest() == lfs.sha256
+      if not whole:
+        path.unlink()
+        raise InputError(f"{name}: {file} is not what the hub's digest says; rerun the command to fetch it again")
   shutil.rmtree(folder / ".cache", ignore_errors=True)  # the library's notes on local_dir
   return folder / address.file
 
@@ -211,6 +216,14 @@ def _needed(name: str, address: Address, files: list[str]) -> list[str]:
   files = [file for file in files if file.endswith(FILES)]
   remedy = f"; name one of its files: {', '.join(f'{PREFIX}{address.repo}/{f}' for f in files)}" if files else ""
   raise InputError(f"{name}: found no config.json with model.safetensors in the repository{remedy}")
+
+
+def _connection_errors() -> tuple[type[BaseException], ...]:
+  """Returns the errors of the HTTP library that huggingface_hub uses when a server cannot be reached."""
+  from huggingface_hub import errors
+
+  transport = next((base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"), OSError)
+  return (transport, ConnectionError, TimeoutError)
 
 
 @contextlib.contextmanager
@@ -238,7 +251,7 @@ def _one_line(name: str, address: Address) -> Iterator[None]:
       429: f"; rerun the command {f'in {wait} s' if wait.isdigit() else 'later'}, and set HF_TOKEN for a higher limit",
     }.get(error.response.status_code, "")
     raise InputError(f"{name}: {where} cannot be fetched: {one_line(error)[:200]}{remedy}") from error
-  except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, *connection_errors()) as error:
+  except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, *_connection_errors()) as error:
     file = address.file or "model.safetensors"
     rest = "by hand and pass its path" if address.file else "and config.json next to it by hand and pass their folder"
     reason = f"no usable answer from {constants.ENDPOINT} ({one_line(error.__cause__ or error)[:200]})"
@@ -271,7 +284,7 @@ def _uploading(name: str, left: str) -> Iterator[None]:
     remedy = login if error.response.status_code in (401, 403, 404) else ""
     raise InputError(f"{where}: refuses the upload: {one_line(error)[:200]}{remedy}; {left}") from error
   # The library wraps errors of single files.
-  except (*connection_errors(), OSError, RuntimeError, ImportError) as error:
+  except (*_connection_errors(), OSError, RuntimeError, ImportError) as error:
     raise InputError(
       f"{name}: the upload to {where} was interrupted ({one_line(error.__cause__ or error)[:120]}); {left}"
     ) from error

@@ -6,19 +6,15 @@ ones come from `pretraining/pack.py`.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from seggpt_jax.files import parse_json, write_whole
-from seggpt_jax.model import parameters
+from seggpt_jax.files import parse_json
 from seggpt_jax.model.config import SegGPTConfig
 
 _SUFFIX = ".safetensors"
@@ -52,14 +48,3 @@ def read_config(path: Path) -> SegGPTConfig:
 def read_params(path: Path) -> dict[str, np.ndarray]:
   """Reads the float16 parameters from a packaged file."""
   return safetensors.numpy.load_file(path)
-
-
-def write(path: Path, params: Mapping[str, Any], config: SegGPTConfig) -> None:
-  """Writes a packaged file, with the parameters rounded to float16.
-
-  Raises:
-    ValueError: a parameter is too large for float16.
-  """
-  halves = parameters.to_float16(params)
-  data = safetensors.numpy.save(halves, metadata={"config": json.dumps(config.to_dict())})
-  write_whole(path, lambda file: file.write(data), replace=True)

@@ -55,20 +55,11 @@ class EncodedSample(NamedTuple):
 Samples = Callable[[int], Iterator[EncodedSample | BadFile]]
 
 
-def encode_sample(source: EncodedSource, index: int, group: str = "", shorter_side: int = 0) -> EncodedSample:
+def _encode_sample(source: EncodedSource, index: int, group: str = "", shorter_side: int = 0) -> EncodedSample:
   """Encodes one sample as files.
 
   JPEG and PNG files with one or three channels are kept byte for byte. Other images, and images that an EXIF tag
   rotates, become PNG files of the pixels that training would see. Images that are shrunk stay JPEG if they were JPEG.
-
-  Args:
-    source: the samples.
-    index: index of the sample.
-    group: group of the sample.
-    shorter_side: largest shorter side in pixels. Larger images are shrunk to it with their labels; 0 shrinks none.
-
-  Raises:
-    InputError: a file is missing, damaged or cut off, or image and label do not fit together.
   """
   data, where = source.encoded_image(index)
   image = decode_image(data, where)
@@ -86,7 +77,7 @@ def encode_sample(source: EncodedSource, index: int, group: str = "", shorter_si
 
 
 def as_stored(data: bytes, where: str) -> tuple[bytes, str]:
-  """Returns an image file as it is stored, with the rules of `encode_sample`, and its ending.
+  """Returns an image file as it is stored, with the rules of `_encode_sample`, and its ending.
 
   Args:
     data: content of the file.
@@ -145,7 +136,7 @@ def encoded_samples(
     groups: group of every sample of the source.
     num_workers: number of threads.
     skip_bad: True yields a `BadFile` in place of a sample that cannot be used; False raises.
-    shorter_side: largest shorter side in pixels, see `encode_sample`.
+    shorter_side: largest shorter side in pixels, see `_encode_sample`.
 
   Raises:
     InputError: a sample cannot be used, and `skip_bad` is False.
@@ -153,7 +144,7 @@ def encoded_samples(
 
   def encode(index: int) -> EncodedSample | BadFile:
     try:
-      return encode_sample(source, index, groups[index], shorter_side)
+      return _encode_sample(source, index, groups[index], shorter_side)
     except InputError as error:
       if not skip_bad:
         raise

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.files import write_whole
-from seggpt_jax.formats.images import decode_image, read_bytes
+from seggpt_jax.formats.images import decode_image, file_stamp, read_bytes
 from seggpt_jax.formats.labels import LabelFormat, check_size, read_labels
 from seggpt_jax.inference import tiling
 from seggpt_jax.inference.queries import PromptFiles
@@ -46,10 +46,10 @@ class Match(NamedTuple):
 class PromptIndex:
   """Labeled images with their features, made by `build`.
 
-  The score of a prompt for a query is `(1 - w) * similarity + w * presence`. Similarity is the cosine of the images'
-  features, scaled to 1 for the same image and 0 for the average pair of labeled images. Presence says how well the
-  prompt's foreground is found in the query; it is a cosine of features less the labeled images' mean. Images without
-  foreground are never found.
+  The score of a prompt for a query is `(1 - w) * similarity + w * presence`, with w = `FOREGROUND_WEIGHT`. Similarity
+  is the cosine of the images' features, scaled to 1 for the same image and 0 for the average pair of labeled images.
+  Presence says how well the prompt's foreground is found in the query; it is a cosine of features less the labeled
+  images' mean. Images without foreground are never found.
 
   Attributes:
     encoder: network that computes features.
@@ -64,10 +64,9 @@ class PromptIndex:
     facts: Facts,
     images: Float[np.ndarray, "n d"],
     foregrounds: Float[np.ndarray, "n d"],
-    foreground_weight: float | int = FOREGROUND_WEIGHT,
   ):
     self.encoder, self.files, self.facts = encoder, list(files), facts
-    self._weight, self._mean = foreground_weight, images.mean(axis=0)
+    self._mean = images.mean(axis=0)
     self._images = _of_length_1(images)
     # The mean cosine of all pairs is the squared length of the mean, so no table of pairs is needed.
     self._spread = max(1.0 - float(np.sum(self._images.mean(axis=0) ** 2)), _MIN_SPREAD)
@@ -82,47 +81,45 @@ class PromptIndex:
     labels: LabelFormat | None = None,
     *,
     cache: str | os.PathLike | None = None,
-    tap: int | None = None,
-    foreground_weight: float | int = FOREGROUND_WEIGHT,
     progress: bool = True,
   ) -> PromptIndex:
     """Encodes labeled images, except those whose features are in the cache.
 
     Args:
-      model: the network, or its encoder.
+      model: the network, whose second feature tap is compared, or else its only one; or an encoder.
       files: image and label files of the labeled images.
       labels: format of the label files; class indices by default.
       cache: folder in which features are kept; None to keep none.
-      tap: feature tap of the network that is compared, 1 for the first; by default the second, or else the only one.
-      foreground_weight: weight w of presence in the score, 0 to 1.
       progress: whether a progress bar is shown.
 
     Raises:
-      InputError: there are no files, a file cannot be read, the network has no such tap, or the cache is damaged.
+      InputError: there are no files, a file cannot be read, or the cache is damaged.
     """
     if not files:
       raise InputError("prompts: found none, expected at least one image with its label")
     labels = labels or LabelFormat()
-    encoder = model if isinstance(model, Encoder) else Encoder(model, tap or min(TAP, len(model.config.feature_taps)))
+    encoder = model if isinstance(model, Encoder) else Encoder(model, min(TAP, len(model.config.feature_taps)))
     # One file for each network and folder, so that the features of one dataset are not rewritten with another's.
-    name = digest(f"{encoder.identity} {os.path.dirname(_cache_key(files[0]))}".encode(errors="surrogatepass"))
+    folder = os.path.dirname(os.path.abspath(files[0].image))
+    name = digest(f"{encoder.identity} {folder}".encode(errors="surrogatepass"))
     path = None if cache is None else Path(cache) / f"{name}.npz"
     kept = {} if path is None or not path.exists() else _read_features(path)
-    stamps = {_cache_key(prompt): _stamp_of(prompt, labels) for prompt in files}
-    known = {key: entry for key, entry in kept.items() if stamps.get(key) == entry.stamp}
-    missing = [prompt for prompt in files if _cache_key(prompt) not in known]
+    keys = [_cache_key(prompt, labels) for prompt in files]
+    known = {key: kept[key] for key in keys if key in kept}
+    missing = {key: prompt for key, prompt in zip(keys, files, strict=True) if key not in kept}
     try:
-      for prompt, entry in _encode(encoder, missing, labels, stamps, progress):
-        known[_cache_key(prompt)] = entry
+      for entry, key in zip(_encode(encoder, list(missing.values()), labels, progress), missing, strict=True):
+        known[key] = entry
     finally:
       # Also after an error or Ctrl-C, so that finished work is not repeated.
       if path is not None and missing and known:
-        others = {key: entry for key, entry in kept.items() if key not in stamps and os.path.exists(key)}
-        _write_features(path, others | known)
-    entries = [known[_cache_key(prompt)] for prompt in files]
+        images = {_image_of(key) for key in keys}
+        others = {key: each for key, each in kept.items() if _image_of(key) not in images}
+        _write_features(path, {key: each for key, each in others.items() if os.path.exists(_image_of(key))} | known)
+    entries = [known[key] for key in keys]
     facts = Facts([entry.digest for entry in entries], np.stack([entry.holds for entry in entries]))
     images, foregrounds = (np.stack([getattr(entry, key) for entry in entries]) for key in ("image", "foreground"))
-    return cls(encoder, files, facts, images, foregrounds, foreground_weight)
+    return cls(encoder, files, facts, images, foregrounds)
 
   def _similarity(self, image: Float[np.ndarray, "d"]) -> Float[np.ndarray, "n"]:
     """Returns the similarity of every labeled image to an image with this feature, which has length 1."""
@@ -131,10 +128,8 @@ class PromptIndex:
   def scores(self, features: Features) -> Float[np.ndarray, "b n"]:
     """Returns the score of every labeled image for each query of a batch."""
     similarity = np.stack([self._similarity(image) for image in np.asarray(normalized(features.image))])
-    if self._weight == 0:
-      return similarity
     found = np.asarray(presence(features.patches, self._foregrounds, self._mean))[:, : len(self.files)]
-    return (1.0 - self._weight) * similarity + self._weight * found
+    return (1.0 - FOREGROUND_WEIGHT) * similarity + FOREGROUND_WEIGHT * found
 
   def score_many(self, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> Iterator[Float[np.ndarray, "n"]]:
     """Scores any number of queries, a batch at a time.
@@ -173,8 +168,8 @@ def _of_length_1(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
 
 
 def _encode(
-  encoder: Encoder, files: Sequence[PromptFiles], labels: LabelFormat, stamps: dict[str, str], progress: bool
-) -> Iterator[tuple[PromptFiles, _StoredFeatures]]:
+  encoder: Encoder, files: Sequence[PromptFiles], labels: LabelFormat, progress: bool
+) -> Iterator[_StoredFeatures]:
   """Reads and encodes labeled images, with a progress bar if it is wanted."""
 
   def read(prompt: PromptFiles) -> tuple[np.ndarray, np.ndarray, str, np.ndarray]:
@@ -191,37 +186,29 @@ def _encode(
       batch = files[start : start + encoder.batch_size]
       images, shares, digests, holds = zip(*(next(coming) for _ in batch), strict=True)
       found = encoder(np.stack(images), np.stack(shares))
-      features = (np.asarray(found.image), np.asarray(found.foreground))
-      for prompt, name, held, image, foreground in zip(batch, digests, holds, *features, strict=True):
-        yield prompt, _StoredFeatures(stamps[_cache_key(prompt)], name, held, image, foreground)
+      for entry in zip(digests, holds, np.asarray(found.image), np.asarray(found.foreground), strict=True):
+        yield _StoredFeatures(*entry)
         bar.update()
 
 
 class _StoredFeatures(NamedTuple):
   """The cached entry of a labeled image."""
 
-  stamp: str
   digest: str
   holds: np.ndarray
   image: np.ndarray
   foreground: np.ndarray
 
 
-def _cache_key(prompt: PromptFiles) -> str:
-  """Returns the key of a labeled image's entry, its absolute path."""
-  return os.path.abspath(prompt.image)
+def _cache_key(prompt: PromptFiles, labels: LabelFormat) -> str:
+  """Returns the key of a labeled image's entry, which differs if the image, the label or the label format changes."""
+  image, label = (os.path.abspath(path) for path in (prompt.image, prompt.labels))
+  return "\n".join((image, label, file_stamp(image), file_stamp(label), repr(labels)))
 
 
-def _stamp_of(prompt: PromptFiles, labels: LabelFormat) -> str:
-  """Returns a string that differs if the image, the label or the label format has changed."""
-  parts = [repr(labels), os.path.abspath(prompt.labels)]
-  for path in (prompt.image, prompt.labels):
-    try:
-      stat = os.stat(path)
-    except OSError as error:
-      raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    parts.append(f"{stat.st_size} {stat.st_mtime_ns}")
-  return "\n".join(parts)
+def _image_of(key: str) -> str:
+  """Returns the image that a key stands for."""
+  return key.partition("\n")[0]
 
 
 def _write_features(path: Path, kept: dict[str, _StoredFeatures]) -> None:

@@ -169,7 +169,7 @@ class BoardSource:
 
   For `labels`, "defect" gives all kinds label 1. "etched" gives copper label 1 as it lies on the board, defects
   included. "copper" gives copper label 1 and all kinds label 2. With "kinds" a kind keeps its label
-  1 + DEFECTS.index(kind), whichever kinds are drawn.
+  1 + DEFECTS.index(kind).
 
   Raises:
     ValueError: A field is out of its range.
@@ -178,7 +178,6 @@ class BoardSource:
   num_boards: int  # At least 1.
   seed: int  # Of all boards, at least 0.
   size: int = 256  # Side of a board in pixels.
-  defects: Sequence[str] | None = None  # Kinds of defects to draw from; None means all of DEFECTS.
   count: tuple[int, int] = (1, 3)  # Fewest and most defects on a board, both included.
   scale: float = 1.0  # Magnification; see generate_board.
   labels: str = "defect"
@@ -186,7 +185,7 @@ class BoardSource:
   split: str = "train"  # Or "val"; the boards of the two are independent of each other.
 
   def __post_init__(self):
-    _check_arguments(self.size, self._kinds, self.count, self.scale)
+    _check_arguments(self.size, DEFECTS, self.count, self.scale)
     if self.num_boards < 1:
       raise ValueError(f"num_boards: found {self.num_boards}, expected at least 1")
     if self.seed < 0:
@@ -195,10 +194,6 @@ class BoardSource:
       raise ValueError(f"labels: found {self.labels!r}, expected one of {tuple(LABELINGS)}")
     if self.split not in SPLITS:
       raise ValueError(f"split: found {self.split!r}, expected one of {SPLITS}")
-
-  @property
-  def _kinds(self) -> tuple[str, ...]:
-    return DEFECTS if self.defects is None else tuple(self.defects)
 
   @property
   def classes(self) -> tuple[str, ...]:
@@ -214,7 +209,7 @@ class BoardSource:
       raise IndexError(f"index: found {index}, expected 0 to {self.num_boards - 1}")
     key = (SPLITS.index(self.split), index)
     generator = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
-    kinds, prefix = self._kinds, "board"
+    kinds, prefix = DEFECTS, "board"
     if self.one_kind:
       prefix = kinds[index % len(kinds)]
       kinds = (prefix,)
@@ -239,7 +234,7 @@ def write_boards(directory: str | os.PathLike[str], num_train: int, num_val: int
     num_train: Number of boards for training, at least 1.
     num_val: Number of boards for validation, at least 1.
     seed: Seed of all boards, at least 0.
-    **options: size, defects, count, scale, labels and one_kind of BoardSource.
+    **options: size, count, scale, labels and one_kind of BoardSource.
 
   Raises:
     InputError: The directory holds something, or is a file.

@@ -6,8 +6,7 @@ RUN/best/STEP           params and config of the best validation mIoU so far
 RUN/damaged/STEP        checkpoints that could not be read, moved out of the way
 
 Each STEP has the digests of its files, which are compared while it is read. They are written before it appears under
-its name, except for two files that Orbax writes last, and that nothing is read from. The digests of these are added
-when the next checkpoint begins or the run ends.
+its name, and leave out two files that Orbax writes last, and that nothing is read from.
 
 With a moving average of the parameters, `best` holds the averaged parameters, which are scored. A checkpoint holds the
 raw parameters, and the average next to the optimizer state. A run with an adapter stores the adapter's parameters only,
@@ -40,7 +39,7 @@ from seggpt_jax.training.step import TrainState
 # A process that fails waits this long for checkpoints that it was writing with others, which may have ended.
 _LAST_WRITE_SECONDS = 20.0
 # Orbax writes times and a string to these at the end (0.12).
-_WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
+WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class _PreservationPolicy(NamedTuple):
@@ -73,9 +72,10 @@ def _open_manager(folder: epath.Path, handlers: Mapping[str, type], **kept: Any)
 
 
 def _seal_unfinished(folder: Path) -> None:
-  """Writes the digests of the step that is about to appear in a folder."""
+  """Checks the step that is about to appear in a folder, and writes its digests."""
   (unfinished,) = folder.glob("*.orbax-checkpoint-tmp*")
-  digests.seal(unfinished, but=_WRITTEN_LAST)
+  weights.check_readable(unfinished)
+  digests.seal(unfinished, but=WRITTEN_LAST)
 
 
 class Checkpoints:
@@ -107,7 +107,6 @@ class Checkpoints:
     handlers = {"params": ocp.PyTreeCheckpointHandler, self._label: ocp.JsonCheckpointHandler}
     more = {"optimizer": ocp.PyTreeCheckpointHandler, "progress": ocp.JsonCheckpointHandler}
     self.warnings: list[str] = []
-    self._unsealed: set[epath.Path] = set()  # directories that this process writes or has written, to be sealed
     kept = {"preservation_policy": _PreservationPolicy(keep, keep_every)}
     self._steps = _open_manager(self._root / "checkpoints", handlers | more, **kept)
     self._best = _open_manager(self._root / "best", handlers, max_to_keep=1)
@@ -126,8 +125,6 @@ class Checkpoints:
     step = int(state.step)
     if step == self._steps.latest_step():
       return
-    self._seal()
-    self._unsealed.add(self._steps.directory / str(step))
     self._steps.save(
       step,
       args=ocp.args.Composite(
@@ -140,28 +137,8 @@ class Checkpoints:
   def save_best(self, state: TrainState) -> None:
     """Starts writing the weights of this step as the best; the former best is deleted when they are complete."""
     step = int(state.step)
-    self._seal()
-    self._unsealed.add(self._best.directory / str(step))
     if not self._best.save(step, args=ocp.args.Composite(**self._weights(state.averaged))):
       raise RuntimeError(f"{self._best.directory}: step {step} was not kept, found {self._best.all_steps()} there")
-
-  def _seal(self) -> None:
-    """Completes the digests of what this process has finished writing; a directory appears when it is complete."""
-    for directory in [each for each in self._unsealed if each.exists()]:
-      self._unsealed.remove(directory)
-      if jax.process_index() == 0:
-        try:
-          digests.seal(Path(directory))
-          weights.check_readable(Path(directory))
-        except InputError:
-          if directory.exists():  # older checkpoints are deleted meanwhile
-            raise
-
-  def _finish_writing(self) -> None:
-    """Waits until everything is written and has digests."""
-    for manager in (self._steps, self._best):
-      manager.wait_until_finished()
-    self._seal()
 
   def _weights(self, params: parameters.Params) -> dict[str, Any]:
     """Returns the two items that store parameters: the arrays and their description."""
@@ -225,9 +202,7 @@ class Checkpoints:
       return found if damaged_here else "a part that another process reads is damaged"
     self._refuse_another_model(directory, found[2])
     if not digests.is_sealed(Path(directory)):
-      self.warnings.append(
-        f"{directory} has no {digests.FILE}, as in older versions, so damage to its files cannot be noticed"
-      )
+      self.warnings.append(f"{directory} has no {digests.FILE}, so damage to its files cannot be noticed")
     return found[:2]
 
   def _read_here(
@@ -296,7 +271,8 @@ class Checkpoints:
 
   def describe_newest(self) -> str:
     """Waits for the checkpoint being written and returns the newest one in words."""
-    self._finish_writing()
+    for manager in (self._steps, self._best):
+      manager.wait_until_finished()
     return self._describe_whole()
 
   def _describe_whole(self) -> str:
@@ -329,8 +305,8 @@ class Checkpoints:
     Raises:
       Exception: one could not be written.
     """
-    with contextlib.closing(self._steps), contextlib.closing(self._best):
-      self._finish_writing()
+    with contextlib.closing(self._steps):
+      self._best.close()
 
   def abandon(self) -> None:
     """Waits for checkpoints for a limited time; for a failed process that cannot join the others, which continue."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
+import operator
 import os
-import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import cv2
 import jax
@@ -27,24 +28,23 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from seggpt_jax import canvas, palette
-from seggpt_jax.compilation import compile_notice, jit
+from seggpt_jax.compilation import jit
 from seggpt_jax.data.augment import Augmentation, augment, to_square
 from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError
 from seggpt_jax.metrics.iou import confusion_counts, iou_from_confusion, mean_iou
 from seggpt_jax.model import parameters, weights
-from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.parameters import Params
 from seggpt_jax.palette import IGNORE
-from seggpt_jax.training.checkpoints import Checkpoints
 from seggpt_jax.training.inputs import head_side, open_splits
 from seggpt_jax.training.loss import head_loss
-from seggpt_jax.training.monitor import Monitor
+from seggpt_jax.training.monitor import SharedBadFiles
 from seggpt_jax.training.optimizer import Optimizer
-from seggpt_jax.training.setup import architecture, check_start, make_folders, make_plan, open_monitor, open_state
-from seggpt_jax.training.shutdown import managed_shutdown
-from seggpt_jax.training.step import TrainState
-from seggpt_jax.training.validation import BestScore
+from seggpt_jax.training.setup import Run, architecture, check_start, make_folders, make_plan, open_monitor, open_state
+from seggpt_jax.training.sharding import DeviceFeed
+from seggpt_jax.training.step import StepOutput, TrainState
+from seggpt_jax.training.step_recorder import StepProfiler, StepRecorder
+from seggpt_jax.training.validation import BestScore, Validation
 
 CELL = 16  # pixels of the coarsest features
 _CROP = 16  # cells along a side of a training crop
@@ -56,23 +56,7 @@ _PANEL_ROWS, _PANEL_SIDE = 4, 256
 Describe = Callable[[UInt8[np.ndarray, "h w 3"]], dict[int, np.ndarray]]
 
 
-@dataclasses.dataclass(frozen=True)
-class _HeadRun:
-  """Everything that the steps of a run with config.adapter.kind=head need; see `Run` for what has the same name."""
-
-  config: ConfigDict
-  model_config: SegGPTConfig
-  mesh: Mesh
-  graph: nnx.GraphDef
-  optimizer: Optimizer
-  state: TrainState
-  splits: Mapping[str, Source]
-  best: BestScore
-  checkpoints: Checkpoints
-  monitor: Monitor
-
-
-def _prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.ExitStack) -> _HeadRun:
+def prepare_head(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.ExitStack) -> Run:
   """Checks everything that can be wrong before the first step and builds the run, or restores it, as `prepare` does."""
   workdir, config, changed = check_start(config, workdir)
   if jax.process_count() > 1:
@@ -96,11 +80,30 @@ def _prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Ex
   plan = make_plan(config, model_config, mesh)
   make_folders(workdir, held)
   checkpoints, state, progress = open_state(config, model_config, plan, workdir)
+  start = int(state.step)
   described = f"a head of {config.data.num_classes} classes on frozen features, images of {side} x {side} pixels"
-  lines = (*checkpoints.warnings, *notes)
-  monitor = open_monitor(config, workdir, int(state.step), described, changed, lines)
-  best = BestScore.resumed(config, progress)
-  return _HeadRun(config, model_config, mesh, plan.graph, plan.optimizer, state, splits, best, checkpoints, monitor)
+  monitor = open_monitor(config, workdir, start, described, changed, (*checkpoints.warnings, *notes))
+  describe = _make_describe(plan.graph, state.params, side)
+  pool = Pool(splits["train"], describe, config, side)
+  return Run(
+    config=config,
+    model_config=model_config,
+    mesh=mesh,
+    start=start,
+    state=state,
+    key=jax.random.key(config.seed),
+    epoch=None,
+    schedule=plan.optimizer.schedule,
+    train_step=_make_step(plan.graph, plan.optimizer),
+    validate=functools.partial(_validate, plan.graph, config, splits["val"], describe),
+    best=BestScore.resumed(config, progress),
+    feed=DeviceFeed(_batches(pool, start), operator.itemgetter("crops")),
+    bad_files=SharedBadFiles(splits, 0.0, monitor.say),
+    recorder=StepRecorder(config.data.num_classes, lambda _: "the crops of a batch", checkpoints.describe_newest),
+    profiler=StepProfiler(workdir, start, 0, monitor.say),
+    checkpoints=checkpoints,
+    monitor=monitor,
+  )
 
 
 class _Described(NamedTuple):
@@ -108,74 +111,6 @@ class _Described(NamedTuple):
 
   maps: dict[int, np.ndarray]
   labels: np.ndarray
-
-
-def train_head(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
-  """Trains a head, or resumes the run in this directory; see `loop.train`."""
-  with contextlib.ExitStack() as held:
-    return _train(_prepare(config, workdir, held))
-
-
-def _train(run: _HeadRun) -> dict[str, float]:
-  config, state, best, monitor = run.config, run.state, run.best, run.monitor
-  start, result = int(state.step), {}
-  describe = _make_describe(run.graph, state.params, run.model_config.head_side)
-  validate = functools.partial(_validate, run, describe)
-  pool = Pool(run.splits["train"], describe, config, run.model_config.head_side)
-  take_step = _make_step(run.graph, run.optimizer.transform)
-  frozen, trained = (
-    {name: value for name, value in state.params.items() if (name in run.optimizer.frozen) == which}
-    for which in (True, False)
-  )
-  finished = start >= config.num_steps or best.should_stop()
-  with managed_shutdown(monitor, run.checkpoints, run.mesh) as interruption:
-    if not finished:
-      pool.fill(start)
-      monitor.say(compile_notice("the training step", 2, training=True))
-    opt_state, since, losses, confusion = state.opt_state, time.monotonic(), [], 0
-    for step in range(start + 1, config.num_steps + 1):
-      if best.should_stop():
-        break
-      trained, opt_state, loss, counts = take_step(trained, opt_state, frozen, *pool.batch(step))
-      losses.append(loss)
-      confusion = confusion + counts
-      monitor.advance()
-      last = step == config.num_steps or interruption.stop_requested()
-      if step % config.log_every == 0 or last:
-        mean = float(np.mean(jax.device_get(losses)))
-        if not np.isfinite(mean):
-          raise InputError(f"step {step}: loss {mean}, expected a finite one; lower config.optim.peak")
-        seconds = max(time.monotonic() - since, 1e-9)
-        numbers = {
-          "loss": mean,
-          "miou": float(mean_iou(np.asarray(confusion))),
-          "lr": float(run.optimizer.schedule(step - 1)),
-        }
-        monitor.log(step, "train", {**numbers, "pairs_per_second": config.batch_size * len(losses) / seconds})
-        since, losses, confusion = time.monotonic(), [], 0
-      # The next step takes these buffers for its own results, which must not happen while they are written.
-      milestone = last or any(step % every == 0 for every in (config.eval_every, config.checkpoint_every))
-      if milestone:
-        state = jax.tree.map(jnp.copy, TrainState(jnp.int32(step), {**frozen, **trained}, opt_state))
-      if step % config.eval_every == 0 or step == config.num_steps:
-        result, panel = validate(state.params)
-        monitor.log(step, "val", result)
-        monitor.picture(step, "val", panel)
-        monitor.curves()
-        if best.update(result["miou"]):
-          run.checkpoints.save_best(state)
-        since = time.monotonic()
-      if step % config.checkpoint_every == 0 or last or best.should_stop():
-        run.checkpoints.save(state, best.to_progress())
-      if last and step < config.num_steps:
-        monitor.say(interruption.describe(step))
-        break
-    best.explain_stop(monitor.say)
-    if finished:
-      result, _ = validate(state.params)
-      interruption.stop_requested()
-  interruption.exit_if_stopped()
-  return result
 
 
 def _make_describe(graph: nnx.GraphDef, params: Params, side: int) -> Describe:
@@ -269,8 +204,16 @@ class Pool:
     )
 
 
-def _make_step(graph: nnx.GraphDef, transform: optax.GradientTransformation) -> Callable:
-  """Returns the compiled step: (trained, optimizer state, frozen, features, labels) -> (both new, loss, confusion)."""
+def _batches(pool: Pool, start: int) -> Iterator[dict[str, Any]]:
+  """Yields the batches of a pool after the given step; there are no samples that a report could name."""
+  pool.fill(start)
+  none = np.full((1, 2), -1, np.int32)
+  for step in itertools.count(start + 1):
+    yield {"crops": pool.batch(step), "bad": none, "samples": none}
+
+
+def _make_step(graph: nnx.GraphDef, optimizer: Optimizer) -> Callable[..., tuple[TrainState, StepOutput]]:
+  """Returns the training step, (state, (features, labels), key) -> (state, output). What changes is donated."""
 
   def evaluate(trained, frozen, maps, labels):
     logits = parameters.merge(graph, {**frozen, **trained}).pixel_head(maps)
@@ -279,11 +222,21 @@ def _make_step(graph: nnx.GraphDef, transform: optax.GradientTransformation) -> 
   @functools.partial(jit, donate_argnums=(0, 1))
   def step(trained, opt_state, frozen, maps, labels):
     (loss, logits), gradient = jax.value_and_grad(evaluate, has_aux=True)(trained, frozen, maps, labels)
-    updates, opt_state = transform.update(gradient, opt_state, trained)
+    updates, opt_state = optimizer.transform.update(gradient, opt_state, trained)
     counts = confusion_counts(jnp.argmax(logits, axis=-1), labels[:, ::2, ::2], logits.shape[-1])
-    return optax.apply_updates(trained, updates), opt_state, loss, counts
+    output = StepOutput(loss, counts, None, optax.tree.norm(gradient))
+    return optax.apply_updates(trained, updates), opt_state, output
 
-  return step
+  def take_step(state: TrainState, batch: tuple[Any, np.ndarray], key: jax.Array) -> tuple[TrainState, StepOutput]:
+    del key
+    frozen, trained = (
+      {name: value for name, value in state.params.items() if (name in optimizer.frozen) == which}
+      for which in (True, False)
+    )
+    trained, opt_state, output = step(trained, state.opt_state, frozen, *batch)
+    return TrainState(state.step + 1, {**frozen, **trained}, opt_state), output
+
+  return take_step
 
 
 def validation_indices(config: ConfigDict, source: Source) -> list[int]:
@@ -292,11 +245,13 @@ def validation_indices(config: ConfigDict, source: Source) -> list[int]:
   return np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
 
 
-def _validate(run: _HeadRun, describe: Describe, params: Params) -> tuple[dict[str, float], UInt8[np.ndarray, "h w 3"]]:
-  """Returns the scores of parameters on the validation images at their own size, and a picture of a few of them."""
-  source, classes, answer = run.splits["val"], run.config.data.num_classes, _answer(run.graph)
+def _validate(
+  graph: nnx.GraphDef, config: ConfigDict, source: Source, describe: Describe, params: Params
+) -> Validation:
+  """Returns the outcome of parameters on the validation images at their own size."""
+  classes, answer = config.data.num_classes, _answer(graph)
   confusion, losses, rows = np.zeros((classes, classes), np.int64), [], []
-  for index in validation_indices(run.config, source):
+  for index in validation_indices(config, source):
     sample = source[index]
     truth = sample["label"]
     probabilities = np.asarray(answer(params, describe(sample["image"])))
@@ -310,7 +265,7 @@ def _validate(run: _HeadRun, describe: Describe, params: Params) -> tuple[dict[s
       rows.append(_panel_row(sample["image"], truth, labels, classes))
   scores = {"loss": float(np.mean(losses)), "miou": float(mean_iou(confusion))}
   scores |= {f"iou_{index}": float(value) for index, value in enumerate(iou_from_confusion(confusion))}
-  return scores, np.concatenate(rows)
+  return Validation(scores, (), np.concatenate(rows))
 
 
 def _panel_row(image: np.ndarray, truth: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -28,6 +29,7 @@ from seggpt_jax.training.prompt_choice import describe_answerable, evaluation_pa
 _AUGMENTATION = [field.name for field in dataclasses.fields(Augmentation)]
 # Windows that an image may take where the zoom is measured: with the packaged weights and two cores, a second or two.
 _MOST_WINDOWS = 36
+_LOOKED_AT = 16  # samples
 _SIDES, _OBJECT = (192, 768), 7.0  # of the squares that a trained head sees, and of objects in them, in pixels
 
 
@@ -179,22 +181,26 @@ def _scale(
   return zoom, num_windows(shapes["val"], zoom, square)
 
 
-def _typical_shape(source: Source, skip: bool, count: int = 16) -> tuple[int, int]:
+def _typical_shape(source: Source, skip: bool) -> tuple[int, int]:
   """Returns the median height and width in pixels of a few samples."""
-  shapes = []
-  for index in _spread(source, count):
-    try:
-      shapes.append(source.label(index).shape)
-    except InputError:
-      if not skip:
-        raise
+  shapes = _look_at(source, lambda index: source.label(index).shape, skip)
   height, width = np.median(shapes, axis=0).astype(int).tolist()
   return height, width
 
 
-def _spread(source: Source, count: int) -> list[int]:
-  """Returns a few samples, evenly spread."""
-  return np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
+def _look_at(source: Source, read: Callable[[int], Any], skip: bool) -> list[Any]:
+  """Returns what is read of a few samples, evenly spread, so that a mistake in all of them is reported at once."""
+  found, errors = [], []
+  for index in np.unique(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(int)).tolist():
+    try:
+      found.append(read(index))
+    except InputError as error:
+      if not skip:
+        raise
+      errors.append(error)
+  if not found:
+    raise InputError(f"{errors[0]} (as are all {len(errors)} samples looked at, expected most of them to be good)")
+  return found
 
 
 def _open(data: ConfigDict, name: str, notes: list[str]) -> Source:
@@ -227,7 +233,7 @@ def _open(data: ConfigDict, name: str, notes: list[str]) -> Source:
       )
   if len(source) < 2:
     raise InputError(f"{data.path}: found {len(source)} images in {split}, expected at least 2 to make a pair")
-  _peek(source, bool(data.bad_share))
+  _look_at(source, lambda index: bool(source[index]), bool(data.bad_share))
   if name == "train" and not has_foreground(source, _skip(data)):
     raise InputError(
       f"{data.path}: found nothing but background in the {len(source)} labels of {split}, read as {label_format}, "
@@ -258,17 +264,3 @@ def _values(values: tuple | list) -> tuple:
 def _skip(data: ConfigDict) -> Callable[[InputError], None] | None:
   """Returns a function that ignores unreadable labels if bad files are skipped; they count once they are drawn."""
   return (lambda error: None) if data.bad_share else None
-
-
-def _peek(source: Source, skip: bool, count: int = 16) -> None:
-  """Reads a few samples, so that a mistake in all of them is reported before anything is written."""
-  indices, errors = _spread(source, count), []
-  for index in indices:
-    try:
-      source[index]
-    except InputError as error:
-      if not skip:
-        raise
-      errors.append(error)
-  if len(errors) == len(indices):
-    raise InputError(f"{errors[0]} (as are all {len(errors)} samples looked at, expected most of them to be good)")

@@ -9,7 +9,8 @@ import jax
 from ml_collections import ConfigDict
 
 from seggpt_jax.compilation import compile_notice
-from seggpt_jax.training.head import train_head
+from seggpt_jax.training.head import prepare_head
+from seggpt_jax.training.monitor import draw_panels
 from seggpt_jax.training.setup import Run, prepare
 from seggpt_jax.training.shutdown import managed_shutdown
 from seggpt_jax.training.step import TrainState
@@ -33,10 +34,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     SystemExit: with status 0, after SIGTERM and a checkpoint.
     KeyboardInterrupt: after Ctrl-C and a checkpoint.
   """
-  if config.adapter.kind == "head":
-    return train_head(config, workdir)
   with contextlib.ExitStack() as held:
-    return _train(prepare(config, workdir, held))
+    return _train((prepare_head if config.adapter.kind == "head" else prepare)(config, workdir, held))
 
 
 def _train(run: Run) -> dict[str, float]:
@@ -70,8 +69,8 @@ def _train(run: Run) -> dict[str, float]:
         run.bad_files.settle()
       if step % config.log_every == 0:
         _log(run, step)
-      if step % config.eval_every == 0:
-        monitor.panels(step, "train", batch, local_shards(output.colors), run.model_config)
+      if step % config.eval_every == 0 and output.colors is not None:
+        monitor.picture(step, "train", draw_panels(batch, local_shards(output.colors), run.model_config))
       if step % config.eval_every == 0 or step == config.num_steps:
         result = _validate(run, step, state)
       if step % config.checkpoint_every == 0 or last or best.should_stop():
@@ -102,11 +101,11 @@ def _log(run: Run, step: int) -> None:
 
 def _validate(run: Run, step: int, state: TrainState) -> dict[str, float]:
   """Validates a state, logs the result and keeps the weights if they are the best so far."""
-  result, missing, batch, colors = run.validate(state.averaged)
+  result, missing, panel = run.validate(state.averaged)
   run.monitor.log(step, "val", result)
   if missing:
     run.monitor.say(f"step {step}: {describe_missing(missing, run.config)}")
-  run.monitor.panels(step, "val", batch, colors, run.model_config)
+  run.monitor.picture(step, "val", panel)
   run.monitor.curves()
   if run.best.update(result["miou"]):
     run.checkpoints.save_best(state)

@@ -20,9 +20,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from seggpt_jax import canvas, palette
-from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.data.pipeline import Batch
 from seggpt_jax.data.sources import Source
+from seggpt_jax.errors import InputError
 from seggpt_jax.files import parse_json, write_whole
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.trackers import Tracker
@@ -140,13 +140,10 @@ class Monitor:
     else:
       self._bar.write(f"step {step}: {split} loss {values['loss']:.4f}, mIoU {values['miou']:.3f}")
 
-  def panels(self, step: int, split: str, batch: Batch, colors: np.ndarray, config: SegGPTConfig) -> None:
-    """Writes RUN/panels/SPLIT_STEP.png with one row for each pair, and gives the picture to the tracker."""
-    if self._enabled:
-      self.picture(step, split, draw_panels(batch, colors, config))
-
   def picture(self, step: int, split: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Writes a picture as RUN/panels/SPLIT_STEP.png and gives it to the tracker; on the first process only."""
+    """Writes a picture as RUN/panels/SPLIT_STEP.png and gives it to the tracker."""
+    if not self._enabled:
+      return
     path = self._workdir / "panels" / f"{split}_{step:07d}.png"
     write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"), replace=True)
     self._tracker.picture(step, split, picture)
@@ -222,9 +219,8 @@ class SharedBadFiles:
   """
 
   def __init__(self, sources: Mapping[str, Source], max_share: float, say: Callable[[str], None]):
-    totals = {split: len(source) for split, source in sources.items()}
-    self._sources = sources
-    self._bad = BadFiles(say, max_share, totals, "config.data.bad_share")
+    self._sources, self._max_share, self._say = sources, max_share, say
+    self._bad: dict[str, set[int]] = {split: set() for split in sources}
     self._pending: dict[str, list[np.ndarray]] = {}
 
   def add(self, split: str, indices: np.ndarray) -> None:
@@ -238,8 +234,14 @@ class SharedBadFiles:
       InputError: too many samples of a split are bad.
     """
     for split, noted in sorted(self._pending.items()):
+      source, bad = self._sources[split], self._bad[split]
       for index in np.unique(multihost_utils.process_allgather(np.stack(noted))).tolist():
-        if index >= 0:
-          self._bad.add(self._sources[split].name(index), split=split)
-      self._bad.check()
+        if index >= 0 and index not in bad:
+          bad.add(index)
+          self._say(f"passed over: {split} {source.name(index)} cannot be read ({len(bad)} so far)")
+      if len(bad) > self._max_share * len(source):
+        raise InputError(
+          f"config.data.bad_share: found {len(bad)} bad files of {len(source)} in {split}, expected at most "
+          f"{self._max_share:.2%}; `seggpt inspect` lists them"
+        )
     self._pending.clear()

@@ -69,31 +69,29 @@ def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any],
   Raises:
     InputError: values do not fit each other or the network; names the key.
   """
-  schedule = make_schedule(optim, num_steps)
+  schedule = _make_schedule(optim, num_steps)
   descend = OPTIMIZERS[optim.name](schedule, b1=_B1, b2=optim.b2, weight_decay=optim.weight_decay)
-  factors = rate_factors(params, optim.layer_decay)
-  undecayed = frozenset() if optim.decay_all else frozenset(name for name in params if not is_decayed(name))
+  factors = _rate_factors(params, optim.layer_decay)
+  undecayed = frozenset() if optim.decay_all else frozenset(name for name in params if not _is_decayed(name))
   # Always a chain of two, so that switching clipping does not change the form of the optimizer state.
   clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
   transform = optax.chain(clip, _by_name(descend, factors, undecayed))
   frozen = (
-    frozenset(name for name in params if not is_adapter_name(name)) if adapter else frozen_names(optim.freeze, params)
+    frozenset(name for name in params if not is_adapter_name(name)) if adapter else _frozen_names(optim.freeze, params)
   ) | frozenset(name for name in params if name.startswith(FROZEN))
   return Optimizer(transform, schedule, frozen)
 
 
-def make_schedule(optim: ConfigDict, num_steps: int) -> optax.Schedule:
-  """Returns the learning-rate schedule that config.optim describes for a run: step, counted from 0 -> learning rate.
-
-  Raises:
-    InputError: a warm-up that is too long; names the key.
-  """
+def _make_schedule(optim: ConfigDict, num_steps: int) -> optax.Schedule:
+  """Returns the learning-rate schedule that config.optim describes for a run: step, counted from 0 -> learning rate."""
   minimum = min(MINIMUM, optim.peak)
   if optim.schedule == "cosine":
-    return one_cosine(optim.peak, warmup=optim.warmup, minimum=minimum, num_steps=num_steps)
+    if num_steps <= optim.warmup:
+      raise InputError(f"config.optim.warmup: found {optim.warmup}, expected less than config.num_steps = {num_steps}")
+    return optax.warmup_cosine_decay_schedule(minimum, optim.peak, optim.warmup, num_steps, minimum)
   first_cycle, warmup = cycle_steps(optim.first_cycle, optim.warmup, num_steps)
   shape = {"cycle_mult": CYCLE_MULT, "warmup": warmup, "decay": DECAY, "minimum": minimum}
-  return cosine_cycles(optim.peak, first_cycle, **shape, num_steps=num_steps)
+  return _cosine_cycles(optim.peak, first_cycle, **shape, num_steps=num_steps)
 
 
 def cycle_steps(first_cycle: int, warmup: int, num_steps: int) -> tuple[int, int]:
@@ -107,26 +105,10 @@ def cycle_steps(first_cycle: int, warmup: int, num_steps: int) -> tuple[int, int
   return (first_cycle, warmup) if first_cycle else (num_steps + 1, min(warmup, num_steps // 10))
 
 
-def cosine_cycles(
+def _cosine_cycles(
   peak: float, first_cycle: int, *, cycle_mult: float, warmup: int, decay: float, minimum: float, num_steps: int
 ) -> optax.Schedule:
-  """Returns cosine annealing with warm restarts (arXiv 1608.03983), each cycle with a linear warm-up and a lower peak.
-
-  Args:
-    peak: learning rate at the end of the first warm-up.
-    first_cycle: steps of the first cycle, warm-up included.
-    cycle_mult: factor on the length of the part after the warm-up, from cycle to cycle.
-    warmup: steps of linear warm-up in every cycle.
-    decay: factor on the peak from cycle to cycle.
-    minimum: learning rate at both ends of a cycle.
-    num_steps: steps of the whole run, which determine the number of cycles.
-
-  Returns:
-    Step, counted from 0 -> learning rate.
-
-  Raises:
-    InputError: the first cycle is not longer than its warm-up.
-  """
+  """Returns cosine annealing with warm restarts (arXiv 1608.03983), each with a linear warm-up and a lower peak."""
   if first_cycle <= warmup:
     raise InputError(
       f"config.optim.first_cycle: found {first_cycle}, expected more than config.optim.warmup = {warmup}"
@@ -158,17 +140,6 @@ def _one_cycle(count, peak, length, *, minimum: float, warmup: int):
   rising = minimum + (peak - minimum) * count / max(warmup, 1)
   share = jnp.minimum((count - warmup) / (length - warmup), 1.0)
   return jnp.where(count < warmup, rising, minimum + (peak - minimum) * 0.5 * (1 + jnp.cos(jnp.pi * share)))
-
-
-def one_cosine(peak: float, *, warmup: int, minimum: float, num_steps: int) -> optax.Schedule:
-  """Returns a linear warm-up from `minimum` to `peak`, then half a cosine back to `minimum` after `num_steps`.
-
-  Raises:
-    InputError: the run is not longer than its warm-up.
-  """
-  if num_steps <= warmup:
-    raise InputError(f"config.optim.warmup: found {warmup}, expected less than config.num_steps = {num_steps}")
-  return optax.warmup_cosine_decay_schedule(minimum, max(peak, minimum), warmup, num_steps, minimum)
 
 
 def adamw(schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:
@@ -203,22 +174,14 @@ OPTIMIZERS = {"adamw": adamw, "muon": muon}
 SCHEDULES = ("cycles", "cosine")
 
 
-def layer_of(name: str, depth: int) -> int:
-  """Returns the layer of a parameter, from 0 (the embedding) to `depth` + 1 (everything after the blocks).
-
-  Raises:
-    ValueError: the table does not know the parameter.
-  """
+def _layer_of(name: str, depth: int) -> int:
+  """Returns the layer of a parameter, from 0 (the embedding) to `depth` + 1 (everything after the blocks)."""
   match, layer = _look_up(name, _LAYERS, "layers")
   return int(match[1]) + 1 if layer == "block" else {"first": 0, "last": depth + 1}[layer]
 
 
-def is_decayed(name: str) -> bool:
-  """Returns whether weight decay applies to a parameter, which it does for matrices and convolutions.
-
-  Raises:
-    ValueError: the table does not know the parameter.
-  """
+def _is_decayed(name: str) -> bool:
+  """Returns whether weight decay applies to a parameter, which it does for matrices and convolutions."""
   return _look_up(name, _DECAYED, "weight decay")[1]
 
 
@@ -229,23 +192,14 @@ def _look_up(name: str, table: Sequence[tuple[str, Any]], title: str) -> tuple[r
   raise ValueError(f"{name}: found in no row of the table of {title}, expected in one")
 
 
-def rate_factors(names: Collection[str], layer_decay: float) -> dict[str, float]:
-  """Returns the factor on each parameter's learning rate, for layer-wise decay (arXiv 2106.08254).
-
-  Args:
-    names: names of all parameters of a network, which also determine its number of layers.
-    layer_decay: factor from a layer to the one below it; the last layer has 1.
-  """
+def _rate_factors(names: Collection[str], layer_decay: float) -> dict[str, float]:
+  """Returns the factor on each parameter's learning rate, for layer-wise decay (arXiv 2106.08254)."""
   depth = max(int(name.split(".")[1]) for name in names if name.startswith("blocks.")) + 1
-  return {name: layer_decay ** (depth + 1 - layer_of(name, depth)) for name in names}
+  return {name: layer_decay ** (depth + 1 - _layer_of(name, depth)) for name in names}
 
 
-def frozen_names(patterns: Collection[str], names: Collection[str]) -> frozenset[str]:
-  """Returns the names in which one of the regular expressions is found.
-
-  Raises:
-    InputError: a pattern is invalid or fits no name, or no parameter is left to train.
-  """
+def _frozen_names(patterns: Collection[str], names: Collection[str]) -> frozenset[str]:
+  """Returns the names in which one of the regular expressions is found."""
   frozen: set[str] = set()
   for pattern in patterns:
     try:

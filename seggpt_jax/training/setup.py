@@ -37,7 +37,7 @@ from seggpt_jax.training.sharding import DeviceFeed
 from seggpt_jax.training.step import StepOutput, TrainState, init_state, make_eval_step, make_train_step
 from seggpt_jax.training.step_recorder import StepProfiler, StepRecorder
 from seggpt_jax.training.trackers import TRACKERS, check_tracker
-from seggpt_jax.training.validation import BestScore, Validator
+from seggpt_jax.training.validation import BestScore, Validation, Validator
 
 _KEPT = 2  # newest checkpoints
 _MOST_THREADS = 16  # that read and transform ahead, in each process
@@ -57,7 +57,7 @@ class Run:
   schedule: optax.Schedule  # step, counted from 0 -> learning rate
   # (state, batch, key) -> (state, output), compiled at its first call.
   train_step: Callable[..., tuple[TrainState, StepOutput]]
-  validate: Validator  # scores parameters on the validation pairs
+  validate: Callable[[parameters.Params], Validation]  # scores parameters on the validation data
   best: BestScore  # best validation score so far
   feed: DeviceFeed  # training batches, on the devices
   bad_files: SharedBadFiles  # collects files that cannot be read
@@ -129,9 +129,9 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
     train_step=make_train_step(
       plan.graph, model_config, transform, mesh, where, prompts, adapter=adapter, loss=loss, **learning
     ),
-    validate=Validator(config, inputs.evaluation, mesh, eval_step, bad_files),
+    validate=Validator(config, inputs.evaluation, model_config, mesh, eval_step, bad_files),
     best=BestScore.resumed(config, progress),
-    feed=DeviceFeed(batches, functools.partial(sharding.put_batch, mesh)),
+    feed=DeviceFeed(batches, functools.partial(sharding.put_pairs, mesh)),
     bad_files=bad_files,
     recorder=StepRecorder(
       config.data.num_classes, functools.partial(_describe_samples, inputs), checkpoints.describe_newest

@@ -83,7 +83,7 @@ def join_batch(mesh: Mesh, parts: jax.Array) -> jax.Array:
   return shares.reshape(count * size, *rest)
 
 
-def param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
+def _param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
   """Returns the sharding of one parameter by the table of rules."""
   spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
   fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=False)]
@@ -95,7 +95,7 @@ def tree_sharding(mesh: Mesh, tree: Any) -> Any:
 
   def leaf(path: tuple[Any, ...], value: Any) -> NamedSharding:
     names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-    return param_sharding(mesh, names[-1], value.shape) if names else replicated(mesh)
+    return _param_sharding(mesh, names[-1], value.shape) if names else replicated(mesh)
 
   return jax.tree_util.tree_map_with_path(leaf, tree)
 
@@ -106,7 +106,9 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
   return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
 
 
-DeviceBatch = Mapping[str, jax.Array]
+def put_pairs(mesh: Mesh, batch: Batch) -> dict[str, jax.Array]:
+  """Puts what the devices need of a batch of pairs on the mesh."""
+  return put_batch(mesh, {key: batch[key] for key in DEVICE_KEYS})
 
 
 class DeviceFeed:
@@ -116,9 +118,9 @@ class DeviceFeed:
   a pause for numbers or pictures the next step can begin at once.
   """
 
-  def __init__(self, batches: Iterator[Batch], put: Callable[[Mapping[str, Any]], DeviceBatch]):
+  def __init__(self, batches: Iterator[Any], put: Callable[[Any], Any]):
     self._batches, self._put = batches, put
-    self._ready: collections.deque[tuple[DeviceBatch, Batch]] = collections.deque()
+    self._ready: collections.deque[tuple[Any, Any]] = collections.deque()
     self._error: InputError | None = None
     self._waited, self._since = 0.0, time.perf_counter()
 
@@ -133,10 +135,9 @@ class DeviceFeed:
       return
     finally:
       self._waited += time.perf_counter() - started
-    placed = self._put({key: batch[key] for key in DEVICE_KEYS})
-    self._ready.append((placed, batch))
+    self._ready.append((self._put(batch), batch))
 
-  def next_batch(self) -> tuple[DeviceBatch, Batch]:
+  def next_batch(self) -> tuple[Any, Any]:
     """Returns the next batch, on the devices and on the host.
 
     Raises:

@@ -68,13 +68,13 @@ class StepOutput(NamedTuple):
   Attributes:
     loss: loss of the batch.
     confusion: pixel counts on the hidden patches; rows are the truth, columns the decoded prediction.
-    colors: predicted colors, 0..255, [B, 2S, S, 3], of the whole batch in its order.
+    colors: predicted colors, 0..255, [B, 2S, S, 3], of the whole batch in its order; None of a trained head.
     gradient_norm: global norm of the gradients of all trained parameters, before clipping; None in an evaluation.
   """
 
   loss: Float[Array, ""]
   confusion: Int[Array, "n n"]
-  colors: Float[Array, "b h w 3"]
+  colors: Float[Array, "b h w 3"] | None
   gradient_norm: Float[Array, ""] | None = None
 
 

@@ -110,20 +110,18 @@ class StepProfiler:
   """
 
   def __init__(self, directory: str | os.PathLike, start: int, steps: int, say: Callable[[str], None]):
-    self._directory, self._say = Path(directory), say
-    self._begin = start + _WARM_UP + 1
-    self._end = self._begin + steps
-    self._running, self._done = False, steps == 0
+    self._directory, self._say, self._running = Path(directory), say, False
+    self._steps = range(start + _WARM_UP + 1, start + _WARM_UP + 1 + steps)  # those to profile; empty when it is done
 
   def before_step(self, step: int) -> None:
     """Starts the profile before its first step; to be called before each step."""
-    if step == self._begin < self._end:
+    if self._steps and step == self._steps[0]:
       options = jax.profiler.ProfileOptions()
       # Steps do not wait for Python's calls, and tracing those crashes now and then while threads come and go.
       options.python_tracer_level = 0
       jax.profiler.start_trace(self._directory, profiler_options=options)
-      self._running = self._done = True
-      self._say(f"profiling steps {self._begin} to {self._end - 1}")
+      self._running = True
+      self._say(f"profiling steps {self._steps[0]} to {self._steps[-1]}")
 
   def after_step(self, step: int, output: Any) -> None:
     """Ends the profile after its last step; to be called after each step was dispatched.
@@ -132,16 +130,15 @@ class StepProfiler:
       step: number of the step.
       output: arrays that the step returned; the last step of the profile is waited for.
     """
-    if self._running and step == self._end - 1:
+    if self._running and step == self._steps[-1]:
       jax.block_until_ready(output)
       self.close()
 
   def close(self) -> None:
     """Ends a profile that is still running, or says that there was none."""
-    if not self._done:
-      self._say(f"nothing was profiled: the run ended before step {self._begin}")
-      self._done = True
     if self._running:
-      self._running = False
       jax.profiler.stop_trace()
       self._say(f"profile: tensorboard --logdir {self._directory}, or open its .trace.json.gz at ui.perfetto.dev")
+    elif self._steps:
+      self._say(f"nothing was profiled: the run ended before step {self._steps[0]}")
+    self._steps, self._running = range(0), False

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from seggpt_jax.data import pipeline
 from seggpt_jax.metrics.iou import iou_from_confusion, mean_iou
+from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.parameters import Params
 from seggpt_jax.training import sharding
-from seggpt_jax.training.monitor import SharedBadFiles
+from seggpt_jax.training.monitor import SharedBadFiles, draw_panels
 from seggpt_jax.training.step import StepOutput
 
 
@@ -24,8 +26,7 @@ class Validation(NamedTuple):
 
   scores: dict[str, float]  # loss, mIoU and IoU of each class
   missing: tuple[int, ...]  # classes that the labels show and of which not one pixel was predicted
-  batch: pipeline.Batch  # the first batch
-  colors: np.ndarray  # its predicted colors, 0..255, for a panel
+  panel: UInt8[np.ndarray, "height width 3"]  # picture of a few predictions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Validator:
 
   config: ConfigDict  # configuration of the run
   pairs: pipeline.EvaluationPairs  # validation pairs
+  model_config: SegGPTConfig  # architecture of the network
   mesh: Mesh  # devices that share a batch
   eval_step: Callable[..., StepOutput]  # compiled evaluation step of `step.make_eval_step`
   bad_files: SharedBadFiles  # collects the files that cannot be read
@@ -51,7 +53,7 @@ class Validator:
     )
     confusion, losses, counts = np.zeros((config.data.num_classes,) * 2, np.int64), [], []
     for index, batch in enumerate(batches):
-      placed = sharding.put_batch(self.mesh, {key: batch[key] for key in pipeline.DEVICE_KEYS})
+      placed = sharding.put_pairs(self.mesh, batch)
       output = self.eval_step(params, placed)
       self.bad_files.add("val", batch["bad"])
       confusion += np.asarray(output.confusion)
@@ -59,13 +61,13 @@ class Validator:
       # The loss of a batch is the mean over this many pixels.
       counts.append(int(np.asarray(output.confusion).sum()))
       if index == 0:
-        first = batch, local_shards(output.colors)
+        panel = draw_panels(batch, local_shards(output.colors), self.model_config)
     self.bad_files.settle()
     loss = float(np.average(losses, weights=counts)) if any(counts) else float("nan")
     result = {"loss": loss, "miou": float(mean_iou(confusion))}
     result |= {f"iou_{index}": float(value) for index, value in enumerate(iou_from_confusion(confusion))}
     missing = np.flatnonzero((confusion.sum(axis=1) > 0) & (confusion.sum(axis=0) == 0))
-    return Validation(result, tuple(missing.tolist()), *first)
+    return Validation(result, tuple(missing.tolist()), panel)
 
 
 def describe_missing(missing: Sequence[int], config: ConfigDict) -> str:

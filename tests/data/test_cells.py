@@ -103,7 +103,7 @@ def test_prompts_show_every_class_in_cells_of_its_objects():
   (prompt,) = scale.make_prompts([sample(label) for label in labels], 2, 41)
   assert prompt["image"].shape == (41, 41, 3) and set(np.unique(prompt["label"])) >= {0, 1, 2, 3}
   np.testing.assert_array_equal(prompt["image"][..., 0], prompt["label"])
-  edges = scale.cell_edges(41, 2)
+  edges = scale._cell_edges(41, 2)
   assert edges == [0, 20, 41]
   for place, wanted in enumerate((1, 2, 3)):
     row, col = divmod(place, 2)
@@ -120,11 +120,11 @@ def test_the_next_class_is_the_one_that_was_shown_least():
 def test_a_crop_holds_the_largest_object_even_at_a_border_and_in_an_image_that_is_too_small():
   label = np.zeros((64, 64), np.uint8)
   label[0:3, 60:64], label[30, 30] = 1, 1
-  crop = scale.crop_object(sample(label), 1, 16)
+  crop = scale._crop_object(sample(label), 1, 16)
   assert crop["label"].shape == (16, 16) and (crop["label"] == 1).sum() == 12
-  small = scale.crop_object(sample(label[:10, 50:]), 1, 32)
+  small = scale._crop_object(sample(label[:10, 50:]), 1, 32)
   assert small["label"].shape == (32, 32) and small["image"].shape == (32, 32, 3) and (small["label"] == 1).any()
-  assert scale.crop_object(sample(np.zeros((64, 64))), 0, 16)["label"].shape == (16, 16)
+  assert scale._crop_object(sample(np.zeros((64, 64))), 0, 16)["label"].shape == (16, 16)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.formats.layouts import folder_layout
-from seggpt_jax.prepare.writers import encode_sample, encoded_samples, write_records
+from seggpt_jax.prepare.writers import _encode_sample, encoded_samples, write_records
 
 INDEX = LabelFormat()
 
@@ -95,7 +95,7 @@ def test_names_groups_and_classes_are_known_without_reading(version, files, tmp_
 
 def test_image_files_stay_as_they_are(folder, files):
   """Compressing a JPEG again would change the training data."""
-  kept = [encode_sample(files, i).image == files.encoded_image(i)[0] for i in range(10)]
+  kept = [_encode_sample(files, i).image == files.encoded_image(i)[0] for i in range(10)]
   assert kept == [True, False, True, False, False, *[True] * 5]
 
 

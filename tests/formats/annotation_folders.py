@@ -1,5 +1,7 @@
 """Datasets of a few bytes in the forms of labelling tools, all of the same two objects in the same images."""
 
+import base64
+import io
 import json
 import struct
 from pathlib import Path
@@ -126,3 +128,10 @@ def encode_brush(mask: np.ndarray) -> list[int]:
   text = "".join(bits)
   text += "0" * (-len(text) % 8)
   return list(struct.pack(f"{len(text) // 8}B", *(int(text[i : i + 8], 2) for i in range(0, len(text), 8))))
+
+
+def labelme_mask(mask):
+  """Returns a mask, uint8 or bool `[H, W]`, in the form of a shape's `mask`."""
+  buffer = io.BytesIO()
+  Image.fromarray(mask.astype(np.uint8)).save(buffer, "PNG")
+  return base64.b64encode(buffer.getvalue()).decode()

@@ -10,7 +10,6 @@ from PIL import Image
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.folders import DatasetFiles, order_splits
-from seggpt_jax.formats.labelme import encode_mask
 from seggpt_jax.formats.labels import IGNORE, LabelFormat
 from seggpt_jax.formats.layouts import read_label_map
 from seggpt_jax.formats.recognize import OUTLINES, recognize
@@ -81,7 +80,7 @@ def test_labelme_shapes_of_every_kind(tmp_path):
   shapes = [
     shape("rectangle", [(10, 8), (2, 2)]),
     shape("circle", [(30, 10), (30, 15)], "hole"),
-    shape("mask", [(4, 20), (9, 23)], mask=encode_mask(small)),
+    shape("mask", [(4, 20), (9, 23)], mask=write.labelme_mask(small)),
   ]
   label = opened(write.labelme(tmp_path, shapes=shapes), "labelme").label(0)
   assert (label[2:8, 2:10] == 1).all() and (label[20:24, 4:10] == small).all()

@@ -166,9 +166,9 @@ def test_keys_are_cut_where_a_gpu_takes_short_heads_only():
   assert dispatch.cudnn_problem(config, "9.0") is None and dispatch.cudnn_problem(VARIANTS["tiny"], "8.0") is None
   for capability in ("8.0", "8.9", "10.0", "12.0"):
     assert "found heads of 148 numbers" in dispatch.cudnn_problem(config, capability)
-  assert parts.num_parts(config.grid, config.head_dim) == 2
+  assert parts._num_parts(config.grid, config.head_dim) == 2
   with pytest.raises(NotImplementedError, match=r"found keys of 64 \+ 1 \+ 80 numbers"):
-    parts.num_parts((160, 80), 64)
+    parts._num_parts((160, 80), 64)
 
 
 def test_parts_ask_cudnn_for_heads_that_it_takes():

@@ -7,7 +7,7 @@ from flax import nnx
 
 import seggpt_jax
 from pretraining import held_out, tasks
-from pretraining.pack import main
+from pretraining.pack import main, write
 from seggpt_jax.errors import InputError
 from seggpt_jax.model import packaged, parameters, weights
 from seggpt_jax.model.config import VARIANTS
@@ -78,5 +78,5 @@ def test_packing_rounds_to_half_precision(tmp_path, monkeypatch, capsys):
 
 def test_what_half_precision_cannot_hold_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r"norm\.scale: found values beyond the range of float16"):
-    packaged.write(tmp_path / "x.safetensors", {"norm.scale": np.array([1e6])}, VARIANTS["tiny"])
+    write(tmp_path / "x.safetensors", {"norm.scale": np.array([1e6])}, VARIANTS["tiny"])
   assert not list(tmp_path.iterdir())

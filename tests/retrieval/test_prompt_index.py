@@ -12,7 +12,7 @@ from PIL import Image
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.model import parameters
-from seggpt_jax.retrieval import features
+from seggpt_jax.retrieval import features, prompt_index
 from seggpt_jax.retrieval.labeled_images import foreground_shares, list_prompts, read_facts
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 
@@ -76,24 +76,26 @@ def test_the_nearest_to_an_image_is_its_copy_and_to_an_altered_one_its_original(
   assert scores == sorted(scores, reverse=True)
 
 
-def test_similarity_is_1_to_itself_and_0_between_two_on_average(folder, model):
-  index = PromptIndex.build(model, files(folder), foreground_weight=0)
+def test_similarity_is_1_to_itself_and_0_between_two_on_average(folder, model, monkeypatch):
+  monkeypatch.setattr(prompt_index, "FOREGROUND_WEIGHT", 0)
+  index = PromptIndex.build(model, files(folder))
   table = np.stack(list(index.score_many(map(picture, range(6)))))
   np.testing.assert_allclose(np.diag(table), 1, atol=1e-4)
   assert table.mean() == pytest.approx(0, abs=1e-4)
 
 
-def test_the_prompt_whose_foreground_is_in_the_query_is_found(tmp_path, model):
+def test_the_prompt_whose_foreground_is_in_the_query_is_found(tmp_path, model, monkeypatch):
   both = np.zeros((40, 50, 3), np.uint8)
   both[:, :25], both[:, 25:] = (200, 40, 30), (30, 90, 210)
   add(tmp_path, "left", both, half("left"))
   add(tmp_path, "right", both, half("right"))
-  index = PromptIndex.build(model, files(tmp_path), foreground_weight=1)
+  monkeypatch.setattr(prompt_index, "FOREGROUND_WEIGHT", 1)
+  index = PromptIndex.build(model, files(tmp_path))
   for name, color in (("left", (200, 40, 30)), ("right", (30, 90, 210))):
     query = np.full((40, 50, 3), color, np.uint8)
     assert index.nearest(query)[0].files.image.stem == name
-  blind = PromptIndex.build(model, files(tmp_path), foreground_weight=0)
-  first, second = blind.nearest(both, top_k=2)
+  monkeypatch.setattr(prompt_index, "FOREGROUND_WEIGHT", 0)
+  first, second = index.nearest(both, top_k=2)
   assert first.score == pytest.approx(second.score)
 
 
@@ -141,7 +143,7 @@ def test_kept_features_of_other_weights_are_not_used(folder, model, tmp_path, en
   other = parameters.merge(graph, {**params, "norm.bias": params["norm.bias"] + 1})
   for network, tap in ((model, 1), (other, 1), (model, 2)):
     encoded.clear()
-    PromptIndex.build(network, files(folder), cache=tmp_path / "cache", tap=tap)
+    PromptIndex.build(features.Encoder(network, tap), files(folder), cache=tmp_path / "cache")
     assert sum(encoded) == 6
 
 

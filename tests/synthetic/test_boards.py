@@ -140,9 +140,8 @@ def test_source_merges_kinds_and_separates_boards():
 
 
 def test_subset_of_kinds_keeps_their_labels():
-  source = boards.BoardSource(8, seed=0, size=64, defects=("short", "spur"), labels="kinds")
-  labels = {int(value) for i in range(8) for value in np.unique(source[i]["label"])}
-  assert labels == {0, 2, 4}
+  drawn = [boards.generate_board(np.random.default_rng(i), 64, ("short", "spur")) for i in range(8)]
+  assert {int(value) for board in drawn for value in np.unique(board.labels)} == {0, 2, 4}
 
 
 def test_scale_magnifies():
@@ -185,8 +184,6 @@ def test_writing_leaves_what_is_there_and_nothing_half_done(tmp_path, monkeypatc
   [
     ({"size": 31}, "size"),
     ({"size": 64, "scale": 3.0}, "size"),
-    ({"defects": ("scratch",)}, "defects"),
-    ({"defects": ()}, "defects"),
     ({"count": (2, 1)}, "count"),
     ({"scale": 0.5}, "scale"),
     ({"num_boards": 0}, "num_boards"),
@@ -197,6 +194,12 @@ def test_writing_leaves_what_is_there_and_nothing_half_done(tmp_path, monkeypatc
 def test_wrong_arguments_are_named(arguments, name):
   with pytest.raises(ValueError, match=f"^{name}: found"):
     boards.BoardSource(**{"num_boards": 1, "seed": 0, **arguments})
+
+
+@pytest.mark.parametrize("defects", [("scratch",), ()])
+def test_unknown_kinds_are_refused(defects):
+  with pytest.raises(ValueError, match=r"^defects: found"):
+    boards.generate_board(np.random.default_rng(0), 64, defects)
 
 
 def test_too_many_defects_are_refused():

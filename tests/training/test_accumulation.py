@@ -18,7 +18,7 @@ from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.model.seggpt import SegGPT
 from seggpt_jax.training import sharding
 from seggpt_jax.training.loss import masked_smooth_l1
-from seggpt_jax.training.optimizer import adamw, frozen_names
+from seggpt_jax.training.optimizer import _frozen_names, adamw
 from seggpt_jax.training.step import TrainState, init_state, make_train_step
 
 CONFIG = dataclasses.replace(
@@ -122,7 +122,7 @@ def test_each_device_cuts_its_own_share_and_nothing_is_sent(data, fsdp):
 def test_frozen_parameters_stay_averages_follow_and_the_norm_is_that_of_the_gradients():
   """Four steps of AdamW on devices that share parameters. Reference of the averages: NumPy; float32, 1e-6 relative."""
   graph, params = graph_and_params()
-  frozen = frozen_names((r"^blocks\.0\.attn", "pos_embed", "decoder_embed.kernel"), params)
+  frozen = _frozen_names((r"^blocks\.0\.attn", "pos_embed", "decoder_embed.kernel"), params)
   optimizer = optax.chain(optax.clip_by_global_norm(1e-3), adamw(lambda step: 1e-2, b1=0.9, b2=0.99, weight_decay=0.1))
   step, mesh, state = build(4, 2, optimizer, frozen=frozen, ema=0.35, accumulate=2)
   trained = params.keys() - frozen
@@ -160,7 +160,7 @@ def test_frozen_parameters_stay_averages_follow_and_the_norm_is_that_of_the_grad
 def test_no_gradients_are_computed_below_what_is_trained():
   """The forward pass is a third of the work of a step, so only little more may remain."""
   _, params = graph_and_params()
-  frozen = frozen_names(("^(?!decoder_pred.head)",), params)
+  frozen = _frozen_names(("^(?!decoder_pred.head)",), params)
   work = trajectory(1, 1)[0].cost_analysis()["flops"]
   step, _, _ = build(1, 1, optax.sgd(0.05), frozen=frozen)
   assert step.cost_analysis()["flops"] < 0.45 * work

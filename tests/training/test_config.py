@@ -14,7 +14,7 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import setup
 from seggpt_jax.training.config import check_config, default_config, expand_paths
-from seggpt_jax.training.optimizer import cosine_cycles, make_schedule
+from seggpt_jax.training.optimizer import _cosine_cycles, _make_schedule
 from seggpt_jax.training.schema import KEYS
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -156,7 +156,7 @@ def test_a_batch_that_no_memory_holds_is_refused_and_one_of_a_cluster_is_not(mon
 def test_a_schedule_of_a_million_cycles_is_refused():
   """Each would become a part of the compiled program."""
   with pytest.raises(InputError, match=r"config.optim.first_cycle: found 2, expected longer cycles"):
-    cosine_cycles(1.0, 2, cycle_mult=1.0, warmup=0, decay=0.5, minimum=0.0, num_steps=10**9)
+    _cosine_cycles(1.0, 2, cycle_mult=1.0, warmup=0, decay=0.5, minimum=0.0, num_steps=10**9)
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300, "/".join(["x" * 200] * 30), "~nobody_at_all/data"])
@@ -222,15 +222,15 @@ def test_every_key_with_a_condition_is_tested_above():
   [("demo", 201), ("small", 501)],
 )
 def test_learning_rates_of_the_small_configs_are_those_of_an_explicit_cycle(name, old):
-  """Reference: `cosine_cycles` with num_steps + 1 steps and the warm-up of the config; every step bit for bit."""
+  """Reference: `_cosine_cycles` with num_steps + 1 steps and the warm-up of the config; every step bit for bit."""
   config = load(next(path for path in CONFIGS if path.stem == name)).get_config()
   assert config.num_steps + 1 == old
   optim = config.optim
-  expected = cosine_cycles(
+  expected = _cosine_cycles(
     optim.peak, old, cycle_mult=1.2, warmup=optim.warmup, decay=0.5, minimum=1e-8, num_steps=config.num_steps
   )
   steps = np.arange(config.num_steps)
-  ours = jax.vmap(make_schedule(optim, config.num_steps))(steps)
+  ours = jax.vmap(_make_schedule(optim, config.num_steps))(steps)
   np.testing.assert_array_equal(ours, jax.vmap(expected)(steps))
 
 
@@ -238,7 +238,7 @@ def test_learning_rates_of_the_small_configs_are_those_of_an_explicit_cycle(name
 def test_the_schedule_of_the_small_config_follows_the_number_of_steps(num_steps):
   """A shorter run warms up in a tenth of its steps; every run ends near the minimum, without a restart."""
   optim = load(next(path for path in CONFIGS if path.stem == "small")).get_config().optim
-  rates = np.asarray(jax.vmap(make_schedule(optim, num_steps))(np.arange(num_steps + 1)))
+  rates = np.asarray(jax.vmap(_make_schedule(optim, num_steps))(np.arange(num_steps + 1)))
   top = min(20, num_steps // 10)
   assert rates.argmax() == top and rates.max() == pytest.approx(optim.peak)
   assert (np.diff(rates[top:]) < 0).all() and rates[-1] < 0.05 * optim.peak

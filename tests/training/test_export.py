@@ -131,7 +131,7 @@ def test_the_program_splits_parameters_and_batch_over_the_devices():
   outputs = jax.tree.unflatten(exported.out_tree, exported.out_shardings_jax(mesh))
   split = sharding.batch_sharding(mesh)
   for name, leaf in state.params.items():
-    expected = sharding.param_sharding(mesh, name, leaf.shape)
+    expected = sharding._param_sharding(mesh, name, leaf.shape)
     for tree in (inputs[0].params, inputs[0].opt_state[0].mu, inputs[0].opt_state[0].nu, outputs[0].params):
       assert tree[name].is_equivalent_to(expected, len(leaf.shape)), name
   whole = sum(np.prod(leaf.shape) for leaf in state.params.values())

@@ -57,7 +57,7 @@ def test_metrics_panels_and_events_are_files(tmp_path):
   monitor = monitor_in(tmp_path, step=0, enabled=True)
   monitor.log(5, "train", {"loss": 0.5, "miou": 0.25, "lr": 1e-4, "pairs_per_second": 7.0})
   monitor.log(5, "val", {"loss": 0.75, "miou": 0.5, "iou_0": 0.5, "iou_1": float("nan")})
-  monitor.panels(5, "val", *batch_and_colors(), CONFIG)
+  monitor.picture(5, "val", draw_panels(*batch_and_colors(), CONFIG))
   monitor.close()
   train, val = read(tmp_path / "metrics.jsonl")
   assert train == {"step": 5, "split": "train", "loss": 0.5, "miou": 0.25, "lr": 1e-4, "pairs_per_second": 7.0}
@@ -77,7 +77,7 @@ def test_other_processes_write_nothing(tmp_path):
   monitor = monitor_in(tmp_path, step=0, enabled=False)
   monitor.advance()
   monitor.log(1, "train", {"loss": 0.5, "miou": 0.25, "lr": 1e-4, "pairs_per_second": 7.0})
-  monitor.panels(1, "train", *batch_and_colors(), CONFIG)
+  monitor.picture(1, "train", draw_panels(*batch_and_colors(), CONFIG))
   monitor.say("nothing")
   monitor.close()
   assert not list(tmp_path.iterdir())

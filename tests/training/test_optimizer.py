@@ -18,14 +18,14 @@ from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training import sharding
 from seggpt_jax.training.config import default_config
 from seggpt_jax.training.optimizer import (
+  _cosine_cycles,
+  _frozen_names,
+  _is_decayed,
+  _layer_of,
+  _rate_factors,
   adamw,
-  cosine_cycles,
-  frozen_names,
-  is_decayed,
-  layer_of,
   make_optimizer,
   muon,
-  rate_factors,
 )
 from seggpt_jax.training.step import TrainState, make_train_step
 from tests import peers as peers_lib
@@ -54,7 +54,7 @@ def test_learning_rate_is_the_originals_over_several_cycles(changes):
   """float32 against float64 Python: 1e-5 relative to the peak."""
   values = {**BASE, **changes}
   num_steps = 3 * values["first_cycle"] + 500
-  schedule = cosine_cycles(num_steps=num_steps, **values)
+  schedule = _cosine_cycles(num_steps=num_steps, **values)
   ours = jax.vmap(schedule)(np.arange(num_steps))
   np.testing.assert_allclose(ours, original_cycles(num_steps, **values), rtol=0, atol=1e-5 * values["peak"])
 
@@ -63,7 +63,7 @@ def test_a_cycle_no_longer_than_its_warmup_is_refused():
   with pytest.raises(
     InputError, match=r"config.optim.first_cycle: found 500, expected more than config.optim.warmup = 500"
   ):
-    cosine_cycles(num_steps=10, **{**BASE, "first_cycle": 500})
+    _cosine_cycles(num_steps=10, **{**BASE, "first_cycle": 500})
 
 
 @pytest.mark.parametrize(("peak", "warmup", "num_steps"), [(1e-3, 10, 100), (1e-4, 0, 7), (0.0, 2, 9)])
@@ -142,13 +142,13 @@ WITHOUT = ("blocks.1", "blocks.2", "blocks.3", "blocks.4")
 def test_every_parameter_has_its_layer_and_its_decay():
   """A parameter that is new to the network has to be put into the tables here and there."""
   params = tiny_params()
-  assert {name: (layer_of(name, 6), is_decayed(name)) for name in params} == CLASSES
-  factors = rate_factors(params, 0.5)
+  assert {name: (_layer_of(name, 6), _is_decayed(name)) for name in params} == CLASSES
+  factors = _rate_factors(params, 0.5)
   assert factors["pos_embed"] == 0.5**7 and factors["blocks.5.norm1.scale"] == 0.5 and factors["norm.scale"] == 1
   for name in ("memory_token", "head.weight", "blocks.0.attn.gate"):
     with pytest.raises(ValueError, match=f"{name}: found in no row"):
-      rate_factors({**params, name: None}, 0.5)
-      is_decayed(name)
+      _rate_factors({**params, name: None}, 0.5)
+      _is_decayed(name)
 
 
 @pytest.mark.parametrize(("name", "decay_all"), [("adamw", False), ("adamw", True), ("muon", False)])
@@ -179,9 +179,9 @@ def test_layer_decay_and_decay_mask_reach_every_parameter_of_both_optimizers(nam
 
 def test_freezing_takes_the_names_in_which_a_pattern_is_found():
   params = tiny_params()
-  frozen = frozen_names((r"^blocks\.[0-4]\.", "pos_embed"), params)
+  frozen = _frozen_names((r"^blocks\.[0-4]\.", "pos_embed"), params)
   assert frozen == {name for name, (layer, _) in CLASSES.items() if 1 <= layer <= 5} | {"pos_embed"}
-  assert frozen_names((), params) == frozenset()
+  assert _frozen_names((), params) == frozenset()
   optim = default_config().optim
   for patterns, message in (
     (("pos_embed", "posembed"), r"found 'posembed', expected a regular expression that fits the name of a parameter"),
@@ -211,7 +211,7 @@ def test_twenty_steps_of_adamw_follow_pytorch():
   graph, _ = parameters.abstract(config)
   # Both warm-ups and both halves of a cosine within 20 steps, at a rate that changes the loss by much.
   recipe = {**BASE, "peak": 2e-3, "first_cycle": 12, "warmup": 3}
-  schedule = cosine_cycles(num_steps=20, **recipe)
+  schedule = _cosine_cycles(num_steps=20, **recipe)
   optimizer = adamw(schedule, b1=0.9, b2=0.999, weight_decay=0.01)
   mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
   state = TrainState(jnp.zeros((), jnp.int32), pair.params, optimizer.init(pair.params))

@@ -15,16 +15,18 @@ def test_all_but_one_percent_of_vit_large_is_split_over_fsdp():
   _, params = parameters.abstract(VARIANTS["vit_large"])
   whole = sum(value.size for value in params.values())
   copied = sum(
-    value.size for name, value in params.items() if sharding.param_sharding(mesh, name, value.shape).is_fully_replicated
+    value.size
+    for name, value in params.items()
+    if sharding._param_sharding(mesh, name, value.shape).is_fully_replicated
   )
   assert copied < 0.01 * whole
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():
   mesh = sharding.make_mesh(data=1, fsdp=8)
-  assert sharding.param_sharding(mesh, "blocks.0.mlp.fc1.kernel", (96, 100)).spec == PartitionSpec(None, None)
-  assert sharding.param_sharding(mesh, "blocks.0.mlp.fc1.kernel", (96, 64)).spec == PartitionSpec(None, "fsdp")
-  assert sharding.param_sharding(mesh, "blocks.0.norm1.scale", (96,)).spec == PartitionSpec()
+  assert sharding._param_sharding(mesh, "blocks.0.mlp.fc1.kernel", (96, 100)).spec == PartitionSpec(None, None)
+  assert sharding._param_sharding(mesh, "blocks.0.mlp.fc1.kernel", (96, 64)).spec == PartitionSpec(None, "fsdp")
+  assert sharding._param_sharding(mesh, "blocks.0.norm1.scale", (96,)).spec == PartitionSpec()
 
 
 def test_the_mesh_takes_all_devices_or_says_what_is_wrong():

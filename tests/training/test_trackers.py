@@ -9,6 +9,7 @@ import pytest
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.training import trackers
+from seggpt_jax.training.monitor import draw_panels
 from seggpt_jax.training.schema import KEYS
 from tests.training.test_monitor import CONFIG, batch_and_colors, monitor_in
 
@@ -55,7 +56,7 @@ def test_services_get_numbers_and_pictures_and_go_on_with_a_resumed_run(tmp_path
   for step in (0, 5):
     monitor = monitor_in(tmp_path, step, tracker=name)
     monitor.log(step + 1, "train", NUMBERS)
-    monitor.panels(step + 1, "val", *batch_and_colors(), CONFIG)
+    monitor.picture(step + 1, "val", draw_panels(*batch_and_colors(), CONFIG))
     monitor.close()
   first, second = service.started
   assert first == second and first["resume"] == "allow" and first["config"] == {"seed": 0}
@@ -98,6 +99,6 @@ def test_the_real_services_take_a_run_and_its_resumption(tmp_path, monkeypatch, 
   for step in (0, 5):
     monitor = monitor_in(tmp_path, step, tracker=name)
     monitor.log(step + 1, "train", NUMBERS)
-    monitor.panels(step + 1, "val", *batch_and_colors(), CONFIG)
+    monitor.picture(step + 1, "val", draw_panels(*batch_and_colors(), CONFIG))
     monitor.close()
   assert any(path.is_file() for path in (tmp_path / name).rglob("*"))

@@ -59,7 +59,7 @@ def cudnn_parts(
   """
   query, key, value = jnp.unstack(qkv, axis=2)
   dim, (rows, cols) = query.shape[-1], grid
-  count = num_parts(grid, dim, longest)
+  count = _num_parts(grid, dim, longest)
   by_row, by_col = relative_logits(query, rel_pos_h, rel_pos_w, grid)
   query = query * dim**-0.5
   # The rows of a part are numbered from 0, so that the positions of all parts are the same.
@@ -73,12 +73,8 @@ def cudnn_parts(
   return _attend(tuple(parts), CUDNN if kernel is None else kernel)[..., :dim]
 
 
-def num_parts(grid: tuple[int, int], dim: int, longest: int = LONGEST) -> int:
-  """Returns the fewest equal parts of the rows with which keys of `dim` channels are at most `longest` when extended.
-
-  Raises:
-    NotImplementedError: not even the keys of a single row are short enough.
-  """
+def _num_parts(grid: tuple[int, int], dim: int, longest: int = LONGEST) -> int:
+  """Returns the fewest equal parts of the rows with which extended keys of `dim` channels are at most `longest`."""
   rows, cols = grid
   for count in range(1, rows + 1):
     if rows % count == 0 and dim + rows // count + cols <= longest:
