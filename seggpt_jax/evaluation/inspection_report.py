@@ -195,7 +195,7 @@ def _mark(mark: str) -> str:
 
 
 class _Kind(NamedTuple):
-  """How images with positive or with negative prompts are scored and shown."""
+  """Describes how images with positive or with negative prompts are scored and shown."""
 
   title: str
   note: str
