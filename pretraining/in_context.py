@@ -23,8 +23,8 @@ from pretraining import labeled_sets
 from pretraining.labeled_sets import evaluate_set
 from pretraining.questions import Answers, Question, answer, choose_families, draw_question, evaluate
 from pretraining.scenes import Family
+from seggpt_jax.cli.data_flags import define_path, define_paths
 from seggpt_jax.cli.main import run
-from seggpt_jax.cli.path_flags import define_path, define_paths
 from seggpt_jax.cli.runner import is_given
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError

@@ -16,7 +16,7 @@ from seggpt_jax.data.sources import FileSource
 from seggpt_jax.formats.images import decode_image, upright_size
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.formats.layouts import folder_layout
-from seggpt_jax.inference import video_files
+from seggpt_jax.inference import video
 from tests.formats import annotation_folders as folders
 
 _RANDOM = functools.partial(np.random.default_rng, 0)
@@ -76,10 +76,10 @@ def _video(folder: Path, container: str, codec: str, frames: int = 4) -> Target:
     file.mux(stream.encode())
 
   def read() -> None:
-    info = video_files.probe(path)
+    info = video.probe(path)
     assert info.rate > 0 and (info.num_frames is None or info.num_frames >= 0)
     sizes = set()
-    for count, frame in enumerate(video_files.read_frames(path), 1):
+    for count, frame in enumerate(video.read_frames(path), 1):
       assert frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
       sizes.add(frame.shape)
       assert count < 10_000

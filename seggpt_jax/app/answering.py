@@ -1,6 +1,6 @@
-"""Answers the images of all sessions, one session after the other, in one thread.
+"""Answers the images of a session in one thread.
 
-In: sessions that have examples, or whose network has learned a prompt. Out: the answers, each stored in its session
+In: a session that has examples, or whose network has learned a prompt. Out: the answers, each stored in the session
 when it is ready.
 """
 
@@ -12,9 +12,10 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,7 +23,7 @@ from jaxtyping import UInt8
 from seggpt_jax.app.engine import Engine, NotReadyError
 from seggpt_jax.app.http import log_failure
 from seggpt_jax.app.limits import BusyError
-from seggpt_jax.app.pictures import LABEL_MAPS
+from seggpt_jax.app.pictures import LABEL_MAPS, UnknownError
 from seggpt_jax.app.prompt_sets import PromptSet
 from seggpt_jax.app.sessions import Session
 from seggpt_jax.compilation import default_device
@@ -36,7 +37,7 @@ from seggpt_jax.retrieval.features import Encoder
 from seggpt_jax.retrieval.prompt_index import TAP, PromptIndex
 
 Scores = Callable[[UInt8[np.ndarray, "_ _ 3"]], dict[str, float]]  # scores of the examples for an image, by their keys
-_IN_FLIGHT = 8  # images of all sessions that wait for the network: enough for its batches, and few to give up
+_IN_FLIGHT = 8  # images that wait for the network: enough for its batches, and few to give up
 _KEPT = 32  # examples of a round, and choices of them, that stay in memory
 _TICK = 0.25  # seconds between two looks for work when nothing has called
 
@@ -76,15 +77,10 @@ class Similarity:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-  """A network in its thread.
+  """A network in its thread."""
 
-  Attributes:
-    engine: owns the predictor.
-    options: options that fit the network.
-  """
-
-  engine: Engine
-  options: InferenceOptions
+  engine: Engine  # owns the predictor
+  options: InferenceOptions  # options that fit the network
 
   @functools.cached_property
   def similarity(self) -> Similarity:
@@ -112,9 +108,7 @@ class Rate:
     return (len(self._times) - 1) / (self._times[-1] - self._times[0])
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Request:
-  session: Session
+class _Request(NamedTuple):
   key: str
   round: int
   used: tuple[str, ...]
@@ -163,18 +157,17 @@ class _Examples:
 
 
 class Answering:
-  """Sends images to the networks of their sessions and stores what comes back.
+  """Sends the images of a session to its network and stores what comes back.
 
   Args:
-    sessions: function that returns the open sessions.
-    network_of: function that returns the network that answers a session; it may raise `NotReadyError`.
+    session: the session.
+    network: function that returns the network that answers the session at this moment; it may raise `NotReadyError`.
   """
 
-  def __init__(self, sessions: Callable[[], Iterable[Session]], network_of: Callable[[Session], Network]):
-    self._sessions, self._network_of = sessions, network_of
+  def __init__(self, session: Session, network: Callable[[], Network]):
+    self._session, self._network, self._rate = session, network, Rate()
     self._flying: list[_Request] = []
-    self._examples: dict[str, _Examples] = {}  # by folder of the session
-    self._rates: dict[str, Rate] = collections.defaultdict(Rate)
+    self._examples: _Examples | None = None
     self._called, self._closed = threading.Event(), False
     self._thread = threading.Thread(target=self._work, name="answering", daemon=True)
     self._thread.start()
@@ -183,9 +176,9 @@ class Answering:
     """Says that there may be work."""
     self._called.set()
 
-  def rate(self, session: Session) -> float:
-    """Returns how many images of a session were answered per second lately; 0 if unknown."""
-    return self._rates[str(session.folder)].per_second()
+  def rate(self) -> float:
+    """Returns how many images were answered per second lately; 0 if unknown."""
+    return self._rate.per_second()
 
   def close(self) -> None:
     """Gives up what waits and ends the thread."""
@@ -198,31 +191,21 @@ class Answering:
       self._called.wait(_TICK)
       self._called.clear()
       self._collect()
-      # One image of each session in turn, so that a large one does not hold up the others.
-      while not self._closed and self._send_round():
+      while not self._closed and len(self._flying) < _IN_FLIGHT and self._send():
         self._collect()
     for request in self._flying:
       request.future.cancel()
 
-  def _send_round(self) -> bool:
-    """Sends one more image of each session; returns whether any was sent."""
-    sent = False
-    open_sessions = list(self._sessions())
-    for gone in self._examples.keys() - {str(each.folder) for each in open_sessions}:
-      del self._examples[gone]
-      self._rates.pop(gone, None)
-    for session in open_sessions:
-      if len(self._flying) < _IN_FLIGHT:
-        sent |= self._send(session)
-    return sent
-
-  def _send(self, session: Session) -> bool:
+  def _send(self) -> bool:
+    """Sends one more image; returns whether there was one."""
+    session = self._session
     try:
-      network = self._network_of(session)
+      network = self._network()
       session.answer_by_examples(network.engine.predictor.needs_prompts)
     except (NotReadyError, LookupError):
       return False  # tried again at the next tick, unless the session has ended
-    flying = {request.key for request in self._flying if request.session is session and request.round == session.round}
+    round_ = session.round
+    flying = {request.key for request in self._flying if request.round == round_}
     key = next((key for key in session.waiting() if key not in flying), None)
     if key is None:
       if session.needs_examples and session.settings.choice == "alike" and len(session.examples) > 1 and not flying:
@@ -230,54 +213,45 @@ class Answering:
       return False
     if flying and session.chooses_alike and default_device().platform == "cpu":
       return False  # comparing the next image would take the cores that answer this one
-    round_ = session.round
     try:
       options = session.options(network.options, network.engine.predictor.tile_size)
-      image, examples = session.pixels(key), self._examples_of(session, network, options)
-      used = examples.keys_for(image)
-      (future,) = network.engine.submit([image], examples.prompts(used), options)
+      image = session.pixels(key)
+      if self._examples is None or self._examples.round != session.round:
+        self._examples = _Examples(session, network, options, self.call)
+      used = self._examples.keys_for(image)
+      (future,) = network.engine.submit([image], self._examples.prompts(used), options)
     except (BusyError, NotReadyError):
       return False
-    except (InputError, LookupError, OSError) as error:
-      session.put_error(key, round_, str(error))
-      return True
     except Exception as error:
-      self._note_failure(session, key, round_, error)
+      self._note_failure(key, round_, error)
       return True
-    self._flying.append(_Request(session, key, round_, used, future))
+    self._flying.append(_Request(key, round_, used, future))
     future.add_done_callback(lambda _: self._called.set())
     return True
-
-  def _examples_of(self, session: Session, network: Network, options: InferenceOptions) -> _Examples:
-    name = str(session.folder)
-    if name not in self._examples or self._examples[name].round != session.round:
-      self._examples[name] = _Examples(session, network, options, self.call)
-    return self._examples[name]
 
   def _collect(self) -> None:
     """Stores the answers that are there, and gives up answers that nobody wants any more."""
     for request in list(self._flying):
       if not request.future.done():
-        if request.round != request.session.round:
+        if request.round != self._session.round:
           request.future.cancel()
         continue
       self._flying.remove(request)
-      if request.future.cancelled():
-        continue
-      with contextlib.suppress(OSError):  # the session has ended, and its folder is gone
-        self._store(request)
+      if not request.future.cancelled():
+        with contextlib.suppress(OSError):  # the session has ended, and its folder is gone
+          self._store(request)
 
   def _store(self, request: _Request) -> None:
     try:
-      request.session.put_answer(request.key, request.round, request.future.result(), request.used)
-      self._rates[str(request.session.folder)].add()
-    except InputError as error:
-      request.session.put_error(request.key, request.round, str(error))
+      self._session.put_answer(request.key, request.round, request.future.result(), request.used)
+      self._rate.add()
     except OSError:
       raise
     except Exception as error:
-      self._note_failure(request.session, request.key, request.round, error)
+      self._note_failure(request.key, request.round, error)
 
-  def _note_failure(self, session: Session, key: str, round_: int, error: Exception) -> None:
-    log_failure("an image could not be answered", error)
-    session.put_error(key, round_, f"the network failed: {type(error).__name__}")
+  def _note_failure(self, key: str, round_: int, error: Exception) -> None:
+    if not isinstance(error, InputError | UnknownError | OSError):
+      log_failure("an image could not be answered", error)
+      error = f"the network failed: {type(error).__name__}"
+    self._session.put_error(key, round_, str(error))

@@ -23,10 +23,9 @@ from PIL import Image
 
 from seggpt_jax.app.labeling import DEMO_CLASS
 from seggpt_jax.app.limits import TooLargeError
-from seggpt_jax.app.pictures import LABEL_MAPS, Picture, clean_name
+from seggpt_jax.app.pictures import LABEL_MAPS, MOST_CLASSES, Picture, clean_name
 from seggpt_jax.app.project_files import CLASSES_FILE, UNLABELED, write_classes
 from seggpt_jax.app.sessions import Session
-from seggpt_jax.app.settings import MOST_CLASSES
 from seggpt_jax.data.datasets import Dataset, OutlineSource, open_dataset
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.folders import is_junk, list_images
@@ -38,7 +37,7 @@ from seggpt_jax.inference import annotation_files
 from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.inference.queries import Query
-from seggpt_jax.inference.video_files import probe, read_frames
+from seggpt_jax.inference.video import probe, read_frames
 from seggpt_jax.palette import IGNORE
 from seggpt_jax.synthetic.boards import BoardSource
 from seggpt_jax.written import RECORD

@@ -31,23 +31,14 @@ class NotReadyError(RuntimeError):
 
 @dataclasses.dataclass
 class Counts:
-  """Totals since the start, written by the engine's thread.
+  """Totals since the start, written by the engine's thread."""
 
-  Attributes:
-    images: images that were segmented.
-    batches: groups of images that were handed to the predictor together.
-    shared: images that were in a group with others.
-    errors: images that could not be segmented.
-    abandoned: images whose callers stopped waiting before their turn.
-    seconds: time that the predictor worked.
-  """
-
-  images: int = 0
-  batches: int = 0
-  shared: int = 0
-  errors: int = 0
-  abandoned: int = 0
-  seconds: float = 0.0
+  images: int = 0  # images that were segmented
+  batches: int = 0  # groups of images that were handed to the predictor together
+  shared: int = 0  # images that were in a group with others
+  errors: int = 0  # images that could not be segmented
+  abandoned: int = 0  # images whose callers stopped waiting before their turn
+  seconds: float = 0.0  # time that the predictor worked
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

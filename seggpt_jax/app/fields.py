@@ -28,17 +28,11 @@ M = TypeVar("M", bound=pydantic.BaseModel)
 
 
 class Upload(NamedTuple):
-  """A file of a request.
+  """A file of a request."""
 
-  Attributes:
-    name: name for messages, such as image[0].
-    data: its content.
-    file_name: the name that the client gave it, or one made from `name`.
-  """
-
-  name: str
-  data: bytes
-  file_name: str
+  name: str  # name for messages, such as image[0]
+  data: bytes  # its content
+  file_name: str  # the name that the client gave it, or one made from `name`
 
 
 def _no_bool(value: Any) -> Any:

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from seggpt_jax.app import project_files
+from seggpt_jax.app import pictures, project_files
 from seggpt_jax.app.limits import TooLargeError
-from seggpt_jax.app.pictures import LABEL_MAPS, Picture, UnknownError, check_header, clean_name, in_order
-from seggpt_jax.app.settings import SessionLimits, Settings, class_names
+from seggpt_jax.app.pictures import LABEL_MAPS, Picture, SessionLimits, Settings, UnknownError
 from seggpt_jax.data.sources import check_size
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.files import write_whole
@@ -69,11 +68,11 @@ class Labeling:
 
   def _stored(self) -> dict[str, Any]:
     """Returns what is kept of the project besides its images, labels and names of classes."""
-    pictures = self.pictures.values()
+    every = self.pictures.values()
     return {
       "settings": self.settings.model_dump(),
-      "unseen": {each.name: each.unseen for each in pictures if each.unseen},
-      "done": [each.name for each in pictures if each.done],
+      "unseen": {each.name: each.unseen for each in every if each.unseen},
+      "done": [each.name for each in every if each.done],
       "demo": self.demo,
       "learned_from": self.learned_from,
     }
@@ -120,8 +119,8 @@ class Labeling:
       TooLargeError: the image has too many pixels, or the session too many images or bytes.
       InputError: the file is not an image that the package reads.
     """
-    shown = clean_name(name)
-    check_header(data, shown, self._limits.pixels)
+    shown = pictures.clean_name(name)
+    pictures.check_header(data, shown, self._limits.pixels)
     size = upright_size(data, shown)
     data, ending = as_stored(data, shown)
     with self.lock:
@@ -144,8 +143,8 @@ class Labeling:
 
   def _add(self, picture: Picture) -> Picture:
     self._touch(picture)
-    pictures = [*self.pictures.values(), picture]
-    self.pictures = {each.key: each for each in sorted(pictures, key=lambda each: in_order(each.name))}
+    every = [*self.pictures.values(), picture]
+    self.pictures = {each.key: each for each in sorted(every, key=lambda each: pictures.in_order(each.name))}
     return picture
 
   def start_demo(self) -> None:
@@ -338,7 +337,7 @@ class Labeling:
     Raises:
       InputError: a name is empty, too long or given twice, or a class of a label would lose its name.
     """
-    names = class_names(names)
+    names = pictures.class_names(names)
     with self.lock:
       if len(names) < self.least_classes:
         why = "labels show that many" if self.needs_examples else "the learned prompt has that many"
@@ -371,17 +370,17 @@ class Labeling:
       def without(each: Picture) -> tuple[int, ...]:
         return tuple(other - (other > index) for other in each.unseen if other != index)
 
-      pictures, settings = self.pictures.values(), self.settings.without_class(index)
+      every, settings = self.pictures.values(), self.settings.without_class(index)
       first_run = 1 + max(map(int, project_files.run_numbers(self.folder)), default=0)
       stored = self._stored() | {"settings": settings.model_dump(), "learned_from": first_run}
-      stored["unseen"] = {each.name: without(each) for each in pictures if without(each)}
+      stored["unseen"] = {each.name: without(each) for each in every if without(each)}
       labeled = sorted(self.examples, key=lambda each: each.label)
-      drafts = [each for each in pictures if each.draft]
+      drafts = [each for each in every if each.draft]
       paths = [*map(self._label_path, labeled), *map(self._draft_path, drafts)]
       names = [*self.classes[: index - 1], *self.classes[index:]]
       project_files.relabel(self.folder, paths, index, IGNORE if ignore else 0, names, stored)
       self.classes, self.settings, self.learned_from = names, settings, first_run
-      for each in pictures:
+      for each in every:
         each.unseen = without(each)
       for each in labeled:  # in their order, as the newest labels are the first examples
         if self._label_path(each).exists():

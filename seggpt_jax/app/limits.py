@@ -36,30 +36,22 @@ class BusyError(RuntimeError):
 class Limits:
   """The limits of a service.
 
-  Attributes:
-    body_bytes: largest body of a request.
-    pixels: pixels of all images and label maps of one request together, and again at the zoom if there is one.
-    images: images to segment in one request.
-    prompts: prompts of one request, or of one stored set.
-    canvases: passes of one image through the network: its windows times its prompts, for every mirrored copy.
-    seconds: time to read a request, and again to answer it.
-    queue: images that may wait for the network.
-    memory_bytes: estimated memory of all requests together; 0 for 4 GiB, or more if the largest request needs it.
-    prompt_bytes: memory of all stored prompts together.
-
   Raises:
     InputError: the largest request could never be accepted.
   """
 
-  body_bytes: int = 64 * 2**20
+  body_bytes: int = 64 * 2**20  # largest body of a request
+  # pixels of all images and label maps of one request together, and again at the zoom if there is one
   pixels: int = 50_000_000
-  images: int = 16
-  prompts: int = 16
+  images: int = 16  # images to segment in one request
+  prompts: int = 16  # prompts of one request, or of one stored set
+  # passes of one image through the network: its windows times its prompts, for every mirrored copy
   canvases: int = 1024
-  seconds: float | int = 60
-  queue: int = 64
+  seconds: float | int = 60  # time to read a request, and again to answer it
+  queue: int = 64  # images that may wait for the network
+  # estimated memory of all requests together; 0 for 4 GiB, or more if the largest request needs it
   memory_bytes: int = 0
-  prompt_bytes: int = 2**30
+  prompt_bytes: int = 2**30  # memory of all stored prompts together
 
   def __post_init__(self):
     largest = self.body_bytes * BYTES_PER_BODY_BYTE + 2 * self.pixels * BYTES_PER_PIXEL

@@ -1,24 +1,96 @@
-"""An image of the page, and the checks of files that become images and labels: bytes and names in, clean values out."""
+"""An image of the page, its settings, and the checks of what a browser sends: bytes and names in, clean values out."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
+from pydantic import BaseModel, Field
 
+from seggpt_jax.app.fields import parse
 from seggpt_jax.app.limits import TooLargeError
-from seggpt_jax.errors import InputError
-from seggpt_jax.files import plain_name
+from seggpt_jax.errors import InputError, one_line
+from seggpt_jax.files import is_plain_text, plain_name
 from seggpt_jax.formats.folders import is_junk
 from seggpt_jax.formats.images import open_image
 from seggpt_jax.formats.labels import LabelFormat
+from seggpt_jax.inference.options import Flips
 from seggpt_jax.palette import IGNORE
 
-_MOST_NAME = 80  # characters of the name of an image
+MOST_CLASSES = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionLimits:
+  """The limits of a session."""
+
+  images: int = 2000  # number of images
+  pixels: int = 50_000_000  # pixels of one image
+  total_bytes: int = 4 * 2**30  # bytes of all stored images together
+
+
+class Settings(BaseModel, frozen=True, extra="forbid"):
+  """The choices of the page about how images are answered; 0 is automatic."""
+
+  split: int = Field(0, ge=0, le=4, strict=True)  # tiles along a side, as `InferenceOptions.split`
+  examples: int = Field(0, ge=0, le=16, strict=True)  # number of examples that an answer uses
+  # which examples an answer uses, each class in turn: "alike" for those most alike to its image, or "newest"
+  choice: Literal["alike", "newest"] = "alike"
+  flips: Flips = "none"  # mirrored copies, as `InferenceOptions.flips`
+  # as `InferenceOptions.least_area`; applies when an answer is shown
+  least_area: int = Field(0, ge=0, le=10**6, strict=True)
+  # for classes 1, 2, ..., as `InferenceOptions.sensitivity`; applies when an answer is shown
+  sensitivity: tuple[Annotated[float, Field(ge=0.05, le=20, strict=True)], ...] = Field((), max_length=MOST_CLASSES)
+  # for classes 1, 2, ..., such as "#ff0000"; "" for the usual one
+  colors: tuple[Annotated[str, Field(pattern="^(#[0-9a-f]{6})?$")], ...] = Field((), max_length=MOST_CLASSES)
+  paused: bool = Field(False, strict=True)  # whether no further images are answered
+  # "start" for the network that the page started with, "plain" for the same without its adapter, or the number of a
+  # training run of the project
+  network: str = Field("start", pattern="^(start|plain|[1-9][0-9]{0,5})$")
+
+  def changed(self, values: Mapping[str, Any]) -> Settings:
+    """Returns the settings with some values changed.
+
+    Raises:
+      InputError: a name or a value is not as described above.
+    """
+    return parse(Settings, self.model_dump() | dict(values))
+
+  def without_class(self, index: int) -> Settings:
+    """Returns the settings for the classes without one of them."""
+    lists = {name: getattr(self, name) for name in ("sensitivity", "colors")}
+    return self.model_copy(update={name: (*old[: index - 1], *old[index:]) for name, old in lists.items()})
+
+  @property
+  def shapes_answers(self) -> tuple[Any, ...]:
+    """The values of which an answer depends before it is decoded."""
+    return self.split, self.examples, self.choice, self.flips, self.network
+
+
+def class_names(names: Any) -> list[str]:
+  """Returns the names of classes 1, 2, ..., each on one line.
+
+  Raises:
+    InputError: a name is empty, too long or given twice, or there are too few or too many.
+  """
+  if not isinstance(names, list) or not 1 <= len(names) <= MOST_CLASSES:
+    raise InputError(f"classes: expected a list of 1 to {MOST_CLASSES} names")
+  names = [one_line(name) if isinstance(name, str) else "" for name in names]
+  for place, name in enumerate(names):
+    if not name or len(name) > _MOST_NAME or "," in name or name in names[:place] or not is_plain_text(name):
+      raise InputError(
+        f"classes: found {name[:_MOST_NAME]!a}, expected different names, not empty, without commas "
+        "and control characters"
+      )
+  return names
+
+
+_MOST_NAME = 80  # characters of the name of an image or a class
 _MOST_NAME_BYTES = 200  # of the name of an image; a file name has 255, and gets endings and numbers
 LABEL_MAPS = LabelFormat(ignore=(IGNORE,))  # class indices
 _UNSAFE = re.compile(r"[^\w .,()+=@-]")
@@ -30,45 +102,25 @@ class UnknownError(LookupError):
 
 @dataclasses.dataclass
 class Picture:
-  """An image of a session.
+  """An image of a session."""
 
-  Attributes:
-    key: name in addresses and of its files.
-    name: name that people see, without ending, such as `cam1/001`; different from those of all other images.
-    path: the stored image file.
-    size: height and width in pixels.
-    num_bytes: size of the stored file.
-    label: count of the session's changes when it got its label; 0 without one.
-    draft: version of the label that is drawn and not in use yet; 0 without one.
-    holds: classes of its label.
-    unseen: classes that came after its label, and that nobody has looked for in it.
-    done: whether somebody has marked it as done.
-    answer: round of its answer; 0 if it has none.
-    classes: classes that its answer was decoded to.
-    shows: classes that its answer shows.
-    sure: mean confidence of its answer.
-    used: keys of the examples that its answer used.
-    error: why it could not be answered.
-    changed: count of the session's changes when it last changed.
-  """
-
-  key: str
-  name: str
-  path: Path
-  size: tuple[int, int]
-  num_bytes: int
-  label: int = 0
-  draft: int = 0
-  holds: tuple[int, ...] = ()
-  unseen: tuple[int, ...] = ()
-  done: bool = False
-  answer: int = 0
-  classes: tuple[int, ...] = (0,)
-  shows: tuple[int, ...] = ()
-  sure: float = 0.0
-  used: tuple[str, ...] = ()
-  error: str = ""
-  changed: int = 0
+  key: str  # name in addresses and of its files
+  name: str  # name that people see, without ending, such as `cam1/001`; different from those of all other images
+  path: Path  # the stored image file
+  size: tuple[int, int]  # height and width in pixels
+  num_bytes: int  # size of the stored file
+  label: int = 0  # count of the session's changes when it got its label; 0 without one
+  draft: int = 0  # version of the label that is drawn and not in use yet; 0 without one
+  holds: tuple[int, ...] = ()  # classes of its label
+  unseen: tuple[int, ...] = ()  # classes that came after its label, and that nobody has looked for in it
+  done: bool = False  # whether somebody has marked it as done
+  answer: int = 0  # round of its answer; 0 if it has none
+  classes: tuple[int, ...] = (0,)  # classes that its answer was decoded to
+  shows: tuple[int, ...] = ()  # classes that its answer shows
+  sure: float = 0.0  # mean confidence of its answer
+  used: tuple[str, ...] = ()  # keys of the examples that its answer used
+  error: str = ""  # why it could not be answered
+  changed: int = 0  # count of the session's changes when it last changed
 
   def as_json(self) -> dict[str, Any]:
     """Returns what the page shows of the image."""

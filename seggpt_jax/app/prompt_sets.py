@@ -105,15 +105,10 @@ def _num_bytes(prompts: Sequence[PreparedPrompt]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """A set under a name.
+  """A set under a name."""
 
-  Attributes:
-    prompts: the set.
-    pinned: whether it stays when memory is short.
-  """
-
-  prompts: PromptSet
-  pinned: bool = False
+  prompts: PromptSet  # the set
+  pinned: bool = False  # whether it stays when memory is short
 
 
 class PromptStore:

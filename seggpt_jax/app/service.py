@@ -57,38 +57,24 @@ _ERRORS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Served:
-  """A network that requests can name.
+  """A network that requests can name."""
 
-  Attributes:
-    engine: owns the predictor.
-    options: options of requests that set none.
-    labels: how label maps are read if a request does not say so.
-    class_names: names of classes 1, 2, ..., as far as they are known.
-  """
-
-  engine: Engine
-  options: InferenceOptions = dataclasses.field(default_factory=InferenceOptions)
+  engine: Engine  # owns the predictor
+  options: InferenceOptions = dataclasses.field(default_factory=InferenceOptions)  # options of requests that set none
+  # how label maps are read if a request does not say so
   labels: LabelFormat = dataclasses.field(default_factory=LabelFormat)
-  class_names: tuple[str, ...] = ()
+  class_names: tuple[str, ...] = ()  # names of classes 1, 2, ..., as far as they are known
 
 
 @dataclasses.dataclass(eq=False)
 class Service:
-  """Answers requests.
+  """Answers requests."""
 
-  Attributes:
-    models: the networks by their names; the first one answers requests that name none.
-    store: the stored prompts, which all networks share.
-    limits: the limits.
-    token: what requests must bring; "" for none.
-    loopback: whether the service is reached from this machine only.
-  """
-
-  models: Mapping[str, Served]
-  store: PromptStore
-  limits: Limits = dataclasses.field(default_factory=Limits)
-  token: str = ""
-  loopback: bool = True
+  models: Mapping[str, Served]  # the networks by their names; the first one answers requests that name none
+  store: PromptStore  # the stored prompts, which all networks share
+  limits: Limits = dataclasses.field(default_factory=Limits)  # the limits
+  token: str = ""  # what requests must bring; "" for none
+  loopback: bool = True  # whether the service is reached from this machine only
 
   def __post_init__(self):
     self._first = next(iter(self.models))

@@ -17,8 +17,7 @@ from jaxtyping import UInt8
 
 from seggpt_jax.app import project_files
 from seggpt_jax.app.labeling import Labeling
-from seggpt_jax.app.pictures import Picture, UnknownError
-from seggpt_jax.app.settings import MOST_CLASSES, SessionLimits
+from seggpt_jax.app.pictures import MOST_CLASSES, Picture, SessionLimits, UnknownError
 from seggpt_jax.errors import one_line
 from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import classes_in

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seggpt_jax.audit.duplicates import near_duplicates
 from seggpt_jax.audit.label_guess import Guess, guess_format
 from seggpt_jax.audit.label_values import SampleFiles, StoredValues, guess_class_names, open_files
-from seggpt_jax.audit.survey import Survey, read_values, survey_split
+from seggpt_jax.audit.survey import Survey, near_duplicates, read_values, survey_split
 from seggpt_jax.data.datasets import Dataset, check_categories
 from seggpt_jax.data.groups import group_names
 from seggpt_jax.data.sources import FileSource, View
@@ -221,7 +220,7 @@ def _copies(surveys: dict[str, Survey]) -> list[Copies]:
     pairs, num_copied = near_duplicates([each for _, each in first.prints], [each for _, each in second.prints])
     named = [
       (first.samples[first.prints[a][0]].name, second.samples[second.prints[b][0]].name, round(difference, 4))
-      for a, b, difference, _ in pairs[:_NAMED]
+      for a, b, difference in pairs[:_NAMED]
     ]
     found.append(Copies(first.split, second.split, named, num_copied, len(second.prints)))
   return found

@@ -57,7 +57,7 @@ def file_values(stored: StoredLabel, where: str) -> FileValues:
     stored: content of the file.
     where: name of the file.
   """
-  near = surroundings(stored.pixels, NEAR_ENDS)
+  near = _surroundings(stored.pixels, NEAR_ENDS)
   pixels = pack_colors(stored.pixels) if stored.in_color else stored.pixels
   values, counts = _count(pixels, near.inner, near.between)
   if len(values) > _MOST_IN_FILE:
@@ -205,31 +205,19 @@ _MOST_CLASSES = 127
 
 
 class Surroundings(NamedTuple):
-  """Comparison of the pixels of a label with those near them.
+  """Comparison of the pixels of a label with those near them."""
 
-  Attributes:
-    inner: True where all pixels near are alike.
-    between: True where pixels near are lower and others higher, in one of the channels: typical of values that were
-      made up along borders by smoothing or by resizing with interpolation.
-    steep: number of pixels at a border where some pixel near is lower by 2 or more.
-    soft: number of those whose direct neighbors are higher than the lowest pixel near: the border is a ramp.
-    middle: number of pixels with middle brightness that are not on a ramp from dark to bright.
-  """
-
-  inner: Bool[np.ndarray, "h w"]
+  inner: Bool[np.ndarray, "h w"]  # True where all pixels near are alike
+  # True where pixels near are lower and others higher, in one of the channels: typical of values that were made up
+  # along borders by smoothing or by resizing with interpolation
   between: Bool[np.ndarray, "h w"]
-  steep: int
-  soft: int
-  middle: int
+  steep: int  # number of pixels at a border where some pixel near is lower by 2 or more
+  soft: int  # number of those whose direct neighbors are higher than the lowest pixel near: the border is a ramp
+  middle: int  # number of pixels with middle brightness that are not on a ramp from dark to bright
 
 
-def surroundings(pixels: np.ndarray, near_ends: int) -> Surroundings:
-  """Compares each pixel of a label with those near it.
-
-  Args:
-    pixels: values `[H, W]`, or colors `[H, W, 3]`.
-    near_ends: largest difference from 0 or 255 of a pixel that is dark or bright.
-  """
+def _surroundings(pixels: np.ndarray, near_ends: int) -> Surroundings:
+  """Compares each pixel of a label with those near it; up to `near_ends` from 0 or 255 it is dark or bright."""
   if pixels.dtype not in (np.uint8, np.uint16):
     pixels = np.clip(pixels, 0, 65535).astype(np.uint16)
   low_source = np.ascontiguousarray(pixels)

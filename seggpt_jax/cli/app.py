@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from seggpt_jax.cli import packaged_configs
-from seggpt_jax.cli.address_flags import define_address_flags, needs_app, read_token
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.data_flags import define_path
+from seggpt_jax.cli.serve import define_address_flags, needs_app, read_token
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive
@@ -38,7 +38,7 @@ from seggpt_jax.model.weights import load_config
 from seggpt_jax.training.config import adapter_of
 
 if TYPE_CHECKING:
-  from seggpt_jax.app.learning import Recipe
+  from seggpt_jax.app.project import Recipe
 
 _LARGE = 30_000_000  # parameters from which training learns a LoRA instead of all weights
 _MOST_PAGES = 100  # that have a default project open at once
@@ -122,7 +122,7 @@ def _claim_folder(project: str, closing: contextlib.ExitStack) -> Path:
 
 def _recipe(path: str, config: str | None) -> Recipe:
   """Returns what training starts from: a head for a network with features, a LoRA for a large one."""
-  from seggpt_jax.app.learning import Recipe
+  from seggpt_jax.app.project import Recipe
 
   _, shapes = parameters.abstract(load_config(path))
   large = sum(math.prod(shape.shape) for shape in shapes.values()) > _LARGE
@@ -136,7 +136,7 @@ def _learned_classes(path: str, adapter: StoredAdapter | None) -> tuple[str, ...
   Raises:
     InputError: it has more classes than a session.
   """
-  from seggpt_jax.app.settings import MOST_CLASSES
+  from seggpt_jax.app.pictures import MOST_CLASSES
 
   learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
   run, count = (flags.FLAGS.adapter, adapter.num_classes - 1) if learned else (path, load_config(path).head_classes - 1)

@@ -18,7 +18,7 @@ from absl import flags
 from tqdm import tqdm
 
 from seggpt_jax.cli import data_flags, inference_flags
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.data_flags import define_path
 from seggpt_jax.cli.prompt_flags import define_prompt_flags, find_queries
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError

@@ -1,17 +1,94 @@
-"""The flags that describe datasets and label files, for every command that reads any."""
+"""The flags that hold paths or describe datasets and label files, for every command that reads any."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from absl import flags
 
-from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.cli.runner import naming_flags
 from seggpt_jax.data.datasets import Dataset
 from seggpt_jax.errors import InputError
+from seggpt_jax.files import expand
 from seggpt_jax.formats.labels import IGNORE, LABEL_MODES, LabelFormat, parse_values
 from seggpt_jax.formats.recognize import KINDS
+
+_MOST_COMMAS = 100  # parts of one name with commas in it
+
+
+class _PathParser(flags.ArgumentParser):
+  """Parses one path."""
+
+  def __init__(self, allow_empty: bool = False):
+    super().__init__()
+    self._allow_empty = allow_empty
+
+  def parse(self, argument: str) -> str | list[str]:
+    if not argument and not self._allow_empty:
+      raise ValueError("found an empty value, expected a path")
+    return _expand(argument)
+
+  def flag_type(self) -> str:
+    return "path"
+
+
+class _PathListParser(_PathParser):
+  """Parses paths separated by commas; an empty value is no path at all. A path that exists may have commas itself."""
+
+  def parse(self, argument: str | list[str]) -> list[str]:
+    if isinstance(argument, list):
+      return [_expand(path) for path in argument]
+    parts, paths = argument.split(",") if argument else [], []
+    while parts:
+      # The longest name that exists; names that no file can have do not.
+      joined = (count for count in range(min(len(parts), _MOST_COMMAS), 1, -1) if _exists(",".join(parts[:count])))
+      count = next(joined, 1)
+      paths.append(_expand(",".join(parts[:count]).strip()))
+      parts = parts[count:]
+    return paths
+
+  def flag_type(self) -> str:
+    return "paths"
+
+
+def _exists(text: str) -> bool:
+  """Returns whether a string is an existing path, with `~` and spaces around it as people type them."""
+  try:
+    return os.path.exists(expand(text.strip()))
+  except InputError:
+    return False
+
+
+def _expand(path: str) -> str:
+  """Expands `~`; the parser of flags puts the name of the flag before the message of a ValueError."""
+  try:
+    return expand(path)
+  except InputError as error:
+    raise ValueError(str(error)) from None
+
+
+def define_path(
+  name: str, help_string: str, *, default: str | None = None, required: bool = False, allow_empty: bool = False
+) -> flags.FlagHolder:
+  """Defines a flag that holds a path.
+
+  Args:
+    name: name of the flag, with underscores.
+    help_string: its help.
+    default: the path if the flag is not given.
+    required: whether the flag must be given.
+    allow_empty: whether an empty value is meaningful.
+  """
+  parser = _PathParser(allow_empty)
+  return flags.DEFINE(parser, name, default, help_string, serializer=flags.ArgumentSerializer(), required=required)
+
+
+def define_paths(name: str, help_string: str, *, required: bool = False) -> flags.FlagHolder:
+  """Defines a flag that holds any number of paths separated by commas."""
+  serializer, default = flags.CsvListSerializer(","), None if required else []
+  return flags.DEFINE(_PathListParser(), name, default, help_string, serializer=serializer, required=required)
+
 
 NAMES = ("labels", "ignore")
 
@@ -54,17 +131,6 @@ def label_values() -> dict[str, Any]:
   return values
 
 
-def label_format() -> LabelFormat:
-  """Returns the label format that the flags describe: class indices by default.
-
-  Raises:
-    InputError: the flags do not go together.
-  """
-  values = label_values()
-  with naming_flags():
-    return LabelFormat(values["labels"] or "index", values["threshold"], values["table"] or (), values["ignore"] or ())
-
-
 def define_dataset_flags(*, guess: bool) -> dict[str, list[flags.FlagHolder]]:
   """Defines the flags and returns them in groups.
 
@@ -94,12 +160,14 @@ def dataset_from_flags(path: str) -> Dataset:
   Raises:
     InputError: the flags do not go together.
   """
-  values = flags.FLAGS
+  values, read = flags.FLAGS, label_values()
+  with naming_flags():
+    labels = LabelFormat(read["labels"] or "index", read["threshold"], read["table"] or (), read["ignore"] or ())
   return Dataset(
     kind=values.kind or "folder",
     path=path,
     num_classes=values.num_classes or IGNORE,
-    label_format=label_format(),
+    label_format=labels,
     class_names=tuple(values.class_names),
   )
 

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from seggpt_jax.child_processes import start_command
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.data_flags import define_path
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.folders import list_images
 from seggpt_jax.formats.images import read_image

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.data_flags import define_path
 from seggpt_jax.cli.runner import flag_name, is_given
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError

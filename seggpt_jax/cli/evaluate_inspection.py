@@ -11,16 +11,22 @@ table, OUT/inspection.json with all numbers, and OUT/report.html with pictures, 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from pathlib import Path
 
 from absl import flags
 
 from seggpt_jax.cli import inference_flags
-from seggpt_jax.cli.data_flags import define_label_flags
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.data_flags import define_label_flags, define_path
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.evaluation import inspection_report
+from seggpt_jax.files import writing
+from seggpt_jax.inference import outputs
+from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.queries import files_of, list_queries
 from seggpt_jax.metrics.inspection import Thresholds
+from seggpt_jax.written import check_outputs
 
 _RECORDED = (
   *("model_path", "adapter", "dataset_dir", "mapping", "negative_mapping", "top_k", "thresholds"),
@@ -69,19 +75,30 @@ def main() -> None:
     raise InputError(f"--thresholds: found {','.join(values.thresholds)}, expected three numbers")
   with naming("--thresholds"):
     thresholds = Thresholds(*numbers)
-  labels = inference_flags.trained_label_format(values.adapter or values.model_path)
-  inspection_report.run(
-    values.model_path,
-    values.dataset_dir,
-    values.prompt_img_dir,
-    values.prompt_label_dir,
-    values.outdir,
-    mapping=values.mapping,
-    negative_mapping=values.negative_mapping,
-    adapter=values.adapter,
-    top_k=values.top_k,
-    thresholds=thresholds,
-    options=inference_flags.options_from_flags(values.adapter or values.model_path, labels),
-    labels=labels,
-    arguments={name.replace("_", "-"): values[name].value for name in _RECORDED} | {"labels": str(labels)},
+  trained = values.adapter or values.model_path
+  labels = inference_flags.trained_label_format(trained)
+  options = inference_flags.options_from_flags(trained, labels)
+  list_mapped = functools.partial(
+    *(list_queries, values.dataset_dir, values.prompt_img_dir, values.prompt_label_dir),
+    **{"top_k": values.top_k, "mapped_only": True, "apart": (values.outdir,)},
   )
+  positives = list_mapped(values.mapping)
+  negatives = list_mapped(values.negative_mapping) if values.negative_mapping else []
+  outdir = Path(values.outdir)
+  reports = [outdir / name for name in ("inspection.json", "report.html")]
+  check_outputs(reports, files_of([*positives, *negatives]))
+  with writing(outdir):
+    outdir.mkdir(parents=True, exist_ok=True)
+  for path in reports:
+    outputs.remove(path)
+  predictor = Predictor.from_checkpoint(values.model_path, adapter=values.adapter)
+  if predictor.learned is not None:
+    raise InputError("--adapter: found a learned prompt, expected a LoRA: an inspection is prompted by images")
+  results = inspection_report.inspect(
+    predictor, positives, negatives, thresholds=thresholds, options=options, labels=labels
+  )
+  arguments = {name.replace("_", "-"): values[name].value for name in _RECORDED} | {"labels": str(labels)}
+  inspection_report.write(results, outdir, arguments, f"Inspection of {values.dataset_dir}")
+  for name, words in results.summary().items():
+    print(f"{name:<11}{words}")
+  print(f"written: {outdir}/report.html, {outdir}/inspection.json")

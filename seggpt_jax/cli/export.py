@@ -15,7 +15,7 @@ from typing import get_args
 
 from absl import flags
 
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.data_flags import define_path
 from seggpt_jax.errors import InputError
 from seggpt_jax.export import build_onnx, build_stablehlo
 from seggpt_jax.files import expand, write_whole

@@ -27,7 +27,7 @@ from pathlib import Path
 from absl import flags
 
 from seggpt_jax.cli import data_flags, inference_flags
-from seggpt_jax.cli.path_flags import define_path, define_paths
+from seggpt_jax.cli.data_flags import define_path, define_paths
 from seggpt_jax.cli.prompt_flags import FILE_PROMPTS, FOLDER_PROMPTS, define_prompt_flags, drop_prompts, find_queries
 from seggpt_jax.cli.runner import flag_name, is_given, naming_flags
 from seggpt_jax.compilation import keep_programs

@@ -21,8 +21,7 @@ from seggpt_jax.audit.contact_sheet import draw_samples
 from seggpt_jax.audit.file_advice import segment_line
 from seggpt_jax.audit.findings import audit_dataset
 from seggpt_jax.audit.report import as_facts, as_text
-from seggpt_jax.cli.data_flags import dataset_from_flags, define_dataset_flags, parse_splits
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.data_flags import dataset_from_flags, define_dataset_flags, define_path, parse_splits
 from seggpt_jax.cli.runner import is_given
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import MOMENT, remove_leftovers, write_whole, writing

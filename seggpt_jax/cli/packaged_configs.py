@@ -21,15 +21,8 @@ def names() -> list[str]:
   return sorted(path.stem for path in _folder().glob("*.py") if path.stem != "__init__")
 
 
-def find(name: str) -> Path:
-  """Returns the file of a config.
-
-  Args:
-    name: name of a packaged config, such as "small", or path of a config file.
-
-  Raises:
-    InputError: there is no such name or file.
-  """
+def _find(name: str) -> Path:
+  """Returns the file of a packaged config, by its name, or of any other, by its path."""
   if name in names():
     return _folder() / f"{name}.py"
   path = Path(expand(name))
@@ -43,13 +36,13 @@ def load(text: str) -> ConfigDict:
   """Loads a config.
 
   Args:
-    text: name or path of a config as in `find`; after a colon an argument for `get_config`, as in "mine.py:96".
+    text: name or path of a config as in `_find`; after a colon an argument for `get_config`, as in "mine.py:96".
 
   Raises:
     InputError: there is no such config, or its file does not work as one.
   """
   name, colon, argument = text.partition(":")
-  path = find(name)
+  path = _find(name)
   # The loader is named, since Python guesses none for files that do not end in .py.
   loader = importlib.machinery.SourceFileLoader("config_config", os.path.abspath(path))
   spec = importlib.util.spec_from_file_location("config_config", path, loader=loader)

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from seggpt_jax.cli.data_flags import dataset_from_flags, define_dataset_flags, parse_splits
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.data_flags import dataset_from_flags, define_dataset_flags, define_path, parse_splits
 from seggpt_jax.formats.recognize import recognize
 from seggpt_jax.prepare.conversion import FORMATS, Settings, prepare
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.data_flags import define_path
 from seggpt_jax.cli.runner import flag_name, is_given
 from seggpt_jax.data.bad_files import BadFiles
 from seggpt_jax.errors import InputError

@@ -14,9 +14,8 @@ import os
 
 from absl import flags
 
-from seggpt_jax.cli.data_flags import define_label_flags
+from seggpt_jax.cli.data_flags import define_label_flags, define_path
 from seggpt_jax.cli.inference_flags import trained_label_format
-from seggpt_jax.cli.path_flags import define_path
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.errors import InputError
 from seggpt_jax.retrieval.mapping import DEFAULT_CACHE, write_mappings

@@ -14,19 +14,19 @@ ends the service after the requests that run.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from seggpt_jax.cli import data_flags, inference_flags
-from seggpt_jax.cli.address_flags import define_address_flags, needs_app, read_token
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.data_flags import define_path
 from seggpt_jax.compilation import compile_notice, keep_programs
 from seggpt_jax.errors import InputError, naming
 from seggpt_jax.files import expand
@@ -45,6 +45,56 @@ from seggpt_jax.retrieval.labeled_images import list_prompts
 if TYPE_CHECKING:
   from seggpt_jax.app.limits import Limits
   from seggpt_jax.app.prompt_sets import PromptStore
+
+
+_TOKEN = "SEGGPT_TOKEN"
+
+
+def define_address_flags(port: int, token: str) -> list[flags.FlagHolder]:
+  """Defines the flags.
+
+  Args:
+    port: the default port.
+    token: how the token is brought, for the help.
+  """
+  return [
+    flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for other machines, with a token."),
+    flags.DEFINE_integer("port", port, "Port to listen at; 0 takes a free one.", 0, 65535),
+    flags.DEFINE_string("token", None, f"Token that {token}. By default ${_TOKEN}."),
+  ]
+
+
+def read_token(loopback: bool) -> str:
+  """Returns the token of the flag or of the environment, or "".
+
+  Args:
+    loopback: whether only this machine reaches the address.
+
+  Raises:
+    InputError: other machines reach it and there is no token, or it has characters that no header may have.
+  """
+  token = flags.FLAGS.token if flags.FLAGS.token is not None else os.environ.get(_TOKEN)
+  if token is None and not loopback:
+    raise InputError(f"--token: missing with --host={flags.FLAGS.host}, expected one (or ${_TOKEN}) for other machines")
+  if token is None:
+    return ""
+  if not token or not token.isascii() or not token.isprintable() or " " in token:
+    raise InputError(
+      f"--token: found {'an empty one' if not token else 'other characters'}, expected ASCII without spaces"
+    )
+  return token
+
+
+@contextlib.contextmanager
+def needs_app() -> Iterator[None]:
+  """Turns the lack of a package that only these commands need into one line that says how to get it."""
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    if (error.name or "").startswith("seggpt_jax"):
+      raise
+    raise InputError(f"{error.name} is not installed; pip install 'seggpt-jax[app]'") from error
+
 
 _NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)")  # NAME=PATH
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from seggpt_jax.cli import calibrate, packaged_configs
-from seggpt_jax.cli.path_flags import define_path
+from seggpt_jax.cli.data_flags import define_path
 from seggpt_jax.cli.runner import entry
 from seggpt_jax.compilation import keep_programs
 from seggpt_jax.data.sources import shared_images

@@ -45,7 +45,7 @@ from seggpt_jax.data.datasets import OutlineSource
 from seggpt_jax.data.groups import scan_classes
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation.few_shot_episodes import FewShotData, Samples
+from seggpt_jax.evaluation.few_shot import FewShotData, Samples
 from seggpt_jax.evaluation.parts import find_root, read_lines
 from seggpt_jax.formats.coco import read_coco
 from seggpt_jax.formats.folders import list_images
@@ -176,13 +176,8 @@ def _fss_items(folder: Path) -> list[Item]:
   """Returns the images of a class, by name, with the masks next to them."""
   if not os.path.isdir(folder):  # unlike pathlib's, it takes names of any length
     raise InputError(f"{folder}: folder not found, expected one of the class with 1.jpg and 1.png in it")
-  items = []
-  for image in sorted(folder.glob("*.jpg")):
-    mask = image.with_suffix(".png")
-    if not mask.exists():
-      raise InputError(f"{image}: found no mask for it, expected {mask}")
-    items.append(Item(f"{folder.name}/{image.stem}", os.fspath(image), os.fspath(mask)))
-  return items
+  images = sorted(folder.glob("*.jpg"))
+  return [_item(f"{folder.name}/{image.stem}", image, image.with_suffix(".png")) for image in images]
 
 
 def _number(name: str) -> tuple[int, str]:
@@ -277,10 +272,8 @@ class _DrawnCoco(OutlineSource):
 
 def _coco_masks(root: Path) -> FileSource:
   images, labels = list_images(root / "val2014"), list_images(root / "annotations" / "val2014")
-  for name, path in labels.items():
-    if name not in images:
-      raise InputError(f"{path}: found no image for it, expected {root / 'val2014' / name}.jpg")
-  return _label_maps([Item(name, images[name], path) for name, path in labels.items()], _COCO)
+  expected = {name: Path(images.get(name, root / "val2014" / f"{name}.jpg")) for name in labels}
+  return _label_maps([_item(name, expected[name], Path(path)) for name, path in labels.items()], _COCO)
 
 
 def _isic2018(given: _Opening) -> FewShotData:

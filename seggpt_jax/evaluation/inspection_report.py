@@ -3,39 +3,221 @@
 In: images with labels, prompts of classes that an image shows (positive) and of classes that it does not show
 (negative). Out: catch rate, yield rate and PES, the result of every image, and pictures of the worst ones, as
 inspection.json and report.html. Every class but 0 counts as foreground; predicting one class for another is no mistake
-here.
+here. The _page contains its pictures and needs neither scripts nor a network; all texts are escaped.
 """
 
 from __future__ import annotations
 
+import base64
 import bisect
 import dataclasses
 import functools
+import html
+import io
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from string import Template
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image
 from tqdm import tqdm
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation.picture_page import Row, Section, bars, page, thumbnail
-from seggpt_jax.files import writing
 from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import IGNORE, LabelFormat, read_labels
-from seggpt_jax.inference import batch, outputs
+from seggpt_jax.inference import batch, outputs, pictures, tiling
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.queries import PromptFiles, Query, files_of, list_queries
+from seggpt_jax.inference.queries import PromptFiles, Query
 from seggpt_jax.inference.scores import own_prompts_line
 from seggpt_jax.metrics.inspection import Inspection, Thresholds, foreground_iou, judge, response_rate
-from seggpt_jax.written import check_outputs
+from seggpt_jax.palette import display_palette
 
-_IOU_BINS = 20
-_BINS_PER_DECADE, _DECADES = 3, 6  # of response rates
+_PALETTE = display_palette(256)
+# Tinted pictures need the higher quality and a strong tint: otherwise the color of a single pixel is almost lost.
+_QUALITY, _QUALITY_TINTED = 80, 90
+_OPACITY = 0.8
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>$title</title>
+<style>
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1400px; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+table { border-collapse: collapse; } th, td { text-align: left; padding: .2rem 1.5rem .2rem 0; }
+td { font-variant-numeric: tabular-nums; } tr { border-bottom: 1px solid #ddd; }
+.note { color: #666; } .bad { color: #b00020; font-weight: 600; }
+.row { border-top: 1px solid #ddd; padding: .6rem 0; break-inside: avoid; }
+.row p { margin: 0 0 .3rem; overflow-wrap: anywhere; }
+.pictures { display: grid; grid-template-columns: repeat(4, 1fr); gap: .5rem; }
+figure { margin: 0; } figure img { width: 100%; height: auto; display: block; }
+figcaption { color: #666; font-size: .85rem; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<table>
+$summary
+</table>
+$sections
+</body>
+</html>
+""")
+
+
+class Row(NamedTuple):
+  """The pictures of one image."""
+
+  name: str  # name of the image
+  score: str  # its score in words
+  mark: str  # mistake in words, such as "missed"; empty if there is no mistake
+  pictures: Sequence[tuple[str, bytes]]  # titles, each with a JPEG from `thumbnail`
+
+
+class Section(NamedTuple):
+  """A section of the _page, with one score for every image."""
+
+  title: str  # heading
+  note: str  # explanation for the reader
+  chart: bytes  # PNG from `bars`
+  rows: Sequence[Row]  # images with pictures, the worst first
+  scores: Sequence[tuple[str, str, str]]  # name, score and mark of every image, the worst first
+
+
+def _page(title: str, summary: Mapping[str, str], sections: Sequence[Section]) -> str:
+  """Returns a _page with a table at the top and sections below it."""
+  lines = (f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in summary.items())
+  return _PAGE.substitute(
+    title=html.escape(title), summary="\n".join(lines), sections="\n".join(_section(section) for section in sections)
+  )
+
+
+def thumbnail(
+  image: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"] | None = None, side: int = 256
+) -> bytes:
+  """Returns a small picture as JPEG, tinted where there are labels.
+
+  Every region stays visible in at least one pixel, however small it is: defects are easily lost when pictures shrink.
+
+  Args:
+    image: image of any size; small ones are not enlarged.
+    labels: class indices 0..254 to draw over the image.
+    side: maximum of the result's height and width, in pixels.
+  """
+  height, width = image.shape[:2]
+  scale = min(side / max(height, width), 1.0)
+  size = max(round(height * scale), 1), max(round(width * scale), 1)
+  small = tiling.resize_image(image, size)
+  if labels is not None:
+    shown = np.zeros(size, np.int32)
+    for index in np.unique(labels[labels > 0]):
+      mask = Image.fromarray((labels == index).astype(np.float32)).resize(size[::-1], Image.Resampling.BOX)
+      shown[np.asarray(mask) > 0] = index
+    small = pictures.overlay(small, shown, _PALETTE, _OPACITY)
+  file = io.BytesIO()
+  # Colors at full resolution: at half, which is the default, the tint of a single pixel would be lost.
+  Image.fromarray(small).save(file, "jpeg", quality=_QUALITY if labels is None else _QUALITY_TINTED, subsampling=0)
+  return file.getvalue()
+
+
+def bars(good: Sequence[float], bad: Sequence[float], bins: np.ndarray, limit: float | int) -> bytes:
+  """Returns a histogram as a PNG file, with the counts of bad images in red on top of the counts of good ones.
+
+  Args:
+    good: values of good images.
+    bad: values of bad images.
+    bins: edges of the bins, on a logarithmic axis if the first is above 0; smaller values count as the first.
+    limit: value at which a dashed line is drawn.
+  """
+  from matplotlib.figure import Figure
+
+  figure, values = (
+    Figure(figsize=(5.2, 1.5), layout="constrained"),
+    [np.clip(each, bins[0], None) for each in (good, bad)],
+  )
+  axis = figure.subplots()
+  counts, _, parts = axis.hist(values, bins, stacked=True, rwidth=0.9, color=["#4a86c5", "#d0455a"])
+  axis.bar_label(parts[1], [f"{count:.0f}" if count else "" for count in counts[1]], color="#666")
+  axis.axvline(max(limit, bins[0]), color="#222", linestyle="--", linewidth=1)
+  axis.set(xscale="log" if bins[0] > 0 else "linear", yticks=[])
+  axis.spines[["left", "top", "right"]].set_visible(False)
+  axis.margins(y=0.2)
+  file = io.BytesIO()
+  figure.savefig(file, format="png", dpi=100)
+  return file.getvalue()
+
+
+def _section(section: Section) -> str:
+  left_out = len(section.scores) - len(section.rows)
+  shown = f"Pictures of the {len(section.rows)} worst of {len(section.scores)} images"
+  more = f"; the other {left_out} are only in the table." if left_out else "."
+  table = "\n".join(
+    f"<tr><td>{html.escape(name)}</td><td>{html.escape(score)}</td><td>{_mark(mark)}</td></tr>"
+    for name, score, mark in section.scores
+  )
+  return "\n".join(
+    [
+      f"<h2>{html.escape(section.title)}</h2>",
+      f"<p>{html.escape(section.note)}</p>",
+      _image("png", section.chart, section.title),
+      f"<details><summary>Table of all {len(section.scores)} images</summary>",
+      f"<table>{table}</table></details>",
+      f'<p class="note">{shown}{more}</p>',
+      *map(_row, section.rows),
+    ]
+  )
+
+
+def _row(row: Row) -> str:
+  figures = "".join(
+    f"<figure>{_image('jpeg', picture, title)}<figcaption>{html.escape(title)}</figcaption></figure>"
+    for title, picture in row.pictures
+  )
+  words = f"<b>{html.escape(row.name)}</b> {html.escape(row.score)} {_mark(row.mark)}"
+  return f'<div class="row"><p>{words}</p><div class="pictures">{figures}</div></div>'
+
+
+def _image(kind: str, data: bytes, title: str) -> str:
+  source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+  return f'<img loading="lazy" alt="{html.escape(title)}" src="{source}">'
+
+
+def _mark(mark: str) -> str:
+  return f'<span class="bad">{html.escape(mark)}</span>' if mark else ""
+
+
+class _Kind(NamedTuple):
+  """Describes how images with positive or with negative prompts are scored and shown."""
+
+  title: str
+  note: str
+  score: Callable[[batch.Read, Prediction], float]
+  words: str  # the score in words
+  mistake: str
+  order: int  # 1 if the lowest score is the worst, -1 if the highest is
+  bins: np.ndarray  # edges of the histogram
+
+
+_POSITIVE = _Kind(
+  "Catches",
+  "Each image with prompts of a class that it shows: IoU of the foreground. Misses are red.",
+  lambda item, prediction: foreground_iou(prediction.labels, item.truth),
+  *("IoU {:.3f}", "missed", 1, np.linspace(0, 1, 21)),
+)
+_NEGATIVE = _Kind(
+  "Yields",
+  "Each image with prompts of a class that it does not show: share of foreground pixels. Over-calls are red.",
+  lambda item, prediction: response_rate(prediction.labels),
+  *("response rate {:.6f}", "over-call", -1, np.logspace(-6, 0, 19)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,85 +234,40 @@ class Results:
   def values(self) -> dict[str, Any]:
     """Returns plain values for JSON, with None where a rate or an IoU is not defined."""
     found, limits = self.inspection, self.inspection.thresholds
-    rates = {name: _plain(getattr(found, name)) for name in ("mean_iou", "catch_rate", "yield_rate", "pes")}
-    counts = {
-      name: getattr(found, name) for name in ("caught", "positives", "undefined", "correct_yields", "negatives")
-    }
+    names = ("mean_iou", "catch_rate", "yield_rate", "pes", "caught", "positives", "undefined", "correct_yields")
     positive = {
-      name: {
-        "iou": _plain(iou),
-        "caught": None if math.isnan(iou) else iou >= limits.catch_iou,
-        "prompts": self.prompts[0][name],
-      }
+      name: {"iou": _plain(iou), "caught": None if math.isnan(iou) else iou >= limits.catch_iou}
       for name, iou in self.ious.items()
     }
     negative = {
-      name: {"response_rate": rate, "correct_yield": rate < limits.yield_response, "prompts": self.prompts[1][name]}
+      name: {"response_rate": rate, "correct_yield": rate < limits.yield_response}
       for name, rate in self.response_rates.items()
     }
-    per_image = {"positive": positive, "negative": negative}
-    about = {"thresholds": dataclasses.asdict(limits), "own_prompts": list(self.own_prompts)}
-    return {**rates, **counts, **about, "per_image": per_image}
+    for scores, prompts in zip((positive, negative), self.prompts, strict=True):
+      for name, score in scores.items():
+        score["prompts"] = prompts[name]
+    return {
+      **{name: _plain(getattr(found, name)) for name in (*names, "negatives")},
+      "thresholds": dataclasses.asdict(limits),
+      "own_prompts": list(self.own_prompts),
+      "per_image": {"positive": positive, "negative": negative},
+    }
 
   def summary(self) -> dict[str, str]:
     """Returns the rates in words, by their names, and what was left out."""
-    left_out = {"left out": own_prompts_line(self.own_prompts)} if self.own_prompts else {}
-    return summary(self.inspection) | left_out
-
-
-def run(
-  model_path: str | os.PathLike,
-  dataset_dir: str | os.PathLike,
-  prompt_img_dir: str | os.PathLike,
-  prompt_label_dir: str | os.PathLike,
-  outdir: str | os.PathLike,
-  *,
-  mapping: str | os.PathLike | None = None,
-  negative_mapping: str | os.PathLike | None = None,
-  adapter: str | os.PathLike | None = None,
-  top_k: int = 1,
-  arguments: Mapping[str, Any] | None = None,
-  **options: Any,
-) -> None:
-  """Inspects a dataset on disk, prints the rates, and writes inspection.json and report.html.
-
-  Args:
-    model_path: weights directory, training run or packaged name.
-    dataset_dir: folder with images/ and labels/.
-    prompt_img_dir: folder of the prompts' images.
-    prompt_label_dir: folder of the prompts' label maps.
-    outdir: folder for the results, which is created if it is missing.
-    mapping: JSON file {image: [prompt files, best first]} of positive prompts; without it the first prompts by name
-      serve every image.
-    negative_mapping: the same of negative prompts; without it there is no yield rate.
-    adapter: training run of a LoRA for the weights.
-    top_k: maximum number of prompts per image.
-    arguments: plain values to record in inspection.json.
-    **options: thresholds, num_rows, options and labels of `inspect`.
-
-  Raises:
-    InputError: a file is missing or cannot be read or written, or the adapter is a learned prompt.
-  """
-  list_mapped = functools.partial(
-    list_queries, dataset_dir, prompt_img_dir, prompt_label_dir, top_k=top_k, mapped_only=True, apart=(outdir,)
-  )
-  positives = list_mapped(mapping)
-  negatives = [] if negative_mapping is None else list_mapped(negative_mapping)
-  outdir = Path(outdir)
-  reports = [outdir / name for name in ("inspection.json", "report.html")]
-  check_outputs(reports, files_of([*positives, *negatives]))
-  with writing(outdir):
-    outdir.mkdir(parents=True, exist_ok=True)
-  for path in reports:
-    outputs.remove(path)
-  predictor = Predictor.from_checkpoint(model_path, adapter=adapter)
-  if predictor.learned is not None:
-    raise InputError("--adapter: found a learned prompt, expected a LoRA: an inspection is prompted by images")
-  results = inspect(predictor, positives, negatives, **options)
-  write(results, outdir, arguments or {}, f"Inspection of {dataset_dir}")
-  for name, words in results.summary().items():
-    print(f"{name:<11}{words}")
-  print(f"written: {outdir}/report.html, {outdir}/inspection.json")
+    found, limits = self.inspection, self.inspection.thresholds
+    catch, yields, pes = (
+      "-" if math.isnan(rate) else f"{rate:.1%}" for rate in (found.catch_rate, found.yield_rate, found.pes)
+    )
+    undefined = f"; {found.undefined} without foreground in truth and prediction" if found.undefined else ""
+    of_images = f"({found.correct_yields} of {found.negatives} images, response rate < {limits.yield_response:g})"
+    words = {
+      "mean IoU": "-" if math.isnan(found.mean_iou) else f"{found.mean_iou:.3f}",
+      "catch rate": f"{catch} ({found.caught} of {found.positives} images, IoU >= {limits.catch_iou:g}{undefined})",
+      "yield rate": f"{yields} {of_images}",
+      "PES": f"{pes} ({limits.catch_weight:g} catch rate + {1 - limits.catch_weight:g} yield rate)",
+    }
+    return words | ({"left out": own_prompts_line(self.own_prompts)} if self.own_prompts else {})
 
 
 def inspect(
@@ -163,47 +300,36 @@ def inspect(
   for query in positives:
     if query.truth is None:
       raise InputError(f"{query.image}: found no label file for it, expected one for every image with positive prompts")
-  show = functools.partial(_pictures, prompt_picture=functools.lru_cache(_prompt_picture), labels=labels)
-  kept = []
-  own: dict[str, None] = {}
-  kinds = (("positive", positives, _positive_words), ("negative", negatives, _negative_words))
-  for kind, queries, words in kinds:
+  prompt_picture = functools.lru_cache(functools.partial(_prompt_picture, labels=labels))
+  kept, own = [], dict[str, None]()
+  for kind, queries in ((_POSITIVE, positives), (_NEGATIVE, negatives)):
     worst: list[tuple[float, str, Row]] = []  # pictures of other images are dropped at once
     values: dict[str, float] = {}
     found = batch.segment(predictor, queries, options, labels=labels) if queries else ()
-    for item, prediction in tqdm(found, desc=f"{kind} prompts", unit="image", total=len(queries), disable=not queries):
+    for item, prediction in tqdm(found, kind.title, len(queries), unit="image", disable=not queries):
+      name = item.query.name
       if item.is_prompt:
-        own[item.query.name] = None
+        own[name] = None
         continue
-      value = foreground_iou(prediction.labels, item.truth) if kind == "positive" else response_rate(prediction.labels)
-      values[item.query.name] = value
-      place = (_order(value) if kind == "positive" else -value, item.query.name)
+      value = values[name] = kind.score(item, prediction)
+      place = (_badness(kind, value), name)
       if num_rows and (len(worst) < num_rows or place <= worst[-1][:2]):
-        row = Row(item.query.name, *words(value, thresholds), show(item, prediction))
+        row = Row(name, *_words(kind, value, thresholds), _pictures(item, prediction, prompt_picture))
         bisect.insort(worst, (*place, row), key=lambda entry: entry[:2])
         del worst[num_rows:]
-    kept.append((values, [row for _, _, row in worst]))
-  (ious, positive_rows), (rates, negative_rows) = kept
-  return Results(
-    judge(ious.values(), rates.values(), thresholds),
-    ious,
-    rates,
-    (_prompt_names(positives), _prompt_names(negatives)),
-    (positive_rows, negative_rows),
-    tuple(own),
-  )
+    prompts = {query.name: [files.written for files in query.prompts] for query in queries}
+    kept.append((values, prompts, [row for _, _, row in worst]))
+  (ious, rates), prompts, rows = zip(*kept, strict=True)
+  return Results(judge(ious.values(), rates.values(), thresholds), ious, rates, prompts, rows, tuple(own))
 
 
 def _pictures(
-  item: batch.Read,
-  prediction: Prediction,
-  prompt_picture: Callable[[PromptFiles, LabelFormat], bytes],
-  labels: LabelFormat,
+  item: batch.Read, prediction: Prediction, prompt_picture: Callable[[PromptFiles], bytes]
 ) -> list[tuple[str, bytes]]:
   pictures = [("query", thumbnail(item.image))]
   if item.query.prompts:
     files = item.query.prompts[0]
-    pictures.append((f"first prompt: {files.image.name}", prompt_picture(files, labels)))
+    pictures.append((f"first prompt: {files.image.name}", prompt_picture(files)))
   if item.truth is not None:
     pictures.append(("truth", thumbnail(item.image, np.where(item.truth == IGNORE, 0, item.truth))))
   return [*pictures, ("prediction", thumbnail(item.image, prediction.labels))]
@@ -215,92 +341,36 @@ def _prompt_picture(files: PromptFiles, labels: LabelFormat) -> bytes:
   return thumbnail(read_image(files.image), np.where(label == IGNORE, 0, label))
 
 
-def _prompt_names(queries: Sequence[Query]) -> dict[str, list[str]]:
-  return {query.name: [files.written for files in query.prompts] for query in queries}
-
-
-def _order(iou: float) -> float:
+def _badness(kind: _Kind, value: float) -> float:
   """Returns a sort key that puts the worst images first and images without an IoU last."""
-  return math.inf if math.isnan(iou) else iou
+  return math.inf if math.isnan(value) else kind.order * value
 
 
-def _positive_words(iou: float, thresholds: Thresholds) -> tuple[str, str]:
-  """Returns the score of an image with positive prompts in words, and its mark."""
-  if math.isnan(iou):
+def _is_right(kind: _Kind, value: float, limits: Thresholds) -> bool:
+  return value >= limits.catch_iou if kind is _POSITIVE else value < limits.yield_response
+
+
+def _words(kind: _Kind, value: float, limits: Thresholds) -> tuple[str, str]:
+  """Returns the score of an image in words, and its mark."""
+  if math.isnan(value):
     return "no foreground in truth and prediction", ""
-  return f"IoU {iou:.3f}", "" if iou >= thresholds.catch_iou else "missed"
-
-
-def _negative_words(rate: float, thresholds: Thresholds) -> tuple[str, str]:
-  """Returns the score of an image with negative prompts in words, and its mark."""
-  return f"response rate {rate:.6f}", "" if rate < thresholds.yield_response else "over-call"
-
-
-def summary(inspection: Inspection) -> dict[str, str]:
-  """Returns the rates in words, by their names."""
-
-  def percent(rate: float) -> str:
-    return "-" if math.isnan(rate) else f"{rate:.1%}"
-
-  found, limits = inspection, inspection.thresholds
-  undefined = f"; {found.undefined} without foreground in truth and prediction" if found.undefined else ""
-  return {
-    "mean IoU": "-" if math.isnan(found.mean_iou) else f"{found.mean_iou:.3f}",
-    "catch rate": f"{percent(found.catch_rate)} ({found.caught} of {found.positives} images, IoU >= "
-    f"{limits.catch_iou:g}{undefined})",
-    "yield rate": f"{percent(found.yield_rate)} ({found.correct_yields} of {found.negatives} images, response rate < "
-    f"{limits.yield_response:g})",
-    "PES": f"{percent(found.pes)} ({limits.catch_weight:g} catch rate + {1 - limits.catch_weight:g} yield rate)",
-  }
+  return kind.words.format(value), "" if _is_right(kind, value, limits) else kind.mistake
 
 
 def report_page(results: Results, title: str = "Inspection") -> str:
-  """Returns the page with charts, tables and pictures as HTML."""
-  sections = []
-  if results.ious:
-    sections.append(_catches(results))
-  if results.response_rates:
-    sections.append(_yields(results))
-  return page(title, results.summary(), sections)
-
-
-def _catches(results: Results) -> Section:
+  """Returns the _page with charts, tables and pictures as HTML."""
+  kinds = zip((_POSITIVE, _NEGATIVE), (results.ious, results.response_rates), results.rows, strict=True)
   limits = results.inspection.thresholds
-  defined = [iou for iou in results.ious.values() if not math.isnan(iou)]
-  good, bad = ([iou for iou in defined if (iou >= limits.catch_iou) == caught] for caught in (True, False))
-  ticks = {index: f"{index / _IOU_BINS:g}" for index in range(0, _IOU_BINS + 1, 4)}
-  worst = sorted(results.ious.items(), key=lambda entry: (_order(entry[1]), entry[0]))
-  return Section(
-    "Catches",
-    "Each image with prompts of a class that it shows: IoU of the foreground. Misses are red.",
-    bars(_counts(good, _IOU_BINS, 1), _counts(bad, _IOU_BINS, 1), ticks, limits.catch_iou * _IOU_BINS),
-    results.rows[0],
-    [(name, *_positive_words(iou, limits)) for name, iou in worst],
-  )
+  sections = [_scored(kind, scores, rows, limits) for kind, scores, rows in kinds if scores]
+  return _page(title, results.summary(), sections)
 
 
-def _yields(results: Results) -> Section:
-  limits, bins = results.inspection.thresholds, _BINS_PER_DECADE * _DECADES
-  rates = results.response_rates.values()
-  good, bad = ([_position(r) for r in rates if (r < limits.yield_response) == correct] for correct in (True, False))
-  ticks: dict[float | int, str] = {_BINS_PER_DECADE * n: f"{10.0 ** (n - _DECADES):g}" for n in range(1, _DECADES + 1)}
-  worst = sorted(results.response_rates.items(), key=lambda entry: (-entry[1], entry[0]))
-  return Section(
-    "Yields",
-    "Each image with prompts of a class that it does not show: share of foreground pixels. Over-calls are red.",
-    bars(_counts(good, bins, bins), _counts(bad, bins, bins), ticks | {0: "0"}, _position(limits.yield_response)),
-    results.rows[1],
-    [(name, *_negative_words(rate, limits)) for name, rate in worst],
-  )
-
-
-def _counts(values: Sequence[float], bins: int, most: int) -> list[int]:
-  return np.histogram(values, bins, (0, most))[0].tolist()
-
-
-def _position(rate: float | int) -> float:
-  """Returns the position of a response rate on the logarithmic axis, in bins; 0 for all rates near 0."""
-  return _BINS_PER_DECADE * max(math.log10(rate) + _DECADES if rate > 0 else 0.0, 0.0)
+def _scored(kind: _Kind, scores: Mapping[str, float], rows: Sequence[Row], limits: Thresholds) -> Section:
+  defined = [value for value in scores.values() if not math.isnan(value)]
+  good, bad = ([value for value in defined if _is_right(kind, value, limits) == right] for right in (True, False))
+  chart = bars(good, bad, kind.bins, limits.catch_iou if kind is _POSITIVE else limits.yield_response)
+  worst = sorted(scores.items(), key=lambda entry: (_badness(kind, entry[1]), entry[0]))
+  return Section(kind.title, kind.note, chart, rows, [(name, *_words(kind, value, limits)) for name, value in worst])
 
 
 def write(results: Results, outdir: str | os.PathLike, arguments: Mapping[str, Any], title: str = "Inspection") -> None:
@@ -310,7 +380,7 @@ def write(results: Results, outdir: str | os.PathLike, arguments: Mapping[str, A
     results: results of `inspect`.
     outdir: folder for the files, which is created if it is missing.
     arguments: plain values that say how the results were made.
-    title: title of the page.
+    title: title of the _page.
 
   Raises:
     InputError: the folder cannot be written to.
@@ -319,5 +389,5 @@ def write(results: Results, outdir: str | os.PathLike, arguments: Mapping[str, A
   outputs.write_text(Path(outdir) / "report.html", report_page(results, title))
 
 
-def _plain(value: float) -> float | None:
+def _plain(value: float | int) -> float | int | None:
   return None if math.isnan(value) else value

@@ -146,8 +146,7 @@ def _read_part(benchmark: Benchmark, folder: Path, name: str) -> dict[str, Any] 
   return values
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
   """A published figure of the released weights in percent, and its source."""
 
   value: float

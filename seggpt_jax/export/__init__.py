@@ -8,5 +8,5 @@ inputs are uint8 pixels of half a canvas, and the batch has any size:
 The output is colors `[B, H, W, 3]`, float32 values of 0..255.
 """
 
-from seggpt_jax.export.onnx_network import build_onnx as build_onnx
+from seggpt_jax.export.onnx_graph import build_onnx as build_onnx
 from seggpt_jax.export.stablehlo import build_stablehlo as build_stablehlo

@@ -1,7 +1,8 @@
 """Windows through the network in batches: views of images with their prompts in, predictions out.
 
 Windows of one image or of many go through the network together, in batches of 1, 2, 4, ...: the network is compiled
-once for each of these sizes and each number of prompts.
+once for each of these sizes and each number of prompts. A trained head needs no prompts: it sees the image as a square
+of the side that it was trained at, and mirrored in both directions.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Num, UInt8
+from jaxtyping import Array, Bool, Float, Num, UInt8
 
 from seggpt_jax import canvas
 from seggpt_jax.compilation import jit
+from seggpt_jax.data.augment import to_square
+from seggpt_jax.errors import InputError
 from seggpt_jax.inference import heads, tiling
-from seggpt_jax.inference.options import InferenceOptions
+from seggpt_jax.inference.options import MIRRORED_AXES, InferenceOptions
 from seggpt_jax.inference.prediction import Prediction, blend_most_likely, class_shares, decode_prediction
+from seggpt_jax.inference.prompts import check_palette
 from seggpt_jax.inference.tiling import Window, blend, paste
 from seggpt_jax.model import parameters
 from seggpt_jax.model.ensemble import predict_queries
@@ -321,3 +326,60 @@ class PendingPrediction:
 def _mean(colors: list[np.ndarray]) -> np.ndarray:
   """Returns the mean of predicted colors, as uint8."""
   return colors[0] if len(colors) == 1 else np.round(np.mean(colors, axis=0)).astype(np.uint8)
+
+
+_WITHOUT_EFFECT = ("split", "overlap", "stitch_width", "flips", "foreground_tiles", "zoom", "octaves")
+
+Answer = Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, "h2 w2 c"]]
+
+
+def answer_of(graph: nnx.GraphDef, params: parameters.Params, side: int) -> Answer:
+  """Returns a function from an image to the probabilities of the classes of its square at stride 2."""
+
+  @jit
+  def run(params, image):
+    model = parameters.merge(graph, params)
+    copies = jnp.stack([jnp.flip(canvas.normalize(image), axes) for axes in MIRRORED_AXES["both"]])
+    found = jax.nn.softmax(model.pixel_head(model.pixel_features(copies)))
+    upright = [jnp.flip(each, axes) for each, axes in zip(found, MIRRORED_AXES["both"], strict=True)]
+    return jnp.mean(jnp.stack(upright), axis=0)
+
+  return lambda image: np.asarray(run(params, to_square(image, side)), np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeadPrediction:
+  """A query that a trained head answers, in the place of a `PendingPrediction`."""
+
+  image: UInt8[np.ndarray, "h w 3"]  # the query
+  answer: Answer  # the head
+  palette: Num[np.ndarray, "n 3"]  # the color of each class
+  options: InferenceOptions  # how to decode
+  views: tuple[()] = ()
+  finished: bool = True
+
+  def decode(self) -> Prediction:
+    """Asks the head about the image and decodes its answer."""
+    shape = self.image.shape[:2]
+    full = cv2.resize(self.answer(self.image), shape[::-1], interpolation=cv2.INTER_LINEAR).reshape(*shape, -1)
+    classes = np.arange(full.shape[-1])
+    colors = blend_most_likely({int(index): full[..., index] for index in classes[1:]}, self.palette, shape)
+    options = self.options
+    return decode_prediction(colors, self.palette, classes, self.image, options.sensitivity, options.least_area)
+
+  @classmethod
+  def start(
+    cls, image: np.ndarray, answer: Answer, classes: int, palette: np.ndarray | None, options: InferenceOptions
+  ) -> HeadPrediction:
+    """Returns the prediction of a query that is still to be computed; without a palette, in the fixed colors.
+
+    Raises:
+      InputError: an option cuts or mirrors images, which a head sees whole and mirrored by itself.
+    """
+    for name in _WITHOUT_EFFECT:
+      found, default = (getattr(each, name) for each in (options, InferenceOptions()))
+      if found != default:
+        raise InputError(
+          f"{name}: found {found}, expected {default} with a trained head, which sees whole images, mirrored too"
+        )
+    return cls(image, answer, check_palette(palette, classes), options)

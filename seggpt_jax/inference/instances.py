@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float
+from pycocotools import mask as mask_module
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.prediction import Prediction
@@ -162,21 +163,11 @@ def fill_corners(outlines: Sequence[Float[np.ndarray, "_ 2"]], size: Sequence[in
 
 
 def fill_centers(outlines: Sequence[Float[np.ndarray, "_ 2"]], size: Sequence[int]) -> Bool[np.ndarray, "h w"]:
-  """Fills outlines as COCO does: the pixels whose centers are inside by the even-odd rule.
+  """Fills outlines as COCO does, by the even-odd rule.
 
   Args:
     outlines: corners x, y in pixels of an outer edge and of holes, or of one polygon.
     size: height and width of the image.
   """
-  height, width = size
-  start, end = np.concatenate(outlines), np.concatenate([np.roll(ring, -1, axis=0) for ring in outlines])
-  start, end = np.where((start[:, 1:] <= end[:, 1:])[None], (start, end), (end, start))
-  # Each edge crosses the centers of rows first .. last - 1.
-  first, last = (np.clip(np.ceil(side[:, 1] - 0.5), 0, height).astype(int) for side in (start, end))
-  edges = np.repeat(np.arange(len(first)), last - first)
-  rows = np.arange(len(edges)) - np.repeat(np.cumsum(last - first) - last, last - first)
-  share = (rows + 0.5 - start[edges, 1]) / (end[edges, 1] - start[edges, 1])
-  columns = np.ceil(start[edges, 0] + share * (end[edges, 0] - start[edges, 0]) - 0.5)
-  crossings = np.zeros((height, width + 1), np.int32)
-  np.add.at(crossings, (rows, np.clip(columns, 0, width).astype(int)), 1)
-  return np.cumsum(crossings[:, :width], axis=1) % 2 == 1
+  drawn = mask_module.frPyObjects([ring.ravel().tolist() for ring in outlines], *size)
+  return mask_module.decode(drawn).sum(axis=-1) % 2 == 1

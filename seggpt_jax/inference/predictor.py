@@ -26,10 +26,12 @@ from seggpt_jax.inference import heads, tiling
 from seggpt_jax.inference import prompts as prompts_lib
 from seggpt_jax.inference.forward import (
   BatchedForward,
+  HeadPrediction,
   MaskForward,
   PendingPrediction,
   TiledImage,
   View,
+  answer_of,
   predict_colors,
 )
 from seggpt_jax.inference.options import MIRRORED_AXES, InferenceOptions
@@ -37,7 +39,6 @@ from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.prompts import Pixels, PreparedPrompt, Prompt, PromptTiles
 from seggpt_jax.inference.tiling import image_windows, seam_windows, tile_windows
 from seggpt_jax.inference.trained import measure_objects
-from seggpt_jax.inference.trained_head import HeadPrediction, answer_of
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
 from seggpt_jax.model.adapters import LearnedPrompt

@@ -15,10 +15,9 @@ from starlette.testclient import TestClient
 
 from seggpt_jax.app.answering import Network
 from seggpt_jax.app.engine import Engine
-from seggpt_jax.app.learning import Recipe
 from seggpt_jax.app.page_routes import create_page
-from seggpt_jax.app.project import Project
-from seggpt_jax.app.settings import SessionLimits
+from seggpt_jax.app.pictures import SessionLimits
+from seggpt_jax.app.project import Project, Recipe
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 

@@ -21,7 +21,7 @@ from seggpt_jax.formats.labels import LabelFormat, read_labels
 from seggpt_jax.formats.recognize import recognize
 from seggpt_jax.formats.yolo import read_yolo
 from seggpt_jax.inference.prediction import decode_prediction
-from seggpt_jax.inference.video_files import write_video
+from seggpt_jax.inference.video import write_video
 from seggpt_jax.palette import fixed_palette
 from tests.app.page_clients import noise, png, square
 

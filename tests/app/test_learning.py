@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seggpt_jax.app.learning import Recipe
+from seggpt_jax.app.project import Recipe
 from seggpt_jax.inference.predictor import Predictor
 from tests.app.page_clients import Person, noise, open_page, square
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seggpt_jax.cli import path_flags
+from seggpt_jax.cli import data_flags
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def parse(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   for name in ("site A, tower 2.jpg", "a.jpg", "b.jpg"):
     (tmp_path / name).touch()
-  return path_flags._PathListParser().parse
+  return data_flags._PathListParser().parse
 
 
 @pytest.mark.parametrize(

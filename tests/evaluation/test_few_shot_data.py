@@ -135,7 +135,7 @@ def test_what_is_missing_is_named(fss, voc, tmp_path):
     read_benchmark("coco20i", tmp_path / "empty")
   shutil.copytree(fss / "mug", tmp_path / "one" / "mug")
   (tmp_path / "one" / "mug" / "4.png").unlink()
-  with pytest.raises(InputError, match=r"4\.jpg: found no mask for it, expected .*4\.png"):
+  with pytest.raises(InputError, match=r"4\.png: not found; it belongs to .*4\.jpg"):
     read_benchmark("fss1000", tmp_path / "one")
   shutil.copytree(voc, tmp_path / "voc")
   shutil.rmtree(tmp_path / "voc/VOCdevkit/VOC2012/SegmentationClassAug")

@@ -7,8 +7,8 @@ import pytest
 
 from seggpt_jax.data.sources import FileSource
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation import few_shot_episodes
-from seggpt_jax.evaluation.few_shot_episodes import FewShotData, Samples, draw_episodes
+from seggpt_jax.evaluation import few_shot
+from seggpt_jax.evaluation.few_shot import FewShotData, Samples, draw_episodes
 from seggpt_jax.formats.labels import LabelFormat
 
 POOLS = {3: [10, 11, 12, 13], 7: [20, 21, 22]}
@@ -82,7 +82,7 @@ def test_a_class_without_enough_images_is_named():
 def test_shards_of_another_listing_have_another_digest():
   names = [f"image {index}" for index in range(30)]
   episodes = draw_episodes(POOLS, 10, 1, 0, QUERIES)
-  digest = few_shot_episodes.digest(episodes, names)
-  assert digest == few_shot_episodes.digest(list(episodes), list(names))
-  assert digest != few_shot_episodes.digest(episodes[1:], names)
-  assert digest != few_shot_episodes.digest(episodes, [*names[:10], "renamed", *names[11:]])
+  digest = few_shot.digest(episodes, names)
+  assert digest == few_shot.digest(list(episodes), list(names))
+  assert digest != few_shot.digest(episodes[1:], names)
+  assert digest != few_shot.digest(episodes, [*names[:10], "renamed", *names[11:]])

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.errors import InputError
-from seggpt_jax.evaluation import inspection_report, picture_page
+from seggpt_jax.evaluation import inspection_report
 from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
@@ -142,11 +142,11 @@ def test_the_page_is_whole_needs_no_network_and_escapes_names(results):
   page = Page(text)
   assert not re.search(r"https?:|<script|@import|url\(", text)
   assert {key for _, key, _ in page.attributes}.isdisjoint({"href", "srcset", "onclick", "onload"})
-  assert all(value.startswith("data:image/jpeg;base64,") for tag, key, value in page.attributes if key == "src")
+  assert all(re.match("data:image/(jpeg|png);base64,", value) for tag, key, value in page.attributes if key == "src")
   assert "c <b>&" not in text and "c <b>&" in page.texts
   assert "Inspection of <DATA>" in page.texts
   words = " ".join(page.texts)
-  for name, value in inspection_report.summary(results.inspection).items():
+  for name, value in results.summary().items():
     assert name in page.texts and value in page.texts
   assert words.count("Pictures of the 3 worst of 5 images; the other 2 are only in the table") == 2
 
@@ -179,18 +179,20 @@ def test_the_smallest_defect_is_still_seen_in_a_small_picture():
   labels = np.zeros((1024, 2048), np.uint8)
   labels[500:502, 700:702] = 1
   image = np.full((1024, 2048, 3), 100, np.uint8)
-  small = np.asarray(Image.open(io.BytesIO(picture_page.thumbnail(image, labels, 128))).convert("RGB")).astype(int)
+  small = np.asarray(Image.open(io.BytesIO(inspection_report.thumbnail(image, labels, 128))).convert("RGB")).astype(int)
   assert small.shape == (64, 128, 3)
   assert np.abs(small[31, 43] - 100).max() > 25 and np.abs(small[:20] - 100).max() < 5
 
 
-def test_bars_stand_on_the_axis_with_the_bad_on_top():
-  text = picture_page.bars([0, 3], [2, 1], {0: "0", 2: "<1>"}, 1.5)
-  Page(text)
-  rects = [tuple(map(float, found)) for found in re.findall(r'y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', text)]
-  assert [top + tall for top, tall in rects[1::2]] == [126, 126]
-  np.testing.assert_allclose([tall for _, tall in rects], [55, 0, 27.5, 82.5])
-  assert "&lt;1&gt;" in text
+def test_bars_have_the_bad_in_red_on_top():
+  pixels = np.asarray(Image.open(io.BytesIO(inspection_report.bars([0.9] * 3, [0.9, 0.1], np.linspace(0, 1, 3), 0.5))))[
+    ..., :3
+  ]
+  good, bad = (np.argwhere((pixels == color).all(axis=-1)) for color in ((0x4A, 0x86, 0xC5), (0xD0, 0x45, 0x5A)))
+  left = bad[bad[:, 1] < pixels.shape[1] // 2]
+  right = bad[bad[:, 1] > pixels.shape[1] // 2]
+  assert good[:, 1].min() > pixels.shape[1] // 2 and right[:, 0].max() <= good[:, 0].min()
+  np.testing.assert_allclose([np.ptp(good[:, 0]), np.ptp(right[:, 0])], np.ptp(left[:, 0]) * np.array([3, 1]), rtol=0.1)
 
 
 def test_images_without_foreground_are_in_no_rate_and_come_last():
@@ -248,7 +250,7 @@ def test_the_command_writes_numbers_and_page(folders, tmp_path):
   text = (tmp_path / "out" / "report.html").read_text()
   Page(text)
   assert len(re.findall('<div class="row">', text)) == 10  # of five images with prompts, and five with negative ones
-  picture = re.search(r"base64,([^\"]+)", text)[1]
+  picture = re.search(r"jpeg;base64,([^\"]+)", text)[1]
   assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (80, 60)
   done = command("--thresholds", "30,0,1")
   assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and "catch_iou: found 30" in done.stderr

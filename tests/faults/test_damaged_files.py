@@ -13,7 +13,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 from benchmarks.nano import NANO
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import FORMATS, read_bytes, read_image
-from seggpt_jax.inference import video_files
+from seggpt_jax.inference import video
 from seggpt_jax.inference.queries import read_mapping
 from seggpt_jax.model import digests, parameters, torch_files, weights
 from seggpt_jax.model.config import SegGPTConfig
@@ -142,7 +142,7 @@ def test_devices_and_pipes_have_no_end_and_are_no_files(tmp_path):
   for name, what in (("pipe", "device or pipe"), ("zero", "device or pipe"), ("folder", "folder")):
     refused(f"{name}.png: found a {what}, expected a file", lambda: read_image(tmp_path / f"{name}.png"))  # noqa: B023
   refused("cannot be a file", lambda: read_bytes("a\0b.png"))
-  refused("folder, device or pipe", lambda: list(video_files.read_frames(tmp_path / "pipe.png")))
+  refused("folder, device or pipe", lambda: list(video.read_frames(tmp_path / "pipe.png")))
 
 
 @pytest.mark.parametrize("error", [KeyError(3), IndexError(), OverflowError("big"), ZeroDivisionError(), MemoryError()])
@@ -198,12 +198,12 @@ def test_playlists_open_no_other_files(tmp_path):
       container.mux(packet)
     for packet in stream.encode():
       container.mux(packet)
-  assert len(list(video_files.read_frames(tmp_path / "secret.ts"))) == 1
+  assert len(list(video.read_frames(tmp_path / "secret.ts"))) == 1
   playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n"
   (tmp_path / "a.mp4").write_text(playlist)
   (tmp_path / "b.mp4").write_text("ffconcat version 1.0\nfile secret.ts\n")
   for name in ("a.mp4", "b.mp4"):
-    refused(f"{name}: cannot be read as a video", lambda: list(video_files.read_frames(tmp_path / name)))  # noqa: B023
+    refused(f"{name}: cannot be read as a video", lambda: list(video.read_frames(tmp_path / name)))  # noqa: B023
 
 
 # ---------------------------------------------------------------------------------------- JSON, weights and annotations

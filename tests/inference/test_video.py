@@ -19,8 +19,7 @@ from seggpt_jax.files import write_whole
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.video import run_video, segment_frames
-from seggpt_jax.inference.video_files import probe, read_frames, write_video
+from seggpt_jax.inference.video import probe, read_frames, run_video, segment_frames, write_video
 from tests.commands import seggpt
 
 ROOT = Path(__file__).parents[2]
