@@ -107,6 +107,7 @@ def _gelu_backward(x, gradient):
 _gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 
 
+@jax.jit  # its name tells an exporter what it is
 def weighted_mean(
   query: Float[Array, "*b n d"], key: Float[Array, "*b m d"], value: Float[Array, "*b m e"]
 ) -> Float[Array, "*b n e"]:
