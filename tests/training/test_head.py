@@ -17,7 +17,7 @@ from seggpt_jax.model import weights
 from seggpt_jax.model.imagenet import ImageNetFeatures
 from seggpt_jax.palette import IGNORE
 from seggpt_jax.synthetic.boards import write_boards
-from seggpt_jax.training import head, loop
+from seggpt_jax.training import head, inputs, loop
 from seggpt_jax.training.loss import head_loss
 from tests.tiny_matcher import cheap_features
 
@@ -74,6 +74,31 @@ def test_a_run_learns_and_answers_without_prompts(config, boards, tmp_path):
   # Explicit prompts override the head.
   by_example = predictor.predict(sample["image"], [(sample["image"], sample["label"])])
   assert not np.array_equal(by_example.colors, whole.colors)
+
+
+@pytest.mark.parametrize(
+  ("shape", "side", "expected"),
+  [
+    ((233, 233), 90, 256),  # brain slices: large regions with long contours
+    ((96, 96), 40, 192),
+    ((257, 597), 10, 288),
+    ((300, 500), 60, 256),
+    ((640, 640), 12, 384),  # printed boards
+    ((3000, 3000), 5, 768),
+  ],
+)
+def test_the_side_suits_small_images_and_small_objects(config, shape, side, expected):
+  labels = np.zeros(shape, np.uint8)
+  labels[10 : 10 + side, 10 : 10 + side] = 1
+
+  class One:
+    def __len__(self):
+      return 1
+
+    def label(self, index):
+      return labels
+
+  assert inputs.head_side(One(), config.data) == expected
 
 
 @pytest.mark.slow  # .ci/run runs it
