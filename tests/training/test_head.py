@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import seggpt_jax
 from configs import head as packaged
@@ -87,18 +88,14 @@ def test_a_run_learns_and_answers_without_prompts(config, boards, tmp_path):
     ((3000, 3000), 5, 768),
   ],
 )
-def test_the_side_suits_small_images_and_small_objects(config, shape, side, expected):
+def test_the_side_suits_small_images_and_small_objects(config, tmp_path, shape, side, expected):
   labels = np.zeros(shape, np.uint8)
   labels[10 : 10 + side, 10 : 10 + side] = 1
-
-  class One:
-    def __len__(self):
-      return 1
-
-    def label(self, index):
-      return labels
-
-  assert inputs.head_side(One(), config.data) == expected
+  for kind in ("images", "labels"):
+    (tmp_path / "train" / kind).mkdir(parents=True)
+    Image.fromarray(labels).save(tmp_path / "train" / kind / "1.png")
+  source = open_dataset(Dataset("folder", str(tmp_path), 2, LabelFormat("index")), "train")
+  assert inputs.head_side(source, config.data) == expected
 
 
 @pytest.mark.slow  # .ci/run runs it
