@@ -166,11 +166,8 @@ class Matcher(SegGPT):
 
   def _maps(self, images: Float[AnyArray, "n h w 3"]) -> tuple[dict[int, Array], dict[int, Array]]:
     """Returns the ImageNet features by stride, as they are and normalized by the statistics of pretraining."""
-    maps = jax.tree.map(jax.lax.stop_gradient, self.features(images))
-    ends = np.cumsum(list(CHANNELS.values()))[:-1]
-    means, scales = (
-      jnp.split(jax.lax.stop_gradient(part[...]), ends) for part in (self.feature_mean, self.feature_scale)
-    )
+    maps, ends = self.features(images), np.cumsum(list(CHANNELS.values()))[:-1]
+    means, scales = (jnp.split(part[...], ends) for part in (self.feature_mean, self.feature_scale))
     return maps, {
       stride: (maps[stride] - mean[None, None, None]) * scale[None, None, None]
       for stride, mean, scale in zip(CHANNELS, means, scales, strict=True)
