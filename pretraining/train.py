@@ -180,6 +180,9 @@ def main() -> None:
   parser.add_argument("--rate", type=float, default=2e-3)
   parser.add_argument("--unfreeze", type=int, nargs="+", default=[], help="blocks of the ImageNet features to train")
   parser.add_argument("--decay", type=float, default=0.998, help="of the moving average")
+  parser.add_argument(
+    "--keep-start", type=float, default=0.0, help="share of --init-from in the weights that are written"
+  )
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--judge-every", type=float, default=5.0, help="minutes")
   parser.add_argument("--save-every", type=float, default=15.0, help="minutes")
@@ -205,9 +208,9 @@ def train(args) -> None:
   print(
     f"{sum(v.size for v in params.values()):,} trained and {sum(v.size for v in frozen.values()):,} frozen parameters"
   )
-  optimizer = make_optimizer(args.rate, 100, args.steps)
+  start, optimizer = params, make_optimizer(args.rate, 100, args.steps)
   state = {
-    "params": params,
+    "params": jax.tree.map(jnp.copy, params),  # the first step takes them
     "opt_state": optimizer.init(params),
     "ema": jax.tree.map(jnp.copy, params),
     "step": np.zeros((), np.int64),
@@ -262,7 +265,9 @@ def train(args) -> None:
   manager.save(int(state["step"]), args=ocp.args.StandardSave(state), force=True)
   manager.wait_until_finished()
   averaged = args.workdir / f"weights_{int(state['step'])}"
-  weights.save_weights(averaged, state["ema"] | frozen, config)
+  # Between the start and what it became, weights are better than both (arXiv 2109.01903).
+  mean = jax.tree.map(lambda old, new: args.keep_start * old + (1 - args.keep_start) * new, start, state["ema"])
+  weights.save_weights(averaged, mean | frozen, config)
   print(f"written: {averaged}; python -m pretraining.pack {averaged} small")
 
 
