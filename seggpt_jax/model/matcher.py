@@ -23,7 +23,7 @@ from seggpt_jax.model.layers import ContextBlock, Conv3x3, Linear, gelu, weighte
 from seggpt_jax.model.seggpt import SegGPT, SegType
 from seggpt_jax.typing import AnyArray
 
-FROZEN = ("features.", "feature_")  # starts of the names of parameters that are never trained
+FROZEN = ("features.", "feature_")  # starts of the names of parameters that fine-tuning does not change
 PATCH = 8  # pixels of a token's side
 KEY_DIM = 32  # channels of one matching head
 HEADS = {4: 1, 8: 2}  # matching heads by stride
