@@ -31,8 +31,7 @@ _LEVELS = 4  # octaves of texture
 _GRID = _SIDE // 8  # places along a side of the coarse features
 _PIXELS, _MOST_PIXELS = 1000, 4000  # that a head is fitted to: of each class, and of all together
 _RIDGE, _STEPS = 1e-3, 30
-_WEIGHTS = (0.0, 0.2, 0.4, 0.8)  # candidates for the share of the head in the mean of logits
-_MARGIN = 0.1  # by which the last one must be better
+_WEIGHTS = (0.0, 0.1, 0.2, 0.3)  # candidates for the share of the head in the mean of logits
 _NEAREST = 3  # neighbors whose mean a mask is carried back by
 _KEPT = 16  # heads of the last sets of prompts
 
@@ -183,7 +182,6 @@ class Head:
       own = logits[..., place]
       network = _logit(_resized(probability, features.shape, area=True))
       scores = [recall((1 - weight) * network + weight * own, place) for weight in _WEIGHTS]
-      scores[-1] -= _MARGIN
       weight = _WEIGHTS[int(np.argmax(scores))]
       if not weight:
         return probability
