@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import io
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-import seggpt_jax
 from seggpt_jax import canvas, palette
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import forward, tiling
@@ -452,17 +450,6 @@ def test_probabilities_are_those_that_cross_entropy_is_trained_on():
   np.testing.assert_allclose(found[0, [0, 1], [0, 1]], 1, atol=1e-3)
   np.testing.assert_allclose(found[0, 2, [0, 2]], 0.5, atol=0.02)
   assert found[0, 2, 1] < 1e-6
-
-
-def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
-  """The example in `help(seggpt_jax.Predictor)`, with the packaged weights."""
-  monkeypatch.chdir(tmp_path)
-  text = inspect.getdoc(seggpt_jax.Predictor)
-  example = textwrap.dedent(text[text.index("Example:") + len("Example:") : text.index("Args:")])
-  values: dict = {}
-  exec(example, values)
-  np.testing.assert_array_equal(Image.open("labels.png"), values["prediction"].labels)
-  assert values["prediction"].labels.shape == (200, 300)
 
 
 def test_confidence_is_one_on_a_color_and_zero_between_two():
