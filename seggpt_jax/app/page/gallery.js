@@ -10,7 +10,7 @@ const buttons = new Map();
 export function described(image, long = false) {
   if (image.error) return {text: long ? `Could not be answered: ${image.error}` : "failed", kind: "failed"};
   if (image.label && !state.needs_examples) {
-    const why = "Labeled, for training and downloads; the learned prompt needs no example";
+    const why = "Labeled, for training and downloads; what has learned needs no example";
     return {text: long ? why : "label", kind: "example"};
   }
   if (image.label) {
@@ -19,7 +19,7 @@ export function described(image, long = false) {
     return {text: long ? why : "example", kind: used ? "example" : "unused"};
   }
   const names = image.used.map((key) => state.images.get(key)?.name).filter(Boolean).join(", ");
-  const how = state.needs_examples ? `Answered by the network, from ${names}` : "Answered with the learned prompt";
+  const how = state.needs_examples ? `Answered by the network, from ${names}` : "Answered by what has learned";
   if (image.done) return {text: long ? `Done. ${how}` : "done", kind: "example"};
   if (image.answer === state.round) return {text: long ? how : "", kind: ""};
   if (image.answer) return {text: long ? "Answered before the last change; a new answer comes" : "…", kind: ""};

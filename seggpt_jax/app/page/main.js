@@ -144,7 +144,7 @@ function showProgress() {
   const words = state.ready ? [] : ["Loading the network"];
   if (!state.order.length) words.push("Add images to start");
   else if (!answers()) words.push("Draw on one picture, then press Use as example");
-  else words.push(`${answered} of ${total} answered${state.needs_examples ? "" : " with the learned prompt"}`);
+  else words.push(`${answered} of ${total} answered${state.needs_examples ? "" : " by what has learned"}`);
   if (answers() && answered < total) {
     words.push(...state.settings.paused ? ["paused"] : [rate && `${rate.toFixed(1)} a second`, left].filter(Boolean));
   }
