@@ -93,7 +93,7 @@ def main() -> None:
   print("{:<10}{:>8.3f}{:>18.3f}".format("mean", np.mean(scores_before), np.mean(scores_after)))
   print(
     "\nBefore training, the network has never seen a circuit board: all it has is the prompt, often of another color."
-    "\nThe defects themselves, 2 % of the pixels, take more training than this: see docs/small.md."
+    "\nThe defects themselves, 2 % of the pixels, take more training than this: see docs/defects.md."
     f"\npictures: {workdir / 'photographs.png'}, {workdir / 'demo.png'}"
   )
 
