@@ -133,7 +133,7 @@ def main(_: list[str]) -> None:
     predictor, rows = Predictor(model), _done(arguments)
     for options, name, top_k in ROWS:
       tiles = " with foreground" if options.foreground_tiles else ""
-      row = {"split": ",".join(map(str, options.splits)) + tiles, "prompts": f"{top_k} {name}"}
+      row = {"split": ",".join(str(scale.split) for scale in options.scales) + tiles, "prompts": f"{top_k} {name}"}
       if any(row.items() <= done.items() for done in rows):
         continue
       folders = (folder / "train" / "images", folder / "train" / "labels")

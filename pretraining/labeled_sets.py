@@ -20,7 +20,7 @@ from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import LabelFormat, read_labels
 from seggpt_jax.inference.predictor import Predictor, Prompt
 from seggpt_jax.inference.queries import PromptFiles
-from seggpt_jax.inference.trained import ZOOM_OVERLAP, Objects, measure_objects
+from seggpt_jax.inference.trained import Objects, measure_objects
 from seggpt_jax.retrieval.labeled_images import list_prompts
 from seggpt_jax.retrieval.prompt_index import PromptIndex
 
@@ -42,8 +42,8 @@ def evaluate_set(
 
   Returns:
     For each class the means over its queries: foreground IoU, 0..1, of `one_prompt`, of the `ensemble` and of the most
-    `similar` training image that shows the class; of that one on `tiles` at the scale of the class's objects and half
-    of it, or on whole images where these show them large enough; of the first prompt's mask as the answer (`copy`); of
+    `similar` training image that shows the class; of that one on `tiles` at the scale of the class's objects, or
+    on whole images where these show them large enough; of the first prompt's mask as the answer (`copy`); of
     the whole picture as the answer (`constant`); and the number of `queries`.
 
   Raises:
@@ -61,7 +61,7 @@ def evaluate_set(
     shown = generator.permutation([place for place, (_, label) in enumerate(queries) if (label == value).any()])
     candidates, scores = np.flatnonzero(holds[:, value]), []
     objects = measure_objects([index.files[place].labels for place in candidates], labels)
-    zoom = Objects({value: objects.sides[value]}, objects.shape).zoom(predictor.config)
+    scale = Objects({value: objects.sides[value]}, objects.shape).scale(predictor.config)
     for place in tqdm(shown[:num_queries].tolist(), f"{dataset.name}, class {value}", unit="query"):
       image, label = queries[place]
       drawn = generator.permutation(candidates)[:num_prompts]
@@ -69,10 +69,7 @@ def evaluate_set(
       prompts = [_prompt(index.files[chosen], value) for chosen in drawn]
       nearest = _prompt(index.files[candidates[np.argmax(similarity[candidates])]], value)
       answers = [predictor.predict(image, asked).labels > 0 for asked in (prompts[:1], prompts, [nearest])]
-      if zoom:
-        answers.append(predictor.predict(image, [nearest], zoom=zoom, overlap=ZOOM_OVERLAP, octaves=2).labels > 0)
-      else:
-        answers.append(answers[2])
+      answers.append(predictor.predict(image, [nearest], **scale).labels > 0 if scale else answers[2])
       height, width = label.shape
       copied = Image.fromarray(prompts[0][1]).resize((width, height), Image.Resampling.NEAREST)
       answers += [np.asarray(copied) > 0, np.ones(label.shape, bool)]

@@ -22,7 +22,7 @@ from seggpt_jax.model.seggpt import SegType
 
 FILES = ("image", "prompt_image", "prompt_label")
 _SHOWN = 80  # characters of a wrong value in a message
-_SCALE = ("split", "zoom", "overlap", "stitch_width", "foreground_tiles", "prompt_grid", "octaves")
+_SCALE = ("split", "zoom", "overlap", "stitch_width", "foreground_tiles", "prompt_grid")
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 
@@ -129,7 +129,6 @@ class PredictFields(PromptFields):
     None, ge=0, description="The factor from an image's pixels to the network's, in place of split; 0 is off."
   )
   prompt_grid: Whole = Field(None, ge=1, le=16, description="Cells along a side of a prompt.")
-  octaves: Whole = Field(None, ge=1, description="Number of zooms to average, each half of the one before.")
   sensitivity: Annotated[tuple[float, ...] | None, BeforeValidator(_several)] = Field(
     None, description="For each class from 1; above 1 finds more of it."
   )

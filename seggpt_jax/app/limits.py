@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from seggpt_jax.data.scale import window_count, zoomed_shape
+from seggpt_jax.data.scale import Scale, window_count
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import open_image
 from seggpt_jax.inference.options import InferenceOptions
@@ -99,19 +99,11 @@ class Limits:
       sizes.append((height, width))
     return sizes
 
-  def check_zoom(self, sizes: Sequence[tuple[int, int]], zoom: float | int) -> int:
-    """Returns the pixels of images at a zoom; 0 without one.
-
-    Args:
-      sizes: height and width of images, prompts and label maps, stored ones too.
-      zoom: factor by which they are enlarged.
-
-    Raises:
-      TooLargeError: there are more than are accepted.
-    """
-    total = sum(_product(zoomed_shape(size, zoom)) for size in sizes) if zoom else 0
+  def check_zoom(self, sizes: Sequence[tuple[int, int]], scale: Scale) -> int:
+    """Returns the pixels of images at a zoom, 0 without one; raises TooLargeError for more than are accepted."""
+    total = sum(_product(scale.size(size)) for size in sizes)
     if total > self.pixels:
-      raise TooLargeError(f"zoom: found {zoom:g}, which makes {total} pixels, expected at most {self.pixels}")
+      raise TooLargeError(f"zoom: found {scale.zoom:g}, which makes {total} pixels, expected at most {self.pixels}")
     return total
 
   def check_canvases(self, name: str, count: int) -> None:
@@ -133,23 +125,14 @@ def count_canvases(options: InferenceOptions, shape: tuple[int, int], prompts: i
     tile: height and width of the network's input.
   """
   total = 0
-  if options.zoom:
-    for zoom in options.zooms:
-      size = [max(side, min(tile)) for side in zoomed_shape(shape, zoom)]
-      # Every prompt consists of cells, which other images fill.
-      total += _windows(size, tile, options.overlap) * max(-(-prompts // options.cells), 1)
-    return total * _COPIES[options.flips]
-  for split in options.splits:
-    windows = _windows([split * side for side in tile], tile, options.overlap)
-    if options.stitch_width and split > 1:
-      windows += 2 * split * (split - 1) + (split - 1) ** 2
-    total += windows * (prompts * split**2 if prompts else 1)
+  for scale in options.scales:
+    size = [max(side, min(tile)) for side in scale.size(shape, tile)]
+    windows = _product([window_count(*sides, options.overlap) for sides in zip(size, tile, strict=True)])
+    if options.stitch_width and scale.split > 1:
+      windows += 2 * scale.split * (scale.split - 1) + (scale.split - 1) ** 2
+    # A prompt is cut into tiles, or consists of cells, which other images fill.
+    total += windows * max(-(-prompts * scale.split**2 // scale.cells), 1)
   return total * _COPIES[options.flips]
-
-
-def _windows(size: Sequence[int], tile: tuple[int, int], overlap: float | int) -> int:
-  """Returns the number of windows of `inference.tiling.image_windows`, without making them."""
-  return _product([window_count(*sides, overlap) for sides in zip(size, tile, strict=True)])
 
 
 def _product(pair: Sequence[int]) -> int:

@@ -42,7 +42,7 @@ class PromptSet:
 
   def __init__(self, prompts: Sequence[PreparedPrompt] = ()):
     self._prompts = tuple(prompts)
-    # By network, and by split or zoom. The threads of several engines read and write it.
+    # By network and scale. The threads of several engines read and write it.
     self._resized: collections.OrderedDict[tuple, tuple[PreparedPrompt, ...]] = collections.OrderedDict()
     self._lock = threading.Lock()
     labels = [np.unique(prompt.labels) for prompt in self._prompts]
@@ -64,12 +64,12 @@ class PromptSet:
       predictor: the predictor.
       options: how the network is shown an image.
     """
-    size = tuple(max(options.splits) * side for side in predictor.tile_size)
-    found = []
+    found, scale = [], options.scale
     for index, prompt in enumerate(self._prompts):
       if not prompt.labels.any():
         found.append(f"prompts[{index}]: no foreground in the label map, so the prompt shows no class")
-      for value, area in {} if options.zoom else tiling.small_classes(prompt.labels, size).items():
+      size = scale.size(prompt.labels.shape, predictor.tile_size)
+      for value, area in {} if scale.zoom else tiling.small_classes(prompt.labels, size).items():
         found.append(
           f"prompts[{index}]: class {value} covers {area:.2g} of the pixels that the network sees; use a larger split, "
           "or crop the prompt around it"
@@ -85,13 +85,12 @@ class PromptSet:
       predictor: the predictor.
       options: how the network is shown an image.
     """
-    if not options.zoom and len(options.splits) > 1:
+    if len(options.scales) > 1:
       return self._prompts
-    key = predictor, options.zoom or -options.splits[0]
+    key = predictor, options.scale
     with self._lock:
       if key not in self._resized:
-        resized = [predictor.resize_prompt(p, split=options.splits[0], zoom=options.zoom) for p in self._prompts]
-        self._resized[key] = tuple(resized)
+        self._resized[key] = tuple(prompt.at(options.scale, predictor.tile_size) for prompt in self._prompts)
         if len(self._resized) > _MOST_SCALES:
           self._resized.popitem(last=False)
         self.num_bytes = _num_bytes(self._prompts) + sum(map(_num_bytes, self._resized.values()))

@@ -145,7 +145,7 @@ class Service:
       sizes = await self._in_thread(self._check_sizes, fields)
       self._check_work(fields, served.engine, options, sizes[: len(fields.image)], stored)
       shown = [*sizes, *(stored.sizes if stored is not None else ())]
-      pixels = sum(h * w for h, w in sizes) + self.limits.check_zoom(shown, options.zoom)
+      pixels = sum(h * w for h, w in sizes) + self.limits.check_zoom(shown, options.scale)
       with self._budget.reserve(pixels * BYTES_PER_PIXEL):
         images, prompts = await self._in_thread(_decode, fields, labels)
         prompts = prompts if stored is None else stored

@@ -33,7 +33,7 @@ _DEFINE: dict[str, Callable[[str], flags.FlagHolder]] = {
     "auto",
     "Cut queries and prompts into N x N tiles, so that small objects are seen larger. With several numbers, such as "
     "1,2,4, the predictions are averaged. auto cuts as in training with data.zoom, else not at all. objects cuts at "
-    "the scale at which the smallest class of the prompts is two patches large and at half of it, and averages both.",
+    "the scale at which the smallest class of the prompts is two patches large.",
   ),
   "overlap": lambda name: flags.DEFINE_float(
     name,
@@ -146,11 +146,10 @@ def options_from_flags(model_path: str | os.PathLike, labels: LabelFormat, calib
     print(f"--split=objects: the smallest are those of class {smallest}, {sides[smallest]:.0f} pixels large{enough}")
   if options.zoom:
     which = "the scale of training" if split == ["auto"] else "their scale"
-    averaged = f"; averaged with the scale {options.zooms[1]:g}" if options.octaves > 1 else ""
     cells = f"{options.prompt_grid} x {options.prompt_grid} cells"
     print(
       f"--split={split[0]}: tiles at {which}, {options.zoom} pixels of the network for one of an image, with an "
-      f"overlap of {options.overlap}; prompts are {cells} around objects{averaged}"
+      f"overlap of {options.overlap}; prompts are {cells} around objects"
     )
   point, stored = ((each.sensitivity, each.least_area) for each in (options, trained))
   if point == stored != ((), 0):

@@ -93,9 +93,9 @@ def find_queries(
   if rule == "auto":
     rule = "similar" if weights.config.backbone and not options.zoom else "spread"
   if values.mapping:
-    return list_queries(images, *folders, values.mapping, (values.top_k or 1) * options.cells, bad, apart=apart)
+    return list_queries(images, *folders, values.mapping, (values.top_k or 1) * options.scale.cells, bad, apart=apart)
   if rule == "first":
-    found = list_queries(images, *folders, None, (values.top_k or 1) * options.cells, bad, apart=apart)
+    found = list_queries(images, *folders, None, (values.top_k or 1) * options.scale.cells, bad, apart=apart)
     print(f"no --mapping: every query is prompted by {', '.join(files.written for files in found[0].prompts)}")
     return found
   found, candidates, index = list_queries(images, apart=(*apart, *folders)), list_prompts(*folders), None
@@ -106,7 +106,7 @@ def find_queries(
   # At the scale of training a prompt consists of cells, each from another image.
   classes = int(facts.holds.any(axis=0).sum())
   several = 1 if options.zoom else classes if _SEVERAL < classes <= _MOST else _SEVERAL
-  count = (values.top_k or several) * options.cells
+  count = (values.top_k or several) * options.scale.cells
   which = "the most similar to it" if index else "the same for all"
   print(f"no --mapping: every query gets up to {count} prompts that show every class in turn, {which} (--prompts)")
   found = prompt_every_class(found, candidates, facts, count, index)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from seggpt_jax.data.scale import zoomed_shape
+from seggpt_jax.data.scale import Scale
 from seggpt_jax.data.sources import Sample
 from seggpt_jax.formats.labels import classes_in, shrink_labels
 
@@ -108,7 +108,7 @@ def random_crop(
   shape, anchor = sample["label"].shape, None
   factor = math.exp(generator.uniform(*np.log(augmentation.scale)))
   if augmentation.resize is None:
-    resized, resize_label = zoomed_shape(shape, factor), shrink_labels
+    resized, resize_label = Scale(factor).size(shape), shrink_labels
   else:
     side = factor * (augmentation.resize or size)
     resized = tuple(max(1, round(length * (side / length))) for length in shape)  # nearly a square

@@ -10,6 +10,7 @@ place of shrunken examples, because small objects would vanish.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -115,40 +116,54 @@ def window_starts(length: int, size: int, overlap: float | int = 0) -> list[int]
   return np.linspace(0, length - size, window_count(length, size, overlap)).round().astype(int).tolist()
 
 
-def zoomed_shape(shape: tuple[int, ...], zoom: float | int) -> tuple[int, int]:
-  """Returns the height and width in pixels of an image at the scale of the network.
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """How many of the network's pixels a pixel of an image becomes, and what a prompt consists of.
 
-  Args:
-    shape: shape of the image, height and width first.
-    zoom: factor from the image's pixels to the network's.
+  Attributes:
+    zoom: the factor from an image's pixels to the network's; 0 resizes images to squares of the network instead.
+    prompt_grid: cells along a side of a prompt; 0 without a zoom, where a prompt is an image.
+    split: squares along a side of an image, and of a prompt, without a zoom.
   """
-  return max(1, round(shape[0] * zoom)), max(1, round(shape[1] * zoom))
 
+  zoom: float | int = 0
+  prompt_grid: int = 0
+  split: int = 1
 
-def zoomed(sample: Sample, zoom: float | int) -> Sample:
-  """Resamples a labeled image to the scale of the network, without losing an object.
+  @property
+  def cells(self) -> int:
+    """Number of images that make a prompt."""
+    return max(self.prompt_grid, 1) ** 2
 
-  Args:
-    sample: labeled image.
-    zoom: factor from the image's pixels to the network's.
-  """
-  shape = zoomed_shape(sample["label"].shape, zoom)
-  if shape == sample["label"].shape:
-    return sample
-  return {**sample, "image": zoomed_image(sample["image"], zoom), "label": shrink_labels(sample["label"], shape)}
+  def size(self, shape: tuple[int, ...], tile: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+    """Returns the height and width in pixels at which the network is shown an image.
 
+    Args:
+      shape: shape of the image, height and width first.
+      tile: height and width of the network's square, which are needed without a zoom.
+    """
+    if self.zoom:
+      return max(1, round(shape[0] * self.zoom)), max(1, round(shape[1] * self.zoom))
+    return self.split * tile[0], self.split * tile[1]
 
-def zoomed_image(image: UInt8[np.ndarray, "h w 3"], zoom: float | int) -> UInt8[np.ndarray, "h2 w2 3"]:
-  """Resamples an image to the scale of the network: averages of areas if it shrinks, else bicubic.
+  def num_windows(self, shape: tuple[int, ...], square: int) -> int:
+    """Returns the number of windows of a side of `square` pixels that cover an image without overlap."""
+    height, width = self.size(shape)
+    return -(-height // square) * -(-width // square)
 
-  Args:
-    image: the image.
-    zoom: factor from the image's pixels to the network's.
-  """
-  height, width = zoomed_shape(image.shape, zoom)
-  if (height, width) == image.shape[:2]:
-    return image
-  return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC)
+  def zoomed(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Resamples an image by the zoom: averages of areas if it shrinks, else bicubic."""
+    height, width = self.size(image.shape)
+    if (height, width) == image.shape[:2]:
+      return image
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if self.zoom < 1 else cv2.INTER_CUBIC)
+
+  def zoomed_sample(self, sample: Sample) -> Sample:
+    """Resamples a labeled image by the zoom, without losing an object."""
+    shape = self.size(sample["label"].shape)
+    if shape == sample["label"].shape:
+      return sample
+    return {**sample, "image": self.zoomed(sample["image"]), "label": shrink_labels(sample["label"], shape)}
 
 
 def make_prompts(samples: Sequence[Sample], grid: int, size: int) -> list[Sample]:
@@ -169,15 +184,15 @@ class ZoomedSource(View):
 
   Args:
     source: the samples.
-    zoom: factor from an image's pixels to the network's.
+    scale: a scale with a zoom.
   """
 
-  def __init__(self, source: Source, zoom: float | int):
+  def __init__(self, source: Source, scale: Scale):
     super().__init__(source)
-    self.zoom = zoom
+    self.scale = scale
 
   def __getitem__(self, index: int) -> Sample:
-    return zoomed(super().__getitem__(index), self.zoom)
+    return self.scale.zoomed_sample(super().__getitem__(index))
 
 
 @runtime_checkable
@@ -223,18 +238,6 @@ def object_sides(source: Labels, skip: Callable[[InputError], None] | None = Non
   return {value: float(np.median(found)) for value, found in sorted(sides.items())}
 
 
-def num_windows(shape: tuple[int, ...], zoom: float | int, square: int) -> int:
-  """Returns the number of windows that cover an image without overlap.
-
-  Args:
-    shape: shape of the image, height and width first.
-    zoom: factor from the image's pixels to the network's.
-    square: side of the network's square in pixels.
-  """
-  height, width = zoomed_shape(shape, zoom)
-  return -(-height // square) * -(-width // square)
-
-
 def measured_zoom(
   sides: dict[int, float], shape: tuple[int, ...], square: int, wanted: int, most_windows: int
 ) -> float:
@@ -253,7 +256,7 @@ def measured_zoom(
   """
   whole = square / max(shape[:2])
   zoom = min(1.0, wanted / min(sides.values()))
-  while zoom > whole and num_windows(shape, zoom, square) > most_windows:
+  while zoom > whole and Scale(zoom).num_windows(shape, square) > most_windows:
     zoom *= 0.95
   # Rounded down: a pixel more than a square would take a second one.
   return math.floor(1000 * max(zoom, min(whole, 1.0), _LEAST) + 1e-6) / 1000

@@ -315,13 +315,13 @@ class FewShot:
 
   def _answers(self, predictor: Predictor, episodes: Sequence[Episode]) -> Iterator[tuple[_Read, np.ndarray]]:
     """Yields every episode with the predicted labels, in order."""
-    waiting = collections.deque[_Read]()
+    waiting, options = collections.deque[_Read](), InferenceOptions(self._split)
 
     def read(episode: Episode) -> _Read:
       image, truth = self._data.samples.read(episode.query, episode.class_index)
       prompts = [self._data.samples.read(prompt, episode.class_index) for prompt in episode.prompts]
       # Prepared here because prompts of the network's size take little memory while many episodes wait.
-      prepared = [predictor.prepare_prompt(*prompt, split=self._split) for prompt in prompts]
+      prepared = [predictor.prepare_prompt(*prompt, options) for prompt in prompts]
       return _Read(episode, image, truth, prepared, any(np.array_equal(image, shown) for shown, _ in prompts))
 
     def pairs() -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
@@ -329,7 +329,7 @@ class FewShot:
         waiting.append(coming.result())
         yield waiting[-1].image, waiting[-1].prompts
 
-    for prediction in predictor.predict_many(pairs(), InferenceOptions(self._split)):
+    for prediction in predictor.predict_many(pairs(), options):
       yield waiting.popleft(), prediction.labels
 
 

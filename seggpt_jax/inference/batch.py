@@ -35,7 +35,7 @@ from seggpt_jax.inference.annotation_files import AnnotationOptions
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.prompts import PreparedPrompt, cells_of, read_label_map, without_ignored
+from seggpt_jax.inference.prompts import PreparedPrompt, read_label_map, tiles_of, without_ignored
 from seggpt_jax.inference.queries import PromptFiles, Query, files_of
 from seggpt_jax.inference.run_ledger import SETTINGS, RunFolder, Shard, what_is_read
 from seggpt_jax.inference.scores import REPORT_FILES, never_found, own_prompts, skipped_files, write_report
@@ -264,15 +264,14 @@ def _reader(
 ) -> Callable[[Query], Read]:
   """Returns a function that reads a query. It keeps prompts in memory that serve many queries."""
   most_prompts = max((len(query.prompts) for query in queries), default=0)
-  split = max(options.splits)
 
-  @functools.lru_cache(max(_CACHED_PROMPTS // split**2, most_prompts, 1))
+  @functools.lru_cache(max(_CACHED_PROMPTS // options.scale.split**2, most_prompts, 1))
   def read_prompt(files: PromptFiles) -> tuple[PreparedPrompt, bytes]:
     image = read_image(files.image)
     shown = read_label_map(files.labels, image, labels)
     if not without_ignored(shown).any():
       shown = without_ignored(shown)  # a map without a class is a warning here
-    prepared = predictor.prepare_prompt(image, shown, split=split, zoom=options.zoom, name=str(files.labels))
+    prepared = predictor.prepare_prompt(image, shown, options, name=str(files.labels))
     return prepared, _digest(image)
 
   def read(query: Query) -> Read:
@@ -281,7 +280,7 @@ def _reader(
     found = [read_prompt(files) for files in query.prompts]
     prompts = shown = [prompt for prompt, _ in found]
     if options.zoom and prompts:
-      made = zip(*cells_of(prompts, options, min(predictor.tile_size)), strict=True)
+      made = zip(*tiles_of(prompts, options.scale, predictor.tile_size), strict=True)
       shown = [PreparedPrompt(*prompt) for prompt in made]
     return Read(query, image, truth, prompts, shown, bool(found) and _digest(image) in {each for _, each in found})
 

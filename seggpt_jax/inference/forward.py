@@ -259,11 +259,11 @@ def _floor_power_of_two(count: int) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-  """An image at one split and with one mirroring."""
+  """An image at one scale and with one mirroring."""
 
   tiled: TiledImage  # the image on its way through the network
   axes: tuple[int, ...]  # the mirrored axes
-  shape: tuple[int, int]  # height and width in pixels of the image at this split, without what fills it up to a tile
+  shape: tuple[int, int]  # height and width in pixels of the image at this scale, without what fills it up to a tile
   asked: tuple[int, ...] = ()  # the class of each channel, if the network answers masks
 
 
@@ -272,7 +272,7 @@ class PendingPrediction:
   """A query on its way through the network."""
 
   image: np.ndarray  # the query
-  views: list[View]  # the image at every split and with every mirroring
+  views: list[View]  # the image at every scale and with every mirroring
   palette: np.ndarray  # the color of each class
   classes: np.ndarray  # the classes to decode to
   options: InferenceOptions  # how to decode
@@ -328,7 +328,7 @@ def _mean(colors: list[np.ndarray]) -> np.ndarray:
   return colors[0] if len(colors) == 1 else np.round(np.mean(colors, axis=0)).astype(np.uint8)
 
 
-_WITHOUT_EFFECT = ("split", "overlap", "stitch_width", "flips", "foreground_tiles", "zoom", "octaves")
+_WITHOUT_EFFECT = ("split", "overlap", "stitch_width", "flips", "foreground_tiles", "zoom")
 
 Answer = Callable[[UInt8[np.ndarray, "h w 3"]], Float[np.ndarray, "h2 w2 c"]]
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from seggpt_jax.data.scale import Scale
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.palette import IGNORE
@@ -21,7 +22,6 @@ MIRRORED_AXES: dict[Flips, tuple[tuple[int, ...], ...]] = {
 Heads = Literal["auto", "on", "off"]
 # Largest values: a hundred tiles along a side are a hundred million passes for each prompt.
 MOST_SPLITS, MOST_AREA = 100, 2**31 - 1
-_MOST_OCTAVES = 16
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -48,8 +48,6 @@ class InferenceOptions:
       are cut into as many windows as that takes, and prompts become cells around their objects; 0 is off.
     prompt_grid: cells along a side of each prompt, with `zoom`. The given prompts fill the cells in their order, again
       from the first if there are too few, each with the class that was shown least so far.
-    octaves: number of zooms whose predicted colors are averaged, each half of the one before: the first shows small
-      objects large, the others what they are part of.
     sensitivity: divisors of the distances of predicted colors to the colors of classes 1, 2, ..., above 0; the
       background and further classes have 1. With more than 1, more pixels become that class.
     least_area: foreground objects (8-connected, of any classes) with fewer pixels of the image become background.
@@ -68,13 +66,12 @@ class InferenceOptions:
   seg_type: SegType = "semantic"
   zoom: float | int = 0
   prompt_grid: int = 1
-  octaves: int = 1
   sensitivity: tuple[float, ...] = ()
   least_area: int = 0
   head: Heads = "auto"
 
   def __post_init__(self):
-    splits = self.splits
+    splits = self._splits
     whole = all(isinstance(n, int) and 1 <= n <= MOST_SPLITS for n in splits)
     if not splits or len(set(splits)) < len(splits) or not whole:
       raise InputError(
@@ -94,7 +91,6 @@ class InferenceOptions:
       "least_area": (not 0 <= self.least_area <= MOST_AREA, "a number of pixels, or 0"),
       "zoom": (not 0 <= self.zoom <= 1000, "a positive number or 0"),
       "prompt_grid": (not 1 <= self.prompt_grid <= (16 if self.zoom else 1), "1 to 16 with a zoom, else 1"),
-      "octaves": (not 1 <= self.octaves <= (_MOST_OCTAVES if self.zoom else 1), "1, or up to 16 with a zoom"),
     }
     for name, (is_wrong, expected) in wrong.items():
       if is_wrong:
@@ -116,16 +112,17 @@ class InferenceOptions:
     return f"InferenceOptions({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in changed)})"
 
   @property
-  def zooms(self) -> tuple[float | int, ...]:
-    """The zoom, then its octaves."""
-    return tuple(self.zoom / 2**place for place in range(self.octaves))
-
-  @property
-  def cells(self) -> int:
-    """Number of cells of a prompt; 1 without a zoom."""
-    return self.prompt_grid**2
-
-  @property
-  def splits(self) -> tuple[int, ...]:
-    """All splits, as a tuple."""
+  def _splits(self) -> tuple[int, ...]:
     return (self.split,) if isinstance(self.split, int) else tuple(self.split)
+
+  @property
+  def scales(self) -> tuple[Scale, ...]:
+    """The scales at which an image is shown: one, or several splits."""
+    if self.zoom:
+      return (Scale(self.zoom, self.prompt_grid),)
+    return tuple(Scale(split=split) for split in self._splits)
+
+  @property
+  def scale(self) -> Scale:
+    """The scale at which prompts are kept: the largest."""
+    return max(self.scales, key=lambda scale: scale.split)

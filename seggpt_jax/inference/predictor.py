@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 
 from seggpt_jax.compilation import default_device
-from seggpt_jax.data.scale import padded_image, zoomed_image
+from seggpt_jax.data.scale import Scale, padded_image
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference import heads, tiling
 from seggpt_jax.inference import prompts as prompts_lib
@@ -37,7 +37,7 @@ from seggpt_jax.inference.forward import (
 from seggpt_jax.inference.options import MIRRORED_AXES, InferenceOptions
 from seggpt_jax.inference.prediction import Prediction
 from seggpt_jax.inference.prompts import Pixels, PreparedPrompt, Prompt, PromptTiles
-from seggpt_jax.inference.tiling import image_windows, seam_windows, tile_windows
+from seggpt_jax.inference.tiling import image_windows, seam_windows
 from seggpt_jax.inference.trained import measure_objects
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
@@ -148,7 +148,7 @@ class Predictor:
     return f"Predictor({count:,} parameters, sees {height} x {width} pixels at once{learned})"
 
   def prepare_prompt(
-    self, image: Pixels, labels: Pixels, *, split: int = 1, zoom: float | int = 0, name: str = "prompt"
+    self, image: Pixels, labels: Pixels, options: InferenceOptions | None = None, *, name: str = "prompt"
   ) -> PreparedPrompt:
     """Checks a prompt and resizes it to the network's input, so that it can serve many images at little memory.
 
@@ -157,27 +157,15 @@ class Predictor:
     Args:
       image: the prompt's image: uint8 `[h, w, 3]`, a Pillow image, or a file.
       labels: its label map: integers or bool `[h, w]`, a Pillow image, or a file; 255 becomes background.
-      split: the largest split that the prompt is used with.
-      zoom: the zoom that it is used with, in place of a split; see `InferenceOptions`.
+      options: how images are shown that it is used with; whole ones by default.
       name: name of the prompt, for error messages and warnings.
 
     Raises:
       InputError: the prompt is not an image with an integer label map of the same size.
     """
-    prompt = prompts_lib.load_prompt((image, labels), name)
-    if not zoom:
-      self._warn_of_small(prompt, split, name)
-    return self.resize_prompt(prompt, split=split, zoom=zoom)
-
-  def resize_prompt(self, prompt: PreparedPrompt, *, split: int = 1, zoom: float | int = 0) -> PreparedPrompt:
-    """Resizes a checked prompt to the network's input.
-
-    Args:
-      prompt: the prompt.
-      split: the largest split that the prompt is used with.
-      zoom: the zoom that it is used with, in place of a split; see `InferenceOptions`.
-    """
-    return prompt.zoomed(zoom) if zoom else prompt.resized(self._split_size(split))
+    prompt, scale = prompts_lib.load_prompt((image, labels), name), (options or InferenceOptions()).scale
+    self._warn_of_small(prompt, scale, name)
+    return prompt.at(scale, self.tile_size)
 
   def _warn_once(self, index: int, message: str, *values: Any) -> None:
     """Warns about a class, unless a warning has named it before."""
@@ -185,10 +173,10 @@ class Predictor:
       self._unseen.add(index)
       logging.warning(message, *values)
 
-  def _warn_of_small(self, prompt: PreparedPrompt, split: int, name: str) -> None:
+  def _warn_of_small(self, prompt: PreparedPrompt, scale: Scale, name: str) -> None:
     """Warns about each class that a prompt shows too small for the network's input."""
-    height, width = size = self._split_size(split)
-    for index, area in tiling.small_classes(prompt.labels, size).items():
+    height, width = size = scale.size(prompt.labels.shape, self.tile_size)
+    for index, area in {} if scale.zoom else tiling.small_classes(prompt.labels, size).items():
       self._warn_once(
         index,
         "%s: class %d is too small: it covers %.2g of the %d x %d pixels that the network sees; use a larger split "
@@ -299,11 +287,6 @@ class Predictor:
     for prediction in pending:
       yield prediction.decode()
 
-  def _split_size(self, split: int) -> tuple[int, int]:
-    """Height and width in pixels of `split x split` tiles."""
-    height, width = self.tile_size
-    return split * height, split * width
-
   def _start(
     self, image: np.ndarray, prompts: Sequence[Prompt], palette: np.ndarray | None, options: InferenceOptions
   ) -> PendingPrediction | HeadPrediction:
@@ -326,24 +309,18 @@ class Predictor:
   def _prompt_tiles(
     self, named: Sequence[tuple[str, PreparedPrompt]], palette: np.ndarray | None, options: InferenceOptions
   ) -> tuple[PromptTiles, np.ndarray, np.ndarray]:
-    """Returns the prompts' tiles and their labels for each split or zoom, the palette, and the classes to decode to."""
+    """Returns the prompts' tiles and their labels for each scale, the palette, and the classes to decode to."""
     loaded = [prompt for _, prompt in named]
     palette = prompts_lib.check_palette(palette, 1 + max(int(prompt.labels.max()) for prompt in loaded))
-    tiles, classes = {}, np.zeros(1, np.int32)
-    if options.zoom:
-      tiles = {zoom: prompts_lib.cells_of(loaded, options, min(self.tile_size), zoom) for zoom in options.zooms}
-    else:
-      for name, prompt in named:
-        self._warn_of_small(prompt, max(options.splits), name)
-      for split in options.splits:
-        resized = [prompt.resized(self._split_size(split)) for prompt in loaded]
-        pairs = ([prompt.image for prompt in resized], [prompt.labels for prompt in resized])
-        tiles[split] = tuple(np.concatenate([tiling.cut(each, split) for each in arrays]) for arrays in pairs)
+    for name, prompt in named:
+      self._warn_of_small(prompt, options.scale, name)
+    tiles = {scale: prompts_lib.tiles_of(loaded, scale, self.tile_size) for scale in options.scales}
+    classes = np.zeros(1, np.int32)
     for _, labels in tiles.values():
       classes = np.union1d(classes, labels)
     if options.foreground_tiles:
-      kept = {split: tiling.foreground_tiles(labels) for split, (_, labels) in tiles.items()}
-      tiles = {split: (images[kept[split]], labels[kept[split]]) for split, (images, labels) in tiles.items()}
+      kept = {scale: tiling.foreground_tiles(labels) for scale, (_, labels) in tiles.items()}
+      tiles = {scale: (images[kept[scale]], labels[kept[scale]]) for scale, (images, labels) in tiles.items()}
     for index in np.setdiff1d(np.concatenate([np.unique(prompt.labels) for prompt in loaded]), classes).tolist():
       self._warn_once(
         index,
@@ -368,22 +345,15 @@ class Predictor:
   def _views(
     self, image: np.ndarray, tiles: PromptTiles, palette: np.ndarray, classes: np.ndarray, options: InferenceOptions
   ) -> list[View]:
-    """Returns the image at every split, with every mirroring and question, each with its prompts."""
+    """Returns the image at every scale, with every mirroring and question, each with its prompts."""
     patch_size, views = self.config.patch_size, []
-    for scale, prompts in tiles.items():
-      if options.zoom:
-        resized = zoomed_image(image, scale)
-        shape = resized.shape[:2]
-        resized = padded_image(resized, min(self.tile_size))
-        rounds = [image_windows(resized.shape[:2], self.tile_size, patch_size, options.overlap)]
-      else:
-        split = int(scale)
-        resized = tiling.resize_image(image, self._split_size(split))
-        shape = resized.shape[:2]
-        rounds = [tile_windows(split, self.tile_size, patch_size, options.overlap)]
-        if options.stitch_width and split > 1:
-          rounds += seam_windows(split, self.tile_size, patch_size, options.stitch_width)
-      images, targets = prompts
+    for scale, (images, targets) in tiles.items():
+      shape = scale.size(image.shape, self.tile_size)
+      resized = scale.zoomed(image) if scale.zoom else tiling.resize_image(image, shape)
+      resized = padded_image(resized, min(self.tile_size))
+      rounds = [image_windows(resized.shape[:2], self.tile_size, patch_size, options.overlap)]
+      if options.stitch_width and scale.split > 1:
+        rounds += seam_windows(scale.split, self.tile_size, patch_size, options.stitch_width)
       for question, asked in self._questions(targets, palette, classes):
         for axes in MIRRORED_AXES[options.flips]:
           pixels, shown, masks = (np.flip(array, axes) for array in (resized, images, question))

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer
 from PIL import Image
 
 from seggpt_jax import palette as palette_lib
-from seggpt_jax.data.scale import make_prompts, zoomed
+from seggpt_jax.data.scale import Scale, make_prompts
 from seggpt_jax.data.sources import Sample
 from seggpt_jax.errors import InputError, warn_once
 from seggpt_jax.files import expand
@@ -28,8 +28,8 @@ Prompt = tuple[Pixels, Pixels]  # an image and its label map
 _PIXELS = (np.ndarray, Image.Image, str, os.PathLike)
 
 _MAX_LABEL = 65_535  # the largest value of a 16-bit PNG
-# By split or zoom: images and label maps of the prompts' tiles, or a learned prompt and its target.
-PromptTiles = dict[float | int, tuple[np.ndarray, np.ndarray]]
+# By scale: images and label maps of the prompts' tiles, or a learned prompt and its target.
+PromptTiles = dict[Scale, tuple[np.ndarray, np.ndarray]]
 
 
 class _Pair(NamedTuple):
@@ -46,70 +46,61 @@ class PreparedPrompt(_Pair):
     image: uint8 `[H, W, 3]`.
     labels: class indices `[H, W]`, uint8 or uint16. Ignored pixels are background.
     original: image and labels before any resizing, 255 where ignored, for a head (`heads.fit`); None without a head.
+    zoom: the zoom that the pair is at.
   """
 
   original: heads.Labeled | None = None
+  zoom: float | int = 1
 
   def __repr__(self) -> str:
     return f"{type(self).__name__}({self.labels.shape[0]} x {self.labels.shape[1]}, classes {classes_in(self.labels)})"
 
-  def _keeping(self, original: heads.Labeled | None) -> PreparedPrompt:
-    """Keeps the original with the pair, so that a prompt still unpacks into two."""
-    self.original = original
+  def _keeping(self, original: heads.Labeled | None, zoom: float | int = 1) -> PreparedPrompt:
+    """Keeps the original and the zoom with the pair, so that a prompt still unpacks into two."""
+    self.original, self.zoom = original, zoom
     return self
 
-  def resized(self, size: tuple[int, int]) -> PreparedPrompt:
-    """Returns the prompt at a size: height and width in pixels."""
-    image, labels = tiling.resize_image(self.image, size), tiling.resize_labels(self.labels, size)
-    return PreparedPrompt(image, labels)._keeping(self.original)
+  def at(self, scale: Scale, tile: tuple[int, int]) -> PreparedPrompt:
+    """Returns the prompt at a scale.
 
-  def zoomed(self, zoom: float | int) -> PreparedPrompt:
-    """Returns the prompt at a scale, see `InferenceOptions.zoom`.
+    Args:
+      scale: the scale.
+      tile: height and width of the network's square.
 
     Raises:
-      InputError: it has more than 255 classes.
+      InputError: there is a zoom, and the prompt has more than 255 classes.
     """
+    if not scale.zoom:
+      size = scale.size(self.labels.shape, tile)
+      image, labels = tiling.resize_image(self.image, size), tiling.resize_labels(self.labels, size)
+      return PreparedPrompt(image, labels)._keeping(self.original)
     if self.labels.max() >= IGNORE:
       raise InputError(f"prompts: found label {self.labels.max()}, expected at most {IGNORE - 1} with a zoom")
-    sample = zoomed({"image": self.image, "label": self.labels.astype(np.uint8)}, zoom)
-    return ZoomedPrompt(sample["image"], sample["label"])._keeping(self.original)
+    sample: Sample = {"image": self.image, "label": self.labels.astype(np.uint8, copy=False)}
+    sample = Scale(scale.zoom / self.zoom).zoomed_sample(sample)
+    return PreparedPrompt(sample["image"], sample["label"])._keeping(self.original, scale.zoom)
 
 
-class ZoomedPrompt(PreparedPrompt):
-  """A checked prompt at the scale of the network, made by `Predictor.prepare_prompt` with a zoom."""
-
-  def zoomed(self, zoom: float | int) -> PreparedPrompt:
-    """Returns the prompt itself."""
-    return self
-
-
-def cells_of(
-  prompts: Sequence[PreparedPrompt], options: InferenceOptions, size: int, zoom: float | int | None = None
-) -> tuple[UInt8[np.ndarray, "k s s 3"], UInt8[np.ndarray, "k s s"]]:
-  """Returns prompts of cells around the objects of prompts, see `InferenceOptions.prompt_grid`.
+def tiles_of(prompts: Sequence[PreparedPrompt], scale: Scale, tile: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns what the network is shown of prompts: tiles of them, or cells around their objects.
 
   Args:
     prompts: the prompts, best first.
-    options: zoom and grid.
-    size: side S in pixels of the network's square.
-    zoom: one of `options.zooms`, which shows only the classes that are looked for at this zoom; by default the first.
+    scale: the scale.
+    tile: height and width of the network's square.
 
   Returns:
-    Images and labels of K prompts.
+    Images `[K, H, W, 3]` and labels `[K, H, W]`.
   """
-  zoom = options.zoom if zoom is None else zoom
-  grid = options.prompt_grid
-  count = grid**2 * -(-len(prompts) // options.cells)
-  samples: list[Sample] = []
-  for scaled in (prompt.zoomed(options.zoom) for prompt in prompts):
-    sample: Sample = {"image": scaled.image, "label": scaled.labels}
-    if zoom != options.zoom:
-      sample = zoomed(sample, zoom / options.zoom)  # prompts are kept at the first zoom
-    samples.append(sample)
-  # Images that show no class of this zoom would waste cells.
+  shown = [prompt.at(scale, tile) for prompt in prompts]
+  if not scale.zoom:
+    images, labels = (np.concatenate([tiling.cut(each, scale.split) for each in a]) for a in zip(*shown, strict=True))
+    return images, labels
+  samples: list[Sample] = [{"image": prompt.image, "label": prompt.labels} for prompt in shown]
+  # Images that show no class would waste cells.
   samples = [sample for sample in samples if sample["label"].any()] or samples
-  samples = [samples[place % len(samples)] for place in range(count)]
-  made = make_prompts(samples, grid, size)
+  count = scale.cells * -(-len(prompts) // scale.cells)
+  made = make_prompts([samples[place % len(samples)] for place in range(count)], scale.prompt_grid, min(tile))
   return np.stack([prompt["image"] for prompt in made]), np.stack([prompt["label"] for prompt in made])
 
 
@@ -287,15 +278,11 @@ def check_palette(palette: np.ndarray | None, num_classes: int) -> np.ndarray:
 def learned_tiles(
   learned: StoredAdapter, palette: np.ndarray | None, options: InferenceOptions
 ) -> tuple[PromptTiles, np.ndarray, np.ndarray]:
-  """Returns the learned prompt for each split, its palette and its classes."""
+  """Returns the learned prompt for each scale, its palette and its classes."""
   if palette is not None:
     raise InputError("palette cannot be combined with a learned prompt, which has its own colors")
   if options.foreground_tiles:
     raise InputError("foreground_tiles cannot be combined with a learned prompt, which is not cut into tiles")
   image, target = (np.asarray(learned.params[f"prompt.{part}"])[None] for part in ("image", "target"))
   classes = np.arange(learned.num_classes)
-  return (
-    dict.fromkeys(options.zooms if options.zoom else options.splits, (image, target)),
-    palette_lib.fixed_palette(len(classes)),
-    classes,
-  )
+  return dict.fromkeys(options.scales, (image, target)), palette_lib.fixed_palette(len(classes)), classes

@@ -114,18 +114,6 @@ class Window(NamedTuple):
   mask: np.ndarray  # True for the patches that are predicted, `[rows, cols]` of a tile
 
 
-def tile_windows(split: int, tile: _Size, patch_size: int, overlap: float | int = 0) -> list[Window]:
-  """Returns the windows that cover an image of `split x split` tiles, row by row.
-
-  Args:
-    split: number of tiles along each side.
-    tile: height and width of a tile in pixels.
-    patch_size: side of a patch in pixels.
-    overlap: smallest share of a tile's side, at least 0 and below 1, by which windows overlap. It adds windows.
-  """
-  return image_windows((split * tile[0], split * tile[1]), tile, patch_size, overlap)
-
-
 def image_windows(size: _Size, tile: _Size, patch_size: int, overlap: float | int = 0) -> list[Window]:
   """Returns the windows that cover an image, row by row, evenly spaced.
 

@@ -218,21 +218,19 @@ class _LabelFiles:
 class Objects(NamedTuple):
   """The objects of labeled images."""
 
-  sides: dict[int, float]  # median side in pixels of each class's objects, see `zoomed.object_sides`
+  sides: dict[int, float]  # median side in pixels of each class's objects, see `object_sides`
   shape: tuple[int, ...]  # height and width in pixels of the first label map, which stands for all
 
-  def zoom(self, config: SegGPTConfig) -> float:
-    """Returns the zoom at which the smallest class is two patches large; 0 if whole images show it large enough."""
+  def scale(self, config: SegGPTConfig) -> dict[str, Any]:
+    """Returns the values of `InferenceOptions` that show objects of the smallest class two patches large.
+
+    None are needed if whole images show them large enough.
+    """
     square, wanted = min(config.canvas_size), _PATCHES * config.patch_size
     if min(self.sides.values()) * square / max(self.shape) >= wanted:
-      return 0.0
-    return measured_zoom(self.sides, self.shape, square, wanted, _MOST_WINDOWS)
-
-  def scale(self, config: SegGPTConfig) -> dict[str, Any]:
-    """Returns the values of `InferenceOptions` that show the objects at this zoom and at half of it."""
-    if not (zoom := self.zoom(config)):
       return {}
-    return {"zoom": zoom, "prompt_grid": fewest_cells(len(self.sides)), "octaves": 2, "overlap": ZOOM_OVERLAP}
+    zoom = measured_zoom(self.sides, self.shape, square, wanted, _MOST_WINDOWS)
+    return {"zoom": zoom, "prompt_grid": fewest_cells(len(self.sides)), "overlap": ZOOM_OVERLAP}
 
 
 def measure_objects(files: Sequence[str | os.PathLike | np.ndarray], labels: LabelFormat | None = None) -> Objects:

@@ -279,11 +279,11 @@ def _prepared(
   prompt: PreparedPrompt, predictor: Predictor, options: InferenceOptions, name: str | None = None
 ) -> PreparedPrompt:
   """Resizes a prompt once, not for every frame, unless several splits need several sizes; a named one can warn."""
-  if len(options.splits) > 1:
+  if len(options.scales) > 1:
     return prompt
   if name is None:
-    return predictor.resize_prompt(prompt, split=options.splits[0], zoom=options.zoom)
-  return predictor.prepare_prompt(*prompt, split=options.splits[0], zoom=options.zoom, name=name)
+    return prompt.at(options.scale, predictor.tile_size)
+  return predictor.prepare_prompt(*prompt, options, name=name)
 
 
 def run_video(

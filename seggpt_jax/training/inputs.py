@@ -17,7 +17,7 @@ from seggpt_jax.data.datasets import Dataset, check_categories, open_dataset
 from seggpt_jax.data.groups import has_foreground
 from seggpt_jax.data.pairing import PairingOptions
 from seggpt_jax.data.pipeline import EvaluationPairs, SourceTrainingPairs, TrainingPairs
-from seggpt_jax.data.scale import ZoomedSource, fewest_cells, measured_zoom, num_windows, object_sides
+from seggpt_jax.data.scale import Scale, ZoomedSource, fewest_cells, measured_zoom, object_sides
 from seggpt_jax.data.sources import CachedSource, Source, shared_images
 from seggpt_jax.data.transforms import EvaluationPair, TrainingPair
 from seggpt_jax.errors import InputError, naming
@@ -42,9 +42,8 @@ class Inputs:
   training: TrainingPairs  # training pairs
   evaluation: EvaluationPairs  # validation pairs
   sources: Mapping[str, Source]  # samples under "train" and "val"
+  scale: Scale  # scale at which the network is shown images
   notes: tuple[str, ...] = ()  # lines on the data for the person who started the run
-  zoom: float = 0.0  # factor from the images' pixels to the network's; 0 if samples are resized instead
-  prompt_grid: int = 0  # cells along a side of a prompt; 0 if a prompt is one sample
   class_names: tuple[str, ...] = ()  # names of classes 1, 2, ... that the dataset states; () if it states none
 
 
@@ -89,32 +88,33 @@ def open_inputs(config: ConfigDict, model_config: SegGPTConfig, workdir: str | o
   splits, notes = open_splits(data)
   policy = "skip" if data.bad_share else "error"
   same_class = 0.0 if learned else data.same_class
-  zoom, windows, every_class = 0.0, 1, False
+  scale, windows, every_class = Scale(), 1, False
   if data.zoom:
     # The labels of class folders mean another thing in each, so that cells from several would contradict each other.
     every_class = not learned and data.source != "class_folders"
-    zoom, windows = _scale(data, splits, model_config, notes)
+    scale = Scale(_zoom(data, splits, model_config, notes), 1 if learned else _grid(data, every_class))
+    windows = scale.num_windows(_typical_shape(splits["val"], bool(data.bad_share)), square)
     training = dataclasses.replace(training, augmentation=dataclasses.replace(training.augmentation, resize=None))
-  grid = _grid(data, zoom, learned, every_class)
-  options = PairingOptions(1.0, same_class, data.negative, data.prompts * max(grid, 1) ** 2, every_class)
+  options = PairingOptions(1.0, same_class, data.negative, data.prompts * scale.cells, every_class)
   samples = {
     name: known_samples(data, name, source, options.needs_classes, Path(workdir), notes)
     for name, source in splits.items()
   }
   with naming(f"{data.path}: {data.train_split}"):
     pairing = samples["train"].pairing(options)
-  read = {name: ZoomedSource(source, zoom) if zoom else source for name, source in splits.items()}
+  read = {name: ZoomedSource(source, scale) if scale.zoom else source for name, source in splits.items()}
   if data.cache_mb:
     read = {name: CachedSource(source, data.cache_mb * 2**20) for name, source in read.items()}
-  pairs = SourceTrainingPairs(read["train"], pairing, dataclasses.replace(training, prompt_grid=grid), policy)
-  validated = dataclasses.replace(evaluation, prompt_grid=grid, windows=windows)
+  training = dataclasses.replace(training, prompt_grid=scale.prompt_grid)
+  pairs = SourceTrainingPairs(read["train"], pairing, training, policy)
+  validated = dataclasses.replace(evaluation, prompt_grid=scale.prompt_grid, windows=windows)
   evaluation_pairs = evaluation_pairs_of(read if data.zoom else splits, samples, options, validated, policy)
   if pairing.describe() != f"{len(splits['train'])} samples":
     notes.append(f"train: {pairing.describe()}")
   if not learned and data.unanswerable != "keep":
     notes.append(describe_answerable(pairs))
   names = getattr(splits["train"], "categories", ())
-  return Inputs(pairs, evaluation_pairs, splits, tuple(notes), zoom, grid, class_names=names)
+  return Inputs(pairs, evaluation_pairs, splits, scale, tuple(notes), names)
 
 
 def open_splits(data: ConfigDict) -> tuple[dict[str, Source], list[str]]:
@@ -148,10 +148,8 @@ def head_side(source: Source, data: ConfigDict) -> int:
   return min(max(round(typical * min(1.0, _OBJECT / smallest) / 32) * 32, least), most)
 
 
-def _grid(data: ConfigDict, zoom: float, learned: bool, every_class: bool) -> int:
-  """Returns the cells along a side of a prompt: 0 without a zoom, 1 for a learned prompt."""
-  if not zoom or learned:
-    return int(bool(zoom))
+def _grid(data: ConfigDict, every_class: bool) -> int:
+  """Returns the cells along a side of a prompt."""
   count = data.num_classes - 1
   # Several prompts share the classes, but each has the same number of cells.
   grid = data.prompt_grid or fewest_cells(-(-count // data.prompts))
@@ -163,25 +161,20 @@ def _grid(data: ConfigDict, zoom: float, learned: bool, every_class: bool) -> in
   return grid
 
 
-def _scale(
-  data: ConfigDict, splits: Mapping[str, Source], model_config: SegGPTConfig, notes: list[str]
-) -> tuple[float, int]:
-  """Returns the zoom, measured if the configuration asks for it, and the windows of a validation image; notes both."""
-  square, patch = model_config.canvas_size[1], model_config.patch_size
-  shapes = {name: _typical_shape(source, bool(data.bad_share)) for name, source in splits.items()}
+def _zoom(data: ConfigDict, splits: Mapping[str, Source], model_config: SegGPTConfig, notes: list[str]) -> float:
+  """Returns the zoom, measured if the configuration asks for it, and notes it."""
+  square, shape = model_config.canvas_size[1], _typical_shape(splits["train"], bool(data.bad_share))
   zoom, measured = float(data.zoom), ""
   if zoom == -1:
     sides = object_sides(splits["train"], _skip(data))
-    zoom = measured_zoom(sides, shapes["train"], square, patch, _MOST_WINDOWS)
+    zoom = measured_zoom(sides, shape, square, model_config.patch_size, _MOST_WINDOWS)
     smallest = min(sides, key=lambda index: sides[index])
     measured = f", as objects of class {smallest} are {sides[smallest]:.0f} pixels large"
-  height, width = shapes["train"]
-  tiles = num_windows((height, width), zoom, square)
   notes.append(
-    f"scale: {zoom} pixels of the network for one of an image{measured} (data.zoom); an image of {width} x {height} "
-    f"pixels becomes {tiles} tiles of {square}"
+    f"scale: {zoom} pixels of the network for one of an image{measured} (data.zoom); an image of "
+    f"{shape[1]} x {shape[0]} pixels becomes {Scale(zoom).num_windows(shape, square)} tiles of {square}"
   )
-  return zoom, num_windows(shapes["val"], zoom, square)
+  return zoom
 
 
 def _typical_shape(source: Source, skip: bool) -> tuple[int, int]:

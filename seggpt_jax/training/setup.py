@@ -89,7 +89,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
   _check_batch_size(config, model_config)
   inputs = open_inputs(config, model_config, workdir)
   # What was measured becomes part of the run, for its next start and for inference.
-  config.data.update(zoom=inputs.zoom, prompt_grid=inputs.prompt_grid)
+  config.data.update(zoom=inputs.scale.zoom, prompt_grid=inputs.scale.prompt_grid)
   # So do the names of classes, under which labeling tools get predictions.
   config.data.class_names = config.data.class_names or inputs.class_names
   plan = make_plan(config, model_config, mesh)

@@ -52,7 +52,7 @@ OPTIONS = (
   InferenceOptions(split=(1, 2)),
   InferenceOptions(split=2, stitch_width=1, flips="both", foreground_tiles=True),
   InferenceOptions(seg_type="instance", sensitivity=(2.0,), least_area=5),
-  InferenceOptions(zoom=1.5, prompt_grid=2, overlap=0.25, octaves=2),
+  InferenceOptions(zoom=1.5, prompt_grid=2, overlap=0.25),
   InferenceOptions(zoom=2, prompt_grid=1),
 )
 

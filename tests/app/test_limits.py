@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.app.limits import Budget, BusyError, Limits, TooLargeError, count_canvases
+from seggpt_jax.data.scale import Scale
 from seggpt_jax.errors import InputError
 from seggpt_jax.inference.options import InferenceOptions
 from tests.app.conftest import noise, prompt_of
@@ -60,9 +61,9 @@ def test_the_images_of_a_request_count_together_and_at_their_zoom():
   assert limits.check_pixels([("a", file)] * 5) == [(40, 50)] * 5
   with pytest.raises(TooLargeError, match="b: found 50 x 40 pixels, 12000"):
     limits.check_pixels([("a", file)] * 5 + [("b", file)])
-  assert limits.check_zoom([(40, 50)], 2) == 8000 and limits.check_zoom([(10**6, 10**6)], 0) == 0
+  assert limits.check_zoom([(40, 50)], Scale(2)) == 8000 and limits.check_zoom([(10**6, 10**6)], Scale()) == 0
   with pytest.raises(TooLargeError, match="zoom: found 3, which makes 18000 pixels"):
-    limits.check_zoom([(40, 50)], 3)
+    limits.check_zoom([(40, 50)], Scale(3))
 
 
 def test_limits_that_contradict_each_other():

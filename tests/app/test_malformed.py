@@ -135,7 +135,6 @@ def test_headers_of_any_kind(client, name, value):
       "foreground_tiles": st.booleans(),
       "zoom": st.floats(0, 4),
       "prompt_grid": st.integers(1, 4),
-      "octaves": st.integers(1, 3),
       "sensitivity": st.lists(st.floats(0.1, 5), max_size=4),
       "least_area": st.integers(0, 99),
     },

@@ -112,7 +112,6 @@ def test_inference_and_calibration_use_the_scale_of_training(trained, data, tmp_
   assert scaled.returncode == 0, scaled.stderr
   assert "--split=objects: the smallest are those of class 1, 16 pixels large" in scaled.stdout
   assert "--split=objects: tiles at their scale, 1.0 pixels" in scaled.stdout
-  assert "averaged with the scale 0.5" in scaled.stdout
 
   calibrate = ("calibrate", "--model-path", run, "--dataset-dir", data / "val", *prompts(data))
   done = command(*calibrate, "--catch", 0.9)

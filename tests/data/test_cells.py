@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from seggpt_jax.data import scale
 from seggpt_jax.data.augment import Augmentation, augment
-from seggpt_jax.data.scale import ZoomedSource, measured_zoom, num_windows, object_sides
+from seggpt_jax.data.scale import Scale, ZoomedSource, measured_zoom, object_sides
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import IGNORE, shrink_labels
 
@@ -61,7 +61,7 @@ def scene(height=200, width=300):
 @pytest.mark.parametrize("factor", [0.9, 0.5, 0.31, 0.1])
 def test_shrinking_keeps_every_object_at_its_place(factor):
   label = scene()
-  shape = scale.zoomed_shape(label.shape, factor)
+  shape = Scale(factor).size(label.shape)
   small = shrink_labels(label, shape)
   assert set(np.unique(small)) == {0, 1, 2, 3, IGNORE}
   rows, cols = np.nonzero(small == 1)
@@ -143,7 +143,7 @@ def test_objects_are_measured_by_class_and_decide_the_zoom():
   assert measured_zoom({1: 16.0, 2: 40.0}, (640, 640), 96, 8, 100) == 0.5
   assert measured_zoom({1: 4.0}, (200, 200), 96, 8, 100) == 1.0, "magnifying shows nothing new"
   limited = measured_zoom({1: 8.0}, (2000, 3000), 96, 8, 36)
-  assert num_windows((2000, 3000), limited, 96) <= 36 and limited > 0.15
+  assert Scale(limited).num_windows((2000, 3000), 96) <= 36 and limited > 0.15
   assert measured_zoom({1: 500.0}, (1000, 1000), 96, 8, 36) == pytest.approx(0.1, abs=0.005), (
     "whole images in one square"
   )
@@ -152,6 +152,6 @@ def test_objects_are_measured_by_class_and_decide_the_zoom():
 
 
 def test_a_zoomed_source_scales_images_and_labels_together():
-  found = ZoomedSource(Labels(scene()), 0.5)[0]
+  found = ZoomedSource(Labels(scene()), Scale(0.5))[0]
   assert found["image"].shape == (100, 150, 3) and found["label"].shape == (100, 150)
   assert {1, 2, 3} <= set(np.unique(found["label"]))

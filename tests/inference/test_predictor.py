@@ -23,7 +23,7 @@ from seggpt_jax.inference.forward import TiledImage
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.prediction import Prediction, decode_prediction
 from seggpt_jax.inference.predictor import Predictor
-from seggpt_jax.inference.tiling import Window, blend, cut, tile_windows
+from seggpt_jax.inference.tiling import Window, blend, cut, image_windows
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.seggpt import SegGPT
 
@@ -234,7 +234,7 @@ def test_overlapping_tiles_are_windows_of_the_picture(model, predictor):
   query, prompts = picture(3, 2 * SIZE, 2 * SIZE), make_prompts(1, height=2 * SIZE, width=2 * SIZE)
   tiles = [(cut(image, 2), cut(labels, 2)) for image, labels in prompts]
   pairs = [pair for images, labels in tiles for pair in zip(images, labels, strict=True)]
-  windows = tile_windows(2, (SIZE, SIZE), 8, 0.5)
+  windows = image_windows((2 * SIZE, 2 * SIZE), (SIZE, SIZE), 8, 0.5)
   assert len(windows) == 9
   seen = [query[w.top : w.top + SIZE, w.left : w.left + SIZE] for w in windows]
   painted = [np.round(call_directly(model, tile, pairs, palette.fixed_palette(3))).astype(np.uint8) for tile in seen]
@@ -379,7 +379,7 @@ def test_a_prompt_that_shows_nothing_is_warned_about_once(model, caplog, tmp_pat
 @pytest.mark.parametrize("split", [1, 2])
 def test_prepared_prompts_give_the_same_prediction(predictor, split):
   query, prompts = picture(5, 40, 30), make_prompts(2, height=50, width=71)
-  prepared = [predictor.prepare_prompt(*prompt, split=split) for prompt in prompts]
+  prepared = [predictor.prepare_prompt(*prompt, InferenceOptions(split)) for prompt in prompts]
   assert all(image.shape == (split * SIZE, split * SIZE, 3) for image, _ in prepared)
   expected = predictor.predict(query, prompts, split=split)
   for mixed in (prepared, [prompts[0], prepared[1]]):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.inference import tiling
-from seggpt_jax.inference.tiling import Window, blend, cut, foreground_tiles, paste, seam_windows, tile_windows
+from seggpt_jax.inference.tiling import Window, blend, cut, foreground_tiles, image_windows, paste, seam_windows
 
 
 def noise(*shape):
@@ -86,7 +86,7 @@ def cells(windows, size, patch_size):
 @pytest.mark.parametrize("split", [1, 2, 3])
 def test_tiles_without_overlap_are_those_that_are_cut(split):
   picture = noise(split * 12, split * 8, 3)
-  windows = tile_windows(split, (12, 8), 4)
+  windows = image_windows(picture.shape[:2], (12, 8), 4)
   for window, tile in zip(windows, cut(picture, split), strict=True):
     assert window.mask.shape == (3, 2) and window.mask.all()
     np.testing.assert_array_equal(picture[window.top : window.top + 12, window.left : window.left + 8], tile)
@@ -97,7 +97,7 @@ def test_tiles_without_overlap_are_those_that_are_cut(split):
 @pytest.mark.parametrize("split", [2, 3, 5])
 def test_overlapping_tiles_have_as_much_in_common_as_asked_for_and_agree_with_the_picture(split, overlap):
   picture, side = noise(split * 20, split * 20, 3), 20
-  windows = tile_windows(split, (side, side), 4, overlap)
+  windows = image_windows(picture.shape[:2], (side, side), 4, overlap)
   tops = sorted({window.top for window in windows})
   assert (tops[0], tops[-1]) == (0, (split - 1) * side)
   assert np.max(np.diff(tops)) <= np.ceil((1 - overlap) * side)
@@ -106,7 +106,7 @@ def test_overlapping_tiles_have_as_much_in_common_as_asked_for_and_agree_with_th
 
 
 def test_a_blend_goes_over_from_one_tile_to_the_next_without_a_step():
-  windows = tile_windows(2, (20, 20), 4, 0.5)
+  windows = image_windows((40, 40), (20, 20), 4, 0.5)
   assert [w.left for w in windows[:3]] == [0, 10, 20]
   tiles = np.zeros((9, 20, 20, 3), np.uint8)
   tiles[[2, 5, 8]] = 200  # the right column says another thing than the others

@@ -61,16 +61,6 @@ def test_windows_of_a_large_image_are_predicted_as_if_alone(predictor):
   np.testing.assert_allclose(whole.colors[SIZE:, SIZE : 2 * SIZE].astype(int), alone.colors.astype(int), atol=1)
 
 
-def test_octaves_are_averaged(predictor):
-  prompts, (image, _) = [labeled(seed, 40, 50) for seed in range(4)], labeled(9, 70, 80)
-  shown = {"zoom": 1, "prompt_grid": 2}
-  both = predictor.predict(image, prompts, **shown, octaves=2)
-  parts = [predictor.predict(image, prompts, **{**shown, "zoom": zoom}).colors.astype(int) for zoom in (1, 0.5)]
-  np.testing.assert_allclose(both.colors.astype(int), np.mean(parts, axis=0), atol=1)
-  with pytest.raises(InputError, match="octaves: found 2, expected 1, or up to 16 with a zoom"):
-    InferenceOptions(octaves=2)
-
-
 def test_objects_of_prompts_are_shown_two_patches_large(tmp_path):
   config = VARIANTS["drawn"]  # windows of 96 pixels, patches of 8
   label = np.zeros((300, 400), np.uint8)
@@ -81,11 +71,11 @@ def test_objects_of_prompts_are_shown_two_patches_large(tmp_path):
     Image.fromarray(label).save(file)
   found = measure_objects(files, LabelFormat())
   assert found == ({1: 20.0, 2: 200.0}, (300, 400))
-  assert found.zoom(config) == 16 / 20
+  assert found.scale(config) == {"zoom": 16 / 20, "prompt_grid": 2, "overlap": 0.25}
   # Large objects are large enough in whole images, small images are not magnified, and huge ones take 64 windows.
-  assert Objects({2: 200.0}, (300, 400)).zoom(config) == 0
-  assert Objects({1: 10.0}, (100, 100)).zoom(config) == 1
-  huge = Objects({1: 20.0}, (3000, 4000)).zoom(config)
+  assert Objects({2: 200.0}, (300, 400)).scale(config) == {}
+  assert Objects({1: 10.0}, (100, 100)).scale(config)["zoom"] == 1
+  huge = Objects({1: 20.0}, (3000, 4000)).scale(config)["zoom"]
   assert np.ceil(3000 * huge / 96) * np.ceil(4000 * huge / 96) <= 64
 
 
@@ -95,7 +85,7 @@ def test_python_shows_objects_of_prompts_at_their_scale(predictor):
   prompts, (image, _) = [(labeled(1, 64, 96)[0], label)], labeled(9, 70, 80)
   found = predictor.predict(image, prompts, split="objects")
   scale = measure_objects([label]).scale(predictor.config)
-  assert scale["octaves"] == 2
+  assert scale["zoom"] and not np.array_equal(found.colors, predictor.predict(image, prompts).colors)
   np.testing.assert_array_equal(found.colors, predictor.predict(image, prompts, **scale).colors)
   for wrong in ({"prompts": prompts, "split": "auto"}, {"prompts": (), "split": "objects"}):
     with pytest.raises(InputError, match='split: expected an integer, several that differ, or "objects"'):
@@ -114,8 +104,8 @@ def test_any_size_and_zoom_gives_labels_of_the_size_of_the_image(predictor, heig
 
 def test_prepared_prompts_give_the_same_result(predictor):
   prompts, (image, _) = [labeled(seed, 64, 80) for seed in range(2)], labeled(9, 40, 70)
-  prepared = [predictor.prepare_prompt(*prompt, zoom=0.6) for prompt in prompts]
   options = InferenceOptions(zoom=0.6, prompt_grid=2)
+  prepared = [predictor.prepare_prompt(*prompt, options) for prompt in prompts]
   (plain,), (found,) = (list(predictor.predict_many([(image, each)], options)) for each in (prompts, prepared))
   np.testing.assert_array_equal(plain.colors, found.colors)
 
@@ -178,8 +168,3 @@ def test_an_operating_point_is_stored_with_the_run(tmp_path):
   path.write_text("{}")
   with pytest.raises(InputError, match=r"operating_point\.json: found no operating point in it"):
     read_operating_point(tmp_path)
-
-
-def test_scales_that_no_machine_could_show_are_refused():
-  with pytest.raises(InputError, match="octaves"):
-    InferenceOptions(zoom=2, octaves=10**9)

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from seggpt_jax.data.pipeline import training_batches
+from seggpt_jax.data.scale import Scale
 from seggpt_jax.errors import InputError
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.training.config import check_config, default_config
@@ -227,7 +228,7 @@ def zooming(config, **keys):
 def test_with_a_zoom_every_prompt_shows_every_class_and_validation_covers_the_images(config, tmp_path):
   inputs, batch = batch_of(zooming(config, zoom=4.0), tmp_path)
   size = TINY.canvas_size[1]
-  assert (inputs.zoom, inputs.prompt_grid) == (4.0, 2)
+  assert inputs.scale == Scale(4.0, 2)
   assert all(set(np.unique(labels[:size])) >= {0, 1, 2} for labels in batch["labels"])
   # 20 x 24 pixels become 80 x 96, three by three windows of 32 pixels; each of six images is validated in nine windows.
   assert len(inputs.evaluation) == 6 * -(-80 // size) * -(-96 // size)
