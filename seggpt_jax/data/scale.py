@@ -118,7 +118,7 @@ def window_starts(length: int, size: int, overlap: float | int = 0) -> list[int]
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """How many of the network's pixels a pixel of an image becomes, and what a prompt consists of.
+  """The number of the network's pixels that a pixel of an image becomes, and what a prompt consists of.
 
   Attributes:
     zoom: the factor from an image's pixels to the network's; 0 resizes images to squares of the network instead.
