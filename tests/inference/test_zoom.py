@@ -108,6 +108,8 @@ def test_prepared_prompts_give_the_same_result(predictor):
   prepared = [predictor.prepare_prompt(*prompt, options) for prompt in prompts]
   (plain,), (found,) = (list(predictor.predict_many([(image, each)], options)) for each in (prompts, prepared))
   np.testing.assert_array_equal(plain.colors, found.colors)
+  assert prepared[0].labels.shape == (38, 48)
+  assert prepared[0].at(scale.Scale(0.3, 1), predictor.tile_size).labels.shape == (19, 24), "not 0.6 times 0.3"
 
 
 @pytest.mark.parametrize(
