@@ -148,7 +148,13 @@ class Predictor:
     return f"Predictor({count:,} parameters, sees {height} x {width} pixels at once{learned})"
 
   def prepare_prompt(
-    self, image: Pixels, labels: Pixels, options: InferenceOptions | None = None, *, name: str = "prompt"
+    self,
+    image: Pixels,
+    labels: Pixels,
+    options: InferenceOptions | None = None,
+    *,
+    name: str = "prompt",
+    **changes: Any,
   ) -> PreparedPrompt:
     """Checks a prompt and resizes it to the network's input, so that it can serve many images at little memory.
 
@@ -159,12 +165,14 @@ class Predictor:
       labels: its label map: integers or bool `[h, w]`, a Pillow image, or a file; 255 becomes background.
       options: how images are shown that it is used with; whole ones by default.
       name: name of the prompt, for error messages and warnings.
+      **changes: attributes of `InferenceOptions`, such as `split=2`, in place of those of `options`.
 
     Raises:
       InputError: the prompt is not an image with an integer label map of the same size.
     """
-    prompt, scale = prompts_lib.load_prompt((image, labels), name), (options or InferenceOptions()).scale
-    self._warn_of_small(prompt, scale, name)
+    prompt = prompts_lib.load_prompt((image, labels), name)
+    scale = dataclasses.replace(options or InferenceOptions(), **changes).scale
+    self.warn_of_small(prompt, scale, name)
     return prompt.at(scale, self.tile_size)
 
   def _warn_once(self, index: int, message: str, *values: Any) -> None:
@@ -173,7 +181,7 @@ class Predictor:
       self._unseen.add(index)
       logging.warning(message, *values)
 
-  def _warn_of_small(self, prompt: PreparedPrompt, scale: Scale, name: str) -> None:
+  def warn_of_small(self, prompt: PreparedPrompt, scale: Scale, name: str) -> None:
     """Warns about each class that a prompt shows too small for the network's input."""
     height, width = size = scale.size(prompt.labels.shape, self.tile_size)
     for index, area in {} if scale.zoom else tiling.small_classes(prompt.labels, size).items():
@@ -313,7 +321,7 @@ class Predictor:
     loaded = [prompt for _, prompt in named]
     palette = prompts_lib.check_palette(palette, 1 + max(int(prompt.labels.max()) for prompt in loaded))
     for name, prompt in named:
-      self._warn_of_small(prompt, options.scale, name)
+      self.warn_of_small(prompt, options.scale, name)
     tiles = {scale: prompts_lib.tiles_of(loaded, scale, self.tile_size) for scale in options.scales}
     classes = np.zeros(1, np.int32)
     for _, labels in tiles.values():

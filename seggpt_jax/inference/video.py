@@ -281,9 +281,9 @@ def _prepared(
   """Resizes a prompt once, not for every frame, unless several splits need several sizes; a named one can warn."""
   if len(options.scales) > 1:
     return prompt
-  if name is None:
-    return prompt.at(options.scale, predictor.tile_size)
-  return predictor.prepare_prompt(*prompt, options, name=name)
+  if name is not None:
+    predictor.warn_of_small(prompt, options.scale, name)
+  return prompt.at(options.scale, predictor.tile_size)
 
 
 def run_video(

@@ -7,6 +7,7 @@ import numpy as np
 from seggpt_jax.inference import heads
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.inference.video import segment_frames
 
 
 def drawn(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +85,15 @@ def test_a_predictor_uses_it_if_asked_and_fits_it_once(model, monkeypatch):
   again, other = predictor.predict_many([(image, [prepared]), (image[::-1], [prompt])], InferenceOptions(head="on"))
   np.testing.assert_array_equal(again.labels, on.labels)
   assert len(fits) == 1 and other.labels.any()
+
+
+def test_ignored_pixels_of_a_prompt_do_not_count_in_videos_either(model):
+  predictor, (image, labels) = Predictor(model), drawn(0, 96, 144)
+  labels[:, 60:84] = 255
+  options = InferenceOptions(head="on")
+  expected = predictor.predict(drawn(2, 96, 144)[0], [(image, labels)], options=options)
+  (found,) = segment_frames(predictor, [drawn(2, 96, 144)[0]], [(image, labels)], options)
+  np.testing.assert_array_equal(found.labels, expected.labels)
 
 
 def test_it_is_on_by_default_for_packaged_weights_alone(weights_directory, monkeypatch):

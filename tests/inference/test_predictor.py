@@ -379,7 +379,7 @@ def test_a_prompt_that_shows_nothing_is_warned_about_once(model, caplog, tmp_pat
 @pytest.mark.parametrize("split", [1, 2])
 def test_prepared_prompts_give_the_same_prediction(predictor, split):
   query, prompts = picture(5, 40, 30), make_prompts(2, height=50, width=71)
-  prepared = [predictor.prepare_prompt(*prompt, InferenceOptions(split)) for prompt in prompts]
+  prepared = [predictor.prepare_prompt(*prompt, split=split) for prompt in prompts]
   assert all(image.shape == (split * SIZE, split * SIZE, 3) for image, _ in prepared)
   expected = predictor.predict(query, prompts, split=split)
   for mixed in (prepared, [prompts[0], prepared[1]]):
