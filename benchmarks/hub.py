@@ -40,7 +40,10 @@ def start(code: str, home: Path, address: str, **environment: str) -> subprocess
   """Starts a process that loads the weights."""
   hub = {"HF_HOME": str(home), "HF_ENDPOINT": address, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "JAX_PLATFORMS": "cpu"}
   return subprocess.Popen(
-    [sys.executable, "-c", code, _NAME], env={**os.environ, **hub, **environment}, stderr=subprocess.PIPE, text=True
+    [sys.executable, "-c", code, f"hf://{_NAME}"],
+    env={**os.environ, **hub, **environment},
+    stderr=subprocess.PIPE,
+    text=True,
   )
 
 

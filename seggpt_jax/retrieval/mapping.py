@@ -312,13 +312,17 @@ def in_turn(holds: Bool[np.ndarray, "n classes"], scores: Float[np.ndarray, "n"]
 
 
 def warn_of_left_out(queries: Sequence[Query], prompts: Sequence[PromptFiles], facts: Facts) -> None:
-  """Warns of classes that labeled images show and the prompts of some queries do not."""
+  """Warns of classes that labeled images show and the prompts of some queries do not.
+
+  Where each image shows one class, prompts like the query are expected to show that one alone.
+  """
   place = {prompt: number for number, prompt in enumerate(prompts)}
   shown = np.stack([facts.holds[[place[each] for each in query.prompts]].any(axis=0) for query in queries])
   known = facts.holds.any(axis=0)
-  if some := int((known & ~shown).any(axis=1).sum()):
+  some, one_each = int((known & ~shown).any(axis=1).sum()), facts.holds.sum(axis=1).max() == 1
+  if some and not (one_each and shown.any(axis=0)[known].all()):
     never = ", ".join(map(str, np.flatnonzero(known & ~shown.any(axis=0)).tolist()))
     logging.warning(
-      "the prompts of %d of %d images show only some of the %d classes%s; --top-k=%d shows all, where images hold many",
+      "the prompts of %d of %d images show only some of the %d classes%s; --top-k=%d shows all",
       *(some, len(queries), known.sum(), f", and none shows class {never}" if never else "", known.sum()),
     )

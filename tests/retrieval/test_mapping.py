@@ -53,7 +53,11 @@ def test_two_prompts_of_one_class_each_are_both_shown_and_what_is_left_out_is_na
   (found,) = prompt_every_class([query], files, facts, 2)
   assert sorted(each.written for each in found.prompts) == ["a.png", "b.png"]
   warn_of_left_out([found], files, facts)
+  alone = [dataclasses.replace(found, prompts=(file,)) for file in files]
+  warn_of_left_out(alone, files, facts)  # images of one class each: each query has prompts like itself
   assert not caplog.text
+  warn_of_left_out(alone, files, Facts(["a", "b"], np.array([[0, 1, 0], [0, 1, 1]], bool)))
+  assert "the prompts of 1 of 2 images show only some of the 2 classes; --top-k=2 shows all" in caplog.text
   warn_of_left_out([dataclasses.replace(found, prompts=(files[1],))], files, facts)
   assert (
     "the prompts of 1 of 1 images show only some of the 2 classes, and none shows class 1; --top-k=2" in caplog.text
