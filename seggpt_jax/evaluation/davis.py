@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import parts
-from seggpt_jax.evaluation.parts import Finished, existing_folder, read_lines
+from seggpt_jax.evaluation.few_shot_data import existing_folder, read_lines
+from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.files import write_whole
 from seggpt_jax.formats.folders import list_images
 from seggpt_jax.formats.images import read_image

@@ -7,6 +7,7 @@ another Unicode form. `DatasetFiles.find` is the one place that turns such a nam
 from __future__ import annotations
 
 import collections
+import csv
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -310,6 +311,29 @@ def read_json(path: str, **options: Any) -> Any:
     return parse_json(text, **options)
   except ValueError as error:
     raise InputError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
+
+
+def read_csv(path: str | os.PathLike, *columns: str) -> Iterator[tuple[str | None, ...]]:
+  """Reads columns of a CSV file with a header that a person or a tool wrote.
+
+  Args:
+    path: the file, local or remote.
+    *columns: names of the columns.
+
+  Yields:
+    The place of a row, for error messages, and its values; None for those that the row lacks.
+
+  Raises:
+    InputError: the file is missing, is not CSV, or lacks a column.
+  """
+  rows = csv.DictReader(read_text(path).splitlines())
+  try:
+    if not set(columns) <= set(rows.fieldnames or []):
+      raise InputError(f"{path}: found columns {', '.join(rows.fieldnames or [])}, expected {' and '.join(columns)}")
+    for row in rows:
+      yield f"{path}: line {rows.line_num}", *(row[column] for column in columns)
+  except csv.Error as error:
+    raise InputError(f"{path}: cannot be read as CSV: {error}") from error
 
 
 def order_splits(names: Sequence[str]) -> list[str]:
