@@ -33,7 +33,7 @@ _APPLIES = {
   "shots": tuple(BENCHMARKS),
   "seed": tuple(BENCHMARKS),
   "episodes": tuple(BENCHMARKS),
-  "lists": tuple(name for name, each in BENCHMARKS.items() if each.has_lists),
+  "lists": tuple(name for name, each in BENCHMARKS.items() if each.lists is not None),
   "num_frames": (_DAVIS,),
 }
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -143,22 +144,17 @@ def group_names(source: Source, spec: str) -> list[str]:
   with_argument, alone = ("prefix", "field", "csv"), ("folder", "classes")
   if not (kind in with_argument and argument) and spec not in alone:
     raise InputError(f"groups: found {spec!r}, expected one of {SPECS}")
+  # Equal names become one object: a million samples in 100 groups then need 100 strings.
   if kind == "classes":
-    return _interned("+".join(map(str, np.flatnonzero(held))) for held in scan_classes(source))
+    return [sys.intern("+".join(map(str, np.flatnonzero(held)))) for held in scan_classes(source)]
   if kind == "csv":
-    return _interned(_listed(source, argument))
+    return list(map(sys.intern, _listed(source, argument)))
   group_of: dict[str, Callable[[int], str]] = {
     "prefix": lambda i: source.name(i).rpartition("/")[2].rsplit(argument, 1)[0],
     "folder": lambda i: source.name(i).rpartition("/")[0],
     "field": lambda i: source.field(i, argument),
   }
-  return _interned(group_of[kind](i) for i in range(len(source)))
-
-
-def _interned(names) -> list[str]:
-  """Returns the names with equal strings as one object: a million samples in 100 groups then need 100 strings."""
-  known: dict[str, str] = {}
-  return [known.setdefault(name, name) for name in names]
+  return [sys.intern(group_of[kind](i)) for i in range(len(source))]
 
 
 def _listed(source: Source, path: str) -> list[str]:

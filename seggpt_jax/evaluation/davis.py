@@ -196,9 +196,5 @@ def _voc_palette() -> UInt8[np.ndarray, "256 3"]:
 
   Bits 0, 3 and 6 of an index are the highest bits of red, bits 1, 4 and 7 of green, bits 2 and 5 of blue.
   """
-  index = np.arange(256)
-  colors = np.zeros((256, 3), np.uint8)
-  for place in range(3):
-    for channel in range(3):
-      colors[:, channel] |= ((index >> (3 * place + channel) & 1) << (7 - place)).astype(np.uint8)
-  return colors
+  bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, count=9, bitorder="little")
+  return np.packbits(bits.reshape(256, 3, 3), axis=1)[:, 0]

@@ -22,6 +22,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -315,7 +316,6 @@ class FewShot:
 
   def _answers(self, predictor: Predictor, episodes: Sequence[Episode]) -> Iterator[tuple[_Read, np.ndarray]]:
     """Yields every episode with the predicted labels, in order."""
-    waiting = collections.deque[_Read]()
 
     def read(episode: Episode) -> _Read:
       image, truth = self._data.samples.read(episode.query, episode.class_index)
@@ -324,13 +324,10 @@ class FewShot:
       prepared = [predictor.prepare_prompt(*prompt, split=self._split) for prompt in prompts]
       return _Read(episode, image, truth, prepared, any(np.array_equal(image, shown) for shown, _ in prompts))
 
-    def pairs() -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
-      for _, coming in read_ahead(read, episodes, ahead=_AHEAD):
-        waiting.append(coming.result())
-        yield waiting[-1].image, waiting[-1].prompts
-
-    for prediction in predictor.predict_many(pairs(), InferenceOptions(self._split)):
-      yield waiting.popleft(), prediction.labels
+    items, asked = itertools.tee(coming.result() for _, coming in read_ahead(read, episodes, ahead=_AHEAD))
+    queries = ((item.image, item.prompts) for item in asked)
+    for prediction in predictor.predict_many(queries, InferenceOptions(self._split)):
+      yield next(items), prediction.labels
 
 
 class ClassCounts:

@@ -25,6 +25,7 @@ names, which is also the order of the lists.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -48,33 +49,11 @@ Lists = str | os.PathLike | None
 Pairs = list[tuple[int, int]]  # of sample and class
 
 
-def _names(text: str) -> tuple[str, ...]:
-  return tuple(" ".join(name.split()) for name in text.split(","))
-
-
-_VOC = _names("""
-  aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, motorbike, person,
-  pottedplant, sheep, sofa, train, tvmonitor
-""")
-_COCO = _names("""
-  person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
-  parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
-  handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
-  surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
-  broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop,
-  mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors,
-  teddy bear, hair drier, toothbrush
-""")
-_ISAID = _names("""
-  ship, storage tank, baseball diamond, tennis court, basketball court, ground track field, bridge, large vehicle,
-  small vehicle, helicopter, swimming pool, roundabout, soccer ball field, plane, harbor
-""")
+# Names of classes 1, 2, ... by benchmark.
+_NAMES: dict[str, list[str]] = json.loads(Path(__file__).with_name("few_shot_classes.json").read_text("utf-8"))
 _ISIC_IMAGES, _ISIC_MASKS = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"
 _ISIC_CLASSES = ("seborrheic_keratosis", "nevus", "melanoma")  # the folders 1, 2 and 3
-_SUIM_CODES = ("FV", "HD", "PF", "RI", "RO", "SR", "WR")
-_SUIM_CLASSES = _names("""
-  fish and vertebrates, human divers, plants, reefs and invertebrates, robots, sea floor and rocks, wrecks and ruins
-""")
+_SUIM_CODES = ("FV", "HD", "PF", "RI", "RO", "SR", "WR")  # folders of its classes
 
 
 class Benchmark(NamedTuple):
@@ -84,12 +63,10 @@ class Benchmark(NamedTuple):
   files: Callable[[Path, Lists], Sequence[Item] | OutlineSource | dict[str, list[Item]]]
   inside: str = ""  # folder that the folder of the dataset contains
   candidates: tuple[str, ...] = ()  # paths of that folder below the one that the user names, besides that one itself
-  classes: tuple[str, ...] = ()  # names of the classes 1, 2, ... of label maps
   folds: tuple[range, ...] = ()  # classes of each fold; () has all classes in one fold
   episodes: int | None = None  # number of episodes of a fold; None has one for each pair of an image and a class
   drawn: str = ""  # "classes" draws queries of one class after the other, "all" at random; "" takes all pairs in turn
-  has_lists: bool = False  # whether published lists can be given
-  own_lists: str = ""  # folder of the dataset that may contain them
+  lists: str | None = None  # where published lists may be in the dataset; None if none can be given
   test_classes: int = 0  # number of classes of published figures, if the dataset has more
   without_empty: bool = False  # whether empty masks are left out
   stretched: bool = False  # whether images may be stored at another size than their masks
@@ -112,13 +89,13 @@ def read_benchmark(
   """
   benchmark = BENCHMARKS[name]
   root = _find_root(directory, ("", *benchmark.candidates), benchmark.inside)
-  if lists is None and benchmark.own_lists and (root / benchmark.own_lists).is_dir():
-    lists = root / benchmark.own_lists
+  if lists is None and benchmark.lists and (root / benchmark.lists).is_dir():
+    lists = root / benchmark.lists
   files = benchmark.files(root, lists)
   if isinstance(files, dict):
     names, (source, pairs) = tuple(files), _masks(benchmark, files, cache)
   else:
-    names, (source, pairs) = benchmark.classes, _label_maps(benchmark, files, lists, cache)
+    names, (source, pairs) = tuple(_NAMES[name]), _label_maps(benchmark, files, lists, cache)
   folds = {fold: list((benchmark.folds or (range(1, 1 + len(names)),))[fold]) for fold in pairs}
   pools: dict[int, list[int]] = {class_index: [] for fold in folds for class_index in folds[fold]}
   for sample, class_index in itertools.chain(*pairs.values()):
@@ -156,7 +133,7 @@ def _label_maps(
   benchmark: Benchmark, files: Sequence[Item] | OutlineSource, lists: Lists, cache: str | os.PathLike | None
 ) -> tuple[EncodedSource, dict[int, Pairs]]:
   """Returns label maps with the pairs of each fold, which are those of the published lists if there are any."""
-  num_classes, folds = 1 + len(benchmark.classes), dict(enumerate(benchmark.folds))
+  num_classes, folds = 1 + max(map(max, benchmark.folds)), dict(enumerate(benchmark.folds))
   source = files if isinstance(files, OutlineSource) else FileSource(files, num_classes, LabelFormat(ignore=(IGNORE,)))
   if lists is None:
     table = scan_classes(source, cache if benchmark.drawn else None)
@@ -247,7 +224,7 @@ class _DrawnCoco(OutlineSource):
 def _coco20i(root: Path, lists: Lists) -> Sequence[Item] | OutlineSource:
   labels = root / "annotations" / "val2014"
   if not labels.is_dir():
-    return _DrawnCoco(read_coco(root, "val2014"), 1 + len(_COCO))
+    return _DrawnCoco(read_coco(root, "val2014"), 1 + len(_NAMES["coco20i"]))
   return _labeled(labels, root / "val2014")
 
 
@@ -284,7 +261,7 @@ def _listed_lesions(folder: Path, table: Path) -> dict[str, list[Path]]:
 
 def _suim(root: Path, lists: Lists) -> dict[str, list[Item]]:
   masks, images = root / "masks", root / "images"
-  named = zip(_SUIM_CODES, _SUIM_CLASSES, strict=True)
+  named = zip(_SUIM_CODES, _NAMES["suim"], strict=True)
   return {name: _labeled(masks / code, images, prefix=f"{code}/") for code, name in named}
 
 
@@ -292,34 +269,31 @@ def _chest_xray(root: Path, lists: Lists) -> dict[str, list[Item]]:
   return {"lung": _labeled(root / "masks", root / "CXR_png", ".png", "_mask")}
 
 
-def _five_each(count: int) -> tuple[range, ...]:
-  return tuple(range(1 + 5 * fold, 6 + 5 * fold) for fold in range(count))
-
-
 BENCHMARKS: Mapping[str, Benchmark] = {
   "fss1000": Benchmark(
     _fss1000,
-    has_lists=True,
+    lists="",
     test_classes=240,
     note="{} classes; published figures are of the 240 of the test split (--lists).",
   ),
   "pascal5i": Benchmark(
-    *(_pascal5i, "JPEGImages", ("VOC2012", "VOCdevkit/VOC2012"), _VOC, _five_each(4)),
+    *(_pascal5i, "JPEGImages", ("VOC2012", "VOCdevkit/VOC2012")),
+    folds=tuple(range(first, first + 5) for first in (1, 6, 11, 16)),
     episodes=1000,
-    has_lists=True,
+    lists="",
     note="Queries from the labels; the published lists have fewer (--lists).",
   ),
   "coco20i": Benchmark(
-    *(_coco20i, "val2014", ("COCO2014",), _COCO),
+    *(_coco20i, "val2014", ("COCO2014",)),
     folds=tuple(range(first, 81, 4) for first in (1, 2, 3, 4)),
     episodes=1000,
     drawn="all",
     note="Episodes are drawn from the labels, not from the published list.",
   ),
   "isaid5i": Benchmark(
-    *(_isaid5i, "val/semantic_png", ("iSAID", "iSAID_patches", "remote_sensing/iSAID_patches"), _ISAID, _five_each(3)),
-    has_lists=True,
-    own_lists="splits/val",
+    *(_isaid5i, "val/semantic_png", ("iSAID", "iSAID_patches", "remote_sensing/iSAID_patches")),
+    folds=tuple(range(first, first + 5) for first in (1, 6, 11)),
+    lists="splits/val",
     note="Queries from the labels, not from the published lists (--lists).",
   ),
   "isic2018": Benchmark(_isic2018, _ISIC_IMAGES, ("ISIC",), episodes=600, drawn="classes", stretched=True),

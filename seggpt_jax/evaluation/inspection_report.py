@@ -43,34 +43,7 @@ _PALETTE = display_palette(256)
 _QUALITY, _QUALITY_TINTED = 80, 90
 _OPACITY = 0.8
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>$title</title>
-<style>
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1400px; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-table { border-collapse: collapse; } th, td { text-align: left; padding: .2rem 1.5rem .2rem 0; }
-td { font-variant-numeric: tabular-nums; } tr { border-bottom: 1px solid #ddd; }
-.note { color: #666; } .bad { color: #b00020; font-weight: 600; }
-.row { border-top: 1px solid #ddd; padding: .6rem 0; break-inside: avoid; }
-.row p { margin: 0 0 .3rem; overflow-wrap: anywhere; }
-.pictures { display: grid; grid-template-columns: repeat(4, 1fr); gap: .5rem; }
-figure { margin: 0; } figure img { width: 100%; height: auto; display: block; }
-figcaption { color: #666; font-size: .85rem; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<table>
-$summary
-</table>
-$sections
-</body>
-</html>
-""")
+_PAGE = Template(Path(__file__).with_suffix(".html").read_text("utf-8"))
 
 
 class Row(NamedTuple):

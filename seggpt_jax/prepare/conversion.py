@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -272,7 +273,7 @@ def _report(written: Iterable[Written], bad: BadFiles, settings: Settings, direc
     lines.append(f"{split:<8}{len(index):>9}{groups:>8}{num_bytes / 1e6:>10.1f}  {shares}")
   if bad:
     lines.append(f"left out: {len(bad)} bad files, listed in {directory / LIST_FILE}")
-    lines += [f"  {line}" for line in bad.lines()[:10]] + (["  ..."] if len(bad) > 10 else [])
+    lines += [f"  {file}" for file in itertools.islice(bad, 10)] + (["  ..."] if len(bad) > 10 else [])
   records = settings.output == "records"
   source = f"--config.data.source={'tfds' if records else 'folder'}"
   path = f"--config.data.path={shlex.quote(str(directory / settings.name if records else directory))}"

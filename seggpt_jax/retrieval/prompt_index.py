@@ -121,13 +121,10 @@ class PromptIndex:
     images, foregrounds = (np.stack([getattr(entry, key) for entry in entries]) for key in ("image", "foreground"))
     return cls(encoder, files, facts, images, foregrounds)
 
-  def _similarity(self, image: Float[np.ndarray, "d"]) -> Float[np.ndarray, "n"]:
-    """Returns the similarity of every labeled image to an image with this feature, which has length 1."""
-    return 1.0 - (1.0 - self._images @ image) / self._spread
-
   def scores(self, features: Features) -> Float[np.ndarray, "b n"]:
     """Returns the score of every labeled image for each query of a batch."""
-    similarity = np.stack([self._similarity(image) for image in np.asarray(normalized(features.image))])
+    cosines = np.stack([self._images @ image for image in np.asarray(normalized(features.image))])
+    similarity = 1.0 - (1.0 - cosines) / self._spread
     found = np.asarray(presence(features.patches, self._foregrounds, self._mean))[:, : len(self.files)]
     return (1.0 - FOREGROUND_WEIGHT) * similarity + FOREGROUND_WEIGHT * found
 
