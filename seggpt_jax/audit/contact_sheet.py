@@ -81,14 +81,10 @@ def _choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
   chosen += turned[: max(most - len(chosen), 0)]
   # The rarest class first, since its samples often show other classes too.
   present = [int(c) + 1 for c in np.flatnonzero(survey.holding[1:IGNORE])]
-  holders: dict[int, list[int]] = {c: [] for c in present}
-  for i in everyone:
-    for class_index in survey.samples[i].classes or ():
-      holders[class_index].append(i)
   for class_index in sorted(present, key=lambda c: survey.holding[c]):
-    shown = any(class_index in (survey.samples[i].classes or ()) for i in chosen)
-    if not shown and len(chosen) < most:
-      chosen.append(holders[class_index][len(holders[class_index]) // 2])
+    holders = [i for i in everyone if class_index in (survey.samples[i].classes or ())]
+    if len(chosen) < most and not set(holders) & set(chosen):
+      chosen.append(holders[len(holders) // 2])
   for candidates in ([i for i in everyone if survey.samples[i].classes], list(everyone)):
     left = [i for i in candidates if i not in set(chosen)]
     free = most - len(chosen)

@@ -118,11 +118,6 @@ class StoredValues:
     return total
 
   @property
-  def lossy(self) -> bool:
-    """True if a file is compressed with loss."""
-    return self.num_lossy > 0
-
-  @property
   def colors(self) -> bool:
     """True if the labels have to be read by their colors."""
     colored = any(value is None and not is_gray(color) for value, color in self.counts)
@@ -287,7 +282,7 @@ class SampleFiles(View):
 
   def num_boxes(self, index: int) -> int:
     """Returns the number of objects of a sample whose outline is only a rectangle."""
-    shapes = self._source.shapes(index) if isinstance(self._source, OutlineSource) else ()
+    shapes = self._source.items[index].shapes if isinstance(self._source, OutlineSource) else ()
     return sum(shape.box for shape in shapes)
 
 

@@ -129,22 +129,16 @@ _BINS = 32 * _STEPS
 _SPECK = 3  # pixels
 
 
+@dataclass
 class ClassRegions:
-  """Histogram of the areas of connected regions of one class in many images.
+  """Histogram of the areas of connected regions of one class in many images."""
 
-  Attributes:
-    num_regions: number of regions.
-    smallest: area of the smallest region, relative to its image.
-    num_specks: number of regions of at most 3 pixels.
-  """
-
-  def __init__(self):
-    self.num_regions = 0
-    self.smallest = 1.0
-    self.num_specks = 0
-    self._speck_area = 0.0
-    self._counts = np.zeros(_BINS, np.int64)
-    self._areas = np.zeros(_BINS)
+  num_regions: int = 0
+  smallest: float = 1.0  # area of the smallest region, relative to its image
+  num_specks: int = 0  # regions of at most 3 pixels
+  _speck_area: float = 0.0
+  _counts: np.ndarray = field(default_factory=lambda: np.zeros(_BINS, np.int64))
+  _areas: np.ndarray = field(default_factory=lambda: np.zeros(_BINS))
 
   def add(self, areas: Float32[np.ndarray, "n"], num_pixels: int) -> None:
     """Adds the regions of one image with this number of pixels."""

@@ -132,7 +132,7 @@ class Ledger:
 
 
 def read_entries(folder: Path, pattern: str = "*.jsonl") -> dict[str, dict[str, Any]]:
-  """Reads the entries of all processes by item. Skips a line that a kill or a full disk has cut off.
+  """Reads the entries of all processes by item. Skips lines that a kill or a full disk has cut off.
 
   Args:
     folder: folder with the files of all processes; it may be missing.
@@ -145,11 +145,10 @@ def read_entries(folder: Path, pattern: str = "*.jsonl") -> dict[str, dict[str, 
   for path in sorted(folder.glob(pattern)):
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
       try:
-        entry = parse_json(line) if line else None
+        entry = parse_json(line)
       except ValueError:
         continue
-      if entry is not None and not (isinstance(entry, dict) and isinstance(entry.get("name"), str)):
+      if not (isinstance(entry, dict) and isinstance(entry.get("name"), str)):
         raise InputError(f"{path} line {number}: found no object with a name, expected what an earlier run wrote")
-      if entry is not None:
-        entries[entry["name"]] = entry
+      entries[entry["name"]] = entry
   return entries

@@ -124,21 +124,20 @@ class Davis:
       raise InputError(f"{video.annotations[0]}: found no object, expected at least one to follow")
     _write_objects(outdir / video.name / f"{Path(video.frames[0]).stem}.png", first)
     wanted = np.linspace(0, len(video.frames) - 1, _EXAMPLES + 1).round().astype(int)[1:]
-    with tqdm(total=len(video.frames) - 1, desc=video.name, unit="frame") as bar:
-      rest = (video.image(index) for index in range(1, len(video.frames)))
-      options, prompts = InferenceOptions(self._split), [(video.image(0), first)]
-      found = segment_frames(predictor, rest, prompts, options, num_frames=self._num_frames)
-      for index, prediction in enumerate(found, 1):
-        labels = prediction.labels.astype(np.uint8)
-        truth = video.objects(index)
-        check_size(truth, labels.shape, video.annotations[index])
-        _write_objects(outdir / video.name / f"{Path(video.frames[index]).stem}.png", labels)
-        counts.append(boundary.object_counts(labels, truth, num_objects))
-        if index in wanted:
-          image = video.image(index)
-          shown.append([parts.panel(image, objects, num_objects) for objects in (truth, labels)])
-        bar.set_postfix(J=f"{100 * boundary.object_scores(np.stack(counts)).j.mean():.1f}", refresh=False)
-        bar.update()
+    rest = (video.image(index) for index in range(1, len(video.frames)))
+    options, prompts = InferenceOptions(self._split), [(video.image(0), first)]
+    found = segment_frames(predictor, rest, prompts, options, num_frames=self._num_frames)
+    bar = tqdm(found, video.name, len(video.frames) - 1, unit="frame")
+    for index, prediction in enumerate(bar, 1):
+      labels = prediction.labels.astype(np.uint8)
+      truth = video.objects(index)
+      check_size(truth, labels.shape, video.annotations[index])
+      _write_objects(outdir / video.name / f"{Path(video.frames[index]).stem}.png", labels)
+      counts.append(boundary.object_counts(labels, truth, num_objects))
+      if index in wanted:
+        image = video.image(index)
+        shown.append([parts.panel(image, objects, num_objects) for objects in (truth, labels)])
+      bar.set_postfix(J=f"{100 * boundary.object_scores(np.stack(counts)).j.mean():.1f}", refresh=False)
     # The last frame is predicted, but not scored.
     return Finished({"counts": np.stack(counts[:-1]).tolist()}, _strip(video, first, shown))
 

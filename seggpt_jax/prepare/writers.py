@@ -33,12 +33,11 @@ from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.data.sources import EncodedSource
 from seggpt_jax.errors import InputError, MachineError, one_line
 from seggpt_jax.files import expand, is_full, write_whole, writing
-from seggpt_jax.formats.images import decode_image, open_image
+from seggpt_jax.formats.images import ORIENTATION, decode_image, open_image
 from seggpt_jax.formats.labels import classes_in
 
 VERSION = "1.0.0"
 SHARD_BYTES = 256 << 20
-_ORIENTATION = 0x0112
 
 
 class EncodedSample(NamedTuple):
@@ -91,7 +90,7 @@ def _can_copy(data: bytes, where: str) -> bool:
   """Returns True if the image file can be stored byte for byte."""
   image = open_image(data, where)
   return (
-    image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L") and image.getexif().get(_ORIENTATION, 1) == 1
+    image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L") and image.getexif().get(ORIENTATION, 1) == 1
   )
 
 
