@@ -263,9 +263,8 @@ class SampleFiles(View):
     item = self._source.items[index]
     if not item.label and size is not None:
       return np.zeros(size, np.uint8)  # an image without masks is all background
-    values = {field.name: getattr(label_format, field.name) for field in dataclasses.fields(LabelFormat)}
     # The largest number of classes, so that the audit also sees classes that training would refuse.
-    return FileSource([item], IGNORE, _Noting(**values, noted=noted)).label(0)
+    return FileSource([item], IGNORE, _Noting(*dataclasses.astuple(label_format), noted)).label(0)
 
   @property
   def folders(self) -> tuple[str, ...]:
