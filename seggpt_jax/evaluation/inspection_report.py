@@ -64,7 +64,7 @@ def thumbnail(
 
   Args:
     image: image of any size; small ones are not enlarged.
-    labels: class indices 0..254 to draw over the image.
+    labels: class indices to draw over the image; pixels with IGNORE are drawn as background.
     side: maximum of the result's height and width, in pixels.
   """
   height, width = image.shape[:2]
@@ -73,7 +73,7 @@ def thumbnail(
   small = tiling.resize_image(image, size)
   if labels is not None:
     shown = np.zeros(size, np.int32)
-    for index in np.unique(labels[labels > 0]):
+    for index in np.unique(labels[(labels > 0) & (labels != IGNORE)]):
       mask = Image.fromarray((labels == index).astype(np.float32)).resize(size[::-1], Image.Resampling.BOX)
       shown[np.asarray(mask) > 0] = index
     small = pictures.overlay(small, shown, _PALETTE, _OPACITY)
@@ -262,14 +262,13 @@ def _pictures(
     files = item.query.prompts[0]
     pictures.append((f"first prompt: {files.image.name}", prompt_picture(files)))
   if item.truth is not None:
-    pictures.append(("truth", thumbnail(item.image, np.where(item.truth == IGNORE, 0, item.truth))))
+    pictures.append(("truth", thumbnail(item.image, item.truth)))
   return [*pictures, ("prediction", thumbnail(item.image, prediction.labels))]
 
 
 def _prompt_picture(files: PromptFiles, labels: LabelFormat) -> bytes:
   # Read again from the file: the prompt that the network was given is a square of its tile size.
-  label = read_labels(files.labels, labels)
-  return thumbnail(read_image(files.image), np.where(label == IGNORE, 0, label))
+  return thumbnail(read_image(files.image), read_labels(files.labels, labels))
 
 
 def report_page(results: Results, title: str = "Inspection") -> str:
