@@ -109,7 +109,7 @@ def _palette_files(findings: Findings) -> Iterator[Advice]:
 def _interpolated(findings: Findings) -> Iterator[Advice]:
   """Advises on values that resizing or smoothing made up along borders."""
   stored, label_format = findings.stored, findings.dataset.label_format
-  if stored.lossy or stored.colors or label_format.mode == "binary":
+  if stored.num_lossy or stored.colors or label_format.mode == "binary":
     return
   values = [value for value in made_up(stored.facts()) if value not in label_format.ignore]
   # One class may really lie between two others, as gray matter does around white matter (0.43 of its borders).

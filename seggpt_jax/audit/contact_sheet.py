@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -10,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from seggpt_jax.audit.findings import Findings
+from seggpt_jax.audit.label_values import StoredValues
 from seggpt_jax.audit.report import percent, split_title
 from seggpt_jax.audit.survey import Survey, spread
 from seggpt_jax.errors import InputError
@@ -19,12 +21,12 @@ from seggpt_jax.palette import IGNORE, display_palette
 _COLUMNS, _PER_SPLIT, _MOST_PROBLEMS, _MOST_TURNED = 4, 12, 4, 2
 _SIDE, _GAP, _LINE, _MARGIN = 228, 4, 17, 14
 _CELL = (2 * _SIDE + _GAP, _SIDE + 2 * _LINE + 12)  # width, height
+_WIDTH = _MARGIN + _COLUMNS * (_CELL[0] + _MARGIN)
 _PAPER, _INK, _FAINT, _RED = (250, 250, 250), (20, 20, 20), (110, 110, 110), (220, 20, 30)
 _BLEND = 0.5
 _SHADE = 0.45
 _SPECK, _MOST_CIRCLES = 9, 12  # pixels of the picture; more circles than that hide it
 _LEGEND_WIDTH = 460
-_font = ImageFont.load_default
 
 
 class Cell(NamedTuple):
@@ -40,37 +42,30 @@ class Cell(NamedTuple):
 def draw_samples(findings: Findings) -> Image.Image:
   """Draws the sheet: a legend of the classes, then up to 12 samples of each split."""
   palette = display_palette(256)
-  rows = [
-    (survey, [_read_cell(findings, survey, position) for position in _choose_samples(survey)])
-    for survey in findings.surveys.values()
-  ]
-  legend = _legend_entries(findings, palette)
-  per_row = (_COLUMNS * (_CELL[0] + _MARGIN)) // _LEGEND_WIDTH
-  legend_height = -(-len(legend) // per_row) * 24
-  lines = [max(-(-len(cells) // _COLUMNS), 1) for _, cells in rows]
-  width = _MARGIN + _COLUMNS * (_CELL[0] + _MARGIN)
-  height = 52 + legend_height + sum(40 + count * (_CELL[1] + _MARGIN) for count in lines)
-  sheet = Image.new("RGB", (width, height), _PAPER)
-  draw = ImageDraw.Draw(sheet)
   title = f"{findings.dataset.path}: labels read as {findings.dataset.label_format}"
-  draw.text((_MARGIN, 10), _fitted(title, width - 2 * _MARGIN, 20), _INK, _font(20))
-  for place, (text, color) in enumerate(legend):
-    x, y = _MARGIN + place % per_row * _LEGEND_WIDTH, 44 + place // per_row * 24
-    _swatch(sheet, (x, y), color)
-    draw.text((x + 28, y), _fitted(text, _LEGEND_WIDTH - 40, 15), _INK, _font(15))
-  y = 52 + legend_height
-  for (survey, cells), count in zip(rows, lines, strict=True):
-    draw.text(
-      (_MARGIN, y + 8),
-      f"{split_title(survey.split)}: {len(cells)} of {survey.num_samples} samples",
-      _INK,
-      _font(18),
-    )
-    for place, cell in enumerate(cells):
-      x = _MARGIN + place % _COLUMNS * (_CELL[0] + _MARGIN)
-      _draw_cell(sheet, (x, y + 40 + place // _COLUMNS * (_CELL[1] + _MARGIN)), cell, palette)
-    y += 40 + count * (_CELL[1] + _MARGIN)
-  return sheet
+  legend = _legend(findings, palette)
+  blocks = [_heading(title, 20), *([_grid(legend, 0)] if legend else [])]
+  for survey in findings.surveys.values():
+    cells = [_draw_cell(_read_cell(findings, survey, place), palette) for place in _choose_samples(survey)]
+    blocks.append(_heading(f"{split_title(survey.split)}: {len(cells)} of {survey.num_samples} samples", 18))
+    blocks.append(_grid(cells or [Image.new("RGB", _CELL, _PAPER)], _MARGIN))
+  return Image.fromarray(np.concatenate([np.asarray(block) for block in blocks]))
+
+
+def _heading(text: str, size: int) -> Image.Image:
+  heading = Image.new("RGB", (_WIDTH, 40), _PAPER)
+  _write(heading, (_MARGIN, 9), text, size)
+  return heading
+
+
+def _grid(pictures: Sequence[Image.Image], gap: int) -> Image.Image:
+  """Puts pictures of one size in rows, with a gap to the right of each and below it."""
+  width, height = pictures[0].width + gap, pictures[0].height + gap
+  columns = (_WIDTH - _MARGIN) // width
+  grid = Image.new("RGB", (_WIDTH, -(-len(pictures) // columns) * height), _PAPER)
+  for place, picture in enumerate(pictures):
+    grid.paste(picture, (_MARGIN + place % columns * width, place // columns * height))
+  return grid
 
 
 # ------------------------------------------------------------------------------------------------------------ samples
@@ -86,14 +81,10 @@ def _choose_samples(survey: Survey, most: int = _PER_SPLIT) -> list[int]:
   chosen += turned[: max(most - len(chosen), 0)]
   # The rarest class first, since its samples often show other classes too.
   present = [int(c) + 1 for c in np.flatnonzero(survey.holding[1:IGNORE])]
-  holders: dict[int, list[int]] = {c: [] for c in present}
-  for i in everyone:
-    for class_index in survey.samples[i].classes or ():
-      holders[class_index].append(i)
   for class_index in sorted(present, key=lambda c: survey.holding[c]):
-    shown = any(class_index in (survey.samples[i].classes or ()) for i in chosen)
-    if not shown and len(chosen) < most:
-      chosen.append(holders[class_index][len(holders[class_index]) // 2])
+    holders = [i for i in everyone if class_index in (survey.samples[i].classes or ())]
+    if len(chosen) < most and not set(holders) & set(chosen):
+      chosen.append(holders[len(holders) // 2])
   for candidates in ([i for i in everyone if survey.samples[i].classes], list(everyone)):
     left = [i for i in candidates if i not in set(chosen)]
     free = most - len(chosen)
@@ -111,7 +102,7 @@ def _read_cell(findings: Findings, survey: Survey, position: int) -> Cell:
     problem = _short(error)
   try:
     size = None if image is None else image.shape[:2]
-    label = files.read_label(sample.index, size, findings.dataset.label_format, [])
+    label = files.read_label(sample.index, size, findings.dataset.label_format, StoredValues())
   except InputError as error:
     problem = problem or _short(error)
   if image is not None and label is not None and image.shape[:2] != label.shape:
@@ -185,71 +176,70 @@ def _fit(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "h2 
   return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
 
 
-def _draw_cell(sheet: Image.Image, place: tuple[int, int], cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> None:
-  x, y = place
-  draw = ImageDraw.Draw(sheet)
-  pictures = [None if cell.image is None else _fit(cell.image, _SIDE), None]
+def _draw_cell(cell: Cell, palette: UInt8[np.ndarray, "256 3"]) -> Image.Image:
+  picture = Image.new("RGB", _CELL, _PAPER)
+  draw = ImageDraw.Draw(picture)
+  shown = [None if cell.image is None else _fit(cell.image, _SIDE), None]
   if cell.label is not None:
     fits = cell.image is not None and cell.image.shape[:2] == cell.label.shape
     image = cell.image if fits else np.full((*cell.label.shape, 3), 60, np.uint8)  # shows the label alone
-    pictures[1] = draw_label(image, cell.label, palette, _SIDE)
-  for number, picture in enumerate(pictures):
-    left = x + number * (_SIDE + _GAP)
-    draw.rectangle((left, y, left + _SIDE - 1, y + _SIDE - 1), (228, 228, 228))
-    if picture is None:
-      draw.line((left, y, left + _SIDE - 1, y + _SIDE - 1), (190, 190, 190), 2)
-      draw.line((left, y + _SIDE - 1, left + _SIDE - 1, y), (190, 190, 190), 2)
-      draw.text((left + 8, y + 8), ("no image", "no label")[number], _FAINT, _font(14))
+    shown[1] = draw_label(image, cell.label, palette, _SIDE)
+  for left, pixels, missing in zip((0, _SIDE + _GAP), shown, ("no image", "no label"), strict=True):
+    right, bottom = left + _SIDE - 1, _SIDE - 1
+    draw.rectangle((left, 0, right, bottom), (228, 228, 228))
+    if pixels is None:
+      draw.line((left, 0, right, bottom), (190, 190, 190), 2)
+      draw.line((left, bottom, right, 0), (190, 190, 190), 2)
+      _write(picture, (left + 8, 8), missing, 14, _FAINT)
     else:
-      offset = ((_SIDE - picture.shape[1]) // 2, (_SIDE - picture.shape[0]) // 2)
-      sheet.paste(Image.fromarray(picture), (left + offset[0], y + offset[1]))
-  draw.text((x, y + _SIDE + 4), _fitted(cell.name, _CELL[0], 14, keep_end=True), _INK, _font(14))
-  draw.text(
-    (x, y + _SIDE + 4 + _LINE),
-    _fitted(cell.below, _CELL[0], 13),
-    _RED if cell.problem else _FAINT,
-    _font(13),
-  )
+      place = left + (_SIDE - pixels.shape[1]) // 2, (_SIDE - pixels.shape[0]) // 2
+      picture.paste(Image.fromarray(pixels), place)
+  _write(picture, (4, _SIDE + 4), cell.name, 14, keep_end=True)
+  _write(picture, (4, _SIDE + 4 + _LINE), cell.below, 13, _RED if cell.problem else _FAINT)
   if cell.problem:
-    draw.rectangle((x - 6, y - 6, x + _CELL[0] + 5, y + _CELL[1] + 2), None, _RED, 4)
+    draw.rectangle((0, 0, _CELL[0] - 1, _CELL[1] - 1), None, _RED, 4)
+  return picture
 
 
-def _legend_entries(
-  findings: Findings, palette: UInt8[np.ndarray, "256 3"]
-) -> list[tuple[str, tuple[int, ...] | None]]:
-  """Returns (text, color) of each class in the labels; color None means hatched."""
-  surveys = list(findings.surveys.values())
+def _legend(findings: Findings, palette: UInt8[np.ndarray, "256 3"]) -> list[Image.Image]:
+  """Draws the color and the shares of each class in the labels."""
   pixels = findings.pixels
-  entries: list[tuple[str, tuple[int, ...] | None]] = []
+  surveys = [survey for survey in findings.surveys.values() if survey.num_labels]
+  entries = []
   for class_index in np.flatnonzero(pixels[:IGNORE]).tolist():
-    shares = ", ".join(
-      f"{split_title(s.split)} {percent(s.pixels[class_index] / max(s.pixels.sum(), 1))}"
-      for s in surveys
-      if s.num_labels
-    )
+    each = (f"{split_title(s.split)} {percent(s.pixels[class_index] / max(s.pixels.sum(), 1))}" for s in surveys)
     name = "0 background" if class_index == 0 else findings.class_label(class_index)
-    entries.append((f"{name}: {shares} of pixels", tuple(palette[class_index].tolist())))
+    entries.append(_legend_entry(f"{name}: {', '.join(each)} of pixels", tuple(palette[class_index].tolist())))
   if pixels[IGNORE]:
-    entries.append((f"ignored: {percent(pixels[IGNORE] / pixels.sum())} of pixels", None))
+    entries.append(_legend_entry(f"ignored: {percent(pixels[IGNORE] / pixels.sum())} of pixels", None))
   return entries
 
 
-def _swatch(sheet: Image.Image, place: tuple[int, int], color: tuple[int, ...] | None) -> None:
-  x, y = place
+def _legend_entry(text: str, color: tuple[int, ...] | None) -> Image.Image:
+  """Draws one line of the legend; hatched without a color."""
+  entry = Image.new("RGB", (_LEGEND_WIDTH, 24), _PAPER)
   if color is None:
     hatched = np.where(_hatches((16, 20))[..., None], 150, 228).repeat(3, axis=2).astype(np.uint8)
-    sheet.paste(Image.fromarray(hatched), (x, y + 1))
-    color = ()
-  ImageDraw.Draw(sheet).rectangle((x, y + 1, x + 20, y + 17), color or None, _FAINT)
+    entry.paste(Image.fromarray(hatched), (0, 1))
+  ImageDraw.Draw(entry).rectangle((0, 1, 20, 17), color, _FAINT)
+  _write(entry, (28, 0), text, 15)
+  return entry
 
 
-def _fitted(text: str, width: int, size: int, keep_end: bool = False) -> str:
-  """Shortens a string that is wider than `width` pixels."""
-  font = _font(size)
+def _write(
+  picture: Image.Image,
+  place: tuple[int, int],
+  text: str,
+  size: int,
+  color: tuple[int, int, int] = _INK,
+  keep_end: bool = False,
+) -> None:
+  """Writes text into a picture. Text that is too wide loses its end, or its start if the end is kept."""
+  font, width = ImageFont.load_default(size), picture.width - 2 * place[0]
   # No character is narrower than a pixel. A name of a damaged file may have any length.
-  long, text = len(text) > width, text[-width:] if keep_end else text[:width]
-  if not long and font.getlength(text) <= width:
-    return text
-  while text and font.getlength(text + "...") > width:
-    text = text[1:] if keep_end else text[:-1]
-  return f"...{text}" if keep_end else f"{text}..."
+  short = text[-width:] if keep_end else text[:width]
+  if len(short) < len(text) or font.getlength(text) > width:
+    while short and font.getlength(short + "...") > width:
+      short = short[1:] if keep_end else short[:-1]
+    short = f"...{short}" if keep_end else f"{short}..."
+  ImageDraw.Draw(picture).text(place, short, color, font)

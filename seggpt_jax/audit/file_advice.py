@@ -6,6 +6,7 @@ What advice is made of is here too: its wording, and the network that it is for.
 from __future__ import annotations
 
 import collections
+import itertools
 import math
 import os
 import shlex
@@ -255,23 +256,23 @@ def _sizes(findings: Findings) -> Iterator[Advice]:
 
 
 def _large(findings: Findings) -> Iterator[Advice]:
-  sizes = {size: n for survey in findings.surveys.values() for size, n in survey.sizes.items()}
-  count = sum(sizes.values())
-  large = sum(n for (h, w), n in sizes.items() if h * w > _LARGE)
-  if large > 0.1 * count:
+  areas = [math.prod(image.size) for survey in findings.surveys.values() for image in survey.images]
+  large = sum(area > _LARGE for area in areas)
+  if large > 0.1 * len(areas):
     scale = findings.train.num_samples / max(len(findings.train.samples), 1)
-    pixels = scale * sum(n * h * w for (h, w), n in findings.train.sizes.items())
+    pixels = scale * sum(math.prod(image.size) for image in findings.train.images)
     keys = {"cache_mb": math.ceil(4 * pixels / 2**20)}
     line = _prepare_line(findings, "1024", split=",".join(findings.surveys), shorter_side=1024)
     text = (
-      f"{large} of {count} images have more than 4 million pixels and are slow to read: keep them decoded in memory if "
-      f"there is enough, {key_text(keys)}, or make smaller copies: {line}"
+      f"{large} of {len(areas)} images have more than 4 million pixels and are slow to read: keep them decoded in "
+      f"memory if there is enough, {key_text(keys)}, or make smaller copies: {line}"
     )
     yield Advice(text, keys if keys["cache_mb"] <= 4096 else {})
 
 
 def _dark(findings: Findings) -> Iterator[Advice]:
-  peaks = [peak for survey in findings.surveys.values() for peak in survey.peaks]
+  images = itertools.chain(*(survey.images for survey in findings.surveys.values()))
+  peaks = [image.peak for image in images if image.peak is not None]
   if not peaks or np.median(peaks) >= _DARK:
     return
   found = f"images of 16 bits reach only {max(peaks)} of 65535 (half of them {np.median(peaks):.0f})"

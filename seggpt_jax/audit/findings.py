@@ -217,12 +217,9 @@ def _groups(spec: str, files: dict[str, SampleFiles], surveys: dict[str, Survey]
 def _copies(surveys: dict[str, Survey]) -> list[Copies]:
   found = []
   for first, second in itertools.combinations(surveys.values(), 2):
-    pairs, num_copied = near_duplicates([each for _, each in first.prints], [each for _, each in second.prints])
-    named = [
-      (first.samples[first.prints[a][0]].name, second.samples[second.prints[b][0]].name, round(difference, 4))
-      for a, b, difference in pairs[:_NAMED]
-    ]
-    found.append(Copies(first.split, second.split, named, num_copied, len(second.prints)))
+    pairs, num_copied = near_duplicates(*([image.print for image in each.images] for each in (first, second)))
+    named = [(first.images[a].name, second.images[b].name, round(difference, 4)) for a, b, difference in pairs[:_NAMED]]
+    found.append(Copies(first.split, second.split, named, num_copied, len(second.images)))
   return found
 
 

@@ -57,10 +57,10 @@ def _guess_mask(stored: StoredValues, facts: Facts) -> Guess | None:
   noisy = len(facts) > 8 and two_ends
   thin = [value for value in made_up(facts) if NEAR_ENDS < value < 255 - NEAR_ENDS]
   smooth = min(facts) == 0 and 250 <= max(facts) <= 255 and len(thin) >= 2
-  if not (stored.lossy or noisy or smooth):
+  if not (stored.num_lossy or noisy or smooth):
     return None
   solid = [value for value, fact in facts.items() if fact.share >= _SOLID and not _is_near_end(value)]
-  between = smooth and not stored.lossy and [value for value in solid if facts[value].between < 0.5]
+  between = smooth and not stored.num_lossy and [value for value in solid if facts[value].between < 0.5]
   total = max(sum(int(count[0]) for count in stored.counts.values()), 1)
   doubt = ""
   if between or (not smooth and not two_ends):
@@ -71,7 +71,7 @@ def _guess_mask(stored: StoredValues, facts: Facts) -> Guess | None:
       "labels anew without loss"
     )
   what = "are compressed with loss, which changes values"
-  if not stored.lossy:
+  if not stored.num_lossy:
     what = "hold 0..255 with smooth (antialiased) edges" if smooth else "hold 0..255 with noise: looks like JPEG"
   return Guess(LabelFormat("binary", 127), 2, f"labels {what}", doubt)
 
@@ -166,7 +166,7 @@ def _listed(values: list[int]) -> str:
 
 def _guess_colors(stored: StoredValues, facts: Colors) -> Guess:
   reason = f"labels hold {len(facts)} colors"
-  if stored.lossy:
+  if stored.num_lossy:
     doubt = "no table fits labels that are compressed with loss: save them again in a format without loss"
     return Guess(LabelFormat("binary", 127), 2, reason, doubt)
   conflict = stored.palette_conflict()

@@ -21,7 +21,7 @@ from seggpt_jax.data.sources import FileSource, Source, View
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import open_image, remote_or_local
 from seggpt_jax.formats.labels import LabelFormat, Value, same_color
-from seggpt_jax.formats.layouts import Item, list_items
+from seggpt_jax.formats.layouts import list_items
 from seggpt_jax.formats.stored_labels import StoredLabel, count_values, is_gray, pack_colors, read_stored, unpack_color
 from seggpt_jax.palette import IGNORE
 
@@ -33,30 +33,18 @@ NEAR_ENDS = 48
 # A value in the file, or None for a color; and the color that it shows, packed into one number, or None for a gray.
 Key = tuple[int | None, int | None]
 _MOST_NAMES = 32
-FILE_KINDS = ("folder", "class_folders", "masks", "voc")
 
 
-class FileValues(NamedTuple):
-  """Values stored in one label file."""
-
-  where: str  # name of the file
-  form: str  # format and mode, such as "PNG P"
-  lossy: bool  # whether it is compressed with loss
-  fault: str  # reason why its pixels are no labels, or ""
-  keys: list[Key]  # its values
-  counts: np.ndarray  # `[keys, 3]`, pixels of each value: all, away from borders, between lower and higher ones
-  steep: int  # see `Surroundings`, as are the next two
-  soft: int
-  middle: int
-
-
-def file_values(stored: StoredLabel, where: str) -> FileValues:
-  """Counts the values of a label file.
+def file_values(stored: StoredLabel, where: str) -> StoredValues:
+  """Counts the values of a label file. Those of a file whose pixels are not its labels are left out.
 
   Args:
     stored: content of the file.
     where: name of the file.
   """
+  formats = collections.Counter([f"{stored.form}{' with loss' if stored.codec else ''}"])
+  if stored.fault:
+    return StoredValues(formats, 1)
   near = _surroundings(stored.pixels, NEAR_ENDS)
   pixels = pack_colors(stored.pixels) if stored.in_color else stored.pixels
   values, counts = _count(pixels, near.inner, near.between)
@@ -69,9 +57,9 @@ def file_values(stored: StoredLabel, where: str) -> FileValues:
     keys = list(zip(values.tolist(), pack_colors(stored.palette[None])[0][values].tolist(), strict=True))
   else:
     keys = [(value, None) for value in values.tolist()]
-  return FileValues(
-    where, stored.form, bool(stored.codec), stored.fault, keys, counts, near.steep, near.soft, near.middle
-  )
+  by_key = dict(zip(keys, np.insert(counts, 3, 1, axis=1), strict=True))
+  examples = {key: where for key in keys if None not in key}
+  return StoredValues(formats, 1, int(bool(stored.codec)), by_key, examples, near.steep, near.soft, near.middle)
 
 
 def _count(pixels: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -96,12 +84,12 @@ class ValueFacts(NamedTuple):
 
 @dataclasses.dataclass
 class StoredValues:
-  """Values stored in many label files."""
+  """Values stored in label files."""
 
   formats: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # by format and mode
   num_files: int = 0
   num_lossy: int = 0  # files that are compressed with loss
-  # For each value, the counts of `FileValues`, and the number of files that hold it.
+  # For each value, its pixels: all, away from borders, between lower and higher ones; and the files that hold it.
   counts: dict[Key, np.ndarray] = dataclasses.field(default_factory=dict)
   # A file that holds it, for each value of files with color palettes.
   examples: dict[Key, str] = dataclasses.field(default_factory=dict)
@@ -109,40 +97,25 @@ class StoredValues:
   soft: int = 0
   middle: int = 0
 
-  def add(self, found: FileValues) -> None:
-    """Adds one file. The values of a file that are not its labels are left out."""
-    self.formats[f"{found.form}{' with loss' if found.lossy else ''}"] += 1
-    self.num_files += 1
-    if found.fault:
-      return
-    self.num_lossy += found.lossy
-    self._add_counts(dict(zip(found.keys, np.insert(found.counts, 3, 1, axis=1), strict=True)))
-    self.examples = {key: found.where for key in found.keys if None not in key} | self.examples
-    self.steep, self.soft, self.middle = self.steep + found.steep, self.soft + found.soft, self.middle + found.middle
-
-  def _add_counts(self, counts: dict[Key, np.ndarray]) -> None:
-    for key, count in counts.items():
+  def add(self, other: StoredValues) -> None:
+    """Adds the values of other files."""
+    self.formats.update(other.formats)
+    for name in ("num_files", "num_lossy", "steep", "soft", "middle"):
+      setattr(self, name, getattr(self, name) + getattr(other, name))
+    for key, count in other.counts.items():
       self.counts[key] = self.counts[key] + count if key in self.counts else count
     if len(self.counts) > _MOST:
       kept = sorted(self.counts, key=lambda key: -self.counts[key][0])[: _MOST // 2]
       self.counts = {key: self.counts[key] for key in kept}
+    self.examples = other.examples | self.examples
 
   @classmethod
   def total(cls, parts: Iterable[StoredValues]) -> StoredValues:
     """Returns the sum of several."""
     total = cls()
     for part in parts:
-      total.formats = total.formats + part.formats
-      for name in ("num_files", "num_lossy", "steep", "soft", "middle"):
-        setattr(total, name, getattr(total, name) + getattr(part, name))
-      total._add_counts(part.counts)
-      total.examples = part.examples | total.examples
+      total.add(part)
     return total
-
-  @property
-  def lossy(self) -> bool:
-    """True if a file is compressed with loss."""
-    return self.num_lossy > 0
 
   @property
   def colors(self) -> bool:
@@ -247,14 +220,14 @@ class UnreadableError(InputError):
 class _Noting(LabelFormat):
   """A label format that also records the values stored in the files that it decodes."""
 
-  noted: list[FileValues] = dataclasses.field(default_factory=list)
+  noted: StoredValues = dataclasses.field(default_factory=StoredValues)
 
   def decode(self, data: bytes, where: str) -> UInt8[np.ndarray, "h w"]:
     try:
       stored = read_stored(open_image(data, where), where)
     except InputError as error:
       raise UnreadableError(str(error)) from error
-    self.noted.append(file_values(stored, where))
+    self.noted.add(file_values(stored, where))
     return self.classes(stored, where)
 
 
@@ -271,7 +244,7 @@ class SampleFiles(View):
     self._source, self.categories = source, tuple(categories) or self.categories
 
   def read_label(
-    self, index: int, size: tuple[int, int] | None, label_format: LabelFormat, noted: list[FileValues]
+    self, index: int, size: tuple[int, int] | None, label_format: LabelFormat, noted: StoredValues
   ) -> UInt8[np.ndarray, "h w"]:
     """Reads the label of a sample.
 
@@ -279,7 +252,7 @@ class SampleFiles(View):
       index: index of the sample.
       size: height and width of its image, if known.
       label_format: format of the label file, if the source does not know it.
-      noted: list to which the stored values of its files are appended, also when an error follows.
+      noted: object to which the stored values of its files are added, also when an error follows.
 
     Raises:
       InputError: the label does not fit the format.
@@ -290,9 +263,8 @@ class SampleFiles(View):
     item = self._source.items[index]
     if not item.label and size is not None:
       return np.zeros(size, np.uint8)  # an image without masks is all background
-    values = {field.name: getattr(label_format, field.name) for field in dataclasses.fields(LabelFormat)}
     # The largest number of classes, so that the audit also sees classes that training would refuse.
-    return FileSource([item], IGNORE, _Noting(**values, noted=noted)).label(0)
+    return FileSource([item], IGNORE, _Noting(*dataclasses.astuple(label_format), noted)).label(0)
 
   @property
   def folders(self) -> tuple[str, ...]:
@@ -309,7 +281,7 @@ class SampleFiles(View):
 
   def num_boxes(self, index: int) -> int:
     """Returns the number of objects of a sample whose outline is only a rectangle."""
-    shapes = self._source.shapes(index) if isinstance(self._source, OutlineSource) else ()
+    shapes = self._source.items[index].shapes if isinstance(self._source, OutlineSource) else ()
     return sum(shape.box for shape in shapes)
 
 
@@ -325,19 +297,18 @@ def open_files(dataset: Dataset, split: str, problems: list[str]) -> SampleFiles
     Access to the samples; empty if the split cannot be listed.
   """
   try:
-    if dataset.kind in FILE_KINDS:
-      items = list_items(dataset.kind, dataset.path, split, dataset.class_names, problems)
-      categories = dataset.class_names or _mask_classes(dataset, split, items)
-      return SampleFiles(FileSource(items, IGNORE, LabelFormat("binary")), categories)
-    return SampleFiles(open_dataset(dataclasses.replace(dataset, num_classes=IGNORE), split, problems=problems))
+    label_format = LabelFormat("binary") if dataset.kind == "masks" else dataset.label_format
+    dataset = dataclasses.replace(dataset, num_classes=IGNORE, label_format=label_format)
+    source = open_dataset(dataset, split, problems=problems)
+    return SampleFiles(source, dataset.class_names or _mask_classes(dataset, split, source))
   except InputError as error:
     problems.append(str(error))
     return SampleFiles(FileSource([], IGNORE, LabelFormat()))
 
 
-def _mask_classes(dataset: Dataset, split: str, items: Sequence[Item]) -> list[str]:
+def _mask_classes(dataset: Dataset, split: str, source: Source) -> list[str]:
   """Returns the names of the classes if masks are in a folder for each class."""
-  if dataset.kind != "masks" or not any(mask.class_index > 1 for item in items for mask in item.label):
+  if dataset.kind != "masks" or not any(mask.class_index > 1 for item in source.items for mask in item.label):
     return []
   labels = remote_or_local(dataset.path) / split / "labels"
   return sorted(each.name for each in labels.iterdir() if each.is_dir() and not each.name.startswith("."))

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,17 +47,18 @@ def as_facts(findings: Findings) -> dict[str, Any]:
 def _split_facts(findings: Findings, survey: Survey) -> dict[str, Any]:
   values = survey.values.facts()  # most frequent first
   total = max(int(survey.pixels.sum()), 1)
+  peaks = [image.peak for image in survey.images if image.peak is not None]
   return {
     "num_samples": survey.num_samples,
     "folders": [os.path.relpath(each, expand(findings.dataset.path)) for each in findings.files[survey.split].folders],
     "num_read": len(survey.samples),
     "num_usable": survey.num_usable,
-    "image_formats": dict(survey.kinds.most_common()),
+    "image_formats": dict(Counter(image.kind for image in survey.images).most_common()),
     "label_formats": dict(survey.values.formats.most_common()),
-    "sizes": _size_facts(survey.sizes),
-    "megabytes": round(survey.num_bytes / 1e6, 2),
+    "sizes": _size_facts([image.size for image in survey.images]),
+    "megabytes": round(sum(image.num_bytes for image in survey.images) / 1e6, 2),
     "turned_by_exif": len(survey.turned),
-    "sixteen_bit_peaks": [min(survey.peaks), int(np.median(survey.peaks)), max(survey.peaks)] if survey.peaks else [],
+    "sixteen_bit_peaks": [min(peaks), int(np.median(peaks)), max(peaks)] if peaks else [],
     "problems": survey.problems,
     "copies": survey.copies(),
     "values": [
@@ -74,12 +75,12 @@ def _split_facts(findings: Findings, survey: Survey) -> dict[str, Any]:
   }
 
 
-def _size_facts(sizes: Counter) -> dict[str, Any]:
+def _size_facts(sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
   if not sizes:
     return {"different": 0}
-  ordered = sorted(sizes.elements(), key=lambda size: (size[0] * size[1], size))
+  ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
   named = {"smallest": ordered[0], "median": ordered[len(ordered) // 2], "largest": ordered[-1]}
-  return {"different": len(sizes)} | {name: [width, height] for name, (height, width) in named.items()}
+  return {"different": len(set(sizes))} | {name: [width, height] for name, (height, width) in named.items()}
 
 
 def _class_facts(findings: Findings, survey: Survey, class_index: int) -> dict[str, Any]:

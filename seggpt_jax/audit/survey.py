@@ -12,10 +12,9 @@ bits, as much as an image differs from a resized copy of it. The fine shapes of 
 from __future__ import annotations
 
 import collections
-import concurrent.futures
+import functools
 import hashlib
 import os
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,7 +23,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8, UInt64
 from tqdm import tqdm
 
-from seggpt_jax.audit.label_values import FileValues, SampleFiles, StoredValues, UnreadableError
+from seggpt_jax.audit.label_values import SampleFiles, StoredValues, UnreadableError
+from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import ORIENTATION, decode_image, load_upright, open_image
 from seggpt_jax.formats.labels import LabelFormat, check_size
@@ -122,7 +122,6 @@ PROBLEMS = {
   "meaning": "label that cannot be read with these flags",
 }
 _THREADS = os.cpu_count() or 1
-_BLOCK = 512
 _NOT_FOUND = ": not found, expected a file"
 _SIXTEEN_BIT = 65535
 _STEPS = 16  # bins for each factor of two in area: a median is known to 2 %
@@ -130,22 +129,16 @@ _BINS = 32 * _STEPS
 _SPECK = 3  # pixels
 
 
+@dataclass
 class ClassRegions:
-  """Histogram of the areas of connected regions of one class in many images.
+  """Histogram of the areas of connected regions of one class in many images."""
 
-  Attributes:
-    num_regions: number of regions.
-    smallest: area of the smallest region, relative to its image.
-    num_specks: number of regions of at most 3 pixels.
-  """
-
-  def __init__(self):
-    self.num_regions = 0
-    self.smallest = 1.0
-    self.num_specks = 0
-    self._speck_area = 0.0
-    self._counts = np.zeros(_BINS, np.int64)
-    self._areas = np.zeros(_BINS)
+  num_regions: int = 0
+  smallest: float = 1.0  # area of the smallest region, relative to its image
+  num_specks: int = 0  # regions of at most 3 pixels
+  _speck_area: float = 0.0
+  _counts: np.ndarray = field(default_factory=lambda: np.zeros(_BINS, np.int64))
+  _areas: np.ndarray = field(default_factory=lambda: np.zeros(_BINS))
 
   def add(self, areas: Float32[np.ndarray, "n"], num_pixels: int) -> None:
     """Adds the regions of one image with this number of pixels."""
@@ -189,7 +182,8 @@ def _middle(weights: np.ndarray) -> float:
 class ImageFacts(NamedTuple):
   """Facts about one image file; `peak` is the largest value of a 16-bit image, else None."""
 
-  kind: str
+  name: str  # of its sample
+  kind: str  # format and mode, such as "JPEG RGB"
   size: tuple[int, int]  # height, width, upright
   num_bytes: int
   turned: bool
@@ -198,23 +192,17 @@ class ImageFacts(NamedTuple):
   digest: bytes  # hash of its pixels
 
 
-class LabelFacts(NamedTuple):
-  """Pixels of each class in one label, and the sizes of its regions."""
-
-  pixels: Int64[np.ndarray, "256"]
-  regions: list[tuple[int, np.ndarray]]
-
-
 class SampleFacts(NamedTuple):
   """Facts about one sample; parts that could not be read are None."""
 
   index: int
   name: str
   image: ImageFacts | None
-  label: LabelFacts | None
-  values: list[FileValues]
+  pixels: Int64[np.ndarray, "256"] | None  # of each class in the label
+  regions: list[tuple[int, np.ndarray]]  # classes, each with the areas of its connected regions
+  values: StoredValues
   problems: list[tuple[str, str]]  # (key of PROBLEMS, message)
-  num_boxes: int = 0
+  num_boxes: int
 
 
 class Surveyed(NamedTuple):
@@ -233,12 +221,8 @@ class Survey:
 
   split: str
   num_samples: int = 0  # including samples that were not read
-  kinds: Counter = field(default_factory=Counter)  # number of images by format and mode, such as "JPEG RGB"
-  sizes: Counter = field(default_factory=Counter)  # number of images by (height, width)
-  num_bytes: int = 0  # size of the image files
-  turned: list[str] = field(default_factory=list)  # names of samples whose image an EXIF tag rotates
+  images: list[ImageFacts] = field(default_factory=list)  # of the images that were read
   num_boxes: int = 0  # objects whose outline is only a rectangle
-  peaks: list[int] = field(default_factory=list)  # largest value of each 16-bit image
   problems: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in PROBLEMS})  # messages
   values: StoredValues = field(default_factory=StoredValues)  # values stored in the label files
   pixels: np.ndarray = field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))  # of each class
@@ -247,40 +231,31 @@ class Survey:
   num_labels: int = 0  # labels that were read
   num_empty: int = 0  # of these, those without foreground
   samples: list[Surveyed] = field(default_factory=list)
-  prints: list[tuple[int, Print]] = field(default_factory=list)  # position in samples, of each image that was read
-  digests: list[bytes] = field(default_factory=list)  # hashes of the pixels of those images, in the same order
 
   def add(self, facts: SampleFacts) -> None:
     """Adds the facts about one sample."""
     for kind, what in facts.problems:
       self.problems[kind].append(what)
-    for each in facts.values:
-      self.values.add(each)
+    self.values.add(facts.values)
     self.num_boxes += facts.num_boxes
     if facts.image is not None:
-      self._add_image(facts.image, facts.name)
+      self.images.append(facts.image)
     classes = None
-    if facts.label is not None:
-      classes = tuple((np.flatnonzero(facts.label.pixels[1:IGNORE]) + 1).tolist())
+    if facts.pixels is not None:
+      classes = tuple((np.flatnonzero(facts.pixels[1:IGNORE]) + 1).tolist())
       self.num_labels += 1
       self.num_empty += not classes
-      self.pixels += facts.label.pixels
-      self.holding += facts.label.pixels > 0
-      for class_index, areas in facts.label.regions:
-        self.regions.setdefault(class_index, ClassRegions()).add(areas, int(facts.label.pixels.sum()))
+      self.pixels += facts.pixels
+      self.holding += facts.pixels > 0
+      for class_index, areas in facts.regions:
+        self.regions.setdefault(class_index, ClassRegions()).add(areas, int(facts.pixels.sum()))
     kind, problem = facts.problems[0] if facts.problems else ("", "")
     self.samples.append(Surveyed(facts.index, facts.name, classes, problem, kind))
 
-  def _add_image(self, image: ImageFacts, name: str) -> None:
-    self.kinds[image.kind] += 1
-    self.sizes[image.size] += 1
-    self.num_bytes += image.num_bytes
-    if image.turned:
-      self.turned.append(name)
-    if image.peak is not None:
-      self.peaks.append(image.peak)
-    self.prints.append((len(self.samples), image.print))
-    self.digests.append(image.digest)
+  @property
+  def turned(self) -> list[str]:
+    """Names of samples whose image an EXIF tag rotates."""
+    return [image.name for image in self.images if image.turned]
 
   @property
   def num_usable(self) -> int:
@@ -295,8 +270,8 @@ class Survey:
   def copies(self) -> list[list[str]]:
     """Returns groups of sample names whose images are identical, pixel for pixel."""
     names = collections.defaultdict(list)
-    for (place, _), digest in zip(self.prints, self.digests, strict=True):
-      names[digest].append(self.samples[place].name)
+    for image in self.images:
+      names[image.digest].append(image.name)
     return [each for each in names.values() if len(each) > 1]
 
 
@@ -311,14 +286,11 @@ def survey_split(survey: Survey, files: SampleFiles, label_format: LabelFormat, 
   """
   survey.num_samples = len(files)
   chosen = spread(len(files), max_images)
-  bar = tqdm(total=len(chosen), desc=f"reading {survey.split}", unit="image", delay=1.0)
-  with bar, concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    # One block at a time, since the facts about a sample take memory until they are counted.
-    for start in range(0, len(chosen), _BLOCK):
-      block = chosen[start : start + _BLOCK]
-      for facts in pool.map(lambda index: _read_sample(files, index, label_format), block):
-        survey.add(facts)
-        bar.update()
+  read = functools.partial(_read_sample, files, label_format)
+  results = read_ahead(read, chosen, threads=_THREADS, ahead=16 * _THREADS)
+  bar = tqdm(results, f"reading {survey.split}", len(chosen), unit="image", delay=1.0)
+  for _, facts in bar:
+    survey.add(facts.result())
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -332,44 +304,37 @@ def read_values(files: SampleFiles, most: int) -> StoredValues:
   """Reads the stored values of at most `most` labels, evenly spread."""
   stored = StoredValues()
   for index in spread(len(files), most):
-    for each in _read_label(files, index, None, LabelFormat("binary"), [])[1]:
-      stored.add(each)
+    _read_label(files, index, None, LabelFormat("binary"), stored, [])
   return stored
 
 
-def _read_sample(files: SampleFiles, index: int, label_format: LabelFormat) -> SampleFacts:
+def _read_sample(files: SampleFiles, label_format: LabelFormat, index: int) -> SampleFacts:
   problems: list[tuple[str, str]] = []
-  image = None
+  image, values = None, StoredValues()
   try:
-    image = _image_facts(*files.encoded_image(index))
+    image = _image_facts(files.name(index), *files.encoded_image(index))
   except InputError as error:
     problems.append(("missing" if str(error).endswith(_NOT_FOUND) else "unreadable", str(error)))
-  size = None if image is None else image.size
-  label, values = _read_label(files, index, size, label_format, problems)
-  facts = None
-  if label is not None:
-    try:
-      check_size(label, size, files.name(index))
-      pixels = count_values(label)
-      facts = LabelFacts(pixels, _region_areas(label, pixels))
-    except InputError as error:
-      problems.append(("size", str(error)))
-  return SampleFacts(index, files.name(index), image, facts, values, problems, files.num_boxes(index))
+  label = _read_label(files, index, None if image is None else image.size, label_format, values, problems)
+  pixels = None if label is None else count_values(label)
+  regions = [] if label is None else _region_areas(label, pixels)
+  return SampleFacts(index, files.name(index), image, pixels, regions, values, problems, files.num_boxes(index))
 
 
-def _read_label(files, index, size, label_format, problems):
-  """Reads a label (None if it is bad) and the values of its files; appends problems to `problems`."""
-  values: list[FileValues] = []
+def _read_label(files, index, size, label_format, values, problems):
+  """Reads a label; None if it is bad. Adds the values of its files to `values`, and what is wrong to `problems`."""
   try:
-    return files.read_label(index, size, label_format, values), values
+    label = files.read_label(index, size, label_format, values)
+    check_size(label, size, files.name(index))
+    return label
   except InputError as error:
     unreadable = isinstance(error, UnreadableError) or "cannot be read" in str(error)
     kind = "unreadable" if unreadable else "size" if "as its image has" in str(error) else "meaning"
     problems.append((kind, str(error)))
-    return None, values
+    return None
 
 
-def _image_facts(data: bytes, where: str) -> ImageFacts:
+def _image_facts(name: str, data: bytes, where: str) -> ImageFacts:
   """Decodes an image file; raises InputError if it is unreadable."""
   header = open_image(data, where)
   pixels = decode_image(data, where)
@@ -377,6 +342,7 @@ def _image_facts(data: bytes, where: str) -> ImageFacts:
   turned = header.getexif().get(ORIENTATION, 1) not in (0, 1)
   deep = header.mode.startswith("I")
   return ImageFacts(
+    name,
     kind=f"{header.format} {header.mode}{' with transparency' if transparent else ''}",
     size=pixels.shape[:2],
     num_bytes=len(data),

@@ -29,11 +29,11 @@ _DAVIS = "davis2017"
 
 # The benchmarks that a flag has an effect on.
 _APPLIES = {
-  "fold": tuple(name for name, each in BENCHMARKS.items() if each.num_folds > 1),
+  "fold": tuple(name for name, each in BENCHMARKS.items() if each.folds),
   "shots": tuple(BENCHMARKS),
   "seed": tuple(BENCHMARKS),
   "episodes": tuple(BENCHMARKS),
-  "lists": tuple(name for name, each in BENCHMARKS.items() if each.has_lists),
+  "lists": tuple(name for name, each in BENCHMARKS.items() if each.lists is not None),
   "num_frames": (_DAVIS,),
 }
 
@@ -98,7 +98,7 @@ def _few_shot(model: str) -> FewShot:
   values = flags.FLAGS
   benchmark = BENCHMARKS[values.benchmark]
   # Checked before the labels are read, which may take minutes.
-  known = [str(fold) for fold in range(benchmark.num_folds)]
+  known = [str(fold) for fold in range(len(benchmark.folds))]
   if values.fold is not None and not (values.fold and set(values.fold) <= set(known)):
     raise InputError(f"--fold: found {','.join(values.fold)!r}, expected some of {','.join(known)}")
   cache = Path(values.outdir) / "parts" / "classes.npz"

@@ -223,7 +223,7 @@ def _report(outcome: batch.Outcome) -> None:
       print(f"with the seams predicted again: {scores.report(outcome.metrics['stitched'])}")
   if outcome.bad:
     where = f"{outdir}/{LIST_FILE}" if not outcome.left else f"{LIST_FILE} of the last process"
-    print(f"passed over {len(outcome.bad)} images, the first: {outcome.bad.lines()[0]}; all are listed in {where}")
+    print(f"passed over {len(outcome.bad)} images, the first: {next(iter(outcome.bad))}; all are listed in {where}")
   if outcome.left:
     print(f"{outcome.left} images are left to other processes; the last one writes metrics.json")
   print(f"written: {outdir}")

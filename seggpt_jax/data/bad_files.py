@@ -49,15 +49,11 @@ class BadFiles:
     """
     self._files.setdefault((split, name), BadFile(name, reason, split))
 
-  def lines(self) -> list[str]:
-    """Returns one line for each file, such as "train: 0007: cannot be read"."""
-    return [str(file) for file in self]
-
   def write(self, path: Path) -> None:
-    """Writes the lines of all files to a text file.
+    """Writes one line for each file to a text file, such as "train: 0007: cannot be read".
 
     Raises:
       InputError: the file cannot be written.
     """
-    text = "".join(f"{line}\n" for line in self.lines())
+    text = "".join(f"{file}\n" for file in self)
     write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))

@@ -21,7 +21,7 @@ from seggpt_jax.files import expand
 from seggpt_jax.formats.images import decode_image, file_stamp, remote_or_local, upright_size
 from seggpt_jax.formats.labels import IGNORE, LabelFormat, check_size
 from seggpt_jax.formats.layouts import list_items
-from seggpt_jax.formats.outlines import BACKGROUND, UNKNOWN, Annotations, Shape, draw_shapes
+from seggpt_jax.formats.outlines import BACKGROUND, UNKNOWN, Annotations, draw_shapes
 from seggpt_jax.formats.recognize import KINDS, OUTLINES
 
 _LARGE = 50_000_000  # pixels; larger sizes are compared with the image before they are drawn
@@ -78,10 +78,6 @@ class OutlineSource(ImageFiles):
     if key not in fields:
       raise InputError(f"{self._place(index)}: found no {key!r}, expected one of {', '.join(fields) or 'no field'}")
     return str(fields[key])
-
-  def shapes(self, index: int) -> tuple[Shape, ...]:
-    """Returns the objects of an image as they are stored."""
-    return self.items[index].shapes
 
   def _place(self, index: int) -> str:
     entry = self.items[index]

@@ -7,10 +7,10 @@ and a split that keeps groups whole.
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from seggpt_jax.data.read_ahead import read_ahead
 from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError, one_line, warn_once
 from seggpt_jax.files import expand, plain_name, write_whole
-from seggpt_jax.formats.images import read_text
+from seggpt_jax.formats.folders import read_csv
 from seggpt_jax.formats.labels import classes_in
 
 SPECS = (
@@ -144,39 +144,27 @@ def group_names(source: Source, spec: str) -> list[str]:
   with_argument, alone = ("prefix", "field", "csv"), ("folder", "classes")
   if not (kind in with_argument and argument) and spec not in alone:
     raise InputError(f"groups: found {spec!r}, expected one of {SPECS}")
+  # Equal names become one object: a million samples in 100 groups then need 100 strings.
   if kind == "classes":
-    return _interned("+".join(map(str, np.flatnonzero(held))) for held in scan_classes(source))
+    return [sys.intern("+".join(map(str, np.flatnonzero(held)))) for held in scan_classes(source)]
   if kind == "csv":
-    return _interned(_listed(source, argument))
+    return list(map(sys.intern, _listed(source, argument)))
   group_of: dict[str, Callable[[int], str]] = {
     "prefix": lambda i: source.name(i).rpartition("/")[2].rsplit(argument, 1)[0],
     "folder": lambda i: source.name(i).rpartition("/")[0],
     "field": lambda i: source.field(i, argument),
   }
-  return _interned(group_of[kind](i) for i in range(len(source)))
-
-
-def _interned(names) -> list[str]:
-  """Returns the names with equal strings as one object: a million samples in 100 groups then need 100 strings."""
-  known: dict[str, str] = {}
-  return [known.setdefault(name, name) for name in names]
+  return [sys.intern(group_of[kind](i)) for i in range(len(source))]
 
 
 def _listed(source: Source, path: str) -> list[str]:
-  try:
-    rows = csv.DictReader(read_text(path).splitlines())
-    columns = rows.fieldnames or []
-    if not {"name", "group"} <= set(columns):
-      raise InputError(f"{path}: found columns {', '.join(columns)}, expected name and group")
-    group_of: dict[str, str] = {}
-    for row in rows:
-      name, group = plain_name(row["name"] or ""), row["group"]
-      if not name or group is None:
-        raise InputError(f"{path}: line {rows.line_num}: found {name!r} without a group, expected name,group")
-      if group_of.setdefault(name, group) != group:
-        raise InputError(f"{path}: found {name!r} in groups {group_of[name]!r} and {group!r}, expected one")
-  except (UnicodeDecodeError, csv.Error) as error:
-    raise InputError(f"{path}: cannot be read as CSV: {error}") from error
+  group_of: dict[str, str] = {}
+  for where, name, group in read_csv(path, "name", "group"):
+    name = plain_name(name or "")
+    if not name or group is None:
+      raise InputError(f"{where}: found {name!r} without a group, expected name,group")
+    if group_of.setdefault(name, group) != group:
+      raise InputError(f"{path}: found {name!r} in groups {group_of[name]!r} and {group!r}, expected one")
   names = [source.name(i) for i in range(len(source))]
   missing = [name for name in names if name not in group_of]
   if missing:

@@ -7,6 +7,7 @@ is a file of JSON lines to which one process appends, next to the files of other
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -66,8 +67,8 @@ def check_settings(
       )
 
 
-class Ledger:
-  """Finished items, one JSON line for each. Close it, or use it in a `with` statement.
+class Ledger(contextlib.AbstractContextManager):
+  """Finished items, one JSON line for each. Use it in a `with` statement, which closes it.
 
   Args:
     path: file of this process, in an existing folder. The file may exist.
@@ -84,7 +85,7 @@ class Ledger:
     self._path, self._pattern = path, pattern or path.name
     self.finished = read_entries(path.parent, self._pattern)
     with writing(self._path):
-      self._file = open(self._path, "a+b")  # noqa: SIM115 - closed by `close`
+      self._file = open(self._path, "a+b")  # noqa: SIM115 - closed by `__exit__`
       # Ends a line that a kill has cut off, so that the next entry starts a new one.
       if self._file.seek(0, os.SEEK_END):
         self._file.seek(-1, os.SEEK_END)
@@ -121,18 +122,12 @@ class Ledger:
     if not self._path.exists():
       raise InputError(f"{self._path}: not found, deleted during the run; rerun the same command")
 
-  def close(self) -> None:
-    self._file.close()
-
-  def __enter__(self) -> Ledger:
-    return self
-
   def __exit__(self, *_: object) -> None:
-    self.close()
+    self._file.close()
 
 
 def read_entries(folder: Path, pattern: str = "*.jsonl") -> dict[str, dict[str, Any]]:
-  """Reads the entries of all processes by item. Skips a line that a kill or a full disk has cut off.
+  """Reads the entries of all processes by item. Skips lines that a kill or a full disk has cut off.
 
   Args:
     folder: folder with the files of all processes; it may be missing.
@@ -145,11 +140,10 @@ def read_entries(folder: Path, pattern: str = "*.jsonl") -> dict[str, dict[str, 
   for path in sorted(folder.glob(pattern)):
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
       try:
-        entry = parse_json(line) if line else None
+        entry = parse_json(line)
       except ValueError:
         continue
-      if entry is not None and not (isinstance(entry, dict) and isinstance(entry.get("name"), str)):
+      if not (isinstance(entry, dict) and isinstance(entry.get("name"), str)):
         raise InputError(f"{path} line {number}: found no object with a name, expected what an earlier run wrote")
-      if entry is not None:
-        entries[entry["name"]] = entry
+      entries[entry["name"]] = entry
   return entries

@@ -97,8 +97,7 @@ class Pairing:
   ):
     if num_samples < 2:
       raise InputError(f"found {num_samples} labeled images, expected at least 2 to make a pair")
-    self.options = options
-    self._num_samples = num_samples
+    self.options, self.num_samples = options, num_samples
     self._group = np.zeros(num_samples, np.int64)
     if groups is not None:
       self._group = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)
@@ -121,10 +120,6 @@ class Pairing:
     # The same (sample, class) pairs in two orders: classes by sample, and samples by class and group.
     self._class_index, self._starts = class_index.astype(np.int32), np.searchsorted(sample, np.arange(num_samples + 1))
     self._by_class = _SamplesByKey(class_index * self._num_groups + self._group[sample], sample)
-
-  @property
-  def num_samples(self) -> int:
-    return self._num_samples
 
   def __call__(self, index: int, generator: np.random.Generator) -> Draw:
     """Draws the i-th pair.
@@ -202,20 +197,13 @@ class Pairing:
     self, generator: np.random.Generator, candidates: Integer[np.ndarray, "m"], query: int
   ) -> tuple[int, ...]:
     """Draws K of the candidates except the query, all different if there are enough."""
-    # A linear search, because candidates from several groups are not sorted by sample.
-    place = np.flatnonzero(candidates == query)
-    others = len(candidates) - len(place)
+    others = np.delete(candidates, np.flatnonzero(candidates == query))
     count = self.options.num_prompts
-    chosen = (
-      generator.choice(others, count, replace=False) if count <= others else generator.integers(others, size=count)
-    )
-    if len(place):
-      chosen = chosen + (chosen >= place[0])
-    return tuple(int(candidates[i]) for i in chosen)
+    return tuple(generator.choice(others, count, replace=count > len(others)).tolist())
 
   def describe(self) -> str:
     """Returns one line that tells the user which pairs the samples allow."""
-    parts = [f"{self._num_samples} samples"]
+    parts = [f"{self.num_samples} samples"]
     if self._num_groups > 1:
       alone = int((np.bincount(self._group) == 1).sum())
       single = f" ({alone} with a single sample, whose prompts come from other groups)" if alone else ""

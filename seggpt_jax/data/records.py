@@ -68,7 +68,7 @@ class RecordSource:
     self._path = _find_version(path)
     self._split, self.num_classes = split, num_classes
     info = _read_info(self._path)
-    self._features = _list_features(info)
+    self._features = _list_features(info.features)
     self._image_key, self._label_key = _image_and_label(self._features, self._path)
     self._slices = _list_slices(info, split, self._path)
     self._ends = np.cumsum([part.instruction.take for part in self._slices]).tolist()
@@ -245,19 +245,14 @@ def _file_format(info: Any) -> str:
   return info.file_format.value if info.file_format else "tfrecord"
 
 
-def _list_features(info: Any) -> dict[str, Feature]:
+def _list_features(feature: Any, key: str = "") -> dict[str, Feature]:
   """Returns the features of a record by key. Keys of nested features are joined by a slash."""
+  kind = type(feature).__name__
+  if kind != "FeaturesDict":
+    return {key: Feature(kind, tuple(getattr(feature, "names", None) or ()) if kind == "ClassLabel" else ())}
   found: dict[str, Feature] = {}
-
-  def visit(feature: Any, key: str) -> None:
-    kind = type(feature).__name__
-    if kind == "FeaturesDict":
-      for name, inner in feature.items():
-        visit(inner, f"{key}/{name}" if key else name)
-    else:
-      found[key] = Feature(kind, tuple(getattr(feature, "names", None) or ()) if kind == "ClassLabel" else ())
-
-  visit(info.features, "")
+  for name, inner in feature.items():
+    found |= _list_features(inner, f"{key}/{name}" if key else name)
   return found
 
 

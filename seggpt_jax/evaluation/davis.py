@@ -11,7 +11,6 @@ the format that the toolkit reads, OUT/VIDEO/00000.png with the palette of the d
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -25,11 +24,13 @@ from tqdm import tqdm
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import parts
-from seggpt_jax.evaluation.parts import Finished, existing_folder, read_lines
+from seggpt_jax.evaluation.few_shot_data import existing_folder, read_lines
+from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.files import write_whole
 from seggpt_jax.formats.folders import list_images
 from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import IGNORE, LabelFormat, check_size, read_labels
+from seggpt_jax.formats.layouts import Item
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.run_ledger import Shard
@@ -42,29 +43,8 @@ _EXAMPLES = 3  # pictures of each video
 _NUM_VIDEOS = 30  # in the validation set
 
 
-@dataclasses.dataclass(frozen=True)
-class Video:
-  """A video on disk: its frames and their annotations, in order."""
-
-  name: str
-  frames: tuple[str, ...]
-  annotations: tuple[str, ...]
-
-  def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-    return read_image(self.frames[index])
-
-  def objects(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    """Reads the object indices of a frame; ignored pixels become background.
-
-    Raises:
-      InputError: the annotation cannot be read; names the file.
-    """
-    labels = read_labels(self.annotations[index], LabelFormat(ignore=(IGNORE,)))
-    return np.where(labels == IGNORE, np.uint8(0), labels)
-
-
-def _list_videos(directory: str | os.PathLike) -> list[Video]:
-  """Returns the videos of the validation set, in the order of its list; the folder may contain it as DAVIS/."""
+def _list_videos(directory: str | os.PathLike) -> dict[str, list[Item]]:
+  """Returns the frames of each video, in the order of the list of videos; the folder may contain it as DAVIS/."""
   root = existing_folder(directory)
   if not (root / "JPEGImages").is_dir() and (root / "DAVIS").is_dir():
     root = root / "DAVIS"
@@ -72,7 +52,7 @@ def _list_videos(directory: str | os.PathLike) -> list[Video]:
   names = read_lines(path)
   if not names:
     raise InputError(f"{path}: found nothing in it, expected the names of videos")
-  videos = []
+  videos = {}
   for name in names:
     images_dir, labels_dir = (root / kind / "480p" / name for kind in ("JPEGImages", "Annotations"))
     frames, annotations = list_images(images_dir), list_images(labels_dir)
@@ -81,8 +61,18 @@ def _list_videos(directory: str | os.PathLike) -> list[Video]:
         raise InputError(f"{path}: found no annotation for it, expected {labels_dir / stem}.png")
     if len(frames) < 3:
       raise InputError(f"{images_dir}: found {len(frames)} frames, expected at least 3")
-    videos.append(Video(name, tuple(frames.values()), tuple(annotations[stem] for stem in frames)))
+    videos[name] = [Item(stem, path, annotations[stem]) for stem, path in frames.items()]
   return videos
+
+
+def _objects(frame: Item) -> UInt8[np.ndarray, "h w"]:
+  """Reads the object indices of a frame; ignored pixels become background.
+
+  Raises:
+    InputError: the annotation cannot be read; names the file.
+  """
+  labels = read_labels(frame.label, LabelFormat(ignore=(IGNORE,)))
+  return np.where(labels == IGNORE, np.uint8(0), labels)
 
 
 class Davis:
@@ -101,9 +91,9 @@ class Davis:
   name = "davis2017"
 
   def __init__(self, directory: str | os.PathLike, *, model: str = "", num_frames: int = 0, split: int = 1):
-    self._videos = {video.name: video for video in _list_videos(directory)}
+    self._videos = _list_videos(directory)
     self._num_frames, self._split = num_frames, split
-    listing = "\n".join(f"{video.name} {len(video.frames)}" for video in self._videos.values())
+    listing = "\n".join(f"{name} {len(frames)}" for name, frames in self._videos.items())
     self.settings: dict[str, Any] = {
       "model": model,
       "num_frames": num_frames,
@@ -115,31 +105,29 @@ class Davis:
     return list(self._videos)[shard.index - 1 :: shard.count]
 
   def run(self, predictor: Predictor, part: str, outdir: Path) -> Finished:
-    video = self._videos[part]
-    first, counts, shown = video.objects(0), [], []
-    check_size(first, video.image(0).shape[:2], video.annotations[0])
+    frames, counts, shown = self._videos[part], [], []
+    start, first = read_image(frames[0].image), _objects(frames[0])
+    check_size(first, start.shape[:2], frames[0].label)
     num_objects = int(first.max())
     if not num_objects:
-      raise InputError(f"{video.annotations[0]}: found no object, expected at least one to follow")
-    _write_objects(outdir / video.name / f"{Path(video.frames[0]).stem}.png", first)
-    wanted = np.linspace(0, len(video.frames) - 1, _EXAMPLES + 1).round().astype(int)[1:]
-    with tqdm(total=len(video.frames) - 1, desc=video.name, unit="frame") as bar:
-      rest = (video.image(index) for index in range(1, len(video.frames)))
-      options, prompts = InferenceOptions(self._split), [(video.image(0), first)]
-      found = segment_frames(predictor, rest, prompts, options, num_frames=self._num_frames)
-      for index, prediction in enumerate(found, 1):
-        labels = prediction.labels.astype(np.uint8)
-        truth = video.objects(index)
-        check_size(truth, labels.shape, video.annotations[index])
-        _write_objects(outdir / video.name / f"{Path(video.frames[index]).stem}.png", labels)
-        counts.append(boundary.object_counts(labels, truth, num_objects))
-        if index in wanted:
-          image = video.image(index)
-          shown.append([parts.panel(image, objects, num_objects) for objects in (truth, labels)])
-        bar.set_postfix(J=f"{100 * boundary.object_scores(np.stack(counts)).j.mean():.1f}", refresh=False)
-        bar.update()
+      raise InputError(f"{frames[0].label}: found no object, expected at least one to follow")
+    _write_objects(outdir / part / f"{frames[0].name}.png", first)
+    wanted = np.linspace(0, len(frames) - 1, _EXAMPLES + 1).round().astype(int)[1:]
+    rest = (read_image(frame.image) for frame in frames[1:])
+    options, prompts = InferenceOptions(self._split), [(start, first)]
+    found = segment_frames(predictor, rest, prompts, options, num_frames=self._num_frames)
+    bar = tqdm(found, part, len(frames) - 1, unit="frame")
+    for index, prediction in enumerate(bar, 1):
+      labels, truth = prediction.labels.astype(np.uint8), _objects(frames[index])
+      check_size(truth, labels.shape, frames[index].label)
+      _write_objects(outdir / part / f"{frames[index].name}.png", labels)
+      counts.append(boundary.object_counts(labels, truth, num_objects))
+      if index in wanted:
+        image = read_image(frames[index].image)
+        shown.append([parts.panel(image, objects, num_objects) for objects in (truth, labels)])
+      bar.set_postfix(J=f"{100 * boundary.object_scores(np.stack(counts)).j.mean():.1f}", refresh=False)
     # The last frame is predicted, but not scored.
-    return Finished({"counts": np.stack(counts[:-1]).tolist()}, _strip(video, first, shown))
+    return Finished({"counts": np.stack(counts[:-1]).tolist()}, _strip(part, start, first, shown))
 
   def results(self, finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     objects: dict[str, dict[str, dict[str, float]]] = {}
@@ -174,13 +162,13 @@ class Davis:
     )
 
 
-def _strip(video: Video, first: np.ndarray, shown: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+def _strip(name: str, start: np.ndarray, first: np.ndarray, shown: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
   """Draws two rows of frames after the prompt: with their truth, then with the predictions."""
-  prompt = parts.panel(video.image(0), first, int(first.max()))
+  prompt = parts.panel(start, first, int(first.max()))
   # All strips have the same width: a short video repeats its last frame.
   shown = [*shown, *[shown[-1]] * (_EXAMPLES - len(shown))]
   rows = [[prompt, *(pair[row] for pair in shown)] for row in range(2)]
-  return parts.strip(rows, [f"{video.name}: first frame, truth", f"{video.name}: first frame, prediction"])
+  return parts.strip(rows, [f"{name}: first frame, truth", f"{name}: first frame, prediction"])
 
 
 def _write_objects(path: Path, labels: UInt8[np.ndarray, "h w"]) -> None:
@@ -195,9 +183,5 @@ def _voc_palette() -> UInt8[np.ndarray, "256 3"]:
 
   Bits 0, 3 and 6 of an index are the highest bits of red, bits 1, 4 and 7 of green, bits 2 and 5 of blue.
   """
-  index = np.arange(256)
-  colors = np.zeros((256, 3), np.uint8)
-  for place in range(3):
-    for channel in range(3):
-      colors[:, channel] |= ((index >> (3 * place + channel) & 1) << (7 - place)).astype(np.uint8)
-  return colors
+  bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, count=9, bitorder="little")
+  return np.packbits(bits.reshape(256, 3, 3), axis=1)[:, 0]

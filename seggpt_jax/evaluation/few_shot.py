@@ -22,6 +22,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -179,11 +181,8 @@ def digest(episodes: Sequence[Episode], names: Sequence[str]) -> str:
     episodes: episodes of a fold.
     names: names of all samples of the dataset.
   """
-  listing = hashlib.sha256()
-  for episode in episodes:
-    listing.update(f"{episode.class_index}\0{names[episode.query]}".encode())
-    listing.update("".join(f"\0{names[prompt]}" for prompt in episode.prompts).encode() + b"\n")
-  return listing.hexdigest()[:16]
+  listing = [(each.class_index, *(names[sample] for sample in (each.query, *each.prompts))) for each in episodes]
+  return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
 
 
 _AHEAD = 16  # episodes that are read before they are needed
@@ -256,19 +255,18 @@ class FewShot:
     episodes = self._episodes[fold][index - 1 :: count]
     counts, rows, titles, own = ClassCounts(), [], [], 0
     shown = {place * len(episodes) // _EXAMPLES for place in range(_EXAMPLES)} if index == 1 else set()
-    with tqdm(total=len(episodes), desc=f"{self.name} fold {fold}", unit="episode") as bar:
-      for place, (item, labels) in enumerate(self._answers(predictor, episodes)):
-        asked, own = item.episode.class_index, own + item.is_prompt
-        if item.is_prompt:
-          bar.update()
-          continue
-        counts.add(asked, episode_counts(labels, item.truth))
-        if place in shown:
-          prompt = self._data.samples.read(item.episode.prompts[0], asked)
-          rows.append([parts.panel(*prompt), *(parts.panel(item.image, shown) for shown in (None, item.truth, labels))])
-          titles.append(f"fold {fold}, {self._data.class_names[asked]}: prompt, query, truth, prediction")
-        bar.set_postfix(mIoU=f"{100 * counts.mean_iou():.1f}", refresh=False)
-        bar.update()
+    bar = tqdm(self._answers(predictor, episodes), f"{self.name} fold {fold}", len(episodes), unit="episode")
+    for place, (item, labels) in enumerate(bar):
+      if item.is_prompt:
+        own += 1
+        continue
+      asked = item.episode.class_index
+      counts.add(asked, episode_counts(labels, item.truth))
+      if place in shown:
+        prompt = self._data.samples.read(item.episode.prompts[0], asked)
+        rows.append([parts.panel(*prompt), *(parts.panel(item.image, shown) for shown in (None, item.truth, labels))])
+        titles.append(f"fold {fold}, {self._data.class_names[asked]}: prompt, query, truth, prediction")
+      bar.set_postfix(mIoU=f"{100 * counts.mean_iou():.1f}", refresh=False)
     values = {"fold": fold, "classes": counts.values(), "own_prompts": own}
     return Finished(values, parts.strip(rows, titles) if rows else None)
 
@@ -315,7 +313,8 @@ class FewShot:
 
   def _answers(self, predictor: Predictor, episodes: Sequence[Episode]) -> Iterator[tuple[_Read, np.ndarray]]:
     """Yields every episode with the predicted labels, in order."""
-    waiting, options = collections.deque[_Read](), InferenceOptions(self._split)
+
+    options = InferenceOptions(self._split)
 
     def read(episode: Episode) -> _Read:
       image, truth = self._data.samples.read(episode.query, episode.class_index)
@@ -324,13 +323,10 @@ class FewShot:
       prepared = [predictor.prepare_prompt(*prompt, options) for prompt in prompts]
       return _Read(episode, image, truth, prepared, any(np.array_equal(image, shown) for shown, _ in prompts))
 
-    def pairs() -> Iterator[tuple[np.ndarray, Sequence[Prompt]]]:
-      for _, coming in read_ahead(read, episodes, ahead=_AHEAD):
-        waiting.append(coming.result())
-        yield waiting[-1].image, waiting[-1].prompts
-
-    for prediction in predictor.predict_many(pairs(), options):
-      yield waiting.popleft(), prediction.labels
+    items, asked = itertools.tee(coming.result() for _, coming in read_ahead(read, episodes, ahead=_AHEAD))
+    queries = ((item.image, item.prompts) for item in asked)
+    for prediction in predictor.predict_many(queries, options):
+      yield next(items), prediction.labels
 
 
 class ClassCounts:

@@ -3,7 +3,7 @@
 In: images with labels, prompts of classes that an image shows (positive) and of classes that it does not show
 (negative). Out: catch rate, yield rate and PES, the result of every image, and pictures of the worst ones, as
 inspection.json and report.html. Every class but 0 counts as foreground; predicting one class for another is no mistake
-here. The _page contains its pictures and needs neither scripts nor a network; all texts are escaped.
+here. The page contains its pictures and needs neither scripts nor a network; all texts are escaped.
 """
 
 from __future__ import annotations
@@ -43,34 +43,7 @@ _PALETTE = display_palette(256)
 _QUALITY, _QUALITY_TINTED = 80, 90
 _OPACITY = 0.8
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>$title</title>
-<style>
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1400px; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-table { border-collapse: collapse; } th, td { text-align: left; padding: .2rem 1.5rem .2rem 0; }
-td { font-variant-numeric: tabular-nums; } tr { border-bottom: 1px solid #ddd; }
-.note { color: #666; } .bad { color: #b00020; font-weight: 600; }
-.row { border-top: 1px solid #ddd; padding: .6rem 0; break-inside: avoid; }
-.row p { margin: 0 0 .3rem; overflow-wrap: anywhere; }
-.pictures { display: grid; grid-template-columns: repeat(4, 1fr); gap: .5rem; }
-figure { margin: 0; } figure img { width: 100%; height: auto; display: block; }
-figcaption { color: #666; font-size: .85rem; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<table>
-$summary
-</table>
-$sections
-</body>
-</html>
-""")
+_PAGE = Template(Path(__file__).with_suffix(".html").read_text("utf-8"))
 
 
 class Row(NamedTuple):
@@ -82,24 +55,6 @@ class Row(NamedTuple):
   pictures: Sequence[tuple[str, bytes]]  # titles, each with a JPEG from `thumbnail`
 
 
-class Section(NamedTuple):
-  """A section of the _page, with one score for every image."""
-
-  title: str  # heading
-  note: str  # explanation for the reader
-  chart: bytes  # PNG from `bars`
-  rows: Sequence[Row]  # images with pictures, the worst first
-  scores: Sequence[tuple[str, str, str]]  # name, score and mark of every image, the worst first
-
-
-def _page(title: str, summary: Mapping[str, str], sections: Sequence[Section]) -> str:
-  """Returns a _page with a table at the top and sections below it."""
-  lines = (f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in summary.items())
-  return _PAGE.substitute(
-    title=html.escape(title), summary="\n".join(lines), sections="\n".join(_section(section) for section in sections)
-  )
-
-
 def thumbnail(
   image: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"] | None = None, side: int = 256
 ) -> bytes:
@@ -109,7 +64,7 @@ def thumbnail(
 
   Args:
     image: image of any size; small ones are not enlarged.
-    labels: class indices 0..254 to draw over the image.
+    labels: class indices to draw over the image; pixels with IGNORE are drawn as background.
     side: maximum of the result's height and width, in pixels.
   """
   height, width = image.shape[:2]
@@ -118,7 +73,7 @@ def thumbnail(
   small = tiling.resize_image(image, size)
   if labels is not None:
     shown = np.zeros(size, np.int32)
-    for index in np.unique(labels[labels > 0]):
+    for index in np.unique(labels[(labels > 0) & (labels != IGNORE)]):
       mask = Image.fromarray((labels == index).astype(np.float32)).resize(size[::-1], Image.Resampling.BOX)
       shown[np.asarray(mask) > 0] = index
     small = pictures.overlay(small, shown, _PALETTE, _OPACITY)
@@ -155,45 +110,6 @@ def bars(good: Sequence[float], bad: Sequence[float], bins: np.ndarray, limit: f
   return file.getvalue()
 
 
-def _section(section: Section) -> str:
-  left_out = len(section.scores) - len(section.rows)
-  shown = f"Pictures of the {len(section.rows)} worst of {len(section.scores)} images"
-  more = f"; the other {left_out} are only in the table." if left_out else "."
-  table = "\n".join(
-    f"<tr><td>{html.escape(name)}</td><td>{html.escape(score)}</td><td>{_mark(mark)}</td></tr>"
-    for name, score, mark in section.scores
-  )
-  return "\n".join(
-    [
-      f"<h2>{html.escape(section.title)}</h2>",
-      f"<p>{html.escape(section.note)}</p>",
-      _image("png", section.chart, section.title),
-      f"<details><summary>Table of all {len(section.scores)} images</summary>",
-      f"<table>{table}</table></details>",
-      f'<p class="note">{shown}{more}</p>',
-      *map(_row, section.rows),
-    ]
-  )
-
-
-def _row(row: Row) -> str:
-  figures = "".join(
-    f"<figure>{_image('jpeg', picture, title)}<figcaption>{html.escape(title)}</figcaption></figure>"
-    for title, picture in row.pictures
-  )
-  words = f"<b>{html.escape(row.name)}</b> {html.escape(row.score)} {_mark(row.mark)}"
-  return f'<div class="row"><p>{words}</p><div class="pictures">{figures}</div></div>'
-
-
-def _image(kind: str, data: bytes, title: str) -> str:
-  source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-  return f'<img loading="lazy" alt="{html.escape(title)}" src="{source}">'
-
-
-def _mark(mark: str) -> str:
-  return f'<span class="bad">{html.escape(mark)}</span>' if mark else ""
-
-
 class _Kind(NamedTuple):
   """Describes how images with positive or with negative prompts are scored and shown."""
 
@@ -202,21 +118,36 @@ class _Kind(NamedTuple):
   score: Callable[[batch.Read, Prediction], float]
   words: str  # the score in words
   mistake: str
+  limit: str  # field of `Thresholds` that tells right from wrong
   order: int  # 1 if the lowest score is the worst, -1 if the highest is
   bins: np.ndarray  # edges of the histogram
+
+  def badness(self, value: float) -> float:
+    """Returns a sort key that puts the worst images first and images without an IoU last."""
+    return math.inf if math.isnan(value) else self.order * value
+
+  def is_right(self, value: float, limits: Thresholds) -> bool:
+    limit = getattr(limits, self.limit)
+    return value >= limit if self.order > 0 else value < limit
+
+  def described(self, value: float, limits: Thresholds) -> tuple[str, str]:
+    """Returns the score of an image in words, and its mark."""
+    if math.isnan(value):
+      return "no foreground in truth and prediction", ""
+    return self.words.format(value), "" if self.is_right(value, limits) else self.mistake
 
 
 _POSITIVE = _Kind(
   "Catches",
   "Each image with prompts of a class that it shows: IoU of the foreground. Misses are red.",
   lambda item, prediction: foreground_iou(prediction.labels, item.truth),
-  *("IoU {:.3f}", "missed", 1, np.linspace(0, 1, 21)),
+  *("IoU {:.3f}", "missed", "catch_iou", 1, np.linspace(0, 1, 21)),
 )
 _NEGATIVE = _Kind(
   "Yields",
   "Each image with prompts of a class that it does not show: share of foreground pixels. Over-calls are red.",
   lambda item, prediction: response_rate(prediction.labels),
-  *("response rate {:.6f}", "over-call", -1, np.logspace(-6, 0, 19)),
+  *("response rate {:.6f}", "over-call", "yield_response", -1, np.logspace(-6, 0, 19)),
 )
 
 
@@ -312,9 +243,9 @@ def inspect(
         own[name] = None
         continue
       value = values[name] = kind.score(item, prediction)
-      place = (_badness(kind, value), name)
+      place = (kind.badness(value), name)
       if num_rows and (len(worst) < num_rows or place <= worst[-1][:2]):
-        row = Row(name, *_words(kind, value, thresholds), _pictures(item, prediction, prompt_picture))
+        row = Row(name, *kind.described(value, thresholds), _pictures(item, prediction, prompt_picture))
         bisect.insort(worst, (*place, row), key=lambda entry: entry[:2])
         del worst[num_rows:]
     prompts = {query.name: [files.written for files in query.prompts] for query in queries}
@@ -331,46 +262,66 @@ def _pictures(
     files = item.query.prompts[0]
     pictures.append((f"first prompt: {files.image.name}", prompt_picture(files)))
   if item.truth is not None:
-    pictures.append(("truth", thumbnail(item.image, np.where(item.truth == IGNORE, 0, item.truth))))
+    pictures.append(("truth", thumbnail(item.image, item.truth)))
   return [*pictures, ("prediction", thumbnail(item.image, prediction.labels))]
 
 
 def _prompt_picture(files: PromptFiles, labels: LabelFormat) -> bytes:
   # Read again from the file: the prompt that the network was given is a square of its tile size.
-  label = read_labels(files.labels, labels)
-  return thumbnail(read_image(files.image), np.where(label == IGNORE, 0, label))
-
-
-def _badness(kind: _Kind, value: float) -> float:
-  """Returns a sort key that puts the worst images first and images without an IoU last."""
-  return math.inf if math.isnan(value) else kind.order * value
-
-
-def _is_right(kind: _Kind, value: float, limits: Thresholds) -> bool:
-  return value >= limits.catch_iou if kind is _POSITIVE else value < limits.yield_response
-
-
-def _words(kind: _Kind, value: float, limits: Thresholds) -> tuple[str, str]:
-  """Returns the score of an image in words, and its mark."""
-  if math.isnan(value):
-    return "no foreground in truth and prediction", ""
-  return kind.words.format(value), "" if _is_right(kind, value, limits) else kind.mistake
+  return thumbnail(read_image(files.image), read_labels(files.labels, labels))
 
 
 def report_page(results: Results, title: str = "Inspection") -> str:
-  """Returns the _page with charts, tables and pictures as HTML."""
+  """Returns the page with charts, tables and pictures as HTML."""
   kinds = zip((_POSITIVE, _NEGATIVE), (results.ious, results.response_rates), results.rows, strict=True)
-  limits = results.inspection.thresholds
-  sections = [_scored(kind, scores, rows, limits) for kind, scores, rows in kinds if scores]
-  return _page(title, results.summary(), sections)
+  limits, summary = results.inspection.thresholds, results.summary().items()
+  return _PAGE.substitute(
+    title=html.escape(title),
+    summary="\n".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in summary),
+    sections="\n".join(_section(kind, scores, rows, limits) for kind, scores, rows in kinds if scores),
+  )
 
 
-def _scored(kind: _Kind, scores: Mapping[str, float], rows: Sequence[Row], limits: Thresholds) -> Section:
+def _section(kind: _Kind, scores: Mapping[str, float], rows: Sequence[Row], limits: Thresholds) -> str:
+  """Returns the part of the page about images with positive or with negative prompts, the worst first."""
   defined = [value for value in scores.values() if not math.isnan(value)]
-  good, bad = ([value for value in defined if _is_right(kind, value, limits) == right] for right in (True, False))
-  chart = bars(good, bad, kind.bins, limits.catch_iou if kind is _POSITIVE else limits.yield_response)
-  worst = sorted(scores.items(), key=lambda entry: (_badness(kind, entry[1]), entry[0]))
-  return Section(kind.title, kind.note, chart, rows, [(name, *_words(kind, value, limits)) for name, value in worst])
+  good, bad = ([value for value in defined if kind.is_right(value, limits) == right] for right in (True, False))
+  chart = bars(good, bad, kind.bins, getattr(limits, kind.limit))
+  table = []
+  for name, value in sorted(scores.items(), key=lambda entry: (kind.badness(entry[1]), entry[0])):
+    words, mark = kind.described(value, limits)
+    table.append(f"<tr><td>{html.escape(name)}</td><td>{html.escape(words)}</td><td>{_mark(mark)}</td></tr>")
+  left_out = len(scores) - len(rows)
+  more = f"; the other {left_out} are only in the table." if left_out else "."
+  return "\n".join(
+    [
+      f"<h2>{html.escape(kind.title)}</h2>",
+      f"<p>{html.escape(kind.note)}</p>",
+      _image("png", chart, kind.title),
+      f"<details><summary>Table of all {len(scores)} images</summary>",
+      "<table>{}</table></details>".format("\n".join(table)),
+      f'<p class="note">Pictures of the {len(rows)} worst of {len(scores)} images{more}</p>',
+      *map(_row, rows),
+    ]
+  )
+
+
+def _row(row: Row) -> str:
+  figures = "".join(
+    f"<figure>{_image('jpeg', picture, title)}<figcaption>{html.escape(title)}</figcaption></figure>"
+    for title, picture in row.pictures
+  )
+  words = f"<b>{html.escape(row.name)}</b> {html.escape(row.score)} {_mark(row.mark)}"
+  return f'<div class="row"><p>{words}</p><div class="pictures">{figures}</div></div>'
+
+
+def _image(kind: str, data: bytes, title: str) -> str:
+  source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+  return f'<img loading="lazy" alt="{html.escape(title)}" src="{source}">'
+
+
+def _mark(mark: str) -> str:
+  return f'<span class="bad">{html.escape(mark)}</span>' if mark else ""
 
 
 def write(results: Results, outdir: str | os.PathLike, arguments: Mapping[str, Any], title: str = "Inspection") -> None:
@@ -380,7 +331,7 @@ def write(results: Results, outdir: str | os.PathLike, arguments: Mapping[str, A
     results: results of `inspect`.
     outdir: folder for the files, which is created if it is missing.
     arguments: plain values that say how the results were made.
-    title: title of the _page.
+    title: title of the page.
 
   Raises:
     InputError: the folder cannot be written to.

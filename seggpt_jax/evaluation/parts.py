@@ -5,15 +5,14 @@ video. A finished part leaves OUT/parts/NAME.json with integer counts that add u
 Finished parts are not run again. A process that finds all parts finished at its end writes OUT/results.json,
 OUT/results.md and OUT/examples.png; the files are the same, whichever process writes them.
 
-What benchmarks share is here too: the folders and lists of their datasets, pictures of examples, and tables that
-compare results with published ones. Only published figures whose source was checked are listed; other cells stay blank.
+What benchmarks share is here too: pictures of examples, and tables that compare results with published ones. Only
+published figures whose source was checked are listed; other cells stay blank.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -23,8 +22,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw
 
 from seggpt_jax.data import ledger
-from seggpt_jax.errors import InputError
-from seggpt_jax.files import decode_text, expand, writing
+from seggpt_jax.files import expand, writing
 from seggpt_jax.inference import outputs, pictures, tiling
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.run_ledger import Shard
@@ -236,47 +234,3 @@ def strip(
     for column, pixels in enumerate(row):
       sheet.paste(Image.fromarray(pixels), (column * (_WIDTH + _GAP), line * height + _TITLE))
   return np.asarray(sheet)
-
-
-def existing_folder(directory: str | os.PathLike) -> Path:
-  """Returns the folder of a dataset.
-
-  Raises:
-    InputError: there is no such folder.
-  """
-  path = Path(expand(directory))
-  if not path.is_dir():
-    raise InputError(f"{directory}: folder not found, expected the dataset (--data-dir)")
-  return path
-
-
-def find_root(directory: str | os.PathLike, candidates: Sequence[str], inside: str) -> Path:
-  """Returns the first candidate folder that contains a certain folder.
-
-  Args:
-    directory: folder that the user named.
-    candidates: paths relative to it, such as "" and "VOC2012".
-    inside: name of the folder that the root contains, such as "JPEGImages".
-
-  Raises:
-    InputError: no candidate contains that folder.
-  """
-  root = existing_folder(directory)
-  for candidate in candidates:
-    if (root / candidate / inside).is_dir():
-      return root / candidate
-  looked = ", ".join(os.path.join(directory, candidate, inside) for candidate in candidates)
-  raise InputError(f"{directory}: found no {inside}/ in it, expected {looked}")
-
-
-def read_lines(path: str | os.PathLike) -> list[str]:
-  """Returns the non-empty lines of a text file, without spaces around them.
-
-  Raises:
-    InputError: the file cannot be read.
-  """
-  try:
-    lines = decode_text(Path(path).read_bytes()).splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise InputError(f"{path}: cannot be read ({error}), expected a text file with one name in each line") from error
-  return [line.strip() for line in lines if line.strip()]

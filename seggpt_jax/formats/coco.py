@@ -20,15 +20,11 @@ _WORDS = ("instances", "annotations", "annotation", "coco", "result", "labels", 
 
 
 class _Annotation(NamedTuple):
-  """An object as the file describes it, with its category."""
+  """An object as the file describes it."""
 
-  id: Any
   image_id: int | str
   category_id: int | str
-  crowd: bool
-  outline: Outline
-  size: tuple[int, int] | None  # height and width that run lengths refer to
-  problem: str
+  shape: Shape  # without its category
 
 
 def read_coco(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
@@ -130,8 +126,8 @@ def _pack(entry: dict[str, Any]) -> Any:
   except (KeyError, ValueError, TypeError, OverflowError) as error:
     outline = ()
     problem = f"annotation {entry.get('id')}: found segmentation {one_line(error)}, expected polygons or run lengths"
-  crowd = bool(entry.get("iscrowd", 0))
-  return _Annotation(entry.get("id"), entry["image_id"], entry["category_id"], crowd, outline, size, problem)
+  shape = Shape("", outline, size, crowd=bool(entry.get("iscrowd", 0)), problem=problem)
+  return _Annotation(entry["image_id"], entry["category_id"], shape)
 
 
 def _parse_outline(segmentation: Any) -> tuple[Outline, tuple[int, int] | None]:
@@ -199,15 +195,9 @@ def _by_image(
     elif annotation.image_id not in images:
       refuse(f"{where}: found an annotation of image {annotation.image_id!r}, expected one that is listed", problems)
     else:
-      known = annotation.category_id in names
-      problem = "" if known else f"found category {annotation.category_id!r}, expected one that is listed"
-      shape = Shape(
-        names.get(annotation.category_id, ""),
-        annotation.outline,
-        annotation.size,
-        crowd=annotation.crowd,
-        problem=annotation.problem or problem,
-      )
+      shape = annotation.shape._replace(category=names.get(annotation.category_id, ""))
+      if annotation.category_id not in names and not shape.problem:
+        shape = shape._replace(problem=f"found category {annotation.category_id!r}, expected one that is listed")
       shapes.setdefault(annotation.image_id, []).append(shape)
   return shapes
 

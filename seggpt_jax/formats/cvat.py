@@ -15,18 +15,10 @@ from pycocotools import mask as mask_module
 
 from seggpt_jax.errors import InputError, one_line
 from seggpt_jax.files import plain_name
+from seggpt_jax.formats import outlines
 from seggpt_jax.formats.folders import DatasetFiles, order_splits
 from seggpt_jax.formats.images import read_bytes
-from seggpt_jax.formats.outlines import (
-  Annotations,
-  Entry,
-  Shape,
-  ellipse_shape,
-  mask_shape,
-  polygon_shape,
-  rectangle_shape,
-  rotation,
-)
+from seggpt_jax.formats.outlines import Annotations, Entry, Shape
 
 _SHAPES = ("polygon", "box", "mask", "ellipse", "polyline", "points", "cuboid", "skeleton")
 
@@ -111,19 +103,19 @@ def _shape(element: ElementTree.Element, where: str, size: tuple[int, int]) -> S
   where = f"{where} ({label})"
   try:
     if element.tag == "polygon":
-      return polygon_shape(label, [point.split(",") for point in values["points"].split(";")], where=where)
+      return outlines.polygon_shape(label, [point.split(",") for point in values["points"].split(";")], where=where)
     angle = math.radians(float(values.get("rotation", 0)))
     if element.tag == "box":
       corners = [float(values[key]) for key in ("xtl", "ytl", "xbr", "ybr")]
-      shape = rectangle_shape(label, corners, where=where)
+      shape = outlines.rectangle_shape(label, corners, where=where)
       if not angle or shape.problem:
         return shape
       points = shape.outline[0].reshape(-1, 2)
       center = points.mean(axis=0)
-      return shape._replace(outline=(((points - center) @ rotation(angle) + center).ravel(),))
+      return shape._replace(outline=(((points - center) @ outlines.rotation(angle) + center).ravel(),))
     if element.tag == "ellipse":
       center, radii = [[float(values[key]) for key in keys] for keys in (("cx", "cy"), ("rx", "ry"))]
-      return ellipse_shape(label, center, radii, angle)
+      return outlines.ellipse_shape(label, center, radii, angle)
     if element.tag == "mask":
       left, top, width, height = (int(float(values[key])) for key in ("left", "top", "width", "height"))
       runs = np.array([int(run) for run in values["rle"].split(",")])
@@ -136,7 +128,7 @@ def _shape(element: ElementTree.Element, where: str, size: tuple[int, int]) -> S
       mask = mask_module.decode(
         mask_module.frPyObjects({"counts": runs.tolist(), "size": [width, height]}, width, height)
       )
-      return mask_shape(label, mask.T, (left, top), size)
+      return outlines.mask_shape(label, mask.T, (left, top), size)
   except (ValueError, KeyError) as error:
     return Shape(label, problem=f"{where}: cannot be read: {one_line(repr(error))}")
   return Shape(label, problem=f"{where}: covers no pixels, expected a polygon, box, ellipse or mask")

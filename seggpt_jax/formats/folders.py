@@ -7,7 +7,9 @@ another Unicode form. `DatasetFiles.find` is the one place that turns such a nam
 from __future__ import annotations
 
 import collections
+import csv
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
@@ -172,6 +174,7 @@ class DatasetFiles:
     self.root = os.fspath(directory)
     # Asking whether a remote name is a folder takes a request, so names with an ending are taken for files.
     self.paths = sorted(relative for relative, _ in walk(self.root, lambda name: bool(os.path.splitext(name)[1])))
+    self._known = frozenset(self.paths)
     self.elsewhere: list[tuple[str, str]] = []  # names that `find` was asked for, and what it found in other folders
 
   def __contains__(self, relative: str) -> bool:
@@ -247,10 +250,6 @@ class DatasetFiles:
     )
 
   @functools.cached_property
-  def _known(self) -> frozenset[str]:
-    return frozenset(self.paths)
-
-  @functools.cached_property
   def _by_name(self) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in self.paths:
@@ -269,22 +268,18 @@ class DatasetFiles:
 def _rank(path: PurePosixPath, wanted: Sequence[str], near: Sequence[str]) -> tuple[int, int]:
   """Returns how badly a path fits: fewer agreeing folders first, then farther from the folders where it is expected."""
   pairs = zip(reversed([plain_name(part) for part in path.parts]), reversed(wanted), strict=False)
-  agreeing = next(
-    (count for count, (first, second) in enumerate(pairs) if first != second), min(len(path.parts), len(wanted))
-  )
+  agreeing = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
   places = [place for place, folder in enumerate(near) if path.is_relative_to(folder)]
   return -agreeing, min(places, default=len(near))
 
 
 def _other_split(folders: set[str], split: str, splits: Sequence[str]) -> bool:
   """Returns True if one of the folders is that of another split."""
-  if split == ".":
+  if split == "." or split in folders:
     return False
-  kinds = [kind for folder in folders for kind in [_kind_of(folder)] if kind]
   own = _kind_of(split)
-  return split not in folders and (
-    any(own and kind != own for kind in kinds) or bool(folders & (set(splits) - {split}))
-  )
+  other_kinds = {_kind_of(folder) for folder in folders} - {None, own}
+  return bool((own and other_kinds) or folders & set(splits))
 
 
 def _kind_of(split: str) -> str | None:
@@ -310,6 +305,29 @@ def read_json(path: str, **options: Any) -> Any:
     return parse_json(text, **options)
   except ValueError as error:
     raise InputError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
+
+
+def read_csv(path: str | os.PathLike, *columns: str) -> Iterator[tuple[str | None, ...]]:
+  """Reads columns of a CSV file with a header that a person or a tool wrote.
+
+  Args:
+    path: the file, local or remote.
+    *columns: names of the columns.
+
+  Yields:
+    The place of a row, for error messages, and its values; None for those that the row lacks.
+
+  Raises:
+    InputError: the file is missing, is not CSV, or lacks a column.
+  """
+  rows = csv.DictReader(read_text(path).splitlines())
+  try:
+    if not set(columns) <= set(rows.fieldnames or []):
+      raise InputError(f"{path}: found columns {', '.join(rows.fieldnames or [])}, expected {' and '.join(columns)}")
+    for row in rows:
+      yield f"{path}: line {rows.line_num}", *(row[column] for column in columns)
+  except csv.Error as error:
+    raise InputError(f"{path}: cannot be read as CSV: {error}") from error
 
 
 def order_splits(names: Sequence[str]) -> list[str]:

@@ -46,23 +46,13 @@ HEIF_HINT = "to read HEIC, pip install 'seggpt-jax[heif]'"
 @functools.cache
 def image_endings() -> frozenset[str]:
   """Returns the endings, in lower case, of the files that can be read as images."""
-  _register_heif()
-  known = {ext for ext, plugin in Image.registered_extensions().items() if plugin in Image.OPEN and plugin in FORMATS}
-  return frozenset(known)
+  formats = _known_formats()
+  return frozenset(ending for ending, plugin in Image.registered_extensions().items() if plugin in formats)
 
 
 def is_image(path: str) -> bool:
   """Returns True if a file has an ending of images that Pillow reads."""
   return os.path.splitext(path)[1].lower() in image_endings()
-
-
-@functools.cache
-def _register_heif() -> None:
-  """Lets Pillow read HEIC if the package for it is installed."""
-  with contextlib.suppress(ImportError):
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
 
 
 def without_ending(name: str) -> str:
@@ -148,8 +138,7 @@ def open_image(data: bytes, where: str) -> Image.Image:
   Raises:
     InputError: the file is not an image, has several pages, or has more pixels than Pillow accepts (179 million).
   """
-  _register_heif()
-  formats = [each for each in FORMATS if each in _known_formats()]
+  formats = _known_formats()
   with _decoding(where, data):
     with warnings.catch_warnings():
       # Pillow warns from half of its limit on, which aerial images often exceed.
@@ -176,12 +165,16 @@ def _has_overviews_only(image: Image.Image) -> bool:
 
 
 @functools.cache
-def _known_formats() -> frozenset[str]:
-  """Returns the formats that this build of Pillow has."""
+def _known_formats() -> list[str]:
+  """Returns the formats that this build of Pillow reads, HEIC among them if the package for it is installed."""
+  with contextlib.suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
   Image.init()
   if os.environ.get(_LIMIT, "").isdecimal():
     Image.MAX_IMAGE_PIXELS = int(os.environ[_LIMIT]) // 2  # Pillow refuses twice as many
-  return frozenset(Image.OPEN)
+  return [each for each in FORMATS if each in Image.OPEN]
 
 
 @contextlib.contextmanager

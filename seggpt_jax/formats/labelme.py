@@ -17,19 +17,10 @@ from tqdm import tqdm
 
 from seggpt_jax.errors import InputError, one_line, refuse
 from seggpt_jax.files import plain_name
+from seggpt_jax.formats import outlines
 from seggpt_jax.formats.folders import DatasetFiles, read_json
 from seggpt_jax.formats.images import is_image, load_upright, open_image
-from seggpt_jax.formats.outlines import (
-  BACKGROUND,
-  UNKNOWN,
-  Annotations,
-  Entry,
-  Shape,
-  ellipse_shape,
-  mask_shape,
-  polygon_shape,
-  rectangle_shape,
-)
+from seggpt_jax.formats.outlines import Annotations, Entry, Shape
 
 
 def labelme_files(files: DatasetFiles) -> dict[str, list[str]]:
@@ -90,7 +81,7 @@ def read_labelme(path: str | os.PathLike, split: str, problems: list[str] | None
         f"{files.full(image)}: found no JSON file for it, expected one; LabelMe writes none for an empty image",
         problems,
       )
-  names = tuple(sorted(categories - {BACKGROUND, UNKNOWN}))
+  names = tuple(sorted(categories - {outlines.BACKGROUND, outlines.UNKNOWN}))
   return Annotations(os.fspath(path), entries, names, notes=files.notes())
 
 
@@ -136,19 +127,19 @@ def _shape(found: Any, where: str, size: tuple[int, int] | None) -> Shape:
   try:
     points = np.asarray(found.get("points"), np.float64).reshape(-1, 2)
     if kind == "polygon":
-      return polygon_shape(label, points, where=where)
+      return outlines.polygon_shape(label, points, where=where)
     if kind == "rectangle":
-      return rectangle_shape(label, (*points.min(axis=0), *points.max(axis=0)), where=where)
+      return outlines.rectangle_shape(label, (*points.min(axis=0), *points.max(axis=0)), where=where)
     if kind == "circle":
       radius = math.dist(points[0], points[1])
-      return ellipse_shape(label, points[0].tolist(), (radius, radius))
+      return outlines.ellipse_shape(label, points[0].tolist(), (radius, radius))
     if kind == "mask":
       if size is None:
         return Shape(label, problem=f"{where}: found a mask without imageHeight and imageWidth, expected both")
       left, top = np.round(points[0]).astype(int).tolist()
       image = load_upright(open_image(base64.b64decode(found["mask"]), where), where)
       image = image if image.mode in ("1", "L", "P") else image.convert("L")
-      return mask_shape(label, np.asarray(image).astype(np.uint8), (left, top), size)
+      return outlines.mask_shape(label, np.asarray(image).astype(np.uint8), (left, top), size)
   except (ValueError, TypeError, IndexError, KeyError, binascii.Error) as error:
     return Shape(label, problem=f"{where}: found a {kind} that cannot be read: {one_line(error)}")
   return Shape(

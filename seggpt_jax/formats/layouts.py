@@ -169,20 +169,16 @@ def _matched(
   return [Item(prefix + name, path, labels[name]) for name, path in images.items() if name in labels]
 
 
-def _class_folders(directory: epath.Path, problems: list[str] | None) -> list[Item]:
+def _class_folders(directory: epath.Path, problems: list[str] | None, prefix: str = "") -> list[Item]:
   """Finds `PRODUCT/DEFECT/{image,label}` at any depth, as the original tool has them."""
+  inside = _subfolders(directory)
+  images = [path for path in inside if path.name in _LABEL_FOLDER]
   items: list[Item] = []
-
-  def visit(folder: epath.Path, prefix: str) -> None:
-    inside = _subfolders(folder)
-    images = [path for path in inside if path.name in _LABEL_FOLDER]
-    for path in images:
-      items.extend(_matched(path, folder / _LABEL_FOLDER[path.name], problems, prefix))
-    for path in inside if not images else []:
-      visit(path, f"{prefix}{path.name}/")
-
-  visit(directory, "")
-  if not items and not problems:
+  for path in images:
+    items += _matched(path, directory / _LABEL_FOLDER[path.name], problems, prefix)
+  for path in inside if not images else []:
+    items += _class_folders(path, problems, f"{prefix}{path.name}/")
+  if not (items or problems or prefix):
     raise InputError(f"{directory}: found no folder `image` at any depth, expected PRODUCT/DEFECT/{{image,label}}")
   return items
 

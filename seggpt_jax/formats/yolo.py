@@ -25,7 +25,7 @@ _IMAGES, _LABELS = "images", "labels"
 
 def yolo_splits(files: DatasetFiles) -> list[str]:
   """Returns the splits of a dataset whose labels are text files; none if it has no such files."""
-  texts = [path for path in files.ending(".txt") if _LABELS in PurePosixPath(path).parts[:-1]]
+  texts = _texts(files)
   if not texts:
     return []
   where, content = _description(files)
@@ -33,6 +33,10 @@ def yolo_splits(files: DatasetFiles) -> list[str]:
   if named:
     return named
   return order_splits(list(dict.fromkeys(_split_of(path, _LABELS) for path in texts)))
+
+
+def _texts(files: DatasetFiles) -> list[str]:
+  return [path for path in files.ending(".txt") if _LABELS in PurePosixPath(path).parts[:-1]]
 
 
 def read_yolo(path: str | os.PathLike, split: str, problems: list[str] | None = None) -> Annotations:
@@ -50,17 +54,16 @@ def read_yolo(path: str | os.PathLike, split: str, problems: list[str] | None = 
       f"{path}: found no images of the split {split!r}, expected images/{split}/ and labels/{split}/, or "
       f"{split}/images/ and {split}/labels/ (found: {files.describe()})"
     )
-  texts = {image: f"{os.path.splitext(_label_place(image))[0]}.txt" for image in images}
+  texts = {image: _text_of(image) for image in images}
   if not any(text in files for text in texts.values()):
     raise InputError(
       f"{path}: found no text files of the split {split!r}, such as {next(iter(texts.values()))}, expected some"
     )
   folders = {os.path.dirname(text) for text in texts.values()}
-  expected = set(texts.values())
   # With lists of images, the files of another split are in the same folder.
-  others = {f"{os.path.splitext(_label_place(path))[0]}.txt" for path in files.paths if is_image(path)}
+  expected = {*texts.values(), *map(_text_of, filter(is_image, files.paths))}
   for text in files.ending(".txt"):
-    if os.path.dirname(text) in folders and text not in (*expected, *others) and not text.endswith("classes.txt"):
+    if os.path.dirname(text) in folders and text not in expected and not text.endswith("classes.txt"):
       refuse(f"{files.full(text)}: found no image for it, expected one of the same name", problems)
   names = _names(files, where, content)
   entries, largest = [], -1
@@ -71,9 +74,7 @@ def read_yolo(path: str | os.PathLike, split: str, problems: list[str] | None = 
     entries.append(Entry(_name(image, split), files.full(image), shapes, where=files.full(text)))
   if not names:
     # All splits have the same classes.
-    others = [
-      path for path in files.ending(".txt") if _LABELS in PurePosixPath(path).parts[:-1] and path not in expected
-    ]
+    others = set(_texts(files)) - set(texts.values())
     largest = max([largest, *(number for path in others for number, _ in _read(files.full(path)))])
     names = {number: str(number) for number in range(largest + 1)}
   return Annotations(
@@ -168,14 +169,10 @@ def _images_at(files: DatasetFiles, place: str, where: str) -> list[str]:
   return [os.path.relpath(files.find(line.strip(), (_IMAGES,)), files.root) for line in lines if line.strip()]
 
 
-def _label_place(image: str) -> str:
-  """Returns the path of an image with its last folder `images` exchanged for `labels`."""
-  parts = list(PurePosixPath(image).parts)
-  for place in range(len(parts) - 2, -1, -1):
-    if parts[place] == _IMAGES:
-      parts[place] = _LABELS
-      break
-  return "/".join(parts)
+def _text_of(image: str) -> str:
+  """Returns the path of an image's text file, whose last folder `images` is `labels` instead."""
+  above, found, name = f"/{os.path.splitext(image)[0]}".rpartition(f"/{_IMAGES}/")
+  return f"{above}/{_LABELS}/{name}.txt"[1:] if found else f"{name}.txt"[1:]
 
 
 def _name(image: str, split: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -28,15 +29,8 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.files import exclusive, expand, remove_leftovers, writing
 from seggpt_jax.formats.folders import TRAIN_NAMES, VAL_NAMES
 from seggpt_jax.formats.labels import IGNORE
-from seggpt_jax.prepare.writers import (
-  VERSION,
-  EncodedSample,
-  delete_journal,
-  encoded_samples,
-  has_finished_samples,
-  write_folder,
-  write_records,
-)
+from seggpt_jax.prepare import writers
+from seggpt_jax.prepare.writers import EncodedSample
 from seggpt_jax.written import RECORD, open_record
 
 FORMATS = ("records", "folder")
@@ -132,10 +126,10 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
     with writing(directory):
       open_record(directory)
     ledger.check_settings(directory / NOTE, earlier.get("settings", wanted), wanted, _REMEDY)
-    places = [f"{settings.name}/{VERSION}"] if settings.output == "records" else earlier.get("samples", ())
+    places = [f"{settings.name}/{writers.VERSION}"] if settings.output == "records" else earlier.get("samples", ())
     if earlier.get("finished") and all((directory / place).is_dir() for place in places):
       for split in earlier["samples"]:
-        delete_journal(directory, split)
+        writers.delete_journal(directory, split)
       return f"{directory}: finished by an earlier run, nothing to do\n{earlier['finished']}"
     left_out: dict[str, list[str]] = {}
     parts = _plan(settings, left_out if skip_bad else None)
@@ -145,7 +139,9 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
     ledger.write_note(directory / NOTE, note)
 
     def encoded(part: Part, positions: Sequence[int]) -> Iterator[EncodedSample | BadFile]:
-      stream = encoded_samples(part.source, positions, part.groups, num_workers, skip_bad, settings.shorter_side)
+      stream = writers.encoded_samples(
+        part.source, positions, part.groups, num_workers, skip_bad, settings.shorter_side
+      )
       total = len(part.source)
       return iter(tqdm(stream, desc=part.split, unit="sample", total=total, initial=total - len(positions)))
 
@@ -167,7 +163,7 @@ def prepare(settings: Settings, outdir: str | os.PathLike, skip_bad: bool = Fals
     report = _report(written, bad, settings, directory)
     ledger.write_note(directory / NOTE, {**note, "finished": report})
     for part in parts:
-      delete_journal(directory, part.split)
+      writers.delete_journal(directory, part.split)
   return report
 
 
@@ -196,7 +192,7 @@ def _subset(part: Part, split: str, indices: np.ndarray) -> Part:
 
 def _write_records(parts: Sequence[Part], settings: Settings, directory: Path, samples: _Samples) -> list[Written]:
   streams = {part.split: lambda start, part=part: samples(part, range(start, len(part.source))) for part in parts}
-  version = write_records(directory, settings.name, streams, settings.dataset.num_classes)
+  version = writers.write_records(directory, settings.name, streams, settings.dataset.num_classes)
   return [
     Written(
       part.split,
@@ -213,7 +209,7 @@ def _write_folder(parts: Sequence[Part], settings: Settings, directory: Path, sa
     names = [part.source.name(i) for i in range(len(part.source))]
     encode = functools.partial(samples, part)
     written.append(
-      Written(part.split, *write_folder(directory, part.split, names, encode, settings.dataset.num_classes))
+      Written(part.split, *writers.write_folder(directory, part.split, names, encode, settings.dataset.num_classes))
     )
   return written
 
@@ -233,13 +229,13 @@ def _as_json(settings: Settings) -> dict[str, Any]:
 def _clean_up(directory: Path, settings: Settings, parts: Sequence[Part]) -> None:
   """Restores the folder if no sample was finished, so that the user can correct the flags and run the command again."""
   unfinished = directory / settings.name / "incomplete"
-  if any(unfinished.glob("shards/*.npz")) or any(has_finished_samples(directory, part.split) for part in parts):
+  if any(unfinished.glob("shards/*.npz")) or any(writers.has_finished_samples(directory, part.split) for part in parts):
     return
   shutil.rmtree(unfinished, ignore_errors=True)
   with contextlib.suppress(OSError):
     unfinished.parent.rmdir()
   for part in parts:
-    delete_journal(directory, part.split)
+    writers.delete_journal(directory, part.split)
   (directory / NOTE).unlink(missing_ok=True)
   if os.listdir(directory) == [RECORD]:
     (directory / RECORD).unlink()
@@ -272,7 +268,7 @@ def _report(written: Iterable[Written], bad: BadFiles, settings: Settings, direc
     lines.append(f"{split:<8}{len(index):>9}{groups:>8}{num_bytes / 1e6:>10.1f}  {shares}")
   if bad:
     lines.append(f"left out: {len(bad)} bad files, listed in {directory / LIST_FILE}")
-    lines += [f"  {line}" for line in bad.lines()[:10]] + (["  ..."] if len(bad) > 10 else [])
+    lines += [f"  {file}" for file in itertools.islice(bad, 10)] + (["  ..."] if len(bad) > 10 else [])
   records = settings.output == "records"
   source = f"--config.data.source={'tfds' if records else 'folder'}"
   path = f"--config.data.path={shlex.quote(str(directory / settings.name if records else directory))}"

@@ -33,12 +33,11 @@ from seggpt_jax.data.sample_index import SampleIndex, index_name
 from seggpt_jax.data.sources import EncodedSource
 from seggpt_jax.errors import InputError, MachineError, one_line
 from seggpt_jax.files import expand, is_full, write_whole, writing
-from seggpt_jax.formats.images import decode_image, open_image
-from seggpt_jax.formats.labels import check_size, classes_in
+from seggpt_jax.formats.images import ORIENTATION, decode_image, open_image
+from seggpt_jax.formats.labels import classes_in
 
 VERSION = "1.0.0"
 SHARD_BYTES = 256 << 20
-_ORIENTATION = 0x0112
 
 
 class EncodedSample(NamedTuple):
@@ -61,12 +60,8 @@ def _encode_sample(source: EncodedSource, index: int, group: str = "", shorter_s
   JPEG and PNG files with one or three channels are kept byte for byte. Other images, and images that an EXIF tag
   rotates, become PNG files of the pixels that training would see. Images that are shrunk stay JPEG if they were JPEG.
   """
-  data, where = source.encoded_image(index)
-  image = decode_image(data, where)
-  label = source.label(index)
-  if label.shape != image.shape[:2]:
-    label = source[index]["label"]  # raises an error that names the label file
-    check_size(label, image.shape[:2], where)
+  sample, (data, where) = source[index], source.encoded_image(index)
+  image, label = sample["image"], sample["label"]
   if 0 < shorter_side < min(label.shape):
     image, label = _shrunk(image, label, shorter_side)
     # In high quality, so that little is lost in addition to the first compression.
@@ -95,7 +90,7 @@ def _can_copy(data: bytes, where: str) -> bool:
   """Returns True if the image file can be stored byte for byte."""
   image = open_image(data, where)
   return (
-    image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L") and image.getexif().get(_ORIENTATION, 1) == 1
+    image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L") and image.getexif().get(ORIENTATION, 1) == 1
   )
 
 

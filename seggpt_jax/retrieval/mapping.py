@@ -7,8 +7,8 @@ negative prompts, which show nothing that the query shows.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import itertools
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ from seggpt_jax.files import cache_folder, expand, writing
 from seggpt_jax.formats.images import decode_image, read_bytes
 from seggpt_jax.formats.labels import IGNORE, LabelFormat, read_labels
 from seggpt_jax.formats.layouts import Item
-from seggpt_jax.inference import outputs
+from seggpt_jax.inference import outputs, tiling
 from seggpt_jax.inference.queries import PromptFiles, Query, files_of, list_queries
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.retrieval.labeled_images import Facts, digest, held_classes, list_prompts
@@ -201,8 +201,7 @@ def choose(
   Raises:
     InputError: a query cannot be read or has no candidate.
   """
-  shows, digests = facts.holds.any(axis=1), np.array(facts.digests)
-  paths = np.array([os.path.realpath(prompt.image) for prompt in prompts])
+  shows = facts.holds.any(axis=1)
 
   def pick(query: Query, candidates: np.ndarray, scores: np.ndarray | None, wanted: str) -> list[str]:
     if not candidates.any():
@@ -213,9 +212,8 @@ def choose(
 
   positive: dict[str, list[str]] = {}
   negative: dict[str, list[str]] = {}
-  bar = tqdm(scored(queries, index), "choose", len(queries), unit="query")
-  for number, (query, (own_digest, scores)) in enumerate(zip(queries, bar, strict=True)):
-    key, others = query.written, shows & (digests != own_digest) & (paths != os.path.realpath(query.image))
+  for number, (query, free, scores) in enumerate(_scored(queries, prompts, facts, index)):
+    key, others = query.written, shows & free
     if conditions is None:
       positive[key] = pick(query, others, scores, "its prompt")
       continue
@@ -227,30 +225,26 @@ def choose(
   return positive, negative
 
 
-def scored(queries: Sequence[Query], index: PromptIndex | None) -> Iterator[tuple[str, np.ndarray | None]]:
-  """Yields the digest of each query's file and, with an index, the scores of all prompts for it.
+def _scored(
+  queries: Sequence[Query], prompts: Sequence[PromptFiles], facts: Facts, index: PromptIndex | None
+) -> Iterator[tuple[Query, Bool[np.ndarray, "n"], np.ndarray | None]]:
+  """Yields each query, the prompts that are not the same image, and, with an index, the scores of all prompts for it.
 
   Raises:
     InputError: a query cannot be read.
   """
-  digests: collections.deque[str] = collections.deque()
+  known, paths = np.array(facts.digests), np.array([os.path.realpath(prompt.image) for prompt in prompts])
 
   def read(query: Query) -> tuple[str, np.ndarray | None]:
     data = read_bytes(query.image)
-    return digest(data), None if index is None else decode_image(data, str(query.image))
+    image = None if index is None else tiling.resize_image(decode_image(data, str(query.image)), index.encoder.size)
+    return digest(data), image
 
-  found = (future.result() for _, future in read_ahead(read, queries, ahead=_AHEAD))
-  if index is None:
-    yield from found
-    return
-
-  def images() -> Iterator[np.ndarray]:
-    for name, image in found:
-      digests.append(name)
-      yield image
-
-  for scores in index.score_many(images()):
-    yield digests.popleft(), scores
+  found, images = itertools.tee(future.result() for _, future in read_ahead(read, queries, ahead=_AHEAD))
+  scores = itertools.repeat(None) if index is None else index.score_many(image for _, image in images)
+  bar = tqdm(zip(queries, found, scores, strict=False), "choose", len(queries), unit="query", delay=1)
+  for query, (own, _), each in bar:
+    yield query, (known != own) & (paths != os.path.realpath(query.image)), each
 
 
 def prompt_every_class(
@@ -273,14 +267,10 @@ def prompt_every_class(
   """
   if not facts.holds.any():
     raise InputError(f"{prompts[0].labels.parent}: found no class in {len(prompts)} label maps, expected some")
-  paths = np.array([os.path.realpath(prompt.image) for prompt in prompts])
-  digests = np.array(facts.digests)
   # Golden-ratio steps: neighbors in the list, which are often alike, are far apart in this order.
   spread = -((np.arange(len(prompts)) * 0.618034) % 1.0)
   found = []
-  bar = tqdm(scored(queries, index), "choose", len(queries), unit="query", delay=1)  # no bar for a second's work
-  for query, (own, scores) in zip(queries, bar, strict=True):
-    free = (digests != own) & (paths != os.path.realpath(query.image))
+  for query, free, scores in _scored(queries, prompts, facts, index):
     others = facts.holds & free[:, None]
     scores = spread if scores is None else scores
     allowed = np.where(others.any(axis=0), others, facts.holds)

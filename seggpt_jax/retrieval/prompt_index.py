@@ -8,6 +8,7 @@ computed again only for new and changed files.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -107,8 +108,10 @@ class PromptIndex:
     keys = [_cache_key(prompt, labels) for prompt in files]
     known = {key: kept[key] for key in keys if key in kept}
     missing = {key: prompt for key, prompt in zip(keys, files, strict=True) if key not in kept}
+    found = _encode(encoder, list(missing.values()), labels)
+    bar = tqdm(found, "encode prompts", len(missing), unit="image", disable=not (missing and progress))
     try:
-      for entry, key in zip(_encode(encoder, list(missing.values()), labels, progress), missing, strict=True):
+      for entry, key in zip(bar, missing, strict=True):
         known[key] = entry
     finally:
       # Also after an error or Ctrl-C, so that finished work is not repeated.
@@ -121,13 +124,10 @@ class PromptIndex:
     images, foregrounds = (np.stack([getattr(entry, key) for entry in entries]) for key in ("image", "foreground"))
     return cls(encoder, files, facts, images, foregrounds)
 
-  def _similarity(self, image: Float[np.ndarray, "d"]) -> Float[np.ndarray, "n"]:
-    """Returns the similarity of every labeled image to an image with this feature, which has length 1."""
-    return 1.0 - (1.0 - self._images @ image) / self._spread
-
   def scores(self, features: Features) -> Float[np.ndarray, "b n"]:
     """Returns the score of every labeled image for each query of a batch."""
-    similarity = np.stack([self._similarity(image) for image in np.asarray(normalized(features.image))])
+    cosines = np.stack([self._images @ image for image in np.asarray(normalized(features.image))])
+    similarity = 1.0 - (1.0 - cosines) / self._spread
     found = np.asarray(presence(features.patches, self._foregrounds, self._mean))[:, : len(self.files)]
     return (1.0 - FOREGROUND_WEIGHT) * similarity + FOREGROUND_WEIGHT * found
 
@@ -140,13 +140,8 @@ class PromptIndex:
     Yields:
       The scores of all labeled images for each query.
     """
-    batch: list[np.ndarray] = []
-    for image in images:
-      batch.append(tiling.resize_image(image, self.encoder.size))
-      if len(batch) == self.encoder.batch_size:
-        yield from self.scores(self.encoder(np.stack(batch)))
-        batch = []
-    if batch:
+    resized = (tiling.resize_image(image, self.encoder.size) for image in images)
+    while batch := list(itertools.islice(resized, self.encoder.batch_size)):
       yield from self.scores(self.encoder(np.stack(batch)))
 
   def nearest(self, image: UInt8[np.ndarray, "h w 3"], top_k: int = 1) -> list[Match]:
@@ -167,10 +162,8 @@ def _of_length_1(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
   return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
-def _encode(
-  encoder: Encoder, files: Sequence[PromptFiles], labels: LabelFormat, progress: bool
-) -> Iterator[_StoredFeatures]:
-  """Reads and encodes labeled images, with a progress bar if it is wanted."""
+def _encode(encoder: Encoder, files: Sequence[PromptFiles], labels: LabelFormat) -> Iterator[_StoredFeatures]:
+  """Reads and encodes labeled images."""
 
   def read(prompt: PromptFiles) -> tuple[np.ndarray, np.ndarray, str, np.ndarray]:
     data = read_bytes(prompt.image)
@@ -179,16 +172,11 @@ def _encode(
     shares = foreground_shares(label, encoder.grid)
     return tiling.resize_image(image, encoder.size), shares, digest(data), held_classes(label)
 
-  bar = tqdm(total=len(files), desc="encode prompts", unit="image", disable=not (files and progress))
   coming = (future.result() for _, future in read_ahead(read, files, ahead=2 * encoder.batch_size))
-  with bar:
-    for start in range(0, len(files), encoder.batch_size):
-      batch = files[start : start + encoder.batch_size]
-      images, shares, digests, holds = zip(*(next(coming) for _ in batch), strict=True)
-      found = encoder(np.stack(images), np.stack(shares))
-      for entry in zip(digests, holds, np.asarray(found.image), np.asarray(found.foreground), strict=True):
-        yield _StoredFeatures(*entry)
-        bar.update()
+  while batch := list(itertools.islice(coming, encoder.batch_size)):
+    images, shares, digests, holds = zip(*batch, strict=True)
+    found = encoder(np.stack(images), np.stack(shares))
+    yield from map(_StoredFeatures, digests, holds, np.asarray(found.image), np.asarray(found.foreground))
 
 
 class _StoredFeatures(NamedTuple):
