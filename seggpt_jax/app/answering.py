@@ -231,15 +231,14 @@ class Answering:
 
   def _collect(self) -> None:
     """Stores the answers that are there, and gives up answers that nobody wants any more."""
-    for request in list(self._flying):
-      if not request.future.done():
-        if request.round != self._session.round:
-          request.future.cancel()
-        continue
+    for request in [each for each in self._flying if each.future.done()]:
       self._flying.remove(request)
       if not request.future.cancelled():
         with contextlib.suppress(OSError):  # the session has ended, and its folder is gone
           self._store(request)
+    for request in self._flying:
+      if request.round != self._session.round:
+        request.future.cancel()
 
   def _store(self, request: _Request) -> None:
     try:

@@ -91,11 +91,9 @@ class PromptFields(pydantic.BaseModel, extra="forbid"):
     Raises:
       InputError: the values do not fit the format.
     """
-    mode = self.labels or default.mode
-    base = default if mode == default.mode else LabelFormat() if mode != "table" else None
-    names = ("threshold", "table", "ignore")
-    inherited = {} if base is None else {name: getattr(base, name) for name in names}
-    return LabelFormat(mode, **inherited | {name: getattr(self, name) for name in names if name in self.given})
+    kept = default if self.labels in (None, default.mode) else LabelFormat()
+    given = {name: getattr(self, name) for name in ("threshold", "table", "ignore") if name in self.given}
+    return dataclasses.replace(kept, mode=self.labels or default.mode, **given)
 
   @property
   def given(self) -> set[str]:
@@ -144,11 +142,10 @@ class PredictFields(PromptFields):
     Raises:
       InputError: the options do not go together.
     """
-    names = {field.name for field in dataclasses.fields(InferenceOptions)} & self.given
-    changes = {name: getattr(self, name) for name in names}
+    plain = {field.name: field.default for field in dataclasses.fields(InferenceOptions)}
+    changes = {name: getattr(self, name) for name in plain.keys() & self.given}
     if changes.keys() & {"split", "zoom"}:
-      plain = InferenceOptions()
-      changes = {name: getattr(plain, name) for name in _SCALE} | changes
+      changes = {name: plain[name] for name in _SCALE} | changes
     return dataclasses.replace(defaults, **changes)
 
 

@@ -302,7 +302,7 @@ class PendingPrediction:
     if self.views[0].asked:
       colors = self._blend(self._probabilities(colors), combine)
       return decode_prediction(colors, self.palette, self.classes, self.image, *decoding)
-    fused = _mean(colors)
+    fused = colors[0] if len(colors) == 1 else np.round(np.mean(colors, axis=0)).astype(np.uint8)
     if combine:
       asked = self.classes[self.classes > 0]
       fused = self._blend(class_shares(fused, self.palette, asked), combine)
@@ -321,11 +321,6 @@ class PendingPrediction:
     if combine:
       probabilities = {index: combine(index, each) for index, each in probabilities.items()}
     return blend_most_likely(probabilities, self.palette, self.image.shape[:2])
-
-
-def _mean(colors: list[np.ndarray]) -> np.ndarray:
-  """Returns the mean of predicted colors, as uint8."""
-  return colors[0] if len(colors) == 1 else np.round(np.mean(colors, axis=0)).astype(np.uint8)
 
 
 _WITHOUT_EFFECT = ("split", "overlap", "stitch_width", "flips", "foreground_tiles", "zoom")

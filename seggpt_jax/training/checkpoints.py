@@ -198,7 +198,7 @@ class Checkpoints:
       found = one_line(error)[:200] or type(error).__name__
     # Each process reads other parts, without a manager, which would make the processes wait for one that has failed.
     damaged_here = isinstance(found, str)
-    if _on_any_process(damaged_here):
+    if np.any(multihost_utils.process_allgather(np.array(damaged_here))):
       return found if damaged_here else "a part that another process reads is damaged"
     self._refuse_another_model(directory, found[2])
     if not digests.is_sealed(Path(directory)):
@@ -258,7 +258,7 @@ class Checkpoints:
         again += 1
         place = folder / f"{step}_{again}"
       # Every process must have chosen the name before the first one uses it.
-      _wait_for_all(f"damaged {step}")
+      multihost_utils.sync_global_devices(f"damaged {step}")
       if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (self._steps.directory / str(step)).rename(place)
@@ -266,7 +266,7 @@ class Checkpoints:
         f"warning: checkpoint {self._steps.directory / str(step)} is damaged ({reason}), moved to {place}; "
         f"resuming from {self._steps.directory / str(whole)}"
       )
-    _wait_for_all("damaged moved")
+    multihost_utils.sync_global_devices("damaged moved")
     self._steps.reload()
 
   def describe_newest(self) -> str:
@@ -357,14 +357,3 @@ def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the values of a description, of network and adapter together, without nesting."""
   inner = {**description.get("config", {}), **description.get("adapter", {})}
   return {**inner, **{key: value for key, value in description.items() if not isinstance(value, dict)}}
-
-
-def _on_any_process(value: bool) -> bool:
-  """Returns whether the value is True on any process; all processes have to call this."""
-  return bool(np.any(multihost_utils.process_allgather(np.array(value)))) if jax.process_count() > 1 else value
-
-
-def _wait_for_all(name: str) -> None:
-  """Waits until all processes have come to this point."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)

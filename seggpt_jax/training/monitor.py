@@ -43,8 +43,9 @@ def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int,
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields the whole lines of a metrics.jsonl, as text and as values. A kill may have cut the last one short."""
-  for line in Path(path).read_text("utf-8", errors="replace").splitlines():
+  """Yields the whole lines of a metrics.jsonl, if there is one, as text and as values; a kill may have cut the last."""
+  path = Path(path)
+  for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
     with contextlib.suppress(ValueError, KeyError, TypeError):
       entry = parse_json(line)
       operator.index(entry["step"])
@@ -176,10 +177,9 @@ class Monitor:
 
 def _drop_lines_after(path: Path, step: int) -> None:
   """Removes the lines of later steps from metrics.jsonl."""
-  if not path.exists():
-    return
   kept = [f"{line}\n" for line, entry in read_lines(path) if entry["step"] <= step]
-  write_whole(path, lambda file: file.write("".join(kept).encode()), replace=True)
+  if path.exists():
+    write_whole(path, lambda file: file.write("".join(kept).encode()), replace=True)
 
 
 _HIDDEN = np.uint8(128)
