@@ -92,8 +92,6 @@ def prepare_head(config: ConfigDict, workdir: str | os.PathLike, held: contextli
     mesh=mesh,
     start=start,
     state=state,
-    key=jax.random.key(config.seed),
-    epoch=None,
     schedule=plan.optimizer.schedule,
     train_step=_make_step(plan.graph, plan.optimizer),
     validate=functools.partial(_validate, plan.graph, config, splits["val"], describe),
