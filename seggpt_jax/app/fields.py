@@ -6,7 +6,6 @@ The description of the service for other programs (OpenAPI) is made from these m
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -15,7 +14,7 @@ import pydantic
 from pydantic import BeforeValidator, Field, SkipValidation, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, nearest
 from seggpt_jax.formats.labels import LABEL_MODES, LabelFormat, parse_values
 from seggpt_jax.inference.options import Flips, Heads, InferenceOptions
 from seggpt_jax.model.seggpt import SegType
@@ -161,9 +160,8 @@ def parse(model: type[M], values: Mapping[str, Any]) -> M:
   """
   for name in values:
     if name not in model.model_fields:
-      known = list(model.model_fields)
-      nearest = difflib.get_close_matches(name[:_SHOWN], known, n=2, cutoff=0.5) or known
-      raise InputError(f"{name[:_SHOWN]!r}: unknown field, expected {' or '.join(nearest[:8])}")
+      known = nearest(name[:_SHOWN], model.model_fields, 2) or list(model.model_fields)[:8]
+      raise InputError(f"{name[:_SHOWN]!r}: unknown field, expected {' or '.join(known)}")
   try:
     return model.model_validate(dict(values))
   except pydantic.ValidationError as error:

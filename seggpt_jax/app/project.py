@@ -337,7 +337,7 @@ class Project:
   def as_json(self, since: int = 0) -> dict[str, Any]:
     """Returns the state for the page, with its rate and its training run."""
     state = self.session.as_json(since)
-    rate = self.answering.rate()
+    rate = self.answering.rate.per_second()
     left = state["progress"]["total"] - state["progress"]["answered"]
     state["progress"] |= {"rate": round(rate, 3), "seconds": round(left / rate, 1) if rate else None}
     state["learning"] = None if self._learning is None else self._learning.as_json()

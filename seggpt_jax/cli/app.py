@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import urllib.parse
 import webbrowser
 from pathlib import Path
@@ -99,9 +98,7 @@ def main(project: str = "") -> None:
     closing.callback(opened.close)
     page = create_page(opened, token=token, loopback=loopback)
     address = server.address_of(listening) + (f"/?token={urllib.parse.quote(token)}" if token else "/")
-    ended_by = server.serve(page, [engine], listening, lambda: _announce(address, folder), _PATIENCE)
-  if ended_by == signal.SIGINT:
-    raise KeyboardInterrupt
+    server.serve(page, [engine], listening, lambda: _announce(address, folder), _PATIENCE)
 
 
 def _claim_folder(project: str, closing: contextlib.ExitStack) -> Path:
