@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float, UInt8
-from PIL import Image
 from tqdm import tqdm
 
 from seggpt_jax import canvas, palette
@@ -24,6 +23,7 @@ from seggpt_jax.data.pipeline import Batch
 from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import parse_json, write_whole
+from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.trackers import Tracker
 
@@ -146,7 +146,7 @@ class Monitor:
     if not self._enabled:
       return
     path = self._workdir / "panels" / f"{split}_{step:07d}.png"
-    write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"), replace=True)
+    write_png(path, picture, replace=True)
     self._tracker.picture(step, split, picture)
 
   def curves(self) -> None:
