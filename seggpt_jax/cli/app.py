@@ -106,11 +106,10 @@ def _claim_folder(project: str, closing: contextlib.ExitStack) -> Path:
     folder = create_project(project or default_folder() + (f"_{number}" if number > 1 else ""))
     try:
       closing.enter_context(exclusive(folder))
+      return folder
     except InputError:
       if project or number == _MOST_PAGES:
         raise
-    else:
-      return folder
   raise AssertionError("the last folder ends in one way or the other")
 
 
