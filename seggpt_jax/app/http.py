@@ -85,8 +85,8 @@ class Guard:
     if scope["type"] != "http":
       await self._app(scope, receive, send)
       return
-    began, status, headers = time.perf_counter(), 500, Headers(scope=scope)
-    unread = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    began, status, asked = time.perf_counter(), 500, Headers(scope=scope)
+    unread = "transfer-encoding" in asked or asked.get("content-length", "0") != "0"
 
     async def noting() -> Message:
       nonlocal unread
