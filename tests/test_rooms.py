@@ -20,7 +20,7 @@ ROOMS = (
 
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
-  **{"cli": 2770, "app": 4410, "evaluation": 1870, "retrieval": 800, "export": 490, "training": 3810},
+  **{"cli": 2770, "app": 4400, "evaluation": 1870, "retrieval": 800, "export": 490, "training": 3800},
   **{"inference": 4350, "audit": 2300, "prepare": 690, "synthetic": 700, "model": 3890, "data": 2700},
   **{"formats": 2950, "metrics": 440, "": 1375},
 }

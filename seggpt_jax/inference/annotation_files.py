@@ -135,11 +135,10 @@ def write(
   for folder, each in versions.items():
     found, size = instances(each, least_area, options.tolerance), each.labels.shape
     for kind in kinds:
+      path = directory / folder / kind / f"{query.name}.json"
       if kind == "coco":
-        part = coco_image(_file_name(query, options.root), found, size)
-        outputs.write_json(directory / folder / kind / f"{query.name}.json", part, None)
+        outputs.write_json(path, coco_image(_file_name(query, options.root), found, size), None)
       elif kind == "labelme":
-        path = directory / folder / kind / f"{query.name}.json"
         outputs.write_json(path, _labelme(path, query, found, size, options), None)
       else:
         outputs.write_text(directory / folder / kind / "labels" / f"{query.name}.txt", _yolo(found, size))

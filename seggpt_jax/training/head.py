@@ -221,10 +221,8 @@ def _make_step(graph: nnx.GraphDef, optimizer: Optimizer) -> Callable[..., tuple
 
   def take_step(state: TrainState, batch: tuple[Any, np.ndarray], key: jax.Array) -> tuple[TrainState, StepOutput]:
     del key
-    frozen, trained = (
-      {name: value for name, value in state.params.items() if (name in optimizer.frozen) == which}
-      for which in (True, False)
-    )
+    frozen = {name: value for name, value in state.params.items() if name in optimizer.frozen}
+    trained = {name: value for name, value in state.params.items() if name not in optimizer.frozen}
     trained, opt_state, output = step(trained, state.opt_state, frozen, *batch)
     return TrainState(state.step + 1, {**frozen, **trained}, opt_state), output
 
