@@ -28,7 +28,7 @@ _WORK = {
   "calibrate": ("seggpt_jax.cli.inference_flags.Predictor.from_checkpoint",),
   "demo": ("seggpt_jax.cli.demo._run",),
   "evaluate": ("seggpt_jax.cli.evaluate.parts.run",),
-  "evaluate-inspection": ("seggpt_jax.cli.evaluate_inspection.Predictor.from_checkpoint",),
+  "evaluate-inspection": ("seggpt_jax.cli.inference_flags.Predictor.from_checkpoint",),
   "infer": ("seggpt_jax.cli.inference_flags.Predictor.from_checkpoint", "seggpt_jax.cli.prompt_flags.load_model"),
   "inspect": ("seggpt_jax.cli.inspect.draw_samples",),
   "prepare": ("seggpt_jax.cli.prepare.prepare",),

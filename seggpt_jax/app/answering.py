@@ -7,7 +7,6 @@ when it is ready.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import threading
@@ -162,10 +161,13 @@ class Answering:
   Args:
     session: the session.
     network: function that returns the network that answers the session at this moment; it may raise `NotReadyError`.
+
+  Attributes:
+    rate: how many images are answered in a second.
   """
 
   def __init__(self, session: Session, network: Callable[[], Network]):
-    self._session, self._network, self._rate = session, network, Rate()
+    self._session, self._network, self.rate = session, network, Rate()
     self._flying: list[_Request] = []
     self._examples: _Examples | None = None
     self._called, self._closed = threading.Event(), False
@@ -175,10 +177,6 @@ class Answering:
   def call(self) -> None:
     """Says that there may be work."""
     self._called.set()
-
-  def rate(self) -> float:
-    """Returns how many images were answered per second lately; 0 if unknown."""
-    return self._rate.per_second()
 
   def close(self) -> None:
     """Gives up what waits and ends the thread."""
@@ -231,24 +229,19 @@ class Answering:
 
   def _collect(self) -> None:
     """Stores the answers that are there, and gives up answers that nobody wants any more."""
-    for request in list(self._flying):
-      if not request.future.done():
-        if request.round != self._session.round:
-          request.future.cancel()
-        continue
+    for request in [each for each in self._flying if each.future.done()]:
       self._flying.remove(request)
       if not request.future.cancelled():
-        with contextlib.suppress(OSError):  # the session has ended, and its folder is gone
-          self._store(request)
-
-  def _store(self, request: _Request) -> None:
-    try:
-      self._session.put_answer(request.key, request.round, request.future.result(), request.used)
-      self._rate.add()
-    except OSError:
-      raise
-    except Exception as error:
-      self._note_failure(request.key, request.round, error)
+        try:
+          self._session.put_answer(request.key, request.round, request.future.result(), request.used)
+          self.rate.add()
+        except OSError:
+          pass  # the session has ended, and its folder is gone
+        except Exception as error:
+          self._note_failure(request.key, request.round, error)
+    for request in self._flying:
+      if request.round != self._session.round:
+        request.future.cancel()
 
   def _note_failure(self, key: str, round_: int, error: Exception) -> None:
     if not isinstance(error, InputError | UnknownError | OSError):

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from seggpt_jax.app.fields import PredictFields
 from seggpt_jax.app.prompt_sets import Stored
-from seggpt_jax.inference.annotation_files import AnnotationOptions
+from seggpt_jax.inference.annotation_files import AnnotationOptions, coco_image, join_coco
 from seggpt_jax.inference.instances import Instance, instances
 from seggpt_jax.inference.pictures import encode_png
 from seggpt_jax.inference.prediction import Prediction
@@ -114,8 +114,15 @@ def describe(
     if "polygons" in wanted:
       entry["polygons"] = [_polygon(each, names) for each in found]
     entries.append(entry)
-  files = [each.file_name for each in fields.image]
-  return {"predictions": entries} | ({"coco": _coco(predictions, files, objects, names)} if "coco" in wanted else {})
+  if "coco" not in wanted:
+    return {"predictions": entries}
+  parts = [
+    coco_image(file.file_name, found, prediction.labels.shape)
+    for file, found, prediction in zip(fields.image, objects, predictions, strict=True)
+  ]
+  last = max(len(class_names), *(each.classes[-1] for each in predictions))
+  coco = join_coco(parts, {index: names.name(index) for index in range(1, last + 1)})
+  return {"predictions": entries, "coco": coco}
 
 
 def _shares(prediction: Prediction, confidence: bool) -> dict[str, Any]:
@@ -139,26 +146,6 @@ def _shares(prediction: Prediction, confidence: bool) -> dict[str, Any]:
 def _polygon(found: Instance, names: AnnotationOptions) -> dict[str, Any]:
   entry = {"class": found.class_index, "name": names.name(found.class_index), "area": found.area, "box": found.box}
   return entry | {"polygon": found.polygon.round(2).tolist(), "confidence": round(found.confidence, 4)}
-
-
-def _coco(
-  predictions: Sequence[Prediction],
-  files: Sequence[str],
-  objects: Sequence[Sequence[Instance]],
-  names: AnnotationOptions,
-) -> dict[str, Any]:
-  """Returns a COCO file of all images, in the form of `infer --save coco`."""
-  images, annotations = [], []
-  for image_id, (prediction, file_name, found) in enumerate(zip(predictions, files, objects, strict=True), 1):
-    height, width = prediction.labels.shape
-    images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-    for each in found:
-      entry = {"id": 1 + len(annotations), "image_id": image_id, "category_id": each.class_index, "iscrowd": 0}
-      entry |= {"segmentation": [each.polygon.round(2).ravel().tolist()], "area": each.area, "bbox": list(each.box)}
-      annotations.append(entry | {"score": round(each.confidence, 4)})
-  last = max(len(names.names), *(each.classes[-1] for each in predictions))
-  categories = [{"id": index, "name": names.name(index), "supercategory": ""} for index in range(1, last + 1)]
-  return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _base64(pixels: np.ndarray) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import shutil
 import tempfile
 import zipfile
@@ -19,7 +18,6 @@ from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from seggpt_jax.app.labeling import DEMO_CLASS
 from seggpt_jax.app.limits import TooLargeError
@@ -35,7 +33,7 @@ from seggpt_jax.formats.layouts import Item, folder_layout
 from seggpt_jax.formats.recognize import OUTLINES, recognize
 from seggpt_jax.inference import annotation_files
 from seggpt_jax.inference.annotation_files import AnnotationOptions
-from seggpt_jax.inference.pictures import write_png
+from seggpt_jax.inference.pictures import encode, write_png
 from seggpt_jax.inference.queries import Query
 from seggpt_jax.inference.video import probe, read_frames
 from seggpt_jax.palette import IGNORE
@@ -361,9 +359,8 @@ def add_frames(session: Session, path: Path, name: str, most_pixels: int) -> int
     added = 0
     for number, pixels in enumerate(read_frames(path)):
       if number in wanted:
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "jpeg", quality=95, subsampling=0)
-        session.add_image(f"{Path(shown).stem}_{number:05d}.jpg", file.getvalue())
+        data = encode(pixels, "jpeg", quality=95, subsampling=0)
+        session.add_image(f"{Path(shown).stem}_{number:05d}.jpg", data)
         added += 1
     return added
   except InputError as error:
@@ -377,8 +374,7 @@ def add_boards(session: Session) -> None:
   if session.needs_examples and not session.examples:
     session.set_classes([DEMO_CLASS])
   for place, index in enumerate(_BOARDS):
-    board, file = source[index], io.BytesIO()
-    Image.fromarray(board["image"]).save(file, "png")
-    picture = session.add_image(f"board_{place + 1:02d}.png", file.getvalue(), demo=True)
+    board = source[index]
+    picture = session.add_image(f"board_{place + 1:02d}.png", encode(board["image"], "png"), demo=True)
     if place == 0 and session.needs_examples:
       session.set_label(picture.key, board["label"])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from seggpt_jax.app.sessions import Session
 from seggpt_jax.errors import InputError
+from seggpt_jax.inference.pictures import encode
 
 _THUMBNAIL = 160  # pixels of the longer side
 _CUT_SIDE, _CUT_ROUNDS = 480, 4  # pixels of the longer side in which an object is cut out, and rounds of GrabCut
@@ -27,9 +26,7 @@ def thumbnail(session: Session, key: str) -> bytes:
     labels = cv2.resize(result.labels, size, interpolation=cv2.INTER_NEAREST)
     colors = session.palette(len(result.palette))[labels]
     small = np.where((labels > 0)[..., None], (0.45 * small + 0.55 * colors).astype(np.uint8), small)
-  file = io.BytesIO()
-  Image.fromarray(small).save(file, "jpeg", quality=85)
-  return file.getvalue()
+  return encode(small, "jpeg", quality=85)
 
 
 def cut_out(session: Session, key: str, box: Sequence[int], seed: int = 0) -> UInt8[np.ndarray, "_ _"]:

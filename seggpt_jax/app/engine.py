@@ -222,35 +222,26 @@ class Engine:
       return taken
 
   def _segment(self, predictor: Predictor, jobs: Sequence[_Job]) -> None:
-    """Segments images together. If that fails, each is tried alone, so that an error stays with its caller."""
-    jobs = [job for job in jobs if self._begin(job)]
-    if not jobs:
-      return
-    self.counts.batches += 1
-    self.counts.shared += len(jobs) if len(jobs) > 1 else 0
-    try:
-      self._predict(predictor, jobs)
-    except Exception:
-      for job in [job for job in jobs if not job.future.done()]:
-        self._segment_alone(predictor, job)
-
-  def _begin(self, job: _Job) -> bool:
-    """Returns whether somebody still waits for an image."""
-    wanted = job.future.set_running_or_notify_cancel()
-    self.counts.abandoned += not wanted
-    return wanted
-
-  def _segment_alone(self, predictor: Predictor, job: _Job) -> None:
-    try:
-      self._predict(predictor, [job])
-    except Exception as error:
-      self.counts.errors += 1
-      job.future.set_exception(error)
+    """Segments the images that somebody still waits for, and counts them."""
+    wanted = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+    self.counts.abandoned += len(jobs) - len(wanted)
+    if wanted:
+      self.counts.batches += 1
+      self.counts.shared += len(wanted) if len(wanted) > 1 else 0
+      self._predict(predictor, wanted)
 
   def _predict(self, predictor: Predictor, jobs: Sequence[_Job]) -> None:
-    """Segments images and hands out each prediction as soon as it is there."""
+    """Segments images together. If that fails, each is tried alone, so that an error stays with its caller."""
     options = jobs[0].options
-    queries = [(job.image, job.prompts.for_options(predictor, options)) for job in jobs]
-    for job, prediction in zip(jobs, predictor.predict_many(queries, options), strict=True):
-      self.counts.images += 1
-      job.future.set_result(prediction)
+    try:
+      queries = [(job.image, job.prompts.for_options(predictor, options)) for job in jobs]
+      for job, prediction in zip(jobs, predictor.predict_many(queries, options), strict=True):
+        self.counts.images += 1
+        job.future.set_result(prediction)
+    except Exception as error:
+      for job in [job for job in jobs if not job.future.done()]:
+        if len(jobs) > 1:
+          self._predict(predictor, [job])
+        else:
+          self.counts.errors += 1
+          job.future.set_exception(error)

@@ -6,7 +6,6 @@ The description of the service for other programs (OpenAPI) is made from these m
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -15,7 +14,7 @@ import pydantic
 from pydantic import BeforeValidator, Field, SkipValidation, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
-from seggpt_jax.errors import InputError
+from seggpt_jax.errors import InputError, nearest
 from seggpt_jax.formats.labels import LABEL_MODES, LabelFormat, parse_values
 from seggpt_jax.inference.options import Flips, Heads, InferenceOptions
 from seggpt_jax.model.seggpt import SegType
@@ -91,11 +90,9 @@ class PromptFields(pydantic.BaseModel, extra="forbid"):
     Raises:
       InputError: the values do not fit the format.
     """
-    mode = self.labels or default.mode
-    base = default if mode == default.mode else LabelFormat() if mode != "table" else None
-    names = ("threshold", "table", "ignore")
-    inherited = {} if base is None else {name: getattr(base, name) for name in names}
-    return LabelFormat(mode, **inherited | {name: getattr(self, name) for name in names if name in self.given})
+    kept = default if self.labels in (None, default.mode) else LabelFormat()
+    given = {name: getattr(self, name) for name in ("threshold", "table", "ignore") if name in self.given}
+    return dataclasses.replace(kept, mode=self.labels or default.mode, **given)
 
   @property
   def given(self) -> set[str]:
@@ -144,11 +141,10 @@ class PredictFields(PromptFields):
     Raises:
       InputError: the options do not go together.
     """
-    names = {field.name for field in dataclasses.fields(InferenceOptions)} & self.given
-    changes = {name: getattr(self, name) for name in names}
+    plain = {field.name: field.default for field in dataclasses.fields(InferenceOptions)}
+    changes = {name: getattr(self, name) for name in plain.keys() & self.given}
     if changes.keys() & {"split", "zoom"}:
-      plain = InferenceOptions()
-      changes = {name: getattr(plain, name) for name in _SCALE} | changes
+      changes = {name: plain[name] for name in _SCALE} | changes
     return dataclasses.replace(defaults, **changes)
 
 
@@ -164,9 +160,8 @@ def parse(model: type[M], values: Mapping[str, Any]) -> M:
   """
   for name in values:
     if name not in model.model_fields:
-      known = list(model.model_fields)
-      nearest = difflib.get_close_matches(name[:_SHOWN], known, n=2, cutoff=0.5) or known
-      raise InputError(f"{name[:_SHOWN]!r}: unknown field, expected {' or '.join(nearest[:8])}")
+      known = nearest(name[:_SHOWN], model.model_fields, 2) or list(model.model_fields)[:8]
+      raise InputError(f"{name[:_SHOWN]!r}: unknown field, expected {' or '.join(known)}")
   try:
     return model.model_validate(dict(values))
   except pydantic.ValidationError as error:

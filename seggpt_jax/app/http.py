@@ -85,7 +85,8 @@ class Guard:
     if scope["type"] != "http":
       await self._app(scope, receive, send)
       return
-    began, status, unread = time.perf_counter(), 500, _has_body(Headers(scope=scope))
+    began, status, asked = time.perf_counter(), 500, Headers(scope=scope)
+    unread = "transfer-encoding" in asked or asked.get("content-length", "0") != "0"
 
     async def noting() -> Message:
       nonlocal unread
@@ -149,10 +150,6 @@ def _origin_host(origin: str) -> str:
   except ValueError:
     return ""
   return parts.netloc.lower() if parts.scheme in ("http", "https") else ""
-
-
-def _has_body(headers: Headers) -> bool:
-  return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
 async def _drain(receive: Receive, most_bytes: int) -> None:

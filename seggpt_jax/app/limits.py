@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -101,18 +102,23 @@ class Limits:
 
   def check_zoom(self, sizes: Sequence[tuple[int, int]], scale: Scale) -> int:
     """Returns the pixels of images at a zoom, 0 without one; raises TooLargeError for more than are accepted."""
-    total = sum(_product(scale.size(size)) for size in sizes)
+    total = sum(math.prod(scale.size(size)) for size in sizes)
     if total > self.pixels:
       raise TooLargeError(f"zoom: found {scale.zoom:g}, which makes {total} pixels, expected at most {self.pixels}")
     return total
 
-  def check_canvases(self, name: str, count: int) -> None:
+  def check_canvases(
+    self, sizes: Sequence[tuple[int, int]], options: InferenceOptions, prompts: int, tile: tuple[int, int]
+  ) -> None:
     """Raises TooLargeError for an image that takes more passes through the network than are accepted."""
-    if count > self.canvases:
-      raise TooLargeError(
-        f"{name}: needs {count} passes through the network, expected at most {self.canvases}; use fewer prompts, a "
-        "smaller split or zoom, or fewer flips"
-      )
+    for index, size in enumerate(sizes):
+      # A camera may have stored an image lying on its side.
+      count = max(count_canvases(options, shape, prompts, tile) for shape in (size, size[::-1]))
+      if count > self.canvases:
+        raise TooLargeError(
+          f"image[{index}]: needs {count} passes through the network, expected at most {self.canvases}; use fewer "
+          "prompts, a smaller split or zoom, or fewer flips"
+        )
 
 
 def count_canvases(options: InferenceOptions, shape: tuple[int, int], prompts: int, tile: tuple[int, int]) -> int:
@@ -127,17 +133,12 @@ def count_canvases(options: InferenceOptions, shape: tuple[int, int], prompts: i
   total = 0
   for scale in options.scales:
     size = [max(side, min(tile)) for side in scale.size(shape, tile)]
-    windows = _product([window_count(*sides, options.overlap) for sides in zip(size, tile, strict=True)])
+    windows = math.prod(window_count(*sides, options.overlap) for sides in zip(size, tile, strict=True))
     if options.stitch_width and scale.split > 1:
       windows += 2 * scale.split * (scale.split - 1) + (scale.split - 1) ** 2
     # A prompt is cut into tiles, or consists of cells, which other images fill.
     total += windows * max(-(-prompts * scale.split**2 // scale.cells), 1)
   return total * _COPIES[options.flips]
-
-
-def _product(pair: Sequence[int]) -> int:
-  first, second = pair
-  return first * second
 
 
 class Budget:

@@ -7,9 +7,9 @@ In: requests with the page's cookie. Out: JSON, pictures and zip files. The work
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hmac
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -341,12 +341,8 @@ def _png(labels: np.ndarray) -> Response:
 
 def _zipped(session: Session, write: Callable[[Path], None], name: str) -> Response:
   """Returns a zip file that is deleted once it is sent."""
-  folder = Path(tempfile.mkdtemp(dir=session.scratch))
-  target = folder / f"{name}.zip"
-  cleanup = BackgroundTask(shutil.rmtree, folder, ignore_errors=True)
-  try:
-    write(target)
-  except BaseException:
-    shutil.rmtree(folder)
-    raise
+  with contextlib.ExitStack() as held:
+    folder = held.enter_context(tempfile.TemporaryDirectory(dir=session.scratch, ignore_cleanup_errors=True))
+    write(target := Path(folder) / f"{name}.zip")
+    cleanup = BackgroundTask(held.pop_all().close)
   return FileResponse(target, media_type="application/zip", filename=f"seggpt_{name}.zip", background=cleanup)

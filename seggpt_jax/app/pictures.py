@@ -125,10 +125,9 @@ class Picture:
   def as_json(self) -> dict[str, Any]:
     """Returns what the page shows of the image."""
     height, width = self.size
-    state = {"label": self.label, "draft": self.draft, "answer": self.answer, "error": self.error}
-    state |= {"changed": self.changed, "holds": list(self.holds), "used": list(self.used)}
-    state |= {"unseen": list(self.unseen), "done": self.done, "shows": list(self.shows), "sure": round(self.sure, 4)}
-    return {"key": self.key, "name": self.name, "height": height, "width": width, **state}
+    hidden = ("path", "size", "num_bytes", "classes")
+    state = {name: value for name, value in vars(self).items() if name not in hidden}
+    return {**state, "height": height, "width": width, "sure": round(self.sure, 4)}
 
 
 def check_header(data: bytes, where: str, most_pixels: int) -> None:

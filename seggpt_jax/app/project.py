@@ -75,14 +75,10 @@ class Learning:
     self.examples = write_dataset(session, self._folder / "data", val_share, training=True)
     self._stopped = False
     self._log = open(self._folder / "log.txt", "wb")  # noqa: SIM115 - closed with the process
-    keys = [f"data.path={self._folder / 'data'}", f"data.num_classes={len(session.classes) + 1}", f"num_steps={steps}"]
-    keys += [
-      f"model.init_from={recipe.model_path}",
-      f"eval_every={max(steps // 4, 1)}",
-    ]
-    keys += [f"checkpoint_every={max(steps // 4, 1)}", f"log_every={max(min(steps // 20, 10), 1)}"]
-    keys += [f"data.ignore=({IGNORE},)"]
-    keys += [] if val_share else ["data.val_split=train"]
+    every, log_every = max(steps // 4, 1), max(min(steps // 20, 10), 1)
+    keys = [f"model.init_from={recipe.model_path}", f"data.path={self._folder / 'data'}", f"data.ignore=({IGNORE},)"]
+    keys += [f"data.num_classes={len(session.classes) + 1}", *([] if val_share else ["data.val_split=train"])]
+    keys += [f"num_steps={steps}", f"eval_every={every}", f"checkpoint_every={every}", f"log_every={log_every}"]
     keys += recipe.keys
     line = ["train", "--config", recipe.config, "--workdir", str(self.run), *(f"--config.{key}" for key in keys)]
     self._process = start_command(line, stdout=self._log, stderr=self._log, start_new_session=True)
@@ -129,7 +125,7 @@ class Learning:
 
   def as_json(self) -> dict[str, Any]:
     """Returns the progress for the page: the numbers logged so far, and the minutes that are left."""
-    logged = _read_log(self.run / "metrics.jsonl")
+    logged = [entry for _, entry in read_lines(self.run / "metrics.jsonl")]
     train = [entry for entry in logged if entry["split"] == "train"]
     step, state = (train[-1]["step"] if train else 0), self.state
     seconds = self._step_seconds(train[-1]) if train else None
@@ -155,20 +151,8 @@ class Learning:
     """Returns the last line that the process printed, without paths of this machine."""
     lines = (self._folder / "log.txt").read_text("utf-8", errors="replace").splitlines()
     last = next((line for line in reversed(lines) if line.strip()), "no message")
-    return (
-      one_line(last.removeprefix("error: ")).replace(f"{self._folder}{os.sep}", "").replace(str(self._folder), "")[:300]
-    )
-
-
-def learned_runs(folder: Path) -> dict[str, Path]:
-  """Returns the directories of the training runs of a project that have weights, by their numbers."""
-  runs = {name: folder / LEARNED / name / "run" for name in run_numbers(folder)}
-  return {name: run for name, run in runs.items() if any(run.glob("checkpoints/*"))}
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-  """Returns the entries of a run's metrics.jsonl, without a last line that is still being written."""
-  return [entry for _, entry in read_lines(path)] if path.is_file() else []
+    last = one_line(last.removeprefix("error: "))
+    return last.replace(f"{self._folder}{os.sep}", "").replace(str(self._folder), "")[:300]
 
 
 # Passes forward that a training step takes for each of its images: three times as many, at fewer pixels in the packaged
@@ -216,8 +200,9 @@ class Project:
   def learned(self) -> dict[str, Path]:
     """The directories of training runs that have weights for the classes, by number, the newest last."""
     running = self._learning.name if self._learning and not self._learning.has_weights else ""
-    runs, first = learned_runs(self.session.folder), self.session.learned_from
-    return {name: run for name, run in runs.items() if name != running and int(name) >= first}
+    names = [name for name in run_numbers(self.session.folder) if int(name) >= self.session.learned_from]
+    runs = {name: self.session.folder / LEARNED / name / "run" for name in names if name != running}
+    return {name: run for name, run in runs.items() if any(run.glob("checkpoints/*"))}
 
   def clear(self, keep: bool = False) -> None:
     """Deletes all images. A training run in progress ends.
@@ -252,9 +237,8 @@ class Project:
       if learning is not None and self._adopted is not learning and learning.has_weights:
         self._adopted = learning
         self.session.set_settings({"network": learning.name})
-      if (
-        self._chosen and self._chosen[1].engine.started.done() and (error := self._chosen[1].engine.started.exception())
-      ):
+      started = self._chosen[1].engine.started if self._chosen else None
+      if started and started.done() and (error := started.exception()):
         self._give_up(error)
       name, before = self.session.settings.network, self._chosen
       if name != "start" and (before is None or before[0] != name):
@@ -353,7 +337,7 @@ class Project:
   def as_json(self, since: int = 0) -> dict[str, Any]:
     """Returns the state for the page, with its rate and its training run."""
     state = self.session.as_json(since)
-    rate = self.answering.rate()
+    rate = self.answering.rate.per_second()
     left = state["progress"]["total"] - state["progress"]["answered"]
     state["progress"] |= {"rate": round(rate, 3), "seconds": round(left / rate, 1) if rate else None}
     state["learning"] = None if self._learning is None else self._learning.as_json()

@@ -207,8 +207,3 @@ def remove_empty(below: Path, folder: Path) -> None:
   while below != folder and not any(below.iterdir()):
     below.rmdir()
     below = below.parent
-
-
-def end(folder: Path) -> None:
-  """Deletes what can be made again."""
-  shutil.rmtree(folder / SCRATCH, ignore_errors=True)

@@ -1,6 +1,6 @@
 """The process of a service: listens, says when it is ready, and ends cleanly.
 
-In: an application, its engines and a socket. Out: the signal that ended the service. It stops accepting connections,
+In: an application, its engines and a socket. At the signal that ends the service it stops accepting connections,
 finishes the requests that run, and then closes the engines.
 """
 
@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import logging
 import math
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -119,7 +120,7 @@ def address_of(listening: socket.socket) -> str:
 
 def serve(
   app: ASGIApp, engines: Sequence[Engine], listening: socket.socket, announce: Callable[[], None], seconds: float | int
-) -> int:
+) -> None:
   """Answers requests until SIGTERM or Ctrl-C, and closes the engines.
 
   Args:
@@ -129,10 +130,8 @@ def serve(
     announce: called once all engines are ready.
     seconds: how long requests that run may take at the end.
 
-  Returns:
-    The number of the signal.
-
   Raises:
+    KeyboardInterrupt: after Ctrl-C.
     Exception: what an engine raised while it loaded.
   """
   config = uvicorn.Config(
@@ -174,4 +173,5 @@ def serve(
   for engine in engines:
     if not server.signal and engine.started.exception() is not None:
       raise engine.started.exception()
-  return server.signal
+  if server.signal == signal.SIGINT:
+    raise KeyboardInterrupt

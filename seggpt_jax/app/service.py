@@ -24,7 +24,7 @@ from seggpt_jax.app.bodies import read_body
 from seggpt_jax.app.engine import Engine
 from seggpt_jax.app.fields import FILES, PredictFields, PromptFields
 from seggpt_jax.app.http import HANDLERS, Guard, allow_head, body_bytes
-from seggpt_jax.app.limits import BYTES_PER_BODY_BYTE, BYTES_PER_PIXEL, Budget, Limits, count_canvases
+from seggpt_jax.app.limits import BYTES_PER_BODY_BYTE, BYTES_PER_PIXEL, Budget, Limits
 from seggpt_jax.app.prompt_sets import PromptSet, PromptStore, Stored
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import decode_image
@@ -143,7 +143,10 @@ class Service:
       stored = self._stored_prompts(fields)
       as_png = _wants_png(request, fields)
       sizes = await self._in_thread(self._check_sizes, fields)
-      self._check_work(fields, served.engine, options, sizes[: len(fields.image)], stored)
+      if not fields.image:
+        raise InputError("image: found none, expected at least one file")
+      count = len(fields.prompt_image if stored is None else stored)
+      self.limits.check_canvases(sizes[: len(fields.image)], options, count, served.engine.predictor.tile_size)
       shown = [*sizes, *(stored.sizes if stored is not None else ())]
       pixels = sum(h * w for h, w in sizes) + self.limits.check_zoom(shown, options.scale)
       with self._budget.reserve(pixels * BYTES_PER_PIXEL):
@@ -192,23 +195,6 @@ class Service:
         f"prompt_label: found {len(prompt_labels)} files, expected {len(prompt_images)}, one for each prompt_image"
       )
     return self.limits.check_pixels([(each.name, each.data) for each in (*images, *prompt_images, *prompt_labels)])
-
-  def _check_work(
-    self,
-    fields: PredictFields,
-    engine: Engine,
-    options: InferenceOptions,
-    sizes: Sequence[tuple[int, int]],
-    stored: PromptSet | None,
-  ) -> None:
-    """Checks that a request has images, and how much work each of them is."""
-    if not sizes:
-      raise InputError("image: found none, expected at least one file")
-    count, tile = len(fields.prompt_image) if stored is None else len(stored), engine.predictor.tile_size
-    for index, size in enumerate(sizes):
-      # A camera may have stored an image lying on its side.
-      needed = max(count_canvases(options, shape, count, tile) for shape in (size, size[::-1]))
-      self.limits.check_canvases(f"image[{index}]", needed)
 
   async def _wait(self, request: Request, futures: Sequence[Future[Prediction]]) -> list[Prediction]:
     """Waits for predictions, as long as the client does and no longer than the limit."""

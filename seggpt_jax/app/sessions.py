@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from seggpt_jax.app import project_files
 from seggpt_jax.app.labeling import Labeling
 from seggpt_jax.app.pictures import MOST_CLASSES, Picture, SessionLimits, UnknownError
 from seggpt_jax.errors import one_line
@@ -123,7 +123,10 @@ class Session(Labeling):
     """Returns the smallest split at which the network can see every class of the examples."""
     round_ = self.round
     if self._split[0] != round_:
-      self._split = round_, _smallest_split([without_ignored(self.label(key)) for key in self.chosen()], tile)
+      labels = [without_ignored(self.label(key)) for key in self.chosen()]
+      sizes = {split: (split * tile[0], split * tile[1]) for split in range(1, _AUTO_SPLIT)}
+      enough = (s for s, size in sizes.items() if not any(tiling.small_classes(each, size) for each in labels))
+      self._split = round_, next(enough, _AUTO_SPLIT)
     return self._split[1]
 
   def waiting(self) -> list[str]:
@@ -230,7 +233,7 @@ class Session(Labeling):
 
   def close(self) -> None:
     """Deletes what can be made again; the project stays."""
-    project_files.end(self.folder)
+    shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 def _usable(examples: Sequence[Picture]) -> list[Picture]:
@@ -254,11 +257,3 @@ def _most_fitting(examples: Sequence[Picture], count: int, scores: Mapping[str, 
   # A rare class has fewer images than its turns; the best of all fill the rest.
   places = dict.fromkeys([*in_turn(holds, best, count), *np.argsort(-best, kind="stable").tolist()])
   return [examples[place].key for place in list(places)[:count]]
-
-
-def _smallest_split(labels: Sequence[UInt8[np.ndarray, "_ _"]], tile: tuple[int, int]) -> int:
-  """Returns the smallest split at which the network can see every class of label maps."""
-  for split in range(1, _AUTO_SPLIT):
-    if not any(tiling.small_classes(each, (split * tile[0], split * tile[1])) for each in labels):
-      return split
-  return _AUTO_SPLIT

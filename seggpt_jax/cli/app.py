@@ -13,11 +13,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import urllib.parse
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -36,9 +34,6 @@ from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
 from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.weights import load_config
 from seggpt_jax.training.config import adapter_of
-
-if TYPE_CHECKING:
-  from seggpt_jax.app.project import Recipe
 
 _LARGE = 30_000_000  # parameters from which training learns a LoRA instead of all weights
 _MOST_PAGES = 100  # that have a default project open at once
@@ -77,7 +72,7 @@ def main(project: str = "") -> None:
     from seggpt_jax.app.engine import Engine
     from seggpt_jax.app.http import is_loopback
     from seggpt_jax.app.page_routes import create_page
-    from seggpt_jax.app.project import Project
+    from seggpt_jax.app.project import Project, Recipe
   # Training runs in another process in parallel with this one, and JAX would take most of a GPU's memory for each.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   keep_programs()
@@ -85,7 +80,8 @@ def main(project: str = "") -> None:
   path, loopback = values.model_path, is_loopback(values.host)
   adapter = load_adapter(values.adapter) if values.adapter else None
   token, options = read_token(loopback), trained_options(values.adapter or path)
-  recipe, learned_classes = _recipe(path, values.config), _learned_classes(path, adapter)
+  config, learned_classes = values.config or _training_config(path), _learned_classes(path, adapter)
+  recipe = Recipe(path, config, adapts=adapter_of(packaged_configs.load(config)) is not None)
   with contextlib.ExitStack() as closing:
     listening = closing.enter_context(server.listen(values.host, values.port))
     folder = _claim_folder(project, closing)
@@ -99,9 +95,7 @@ def main(project: str = "") -> None:
     closing.callback(opened.close)
     page = create_page(opened, token=token, loopback=loopback)
     address = server.address_of(listening) + (f"/?token={urllib.parse.quote(token)}" if token else "/")
-    ended_by = server.serve(page, [engine], listening, lambda: _announce(address, folder), _PATIENCE)
-  if ended_by == signal.SIGINT:
-    raise KeyboardInterrupt
+    server.serve(page, [engine], listening, lambda: _announce(address, folder), _PATIENCE)
 
 
 def _claim_folder(project: str, closing: contextlib.ExitStack) -> Path:
@@ -112,22 +106,18 @@ def _claim_folder(project: str, closing: contextlib.ExitStack) -> Path:
     folder = create_project(project or default_folder() + (f"_{number}" if number > 1 else ""))
     try:
       closing.enter_context(exclusive(folder))
+      return folder
     except InputError:
       if project or number == _MOST_PAGES:
         raise
-    else:
-      return folder
   raise AssertionError("the last folder ends in one way or the other")
 
 
-def _recipe(path: str, config: str | None) -> Recipe:
-  """Returns what training starts from: a head for a network with features, a LoRA for a large one."""
-  from seggpt_jax.app.project import Recipe
-
+def _training_config(path: str) -> str:
+  """Returns the config of training: a head for a network with features, a LoRA for a large one."""
   _, shapes = parameters.abstract(load_config(path))
   large = sum(math.prod(shape.shape) for shape in shapes.values()) > _LARGE
-  config = config or ("lora" if large else "head" if load_config(path).backbone else "small")
-  return Recipe(path, config, adapts=adapter_of(packaged_configs.load(config)) is not None)
+  return "lora" if large else "head" if load_config(path).backbone else "small"
 
 
 def _learned_classes(path: str, adapter: StoredAdapter | None) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from seggpt_jax.files import expand, writing
 from seggpt_jax.inference.trained import read_config, run_config
 from seggpt_jax.model import hub, torch_files, torch_weights, weights
 from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.training.config import flatten
 from seggpt_jax.training.monitor import read_metrics
 
 _CARD = """\
@@ -95,26 +96,19 @@ def _model_card(name: str, source: str | os.PathLike, params: Mapping[str, Any],
 
 def _training(stored: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
   """Yields what a run's configuration tells. Older runs lack some keys."""
-
-  def value(key: str) -> Any:
-    found: Any = stored
-    for part in key.split("."):
-      found = found.get(part) if isinstance(found, Mapping) else None
-    return found
-
-  yield "data set", Path(str(value("data.path"))).name
-  yield "classes, with the background", value("data.num_classes")
-  if names := value("data.class_names"):
+  values = flatten(stored)
+  yield "data set", Path(str(values.get("data.path"))).name
+  yield "classes, with the background", values.get("data.num_classes")
+  if names := values.get("data.class_names"):
     yield "names of classes 1, 2, ...", ", ".join(map(str, names))
   for key in _KEYS:
-    if value(key) not in (None, ""):
-      yield f"`{key}`", Path(str(value(key))).name
+    if values.get(key) not in (None, ""):
+      yield f"`{key}`", Path(str(values[key])).name
 
 
 def _scores(run: Path) -> Iterator[tuple[str, str]]:
   """Yields the validation scores of the step with the best mIoU, which are those of the weights that are kept."""
-  metrics = run / "metrics.jsonl"
-  scores = read_metrics(metrics).get("val", {}) if metrics.exists() else {}
+  scores = read_metrics(run / "metrics.jsonl").get("val", {})
   if "miou" not in scores:
     return
   step, _ = max(scores["miou"], key=lambda each: each[1])

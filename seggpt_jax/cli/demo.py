@@ -81,16 +81,17 @@ def main() -> None:
   prompts = dict(zip(queries, itertools.cycle(examples), strict=False))
   mapping = workdir / "mapping.json"
   write_json(mapping, {query: [prompt] for query, prompt in prompts.items()})
-  scores_before = _infer("drawn", boards, mapping, before)
+  _infer("drawn", boards / "val", boards / "train", mapping, before)
   keys = (f"--config.data.path={boards}", f"--config.num_steps={steps}")
   _run("train", "--config", "demo", "--workdir", str(training), *keys)
-  scores_after = _infer(str(training), boards, mapping, after)
+  _infer(str(training), boards / "val", boards / "train", mapping, after)
   _draw_boards(workdir / "demo.png", boards, before, after, dict(itertools.islice(prompts.items(), 5)))
   print(f"\nIoU on {len(prompts)} held-out boards with one prompt each:")
   print(f"{'':<10}{'before':>8}{f'after {steps} steps':>18}")
-  for name, *scores in zip(_CLASSES, scores_before, scores_after, strict=True):
-    print("{:<10}{:>8.3f}{:>18.3f}".format(name, *scores))
-  print("{:<10}{:>8.3f}{:>18.3f}".format("mean", np.mean(scores_before), np.mean(scores_after)))
+  classes = [json.loads((results / "metrics.json").read_text())["classes"] for results in (before, after)]
+  scores = [[entry["iou"] for entry in entries] for entries in classes]
+  for name, *ious in zip((*_CLASSES, "mean"), *([*each, np.mean(each)] for each in scores), strict=True):
+    print("{:<10}{:>8.3f}{:>18.3f}".format(name, *ious))
   print(
     "\nBefore training, the network has never seen a circuit board: all it has is the prompt, often of another color."
     "\nThe defects themselves, 2 % of the pixels, take more training than this: see docs/defects.md."
@@ -107,15 +108,13 @@ def _run(*arguments: str) -> None:
     raise InputError(f"{line}: ended with status {status}")
 
 
-def _infer(model_path: str, boards: Path, mapping: Path, results: Path) -> list[float]:
-  """Segments the held-out boards with one prompt each, and returns the IoU of each class."""
-  prompts = boards / "train"
+def _infer(model_path: str, queries: Path, prompts: Path, mapping: Path, results: Path) -> None:
+  """Segments a folder of images with prompts from another one."""
   _run(
-    *("infer", "--model-path", model_path, "--dataset-dir", str(boards / "val")),
+    *("infer", "--model-path", model_path, "--dataset-dir", str(queries)),
     *("--prompt-img-dir", str(prompts / "images"), "--prompt-label-dir", str(prompts / "labels")),
     *("--mapping", str(mapping), "--outdir", str(results)),
   )
-  return [entry["iou"] for entry in json.loads((results / "metrics.json").read_text())["classes"]]
 
 
 def _segment_photographs(folder: Path) -> None:
@@ -125,11 +124,7 @@ def _segment_photographs(folder: Path) -> None:
     for kind, pixels in (("prompts/images", prompt), ("prompts/labels", mask), ("queries", query)):
       write_png(folder / kind / f"{name}.png", pixels)
   write_json(folder / "mapping.json", {f"{name}.png": [f"{name}.png"] for name in rows})
-  _run(
-    *("infer", "--model-path", "small", "--dataset-dir", str(folder / "queries")),
-    *("--prompt-img-dir", str(folder / "prompts/images"), "--prompt-label-dir", str(folder / "prompts/labels")),
-    *("--mapping", str(folder / "mapping.json"), "--outdir", str(folder / "results")),
-  )
+  _infer("small", folder / "queries", folder / "prompts", folder / "mapping.json", folder / "results")
   picture, parts = folder.with_suffix(".png"), []
   for name, (prompt, mask, query) in rows.items():
     found = read_labels(folder / "results" / "label" / f"{name}.png", LabelFormat())

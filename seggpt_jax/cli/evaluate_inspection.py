@@ -23,7 +23,6 @@ from seggpt_jax.errors import InputError, naming
 from seggpt_jax.evaluation import inspection_report
 from seggpt_jax.files import writing
 from seggpt_jax.inference import outputs
-from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import files_of, list_queries
 from seggpt_jax.metrics.inspection import Thresholds
 from seggpt_jax.written import check_outputs
@@ -75,9 +74,11 @@ def main() -> None:
     raise InputError(f"--thresholds: found {','.join(values.thresholds)}, expected three numbers")
   with naming("--thresholds"):
     thresholds = Thresholds(*numbers)
-  trained = values.adapter or values.model_path
-  labels = inference_flags.trained_label_format(trained)
-  options = inference_flags.options_from_flags(trained, labels)
+  network = inference_flags.network_from_flags()
+  if network.has_learned_prompt:
+    raise InputError("--adapter: found a learned prompt, expected a LoRA: an inspection is prompted by images")
+  labels = inference_flags.trained_label_format(network.run)
+  options = inference_flags.options_from_flags(network.run, labels)
   list_mapped = functools.partial(
     *(list_queries, values.dataset_dir, values.prompt_img_dir, values.prompt_label_dir),
     **{"top_k": values.top_k, "mapped_only": True, "apart": (values.outdir,)},
@@ -91,11 +92,8 @@ def main() -> None:
     outdir.mkdir(parents=True, exist_ok=True)
   for path in reports:
     outputs.remove(path)
-  predictor = Predictor.from_checkpoint(values.model_path, adapter=values.adapter)
-  if predictor.learned is not None:
-    raise InputError("--adapter: found a learned prompt, expected a LoRA: an inspection is prompted by images")
   results = inspection_report.inspect(
-    predictor, positives, negatives, thresholds=thresholds, options=options, labels=labels
+    network.load(), positives, negatives, thresholds=thresholds, options=options, labels=labels
   )
   arguments = {name.replace("_", "-"): values[name].value for name in _RECORDED} | {"labels": str(labels)}
   inspection_report.write(results, outdir, arguments, f"Inspection of {values.dataset_dir}")

@@ -18,7 +18,6 @@ import contextlib
 import functools
 import os
 import re
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -163,9 +162,7 @@ def main() -> None:
   service, address = Service(models, store, limits, token, loopback), server.address_of(listening)
   names, engines = ", ".join(models), [each.engine for each in models.values()]
   ready = f"ready: {address} ({names}, {len(store.list())} stored sets of prompts; requests: {address}/docs)"
-  ended_by = server.serve(service.application(), engines, listening, lambda: print(ready, flush=True), limits.seconds)
-  if ended_by == signal.SIGINT:
-    raise KeyboardInterrupt
+  server.serve(service.application(), engines, listening, lambda: print(ready, flush=True), limits.seconds)
 
 
 def _paths(given: Sequence[str]) -> dict[str, str]:

@@ -41,7 +41,7 @@ COMMON = (
 )
 
 
-def config_help(full: bool) -> str:
+def more_help(full: bool) -> str:
   """Returns the common keys, or all, each with its default, range or choices, and meaning."""
   more = "" if full else f" --helpfull lists all {len(KEYS)}."
   parts = [f"Keys of the config, each set with --config.KEY=VALUE; a packaged config may set other defaults.{more}"]
@@ -65,7 +65,6 @@ def _text(default: object) -> str:
   return str(default).replace(" ", "") if isinstance(default, tuple) else str(default)
 
 
-more_help = config_help
 _LEAST_SHOWN = 8  # validation images with foreground: what is chosen on fewer would be chance
 
 

@@ -135,20 +135,24 @@ def write(
   for folder, each in versions.items():
     found, size = instances(each, least_area, options.tolerance), each.labels.shape
     for kind in kinds:
+      path = directory / folder / kind / f"{query.name}.json"
       if kind == "coco":
-        outputs.write_json(directory / folder / kind / f"{query.name}.json", _coco(query, found, size, options), None)
+        outputs.write_json(path, coco_image(_file_name(query, options.root), found, size), None)
       elif kind == "labelme":
-        path = directory / folder / kind / f"{query.name}.json"
         outputs.write_json(path, _labelme(path, query, found, size, options), None)
       else:
         outputs.write_text(directory / folder / kind / "labels" / f"{query.name}.txt", _yolo(found, size))
   return {"annotated": list(versions), "classes": prediction.classes[-1]}
 
 
-def _coco(query: Query, found: Sequence[Instance], size: Sequence[int], options: AnnotationOptions) -> dict[str, Any]:
+def _file_name(query: Query, root: Path | None) -> str:
+  """Returns the path of an image below a folder, or its name alone outside of it."""
+  path, root = query.image.absolute(), (root or query.image.parent).absolute()
+  return (path.relative_to(root) if path.is_relative_to(root) else Path(path.name)).as_posix()
+
+
+def coco_image(file_name: str, found: Sequence[Instance], size: Sequence[int]) -> dict[str, Any]:
   """Returns one image of a COCO file, without ids."""
-  path, root = query.image.absolute(), (options.root or query.image.parent).absolute()
-  file_name = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
   annotations = [
     {
       "category_id": each.class_index,
@@ -160,7 +164,7 @@ def _coco(query: Query, found: Sequence[Instance], size: Sequence[int], options:
     }
     for each in found
   ]
-  return {"image": {"file_name": file_name.as_posix(), "height": size[0], "width": size[1]}, "annotations": annotations}
+  return {"image": {"file_name": file_name, "height": size[0], "width": size[1]}, "annotations": annotations}
 
 
 def _labelme(
@@ -233,28 +237,27 @@ def finish(
   for folder in sorted({each for query in good for each in entries[query.name]["annotated"]}):
     of_folder = [query for query in good if folder in entries[query.name]["annotated"]]
     if "coco" in kinds:
-      joined = _join_coco(directory / folder / "coco", of_folder, names)
-      outputs.write_json(directory / folder / COCO_FILE, joined, None)
+      parts = (_read_coco(directory / folder / "coco" / f"{query.name}.json") for query in of_folder)
+      head = {"info": {"description": "predictions of seggpt-jax"}, "licenses": []}
+      outputs.write_json(directory / folder / COCO_FILE, head | join_coco(parts, names), None)
     if "yolo" in kinds:
       lines = (f"  {index - 1}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in names.items())
       outputs.write_text(directory / folder / "yolo" / "data.yaml", _DATA_YAML + "".join(lines))
 
 
-def _join_coco(folder: Path, queries: Sequence[Query], names: Mapping[int, str]) -> dict[str, Any]:
-  """Joins the files of single images to one COCO dataset."""
+def _read_coco(path: Path) -> dict[str, Any]:
+  part = read_note(path)
+  if part is None or not {"image", "annotations"} <= part.keys():
+    raise InputError(f"{path}: missing or damaged, expected what this run has written; start over without --resume")
+  return part
+
+
+def join_coco(parts: Iterable[Mapping[str, Any]], names: Mapping[int, str]) -> dict[str, Any]:
+  """Joins images from `coco_image` to one COCO dataset with these names of classes."""
   images, annotations = [], []
-  for image_id, query in enumerate(queries, start=1):
-    path = folder / f"{query.name}.json"
-    part = read_note(path)
-    if part is None or not {"image", "annotations"} <= part.keys():
-      raise InputError(f"{path}: missing or damaged, expected what this run has written; start over without --resume")
+  for image_id, part in enumerate(parts, start=1):
     images.append({"id": image_id, **part["image"]})
     for each in part["annotations"]:
       annotations.append({"id": 1 + len(annotations), "image_id": image_id, **each})
-  return {
-    "info": {"description": "predictions of seggpt-jax"},
-    "licenses": [],
-    "images": images,
-    "annotations": annotations,
-    "categories": [{"id": index, "name": name, "supercategory": ""} for index, name in names.items()],
-  }
+  categories = [{"id": index, "name": name, "supercategory": ""} for index, name in names.items()]
+  return {"images": images, "annotations": annotations, "categories": categories}

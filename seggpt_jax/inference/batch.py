@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -107,7 +108,8 @@ def run(
     InputError: a file cannot be read or written, a result would replace a file that no earlier run wrote, a label map
       has another size than its image, every query is bad, or the run to resume had other settings, weights or files.
   """
-  outdir, settings, shard = Path(expand(outdir)), dict(settings or {}), shard or Shard()
+  outdir, shard = Path(expand(outdir)), shard or Shard()
+  settings = json.loads(json.dumps(dict(settings or {})))  # as a file returns them
   folder = RunFolder(outdir, settings, resume, shard)
   options, annotation_options = options or InferenceOptions(), annotation_options or AnnotationOptions()
   outputs.check_kinds(kinds)

@@ -26,7 +26,6 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.inference import heads, tiling
 from seggpt_jax.inference.options import MIRRORED_AXES, InferenceOptions
 from seggpt_jax.inference.prediction import Prediction, blend_most_likely, class_shares, decode_prediction
-from seggpt_jax.inference.prompts import check_palette
 from seggpt_jax.inference.tiling import Window, blend, paste
 from seggpt_jax.model import parameters
 from seggpt_jax.model.ensemble import predict_queries
@@ -302,7 +301,7 @@ class PendingPrediction:
     if self.views[0].asked:
       colors = self._blend(self._probabilities(colors), combine)
       return decode_prediction(colors, self.palette, self.classes, self.image, *decoding)
-    fused = _mean(colors)
+    fused = colors[0] if len(colors) == 1 else np.round(np.mean(colors, axis=0)).astype(np.uint8)
     if combine:
       asked = self.classes[self.classes > 0]
       fused = self._blend(class_shares(fused, self.palette, asked), combine)
@@ -321,11 +320,6 @@ class PendingPrediction:
     if combine:
       probabilities = {index: combine(index, each) for index, each in probabilities.items()}
     return blend_most_likely(probabilities, self.palette, self.image.shape[:2])
-
-
-def _mean(colors: list[np.ndarray]) -> np.ndarray:
-  """Returns the mean of predicted colors, as uint8."""
-  return colors[0] if len(colors) == 1 else np.round(np.mean(colors, axis=0)).astype(np.uint8)
 
 
 _WITHOUT_EFFECT = ("split", "overlap", "stitch_width", "flips", "foreground_tiles", "zoom")
@@ -349,7 +343,11 @@ def answer_of(graph: nnx.GraphDef, params: parameters.Params, side: int) -> Answ
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeadPrediction:
-  """A query that a trained head answers, in the place of a `PendingPrediction`."""
+  """A query that a trained head answers, in the place of a `PendingPrediction`.
+
+  Raises:
+    InputError: an option cuts or mirrors images, which a head sees whole and mirrored by itself.
+  """
 
   image: UInt8[np.ndarray, "h w 3"]  # the query
   answer: Answer  # the head
@@ -357,6 +355,14 @@ class HeadPrediction:
   options: InferenceOptions  # how to decode
   views: tuple[()] = ()
   finished: bool = True
+
+  def __post_init__(self):
+    for name in _WITHOUT_EFFECT:
+      found, default = (getattr(each, name) for each in (self.options, InferenceOptions()))
+      if found != default:
+        raise InputError(
+          f"{name}: found {found}, expected {default} with a trained head, which sees whole images, mirrored too"
+        )
 
   def decode(self) -> Prediction:
     """Asks the head about the image and decodes its answer."""
@@ -366,20 +372,3 @@ class HeadPrediction:
     colors = blend_most_likely({int(index): full[..., index] for index in classes[1:]}, self.palette, shape)
     options = self.options
     return decode_prediction(colors, self.palette, classes, self.image, options.sensitivity, options.least_area)
-
-  @classmethod
-  def start(
-    cls, image: np.ndarray, answer: Answer, classes: int, palette: np.ndarray | None, options: InferenceOptions
-  ) -> HeadPrediction:
-    """Returns the prediction of a query that is still to be computed; without a palette, in the fixed colors.
-
-    Raises:
-      InputError: an option cuts or mirrors images, which a head sees whole and mirrored by itself.
-    """
-    for name in _WITHOUT_EFFECT:
-      found, default = (getattr(each, name) for each in (options, InferenceOptions()))
-      if found != default:
-        raise InputError(
-          f"{name}: found {found}, expected {default} with a trained head, which sees whole images, mirrored too"
-        )
-    return cls(image, answer, check_palette(palette, classes), options)

@@ -31,6 +31,7 @@ Kind = Literal["label", "color", "concat", "overlay", "confidence", "rle", "geot
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ANNOTATION_KINDS: tuple[Kind, ...] = ("coco", "labelme", "yolo")  # of `annotation_files`
 _NEEDS_FILE = (*ANNOTATION_KINDS, "geotiff")  # which `annotation_files` and `write_geotiff` write
+_ENDINGS = {"rle": ".json", "geotiff": ".tif", "coco": ".json", "labelme": ".json", "yolo": ".txt"}  # all others: .png
 DEFAULT_KINDS: tuple[Kind, ...] = ("label", "color", "concat")
 # Tags of a GeoTIFF: pixel scale, tie points, transformation, and the three of the keys of the projection.
 _TAGS = {**dict.fromkeys((33550, 33922, 34264, 34736), TiffTags.DOUBLE), 34735: TiffTags.SHORT, 34737: TiffTags.ASCII}
@@ -167,10 +168,7 @@ def planned(directory: Path, name: str, kinds: Iterable[Kind], folders: Iterable
   """Yields the files that a prediction is written to, annotations included."""
   for folder in folders:
     for kind in kinds:
-      ending = {"rle": ".json", "geotiff": ".tif", "coco": ".json", "labelme": ".json", "yolo": ".txt"}.get(
-        kind, ".png"
-      )
-      yield directory / folder / kind / ("labels" if kind == "yolo" else "") / f"{name}{ending}"
+      yield directory / folder / kind / ("labels" if kind == "yolo" else "") / f"{name}{_ENDINGS.get(kind, '.png')}"
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -62,9 +63,14 @@ def titled_row(panels: Sequence[tuple[str, UInt8[np.ndarray, "h w 3"]]]) -> UInt
 
 def encode_png(pixels: np.ndarray) -> bytes:
   """Returns a PNG file of `[H, W]` uint8 or uint16, or of `[H, W, 3]` uint8."""
-  file = io.BytesIO()
   # The least compression: the default takes longer than the network on large images, and saves a tenth of the size.
-  Image.fromarray(pixels).save(file, "png", compress_level=1)
+  return encode(pixels, "png", compress_level=1)
+
+
+def encode(pixels: np.ndarray, form: str, **options: Any) -> bytes:
+  """Returns an image file of a form that Pillow writes."""
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, form, **options)
   return file.getvalue()
 
 

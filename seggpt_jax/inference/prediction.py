@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ import cv2
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Num, UInt8
-from PIL import Image
 
 from seggpt_jax import palette as palette_lib
 from seggpt_jax.errors import InputError
@@ -132,9 +130,7 @@ class Prediction:
 
   def _repr_png_(self) -> bytes:
     """Returns the colored labels as a PNG file, which notebooks show."""
-    file = io.BytesIO()
-    Image.fromarray(self.colored()).save(file, "png")
-    return file.getvalue()
+    return pictures.encode_png(self.colored())
 
   def __repr__(self) -> str:
     height, width = self.labels.shape

@@ -300,9 +300,10 @@ class Predictor:
   ) -> PendingPrediction | HeadPrediction:
     """Checks a query, and cuts it and its prompts into tiles for every split and mirrored copy."""
     prompts_lib.check_pairs(prompts)
-    head = None
     if not prompts and self.config.head_classes:
-      return HeadPrediction.start(image, self._trained, self.config.head_classes, palette, options)
+      colors = prompts_lib.check_palette(palette, self.config.head_classes)
+      return HeadPrediction(image, self._trained, colors, options)
+    head = None
     if not prompts and self.learned is not None:
       tiles, palette, classes = prompts_lib.learned_tiles(self.learned, palette, options)
     else:

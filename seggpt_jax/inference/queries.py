@@ -112,11 +112,9 @@ def list_queries(
 
 def files_of(queries: Iterable[Query]) -> set[Path]:
   """Returns all files that queries and their prompts are read from."""
-  found: set[Path] = set()
-  for query in queries:
-    found |= {query.image, *(() if query.truth is None else (query.truth,))}
-    found |= {file for prompt in query.prompts for file in (prompt.image, prompt.labels)}
-  return found
+  found = {file for query in queries for file in (query.image, query.truth) if file is not None}
+  prompts = {prompt for query in queries for prompt in query.prompts}
+  return found | {file for prompt in prompts for file in (prompt.image, prompt.labels)}
 
 
 class NameFinder:

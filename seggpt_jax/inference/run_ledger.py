@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,12 +88,12 @@ class RunFolder:
       stored = ledger.read_note(stored_at) if self._adds else None
       if stored is not None:
         remedy = "repeat the earlier flags, or leave out --resume to start over"
-        ledger.check_settings(stored_at, stored, _plain(self.settings), remedy, prefix="--")
+        ledger.check_settings(stored_at, stored, self.settings, remedy, prefix="--")
       else:
         for path in self._ledgers:
           path.unlink()
         check_replaceable(own, "choose another --outdir")
-        ledger.write_note(stored_at, _plain(self.settings))
+        ledger.write_note(stored_at, self.settings)
     return Ledger(own, _FILES)
 
   @property
@@ -142,17 +141,12 @@ class RunFolder:
     finished = [entry for entry in self._entries().values() if "bad" not in entry]
     if not finished or self.shard.count > 1 or self.resume:
       return None
-    stored, settings = ledger.read_note(self.path / SETTINGS) or {}, _plain(self.settings)
+    stored, settings = ledger.read_note(self.path / SETTINGS) or {}, self.settings
     changed = {key: stored.get(key) for key in {**stored, **settings} if stored.get(key) != settings.get(key)}
     described = " ".join(f"--{key}={as_text(value)}" for key, value in changed.items())
     earlier = f"an earlier run with {described}" if changed else "an earlier run with the same settings"
     remedy = "choose another --outdir" if changed else "use --resume, or another --outdir"
     return f"{self.path}: overwriting {len(finished)} results of {earlier}; to keep them, {remedy}"
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns settings as a file returns them."""
-  return json.loads(json.dumps(settings))
 
 
 def what_is_read(queries: Sequence[Query], weights: str) -> dict[str, dict[str, str]]:

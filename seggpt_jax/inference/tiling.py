@@ -39,7 +39,9 @@ def resize_labels(labels: Integer[np.ndarray, "h w"], size: _Size) -> Integer[np
   """
   if labels.shape == size:
     return labels
-  resized = _nearest(labels, size)
+  sides = zip(size, labels.shape, strict=True)
+  rows, cols = (((np.arange(new) + 0.5) * (old / new)).astype(np.int64) for new, old in sides)
+  resized = labels[rows[:, None], cols[None, :]]
   before, after = (np.bincount(each.ravel(), minlength=2) for each in (labels, resized))
   lost = [index for index in np.flatnonzero(before).tolist() if index and (index >= len(after) or not after[index])]
   # The smallest class comes last: where two classes are lost at one place, it covers the other.
@@ -54,13 +56,6 @@ def small_classes(labels: Integer[np.ndarray, "h w"], size: _Size) -> dict[int, 
     return {}
   areas = np.bincount(labels.ravel()) * (size[0] * size[1] / labels.size)
   return {index: float(area) for index, area in enumerate(areas) if index and 0 < area < 4}
-
-
-def _nearest(labels: np.ndarray, size: _Size) -> np.ndarray:
-  rows, cols = (
-    ((np.arange(new) + 0.5) * (old / new)).astype(np.int64) for new, old in zip(size, labels.shape, strict=True)
-  )
-  return labels[rows[:, None], cols[None, :]]
 
 
 def _resize(pixels: np.ndarray, size: _Size, resampling: Image.Resampling) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from seggpt_jax.data.ledger import write_note
 from seggpt_jax.data.scale import fewest_cells, measured_zoom, object_sides
 from seggpt_jax.errors import InputError, naming
-from seggpt_jax.files import expand, parse_json, write_whole
+from seggpt_jax.files import expand, parse_json
 from seggpt_jax.formats.labels import LABEL_MODES, LabelFormat, LabelMode, Value, read_labels
 from seggpt_jax.inference.options import InferenceOptions
 from seggpt_jax.model.config import SegGPTConfig
@@ -56,8 +56,7 @@ def write_operating_point(run: str | os.PathLike, point: OperatingPoint, about: 
     InputError: the file cannot be written.
   """
   path = Path(expand(run)) / FILE
-  content = {"sensitivity": list(point.sensitivity), "least_area": point.least_area, **about}
-  write_whole(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+  write_note(path, {"sensitivity": list(point.sensitivity), "least_area": point.least_area, **about})
   return path
 
 

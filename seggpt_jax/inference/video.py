@@ -217,8 +217,6 @@ def _add_stream(container: Any, size: tuple[int, int], rate: Fraction) -> Any:
 
 def _even(pixels: _Frame) -> UInt8[np.ndarray, "h2 w2 3"]:
   height, width, _ = pixels.shape
-  if not (height % 2 or width % 2):
-    return np.ascontiguousarray(pixels)
   return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 

@@ -17,43 +17,33 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
+import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from seggpt_jax.errors import InputError, MachineError, one_line
 from seggpt_jax.files import is_full, parse_json
 from seggpt_jax.model import adapters, digests, parameters, weights
 from seggpt_jax.model.config import SegGPTConfig
+from seggpt_jax.training.config import flatten
 from seggpt_jax.training.step import TrainState
 
 # A process that fails waits this long for checkpoints that it was writing with others, which may have ended.
 _LAST_WRITE_SECONDS = 20.0
 # Orbax writes times and a string to these at the end (0.12).
 WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
-
-
-class _PreservationPolicy(NamedTuple):
-  """Tells Orbax to keep the `newest` steps, and all multiples of `every` for good unless that is 0."""
-
-  newest: int
-  every: int
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-    first = len(checkpoints) - self.newest
-    return [
-      index >= first or bool(self.every and checkpoint.step % self.every == 0)
-      for index, checkpoint in enumerate(checkpoints)
-    ]
 
 
 def _open_manager(folder: epath.Path, handlers: Mapping[str, type], **kept: Any) -> ocp.CheckpointManager:
@@ -107,8 +97,9 @@ class Checkpoints:
     handlers = {"params": ocp.PyTreeCheckpointHandler, self._label: ocp.JsonCheckpointHandler}
     more = {"optimizer": ocp.PyTreeCheckpointHandler, "progress": ocp.JsonCheckpointHandler}
     self.warnings: list[str] = []
-    kept = {"preservation_policy": _PreservationPolicy(keep, keep_every)}
-    self._steps = _open_manager(self._root / "checkpoints", handlers | more, **kept)
+    kept = [policies.LatestN(keep), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
+    policy = policies.AnyPreservationPolicy(kept)
+    self._steps = _open_manager(self._root / "checkpoints", handlers | more, preservation_policy=policy)
     self._best = _open_manager(self._root / "best", handlers, max_to_keep=1)
 
   def latest_step(self) -> int | None:
@@ -198,7 +189,7 @@ class Checkpoints:
       found = one_line(error)[:200] or type(error).__name__
     # Each process reads other parts, without a manager, which would make the processes wait for one that has failed.
     damaged_here = isinstance(found, str)
-    if _on_any_process(damaged_here):
+    if np.any(multihost_utils.process_allgather(np.array(damaged_here))):
       return found if damaged_here else "a part that another process reads is damaged"
     self._refuse_another_model(directory, found[2])
     if not digests.is_sealed(Path(directory)):
@@ -217,7 +208,8 @@ class Checkpoints:
       raise FileNotFoundError(f"found no {self._label} in it")
     stored = _read_description(directory / label / "metadata", self._description)
     progress = ocp.JsonCheckpointHandler().restore(directory / "progress", args=ocp.args.JsonRestore())
-    if not isinstance(progress, dict) or not _is_number(progress.get("best_miou")):
+    best = progress.get("best_miou") if isinstance(progress, dict) else None
+    if not isinstance(best, int | float) or math.isnan(best):
       raise ValueError("found no best mIoU in progress")
     if not isinstance(progress.get("since_best", 0), int):
       raise ValueError("found no number of evaluations since the best one in progress")
@@ -237,7 +229,7 @@ class Checkpoints:
   def _refuse_another_model(self, directory: epath.Path, stored: Mapping[str, Any]) -> None:
     """Raises an InputError unless the stored description is the one of this run."""
     if stored != self._description:
-      theirs, ours = _flat(stored), _flat(self._description)
+      theirs, ours = flatten(stored), flatten(self._description)
       key = next((key for key in ours if theirs.get(key) != ours[key]), "its description")
       if key == "fingerprint" and key in theirs:
         raise InputError(
@@ -253,12 +245,10 @@ class Checkpoints:
     """Moves damaged steps to RUN/damaged, so that the run can write these steps again."""
     folder = self._root / "damaged"
     for step, reason in damaged.items():
-      place, again = folder / str(step), 1
-      while place.exists():
-        again += 1
-        place = folder / f"{step}_{again}"
+      names = itertools.chain([str(step)], (f"{step}_{again}" for again in itertools.count(2)))
+      place = next(folder / name for name in names if not (folder / name).exists())
       # Every process must have chosen the name before the first one uses it.
-      _wait_for_all(f"damaged {step}")
+      multihost_utils.sync_global_devices(f"damaged {step}")
       if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (self._steps.directory / str(step)).rename(place)
@@ -266,7 +256,7 @@ class Checkpoints:
         f"warning: checkpoint {self._steps.directory / str(step)} is damaged ({reason}), moved to {place}; "
         f"resuming from {self._steps.directory / str(whole)}"
       )
-    _wait_for_all("damaged moved")
+    multihost_utils.sync_global_devices("damaged moved")
     self._steps.reload()
 
   def describe_newest(self) -> str:
@@ -331,11 +321,6 @@ def _drop_garbled_times(directory: epath.Path) -> None:
       (step.path / "_CHECKPOINT_METADATA").unlink(missing_ok=True)
 
 
-def _is_number(value: Any) -> bool:
-  """Returns whether a value from JSON is a number; False for NaN."""
-  return isinstance(value, int | float) and value == value
-
-
 def _beside_params(state: TrainState) -> dict[str, Any]:
   """Returns the item that holds all of a state but the parameters; an average only if there is one."""
   return {"step": state.step, "opt_state": state.opt_state} | ({"ema": state.ema} if state.ema else {})
@@ -351,20 +336,3 @@ def _read_description(path: epath.Path, ours: Mapping[str, Any]) -> dict[str, An
     network["drop_path_rate"] = our_network["drop_path_rate"]
   same_base = "fingerprint" in ours and stored.get("fingerprint") == ours["fingerprint"]
   return {**stored, "base": ours["base"]} if same_base else stored
-
-
-def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the values of a description, of network and adapter together, without nesting."""
-  inner = {**description.get("config", {}), **description.get("adapter", {})}
-  return {**inner, **{key: value for key, value in description.items() if not isinstance(value, dict)}}
-
-
-def _on_any_process(value: bool) -> bool:
-  """Returns whether the value is True on any process; all processes have to call this."""
-  return bool(np.any(multihost_utils.process_allgather(np.array(value)))) if jax.process_count() > 1 else value
-
-
-def _wait_for_all(name: str) -> None:
-  """Waits until all processes have come to this point."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)

@@ -67,7 +67,7 @@ def check_config(config: ConfigDict) -> None:
       raise InputError(f"config.{key.name}: found {shown(found)}, expected {expected}")
   for key in KEYS:
     found = values[key.name]
-    if _plain(found) != _plain(key.default) and not key.has_effect(values):
+    if plain(found) != plain(key.default) and not key.has_effect(values):
       raise InputError(
         f"config.{key.name}: found {found!r}, expected the default {key.default!r}: "
         f"this key only has an effect {key.applies}"
@@ -118,9 +118,9 @@ def nearest_keys(name: str, known: Collection[str]) -> list[str]:
   return nearest(name, known, cutoff=0.6) or same or nearest(name, known, cutoff=0)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
   """Returns a value with lists as tuples, so that both compare as equal."""
-  return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+  return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
 
 
 def adapter_of(config: ConfigDict) -> Adapter | None:
@@ -133,7 +133,7 @@ def adapter_of(config: ConfigDict) -> Adapter | None:
   if kind == "head":
     values = flatten(config)
     for key in KEYS:
-      if key.name in _UNUSED_BY_A_HEAD and _plain(values[key.name]) != _plain(key.default):
+      if key.name in _UNUSED_BY_A_HEAD and plain(values[key.name]) != plain(key.default):
         found = shown(values[key.name])
         raise InputError(
           f"config.{key.name}: found {found}, expected the default {key.default!r} with adapter.kind=head"

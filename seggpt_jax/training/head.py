@@ -32,6 +32,7 @@ from seggpt_jax.compilation import jit
 from seggpt_jax.data.augment import Augmentation, augment, to_square
 from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError
+from seggpt_jax.formats.labels import classes_in
 from seggpt_jax.metrics.iou import confusion_counts, iou_from_confusion, mean_iou
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.parameters import Params
@@ -91,8 +92,6 @@ def prepare_head(config: ConfigDict, workdir: str | os.PathLike, held: contextli
     mesh=mesh,
     start=start,
     state=state,
-    key=jax.random.key(config.seed),
-    epoch=None,
     schedule=plan.optimizer.schedule,
     train_step=_make_step(plan.graph, plan.optimizer),
     validate=functools.partial(_validate, plan.graph, config, splits["val"], describe),
@@ -136,8 +135,8 @@ class Pool:
     each = 4 * sum(side * side // stride**2 * channels for stride, channels in ((2, 28), (4, 24), (8, 40), (16, 112)))
     self._size = max(min(len(source), _MOST_BYTES // each), 1)
     self._order = np.random.default_rng(config.seed).permutation(len(source))
-    self._entries: list[_Described] = []
-    self._pixels: list[dict[int, np.ndarray]] = []  # of each entry: some places of each class
+    self._entries: dict[int, _Described] = {}  # by slot
+    self._pixels: dict[int, dict[int, np.ndarray]] = {}  # some places of each class in each slot
 
   def fill(self, step: int) -> None:
     """Computes the features that the step after `step` finds."""
@@ -153,17 +152,10 @@ class Pool:
     sample = self._source[int(self._order[number % len(self._source)])]
     sample = augment(sample, self._side, generator, self._augmentation)
     labels = sample["label"]
-    entry = _Described(self._describe(sample["image"]), labels)
-    places = {}
-    for index in np.unique(labels).tolist():
-      if index not in (0, IGNORE):
-        found = np.flatnonzero(labels == index)
-        places[index] = found if len(found) < 1000 else generator.choice(found, 1000, replace=False)
-    if slot < len(self._entries):
-      self._entries[slot], self._pixels[slot] = entry, places
-    else:
-      self._entries.append(entry)
-      self._pixels.append(places)
+    self._entries[slot], self._pixels[slot] = _Described(self._describe(sample["image"]), labels), {}
+    for index in classes_in(np.ascontiguousarray(labels)):
+      found = np.flatnonzero(labels == index)
+      self._pixels[slot][index] = found if len(found) < 1000 else generator.choice(found, 1000, replace=False)
 
   def batch(self, step: int) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """Returns the crops of a step: features by stride and labels [B, crop, crop]. Steps have to be taken in order."""
@@ -171,7 +163,7 @@ class Pool:
       number = step // _RENEW - 1
       self._put(number % self._size, number + self._size)
     generator = np.random.default_rng((self._config.seed, 2, step))
-    shown = sorted({index for places in self._pixels for index in places})
+    shown = sorted({index for places in self._pixels.values() for index in places})
     crops = [self._crop(generator, shown) for _ in range(self._config.batch_size)]
     maps = {stride: np.stack([crop.maps[stride] for crop in crops]) for stride in crops[0].maps}
     return maps, np.stack([crop.labels for crop in crops])
@@ -183,7 +175,7 @@ class Pool:
     last = cells - crop
     if shown and generator.random() < _ON_CLASS:
       index = shown[generator.integers(len(shown))]
-      slots = [slot for slot, places in enumerate(self._pixels) if index in places]
+      slots = [slot for slot, places in self._pixels.items() if index in places]
       slot = slots[generator.integers(len(slots))]
       places = self._pixels[slot][index]
       at = np.divmod(places[generator.integers(len(places))], self._side)
@@ -229,10 +221,8 @@ def _make_step(graph: nnx.GraphDef, optimizer: Optimizer) -> Callable[..., tuple
 
   def take_step(state: TrainState, batch: tuple[Any, np.ndarray], key: jax.Array) -> tuple[TrainState, StepOutput]:
     del key
-    frozen, trained = (
-      {name: value for name, value in state.params.items() if (name in optimizer.frozen) == which}
-      for which in (True, False)
-    )
+    frozen = {name: value for name, value in state.params.items() if name in optimizer.frozen}
+    trained = {name: value for name, value in state.params.items() if name not in optimizer.frozen}
     trained, opt_state, output = step(trained, state.opt_state, frozen, *batch)
     return TrainState(state.step + 1, {**frozen, **trained}, opt_state), output
 

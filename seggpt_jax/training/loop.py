@@ -41,6 +41,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
 def _train(run: Run) -> dict[str, float]:
   """Takes the steps of a run that is ready, see `train`."""
   config, state, best, monitor = run.config, run.state, run.best, run.monitor
+  key = jax.random.key(config.seed)  # each step derives its own
   finished = run.start >= config.num_steps or best.should_stop()
   result: dict[str, float] = {}
   with managed_shutdown(monitor, run.checkpoints, run.mesh) as interruption, contextlib.closing(run.profiler):
@@ -52,7 +53,7 @@ def _train(run: Run) -> dict[str, float]:
       placed, batch = run.feed.next_batch()
       run.profiler.before_step(step)
       with jax.profiler.StepTraceAnnotation("train", step_num=step):
-        state, output = run.train_step(state, placed, run.key)
+        state, output = run.train_step(state, placed, key)
       last = step == config.num_steps or interruption.stop_requested()
       if not last:
         run.feed.prefetch()

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float, UInt8
-from PIL import Image
 from tqdm import tqdm
 
 from seggpt_jax import canvas, palette
@@ -24,6 +23,7 @@ from seggpt_jax.data.pipeline import Batch
 from seggpt_jax.data.sources import Source
 from seggpt_jax.errors import InputError
 from seggpt_jax.files import parse_json, write_whole
+from seggpt_jax.inference.pictures import write_png
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.training.trackers import Tracker
 
@@ -43,8 +43,9 @@ def read_metrics(path: str | os.PathLike) -> dict[str, dict[str, list[tuple[int,
 
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields the whole lines of a metrics.jsonl, as text and as values. A kill may have cut the last one short."""
-  for line in Path(path).read_text("utf-8", errors="replace").splitlines():
+  """Yields the whole lines of a metrics.jsonl, if there is one, as text and as values; a kill may have cut the last."""
+  path = Path(path)
+  for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
     with contextlib.suppress(ValueError, KeyError, TypeError):
       entry = parse_json(line)
       operator.index(entry["step"])
@@ -145,7 +146,7 @@ class Monitor:
     if not self._enabled:
       return
     path = self._workdir / "panels" / f"{split}_{step:07d}.png"
-    write_whole(path, lambda file: Image.fromarray(picture).save(file, "png"), replace=True)
+    write_png(path, picture, replace=True)
     self._tracker.picture(step, split, picture)
 
   def curves(self) -> None:
@@ -176,10 +177,9 @@ class Monitor:
 
 def _drop_lines_after(path: Path, step: int) -> None:
   """Removes the lines of later steps from metrics.jsonl."""
-  if not path.exists():
-    return
   kept = [f"{line}\n" for line, entry in read_lines(path) if entry["step"] <= step]
-  write_whole(path, lambda file: file.write("".join(kept).encode()), replace=True)
+  if path.exists():
+    write_whole(path, lambda file: file.write("".join(kept).encode()), replace=True)
 
 
 _HIDDEN = np.uint8(128)

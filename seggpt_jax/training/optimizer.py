@@ -6,7 +6,6 @@ decay for matrices only, and frozen parameters.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -126,20 +125,15 @@ def _cosine_cycles(
   peaks = np.maximum(peak * decay ** np.arange(len(lengths)), minimum).astype(np.float32)
   # Tables, not optax.sgdr_schedule: with a part of the program for each cycle, XLA rounds the update differently when
   # only the number of steps changes, and a longer run would not repeat the shorter one bit for bit.
-  one_cycle = functools.partial(_one_cycle, minimum=minimum, warmup=warmup)
 
   def schedule(count):
     cycle = jnp.searchsorted(starts, count, side="right") - 1
-    return one_cycle(count - jnp.asarray(starts)[cycle], jnp.asarray(peaks)[cycle], jnp.asarray(lengths)[cycle])
+    count, top, length = count - jnp.asarray(starts)[cycle], jnp.asarray(peaks)[cycle], jnp.asarray(lengths)[cycle]
+    rising = minimum + (top - minimum) * count / max(warmup, 1)
+    share = jnp.minimum((count - warmup) / (length - warmup), 1.0)
+    return jnp.where(count < warmup, rising, minimum + (top - minimum) * 0.5 * (1 + jnp.cos(jnp.pi * share)))
 
   return schedule
-
-
-def _one_cycle(count, peak, length, *, minimum: float, warmup: int):
-  """Returns the learning rate of step `count` of a cycle: a linear warm-up, then half a cosine."""
-  rising = minimum + (peak - minimum) * count / max(warmup, 1)
-  share = jnp.minimum((count - warmup) / (length - warmup), 1.0)
-  return jnp.where(count < warmup, rising, minimum + (peak - minimum) * 0.5 * (1 + jnp.cos(jnp.pi * share)))
 
 
 def adamw(schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:

@@ -15,8 +15,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from seggpt_jax.data.ledger import write_note
 from seggpt_jax.errors import InputError
-from seggpt_jax.files import parse_json, write_whole
+from seggpt_jax.files import parse_json
 from seggpt_jax.training.config import flatten, shown
 from seggpt_jax.training.optimizer import cycle_steps
 from seggpt_jax.training.schema import KEYS
@@ -67,15 +68,12 @@ def keep_pairs(workdir: Path, config: ConfigDict) -> ConfigDict:
   Raises:
     InputError: the stored configuration cannot be read.
   """
-  if not _is_run(workdir):
-    return config
-  path = workdir / "config.json"
-  before, config = _read(path), copy.deepcopy(config)
+  before, now, config = _stored(workdir), flatten(config), copy.deepcopy(config)
   for key in KEYS:
-    found = flatten(config)[key.name]
-    if key.name in _KEPT and key.name in before and (found == key.default or found == -1):
+    if key.name in _KEPT and key.name in before and now[key.name] in (key.default, -1):
       if expected := key.problem(before[key.name]):
-        raise InputError(f"{path}: {key.name}: found {shown(before[key.name])}, expected {expected}")
+        where = f"{workdir / 'config.json'}: {key.name}"
+        raise InputError(f"{where}: found {shown(before[key.name])}, expected {expected}")
       config.update_from_flattened_dict({key.name: before[key.name]})
   return config
 
@@ -86,11 +84,8 @@ def changed_keys(workdir: Path, config: ConfigDict) -> list[str]:
   Raises:
     InputError: a key differs that must not change, or the stored configuration cannot be read.
   """
-  path = workdir / "config.json"
-  if not _is_run(workdir):
-    return []
   now = flatten(json.loads(config.to_json()))
-  before = now | _read(path)
+  before = now | _stored(workdir)
   changed = [
     key.name
     for key in KEYS
@@ -105,23 +100,20 @@ def changed_keys(workdir: Path, config: ConfigDict) -> list[str]:
   return changed
 
 
-def _is_run(workdir: Path) -> bool:
-  """Returns whether a run has been started in this folder."""
-  return (workdir / "config.json").is_file() and any((workdir / "checkpoints").glob("*"))
-
-
 def store_config(workdir: str | os.PathLike, config: ConfigDict) -> None:
   """Writes RUN/config.json for the next start of the run."""
   if jax.process_index() == 0:
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
-    path, write = Path(workdir) / "config.json", lambda file: file.write(text.encode())
+    path = Path(workdir) / "config.json"
     if path.is_file() and not is_own(path):
       note(path, path)  # `check_workdir` has found that the folder is a run's, which may have been copied or edited
-    write_whole(path, write)
+    write_note(path, config.to_dict())
 
 
-def _read(path: Path) -> dict[str, Any]:
-  """Returns a stored configuration as flat values."""
+def _stored(workdir: Path) -> dict[str, Any]:
+  """Returns the configuration of the last start of the run in this folder as flat values; {} if there was none."""
+  path = workdir / "config.json"
+  if not (path.is_file() and any((workdir / "checkpoints").glob("*"))):
+    return {}
   try:
     stored = parse_json(path.read_bytes())
   except (OSError, ValueError) as error:

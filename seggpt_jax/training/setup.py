@@ -52,8 +52,6 @@ class Run:
   mesh: Mesh  # all devices
   start: int  # number of steps done by earlier starts of the run
   state: TrainState  # restored or fresh state; the first step donates it
-  key: jax.Array  # random key of the run, from which each step derives its own
-  epoch: int | None  # number of training pairs after which they start again in another order; None if they never do
   schedule: optax.Schedule  # step, counted from 0 -> learning rate
   # (state, batch, key) -> (state, output), compiled at its first call.
   train_step: Callable[..., tuple[TrainState, StepOutput]]
@@ -65,6 +63,7 @@ class Run:
   profiler: StepProfiler  # profiles a few steps if config.profile_steps asks for it
   checkpoints: Checkpoints  # writes checkpoints
   monitor: Monitor  # writes metrics, pictures and lines for the person at the keyboard
+  epoch: int | None = None  # number of training pairs after which they start again in another order, if they do
 
   @property
   def progress(self) -> dict[str, Any]:
@@ -123,7 +122,6 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.Exi
     mesh=mesh,
     start=start,
     state=state,
-    key=jax.random.key(config.seed),
     epoch=inputs.training.epoch,
     schedule=plan.optimizer.schedule,
     train_step=make_train_step(
