@@ -28,6 +28,9 @@ _LEAST_PIXELS = 24  # of a class in a picture that is asked for it
 _MOST_WEIGHT = 160  # pictures of a set that count for how often it is drawn
 _CLASS_SHARE = 0.08  # of all pairs, at most, that one class of a set may have
 _UNION, _ABSENT, _ONE_PICTURE, _WHOLE = 0.1, 0.06, 0.12, 0.45
+# Shares of pairs that ask for a shade of a picture in place of a class, that get objects of other sets as distractors,
+# and pictures of other sets as background.
+_SHADE, _DISTRACTED, _MOVED = 0.08, 0.3, 0.12
 
 
 @dataclasses.dataclass
@@ -142,6 +145,9 @@ class Corpus:
     whole = not same and generator.random() < _WHOLE
     side = generator.uniform(0.35, 1.0)
     look = _Look(generator)
+    foreign = self._foreign(generator) if generator.random() < _DISTRACTED else None
+    moved = generator.random() < _MOVED
+    shade = _Shade(generator) if generator.random() < _SHADE else None
     images, masks, known = [], [], []
     for number, place in enumerate([*prompts, query]):
       image, label = one.images[place], one.labels[place]
@@ -151,7 +157,7 @@ class Corpus:
         else:
           box = _random_box(generator, image.shape[:2], side * generator.uniform(0.75, 1.33))
         picture, part = _cut(image, label, box, size)
-        mask = np.isin(part, classes)
+        mask = shade(picture) if shade else np.isin(part, classes)
         # A prompt must show its class; a query may not.
         if whole or mask.sum() >= _LEAST_PIXELS or (number == num_prompts and attempt > 2):
           break
@@ -159,9 +165,14 @@ class Corpus:
         return None
       if number < num_prompts and mask.sum() < 6:
         return None
-      picture, mask, unknown = (
-        np.rot90(part[:, ::-1] if mirror else part, turn) for part in (picture, mask, part == IGNORE)
-      )
+      unknown = (part == IGNORE) & (shade is None)
+      if moved and 0.01 < mask.mean() < 0.6 and generator.random() < 0.7:
+        picture, unknown = self._on_other_ground(generator, picture, mask, size), np.zeros_like(unknown)
+      if foreign and generator.random() < 0.7:
+        picture, mask, unknown = self._with_object(generator, picture, mask, unknown, *foreign)
+        if number < num_prompts and mask.sum() < 6:
+          return None
+      picture, mask, unknown = (np.rot90(part[:, ::-1] if mirror else part, turn) for part in (picture, mask, unknown))
       images.append(look(generator, np.ascontiguousarray(picture)))
       masks.append(mask.astype(np.float32))
       known.append(~unknown)
@@ -170,6 +181,67 @@ class Corpus:
     if generator.random() < 0.05:  # the rest instead of the class
       masks = [1 - mask for mask in masks]
     return Example(np.stack(images), np.stack(masks), np.stack(known))
+
+  def _foreign(self, generator: np.random.Generator) -> tuple[RealSet, int]:
+    """Draws a class of any set."""
+    one = self.sets[generator.integers(len(self.sets))]
+    return one, int(generator.choice(list(one.by_class)))
+
+  def _on_other_ground(
+    self, generator: np.random.Generator, picture: np.ndarray, mask: np.ndarray, size: int
+  ) -> UInt8[np.ndarray, "size size 3"]:
+    """Puts the object of a picture in front of a part of a picture of any set."""
+    one = self.sets[generator.integers(len(self.sets))]
+    image = one.images[generator.integers(len(one.images))]
+    box = _random_box(generator, image.shape[:2], generator.uniform(0.3, 1.0))
+    ground, _ = _cut(image, np.zeros(image.shape[:2], np.uint8), box, size)
+    return _blended(ground, picture, mask)
+
+  def _with_object(
+    self,
+    generator: np.random.Generator,
+    picture: np.ndarray,
+    mask: np.ndarray,
+    unknown: np.ndarray,
+    one: RealSet,
+    index: int,
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Puts an object of a class of any set, which is not asked for, into a picture."""
+    place, size = int(generator.choice(one.by_class[index])), len(picture)
+    box = _random_box(generator, one.images[place].shape[:2], generator.uniform(0.4, 1.0))
+    other, label = _cut(one.images[place], one.labels[place], box, size)
+    cover = label == index
+    if not 0.005 < cover.mean() < 0.3:
+      return picture, mask, unknown
+    shift = generator.integers(-size // 3, size // 3 + 1, 2)
+    other, cover = (np.roll(each, shift, (0, 1)) for each in (other, cover))
+    return _blended(picture, other, cover), mask & ~cover, unknown & ~cover
+
+
+def _blended(ground: np.ndarray, picture: np.ndarray, mask: np.ndarray) -> UInt8[np.ndarray, "size size 3"]:
+  """Puts what a mask shows of a picture in front of another one, with a soft edge."""
+  share = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.7)[..., None]
+  return np.round(share * picture + (1 - share) * ground).astype(np.uint8)
+
+
+class _Shade:
+  """Asks for pixels of the color that a random pixel of the first picture has, more or less blurred."""
+
+  def __init__(self, generator: np.random.Generator):
+    self._generator, self._centers, self._wanted = generator, None, 0
+    self._blur, self._count = generator.uniform(0.5, 3.0), int(generator.integers(3, 7))
+
+  def __call__(self, picture: np.ndarray) -> Bool[np.ndarray, "size size"]:
+    values = cv2.cvtColor(cv2.GaussianBlur(picture, (0, 0), self._blur), cv2.COLOR_RGB2LAB).reshape(-1, 3)
+    values = values.astype(np.float32)
+    if self._centers is None:
+      criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 10, 1.0)
+      some = values[self._generator.integers(len(values), size=1000)]
+      cv2.setRNGSeed(int(self._generator.integers(2**31)))
+      _, _, self._centers = cv2.kmeans(some, self._count, None, criteria, 1, cv2.KMEANS_PP_CENTERS)
+      self._wanted = int(self._generator.integers(self._count))
+    nearest = np.linalg.norm(values[:, None] - self._centers, axis=-1).argmin(axis=1)
+    return (nearest == self._wanted).reshape(picture.shape[:2])
 
 
 def _random_box(generator: np.random.Generator, shape: tuple[int, int], share: float) -> tuple[int, int, int, int]:

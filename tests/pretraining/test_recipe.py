@@ -53,6 +53,36 @@ def test_the_same_seed_draws_the_same_example(corpus):
   np.testing.assert_array_equal(first.images, second.images)
 
 
+def test_what_is_put_into_a_picture_is_not_asked_for(corpus):
+  drawn_from = sets.Corpus(sets.load_corpus(corpus))
+  picture, mask, unknown = np.full((32, 32, 3), 7, np.uint8), np.ones((32, 32), bool), np.ones((32, 32), bool)
+  covered = []
+  for seed in range(20):
+    generator = np.random.default_rng(seed)
+    foreign = drawn_from._foreign(generator)
+    image, left, doubtful = drawn_from._with_object(generator, picture, mask, unknown, *foreign)
+    covered.append(int((~left).sum()))
+    assert (doubtful == left).all() and (image[~left] > 90).any() == (not left.all())
+  assert max(covered) > 0
+
+
+def test_an_object_on_other_ground_keeps_its_pixels(corpus):
+  drawn_from = sets.Corpus(sets.load_corpus(corpus))
+  picture, mask = np.full((32, 32, 3), 255, np.uint8), np.zeros((32, 32), bool)
+  mask[8:24, 8:24] = True
+  image = drawn_from._on_other_ground(np.random.default_rng(0), picture, mask, 32)
+  assert (image[12:20, 12:20] == 255).all() and (image[:4] < 255).all()
+
+
+def test_a_shade_is_the_same_in_all_pictures():
+  picture = np.zeros((32, 32, 3), np.uint8)
+  picture[:16], picture[16:, 16:] = (200, 30, 30), (30, 30, 200)
+  shade = sets._Shade(np.random.default_rng(0))
+  shade._blur = 0.5
+  first, turned = shade(picture), shade(np.rot90(picture).copy())
+  assert 0 < first.mean() < 1 and (np.rot90(first)[2:-2, 2:-2] == turned[2:-2, 2:-2]).mean() > 0.95
+
+
 @pytest.mark.parametrize("licence", ["", "none stated"])
 def test_a_set_without_a_license_is_refused(corpus, licence):
   (corpus / "sets.json").write_text(json.dumps([{"name": "squares", "licence": licence}]))
