@@ -158,7 +158,9 @@ def run(
     annotation_files.finish(outdir, queries, entries, kinds, annotation_options)
     if never := never_found(entries):
       noun, it_is = ("class", "it is") if len(never) == 1 else ("classes", "they are")
-      advice = f"try other or more prompts (--prompts=similar, --top-k), or --split=objects if {it_is} small"
+      advice = "try other or more prompts (--prompts=similar, --top-k)"
+      if not predictor.config.backbone:  # a network on ImageNet features finds less at that scale
+        advice += f", or --split=objects if {it_is} small"
       if not predictor.needs_prompts:
         advice = "train for more steps, or label more images of such objects"
       logging.warning("%s %s: never found, although %s asked for; %s", noun, either(never, "and"), it_is, advice)
