@@ -188,7 +188,7 @@ NAMES = ("a", "b", "000000", "classes")
 
 
 STAND_IN = Predictor.__new__(Predictor)  # what it would do is replaced
-STAND_IN.config, STAND_IN.learned = SimpleNamespace(depth=1, head_classes=0), None
+STAND_IN.config, STAND_IN.learned = SimpleNamespace(depth=1, head_classes=0, backbone=""), None
 
 
 def draw_picture(path: Path, rng: random.Random, label: bool = False) -> None:
