@@ -1,7 +1,7 @@
 """Finds real defects with the packaged weights, fine-tuned, and with a U-Net from scratch: same images, same minutes.
 
   python -m benchmarks.defects DATASET --num_classes=6 --counts=all --keep
-  python -m benchmarks.defects DATASET --num_classes=6 --counts=5,10,20 --seeds=3 --minutes=3 --keep
+  python -m benchmarks.defects DATASET --num_classes=6 --counts=5,10,20 --seeds=3 --minutes=0.5 --keep
 
 DATASET holds {train,val}/{images,labels} with labels of class indices. Ours is what a user would run: `seggpt train
 --config head`, then `seggpt infer`, with nothing else set. A fifth of the training images is kept to calibrate on, if
@@ -35,7 +35,7 @@ from seggpt_jax.formats.labels import IGNORE, LabelFormat, classes_in, read_labe
 _NUM_CLASSES = flags.DEFINE_integer("num_classes", 2, "Number of classes, background included.", lower_bound=2)
 _COUNTS = flags.DEFINE_list("counts", ["all"], "Numbers of training images, or all.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each number, with other images and other random numbers.")
-_MINUTES = flags.DEFINE_float("minutes", 10.0, "Time to train, for which ours gets steps by `_STEPS_A_MINUTE`.")
+_MINUTES = flags.DEFINE_float("minutes", 2.0, "Time to train, for which ours gets steps by `_STEPS_A_MINUTE`.")
 _METHODS = flags.DEFINE_list("methods", ["ours", "unet"], "Which of ours and unet to run.")
 _OVERRIDES = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the configuration, for trying out a recipe.")
 _SIDE = flags.DEFINE_integer("unet_side", 224, "Images are resampled to the area of a square of this side.")
@@ -46,7 +46,7 @@ _OUT = flags.DEFINE_string("out", "", "Folder that keeps runs and predictions; b
 _KEEP = flags.DEFINE_bool("keep", False, "Also write the rows to benchmarks/results/defects.json.")
 
 CAUGHT = 0.3  # foreground IoU from which the defects of an image count as caught
-_STEPS_A_MINUTE = 200  # of a head on two quiet cores
+_STEPS_A_MINUTE = 850  # of a head on two quiet cores
 _LEAST_TO_HOLD = 40
 KEY = ("dataset", "method", "images", "seed", "minutes")
 

@@ -10,8 +10,8 @@ from seggpt_jax.training.config import default_config
 
 def get_config() -> ConfigDict:
   config = default_config()
-  config.num_steps = 2000
-  config.batch_size = 8
+  config.num_steps = 1700
+  config.batch_size = 16
   config.model.init_from = "small"
   config.model.drop_path_rate = 0.0
   config.model.remat = "none"

@@ -48,7 +48,7 @@ from seggpt_jax.training.step_recorder import StepProfiler, StepRecorder
 from seggpt_jax.training.validation import BestScore, Validation
 
 CELL = 16  # pixels of the coarsest features
-_CROP = 16  # cells along a side of a training crop
+_CROP = 8  # cells along a side of a training crop
 _MOST_BYTES = 2 * 2**30  # of the features in memory
 _RENEW = 4  # steps between two renewals of an image's features
 _ON_CLASS = 0.5  # share of the crops that are placed on a pixel of a random class
