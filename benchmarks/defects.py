@@ -46,7 +46,7 @@ _OUT = flags.DEFINE_string("out", "", "Folder that keeps runs and predictions; b
 _KEEP = flags.DEFINE_bool("keep", False, "Also write the rows to benchmarks/results/defects.json.")
 
 CAUGHT = 0.3  # foreground IoU from which the defects of an image count as caught
-_STEPS_A_MINUTE = 850  # of a head on two quiet cores
+_STEPS_A_MINUTE = 800  # of a head on two quiet cores, with start and calibration
 _LEAST_TO_HOLD = 40
 KEY = ("dataset", "method", "images", "seed", "minutes")
 

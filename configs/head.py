@@ -10,7 +10,7 @@ from seggpt_jax.training.config import default_config
 
 def get_config() -> ConfigDict:
   config = default_config()
-  config.num_steps = 1700
+  config.num_steps = 1600
   config.batch_size = 16
   config.model.init_from = "small"
   config.model.drop_path_rate = 0.0
