@@ -27,7 +27,7 @@ from seggpt_jax.app.sessions import Session
 from seggpt_jax.data.datasets import Dataset, OutlineSource, open_dataset
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.folders import is_junk, list_images
-from seggpt_jax.formats.images import open_image, read_bytes, read_text
+from seggpt_jax.formats.images import open_image, read_bytes, read_lines
 from seggpt_jax.formats.labels import LabelFormat, classes_in, read_labels
 from seggpt_jax.formats.layouts import Item, folder_layout
 from seggpt_jax.formats.recognize import OUTLINES, recognize
@@ -166,7 +166,7 @@ def _find_samples(root: Path) -> tuple[list[_Sample], list[str]]:
   path, items = root / CLASSES_FILE, [item for split in form.splits for item in folder_layout(root, split)]
   if path.is_file() and (size := path.stat().st_size) > _MOST_NAMES_BYTES:
     raise InputError(f"{CLASSES_FILE}: found {size} bytes, expected at most {_MOST_NAMES_BYTES}")
-  names = [line.strip() for line in read_text(path).splitlines() if line.strip()] if path.is_file() else []
+  names = read_lines(path) if path.is_file() else []
   # Masks of 0 and 255 show one class.
   masks = not any(classes_in(_label(item, LABEL_MAPS)) for item in items)
   labels = LabelFormat("binary") if masks else LABEL_MAPS

@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation import parts
-from seggpt_jax.evaluation.few_shot_data import existing_folder, read_lines
+from seggpt_jax.evaluation.few_shot_data import find_root
 from seggpt_jax.evaluation.parts import Finished
 from seggpt_jax.files import write_whole
 from seggpt_jax.formats.folders import list_images
-from seggpt_jax.formats.images import read_image
+from seggpt_jax.formats.images import read_image, read_lines
 from seggpt_jax.formats.labels import IGNORE, LabelFormat, check_size, read_labels
 from seggpt_jax.formats.layouts import Item
 from seggpt_jax.inference.options import InferenceOptions
@@ -45,9 +45,7 @@ _NUM_VIDEOS = 30  # in the validation set
 
 def _list_videos(directory: str | os.PathLike) -> dict[str, list[Item]]:
   """Returns the frames of each video, in the order of the list of videos; the folder may contain it as DAVIS/."""
-  root = existing_folder(directory)
-  if not (root / "JPEGImages").is_dir() and (root / "DAVIS").is_dir():
-    root = root / "DAVIS"
+  root = find_root(directory, ("", "DAVIS"), "JPEGImages")
   path = root / "ImageSets" / "2017" / "val.txt"
   names = read_lines(path)
   if not names:

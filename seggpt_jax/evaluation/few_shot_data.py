@@ -1,7 +1,7 @@
 """The few-shot benchmarks by name: the folder of a dataset in, `FewShotData` out.
 
-A new benchmark is a function that lists its files and an entry in `BENCHMARKS`. Layouts, classes and episodes are those
-of published code; docs/evaluation.md shows the layouts. Masks are foreground from 128 on; in label maps 255 is ignored.
+A new benchmark is an entry in `BENCHMARKS`, with a function that lists its files. docs/evaluation.md shows the layouts;
+classes and episodes follow published code. Masks are foreground from 128 on; in label maps 255 is ignored.
 
 - FSS-1000: the published test split has 240 of the 1000 classes, whose list is not part of the dataset. Without it all
   folders are classes, including classes that a network may have been trained on.
@@ -9,11 +9,9 @@ of published code; docs/evaluation.md shows the layouts. Masks are foreground fr
   drawn from all images.
 - iSAID-5i (Yao et al., 2021), aerial images in patches: caoql98/SDM, and the lists of linhanwang/SCCNet, which GF-SAM
   and INSID3 also read.
-- ISIC 2018, skin lesions, and chest X-rays of Montgomery and Shenzhen (Lei et al., ECCV 2022): slei109/PATNet,
-  `data/isic.py` and `data/lung.py`. Images of ISIC get the size of their masks, because a published script for sorting
-  them stores them as 512 x 512 pixels.
-- SUIM (Islam et al., 2020), underwater images, training and test together: Vision-Kek/ABCDFSS, `data/suim.py`, which
-  INSID3 also follows.
+- ISIC 2018, skin lesions, and chest X-rays of Montgomery and Shenzhen (Lei et al., ECCV 2022): slei109/PATNet. Images
+  of ISIC get the size of their masks, because a published script for sorting them stores them as 512 x 512 pixels.
+- SUIM (Islam et al., 2020), underwater images, training and test together: Vision-Kek/ABCDFSS, as INSID3.
 
 Published code draws episodes from lists that come with it. The lists of PASCAL-5i have fewer pairs of image and class
 than the labels show (346 in HSNet's list of fold 0). The lists can be given: a folder with fold0.txt, fold1.txt, ...,
@@ -39,15 +37,15 @@ from seggpt_jax.data.groups import scan_classes
 from seggpt_jax.data.sources import EncodedSource, FileSource, View
 from seggpt_jax.errors import InputError
 from seggpt_jax.evaluation.few_shot import FewShotData, Samples
-from seggpt_jax.files import decode_text, expand
+from seggpt_jax.files import expand
 from seggpt_jax.formats.coco import read_coco
 from seggpt_jax.formats.folders import list_images, read_csv
+from seggpt_jax.formats.images import read_lines
 from seggpt_jax.formats.labels import IGNORE, LabelFormat
 from seggpt_jax.formats.layouts import Item
 
 Lists = str | os.PathLike | None
 Pairs = list[tuple[int, int]]  # of sample and class
-
 
 # Names of classes 1, 2, ... by benchmark.
 _NAMES: dict[str, list[str]] = json.loads(Path(__file__).with_name("few_shot_classes.json").read_text("utf-8"))
@@ -88,7 +86,7 @@ def read_benchmark(
     InputError: a folder, list or file is missing or damaged.
   """
   benchmark = BENCHMARKS[name]
-  root = _find_root(directory, ("", *benchmark.candidates), benchmark.inside)
+  root = find_root(directory, ("", *benchmark.candidates), benchmark.inside)
   if lists is None and benchmark.lists and (root / benchmark.lists).is_dir():
     lists = root / benchmark.lists
   files = benchmark.files(root, lists)
@@ -159,9 +157,6 @@ def _read_list(path: Path, places: Mapping[str, int], classes: Sequence[int]) ->
   return pairs
 
 
-# --------------------------------------------------------------------------------------------------------------- files
-
-
 def _item(name: str, image: Path, mask: Path) -> Item:
   for path, other in ((image, mask), (mask, image)):
     if not path.exists():
@@ -171,11 +166,8 @@ def _item(name: str, image: Path, mask: Path) -> Item:
 
 def _labeled(labels: Path, images: Path, ending: str = ".jpg", label_end: str = "", prefix: str = "") -> list[Item]:
   """Returns the label files of a folder with their images, which are called the same without `label_end`."""
-  items = []
-  for name, path in list_images(labels).items():
-    name = name.removesuffix(label_end)
-    items.append(_item(prefix + name, images / f"{name}{ending}", Path(path)))
-  return items
+  named = ((name.removesuffix(label_end), Path(path)) for name, path in list_images(labels).items())
+  return [_item(prefix + name, images / f"{name}{ending}", path) for name, path in named]
 
 
 def _fss1000(root: Path, lists: Lists) -> dict[str, list[Item]]:
@@ -223,40 +215,27 @@ class _DrawnCoco(OutlineSource):
 
 def _coco20i(root: Path, lists: Lists) -> Sequence[Item] | OutlineSource:
   labels = root / "annotations" / "val2014"
-  if not labels.is_dir():
-    return _DrawnCoco(read_coco(root, "val2014"), 1 + len(_NAMES["coco20i"]))
-  return _labeled(labels, root / "val2014")
+  return _labeled(labels, root / "val2014") if labels.is_dir() else _DrawnCoco(read_coco(root, "val2014"), 81)
 
 
 def _isic2018(root: Path, lists: Lists) -> dict[str, list[Item]]:
   folder, masks, table = root / _ISIC_IMAGES, root / _ISIC_MASKS, root / "class_id.csv"
-  if table.exists():
-    images = _listed_lesions(folder, table)
-  else:
-    images = {kind: list((folder / str(number)).glob("*.jpg")) for number, kind in enumerate(_ISIC_CLASSES, 1)}
-    if missing := [number for number in (1, 2, 3) if not (folder / str(number)).is_dir()]:
-      raise InputError(
-        f"{folder}: found no folder {missing[0]}, expected the images in folders 1, 2 and 3, or the published "
-        f"class_id.csv in {root}"
-      )
-  return {
-    kind.replace("_", " "): [
-      _item(f"{number}/{p.stem}", p, masks / f"{p.stem}_segmentation.png") for p in sorted(paths)
-    ]
-    for number, (kind, paths) in enumerate(images.items(), 1)
-  }
-
-
-def _listed_lesions(folder: Path, table: Path) -> dict[str, list[Path]]:
-  """Returns the images of each class from the published list, which also has images that ISIC 2018 left out."""
   images: dict[str, list[Path]] = {name: [] for name in _ISIC_CLASSES}
-  for where, name, kind in read_csv(table, "ID", "Class"):
-    if kind not in images:
-      raise InputError(f"{where}: found class {kind!r}, expected one of {', '.join(_ISIC_CLASSES)}")
-    path = folder / f"{os.path.basename(name or '')}.jpg"
-    if path.exists():
-      images[kind].append(path)
-  return images
+  if table.exists():
+    for where, name, kind in read_csv(table, "ID", "Class"):
+      if kind not in images:
+        raise InputError(f"{where}: found class {kind!r}, expected one of {', '.join(_ISIC_CLASSES)}")
+      path = folder / f"{os.path.basename(name or '')}.jpg"
+      images[kind] += [path] if path.exists() else []  # ISIC 2018 left out some of them
+  else:
+    for number, kind in enumerate(_ISIC_CLASSES, 1):
+      if not (folder / str(number)).is_dir():
+        raise InputError(f"{folder}: found no folder {number}, expected the images in folders 1, 2 and 3, or {table}")
+      images[kind] = list((folder / str(number)).glob("*.jpg"))
+  return {
+    kind.replace("_", " "): [_item(f"{index}/{p.stem}", p, masks / f"{p.stem}_segmentation.png") for p in sorted(paths)]
+    for index, (kind, paths) in enumerate(images.items(), 1)
+  }
 
 
 def _suim(root: Path, lists: Lists) -> dict[str, list[Item]]:
@@ -304,39 +283,17 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------- folders and lists
-
-
-def existing_folder(directory: str | os.PathLike) -> Path:
-  """Returns the folder of a dataset.
+def find_root(directory: str | os.PathLike, candidates: Sequence[str], inside: str) -> Path:
+  """Returns the first candidate, a path below the folder that the user named, that contains a certain folder.
 
   Raises:
-    InputError: there is no such folder.
+    InputError: the named folder does not exist, or no candidate contains the other folder.
   """
-  path = Path(expand(directory))
-  if not path.is_dir():
+  root = Path(expand(directory))
+  if not root.is_dir():
     raise InputError(f"{directory}: folder not found, expected the dataset (--data-dir)")
-  return path
-
-
-def _find_root(directory: str | os.PathLike, candidates: Sequence[str], inside: str) -> Path:
-  """Returns the first candidate, a path below the folder that the user named, that contains a certain folder."""
-  root = existing_folder(directory)
   for candidate in candidates:
     if (root / candidate / inside).is_dir():
       return root / candidate
   looked = ", ".join(os.path.join(directory, candidate, inside) for candidate in candidates)
   raise InputError(f"{directory}: found no {inside}/ in it, expected {looked}")
-
-
-def read_lines(path: str | os.PathLike) -> list[str]:
-  """Returns the non-empty lines of a text file, without spaces around them.
-
-  Raises:
-    InputError: the file cannot be read.
-  """
-  try:
-    lines = decode_text(Path(path).read_bytes()).splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise InputError(f"{path}: cannot be read ({error}), expected a text file with one name in each line") from error
-  return [line.strip() for line in lines if line.strip()]

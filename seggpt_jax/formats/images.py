@@ -111,6 +111,11 @@ def read_text(path: str | os.PathLike) -> str:
     raise InputError(f"{path}: cannot be read as text: {error.reason} at byte {error.start}, expected UTF-8") from error
 
 
+def read_lines(path: str | os.PathLike) -> list[str]:
+  """Returns the non-empty lines of a text file, without spaces around them, see `read_text`."""
+  return [stripped for line in read_text(path).splitlines() if (stripped := line.strip())]
+
+
 def file_stamp(path: str | os.PathLike) -> str:
   """Returns the size and time of a file, local or remote, as a string that changes with its content.
 

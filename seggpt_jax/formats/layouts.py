@@ -11,7 +11,7 @@ from etils import epath
 from seggpt_jax.errors import InputError, refuse
 from seggpt_jax.files import plain_name
 from seggpt_jax.formats.folders import DatasetFiles, list_images, order_splits
-from seggpt_jax.formats.images import is_image, read_text, remote_or_local
+from seggpt_jax.formats.images import is_image, read_lines, read_text, remote_or_local
 from seggpt_jax.formats.labels import LabelFormat
 
 _LABEL_FOLDER = {"image": "label", "images": "labels"}
@@ -114,9 +114,8 @@ def _voc_files(files: DatasetFiles, split: str, problems: list[str] | None) -> l
   if split != "." and listed not in files:
     known = ", ".join(voc_splits(files))
     raise InputError(f"{files.full(listed)}: not found, expected the list of the split {split!r}; there are {known}")
-  names = list(labels)
-  if split != ".":
-    names = [plain_name(line.split()[0]) for line in read_text(files.full(listed)).splitlines() if line.strip()]
+  lines = [] if split == "." else read_lines(files.full(listed))
+  names = list(labels) if split == "." else [plain_name(line.split()[0]) for line in lines]
   items = []
   for name in names:
     stem = name.rpartition("/")[2]

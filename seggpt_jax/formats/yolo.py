@@ -17,7 +17,7 @@ from tqdm import tqdm
 from seggpt_jax.errors import InputError, one_line, reading_values, refuse
 from seggpt_jax.files import plain_name
 from seggpt_jax.formats.folders import DatasetFiles, order_splits
-from seggpt_jax.formats.images import is_image, read_text
+from seggpt_jax.formats.images import is_image, read_lines, read_text
 from seggpt_jax.formats.outlines import Annotations, Entry, Shape, polygon_shape
 
 _IMAGES, _LABELS = "images", "labels"
@@ -122,8 +122,7 @@ def _names(files: DatasetFiles, where: str, content: dict[str, Any]) -> dict[int
     raise InputError(f"{where}: names: found {str(list(names))[:200]}, expected the numbers of classes 0, 1, ...")
   if not names:
     lists = files.ending("classes.txt")
-    lines = read_text(files.full(lists[0])).splitlines() if lists else []
-    names = [line.strip() for line in lines if line.strip()]
+    names = read_lines(files.full(lists[0])) if lists else []
   if isinstance(names, list):
     names = dict(enumerate(names))
   if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
@@ -165,8 +164,7 @@ def _images_at(files: DatasetFiles, place: str, where: str) -> list[str]:
   lists = [path for path in files.ending(".txt") if path.endswith(PurePosixPath(stated).name)]
   if not lists:
     raise InputError(f"{where}: found the list {stated}, which does not exist, expected a folder or a list of images")
-  lines = read_text(files.full(lists[0])).splitlines()
-  return [os.path.relpath(files.find(line.strip(), (_IMAGES,)), files.root) for line in lines if line.strip()]
+  return [os.path.relpath(files.find(line, (_IMAGES,)), files.root) for line in read_lines(files.full(lists[0]))]
 
 
 def _text_of(image: str) -> str:

@@ -150,7 +150,7 @@ def test_what_is_missing_or_does_not_fit_is_named(davis, tmp_path):
   with pytest.raises(InputError, match="lion: folder not found"):
     Davis(root)
   (root / "ImageSets/2017/val.txt").unlink()
-  with pytest.raises(InputError, match=r"val\.txt: cannot be read"):
+  with pytest.raises(InputError, match=r"val\.txt: not found"):
     Davis(root)
 
 

@@ -84,7 +84,7 @@ def test_published_lists_replace_what_the_labels_show(voc, tmp_path):
     (tmp_path / "fold0.txt").write_text(line + "\n")
     with pytest.raises(InputError, match=f"fold0.txt: found line '{line}', expected IMAGE__CLASS"):
       read_benchmark("pascal5i", voc, tmp_path)
-  with pytest.raises(InputError, match=r"fold0\.txt: cannot be read"):
+  with pytest.raises(InputError, match=r"fold0\.txt: not found"):
     read_benchmark("pascal5i", voc, tmp_path / "nowhere")
 
 

@@ -165,7 +165,7 @@ def test_what_is_missing_is_named(isaid, isic, tmp_path):
       read_benchmark(name, tmp_path / "nowhere")
     with pytest.raises(InputError, match=words):
       read_benchmark(name, tmp_path / "empty")
-  with pytest.raises(InputError, match=r"nowhere/fold0\.txt: cannot be read"):
+  with pytest.raises(InputError, match=r"nowhere/fold0\.txt: not found"):
     read_benchmark("isaid5i", isaid, tmp_path / "nowhere")
   (isaid / "val/images/P0_0_256.png").unlink()
   with pytest.raises(InputError, match=r"val/images/P0_0_256\.png: not found"):
