@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +14,7 @@ from benchmarks.hub_server import serve
 from benchmarks.nano import NANO
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.seggpt import SegGPT
-
-ROOT = Path(__file__).parents[2]
+from tests.commands import seggpt
 
 
 @pytest.fixture
@@ -38,13 +35,7 @@ def run(tmp_path) -> Path:
 
 def convert(address: str, home: Path, *arguments: object, token: str = "writer") -> subprocess.CompletedProcess:
   hub = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": token}
-  return subprocess.run(
-    [sys.executable, "-m", "seggpt_jax", "convert", *map(str, arguments)],
-    env={**os.environ, **hub, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  return seggpt("convert", *arguments, env={**hub, "HF_HUB_DISABLE_XET": "1"})
 
 
 @pytest.mark.parametrize("to", ["", *(pytest.param(to, marks=pytest.mark.slow) for to in ("hf", "baai"))])

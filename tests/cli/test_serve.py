@@ -26,6 +26,7 @@ from seggpt_jax.model.adapters import LearnedPrompt
 from tests import adapter_runs
 from tests.app.conftest import noise, prompt_of
 from tests.app.test_limits import png
+from tests.commands import seggpt
 
 ROOT = Path(__file__).parents[2]
 MAIN = "from seggpt_jax.cli.main import main; main()"
@@ -213,22 +214,20 @@ def taken() -> socket.socket:
   ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_wrong_flags_end_with_one_line(weights_directory, arguments, expected):
-  process = command("--port=0", "--model-path", weights_directory, *arguments)
-  _, error = process.communicate(timeout=120)
-  assert process.returncode == 2 and expected in error and len(error.splitlines()) == 1, error
+  done = seggpt("serve", "--port=0", "--model-path", weights_directory, *arguments)
+  assert done.returncode == 2 and expected in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_a_port_that_is_taken(weights_directory):
   with taken() as other:
-    process = command("--model-path", weights_directory, f"--port={other.getsockname()[1]}")
-    _, error = process.communicate(timeout=120)
-  assert process.returncode == 2 and "cannot listen there: Address already in use" in error
+    done = seggpt("serve", "--model-path", weights_directory, f"--port={other.getsockname()[1]}")
+  assert done.returncode == 2 and "cannot listen there: Address already in use" in done.stderr
 
 
 def test_prompts_beside_a_learned_prompt_end_with_one_line(config, weights_directory, prompts, tmp_path):
   adapter_runs.write_run(tmp_path / "run", LearnedPrompt(), config, weights_directory)
-  process = command("--port=0", "--model-path", weights_directory, "--adapter", tmp_path / "run", "--prompts", prompts)
-  _, error = process.communicate(timeout=120)
-  assert process.returncode == 2 and error == (
+  arguments = ("--port=0", "--model-path", weights_directory, "--adapter", tmp_path / "run", "--prompts", prompts)
+  done = seggpt("serve", *arguments)
+  assert done.returncode == 2 and done.stderr == (
     "error: --prompts cannot be combined with a learned prompt or a trained head, which serves every query\n"
   )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from seggpt_jax.synthetic.boards import write_boards
+from tests.commands import seggpt
 from tests.xla_flags import QUICK
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,7 @@ def test_train_resume_and_segment(boards, tmp_path):
   ],
 )
 def test_wrong_input_is_status_2_and_one_line(arguments, message):
-  done = command("train.py", *arguments)
+  done = seggpt("train", *arguments, cwd=ROOT)
   assert done.returncode == 2
   assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
 
@@ -72,6 +73,6 @@ def test_wrong_input_is_status_2_and_one_line(arguments, message):
 def test_help_is_no_failure():
   done = command("infer.py", "--help")
   assert done.returncode == 0 and "--mapping" in done.stdout
-  done = command("infer.py", "--split", 2)
+  done = seggpt("infer", "--split", 2)
   assert done.returncode == 2
   assert done.stderr.startswith("error: --model-path, --outdir: missing")
