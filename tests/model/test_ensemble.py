@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from seggpt_jax.model import ensemble, parameters
 from seggpt_jax.model.seggpt import SegGPT
@@ -13,6 +16,11 @@ from seggpt_jax.model.seggpt import SegGPT
 
 def model(peers):
   return parameters.merge(parameters.abstract(peers.config)[0], peers.params)
+
+
+def compiled(function, **options):
+  """Compiles as one program what would otherwise be one for every operation."""
+  return nnx.jit(functools.partial(function, **options))
 
 
 def draw(config, queries, prompts, seed=0):
@@ -32,8 +40,8 @@ def on_canvases(network: SegGPT, queries, prompts, targets, query_targets, mask,
     return jnp.asarray(np.concatenate([upper, lower], axis=2).reshape(-1, 2 * lower.shape[2], *lower.shape[3:]))
 
   hidden = stacked(np.zeros((*prompts.shape[:2], *mask.shape[1:]), bool), mask)
-  colors = network(
-    stacked(prompts, queries), stacked(targets, query_targets), hidden, seg_type=seg_type, prompts_per_query=count
+  colors = compiled(SegGPT.__call__, seg_type=seg_type, prompts_per_query=count)(
+    network, stacked(prompts, queries), stacked(targets, query_targets), hidden
   )
   return np.asarray(colors)[::count, queries.shape[1] :]
 
@@ -43,15 +51,16 @@ def test_predictions_equal_those_on_whole_canvases(peers, queries, prompts, seg_
   """Reference: `SegGPT.__call__`. Float32, 3e-5 of the largest color. Nine prompts attend in two portions."""
   drawn = draw(peers.config, queries, prompts)
   expected = on_canvases(model(peers), *drawn, seg_type)
-  found = np.asarray(ensemble.predict_queries(model(peers), *drawn, seg_type))
+  found = np.asarray(compiled(ensemble.predict_queries, seg_type=seg_type)(model(peers), *drawn))
   np.testing.assert_allclose(found, expected, atol=3e-5 * np.abs(expected).max())
 
 
 def test_one_query_does_not_see_another(peers):
   drawn = draw(peers.config, 2, 3)
-  together = np.asarray(ensemble.predict_queries(model(peers), *drawn))
+  predict = compiled(ensemble.predict_queries)
+  together = np.asarray(predict(model(peers), *drawn))
   for index in range(2):
-    alone = np.asarray(ensemble.predict_queries(model(peers), *(array[index : index + 1] for array in drawn)))
+    alone = np.asarray(predict(model(peers), *(array[index : index + 1] for array in drawn)))
     np.testing.assert_allclose(alone[0], together[index], atol=3e-5 * np.abs(together).max())
 
 
