@@ -40,10 +40,17 @@ def canvases(seed=0, count=2):
   return images, targets, jnp.asarray(generator.random((count, *CONFIG.grid)) < 0.7)
 
 
+@functools.cache
+def forward():
+  """Returns the network as one program, which takes parameters and a batch."""
+  graph, _ = graph_and_params()
+  return jax.jit(lambda params, *batch: parameters.merge(graph, params)(*batch))
+
+
 def run(adapter, own, batch):
-  graph, params = graph_and_params()
+  _, params = graph_and_params()
   images, targets, mask = batch
-  return parameters.merge(graph, adapter.merge(params, own))(*adapter.prompt(images, targets, own), mask)
+  return forward()(adapter.merge(params, own), *adapter.prompt(images, targets, own), mask)
 
 
 def trained(own, seed=5):
@@ -53,10 +60,10 @@ def trained(own, seed=5):
 
 
 def test_a_new_lora_changes_nothing():
-  graph, params = graph_and_params()
+  _, params = graph_and_params()
   own = LoRA(rank=4).init(params, CONFIG.canvas_size, jax.random.key(0))
   batch = canvases()
-  np.testing.assert_array_equal(run(LoRA(rank=4), own, batch), parameters.merge(graph, params)(*batch))
+  np.testing.assert_array_equal(run(LoRA(rank=4), own, batch), forward()(params, *batch))
 
 
 @pytest.mark.parametrize("targets", [("qkv",), ("fc1", "fc2"), adapters.LORA_TARGETS])
