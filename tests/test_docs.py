@@ -28,6 +28,7 @@ from PIL import Image
 import seggpt_jax
 from seggpt_jax.synthetic.boards import write_boards
 from tests import commands as commands_in_forks
+from tests.xla_flags import QUICK
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -166,13 +167,13 @@ def make_yolo(folder: Path) -> None:
 
 def run(folder: Path, *command: str) -> None:
   """Runs Python in a folder, on one device as on a laptop."""
-  environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+  environment = {**os.environ, "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT), "HOME": str(folder)}
   done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
   assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
 
 
 def seggpt(folder: Path, *arguments: str) -> None:
-  done = commands_in_forks.seggpt(*arguments, cwd=folder, env={"XLA_FLAGS": "", "HOME": str(folder)})
+  done = commands_in_forks.seggpt(*arguments, cwd=folder, env={"XLA_FLAGS": QUICK, "HOME": str(folder)})
   assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout}\n{done.stderr}"
 
 

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from tests.app.page_clients import noise, png, square
+from tests.xla_flags import QUICK
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
@@ -49,7 +50,7 @@ class Served:
     self._command = [sys.executable, "-m", "seggpt_jax", "app", str(self.project), f"--model-path={weights}"]
 
   def start(self) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     command = [*self._command, f"--config={CONFIG}", f"--port={self._port}"]
     self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **output)

@@ -27,15 +27,17 @@ from tests import adapter_runs
 from tests.app.conftest import noise, prompt_of
 from tests.app.test_limits import png
 from tests.commands import seggpt
+from tests.xla_flags import QUICK
 
 ROOT = Path(__file__).parents[2]
-MAIN = "from seggpt_jax.cli.main import main; main()"
+# Clients that never send the rest of a request are waited for a second, not ten.
+MAIN = "from seggpt_jax.app import http; http._DRAIN_SECONDS = 1.0; from seggpt_jax.cli.main import main; main()"
 
 
 def command(*arguments: object, **environment: str) -> subprocess.Popen:
   return subprocess.Popen(
     [sys.executable, "-c", MAIN, "serve", *map(str, arguments)],
-    env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), **environment},
+    env={**os.environ, "XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT), **environment},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

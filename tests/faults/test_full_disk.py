@@ -42,7 +42,7 @@ find {place} -type f
 
 COMMANDS = {
   "infer": (
-    "infer --model-path drawn --dataset-dir {photos}/train --prompt-img-dir {photos}/train/images "
+    "infer --model-path {model} --dataset-dir {photos}/train --prompt-img-dir {photos}/train/images "
     "--prompt-label-dir {photos}/train/labels --save overlay --outdir {place}/out",
     " --resume",
     "overlay/9.png",
@@ -62,9 +62,12 @@ COMMANDS = {
 
 @pytest.mark.usefixtures("can_mount")
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(photos, tmp_path, name):
+def test_a_command_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(
+  photos, weights_directory, tmp_path, name
+):
   arguments, resume, last = COMMANDS[name]
-  command = f"{sys.executable} -m seggpt_jax {arguments.format(photos=photos, place=tmp_path)}"
+  places = {"photos": photos, "place": tmp_path, "model": weights_directory}
+  command = f"{sys.executable} -m seggpt_jax {arguments.format(**places)}"
   done = filled_then_freed(tmp_path, command, command + resume)
   assert "first 1" in done.stdout and "second 0" in done.stdout, (done.stdout[-1500:], done.stderr[-3000:])
   assert "Traceback" not in done.stderr
