@@ -17,6 +17,7 @@ from seggpt_jax.inference.predictor import Prediction, Predictor
 from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.palette import fixed_palette
 from tests.commands import seggpt
+from tests.xla_flags import QUICK
 
 
 class StandIn(Predictor):
@@ -156,7 +157,7 @@ def test_what_is_missing_or_does_not_fit_is_named(davis, tmp_path):
 
 def test_the_command_follows_objects_with_a_network(weights_directory, davis, tmp_path):
   options = ["--benchmark", "davis2017", "--model-path", weights_directory, "--data-dir", davis, "--num-frames", 1]
-  done = seggpt("evaluate", *options, "--outdir", tmp_path, env={"XLA_FLAGS": ""})
+  done = seggpt("evaluate", *options, "--outdir", tmp_path, env={"XLA_FLAGS": QUICK})
   assert done.returncode == 0, done.stderr
   assert "frame/s" in done.stderr and "J=" in done.stderr
   results = json.loads((tmp_path / "results.json").read_text())

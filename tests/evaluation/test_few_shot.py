@@ -18,6 +18,7 @@ from seggpt_jax.inference.predictor import Prediction, Predictor
 from seggpt_jax.inference.run_ledger import Shard
 from seggpt_jax.palette import fixed_palette
 from tests.commands import seggpt
+from tests.xla_flags import QUICK
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,7 +173,7 @@ def test_unknown_folds_and_too_many_prompts_are_refused(voc):
 
 
 def command(*options):
-  return seggpt("evaluate", *options, cwd=ROOT, env={"XLA_FLAGS": ""})
+  return seggpt("evaluate", *options, cwd=ROOT, env={"XLA_FLAGS": QUICK})
 
 
 def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice(weights_directory, voc, tmp_path):
@@ -215,7 +216,7 @@ def test_the_command_writes_a_table_numbers_and_a_picture_and_does_nothing_twice
   [
     (["--benchmark", "pascal5i", "--fold", "5"], ["--fold: found '5'", "0,1,2,3"]),
     (["--benchmark", "pascal5i", "--shots", "99"], ["class ", "expected at least 100"]),
-    (["--benchmark", "davis2017"], ["val.txt"]),
+    (["--benchmark", "davis2017"], ["found no JPEGImages/ in it", "DAVIS/JPEGImages"]),
     (["--benchmark", "fss1000", "--fold", "0"], ["--fold cannot be combined with fss1000", "pascal5i"]),
     (["--benchmark", "pascal5i", "--num_frames", "2"], ["--num-frames cannot be combined with pascal5i", "davis2017"]),
     (["--benchmark", "isaid5i", "--fold", "3"], ["--fold: found '3'", "0,1,2"]),

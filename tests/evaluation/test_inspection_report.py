@@ -21,6 +21,7 @@ from seggpt_jax.formats.labels import LabelFormat
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.queries import PromptFiles, Query, list_queries
 from tests.commands import seggpt
+from tests.xla_flags import QUICK
 
 NAMES = ("a", "b", "c <b>&", "d", "empty")
 
@@ -231,16 +232,17 @@ def test_what_cannot_be_judged_is_named(folders, predictor, tmp_path):
       list_queries(folders / "data", prompts / "images", prompts / "labels", tmp_path / "some.json", mapped_only=True)
 
 
-def test_the_command_writes_numbers_and_page(folders, tmp_path):
+def test_the_command_writes_numbers_and_page(folders, weights_directory, tmp_path):
   prompts = folders / "prompts"
   arguments = [
-    *("--model-path", "drawn", "--dataset-dir", folders / "data", "--outdir", tmp_path / "out", "--labels", "binary"),
+    *("--model-path", weights_directory, "--dataset-dir", folders / "data", "--outdir", tmp_path / "out"),
+    *("--labels", "binary"),
     *("--prompt-img-dir", prompts / "images", "--prompt-label-dir", prompts / "labels", "--split", "1,2"),
     *("--mapping", folders / "positive.json", "--negative_mapping", folders / "negative.json"),
   ]
 
   def command(*options):
-    return seggpt("evaluate-inspection", *arguments, *options, env={"XLA_FLAGS": ""})
+    return seggpt("evaluate-inspection", *arguments, *options, env={"XLA_FLAGS": QUICK})
 
   done = command("--thresholds", "0.5,0.000239,0.5")
   assert done.returncode == 0, done.stderr

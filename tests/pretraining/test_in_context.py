@@ -18,6 +18,7 @@ from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.palette import fixed_palette
 from tests.commands import seggpt
 from tests.loud_network import loud_params
+from tests.xla_flags import QUICK
 
 SIZE, EPISODES, PROMPTS = 48, 6, 3
 SETTINGS = {"num_episodes": EPISODES, "num_prompts": PROMPTS}
@@ -163,7 +164,7 @@ def test_a_family_that_shows_nothing_in_common_is_named():
 
 
 def command(*options):
-  return seggpt(*options, env={"XLA_FLAGS": ""}, module="pretraining.in_context")
+  return seggpt(*options, env={"XLA_FLAGS": QUICK}, module="pretraining.in_context")
 
 
 @pytest.fixture(scope="module")
