@@ -43,11 +43,35 @@ def boards(tmp_path_factory):
   return directory
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_test():
+  """Has two devices, and the variant `small_test`."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, "device_count", lambda: 2)
+    patch.setitem(VARIANTS, "small_test", SMALL)
+    yield
+
+
+@pytest.fixture(scope="module")
+def finished(boards, tmp_path_factory):
+  """A finished run of `config`, and what it returned."""
+  workdir = tmp_path_factory.mktemp("finished") / "run"
+  return workdir, loop.train(make_config(boards), workdir)
+
+
 @pytest.fixture
-def config(boards, monkeypatch):
+def config(boards):
+  return make_config(boards)
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+  """A copy of the finished run."""
+  return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+def make_config(boards):
   """Twelve steps of eight pairs on two devices, with drop path and a checkpoint after every four."""
-  monkeypatch.setattr(jax, "device_count", lambda: 2)
-  monkeypatch.setitem(VARIANTS, "small_test", SMALL)
   config = default_config()
   config.num_steps = 12
   config.batch_size = 8
@@ -80,34 +104,35 @@ def newest_params(workdir):
   return steps, weights.load_params(workdir / "checkpoints" / str(steps[-1]))
 
 
-def test_a_run_leaves_what_the_contract_promises(config, tmp_path):
-  result = loop.train(config, tmp_path)
-  assert [line["step"] for line in lines(tmp_path, "train")] == [2, 4, 6, 8, 10, 12]
-  assert lines(tmp_path, "train")[0].keys() == {
+def test_a_run_leaves_what_the_contract_promises(config, finished):
+  workdir, result = finished
+  assert [line["step"] for line in lines(workdir, "train")] == [2, 4, 6, 8, 10, 12]
+  assert lines(workdir, "train")[0].keys() == {
     *("step", "split", "loss", "miou", "lr", "pairs_per_second"),
     *("gradient_norm", "data_wait", "memory_gb"),
   }
-  assert [line["step"] for line in lines(tmp_path, "val")] == [6, 12]
-  assert lines(tmp_path, "val")[-1]["miou"] == pytest.approx(result["miou"], rel=1e-5)
-  assert json.loads((tmp_path / "config.json").read_text())["data"]["path"] == config.data.path
-  assert {path.name for path in (tmp_path / "panels").iterdir()} == {
+  assert [line["step"] for line in lines(workdir, "val")] == [6, 12]
+  assert lines(workdir, "val")[-1]["miou"] == pytest.approx(result["miou"], rel=1e-5)
+  assert json.loads((workdir / "config.json").read_text())["data"]["path"] == config.data.path
+  assert {path.name for path in (workdir / "panels").iterdir()} == {
     f"{split}_{step:07d}.png" for split in ("train", "val") for step in (6, 12)
   }
-  assert list(tmp_path.glob("events*")) and Image.open(tmp_path / "curves.png").width > 1000
-  steps, params = newest_params(tmp_path)
+  assert list(workdir.glob("events*")) and Image.open(workdir / "curves.png").width > 1000
+  steps, params = newest_params(workdir)
   assert steps == [8, 12]
   # The public functions load the same weights from the run, its step directory and its best.
   image = jnp.zeros((1, 64, 32, 3))
   mask = jnp.ones((1, 8, 4), bool)
-  model = weights.load_model(tmp_path / "checkpoints" / "12")
-  graph, _ = parameters.abstract(weights.load_config(tmp_path))
-  expected = parameters.merge(graph, params)(image, image, mask)
-  np.testing.assert_array_equal(model(image, image, mask), expected)
-  assert weights.load_model(tmp_path / "best").config == weights.load_config(tmp_path)
+  predict = nnx.jit(SegGPT.__call__)
+  model = weights.load_model(workdir / "checkpoints" / "12")
+  graph, _ = parameters.abstract(weights.load_config(workdir))
+  expected = predict(parameters.merge(graph, params), image, image, mask)
+  np.testing.assert_array_equal(predict(model, image, image, mask), expected)
+  assert weights.load_model(workdir / "best").config == weights.load_config(workdir)
 
 
-def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(config, tmp_path):
-  loop.train(config, tmp_path / "whole")
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(config, finished, tmp_path):
+  uninterrupted, _ = finished
   # Killed after step 7: the newest checkpoint is that of step 4.
   stopped = config.copy_and_resolve_references()
 
@@ -124,7 +149,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(config, tmp_path):
     loop.train(stopped, tmp_path / "parts")
   assert newest_params(tmp_path / "parts")[0] == [4]
   loop.train(config, tmp_path / "parts")
-  whole, parts = newest_params(tmp_path / "whole")[1], newest_params(tmp_path / "parts")[1]
+  whole, parts = newest_params(uninterrupted)[1], newest_params(tmp_path / "parts")[1]
   for name, value in whole.items():
     np.testing.assert_array_equal(parts[name], value, err_msg=name)
 
@@ -139,7 +164,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(config, tmp_path):
   def at(workdir, steps):
     return [line for line in without_times(workdir) if line["step"] in steps]
 
-  assert at(tmp_path / "parts", {6, 8, 10, 12}) == at(tmp_path / "whole", {6, 8, 10, 12})
+  assert at(tmp_path / "parts", {6, 8, 10, 12}) == at(uninterrupted, {6, 8, 10, 12})
 
 
 @pytest.mark.slow  # .ci/run runs it
@@ -337,12 +362,10 @@ def test_fine_tuning_starts_from_given_weights_on_another_canvas(config, tmp_pat
   np.testing.assert_allclose(first, second, atol=1e-5)
 
 
-def test_a_workdir_of_another_architecture_is_refused(config, tmp_path):
-  config.num_steps = 1
-  loop.train(config, tmp_path)
+def test_a_workdir_of_another_architecture_is_refused(config, workdir):
   config.model.square = 40
   with pytest.raises(InputError, match=r"checkpoint of another model: canvas_size is \[64, 32\], expected \[80, 40\]"):
-    loop.train(config, tmp_path)
+    loop.train(config, workdir)
 
 
 @pytest.mark.parametrize(
@@ -388,17 +411,15 @@ def test_a_file_where_checkpoints_should_be_is_refused_before_training(config, t
   assert (tmp_path / "checkpoints").read_text() == "mine"
 
 
-def test_resuming_another_task_is_refused_and_other_changes_are_said(config, tmp_path, capsys):
-  config.num_steps = 1
-  loop.train(config, tmp_path)
-  before = (tmp_path / "config.json").read_text()
+def test_resuming_another_task_is_refused_and_other_changes_are_said(config, workdir, capsys):
+  before = (workdir / "config.json").read_text()
   config.data.num_classes = 3
   with pytest.raises(InputError, match=r"config.data.num_classes: found 3, expected 2 as the run in .* has"):
-    loop.train(config, tmp_path)
-  assert (tmp_path / "config.json").read_text() == before
+    loop.train(config, workdir)
+  assert (workdir / "config.json").read_text() == before
   config.data.num_classes = 2
   config.model.drop_path_rate, config.optim.peak = 0.3, 5e-4
-  loop.train(config, tmp_path)
+  loop.train(config, workdir)
   assert "changed since the run was last started: model.drop_path_rate, optim.peak" in capsys.readouterr().out
 
 
@@ -488,9 +509,7 @@ def test_muon_resumes_bit_for_bit_and_is_not_changed_on_the_way(config, tmp_path
     loop.train(config, tmp_path / "parts")
 
 
-def test_resuming_with_another_source_is_refused(config, tmp_path):
-  config.num_steps = 1
-  loop.train(config, tmp_path)
+def test_resuming_with_another_source_is_refused(config, workdir):
   config.update_from_flattened_dict({"data.source": "voc", "data.threshold": -1})
   with pytest.raises(InputError, match=r"config.data.source: found voc, expected \w+ as the run in .* has"):
-    loop.train(config, tmp_path)
+    loop.train(config, workdir)
