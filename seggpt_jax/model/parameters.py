@@ -7,6 +7,7 @@ jit, the optimizer, sharding rules, checkpoints and conversion. Reading and writ
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
@@ -72,6 +73,15 @@ def network(config: SegGPTConfig, seed: int = 0, **options: Any) -> SegGPT:
 
 def abstract(config: SegGPTConfig, **options: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
   """Returns what `split` would return, with shapes in place of parameters and without initializing any."""
+  graph, shapes = _abstract(config, default_device(), **options)
+  return graph, dict(shapes)
+
+
+@functools.lru_cache(maxsize=8)  # building a network takes a second, and a run asks three times
+def _abstract(
+  config: SegGPTConfig, device: jax.Device, **options: Any
+) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+  """Returns what `abstract` returns; the device is the one that attention and number format are chosen for."""
   return split(nnx.eval_shape(lambda: network(config, **options)))
 
 

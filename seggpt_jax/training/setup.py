@@ -308,9 +308,13 @@ def _initial_params(
   params = parameters.resize_canvas(stored, found.config, model_config.canvas_size)
   given = {name: params.pop(name) for name in list(params) if is_adapter_name(name)}
   if model_config.head_classes:  # it starts from a head of as many classes, else at random
-    drawn = parameters.split(parameters.network(model_config, config.seed))[1]
+
+    def draw() -> parameters.Params:
+      drawn = parameters.split(parameters.network(model_config, config.seed))[1]
+      return {name: value for name, value in drawn.items() if is_adapter_name(name)}
+
     fits = found.config.head_classes == model_config.head_classes
-    params |= {name: given[name] if fits else np.asarray(each) for name, each in drawn.items() if is_adapter_name(name)}
+    params |= given if fits else jax.tree.map(np.asarray, jax.jit(draw)())
   return {name: _place(value, where[name]) for name, value in params.items()}
 
 
