@@ -79,9 +79,9 @@ def abstract(config: SegGPTConfig, **options: Any) -> tuple[nnx.GraphDef, dict[s
 
 @functools.lru_cache(maxsize=8)  # building a network takes a second, and a run asks three times
 def _abstract(
-  config: SegGPTConfig, device: jax.Device, **options: Any
+  config: SegGPTConfig, chosen_for: jax.Device, /, **options: Any
 ) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-  """Returns what `abstract` returns; the device is the one that attention and number format are chosen for."""
+  """Returns what `abstract` returns; attention and number format are by default those of the device `chosen_for`."""
   return split(nnx.eval_shape(lambda: network(config, **options)))
 
 
