@@ -1,12 +1,14 @@
 """Finds real defects with the packaged weights, fine-tuned, and with a U-Net from scratch: same images, same minutes.
 
   python -m benchmarks.defects DATASET --num_classes=6 --counts=all --keep
+  python -m benchmarks.defects DATASET --num_classes=6 --minutes=10 --methods=features,unet --keep
   python -m benchmarks.defects DATASET --num_classes=6 --counts=5,10,20 --seeds=3 --minutes=0.5 --keep
 
 DATASET holds {train,val}/{images,labels} with labels of class indices. Ours is what a user would run: `seggpt train
---config head`, then `seggpt infer`, with nothing else set. A fifth of the training images is kept to calibrate on, if
-they are at least 40; DATASET/val only scores. The U-Net (benchmarks/unet.py) trains on all of them for the time that
-our training took, on the same cores. With --keep, each row is written at once, and a later start measures only the rows
+--config head`, then `seggpt infer`, with nothing else set; the method "features" adds `--config features` for what
+the head's 1,600 steps leave of the time. A fifth of the training images is kept to calibrate on, if they are at
+least 40; DATASET/val only scores. The U-Net (benchmarks/unet.py) trains on all of them for the time that our training
+took, on the same cores. With --keep, each row is written at once, and a later start measures only the rows
 that are missing.
 """
 
@@ -36,7 +38,7 @@ _NUM_CLASSES = flags.DEFINE_integer("num_classes", 2, "Number of classes, backgr
 _COUNTS = flags.DEFINE_list("counts", ["all"], "Numbers of training images, or all.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each number, with other images and other random numbers.")
 _MINUTES = flags.DEFINE_float("minutes", 2.0, "Time to train, for which ours gets steps by `_STEPS_A_MINUTE`.")
-_METHODS = flags.DEFINE_list("methods", ["ours", "unet"], "Which of ours and unet to run.")
+_METHODS = flags.DEFINE_list("methods", ["ours", "unet"], "Which of ours, features and unet to run, in this order.")
 _OVERRIDES = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the configuration, for trying out a recipe.")
 _SIDE = flags.DEFINE_integer("unet_side", 224, "Images are resampled to the area of a square of this side.")
 _WIDTH = flags.DEFINE_integer("unet_width", 8, "Channels of the U-Net's first level.")
@@ -46,7 +48,9 @@ _OUT = flags.DEFINE_string("out", "", "Folder that keeps runs and predictions; b
 _KEEP = flags.DEFINE_bool("keep", False, "Also write the rows to benchmarks/results/defects.json.")
 
 CAUGHT = 0.3  # foreground IoU from which the defects of an image count as caught
-_STEPS_A_MINUTE = 800  # of a head on two quiet cores, with start and calibration
+# On two quiet cores, with start and calibration.
+_STEPS_A_MINUTE = {"head": 800, "features": 320}
+_HEAD_STEPS = 1600  # before the features learn
 _LEAST_TO_HOLD = 40
 KEY = ("dataset", "method", "images", "seed", "minutes")
 
@@ -130,14 +134,23 @@ def _run(*arguments: str) -> float:
 
 
 def ours(data: Path, run: Path, seed: int, num_classes: int, minutes: float, settings: list[str]) -> dict[str, Any]:
-  """Trains a head and segments the validation images, with the commands of the package."""
-  steps = max(round(_STEPS_A_MINUTE * minutes), 20)
-  extra = [f"--config.num_steps={steps}", f"--config.eval_every={max(steps // 3, 1)}"]
-  extra += [f"--config.{setting}" for setting in settings]
-  trained = _run(
-    *("train", "--config", "head", "--workdir", str(run), f"--config.data.path={data.parent / 'own'}"),
-    *(f"--config.data.num_classes={num_classes}", f"--config.seed={seed}", *extra),
-  )
+  """Trains a head, and in a run called "features" what it sees, and segments the validation images by commands."""
+
+  def train(config: str, workdir: Path, steps: int, *extra: str) -> float:
+    extra += (f"--config.num_steps={steps}", f"--config.eval_every={max(steps // 3, 1)}")
+    return _run(
+      *("train", "--config", config, "--workdir", str(workdir), f"--config.data.path={data.parent / 'own'}"),
+      *(f"--config.data.num_classes={num_classes}", f"--config.seed={seed}", *extra),
+      *(f"--config.{setting}" for setting in settings),
+    )
+
+  if run.name == "features":
+    base = run.with_name("base")
+    trained = train("head", base, _HEAD_STEPS)
+    steps = max(round(_STEPS_A_MINUTE["features"] * (minutes - trained / 60)), 20)
+    trained += train("features", run, steps, f"--config.model.init_from={base}")
+  else:
+    trained = train("head", run, max(round(_STEPS_A_MINUTE["head"] * minutes), 20))
   inferred = _run(
     *("infer", "--model-path", str(run), "--dataset-dir", str(data / "val"), "--outdir", str(run / "val")),
   )
@@ -196,12 +209,12 @@ def main(argv: list[str]) -> None:
         for method in _METHODS.value:
           about = {"dataset": dataset.name, "method": method, "images": text, "seed": seed, "minutes": _MINUTES.value}
           arguments = (place / "data", place / method, seed, num_classes)
-          if method == "ours":
+          if method != "unet":
             row = ours(*arguments, _MINUTES.value, _OVERRIDES.value)
             seconds = row["train_s"]
           else:
             row = peer(*arguments, seconds)
-          rows.append({**about, **row, "settings": _OVERRIDES.value if method == "ours" else []})
+          rows.append({**about, **row, "settings": _OVERRIDES.value if method != "unet" else []})
           print(json.dumps(rows[-1]), flush=True)
           if _KEEP.value:
             _keep(rows[-1])

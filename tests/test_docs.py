@@ -58,6 +58,7 @@ SMALLER = {
   "seggpt train --config in_context_tuning": [*_FEW_STEPS, "--config.optim.warmup=0"],
   "seggpt train --config defects": [flag for flag in _FEW_STEPS if "resize" not in flag],
   "seggpt train --config head": [*_FEW_STEPS, "--config.optim.warmup=0"],
+  "seggpt train --config features": [*_FEW_STEPS, "--config.optim.warmup=0"],
   "seggpt train": _FEW_STEPS,
   "seggpt retrieve": ["--cache="],
 }

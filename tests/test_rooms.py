@@ -20,8 +20,8 @@ ROOMS = (
 
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
-  **{"cli": 2780, "app": 4400, "evaluation": 1730, "retrieval": 790, "export": 490, "training": 3800},
-  **{"inference": 4360, "audit": 2230, "prepare": 680, "synthetic": 700, "model": 3890, "data": 2660},
+  **{"cli": 2780, "app": 4400, "evaluation": 1730, "retrieval": 790, "export": 490, "training": 3830},
+  **{"inference": 4360, "audit": 2230, "prepare": 680, "synthetic": 700, "model": 3895, "data": 2660},
   **{"formats": 2920, "metrics": 440, "": 1375},
 }
 MOST_IN_A_MODULE = 400

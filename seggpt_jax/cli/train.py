@@ -26,6 +26,7 @@ from seggpt_jax.errors import InputError, either
 from seggpt_jax.evaluation.calibration import Seen
 from seggpt_jax.formats.labels import classes_in
 from seggpt_jax.inference.predictor import Predictor
+from seggpt_jax.model.adapters import HEADS
 from seggpt_jax.palette import fixed_palette
 from seggpt_jax.training import distributed
 from seggpt_jax.training.config import expand_paths, flatten, nearest_keys
@@ -128,7 +129,7 @@ def main() -> None:
     result = train(values.config, values.workdir)
   if jax.process_index() == 0:
     print(f"done: {values.workdir}, validation mIoU {result.get('miou', float('nan')):.3f}")
-    if values.config.adapter.kind == "head":
+    if values.config.adapter.kind in HEADS:
       _calibrate(values.config, values.workdir)
 
 

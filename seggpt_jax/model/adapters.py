@@ -119,6 +119,7 @@ class LearnedPrompt:
 
 Adapter = LoRA | LearnedPrompt
 KINDS = {"lora": LoRA, "prompt": LearnedPrompt}
+HEADS = ("head", "features")  # kinds of training that learn a head, the second with the features that it sees
 
 
 def is_adapter_name(name: str) -> bool:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from seggpt_jax.errors import InputError, either, naming, nearest
 from seggpt_jax.files import expand
-from seggpt_jax.model.adapters import Adapter, LearnedPrompt, LoRA
+from seggpt_jax.model.adapters import HEADS, Adapter, LearnedPrompt, LoRA
 from seggpt_jax.training.schema import KEYS
 
 _PATHS = ("data.path", "model.init_from")
@@ -20,7 +20,7 @@ _PATHS = ("data.path", "model.init_from")
 _UNUSED_BY_A_HEAD = (
   *("accumulate", "model.square", "data.negative", "data.prompts", "data.lower_half_share", "data.zoom"),
   *("data.foreground_crop", "loss.smooth_l1", "loss.cross_entropy", "loss.dice", "loss.foreground", "optim.ema"),
-  *("optim.layer_decay", "profile_steps"),
+  "profile_steps",
 )
 _LARGEST_SIDE = 16384  # pixels of a resized sample
 
@@ -130,15 +130,16 @@ def adapter_of(config: ConfigDict) -> Adapter | None:
     InputError: another value of the configuration does not fit the adapter; names its key.
   """
   kind = config.adapter.kind
-  if kind == "head":
+  if kind in HEADS:
     values = flatten(config)
     for key in KEYS:
-      if key.name in _UNUSED_BY_A_HEAD and plain(values[key.name]) != plain(key.default):
+      unused = key.name in _UNUSED_BY_A_HEAD or (key.name == "optim.layer_decay" and kind == "head")
+      if unused and plain(values[key.name]) != plain(key.default):
         found = shown(values[key.name])
         raise InputError(
-          f"config.{key.name}: found {found}, expected the default {key.default!r} with adapter.kind=head"
+          f"config.{key.name}: found {found}, expected the default {key.default!r} with adapter.kind={kind}"
         )
-  if kind in ("none", "head"):  # a trained head is a part of the network
+  if kind in ("none", *HEADS):  # a trained head is a part of the network
     return None
   if not config.model.init_from:
     raise InputError("config.model.init_from: found '', expected the weights that the adapter is trained for")

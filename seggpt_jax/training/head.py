@@ -1,8 +1,10 @@
-"""Trains a head on frozen features (config.adapter.kind=head): a configuration and a run directory in, weights out.
+"""Trains a head on ImageNet features: a configuration and a run directory in, weights out.
 
-The features of augmented training images are computed once and kept in memory, so that a step costs only the head,
-which sees many more pixels in a minute than fine-tuning. From time to time an image gets new features with another
-augmentation. Which ones a step sees follows from its number alone, so a resumed run equals one that was never stopped.
+With config.adapter.kind=head the features are frozen. Those of augmented training images are computed once and kept in
+memory, so that a step costs only the head, which sees many more pixels in a minute than fine-tuning. With "features"
+they learn as well, from a head that fits them, whose first gradients would spoil them otherwise (arXiv 2202.10054);
+memory keeps images in place of features. From time to time an image gets another augmentation. What a step sees follows
+from its number alone, so a resumed run equals one that was never stopped.
 """
 
 from __future__ import annotations
@@ -48,13 +50,14 @@ from seggpt_jax.training.step_recorder import StepProfiler, StepRecorder
 from seggpt_jax.training.validation import BestScore, Validation
 
 CELL = 16  # pixels of the coarsest features
-_CROP = 8  # cells along a side of a training crop
-_MOST_BYTES = 2 * 2**30  # of the features in memory
-_RENEW = 4  # steps between two renewals of an image's features
+_CROPS = {"head": 8, "features": 16}  # cells along a side of a training crop
+_MOST_BYTES = 2 * 2**30  # of the features or images in memory
+_RENEW = {"head": 4, "features": 1}  # steps between two renewals of an image
 _ON_CLASS = 0.5  # share of the crops that are placed on a pixel of a random class
 _PANEL_ROWS, _PANEL_SIDE = 4, 256
 
-Describe = Callable[[UInt8[np.ndarray, "h w 3"]], dict[int, np.ndarray]]
+Maps = dict[int, np.ndarray]  # features by stride; with stride 1 alone, the image itself
+Describe = Callable[[Params, UInt8[np.ndarray, "h w 3"]], Maps]
 
 
 def prepare_head(config: ConfigDict, workdir: str | os.PathLike, held: contextlib.ExitStack) -> Run:
@@ -63,29 +66,32 @@ def prepare_head(config: ConfigDict, workdir: str | os.PathLike, held: contextli
   if jax.process_count() > 1:
     raise InputError(f"config.adapter.kind: found head with {jax.process_count()} processes, expected one")
   splits, notes = open_splits(config.data)
+  config.data.class_names = config.data.class_names or getattr(splits["train"], "categories", ())
+  model_config, kind, classes = architecture(config), config.adapter.kind, config.data.num_classes
+  given = f"config.model.init_from: found {config.model.init_from!r}"
+  if not model_config.backbone:
+    raise InputError(f"{given}, a network without ImageNet features, expected small or a run with adapter.kind=head")
+  base = weights.load_config(config.model.init_from)
+  if kind == "features" and base.head_classes != classes:
+    raise InputError(f"{given}, expected a run with a trained head of {classes} classes (--config head)")
   # A run keeps the side of its first start.
   started = any((workdir / "checkpoints").glob("*"))
-  side = config.data.resize or (weights.load_config(workdir).head_side if started else 0)
+  side = config.data.resize or (weights.load_config(workdir) if started else base).head_side
   side = side or head_side(splits["train"], config.data)
-  config.data.class_names = config.data.class_names or getattr(splits["train"], "categories", ())
-  model_config = architecture(config)
-  if not model_config.backbone:
-    raise InputError(
-      f"config.model.init_from: found {config.model.init_from!r}, a network without ImageNet features, expected small "
-      "with adapter.kind=head"
-    )
   if side % CELL:
-    raise InputError(f"config.data.resize: found {side}, expected a multiple of {CELL} with adapter.kind=head, or 0")
-  model_config = dataclasses.replace(model_config, head_classes=config.data.num_classes, head_side=side)
+    raise InputError(f"config.data.resize: found {side}, expected a multiple of {CELL} with adapter.kind={kind}, or 0")
+  model_config = dataclasses.replace(model_config, head_classes=classes, head_side=side)
   mesh = Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
   plan = make_plan(config, model_config, mesh)
   make_folders(workdir, held)
   checkpoints, state, progress = open_state(config, model_config, plan, workdir)
   start = int(state.step)
-  described = f"a head of {config.data.num_classes} classes on frozen features, images of {side} x {side} pixels"
+  on = "frozen features" if kind == "head" else "features that learn as well"
+  described = f"a head of {classes} classes on {on}, images of {side} x {side} pixels"
   monitor = open_monitor(config, workdir, start, described, changed, (*checkpoints.warnings, *notes))
-  describe = _make_describe(plan.graph, state.params, side)
-  pool = Pool(splits["train"], describe, config, side)
+  describe = _make_describe(plan.graph, side)
+  shown = functools.partial(describe, state.params) if kind == "head" else lambda image: {1: to_square(image, side)}
+  pool = Pool(splits["train"], shown, config, side)
   return Run(
     config=config,
     model_config=model_config,
@@ -106,41 +112,44 @@ def prepare_head(config: ConfigDict, workdir: str | os.PathLike, held: contextli
 
 
 class _Described(NamedTuple):
-  """An image to learn from: its features by stride, float16 [h, w, channels], and its labels, uint8 [side, side]."""
+  """An image to learn from: its features, float16 [h, w, channels], or pixels; and labels, uint8 [side, side]."""
 
-  maps: dict[int, np.ndarray]
+  maps: Maps
   labels: np.ndarray
 
 
-def _make_describe(graph: nnx.GraphDef, params: Params, side: int) -> Describe:
-  """Returns a function from an image of any size, seen as a square, to its features by stride, as float16."""
+def _make_describe(graph: nnx.GraphDef, side: int) -> Describe:
+  """Returns a function from parameters and an image of any size, seen as a square, to its features, as float16."""
 
   @jit
   def run(params, image):
     maps = parameters.merge(graph, params).pixel_features(canvas.normalize(image[None]))
     return {stride: jnp.float16(each[0]) for stride, each in maps.items()}
 
-  return lambda image: {stride: np.asarray(each) for stride, each in run(params, to_square(image, side)).items()}
+  return lambda params, image: {
+    stride: np.asarray(each) for stride, each in run(params, to_square(image, side)).items()
+  }
 
 
 class Pool:
-  """Augmented training images with their features, and the batches that steps take from them."""
+  """Augmented training images or their features, and the batches that steps take from them."""
 
-  def __init__(self, source: Source, describe: Describe, config: ConfigDict, side: int):
+  def __init__(self, source: Source, describe: Callable[[np.ndarray], Maps], config: ConfigDict, side: int):
     self._source, self._describe, self._config, self._side = source, describe, config, side
+    self._cells, self._renew = _CROPS[config.adapter.kind], _RENEW[config.adapter.kind]
     data = config.data
     self._augmentation = Augmentation(
       0, tuple(map(float, data.scale)), 0.0, data.flips, tuple(map(float, data.color)), float(data.blur)
     )
-    each = 4 * sum(side * side // stride**2 * channels for stride, channels in ((2, 28), (4, 24), (8, 40), (16, 112)))
+    each = sum(values.nbytes for values in describe(np.zeros((side, side, 3), np.uint8)).values())
     self._size = max(min(len(source), _MOST_BYTES // each), 1)
     self._order = np.random.default_rng(config.seed).permutation(len(source))
     self._entries: dict[int, _Described] = {}  # by slot
     self._pixels: dict[int, dict[int, np.ndarray]] = {}  # some places of each class in each slot
 
   def fill(self, step: int) -> None:
-    """Computes the features that the step after `step` finds."""
-    versions = step // _RENEW
+    """Makes what the step after `step` finds."""
+    versions = step // self._renew
     for slot in tqdm(range(self._size), "features", unit="image", dynamic_ncols=True):
       # The last renewal of a slot is the latest one whose number it has.
       renewed = (versions - 1 - slot) // self._size + 1 if versions > slot else 0
@@ -157,10 +166,10 @@ class Pool:
       found = np.flatnonzero(labels == index)
       self._pixels[slot][index] = found if len(found) < 1000 else generator.choice(found, 1000, replace=False)
 
-  def batch(self, step: int) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """Returns the crops of a step: features by stride and labels [B, crop, crop]. Steps have to be taken in order."""
-    if step % _RENEW == 0:
-      number = step // _RENEW - 1
+  def batch(self, step: int) -> tuple[Maps, np.ndarray]:
+    """Returns the crops of a step: features or pixels, and labels [B, crop, crop]. Steps have to be taken in order."""
+    if step % self._renew == 0:
+      number = step // self._renew - 1
       self._put(number % self._size, number + self._size)
     generator = np.random.default_rng((self._config.seed, 2, step))
     shown = sorted({index for places in self._pixels.values() for index in places})
@@ -171,7 +180,7 @@ class Pool:
   def _crop(self, generator: np.random.Generator, shown: list[int]) -> _Described:
     """Cuts a crop: on a pixel of a random class, or anywhere. It is turned and mirrored."""
     cells = self._side // CELL
-    crop = min(_CROP, cells)
+    crop = min(self._cells, cells)
     last = cells - crop
     if shown and generator.random() < _ON_CLASS:
       index = shown[generator.integers(len(shown))]
@@ -205,10 +214,11 @@ def _batches(pool: Pool, start: int) -> Iterator[dict[str, Any]]:
 
 
 def _make_step(graph: nnx.GraphDef, optimizer: Optimizer) -> Callable[..., tuple[TrainState, StepOutput]]:
-  """Returns the training step, (state, (features, labels), key) -> (state, output). What changes is donated."""
+  """Returns the training step, (state, (maps, labels), key) -> (state, output). What changes is donated."""
 
   def evaluate(trained, frozen, maps, labels):
-    logits = parameters.merge(graph, {**frozen, **trained}).pixel_head(maps)
+    model = parameters.merge(graph, {**frozen, **trained})
+    logits = model.pixel_head(model.pixel_features(canvas.normalize(maps[1])) if 1 in maps else maps)
     return head_loss(logits, labels), logits
 
   @functools.partial(jit, donate_argnums=(0, 1))
@@ -244,7 +254,7 @@ def _validate(
   for index in validation_indices(config, source):
     sample = source[index]
     truth = sample["label"]
-    probabilities = np.asarray(answer(params, describe(sample["image"])))
+    probabilities = np.asarray(answer(params, describe(params, sample["image"])))
     found = cv2.resize(probabilities, truth.shape[::-1], interpolation=cv2.INTER_LINEAR).reshape(*truth.shape, classes)
     known = truth != IGNORE
     labels = found.argmax(axis=-1).astype(np.uint8)
@@ -266,7 +276,7 @@ def _panel_row(image: np.ndarray, truth: np.ndarray, labels: np.ndarray, classes
 
 
 @functools.cache
-def _answer(graph: nnx.GraphDef) -> Callable[[Params, dict[int, np.ndarray]], Float[Array, "h w c"]]:
+def _answer(graph: nnx.GraphDef) -> Callable[[Params, Maps], Float[Array, "h w c"]]:
   """Returns the compiled head: (parameters, features of an image) -> probabilities at stride 2."""
 
   @jit

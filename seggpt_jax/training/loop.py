@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from seggpt_jax.compilation import compile_notice
+from seggpt_jax.model.adapters import HEADS
 from seggpt_jax.training.head import prepare_head
 from seggpt_jax.training.monitor import draw_panels
 from seggpt_jax.training.setup import Run, prepare
@@ -35,7 +36,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
     KeyboardInterrupt: after Ctrl-C and a checkpoint.
   """
   with contextlib.ExitStack() as held:
-    return _train((prepare_head if config.adapter.kind == "head" else prepare)(config, workdir, held))
+    return _train((prepare_head if config.adapter.kind in HEADS else prepare)(config, workdir, held))
 
 
 def _train(run: Run) -> dict[str, float]:

@@ -46,6 +46,7 @@ _DECAYED: tuple[tuple[str, bool], ...] = (
 # length of the part after the warm-up, and on the peak; and the decay of the average of gradients.
 MINIMUM, CYCLE_MULT, DECAY, _B1 = 1e-8, 1.2, 0.5, 0.9
 _MOST_CYCLES = 1000
+_FIRST_TRAINED = 3  # block of the ImageNet features
 
 
 class Optimizer(NamedTuple):
@@ -56,14 +57,15 @@ class Optimizer(NamedTuple):
   frozen: frozenset[str]  # names of the parameters that are not trained
 
 
-def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any], adapter: bool = False) -> Optimizer:
+def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any], kind: str = "none") -> Optimizer:
   """Returns the optimizer that config.optim describes; the moving average of parameters is not part of it.
 
   Args:
     optim: config.optim.
     num_steps: steps of the whole run.
     params: all parameters of the network and of an adapter, or only their shapes, by name.
-    adapter: whether there is an adapter; the whole network is then frozen.
+    kind: config.adapter.kind. Without an adapter the network is trained; with one it is frozen, except for the
+      ImageNet features from `_FIRST_TRAINED` on with "features".
 
   Raises:
     InputError: values do not fit each other or the network; names the key.
@@ -75,10 +77,16 @@ def make_optimizer(optim: ConfigDict, num_steps: int, params: Mapping[str, Any],
   # Always a chain of two, so that switching clipping does not change the form of the optimizer state.
   clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
   transform = optax.chain(clip, _by_name(descend, factors, undecayed))
-  frozen = (
-    frozenset(name for name in params if not is_adapter_name(name)) if adapter else _frozen_names(optim.freeze, params)
-  ) | frozenset(name for name in params if name.startswith(FROZEN))
-  return Optimizer(transform, schedule, frozen)
+  frozen = _frozen_names(optim.freeze, params) | {name for name in params if name.startswith(FROZEN)}
+  if kind != "none":
+    frozen = {name for name in params if not (is_adapter_name(name) or (kind == "features" and _learns(name)))}
+  return Optimizer(transform, schedule, frozenset(frozen))
+
+
+def _learns(name: str) -> bool:
+  """Returns whether a parameter belongs to the ImageNet features that learn; earlier ones know edges and colors."""
+  found = re.match(r"features\.blocks\.(\d+)\.", name)
+  return found is not None and int(found[1]) >= _FIRST_TRAINED
 
 
 def _make_schedule(optim: ConfigDict, num_steps: int) -> optax.Schedule:

@@ -15,8 +15,8 @@ from seggpt_jax.data.augment import FLIPS
 from seggpt_jax.data.read_ahead import MOST_WORKERS
 from seggpt_jax.formats.labels import LABEL_MODES
 from seggpt_jax.formats.recognize import KINDS, OUTLINES
+from seggpt_jax.model.adapters import HEADS, LORA_TARGETS
 from seggpt_jax.model.adapters import KINDS as ADAPTERS
-from seggpt_jax.model.adapters import LORA_TARGETS
 from seggpt_jax.model.attention.dispatch import IMPLEMENTATIONS
 from seggpt_jax.model.seggpt import Remat
 from seggpt_jax.palette import PALETTE_MODES
@@ -251,7 +251,7 @@ KEYS: tuple[Key, ...] = (
   ),
   Key("optim.ema", 0.0, "Decay of a moving average of the parameters, which is kept as best; 0 is off.", 0, _DECAY),
   # -------------------------------------------------------------------------------------------------------- adapters
-  Key("adapter.kind", "none", "What is trained; none is the whole network.", choices=("none", *ADAPTERS, "head")),
+  Key("adapter.kind", "none", "What is trained; none is the whole network.", choices=("none", *ADAPTERS, *HEADS)),
   Key("adapter.rank", 8, "Rank of the update of each kernel.", 1, 2**16, when=_LORA),
   Key("adapter.alpha", 8.0, "Scale of the update, which is multiplied by alpha / rank.", 0.001, 1e6, when=_LORA),
   Key(

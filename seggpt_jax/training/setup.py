@@ -210,7 +210,7 @@ def make_plan(config: ConfigDict, model_config: SegGPTConfig, mesh: Mesh, *, sca
   if adapter is not None:
     init_adapter = functools.partial(adapter.init, params, model_config.canvas_size)
     params = params | jax.eval_shape(init_adapter, jax.random.key(0))
-  optimizer = make_optimizer(config.optim, config.num_steps, params, config.adapter.kind != "none")
+  optimizer = make_optimizer(config.optim, config.num_steps, params, config.adapter.kind)
   initial = functools.partial(init_state, optimizer.transform, frozen=optimizer.frozen, ema=config.optim.ema > 0)
   shapes = jax.eval_shape(initial, params)
   trees = (sharding.tree_sharding(mesh, tree) for tree in (shapes.params, shapes.opt_state, shapes.ema))

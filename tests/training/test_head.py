@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import seggpt_jax
+from configs import features as end_to_end
 from configs import head as packaged
 from seggpt_jax.data.datasets import Dataset, open_dataset
 from seggpt_jax.errors import InputError
@@ -33,7 +34,11 @@ def boards(tmp_path_factory):
 @pytest.fixture
 def config(boards, monkeypatch):
   monkeypatch.setattr(ImageNetFeatures, "__call__", cheap_features)
-  config = packaged.get_config()
+  return make_config(boards, packaged)
+
+
+def make_config(boards, module):
+  config = module.get_config()
   config.num_steps = config.eval_every = 12
   config.checkpoint_every = 6
   config.batch_size = 4
@@ -102,8 +107,47 @@ def test_the_side_suits_small_images_and_small_objects(config, tmp_path, shape, 
   assert inputs.head_side(source, config.data) == expected
 
 
+@pytest.fixture(scope="module")
+def trained_head(boards, tmp_path_factory):
+  """The run of a head after one step."""
+  workdir = tmp_path_factory.mktemp("trained") / "run"
+  config = make_config(boards, packaged)
+  config.num_steps = config.eval_every = config.checkpoint_every = 1
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(ImageNetFeatures, "__call__", cheap_features)
+    loop.train(config, workdir)
+  return workdir
+
+
+def test_head_and_features_learn_together(boards, trained_head, tmp_path):
+  config = make_config(boards, end_to_end)
+  config.model.init_from, config.data.resize = str(trained_head), 0
+  config.num_steps = config.eval_every = config.checkpoint_every = 2
+  loop.train(config, tmp_path)
+  assert weights.load_config(tmp_path).head_side == 64  # the head's
+  before, after = weights.load_params(trained_head), weights.load_params(tmp_path)
+  changed = {name for name, value in before.items() if not np.array_equal(np.float32(value), after[name])}
+  blocks = tuple(f"features.blocks.{index}." for index in range(3, 11))
+  learning = {name for name in before if name.startswith(("pixel_head.", *blocks))}
+  assert changed == learning
+
+
+def test_features_without_a_head_that_fits_are_refused(boards, trained_head, tmp_path):
+  config = make_config(boards, end_to_end)
+  for source, classes in (("small", 2), (str(trained_head), 3)):
+    config.model.init_from, config.data.num_classes = source, classes
+    with pytest.raises(
+      InputError, match=rf"init_from: found '{source}', expected a run with a trained head of {classes}"
+    ):
+      loop.train(config, tmp_path)
+
+
 @pytest.mark.slow  # .ci/run runs it
-def test_a_resumed_run_equals_one_without_a_stop(config, tmp_path):
+@pytest.mark.parametrize("module", [packaged, end_to_end])
+def test_a_resumed_run_equals_one_without_a_stop(boards, module, config, trained_head, tmp_path):
+  config = make_config(boards, module)
+  if module is end_to_end:
+    config.model.init_from = str(trained_head)
   loop.train(config, tmp_path / "whole")
 
   class StopError(Exception):
@@ -130,10 +174,12 @@ def test_a_resumed_run_equals_one_without_a_stop(config, tmp_path):
     np.testing.assert_array_equal(value, parts[name], err_msg=name)
 
 
+@pytest.mark.parametrize("kind", ["head", "features"])
 @pytest.mark.parametrize("step", [0, 3, 4, 31, 32, 70])
-def test_what_a_step_finds_depends_on_its_number_alone(config, boards, monkeypatch, step):
+def test_what_a_step_finds_depends_on_its_number_alone(config, boards, monkeypatch, step, kind):
+  config.adapter.kind = kind
   source = open_dataset(Dataset("folder", str(boards), 2, LabelFormat("index")), "train")
-  monkeypatch.setattr(head, "_MOST_BYTES", 5 * 2 * 64 * 64 * 8)  # of about five of the eight images
+  monkeypatch.setattr(head, "_MOST_BYTES", 5 * 64 * 64)  # of five of the eight images
 
   def describe(image):
     return {stride: image[::stride, ::stride] for stride in (2, 4, 8, 16)}
