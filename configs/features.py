@@ -11,7 +11,7 @@ from seggpt_jax.training.config import default_config
 
 def get_config() -> ConfigDict:
   config = default_config()
-  config.num_steps = 2400
+  config.num_steps = 1600
   config.batch_size = 2
   config.model.init_from = ""  # a run of --config head
   config.model.drop_path_rate = 0.0
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   config.data.flips = "turns"
   config.data.color = (0.2, 0.2, 0.1)
   config.data.blur = 0.0
-  config.optim.peak = 1e-3
+  config.optim.peak = 3e-4
   config.optim.layer_decay = 0.8  # the features have a third of the rate
   config.optim.clip_norm = 1.0
   config.optim.first_cycle = 0  # one cosine over the run, however long it is
