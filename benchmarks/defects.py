@@ -49,7 +49,7 @@ _KEEP = flags.DEFINE_bool("keep", False, "Also write the rows to benchmarks/resu
 
 CAUGHT = 0.3  # foreground IoU from which the defects of an image count as caught
 # On two quiet cores, with start and calibration.
-_STEPS_A_MINUTE = {"head": 800, "features": 320}
+_STEPS_A_MINUTE = {"head": 800, "features": 270}
 _HEAD_STEPS = 1600  # before the features learn
 _LEAST_TO_HOLD = 40
 KEY = ("dataset", "method", "images", "seed", "minutes")

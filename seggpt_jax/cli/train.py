@@ -131,6 +131,9 @@ def main() -> None:
     print(f"done: {values.workdir}, validation mIoU {result.get('miou', float('nan')):.3f}")
     if values.config.adapter.kind in HEADS:
       _calibrate(values.config, values.workdir)
+    if values.config.adapter.kind == "head":
+      changed = f"--config features --config.model.init_from={values.workdir}"
+      print(f"to find more in a few more minutes, run this again with {changed} and another --workdir")
 
 
 def _calibrate(config: ConfigDict, workdir: str) -> None:

@@ -64,7 +64,8 @@ def prepare_head(config: ConfigDict, workdir: str | os.PathLike, held: contextli
   """Checks everything that can be wrong before the first step and builds the run, or restores it, as `prepare` does."""
   workdir, config, changed = check_start(config, workdir)
   if jax.process_count() > 1:
-    raise InputError(f"config.adapter.kind: found head with {jax.process_count()} processes, expected one")
+    found = f"{config.adapter.kind} with {jax.process_count()} processes"
+    raise InputError(f"config.adapter.kind: found {found}, expected one")
   splits, notes = open_splits(config.data)
   config.data.class_names = config.data.class_names or getattr(splits["train"], "categories", ())
   model_config, kind, classes = architecture(config), config.adapter.kind, config.data.num_classes
