@@ -202,6 +202,7 @@ def main(argv: list[str]) -> None:
       count = None if text == "all" else int(text)
       for seed in range(_SEEDS.value):
         if _KEEP.value and all(_kept(dataset.name, method, text, seed) for method in _METHODS.value):
+          print(f"{dataset.name}, {text} images, seed {seed}: kept in defects.json; remove its rows to measure again")
           continue
         place = out / f"{dataset.name}_{text}_{seed}"
         names = choose(dataset, place, count, seed)
