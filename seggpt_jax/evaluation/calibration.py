@@ -29,7 +29,7 @@ Aim = Literal["f1", "catch", "yield", "balance"]
 _STEPS = 2.0 ** (np.arange(-12, 13) / 4)
 _FACTORS = 2.0 ** (np.arange(-6, 7) / 2)
 # Least areas that are tried, as shares of the median area of the objects in the labels.
-_AREAS = (0.0, 0.1, 0.25, 0.5)
+_AREAS = (0.0, 0.02, 0.05, 0.1, 0.25, 0.5)
 
 
 class Seen(NamedTuple):
@@ -105,8 +105,12 @@ def calibrate(
     return max(tried, key=lambda found: found.f1), tried
   if aim == "balance":
     steady = np.concatenate([_mean_of_neighbors([_balance(found) for found in line]) for line in lines])
-    # Among equals the one next to what the network says by itself.
-    order = [(round(score, 6), -abs(np.log(found.factor))) for score, found in zip(steady, tried, strict=True)]
+    # Among equals the one that drops most specks, which other images may show, then the one next to what the network
+    # says by itself.
+    order = [
+      (round(score, 3), found.point.least_area, -abs(np.log(found.factor)))
+      for score, found in zip(steady, tried, strict=True)
+    ]
     return tried[order.index(max(order))], tried
   wanted, other = ("catch", "left_alone") if aim == "catch" else ("left_alone", "catch")
 

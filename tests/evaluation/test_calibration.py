@@ -50,6 +50,8 @@ def test_a_balanced_point_keeps_away_from_the_edge():
   assert (chosen.f1, chosen.catch, chosen.left_alone) == (pytest.approx(1.0), 1.0, 1.0)
   assert 0.9 < chosen.point.sensitivity[0] * 2 < 1.86  # twice as sensitive is still right
   assert any(found.left_alone == 0.5 for found in tried)
+  # Specks that these images do not show cost nothing to remove.
+  assert chosen.point.least_area == max(found.point.least_area for found in tried)
 
 
 def test_an_aim_out_of_reach_gives_the_nearest():
