@@ -115,14 +115,7 @@ class _Request(NamedTuple):
 
 
 class _Examples:
-  """The examples of one round of a session, from which each image gets its own.
-
-  Args:
-    session: the session.
-    network: the network that answers it.
-    options: how the network is shown an image.
-    call: is called when the examples can be compared.
-  """
+  """The examples of one round, from which each image gets its own; `call` is called when they can be compared."""
 
   def __init__(self, session: Session, network: Network, options: InferenceOptions, call: Callable[[], None]):
     self.round, self._session = session.round, session
@@ -135,11 +128,7 @@ class _Examples:
     self.prompts = functools.lru_cache(_KEPT)(self._prompts)
 
   def keys_for(self, image: UInt8[np.ndarray, "_ _ 3"]) -> tuple[str, ...]:
-    """Returns the keys of the examples of an image.
-
-    Raises:
-      NotReadyError: the examples are being encoded.
-    """
+    """Returns the keys of the examples of an image; raises NotReadyError while the examples are being encoded."""
     if self._scores is None:
       return self._same
     if not self._scores.done():

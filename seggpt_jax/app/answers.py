@@ -11,7 +11,7 @@ import pydantic
 from pydantic import Field
 
 from seggpt_jax.app.fields import PredictFields
-from seggpt_jax.app.prompt_sets import Stored
+from seggpt_jax.app.prompt_sets import PromptSet
 from seggpt_jax.inference.annotation_files import AnnotationOptions, coco_image, join_coco
 from seggpt_jax.inference.instances import Instance, instances
 from seggpt_jax.inference.pictures import encode_png
@@ -152,13 +152,12 @@ def _base64(pixels: np.ndarray) -> str:
   return base64.b64encode(encode_png(pixels)).decode()
 
 
-def describe_set(name: str, stored: Stored) -> dict[str, Any]:
+def describe_set(name: str, prompts: PromptSet) -> dict[str, Any]:
   """Returns a set of prompts without its images."""
-  prompts = stored.prompts
   return {
     "name": name,
     "classes": list(prompts.classes),
     "sizes": prompts.sizes,
     "bytes": prompts.num_bytes,
-    "pinned": stored.pinned,
+    "pinned": prompts.pinned,
   }

@@ -149,11 +149,7 @@ def _naming_archive(root: Path) -> Iterator[None]:
 
 
 def _find_samples(root: Path) -> tuple[list[_Sample], list[str]]:
-  """Finds the images and labels of a dataset of any form, and the names of classes that it states.
-
-  Raises:
-    InputError: there is no dataset, or it is of a form that the page does not take.
-  """
+  """Finds the samples of a dataset of any form that the page takes, and the names of classes that it states."""
   form = recognize(str(root))
   if form.kind in OUTLINES:
     sources = [open_dataset(Dataset(form.kind, str(root), MOST_CLASSES + 1), split) for split in form.splits]
@@ -182,11 +178,7 @@ def _outlined(source: OutlineSource, names: list[str]) -> Iterator[_Sample]:
 
 
 def _label(item: Item, labels: LabelFormat) -> UInt8[np.ndarray, "h w"]:
-  """Reads the label map of an image, once the headers of both say that they have the same number of pixels.
-
-  Raises:
-    InputError: they differ, or a file cannot be read.
-  """
+  """Reads the label map of an image, once the headers of both say that they have the same number of pixels."""
   image, label = (open_image(read_bytes(path), item.name).size for path in (item.image, item.label))
   if sorted(image) != sorted(label):
     raise InputError(f"{item.name}: found a label of {label[0]} x {label[1]} pixels, expected {image[0]} x {image[1]}")
@@ -194,11 +186,7 @@ def _label(item: Item, labels: LabelFormat) -> UInt8[np.ndarray, "h w"]:
 
 
 def _adopt_classes(session: Session, stated: list[str], needed: int) -> UInt8[np.ndarray, "256"]:
-  """Gives the classes of an archive a place among those of the session: by their names, if the archive has them.
-
-  Returns:
-    The class of the session for each class of the archive.
-  """
+  """Gives the classes of an archive a place in the session, by their names if it has them, and returns their places."""
   if max(needed, len(stated)) > MOST_CLASSES:
     raise InputError(f"archive: found {max(needed, len(stated))} classes, expected at most {MOST_CLASSES}")
   names, unknown = list(session.classes), [f"class_{number}" for number in range(1, needed + 1)]
@@ -239,11 +227,7 @@ def _unpack(archive: Path, root: Path, most_bytes: int) -> None:
 
 
 def _check_directory(archive: Path) -> None:
-  """Refuses a zip file with a list of contents that would take much memory, before it is read.
-
-  Raises:
-    TooLargeError: it lists too many files.
-  """
+  """Refuses a zip file with a list of contents that would take much memory, before it is read."""
   with open(archive, "rb") as file:
     file.seek(-min(_MOST_END, archive.stat().st_size), 2)
     end = file.read()

@@ -66,7 +66,7 @@ class Metrics:
     for name, meaning, value in (
       ("request_memory_bytes", "Estimated memory of requests that are being answered.", self._budget.used),
       ("prompt_sets", "Stored sets of prompts.", len(sets)),
-      ("prompt_bytes", "Memory of stored prompts.", sum(each.prompts.num_bytes for each in sets)),
+      ("prompt_bytes", "Memory of stored prompts.", sum(each.num_bytes for each in sets)),
     ):
       yield GaugeMetricFamily(f"seggpt_{name}", meaning, value)
 

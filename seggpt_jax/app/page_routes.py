@@ -24,11 +24,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from seggpt_jax.app import bundles, drawing, http
+from seggpt_jax.app import bundles, http
 from seggpt_jax.app.limits import Budget
 from seggpt_jax.app.pictures import LABEL_MAPS, UnknownError, check_header, drawn_label
 from seggpt_jax.app.project import Project
-from seggpt_jax.app.sessions import Session
+from seggpt_jax.app.sessions import Session, cut_out, thumbnail
 from seggpt_jax.errors import InputError, MachineError
 from seggpt_jax.files import parse_json
 from seggpt_jax.formats.images import upright_size
@@ -51,10 +51,10 @@ ClassIndex = Annotated[int, Query(alias="class", ge=1)]
 
 
 def create_page(project: Project, *, token: str = "", loopback: bool = True, examples: bool = True) -> FastAPI:
-  """Returns the web application.
+  """Returns the web application of a project, which everybody who opens the page works on.
 
   Args:
-    project: the project, which everybody who opens the page works on.
+    project: the project.
     token: token that a browser has to show once, in `/?token=`; "" for none.
     loopback: whether the server listens on a loopback address only.
     examples: whether a new project starts with the ready examples.
@@ -117,11 +117,7 @@ async def _image_body(request: Request) -> bytes:
 
 
 async def _json_body(request: Request) -> dict[str, Any]:
-  """Returns the body of a request, a JSON object.
-
-  Raises:
-    InputError: it is something else.
-  """
+  """Returns the body of a request, which must be a JSON object."""
   data = b"".join([piece async for piece in http.limited_stream(request, _JSON_BYTES)])
   try:
     found = parse_json(data)
@@ -215,7 +211,7 @@ class _Page:
 
   def thumbnail(self, key: str) -> Response:
     """Serves a small picture of an image with its label or answer over it."""
-    return Response(drawing.thumbnail(self._session, key), media_type="image/jpeg", headers=_KEPT)
+    return Response(thumbnail(self._session, key), media_type="image/jpeg", headers=_KEPT)
 
   # ---------------------------------------------------------------------------------------------- labels and answers
 
@@ -247,7 +243,7 @@ class _Page:
     self, key: str, x: Coordinate, y: Coordinate, width: Coordinate, height: Coordinate, seed: Coordinate = 0
   ) -> Response:
     """Cuts out what is in a box, or with a seed what is like its center; answers with a PNG of the box, 1 inside."""
-    return _png(drawing.cut_out(self._session, key, (x, y, width, height), seed))
+    return _png(cut_out(self._session, key, (x, y, width, height), seed))
 
   # -------------------------------------------------------------------------------------------------------- learning
 
@@ -318,15 +314,7 @@ def _without_paths(error: Exception, folder: Path) -> str:
 
 
 def _read_mask(session: Session, key: str, data: bytes, where: str, class_index: int | None) -> np.ndarray:
-  """Reads a label map of the size of an image; its pixels are counted before they are decoded.
-
-  Args:
-    session: the session.
-    key: the image.
-    data: content of the file.
-    where: its name, for messages.
-    class_index: class of a mask of one class; None for class indices.
-  """
+  """Reads a label map, or a mask of one class, of the size of an image; its pixels are counted before decoding."""
   height, width = session.find(key).size
   check_header(data, where, height * width)
   if (found := upright_size(data, where)) != (height, width):

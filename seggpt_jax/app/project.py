@@ -227,11 +227,7 @@ class Project:
     self.session.close()
 
   def _network_now(self) -> Network:
-    """Returns the network that answers; that of a training run that has just ended is the next one.
-
-    Raises:
-      NotReadyError: it is loading.
-    """
+    """Returns the network that answers, that of a run once it has ended. Raises NotReadyError while it loads."""
     with self._lock:
       learning = self._learning
       if learning is not None and self._adopted is not learning and learning.has_weights:

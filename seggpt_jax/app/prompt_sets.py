@@ -6,7 +6,6 @@ In: checked prompts. Out: the same at the size that the options need, resized on
 from __future__ import annotations
 
 import collections
-import dataclasses
 import re
 import threading
 from collections.abc import Sequence
@@ -34,14 +33,15 @@ class PromptSet:
 
   Args:
     prompts: checked prompts of any size, from `inference.prompts.load_prompt`. None for a learned prompt.
+    pinned: whether a store keeps the set when memory is short.
 
   Attributes:
     classes: the foreground classes that the prompts show.
     num_bytes: memory that the set takes.
   """
 
-  def __init__(self, prompts: Sequence[PreparedPrompt] = ()):
-    self._prompts = tuple(prompts)
+  def __init__(self, prompts: Sequence[PreparedPrompt] = (), pinned: bool = False):
+    self._prompts, self.pinned = tuple(prompts), pinned
     # By network and scale. The threads of several engines read and write it.
     self._resized: collections.OrderedDict[tuple, tuple[PreparedPrompt, ...]] = collections.OrderedDict()
     self._lock = threading.Lock()
@@ -102,14 +102,6 @@ def _num_bytes(prompts: Sequence[PreparedPrompt]) -> int:
   return sum(prompt.image.nbytes + prompt.labels.nbytes for prompt in prompts)
 
 
-@dataclasses.dataclass(frozen=True)
-class Stored:
-  """A set under a name."""
-
-  prompts: PromptSet  # the set
-  pinned: bool = False  # whether it stays when memory is short
-
-
 class PromptStore:
   """Sets of prompts under names. The least recently used ones are dropped when memory is short.
 
@@ -119,34 +111,29 @@ class PromptStore:
 
   def __init__(self, capacity: int):
     self._capacity, self._lock = capacity, threading.Lock()
-    self._sets: collections.OrderedDict[str, Stored] = collections.OrderedDict()
+    self._sets: collections.OrderedDict[str, PromptSet] = collections.OrderedDict()
 
-  def put(self, name: str, prompts: PromptSet, *, pinned: bool = False) -> bool:
+  def put(self, name: str, prompts: PromptSet) -> bool:
     """Stores a set and returns whether the name is new. A set of the same name is replaced.
-
-    Args:
-      name: up to 64 letters, digits, dots, hyphens and underscores.
-      prompts: the set.
-      pinned: whether the set stays when memory is short.
 
     Raises:
       TooLargeError: the sets that cannot be dropped leave no room for it.
-      InputError: the name has another form.
+      InputError: the name is not up to 64 letters, digits, dots, hyphens and underscores.
     """
     if not _NAME.fullmatch(name):
       raise InputError(f"name: found {name[:80]!r}, expected up to 64 of the characters A-Z, a-z, 0-9, '.', '-', '_'")
     with self._lock:
-      kept = sum(each.prompts.num_bytes for other, each in self._sets.items() if each.pinned and other != name)
+      kept = sum(each.num_bytes for other, each in self._sets.items() if each.pinned and other != name)
       if kept + prompts.num_bytes > self._capacity:
         raise TooLargeError(
           f"prompts: found {prompts.num_bytes} bytes in memory, expected at most {self._capacity - kept}"
         )
       is_new = self._sets.pop(name, None) is None
-      self._sets[name] = Stored(prompts, pinned)
+      self._sets[name] = prompts
       self._evict()
     return is_new
 
-  def get(self, name: str, *, use: bool = False) -> Stored:
+  def get(self, name: str, *, use: bool = False) -> PromptSet:
     """Returns a set.
 
     Args:
@@ -173,21 +160,21 @@ class PromptStore:
       self._find(name)
       del self._sets[name]
 
-  def list(self) -> dict[str, Stored]:
+  def list(self) -> dict[str, PromptSet]:
     """Returns all sets, by name."""
     with self._lock:
       return dict(sorted(self._sets.items()))
 
-  def _find(self, name: str) -> Stored:
+  def _find(self, name: str) -> PromptSet:
     if name not in self._sets:
       raise UnknownPromptsError(f"prompts: found no stored set {name[:80]!r}, expected one from GET /prompts")
     return self._sets[name]
 
   def _evict(self) -> None:
     """Drops the least recently used sets until the others fit. The newest one stays."""
-    used = sum(each.prompts.num_bytes for each in self._sets.values())
+    used = sum(each.num_bytes for each in self._sets.values())
     for name in list(self._sets)[:-1]:
       if used <= self._capacity and len(self._sets) <= _MOST_SETS:
         return
       if not self._sets[name].pinned:
-        used -= self._sets.pop(name).prompts.num_bytes
+        used -= self._sets.pop(name).num_bytes

@@ -25,7 +25,7 @@ from seggpt_jax.app.engine import Engine
 from seggpt_jax.app.fields import FILES, PredictFields, PromptFields
 from seggpt_jax.app.http import HANDLERS, Guard, allow_head, body_bytes
 from seggpt_jax.app.limits import BYTES_PER_BODY_BYTE, BYTES_PER_PIXEL, Budget, Limits
-from seggpt_jax.app.prompt_sets import PromptSet, PromptStore, Stored
+from seggpt_jax.app.prompt_sets import PromptSet, PromptStore
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.images import decode_image
 from seggpt_jax.formats.labels import LabelFormat, check_size
@@ -183,7 +183,7 @@ class Service:
       return None
     if given := _prompt_files(fields):
       raise InputError(f"{given[0]} cannot be combined with prompts={fields.prompts[:80]}")
-    return self.store.get(fields.prompts, use=True).prompts
+    return self.store.get(fields.prompts, use=True)
 
   def _check_sizes(self, fields: PromptFields) -> list[tuple[int, int]]:
     """Checks the number of files and of pixels; returns the sizes of all files, images first."""
@@ -230,7 +230,7 @@ class Service:
         _, prompts = await self._in_thread(_decode, fields, labels)
         response.status_code = 201 if self.store.put(name, prompts) else 200
         warnings = await self._in_thread(prompts.warnings, first.engine.predictor, first.options)
-    return {**answers.describe_set(name, Stored(prompts)), "warnings": warnings}
+    return {**answers.describe_set(name, prompts), "warnings": warnings}
 
   async def list_prompts(self) -> Any:
     """Lists the stored sets of prompts."""
@@ -317,11 +317,7 @@ def _decode(fields: PromptFields, labels: LabelFormat) -> tuple[list[np.ndarray]
 
 
 def _wants_png(request: Request, fields: PredictFields) -> str:
-  """Returns which picture the answer must be as a PNG file, or "" for JSON.
-
-  Raises:
-    InputError: there are several images, or more than one picture is asked for.
-  """
+  """Returns the one picture of one image that the answer must be as a PNG file, or "" for JSON."""
   kinds = {each.partition(";")[0].strip().lower() for each in request.headers.get("accept", "*/*").split(",")}
   if "image/png" not in kinds or "application/json" in kinds:
     return ""

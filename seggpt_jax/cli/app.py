@@ -121,11 +121,7 @@ def _training_config(path: str) -> str:
 
 
 def _learned_classes(path: str, adapter: StoredAdapter | None) -> tuple[str, ...]:
-  """Returns the names of the classes of a learned prompt or a trained head, as far as its run has names; else none.
-
-  Raises:
-    InputError: it has more classes than a session.
-  """
+  """Returns the names of the classes of a learned prompt or a trained head, as far as its run has names; else none."""
   from seggpt_jax.app.pictures import MOST_CLASSES
 
   learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)

@@ -26,11 +26,12 @@ from seggpt_jax.formats.folders import list_images
 from seggpt_jax.formats.images import read_image
 from seggpt_jax.formats.labels import LabelFormat, read_labels
 from seggpt_jax.inference.outputs import write_json
-from seggpt_jax.inference.pictures import titled_row, write_png
+from seggpt_jax.inference.pictures import overlay, titled_row, write_png
 from seggpt_jax.palette import display_palette
 from seggpt_jax.synthetic.boards import LABELINGS
 
 _CLASSES = LABELINGS["etched"]
+_RED = np.array([[0, 0, 0], [255, 0, 0]], np.uint8)
 
 # Labels of the demo's photographs, in pixels: x, y and radius of coins; corners of a polygon.
 _COINS = (
@@ -128,7 +129,7 @@ def _segment_photographs(folder: Path) -> None:
   picture, parts = folder.with_suffix(".png"), []
   for name, (prompt, mask, query) in rows.items():
     found = read_labels(folder / "results" / "label" / f"{name}.png", LabelFormat())
-    parts.append([prompt, _painted(prompt, mask), query, _painted(query, found)])
+    parts.append([prompt, overlay(prompt, mask, _RED), query, overlay(query, found, _RED)])
   _draw_rows(picture, ("prompt", "its mask", "query", "answer, without training"), parts, (192, 288))
   print(f"\nPhotographs, answered by the network as it comes: {picture}", flush=True)
 
@@ -160,12 +161,6 @@ def photographs() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
 
 def _points(text: str) -> list[list[int]]:
   return [[int(value) for value in point.split(",")] for point in text.split()]
-
-
-def _painted(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """Returns an image with red over a mask."""
-  red = 0.4 * image + 0.6 * np.asarray([255.0, 0.0, 0.0])
-  return np.where(mask[..., None] > 0, red, image).astype(np.uint8)
 
 
 def _draw_boards(path: Path, boards: Path, before: Path, after: Path, prompts: dict[str, str]) -> None:

@@ -166,11 +166,7 @@ def main() -> None:
 
 
 def _paths(given: Sequence[str]) -> dict[str, str]:
-  """Returns the paths of the networks by their names.
-
-  Raises:
-    InputError: two have the same name, or there are several with an adapter.
-  """
+  """Returns the paths of the networks by their names."""
   paths: dict[str, str] = {}
   for text in given:
     named = _NAME.fullmatch(text)
@@ -199,16 +195,12 @@ def _store_prompts(store: PromptStore, limits: Limits, labels: LabelFormat) -> l
       for each in files:
         image = read_image(each.image)
         prompts.append(load_prompt((image, read_label_map(each.labels, image, labels)), str(each.labels)))
-      store.put(name, PromptSet(prompts), pinned=True)
+      store.put(name, PromptSet(prompts, pinned=True))
   return sorted({1, *map(len, found.values())})
 
 
 def _find_prompts(text: str) -> list[tuple[str, Sequence[PromptFiles]]]:
-  """Returns the sets that one value of `--prompts` names, each with its files.
-
-  Raises:
-    InputError: a file or folder is missing.
-  """
+  """Returns the sets that one value of `--prompts` names, each with its files."""
   name, equals, paths = text.partition("=")
   if not equals:
     folder = Path(expand(text))

@@ -64,11 +64,7 @@ def _list_videos(directory: str | os.PathLike) -> dict[str, list[Item]]:
 
 
 def _objects(frame: Item) -> UInt8[np.ndarray, "h w"]:
-  """Reads the object indices of a frame; ignored pixels become background.
-
-  Raises:
-    InputError: the annotation cannot be read; names the file.
-  """
+  """Reads the object indices of a frame; ignored pixels become background."""
   labels = read_labels(frame.label, LabelFormat(ignore=(IGNORE,)))
   return np.where(labels == IGNORE, np.uint8(0), labels)
 

@@ -132,11 +132,7 @@ def _finish(benchmark: Benchmark, outdir: Path, names: Sequence[str]) -> dict[st
 
 
 def _read_part(benchmark: Benchmark, folder: Path, name: str) -> dict[str, Any] | None:
-  """Returns the values of a finished part; None if it is not finished.
-
-  Raises:
-    InputError: the part was run with other settings, or its file cannot be read.
-  """
+  """Returns the values of a finished part, which must have the same settings; None if it is not finished."""
   path = folder / f"{name}.json"
   values = ledger.read_note(path)
   if values is not None:

@@ -208,11 +208,7 @@ def _shard_file(folder: Path, split: str, number: int) -> Path:
 
 
 def _write_shards(folder: Path, split: str, samples: Samples, num_classes: int, shard_bytes: int, features: Any) -> int:
-  """Writes the missing shards of a split. The index of a shard is written last and marks it as finished.
-
-  Returns:
-    The number of shards.
-  """
+  """Writes the missing shards of a split and returns their number. The index of a shard marks it as finished."""
   number = position = 0
   while (done := _shard_file(folder, split, number).with_suffix(".npz")).exists():
     index = SampleIndex.load(done)

@@ -228,11 +228,7 @@ def choose(
 def _scored(
   queries: Sequence[Query], prompts: Sequence[PromptFiles], facts: Facts, index: PromptIndex | None
 ) -> Iterator[tuple[Query, Bool[np.ndarray, "n"], np.ndarray | None]]:
-  """Yields each query, the prompts that are not the same image, and, with an index, the scores of all prompts for it.
-
-  Raises:
-    InputError: a query cannot be read.
-  """
+  """Yields each query, the prompts that are other images, and, with an index, the scores of all prompts for it."""
   known, paths = np.array(facts.digests), np.array([os.path.realpath(prompt.image) for prompt in prompts])
 
   def read(query: Query) -> tuple[str, np.ndarray | None]:

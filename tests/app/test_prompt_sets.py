@@ -11,10 +11,11 @@ from seggpt_jax.errors import InputError
 from seggpt_jax.inference.prompts import PreparedPrompt
 
 
-def set_of(num_bytes: int, value: int = 1) -> PromptSet:
+def set_of(num_bytes: int, value: int = 1, pinned: bool = False) -> PromptSet:
   """A set that takes a number of bytes, a multiple of four."""
   height = num_bytes // 4
-  return PromptSet([PreparedPrompt(np.zeros((height, 1, 3), np.uint8), np.full((height, 1), value, np.uint8))])
+  prompt = PreparedPrompt(np.zeros((height, 1, 3), np.uint8), np.full((height, 1), value, np.uint8))
+  return PromptSet([prompt], pinned)
 
 
 def test_the_least_recently_used_set_is_dropped():
@@ -32,7 +33,7 @@ def test_a_set_replaces_one_of_the_same_name():
   store = PromptStore(100)
   assert store.put("a", set_of(80, 1))
   assert not store.put("a", set_of(80, 2))
-  assert store.get("a").prompts.classes == (2,)
+  assert store.get("a").classes == (2,)
   store.remove("a")
   with pytest.raises(UnknownPromptsError):
     store.remove("a")
@@ -40,7 +41,7 @@ def test_a_set_replaces_one_of_the_same_name():
 
 def test_pinned_sets_stay_and_too_large_ones_are_refused():
   store = PromptStore(100)
-  store.put("kept", set_of(60), pinned=True)
+  store.put("kept", set_of(60, pinned=True))
   store.put("small", set_of(40))
   with pytest.raises(TooLargeError, match="expected at most 40"):
     store.put("large", set_of(44))

@@ -9,9 +9,8 @@ import pytest
 
 from seggpt_jax.app import sessions
 from seggpt_jax.app.bundles import write_dataset
-from seggpt_jax.app.drawing import cut_out
 from seggpt_jax.app.pictures import LABEL_MAPS, UnknownError, clean_name
-from seggpt_jax.app.sessions import Session
+from seggpt_jax.app.sessions import Session, cut_out
 from seggpt_jax.errors import InputError
 from seggpt_jax.formats.labels import read_labels
 from seggpt_jax.inference.options import InferenceOptions
