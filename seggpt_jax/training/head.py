@@ -70,11 +70,11 @@ def prepare_head(config: ConfigDict, workdir: str | os.PathLike, held: contextli
   config.data.class_names = config.data.class_names or getattr(splits["train"], "categories", ())
   model_config, kind, classes = architecture(config), config.adapter.kind, config.data.num_classes
   given = f"config.model.init_from: found {config.model.init_from!r}"
-  if not model_config.backbone:
-    raise InputError(f"{given}, a network without ImageNet features, expected small or a run with adapter.kind=head")
-  base = weights.load_config(config.model.init_from)
+  base = weights.load_config(config.model.init_from) if config.model.init_from else model_config
   if kind == "features" and base.head_classes != classes:
     raise InputError(f"{given}, expected a run with a trained head of {classes} classes (--config head)")
+  if not model_config.backbone:
+    raise InputError(f"{given}, a network without ImageNet features, expected small with adapter.kind=head")
   # A run keeps the side of its first start.
   started = any((workdir / "checkpoints").glob("*"))
   side = config.data.resize or (weights.load_config(workdir) if started else base).head_side

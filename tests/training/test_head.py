@@ -134,7 +134,7 @@ def test_head_and_features_learn_together(boards, trained_head, tmp_path):
 
 def test_features_without_a_head_that_fits_are_refused(boards, trained_head, tmp_path):
   config = make_config(boards, end_to_end)
-  for source, classes in (("small", 2), (str(trained_head), 3)):
+  for source, classes in (("", 2), ("small", 2), (str(trained_head), 3)):
     config.model.init_from, config.data.num_classes = source, classes
     with pytest.raises(
       InputError, match=rf"init_from: found '{source}', expected a run with a trained head of {classes}"
