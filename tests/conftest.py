@@ -34,6 +34,14 @@ settings.load_profile("repeatable")
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def warned_of_nothing():
+  """Lets every test see warnings that an earlier one in the same process has already caused."""
+  from seggpt_jax.errors import warn_once
+
+  warn_once.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def config():
   """The architecture of `model`."""
