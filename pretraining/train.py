@@ -31,11 +31,17 @@ from pretraining import judge
 from pretraining.sets import Corpus, Example, load_corpus
 from seggpt_jax import canvas
 from seggpt_jax.compilation import jit
-from seggpt_jax.model import parameters, weights
+from seggpt_jax.model import matcher, parameters, weights
 from seggpt_jax.model.config import VARIANTS, SegGPTConfig
 from seggpt_jax.model.matcher import FROZEN, Matcher
 
 _SCORE_PAIRS = 0.3  # weight of the matches' own loss
+# Parts of the network that a trial can do without, and what takes their place in `matcher`.
+_PARTS = {
+  "heads": ("_solve", lambda gram, target, pixels: jnp.zeros_like(target)),
+  "matches": ("weighted_mean", lambda query, keys, values: jnp.zeros((*query.shape[:-1], values.shape[-1]))),
+  "own_statistics": ("_standardize", jnp.zeros_like),
+}
 
 
 def loss(logits: Array, matches: dict[int, Array], masks: Array, known: Array) -> Float[Array, ""]:
@@ -186,6 +192,9 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--judge-every", type=float, default=5.0, help="minutes")
   parser.add_argument("--save-every", type=float, default=15.0, help="minutes")
+  parser.add_argument(
+    "--without", nargs="+", default=[], choices=["imagenet", *_PARTS], help="parts to leave out, to see what they bring"
+  )
   parser.add_argument("--model", type=json.loads, default={}, help="changes of the architecture")
   args = parser.parse_args()
   train(args)
@@ -193,16 +202,21 @@ def main() -> None:
 
 def train(args) -> None:
   """Runs the loop; see the flags of `main`."""
+  for part in set(args.without) & _PARTS.keys():
+    setattr(matcher, *_PARTS[part])
   config = SegGPTConfig.from_dict(VARIANTS["small"].to_dict() | args.model)
   graph, params = parameters.split(Matcher(config, rngs=nnx.Rngs(args.seed)))
   sets = load_corpus(args.corpus)
   if args.init_from:
     params |= weights.load_params(args.init_from, lambda: parameters.abstract(config)[1])
   else:
-    params |= {f"features.{name}": value for name, value in safetensors.numpy.load_file(args.imagenet).items()}
+    if "imagenet" not in args.without:
+      params |= {f"features.{name}": value for name, value in safetensors.numpy.load_file(args.imagenet).items()}
     params |= feature_statistics(graph, params, sets)
   params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
   blocks = tuple(f"features.blocks.{block}." for block in args.unfreeze)
+  if "imagenet" in args.without:
+    blocks = ("features.",)
   frozen = {name: value for name, value in params.items() if name.startswith(FROZEN) and not name.startswith(blocks)}
   params = {name: value for name, value in params.items() if name not in frozen}
   print(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pretraining import drawn, judge, sets, train
 from seggpt_jax.errors import InputError
-from seggpt_jax.model import parameters, weights
+from seggpt_jax.model import matcher, parameters, weights
 from seggpt_jax.model.config import VARIANTS
 from seggpt_jax.model.matcher import Matcher
 from tests.tiny_matcher import CONFIG
@@ -145,17 +145,24 @@ def test_features_that_are_trained_move_by_a_tenth_of_the_rate():
 
 
 @pytest.mark.slow  # .ci/run runs it
-def test_only_the_blocks_that_are_named_learn(corpus, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+  ("options", "learn"),
+  [("--unfreeze 1", "blocks.1."), ("--without imagenet heads matches own_statistics", "")],
+)
+def test_only_the_blocks_that_are_named_learn(options, learn, corpus, monkeypatch, tmp_path):
+  for name, _ in train._PARTS.values():
+    monkeypatch.setattr(matcher, name, getattr(matcher, name))  # put back after the test
   small = VARIANTS["small"].to_dict()
   changed = {name: value for name, value in CONFIG.to_dict().items() if value != small[name]}
   _, params = parameters.split(Matcher(CONFIG, rngs=nnx.Rngs(1)))
   features = {name.removeprefix("features."): value for name, value in params.items() if name.startswith("features.")}
   safetensors.numpy.save_file({name: np.asarray(value) for name, value in features.items()}, tmp_path / "features")
   arguments = ["train", f"--corpus={corpus}", f"--imagenet={tmp_path / 'features'}", f"--workdir={tmp_path / 'run'}"]
-  arguments += ["--steps=3", "--batch=2", "--sizes", "32", "--unfreeze", "1", "--model", json.dumps(changed)]
+  arguments += ["--steps=3", "--batch=2", "--sizes", "32", "--model", json.dumps(changed), *options.split()]
   monkeypatch.setattr("sys.argv", arguments)
   monkeypatch.setattr(train, "feature_statistics", lambda *_: {})
   train.main()
   found = weights.load_params(tmp_path / "run" / "weights_3")
   moved = {name for name in features if not np.array_equal(found[f"features.{name}"], features[name])}
-  assert moved and all(name.startswith("blocks.1.") for name in moved)
+  assert moved and all(name.startswith(learn) for name in moved)
+  assert learn or len(moved) > len(features) // 2
