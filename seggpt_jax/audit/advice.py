@@ -31,7 +31,7 @@ def train_line(findings: Findings, advice: list[Advice]) -> str:
     keys |= each.keys
   values = " ".join(f"--config.data.{key}={shlex.quote(str(value))}" for key, value in keys.items())
   named = network()
-  config = named.defects_config if needs_tiles(findings, named) else named.config
+  config = named.defects_config if needs_tiles(findings) else named.config
   if config == "head" and findings.dataset.kind == "class_folders":
     config = "small"  # a class means another thing in each folder, so only prompts tell which
   return f"seggpt train --config {config} --workdir runs/mine {values}"
@@ -203,7 +203,7 @@ def _missing_classes(findings: Findings) -> Iterator[Advice]:
 
 def _small(findings: Findings) -> Iterator[Advice]:
   train, named = findings.train, network()
-  tiled = needs_tiles(findings, named)
+  tiled = needs_tiles(findings)
   foreground = train.pixels[1:IGNORE].sum() / max(train.pixels.sum(), 1)
   filled = max(1 - train.num_empty / max(train.num_labels, 1), 1e-6)
   if train.regions and foreground / filled < _SMALL_SHARE and named.defects_config != named.config and not tiled:
@@ -214,7 +214,7 @@ def _small(findings: Findings) -> Iterator[Advice]:
       keys,
     )
   if tiled:
-    small = {c: side for c, side in region_sides(findings, named).items() if side < named.patch}
+    small = {c: side for c, side in region_sides(findings).items() if side < named.patch}
     shown = ", ".join(f"class {findings.class_label(c)}: {side:.0f}" for c, side in list(small.items())[:5])
     yield Advice(
       f"regions are small: their sides in pixels, where the network sees a whole image as {named.square} pixels, "

@@ -68,15 +68,15 @@ def network() -> Network:
   return LARGE if _WEIGHTS.is_dir() else SMALL
 
 
-def region_sides(findings: Findings, network: Network) -> dict[int, float]:
+def region_sides(findings: Findings) -> dict[int, float]:
   """Returns the side in pixels of each class's regions where the network sees whole images."""
-  regions = sorted(findings.train.regions.items())
-  return {index: network.square * math.sqrt(found.median_of_pixels) for index, found in regions}
+  regions, square = sorted(findings.train.regions.items()), network().square
+  return {index: square * math.sqrt(found.median_of_pixels) for index, found in regions}
 
 
-def needs_tiles(findings: Findings, network: Network) -> bool:
+def needs_tiles(findings: Findings) -> bool:
   """Returns whether the regions of a class are smaller than a patch where the network sees whole images."""
-  return min(region_sides(findings, network).values(), default=network.patch) < network.patch
+  return min(region_sides(findings).values(), default=math.inf) < network().patch
 
 
 def _usable(findings: Findings) -> Iterator[Advice]:

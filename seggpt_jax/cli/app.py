@@ -31,7 +31,6 @@ from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.trained import trained_options
 from seggpt_jax.model import parameters
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
-from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.weights import load_config
 from seggpt_jax.training.config import adapter_of
 
@@ -124,7 +123,7 @@ def _learned_classes(path: str, adapter: StoredAdapter | None) -> tuple[str, ...
   """Returns the names of the classes of a learned prompt or a trained head, as far as its run has names; else none."""
   from seggpt_jax.app.pictures import MOST_CLASSES
 
-  learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
+  learned = adapter is not None and adapter.is_prompt
   run, count = (flags.FLAGS.adapter, adapter.num_classes - 1) if learned else (path, load_config(path).head_classes - 1)
   if count < 1:
     return ()

@@ -18,7 +18,6 @@ from seggpt_jax.inference.options import MOST_AREA, Flips, Heads, InferenceOptio
 from seggpt_jax.inference.predictor import Predictor
 from seggpt_jax.inference.trained import ZOOM_OVERLAP, label_format, measure_objects, trained_options
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapter
-from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.seggpt import SegType
 from seggpt_jax.model.weights import Weights, load_config, resolve
 
@@ -86,7 +85,7 @@ class Network(NamedTuple):
   @property
   def has_learned_prompt(self) -> bool:
     """Returns whether the adapter is a learned prompt."""
-    return self.adapter is not None and isinstance(self.adapter.adapter, LearnedPrompt)
+    return self.adapter is not None and self.adapter.is_prompt
 
   @property
   def has_head(self) -> bool:

@@ -37,7 +37,6 @@ from seggpt_jax.inference.prompts import load_prompt, read_label_map
 from seggpt_jax.inference.queries import PromptFiles, given_prompts
 from seggpt_jax.inference.trained import trained_options
 from seggpt_jax.model.adapter_files import load_adapter
-from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.weights import load_config
 from seggpt_jax.retrieval.labeled_images import list_prompts
 
@@ -145,7 +144,7 @@ def main() -> None:
   token, paths = read_token(loopback), _paths(values.model_path)
   weights = {name: values.adapter or path for name, path in paths.items()}
   adapter = load_adapter(values.adapter) if values.adapter else None
-  learned = adapter is not None and isinstance(adapter.adapter, LearnedPrompt)
+  learned = adapter is not None and adapter.is_prompt
   if values.prompts and (learned or all(load_config(path).head_classes for path in paths.values())):
     raise InputError("--prompts cannot be combined with a learned prompt or a trained head, which serves every query")
   trained = {name: (trained_options(run), inference_flags.trained_label_format(run)) for name, run in weights.items()}

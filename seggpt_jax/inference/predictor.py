@@ -41,7 +41,6 @@ from seggpt_jax.inference.tiling import image_windows, seam_windows
 from seggpt_jax.inference.trained import measure_objects
 from seggpt_jax.model import parameters, weights
 from seggpt_jax.model.adapter_files import StoredAdapter, load_adapted_model
-from seggpt_jax.model.adapters import LearnedPrompt
 from seggpt_jax.model.seggpt import SegGPT
 
 # A CPU is no faster with larger batches, and slower once they exceed its caches.
@@ -113,7 +112,7 @@ class Predictor:
         model = weights.load_model(found, **options)
       else:
         model, stored = load_adapted_model(found, adapter, **options)
-        learned = stored if isinstance(stored.adapter, LearnedPrompt) else None
+        learned = stored if stored.is_prompt else None
       if device is not None:
         graph, params = parameters.split(model)  # committed, so that the network runs there
         model = parameters.merge(graph, jax.device_put(params, default_device()))

@@ -38,6 +38,11 @@ class StoredAdapter:
   base: str  # path or name of those weights, as the run's configuration had it
   num_classes: int  # number of classes in the training labels, background included
 
+  @property
+  def is_prompt(self) -> bool:
+    """Returns whether it is a learned prompt, which answers without prompts."""
+    return isinstance(self.adapter, adapters.LearnedPrompt)
+
   def describe(self) -> dict[str, Any]:
     """Returns the description that is stored with the parameters, as values for JSON."""
     known = {"adapter": adapters.to_dict(self.adapter), "config": self.config.to_dict()}
