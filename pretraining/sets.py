@@ -30,7 +30,7 @@ _CLASS_SHARE = 0.08  # of all pairs, at most, that one class of a set may have
 _UNION, _ABSENT, _ONE_PICTURE, _WHOLE = 0.1, 0.06, 0.12, 0.45
 # Shares of pairs that ask for a shade of a picture in place of a class, that get objects of other sets as distractors,
 # and pictures of other sets as background.
-_SHADE, _DISTRACTED, _MOVED = 0.08, 0.3, 0.12
+_SHADE, _DISTRACTED, _MOVED = 0.15, 0.3, 0.12
 
 
 @dataclasses.dataclass
@@ -225,15 +225,19 @@ def _blended(ground: np.ndarray, picture: np.ndarray, mask: np.ndarray) -> UInt8
 
 
 class _Shade:
-  """Asks for pixels of the color that a random pixel of the first picture has, more or less blurred."""
+  """Asks for pixels of one of the colors of the first picture, more or less blurred; half the time, of its textures."""
 
   def __init__(self, generator: np.random.Generator):
     self._generator, self._centers, self._wanted = generator, None, 0
     self._blur, self._count = generator.uniform(0.5, 3.0), int(generator.integers(3, 7))
+    self._deviation = generator.uniform(1.0, 3.0) * generator.integers(2)  # its weight beside the color
 
   def __call__(self, picture: np.ndarray) -> Bool[np.ndarray, "size size"]:
-    values = cv2.cvtColor(cv2.GaussianBlur(picture, (0, 0), self._blur), cv2.COLOR_RGB2LAB).reshape(-1, 3)
-    values = values.astype(np.float32)
+    color = cv2.cvtColor(cv2.GaussianBlur(picture, (0, 0), self._blur), cv2.COLOR_RGB2LAB)
+    gray = picture.mean(axis=-1, dtype=np.float32)
+    mean, square = (cv2.GaussianBlur(part, (0, 0), 2 * self._blur) for part in (gray, gray * gray))
+    deviation = self._deviation * np.sqrt(np.maximum(square - mean * mean, 0))
+    values = np.concatenate([color, deviation[..., None]], axis=-1, dtype=np.float32).reshape(-1, 4)
     if self._centers is None:
       criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 10, 1.0)
       some = values[self._generator.integers(len(values), size=1000)]

@@ -42,7 +42,7 @@ _SAME = {
   **{"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "exp": "Exp", "erf": "Erf"},
   **{"sqrt": "Sqrt", "abs": "Abs", "neg": "Neg", "logistic": "Sigmoid", "round": "Round", "log": "Log", "tanh": "Tanh"},
   **{"gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual", "eq": "Equal"},
-  **{"and": "And", "or": "Or", "not": "Not"},
+  **{"and": "And", "or": "Or", "not": "Not", "cos": "Cos"},
 }
 _ELEMENTWISE = {*_SAME, "square", "rsqrt", "ne", "select_n", "convert_element_type", "integer_pow", "stop_gradient"}
 

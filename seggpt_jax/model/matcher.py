@@ -27,7 +27,8 @@ FROZEN = ("features.", "feature_")  # starts of the names of parameters that fin
 PATCH = 8  # pixels of a token's side
 KEY_DIM = 32  # channels of one matching head
 HEADS = {4: 1, 8: 2}  # matching heads by stride
-RIDGE = 0.2  # the ridge, as a share of the number of pixels
+RIDGE = {4: 0.2, 2: 0.05}  # the ridge by stride, as a share of the number of pixels
+TEXTURES = 192  # random features of texture
 FREQUENCIES = 5  # of the position code
 
 
@@ -36,7 +37,7 @@ class Image(NamedTuple):
 
   tokens: Array  # contextual tokens of stride 8, [N, rows, cols, width]
   keys: dict[int, Array]  # normalized features that are matched, by stride 4 and 8: [N, pixels, heads, channels]
-  ridge: Array  # features of the linear heads of stride 4: [N, 2, pixels, channels]
+  heads: dict[int, Array]  # what linear heads (stride 4) and kernel heads (2) see: [N, 2, rows, cols, channels]
   skips: dict[int, Array]  # features for the decoder, by stride 4 and 2
 
 
@@ -45,8 +46,8 @@ class Memory(NamedTuple):
 
   keys: dict[int, Array]  # features to match with, by stride: [B, K, pixels, heads, channels]
   values: dict[int, Array]  # 4 x 4 mask values of each place, by stride: [B, K, pixels, C, 16]
-  gram: Array  # products of the features of the linear heads, summed over pixels: [B, K, 2, channels, channels]
-  target: Array  # products of these features and the masks, summed over pixels: [B, K, 2, channels, C]
+  gram: dict[int, Array]  # products of the heads' features, summed over pixels: [B, K, 2, channels, channels]
+  target: dict[int, Array]  # products of these features and the masks, summed over pixels: [B, K, 2, channels, C]
   tokens: list[Array]  # tokens of the prompts in front of each layer: [B, K, C, tokens, width]
 
 
@@ -68,7 +69,7 @@ def _upsample(x: Float[Array, "n h w c"], factor: int) -> Float[Array, "n h2 w2 
   return jax.image.resize(x, (n, height * factor, width * factor, channels), "linear")
 
 
-def _flat(x: Float[Array, "n h w *c"]) -> Float[Array, "n hw *c"]:
+def _flat(x: Float[AnyArray, "n h w *c"]) -> Float[AnyArray, "n hw *c"]:
   return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
@@ -76,6 +77,33 @@ def _mask_patches(masks: Float[AnyArray, "n h w c"], stride: int) -> Float[AnyAr
   """Returns 4 x 4 values of each square of a mask."""
   values = canvas.patchify(_pool(masks, stride // 4) if stride > 4 else masks, 4)
   return values.reshape(len(masks), -1, 16, masks.shape[-1]).swapaxes(2, 3)
+
+
+def _texture(images: Float[AnyArray, "n h w 3"]) -> Float[Array, "n h2 w2 16"]:
+  """Returns color and deviation of gray in squares of 2 to 16 pixels, at stride 2."""
+  gray, maps = images.mean(axis=-1, keepdims=True), []
+  for size in (2, 4, 8, 16):
+    variance = _pool(gray * gray, size) - _pool(gray, size) ** 2
+    level = jnp.concatenate([_pool(images, size), 2 * jnp.sqrt(jnp.maximum(variance, 0.0) + 1e-5)], axis=-1)
+    maps.append(_upsample(level, size // 2) if size > 2 else level)
+  return jnp.concatenate(maps, axis=-1)
+
+
+def _head_features(x: Float[Array, "n t h w f"], stride: int) -> Float[Array, "n t pixels g"]:
+  """Returns the features of the heads of a stride, and a constant one.
+
+  Those of stride 2 are cosines of random projections of several scales, so that their linear head is one of a Gaussian
+  kernel (Rahimi, Recht 2007: Random Features for Large-Scale Kernel Machines).
+  """
+  x = x.reshape(*x.shape[:2], -1, x.shape[-1])
+  if stride == 2:
+    generator, depth = np.random.default_rng(0), x.shape[-1]
+    scales = np.exp(generator.uniform(np.log(1.0), np.log(4.0), TEXTURES))
+    weights = generator.normal(size=(depth, TEXTURES)) * scales / np.sqrt(depth)
+    phases = generator.uniform(0, 2 * np.pi, TEXTURES)
+    angles = jnp.clip(x, -8, 8) @ jnp.asarray(weights, x.dtype) + jnp.asarray(phases, x.dtype)[None, None, None]
+    x = np.sqrt(2) * jnp.cos(angles)
+  return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
 
 
 @functools.cache
@@ -116,20 +144,21 @@ class Matcher(SegGPT):
     self.key8 = linear(width, HEADS[8] * KEY_DIM)
     self.sharpness = nnx.Param(jnp.full(sum(HEADS.values()), np.log(12.0), jnp.float32))
     self.prompt_embed = linear(width + 16, width)
-    self.query_embed = linear(width + HEADS[8] * 16 + 16 + 4 * (2 + HEADS[4]), width)
+    self.query_embed = linear(width + HEADS[8] * 16 + 16 + 4 * (4 + HEADS[4]) + 4, width)
     self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
     self.to4 = linear(width, 4 * dim)
     self.skip4 = linear(total, dim)
-    self.conv4a = Conv3x3(2 * dim + HEADS[4] + 2 + 1, dim, dtype=dtype, rngs=rngs)
+    self.conv4a = Conv3x3(2 * dim + HEADS[4] + 4 + 1 + 4, dim, dtype=dtype, rngs=rngs)
     self.conv4b = Conv3x3(dim, dim, dtype=dtype, rngs=rngs)
     half = dim // 2
     self.to2 = linear(dim, 4 * half)
     fine = 2 * CHANNELS[2] + 2 * 12
-    self.conv2a = Conv3x3(half + fine + HEADS[4] * 4 + 2, half, dtype=dtype, rngs=rngs)
+    self.conv2a = Conv3x3(half + fine + HEADS[4] * 4 + 4 + 4, half, dtype=dtype, rngs=rngs)
     self.conv2b = Conv3x3(half, half, dtype=dtype, rngs=rngs)
     # At first the answer is that of the linear heads; the decoder learns what they miss.
     self.to1 = linear(half, 4, kernel_init=nnx.initializers.zeros)
-    self.hint_weights = nnx.Param(jnp.asarray([0.0] * HEADS[4] + [2.0, 2.0]))
+    self.hint_weights = nnx.Param(jnp.asarray([0.0] * HEADS[4] + [2.0, 2.0, 0.0, 0.0]))
+    self.hint_trust = nnx.Param(jnp.zeros(4))  # how much more a head weighs that explains the prompts' masks
     if config.head_classes:
       self.pixel_head = PixelHead(config.head_classes, dtype=dtype, rngs=rngs)
 
@@ -212,11 +241,12 @@ class Matcher(SegGPT):
       x = x.reshape(*x.shape[:-1], -1, KEY_DIM)
       return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
-    fine = canvas.patchify(pixels, 2)
+    fine, texture = canvas.patchify(pixels, 2), _texture(jnp.asarray(images))
+    textures = [texture, _standardize(texture) / 2]
     return Image(
       tokens,
       {4: keys(self.key4(_flat(all4))), 8: keys(self.key8(tokens))},
-      jnp.stack([_flat(part) for part in rich], axis=1),
+      {4: jnp.stack(rich, axis=1), 2: jnp.stack(textures, axis=1)},
       {4: self.skip4(all4), 2: jnp.concatenate([fixed[2], own[2], fine], axis=-1)},
     )
 
@@ -238,9 +268,12 @@ class Matcher(SegGPT):
       kept.append(tokens.reshape(b, k, c, *tokens.shape[1:]))
       if index < len(across) - 1:
         tokens = block(tokens)
-    features = jax.lax.stop_gradient(_with_one(prompts.ridge.astype(jnp.float32)))
-    gram = jnp.einsum("ntpf,ntpg->ntfg", features, features)
-    target = jnp.einsum("ntpf,npc->ntfc", features, patches[4].mean(axis=-1))
+    gram, target = {}, {}
+    for stride, seen in prompts.heads.items():
+      some = 4 // stride  # a quarter of the pixels of stride 2 is enough
+      features = _head_features(jax.lax.stop_gradient(seen[:, :, ::some, ::some].astype(jnp.float32)), stride)
+      gram[stride] = jnp.einsum("ntpf,ntpg->ntfg", features, features)
+      target[stride] = jnp.einsum("ntpf,npc->ntfc", features, _flat(_pool(flat, stride)[:, ::some, ::some]))
 
     def grouped(x):
       return x.reshape(b, k, *x.shape[1:])
@@ -253,7 +286,7 @@ class Matcher(SegGPT):
     Returns:
       Logits, and by stride the shares of the mask that the matches found, [B, h, w, C, heads], for a loss of their own.
     """
-    b, c = query.tokens.shape[0], memory.target.shape[-1]
+    b, c = query.tokens.shape[0], memory.target[4].shape[-1]
     height, width = (side * 2 for side in query.skips[2].shape[1:3])
     rows, cols = height // PATCH, width // PATCH
 
@@ -272,18 +305,26 @@ class Matcher(SegGPT):
       stride: found.mean(axis=-1).transpose(0, 2, 1, 3).reshape(b, height // stride, width // stride, c, -1)
       for stride, found in ((4, fine), (8, coarse))
     }
-    pixels = memory.values[4].shape[1] * memory.values[4].shape[2]
-    weights = _solve(memory.gram.sum(axis=1), memory.target.sum(axis=1), pixels)
-    linear = jnp.einsum("btpf,btfc->bcpt", _with_one(query.ridge), weights)
-    linear = jnp.clip(linear, -1.0, 2.0)
 
     def image(x, stride):  # b c places d -> (b c) h w d
       return x.reshape(b * c, height // stride, width // stride, -1)
 
-    fine_means = image(jnp.concatenate([fine.mean(axis=-1), linear], axis=-1), 4)
+    found, trust, pixels = {}, [], memory.keys[4].shape[1] * memory.keys[4].shape[2]
+    for stride in (4, 2):
+      gram, target = memory.gram[stride].sum(axis=1), memory.target[stride].sum(axis=1)
+      weights = _solve(gram, target, pixels, RIDGE[stride])
+      trust.append(_explained(gram, target, weights, pixels))
+      each = jnp.einsum("btpf,btfc->bcpt", _head_features(query.heads[stride], stride), weights)
+      found[stride] = image(jnp.clip(each, -1.0, 2.0), stride)
+    trust = jnp.concatenate(trust, axis=1).swapaxes(1, 2).reshape(b * c, 1, 1, 4)
+
+    def trusted(x):
+      return jnp.broadcast_to(trust, (*x.shape[:3], 4))
+
+    fine_means = jnp.concatenate([image(fine.mean(axis=-1), 4), found[4], _pool(found[2], 2)], axis=-1)
     own = jnp.broadcast_to(query.tokens[:, None], (b, c, *query.tokens.shape[1:])).reshape(b * c, rows, cols, -1)
     copy = image(memory.values[8].mean(axis=1).swapaxes(1, 2), 8)  # the mean of the prompts' masks
-    hints = jnp.concatenate([own, image(coarse, 8), copy, canvas.patchify(fine_means, 2)], axis=-1)
+    hints = jnp.concatenate([own, image(coarse, 8), copy, canvas.patchify(fine_means, 2), trusted(own)], axis=-1)
     tokens = _flat(self.query_embed(hints))
     for block, others in zip(self.blocks[self.config.merge_block + 1 :], memory.tokens, strict=True):
       tokens = block(tokens, others.swapaxes(1, 2).reshape(b * c, -1, tokens.shape[-1]))
@@ -292,18 +333,21 @@ class Matcher(SegGPT):
     copy4 = canvas.unpatchify(
       copy.reshape(*copy.shape[:3], 2, 2, 2, 2).mean(axis=(4, 6)).reshape(*copy.shape[:3], 4), 2
     )
-    x = jnp.concatenate([canvas.unpatchify(x, 2), repeat(query.skips[4]), fine_means, copy4], axis=-1)
+    x = jnp.concatenate([canvas.unpatchify(x, 2), repeat(query.skips[4]), fine_means, copy4, trusted(copy4)], axis=-1)
     x = gelu(self.conv4a(x))
     x = gelu(x + self.conv4b(x))
     # A match carries 4 x 4 pixels of the prompt's mask: 2 x 2 pixels of stride 2.
     fine = fine.reshape(b * c, height // 4, width // 4, HEADS[4], 2, 2, 2, 2)
     fine = fine.transpose(0, 1, 4, 2, 6, 3, 5, 7).reshape(b * c, height // 2, width // 2, -1)
-    x = jnp.concatenate(
-      [canvas.unpatchify(self.to2(x), 2), repeat(query.skips[2]), fine, _upsample(image(linear, 4), 2)], axis=-1
-    )
+    x = [canvas.unpatchify(self.to2(x), 2), repeat(query.skips[2]), fine, _upsample(found[4], 2), found[2]]
+    x = jnp.concatenate([*x, trusted(fine)], axis=-1)
     x = gelu(self.conv2a(x))
     x = gelu(x + self.conv2b(x))
-    hints = jnp.einsum("nhwd,d->nhw", fine_means - 0.5, self.hint_weights[...])[..., None]
+    gates = jnp.concatenate(
+      [jnp.zeros_like(trust[..., : HEADS[4]]), trust * self.hint_trust[None, None, None]], axis=-1
+    )
+    shares = self.hint_weights[None, None, None] + gates
+    hints = jnp.sum((fine_means - 0.5) * shares, axis=-1, keepdims=True)
     logits = canvas.unpatchify(self.to1(x), 2) + _upsample(hints, 4)
     return logits.reshape(b, c, height, width).transpose(0, 2, 3, 1), matches
 
@@ -320,21 +364,30 @@ class Matcher(SegGPT):
     return self.answer(query, self.remember(shown, masks))[0]
 
 
-def _with_one(x: Float[Array, "*n p f"]) -> Float[Array, "*n p f1"]:
-  """Appends a constant feature."""
-  return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
-
-
-def _solve(gram: Float[Array, "b t f1 f1"], target: Float[Array, "b t f1 c"], pixels: int) -> Float[Array, "b t f1 c"]:
+def _solve(
+  gram: Float[Array, "b t f1 f1"], target: Float[Array, "b t f1 c"], pixels: int, ridge: float
+) -> Float[Array, "b t f1 c"]:
   """Returns weights of linear heads by ridge regression, from sums over pixels of features (the last is 1) and masks.
 
   Their outputs are 0 on average outside the masks of the prompts, and 1 inside; they have no gradient.
   """
   gram, target = jax.lax.stop_gradient((gram, target))
-  penalty = jnp.ones(gram.shape[-1]).at[-1].set(1e-4) * RIDGE * pixels
+  penalty = jnp.ones(gram.shape[-1]).at[-1].set(1e-4) * ridge * pixels
   weights = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + jnp.diag(penalty)[None, None]), target)
   # Products with the constant feature are sums over pixels, so the mean outputs inside and outside follow from them.
   total, inside = gram[:, :, :, -1:], target[:, :, -1:]
   high = jnp.sum(weights * target, axis=2, keepdims=True) / (inside + 1e-3)
   low = jnp.sum(weights * (total - target), axis=2, keepdims=True) / (pixels - inside + 1e-3)
   return weights.at[:, :, -1:].add(-low) / jnp.maximum(high - low, 1e-2)
+
+
+def _explained(
+  gram: Float[Array, "b t f1 f1"], target: Float[Array, "b t f1 c"], weights: Float[Array, "b t f1 c"], pixels: int
+) -> Float[Array, "b t c"]:
+  """Returns the squared correlation of linear heads' outputs with the prompts' masks."""
+  product = jnp.sum(weights * target, axis=2) / pixels
+  square = jnp.einsum("btfc,btfg,btgc->btc", weights, gram, weights) / pixels
+  mean = jnp.einsum("btf,btfc->btc", gram[:, :, -1], weights) / pixels
+  inside = target[:, :, -1] / pixels
+  found = (product - mean * inside) ** 2 / ((square - mean**2) * (inside - inside**2) + 1e-4)
+  return jax.lax.stop_gradient(jnp.clip(found, 0.0, 1.0))

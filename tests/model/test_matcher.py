@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seggpt_jax import canvas
-from seggpt_jax.model import parameters, weights
+from seggpt_jax.model import matcher, parameters, weights
 from seggpt_jax.model.config import SegGPTConfig
 from seggpt_jax.model.matcher import Matcher
 from tests.tiny_matcher import CONFIG, tiny_matcher
@@ -82,6 +82,22 @@ def test_everything_has_a_gradient(model, pixels):
   still = {name for name, value in gradients.items() if np.abs(value).max() == 0}
   # The first linear head of each prompt's class is fitted in closed form, and `cheap_features` have no parameters.
   assert {name for name in still if not name.startswith("features.")} <= {"blocks.2.attn.qkv.bias"}, still
+
+
+def test_a_kernel_head_finds_the_middle_of_three_grays_and_says_that_it_explains_it(model, pixels):
+  _, prompts, _ = pixels
+  levels = np.random.default_rng(2).integers(0, 3, (2, 8, 8)).repeat(4, axis=1).repeat(4, axis=2)
+  grays = canvas.normalize(np.repeat(levels[..., None] * 100, 3, axis=-1))
+  masks = np.stack([levels[:1] == 1, np.random.default_rng(3).random((1, 32, 32)) > 0.5], axis=-1).astype(np.float32)
+  prompt, query = jax.tree.map(lambda x: (x[:1], x[1:]), jax.jit(lambda x: model.describe(x).heads[2])(grays))
+  memory = jax.jit(model.remember)(model.describe(grays[:1]), masks[:, None])
+  gram, target = (each[2][:, 0] for each in (memory.gram, memory.target))
+  weights = matcher._solve(gram, target, 64, matcher.RIDGE[2])
+  found = jnp.einsum("btpf,btfc->btpc", matcher._head_features(query, 2), weights)
+  truth = levels[1, ::2, ::2].reshape(-1) == 1
+  assert found[0, 0, truth, 0].min() > 0.5 > found[0, 0, ~truth, 0].max()
+  explained = matcher._explained(gram, target, weights, 64)
+  assert explained[0, 0, 0] > 0.8 > 0.4 > explained[0, 0, 1]
 
 
 def test_it_comes_back_from_disk(model, tmp_path):
