@@ -21,7 +21,7 @@ ROOMS = (
 # Budgets. Whoever adds an option retires another, or shows what it brings in a measured table and raises a number.
 LINES = {
   **{"cli": 2760, "app": 4330, "evaluation": 1680, "retrieval": 780, "export": 490, "training": 3830},
-  **{"inference": 4360, "audit": 2230, "prepare": 680, "synthetic": 700, "model": 3895, "data": 2660},
+  **{"inference": 4360, "audit": 2230, "prepare": 680, "synthetic": 700, "model": 3950, "data": 2660},
   **{"formats": 2920, "metrics": 440, "": 1375},
 }
 MOST_IN_A_MODULE = 400

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Size of the batch in the trace, a prime: dimensions that are multiples of it depend on the batch.
 BATCH = 1_000_003
 _SMALL = 2**14  # values of a constant that is always computed here
-_STEPS = 64  # of conjugate gradients, after which the answers agree with those of Cholesky's method
+_STEPS = 160  # of conjugate gradients, after which the answers agree with those of Cholesky's method
 
 _SAME = {
   **{"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "exp": "Exp", "erf": "Erf"},

@@ -27,8 +27,8 @@ FROZEN = ("features.", "feature_")  # starts of the names of parameters that fin
 PATCH = 8  # pixels of a token's side
 KEY_DIM = 32  # channels of one matching head
 HEADS = {4: 1, 8: 2}  # matching heads by stride
-RIDGE = {4: 0.2, 2: 0.05}  # the ridge by stride, as a share of the number of pixels
-TEXTURES = 192  # random features of texture
+RIDGE = (0.2, 0.2, 0.05, 0.05)  # of the two linear and the two kernel heads, as a share of the number of pixels
+TEXTURES = sum(CHANNELS.values()) + 3  # random features of texture: as many as a linear head has
 FREQUENCIES = 5  # of the position code
 
 
@@ -46,8 +46,8 @@ class Memory(NamedTuple):
 
   keys: dict[int, Array]  # features to match with, by stride: [B, K, pixels, heads, channels]
   values: dict[int, Array]  # 4 x 4 mask values of each place, by stride: [B, K, pixels, C, 16]
-  gram: dict[int, Array]  # products of the heads' features, summed over pixels: [B, K, 2, channels, channels]
-  target: dict[int, Array]  # products of these features and the masks, summed over pixels: [B, K, 2, channels, C]
+  gram: Array  # products of the heads' features, summed over pixels: [B, K, 4, channels, channels]
+  target: Array  # products of these features and the masks, summed over pixels: [B, K, 4, channels, C]
   tokens: list[Array]  # tokens of the prompts in front of each layer: [B, K, C, tokens, width]
 
 
@@ -268,12 +268,13 @@ class Matcher(SegGPT):
       kept.append(tokens.reshape(b, k, c, *tokens.shape[1:]))
       if index < len(across) - 1:
         tokens = block(tokens)
-    gram, target = {}, {}
-    for stride, seen in prompts.heads.items():
-      some = 4 // stride  # a quarter of the pixels of stride 2 is enough
+    gram, target = [], []
+    for stride in (4, 2):
+      some, seen = 4 // stride, prompts.heads[stride]  # a quarter of the pixels of stride 2 is enough
       features = _head_features(jax.lax.stop_gradient(seen[:, :, ::some, ::some].astype(jnp.float32)), stride)
-      gram[stride] = jnp.einsum("ntpf,ntpg->ntfg", features, features)
-      target[stride] = jnp.einsum("ntpf,npc->ntfc", features, _flat(_pool(flat, stride)[:, ::some, ::some]))
+      gram.append(jnp.einsum("ntpf,ntpg->ntfg", features, features))
+      target.append(jnp.einsum("ntpf,npc->ntfc", features, _flat(_pool(flat, stride)[:, ::some, ::some])))
+    gram, target = (jnp.concatenate(each, axis=1) for each in (gram, target))
 
     def grouped(x):
       return x.reshape(b, k, *x.shape[1:])
@@ -286,7 +287,7 @@ class Matcher(SegGPT):
     Returns:
       Logits, and by stride the shares of the mask that the matches found, [B, h, w, C, heads], for a loss of their own.
     """
-    b, c = query.tokens.shape[0], memory.target[4].shape[-1]
+    b, c = query.tokens.shape[0], memory.target.shape[-1]
     height, width = (side * 2 for side in query.skips[2].shape[1:3])
     rows, cols = height // PATCH, width // PATCH
 
@@ -309,14 +310,14 @@ class Matcher(SegGPT):
     def image(x, stride):  # b c places d -> (b c) h w d
       return x.reshape(b * c, height // stride, width // stride, -1)
 
-    found, trust, pixels = {}, [], memory.keys[4].shape[1] * memory.keys[4].shape[2]
-    for stride in (4, 2):
-      gram, target = memory.gram[stride].sum(axis=1), memory.target[stride].sum(axis=1)
-      weights = _solve(gram, target, pixels, RIDGE[stride])
-      trust.append(_explained(gram, target, weights, pixels))
-      each = jnp.einsum("btpf,btfc->bcpt", _head_features(query.heads[stride], stride), weights)
+    gram, target = memory.gram.sum(axis=1), memory.target.sum(axis=1)
+    pixels, found = memory.keys[4].shape[1] * memory.keys[4].shape[2], {}
+    # All in one call: XLA's CPU runtime hangs now and then in a program with two factorizations.
+    weights = _solve(gram, target, pixels)
+    for stride, own in ((4, weights[:, :2]), (2, weights[:, 2:])):
+      each = jnp.einsum("btpf,btfc->bcpt", _head_features(query.heads[stride], stride), own)
       found[stride] = image(jnp.clip(each, -1.0, 2.0), stride)
-    trust = jnp.concatenate(trust, axis=1).swapaxes(1, 2).reshape(b * c, 1, 1, 4)
+    trust = _explained(gram, target, weights, pixels).swapaxes(1, 2).reshape(b * c, 1, 1, 4)
 
     def trusted(x):
       return jnp.broadcast_to(trust, (*x.shape[:3], 4))
@@ -364,16 +365,15 @@ class Matcher(SegGPT):
     return self.answer(query, self.remember(shown, masks))[0]
 
 
-def _solve(
-  gram: Float[Array, "b t f1 f1"], target: Float[Array, "b t f1 c"], pixels: int, ridge: float
-) -> Float[Array, "b t f1 c"]:
+def _solve(gram: Float[Array, "b t f1 f1"], target: Float[Array, "b t f1 c"], pixels: int) -> Float[Array, "b t f1 c"]:
   """Returns weights of linear heads by ridge regression, from sums over pixels of features (the last is 1) and masks.
 
   Their outputs are 0 on average outside the masks of the prompts, and 1 inside; they have no gradient.
   """
   gram, target = jax.lax.stop_gradient((gram, target))
-  penalty = jnp.ones(gram.shape[-1]).at[-1].set(1e-4) * ridge * pixels
-  weights = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + jnp.diag(penalty)[None, None]), target)
+  penalty = jnp.diag(jnp.ones(gram.shape[-1]).at[-1].set(1e-4) * pixels)
+  penalty = jnp.asarray(RIDGE)[:, None, None] * penalty[None]
+  weights = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + penalty[None]), target)
   # Products with the constant feature are sums over pixels, so the mean outputs inside and outside follow from them.
   total, inside = gram[:, :, :, -1:], target[:, :, -1:]
   high = jnp.sum(weights * target, axis=2, keepdims=True) / (inside + 1e-3)

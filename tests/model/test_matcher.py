@@ -46,7 +46,7 @@ def test_a_mask_is_answered_as_if_it_were_asked_alone(model, pixels, answer):
 def test_queries_of_a_batch_do_not_see_each_other(pixels, answer):
   queries, prompts, masks = pixels
   both = answer(queries, prompts, masks)
-  np.testing.assert_allclose(answer(queries[:1], prompts[:1], masks[:1]), both[:1], atol=1e-4)
+  np.testing.assert_allclose(answer(queries[:1], prompts[:1], masks[:1]), both[:1], rtol=1e-4, atol=1e-4)
 
 
 def test_the_order_of_prompts_does_not_matter(pixels, answer):
@@ -84,20 +84,24 @@ def test_everything_has_a_gradient(model, pixels):
   assert {name for name in still if not name.startswith("features.")} <= {"blocks.2.attn.qkv.bias"}, still
 
 
-def test_a_kernel_head_finds_the_middle_of_three_grays_and_says_that_it_explains_it(model, pixels):
-  _, prompts, _ = pixels
+def test_a_kernel_head_finds_the_middle_of_three_grays_and_says_that_it_explains_it(model):
   levels = np.random.default_rng(2).integers(0, 3, (2, 8, 8)).repeat(4, axis=1).repeat(4, axis=2)
   grays = canvas.normalize(np.repeat(levels[..., None] * 100, 3, axis=-1))
   masks = np.stack([levels[:1] == 1, np.random.default_rng(3).random((1, 32, 32)) > 0.5], axis=-1).astype(np.float32)
-  prompt, query = jax.tree.map(lambda x: (x[:1], x[1:]), jax.jit(lambda x: model.describe(x).heads[2])(grays))
+  query = jax.jit(lambda x: model.describe(x).heads[2])(grays[1:])
   memory = jax.jit(model.remember)(model.describe(grays[:1]), masks[:, None])
-  gram, target = (each[2][:, 0] for each in (memory.gram, memory.target))
-  weights = matcher._solve(gram, target, 64, matcher.RIDGE[2])
-  found = jnp.einsum("btpf,btfc->btpc", matcher._head_features(query, 2), weights)
+  gram, target = memory.gram[:, 0], memory.target[:, 0]
+  weights = matcher._solve(gram, target, 64)
+  found = jnp.einsum("btpf,btfc->btpc", matcher._head_features(query, 2), weights[:, 2:])
   truth = levels[1, ::2, ::2].reshape(-1) == 1
   assert found[0, 0, truth, 0].min() > 0.5 > found[0, 0, ~truth, 0].max()
   explained = matcher._explained(gram, target, weights, 64)
-  assert explained[0, 0, 0] > 0.8 > 0.4 > explained[0, 0, 1]
+  assert explained[0, 2, 0] > 0.8 > 0.4 > explained[0, 2, 1]
+
+
+def test_the_heads_are_fitted_in_one_call(model, pixels):
+  # XLA's CPU runtime (JAX 0.10) hangs now and then in a program with two.
+  assert str(jax.make_jaxpr(model.logits)(*pixels)).count(" cholesky") == 1
 
 
 def test_it_comes_back_from_disk(model, tmp_path):
