@@ -230,7 +230,7 @@ class _Shade:
   def __init__(self, generator: np.random.Generator):
     self._generator, self._centers, self._wanted = generator, None, 0
     self._blur, self._count = generator.uniform(0.5, 3.0), int(generator.integers(3, 7))
-    self._deviation = generator.uniform(1.0, 3.0) * generator.integers(2)  # its weight beside the color
+    self._deviation = generator.uniform(1.0, 3.0) * generator.integers(2)  # its weight
 
   def __call__(self, picture: np.ndarray) -> Bool[np.ndarray, "size size"]:
     color = cv2.cvtColor(cv2.GaussianBlur(picture, (0, 0), self._blur), cv2.COLOR_RGB2LAB)

@@ -42,7 +42,6 @@ NOT_RUN = {
   "seggpt train --config base --workdir /shared": "needs a cluster",
   "seggpt train --config base --workdir /mnt": "needs a TPU slice",
   "seggpt train --config demo --workdir runs/two": "starts two processes; tests/training/test_distributed.py does it",
-  "seggpt train --config lora --workdir runs/brain_lora": "needs the brain slices",
   "seggpt infer --model-path drawn --dataset-dir BRAIN": "needs the brain slices",
 }
 

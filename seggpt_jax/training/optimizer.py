@@ -28,7 +28,7 @@ _LAYERS: tuple[tuple[str, str], ...] = (
   (r"^prompt\.", "first"),
   (r"^(?:lora\.)?blocks\.(\d+)\.", "block"),
   (r"^(norm|decoder_embed|decoder_pred)\.", "last"),
-  (r"^(to[124]|skip4|conv[24][ab]|pixel_head)\.|^hint_weights$", "last"),
+  (r"^(to[124]|skip4|conv[24][ab]|pixel_head)\.|^hint_(weights|trust)$", "last"),
 )
 # Only parameters that multiply features are decayed. A norm's scale near zero would switch off its features, and a
 # position or a token near zero would carry no information.
@@ -38,7 +38,7 @@ _DECAYED: tuple[tuple[str, bool], ...] = (
   (r"\.bias$", False),
   (r"(^|\.)norm[12]?\.scale$", False),
   (r"\.rel_pos_[hw]$", False),
-  (r"^(pos_embed|sharpness|hint_weights|feature_mean|feature_scale)$", False),
+  (r"^(pos_embed|sharpness|hint_weights|hint_trust|feature_mean|feature_scale)$", False),
   (r"^(mask_token|segment_token_[xy]|type_token_(cls|ins))$", False),
 )
 

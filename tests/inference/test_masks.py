@@ -18,7 +18,8 @@ OFF = InferenceOptions(head="off")
 @pytest.fixture(scope="module")
 def model():
   """A network whose answers are those of its linear heads, nearly."""
-  return tiny_matcher(**{"to1.kernel": lambda value: 0.1 * value, "hint_weights": lambda _: np.array([0.0, 4.0, 4.0])})
+  hints = {"hint_weights": lambda _: np.array([0.0, 4.0, 4.0, 0.0, 0.0]), "hint_trust": lambda _: np.zeros(4)}
+  return tiny_matcher(**{"to1.kernel": lambda value: 0.1 * value, **hints})
 
 
 @pytest.fixture(scope="module")
