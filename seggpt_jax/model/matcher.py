@@ -28,7 +28,7 @@ PATCH = 8  # pixels of a token's side
 KEY_DIM = 32  # channels of one matching head
 HEADS = {4: 1, 8: 2}  # matching heads by stride
 RIDGE = (0.2, 0.2, 0.05, 0.05)  # of the two linear and the two kernel heads, as a share of the number of pixels
-TEXTURES = sum(CHANNELS.values()) + 3  # random features of texture: as many as a linear head has
+TEXTURES = sum(CHANNELS.values()) + 3  # random features of texture; as many as a linear head has, to solve both in one
 FREQUENCIES = 5  # of the position code
 
 
@@ -344,11 +344,8 @@ class Matcher(SegGPT):
     x = jnp.concatenate([*x, trusted(fine)], axis=-1)
     x = gelu(self.conv2a(x))
     x = gelu(x + self.conv2b(x))
-    gates = jnp.concatenate(
-      [jnp.zeros_like(trust[..., : HEADS[4]]), trust * self.hint_trust[None, None, None]], axis=-1
-    )
-    shares = self.hint_weights[None, None, None] + gates
-    hints = jnp.sum((fine_means - 0.5) * shares, axis=-1, keepdims=True)
+    hints = jnp.einsum("nhwd,d->nhw", fine_means - 0.5, self.hint_weights[...])[..., None]
+    hints += jnp.sum((fine_means[..., HEADS[4] :] - 0.5) * trust * self.hint_trust[None, None, None], -1, keepdims=True)
     logits = canvas.unpatchify(self.to1(x), 2) + _upsample(hints, 4)
     return logits.reshape(b, c, height, width).transpose(0, 2, 3, 1), matches
 

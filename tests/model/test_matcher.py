@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("without_imagenet")
 @pytest.fixture(scope="module")
 def model():
   """A network that answers more than its linear heads do."""
-  return tiny_matcher()
+  return tiny_matcher(hint_trust=lambda value: 0.2 * value)  # about as large as after pretraining
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_mask_is_answered_as_if_it_were_asked_alone(model, pixels, answer):
 def test_queries_of_a_batch_do_not_see_each_other(pixels, answer):
   queries, prompts, masks = pixels
   both = answer(queries, prompts, masks)
-  np.testing.assert_allclose(answer(queries[:1], prompts[:1], masks[:1]), both[:1], rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(answer(queries[:1], prompts[:1], masks[:1]), both[:1], atol=1e-4)
 
 
 def test_the_order_of_prompts_does_not_matter(pixels, answer):
